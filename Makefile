@@ -1,0 +1,53 @@
+# Every target makes what it needs. Python 3.11 or newer, pip and make are enough.
+# PYTHON=… chooses an interpreter.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+BIN := .venv/bin
+RUN_READY := .venv/.ready
+DEV_READY := .venv/.ready-dev
+
+.PHONY: demo test check format examples wheel gpu clean
+
+demo: $(RUN_READY)  ## train a real model on this machine and show before and after
+	$(BIN)/rankwise demo
+
+test: $(DEV_READY)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(DEV_READY)  ## format, lint, import contracts, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+format: $(DEV_READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+examples: $(DEV_READY)  ## the examples, as the tests run them
+	$(BIN)/python examples/one_row.py
+	$(BIN)/python examples/flat_lora.py
+
+gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+wheel: $(DEV_READY)
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+# A Python without ensurepip (Debian without python3-venv) cannot put pip into a new environment; its own pip can.
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; give one with PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv .venv 2>/dev/null || { rm -rf .venv; \
+		$(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python .venv/bin/python install --quiet pip; }
+
+$(RUN_READY): pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(DEV_READY): pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(RUN_READY)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,68 @@
+"""Fine-tune language models with LoRA, correctly, on the machine you have.
+
+The public surface: verbs and their nouns. Names resolve on first use, so `import rankwise` costs nothing and
+brings no torch.
+
+    load        a base model by starter name, hub id, folder or GGUF file
+    inject      lay an adapter over a module; the AdapterSet it returns takes it out again
+    train       an Experiment into a finished run
+    generate    one answer from a run
+    read_peft, write_peft   an adapter in PEFT's file format
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankwise.adapters.adapter_set import AdapterSet as AdapterSet
+    from rankwise.adapters.adapter_set import inject as inject
+    from rankwise.adapters.peft_format import read_peft as read_peft
+    from rankwise.adapters.peft_format import write_peft as write_peft
+    from rankwise.errors import RankwiseError as RankwiseError
+    from rankwise.models.loaded import LoadedModel as LoadedModel
+    from rankwise.models.loading import load as load
+    from rankwise.spec.adapters import LoraSpec as LoraSpec
+    from rankwise.spec.data import DataSpec as DataSpec
+    from rankwise.spec.experiment import Experiment as Experiment
+    from rankwise.spec.generation import GenerationSpec as GenerationSpec
+    from rankwise.spec.models import ModelSpec as ModelSpec
+    from rankwise.spec.training import TrainingSpec as TrainingSpec
+    from rankwise.verbs.ask import open_for_asking as open_for_asking
+    from rankwise.verbs.demo import demo as demo
+    from rankwise.verbs.generate import generate as generate
+    from rankwise.verbs.train import train as train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdapterSet": "rankwise.adapters.adapter_set",
+    "DataSpec": "rankwise.spec.data",
+    "Experiment": "rankwise.spec.experiment",
+    "GenerationSpec": "rankwise.spec.generation",
+    "LoadedModel": "rankwise.models.loaded",
+    "LoraSpec": "rankwise.spec.adapters",
+    "ModelSpec": "rankwise.spec.models",
+    "RankwiseError": "rankwise.errors",
+    "TrainingSpec": "rankwise.spec.training",
+    "demo": "rankwise.verbs.demo",
+    "generate": "rankwise.verbs.generate",
+    "inject": "rankwise.adapters.adapter_set",
+    "load": "rankwise.models.loading",
+    "open_for_asking": "rankwise.verbs.ask",
+    "read_peft": "rankwise.adapters.peft_format",
+    "train": "rankwise.verbs.train",
+    "write_peft": "rankwise.adapters.peft_format",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rankwise' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,40 @@
+"""Stop 6: one host with its named adapters: y = host(x) + the sum of the active ones. Next: training/losses.py.
+
+Two small things rather than one with modes: an adapter computes a correction, this adds it. The host is the very
+object that stood here before and goes back unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankwise.adapters.lora import LoRA
+
+
+class Adapted(nn.Module):
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__()
+        self.host = host
+        self.adapters = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self.train(host.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.host(x)
+        for name in self.active:
+            y = y + self.adapters[name](x)
+        return y
+
+    def adapter(self, name: str) -> LoRA:
+        adapter = self.adapters[name]
+        assert isinstance(adapter, LoRA)
+        return adapter
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model asks of the layer it believes is here (weight, bias, in_features) the host answers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("host"), name)

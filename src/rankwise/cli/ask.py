@@ -1,0 +1,123 @@
+"""`rankwise generate` and `rankwise chat`: ask a run's model, its untouched base, or both."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.display import Display, print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import (
+    Base,
+    Both,
+    ForceBase,
+    Json,
+    MaxNewTokens,
+    Quiet,
+    RunName,
+    Seed,
+    System,
+    Temperature,
+    TopP,
+)
+from rankwise.errors import RankwiseError
+from rankwise.spec.generation import GenerationSpec
+
+if TYPE_CHECKING:
+    from rankwise.verbs.chat import Chat
+
+
+def generate(
+    run: RunName,
+    prompt: Annotated[str, typer.Option(help="What to ask; - reads it from stdin.", show_default=False)],
+    base: Base = False,
+    both: Both = False,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    force_base: ForceBase = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Get one answer from a run."""
+    with failures_told(as_json):
+        spec = GenerationSpec(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        asked = sys.stdin.read() if prompt == "-" else prompt
+        from rankwise.verbs.generate import generate as generate_verb
+
+        streamed = not as_json and not both
+        with Display(quiet) as display:
+            generated = generate_verb(
+                run, asked, spec, system=system, base=base, both=both, announce=display, force_base=force_base,
+                heard=_aloud if streamed else None,
+            )  # fmt: skip
+        if as_json:
+            print_json(generated.summary())
+        elif streamed:
+            typer.echo()
+        else:
+            assert generated.adapted is not None and generated.base is not None, "both were asked"
+            typer.echo(f"adapted: {generated.adapted.text}\nbase:    {generated.base.text}")
+
+
+def chat(
+    run: RunName,
+    base: Base = False,
+    both: Both = False,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    force_base: ForceBase = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Talk to a run. An empty line is passed over; /new begins again; /quit, Ctrl-D or Ctrl-C ends."""
+    with failures_told(as_json):
+        spec = GenerationSpec(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        from rankwise.verbs.ask import open_for_asking
+        from rankwise.verbs.chat import Chat
+
+        with Display(quiet) as display:
+            asked = open_for_asking(run, display, force_base=force_base)
+        talk = Chat.begin(asked, spec, base=base, both=both, system=system)
+        _converse(talk, aloud=not as_json)
+        if as_json:
+            print_json({"run": run, "turns": talk.turns()})
+
+
+def _converse(talk: Chat, *, aloud: bool) -> None:
+    while (line := _next_line()) is not None and line != "/quit":
+        if line == "/new":
+            talk.forget()
+        elif line:
+            try:
+                _turn(talk, line, aloud)
+            except RankwiseError as error:  # such as a conversation that has grown too long: the talk goes on
+                print(f"rankwise: {error} /new begins again.", file=sys.stderr)
+
+
+def _turn(talk: Chat, line: str, aloud: bool) -> None:
+    for side in talk.sides:
+        if aloud and len(talk.sides) > 1:
+            typer.echo(f"{side}: ", nl=False)
+        talk.say(side, line, _aloud if aloud else None)
+        if aloud:
+            typer.echo()
+
+
+def _next_line() -> str | None:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
+
+
+def _aloud(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

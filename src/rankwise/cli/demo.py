@@ -1,0 +1,60 @@
+"""`rankwise demo`: train on a data set made here, and show what the adapter learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.display import Display, print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import Json, Quiet
+
+if TYPE_CHECKING:
+    from rankwise.verbs.demo import Demo
+
+SHOWN = 3
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="Starter name, hub id, folder or .gguf file.")] = "smollm2-135m",
+    seed: Annotated[int, typer.Option(help="For the rows and the training.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a real model on customer messages and show before and after."""
+    with failures_told(as_json):
+        from rankwise.verbs.demo import demo as demo_verb
+
+        with Display(quiet) as display:
+            shown = demo_verb(model, announce=display, seed=seed)
+        if as_json:
+            print_json(shown.summary())
+        else:
+            _tell(shown)
+
+
+def _tell(shown: Demo) -> None:
+    facts = shown.summary()
+    for row in shown.rows[:SHOWN]:
+        typer.echo(
+            f"\nmessage  {row.message}\nwanted   {row.wanted}\n"
+            f"base     {_one_line(row.base)}\nadapted  {_one_line(row.adapted)}"
+        )
+    share = facts["trainable_parameters"] / facts["total_parameters"]
+    typer.echo(
+        f"\nanswered to the letter, of {len(shown.rows)} messages whose names, products and numbers "
+        "were never trained on:\n"
+        f"  base model     {shown.base_exact:.0%}\n  with adapter   {shown.adapted_exact:.0%}\n"
+        f"trained {facts['trainable_parameters']:,} parameters ({share:.2%} of {facts['total_parameters']:,}), "
+        f"adapter {facts['adapter_bytes'] / 1e6:.1f} MB\n"
+        f"training took {facts['train_seconds']:.0f} s at {facts['tokens_per_second']:,.0f} tokens/s; "
+        f"peak memory {facts['peak_rss_bytes'] / 1e9:.1f} GB\n\n"
+        f"next: rankwise chat {shown.run} --both\n"
+        "      rankwise train --model smollm2-135m --data yours.jsonl --run my-first"
+    )
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 110 else f"{flat[:107]}..."

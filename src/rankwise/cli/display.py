@@ -1,0 +1,112 @@
+"""What a verb announces, shown on stderr: a live line on a terminal, plain lines now and then elsewhere.
+
+stdout is left to results, so that `--json` prints exactly one object there and a pipe gets only answers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rankwise.run.records import Event, LossRecord, Progressed, Said, StepRecord
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display(AbstractContextManager["Display"]):
+    """Call it with events. Use as a context, so that the live line is closed whatever happens."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
+        self._live = self._console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console, transient=False,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+        self._what = ""
+        self._began = self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Said(text):
+                self._close()
+                self._console.print(text, markup=False, soft_wrap=True)
+            case LossRecord():
+                self._close()
+                when = "before training" if event.step == 0 else f"after step {event.step}"
+                self._console.print(
+                    f"held-out loss {when}: {event.loss:.4f} nats per learned token ({event.rows} rows)"
+                )
+            case Progressed():
+                self._show(event.what, event.done, event.total, _amount(event))
+            case StepRecord():
+                self._show("Training", event.step, event.steps, _facts(event))
+
+    def _show(self, what: str, done: float, total: float, facts: str) -> None:
+        if what != self._what:
+            self._close()
+            self._what, self._began, self._last_line = what, time.monotonic(), 0.0
+            if self._live:
+                self._progress.start()
+                self._task = self._progress.add_task(what, total=total, facts=facts)
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, facts=facts)
+        elif not self._live:
+            self._line(what, done, total, facts)
+        if done >= total:
+            self._close()
+
+    def _line(self, what: str, done: float, total: float, facts: str) -> None:
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES and done < total:
+            return
+        self._last_line = now
+        spent = now - self._began
+        left = f", {_clock(spent * (total - done) / done)} left" if 0 < done < total and spent > 1 else ""
+        self._console.print(f"{what} {done / total:.0%}  {facts}{left}", markup=False, soft_wrap=True)
+
+    def _close(self) -> None:
+        if self._task is not None:
+            self._progress.refresh()
+            self._progress.stop()
+            self._progress.remove_task(self._task)
+            self._task = None
+        self._what = ""
+
+
+def _facts(record: StepRecord) -> str:
+    return (
+        f"step {record.step}/{record.steps}  loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  "
+        f"{record.resident_bytes / 1e9:.1f} GB"
+    )
+
+
+def _amount(event: Progressed) -> str:
+    if event.unit == "bytes":
+        return f"{event.done / 1e6:,.0f} of {event.total / 1e6:,.0f} MB"
+    return f"{event.done:,.0f} of {event.total:,.0f} {event.unit}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")

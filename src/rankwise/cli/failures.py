@@ -1,0 +1,48 @@
+"""An error into one clear message and an exit code; with --json, into one object on stdout as well.
+
+Only what a user can mend is caught. Anything else is a fault of ours and keeps its traceback, as does every error
+when RANKWISE_DEBUG is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from rankwise.errors import Interrupted, RankwiseError, ResourceError
+
+
+@contextmanager
+def failures_told(as_json: bool) -> Iterator[None]:
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    except RankwiseError as error:
+        _leave(str(error), type(error).__name__, error.exit_code, as_json, error)
+    except KeyboardInterrupt as error:
+        code = getattr(error, "exit_code", 130)
+        _leave(str(error) or "stopped.", "Interrupted", code, as_json, error)
+    except MemoryError as error:
+        _leave("out of memory.", "ResourceError", ResourceError.exit_code, as_json, error)
+    except BrokenPipeError as error:  # somebody downstream, like `head`, has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        raise SystemExit(0) from error
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted("told to end.", 128 + number)
+
+
+def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:
+    if os.environ.get("RANKWISE_DEBUG"):
+        raise error
+    print(f"rankwise: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "kind": kind, "exit_code": code}))
+    raise SystemExit(code) from None

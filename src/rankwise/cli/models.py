@@ -1,0 +1,50 @@
+"""`rankwise models`: what can be named, and `rankwise models pull NAME`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rankwise.cli.display import Display, print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import Json, Quiet
+
+models = typer.Typer(help="List the models that are here or can be fetched by name; pull one.", no_args_is_help=False)
+
+
+@models.callback(invoke_without_command=True)
+def list_models(context: typer.Context, as_json: Json = False) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    with failures_told(as_json):
+        from rankwise.verbs.models import known_models
+
+        known = known_models()
+        if as_json:
+            print_json({"models": [model.summary() for model in known]})
+            return
+        for model in known:
+            state = f"{model.bytes / 1e6:,.0f} MB here" if model.cached else "not fetched"
+            typer.echo(f"{model.name:<24} {model.kind:<10} {state:<14} {model.about}".rstrip())
+
+
+@models.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="Starter name or hub id.", show_default=False)],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch a model into the cache."""
+    with failures_told(as_json):
+        from rankwise.verbs.models import pull as pull_verb
+
+        with Display(quiet) as display:
+            model = pull_verb(name, revision, display)
+        if as_json:
+            print_json(model.summary())
+        else:
+            typer.echo(f"{model.name} ({model.kind}): {model.bytes / 1e6:,.0f} MB in {model.about}")

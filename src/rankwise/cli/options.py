@@ -1,0 +1,57 @@
+"""Options that several commands share, and the flags of `train` with the setting each of them is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rankwise.spec.reading import Setting
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+RunName = Annotated[str, typer.Argument(help="A finished run: its name, or its folder.", show_default=False)]
+Base = Annotated[bool, typer.Option("--base", help="Ask the untouched base model.")]
+Both = Annotated[bool, typer.Option("--both", help="Ask the adapted model and the base.")]
+System = Annotated[
+    str | None, typer.Option(help="System message, instead of the one the run was trained with.", show_default=False)
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
+TopP = Annotated[
+    float,
+    typer.Option("--top-p", help="With a temperature: draw from the likeliest tokens that hold this probability."),
+]
+Seed = Annotated[int, typer.Option(help="For drawing with a temperature.")]
+ForceBase = Annotated[
+    bool, typer.Option("--force-base", help="Use the adapter even if the base model's weights have changed.")
+]
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file of settings.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting: --set training.clip=0.5. May be given often.", show_default=False),
+]
+
+FLAGS = {
+    "model": ("--model", "model.name"),
+    "data": ("--data", "data.path"),
+    "run": ("--run", "run"),
+    "rank": ("--rank", "adapter.rank"),
+    "alpha": ("--alpha", "adapter.alpha"),
+    "dropout": ("--dropout", "adapter.dropout"),
+    "targets": ("--targets", "adapter.targets"),
+    "layers": ("--layers", "adapter.layers"),
+    "epochs": ("--epochs", "training.epochs"),
+    "steps": ("--steps", "training.steps"),
+    "batch_size": ("--batch-size", "training.batch_size"),
+    "learning_rate": ("--learning-rate", "training.learning_rate"),
+    "max_length": ("--max-length", "data.max_length"),
+    "held_out": ("--held-out", "data.held_out"),
+    "seed": ("--seed", "training.seed"),
+}
+
+
+def settings_of(flags: dict[str, Any]) -> list[Setting]:
+    """The flags that were given, as settings with their origin."""
+    return [Setting(key, flags[name], flag) for name, (flag, key) in FLAGS.items() if flags.get(name) is not None]

@@ -1,0 +1,93 @@
+"""`rankwise train`: settings from a YAML file, flags and --set, into a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from rankwise.cli.display import Display, print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import ConfigFile, Json, Quiet, Set, settings_of
+from rankwise.run.manifest import Results
+from rankwise.spec.reading import parse_setting, read_experiment
+
+
+def train(
+    config: ConfigFile = None,
+    model: Annotated[
+        str | None, typer.Option(help="Starter name, hub id, folder or .gguf file.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON lines: messages; prompt and completion; or instruction and output.", show_default=False
+        ),
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run: the folder runs/NAME.", show_default=False)] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of every adapter.  [default: 16]", show_default=False)] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 32]", show_default=False)
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="On the adapters' input.  [default: 0]", show_default=False)
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="all-linear, names (q_proj,v_proj) or a regular expression.", show_default=False)
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks to adapt: 0-3,7.  [default: all]", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the rows.  [default: 2]", show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.", show_default=False)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows per optimizer step.  [default: 16]", show_default=False)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="[default: by the model's width]", show_default=False)
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Longer rows are left out, and counted.  [default: 1024 tokens]", show_default=False),
+    ] = None,
+    held_out: Annotated[
+        int | None, typer.Option(help="Last rows kept apart to measure the loss on.  [default: 0]", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
+    set_: Set = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished run again from nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an adapter on your rows."""
+    flags: dict[str, Any] = dict(locals())
+    with failures_told(as_json):
+        settings = [*settings_of(flags), *(parse_setting(text) for text in set_ or [])]
+        experiment = read_experiment(config, settings)
+        from rankwise.verbs.train import train as train_verb
+
+        with Display(quiet) as display:
+            trained = train_verb(experiment, announce=display, restart=restart)
+        if as_json:
+            print_json(trained.summary())
+            return
+        results = trained.manifest.results
+        assert results is not None, "only a finished run is returned"
+        _tell(experiment.run, results)
+
+
+def _tell(run: str, results: Results) -> None:
+    typer.echo(
+        f"{run}: {results.steps} steps in {results.train_seconds:.0f} s ({results.tokens_per_second:,.0f} tokens/s), "
+        f"loss {results.loss:.3f}, peak memory {results.peak_rss_bytes / 1e9:.1f} GB"
+    )
+    if results.held_out_loss_before is not None and results.held_out_loss_after is not None:
+        change = results.held_out_loss_after - results.held_out_loss_before
+        typer.echo(
+            f"held-out loss {results.held_out_loss_before:.4f} -> {results.held_out_loss_after:.4f} "
+            f"({change:+.4f} nats per learned token)"
+        )
+    typer.echo(f"adapter: runs/{run}/adapter ({results.adapter_bytes / 1e6:.1f} MB, PEFT's format)")
+    typer.echo(f"next: rankwise chat {run} --both")

@@ -1,0 +1,1 @@
+"""From a line of a file to a batch of tensors: example, segments, tokens, batch."""

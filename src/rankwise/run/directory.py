@@ -1,0 +1,135 @@
+"""A run's folder: `runs/NAME/{spec.json, manifest.json, metrics.jsonl, adapter/}`.
+
+The adapter appears whole or not at all, and the manifest says `finished` only after it has. A finished run is
+never overwritten; one that did not finish is begun again only when asked. While it trains, a lock held by the
+system keeps a second process out, and is gone with the process that held it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from rankwise.errors import RunBusyError, RunError, SpecError, did_you_mean, some
+from rankwise.run.manifest import Manifest
+from rankwise.run.writing import told_when_full, write_json
+from rankwise.spec.experiment import Experiment
+
+LARGEST_JSON = 10_000_000
+_Kind = TypeVar("_Kind", Experiment, Manifest)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    folder: Path
+
+    @classmethod
+    def named(cls, name: str) -> RunDirectory:
+        return cls(Path("runs") / name)
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
+
+    def experiment(self) -> Experiment:
+        return _read(self.folder / "spec.json", Experiment)
+
+    def manifest(self) -> Manifest:
+        return _read(self.folder / "manifest.json", Manifest)
+
+    @contextmanager
+    def claimed(self, *, restart: bool) -> Iterator[None]:
+        """Hold the name for writing. A claim that wrote nothing leaves nothing."""
+        with told_when_full(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._lock(lock)
+            self._check_free(restart=restart)
+            yield
+        finally:
+            if self._names() == {".lock"}:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(lock)
+
+    def begin(self, experiment: Experiment) -> None:
+        """Remove what an unfinished attempt left, and write what was asked."""
+        for path in (self.folder / "manifest.json", self.metrics):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.adapter, ignore_errors=True)
+        write_json(self.folder / "spec.json", experiment.model_dump(mode="json"))
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+    def _check_free(self, *, restart: bool) -> None:
+        left = self._names() - {".lock"}
+        if "manifest.json" not in left:
+            if left - {"spec.json"}:
+                raise RunError(f"{self.folder} holds {some(sorted(left), 4)} and is not a run. Use another --run name.")
+            return
+        manifest = self.manifest()
+        if manifest.status == "finished":
+            raise RunError(
+                f'run "{self.folder.name}" is finished ({manifest.ended}) and stays as it is. Use another --run name.'
+            )
+        if not restart:
+            raise RunError(
+                f'run "{self.folder.name}" was begun {manifest.started} and is not finished ({manifest.status}). '
+                "Use another --run name, or --restart to begin it again from nothing."
+            )
+
+    def _lock(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise RunBusyError(
+                f'run "{self.folder.name}" is being written by process {owner}. '
+                "Use another --run name, or stop that process."
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+
+
+def open_run(name: str) -> RunDirectory:
+    """A finished run by its name or its folder."""
+    for run in (RunDirectory.named(name), RunDirectory(Path(name))):
+        if (run.folder / "manifest.json").is_file():
+            manifest = run.manifest()
+            if manifest.status != "finished":
+                raise RunError(f'run "{name}" is not finished ({manifest.status}); it has no adapter to use.')
+            return run
+    known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
+    listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."
+    raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
+
+
+def _read(path: Path, kind: type[_Kind]) -> _Kind:
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise RunError(f"{path} has {path.stat().st_size:,} bytes; a run's own file is never that large.")
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: this folder is not a whole run.") from None
+    except (ValueError, TypeError, RecursionError, ValidationError, OSError) as error:
+        if isinstance(error, RunError):
+            raise
+        detail = error.problems[0] if isinstance(error, SpecError) else type(error).__name__
+        raise RunError(f"{path} is damaged or of another version: {detail}") from None

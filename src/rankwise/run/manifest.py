@@ -1,0 +1,113 @@
+"""What made a run: versions, machine, data and base model by hash, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from pydantic import Field
+
+from rankwise.spec.spec import Spec
+
+PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
+
+
+class BaseModelFacts(Spec):
+    """Which weights an adapter was trained on. `fingerprint` changes when any of their files does."""
+
+    name: str
+    source: str
+    fingerprint: str
+    dtype: str
+    device: str
+
+
+class DataFacts(Spec):
+    path: str
+    sha256: str
+    format: str
+    rows: int
+    trained_rows: int
+    held_out_rows: int
+    rows_too_long: int
+    tokens: int
+    supervised_tokens: int
+
+
+class Results(Spec):
+    steps: int
+    loss: float
+    held_out_loss_before: float | None
+    held_out_loss_after: float | None
+    held_out_supervised_tokens: int | None
+    train_seconds: float
+    tokens_per_second: float
+    peak_rss_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    adapter_bytes: int
+
+
+class Manifest(Spec):
+    format: Literal[1] = 1
+    status: Literal["running", "finished", "failed", "interrupted"]
+    started: str = Field(default_factory=lambda: now())
+    ended: str | None = None
+    command: list[str] = Field(default_factory=lambda: [Path(sys.argv[0]).name, *sys.argv[1:]])
+    versions: dict[str, str] = Field(default_factory=lambda: versions())
+    machine: dict[str, Any] = Field(default_factory=lambda: machine())
+    base_model: BaseModelFacts
+    data: DataFacts
+    learning_rate: float
+    results: Results | None = None
+    problem: str | None = None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {package: installed_version(package) for package in PACKAGES}
+
+
+def installed_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(terse=True),
+        "processor": processor_name(),
+        "cores": usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_rss() -> int:
+    """The most memory this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,68 @@
+"""Typed rows that a run keeps or announces, for programs and people to read later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step. `loss` is nats per supervised token over the whole step; `tokens` leaves padding out."""
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+    resident_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "step", **asdict(self), "tokens_per_second": round(self.tokens_per_second, 1)}
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """Loss per supervised token on rows that are not trained on."""
+
+    step: int
+    loss: float
+    supervised_tokens: int
+    rows: int
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "held_out", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sentence for the person who waits."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far a long piece of work is, apart from training steps. `done` and `total` count `unit`s."""
+
+    what: str
+    done: float
+    total: float
+    unit: str
+
+
+Event = Said | Progressed | StepRecord | LossRecord
+Announce = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener of those who do not want to hear."""

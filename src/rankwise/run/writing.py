@@ -1,0 +1,114 @@
+"""Files and folders that are whole or not there.
+
+Everything is written beside its final name, flushed to the disk, and then renamed, so a reader never meets half a
+file. A full disk is told as such: what was needed, what is free, where.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import ResourceError, RunError
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with told_when_full(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+@contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the name `folder` when the block ends, and vanishes if it fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with told_when_full(folder):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                _flush(file)
+            _take_name(temporary, folder)
+            _flush(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_name(temporary: Path, folder: Path) -> None:
+    """Another process may have published the same folder meanwhile: then both are whole, and the first stays."""
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def _flush(path: Path) -> None:
+    with suppress(PermissionError):  # some systems refuse to open a folder
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def told_when_full(path: Path) -> Iterator[None]:
+    """Turn the system's write errors into ours, with the place and the free space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(
+                f"no space left while writing {path} ({_free(path)}). Free some, or use another disk."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RunError(f"{path} cannot be written ({error.strerror}). Choose a folder you may write to.") from None
+        raise
+    except Exception as error:
+        if "No space left" in str(error) or "os error 28" in str(error):  # safetensors' own error type
+            raise ResourceError(
+                f"no space left while writing {path} ({_free(path)}). Free some, or use another disk."
+            ) from None
+        raise
+
+
+def need_space(path: Path, size: int) -> None:
+    """Refuse before writing if `size` bytes (and a fifth more) do not fit."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < 1.2 * size:
+        raise ResourceError(
+            f"{path} needs {size / 1e6:,.0f} MB and {existing.absolute()} has {free / 1e6:,.0f} MB free. "
+            "Free some, or use another disk."
+        )
+
+
+def _free(path: Path) -> str:
+    existing = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    return f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free"
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

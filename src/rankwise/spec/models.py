@@ -1,0 +1,27 @@
+"""Where a base model comes from, and in which number format and on which device it is held."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rankwise.spec.spec import Spec
+
+
+class ModelSpec(Spec):
+    """`name` is a starter name, a hub id (`organisation/model`), a local folder or a GGUF file."""
+
+    name: str = Field(min_length=1)
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 where the processor computes in it, float32 elsewhere. Adapters are float32 always."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    """The one commit whose Python code may run, read and named by the user. Never a branch."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value

@@ -1,0 +1,59 @@
+"""Stop 8: one optimizer step: micro-batches, loss, backward, clip, update. Next: the next step, or peft_format.py."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from rankwise.data.batches import Batch
+from rankwise.errors import TrainingError
+from rankwise.run.records import StepRecord
+from rankwise.training.losses import Forward, token_loss
+from rankwise.training.state import TrainState
+
+
+def optimizer_step(state: TrainState, batches: Sequence[Batch], forward: Forward, epoch: float) -> StepRecord:
+    """Learn from all micro-batches at once; the loss is the mean over their supervised tokens together."""
+    began = time.perf_counter()
+    supervised = sum(int(batch.supervised.sum()) for batch in batches)
+    loss = sum(_backward(batch.to(state.device), forward, supervised) for batch in batches)
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip).item()
+    _check_finite(state, loss, norm)
+    rate = state.rate(state.step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    return StepRecord(
+        step=state.step,
+        steps=state.steps,
+        epoch=round(epoch, 4),
+        loss=loss,
+        learning_rate=rate,
+        gradient_norm=norm,
+        tokens=sum(batch.tokens for batch in batches),
+        supervised_tokens=supervised,
+        seconds=time.perf_counter() - began,
+        resident_bytes=psutil.Process().memory_info().rss,
+    )
+
+
+def _backward(batch: Batch, forward: Forward, supervised: int) -> float:
+    """Each backward adds a sum, so it is divided by the whole step's count here."""
+    total, _ = token_loss(forward(batch), batch)
+    (total / supervised).backward()
+    return total.item() / supervised
+
+
+def _check_finite(state: TrainState, loss: float, norm: float) -> None:
+    """Before the update, so that the adapter still holds the last good values."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            f"step {state.step + 1} of {state.steps}: the loss is {loss} and the gradient's norm {norm}, so training "
+            "stopped before the update. Try a learning rate some times lower, or --set model.dtype=float32."
+        )

@@ -1,0 +1,50 @@
+"""Put a finished run's adapter over its base model and ask either of them: what `generate` and `chat` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.peft_format import read_peft
+from rankwise.data.example import Message
+from rankwise.errors import RunError
+from rankwise.models.generation import Answer, Heard, answer
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.run.directory import open_run
+from rankwise.run.records import Announce, silent
+from rankwise.spec.generation import GenerationSpec
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A base model with its adapter, for as many questions as there are."""
+
+    model: LoadedModel
+    adapters: AdapterSet
+    system: str | None
+    """The system message that the run's rows were trained with."""
+
+    def answer(
+        self, messages: Sequence[Message], spec: GenerationSpec, *, base: bool = False, heard: Heard | None = None
+    ) -> Answer:
+        """One answer to a conversation, from the adapted model or the untouched base."""
+        with self.adapters.disabled() if base else nullcontext():
+            return answer(self.model, messages, spec, heard)
+
+
+def open_for_asking(run_name: str, announce: Announce = silent, *, force_base: bool = False) -> Asked:
+    """Load what a run needs to answer, and make sure that its base is the one it was trained on."""
+    run = open_run(run_name)
+    experiment, manifest = run.experiment(), run.manifest()
+    model = load(experiment.model, announce)
+    trained_on = manifest.base_model
+    if model.facts.fingerprint != trained_on.fingerprint and not force_base:
+        raise RunError(
+            f'run "{run_name}" was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); '
+            f"the one found now, from {model.facts.source}, has other weights ({model.facts.fingerprint}). "
+            "Use --force-base to lay the adapter over it all the same."
+        )
+    return Asked(model, read_peft(model.module, run.adapter), experiment.data.system)

@@ -1,0 +1,125 @@
+"""The whole of it on one data set that this package writes: ask the base, train, ask again, count.
+
+The data are messy customer messages and one line of strict JSON for each (data/orders.py): 400 rows to train on and
+100 to test with, which share no name, product or order number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.data.example import Example
+from rankwise.data.orders import TEST, TRAIN, order_examples
+from rankwise.models.generation import answers
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.run.manifest import Results, peak_rss
+from rankwise.run.records import Announce, Progressed, silent
+from rankwise.spec.data import DataSpec
+from rankwise.spec.experiment import Experiment
+from rankwise.spec.generation import GenerationSpec
+from rankwise.spec.models import ModelSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.verbs.train import train
+
+TRAINED_ROWS, TEST_ROWS, TOGETHER = 400, 100, 25
+LONGEST_ANSWER = 64
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    message: str
+    wanted: str
+    base: str
+    adapted: str
+
+
+@dataclass(frozen=True)
+class Demo:
+    """`base_exact` and `adapted_exact` are shares of the test rows answered to the letter."""
+
+    run: str
+    base_exact: float
+    adapted_exact: float
+    rows: list[DemoRow]
+    results: Results
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise demo --json` prints."""
+        results = self.results.model_dump()
+        keys = ("adapter_bytes", "train_seconds", "tokens_per_second", "trainable_parameters", "total_parameters")
+        return {
+            "base_exact": self.base_exact,
+            "adapted_exact": self.adapted_exact,
+            **{key: results[key] for key in keys},
+            "peak_rss_bytes": peak_rss(),
+            "test_rows": len(self.rows),
+            "run": self.run,
+        }
+
+
+def demo(model: str = "smollm2-135m", *, announce: Announce = silent, seed: int = 0) -> Demo:
+    loaded = load(ModelSpec(name=model), announce)
+    test = order_examples(TEST_ROWS, TEST, seed + 1)
+    before = _answers(loaded, test, "Asking the base model", announce)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "orders.jsonl"
+        write_rows(file, order_examples(TRAINED_ROWS, TRAIN, seed))
+        trained = train(_experiment(model, file, seed), announce=announce, model=loaded)
+    after = _answers(loaded, test, "Asking the adapted model", announce)
+    rows = [
+        DemoRow(example.messages[-2].content, example.messages[-1].content, base, adapted)
+        for example, base, adapted in zip(test, before, after, strict=True)
+    ]
+    results = trained.manifest.results
+    assert results is not None, "only a finished run is returned"
+    return Demo(
+        run=trained.run.folder.name,
+        base_exact=sum(row.base == row.wanted for row in rows) / len(rows),
+        adapted_exact=sum(row.adapted == row.wanted for row in rows) / len(rows),
+        rows=rows,
+        results=results,
+    )
+
+
+def _experiment(model: str, file: Path, seed: int) -> Experiment:
+    name = next(name for name in _names() if not (Path("runs") / name).exists())
+    return Experiment(
+        model=ModelSpec(name=model),
+        data=DataSpec(path=str(file)),
+        run=name,
+        training=TrainingSpec(epochs=2, batch_size=8, learning_rate=2e-3, seed=seed),
+    )
+
+
+def _names() -> itertools.chain[str]:
+    return itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
+
+
+def write_rows(file: Path, examples: list[Example]) -> None:
+    """As OpenAI messages, one row per line."""
+    with file.open("w", encoding="utf-8") as lines:
+        for example in examples:
+            turns = [{"role": message.role, "content": message.content} for message in example.messages]
+            lines.write(json.dumps({"messages": turns}) + "\n")
+
+
+def _answers(model: LoadedModel, examples: list[Example], what: str, announce: Announce) -> list[str]:
+    """Greedy answers without white space around them; rows of like length are asked together."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].messages[-2].content))
+    found = [""] * len(examples)
+    for done in range(0, len(order), TOGETHER):
+        announce(Progressed(what, done, len(order), "rows"))
+        part = order[done : done + TOGETHER]
+        given = answers(
+            model, [examples[index].messages[:-1] for index in part], GenerationSpec(max_new_tokens=LONGEST_ANSWER)
+        )
+        for index, answer in zip(part, given, strict=True):
+            found[index] = answer.text.strip()
+    announce(Progressed(what, len(order), len(order), "rows"))
+    return found

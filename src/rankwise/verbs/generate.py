@@ -1,0 +1,59 @@
+"""One answer from a run's model, its base, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rankwise.data.example import Message
+from rankwise.errors import DataError
+from rankwise.models.generation import Answer, Heard
+from rankwise.run.records import Announce, silent
+from rankwise.spec.generation import GenerationSpec
+from rankwise.verbs.ask import Asked, open_for_asking
+
+
+@dataclass(frozen=True)
+class Generated:
+    prompt: str
+    adapted: Answer | None
+    base: Answer | None
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise generate --json` prints."""
+        shown: dict[str, Any] = {"prompt": self.prompt}
+        for key, given in (("answer", self.adapted), ("base_answer", self.base)):
+            if given is not None:
+                shown[key] = given.text
+                shown[f"{key}_tokens"] = given.tokens
+                shown[f"{key}_stopped"] = given.stopped
+                shown[f"{key}_seconds"] = round(given.seconds, 3)
+        return shown
+
+
+def generate(
+    run: str | Asked,
+    prompt: str,
+    spec: GenerationSpec | None = None,
+    *,
+    system: str | None = None,
+    base: bool = False,
+    both: bool = False,
+    heard: Heard | None = None,
+    announce: Announce = silent,
+    force_base: bool = False,
+) -> Generated:
+    """Ask a run by its name, or one opened for asking already. `system` replaces the one the run was trained with."""
+    if not prompt.strip():
+        raise DataError("the prompt is empty.")
+    asked = open_for_asking(run, announce, force_base=force_base) if isinstance(run, str) else run
+    messages = conversation(asked, prompt, system)
+    wanted = spec or GenerationSpec()
+    adapted = None if base else asked.answer(messages, wanted, heard=heard)
+    of_base = asked.answer(messages, wanted, base=True, heard=heard if base else None) if base or both else None
+    return Generated(prompt, adapted, of_base)
+
+
+def conversation(asked: Asked, prompt: str, system: str | None) -> list[Message]:
+    spoken = asked.system if system is None else system
+    return [*([Message("system", spoken)] if spoken else []), Message("user", prompt)]
