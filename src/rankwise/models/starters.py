@@ -123,7 +123,7 @@ def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, annou
         while running:
             running = process.poll() is None
             done = max((path.stat().st_size for path in folder.rglob("*.whl") if path.exists()), default=0)
-            if running and done < starter.wheel_bytes or not running and process.returncode == 0:
+            if (running and done < starter.wheel_bytes) or (not running and process.returncode == 0):
                 announce(Progressed(what, done, starter.wheel_bytes, "bytes"))
             time.sleep(0.2 if running else 0)
     except BaseException:

@@ -39,6 +39,8 @@ class DataFacts(Spec):
     rows_too_long: int
     tokens: int
     supervised_tokens: int
+    system: str | None
+    """The system message that all rows share, if they do; answers are asked for with it too."""
 
 
 class Results(Spec):

@@ -47,4 +47,4 @@ def open_for_asking(run_name: str, announce: Announce = silent, *, force_base: b
             f"the one found now, from {model.facts.source}, has other weights ({model.facts.fingerprint}). "
             "Use --force-base to lay the adapter over it all the same."
         )
-    return Asked(model, read_peft(model.module, run.adapter), experiment.data.system)
+    return Asked(model, read_peft(model.module, run.adapter), manifest.data.system)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.manifest import Results, peak_rss
 from rankwise.run.records import Announce, Progressed, silent
+from rankwise.run.writing import told_when_full, write_atomic
 from rankwise.spec.data import DataSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.generation import GenerationSpec
@@ -67,10 +67,10 @@ def demo(model: str = "smollm2-135m", *, announce: Announce = silent, seed: int 
     loaded = load(ModelSpec(name=model), announce)
     test = order_examples(TEST_ROWS, TEST, seed + 1)
     before = _answers(loaded, test, "Asking the base model", announce)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "orders.jsonl"
-        write_rows(file, order_examples(TRAINED_ROWS, TRAIN, seed))
-        trained = train(_experiment(model, file, seed), announce=announce, model=loaded)
+    rows_folder = Path("runs") / "demo-rows"
+    write_rows(rows_folder / "test.jsonl", test)
+    write_rows(rows_folder / "train.jsonl", order_examples(TRAINED_ROWS, TRAIN, seed))
+    trained = train(_experiment(model, rows_folder / "train.jsonl", seed), announce=announce, model=loaded)
     after = _answers(loaded, test, "Asking the adapted model", announce)
     rows = [
         DemoRow(example.messages[-2].content, example.messages[-1].content, base, adapted)
@@ -103,10 +103,10 @@ def _names() -> itertools.chain[str]:
 
 def write_rows(file: Path, examples: list[Example]) -> None:
     """As OpenAI messages, one row per line."""
-    with file.open("w", encoding="utf-8") as lines:
-        for example in examples:
-            turns = [{"role": message.role, "content": message.content} for message in example.messages]
-            lines.write(json.dumps({"messages": turns}) + "\n")
+    rows = [{"messages": [asdict(message) for message in example.messages]} for example in examples]
+    with told_when_full(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _answers(model: LoadedModel, examples: list[Example], what: str, announce: Announce) -> list[str]:

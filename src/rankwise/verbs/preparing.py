@@ -52,8 +52,15 @@ def prepare(spec: DataSpec, model: LoadedModel, announce: Announce) -> Prepared:
         rows_too_long=len(long_trained) + len(long_held),
         tokens=sum(len(row.ids) for row in trained),
         supervised_tokens=sum(row.supervised for row in trained),
+        system=_shared_system(examples),
     )
     return Prepared(trained, held_out, facts)
+
+
+def _shared_system(examples: Sequence[Example]) -> str | None:
+    first = examples[0].messages[0]
+    shared = first.role == "system" and all(example.messages[0] == first for example in examples)
+    return first.content if shared else None
 
 
 def _encode(

