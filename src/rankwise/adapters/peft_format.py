@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.adapters.adapter_set import AdapterSet
-from rankwise.adapters.hosts import features_of, is_conv1d, is_embedding, is_host, weight_of
+from rankwise.adapters.hosts import features_of, is_conv1d, is_embedding, is_host
 from rankwise.adapters.lora import EmbeddingLoRA, LoRA
 from rankwise.adapters.peft_config import PeftConfig, read_config
 from rankwise.adapters.targets import Choice, host_view
@@ -36,7 +36,7 @@ PREFIX = "base_model.model."
 _KEY = regex.compile(
     r"base_model\.model\.(?P<path>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)"
 )
-_DUMPED = regex.compile(r"base_model\.model\.(?P<path>.+)\.base_layer\.weight")
+_BASE_KEY = regex.compile(r"base_model\.model\.(?P<path>.+?)(\.base_layer)?\.(?P<part>weight|bias)")
 
 
 def write_peft(
@@ -194,10 +194,10 @@ def _sort_keys(
 
 
 def _foreign(key: str, modules: dict[str, nn.Module], tensors: Any) -> list[str]:
-    """PEFT stores the whole table beside an adapted embedding: harmless if it is the base's own, refused otherwise."""
-    dumped = _DUMPED.fullmatch(key)
-    if dumped and dumped["path"] in modules and is_embedding(modules[dumped["path"]]):
-        base = weight_of(modules[dumped["path"]])
+    """PEFT stores the table and the head beside an adapted embedding: harmless if they are the base's own."""
+    dumped = _BASE_KEY.fullmatch(key)
+    base = getattr(modules.get(dumped["path"]), dumped["part"], None) if dumped else None
+    if isinstance(base, Tensor):
         stored = tensors.get_tensor(key)
         if stored.shape == base.shape and torch.equal(stored.to(base), base):
             return []

@@ -42,7 +42,7 @@ ASIDES = (
     "|my neighbour has {count} of them"
 )
 ORDERED = "order {}|order no {}|order number {}|#{}|my order is {}|order nr. {}"
-MATERIALS = "walnut copper blue folding ceramic wireless cotton steel bamboo leather glass green"
+MATERIALS = "walnut copper blue folding ceramic wireless cotton steel bamboo leather glass green red small grey oak"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ class _Words:
 TRAIN = _Words(
     names="Marta Jonas Aylin Peter Sofia Liam Noor Emil Clara Hugo Mina Tariq Greta Paolo Yuki Anna",
     things="lamp kettle chair backpack speaker blanket mirror toaster clock desk umbrella vase wallet keyboard pillow"
-    " bottle jacket mug shelf tent watch basket carpet helmet camera curtain drill fan guitar stool",
+    " bottle jacket mug shelf tent watch basket carpet helmet camera curtain drill fan guitar stool mattress blender"
+    " whisk sandals easel hammock violin planter doormat juicer futon router lantern kayak thermos ottoman anvil apron"
+    " bathrobe binoculars bookcase candle colander dresser earphones flute griddle hairdryer iron jigsaw kimono loom"
+    " microscope napkins oven paddle quilt rucksack sled tablet unicycle vest wok xylophone yoyo zither",
     orders=range(10_000, 60_000),
 )
 TEST = _Words(
@@ -107,7 +110,7 @@ def _word(chance: random.Random, words: str) -> str:
 
 def _typed(chance: random.Random, words: str) -> str:
     """As somebody in a hurry types: now and then two letters inside a word change places."""
-    if len(words) < 8 or chance.random() > 0.2:
+    if len(words) < 8 or chance.random() > 0.1:
         return words
     places = [i for i in range(1, len(words) - 2) if words[i - 1 : i + 3].isalpha() and words[i] != words[i + 1]]
     if not places:

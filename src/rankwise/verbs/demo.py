@@ -20,6 +20,7 @@ from rankwise.models.loading import load
 from rankwise.run.manifest import Results, peak_rss
 from rankwise.run.records import Announce, Progressed, silent
 from rankwise.run.writing import told_when_full, write_atomic
+from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.data import DataSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.generation import GenerationSpec
@@ -93,6 +94,7 @@ def _experiment(model: str, file: Path, seed: int) -> Experiment:
         model=ModelSpec(name=model),
         data=DataSpec(path=str(file)),
         run=name,
+        adapter=LoraSpec(rank=8),
         training=TrainingSpec(epochs=2, batch_size=8, learning_rate=2e-3, seed=seed),
     )
 

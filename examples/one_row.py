@@ -1,0 +1,97 @@
+"""Follow one row through every stage, from the line it came in to the adapter that went out.
+
+Each step calls the package's own function for that stop of the route, prints one line and asserts the law that
+guards it. Runs on a CPU in seconds, with the starter model (`rankwise models pull smollm2-135m` fetches it):
+
+    python examples/one_row.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.data.batches import Batches, collate
+from rankwise.data.formats import find_format, parse_row
+from rankwise.data.templates import render
+from rankwise.data.tokens import tokenise
+from rankwise.models.causal import SupervisedLogits
+from rankwise.models.generation import answer
+from rankwise.models.loading import load
+from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.generation import GenerationSpec
+from rankwise.spec.models import ModelSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.training.losses import token_loss
+from rankwise.training.state import TrainState, adamw
+from rankwise.training.step import optimizer_step
+
+LINE = '{"prompt": "What is the name of the smallest planet?", "completion": "Mercury, and it has no moon."}'
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model = load(ModelSpec(name="smollm2-135m", device="cpu"))
+
+    row = json.loads(LINE)
+    form = find_format(row, "here:1")
+    example = parse_row(row, form, "here:1")
+    print(f"1  example   {form} form: {[message.role for message in example.messages]}")
+
+    segments = render(example, model.tokenizer)
+    assert "".join(segment.text for segment in segments) == model.tokenizer.text(example.messages)
+    print(f"2  segments  learned: {[segment.text for segment in segments if segment.learned]}")
+
+    tokens = tokenise(segments, model.tokenizer)
+    learned = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
+    assert model.tokenizer.decode(learned) == row["completion"] + "<|im_end|>", "exactly the answer and its end"
+    print(f"3  tokens    {len(tokens.ids)} ids, {tokens.supervised} of them learned")
+
+    batch = collate([tokens])
+    assert int(batch.supervised.sum()) == tokens.supervised
+    print(f"5  batch     inputs {tuple(batch.inputs.shape)}, padded to a multiple of 8")
+
+    forward = SupervisedLogits(model.module)
+    with torch.no_grad():
+        before = forward(batch)
+        adapters = inject(model.module, LoraSpec(rank=8))
+        assert torch.equal(forward(batch), before), "freshly injected is the base, bit for bit"
+    print(f"6  adapted   {len(adapters.layers)} layers, {sum(p.numel() for p in adapters.parameters()):,} parameters")
+
+    total, count = token_loss(before, batch)
+    print(f"7  loss      {total.item():.2f} nats over {count} tokens: {total.item() / count:.3f} each")
+
+    spec = TrainingSpec(steps=8, batch_size=1)
+    parameters = adapters.parameters()
+    state = TrainState(parameters, adamw(parameters, spec), lambda step: 1e-3, 8, spec.clip, torch.device("cpu"))
+    batches = Batches([tokens], spec.batch_size, spec.micro_batch_tokens, spec.seed)
+    losses = [optimizer_step(state, batches.at(step), forward, 0.0).loss for step in range(spec.total_steps(1))]
+    assert losses[-1] < 0.5 * losses[0], "the row is being learned"
+    print(f"8  steps     loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")
+
+    with torch.no_grad():
+        trained = forward(batch)
+        with adapters.disabled():
+            assert torch.equal(forward(batch), before), "disabled is the base"
+    with TemporaryDirectory() as folder:
+        write_peft(adapters, Path(folder), base_model=model.source.name)
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        adapters.eject()
+        with torch.no_grad():
+            assert torch.equal(forward(batch), before), "ejected is the base"
+        again = read_peft(model.module, Path(folder))
+    with torch.no_grad():
+        assert torch.equal(forward(batch), trained), "read(write(adapter)) is the adapter"
+    print(f"11 written   and read again: {len(again.layers)} layers, {size / 1e6:.1f} MB, the same logits")
+
+    said = answer(model, example.messages[:-1], GenerationSpec(max_new_tokens=24))
+    print(f"   asked     {said.text!r} (stopped by {said.stopped})")
+
+
+if __name__ == "__main__":
+    main()

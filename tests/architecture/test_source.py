@@ -1,0 +1,215 @@
+"""Rules for every source file: nothing that runs foreign code, no dead setting, a docstring, a size one can read."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import rankwise
+from rankwise import errors
+from rankwise.spec.spec import Spec
+
+SOURCE = Path(rankwise.__file__).parent
+FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "peft", "yaml"}
+UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
+UNSAFE_CALLS = {
+    "torch.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "os.system",
+    "os.popen",
+    "numpy.load",
+    "np.load",
+    "torch.jit.load",
+}
+
+
+def offences(tree):
+    """Everything in a file that could run code which somebody else wrote, as `line: what`."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node, name.name) for name in node.names if name.name.partition(".")[0] in UNSAFE_MODULES]
+        elif isinstance(node, ast.ImportFrom):
+            if (node.module or "").partition(".")[0] in UNSAFE_MODULES:
+                found.append((node, node.module))
+            found += [
+                (node, f"{node.module}.{n.name}") for n in node.names if f"{node.module}.{n.name}" in UNSAFE_CALLS
+            ]
+        elif isinstance(node, ast.Name) and node.id in UNSAFE_NAMES:
+            found.append((node, node.id))
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in UNSAFE_CALLS:
+            found.append((node, ast.unparse(node)))
+        elif isinstance(node, ast.keyword) and node.arg in ("shell", "trust_remote_code", "allow_pickle"):
+            if isinstance(node.value, ast.Constant) and node.value.value:
+                found.append((node.value, f"{node.arg}={node.value.value}"))
+        elif isinstance(node, ast.Dict):
+            found += [
+                (node, "trust_remote_code")
+                for key, value in zip(node.keys, node.values, strict=True)
+                if isinstance(key, ast.Constant) and key.value == "trust_remote_code"
+                and isinstance(value, ast.Constant) and value.value
+            ]  # fmt: skip
+        elif isinstance(node, ast.Assert) and isinstance(node.test, ast.Constant) and not node.test.value:
+            found.append((node, "assert False"))
+    return [f"{node.lineno}: {what}" for node, what in found]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_source_file_runs_no_code_of_others(name):
+    assert offences(TREES[name]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import peft.utils",
+        "from peft import LoraConfig",
+        "import yaml",
+        "eval('1')",
+        "exec(x)",
+        "run = eval",
+        "torch.load(p)",
+        "from torch import load",
+        "f = torch.load",
+        "os.system('x')",
+        "subprocess.run(x, shell=True)",
+        "load(x, trust_remote_code=True)",
+        "d = {'trust_remote_code': True}",
+        "np.load(x, allow_pickle=True)",
+        "assert False, 'x'",
+        "assert 0",
+    ],
+)
+def test_the_search_for_offences_finds_each_kind(text):
+    # a search that finds nothing proves something only if it finds what is there
+    assert offences(ast.parse(text))
+
+
+def test_the_search_lets_honest_code_by():
+    text = "model.eval()\nre.compile(x)\nload(x, trust_remote_code=False)\nload(x, trust_remote_code=code)\nassert x"
+    assert offences(ast.parse(text)) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_source_file_says_what_it_is(name):
+    docstring = ast.get_docstring(TREES[name])
+    assert docstring, "a file begins with what it is"
+    assert docstring.splitlines()[0].strip()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_source_file_can_be_read_in_one_sitting(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def spec_classes():
+    for name in FILES:
+        if name.startswith("spec/"):
+            module = import_module("rankwise." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+            yield from (
+                thing
+                for thing in vars(module).values()
+                if isinstance(thing, type) and issubclass(thing, Spec) and thing.__module__ == module.__name__
+            )
+
+
+def reads_of(tree, *, own):
+    """Attributes that a file reads; of a spec's own file, only those in methods that are no validators."""
+    if own:
+        methods = [
+            item
+            for node in tree.body
+            if isinstance(node, ast.ClassDef)
+            for item in node.body
+            if isinstance(item, ast.FunctionDef) and not any("validator" in ast.unparse(d) for d in item.decorator_list)
+        ]
+        return set().union(*(reads_of(method, own=False) for method in methods))
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+SETTINGS = [(spec, field) for spec in spec_classes() if spec is not Spec for field in spec.model_fields]
+
+
+@pytest.mark.parametrize(("spec", "field"), SETTINGS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_setting_has_an_effect(spec, field):
+    home = spec.__module__.removeprefix("rankwise.").replace(".", "/") + ".py"
+    assert any(field in reads_of(tree, own=name == home) for name, tree in TREES.items()), "nothing reads it"
+
+
+def test_the_search_for_settings_finds_them_all():
+    assert {spec.__name__ for spec, _ in SETTINGS} == {
+        "Experiment", "ModelSpec", "DataSpec", "LoraSpec", "TrainingSpec", "GenerationSpec",
+    }  # fmt: skip
+    assert not any("no_such_setting" in reads_of(tree, own=False) for tree in TREES.values())
+
+
+def drawn_tree():
+    """`name: (parent, exit code)` as the docstring of errors.py draws it."""
+    drawn, path = {}, []
+    for line in errors.__doc__.splitlines():
+        head = re.match(r"    (\w+) \((\w+)\)\s+(\d+|exit code)", line)
+        branch = re.match(r"    ([│ ├└─]+)(\w+)\s+(\d+)\s+\S", line)
+        if head:
+            path = [head[1]]
+            drawn[head[1]] = (head[2], None if head[3] == "exit code" else int(head[3]))
+        elif branch:
+            depth = len(branch[1]) // 4
+            path = [*path[:depth], branch[2]]
+            drawn[branch[2]] = (path[-2], int(branch[3]))
+    return drawn
+
+
+def test_the_tree_drawn_in_errors_is_the_tree_there_is():
+    classes = {
+        name: thing
+        for name, thing in vars(errors).items()
+        if isinstance(thing, type) and thing.__module__ == errors.__name__
+    }
+    drawn = drawn_tree()
+    assert set(drawn) == set(classes)
+    for name, (parent, code) in drawn.items():
+        made = {"SpecError": ([],), "Interrupted": ("x",)}.get(name)
+        error = classes[name](*(made or ("x",)))
+        assert [base.__name__ for base in classes[name].__bases__] == [parent]
+        assert code is None or error.exit_code == code
+
+
+def test_every_error_is_raised_somewhere():
+    # a class in the tree that nothing raises would be a promise without a keeper
+    nodes = [node for name, tree in TREES.items() if name != "errors.py" for node in ast.walk(tree)]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    raised = set(drawn_tree()) - {"RankwiseError"}
+    assert raised <= names
+
+
+def test_an_error_of_ours_is_a_value_error_and_an_interruption_is_none():
+    assert issubclass(errors.RankwiseError, ValueError)
+    assert not issubclass(errors.Interrupted, Exception), "`except Exception` must not swallow Ctrl-C"
+    assert errors.Interrupted("told to end.", 143).exit_code == 143
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "said"),
+    [
+        ("rnak", ["rank", "alpha"], ' Did you mean "rank"?'),
+        ("zzz", ["rank", "alpha"], ""),
+        ("x", [], ""),
+    ],
+)
+def test_the_nearest_word_is_named_only_if_it_is_near(found, known, said):
+    assert errors.did_you_mean(found, known) == said
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, ""), (2, "0, 1"), (3, "0, 1, 2"), (5, "0, 1, 2 and 2 more")])
+def test_a_long_list_is_cut_and_says_how_many_are_left_out(count, said):
+    assert errors.some((str(n) for n in range(count)), 3) == said

@@ -1,0 +1,172 @@
+"""`rankwise generate` and `rankwise chat`: the right model answers, remembers what it should, says no more."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from rankwise.cli.main import app
+
+QUESTION = "What is the capital of land 3?"
+SHORT = ("--max-new-tokens", "12")
+
+
+def rankwise(*words, typed=None):
+    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
+
+
+def objects(*words, typed=None):
+    """The one object that a command printed with --json."""
+    result = rankwise(*words, "--json", typed=typed)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("\n") == 1
+    return json.loads(result.stdout)
+
+
+def train(model, run, rows):
+    with open(f"{run}.jsonl", "w") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--rank", 4, "--learning-rate", 0.05, "--steps", 25, "--batch-size", 4)
+    result = rankwise("train", "--model", model, "--data", f"{run}.jsonl", "--run", run, *words)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tiny_folder):
+    """Two finished runs: "plain", and "polite" whose rows share a system message."""
+    with contextlib.chdir(tmp_path_factory.mktemp("asking")) as _:
+        pairs = [(f"What is the capital of land {n}?", "the the quick quick") for n in range(8)]
+        train(tiny_folder, "plain", [{"prompt": asked, "completion": told} for asked, told in pairs])
+        polite = [
+            [("system", "Be brief."), ("user", asked), ("assistant", told)] for asked, told in pairs
+        ]  # fmt: skip
+        train(
+            tiny_folder,
+            "polite",
+            [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in polite],
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def both(home):
+    return objects("generate", "plain", "--prompt", QUESTION, "--both", *SHORT)
+
+
+def test_json_of_both_has_an_answer_a_count_a_reason_and_a_time_for_each_side(both):
+    sides = [f"{side}{fact}" for side in ("answer", "base_answer") for fact in ("", "_tokens", "_stopped", "_seconds")]
+    assert set(both) == {"prompt", *sides}
+    assert both["prompt"] == QUESTION
+    assert {both["answer_stopped"], both["base_answer_stopped"]} <= {"end", "length"}
+    assert 0 < both["base_answer_tokens"] <= 12 and 0 < both["answer_tokens"] <= 12
+
+
+def test_the_adapter_changes_the_answer(both):
+    assert both["answer"] != both["base_answer"]
+
+
+@pytest.mark.parametrize(("flags", "side"), [((), "answer"), (("--base",), "base_answer")])
+def test_one_side_alone_says_what_it_says_beside_the_other(both, flags, side):
+    alone = objects("generate", "plain", "--prompt", QUESTION, *flags, *SHORT)
+    assert set(alone) == {"prompt", *(f"{side}{fact}" for fact in ("", "_tokens", "_stopped", "_seconds"))}
+    assert alone[side] == both[side]
+
+
+@pytest.mark.parametrize(("flags", "side"), [((), "answer"), (("--base",), "base_answer")])
+def test_a_pipe_gets_the_answer_and_nothing_else(both, flags, side):
+    result = rankwise("generate", "plain", "--prompt", QUESTION, *flags, *SHORT)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, both[side] + "\n", "")
+
+
+def test_both_shows_the_two_answers_by_name(both):
+    result = rankwise("generate", "plain", "--prompt", QUESTION, "--both", *SHORT)
+    assert result.stdout == f"adapted: {both['answer']}\nbase:    {both['base_answer']}\n"
+
+
+def test_a_dash_reads_the_prompt_from_stdin(both):
+    assert objects("generate", "plain", "--prompt", "-", *SHORT, typed=QUESTION)["answer"] == both["answer"]
+
+
+def test_a_run_can_be_named_by_its_folder(both):
+    assert objects("generate", "runs/plain", "--prompt", QUESTION, *SHORT)["answer"] == both["answer"]
+
+
+def test_a_system_message_is_heard(both):
+    other = objects("generate", "plain", "--prompt", QUESTION, "--base", "--system", "the dog jumps lazy", *SHORT)
+    assert other["base_answer"] != both["base_answer"]
+
+
+def test_the_system_message_of_training_is_used_unless_another_is_given(home):
+    def of_base(*flags):
+        return objects("generate", "polite", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
+
+    assert of_base() == of_base("--system", "Be brief.")
+    assert of_base() != of_base("--system", "")
+
+
+def test_drawing_follows_the_seed(home):
+    def drawn(seed):
+        return objects(
+            "generate", "plain", "--prompt", QUESTION, "--base", "--temperature", 1.5, "--seed", seed, *SHORT
+        )  # fmt: skip
+
+    assert drawn(1)["base_answer"] == drawn(1)["base_answer"] != drawn(2)["base_answer"]
+
+
+def test_chat_answers_its_first_line_as_generate_does(both):
+    talk = objects("chat", "plain", "--both", *SHORT, typed=f"{QUESTION}\n")
+    assert set(talk) == {"run", "turns"} and talk["run"] == "plain"
+    assert talk["turns"] == [{"user": QUESTION, "adapted": both["answer"], "base": both["base_answer"]}]
+
+
+def test_chat_speaks_each_answer_on_its_own_line_and_names_the_sides_when_there_are_two(both):
+    one = rankwise("chat", "plain", *SHORT, typed=f"{QUESTION}\n/new\n{QUESTION}\n")
+    assert (one.exit_code, one.stdout) == (0, f"{both['answer']}\n" * 2)
+    two = rankwise("chat", "plain", "--both", *SHORT, typed=f"{QUESTION}\n/quit\n")
+    assert (two.exit_code, two.stdout) == (0, f"adapted: {both['answer']}\nbase: {both['base_answer']}\n")
+
+
+def test_chat_remembers_new_forgets_and_quit_ends(both):
+    remembered = objects("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n\n{QUESTION}\n/quit\n{QUESTION}\n")
+    first, second = remembered["turns"]
+    assert first["base"] == both["base_answer"] != second["base"]
+    forgotten = objects("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n/new\n{QUESTION}\n")
+    assert forgotten["turns"][-1] == {"user": QUESTION, "base": both["base_answer"]}
+
+
+def test_new_keeps_the_system_message(home):
+    talk = objects("chat", "polite", "--base", *SHORT, typed=f"hello\n/new\n{QUESTION}\n")
+    alone = objects("generate", "polite", "--base", "--prompt", QUESTION, *SHORT)
+    assert talk["turns"][-1]["base"] == alone["base_answer"]
+
+
+def test_a_conversation_that_has_grown_too_long_says_so_and_goes_on_after_new(home):
+    result = rankwise("chat", "plain", "--json", *SHORT, typed=f"{'dog ' * 300}\n/new\n{QUESTION}\n")
+    assert result.exit_code == 0
+    assert "context" in result.stderr and "/new" in result.stderr and "Traceback" not in result.stderr
+    assert [turn["user"] for turn in json.loads(result.stdout)["turns"]] == [QUESTION]
+
+
+def test_a_line_that_only_one_side_has_room_for_does_not_break_the_conversation(both, tiny_folder):
+    hub = AutoTokenizer.from_pretrained(tiny_folder)
+
+    def length(answer, line):
+        turns = [("user", QUESTION), ("assistant", answer), ("user", line)]
+        shown = [{"role": role, "content": text} for role, text in turns]
+        return len(hub(hub.apply_chat_template(shown, tokenize=False, add_generation_prompt=True))["input_ids"])
+
+    room = 256 - 12
+    lines = ("x" * number for number in range(300))
+    line = next(x for x in lines if max(length(both["answer"], x), length(both["base_answer"], x)) > room)
+    assert min(length(both["answer"], line), length(both["base_answer"], line)) <= room, "the answers are alike"
+    result = rankwise("chat", "plain", "--both", "--json", *SHORT, typed=f"{QUESTION}\n{line}\n")
+    assert result.exit_code == 0, repr(result.exception)
+    assert json.loads(result.stdout)["turns"][0]["base"] == both["base_answer"]
+
+
+def test_chat_with_nothing_said_is_a_conversation_of_no_turns(home):
+    assert objects("chat", "plain", typed="") == {"run": "plain", "turns": []}

@@ -1,0 +1,193 @@
+"""Progress: plain lines where nobody watches, a live line on a terminal, silence when asked, and never a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import threading
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from rankwise.cli.display import Display
+from rankwise.cli.main import app
+from rankwise.run.records import LossRecord, Progressed, Said, StepRecord
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("display")
+    rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(6)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with contextlib.chdir(folder):
+        yield folder
+
+
+def train_words(model, run, *words):
+    given = ("train", "--model", model, "--data", "rows.jsonl", "--run", run, "--batch-size", 2, *words)
+    return [str(word) for word in given]
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_pipe_gets_plain_lines_on_stderr_and_the_result_alone_on_stdout(home, tiny_folder, monkeypatch, colour):
+    if colour:
+        monkeypatch.delenv("NO_COLOR")
+    words = train_words(tiny_folder, f"plain-{colour}", "--steps", 12, "--held-out", 2, "--json")
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.stderr and "\r" not in result.stderr
+    lines = result.stderr.splitlines()
+    first = next(line for line in lines if line.startswith("Training"))
+    last = [line for line in lines if line.startswith("Training")][-1]
+    assert "step 1/12" in first and "100%" in last and "step 12/12" in last
+    for fact in ("loss", "tokens/s", "GB"):
+        assert fact in last
+    assert any("held-out loss before training" in line for line in lines)
+    assert any("held-out loss after step 12" in line for line in lines)
+    assert len(json.loads(result.stdout)) > 10 and result.stdout.count("\n") == 1
+
+
+def test_many_steps_do_not_make_many_lines(home, tiny_folder):
+    result = CliRunner().invoke(app, train_words(tiny_folder, "many", "--steps", 60))
+    assert result.exit_code == 0
+    assert sum(line.startswith("Training") for line in result.stderr.splitlines()) < 20
+
+
+def test_quiet_shows_nothing_of_a_good_run_and_the_result_all_the_same(home, tiny_folder):
+    result = CliRunner().invoke(app, train_words(tiny_folder, "quiet", "--steps", 3, "--quiet"))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("quiet: 3 steps")
+
+
+def test_quiet_does_not_hide_an_error(home, tiny_folder):
+    result = CliRunner().invoke(app, train_words(tiny_folder, "quiet-error", "--targets", "nothing", "--quiet"))
+    assert result.exit_code == 2 and result.stderr.startswith("rankwise: ")
+
+
+def on_terminal(command, columns, **environment):
+    """What the command shows on a terminal that is `columns` wide, and what it prints to a pipe."""
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    shown = bytearray()
+
+    def watch():
+        with contextlib.suppress(OSError):  # the terminal's end is an error on Linux
+            while part := os.read(mine, 65536):
+                shown.extend(part)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    kept = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "COLUMNS", "LINES"}}
+    process = subprocess.run(
+        command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, env={**kept, "TERM": "xterm", **environment}
+    )
+    os.close(theirs)
+    watcher.join()
+    os.close(mine)
+    return process.returncode, shown.decode(), process.stdout.decode()
+
+
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def live(home, tiny_folder):
+    """What a terminal of 80 columns, the width it has unless somebody pulled at it, showed of a training."""
+    words = train_words(tiny_folder, "live", "--steps", STEPS, "--json")
+    code, shown, out = on_terminal([sys.executable, "-m", "rankwise", *words], columns=80)
+    assert code == 0, shown
+    assert out.count("\n") == 1 and "\x1b" not in out and json.loads(out)["steps"] == STEPS
+    return shown
+
+
+def drawn(shown):
+    """The lines of the bar, one after another, without their escape codes."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    return [line for line in re.split(r"[\r\n]+", plain) if "Training" in line]
+
+
+def test_a_terminal_gets_one_line_that_is_drawn_anew(live):
+    assert re.search(r"\r\x1b\[2K", live)
+    assert len(drawn(live)) > 3
+    assert "100%" in drawn(live)[-1]
+
+
+def test_a_terminal_gets_its_cursor_back(live):
+    assert live.rindex("\x1b[?25h") > live.rindex("\x1b[?25l")
+
+
+def test_the_live_line_of_a_common_terminal_has_step_loss_speed_and_the_time_left(live):
+    last = drawn(live)[-1]
+    assert f"{STEPS}/{STEPS}" in last, last
+    assert re.search(r"loss \d+\.\d+", last) and "tokens/s" in last, last
+    assert any(re.search(r"\d:\d\d left|left +\d+:\d\d", line) for line in drawn(live)), last
+
+
+texts = st.text("ab é{}%/:", max_size=30)
+counts = st.integers(0, 2000)
+numbers = st.floats(0, 1e12)
+EVENTS = st.one_of(
+    st.builds(Said, texts),
+    st.builds(Progressed, texts, counts | numbers, counts | numbers, st.sampled_from(["bytes", "rows"])),
+    st.builds(LossRecord, counts, st.floats(), counts, counts),
+    st.builds(
+        StepRecord, st.integers(1, 50), st.integers(1, 50), numbers, st.floats(), numbers, numbers, counts, counts,
+        st.floats(1e-9, 1e6), counts,
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_sequence_of_events_crashes_the_display(terminal, monkeypatch, capsys):
+    if terminal:
+        monkeypatch.delenv("NO_COLOR")
+        monkeypatch.setenv("FORCE_COLOR", "1")
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @given(st.lists(EVENTS, max_size=8), st.booleans())
+    @example([Progressed("Reading", 0, 0, "rows"), Progressed("Reading", 5, 0, "bytes")], False)
+    def tell(events, quiet):
+        with Display(quiet) as display:
+            for event in events:
+                display(event)
+        assert capsys.readouterr().out == ""
+
+    tell()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "event",
+    [
+        Said("rows [1/2] of data/[bold]x.jsonl: 50% {done} [/x]"),
+        Progressed("Reading [1/2] of data/[bold]x.jsonl {done} [/x]", 3, 4, "rows"),
+    ],
+    ids=["said", "progressed"],
+)
+def test_a_name_with_brackets_is_shown_to_the_letter(event, terminal, monkeypatch, capsys):
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "200")
+    with Display() as display:
+        display(event)
+    words = event.text if isinstance(event, Said) else event.what
+    assert words in capsys.readouterr().err
+
+
+def test_an_error_inside_the_display_closes_the_live_line(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with pytest.raises(KeyboardInterrupt), Display() as display:
+        display(Progressed("Reading", 1, 4, "rows"))
+        raise KeyboardInterrupt
+    shown = capsys.readouterr().err
+    assert shown.endswith("\n\x1b[?25h"), repr(shown[-80:])

@@ -1,0 +1,347 @@
+"""Bad input: the exit code of its kind, one clear sentence that names the thing, no traceback, and nothing written.
+
+Each row of the table is asked twice, plainly and with --json; both must say the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from rankwise.cli.main import app
+
+TOO_LONG = "a" * 300
+ENDLESS = r"((\w|\w\w|\.)+)+(?<=X)"
+
+
+def rankwise(*words, typed=None):
+    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
+
+
+def lines(*rows):
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+GOOD = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(6)]
+FILES = {
+    "rows.jsonl": lines(*GOOD),
+    "broken.jsonl": lines(GOOD[0], '{"prompt": "half', GOOD[1]),
+    "unanswered.jsonl": lines(
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+        {"messages": [{"role": "user", "content": "anybody?"}]},
+    ),
+    "halves.jsonl": lines(GOOD[0], GOOD[1], {"prompt": "and then?"}),
+    "empty.jsonl": "\n\n",
+    "list.json": json.dumps(GOOD, indent=1),
+    "long.jsonl": lines({"prompt": "x" * 500, "completion": "y" * 500}),
+    "unknown.yaml": "model: base\ndata: rows.jsonl\nrun: r\nadapter:\n  rnk: 4\n",
+    "twice.yaml": "model: base\ndata: rows.jsonl\nrun: r\nrun: s\n",
+    "object.yaml": "model: base\ndata: rows.jsonl\nrun: !!python/object/apply:os.system new\n",
+    "tagged.yaml": "model: base\ndata: rows.jsonl\nrun: !secret new\n",
+    "lacking.yaml": "model: base\nrun: r\n",
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_folder):
+    """Files, a base model and a finished run "good" trained on it; tests work on copies."""
+    folder = tmp_path_factory.mktemp("prepared")
+    shutil.copytree(tiny_folder, folder / "base")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    with contextlib.chdir(folder):
+        words = ("--run", "good", "--steps", 2, "--rank", 2)
+        result = rankwise("train", "--model", "base", "--data", "rows.jsonl", *words)
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def home(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+# What can be wrong before a command is given. Each takes the home folder.
+
+
+def without_weights(home):
+    (home / "base" / "model.safetensors").unlink()
+
+
+def cut_weights(home):
+    file = home / "base" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def nonsense_weights(home):
+    (home / "base" / "model.safetensors").write_bytes(b"\xff" * 5000)
+
+
+def pickled_weights(home):
+    without_weights(home)
+    torch.save({}, home / "base" / "pytorch_model.bin")
+
+
+def without_a_tensor(home):
+    file = home / "base" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def without_config(home):
+    (home / "base" / "config.json").unlink()
+
+
+def without_tokenizer(home):
+    for file in (home / "base").glob("token*"):
+        file.unlink()
+
+
+def damaged_tokenizer(home):
+    (home / "base" / "tokenizer.json").write_text('{"version": ')
+
+
+def changed_weights(home):
+    file = home / "base" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def interrupted(home):
+    manifest = json.loads((home / "runs" / "good" / "manifest.json").read_text())
+    (home / "runs" / "good" / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    shutil.rmtree(home / "runs" / "good" / "adapter")
+
+
+def damaged_adapter(home):
+    file = home / "runs" / "good" / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without_adapter(home):
+    shutil.rmtree(home / "runs" / "good" / "adapter")
+
+
+def damaged_adapter_config(home):
+    (home / "runs" / "good" / "adapter" / "adapter_config.json").write_text("[1, 2")
+
+
+def damaged_manifest(home):
+    (home / "runs" / "good" / "manifest.json").write_text('{"format": 1, "status": "fin')
+
+
+def damaged_spec(home):
+    (home / "runs" / "good" / "spec.json").write_text("[]")
+
+
+def foreign_folder(home):
+    (home / "runs" / "mine").mkdir()
+    (home / "runs" / "mine" / "thesis.txt").write_text("irreplaceable")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    name: str
+    words: tuple
+    kind: str
+    said: tuple
+    before: object = None
+    typed: object = None
+
+
+def training(*words, model="base", data="rows.jsonl", run="new"):
+    return ("train", "--model", model, "--data", data, "--run", run, *words)
+
+
+def asking(*words, run="good", prompt="hi"):
+    return ("generate", run, "--prompt", prompt, *words)
+
+
+MISTAKES = [
+    # rows
+    Mistake("no data file", training(data="row.jsonl"), "DataError", ("row.jsonl", "no such file", '"rows.jsonl"')),
+    Mistake("data is a folder", training(data="base"), "DataError", ("base", "JSON lines")),
+    Mistake("data name too long", training(data=TOO_LONG), "DataError", (TOO_LONG[:40],)),
+    Mistake("bad JSON line", training(data="broken.jsonl"), "DataError", ("broken.jsonl:2", "not JSON")),
+    Mistake("no answer in messages", training(data="unanswered.jsonl"), "DataError", ("unanswered.jsonl:2", "answer")),
+    Mistake("no completion", training(data="halves.jsonl"), "DataError", ("halves.jsonl:3", "'completion'")),
+    Mistake("no rows", training(data="empty.jsonl"), "DataError", ("empty.jsonl", "no rows")),
+    Mistake("one JSON list", training(data="list.json"), "DataError", ("list.json:1", "one object per line")),
+    Mistake("all held out", training("--held-out", 6), "DataError", ("6 rows", "6 are to be held out")),
+    Mistake("rows too long", training("--max-length", 5), "DataError", ("rows.jsonl", "5 tokens", "--max-length")),
+    Mistake("rows beyond the context", training(data="long.jsonl"), "DataError", ("long.jsonl", "256 tokens")),
+    # settings
+    Mistake("unknown YAML key", ("train", "unknown.yaml"), "SpecError", ("unknown.yaml:5", "adapter.rnk", '"rank"')),
+    Mistake("YAML key twice", ("train", "twice.yaml"), "SpecError", ("twice.yaml:4", '"run"')),
+    Mistake("YAML asks for an object", ("train", "object.yaml"), "SpecError", ("object.yaml", "tag")),
+    Mistake("YAML of a private tag", ("train", "tagged.yaml"), "SpecError", ("tagged.yaml", "tag", "!secret")),
+    Mistake("YAML without data", ("train", "lacking.yaml"), "SpecError", ('"data"', "required")),
+    Mistake("no YAML file", ("train", "nowhere.yaml"), "SpecError", ("nowhere.yaml", "cannot be read")),
+    Mistake("unknown --set key", training("--set", "adapter.rnk=4"), "SpecError", ("--set", "adapter.rnk", '"rank"')),
+    Mistake("--set without =", training("--set", "adapter.rank"), "SpecError", ("adapter.rank", "key=value")),
+    Mistake("rank 0", training("--rank", 0), "SpecError", ("--rank", "adapter.rank", "0")),
+    Mistake("steps and epochs", training("--steps", 2, "--epochs", 2), "SpecError", ("epochs and steps",)),
+    Mistake("dtype not there", training("--set", "model.dtype=float16"), "SpecError", ("model.dtype", "float16")),
+    Mistake("device not there", training("--set", "model.device=cuda:99"), "ModelError", ('"cuda:99"', "cpu")),
+    Mistake("run name with ..", training(run="../up"), "SpecError", ("--run", "../up")),
+    Mistake("run name with /", training(run="a/b"), "SpecError", ("--run", "a/b")),
+    Mistake("run name absolute", training(run="/tmp"), "SpecError", ("--run", "/tmp")),
+    # targets
+    Mistake("wrong target", training("--targets", "q_prj"), "TargetError", ('"q_prj"', 'Did you mean "q_proj"')),
+    Mistake("one wrong target", training("--targets", "q_proj,v_pro"), "TargetError", ('"v_pro"', '"v_proj"')),
+    Mistake("no such layer", training("--targets", "q_proj", "--layers", 7), "TargetError", ("q_proj", "0-1", "7")),
+    Mistake("endless regex", training("--targets", ENDLESS), "TargetError", (ENDLESS, "too long")),
+    Mistake("broken regex", training("--targets", "q_proj("), "TargetError", ("q_proj(", "no regular expression")),
+    Mistake("a block as target", training("--targets", "self_attn"), "TargetError", ("self_attn", "cannot be adapted")),
+    Mistake(
+        "wrong rank_pattern key", training("--set", "adapter.rank_pattern={q_prj: 4}"), "TargetError",
+        ("rank_pattern", '"q_prj"', '"q_proj"'),
+    ),
+    # models
+    Mistake("no such model", training(model="smollm2-135"), "ModelError", ("smollm2-135", '"smollm2-135m"', "OFFLINE")),
+    Mistake("no such folder", training(model="./bases/x"), "ModelError", ("./bases/x", "no folder")),
+    Mistake("model name too long", training(model=TOO_LONG), "ModelError", (TOO_LONG[:40],)),
+    Mistake("model is a text file", training(model="rows.jsonl"), "ModelError", ("rows.jsonl", "is a file")),
+    Mistake("no weights", training(), "ModelError", ("base", "no .safetensors"), without_weights),
+    Mistake("cut weights", training(), "ModelError", ("base", "cannot be loaded"), cut_weights),
+    Mistake("nonsense weights", training(), "ModelError", ("base", "cannot be loaded"), nonsense_weights),
+    Mistake("pickled weights", training(), "ModelError", ("pytorch_model.bin", "pickles"), pickled_weights),
+    Mistake("a tensor missing", training(), "ModelError", ("model.layers.1.mlp.up_proj.weight",), without_a_tensor),
+    Mistake("no config", training(), "ModelError", ("config.json", "cannot be read"), without_config),
+    Mistake("no tokenizer", training(), "ModelError", ("base", "tokenizer"), without_tokenizer),
+    Mistake("damaged tokenizer", training(), "ModelError", ("base", "tokenizer"), damaged_tokenizer),
+    Mistake("pull nothing", ("models", "pull", "nobody/nothing"), "ModelError", ("nobody/nothing", "OFFLINE")),
+    # runs
+    Mistake("finished run again", training(run="good"), "RunError", ('"good"', "finished")),
+    Mistake("finished run restarted", training("--restart", run="good"), "RunError", ('"good"', "finished")),
+    Mistake("unfinished run", training(run="good"), "RunError", ('"good"', "interrupted", "--restart"), interrupted),
+    Mistake("foreign folder", training(run="mine"), "RunError", ("runs/mine", "thesis.txt"), foreign_folder),
+    Mistake("no such run", asking(run="god"), "RunError", ('"god"', 'Did you mean "good"')),
+    Mistake("no such run to chat with", ("chat", "god"), "RunError", ('"god"', 'Did you mean "good"'), None, "hi\n"),
+    Mistake("run name too long", asking(run=TOO_LONG), "RunError", (TOO_LONG[:40],)),
+    Mistake("asking an unfinished run", asking(), "RunError", ('"good"', "interrupted"), interrupted),
+    Mistake("damaged adapter", asking(), "AdapterError", ("adapter_model.safetensors", "damaged"), damaged_adapter),
+    Mistake("no adapter", asking(), "AdapterError", ("runs/good/adapter", "missing"), without_adapter),
+    Mistake("adapter config", asking(), "AdapterError", ("adapter_config.json", "JSON"), damaged_adapter_config),
+    Mistake("damaged manifest", asking(), "RunError", ("manifest.json", "damaged"), damaged_manifest),
+    Mistake("damaged spec", asking(), "RunError", ("spec.json", "damaged"), damaged_spec),
+    Mistake("other base", asking(), "RunError", ("base", "other weights", "--force-base"), changed_weights),
+    Mistake("other base in chat", ("chat", "good"), "RunError", ("other weights",), changed_weights, "hi\n"),
+    # questions
+    Mistake("empty prompt", asking(prompt=" "), "DataError", ("prompt is empty",)),
+    Mistake("empty stdin", asking(prompt="-"), "DataError", ("prompt is empty",), None, ""),
+    Mistake("prompt too long", asking(prompt="dog " * 300), "ModelError", ("context", "256", "--max-new-tokens")),
+    Mistake("prompt of broken bytes", asking(prompt="caf\udce9"), "DataError", ("prompt",)),
+    Mistake("stdin of broken bytes", asking(prompt="-"), "DataError", ("prompt",), None, b"caf\xe9"),
+    Mistake("no new tokens", asking("--max-new-tokens", 0), "SpecError", ("max_new_tokens", "0")),
+    Mistake("cold temperature", asking("--temperature", -1), "SpecError", ("temperature", "-1")),
+    Mistake("top_p of nothing", asking("--top-p", 0), "SpecError", ("top_p", "0")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistake_is_told_in_one_clear_sentence_and_writes_nothing(home, mistake):
+    if mistake.before:
+        mistake.before(home)
+    files = everything(home)
+    plain = rankwise(*mistake.words, typed=mistake.typed)
+    assert isinstance(plain.exception, SystemExit), f"a traceback: {plain.exception!r}"
+    assert plain.exit_code == 2
+    assert plain.stdout == ""
+    assert "Traceback" not in plain.stderr
+    told = rankwise(*mistake.words, "--json", typed=mistake.typed)
+    assert told.exit_code == 2 and told.stdout.count("\n") == 1
+    facts = json.loads(told.stdout)
+    assert set(facts) == {"error", "kind", "exit_code"}
+    assert (facts["kind"], facts["exit_code"]) == (mistake.kind, 2)
+    sentence = facts["error"]
+    assert plain.stderr == told.stderr == f"rankwise: {sentence}\n"
+    assert "\n" not in sentence and 15 < len(sentence) < 700
+    assert [part for part in mistake.said if part not in sentence] == [], sentence
+    assert everything(home) == files
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """Every file and folder, but the locks that hold only a number."""
+    return {
+        str(path): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+        if path.name != ".lock"
+    }  # fmt: skip
+
+
+def test_all_problems_of_a_file_of_settings_are_told_at_once(home):
+    (home / "bad.yaml").write_text("model: base\ndata: rows.jsonl\nrun: r\nadapter: {rank: 0}\ntraining: {stepz: 3}\n")
+    result = rankwise("train", "bad.yaml")
+    assert result.exit_code == 2
+    first, second = result.stderr.splitlines()
+    assert "bad.yaml:4" in first and "adapter.rank" in first
+    assert "bad.yaml:5" in second and 'Did you mean "steps"' in second
+
+
+def test_all_bad_rows_are_told_at_once(home):
+    (home / "bad.jsonl").write_text(lines(GOOD[0], "{", GOOD[1], {"prompt": "hm"}))
+    result = rankwise(*training(data="bad.jsonl"))
+    assert result.exit_code == 2
+    assert ["bad.jsonl:2" in line or "bad.jsonl:4" in line for line in result.stderr.splitlines()] == [True, True]
+
+
+def test_an_unknown_option_is_typers_own_error(home):
+    result = rankwise(*training("--raink", 4))
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "--raink" in result.stderr and "--rank" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_number_that_is_none_is_typers_own_error(home):
+    result = rankwise(*training("--rank", "four"))
+    assert result.exit_code == 2 and result.stdout == "" and "--rank" in result.stderr
+
+
+@pytest.mark.parametrize("verb", [("generate", "good", "--prompt", "hi"), ("chat", "good")])
+def test_force_base_lays_the_adapter_over_changed_weights(home, verb):
+    changed_weights(home)
+    assert rankwise(*verb, typed="hi\n").exit_code == 2
+    result = rankwise(*verb, "--force-base", "--max-new-tokens", 4, typed="hi\n")
+    assert result.exit_code == 0 and result.stdout.strip()
+
+
+def test_another_config_of_the_base_is_noticed_too(home):
+    file = home / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.1}))
+    result = rankwise(*asking())
+    assert result.exit_code == 2 and "--force-base" in result.stderr
+
+
+def test_an_unfinished_run_begins_again_when_asked(home):
+    interrupted(home)
+    result = rankwise(*training("--restart", "--steps", 1, run="good"))
+    assert result.exit_code == 0, result.output
+    assert json.loads((home / "runs" / "good" / "manifest.json").read_text())["results"]["steps"] == 1
+    assert rankwise(*asking("--max-new-tokens", 2)).exit_code == 0
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_one_and_leaves_no_adapter(home):
+    file = home / "base" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"][0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    result = rankwise(*training("--steps", 5, "--json"))
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 1
+    facts = json.loads(result.stdout)
+    assert (facts["kind"], facts["exit_code"]) == ("TrainingError", 1)
+    assert "step 1 of 5" in facts["error"] and "nan" in facts["error"]
+    manifest = json.loads((home / "runs" / "new" / "manifest.json").read_text())
+    assert manifest["status"] == "failed" and "step 1 of 5" in manifest["problem"]
+    assert not (home / "runs" / "new" / "adapter").exists()

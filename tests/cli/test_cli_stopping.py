@@ -1,0 +1,146 @@
+"""Ctrl-C, a request to end, a kill and a second trainer: the exit code says which, and no run ever holds half a thing.
+
+Real processes, since signals are theirs. Each is waited for by what it has written, never by the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from rankwise.cli.main import app
+from rankwise.run.journal import read_journal
+
+NEVER = 1_000_000
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopping")
+    rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(6)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with contextlib.chdir(folder):
+        yield folder
+
+
+@contextlib.contextmanager
+def begun(*words):
+    """`python -m rankwise …` as a process of its own, which does not outlive the test."""
+    command = [sys.executable, "-m", "rankwise", *map(str, words)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def train_words(model, run, *words):
+    return ("train", "--model", model, "--data", "rows.jsonl", "--run", run, "--batch-size", 2, "--rank", 2, *words)
+
+
+def wait_for_steps(run, process, steps=3):
+    for _ in range(3000):
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(b"\n") >= steps:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    raise AssertionError("no step within a minute")
+
+
+def status(run):
+    return json.loads((run / "manifest.json").read_text())["status"]
+
+
+def assert_can_only_be_begun_again_when_asked(run, model):
+    refused = rankwise(*train_words(model, run.name, "--steps", 4))
+    assert refused.exit_code == 2 and "--restart" in refused.stderr
+    again = rankwise(*train_words(model, run.name, "--steps", 4, "--restart"))
+    assert again.exit_code == 0, again.output
+    assert [row["step"] for row in read_journal(run / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (run / "adapter" / "adapter_model.safetensors").exists() and status(run) == "finished"
+    assert {path.name for path in run.iterdir()} == {".lock", "spec.json", "manifest.json", "metrics.jsonl", "adapter"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_says_so_and_keeps_its_metrics_but_no_adapter(home, tiny_folder, number, code):
+    run = home / "runs" / f"stopped-{code}"
+    with begun(*train_words(tiny_folder, run.name, "--steps", NEVER, "--json")) as process:
+        wait_for_steps(run, process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err and "\x1b" not in err
+    facts = json.loads(out)
+    assert (facts["kind"], facts["exit_code"]) == ("Interrupted", code) and out.count("\n") == 1
+    assert err.splitlines()[-1] == f"rankwise: {facts['error']}"
+    assert f"runs/{run.name}" in facts["error"] and "--restart" in facts["error"]
+    assert status(run) == "interrupted" and not (run / "adapter").exists()
+    steps = [row["step"] for row in read_journal(run / "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
+    assert rankwise("generate", run.name, "--prompt", "hi").exit_code == 2
+    assert_can_only_be_begun_again_when_asked(run, tiny_folder)
+
+
+def test_a_killed_training_leaves_no_adapter_and_no_lock(home, tiny_folder):
+    run = home / "runs" / "killed"
+    with begun(*train_words(tiny_folder, run.name, "--steps", NEVER)) as process:
+        wait_for_steps(run, process)
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "adapter").exists() and status(run) == "running"
+    assert rankwise("generate", run.name, "--prompt", "hi").exit_code == 2
+    assert_can_only_be_begun_again_when_asked(run, tiny_folder)
+
+
+def test_a_second_trainer_is_kept_out_by_three_and_the_first_is_unharmed(home, tiny_folder):
+    run = home / "runs" / "shared"
+    with begun(*train_words(tiny_folder, run.name, "--steps", 200, "--quiet", "--json")) as process:
+        wait_for_steps(run, process)
+        os.kill(process.pid, signal.SIGSTOP)  # holds the first where it is, however slow the second may be
+        before = (run / "metrics.jsonl").read_bytes()
+        for words in ((), ("--restart",)):
+            second = rankwise(*train_words(tiny_folder, run.name, "--steps", 4, "--json", *words))
+            assert isinstance(second.exception, SystemExit) and second.exit_code == 3
+            facts = json.loads(second.stdout)
+            assert (facts["kind"], facts["exit_code"]) == ("RunBusyError", 3)
+            assert f"process {process.pid}" in facts["error"] and '"shared"' in facts["error"]
+        assert (run / "metrics.jsonl").read_bytes() == before
+        os.kill(process.pid, signal.SIGCONT)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert json.loads(out)["steps"] == 200
+    assert [row["step"] for row in read_journal(run / "metrics.jsonl")] == list(range(1, 201))
+    assert status(run) == "finished" and (run / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_an_answer_that_is_stopped_ends_with_130_and_no_traceback(home, tiny_folder):
+    model = shutil.copytree(tiny_folder, home / "long")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": NEVER}))
+    # with the end token out of reach, the answer goes on until it is stopped
+    assert rankwise(*train_words(model, "talker", "--steps", 1)).exit_code == 0
+    words = ("generate", "talker", "--prompt", "go on", "--base", "--max-new-tokens", 500_000)
+    with begun(*words, "--temperature", 2) as process:
+        heard = process.stdout.read(5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert len(heard) == 5, err
+    assert process.returncode == 130
+    assert "Traceback" not in err and err.splitlines()[-1].startswith("rankwise: ")

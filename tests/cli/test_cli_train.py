@@ -1,0 +1,209 @@
+"""`rankwise train`: one JSON object on stdout, a whole run on the disk, a loss that falls, the same bytes again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from rankwise import __version__
+from rankwise.cli.main import app
+from rankwise.models.sources import fingerprint
+from rankwise.run.journal import read_journal
+
+KEYS = {
+    "run", "adapter", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_supervised_tokens",
+    "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
+    "adapter_bytes",
+}  # fmt: skip
+STEPS = 30
+RECIPE = ("--batch-size", "4", "--rank", "4", "--learning-rate", "0.02", "--steps", str(STEPS), "--held-out", "3")
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def write_rows(file: Path) -> Path:
+    rows = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(15)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working folder with rows in it."""
+    folder = tmp_path_factory.mktemp("home")
+    write_rows(folder / "rows.jsonl")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def told(home, tiny_folder):
+    """What `--json` printed for the run "first"."""
+    result = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "first", *RECIPE, "--json")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def run(home, told):
+    return home / "runs" / "first"
+
+
+def weights(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def spec_of(home: Path, name: str) -> dict:
+    spec = json.loads((home / "runs" / name / "spec.json").read_text())
+    assert spec.pop("run") == name
+    return spec
+
+
+def test_json_prints_exactly_one_object_with_every_promised_key(told):
+    assert told.endswith("}\n") and told.count("\n") == 1
+    assert set(json.loads(told)) == KEYS
+
+
+def test_what_json_says_agrees_with_what_lies_on_the_disk(told, run, home, tiny_folder):
+    facts = json.loads(told)
+    assert home / facts["run"] == run and home / facts["adapter"] == run / "adapter"
+    assert facts["adapter_bytes"] == len(weights(run))
+    factors = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert facts["trainable_parameters"] == sum(factor.numel() for factor in factors.values())
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    assert facts["total_parameters"] == sum(parameter.numel() for parameter in base.parameters())
+    assert facts["steps"] == STEPS
+    assert facts["train_seconds"] > 0 and facts["peak_rss_bytes"] > 50_000_000
+
+
+def test_tokens_per_second_are_the_tokens_of_all_steps_in_the_time_they_took(told, run):
+    facts = json.loads(told)
+    tokens = sum(row["tokens"] for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step")
+    assert facts["tokens_per_second"] * facts["train_seconds"] == pytest.approx(tokens)
+
+
+def test_the_loss_falls_in_training_and_on_rows_held_out(told, run):
+    losses = [row["loss"] for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step"]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+    facts = json.loads(told)
+    assert facts["held_out_loss_after"] < facts["held_out_loss_before"] - 0.1
+
+
+def test_metrics_hold_each_step_once_and_both_measurements_of_the_held_out_rows(run, told):
+    rows = read_journal(run / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, STEPS + 1))
+    held_out = [row for row in rows if row["kind"] == "held_out"]
+    assert [(row["step"], row["rows"]) for row in held_out] == [(0, 3), (STEPS, 3)]
+    facts = json.loads(told)
+    assert [row["loss"] for row in held_out] == [facts["held_out_loss_before"], facts["held_out_loss_after"]]
+
+
+def test_a_finished_run_is_these_files_and_no_leftovers(run):
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert found == {
+        ".lock", "spec.json", "manifest.json", "metrics.jsonl", "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }  # fmt: skip
+
+
+def test_the_manifest_says_what_made_the_run(run, home, tiny_folder):
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "finished" and manifest["problem"] is None
+    assert manifest["started"] <= manifest["ended"]
+    assert manifest["versions"]["rankwise"] == __version__
+    assert manifest["versions"]["torch"] == version("torch")
+    assert manifest["versions"]["python"] == platform.python_version()
+    assert manifest["data"]["sha256"] == hashlib.sha256((home / "rows.jsonl").read_bytes()).hexdigest()
+    assert (manifest["data"]["rows"], manifest["data"]["trained_rows"], manifest["data"]["held_out_rows"]) == (
+        15,
+        12,
+        3,
+    )
+    assert manifest["base_model"]["fingerprint"] == fingerprint(tiny_folder)
+    assert manifest["base_model"]["name"] == str(tiny_folder)
+    assert manifest["learning_rate"] == 0.02
+
+
+def test_the_same_command_under_another_name_gives_the_same_bytes(run, home, tiny_folder):
+    again = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "second", *RECIPE)
+    assert again.exit_code == 0, again.output
+    assert weights(home / "runs" / "second") == weights(run)
+
+
+def test_another_seed_gives_another_adapter(run, home, tiny_folder):
+    words = ("--run", "third", *RECIPE, "--seed", "1")
+    other = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", *words)
+    assert other.exit_code == 0, other.output
+    assert weights(home / "runs" / "third") != weights(run)
+
+
+def test_a_yaml_file_asks_for_the_same_as_flags(run, home, tiny_folder):
+    (home / "same.yaml").write_text(
+        f"model: {tiny_folder}\n"
+        "data: {path: rows.jsonl, held_out: 3}\n"
+        "run: from-yaml\n"
+        "adapter: {rank: 4}\n"
+        f"training: {{batch_size: 4, learning_rate: 2e-2, steps: {STEPS}}}\n"
+    )
+    result = rankwise("train", "same.yaml", "--json")
+    assert result.exit_code == 0, result.output
+    assert spec_of(home, "from-yaml") == spec_of(home, "first")
+    assert weights(home / "runs" / "from-yaml") == weights(run)
+
+
+def test_set_wins_over_a_flag_and_a_flag_over_the_yaml_file(home, tiny_folder):
+    (home / "short.yaml").write_text(
+        f"model: {tiny_folder}\ndata: rows.jsonl\nrun: mixed\nadapter:\n  rank: 2\ntraining:\n  steps: 7\n  seed: 5\n"
+    )
+    result = rankwise(
+        "train", "short.yaml", "--steps", 3, "--batch-size", 2, "--set", "training.batch_size=3", "--set",
+        "adapter.alpha=8", "--set", "data.held_out=2", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    spec = spec_of(home, "mixed")
+    assert (spec["training"]["steps"], spec["training"]["batch_size"], spec["training"]["seed"]) == (3, 3, 5)
+    assert (spec["adapter"]["rank"], spec["adapter"]["alpha"], spec["data"]["held_out"]) == (2, 8, 2)
+    config = json.loads((home / "runs" / "mixed" / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (2, 8)
+    assert json.loads(result.stdout)["steps"] == 3
+
+
+def test_without_json_the_words_hold_the_same_numbers_and_say_what_to_do_next(home, tiny_folder):
+    words = ("--run", "spoken", "--steps", 2, "--held-out", 3)
+    result = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", *words)
+    assert result.exit_code == 0, result.output
+    results = json.loads((home / "runs" / "spoken" / "manifest.json").read_text())["results"]
+    assert f"loss {results['loss']:.3f}" in result.stdout
+    assert f"{results['held_out_loss_before']:.4f} -> {results['held_out_loss_after']:.4f}" in result.stdout
+    assert "runs/spoken/adapter" in result.stdout and "rankwise chat spoken --both" in result.stdout
+
+
+def test_rows_too_long_are_left_out_whole_and_counted(home, tiny_folder):
+    lines = (home / "rows.jsonl").read_text() + json.dumps({"prompt": "long " * 100, "completion": "word " * 100})
+    (home / "mixed.jsonl").write_text(lines)
+    words = ("--run", "lengths", "--steps", 2, "--max-length", 100)
+    result = rankwise("train", "--model", tiny_folder, "--data", "mixed.jsonl", *words)
+    assert result.exit_code == 0, result.output
+    data = json.loads((home / "runs" / "lengths" / "manifest.json").read_text())["data"]
+    assert (data["rows"], data["trained_rows"], data["rows_too_long"]) == (16, 15, 1)
+    assert "1 of 16 rows of mixed.jsonl" in result.stderr and "left out" in result.stderr
+
+
+def test_training_does_not_touch_the_base_model_on_the_disk(tmp_path, monkeypatch, tiny_folder):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl")
+    before = {file.name: file.read_bytes() for file in tiny_folder.iterdir()}
+    words = ("--data", "rows.jsonl", "--run", "x", "--steps", 1)
+    assert rankwise("train", "--model", tiny_folder, *words).exit_code == 0
+    assert {file.name: file.read_bytes() for file in tiny_folder.iterdir()} == before

@@ -1,0 +1,177 @@
+"""A file is read whole or refused with every bad line named; no row is skipped in silence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankwise.data.sources import TOLD, read_examples
+from rankwise.errors import DataError
+from rankwise.spec.data import DataSpec
+
+GOOD = b'{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Write bytes to a file and read it as rows."""
+
+    def read(content, **settings):
+        file = tmp_path / "rows.jsonl"
+        file.write_bytes(content)
+        return read_examples(DataSpec(path=str(file), **settings))
+
+    return read
+
+
+@pytest.fixture
+def problem(rows, tmp_path):
+    """The message a file is refused with, its folder cut off."""
+
+    def read(content, **settings):
+        with pytest.raises(DataError) as caught:
+            rows(content, **settings)
+        return str(caught.value).replace(f"{tmp_path}/", "")
+
+    return read
+
+
+def contents(examples):
+    return [tuple(message.content for message in example.messages) for example in examples]
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), ascii_only=st.booleans())
+def test_any_text_that_json_can_hold_is_read_back_to_the_letter(tmp_path_factory, pairs, ascii_only):
+    # U+2028 and U+0085 inside a value once counted as line ends, in readers that split text and not bytes
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [json.dumps({"prompt": asked, "completion": said}, ensure_ascii=ascii_only) for asked, said in pairs]
+    file.write_text("\n".join(lines), encoding="utf-8", newline="\n")
+    examples, form = read_examples(DataSpec(path=str(file)))
+    assert form == "prompt"
+    assert contents(examples) == pairs
+    assert [example.where for example in examples] == [f"{file}:{n}" for n in range(1, len(pairs) + 1)]
+
+
+def test_blank_lines_carry_no_row_but_count_as_lines(rows):
+    examples, _ = rows(b"\n" + GOOD + b"  \t\n\n" + GOOD)
+    assert [example.where.rpartition(":")[2] for example in examples] == ["2", "5"]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(rows):
+    plain, _ = rows(GOOD * 3)
+    marked, _ = rows(b"\xef\xbb\xbf" + (GOOD * 3).replace(b"\n", b"\r\n"))
+    assert marked == plain
+
+
+def test_a_last_line_without_an_end_is_read(rows):
+    assert rows(GOOD + GOOD.strip())[0] == rows(GOOD * 2)[0]
+
+
+def test_a_byte_order_mark_inside_the_file_is_not_swallowed(problem):
+    assert problem(GOOD + b"\xef\xbb\xbf" + GOOD).startswith("rows.jsonl:2: ")
+
+
+def test_a_missing_file_is_told_with_the_nearest_name(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(GOOD)
+    with pytest.raises(DataError) as caught:
+        read_examples(DataSpec(path=str(tmp_path / "trian.jsonl")))
+    assert "trian.jsonl: there is no such file" in str(caught.value)
+    assert 'Did you mean "train.jsonl"?' in str(caught.value)
+
+
+def test_a_file_missing_in_a_missing_folder_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"no such file\.$"):
+        read_examples(DataSpec(path=str(tmp_path / "nowhere" / "rows.jsonl")))
+
+
+def test_a_folder_is_no_file_of_rows(tmp_path):
+    with pytest.raises(DataError, match="is not a file"):
+        read_examples(DataSpec(path=str(tmp_path)))
+
+
+def test_a_name_too_long_for_any_file_is_told():
+    # the system's own error ended in a traceback
+    with pytest.raises(DataError):
+        read_examples(DataSpec(path="x" * 300))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("form", ["auto", "prompt"])
+def test_a_file_without_rows_is_refused(problem, content, form):
+    assert problem(content, format=form) == "rows.jsonl: has no rows."
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (b'{"prompt": "a", "completion": b}\n', ["is not JSON", "column 31"]),
+        (b'{"prompt": "a"\n', ["is not JSON"]),
+        (b"[1, 2]\n", ["holds a list", "one JSON object per line"]),
+        (b'"text"\n', ["holds a str", "one JSON object per line"]),
+        (b"null\n", ["holds a NoneType", "one JSON object per line"]),
+        (b'{"prompt": "\xff", "completion": "b"}\n', ["not UTF-8", "byte 12"]),
+        (b'{"prompt": "\xed\xa0\x80", "completion": "b"}\n', ["not UTF-8", "byte 12"]),
+        (b'{"prompt": "\\ud800", "completion": "b"}\n', ["the prompt", "lone surrogate", "at 0"]),
+        (b'{"prompt": ' + b"[" * 100_000 + b"\n", ["nested too deeply"]),
+        (b'{"prompt": ' + b'{"a":' * 100_000 + b"\n", ["nested too deeply"]),
+        (b'{"prompt": ' + b"9" * 5000 + b', "completion": "b"}\n', ["number too long"]),
+        (b'{"instruction": "a", "output": "b"}\n', ["no 'prompt' and no 'completion'", "'instruction', 'output'"]),
+        (b'{"prompt": "a", "completion": ""}\n', ["the completion is empty"]),
+    ],
+)
+def test_one_bad_line_among_good_ones_is_named(problem, line, wanted):
+    message = problem(GOOD + line + GOOD)
+    assert message.startswith("rows.jsonl:2: ")
+    assert message.count("rows.jsonl:") == 1, "only the bad line is told"
+    assert all(part in message for part in wanted), message
+    assert len(message) < 400
+
+
+def test_a_surrogate_pair_is_one_whole_character(rows):
+    examples, _ = rows(b'{"prompt": "\\ud83d\\ude00", "completion": "b"}\n')
+    assert contents(examples) == [("\U0001f600", "b")]
+
+
+@pytest.mark.parametrize("content", [b"[\n" + GOOD, b"[" + GOOD.strip() + b",\n" + GOOD + b"]"])
+def test_one_json_list_over_many_lines_is_recognised(problem, content):
+    message = problem(content)
+    assert message.startswith("rows.jsonl:1: is not JSON")
+    assert "one JSON list" in message
+    assert "one object per line" in message
+
+
+def test_several_bad_rows_are_told_at_once(problem):
+    told = problem(GOOD + b"{\n" + GOOD + b'{"prompt": 1, "completion": "b"}\n').splitlines()
+    assert [line.partition(": ")[0] for line in told] == ["rows.jsonl:2", "rows.jsonl:4"]
+
+
+def test_many_bad_rows_are_capped_and_counted(problem):
+    told = problem(GOOD + b"{\n" * (TOLD + 5)).splitlines()
+    assert len(told) == TOLD + 1
+    assert told[0].startswith("rows.jsonl:2: ")
+    assert told[-1] == "and 5 more rows with problems."
+    assert len(problem(GOOD + b"{\n" * TOLD).splitlines()) == TOLD, "nothing is left out, so nothing is counted"
+
+
+def test_without_a_form_the_first_bad_row_is_the_only_one_told(problem):
+    # every later row would be judged by a form that nobody knows yet
+    assert problem(b'{"question": "a"}\n' * 3).count("rows.jsonl:") == 1
+
+
+def test_a_form_that_was_asked_for_is_not_guessed(rows, problem):
+    both = b'{"messages": [], "prompt": "a", "completion": "b"}\n'
+    assert rows(both, format="prompt")[1] == "prompt"
+    assert "messages" in problem(both)
+    assert "no 'messages'" in problem(GOOD, format="messages")
+
+
+def test_the_system_setting_reaches_every_row(rows):
+    examples, _ = rows(GOOD * 2, system="Be brief.")
+    assert contents(examples) == [("Be brief.", "a", "b")] * 2

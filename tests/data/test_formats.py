@@ -1,0 +1,185 @@
+"""Each known form of row becomes the right Example, and a row that fits badly says where, what was found and wanted."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankwise.data.example import Message
+from rankwise.data.formats import find_format, parse_row
+from rankwise.errors import DataError
+
+WHERE = "rows.jsonl:7"
+USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+
+
+def problem(row, form):
+    with pytest.raises(DataError) as caught:
+        parse_row(row, form, WHERE)
+    message = str(caught.value)
+    assert message.startswith(f"{WHERE}: ")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [], "prompt": "a", "completion": "b"}, "messages"),
+        ({"prompt": "a", "completion": "b", "id": 3}, "prompt"),
+        ({"prompt": "a", "response": "b"}, "prompt"),
+        ({"instruction": "a", "output": "b"}, "instruction"),
+        ({"instruction": "a", "input": "", "output": "b"}, "instruction"),
+    ],
+)
+def test_the_keys_of_a_row_tell_its_form(row, form):
+    assert find_format(row, WHERE) == form
+
+
+@pytest.mark.parametrize("row", [{}, {"prompt": "a"}, {"completion": "a"}, {"instruction": "a", "input": "b"}])
+def test_keys_of_no_known_form_are_told_with_the_forms_that_are(row):
+    with pytest.raises(DataError) as caught:
+        find_format(row, WHERE)
+    message = str(caught.value)
+    assert message.startswith(f"{WHERE}: ")
+    assert all(repr(key) in message for key in row)
+    assert all(word in message for word in ("messages", "prompt", "completion", "response", "instruction", "output"))
+
+
+def test_messages_keep_every_turn_in_order_to_the_letter():
+    turns = [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": "a\n"},
+        {"role": "assistant", "content": " b"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d "},
+    ]
+    example = parse_row({"messages": turns}, "messages", WHERE)
+    assert [(message.role, message.content) for message in example.messages] == [
+        (turn["role"], turn["content"]) for turn in turns
+    ]
+    assert example.where == WHERE
+
+
+@pytest.mark.parametrize("answer", ["completion", "response"])
+def test_prompt_and_its_answer_are_two_turns(answer):
+    example = parse_row({"prompt": "a ", answer: " b", "other": 1}, "prompt", WHERE)
+    assert example.messages == (Message("user", "a "), Message("assistant", " b"))
+
+
+@pytest.mark.parametrize("given", [{}, {"input": ""}, {"input": None}])
+def test_an_instruction_without_input_is_the_question_alone(given):
+    example = parse_row({"instruction": "Add.", "output": "3"} | given, "instruction", WHERE)
+    assert example.messages == (Message("user", "Add."), Message("assistant", "3"))
+
+
+def test_an_input_follows_its_instruction_after_an_empty_line():
+    example = parse_row({"instruction": "Add.", "input": "1 2", "output": "3"}, "instruction", WHERE)
+    assert example.messages == (Message("user", "Add.\n\n1 2"), Message("assistant", "3"))
+
+
+def test_a_system_message_is_laid_before_rows_that_bring_none_and_no_others():
+    own = {"messages": [{"role": "system", "content": "own"}, USER, ANSWER]}
+    assert parse_row({"messages": [USER, ANSWER]}, "messages", WHERE, "given").messages[0] == Message("system", "given")
+    assert [m.content for m in parse_row(own, "messages", WHERE, "given").messages] == ["own", "Why?", "Because."]
+    assert parse_row({"prompt": "a", "completion": "b"}, "prompt", WHERE, "").messages[0] == Message("system", "")
+
+
+def test_content_in_text_parts_is_their_text_joined():
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    example = parse_row({"messages": [{"role": "user", "content": parts}, ANSWER]}, "messages", WHERE)
+    assert example.messages[0].content == "one two"
+
+
+def test_a_system_turn_may_be_empty():
+    turns = [{"role": "system", "content": ""}, USER, ANSWER]
+    assert parse_row({"messages": turns}, "messages", WHERE).messages[0] == Message("system", "")
+
+
+@pytest.mark.parametrize(
+    ("turns", "wanted"),
+    [
+        (None, ["None", "list of turns"]),
+        ("hello", ["'hello'", "list of turns"]),
+        ([], ["[]", "list of turns"]),
+        ({"role": "user"}, ["'role'", "list of turns"]),
+        (["hello"], ["turn 1", "'hello'", "role and a content"]),
+        ([USER, {"role": "assistant"}], ["turn 2", "'assistant'", "role and a content"]),
+        ([USER, {"content": "x"}], ["turn 2", "role and a content"]),
+        ([{"role": "usr", "content": "x"}, ANSWER], ["turn 1", "'usr'", 'Did you mean "user"?', "system"]),
+        ([{"role": 3, "content": "x"}, ANSWER], ["turn 1", "role 3", "assistant"]),
+        ([{"role": ["user"], "content": "x"}, ANSWER], ["turn 1", "['user']"]),
+        ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], ["turn 2", "tools"]),
+        ([USER, {"role": "assistant", "content": None}], ["content of turn 2", "None", "text is wanted"]),
+        ([USER, {"role": "assistant", "content": 5}], ["content of turn 2", "5", "text is wanted"]),
+        ([USER, {"role": "assistant", "content": " \n"}], ["content of turn 2", "empty"]),
+        ([{"role": "user", "content": ""}, ANSWER], ["content of turn 1", "empty"]),
+        ([{"role": "user", "content": []}, ANSWER], ["content of turn 1", "empty"]),
+        ([{"role": "user", "content": [{"type": "image"}]}, ANSWER], ["content of turn 1", "image", "text is wanted"]),
+        ([{"role": "user", "content": ["a"]}, ANSWER], ["content of turn 1", "['a']", "text is wanted"]),
+        ([USER], ["no turn has the role assistant"]),
+        ([USER, ANSWER, USER], ["last turn has the role user", "must end with the answer"]),
+        ([USER, {"role": "system", "content": "x"}, ANSWER], ["turn 2 has the role system", "only the first"]),
+    ],
+)
+def test_a_bad_conversation_is_told_with_turn_value_and_wish(turns, wanted):
+    message = problem({"messages": turns}, "messages")
+    assert all(part in message for part in wanted), message
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "wanted"),
+    [
+        ({"promt": "a", "completion": "b"}, "prompt", ["no 'prompt'", "'promt', 'completion'", '"promt"?']),
+        ({"prompt": "a", "completon": "b"}, "prompt", ["no 'completion'", "'prompt', 'completon'", '"completon"?']),
+        ({}, "prompt", ["no 'prompt' and no 'completion'", "no keys"]),
+        ({"message": [USER, ANSWER]}, "messages", ["no 'messages'", "'message'", '"message"?']),
+        ({"instruction": "a", "outputs": "b"}, "instruction", ["no 'output'", "'outputs'", '"outputs"?']),
+        ({"prompt": 1, "completion": "b"}, "prompt", ["the prompt is 1", "text is wanted"]),
+        ({"prompt": "a", "completion": None}, "prompt", ["the completion is None", "text is wanted"]),
+        ({"prompt": "a", "response": ["x"]}, "prompt", ["the response is ['x']", "text is wanted"]),
+        ({"prompt": "a", "response": "  "}, "prompt", ["the response is empty"]),
+        ({"instruction": "", "output": "b"}, "instruction", ["the instruction is empty"]),
+        ({"instruction": "a", "output": {}}, "instruction", ["the output is {}", "text is wanted"]),
+        ({"instruction": "a", "input": 5, "output": "b"}, "instruction", ["the input is 5", "text is wanted"]),
+    ],
+)
+def test_a_bad_row_is_told_with_key_value_and_wish(row, form, wanted):
+    message = problem(row, form)
+    assert all(part in message for part in wanted), message
+
+
+@pytest.mark.parametrize("value", [0, False, [], {}])
+def test_an_input_that_is_no_text_is_told_even_if_it_counts_as_nothing(value):
+    # `row.get("input") or ""` dropped the number 0 from "double the number" without a word
+    message = problem({"instruction": "a", "input": value, "output": "b"}, "instruction")
+    assert repr(value) in message
+
+
+@pytest.mark.parametrize("part", [{"type": "text", "text": None}, {"type": "text", "text": 5}, {"type": "text"}])
+def test_a_text_part_that_holds_no_text_is_told(part):
+    # str(None) made the answer "None", and a model learned to say it
+    parts = [{"type": "text", "text": "so: "}, part]
+    message = problem({"messages": [USER, {"role": "assistant", "content": parts}]}, "messages")
+    assert "content of turn 2" in message
+
+
+@pytest.mark.parametrize("key", ["prompt", "completion"])
+def test_half_a_character_is_told_with_its_place(key):
+    row = {"prompt": "a", "completion": "b"} | {key: "ab\ud83d"}
+    message = problem(row, "prompt")
+    assert f"the {key}" in message
+    assert "surrogate" in message
+    assert " 2." in message
+    message.encode()
+
+
+def test_a_long_value_is_shown_short():
+    message = problem({"prompt": ["x" * 100_000], "completion": "b"}, "prompt")
+    assert len(message) < 300
+
+
+def test_a_long_key_is_shown_short():
+    # keys were listed whole: one line of a wrong file filled the terminal
+    with pytest.raises(DataError) as caught:
+        find_format({"k" * 100_000: 1}, WHERE)
+    assert len(str(caught.value)) < 2000

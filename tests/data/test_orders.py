@@ -1,0 +1,102 @@
+"""The demo's rows are the same everywhere and answered by what they say; its splits share nothing to remember."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from rankwise.data.orders import INTENTS, TEST, TRAIN, URGENCIES, order_examples
+
+COUNT = 3000
+
+
+@pytest.fixture(scope="module", params=["train", "test"])
+def rows(request):
+    return order_examples(COUNT, TRAIN if request.param == "train" else TEST, 11)
+
+
+def answer(example):
+    return json.loads(example.messages[-1].content)
+
+
+def words(text):
+    return set(text.split())
+
+
+def test_one_seed_makes_one_set_of_rows_and_another_makes_another():
+    assert order_examples(50, TRAIN, 3) == order_examples(50, TRAIN, 3)
+    assert order_examples(50, TRAIN, 3) != order_examples(50, TRAIN, 4)
+    assert order_examples(50, TRAIN, 3) == order_examples(80, TRAIN, 3)[:50]
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_the_rows_are_the_same_in_every_process(seed):
+    # the order of a set of words differs from process to process
+    program = (
+        "from rankwise.data.orders import TEST, order_examples\n"
+        "print(*(example.messages for example in order_examples(50, TEST, 3)), sep='\\n')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": seed},
+    )
+    assert done.stdout.splitlines() == [str(example.messages) for example in order_examples(50, TEST, 3)]
+
+
+def test_the_splits_share_no_name_no_thing_and_no_order_number():
+    assert not words(TRAIN.names) & words(TEST.names)
+    assert not words(TRAIN.things) & words(TEST.things)
+    assert not set(TRAIN.orders) & set(TEST.orders)
+
+
+def test_no_word_of_one_split_is_met_in_the_rows_of_the_other():
+    for own, other in ((TRAIN, TEST), (TEST, TRAIN)):
+        text = "\n".join(example.messages[1].content for example in order_examples(COUNT, own, 0))
+        met = set(re.findall(r"[A-Za-z]+", text))
+        assert not met & (words(other.names) | words(other.things))
+        assert words(own.names) | words(own.things) <= met
+        assert all(int(number) in own.orders for number in re.findall(r"\d{4,}", text))
+
+
+def test_every_answer_is_one_line_of_strict_json_with_four_keys(rows):
+    for example in rows:
+        said = example.messages[-1].content
+        assert "\n" not in said
+        assert list(json.loads(said)) == ["intent", "product", "order", "urgency"]
+        assert json.dumps(answer(example)) == said
+        assert answer(example)["intent"] in INTENTS
+        assert answer(example)["urgency"] in URGENCIES
+
+
+def test_product_and_order_can_be_read_from_the_message(rows):
+    for example in rows:
+        message, wanted = example.messages[1].content, answer(example)
+        assert message.count(wanted["product"]) == 1
+        # an order number is given exactly if one is wanted, and it is the only long number
+        assert re.findall(r"\d{4,}", message) == ([wanted["order"]] if wanted["order"] is not None else [])
+
+
+def test_about_three_rows_in_twenty_give_no_order_number(rows):
+    share = sum(answer(example)["order"] is None for example in rows) / COUNT
+    assert 0.12 < share < 0.18  # 0.15 within more than four standard errors of 3000 draws
+
+
+def test_every_intent_and_urgency_is_asked_for(rows):
+    assert {answer(example)["intent"] for example in rows} == set(INTENTS)
+    assert {answer(example)["urgency"] for example in rows} == set(URGENCIES)
+
+
+def test_a_row_is_instruction_message_and_answer_and_says_where_it_is_from(rows):
+    assert {tuple(message.role for message in example.messages) for example in rows} == {
+        ("system", "user", "assistant")
+    }
+    assert [example.where for example in rows[:2]] == ["demo:1", "demo:2"]
+    assert all(message.content.strip() for example in rows for message in example.messages)

@@ -1,0 +1,77 @@
+"""The examples run, and the flat reading version and the package's trainer learn the same from the same start."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rankwise.adapters.adapter_set import inject
+from rankwise.data.batches import Batches
+from rankwise.data.example import Example, Message
+from rankwise.data.templates import render
+from rankwise.data.tokens import tokenise
+from rankwise.models.causal import SupervisedLogits
+from rankwise.models.loading import load
+from rankwise.run.records import StepRecord
+from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.models import ModelSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.training.loop import train
+from rankwise.training.schedules import rate_factor
+from rankwise.training.state import TrainState, adamw
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def flat_lora() -> ModuleType:
+    found = importlib.util.spec_from_file_location("flat_lora", EXAMPLES / "flat_lora.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_one_row_keeps_every_law_on_the_way(starter_folder: Path) -> None:
+    done = subprocess.run([sys.executable, EXAMPLES / "one_row.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "11 written   and read again: 210 layers" in done.stdout
+
+
+def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) -> None:
+    flat = flat_lora()
+    loaded = load(ModelSpec(name=str(tiny_folder), dtype="float32", device="cpu"))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+    expected = flat.train(plain, loaded.tokenizer.hub)
+
+    adapters = inject(loaded.module, LoraSpec(rank=flat.RANK, alpha=flat.ALPHA))
+    wrapped = {path: module for path, module in plain.named_modules() if isinstance(module, flat.LoraLinear)}
+    assert set(wrapped) == set(adapters.layers)
+    torch.manual_seed(0)
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    torch.manual_seed(0)
+    flat.adapt(fresh)
+    starts = {path: module.A for path, module in fresh.named_modules() if isinstance(module, flat.LoraLinear)}
+    with torch.no_grad():
+        for path, adapter in adapters.adapters().items():
+            adapter.A.copy_(starts[path])
+
+    spec = TrainingSpec(steps=flat.STEPS, batch_size=len(flat.ROWS), warmup=0.0)
+    examples = [Example((Message("user", q), Message("assistant", a)), "flat") for q, a in flat.ROWS]
+    rows = [tokenise(render(example, loaded.tokenizer), loaded.tokenizer) for example in examples]
+    parameters = adapters.parameters()
+    state = TrainState(
+        parameters, adamw(parameters, spec), lambda step: flat.RATE * rate_factor(spec, step, flat.STEPS), flat.STEPS,
+        spec.clip, torch.device("cpu"),
+    )  # fmt: skip
+    records: list[StepRecord] = []
+    batches = Batches(rows, spec.batch_size, 64, 0)
+    train(state, batches, forward=SupervisedLogits(loaded.module), announce=records.append)
+    assert expected[-1] < expected[0]
+    assert [record.loss for record in records] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,133 @@
+"""Peft loads what we write and we load what it writes, with the same logits, over random ranks, alphas, patterns."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from conftest import ARCHITECTURES, tiny_model
+from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.spec.adapters import LoraSpec
+
+IDS = torch.arange(48).reshape(2, 24) % 96
+LEAVES = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj"],
+    "neox": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
+    "gptj": ["q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"],
+    "bert": ["query", "key", "value", "attention.output.dense"],
+}
+EMBEDDINGS = {"llama": "embed_tokens", "gpt2": "wte", "neox": "embed_in", "gptj": "wte", "bert": "word_embeddings"}
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def randomise(parameters: list[nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def assert_alike(found: torch.Tensor, wanted: torch.Tensor, base: torch.Tensor) -> None:
+    """Within 1e-5 of the largest logit, where the adapter itself changes far more than that."""
+    scale = wanted.abs().max()
+    assert (wanted - base).abs().max() > 1e-3 * scale, "an adapter that changes nothing would prove nothing"
+    assert (found - wanted).abs().max() <= 1e-5 * scale
+
+
+def random_leaves(chance: random.Random, architecture: str) -> list[str]:
+    """The last of the list always: it acts on the residual stream, where a query alone may change next to nothing."""
+    *others, last = LEAVES[architecture]
+    return [*chance.sample(others, chance.randint(0, len(others))), last]
+
+
+def random_patterns(chance: random.Random, leaves: list[str]) -> tuple[dict[str, int], dict[str, float]]:
+    ranks = {leaf: chance.randint(1, 9) for leaf in leaves if chance.random() < 0.4}
+    alphas = {leaf: chance.choice([1, 3, 7.5, 24, 100]) for leaf in leaves if chance.random() < 0.4}
+    return ranks, alphas
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_peft_loads_ours(architecture: str, seed: int, tmp_path: Path) -> None:
+    chance = random.Random(f"{architecture}{seed}")
+    leaves = random_leaves(chance, architecture)
+    ranks, alphas = random_patterns(chance, leaves)
+    ranks |= {r"(layers|layer|h)\.1\..*": chance.randint(1, 9)} if chance.random() < 0.5 else {}
+    spec = LoraSpec(
+        rank=chance.randint(1, 8), alpha=chance.choice([1.0, 8.0, 13.0, 32.0]), targets=tuple(leaves),
+        layers=chance.choice([None, (1,)]), rank_pattern=ranks, alpha_pattern=alphas,
+    )  # fmt: skip
+    model = tiny_model(architecture)
+    base = logits(model)
+    adapters = inject(model, spec)
+    randomise(adapters.parameters())
+    write_peft(adapters, tmp_path, base_model="tiny", task_type=None if architecture == "bert" else "CAUSAL_LM")
+    theirs = PeftModel.from_pretrained(tiny_model(architecture), tmp_path).eval()
+    assert_alike(logits(theirs), logits(model), base)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_we_load_peft_s(architecture: str, seed: int, tmp_path: Path) -> None:
+    chance = random.Random(f"{architecture}{seed}")
+    leaves = random_leaves(chance, architecture)
+    ranks, alphas = random_patterns(chance, leaves)
+    config = LoraConfig(
+        r=chance.randint(1, 8), lora_alpha=chance.choice([1, 8, 13, 32]), target_modules=leaves, rank_pattern=ranks,
+        alpha_pattern=alphas, use_rslora=chance.random() < 0.5, lora_dropout=0.1,
+    )  # fmt: skip
+    theirs = get_peft_model(tiny_model(architecture), config).eval()
+    randomise([parameter for name, parameter in theirs.named_parameters() if "lora_" in name])
+    theirs.save_pretrained(tmp_path)
+    model = tiny_model(architecture)
+    base = logits(model)
+    read_peft(model, tmp_path)
+    assert_alike(logits(model.eval()), logits(theirs), base)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_linear_means_the_same_layers_to_both(architecture: str) -> None:
+    theirs = get_peft_model(tiny_model(architecture), LoraConfig(target_modules="all-linear"))
+    adapted = {
+        name.removeprefix("base_model.model.") for name, module in theirs.named_modules() if hasattr(module, "lora_A")
+    }
+    assert set(inject(tiny_model(architecture)).layers) == adapted
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_adapted_embedding_goes_both_ways(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    base = logits(model)
+    adapters = inject(model, LoraSpec(rank=4, alpha=8, targets=(LEAVES[architecture][0], EMBEDDINGS[architecture])))
+    randomise(adapters.parameters())
+    (tmp_path / "ours").mkdir()
+    task = None if architecture == "bert" else "CAUSAL_LM"
+    write_peft(adapters, tmp_path / "ours", base_model="tiny", task_type=task)
+    theirs = PeftModel.from_pretrained(tiny_model(architecture), tmp_path / "ours").eval()
+    assert_alike(logits(theirs), logits(model), base)
+    # Peft stores the table and the head beside the factors; they are the base's own, so they are accepted and unused.
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    again = tiny_model(architecture)
+    read_peft(again, tmp_path / "theirs")
+    assert_alike(logits(again), logits(theirs), base)
+
+
+def test_peft_s_own_reader_takes_every_key_of_our_config(tmp_path: Path) -> None:
+    adapters = inject(tiny_model("llama"), LoraSpec(rank=4, alpha=8, targets=("q_proj",), layers=(1,)))
+    write_peft(adapters, tmp_path, base_model="tiny")
+    ours = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert set(ours) <= set(LoraConfig().to_dict())
+    assert ours["target_modules"] == ["model.layers.1.self_attn.q_proj"]
+    assert ours["lora_alpha"] == 8 and isinstance(ours["lora_alpha"], int)

@@ -1,0 +1,235 @@
+"""A step is the same however its rows are portioned; the end token is trained; nothing bad is learned from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from conftest import tiny_model
+from rankwise.adapters.adapter_set import AdapterSet, inject
+from rankwise.data.batches import Batch, Batches, collate, portion
+from rankwise.data.example import Example, Message
+from rankwise.data.templates import render
+from rankwise.data.tokens import Tokens, tokenise
+from rankwise.errors import TrainingError
+from rankwise.models.causal import SupervisedLogits
+from rankwise.models.tokenizer import HubTokenizer
+from rankwise.run.records import StepRecord
+from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.training.loop import train
+from rankwise.training.losses import mean_loss, token_loss
+from rankwise.training.schedules import learning_rate, rate_factor
+from rankwise.training.state import TrainState, adamw
+from rankwise.training.step import optimizer_step
+
+CPU = torch.device("cpu")
+
+
+def random_rows(count: int, seed: int = 0) -> list[Tokens]:
+    """Rows of unequal length with unequal shares of supervised tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(count):
+        length = int(torch.randint(4, 40, (1,), generator=generator))
+        given = int(torch.randint(1, length - 1, (1,), generator=generator))
+        ids = torch.randint(0, 96, (length,), generator=generator).tolist()
+        rows.append(Tokens(tuple(ids), tuple(place >= given for place in range(length))))
+    return rows
+
+
+def adapted(architecture: str = "llama") -> tuple[torch.nn.Module, AdapterSet]:
+    model = tiny_model(architecture)
+    adapters = inject(model, LoraSpec(rank=4))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for adapter in adapters.adapters().values():
+            adapter.B.copy_(torch.randn(adapter.B.shape, generator=generator) * 0.05)
+    return model, adapters
+
+
+def state_of(adapters: AdapterSet, steps: int = 10, rate: float = 1e-2) -> TrainState:
+    parameters = adapters.parameters()
+    return TrainState(parameters, adamw(parameters, TrainingSpec()), lambda step: rate, steps, 1.0, CPU)
+
+
+def gradients(batches: list[Batch]) -> tuple[list[torch.Tensor], float]:
+    """Of the step's loss as optimizer_step makes it, caught before the update."""
+    model, adapters = adapted()
+    state = state_of(adapters, rate=0.0)
+    kept: list[torch.Tensor] = []
+    state.optimizer.register_step_pre_hook(lambda *_: kept.extend(p.grad.clone() for p in state.parameters))
+    state.clip = 1e9
+    record = optimizer_step(state, batches, SupervisedLogits(model), 0.0)
+    return kept, record.loss
+
+
+@pytest.mark.parametrize("budget", [1, 60, 200])
+def test_k_micro_batches_are_one_large_batch(budget: int) -> None:
+    rows = random_rows(9)
+    parts = portion(rows, budget)
+    assert len(parts) > 1 and len({int(part.supervised.sum()) for part in parts}) > 1, "the counts must differ"
+    whole, whole_loss = gradients([collate(rows)])
+    portioned, portioned_loss = gradients(parts)
+    largest = max(gradient.abs().max() for gradient in whole)
+    assert largest > 1e-4
+    assert max((a - b).abs().max() for a, b in zip(whole, portioned, strict=True)) <= 1e-6 * max(1, largest)
+    assert abs(whole_loss - portioned_loss) <= 1e-6 * whole_loss
+
+
+def test_the_loss_of_a_step_is_the_mean_over_all_its_supervised_tokens() -> None:
+    rows = random_rows(5, seed=1)
+    model, adapters = adapted()
+    total, count = 0.0, 0
+    for row in rows:  # written out plainly, one row at a time, with full logits
+        logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        for place in range(1, len(row.ids)):
+            if row.learned[place]:
+                total -= logits[place - 1, row.ids[place]].item()
+                count += 1
+    record = optimizer_step(state_of(adapters), portion(rows, 50), SupervisedLogits(model), 0.0)
+    assert record.supervised_tokens == count and record.tokens == sum(len(row.ids) - 1 for row in rows)
+    assert math.isclose(record.loss, total / count, rel_tol=1e-5)
+
+
+def test_padding_changes_nothing() -> None:
+    rows = random_rows(4, seed=2)
+    model, _ = adapted()
+    forward = SupervisedLogits(model)
+    together = mean_loss(forward, [collate(rows)], CPU)
+    alone = mean_loss(forward, [collate([row]) for row in rows], CPU)
+    assert together[1] == alone[1] and math.isclose(together[0], alone[0], rel_tol=1e-5)
+
+
+def test_a_pad_token_equal_to_the_end_token_still_leaves_the_end_token_trained(
+    hub_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    # A collator that masks labels by the pad id would mask the end token too: the model would never learn to stop.
+    assert hub_tokenizer.pad_token_id == hub_tokenizer.eos_token_id
+    end = hub_tokenizer.eos_token_id
+    tokenizer = HubTokenizer(hub_tokenizer, [end])
+    questions = ("What is it?", "What is the capital of France, and what is it called in the language of the land?")
+    examples = [Example((Message("user", q), Message("assistant", "Paris.")), "x:1") for q in questions]
+    rows = [tokenise(render(example, tokenizer), tokenizer) for example in examples]
+    batch = collate(rows)
+    assert (batch.inputs == 0).any(), "there is padding"
+    assert [int((targets == end).sum()) for targets in batch.targets] == [1, 1]
+    model = tiny_model("llama", vocab=len(hub_tokenizer))
+    adapters = inject(model, LoraSpec(rank=8))
+    state = state_of(adapters, steps=60)
+    train(state, Batches(rows, 2, 4096, 0), forward=SupervisedLogits(model), announce=lambda event: None)
+    for example in examples:
+        prompt = tokenizer.encode(tokenizer.text(example.messages[:-1], answer_next=True))[0]
+        made = model.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=end, pad_token_id=end
+        )
+        assert tokenizer.decode(made[0, len(prompt) :].tolist()) == "Paris.<|im_end|>"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "gptj"])
+def test_training_lowers_the_loss_and_only_the_adapter_moves(architecture: str) -> None:
+    rows = random_rows(2, seed=3)
+    model = tiny_model(architecture)
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    adapters = inject(model, LoraSpec(rank=8))
+    records: list[StepRecord] = []
+    state = state_of(adapters, 60, rate=3e-2)
+    train(state, Batches(rows, 2, 100, 0), forward=SupervisedLogits(model), announce=records.append)
+    assert [record.step for record in records] == list(range(1, 61))
+    assert records[-1].loss < records[0].loss - 0.15  # the frozen random head is small, and bounds what can be learned
+    assert all(adapter.B.abs().max() > 0 for adapter in adapters.adapters().values())
+    adapters.eject()
+    assert all(torch.equal(model.state_dict()[name], base[name]) for name in base)
+
+
+def test_the_same_seed_gives_the_same_adapter_bit_for_bit() -> None:
+    results = []
+    for _ in range(2):
+        model = tiny_model("llama").train()
+        adapters = inject(model, LoraSpec(rank=4, dropout=0.1), seed=4)
+        torch.manual_seed(4)
+        batches = Batches(random_rows(8), 4, 100, 4)
+        train(state_of(adapters, 5), batches, forward=SupervisedLogits(model), announce=lambda event: None)
+        results.append(adapters.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_stops_before_the_update(wrong: float) -> None:
+    model, adapters = adapted()
+    good = SupervisedLogits(model)
+    state = state_of(adapters)
+    optimizer_step(state, portion(random_rows(4), 100), good, 0.0)
+    before = [parameter.clone() for parameter in state.parameters]
+    with pytest.raises(TrainingError, match="step 2 of 10"):
+        optimizer_step(state, portion(random_rows(4), 100), lambda batch: good(batch) * wrong, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
+    assert state.step == 1
+
+
+def test_the_gradient_is_clipped_as_a_whole() -> None:
+    model, adapters = adapted()
+    state = state_of(adapters, rate=0.0)
+    state.clip = 1e-3
+    norms: list[float] = []
+
+    def measure(*_: object) -> None:
+        norms.append(math.sqrt(sum(float((p.grad**2).sum()) for p in state.parameters)))
+
+    state.optimizer.register_step_pre_hook(measure)
+    record = optimizer_step(state, portion(random_rows(4), 100), SupervisedLogits(model), 0.0)
+    assert record.gradient_norm > 1e-2 and math.isclose(norms[0], 1e-3, rel_tol=1e-3)
+
+
+def test_the_loss_is_summed_in_float32_whatever_the_model_computes_in() -> None:
+    batch = collate(random_rows(3))
+    count = int(batch.supervised.sum())
+    logits = torch.randn(count, 96, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    total, tokens = token_loss(logits, batch)
+    assert tokens == count and total.dtype == torch.float32
+
+
+@given(warmup=st.floats(0, 0.9), steps=st.integers(1, 300), schedule=st.sampled_from(["linear", "cosine", "constant"]))
+@settings(max_examples=60, deadline=None)
+def test_the_rate_rises_then_never_rises_again_and_stays_within_its_bounds(
+    warmup: float, steps: int, schedule: str
+) -> None:
+    spec = TrainingSpec(warmup=warmup, schedule=schedule)
+    rates = [rate_factor(spec, step, steps) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    warm = round(warmup * steps)
+    if warm < steps:
+        assert rates[warm] == 1.0
+
+
+def test_rate_schedules_at_known_points() -> None:
+    by_hand: dict[str, Callable[[float], float]] = {
+        "linear": lambda p: 1 - p,
+        "cosine": lambda p: (1 + math.cos(math.pi * p)) / 2,
+        "constant": lambda p: 1.0,
+    }
+    for schedule, expected in by_hand.items():
+        spec = TrainingSpec(schedule=schedule, warmup=0.1)
+        for step in (10, 37, 99):
+            assert math.isclose(rate_factor(spec, step, 100), expected((step - 10) / 90), abs_tol=1e-12)
+
+
+def test_the_automatic_rate_falls_with_width_and_an_asked_one_is_kept() -> None:
+    assert learning_rate(TrainingSpec(), 576) == pytest.approx(1e-3)
+    assert learning_rate(TrainingSpec(), 4096) == pytest.approx(2.08e-4, rel=0.01)
+    assert learning_rate(TrainingSpec(learning_rate=3e-4), 4096) == 3e-4
+
+
+def test_steps_follow_epochs_and_batch_size() -> None:
+    assert TrainingSpec(epochs=2, batch_size=16).total_steps(400) == 50
+    assert TrainingSpec(epochs=0.5, batch_size=16).total_steps(10) == 1
+    assert TrainingSpec(steps=7).total_steps(400) == 7
+    assert TrainingSpec(batch_size=8).total_steps(400) == 100
