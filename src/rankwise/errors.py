@@ -87,6 +87,12 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
+def together(problems: list[str], limit: int = 20) -> str:
+    """Problems of many rows as one message, a line each, cut to `limit` lines that say how many follow."""
+    rest = len(problems) - limit
+    return "\n".join(problems[:limit]) + (f"\nand {rest:,} more rows with problems." if rest > 0 else "")
+
+
 def some(items: Iterable[str], limit: int = 12) -> str:
     """A list cut to `limit` entries that says how many it left out."""
     listed = list(items)

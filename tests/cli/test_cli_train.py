@@ -148,6 +148,19 @@ def test_another_seed_gives_another_adapter(run, home, tiny_folder):
     assert weights(home / "runs" / "third") != weights(run)
 
 
+def test_the_seed_decides_both_the_first_factors_and_the_order_of_the_rows(home, tiny_folder):
+    factors, losses = [], []
+    for seed in (0, 1):
+        words = ("--run", f"seed-{seed}", "--steps", 1, "--batch-size", 4, "--seed", seed)
+        assert rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", *words).exit_code == 0
+        run = home / "runs" / f"seed-{seed}"
+        losses.append(read_journal(run / "metrics.jsonl")[0]["loss"])
+        factors.append(load_file(run / "adapter" / "adapter_model.safetensors"))
+    # B starts at zero: A has had no gradient yet, and the loss is the base's on whichever rows came first
+    assert all((factors[0][key] != factors[1][key]).any() for key in factors[0] if "lora_A" in key)
+    assert losses[0] != losses[1]
+
+
 def test_a_yaml_file_asks_for_the_same_as_flags(run, home, tiny_folder):
     (home / "same.yaml").write_text(
         f"model: {tiny_folder}\n"

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.data.sources import TOLD, read_examples
+from rankwise.data.sources import read_examples
 from rankwise.errors import DataError
 from rankwise.spec.data import DataSpec
 
+TOLD = 20
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
 
 

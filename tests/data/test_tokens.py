@@ -109,14 +109,17 @@ def test_where_a_token_would_straddle_the_border_the_parts_are_encoded_apart(tok
     assert tokens.learned == (False,) * len(first) + (True,) * len(second)
 
 
-def test_a_border_between_tokens_leaves_the_whole_encoding(tokenizer):
-    # without a pre-tokenizer the two ways differ, so encoding apart where there is no need shows
-    whole = "the quick brown fox"
-    ids, offsets = tokenizer.encode(whole)
-    cut = offsets[len(ids) // 2][0]
-    tokens = tokenise([Segment(whole[:cut], False), Segment(whole[cut:], True)], tokenizer)
-    assert list(tokens.ids) == ids
-    assert sum(tokens.learned) == sum(start >= cut for start, _ in offsets)
+def test_a_border_between_tokens_leaves_the_whole_encoding():
+    # a tokenizer that opens every text with a word mark writes one into the middle if the parts are encoded apart
+    letters = Tokenizer(models.BPE({letter: index for index, letter in enumerate("▁hi:yes")}, []))
+    letters.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    letters.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer_ = HubTokenizer(PreTrainedTokenizerFast(tokenizer_object=letters), [0])
+    assert tokenizer_.encode("hi:")[0] + tokenizer_.encode("yes")[0] != tokenizer_.encode("hi:yes")[0]
+    tokens = tokenise([Segment("hi:", False), Segment("yes", True)], tokenizer_)
+    assert list(tokens.ids) == tokenizer_.encode("hi:yes")[0]
+    assert tokenizer_.hub.convert_ids_to_tokens(tokens.ids) == list("▁hi:yes")
+    assert tokens.learned == (False,) * 4 + (True,) * 3
 
 
 def lossy(normalizer=None, decoder=None):

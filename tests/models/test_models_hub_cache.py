@@ -52,35 +52,56 @@ def test_a_cached_model_loads_by_name_without_one_connection(tmp_path, tiny_fold
     assert facts == [str(snapshot), "hub", "some/model", ["some/model"], []]
 
 
+MODELING = """
+import os
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+Path(os.environ["CANARY"]).write_text("ran")
+class XConfig(LlamaConfig):
+    model_type = "x-llama"
+class X(LlamaForCausalLM):
+    config_class = XConfig
+"""
+TRY = """
+import json, os
+from pathlib import Path
+from rankwise.errors import RemoteCodeError
+from rankwise.models.loading import load
+from rankwise.spec.models import ModelSpec
+def tried(name, commit):
+    try:
+        outcome = type(load(ModelSpec(name=name, trust_code=commit)).module).__name__
+    except RemoteCodeError as error:
+        outcome = "refused" if "modeling_x.py" in str(error) else str(error)
+    return [outcome, Path(os.environ["CANARY"]).exists()]
+"""
+
+
+def with_code(snapshot, **changes):
+    (snapshot / "modeling_x.py").write_text(MODELING)
+    config = json.loads((snapshot / "config.json").read_text()) | changes
+    (snapshot / "config.json").write_text(json.dumps(config))
+
+
 def test_code_of_a_cached_model_runs_only_for_the_commit_that_was_named(tmp_path, tiny_folder):
-    snapshot = cached(tmp_path, tiny_folder, "some/code")
-    config = json.loads((snapshot / "config.json").read_text())
-    (snapshot / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}))
-    (snapshot / "modeling_x.py").write_text(
-        "import os\n"
-        "from pathlib import Path\n"
-        "from transformers import LlamaForCausalLM\n"
-        "Path(os.environ['CANARY']).write_text('ran')\n"
-        "class X(LlamaForCausalLM):\n"
-        "    pass\n"
-    )
-    tries = python(
-        "import json, os\n"
-        "from pathlib import Path\n"
-        "from rankwise.errors import RemoteCodeError\n"
-        "from rankwise.models.loading import load\n"
-        "from rankwise.spec.models import ModelSpec\n"
-        "def tried(commit):\n"
-        "    try:\n"
-        "        outcome = type(load(ModelSpec(name='some/code', trust_code=commit)).module).__name__\n"
-        "    except RemoteCodeError:\n"
-        "        outcome = 'refused'\n"
-        "    return [outcome, Path(os.environ['CANARY']).exists()]\n"
-        f"print(json.dumps([tried(None), tried('{OTHER}'), tried('{COMMIT}')]))\n",
-        tmp_path,
-        CANARY=str(tmp_path / "canary"),
-    )
-    assert tries == [["refused", False], ["refused", False], ["X", True]]
+    own = {"AutoConfig": "modeling_x.XConfig", "AutoModelForCausalLM": "modeling_x.X"}
+    with_code(cached(tmp_path, tiny_folder, "some/code"), model_type="x-llama", auto_map=own)
+    tries = [f"tried('some/code', {commit!r})" for commit in (None, OTHER, COMMIT)]
+    outcomes = python(
+        f"{TRY}\nprint(json.dumps([{', '.join(tries)}]))", tmp_path, CANARY=str(tmp_path / "canary")
+    )  # fmt: skip
+    assert outcomes == [["refused", False], ["refused", False], ["X", True]]
+
+
+def test_code_beside_a_known_architecture_does_not_run_for_another_commit_either(tmp_path, tiny_folder):
+    """Once such a folder passed inspection, and naming any commit at all then let its code run."""
+    with_code(cached(tmp_path, tiny_folder, "some/code"), auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+    tries = [f"tried('some/code', {commit!r})" for commit in (None, OTHER)]
+    outcomes = python(
+        f"{TRY}\nprint(json.dumps([{', '.join(tries)}]))", tmp_path, CANARY=str(tmp_path / "canary")
+    )  # fmt: skip
+    assert [ran for _, ran in outcomes] == [False, False]
+    assert {outcome for outcome, _ in outcomes} <= {"refused", "LlamaForCausalLM"}
 
 
 @pytest.mark.parametrize("stray", ["models--a--b--c", "models--", "models--some--empty"])

@@ -7,12 +7,16 @@ import shutil
 import sys
 
 import pytest
+import torch
 
+from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.peft_format import write_peft
 from rankwise.errors import ModelError, RemoteCodeError
 from rankwise.models.loading import load
 from rankwise.models.sources import find, fingerprint
 from rankwise.models.starters import STARTERS
 from rankwise.run.records import silent
+from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.models import ModelSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -77,22 +81,31 @@ CANARY = "import pathlib\npathlib.Path({place!r}).write_text('ran')\n"
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_python_code_that_comes_with_a_model_is_named_and_never_run(folder, tmp_path, file):
+def test_python_code_that_a_model_needs_is_named_and_never_run(folder, tmp_path, file):
     canary = tmp_path / "canary"
     (folder / "modeling_x.py").write_text(CANARY.format(place=str(canary)))
+    settle(folder / "config.json", model_type="x-llama")
     settle(folder / file, auto_map={"AutoModelForCausalLM": "modeling_x.X", "AutoTokenizer": ["modeling_x.T", None]})
     said = refusal(folder, RemoteCodeError)
     assert "modeling_x.py" in said and file in said and "trust_code" in said
     assert not canary.exists() and "modeling_x" not in sys.modules
 
 
-@pytest.mark.parametrize("named", [COMMIT, "f" * 40])
-def test_a_local_folder_is_no_commit_so_no_commit_makes_its_code_run(folder, tmp_path, named):
+@pytest.mark.parametrize("named", [None, COMMIT, "f" * 40])
+@pytest.mark.parametrize("kind", ["llama", "x-llama"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_local_folder_is_no_commit_so_no_commit_makes_its_code_run(folder, tmp_path, monkeypatch, file, kind, named):
     canary = tmp_path / "canary"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     (folder / "modeling_x.py").write_text(CANARY.format(place=str(canary)))
-    settle(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"})
-    refusal(folder, RemoteCodeError, trust_code=named)
-    assert not canary.exists()
+    settle(folder / "config.json", model_type=kind)
+    settle(folder / file, auto_map={"AutoModelForCausalLM": "modeling_x.X", "AutoTokenizer": ["modeling_x.T", None]})
+    try:
+        loaded = type(load(ModelSpec(name=str(folder), trust_code=named)).module).__name__
+    except ModelError as error:
+        loaded = type(error).__name__
+    assert not canary.exists(), "its code ran"
+    assert loaded in ({"RemoteCodeError", "LlamaForCausalLM"} if kind == "llama" else {"RemoteCodeError"})
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
@@ -111,6 +124,21 @@ def test_a_config_may_not_hide_such_a_wish_in_a_part_of_itself(folder):
 def test_a_plain_attention_implementation_is_allowed(folder):
     settle(folder / "config.json", _attn_implementation="eager")
     assert load(str(folder)).width == 32
+
+
+def test_an_adapter_lying_in_a_models_folder_is_not_laid_over_it_unasked(folder):
+    """PEFT, where it is installed, has transformers do so; neither the fingerprint nor the manifest would say it."""
+    plain = load(str(folder)).module
+    adapters = inject(load(str(folder)).module, LoraSpec(rank=2))
+    for adapter in adapters.adapters().values():
+        torch.nn.init.ones_(adapter.B)
+    write_peft(adapters, folder, base_model=str(folder))
+    try:
+        module = load(str(folder)).module
+    except ModelError as error:
+        assert "adapter" in str(error)
+        return
+    assert [name for name, _ in module.named_modules()] == [name for name, _ in plain.named_modules()]
 
 
 DAMAGED = {

@@ -39,10 +39,13 @@ class Batch:
         return Batch(self.inputs.to(device), self.targets.to(device), self.tokens)
 
 
+def padded_length(row: Tokens) -> int:
+    return -(-(len(row.ids) - 1) // ROUND_TO) * ROUND_TO
+
+
 def collate(rows: Sequence[Tokens]) -> Batch:
     """A row of n tokens asks n - 1 questions: each token but the last is an input, each but the first a target."""
-    longest = max(len(row.ids) for row in rows) - 1
-    width = -(-longest // ROUND_TO) * ROUND_TO
+    width = max(padded_length(row) for row in rows)
     inputs = torch.zeros(len(rows), width, dtype=torch.long)
     targets = torch.full((len(rows), width), IGNORED)
     for index, row in enumerate(rows):
@@ -56,7 +59,7 @@ def portion(rows: Sequence[Tokens], padded_tokens: int) -> list[Batch]:
     """Rows of like length together, longest first, so that what is too large for memory fails at once."""
     portions: list[list[Tokens]] = []
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        if not portions or len(portions[-1][0].ids) * (len(portions[-1]) + 1) > padded_tokens:
+        if not portions or padded_length(portions[-1][0]) * (len(portions[-1]) + 1) > padded_tokens:
             portions.append([])
         portions[-1].append(row)
     return [collate(part) for part in portions]

@@ -12,6 +12,7 @@ from typing import Any
 
 from rankwise.data.example import Example, Message
 from rankwise.errors import DataError, did_you_mean, some
+from rankwise.spec.spec import shown
 
 Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
@@ -26,7 +27,7 @@ def find_format(row: Row, where: str) -> str:
     if "instruction" in row and "output" in row:
         return "instruction"
     raise DataError(
-        f"{where}: the keys {some(map(repr, row), 8)} are no form of row that is known. Known are messages; "
+        f"{where}: the keys {some(map(shown, row), 8)} are no form of row that is known. Known are messages; "
         "prompt with completion or response; instruction with output (and input)."
     )
 
@@ -42,7 +43,7 @@ def _messages(row: Row, where: str) -> tuple[Message, ...]:
     _require(row, where, "messages", "messages")
     turns = row["messages"]
     if not isinstance(turns, list) or not turns:
-        raise DataError(f'{where}: "messages" is {_shown(turns)}; a list of turns with role and content is wanted.')
+        raise DataError(f'{where}: "messages" is {shown(turns)}; a list of turns with role and content is wanted.')
     messages = tuple(_message(turn, where, number) for number, turn in enumerate(turns, start=1))
     _check_order(messages, where)
     return messages
@@ -50,11 +51,11 @@ def _messages(row: Row, where: str) -> tuple[Message, ...]:
 
 def _message(turn: Any, where: str, number: int) -> Message:
     if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-        raise DataError(f"{where}: turn {number} is {_shown(turn)}; a role and a content are wanted.")
+        raise DataError(f"{where}: turn {number} is {shown(turn)}; a role and a content are wanted.")
     role = turn["role"]
     if role not in ROLES:
         hint = did_you_mean(str(role), ROLES)
-        raise DataError(f"{where}: turn {number} has the role {_shown(role)}; known are {', '.join(ROLES)}.{hint}")
+        raise DataError(f"{where}: turn {number} has the role {shown(role)}; known are {', '.join(ROLES)}.{hint}")
     if turn.get("tool_calls"):
         raise DataError(f"{where}: turn {number} calls tools, which rows of this version cannot hold.")
     return Message(role, _text(turn["content"], where, f"content of turn {number}", may_be_empty=role == "system"))
@@ -79,8 +80,8 @@ def _prompt(row: Row, where: str) -> tuple[Message, ...]:
 def _instruction(row: Row, where: str) -> tuple[Message, ...]:
     _require(row, where, "instruction", "instruction", "output")
     instruction = _text(row["instruction"], where, "instruction")
-    given = _text(row.get("input") or "", where, "input", may_be_empty=True)
-    return _pair(f"{instruction}\n\n{given}" if given else instruction, _text(row["output"], where, "output"))
+    given = "" if row.get("input") is None else _text(row["input"], where, "input", may_be_empty=True)
+    return _pair(f"{instruction}\n\n{given}" if given.strip() else instruction, _text(row["output"], where, "output"))
 
 
 def _pair(asked: str, answered: str) -> tuple[Message, ...]:
@@ -100,15 +101,15 @@ def _require(row: Row, where: str, form: str, *keys: str) -> None:
         near = "".join(did_you_mean(key, row) for key in missing)
         raise DataError(
             f"{where}: no {' and no '.join(map(repr, missing))} in a row of the {form} form; "
-            f"the row has {some(map(repr, row), 8) or 'no keys'}.{near}"
+            f"the row has {some(map(shown, row), 8) or 'no keys'}.{near}"
         )
 
 
 def _text(value: Any, where: str, what: str, *, may_be_empty: bool = False) -> str:
-    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-        value = "".join(str(part.get("text", "")) for part in value)
+    if isinstance(value, list) and value and all(map(_is_text_part, value)):
+        value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
-        raise DataError(f"{where}: the {what} is {_shown(value)}; text is wanted.")
+        raise DataError(f"{where}: the {what} is {shown(value)}; text is wanted.")
     if not may_be_empty and not value.strip():
         raise DataError(f"{where}: the {what} is empty.")
     try:
@@ -118,6 +119,5 @@ def _text(value: Any, where: str, what: str, *, may_be_empty: bool = False) -> s
     return value
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)

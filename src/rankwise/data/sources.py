@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from rankwise.data.example import Example
 from rankwise.data.formats import Row, find_format, parse_row
-from rankwise.errors import DataError, did_you_mean
+from rankwise.errors import DataError, did_you_mean, together
 from rankwise.spec.data import DataSpec
 
 LONGEST_LINE = 16_000_000
-TOLD = 20
 
 
 def read_examples(spec: DataSpec) -> tuple[list[Example], str]:
@@ -30,8 +30,7 @@ def read_examples(spec: DataSpec) -> tuple[list[Example], str]:
             if form is None:
                 break
     if problems:
-        rest = len(problems) - TOLD
-        raise DataError("\n".join(problems[:TOLD]) + (f"\nand {rest:,} more rows with problems." if rest > 0 else ""))
+        raise DataError(together(problems))
     if not examples or form is None:
         raise DataError(f"{spec.path}: has no rows.")
     return examples, form
@@ -39,7 +38,7 @@ def read_examples(spec: DataSpec) -> tuple[list[Example], str]:
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Lines that hold something, with `file:line`. Read in bytes, so that one bad line costs only itself."""
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  Path.exists raises where a name is too long
         near = did_you_mean(
             path.name, [other.name for other in path.parent.glob("*.json*")] if path.parent.is_dir() else []
         )

@@ -36,6 +36,13 @@ class Template(Protocol):
 
 
 def render(example: Example, template: Template) -> list[Segment]:
+    try:
+        return _cut(example, template)
+    except TemplateError as error:
+        raise TemplateError(f"{example.where}: {error}") from None
+
+
+def _cut(example: Example, template: Template) -> list[Segment]:
     whole = template.text(example.messages)
     segments: list[Segment] = []
     position = 0
@@ -46,30 +53,33 @@ def render(example: Example, template: Template) -> list[Segment]:
         after = template.text(example.messages[: index + 1])
         if not after.startswith(before) or not whole.startswith(after) or len(before) < position:
             raise TemplateError(
-                f"{example.where}: the model's chat template writes turn {index + 1} differently inside the whole "
+                f"the model's chat template writes turn {index + 1} differently inside the whole "
                 "conversation than up to that turn, so the answer cannot be told from what was given. "
                 "Split the conversation into rows with one answer each."
             )
-        end = len(before) + _learned_length(after[len(before) :], message.content, template.end_tokens, example.where)
+        end = len(before) + _learned_length(after[len(before) :], message.content, template.end_tokens)
         segments += [Segment(whole[position : len(before)], False), Segment(whole[len(before) : end], True)]
         position = end
     return [segment for segment in (*segments, Segment(whole[position:], False)) if segment.text]
 
 
-def _learned_length(rendered: str, answer: str, end_tokens: Sequence[str], where: str) -> int:
+def _learned_length(rendered: str, answer: str, end_tokens: Sequence[str]) -> int:
     """Length of the answer and its end token in what the template wrote for this turn."""
     start = rendered.find(answer.strip())
     if start < 0 or rendered[:start].strip():
         raise TemplateError(
-            f"{where}: the chat template changes the answer {answer.strip()[:40]!r}: it writes {rendered[:60]!r}."
+            f"the chat template changes the answer {answer.strip()[:40]!r}: it writes {rendered[:60]!r}."
         )
     tail_start = start + len(answer.strip())
     tail = rendered[tail_start:]
-    ends = [tail.find(token) + len(token) for token in end_tokens if token and token in tail]
+    ends = [(tail.find(token), token) for token in end_tokens if token and token in tail]
     if not ends:
         raise TemplateError(
-            f"{where}: the chat template puts no end token after the answer "
+            "the chat template puts no end token after the answer "
             f"(looked for {', '.join(map(repr, end_tokens))} in {tail[:40]!r}). "
             "Trained like this, the model would never learn to stop."
         )
-    return tail_start + min(ends)
+    place, token = min(ends)
+    if tail[:place].strip():
+        raise TemplateError(f"the chat template adds {tail[:place].strip()[:40]!r} to the answer before its end token.")
+    return tail_start + place + len(token)

@@ -64,7 +64,12 @@ def _encode_apart(segments: Sequence[Segment], tokenizer: Tokenizer) -> Tokens |
 
 
 def _joined(segments: Sequence[Segment], parts: list[list[int]], tokenizer: Tokenizer) -> Tokens | None:
-    if any(tokenizer.decode(part) != segment.text for part, segment in zip(parts, segments, strict=True)):
-        return None
+    """None if the ids up to some border do not decode to the text up to it."""
+    ids: list[int] = []
+    text = ""
+    for part, segment in zip(parts, segments, strict=True):
+        ids, text = ids + part, text + segment.text
+        if tokenizer.decode(ids) != text:
+            return None
     pairs = [(token, segment.learned) for part, segment in zip(parts, segments, strict=True) for token in part]
     return Tokens(tuple(token for token, _ in pairs), tuple(learned for _, learned in pairs))

@@ -169,11 +169,20 @@ def inspect_folder(folder: Path, trust_code: str | None) -> None:
         raise ModelError(f"{folder} has no .safetensors weights.{hint}")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else _json(folder / name) if (folder / name).is_file() else {}
-        _refuse_code(folder, name, settings, trust_code)
+        _refuse_code(folder, name, settings, config, trust_code)
 
 
-def _refuse_code(folder: Path, name: str, settings: dict[str, Any], trust_code: str | None) -> None:
-    if "auto_map" in settings and trust_code != folder.name:
+def _is_native(config: dict[str, Any]) -> bool:
+    """Whether transformers has this architecture itself; then it is used, and the code beside the model is not."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
+def _refuse_code(
+    folder: Path, name: str, settings: dict[str, Any], config: dict[str, Any], trust_code: str | None
+) -> None:
+    if "auto_map" in settings and trust_code != folder.name and not _is_native(config):
         files = some(sorted(path.name for path in folder.glob("*.py"))) or str(settings["auto_map"])
         raise RemoteCodeError(
             f"{folder / name} asks for Python code that comes with the model ({files}). It is not run. "

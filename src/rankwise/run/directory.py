@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -56,16 +56,15 @@ class RunDirectory:
     @contextmanager
     def claimed(self, *, restart: bool) -> Iterator[None]:
         """Hold the name for writing. A claim that wrote nothing leaves nothing."""
-        with told_when_full(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = self._locked()
         try:
-            self._lock(lock)
             self._check_free(restart=restart)
             yield
         finally:
-            if self._names() == {".lock"}:
-                shutil.rmtree(self.folder, ignore_errors=True)
+            if not self._names() & {"manifest.json", "spec.json"}:  # still held, so nobody else can have begun here
+                (self.folder / ".lock").unlink(missing_ok=True)
+                with suppress(OSError):  # a folder of something else
+                    self.folder.rmdir()
             os.close(lock)
 
     def begin(self, experiment: Experiment) -> None:
@@ -95,7 +94,22 @@ class RunDirectory:
                 "Use another --run name, or --restart to begin it again from nothing."
             )
 
-    def _lock(self, lock: int) -> None:
+    def _locked(self) -> int:
+        """The open lock file, held. A lock that its last owner removed while we waited for it is no lock."""
+        while True:
+            with told_when_full(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._hold(lock)
+            except BaseException:
+                os.close(lock)
+                raise
+            if os.fstat(lock).st_nlink > 0:
+                return lock
+            os.close(lock)
+
+    def _hold(self, lock: int) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -111,7 +125,7 @@ class RunDirectory:
 def open_run(name: str) -> RunDirectory:
     """A finished run by its name or its folder."""
     for run in (RunDirectory.named(name), RunDirectory(Path(name))):
-        if (run.folder / "manifest.json").is_file():
+        if os.path.isfile(run.folder / "manifest.json"):  # noqa: PTH113  is_file raises where a name is too long
             manifest = run.manifest()
             if manifest.status != "finished":
                 raise RunError(f'run "{name}" is not finished ({manifest.status}); it has no adapter to use.')

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rankwise.errors import RunError
+from rankwise.errors import RankwiseError, RunError
 from rankwise.run.writing import told_when_full
 
 
@@ -28,7 +28,12 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            with told_when_full(self._path):
+                self._file.close()
+        except (OSError, RankwiseError):
+            if error is None:  # the error on the way out already says what went wrong
+                raise
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

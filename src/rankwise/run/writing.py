@@ -18,6 +18,8 @@ from typing import Any
 
 from rankwise.errors import ResourceError, RunError
 
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+
 
 def write_atomic(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -82,8 +84,8 @@ def told_when_full(path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"no space left while writing {path} ({_free(path)}). Free some, or use another disk."
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RunError(f"{path} cannot be written ({error.strerror}). Choose a folder you may write to.") from None
+        if error.errno in NOT_WRITABLE:
+            raise RunError(f"{path} cannot be written ({error.strerror}). Choose a place you can write to.") from None
         raise
     except Exception as error:
         if "No space left" in str(error) or "os error 28" in str(error):  # safetensors' own error type

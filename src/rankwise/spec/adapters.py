@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from rankwise.spec.spec import Spec
+from rankwise.spec.spec import Number, Spec
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
-Alpha = Annotated[float, Field(gt=0, le=1e6)]
+Alpha = Annotated[Number, Field(gt=0, le=1e6)]
 
 
 class LoraSpec(Spec):
@@ -23,10 +23,10 @@ class LoraSpec(Spec):
 
     rank: Rank = 16
     alpha: Alpha = 32.0
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Number = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ("all-linear",)
     """`all-linear`: every linear layer but the output head; or names and regular expressions."""
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Block numbers to keep, written 0-3,7 or [0, 1, 2, 3, 7]."""
     rank_pattern: dict[str, Rank] = Field(default_factory=dict)
     alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)

@@ -15,12 +15,15 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from rankwise.errors import SpecError
 from rankwise.spec.experiment import Experiment
-from rankwise.spec.spec import Location, problems_of
+from rankwise.spec.spec import Location, problems_of, shown
 
 LARGEST_FILE = 1_000_000
+MOST_VALUES = 10_000
+PLAIN_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
 SHORTHAND = {"model": "name", "data": "path"}
 
 
@@ -55,7 +58,10 @@ class _Tree:
             child = here.get(part)
             if isinstance(child, str) and part in SHORTHAND:
                 child = {SHORTHAND[part]: child}
-            here[part] = here = child if isinstance(child, dict) else {}
+            if child is not None and not isinstance(child, dict):
+                wrong = f'{self.origin(location)}setting "{".".join(location)}" is {shown(child)}'
+                raise SpecError([f"{wrong}, and {setting.origin} is inside it."])
+            here[part] = here = child or {}
         here[last] = setting.value
         self.origins[(*location, last)] = setting.origin
 
@@ -65,7 +71,7 @@ def parse_setting(text: str) -> Setting:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise SpecError([f'--set "{text}" is not of the form key=value, for example --set training.epochs=3.'])
-    return Setting(key.strip(), _plain(_load_yaml(value, f"--set {key}"), {}, (), ""), f"--set {key}")
+    return Setting(key.strip(), _plain(_load_yaml(value, f"--set {key}"), {}, ""), f"--set {key}")
 
 
 def read_experiment(file: Path | None, settings: Iterable[Setting] = ()) -> Experiment:
@@ -92,11 +98,13 @@ def _read_file(file: Path) -> _Tree:
     if not isinstance(loaded, CommentedMap):
         raise SpecError([f"{file}: holds {type(loaded).__name__}, not settings of the form key: value."])
     tree = _Tree()
-    tree.values = _plain(loaded, tree.origins, (), str(file))
+    tree.values = _plain(loaded, tree.origins, str(file))
     return tree
 
 
 def _load_yaml(text: str, name: str) -> Any:
+    if text.lstrip().startswith("%"):
+        raise SpecError([f"{name}: begins with a directive (%…); settings are YAML 1.2 and need none."])
     try:
         return YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
@@ -110,22 +118,42 @@ def _load_yaml(text: str, name: str) -> Any:
         ) from None
 
 
-def _plain(node: Any, origins: dict[Location, str], location: Location, name: str) -> Any:
+def _plain(
+    node: Any, origins: dict[Location, str], name: str, location: Location = (), count: _Count | None = None
+) -> Any:
     """Ruamel's annotated nodes as plain Python values; notes the line of every key on the way."""
-    tag = getattr(node, "tag", None)
-    value = getattr(tag, "value", None)
-    if isinstance(value, str) and not value.startswith("tag:yaml.org,2002:"):
-        raise SpecError([f'{name or "--set"}: the tag "{value}" asks for an object; only plain values are read.'])
+    count = count or _Count()
+    count.up(name)
+    _refuse_tag(node, name)
     if isinstance(node, CommentedMap):
         for key in node:
-            if name:
-                origins[(*location, str(key))] = f"{name}:{node.lc.key(key)[0] + 1}"
-        return {str(key): _plain(item, origins, (*location, str(key)), name) for key, item in node.items()}
+            line = node.lc.data.get(key)  # a key that was merged in has none of its own
+            if name and line:
+                origins[(*location, str(key))] = f"{name}:{line[0] + 1}"
+        return {str(key): _plain(item, origins, name, (*location, str(key)), count) for key, item in node.items()}
     if isinstance(node, list):
-        return [_plain(item, origins, (*location, index), name) for index, item in enumerate(node)]
-    for kind in (bool, int, float, str):
+        return [_plain(item, origins, name, (*location, index), count) for index, item in enumerate(node)]
+    if isinstance(node, bool | ScalarBoolean):
+        return bool(node)
+    for kind in (int, float, str):
         if isinstance(node, kind):
             return kind(node)
-    if node is None:
-        return None
-    return str(node)
+    return None if node is None else str(node)
+
+
+@dataclass
+class _Count:
+    """Aliases of aliases can stand for more values than there is memory."""
+
+    values: int = 0
+
+    def up(self, name: str) -> None:
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise SpecError([f"{name or '--set'}: stands for more than {MOST_VALUES:,} values."])
+
+
+def _refuse_tag(node: Any, name: str) -> None:
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if isinstance(tag, str) and tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
+        raise SpecError([f'{name or "--set"}: the tag "{tag}" asks for an object; only plain values are read.'])

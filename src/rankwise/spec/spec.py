@@ -7,15 +7,25 @@ wrong values raises SpecError; nested specs are validated by the outermost one, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic._internal._model_construction import ModelMetaclass
 from pydantic_core import ErrorDetails
 
 from rankwise.errors import SpecError, did_you_mean
 
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted")
+    return value
+
+
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Number = Annotated[float, BeforeValidator(_no_boolean)]
 Location = tuple[int | str, ...]
 
 
@@ -41,23 +51,50 @@ def problems_of(
 
 
 def _sentence(item: ErrorDetails, spec: type[BaseModel]) -> str:
-    location = tuple(part for part in item["loc"] if not _names_a_union_branch(part))
-    key = ".".join(map(str, location))
     if item["type"] == "extra_forbidden":
-        known = _fields_at(spec, location[:-1])
+        *inside, unknown = item["loc"]
+        known = _fields_at(spec, tuple(inside))
         listed = f" Known here: {', '.join(known)}." if known else ""
-        return f'unknown setting "{key}".{did_you_mean(str(location[-1]), known)}{listed}'
+        key = shown(".".join(map(str, item["loc"]))).strip("'\"")
+        return f'unknown setting "{key}".{did_you_mean(str(unknown), known)}{listed}'
+    key = ".".join(map(str, _written_part(tuple(item["loc"]), spec)))
     if item["type"] == "missing":
         return f'setting "{key}" is required and was not given.'
     message = item["msg"].removeprefix("Value error, ")
-    return f'setting "{key}" is {item["input"]!r}: {message[:1].lower()}{message[1:]}.'
+    problem = f"{message[:1].lower()}{message[1:]}."
+    if not key:
+        return f"{problem[:1].upper()}{problem[1:]}"
+    return f'setting "{key}" is {shown(item["input"])}: {problem}'
 
 
-def _names_a_union_branch(part: int | str) -> bool:
-    return isinstance(part, str) and (part in _BRANCHES or "[" in part or "-" in part)
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python prints
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_BRANCHES = {"str", "int", "float", "constrained-str", "constrained-int"}
+def _written_part(location: Location, spec: type[BaseModel]) -> list[int | str]:
+    """What the user wrote of a location: pydantic adds the branch of a union that it tried."""
+    written: list[int | str] = []
+    current: Any = spec
+    for part in location:
+        if _is_model(current) and part in current.model_fields:
+            current = _without_none(current.model_fields[str(part)].annotation)
+        elif get_origin(current) in (dict, list, tuple):
+            current = None
+        else:
+            break
+        written.append(part)
+    return written
+
+
+def _without_none(annotation: Any) -> Any:
+    """`X | None` as X."""
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    return options[0] if get_origin(annotation) in (Union, UnionType) and len(options) == 1 else annotation
 
 
 def _fields_at(spec: type[BaseModel], location: Location) -> list[str]:

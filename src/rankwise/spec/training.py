@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rankwise.spec.spec import PositiveInt, Spec
+from rankwise.spec.spec import Number, PositiveInt, Seed, Spec
 
 
 class TrainingSpec(Spec):
-    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
+    epochs: Annotated[Number, Field(gt=0, le=1000)] | None = None
     """Passes over the training rows; 2 when neither epochs nor steps is given."""
     steps: PositiveInt | None = None
     """Optimizer steps, instead of epochs."""
@@ -19,16 +19,16 @@ class TrainingSpec(Spec):
     micro_batch_tokens: PositiveInt = 2048
     """Padded tokens computed at once. Bounds the memory, changes no result: the loss of a step is the mean over
     the supervised tokens of all its rows, however they are portioned."""
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = "auto"
+    learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
     """`auto`: 1e-3 at width 576, falling with the width of the model (see training/schedules.py)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls to zero after the warm-up, if it does."""
-    warmup: float = Field(0.03, ge=0, lt=1)
+    warmup: Number = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the rate rises from zero."""
-    weight_decay: float = Field(0.0, ge=0, lt=1)
-    clip: float = Field(1.0, gt=0)
+    weight_decay: Number = Field(0.0, ge=0, lt=1)
+    clip: Number = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

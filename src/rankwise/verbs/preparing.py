@@ -10,7 +10,7 @@ from rankwise.data.example import Example
 from rankwise.data.sources import read_examples
 from rankwise.data.templates import render
 from rankwise.data.tokens import Tokens, tokenise
-from rankwise.errors import DataError
+from rankwise.errors import DataError, together
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.manifest import DataFacts
 from rankwise.run.records import Announce, Progressed, Said
@@ -69,15 +69,22 @@ def _encode(
     """Tokens of the rows that fit, and the lengths of those that do not."""
     kept: list[Tokens] = []
     too_long: list[int] = []
+    problems: list[str] = []
     for number, example in enumerate(examples):
         if number % 500 == 0 and len(examples) > 2000:
             announce(Progressed("Encoding rows", number, len(examples), "rows"))
-        tokens = tokenise(render(example, model.tokenizer), model.tokenizer, example.where)
+        try:
+            tokens = tokenise(render(example, model.tokenizer), model.tokenizer, example.where)
+        except DataError as error:
+            problems.append(str(error))
+            continue
         if len(tokens.ids) > limit:
             too_long.append(len(tokens.ids))
         else:
             assert tokens.supervised, f"{example.where} has nothing to learn"
             kept.append(tokens)
+    if problems:
+        raise DataError(together(problems))
     return kept, too_long
 
 
