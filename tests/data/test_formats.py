@@ -113,7 +113,7 @@ def test_a_system_turn_may_be_empty():
         ([USER, {"role": "assistant", "content": 5}], ["content of turn 2", "5", "text is wanted"]),
         ([USER, {"role": "assistant", "content": " \n"}], ["content of turn 2", "empty"]),
         ([{"role": "user", "content": ""}, ANSWER], ["content of turn 1", "empty"]),
-        ([{"role": "user", "content": []}, ANSWER], ["content of turn 1", "empty"]),
+        ([{"role": "user", "content": []}, ANSWER], ["content of turn 1", "[]", "text is wanted"]),
         ([{"role": "user", "content": [{"type": "image"}]}, ANSWER], ["content of turn 1", "image", "text is wanted"]),
         ([{"role": "user", "content": ["a"]}, ANSWER], ["content of turn 1", "['a']", "text is wanted"]),
         ([USER], ["no turn has the role assistant"]),

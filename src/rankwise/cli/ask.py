@@ -22,7 +22,7 @@ from rankwise.cli.options import (
     Temperature,
     TopP,
 )
-from rankwise.errors import RankwiseError
+from rankwise.errors import DataError, RankwiseError
 from rankwise.spec.generation import GenerationSpec
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def generate(
     """Get one answer from a run."""
     with failures_told(as_json):
         spec = GenerationSpec(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        asked = sys.stdin.read() if prompt == "-" else prompt
+        asked = _stdin() if prompt == "-" else prompt
         from rankwise.verbs.generate import generate as generate_verb
 
         streamed = not as_json and not both
@@ -103,12 +103,20 @@ def _converse(talk: Chat, *, aloud: bool) -> None:
 
 
 def _turn(talk: Chat, line: str, aloud: bool) -> None:
+    talk.ask(line)
     for side in talk.sides:
         if aloud and len(talk.sides) > 1:
             typer.echo(f"{side}: ", nl=False)
-        talk.say(side, line, _aloud if aloud else None)
+        talk.answer(side, _aloud if aloud else None)
         if aloud:
             typer.echo()
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error) from None
 
 
 def _next_line() -> str | None:
@@ -116,6 +124,12 @@ def _next_line() -> str | None:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error) from None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> DataError:
+    return DataError(f"the prompt that came by stdin is not UTF-8 text (byte {error.start}).")
 
 
 def _aloud(text: str) -> None:

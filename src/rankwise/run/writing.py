@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import Any
 
 from rankwise.errors import ResourceError, RunError
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
@@ -80,18 +82,15 @@ def told_when_full(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(
-                f"no space left while writing {path} ({_free(path)}). Free some, or use another disk."
-            ) from None
+        if error.errno in FULL:
+            raise _full(path) from None
         if error.errno in NOT_WRITABLE:
             raise RunError(f"{path} cannot be written ({error.strerror}). Choose a place you can write to.") from None
         raise
     except Exception as error:
-        if "No space left" in str(error) or "os error 28" in str(error):  # safetensors' own error type
-            raise ResourceError(
-                f"no space left while writing {path} ({_free(path)}). Free some, or use another disk."
-            ) from None
+        number = re.search(r"os error (\d+)", str(error))  # as safetensors' own error tells it
+        if "No space left" in str(error) or (number and int(number[1]) in FULL):
+            raise _full(path) from None
         raise
 
 
@@ -106,9 +105,10 @@ def need_space(path: Path, size: int) -> None:
         )
 
 
-def _free(path: Path) -> str:
+def _full(path: Path) -> ResourceError:
     existing = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-    return f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free"
+    free = f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free"
+    return ResourceError(f"no space left while writing {path} ({free}). Free some, or use another disk.")
 
 
 def sha256_of(path: Path) -> str:

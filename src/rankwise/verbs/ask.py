@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.peft_format import read_peft
 from rankwise.data.example import Message
-from rankwise.errors import RunError
+from rankwise.errors import DataError, RunError
 from rankwise.models.generation import Answer, Heard, answer
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import open_run
 from rankwise.run.records import Announce, silent
 from rankwise.spec.generation import GenerationSpec
+
+SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Asked:
         self, messages: Sequence[Message], spec: GenerationSpec, *, base: bool = False, heard: Heard | None = None
     ) -> Answer:
         """One answer to a conversation, from the adapted model or the untouched base."""
+        for message in messages:
+            try:
+                message.content.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"the {SPOKEN[message.role]} is not UTF-8 text (character {error.start}).") from None
         with self.adapters.disabled() if base else nullcontext():
             return answer(self.model, messages, spec, heard)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from rankwise.data.example import Message
 from rankwise.models.generation import Answer, Heard
@@ -17,7 +16,9 @@ class Chat:
 
     asked: Asked
     spec: GenerationSpec
-    sides: dict[str, list[Message]] = field(default_factory=dict)
+    sides: dict[str, list[Message]]
+    said: list[dict[str, str]] = field(default_factory=list)
+    """Every turn so far: "user" and each side that answered."""
 
     @classmethod
     def begin(cls, asked: Asked, spec: GenerationSpec, *, base: bool, both: bool, system: str | None) -> Chat:
@@ -25,24 +26,25 @@ class Chat:
         names = ("adapted", "base") if both else ("base",) if base else ("adapted",)
         return cls(asked, spec, {name: [Message("system", spoken)] if spoken else [] for name in names})
 
-    def say(self, side: str, text: str, heard: Heard | None = None) -> Answer:
-        """One turn of one side. A turn that cannot be answered is not remembered."""
+    def ask(self, text: str) -> None:
+        """Begin a turn, which each side then answers."""
+        self.said.append({"user": text})
+
+    def answer(self, side: str, heard: Heard | None = None) -> Answer:
+        """One side's answer to the turn that was begun. A turn that it cannot answer it does not remember."""
+        text = self.said[-1]["user"]
         history = [*self.sides[side], Message("user", text)]
         answer = self.asked.answer(history, self.spec, base=side == "base", heard=heard)
         self.sides[side] = [*history, Message("assistant", answer.text)]
+        self.said[-1][side] = answer.text
         return answer
+
+    def turns(self) -> list[dict[str, str]]:
+        """What `rankwise chat --json` prints as `turns`: those that anybody answered."""
+        return [turn for turn in self.said if len(turn) > 1]
 
     def forget(self) -> None:
         """Begin again, keeping the system message."""
         self.sides = {
             name: [message for message in history if message.role == "system"] for name, history in self.sides.items()
         }
-
-    def turns(self) -> list[dict[str, Any]]:
-        """What `rankwise chat --json` prints as `turns`."""
-        spoken = {name: [m for m in history if m.role != "system"] for name, history in self.sides.items()}
-        first = next(iter(spoken.values()))
-        return [
-            {"user": first[place].content} | {name: said[place + 1].content for name, said in spoken.items()}
-            for place in range(0, len(first), 2)
-        ]
