@@ -1,14 +1,16 @@
-"""Keep transformers and the hub client from writing to the terminal, and from reaching the network unasked.
+"""Keep transformers and the hub client from writing to the terminal what we say ourselves, and from reporting home.
 
-Imported before transformers everywhere in this folder. Their bars and hints would mix with ours and with --json.
+Imported before transformers everywhere in this folder. The hub client keeps its own bar for downloads, on a terminal.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if not sys.stderr.isatty():
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

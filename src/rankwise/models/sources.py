@@ -24,6 +24,7 @@ from rankwise.run.writing import sha256_of
 from rankwise.spec.models import ModelSpec
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 LONGEST_NAME = 256
 LARGEST_CONFIG = 10_000_000
 
@@ -91,11 +92,14 @@ def _in_hub_cache(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError):
-        return None
-    return folder if (folder / "config.json").exists() and any(folder.glob("*.safetensors")) else None
+    for wanted in (FILES, ESSENTIAL):  # another program may have fetched less than we would
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=wanted))
+        except (LocalEntryNotFoundError, OSError):
+            continue
+        if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
+            return folder
+    return None
 
 
 def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
