@@ -1,4 +1,4 @@
-"""All of LoRA fine-tuning in one flat file, without rankwise: the reading version of what the package does.
+"""All of LoRA fine-tuning in one flat file, without our trainer: the reading version of what the package does.
 
 Plain torch and transformers, one model, one loop, no options. The package's own trainer must agree with it: a test
 trains both on the same rows from the same start and compares the losses.

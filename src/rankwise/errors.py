@@ -81,6 +81,14 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Known by name and text, so that nobody has to import torch to ask."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error))
+    )
+
+
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' for the nearest known word, or nothing."""
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)

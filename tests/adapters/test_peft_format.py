@@ -110,7 +110,7 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "no factor at all": (drop("lora"), "no factors"),
     "A and B exchanged": (lambda s, t: t.update({A0: t[B0].clone(), B0: t[A0].clone()}), "wants (4, 32)"),
     "a transposed A": (tensor(A0, lambda t: t.T), "wants (4, 32)"),
-    "integers": (tensor(A0, lambda t: t.to(torch.int8)), "int8"),
+    "integers": (tensor(A0, lambda t: t.to(torch.int8)), "I8"),
     "another rank than declared": (config(r=8), "where rank 8"),
     "rank 0": (config(r=0), '"r" is 0'),
     "rank -1": (config(r=-1), '"r" is -1'),

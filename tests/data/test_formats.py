@@ -108,7 +108,7 @@ def test_a_system_turn_may_be_empty():
         ([{"role": "usr", "content": "x"}, ANSWER], ["turn 1", "'usr'", 'Did you mean "user"?', "system"]),
         ([{"role": 3, "content": "x"}, ANSWER], ["turn 1", "role 3", "assistant"]),
         ([{"role": ["user"], "content": "x"}, ANSWER], ["turn 1", "['user']"]),
-        ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], ["turn 2", "tools"]),
+        ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], ["turn 2", "'tool_calls'"]),
         ([USER, {"role": "assistant", "content": None}], ["content of turn 2", "None", "text is wanted"]),
         ([USER, {"role": "assistant", "content": 5}], ["content of turn 2", "5", "text is wanted"]),
         ([USER, {"role": "assistant", "content": " \n"}], ["content of turn 2", "empty"]),

@@ -49,7 +49,7 @@ def test_a_cached_model_loads_by_name_without_one_connection(tmp_path, tiny_fold
         "tried]))\n",
         tmp_path,
     )
-    assert facts == [str(snapshot), "hub", "some/model", ["some/model"], []]
+    assert facts == [str(snapshot), f"hub, commit {snapshot.name[:12]}", "some/model", ["some/model"], []]
 
 
 MODELING = """

@@ -91,12 +91,12 @@ def test_a_named_model_is_fetched_once_without_pickles_or_code(hub: tuple[str, l
     address, asked = hub
     first = load("org/tiny", address, tmp_path)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.split() == ["org/tiny", "hub", "1"]
+    assert first.stdout.split() == ["org/tiny", "hub,", "commit", COMMIT[:12], "1"]
     assert any("model.safetensors" in line for line in asked)
     assert not any(unwanted in line for line in asked for unwanted in ("pytorch_model.bin", "modeling_tiny.py"))
     asked.clear()
     second = load("org/tiny", address, tmp_path)
-    assert second.stdout.split() == ["org/tiny", "hub", "0"], second.stderr
+    assert second.stdout.split() == ["org/tiny", "hub,", "commit", COMMIT[:12], "0"], second.stderr
     assert asked == []
 
 

@@ -88,11 +88,20 @@ def test_a_failure_while_publishing_leaves_what_was_there(tmp_path):
 
 def test_of_two_who_publish_the_same_folder_the_first_stays_and_both_succeed(tmp_path):
     # two processes may fetch one model into the shared cache at the same time
-    with published(tmp_path / "model") as folder:
+    with published(tmp_path / "model", first_stays=True) as folder:
         (folder / "second").write_text("1")
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "first").write_text("1")
     assert names(tmp_path) == ["first", "model"]
+
+
+def test_a_folder_that_is_there_is_not_overwritten_and_not_passed_off_as_the_new_one(tmp_path):
+    # a run whose old adapter could not be removed would otherwise be finished with it
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "old").write_text("1")
+    with pytest.raises(RunError, match="is there already"), published(tmp_path / "adapter") as folder:
+        (folder / "new").write_text("1")
+    assert names(tmp_path) == ["adapter", "old"]
 
 
 def test_what_a_killed_process_left_under_the_same_name_is_not_published(tmp_path):

@@ -224,7 +224,8 @@ def test_a_seed_that_no_generator_takes_is_refused():
 @pytest.mark.parametrize(
     ("training", "rows", "steps"),
     [
-        ({}, 100, 12),  # two passes of 100 rows, 16 at a time: 12.5, rounded to even
+        ({}, 100, 13),  # two passes of 100 rows, 16 at a time: 12.5, rounded up so that no row is missed
+        ({"epochs": 1}, 8, 1),  # a step of 8 rows: none is taken twice in it
         ({"epochs": 1, "batch_size": 8}, 400, 50),
         ({"epochs": 0.5, "batch_size": 8}, 400, 25),
         ({"epochs": 1}, 1, 1),

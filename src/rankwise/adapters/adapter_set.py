@@ -70,6 +70,11 @@ class AdapterSet:
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
         return [parameter for adapter in self.adapters(name).values() for parameter in (adapter.A, adapter.B)]
 
+    def train(self, learning: bool = True) -> None:
+        """Turn the adapters' dropout on or off. The base's own stays off: it is not being trained."""
+        for layer in self.layers.values():
+            layer.adapters.train(learning)
+
     def activate(self, *names: str) -> None:
         for name in names:
             self._check(name)

@@ -1,7 +1,8 @@
 """adapter_config.json as data: only the keys that say what a LoRA does, each checked, nothing imported from it.
 
 What would change the meaning of the factors and is not supported (DoRA, biases, saved modules, other methods) is
-refused by name; keys that only record how an adapter was made are passed over.
+refused by name, and so is every key that is set and not known to be harmless: keys that only record how an adapter
+was made are passed over, and nothing else is.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rankwise.adapters.targets import matcher
-from rankwise.errors import AdapterError
+from rankwise.errors import AdapterError, some
+from rankwise.spec.adapters import Alpha, Rank
 from rankwise.spec.spec import problems_of
 
 LARGEST = 5_000_000
-Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
-Alpha = Annotated[float, Field(gt=0, le=1e6)]
+HARMLESS = {
+    "auto_mapping", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "layers_pattern", "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size", "revision",
+    "task_type",
+}  # fmt: skip
 
 
 class PeftConfig(BaseModel):
@@ -36,6 +41,8 @@ class PeftConfig(BaseModel):
     use_dora: Literal[False] = False
     lora_bias: Literal[False] = False
     bias: Literal["none"] = "none"
+    init_lora_weights: Literal[True, False, "gaussian", "eva", "orthogonal", "mica"] | None = True
+    """The other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights as well."""
     modules_to_save: Annotated[list[str], Field(max_length=0)] | None = None
     trainable_token_indices: Annotated[list[int], Field(max_length=0)] | None = None
     target_parameters: Annotated[list[str], Field(max_length=0)] | None = None
@@ -85,6 +92,11 @@ def read_config(file: Path) -> PeftConfig:
             else ""
         )
         raise AdapterError(f"{file} has no peft_type, so it is no PEFT adapter.{mlx}")
+    unknown = [key for key, value in raw.items() if value and key not in HARMLESS | PeftConfig.model_fields.keys()]
+    if unknown:
+        raise AdapterError(
+            f"{file} sets {some(map(repr, unknown))}, whose effect is not known here, so it is not used."
+        )
     try:
         return PeftConfig.model_validate(raw)
     except ValidationError as error:

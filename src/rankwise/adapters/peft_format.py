@@ -29,7 +29,7 @@ from rankwise.adapters.lora import EmbeddingLoRA, LoRA
 from rankwise.adapters.peft_config import PeftConfig, read_config
 from rankwise.adapters.targets import Choice, host_view
 from rankwise.errors import AdapterError, some
-from rankwise.run.writing import write_json
+from rankwise.run.writing import published, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -41,27 +41,30 @@ _BASE_KEY = regex.compile(r"base_model\.model\.(?P<path>.+?)(\.base_layer)?\.(?P
 
 def write_peft(
     adapters: AdapterSet,
-    folder: Path,
+    folder: Path | str,
     *,
     base_model: str,
     name: str = "default",
     revision: str | None = None,
     task_type: str | None = "CAUSAL_LM",
 ) -> None:
-    """Write one adapter into an existing folder. Two writes of one adapter give the same bytes."""
+    """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes."""
     parts = adapters.adapters(name)
     tensors: dict[str, Tensor] = {}
     for path, adapter in parts.items():
         for key, factor in zip(_keys(path, adapter), (adapter.A, adapter.B), strict=True):
             tensors[key] = factor.detach().to("cpu", torch.float32).contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, _config(adapters, parts, base_model, revision, task_type))
+    with published(Path(folder)) as temporary:
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        write_json(temporary / CONFIG, _config(adapters, parts, base_model, revision, task_type))
 
 
-def read_peft(model: nn.Module, folder: Path, *, name: str = "default", into: AdapterSet | None = None) -> AdapterSet:
+def read_peft(
+    model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None
+) -> AdapterSet:
     """Lay the adapter in `folder` over `model`, or over a model that has adapters already by `into`."""
-    config = read_config(folder / CONFIG)
-    factors = _read_factors(folder / WEIGHTS, host_view(model), config)
+    config = read_config(Path(folder) / CONFIG)
+    factors = _read_factors(Path(folder) / WEIGHTS, host_view(model), config)
     adapters = into if into is not None else AdapterSet(model)
     try:
         choices = [Choice(path, factor.rank, factor.scale * factor.rank) for path, factor in factors.items()]
@@ -143,6 +146,10 @@ class _Factors:
     rank: int
     scale: float
 
+    @property
+    def finite(self) -> bool:
+        return bool(torch.isfinite(self.A).all() and torch.isfinite(self.B).all())
+
 
 def _read_factors(file: Path, modules: dict[str, nn.Module], config: PeftConfig) -> dict[str, _Factors]:
     if not file.is_file():
@@ -150,23 +157,28 @@ def _read_factors(file: Path, modules: dict[str, nn.Module], config: PeftConfig)
     try:
         with safe_open(file, framework="pt") as tensors:
             pairs, problems = _sort_keys(list(tensors.keys()), modules, tensors)
-            found = {path: (tensors.get_tensor(a), tensors.get_tensor(b)) for path, (a, b) in pairs.items()}
+            for path, pair in pairs.items():  # shapes are in the header: nothing is read that could not fit
+                problems += _wrong_shape(path, [tensors.get_slice(key) for key in pair], config, modules[path])
+            problems += config.unmatched(list(pairs))
+            if not pairs and not problems:
+                problems.append("it holds no LoRA factor at all")
+            _refuse(file, problems)
+            factors = {path: _factors(path, tensors, pair, config) for path, pair in pairs.items()}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{file} is damaged: {error}") from None
-    factors: dict[str, _Factors] = {}
-    for path, (A, B) in found.items():
-        rank, alpha = config.rank_of(path), config.alpha_of(path)
-        problem = _misfit(path, A, B, rank, modules[path])
-        if problem:
-            problems.append(problem)
-        else:
-            factors[path] = _Factors(A, B, rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
-    problems += config.unmatched(list(pairs))
-    if not found and not problems:
-        problems.append("it holds no LoRA factor at all")
+    _refuse(file, [f'"{path}" has values that are not finite' for path, found in factors.items() if not found.finite])
+    return factors
+
+
+def _refuse(file: Path, problems: list[str]) -> None:
     if problems:
         raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
-    return factors
+
+
+def _factors(path: str, tensors: Any, pair: tuple[str, str], config: PeftConfig) -> _Factors:
+    rank, alpha = config.rank_of(path), config.alpha_of(path)
+    scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+    return _Factors(tensors.get_tensor(pair[0]), tensors.get_tensor(pair[1]), rank, scale)
 
 
 def _sort_keys(
@@ -204,15 +216,16 @@ def _foreign(key: str, modules: dict[str, nn.Module], tensors: Any) -> list[str]
     return [f'"{key}" is no LoRA factor; an adapter may not bring other weights']
 
 
-def _misfit(path: str, A: Tensor, B: Tensor, rank: int, host: nn.Module) -> str | None:
-    inside, outside = features_of(host)
-    if A.shape != (rank, inside) or B.shape != (outside, rank):
-        return (
-            f'"{path}" has factors {tuple(A.shape)} and {tuple(B.shape)} where rank {rank} on this layer wants '
+def _wrong_shape(path: str, pair: list[Any], config: PeftConfig, host: nn.Module) -> list[str]:
+    A, B = (tuple(part.get_shape()) for part in pair)
+    types = [part.get_dtype() for part in pair]
+    rank, (inside, outside) = config.rank_of(path), features_of(host)
+    fits = A == (rank, inside) and B == (outside, rank)
+    if not fits:
+        return [
+            f'"{path}" has factors {A} and {B} where rank {rank} on this layer wants '
             f"{(rank, inside)} and {(outside, rank)}"
-        )
-    if not (A.is_floating_point() and B.is_floating_point()):
-        return f'"{path}" has factors of type {A.dtype} and {B.dtype}'
-    if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
-        return f'"{path}" has values that are not finite'
-    return None
+        ]
+    if not set(types) <= {"F64", "F32", "F16", "BF16"}:
+        return [f'"{path}" has factors of type {types[0]} and {types[1]}']
+    return []

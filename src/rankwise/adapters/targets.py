@@ -17,7 +17,7 @@ import regex
 from torch import nn
 
 from rankwise.adapters.adapted import Adapted
-from rankwise.adapters.hosts import is_conv1d, is_embedding, is_host, is_linear, weight_of
+from rankwise.adapters.hosts import is_conv1d, is_host, is_linear, weight_of
 from rankwise.errors import TargetError, did_you_mean, some
 from rankwise.spec.adapters import LoraSpec
 
@@ -132,7 +132,8 @@ def _leaf_counts(paths: Iterable[str], modules: dict[str, nn.Module]) -> list[st
 
 
 def _refuse_tied_head(paths: list[str], modules: dict[str, nn.Module]) -> None:
-    tables = {id(weight_of(module)) for module in modules.values() if is_embedding(module)}
+    """Any table counts, also one of a model's own class."""
+    tables = {id(weight_of(module)) for module in modules.values() if isinstance(module, nn.Embedding)}
     for path in paths:
         if is_linear(modules[path]) and id(weight_of(modules[path])) in tables:
             raise TargetError(

@@ -21,8 +21,9 @@ from rankwise.cli.options import (
     System,
     Temperature,
     TopP,
+    TrustCode,
 )
-from rankwise.errors import DataError, RankwiseError
+from rankwise.errors import DataError, Interrupted, RankwiseError
 from rankwise.spec.generation import GenerationSpec
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     force_base: ForceBase = False,
+    trust_code: TrustCode = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -53,6 +55,7 @@ def generate(
         with Display(quiet) as display:
             generated = generate_verb(
                 run, asked, spec, system=system, base=base, both=both, announce=display, force_base=force_base,
+                trust_code=trust_code,
                 heard=_aloud if streamed else None,
             )  # fmt: skip
         if as_json:
@@ -74,6 +77,7 @@ def chat(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     force_base: ForceBase = False,
+    trust_code: TrustCode = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -84,22 +88,35 @@ def chat(
         from rankwise.verbs.chat import Chat
 
         with Display(quiet) as display:
-            asked = open_for_asking(run, display, force_base=force_base)
+            asked = open_for_asking(run, display, force_base=force_base, trust_code=trust_code)
         talk = Chat.begin(asked, spec, base=base, both=both, system=system)
-        _converse(talk, aloud=not as_json)
+        interrupted = _converse(talk, aloud=not as_json)
         if as_json:
             print_json({"run": run, "turns": talk.turns()})
+        if interrupted:
+            raise typer.Exit(130)
 
 
-def _converse(talk: Chat, *, aloud: bool) -> None:
-    while (line := _next_line()) is not None and line != "/quit":
-        if line == "/new":
-            talk.forget()
-        elif line:
-            try:
-                _turn(talk, line, aloud)
-            except RankwiseError as error:  # such as a conversation that has grown too long: the talk goes on
-                print(f"rankwise: {error} /new begins again.", file=sys.stderr)
+def _converse(talk: Chat, *, aloud: bool) -> bool:
+    """Until the talk is ended; whether that was by Ctrl-C. What was said so far is kept."""
+    try:
+        while (line := _next_line()) is not None and line != "/quit":
+            _hear(talk, line, aloud)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _hear(talk: Chat, line: str, aloud: bool) -> None:
+    if line == "/new":
+        talk.forget()
+    elif line:
+        try:
+            _turn(talk, line, aloud)
+        except RankwiseError as error:  # such as a conversation that has grown too long: the talk goes on
+            print(f"rankwise: {error} /new begins again.", file=sys.stderr)
 
 
 def _turn(talk: Chat, line: str, aloud: bool) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from rankwise.errors import Interrupted, RankwiseError, ResourceError
+from rankwise.errors import Interrupted, RankwiseError, ResourceError, is_out_of_memory
 
 
 @contextmanager
@@ -28,7 +28,9 @@ def failures_told(as_json: bool) -> Iterator[None]:
     except KeyboardInterrupt as error:
         code = getattr(error, "exit_code", 130)
         _leave(str(error) or "stopped.", "Interrupted", code, as_json, error)
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         _leave("out of memory.", "ResourceError", ResourceError.exit_code, as_json, error)
     except BrokenPipeError as error:  # somebody downstream, like `head`, has read enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123

@@ -27,6 +27,10 @@ Seed = Annotated[int, typer.Option(help="For drawing with a temperature.")]
 ForceBase = Annotated[
     bool, typer.Option("--force-base", help="Use the adapter even if the base model's weights have changed.")
 ]
+TrustCode = Annotated[
+    str | None,
+    typer.Option("--trust-code", help="Commit of the base model whose Python code may run.", show_default=False),
+]
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file of settings.", show_default=False)]
 Set = Annotated[
     list[str] | None,

@@ -41,6 +41,7 @@ def parse_row(row: Row, form: str, where: str, system: str | None = None) -> Exa
 
 def _messages(row: Row, where: str) -> tuple[Message, ...]:
     _require(row, where, "messages", "messages")
+    _refuse_unheard(row, where, "row", ("tools", "functions"))
     turns = row["messages"]
     if not isinstance(turns, list) or not turns:
         raise DataError(f'{where}: "messages" is {shown(turns)}; a list of turns with role and content is wanted.')
@@ -56,8 +57,9 @@ def _message(turn: Any, where: str, number: int) -> Message:
     if role not in ROLES:
         hint = did_you_mean(str(role), ROLES)
         raise DataError(f"{where}: turn {number} has the role {shown(role)}; known are {', '.join(ROLES)}.{hint}")
-    if turn.get("tool_calls"):
-        raise DataError(f"{where}: turn {number} calls tools, which rows of this version cannot hold.")
+    _refuse_unheard(turn, where, f"turn {number}", ("tool_calls", "function_call", "tool_call_id"))
+    if turn.get("weight", 1) != 1:
+        raise DataError(f"{where}: turn {number} has the weight {shown(turn['weight'])}; only 1 can be followed yet.")
     return Message(role, _text(turn["content"], where, f"content of turn {number}", may_be_empty=role == "system"))
 
 
@@ -81,7 +83,10 @@ def _instruction(row: Row, where: str) -> tuple[Message, ...]:
     _require(row, where, "instruction", "instruction", "output")
     instruction = _text(row["instruction"], where, "instruction")
     given = "" if row.get("input") is None else _text(row["input"], where, "input", may_be_empty=True)
-    return _pair(f"{instruction}\n\n{given}" if given.strip() else instruction, _text(row["output"], where, "output"))
+    _refuse_unheard(row, where, "row", ("history",))
+    system = _text(row.get("system") or "", where, "system", may_be_empty=True)
+    pair = _pair(f"{instruction}\n\n{given}" if given.strip() else instruction, _text(row["output"], where, "output"))
+    return (Message("system", system), *pair) if system else pair
 
 
 def _pair(asked: str, answered: str) -> tuple[Message, ...]:
@@ -117,6 +122,13 @@ def _text(value: Any, where: str, what: str, *, may_be_empty: bool = False) -> s
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: the {what} has half a character (a lone surrogate) at {error.start}.") from None
     return value
+
+
+def _refuse_unheard(holder: Row, where: str, what: str, keys: tuple[str, ...]) -> None:
+    """What would change the conversation and cannot be followed yet must not be lost in silence."""
+    there = [key for key in keys if holder.get(key)]
+    if there:
+        raise DataError(f"{where}: the {what} has {', '.join(map(repr, there))}, which this version cannot follow.")
 
 
 def _is_text_part(part: Any) -> bool:

@@ -51,13 +51,14 @@ def _cut(example: Example, template: Template) -> list[Segment]:
             continue
         before = template.text(example.messages[:index], answer_next=True)
         after = template.text(example.messages[: index + 1])
-        if not after.startswith(before) or not whole.startswith(after) or len(before) < position:
+        stable = after.startswith(before) and whole.startswith(before) and len(before) >= position
+        end = len(before) + _learned_length(after[len(before) :], message.content, template.end_tokens) if stable else 0
+        if not stable or not whole.startswith(after[:end]):
             raise TemplateError(
                 f"the model's chat template writes turn {index + 1} differently inside the whole "
                 "conversation than up to that turn, so the answer cannot be told from what was given. "
                 "Split the conversation into rows with one answer each."
             )
-        end = len(before) + _learned_length(after[len(before) :], message.content, template.end_tokens)
         segments += [Segment(whole[position : len(before)], False), Segment(whole[len(before) : end], True)]
         position = end
     return [segment for segment in (*segments, Segment(whole[position:], False)) if segment.text]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
+from unicodedata import normalize
 
 from rankwise.data.templates import Segment
 from rankwise.errors import TemplateError
@@ -69,7 +70,7 @@ def _joined(segments: Sequence[Segment], parts: list[list[int]], tokenizer: Toke
     text = ""
     for part, segment in zip(parts, segments, strict=True):
         ids, text = ids + part, text + segment.text
-        if tokenizer.decode(ids) != text:
+        if normalize("NFC", tokenizer.decode(ids)) != normalize("NFC", text):  # many tokenizers compose accents
             return None
     pairs = [(token, segment.learned) for part, segment in zip(parts, segments, strict=True) for token in part]
     return Tokens(tuple(token for token, _ in pairs), tuple(learned for _, learned in pairs))

@@ -6,7 +6,8 @@ The prompt is what training rendered before an answer, and decoding ends at the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,22 +44,31 @@ def answers(
     prompts = [tokenizer.encode(tokenizer.text(messages, answer_next=True))[0] for messages in conversations]
     _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     inputs, mask = _left_padded(prompts, tokenizer.pad_id)
-    torch.manual_seed(spec.seed)
     began = time.perf_counter()
     module: Any = model.module
     was_training = module.training
     module.eval()
     try:
-        made = module.generate(
-            input_ids=inputs.to(model.precision.device),
-            attention_mask=mask.to(model.precision.device),
-            generation_config=_settings(tokenizer, spec),
-            streamer=_Streamer(tokenizer, heard) if heard else None,
-        )
+        with _seeded(spec):
+            made = module.generate(
+                input_ids=inputs.to(model.precision.device),
+                attention_mask=mask.to(model.precision.device),
+                generation_config=_settings(tokenizer, spec),
+                streamer=_Streamer(tokenizer, heard) if heard else None,
+            )
     finally:
         module.train(was_training)
     seconds = time.perf_counter() - began
     return [_answer(row, tokenizer, seconds) for row in made[:, inputs.shape[1] :].tolist()]
+
+
+@contextmanager
+def _seeded(spec: GenerationSpec) -> Iterator[None]:
+    """Draw from the seed, and leave the caller's own random numbers as they were."""
+    with torch.random.fork_rng(enabled=spec.temperature > 0):
+        if spec.temperature > 0:
+            torch.manual_seed(spec.seed)
+        yield
 
 
 def _check_room(model: LoadedModel, prompt: int, new: int) -> None:

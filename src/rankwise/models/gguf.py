@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rankwise.errors import ModelError
@@ -29,7 +30,7 @@ def converted(file: Path, announce: Announce) -> Path:
     if not folder.is_dir():
         need_space(folder, 7 * file.stat().st_size)
         announce(Said(f"Converting {file.name} to safetensors, once (about 20 s for 100 MB)"))
-        with published(folder) as temporary:
+        with published(folder, first_stays=True) as temporary:
             _convert(file, temporary)
     return folder
 
@@ -40,9 +41,12 @@ def _convert(file: Path, folder: Path) -> None:
 
     hush()
     try:
-        with redirect_stderr(StringIO()):  # the converter's own bar, which cannot be turned off
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        # In a folder of its own, so that nothing else beside the file is read. The converter's bar has no switch.
+        with TemporaryDirectory() as alone, redirect_stderr(StringIO()):
+            Path(alone, file.name).symlink_to(file.absolute())
+            only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(alone, **only)
+            model: Any = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **only)
     except (ValueError, KeyError, IndexError, OSError, NotImplementedError) as error:
         raise ModelError(
             f"{file} cannot be converted: {str(error).splitlines()[0] if str(error) else type(error).__name__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import rankwise.models.quiet as quiet
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, is_out_of_memory
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
@@ -19,7 +19,7 @@ def load(model: ModelSpec | str, announce: Announce = silent) -> LoadedModel:
     spec = model if isinstance(model, ModelSpec) else ModelSpec(name=model)
     precision = choose_precision(spec)
     source = find(spec, announce)
-    trusted = spec.trust_code is not None and spec.trust_code == source.folder.name
+    trusted = spec.trust_code is not None and spec.trust_code == source.commit
     module = _module(source, precision.dtype, trusted, announce)
     tokenizer = _tokenizer(source, trusted, module)
     module.to(precision.device).eval()
@@ -46,6 +46,8 @@ def _module(source: Source, dtype: Any, trusted: bool, announce: Announce) -> An
             trust_remote_code=trusted, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # many kinds: damaged weights, unknown architectures, missing parts
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{source.folder} cannot be loaded as a causal language model: {_first_line(error)}") from None
     module, report = loaded
     if report["missing_keys"]:

@@ -1,4 +1,4 @@
-"""Keep transformers and the hub client from writing to the terminal what we say ourselves, and from reporting home.
+"""Keep transformers and the hub client from writing to the terminal what we say ourselves, and from telemetry.
 
 Imported before transformers everywhere in this folder. The hub client keeps its own bar for downloads, on a terminal.
 """

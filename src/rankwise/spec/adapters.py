@@ -15,10 +15,9 @@ Alpha = Annotated[Number, Field(gt=0, le=1e6)]
 class LoraSpec(Spec):
     """delta W = (alpha / rank) B A.
 
-    The defaults follow Schulman et al. 2025 ("LoRA Without Regret"): every linear layer, alpha 32, one learning
-    rate ten times that of full fine-tuning. A target, a pattern's key and a layer name are matched alike: a word
-    of letters, digits, `_`, `.` and `-` is the end of a module's path; anything else is a regular expression for
-    the whole path or its end after a dot.
+    The defaults follow Schulman et al. 2025 ("LoRA Without Regret"): every linear layer, alpha 32. A target and a
+    pattern's key are matched alike: a word of letters, digits, `_`, `.` and `-` is the end of a module's path;
+    anything else is a regular expression for the whole path or its end after a dot.
     """
 
     rank: Rank = 16
@@ -49,8 +48,15 @@ class LoraSpec(Spec):
 
 
 def _split_names(text: str) -> list[str]:
-    """`q_proj,v_proj` is two names; a regular expression may hold commas and stays whole."""
-    return [part.strip() for part in text.split(",")] if not set(text) & set("()[]{}*+?|^$\\") else [text]
+    """`q_proj,(k|v)_proj` is two targets; a comma inside brackets belongs to an expression."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def _parse_layers(text: str) -> tuple[int, ...]:

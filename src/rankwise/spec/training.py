@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -17,8 +18,8 @@ class TrainingSpec(Spec):
     batch_size: PositiveInt = 16
     """Rows per optimizer step."""
     micro_batch_tokens: PositiveInt = 2048
-    """Padded tokens computed at once. Bounds the memory, changes no result: the loss of a step is the mean over
-    the supervised tokens of all its rows, however they are portioned."""
+    """Padded tokens computed at once. Bounds the memory, changes no result (without dropout): the loss of a step is the
+    mean over the supervised tokens of all its rows, however they are portioned."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
     """`auto`: 1e-3 at width 576, falling with the width of the model (see training/schedules.py)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -36,7 +37,12 @@ class TrainingSpec(Spec):
             raise ValueError("epochs and steps both say how long to train; give one of them")
         return self
 
+    def rows_per_step(self, rows: int) -> int:
+        """No row is taken twice in one step."""
+        return min(self.batch_size, rows)
+
     def total_steps(self, rows: int) -> int:
+        """Enough that every row is seen `epochs` times; the last step is filled up from the next pass."""
         if self.steps is not None:
             return self.steps
-        return max(1, round((self.epochs or 2.0) * rows / self.batch_size))
+        return math.ceil((self.epochs or 2.0) * rows / self.rows_per_step(rows))

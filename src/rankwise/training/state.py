@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ class TrainState:
     steps: int
     clip: float
     device: torch.device
-    step: int = field(default=0)
+    step: int = 0
 
     @property
     def finished(self) -> bool:

@@ -29,6 +29,11 @@ class Asked:
     system: str | None
     """The system message that the run's rows were trained with."""
 
+    def opening(self, system: str | None) -> list[Message]:
+        """How a conversation begins: with `system`, or with what the run's rows began with."""
+        spoken = self.system if system is None else system
+        return [Message("system", spoken)] if spoken else []
+
     def answer(
         self, messages: Sequence[Message], spec: GenerationSpec, *, base: bool = False, heard: Heard | None = None
     ) -> Answer:
@@ -42,11 +47,14 @@ class Asked:
             return answer(self.model, messages, spec, heard)
 
 
-def open_for_asking(run_name: str, announce: Announce = silent, *, force_base: bool = False) -> Asked:
+def open_for_asking(
+    run_name: str, announce: Announce = silent, *, force_base: bool = False, trust_code: str | None = None
+) -> Asked:
     """Load what a run needs to answer, and make sure that its base is the one it was trained on."""
     run = open_run(run_name)
     experiment, manifest = run.experiment(), run.manifest()
-    model = load(experiment.model, announce)
+    # The device is this machine's own affair; and a run, which may be somebody else's, cannot say whose code to trust.
+    model = load(experiment.model.model_copy(update={"device": "auto", "trust_code": trust_code}), announce)
     trained_on = manifest.base_model
     if model.facts.fingerprint != trained_on.fingerprint and not force_base:
         raise RunError(

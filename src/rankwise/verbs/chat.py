@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rankwise.data.example import Message
+from rankwise.errors import SpecError
 from rankwise.models.generation import Answer, Heard
 from rankwise.spec.generation import GenerationSpec
 from rankwise.verbs.ask import Asked
@@ -22,9 +23,10 @@ class Chat:
 
     @classmethod
     def begin(cls, asked: Asked, spec: GenerationSpec, *, base: bool, both: bool, system: str | None) -> Chat:
-        spoken = asked.system if system is None else system
+        if base and both:
+            raise SpecError(["--base asks the base alone and --both asks it too; give one of them."])
         names = ("adapted", "base") if both else ("base",) if base else ("adapted",)
-        return cls(asked, spec, {name: [Message("system", spoken)] if spoken else [] for name in names})
+        return cls(asked, spec, {name: asked.opening(system) for name in names})
 
     def ask(self, text: str) -> None:
         """Begin a turn, which each side then answers."""
@@ -34,7 +36,8 @@ class Chat:
         """One side's answer to the turn that was begun. A turn that it cannot answer it does not remember."""
         text = self.said[-1]["user"]
         history = [*self.sides[side], Message("user", text)]
-        answer = self.asked.answer(history, self.spec, base=side == "base", heard=heard)
+        spec = self.spec.model_copy(update={"seed": self.spec.seed + len(self.said) - 1})
+        answer = self.asked.answer(history, spec, base=side == "base", heard=heard)
         self.sides[side] = [*history, Message("assistant", answer.text)]
         self.said[-1][side] = answer.text
         return answer

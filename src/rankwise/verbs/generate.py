@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankwise.data.example import Message
-from rankwise.errors import DataError
+from rankwise.errors import DataError, SpecError
 from rankwise.models.generation import Answer, Heard
 from rankwise.run.records import Announce, silent
 from rankwise.spec.generation import GenerationSpec
@@ -42,18 +42,18 @@ def generate(
     heard: Heard | None = None,
     announce: Announce = silent,
     force_base: bool = False,
+    trust_code: str | None = None,
 ) -> Generated:
     """Ask a run by its name, or one opened for asking already. `system` replaces the one the run was trained with."""
     if not prompt.strip():
         raise DataError("the prompt is empty.")
-    asked = open_for_asking(run, announce, force_base=force_base) if isinstance(run, str) else run
-    messages = conversation(asked, prompt, system)
+    if base and both:
+        raise SpecError(["--base asks the base alone and --both asks it too; give one of them."])
+    asked = (
+        open_for_asking(run, announce, force_base=force_base, trust_code=trust_code) if isinstance(run, str) else run
+    )
+    messages = [*asked.opening(system), Message("user", prompt)]
     wanted = spec or GenerationSpec()
     adapted = None if base else asked.answer(messages, wanted, heard=heard)
     of_base = asked.answer(messages, wanted, base=True, heard=heard if base else None) if base or both else None
     return Generated(prompt, adapted, of_base)
-
-
-def conversation(asked: Asked, prompt: str, system: str | None) -> list[Message]:
-    spoken = asked.system if system is None else system
-    return [*([Message("system", spoken)] if spoken else []), Message("user", prompt)]

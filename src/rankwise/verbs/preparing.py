@@ -1,4 +1,4 @@
-"""Rows of a file, or made here, into tokens that can be trained on: what `train` and `demo` share."""
+"""Rows of a file into tokens that can be trained on, with the facts about them that a run keeps."""
 
 from __future__ import annotations
 

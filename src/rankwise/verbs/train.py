@@ -7,6 +7,7 @@ says so; it never holds an adapter.
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from rankwise.adapters.adapter_set import AdapterSet, inject
 from rankwise.adapters.peft_format import WEIGHTS, write_peft
 from rankwise.data.batches import Batches, portion
-from rankwise.errors import Interrupted, RankwiseError, ResourceError
+from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, TrainingError, is_out_of_memory, some
 from rankwise.models.causal import SupervisedLogits
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -25,7 +26,7 @@ from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
 from rankwise.run.manifest import Manifest, Results, now, peak_rss
 from rankwise.run.records import Announce, Event, LossRecord, Said, StepRecord, silent
-from rankwise.run.writing import need_space, published
+from rankwise.run.writing import need_space
 from rankwise.spec.experiment import Experiment
 from rankwise.training.loop import train as train_loop
 from rankwise.training.losses import mean_loss
@@ -57,6 +58,10 @@ def train(
     run = RunDirectory.named(experiment.run)
     with run.claimed(restart=restart):
         loaded = model if model is not None else load(experiment.model, announce)
+        if loaded.spec != experiment.model:
+            raise SpecError(
+                [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.model}.']
+            )
         prepared = prepare(experiment.data, loaded, announce)
         adapters = inject(loaded.module, experiment.adapter, seed=experiment.training.seed)
         try:
@@ -102,10 +107,8 @@ class _Session:
     def work(self) -> Results:
         with Journal(self.run.metrics) as journal:
             seen, before, after, seconds = self._train(journal)
-        with published(self.run.adapter) as folder:
-            write_peft(
-                self.adapters, folder, base_model=self.model.source.name, revision=self.experiment.model.revision
-            )
+        revision = self.experiment.model.revision
+        write_peft(self.adapters, self.run.adapter, base_model=self.model.source.name, revision=revision)
         return self._results(seen, before, after, seconds)
 
     def _train(self, journal: Journal) -> tuple[list[StepRecord], LossRecord | None, LossRecord | None, float]:
@@ -118,18 +121,20 @@ class _Session:
                 seen.append(event)
             self.announce(event)
 
-        spec, module = self.experiment.training, self.model.module
-        forward = SupervisedLogits(module)
-        batches = Batches(self.prepared.trained, spec.batch_size, spec.micro_batch_tokens, spec.seed)
+        spec, rows = self.experiment.training, self.prepared.trained
+        forward = SupervisedLogits(self.model.module)
+        batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed)
+        state = self._state()
         before = self._held_out(forward, 0, hear)
         torch.manual_seed(spec.seed)
-        module.train()
+        self.adapters.train()
         began = time.perf_counter()
         try:
-            train_loop(self._state(), batches, forward=forward, announce=hear)
+            train_loop(state, batches, forward=forward, announce=hear)
         finally:
-            module.eval()
+            self.adapters.train(False)
         seconds = time.perf_counter() - began
+        self._check_that_all_learned(state)
         return seen, before, self._held_out(forward, self.steps, hear), seconds
 
     def _state(self) -> TrainState:
@@ -142,6 +147,15 @@ class _Session:
             clip=spec.clip,
             device=self.model.precision.device,
         )
+
+    def _check_that_all_learned(self, state: TrainState) -> None:
+        """The optimizer knows a parameter from its first gradient on."""
+        parts = self.adapters.adapters().items()
+        idle = [path for path, adapter in parts if adapter.B not in state.optimizer.state]
+        if len(idle) == len(parts):
+            raise TrainingError(f"none of the {len(idle)} adapted layers got a gradient, so nothing was learned.")
+        if idle:
+            self.announce(Said(f"{len(idle)} of {len(parts)} adapted layers never got a gradient: {some(idle, 3)}"))
 
     def _held_out(self, forward: SupervisedLogits, step: int, hear: Announce) -> LossRecord | None:
         rows = self.prepared.held_out
@@ -185,24 +199,25 @@ def _recorded(run: RunDirectory, session: _Session) -> Manifest:
     session.announce(Said(session.describe()))
     try:
         results = session.work()
+        finished = manifest.model_copy(update={"status": "finished", "ended": now(), "results": results})
+        run.write_manifest(finished)
+        return finished
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         ended = manifest.model_copy(
             update={"status": status, "ended": now(), "problem": str(error) or type(error).__name__}
         )
-        with suppress(RankwiseError):  # a disk that is full may refuse this too; "running" without a lock says enough
+        with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
+            shutil.rmtree(run.adapter, ignore_errors=True)
             run.write_manifest(ended)
         raise _told(error, run) from None
-    finished = manifest.model_copy(update={"status": "finished", "ended": now(), "results": results})
-    run.write_manifest(finished)
-    return finished
 
 
 def _told(error: BaseException, run: RunDirectory) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         message = f"stopped. {run.folder} keeps the metrics so far and holds no adapter; --restart begins it again."
         return Interrupted(message, getattr(error, "exit_code", 130))
-    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+    if is_out_of_memory(error):
         return ResourceError(
             "out of memory while training. Lower training.micro_batch_tokens (the result stays the same), "
             "or --max-length."
