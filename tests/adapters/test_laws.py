@@ -170,6 +170,19 @@ def test_only_the_adapter_learns_and_it_is_held_in_float32() -> None:
     assert all(adapter.B.grad.abs().max() > 0 for path, adapter in adapters.adapters().items() if "embed" not in path)
 
 
+def test_the_base_s_own_dropout_stays_off_while_the_adapters_train() -> None:
+    # GPT-2 has three dropouts; with them on, a step would depend on how it is portioned.
+    model = tiny_model("gpt2")
+    adapters = inject(model, LoraSpec(rank=2, dropout=0.5))
+    randomise(adapters)
+    adapters.train()
+    training = [name for name, module in model.named_modules() if module.training]
+    assert training and all(".adapters" in name for name in training)
+    assert not torch.equal(logits(model), logits(model))
+    adapters.train(False)
+    assert torch.equal(logits(model), logits(model))
+
+
 def test_dropout_acts_in_training_alone() -> None:
     model = nn.Sequential(nn.Linear(64, 8)).eval()
     adapters = inject(model, LoraSpec(rank=4, targets=("0",), dropout=0.5))

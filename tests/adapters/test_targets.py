@@ -50,6 +50,11 @@ def test_names_regular_expressions_and_all_linear_mix_and_keep_the_model_s_order
     assert len(paths("llama", targets=("all-linear", "embed_tokens"))) == 15
 
 
+def test_a_list_with_commas_holds_names_and_expressions() -> None:
+    assert leaves("llama", targets="q_proj, (k|v)_proj") == {"q_proj", "k_proj", "v_proj"}
+    assert len(paths("llama", targets=r"layers\.[0,1]\.mlp\.\w{2,9}_proj")) == 6
+
+
 def test_layers_keeps_the_blocks_named() -> None:
     assert {layer_number(path) for path in paths("llama", layers="1")} == {1}
     assert {layer_number(path) for path in paths("bert", layers=[0])} == {0}

@@ -170,3 +170,30 @@ def test_a_line_that_only_one_side_has_room_for_does_not_break_the_conversation(
 
 def test_chat_with_nothing_said_is_a_conversation_of_no_turns(home):
     assert objects("chat", "plain", typed="") == {"run": "plain", "turns": []}
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_base_and_both_exclude_each_other(home, verb):
+    words = ("--prompt", QUESTION) if verb == "generate" else ()
+    result = rankwise(verb, "plain", *words, "--base", "--both", typed="hello\n")
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr and "Traceback" not in result.output
+
+
+def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
+    # A run may be somebody else's: its spec.json must not make us run the code of a model.
+    from pathlib import Path
+
+    from rankwise.verbs.ask import open_for_asking
+
+    file = Path("runs/plain/spec.json")
+    before = file.read_text()
+    spec = json.loads(before)
+    spec["model"] |= {"trust_code": "f" * 40, "device": "cuda:7"}
+    try:
+        file.write_text(json.dumps(spec))
+        asked = open_for_asking("plain")
+    finally:
+        file.write_text(before)
+    assert asked.model.spec.trust_code is None
+    assert asked.model.spec.device == "auto"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from rankwise import __version__
 from rankwise.cli.main import app
-from rankwise.models.sources import fingerprint
+from rankwise.models.inspection import fingerprint
 from rankwise.run.journal import read_journal
 
 KEYS = {

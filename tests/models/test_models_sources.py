@@ -12,8 +12,9 @@ import torch
 from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.peft_format import write_peft
 from rankwise.errors import ModelError, RemoteCodeError
+from rankwise.models.inspection import fingerprint
 from rankwise.models.loading import load
-from rankwise.models.sources import find, fingerprint
+from rankwise.models.sources import find
 from rankwise.models.starters import STARTERS
 from rankwise.run.records import silent
 from rankwise.spec.adapters import LoraSpec

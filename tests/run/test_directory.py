@@ -278,3 +278,14 @@ def test_a_run_whose_manifest_is_damaged_is_not_overwritten():
     (run.folder / "manifest.json").write_text("{")
     for restart in (False, True):
         assert "manifest.json is damaged" in refusal(restart=restart)
+
+
+def test_what_a_killed_process_was_writing_is_no_obstacle_and_is_removed(tmp_path):
+    run = RunDirectory(tmp_path / "a")
+    run.folder.mkdir()
+    (run.folder / ".spec.json.123.tmp").write_text("{")
+    (run.folder / ".adapter.123.tmp").mkdir()
+    (run.folder / ".adapter.123.tmp" / "adapter_model.safetensors").write_bytes(b"half")
+    with run.claimed(restart=False):
+        run.begin(EXPERIMENT)
+    assert not list(run.folder.glob(".*.tmp"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -137,6 +138,9 @@ def _stdin() -> str:
 
 
 def _next_line() -> str | None:
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  line editing and history, where this Python has them
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:

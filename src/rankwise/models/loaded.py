@@ -7,8 +7,9 @@ from functools import cached_property
 
 from torch import nn
 
+from rankwise.models.inspection import fingerprint
 from rankwise.models.precision import Precision
-from rankwise.models.sources import Source, fingerprint
+from rankwise.models.sources import Source
 from rankwise.models.tokenizer import HubTokenizer
 from rankwise.run.manifest import BaseModelFacts
 from rankwise.spec.models import ModelSpec

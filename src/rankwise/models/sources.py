@@ -1,26 +1,23 @@
 """A model's name into a folder on this disk that holds it: a starter, a local folder, a GGUF file or the hub.
 
 What is cached is used without asking the network; the network is asked only for a model that was named and is not
-here. A folder is inspected before anything in it is handed to transformers: weights must be safetensors (no
-pickles), and Python code that comes with a model is not run unless its commit is named.
+here. A folder is inspected (inspection.py) before it is given out.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
-from rankwise.errors import ModelError, RankwiseError, RemoteCodeError, did_you_mean, some
+from rankwise.errors import ModelError, RankwiseError, did_you_mean, some
 from rankwise.models.cache import cache_folder
 from rankwise.models.gguf import converted
+from rankwise.models.inspection import inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.run.records import Announce, Said
-from rankwise.run.writing import sha256_of, told_when_full
+from rankwise.run.writing import told_when_full
 from rankwise.spec.models import ModelSpec
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
@@ -28,7 +25,6 @@ UNUSED = ["consolidated*", "*/*"]
 """Weights in another layout, and folders of other formats."""
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 LONGEST_NAME = 256
-LARGEST_CONFIG = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def _shards_are_there(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
-    return all((folder / str(shard)).is_file() for shard in set(_json(index).get("weight_map", {}).values()))
+    return all((folder / str(shard)).is_file() for shard in set(read_json(index).get("weight_map", {}).values()))
 
 
 def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
@@ -190,102 +186,3 @@ def cached_hub_models() -> dict[str, Path]:
 
 def cached_conversions() -> list[Path]:
     return sorted(path for path in (cache_folder() / "models").glob("gguf-*") if path.is_dir())
-
-
-def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
-    """Refuse a folder that could not be loaded, or only by running what it brings."""
-    config = _json(folder / "config.json")
-    if not any(folder.glob("*.safetensors")):
-        pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
-        hint = (
-            f" Its weights are pickles ({pickled}), which are never read; convert them to safetensors."
-            if pickled
-            else ""
-        )
-        raise ModelError(f"{folder} has no .safetensors weights.{hint}")
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(f"{folder} holds an adapter beside its weights; give the folder of the base model alone.")
-    if config.get("quantization_config"):
-        raise ModelError(
-            f"{folder} holds quantised weights, which cannot be adapted yet; give the full-precision model."
-        )
-    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        settings = config if name == "config.json" else _json(folder / name) if (folder / name).is_file() else {}
-        _refuse_code(folder, name, settings, trusted or _is_native(config))
-
-
-def _is_native(config: dict[str, Any]) -> bool:
-    """Whether transformers has this architecture itself; then it is used, and the code beside the model is not."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return config.get("model_type") in CONFIG_MAPPING
-
-
-def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: bool) -> None:
-    if "--" in "".join(_texts(settings.get("auto_map"))):
-        raise RemoteCodeError(f"{folder / name} asks for Python code of another repository. It is not run.")
-    if "auto_map" in settings and not allowed:
-        files = some(sorted(path.name for path in folder.glob("*.py"))) or str(settings["auto_map"])
-        raise RemoteCodeError(
-            f"{folder / name} asks for Python code that comes with the model ({files}). It is not run. "
-            "If you have read it, take the model from the hub and name its commit with --set model.trust_code=COMMIT."
-        )
-    for key, value in _items(settings):
-        elsewhere = [text for text in _texts(value) if set(text) & set("/:")] if "implementation" in key else []
-        if elsewhere:
-            raise RemoteCodeError(
-                f'{folder / name} asks by "{key}" for code from elsewhere ({elsewhere[0]!r}). It is not run.'
-            )
-
-
-def _items(value: Any) -> list[tuple[str, Any]]:
-    """Every key with its value, at any depth."""
-    here = list(value.items()) if isinstance(value, dict) else []
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return here + [item for part in inside for item in _items(part)]
-
-
-def _texts(value: Any) -> list[str]:
-    """Every text inside a value of JSON."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [value] if isinstance(value, str) else [text for item in inside for text in _texts(item)]
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > LARGEST_CONFIG:
-            raise ModelError(f"{file} has {file.stat().st_size:,} bytes, too many for settings.")
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read ({error.strerror}); this folder holds no model.") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{file} is damaged: it is not JSON.") from None
-    if not isinstance(loaded, dict):
-        raise ModelError(f"{file} is damaged: it holds a {type(loaded).__name__}.")
-    return loaded
-
-
-def fingerprint(folder: Path) -> str:
-    """Changes with the config, the tokenizer, the chat template or any weight: of a file up to 2 GB every byte counts,
-    of a larger one a sample does.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        digest.update(sha256_of(file).encode() if size <= 2e9 else _sample(file, size))
-    return digest.hexdigest()[:16]
-
-
-def _sample(file: Path, size: int) -> bytes:
-    """A megabyte at each of 64 places, the header among them."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        for place in range(64):
-            opened.seek((size - 1_000_000) * place // 63)
-            digest.update(opened.read(1_000_000))
-    return digest.digest()

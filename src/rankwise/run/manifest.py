@@ -20,7 +20,7 @@ PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
 
 
 class BaseModelFacts(Spec):
-    """Which weights an adapter was trained on. `fingerprint` is that of models/sources.py."""
+    """Which weights an adapter was trained on. `fingerprint` is that of models/inspection.py."""
 
     name: str
     source: str

@@ -1,0 +1,81 @@
+"""The ways real chat templates differ: who names the end token, what follows it, thoughts, accents.
+
+Each is written here in the shape of a family of models, over a tokenizer made here.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
+
+from rankwise.data.example import Example, Message
+from rankwise.data.templates import render
+from rankwise.data.tokens import tokenise
+from rankwise.models.tokenizer import HubTokenizer
+
+TURNS = (Message("user", "one"), Message("assistant", "first"), Message("user", "two"), Message("assistant", "second"))
+END, TEXT_END = 2, 0
+
+
+def tokenizer(hub: PreTrainedTokenizerFast, template: str | None, ends: list[int]) -> HubTokenizer:
+    own = copy.deepcopy(hub)
+    own.chat_template = template
+    return HubTokenizer(own, ends)
+
+
+def learned(example: Example, made: HubTokenizer) -> list[str]:
+    segments = render(example, made)
+    assert "".join(segment.text for segment in segments) == made.text(example.messages)
+    tokens = tokenise(segments, made)
+    ids = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
+    assert made.decode(ids) == "".join(segment.text for segment in segments if segment.learned)
+    return [segment.text for segment in segments if segment.learned]
+
+
+def test_an_end_token_that_only_the_template_names_is_found(hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    # Qwen's base models: ChatML, while the settings name <|endoftext|> as the end.
+    made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template, [TEXT_END])
+    assert set(made.end_ids) == {TEXT_END, END}
+    assert learned(Example(TURNS, "x:1"), made) == ["first<|im_end|>", "second<|im_end|>"]
+
+
+def test_what_follows_only_the_last_end_token_splits_no_conversation(hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    # Phi-3: <|endoftext|> after the whole, but not where the model is to speak.
+    template = hub_tokenizer.chat_template + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
+    made = tokenizer(hub_tokenizer, template, [END])
+    assert learned(Example(TURNS, "x:1"), made) == ["first<|im_end|>", "second<|im_end|>"]
+
+
+def test_an_empty_thought_before_the_answer_is_given_and_not_learned(hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    # Qwen3: with thinking off, an empty block stands before the last answer, in training and in use.
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    made = tokenizer(hub_tokenizer, template, [END])
+    assert learned(Example(TURNS[:2], "x:1"), made) == ["first<|im_end|>"]
+
+
+@pytest.mark.parametrize("answer", ["cafe\u0301", "caf\u00e9", "A\u030a and \u1100\u1161"])
+def test_a_tokenizer_that_composes_accents_can_be_trained(hub_tokenizer: PreTrainedTokenizerFast, answer: str) -> None:
+    # One decomposed accent among the rows would otherwise stop the training of Qwen and Pythia.
+    own = copy.deepcopy(hub_tokenizer)
+    own.backend_tokenizer.normalizer = normalizers.NFC()
+    made = HubTokenizer(own, [END])
+    example = Example((Message("user", "q"), Message("assistant", answer)), "x:1")
+    tokens = tokenise(render(example, made), made)
+    ids = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
+    assert made.decode(ids) == normalizers.NFC().normalize_str(answer) + "<|im_end|>"
+
+
+def test_the_plain_template_s_space_is_no_part_of_an_answer(hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    # Else the second turn of a chat would be written with two spaces, which training never saw.
+    made = tokenizer(hub_tokenizer, None, [END])
+    ids = made.encode(" first")[0]
+    assert made.answer_text(ids) == "first"
