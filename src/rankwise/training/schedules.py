@@ -1,7 +1,7 @@
 """The learning rate as a pure function of progress.
 
 It rises linearly over the warm-up and then falls to zero linearly, by a half cosine, or not at all. The rate that
-`auto` stands for falls with the width of the model: 1e-3 at width 576 (chosen by a sweep, lab/LOG.md), and by the
+`auto` stands for falls with the width of the model: 1e-3 at width 576 (measured good there, lab/LOG.md), and by the
 power 0.8 of the width above it, which gives 2.1e-4 at 4,096, where the best rates of LoRA were found between 2e-4 and
 5e-4, ten times those of full fine-tuning (Biderman et al. 2024, Schulman et al. 2025).
 """
