@@ -197,3 +197,18 @@ def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
         file.write_text(before)
     assert asked.model.spec.trust_code is None
     assert asked.model.spec.device == "auto"
+
+
+def test_a_run_finds_its_base_beside_it_from_any_folder(tiny_folder, tmp_path, monkeypatch):
+    import shutil
+    from pathlib import Path
+
+    work = tmp_path / "sp ace"
+    shutil.copytree(tiny_folder, work / "model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(work)
+    Path("r.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    trained = rankwise("train", "--model", "./model", "--data", "r.jsonl", "--run", "r", "--steps", 1)
+    assert trained.exit_code == 0, trained.output
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert objects("generate", work / "runs" / "r", "--prompt", "a", *SHORT)["prompt"] == "a"

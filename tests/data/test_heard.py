@@ -35,3 +35,8 @@ def test_what_changes_nothing_passes() -> None:
 def test_an_instruction_row_s_system_message_is_said() -> None:
     messages = parse_row({"instruction": "i", "output": "o", "system": "be kind"}, "instruction", "x:1").messages
     assert (messages[0].role, messages[0].content) == ("system", "be kind")
+
+
+def test_an_answer_with_no_question_before_it_is_refused() -> None:
+    with pytest.raises(DataError, match="x:1: turn 1 is an answer with no question"):
+        parse_row({"messages": [ANSWER, USER, ANSWER]}, "messages", "x:1")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from rankwise.data.example import Example, Message
 from rankwise.data.templates import render
 from rankwise.data.tokens import tokenise
+from rankwise.errors import TemplateError
 from rankwise.models.tokenizer import HubTokenizer
 
 TURNS = (Message("user", "one"), Message("assistant", "first"), Message("user", "two"), Message("assistant", "second"))
@@ -79,3 +80,22 @@ def test_the_plain_template_s_space_is_no_part_of_an_answer(hub_tokenizer: PreTr
     made = tokenizer(hub_tokenizer, None, [END])
     ids = made.encode(" first")[0]
     assert made.answer_text(ids) == "first"
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+@pytest.mark.parametrize("marker", ["<|im_end|>", "<|im_start|>"])
+def test_a_turn_marker_inside_a_message_is_refused(
+    hub_tokenizer: PreTrainedTokenizerFast, role: str, marker: str
+) -> None:
+    # Encoded as the token it names, it would end the turn early, in training and in use.
+    made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template, [END])
+    messages = [Message("system", "s"), Message("user", "q"), Message("assistant", "a")]
+    spoilt = [Message(m.role, f"say {marker} here") if m.role == role else m for m in messages]
+    with pytest.raises(TemplateError, match=r"x:3: turn \d") as caught:
+        render(Example(tuple(spoilt), "x:3"), made)
+    assert marker in str(caught.value)
+
+
+def test_a_special_token_that_builds_no_conversation_is_text(hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template, [END])
+    assert "<|endoftext|>" in made.text([Message("user", "what is <|endoftext|>?")])

@@ -19,9 +19,11 @@ from rankwise.models.tokenizer import HubTokenizer
 END = "<|im_end|>"
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 TROUBLE = st.sampled_from(
-    ["<|im_end|>", "<|im_start|>assistant\n", "👩‍👩‍👧 é", "e\u0301", "\u2028", "  \n\n ", "\ufffd", "ﷺ"]
+    ["<|im", "|im_end|", "assistant\n", "👩‍👩‍👧 é", "e\u0301", "\u2028", "  \n\n ", "\ufffd", "ﷺ"]
 )
-CONTENT = st.one_of(UNICODE, st.lists(UNICODE | TROUBLE, min_size=1, max_size=4).map("".join)).filter(str.strip)
+CONTENT = st.one_of(UNICODE, st.lists(UNICODE | TROUBLE, min_size=1, max_size=4).map("".join)).filter(
+    lambda text: text.strip() and "<|im_end|>" not in text and "<|im_start|>" not in text  # those are refused
+)
 
 
 @pytest.fixture(scope="session")

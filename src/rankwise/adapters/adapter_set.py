@@ -28,7 +28,10 @@ class AdapterSet:
 
     def __init__(self, model: nn.Module) -> None:
         if any(isinstance(module, Adapted) for module in model.modules()):
-            raise TargetError("this model has adapters already; use the set that inject returned, and its `add`.")
+            raise TargetError(
+                "this model has adapters already. Their set (what inject returned, or a finished training's "
+                "`adapters`) can `add` another or `eject` them all."
+            )
         self.model = model
         self._required_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.requires_grad_(False)

@@ -132,7 +132,7 @@ def _turn(talk: Chat, line: str, aloud: bool) -> None:
 
 def _stdin() -> str:
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removesuffix("\n")  # `echo` adds it; nobody asks with it
     except UnicodeDecodeError as error:
         raise _not_utf8(error) from None
 

@@ -67,6 +67,8 @@ def _check_order(messages: tuple[Message, ...], where: str) -> None:
     roles = [message.role for message in messages]
     if "assistant" not in roles:
         raise DataError(f"{where}: no turn has the role assistant, so there is no answer to learn.")
+    if "user" not in roles[: roles.index("assistant")]:
+        raise DataError(f"{where}: turn {roles.index('assistant') + 1} is an answer with no question before it.")
     if roles[-1] != "assistant":
         raise DataError(f"{where}: the last turn has the role {roles[-1]}; a row must end with the answer.")
     if "system" in roles[1:]:

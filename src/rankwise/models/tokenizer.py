@@ -46,8 +46,12 @@ class HubTokenizer:
         return self.hub.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def text(self, messages: Sequence[Message], *, answer_next: bool = False) -> str:
+        self._refuse_control_tokens(messages)
         if not self.has_template:
             return self._plain(messages, answer_next)
+        return self._rendered(messages, answer_next)
+
+    def _rendered(self, messages: Sequence[Message], answer_next: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self.hub.apply_chat_template(
@@ -62,12 +66,33 @@ class HubTokenizer:
         text = self.hub.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text if self.has_template else text.removeprefix(" ")
 
+    @cached_property
+    def _control_tokens(self) -> list[str]:
+        """Special tokens with which conversations are built. Others are rare, and may be honest text."""
+        try:
+            built = (
+                self._rendered([Message("user", "?"), Message("assistant", PROBE)], True) if self.has_template else ""
+            )
+        except TemplateError:  # the real conversation will be refused with the template's own words
+            built = ""
+        return [token for token in self.hub.all_special_tokens if token in built or token in self.end_tokens]
+
+    def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
+        """In a message they would end turns and begin others: the model would be shown another conversation."""
+        for number, message in enumerate(messages, start=1):
+            found = next((token for token in self._control_tokens if token in message.content), None)
+            if found is not None:
+                raise TemplateError(
+                    f"turn {number} ({message.role}) holds {found!r}, which this model reads as the border of a turn, "
+                    "not as text. Take it out."
+                )
+
     def _ends_of_template(self) -> list[int]:
         """The special token that the template writes right after an answer: some models' settings do not name it."""
         if not self.has_template:
             return []
         try:
-            text = self.text([Message("user", "?"), Message("assistant", PROBE)])
+            text = self._rendered([Message("user", "?"), Message("assistant", PROBE)], False)
         except TemplateError:
             return []
         first = self.encode(text.partition(PROBE)[2].lstrip())[0][:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from rankwise.errors import DataError, RunError
 from rankwise.models.generation import Answer, Heard, answer
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.run.directory import open_run
+from rankwise.run.directory import RunDirectory, open_run
 from rankwise.run.records import Announce, silent
 from rankwise.spec.generation import GenerationSpec
 
@@ -54,7 +55,8 @@ def open_for_asking(
     run = open_run(run_name)
     experiment, manifest = run.experiment(), run.manifest()
     # The device is this machine's own affair; and a run, which may be somebody else's, cannot say whose code to trust.
-    model = load(experiment.model.model_copy(update={"device": "auto", "trust_code": trust_code}), announce)
+    here = {"name": _base_name(run, experiment.model.name), "device": "auto", "trust_code": trust_code}
+    model = load(experiment.model.model_copy(update=here), announce)
     trained_on = manifest.base_model
     if model.facts.fingerprint != trained_on.fingerprint and not force_base:
         raise RunError(
@@ -63,3 +65,9 @@ def open_for_asking(
             "Use --force-base to lay the adapter over it all the same."
         )
     return Asked(model, read_peft(model.module, run.adapter), manifest.data.system)
+
+
+def _base_name(run: RunDirectory, name: str) -> str:
+    """A relative path was written from the folder that holds `runs/`, which may not be the one we are in."""
+    beside_runs = os.path.join(run.folder.absolute().parent.parent, name)  # noqa: PTH118  the name may be no path
+    return beside_runs if not os.path.exists(name) and os.path.exists(beside_runs) else name  # noqa: PTH110

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rankwise.data.example import Message
@@ -32,7 +33,7 @@ class Generated:
 
 
 def generate(
-    run: str | Asked,
+    run: str | Path | Asked,
     prompt: str,
     spec: GenerationSpec | None = None,
     *,
@@ -50,7 +51,9 @@ def generate(
     if base and both:
         raise SpecError(["--base asks the base alone and --both asks it too; give one of them."])
     asked = (
-        open_for_asking(run, announce, force_base=force_base, trust_code=trust_code) if isinstance(run, str) else run
+        open_for_asking(str(run), announce, force_base=force_base, trust_code=trust_code)
+        if isinstance(run, str | Path)
+        else run
     )
     messages = [*asked.opening(system), Message("user", prompt)]
     wanted = spec or GenerationSpec()
