@@ -56,7 +56,9 @@ def refusal(example, template):
     return str(caught.value)
 
 
-CONTENT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+CONTENT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+    lambda text: text.strip() and "<|im" not in text and END not in text  # turn markers are refused
+)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
