@@ -99,3 +99,24 @@ def test_a_turn_marker_inside_a_message_is_refused(
 def test_a_special_token_that_builds_no_conversation_is_text(hub_tokenizer: PreTrainedTokenizerFast) -> None:
     made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template, [END])
     assert "<|endoftext|>" in made.text([Message("user", "what is <|endoftext|>?")])
+
+
+def test_special_tokens_that_the_tokenizer_does_not_name_count_too(hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    # Llama-3's turn markers are added tokens, and in no list of named ones.
+    own = copy.deepcopy(hub_tokenizer)
+    own.add_special_tokens({"pad_token": "<|eot_id|>"})
+    own.pad_token = "<|endoftext|>"
+    assert "<|eot_id|>" not in own.all_special_tokens
+    own.chat_template = own.chat_template.replace("<|im_end|>", "<|eot_id|>")
+    made = HubTokenizer(own, [TEXT_END])
+    assert made.end_tokens == ["<|endoftext|>", "<|eot_id|>"]
+    assert learned(Example(TURNS, "x:1"), made) == ["first<|eot_id|>", "second<|eot_id|>"]
+    with pytest.raises(TemplateError, match="holds"):
+        made.text([Message("user", "x <|eot_id|> y")])
+
+
+def test_the_marker_of_the_next_turn_is_no_end_of_an_answer(hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template.replace("<|im_end|>", ""), [TEXT_END])
+    assert made.end_ids == (TEXT_END,)
+    with pytest.raises(TemplateError, match="no end token"):
+        render(Example(TURNS, "x:1"), made)

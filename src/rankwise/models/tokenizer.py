@@ -23,7 +23,6 @@ class HubTokenizer:
 
     def __init__(self, hub: Any, end_ids: Sequence[int]) -> None:
         self.hub = hub
-        self.end_ids = tuple(dict.fromkeys(end_ids))
         self.end_ids = tuple(dict.fromkeys((*end_ids, *self._ends_of_template())))
 
     @property
@@ -67,15 +66,23 @@ class HubTokenizer:
         return text if self.has_template else text.removeprefix(" ")
 
     @cached_property
+    def _special(self) -> dict[int, str]:
+        """Tokens that are no text, by id; a tokenizer's own list of names has only some of them."""
+        return {number: str(token) for number, token in self.hub.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def _probe(self) -> str:
+        """A conversation as the template writes it; nothing without a template, or with one that refuses this one."""
+        turns = [Message("user", "?"), Message("assistant", PROBE)]
+        try:
+            return self._rendered(turns, False) if self.has_template else ""
+        except TemplateError:  # the real conversation will be refused with the template's own words
+            return ""
+
+    @cached_property
     def _control_tokens(self) -> list[str]:
         """Special tokens with which conversations are built. Others are rare, and may be honest text."""
-        try:
-            built = (
-                self._rendered([Message("user", "?"), Message("assistant", PROBE)], True) if self.has_template else ""
-            )
-        except TemplateError:  # the real conversation will be refused with the template's own words
-            built = ""
-        return [token for token in self.hub.all_special_tokens if token in built or token in self.end_tokens]
+        return [token for token in self._special.values() if token in self._probe or token in self.end_tokens]
 
     def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
         """In a message they would end turns and begin others: the model would be shown another conversation."""
@@ -89,14 +96,8 @@ class HubTokenizer:
 
     def _ends_of_template(self) -> list[int]:
         """The special token that the template writes right after an answer: some models' settings do not name it."""
-        if not self.has_template:
-            return []
-        try:
-            text = self._rendered([Message("user", "?"), Message("assistant", PROBE)], False)
-        except TemplateError:
-            return []
-        first = self.encode(text.partition(PROBE)[2].lstrip())[0][:1]
-        return [token for token in first if token in self.hub.all_special_ids]
+        first = self.encode(self._probe.partition(PROBE)[2].lstrip())[0][:1]
+        return [token for token in first if token in self._special]
 
     def _plain(self, messages: Sequence[Message], answer_next: bool) -> str:
         end = self.end_tokens[0] if self.end_tokens else ""
