@@ -62,6 +62,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(spec):
         (TrainingSpec, "seed"),
         (DataSpec, "max_length"),
         (DataSpec, "held_out"),
+        (DataSpec, "seed"),
         (GenerationSpec, "max_new_tokens"),
         (GenerationSpec, "seed"),
     ],
@@ -127,9 +128,16 @@ def test_a_number_out_of_its_range_or_not_finite_is_refused(spec, name, good, ba
             [None, "0123456789abcdef" * 2 + "01234567"],
             ["main", "a" * 39, "A" * 40, "g" * 40, True],
         ),
-        (DataSpec, "path", ["x"], ["", None, 3]),
-        (DataSpec, "format", ["auto", "messages", "prompt", "instruction"], ["chat", None]),
+        (DataSpec, "path", ["x"], ["", 3]),
+        (DataSpec, "format", ["auto", "messages", "prompt", "alpaca"], ["chat", None]),
         (DataSpec, "system", [None, "", "x"], [3, ["x"]]),
+        (DataSpec, "recipe", [None, "alpaca", "stablelm"], ["Alpaca", "", 3]),
+        (DataSpec, "too_long", ["drop", "truncate", "cut-prompt", "split"], ["cut", None]),
+        (DataSpec, "learned", ["answers", "everything"], ["nothing", None]),
+        (DataSpec, "answers", ["together", "apart"], ["alone", None]),
+        (DataSpec, "on_bad_row", ["stop", "skip"], ["ignore", None]),
+        (DataSpec, "rows", [None, 1], [0, True, 1.5, "3"]),
+        (DataSpec, "packing", [False, True], ["maybe", None]),
         (TrainingSpec, "schedule", ["linear", "cosine", "constant"], ["step", None]),
         (LoraSpec, "rank", [1, 4096], [0, 4097]),
     ],
@@ -198,6 +206,30 @@ def test_nothing_given_is_told_for_each_required_setting():
 def test_a_model_and_data_may_be_their_name_alone():
     short = Experiment(model="m", data="d", run="r")
     assert short == Experiment(model=ModelSpec(name="m"), data=DataSpec(path="d"), run="r")
+
+
+@pytest.mark.parametrize("values", [{}, {"path": None}, {"sources": []}, {"path": "a", "sources": ["b"]}])
+def test_data_is_one_source_or_several_and_not_neither_nor_both(values):
+    with pytest.raises(SpecError) as caught:
+        DataSpec(**values)
+    [problem] = caught.value.problems
+    assert "a path, or several sources" in problem
+
+
+def test_a_source_may_be_its_path_alone_and_says_itself_how_it_is_read():
+    several = DataSpec(sources=["a", {"path": "b", "weight": 2, "format": "text"}])
+    assert [(one.path, one.weight, one.format) for one in several.all_sources] == [("a", 1, "auto"), ("b", 2, "text")]
+    [alone] = DataSpec(path="a", format="text", rows=3).all_sources
+    assert (alone.path, alone.weight, alone.format, alone.rows) == ("a", 1, "text", 3)
+    for name, value in (("format", "text"), ("rows", 3), ("columns", {"text": "body"})):
+        with pytest.raises(SpecError, match="each has its own"):
+            DataSpec(sources=["a"], **{name: value})
+
+
+def test_what_is_measured_is_said_once():
+    [problem] = refused(DataSpec, held_out=1, evaluation="e")
+    assert "give one of them" in problem
+    assert DataSpec(path="d", evaluation="e").evaluation.path == "e"
 
 
 def test_epochs_and_steps_together_are_a_contradiction():

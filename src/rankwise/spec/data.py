@@ -1,28 +1,139 @@
-"""Which rows are trained on, and how they are read."""
+"""Which rows are trained on, how they are read, and what is learned of them."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from rankwise.spec.spec import PositiveInt, Spec
+from rankwise.errors import SpecError
+from rankwise.spec.recipe import RECIPES, recipe_named
+from rankwise.spec.spec import Number, PositiveInt, Seed, Spec
+
+Format = Literal[
+    "auto",
+    "messages",
+    "prompt",
+    "text",
+    "alpaca",
+    "sharegpt",
+    "dolly",
+    "classification",
+    "self-instruct",
+    "oasst-trees",
+]
+TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
+OF_HUB = ("subset", "revision")
 
 
-class DataSpec(Spec):
-    """A file of JSON lines: messages, prompt and completion (or response), or instruction, input and output."""
+class Reading(Spec):
+    """How one source is read."""
+
+    format: Format = "auto"
+    """Found by the keys of each file's first row."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Where a field has another name: `instruction: question` reads the instruction from the column question."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels 0, 1, 2, … of a classification source."""
+    split: str | None = None
+    """Of a hub data set, or of a folder: the files whose names begin so. `train` where there is such a split."""
+    subset: str | None = None
+    """Of a hub data set that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    rows: PositiveInt | None = None
+    """Draw this many, by the seed; all without it."""
+    licence: str | None = None
+    """Of the data, where you know it."""
+
+
+class SourceSpec(Reading):
+    """A file, a folder of files, or `hub:organisation/name`."""
 
     path: str = Field(min_length=1)
-    format: Literal["auto", "messages", "prompt", "instruction"] = "auto"
-    system: str | None = None
-    """A system message for rows that bring none."""
-    max_length: PositiveInt = 1024
-    """Tokens. A longer row is left out and counted, never cut: a cut row would lose its end token."""
-    held_out: Annotated[int, Field(ge=0, strict=True)] = 0
-    """The last N rows are not trained on; the loss on them is measured before and after."""
+    weight: Annotated[Number, Field(gt=0, le=100)] = 1.0
+    """How often each row is seen in one pass: 2 is twice, 0.5 is half of the rows, drawn by the seed."""
 
     @model_validator(mode="before")
     @classmethod
     def _path_alone(cls, value: Any) -> Any:
         return {"path": os.fspath(value)} if isinstance(value, str | os.PathLike) else value
+
+    @model_validator(mode="after")
+    def _only_of_the_hub(self) -> Self:
+        given = [name for name in OF_HUB if getattr(self, name) is not None]
+        if given and not self.path.startswith("hub:"):
+            raise ValueError(f"only a hub data set (hub:organisation/name) has a {given[0]}")
+        return self
+
+
+class DataSpec(Reading):
+    """One source (`path` and how it is read), or several (`sources`)."""
+
+    path: Annotated[str, Field(min_length=1)] | None = None
+    sources: tuple[SourceSpec, ...] = ()
+    evaluation: SourceSpec | None = None
+    """Rows of their own, never trained on; the loss on them is measured before and after."""
+    held_out: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Instead of `evaluation`: the last N rows that are kept, of several sources each its share."""
+    recipe: str | None = None
+    """A seed recipe: its template, its rule for long rows, and its settings under those given here."""
+    system: str | None = None
+    """A system message for rows that bring none."""
+    max_length: PositiveInt = 1024
+    """Tokens."""
+    too_long: TooLong = "drop"
+    """`drop` leaves a longer row out and counts it; `truncate` cuts its end, and with it the end token; `cut-prompt`
+    shortens what was asked, by characters; `split` makes of a long conversation several of whole turns."""
+    learned: Literal["answers", "everything"] = "answers"
+    answers: Literal["together", "apart"] = "together"
+    """`apart` makes a row of each answer with all that was said before it: for templates that rewrite earlier turns."""
+    packing: bool = False
+    """Put several rows of a step into one, kept apart in attention and positions; the same result with less padding."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """`skip` leaves out what cannot be read or rendered, and lists it in the receipt."""
+    seed: Seed = 0
+    """For drawing rows by `rows` and `weight`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone_and_recipe(cls, value: Any) -> Any:
+        if isinstance(value, str | os.PathLike):
+            return {"path": os.fspath(value)}
+        name = value.get("recipe") if isinstance(value, dict) else None
+        if isinstance(name, str) and name in RECIPES:
+            return {**recipe_named(name).settings.get("data", {}), **value}
+        return value
+
+    @field_validator("recipe")
+    @classmethod
+    def _known_recipe(cls, value: str | None) -> str | None:
+        if value is not None and value not in RECIPES:
+            raise ValueError(f"known recipes are {', '.join(RECIPES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.path is None) == (not self.sources):
+            raise ValueError("name the rows to train on: a path, or several sources")
+        said = (
+            name
+            for name, field in Reading.model_fields.items()
+            if getattr(self, name) != field.get_default(call_default_factory=True)
+        )
+        if self.sources and (extra := sorted(said)):
+            raise ValueError(f"of several sources each has its own {extra[0]}; write it there")
+        if self.held_out and self.evaluation is not None:
+            raise ValueError("what is measured is said by held_out and by evaluation; give one of them")
+        try:
+            _ = self.all_sources  # its own checks
+        except SpecError as error:
+            raise ValueError("; ".join(problem.rstrip(".") for problem in error.problems)) from None
+        return self
+
+    @property
+    def all_sources(self) -> tuple[SourceSpec, ...]:
+        if self.path is None:
+            return self.sources
+        return (SourceSpec(path=self.path, **{name: getattr(self, name) for name in Reading.model_fields}),)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.data import DataSpec
 from rankwise.spec.models import ModelSpec
+from rankwise.spec.recipe import RECIPES, recipe_named
 from rankwise.spec.spec import Spec
 from rankwise.spec.training import TrainingSpec
 
@@ -22,3 +23,25 @@ class Experiment(Spec):
     """The run's name: the folder `runs/NAME`."""
     adapter: LoraSpec = Field(default_factory=LoraSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_recipe(cls, value: Any) -> Any:
+        """A recipe's settings of training and adapter lie under those that were given."""
+        data = value.get("data") if isinstance(value, dict) else None
+        name = data.get("recipe") if isinstance(data, dict) else getattr(data, "recipe", None)
+        if not isinstance(name, str) or name not in RECIPES:
+            return value
+        settings = recipe_named(name).settings
+        return value | {part: _over(settings.get(part, {}), value.get(part)) for part in ("training", "adapter")}
+
+
+def _over(under: dict[str, Any], given: Any) -> Any:
+    if given is None:
+        return under
+    if isinstance(given, Spec):  # what was not said when it was made is not said now
+        given = given.model_dump(include=given.model_fields_set)
+    if not isinstance(given, dict):
+        return given
+    under = {key: value for key, value in under.items() if key != "epochs" or given.get("steps") is None}
+    return under | given

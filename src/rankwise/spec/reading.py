@@ -1,7 +1,6 @@
 """YAML files and `key=value` settings into an Experiment; every problem at once, each with file and line.
 
-YAML is read by version 1.2's rules, so `1e-4` is a number and `on` a word; a key given twice is an error, and a
-tag that asks for an object is one too. Later settings win over earlier ones and over the file.
+YAML is read as yaml.py says. Later settings win over earlier ones, over the file and over a recipe.
 """
 
 from __future__ import annotations
@@ -12,18 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.scalarbool import ScalarBoolean
 
 from rankwise.errors import SpecError
+from rankwise.spec.data import DataSpec, Reading
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.spec import Location, problems_of, shown
+from rankwise.spec.yaml import load_yaml, plain
 
 LARGEST_FILE = 1_000_000
-MOST_VALUES = 10_000
-PLAIN_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
 SHORTHAND = {"model": "name", "data": "path"}
 
 
@@ -71,7 +66,7 @@ def parse_setting(text: str) -> Setting:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise SpecError([f'--set "{text}" is not of the form key=value, for example --set training.epochs=3.'])
-    return Setting(key.strip(), _plain(_load_yaml(value, f"--set {key}"), {}, ""), f"--set {key}")
+    return Setting(key.strip(), plain(load_yaml(value, f"--set {key}"), {}, ""), f"--set {key}")
 
 
 def read_experiment(file: Path | None, settings: Iterable[Setting] = ()) -> Experiment:
@@ -84,6 +79,40 @@ def read_experiment(file: Path | None, settings: Iterable[Setting] = ()) -> Expe
         raise SpecError(problems_of(error, Experiment, tree.origin)) from None
 
 
+def read_data(files: Iterable[str], settings: Iterable[Setting]) -> DataSpec:
+    """The rows named on a command line: one source, or several. What says how rows are read holds for each."""
+    tree, named = _Tree(), list(files)
+    for setting in settings:
+        if not setting.key.startswith("data."):
+            raise SpecError(
+                [f'{setting.origin}: "{setting.key.split(".")[0]}" is no setting of rows; those begin with data.']
+            )
+        if setting.key.split(".")[1] in ("path", "sources"):
+            raise SpecError([f"{setting.origin}: the rows are named already ({named[0]})."])
+        tree.put(setting)
+    given = tree.values.get("data", {})
+    how = {key: given.pop(key) for key in list(given) if key in Reading.model_fields} if len(named) > 1 else {}
+    rows = {"sources": [{"path": name, **how} for name in named]} if len(named) > 1 else {"path": named[0]}
+    try:
+        return DataSpec.model_validate({**rows, **given})
+    except ValidationError as error:
+        found = problems_of(error, DataSpec, lambda location: tree.origin(("data", *_inside_source(location))))
+        raise SpecError([_with_flag(problem, tree) for problem in found]) from None
+
+
+def _inside_source(location: Location) -> Location:
+    """What was said once for several sources, where it was said."""
+    return location[2:] if location[:1] == ("sources",) else location
+
+
+def _with_flag(problem: str, tree: _Tree) -> str:
+    """A problem of several settings together has no place of its own: the first that it names has one."""
+    if problem.startswith("--"):
+        return problem
+    words = problem.replace(",", " ").replace(";", " ").split()
+    return next((tree.origin(place) for place in tree.origins if place[-1] in words), "") + problem
+
+
 def _read_file(file: Path) -> _Tree:
     try:
         size = file.stat().st_size
@@ -94,66 +123,9 @@ def _read_file(file: Path) -> _Tree:
         raise SpecError([f"{file}: cannot be read ({error.strerror})."]) from None
     except UnicodeDecodeError as error:
         raise SpecError([f"{file}: is not UTF-8 text (byte {error.start})."]) from None
-    loaded = _load_yaml(text, str(file))
-    if not isinstance(loaded, CommentedMap):
+    loaded = load_yaml(text, str(file))
+    if not isinstance(loaded, dict):
         raise SpecError([f"{file}: holds {type(loaded).__name__}, not settings of the form key: value."])
     tree = _Tree()
-    tree.values = _plain(loaded, tree.origins, str(file))
+    tree.values = plain(loaded, tree.origins, str(file))
     return tree
-
-
-def _load_yaml(text: str, name: str) -> Any:
-    if text.lstrip().startswith("%"):
-        raise SpecError([f"{name}: begins with a directive (%…); settings are YAML 1.2 and need none."])
-    try:
-        return YAML(typ="rt", pure=True).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        problem = (error.problem or str(error)).splitlines()[0]
-        raise SpecError([f"{name}{line}: {problem}."]) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(
-            [f"{name}: is not YAML ({str(error).splitlines()[0] if str(error) else type(error).__name__})."]
-        ) from None
-
-
-def _plain(
-    node: Any, origins: dict[Location, str], name: str, location: Location = (), count: _Count | None = None
-) -> Any:
-    """Ruamel's annotated nodes as plain Python values; notes the line of every key on the way."""
-    count = count or _Count()
-    count.up(name)
-    _refuse_tag(node, name)
-    if isinstance(node, CommentedMap):
-        for key in node:
-            line = node.lc.data.get(key)  # a key that was merged in has none of its own
-            if name and line:
-                origins[(*location, str(key))] = f"{name}:{line[0] + 1}"
-        return {str(key): _plain(item, origins, name, (*location, str(key)), count) for key, item in node.items()}
-    if isinstance(node, list):
-        return [_plain(item, origins, name, (*location, index), count) for index, item in enumerate(node)]
-    if isinstance(node, bool | ScalarBoolean):
-        return bool(node)
-    for kind in (int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return None if node is None else str(node)
-
-
-@dataclass
-class _Count:
-    """Aliases of aliases can stand for more values than there is memory."""
-
-    values: int = 0
-
-    def up(self, name: str) -> None:
-        self.values += 1
-        if self.values > MOST_VALUES:
-            raise SpecError([f"{name or '--set'}: stands for more than {MOST_VALUES:,} values."])
-
-
-def _refuse_tag(node: Any, name: str) -> None:
-    tag = getattr(getattr(node, "tag", None), "value", None)
-    if isinstance(tag, str) and tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
-        raise SpecError([f'{name or "--set"}: the tag "{tag}" asks for an object; only plain values are read.'])

@@ -83,6 +83,8 @@ def _written_part(location: Location, spec: type[BaseModel]) -> list[int | str]:
     for part in location:
         if _is_model(current) and part in current.model_fields:
             current = _without_none(current.model_fields[str(part)].annotation)
+        elif get_origin(current) in (list, tuple) and isinstance(part, int):
+            current = get_args(current)[0]
         elif get_origin(current) in (dict, list, tuple):
             current = None
         else:
