@@ -1,4 +1,4 @@
-"""A file is read whole or refused with every bad line named; no row is skipped in silence."""
+"""A source is read whole, or refused with every bad line named; no row is skipped in silence."""
 
 from __future__ import annotations
 
@@ -8,12 +8,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.data.sources import read_examples
+from rankwise.data.example import BREAK
+from rankwise.data.sources import open_source
 from rankwise.errors import DataError
+from rankwise.run.records import silent
 from rankwise.spec.data import DataSpec
+from rankwise.verbs.preparing import count_only
 
 TOLD = 20
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
+
+
+def read_whole(path, **settings):
+    """All examples of a source in which nothing is wrong, and the form of its rows."""
+    spec = DataSpec(path=str(path), **settings)
+    (source,) = spec.all_sources
+    reading = open_source(spec, source)
+    examples = [example for chunk in reading.chunks() for row in chunk for example in row]
+    assert reading.skipped == []
+    assert reading.rows == len(examples)
+    return examples, ", ".join(part.format for part in reading.parts)
 
 
 @pytest.fixture
@@ -23,18 +37,33 @@ def rows(tmp_path):
     def read(content, **settings):
         file = tmp_path / "rows.jsonl"
         file.write_bytes(content)
-        return read_examples(DataSpec(path=str(file), **settings))
+        return read_whole(file, **settings)
 
     return read
 
 
 @pytest.fixture
-def problem(rows, tmp_path):
+def problem(tmp_path):
     """The message a file is refused with, its folder cut off."""
 
     def read(content, **settings):
+        file = tmp_path / "rows.jsonl"
+        file.write_bytes(content)
+        (message,) = count_only(DataSpec(path=str(file), **settings), silent).fatal
+        return message.replace(f"{tmp_path}/", "")
+
+    return read
+
+
+@pytest.fixture
+def damage(tmp_path):
+    """The message of an error after which nothing in a file can be found again, its folder cut off."""
+
+    def read(content, **settings):
+        file = tmp_path / "rows.jsonl"
+        file.write_bytes(content)
         with pytest.raises(DataError) as caught:
-            rows(content, **settings)
+            count_only(DataSpec(path=str(file), **settings), silent)
         return str(caught.value).replace(f"{tmp_path}/", "")
 
     return read
@@ -44,7 +73,9 @@ def contents(examples):
     return [tuple(message.content for message in example.messages) for example in examples]
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=["\0", BREAK]), min_size=1).filter(
+    str.strip
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,7 +85,7 @@ def test_any_text_that_json_can_hold_is_read_back_to_the_letter(tmp_path_factory
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     lines = [json.dumps({"prompt": asked, "completion": said}, ensure_ascii=ascii_only) for asked, said in pairs]
     file.write_text("\n".join(lines), encoding="utf-8", newline="\n")
-    examples, form = read_examples(DataSpec(path=str(file)))
+    examples, form = read_whole(file)
     assert form == "prompt"
     assert contents(examples) == pairs
     assert [example.where for example in examples] == [f"{file}:{n}" for n in range(1, len(pairs) + 1)]
@@ -82,25 +113,36 @@ def test_a_byte_order_mark_inside_the_file_is_not_swallowed(problem):
 def test_a_missing_file_is_told_with_the_nearest_name(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(GOOD)
     with pytest.raises(DataError) as caught:
-        read_examples(DataSpec(path=str(tmp_path / "trian.jsonl")))
+        read_whole(tmp_path / "trian.jsonl")
     assert "trian.jsonl: there is no such file" in str(caught.value)
     assert 'Did you mean "train.jsonl"?' in str(caught.value)
 
 
 def test_a_file_missing_in_a_missing_folder_is_told(tmp_path):
     with pytest.raises(DataError, match=r"no such file\.$"):
-        read_examples(DataSpec(path=str(tmp_path / "nowhere" / "rows.jsonl")))
+        read_whole(tmp_path / "nowhere" / "rows.jsonl")
 
 
-def test_a_folder_is_no_file_of_rows(tmp_path):
-    with pytest.raises(DataError, match="is not a file"):
-        read_examples(DataSpec(path=str(tmp_path)))
+def test_a_folder_without_rows_is_told_with_what_is_looked_for(tmp_path):
+    (tmp_path / "README.md").write_text("# Rows")
+    with pytest.raises(DataError, match=r"holds no file of rows \(\.jsonl, .*\.parquet"):
+        read_whole(tmp_path)
+
+
+def test_a_folder_is_the_rows_of_its_files_in_their_order(tmp_path):
+    (tmp_path / "b.jsonl").write_bytes(GOOD.replace(b'"a"', b'"second"'))
+    (tmp_path / "a.jsonl").write_bytes(GOOD.replace(b'"a"', b'"first"'))
+    (tmp_path / "README.md").write_text("# Rows")
+    (tmp_path / ".hidden.jsonl").write_bytes(b"{")
+    examples, form = read_whole(tmp_path)
+    assert (contents(examples), form) == ([("first", "b"), ("second", "b")], "prompt, prompt")
+    assert [example.where for example in examples] == [f"{tmp_path}/a.jsonl:1", f"{tmp_path}/b.jsonl:1"]
 
 
 def test_a_name_too_long_for_any_file_is_told():
     # the system's own error ended in a traceback
     with pytest.raises(DataError):
-        read_examples(DataSpec(path="x" * 300))
+        read_whole("x" * 300)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf"])
@@ -114,16 +156,19 @@ def test_a_file_without_rows_is_refused(problem, content, form):
     [
         (b'{"prompt": "a", "completion": b}\n', ["is not JSON", "column 31"]),
         (b'{"prompt": "a"\n', ["is not JSON"]),
-        (b"[1, 2]\n", ["holds a list", "one JSON object per line"]),
-        (b'"text"\n', ["holds a str", "one JSON object per line"]),
-        (b"null\n", ["holds a NoneType", "one JSON object per line"]),
+        (b"[1, 2]\n", ["holds a list", "a row is one JSON object"]),
+        (b'"text"\n', ["holds a str", "a row is one JSON object"]),
+        (b"null\n", ["holds a NoneType", "a row is one JSON object"]),
         (b'{"prompt": "\xff", "completion": "b"}\n', ["not UTF-8", "byte 12"]),
         (b'{"prompt": "\xed\xa0\x80", "completion": "b"}\n', ["not UTF-8", "byte 12"]),
         (b'{"prompt": "\\ud800", "completion": "b"}\n', ["the prompt", "lone surrogate", "at 0"]),
         (b'{"prompt": ' + b"[" * 100_000 + b"\n", ["nested too deeply"]),
         (b'{"prompt": ' + b'{"a":' * 100_000 + b"\n", ["nested too deeply"]),
         (b'{"prompt": ' + b"9" * 5000 + b', "completion": "b"}\n', ["number too long"]),
-        (b'{"instruction": "a", "output": "b"}\n', ["no 'prompt' and no 'completion'", "'instruction', 'output'"]),
+        (
+            b'{"instruction": "a", "output": "b"}\n',
+            ["of the alpaca form", "of the prompt form", "'instruction', 'output'"],
+        ),
         (b'{"prompt": "a", "completion": ""}\n', ["the completion is empty"]),
     ],
 )
@@ -140,12 +185,59 @@ def test_a_surrogate_pair_is_one_whole_character(rows):
     assert contents(examples) == [("\U0001f600", "b")]
 
 
-@pytest.mark.parametrize("content", [b"[\n" + GOOD, b"[" + GOOD.strip() + b",\n" + GOOD + b"]"])
-def test_one_json_list_over_many_lines_is_recognised(problem, content):
-    message = problem(content)
-    assert message.startswith("rows.jsonl:1: is not JSON")
-    assert "one JSON list" in message
-    assert "one object per line" in message
+LIST = b"[\n" + GOOD.strip() + b",\n\n " + GOOD.strip() + b", " + GOOD.strip() + b"\n]\n"
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \n"])
+def test_one_json_list_is_read_element_by_element(rows, before):
+    examples, form = rows(before + LIST)
+    shift = before.count(b"\n")
+    assert form == "prompt"
+    assert contents(examples) == [("a", "b")] * 3
+    assert [example.where.rpartition(":")[2] for example in examples] == [str(line + shift) for line in (2, 4, 4)]
+
+
+def test_one_bad_row_of_a_json_list_is_named(problem):
+    told = problem(b"[" + GOOD.strip() + b",\n3,\n" + GOOD.strip() + b',\n{"prompt": "a"}]').splitlines()
+    assert [line.partition(": ")[0] for line in told] == ["rows.jsonl:2", "rows.jsonl:4"]
+    assert "holds a int" in told[0] and "no 'completion'" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"[\n" + GOOD, ["rows.jsonl:3: ", "ends in the middle", "closing ]"]),
+        (b"[" + GOOD + GOOD + b"]", ["rows.jsonl:2: is not JSON", "where a comma or the end is wanted"]),
+        pytest.param(
+            LIST + GOOD,
+            ["rows.jsonl:6: is not JSON", "where a comma or the end is wanted"],
+        ),
+        (b"[" + GOOD + b",\n{]", ["rows.jsonl:3: is not JSON", "column 2"]),
+        (b"[" + GOOD + b',\n"\xff"]', ["rows.jsonl:3: is not UTF-8"]),
+        (b"[" + GOOD + b"," + b"[" * 100_000, ["rows.jsonl:2: ", "nested too deeply"]),
+    ],
+)
+def test_a_damaged_json_list_is_told_with_its_line(damage, content, wanted):
+    message = damage(content)
+    assert all(part in message for part in wanted), message
+    assert len(message) < 400
+
+
+def test_an_empty_json_list_has_no_rows(problem):
+    assert problem(b"[ ]") == "rows.jsonl: has no rows."
+
+
+def test_a_row_that_is_to_be_skipped_is_counted_and_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(GOOD + b"{\n" + GOOD + b'{"prompt": "a"}\n')
+    receipt = count_only(DataSpec(path=str(file), on_bad_row="skip"), silent)
+    assert (receipt.rows, receipt.kept, receipt.skipped, receipt.fatal) == (4, 2, 2, ())
+    assert [skipped.where for skipped in receipt.skipped_rows] == [f"{file}:2", f"{file}:4"]
+    assert all(skipped.why.startswith(skipped.where) for skipped in receipt.skipped_rows)
+
+
+def test_rows_that_are_all_bad_are_no_data_even_if_bad_ones_are_to_be_skipped(problem):
+    assert problem(b"{\n" * 3, on_bad_row="skip").count("rows.jsonl:") == 3
 
 
 def test_several_bad_rows_are_told_at_once(problem):
@@ -170,7 +262,8 @@ def test_a_form_that_was_asked_for_is_not_guessed(rows, problem):
     both = b'{"messages": [], "prompt": "a", "completion": "b"}\n'
     assert rows(both, format="prompt")[1] == "prompt"
     assert "messages" in problem(both)
-    assert "no 'messages'" in problem(GOOD, format="messages")
+    assert "a row of the prompt form in a file of the messages form" in problem(GOOD, format="messages")
+    assert "no 'messages'" in problem(b'{"message": []}\n', format="messages")
 
 
 def test_the_system_setting_reaches_every_row(rows):

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.data.example import Message
+from rankwise.data.example import BREAK, Message
 from rankwise.data.formats import find_format, parse_row
 from rankwise.errors import DataError
 
 WHERE = "rows.jsonl:7"
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+
+
+def parsed(row, form, **settings):
+    """The one example of a row."""
+    (example,) = parse_row(row, form, WHERE, **settings)
+    return example
 
 
 def problem(row, form):
@@ -27,8 +33,15 @@ def problem(row, form):
         ({"messages": [], "prompt": "a", "completion": "b"}, "messages"),
         ({"prompt": "a", "completion": "b", "id": 3}, "prompt"),
         ({"prompt": "a", "response": "b"}, "prompt"),
-        ({"instruction": "a", "output": "b"}, "instruction"),
-        ({"instruction": "a", "input": "", "output": "b"}, "instruction"),
+        ({"question": "a", "answer": "b"}, "prompt"),
+        ({"conversations": []}, "sharegpt"),
+        ({"instruction": "a", "response": "b", "context": ""}, "dolly"),
+        ({"instruction": "a", "instances": []}, "self-instruct"),
+        ({"prompt": {"text": "a", "replies": []}}, "oasst-trees"),
+        ({"text": "a"}, "text"),
+        ({"text": "a", "label": 1}, "classification"),
+        ({"instruction": "a", "output": "b"}, "alpaca"),
+        ({"instruction": "a", "input": "", "output": "b"}, "alpaca"),
     ],
 )
 def test_the_keys_of_a_row_tell_its_form(row, form):
@@ -53,7 +66,7 @@ def test_messages_keep_every_turn_in_order_to_the_letter():
         {"role": "user", "content": "c"},
         {"role": "assistant", "content": "d "},
     ]
-    example = parse_row({"messages": turns}, "messages", WHERE)
+    example = parsed({"messages": turns}, "messages")
     assert [(message.role, message.content) for message in example.messages] == [
         (turn["role"], turn["content"]) for turn in turns
     ]
@@ -62,44 +75,50 @@ def test_messages_keep_every_turn_in_order_to_the_letter():
 
 @pytest.mark.parametrize("answer", ["completion", "response"])
 def test_prompt_and_its_answer_are_two_turns(answer):
-    example = parse_row({"prompt": "a ", answer: " b", "other": 1}, "prompt", WHERE)
+    example = parsed({"prompt": "a ", answer: " b", "other": 1}, "prompt")
     assert example.messages == (Message("user", "a "), Message("assistant", " b"))
 
 
 @pytest.mark.parametrize("given", [{}, {"input": ""}, {"input": None}])
 def test_an_instruction_without_input_is_the_question_alone(given):
-    example = parse_row({"instruction": "Add.", "output": "3"} | given, "instruction", WHERE)
+    example = parsed({"instruction": "Add.", "output": "3"} | given, "alpaca")
     assert example.messages == (Message("user", "Add."), Message("assistant", "3"))
 
 
 def test_an_input_follows_its_instruction_after_an_empty_line():
-    example = parse_row({"instruction": "Add.", "input": "1 2", "output": "3"}, "instruction", WHERE)
-    assert example.messages == (Message("user", "Add.\n\n1 2"), Message("assistant", "3"))
+    example = parsed({"instruction": "Add.", "input": "1 2", "output": "3"}, "alpaca")
+    assert example.messages == (Message("user", "Add.", context="1 2"), Message("assistant", "3"))
+    assert example.messages[0].whole == "Add.\n\n1 2"
 
 
 def test_a_system_message_is_laid_before_rows_that_bring_none_and_no_others():
     own = {"messages": [{"role": "system", "content": "own"}, USER, ANSWER]}
-    assert parse_row({"messages": [USER, ANSWER]}, "messages", WHERE, "given").messages[0] == Message("system", "given")
-    assert [m.content for m in parse_row(own, "messages", WHERE, "given").messages] == ["own", "Why?", "Because."]
-    assert parse_row({"prompt": "a", "completion": "b"}, "prompt", WHERE, "").messages[0] == Message("system", "")
+    bare = {"messages": [USER, ANSWER]}
+    assert parsed(bare, "messages", system="given").messages[0] == Message("system", "given")
+    assert [m.content for m in parsed(own, "messages", system="given").messages] == ["own", "Why?", "Because."]
+    assert parsed({"prompt": "a", "completion": "b"}, "prompt", system="").messages[0] == Message("system", "")
+    assert parsed({"text": "a"}, "text", system="given").text == "a"
 
 
 def test_content_in_text_parts_is_their_text_joined():
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
-    example = parse_row({"messages": [{"role": "user", "content": parts}, ANSWER]}, "messages", WHERE)
+    example = parsed({"messages": [{"role": "user", "content": parts}, ANSWER]}, "messages")
     assert example.messages[0].content == "one two"
 
 
 def test_a_system_turn_may_be_empty():
     turns = [{"role": "system", "content": ""}, USER, ANSWER]
-    assert parse_row({"messages": turns}, "messages", WHERE).messages[0] == Message("system", "")
+    assert parsed({"messages": turns}, "messages").messages[0] == Message("system", "")
 
 
 @pytest.mark.parametrize(
     ("turns", "wanted"),
     [
         (None, ["None", "list of turns"]),
-        ("hello", ["'hello'", "list of turns"]),
+        pytest.param(
+            "hello",
+            ["'hello'", "list of turns"],
+        ),
         ([], ["[]", "list of turns"]),
         ({"role": "user"}, ["'role'", "list of turns"]),
         (["hello"], ["turn 1", "'hello'", "role and a content"]),
@@ -108,7 +127,7 @@ def test_a_system_turn_may_be_empty():
         ([{"role": "usr", "content": "x"}, ANSWER], ["turn 1", "'usr'", 'Did you mean "user"?', "system"]),
         ([{"role": 3, "content": "x"}, ANSWER], ["turn 1", "role 3", "assistant"]),
         ([{"role": ["user"], "content": "x"}, ANSWER], ["turn 1", "['user']"]),
-        ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], ["turn 2", "'tool_calls'"]),
+        ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], ["turn 2", "{'id': 1}", "function with name and arguments"]),
         ([USER, {"role": "assistant", "content": None}], ["content of turn 2", "None", "text is wanted"]),
         ([USER, {"role": "assistant", "content": 5}], ["content of turn 2", "5", "text is wanted"]),
         ([USER, {"role": "assistant", "content": " \n"}], ["content of turn 2", "empty"]),
@@ -133,14 +152,14 @@ def test_a_bad_conversation_is_told_with_turn_value_and_wish(turns, wanted):
         ({"prompt": "a", "completon": "b"}, "prompt", ["no 'completion'", "'prompt', 'completon'", '"completon"?']),
         ({}, "prompt", ["no 'prompt' and no 'completion'", "no keys"]),
         ({"message": [USER, ANSWER]}, "messages", ["no 'messages'", "'message'", '"message"?']),
-        ({"instruction": "a", "outputs": "b"}, "instruction", ["no 'output'", "'outputs'", '"outputs"?']),
+        ({"instruction": "a", "outputs": "b"}, "alpaca", ["no 'output'", "'outputs'", '"outputs"?']),
         ({"prompt": 1, "completion": "b"}, "prompt", ["the prompt is 1", "text is wanted"]),
         ({"prompt": "a", "completion": None}, "prompt", ["the completion is None", "text is wanted"]),
-        ({"prompt": "a", "response": ["x"]}, "prompt", ["the response is ['x']", "text is wanted"]),
+        ({"prompt": "a", "response": ["x"]}, "prompt", ["turn 2", "'x'", "a role and a content are wanted"]),
         ({"prompt": "a", "response": "  "}, "prompt", ["the response is empty"]),
-        ({"instruction": "", "output": "b"}, "instruction", ["the instruction is empty"]),
-        ({"instruction": "a", "output": {}}, "instruction", ["the output is {}", "text is wanted"]),
-        ({"instruction": "a", "input": 5, "output": "b"}, "instruction", ["the input is 5", "text is wanted"]),
+        ({"instruction": "", "output": "b"}, "alpaca", ["the instruction is empty"]),
+        ({"instruction": "a", "output": {}}, "alpaca", ["the output is {}", "text is wanted"]),
+        ({"instruction": "a", "input": 5, "output": "b"}, "alpaca", ["the input is 5", "text is wanted"]),
     ],
 )
 def test_a_bad_row_is_told_with_key_value_and_wish(row, form, wanted):
@@ -151,7 +170,7 @@ def test_a_bad_row_is_told_with_key_value_and_wish(row, form, wanted):
 @pytest.mark.parametrize("value", [0, False, [], {}])
 def test_an_input_that_is_no_text_is_told_even_if_it_counts_as_nothing(value):
     # `row.get("input") or ""` dropped the number 0 from "double the number" without a word
-    message = problem({"instruction": "a", "input": value, "output": "b"}, "instruction")
+    message = problem({"instruction": "a", "input": value, "output": "b"}, "alpaca")
     assert repr(value) in message
 
 
@@ -173,8 +192,17 @@ def test_half_a_character_is_told_with_its_place(key):
     message.encode()
 
 
-def test_a_long_value_is_shown_short():
-    message = problem({"prompt": ["x" * 100_000], "completion": "b"}, "prompt")
+@pytest.mark.parametrize(("character", "called"), [("\0", "NUL"), (BREAK, "U+FDD0")])
+@pytest.mark.parametrize("key", ["prompt", "completion"])
+def test_a_character_that_stands_for_something_else_here_is_told_with_its_place(key, character, called):
+    # U+FDD0 in a row would be taken for our own, and vanish
+    message = problem({"prompt": "a", "completion": "b"} | {key: f"ab{character}"}, "prompt")
+    assert f"the {key}" in message and called in message and " 2." in message
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, ["x" * 100_000], {"x": "x" * 100_000}])
+def test_a_long_value_is_shown_short(value):
+    message = problem({"prompt": "a", "completion": [value]}, "prompt")
     assert len(message) < 300
 
 

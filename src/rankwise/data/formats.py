@@ -1,105 +1,216 @@
-"""Stop 1: a raw mapping is checked once and becomes an Example. Next: templates.py.
+"""Stop 1: a raw mapping is checked once and becomes an Example (or several). Next: templates.py.
 
-Three forms of row are known: OpenAI messages; prompt and completion (or response); instruction, input and output.
-The form is found by the row's keys. A row that fits its form badly is an error that names its line, its keys and
-the keys that were wanted.
+The form of a file is found by the keys of its first row, and every row must have it. A row that fits its form badly
+is an error that names its line, its keys and the keys that were wanted. What a row holds and cannot be followed is
+refused, never lost in silence. The turns of a conversation are read in turns.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rankwise.data.example import Example, Message
+from rankwise.data.turns import read_tools, read_turns, refuse_unheard, text_of, turns_of_history, turns_of_prompt
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.spec.spec import shown
 
 Row = dict[str, Any]
-ROLES = ("system", "user", "assistant")
+ASKED, ANSWERED = ("prompt", "question"), ("completion", "response", "answer")
+FIELDS = (
+    "messages", "conversations", "tools", "system", "prompt", "question", "completion", "response", "answer", "text",
+    "text_pair", "label", "instruction", "input", "output", "history", "context", "instances",
+)  # fmt: skip
+
+
+def form_of(row: Row) -> str | None:
+    return next((form for form, fits in SIGNS.items() if fits(row)), None)
 
 
 def find_format(row: Row, where: str) -> str:
     """The first row's keys decide for the whole file."""
-    if "messages" in row:
-        return "messages"
-    if "prompt" in row and ("completion" in row or "response" in row):
-        return "prompt"
-    if "instruction" in row and "output" in row:
-        return "instruction"
+    form = form_of(row)
+    if form is not None:
+        return form
+    hint = " Preference pairs (chosen, rejected) cannot be trained on yet." if "chosen" in row else ""
     raise DataError(
         f"{where}: the keys {some(map(shown, row), 8)} are no form of row that is known. Known are messages; "
-        "prompt with completion or response; instruction with output (and input)."
+        "conversations; prompt (or question) with completion, response or answer; instruction with output (and "
+        "input) or with response (and context); text, with or without label; Self-Instruct tasks; OpenAssistant "
+        f"trees. Other names of columns are told by data.columns.{hint}"
     )
 
 
-def parse_row(row: Row, form: str, where: str, system: str | None = None) -> Example:
-    messages = FORMATS[form](row, where)
-    if system is not None and messages[0].role != "system":
-        messages = (Message("system", system), *messages)
-    return Example(messages, where)
+def parse_row(
+    row: Row,
+    form: str,
+    where: str,
+    *,
+    system: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: tuple[str, ...] = (),
+) -> list[Example]:
+    """Mostly one example; a Self-Instruct task gives one for each of its instances."""
+    row = renamed(row, columns or {}, where)
+    refuse_unheard(row, where, "row", ("images", "image", "audios", "audio", "videos", "video"))
+    return [_with_system(example, system) for example in PARSERS[form](row, where, labels)]
 
 
-def _messages(row: Row, where: str) -> tuple[Message, ...]:
-    _require(row, where, "messages", "messages")
-    _refuse_unheard(row, where, "row", ("tools", "functions"))
-    turns = row["messages"]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f'{where}: "messages" is {shown(turns)}; a list of turns with role and content is wanted.')
-    messages = tuple(_message(turn, where, number) for number, turn in enumerate(turns, start=1))
-    _check_order(messages, where)
-    return messages
+def renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
+    """The row with our names of its columns."""
+    if not columns:
+        return row
+    missing = [theirs for theirs in columns.values() if theirs not in row]
+    if missing:
+        near = did_you_mean(missing[0], row)
+        raise DataError(f"{where}: has no column {missing[0]!r}; it has {some(map(shown, row), 8)}.{near}")
+    taken = set(columns.values())
+    kept = {key: value for key, value in row.items() if key not in taken and key not in columns}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
-def _message(turn: Any, where: str, number: int) -> Message:
-    if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-        raise DataError(f"{where}: turn {number} is {shown(turn)}; a role and a content are wanted.")
-    role = turn["role"]
-    if role not in ROLES:
-        hint = did_you_mean(str(role), ROLES)
-        raise DataError(f"{where}: turn {number} has the role {shown(role)}; known are {', '.join(ROLES)}.{hint}")
-    _refuse_unheard(turn, where, f"turn {number}", ("tool_calls", "function_call", "tool_call_id"))
-    if turn.get("weight", 1) != 1:
-        raise DataError(f"{where}: turn {number} has the weight {shown(turn['weight'])}; only 1 can be followed yet.")
-    return Message(role, _text(turn["content"], where, f"content of turn {number}", may_be_empty=role == "system"))
+def refuse_other_form(row: Row, form: str, where: str, *, given: bool) -> None:
+    """A row that is whole and of another form than its file's; if that was given, a row that fits it is of it.
+
+    What fits no form is told by parse_row, in more words.
+    """
+    other = form if given and SIGNS[form](row) else form_of(row)
+    if other is not None and other != form:
+        raise DataError(
+            f"{where}: is a row of the {other} form in a file of the {form} form ({some(map(shown, row), 8)})."
+        )
 
 
-def _check_order(messages: tuple[Message, ...], where: str) -> None:
-    roles = [message.role for message in messages]
-    if "assistant" not in roles:
-        raise DataError(f"{where}: no turn has the role assistant, so there is no answer to learn.")
-    if "user" not in roles[: roles.index("assistant")]:
-        raise DataError(f"{where}: turn {roles.index('assistant') + 1} is an answer with no question before it.")
-    if roles[-1] != "assistant":
-        raise DataError(f"{where}: the last turn has the role {roles[-1]}; a row must end with the answer.")
-    if "system" in roles[1:]:
-        raise DataError(f"{where}: turn {roles.index('system', 1) + 1} has the role system; only the first may.")
+def _with_system(example: Example, system: str | None) -> Example:
+    if system is None or example.text is not None or example.messages[0].role == "system":
+        return example
+    return Example((Message("system", system), *example.messages), example.where, example.tools)
 
 
-def _prompt(row: Row, where: str) -> tuple[Message, ...]:
-    answer = "response" if "response" in row and "completion" not in row else "completion"
-    _require(row, where, "prompt", "prompt", answer)
-    return _pair(_text(row["prompt"], where, "prompt"), _text(row[answer], where, answer))
+def _messages(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    return [_conversation(row, where, "messages")]
 
 
-def _instruction(row: Row, where: str) -> tuple[Message, ...]:
-    _require(row, where, "instruction", "instruction", "output")
-    instruction = _text(row["instruction"], where, "instruction")
-    given = "" if row.get("input") is None else _text(row["input"], where, "input", may_be_empty=True)
-    _refuse_unheard(row, where, "row", ("history",))
-    system = _text(row.get("system") or "", where, "system", may_be_empty=True)
-    pair = _pair(f"{instruction}\n\n{given}" if given.strip() else instruction, _text(row["output"], where, "output"))
-    return (Message("system", system), *pair) if system else pair
+def _sharegpt(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    return [_conversation(row, where, "conversations", skip_first_answers=True)]
 
 
-def _pair(asked: str, answered: str) -> tuple[Message, ...]:
-    return (Message("user", asked), Message("assistant", answered))
+def _conversation(row: Row, where: str, key: str, *, skip_first_answers: bool = False) -> Example:
+    _require(row, where, key, key)
+    refuse_unheard(row, where, "row", ("functions", "function_call"))
+    turns = read_turns(row[key], where, key, skip_first_answers=skip_first_answers)
+    return Example(_after_system(row, turns, where), where, read_tools(row.get("tools"), where))
 
 
-FORMATS: dict[str, Callable[[Row, str], tuple[Message, ...]]] = {
-    "messages": _messages,
-    "prompt": _prompt,
-    "instruction": _instruction,
-}
+def _system(row: Row, where: str) -> str:
+    return "" if row.get("system") is None else text_of(row["system"], where, "system", may_be_empty=True)
+
+
+def _after_system(row: Row, turns: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    system = _system(row, where)
+    if not system.strip():
+        return turns
+    if turns[0].role == "system":
+        raise DataError(f"{where}: has a system message of its own and another as its first turn; leave out one.")
+    return (Message("system", system), *turns)
+
+
+def _prompt(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    asked = next((key for key in ASKED if key in row), ASKED[0])
+    answered = next((key for key in ANSWERED if key in row), ANSWERED[0])
+    _require(row, where, "prompt", asked, answered)
+    refuse_unheard(row, where, "row", ("history",))
+    if isinstance(row[asked], list) or isinstance(row[answered], list):
+        turns = _after_system(row, turns_of_prompt(row[asked], row[answered], where), where)
+        return [Example(turns, where, read_tools(row.get("tools"), where))]
+    refuse_unheard(row, where, "row", ("tools",))
+    pair = text_of(row[asked], where, asked), text_of(row[answered], where, answered)
+    return [_pair(*pair, where, system=_system(row, where))]
+
+
+def _alpaca(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    _require(row, where, "alpaca", "instruction", "output")
+    return [_instruction(row, where, "input", "output")]
+
+
+def _dolly(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    _require(row, where, "dolly", "instruction", "response")
+    return [_instruction(row, where, "context", "response")]
+
+
+def _instruction(row: Row, where: str, about: str, answer: str) -> Example:
+    instruction = text_of(row["instruction"], where, "instruction")
+    context = "" if row.get(about) is None else text_of(row[about], where, about, may_be_empty=True)
+    refuse_unheard(row, where, "row", ("tools",))
+    earlier = turns_of_history(row.get("history"), where)
+    output = text_of(row[answer], where, answer)
+    return _pair(instruction, output, where, context=context, system=_system(row, where), earlier=earlier)
+
+
+def _self_instruct(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    _require(row, where, "self-instruct", "instruction", "instances")
+    instances = row["instances"]
+    if not isinstance(instances, list) or not instances or not all(isinstance(item, dict) for item in instances):
+        raise DataError(f'{where}: "instances" is {shown(instances)}; a list of input and output is wanted.')
+    flat = [{"instruction": row["instruction"], **instance} for instance in instances]
+    return [example for item in flat for example in _alpaca(item, where, labels)]
+
+
+def _text(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    _require(row, where, "text", "text")
+    return [Example((), where, text=text_of(row["text"], where, "text"))]
+
+
+def _classification(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    _require(row, where, "classification", "text", "label")
+    pair = "" if row.get("text_pair") is None else text_of(row["text_pair"], where, "text_pair")
+    return [_pair(text_of(row["text"], where, "text"), _label(row["label"], labels, where), where, context=pair)]
+
+
+def _label(value: Any, labels: tuple[str, ...], where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise DataError(f"{where}: the label is {shown(value)}; a whole number or a name is wanted.")
+    if not labels:
+        return text_of(value if isinstance(value, str) else shown(value), where, "label")
+    short = isinstance(value, str) and len(value) < 10 and value.isdecimal()
+    number = int(value) if isinstance(value, int) or short else None
+    if number is not None and 0 <= number < len(labels):
+        return labels[number]
+    if value in labels:
+        return str(value)
+    raise DataError(f"{where}: the label {shown(value)} is none of the {len(labels)} names in data.labels.")
+
+
+def _tree(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+    """The best-ranked path through a tree of OpenAssistant messages, as long as it ends with an answer."""
+    _require(row, where, "oasst-trees", "prompt")
+    node, path = row["prompt"], []
+    while isinstance(node, dict):
+        path.append({"role": {"prompter": "user"}.get(str(node.get("role")), node.get("role")),
+                     "content": node.get("text")})  # fmt: skip
+        replies = node.get("replies") or []
+        if not isinstance(replies, list):
+            raise DataError(f"{where}: the replies are {shown(replies)}; a list of messages is wanted.")
+        replies = [reply for reply in replies if isinstance(reply, dict)]
+        node = min(replies, key=_rank, default=None)
+    while path and path[-1]["role"] == "user":
+        path.pop()
+    if not path:
+        raise DataError(f"{where}: no message of the tree is an answer.")
+    return [Example(read_turns(path, where, "prompt"), where)]
+
+
+def _rank(reply: Row) -> float:
+    rank = reply.get("rank")
+    return rank if isinstance(rank, int) else float("inf")
+
+
+def _pair(
+    asked: str, answered: str, where: str, *, context: str = "", system: str = "", earlier: tuple[Message, ...] = ()
+) -> Example:
+    first = (Message("system", system),) if system else ()
+    context = context if context.strip() else ""
+    return Example((*first, *earlier, Message("user", asked, context), Message("assistant", answered)), where)
 
 
 def _require(row: Row, where: str, form: str, *keys: str) -> None:
@@ -112,26 +223,25 @@ def _require(row: Row, where: str, form: str, *keys: str) -> None:
         )
 
 
-def _text(value: Any, where: str, what: str, *, may_be_empty: bool = False) -> str:
-    if isinstance(value, list) and value and all(map(_is_text_part, value)):
-        value = "".join(part["text"] for part in value)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: the {what} is {shown(value)}; text is wanted.")
-    if not may_be_empty and not value.strip():
-        raise DataError(f"{where}: the {what} is empty.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: the {what} has half a character (a lone surrogate) at {error.start}.") from None
-    return value
-
-
-def _refuse_unheard(holder: Row, where: str, what: str, keys: tuple[str, ...]) -> None:
-    """What would change the conversation and cannot be followed yet must not be lost in silence."""
-    there = [key for key in keys if holder.get(key)]
-    if there:
-        raise DataError(f"{where}: the {what} has {', '.join(map(repr, there))}, which this version cannot follow.")
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+SIGNS: dict[str, Callable[[Row], bool]] = {
+    "messages": lambda row: "messages" in row,
+    "sharegpt": lambda row: "conversations" in row,
+    "oasst-trees": lambda row: isinstance(row.get("prompt"), dict) and "replies" in row["prompt"],
+    "self-instruct": lambda row: "instruction" in row and "instances" in row,
+    "alpaca": lambda row: "instruction" in row and "output" in row,
+    "dolly": lambda row: "instruction" in row and "response" in row,
+    "prompt": lambda row: any(key in row for key in ASKED) and any(key in row for key in ANSWERED),
+    "classification": lambda row: "text" in row and "label" in row,
+    "text": lambda row: "text" in row,
+}
+PARSERS: dict[str, Callable[[Row, str, tuple[str, ...]], list[Example]]] = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "oasst-trees": _tree,
+    "self-instruct": _self_instruct,
+    "alpaca": _alpaca,
+    "dolly": _dolly,
+    "prompt": _prompt,
+    "classification": _classification,
+    "text": _text,
+}

@@ -1,0 +1,250 @@
+"""What a data file holds, row by row: JSON lines, a JSON list, CSV or TSV, Parquet, Arrow.
+
+The kind is told by the file's first bytes where they tell it, and by its name otherwise. A row that cannot be read
+comes out as the problem it is, with its `file:line`, so that one bad row costs only itself; damage after which nothing
+can be found again (a list cut in the middle, a quote that is never closed) ends the reading with an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rankwise.data.formats import Row
+from rankwise.data.strict_json import GivenTwice, loads, once
+from rankwise.errors import DataError
+
+LONGEST_LINE = 16_000_000
+Record = tuple[str, Row | DataError]
+Seen = Callable[[float], None]
+"""Told now and then how much of the file has been read."""
+NOT_TEXT = {
+    b"\x1f\x8b": "is compressed (gzip)", b"PK\x03\x04": "is a zip archive", b"\x28\xb5\x2f\xfd": "is compressed (zstd)",
+    b"\xff\xfe": "is UTF-16 text", b"\xfe\xff": "is UTF-16 text", b"\x80\x04": "is a pickle, which is never read",
+    b"SQLite": "is a database",
+}  # fmt: skip
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+
+
+def records(path: Path, seen: Seen = lambda share: None) -> Iterator[Record]:
+    """Every row of the file, or the reason why it is none, with `file:line` (`file:row` where there are no lines)."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    kind = _kind(path, head)
+    try:
+        yield from kind(path, seen)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+def _kind(path: Path, head: bytes) -> Callable[[Path, Seen], Iterator[Record]]:
+    for mark, what in NOT_TEXT.items():
+        if head.startswith(mark):
+            raise DataError(f"{path}: {what}; give JSON lines, a JSON list, CSV, TSV, Parquet or Arrow.")
+    suffix = path.suffix.lower()
+    if head.startswith(b"PAR1") or suffix == ".parquet":
+        return _parquet
+    if head.startswith(b"ARROW1") or suffix == ".arrow":
+        return _arrow
+    if suffix in (".csv", ".tsv"):
+        return _table
+    return _json_list if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else _json_lines
+
+
+def _json_lines(path: Path, seen: Seen) -> Iterator[Record]:
+    """Read in bytes, so that one line that is no text costs only itself."""
+    size = max(1, path.stat().st_size)
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if number % 1000 == 0:
+                seen(file.tell() / size)
+            where = f"{path}:{number}"
+            if len(line) > LONGEST_LINE:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE)
+                yield where, DataError(f"{where}: the line is longer than {LONGEST_LINE:,} bytes.")
+                continue
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip() == b"{" and path.suffix.lower() == ".json":
+                    raise DataError(
+                        f"{where}: begins an object that goes over several lines. Rows are wanted, one JSON object a "
+                        "line or all in one list; this looks like settings."
+                    )
+            if line.strip():
+                yield where, _row_of_line(line, where)
+
+
+def _row_of_line(line: bytes, where: str) -> Row | DataError:
+    try:
+        return _checked(loads(line.decode("utf-8")), where)
+    except UnicodeDecodeError as error:
+        return DataError(f"{where}: is not UTF-8 text (byte {error.start} of the line).")
+    except json.JSONDecodeError as error:
+        return DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}.")
+    except GivenTwice as error:
+        return DataError(f"{where}: the key {error} is given twice in one object.")
+    except (RecursionError, ValueError):
+        return DataError(f"{where}: is JSON nested too deeply, or with a number too long, to be a row.")
+
+
+def _checked(row: Any, where: str) -> Row | DataError:
+    if isinstance(row, dict):
+        return row
+    return DataError(f"{where}: holds a {type(row).__name__}; a row is one JSON object.")
+
+
+def _json_list(path: Path, seen: Seen) -> Iterator[Record]:
+    """Element by element, so that each has its line."""
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: is not UTF-8 text (byte {error.start} of the file).") from None
+    del content
+    decoder = json.JSONDecoder(object_pairs_hook=once)
+    skip = json.decoder.WHITESPACE.match  # pyright: ignore[reportAttributeAccessIssue]
+    place, line, counted, first = skip(text, skip(text, 0).end() + 1).end(), 1, 0, True
+    while text[place : place + 1] != "]":
+        if not first:
+            if text[place : place + 1] != ",":
+                _cut_off(path, text, place)
+            place = skip(text, place + 1).end()
+        line, counted, first = line + text.count("\n", counted, place), place, False
+        where = f"{path}:{line}"
+        try:
+            row, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}.") from None
+        except GivenTwice as error:
+            _, place = json.JSONDecoder().raw_decode(text, place)
+            row = DataError(f"{where}: the key {error} is given twice in one object.")
+        except (RecursionError, ValueError):
+            raise DataError(f"{where}: is JSON nested too deeply, or with a number too long, to be a row.") from None
+        seen(place / len(text))
+        yield where, row if isinstance(row, DataError) else _checked(row, where)
+        place = skip(text, place).end()
+    if (rest := skip(text, place + 1).end()) != len(text):
+        _cut_off(path, text, rest)
+
+
+def _cut_off(path: Path, text: str, place: int) -> None:
+    line = text.count("\n", 0, place) + 1
+    if not text[place:].strip():
+        raise DataError(f"{path}:{line}: the JSON list ends in the middle: its closing ] is missing.")
+    raise DataError(f"{path}:{line}: is not JSON: {text[place:].lstrip()[:20]!r} where a comma or the end is wanted.")
+
+
+def _table(path: Path, seen: Seen) -> Iterator[Record]:
+    """With a row of names on top. A tab-separated file whose quotes make no table is one without quoting."""
+    if path.suffix.lower() == ".csv":
+        return _cells(path, ",", csv.QUOTE_MINIMAL)
+    quoted, bare = (_bad_rows(path, quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE))
+    return _cells(path, "\t", csv.QUOTE_MINIMAL if quoted <= bare else csv.QUOTE_NONE)
+
+
+def _bad_rows(path: Path, quoting: Any) -> float:
+    try:
+        return sum(isinstance(row, DataError) for _, row in _cells(path, "\t", quoting))
+    except DataError:
+        return float("inf")
+
+
+def _cells(path: Path, delimiter: str, quoting: Any) -> Iterator[Record]:
+    csv.field_size_limit(LONGEST_LINE)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        names: list[str] | None = None
+        try:
+            line = 1
+            for row in rows:
+                where, line = f"{path}:{line}", rows.line_num + 1
+                if names is None:
+                    names = _names(row, where)
+                elif row:
+                    yield where, _row_of_cells(names, row, where)
+        except csv.Error as error:
+            raise DataError(f"{path}:{rows.line_num}: is not {path.suffix[1:].upper()}: {error}.") from None
+
+
+def _names(row: list[str], where: str) -> list[str]:
+    if len(set(row)) != len(row) or not all(name.strip() for name in row):
+        raise DataError(f"{where}: the first line must name the columns, each once; it names {row[:8]}.")
+    return row
+
+
+def _row_of_cells(names: list[str], cells: list[str], where: str) -> Row | DataError:
+    if len(cells) != len(names):
+        return DataError(f"{where}: has {len(cells)} cells, and the first line names {len(names)} columns.")
+    if any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
+        return DataError(f"{where}: is not UTF-8 text.")
+    return dict(zip(names, cells, strict=True))
+
+
+def _parquet(path: Path, seen: Seen) -> Iterator[Record]:
+    need("pyarrow", f"{path}: reading Parquet")
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            _names(file.schema_arrow.names, str(path))
+            yield from _numbered(path, (row for batch in file.iter_batches(1000) for row in _rows_of(batch)))
+    except DataError:
+        raise
+    except Exception as error:  # the library's own, and whatever Python raises for a value it cannot hold
+        raise DataError(f"{path}: is damaged, or no Parquet file that can be read: {_first_line(error)}") from None
+
+
+def _arrow(path: Path, seen: Seen) -> Iterator[Record]:
+    """Both of Arrow's layouts: a file with an index, and the stream that `datasets` saves."""
+    need("pyarrow", f"{path}: reading Arrow")
+    from pyarrow import ArrowException, ipc, memory_map
+
+    try:
+        with memory_map(os.fspath(path)) as source:
+            try:
+                opened = ipc.open_file(source)
+                batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+            except ArrowException:
+                source.seek(0)
+                opened = ipc.open_stream(source)
+                batches = iter(opened)
+            _names(opened.schema.names, str(path))
+            yield from _numbered(path, (row for batch in batches for row in _rows_of(batch)))
+    except DataError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(f"{path}: is damaged, or no Arrow file that can be read: {_first_line(error)}") from None
+
+
+def _rows_of(batch: Any) -> Iterator[Row]:
+    """A column with a value that Python cannot hold (a time beyond all calendars) is as if it were not there."""
+    columns: dict[str, list[Any]] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        with suppress(OverflowError, ValueError):
+            columns[name] = column.to_pylist()
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _numbered(path: Path, rows: Iterator[Row]) -> Iterator[Record]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}:{number}", row
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def need(module: str, what: str) -> None:
+    if find_spec(module) is None:
+        raise DataError(f"{what} needs {module}, which is not installed: pip install 'rankwise[data]'.")

@@ -1,0 +1,223 @@
+"""The turns of a conversation, in OpenAI's words or in ShareGPT's, into Messages.
+
+Roles, texts and tool calls are checked one by one; then the order: an answer needs a question before it, a row ends
+with an answer, a system message comes first, and a tool's result follows a call.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rankwise.data.example import BREAK, Message, Role, ToolCall
+from rankwise.data.strict_json import loads
+from rankwise.errors import DataError, did_you_mean
+from rankwise.spec.spec import shown
+
+ROLES: dict[str, Role] = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool", "observation": "tool", "function": "tool",
+}  # fmt: skip
+UNHEARD = ("function_call", "reasoning_content", "reasoning", "thinking", "audio", "images", "refusal")
+
+
+def read_turns(turns: Any, where: str, key: str, *, skip_first_answers: bool = False) -> tuple[Message, ...]:
+    """`skip_first_answers`: ShareGPT's conversations may begin with what the model said before anybody asked."""
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # as tables hold them
+        turns = _json(turns, where, key)
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f'{where}: "{key}" is {shown(turns)}; a list of turns with role and content is wanted.')
+    messages = [_message(turn, where, number) for number, turn in enumerate(turns, start=1)]
+    while skip_first_answers and len(messages) > 1 and messages[0].role == "assistant":
+        messages.pop(0)
+    _check_order(messages, where)
+    return tuple(messages)
+
+
+def _message(turn: Any, where: str, number: int) -> Message:
+    said = next((key for key in ("content", "value") if isinstance(turn, dict) and key in turn), None)
+    spoke = next((key for key in ("role", "from") if isinstance(turn, dict) and key in turn), None)
+    if spoke is None or (said is None and not turn.get("tool_calls")):
+        raise DataError(f"{where}: turn {number} is {shown(turn)}; a role and a content are wanted.")
+    role = _role(turn[spoke], where, number)
+    refuse_unheard(turn, where, f"turn {number}", UNHEARD)
+    calls = _calls(turn, said, where, number)
+    if calls and role != "assistant":
+        raise DataError(f"{where}: turn {number} calls a tool, and its role is {role}; only an answer can.")
+    content = turn[said] if said and turn[spoke] != "function_call" else ""
+    may_be_empty = bool(calls) or role in ("system", "tool")
+    return Message(
+        role,
+        text_of("" if content is None and may_be_empty else content, where, f"content of turn {number}",
+                may_be_empty=may_be_empty),
+        tool_calls=calls,
+        name=_optional(turn.get("name"), where, f"name in turn {number}"),
+        call_id=_optional(turn.get("tool_call_id"), where, f"tool_call_id of turn {number}"),
+        learned=_weight(turn.get("weight"), where, number) == 1,
+    )  # fmt: skip
+
+
+def _role(role: Any, where: str, number: int) -> Role:
+    if not isinstance(role, str) or role not in ROLES:
+        hint = did_you_mean(str(role), ROLES)
+        raise DataError(f"{where}: turn {number} has the role {shown(role)}; known are {', '.join(ROLES)}.{hint}")
+    return ROLES[role]
+
+
+def _weight(weight: Any, where: str, number: int) -> float:
+    if weight is None:
+        return 1
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise DataError(f"{where}: turn {number} has the weight {shown(weight)}; 0 (given) or 1 (learned) is wanted.")
+    return weight
+
+
+def _calls(turn: dict[str, Any], said: str | None, where: str, number: int) -> tuple[ToolCall, ...]:
+    """OpenAI's `tool_calls`, or ShareGPT's turn of the role function_call, whose text is the call."""
+    calls = turn.get("tool_calls") or ()
+    if turn.get("from", turn.get("role")) == "function_call":
+        called = turn.get(said or "")
+        called = _json(called, where, f"content of turn {number}") if isinstance(called, str) else called
+        calls = called if isinstance(called, list) else [called]
+    if not isinstance(calls, list | tuple):
+        raise DataError(f"{where}: the tool_calls of turn {number} are {shown(calls)}; a list is wanted.")
+    return tuple(_call(call, where, number) for call in calls)
+
+
+def _call(call: Any, where: str, number: int) -> ToolCall:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise DataError(f"{where}: turn {number} calls {shown(call)}; a function with name and arguments is wanted.")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = _json(arguments or "{}", where, f"arguments of {function['name']} in turn {number}")
+    if not isinstance(arguments, dict):
+        raise DataError(
+            f"{where}: the arguments of {function['name']} in turn {number} are {shown(arguments)}; "
+            "a JSON object is wanted, or its text."
+        )
+    _check_texts(function["name"], where, f"name called in turn {number}")
+    _check_texts(arguments, where, f"arguments of {function['name']} in turn {number}")
+    return ToolCall(function["name"], arguments, _optional(call.get("id"), where, f"id of a call in turn {number}"))
+
+
+def _optional(value: Any, where: str, what: str) -> str | None:
+    return None if value is None else text_of(value, where, what)
+
+
+def _check_texts(value: Any, where: str, what: str) -> None:
+    """Every text inside a value of JSON, keys too, can be encoded, and every number written."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where}: the {what} has the number {value}, which JSON cannot write.")
+    if isinstance(value, str):
+        text_of(value, where, what, may_be_empty=True)
+    elif isinstance(value, dict):
+        for key, inside in value.items():
+            _check_texts(key, where, what)
+            _check_texts(inside, where, what)
+    elif isinstance(value, list):
+        for inside in value:
+            _check_texts(inside, where, what)
+
+
+def read_tools(tools: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """Schemas of what can be called, as a list or as its text, each brought to OpenAI's form."""
+    if isinstance(tools, str):
+        tools = _json(tools, where, "tools") if tools.strip() else []
+    if tools is None:
+        return ()
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(f"{where}: the tools are {shown(tools)}; a list of functions is wanted.")
+    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    for number, tool in enumerate(wrapped, start=1):
+        if not isinstance(tool["function"], dict) or not isinstance(tool["function"].get("name"), str):
+            raise DataError(f"{where}: tool {number} has no name: {shown(tool)}.")
+        _check_texts(tool, where, f"schema of tool {number}")
+    return tuple(wrapped)
+
+
+def _check_order(messages: list[Message], where: str) -> None:
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        raise DataError(f"{where}: no turn has the role assistant, so there is no answer to learn.")
+    if "user" not in roles[: roles.index("assistant")]:
+        raise DataError(f"{where}: turn {roles.index('assistant') + 1} is an answer with no question before it.")
+    if roles[-1] != "assistant":
+        raise DataError(f"{where}: the last turn has the role {roles[-1]}; a row must end with the answer.")
+    if "system" in roles[1:]:
+        raise DataError(f"{where}: turn {roles.index('system', 1) + 1} has the role system; only the first may.")
+    if not any(message.learned for message in messages if message.role == "assistant"):
+        raise DataError(f"{where}: every answer has the weight 0, so there is nothing to learn.")
+    called = False
+    for number, message in enumerate(messages, start=1):
+        if message.role == "tool" and not called:
+            raise DataError(f"{where}: turn {number} is a tool's result, and no turn before it calls a tool.")
+        called = bool(message.tool_calls) or (called and message.role == "tool")
+
+
+def turns_of_prompt(asked: Any, answered: Any, where: str) -> tuple[Message, ...]:
+    """TRL's conversational pairs: turns given and turns to learn. Answers inside what is given are not learned."""
+    given = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+    wanted = answered if isinstance(answered, list) else [{"role": "assistant", "content": answered}]
+    unlearned = [{**turn, "weight": 0} if _is_answer(turn) else turn for turn in given]
+    return read_turns([*unlearned, *wanted], where, "prompt")
+
+
+def _is_answer(turn: Any) -> bool:
+    role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+    return isinstance(role, str) and ROLES.get(role) == "assistant"
+
+
+def turns_of_history(history: Any, where: str) -> tuple[Message, ...]:
+    """Alpaca's earlier turns: pairs of a question and its answer."""
+    if history is None:
+        return ()
+    if isinstance(history, str):
+        history = _json(history, where, "history") if history.strip() else []
+    pairs = list(history) if isinstance(history, list) else [history]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise DataError(f"{where}: the history is {shown(history)}; pairs of question and answer are wanted.")
+    roles: tuple[Role, Role] = ("user", "assistant")
+    return tuple(
+        Message(role, text_of(said, where, f"{role} of turn {number} in the history"))
+        for number, pair in enumerate(pairs, start=1)
+        for role, said in zip(roles, pair, strict=True)
+    )
+
+
+def text_of(value: Any, where: str, what: str, *, may_be_empty: bool = False) -> str:
+    if isinstance(value, list) and value and all(map(_is_text_part, value)):
+        value = "".join(part["text"] for part in value)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: the {what} is {shown(value)}; text is wanted.")
+    if not may_be_empty and not value.strip():
+        raise DataError(f"{where}: the {what} is empty.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: the {what} has half a character (a lone surrogate) at {error.start}.") from None
+    for forbidden, called in (("\0", "a NUL character"), (BREAK, "the noncharacter U+FDD0")):
+        if forbidden in value:
+            raise DataError(f"{where}: the {what} has {called} at {value.index(forbidden)}.")
+    return value
+
+
+def refuse_unheard(holder: dict[str, Any], where: str, what: str, keys: tuple[str, ...]) -> None:
+    """What would change the conversation and cannot be followed yet must not be lost in silence."""
+    there = [key for key in keys if holder.get(key)]
+    if there:
+        raise DataError(f"{where}: the {what} has {', '.join(map(repr, there))}, which this version cannot follow.")
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _json(text: str, where: str, what: str) -> Any:
+    try:
+        return loads(text)
+    except (ValueError, RecursionError):
+        raise DataError(f"{where}: the {what} is not JSON: {shown(text)}.") from None
