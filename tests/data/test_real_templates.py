@@ -11,34 +11,40 @@ import pytest
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
-from rankwise.data.example import Example, Message
+from rankwise.data.example import BREAK, Example, Message
 from rankwise.data.templates import render
-from rankwise.data.tokens import tokenise
+from rankwise.data.tokens import Tokens, prompt_ids, tokenise
 from rankwise.errors import TemplateError
+from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.tokenizer import HubTokenizer
 
 TURNS = (Message("user", "one"), Message("assistant", "first"), Message("user", "two"), Message("assistant", "second"))
 END, TEXT_END = 2, 0
 
 
-def tokenizer(hub: PreTrainedTokenizerFast, template: str | None, ends: list[int]) -> HubTokenizer:
+def written(hub: PreTrainedTokenizerFast, template: str | None, ends: list[int]) -> ChatTemplate:
     own = copy.deepcopy(hub)
     own.chat_template = template
-    return HubTokenizer(own, ends)
+    return ChatTemplate.of_model(HubTokenizer(own, ends))
 
 
-def learned(example: Example, made: HubTokenizer) -> list[str]:
-    segments = render(example, made)
-    assert "".join(segment.text for segment in segments) == made.text(example.messages)
-    tokens = tokenise(segments, made)
-    ids = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
-    assert made.decode(ids) == "".join(segment.text for segment in segments if segment.learned)
-    return [segment.text for segment in segments if segment.learned]
+def learned_ids(tokens: Tokens) -> list[int]:
+    return [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
+
+
+def learned(example: Example, made: ChatTemplate) -> list[str]:
+    rendering = render(example, made)
+    assert rendering.text == made.text(example.messages)
+    tokens = tokenise(rendering, made.tokenizer)
+    assert tokens.as_asked
+    found = [segment.text for segment in rendering.segments if segment.learned]
+    assert made.tokenizer.decode(learned_ids(tokens)) == "".join(found)
+    return found
 
 
 def test_an_end_token_that_only_the_template_names_is_found(hub_tokenizer: PreTrainedTokenizerFast) -> None:
     # Qwen's base models: ChatML, while the settings name <|endoftext|> as the end.
-    made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template, [TEXT_END])
+    made = written(hub_tokenizer, hub_tokenizer.chat_template, [TEXT_END])
     assert set(made.end_ids) == {TEXT_END, END}
     assert learned(Example(TURNS, "x:1"), made) == ["first<|im_end|>", "second<|im_end|>"]
 
@@ -46,7 +52,7 @@ def test_an_end_token_that_only_the_template_names_is_found(hub_tokenizer: PreTr
 def test_what_follows_only_the_last_end_token_splits_no_conversation(hub_tokenizer: PreTrainedTokenizerFast) -> None:
     # Phi-3: <|endoftext|> after the whole, but not where the model is to speak.
     template = hub_tokenizer.chat_template + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
-    made = tokenizer(hub_tokenizer, template, [END])
+    made = written(hub_tokenizer, template, [END])
     assert learned(Example(TURNS, "x:1"), made) == ["first<|im_end|>", "second<|im_end|>"]
 
 
@@ -59,7 +65,7 @@ def test_an_empty_thought_before_the_answer_is_given_and_not_learned(hub_tokeniz
         "{% if add_generation_prompt %}<|im_start|>assistant\n"
         "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
     )
-    made = tokenizer(hub_tokenizer, template, [END])
+    made = written(hub_tokenizer, template, [END])
     assert learned(Example(TURNS[:2], "x:1"), made) == ["first<|im_end|>"]
 
 
@@ -68,37 +74,44 @@ def test_a_tokenizer_that_composes_accents_can_be_trained(hub_tokenizer: PreTrai
     # One decomposed accent among the rows would otherwise stop the training of Qwen and Pythia.
     own = copy.deepcopy(hub_tokenizer)
     own.backend_tokenizer.normalizer = normalizers.NFC()
-    made = HubTokenizer(own, [END])
+    made = ChatTemplate.of_model(HubTokenizer(own, [END]))
     example = Example((Message("user", "q"), Message("assistant", answer)), "x:1")
-    tokens = tokenise(render(example, made), made)
-    ids = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
-    assert made.decode(ids) == normalizers.NFC().normalize_str(answer) + "<|im_end|>"
+    tokens = tokenise(render(example, made), made.tokenizer)
+    assert made.tokenizer.decode(learned_ids(tokens)) == normalizers.NFC().normalize_str(answer) + "<|im_end|>"
 
 
 def test_the_plain_template_s_space_is_no_part_of_an_answer(hub_tokenizer: PreTrainedTokenizerFast) -> None:
     # Else the second turn of a chat would be written with two spaces, which training never saw.
-    made = tokenizer(hub_tokenizer, None, [END])
-    ids = made.encode(" first")[0]
-    assert made.answer_text(ids) == "first"
+    made = written(hub_tokenizer, None, [END])
+    assert made.answer_text(made.tokenizer.encode(" first")) == "first"
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
-@pytest.mark.parametrize("marker", ["<|im_end|>", "<|im_start|>"])
-def test_a_turn_marker_inside_a_message_is_refused(
+@pytest.mark.parametrize("marker", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+def test_a_control_token_inside_a_message_is_encoded_as_the_text_it_is(
     hub_tokenizer: PreTrainedTokenizerFast, role: str, marker: str
 ) -> None:
     # Encoded as the token it names, it would end the turn early, in training and in use.
-    made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template, [END])
-    messages = [Message("system", "s"), Message("user", "q"), Message("assistant", "a")]
-    spoilt = [Message(m.role, f"say {marker} here") if m.role == role else m for m in messages]
-    with pytest.raises(TemplateError, match=r"x:3: turn \d") as caught:
-        render(Example(tuple(spoilt), "x:3"), made)
-    assert marker in str(caught.value)
-
-
-def test_a_special_token_that_builds_no_conversation_is_text(hub_tokenizer: PreTrainedTokenizerFast) -> None:
-    made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template, [END])
-    assert "<|endoftext|>" in made.text([Message("user", "what is <|endoftext|>?")])
+    made = written(hub_tokenizer, hub_tokenizer.chat_template, [END])
+    turns = [Message("system", "s"), Message("user", "q"), Message("assistant", "a")]
+    typed = [Message(m.role, f"say {marker} here") if m.role == role else m for m in turns]
+    example = Example(tuple(typed), "x:3")
+    tokens = tokenise(render(example, made), made.tokenizer, "x:3")
+    assert tokens.as_asked
+    # the ids of the same conversation with the marker's own letters, none of which is a control token
+    letters = [token for piece in (marker[0], marker[1:]) for token in made.tokenizer.encode(piece)]
+    assert not set(letters) & set(made.tokenizer.special)
+    control = [token for token in tokens.ids if token in made.tokenizer.special]
+    assert control == [token for token in made.tokenizer.encode(made.text(turns)) if token in made.tokenizer.special]
+    assert made.tokenizer.decode(tokens.ids) == made.text(typed).replace(BREAK, "")
+    assert made.tokenizer.decode(learned_ids(tokens)) == typed[-1].content + "<|im_end|>"
+    place = next(n for n in range(len(tokens.ids)) if list(tokens.ids[n : n + len(letters)]) == letters)
+    assert tokens.learned[place] is (role == "assistant")
+    # and so it is asked
+    asked = prompt_ids(made.text(typed[:2], answer_next=True), made.tokenizer)
+    assert list(tokens.ids[: len(asked)]) == asked and not any(tokens.learned[: len(asked)])
+    # BREAK is ours alone: no text of a conversation holds it when it is decoded
+    assert BREAK not in made.tokenizer.decode(tokens.ids)
 
 
 def test_special_tokens_that_the_tokenizer_does_not_name_count_too(hub_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -108,15 +121,17 @@ def test_special_tokens_that_the_tokenizer_does_not_name_count_too(hub_tokenizer
     own.pad_token = "<|endoftext|>"
     assert "<|eot_id|>" not in own.all_special_tokens
     own.chat_template = own.chat_template.replace("<|im_end|>", "<|eot_id|>")
-    made = HubTokenizer(own, [TEXT_END])
-    assert made.end_tokens == ["<|endoftext|>", "<|eot_id|>"]
+    made = ChatTemplate.of_model(HubTokenizer(own, [TEXT_END]))
+    assert made.ends == ("<|endoftext|>", "<|eot_id|>")
     assert learned(Example(TURNS, "x:1"), made) == ["first<|eot_id|>", "second<|eot_id|>"]
-    with pytest.raises(TemplateError, match="holds"):
-        made.text([Message("user", "x <|eot_id|> y")])
+    end = own.convert_tokens_to_ids("<|eot_id|>")
+    typed = made.text([Message("user", "x <|eot_id|> y")])
+    assert prompt_ids(typed, made.tokenizer).count(end) == 1, "the turn's own"
+    assert made.tokenizer.decode(prompt_ids(typed, made.tokenizer)) == typed.replace(BREAK, "")
 
 
 def test_the_marker_of_the_next_turn_is_no_end_of_an_answer(hub_tokenizer: PreTrainedTokenizerFast) -> None:
-    made = tokenizer(hub_tokenizer, hub_tokenizer.chat_template.replace("<|im_end|>", ""), [TEXT_END])
+    made = written(hub_tokenizer, hub_tokenizer.chat_template.replace("<|im_end|>", ""), [TEXT_END])
     assert made.end_ids == (TEXT_END,)
     with pytest.raises(TemplateError, match="no end token"):
         render(Example(TURNS, "x:1"), made)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.data.example import Example, Message
-from rankwise.data.templates import render
+from rankwise.data.example import BREAK, Example, Message
+from rankwise.data.templates import render, renderings
 from rankwise.errors import TemplateError
+from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.tokenizer import HubTokenizer
 
 END = "<|im_end|>"
@@ -33,13 +34,13 @@ TEMPLATES = {
 
 @pytest.fixture(scope="session")
 def with_template(hub_tokenizer):
-    """The shared tokenizer with another chat template; None leaves ChatML, an empty one is none at all."""
+    """Another chat template over the shared tokenizer; None leaves ChatML, an empty one is none at all."""
 
     def make(template, ends=None):
         hub = copy.deepcopy(hub_tokenizer)
         if template is not None:
             hub.chat_template = template or None
-        return HubTokenizer(hub, [hub.eos_token_id] if ends is None else ends)
+        return ChatTemplate.of_model(HubTokenizer(hub, [hub.eos_token_id] if ends is None else ends))
 
     return make
 
@@ -49,6 +50,10 @@ def conversation(*contents, system=None):
     return Example(((Message("system", system),) if system is not None else ()) + tuple(turns), "rows.jsonl:7")
 
 
+def learned(example, template):
+    return [segment.text for segment in render(example, template).segments if segment.learned]
+
+
 def refusal(example, template):
     with pytest.raises(TemplateError) as caught:
         render(example, template)
@@ -56,9 +61,9 @@ def refusal(example, template):
     return str(caught.value)
 
 
-CONTENT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
-    lambda text: text.strip() and "<|im" not in text and END not in text  # turn markers are refused
-)
+PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=[BREAK]), min_size=1, max_size=12)
+MARKERS = st.sampled_from([END, "<|im_start|>", "<|endoftext|>"])  # typed by a person, they are text
+CONTENT = st.lists(PLAIN | MARKERS, min_size=1, max_size=3).map("".join).filter(str.strip)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -67,22 +72,24 @@ CONTENT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size
 def test_segments_joined_are_the_templates_text_and_learned_is_the_answers(with_template, name, contents, system):
     template = with_template(TEMPLATES[name])
     example = conversation(*[text for pair in contents for text in pair], system=system)
-    segments = render(example, template)
-    assert "".join(segment.text for segment in segments) == template.text(example.messages)
-    learned = [segment.text for segment in segments if segment.learned]
-    answers = [answer for _, answer in contents]
+    rendering = render(example, template)
+    assert rendering.text == template.text(example.messages)
+    learned = [segment.text for segment in rendering.segments if segment.learned]
+    answers = [template.guarded(answer) for _, answer in contents]
+    assert [answer.replace(BREAK, "") for answer in answers] == [answer for _, answer in contents]
     if name == "stripped":
         assert learned == [answer.strip() + END for answer in answers]
     elif name in ("space before the answer", "plain"):
         assert learned == [" " + answer + END for answer in answers]
     else:
         assert learned == [answer + END for answer in answers]
-    assert all(segment.text for segment in segments)
+    assert all(segment.text for segment in rendering.segments)
 
 
 def test_given_and_learned_take_turns_in_a_conversation(with_template):
-    segments = render(conversation("a", "b", "c", "d", system="s"), with_template(None))
-    assert [(segment.text, segment.learned) for segment in segments] == [
+    rendering = render(conversation("a", "b", "c", "d", system="s"), with_template(None))
+    assert rendering.as_asked
+    assert [(segment.text, segment.learned) for segment in rendering.segments] == [
         (f"<|im_start|>system\ns{END}\n<|im_start|>user\na{END}\n<|im_start|>assistant\n", False),
         (f"b{END}", True),
         (f"\n<|im_start|>user\nc{END}\n<|im_start|>assistant\n", False),
@@ -94,7 +101,7 @@ def test_given_and_learned_take_turns_in_a_conversation(with_template):
 def test_a_model_without_a_template_gets_a_plain_one(with_template):
     template = with_template("")
     messages = conversation("Why?", "Because.", system="Be brief.").messages
-    assert not template.has_template
+    assert template.kind == "plain"
     assert template.text(messages) == f"System: Be brief.\nUser: Why?\nAssistant: Because.{END}\n"
     assert template.text(messages[:2], answer_next=True) == "System: Be brief.\nUser: Why?\nAssistant:"
 
@@ -102,21 +109,20 @@ def test_a_model_without_a_template_gets_a_plain_one(with_template):
 def test_the_end_of_an_answer_is_the_first_end_token_after_it(with_template, hub_tokenizer):
     other = hub_tokenizer.convert_tokens_to_ids("<|endoftext|>")
     template = with_template(
-        LOOP + "{{ '<' + m.role[0] + '>' + m.content + eos_token + '<|endoftext|>' }}" + PROMPT,
+        LOOP + "{{ '<' + m.role[0] + '>' + m.content + '" + END + "<|endoftext|>' }}" + PROMPT,
         ends=[other, hub_tokenizer.eos_token_id],
     )
-    segments = render(conversation("a", "b"), template)
-    assert [segment.text for segment in segments if segment.learned] == [f"b{END}"]
+    assert learned(conversation("a", "b"), template) == [f"b{END}"]
 
 
-def test_an_end_token_that_the_answer_itself_holds_is_refused(with_template):
+def test_an_end_token_that_the_answer_itself_holds_does_not_end_it(with_template):
     # encoded, it would be a real end token in the middle of what is learned
-    with pytest.raises(TemplateError, match=r"turn 2 \(assistant\) holds"):
-        render(conversation("a", f"b{END}c"), with_template(None))
+    (text,) = learned(conversation("a", f"b{END}c"), with_template(None))
+    assert text == f"b<{BREAK}{END[1:]}c{END}"
 
 
 def test_an_answer_that_repeats_the_question_is_learned_once(with_template):
-    segments = render(conversation("same", "same"), with_template(None))
+    segments = render(conversation("same", "same"), with_template(None)).segments
     assert [segment.learned for segment in segments] == [False, True, False]
     assert "same" in segments[0].text
 
@@ -139,12 +145,26 @@ REWRITES = {
 def test_a_template_that_rewrites_earlier_turns_is_refused(with_template, name):
     message = refusal(conversation("a", "b", "c", "d"), with_template(REWRITES[name]))
     assert "differently" in message
-    assert "one answer each" in message
+    assert "one answer each" in message and "data.answers=apart" in message
+    with pytest.raises(TemplateError, match="differently"):
+        renderings(conversation("a", "b", "c", "d"), with_template(REWRITES[name]))
+
+
+def test_each_answer_apart_is_asked_for_as_it_will_be(with_template):
+    template = with_template(REWRITES["drops earlier answers"])
+    example = conversation("a", "b", "c", "d", system="s")
+    documents = renderings(example, template, apart=True)
+    assert len(documents) == 2
+    for rendering, count, answer in zip(documents, (3, 5), "bd", strict=True):
+        assert rendering.text == template.text(example.messages[:count])
+        given, said = rendering.segments[:2]
+        assert (given.learned, said.learned) == (False, True)
+        assert given.text == template.text(example.messages[: count - 1], answer_next=True)
+        assert said.text == answer + END and len(rendering.segments) == 2
 
 
 def test_a_template_that_drops_earlier_answers_still_serves_rows_of_one_answer(with_template):
-    segments = render(conversation("a", "b"), with_template(REWRITES["drops earlier answers"]))
-    assert [segment.text for segment in segments if segment.learned] == [f"b{END}"]
+    assert learned(conversation("a", "b"), with_template(REWRITES["drops earlier answers"])) == [f"b{END}"]
 
 
 def test_a_template_whose_prompt_is_not_the_beginning_of_the_answer_is_refused(with_template):

@@ -60,18 +60,18 @@ def test_an_answer_is_no_longer_than_asked_and_says_why_it_ended(tiny):
 
 def test_a_greedy_answer_is_the_likeliest_token_each_time(tiny):
     tokenizer = tiny.tokenizer
-    ids = tokenizer.encode(tokenizer.text(asked("hi"), answer_next=True))[0]
+    ids = tokenizer.encode(tiny.template.text(asked("hi"), answer_next=True))
     begun = len(ids)
     with torch.no_grad():
         for _ in range(10):
             ids.append(int(tiny.module(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     given = answer(tiny, asked("hi"), GenerationSpec(max_new_tokens=10))
-    assert given.text == tokenizer.answer_text(ids[begun:])
+    assert given.text == tiny.template.answer_text(ids[begun:])
 
 
 def likeliest(model, prompt, count):
     """Ids of a greedy answer, by transformers alone."""
-    ids = model.tokenizer.encode(model.tokenizer.text(asked(prompt), answer_next=True))[0]
+    ids = model.tokenizer.encode(model.template.text(asked(prompt), answer_next=True))
     made = model.module.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=count)
     return made[0, len(ids) :].tolist()
 
@@ -88,7 +88,7 @@ def test_an_answer_ends_before_the_first_end_token_whichever_of_them_it_is(tiny,
     end = made[9]
     first = made.index(end)
     given = answer(ending_at(folder, 0, end), asked("hi"), SHORT)
-    assert facts(given) == (tiny.tokenizer.answer_text(made[:first]), first, "end")
+    assert facts(given) == (tiny.template.answer_text(made[:first]), first, "end")
 
 
 def test_in_company_a_short_answer_is_cut_at_its_own_end(tiny, folder):
@@ -185,7 +185,7 @@ def test_a_drawn_answer_follows_its_seed_and_its_temperature(tiny):
 
 
 def test_a_conversation_without_room_is_refused_with_the_numbers(tiny):
-    needed = len(tiny.tokenizer.encode(tiny.tokenizer.text(asked("hi"), answer_next=True))[0])
+    needed = len(tiny.tokenizer.encode(tiny.template.text(asked("hi"), answer_next=True)))
     room = 256 - needed
     assert answer(tiny, asked("hi"), GenerationSpec(max_new_tokens=room)).tokens == room
     with pytest.raises(ModelError, match=f"{needed} tokens and {room + 1} more.*256"):

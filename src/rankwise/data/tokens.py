@@ -1,76 +1,259 @@
-"""Stop 3: Segments in, Tokens out: ids and mask are made together. Next: batches.py.
+"""Stop 3: Renderings in, Tokens out: ids and mask are made together. Next: batches.py.
 
-The text is encoded whole, as it will be when the model is served, and each token belongs to the segment it lies
-in. Where a token would straddle the border between given and learned text, the segments are encoded one by one:
-that is what the model will see when it continues a prompt. Either way the ids must decode to the segments, or the
-row is refused.
+The text is encoded whole, as it will be when the model is served, and each token belongs to the segment it lies in.
+What stands before an answer must have the ids that it has alone, for so it is asked. Where a token would straddle the
+border, or the ids before it differ, the segments are encoded one by one: that is what the model sees when it
+continues a prompt. Either way the learned ids must decode to the learned text, or the row is refused; what is given
+may lose white space on the way, as some tokenizers do it.
+
+Control tokens that somebody typed hold a BREAK (example.py). A text is encoded in the pieces between those, so no
+piece has the whole token in it, and the ids are those of plain text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol
 from unicodedata import normalize
 
-from rankwise.data.templates import Segment
+import numpy as np
+
+from rankwise.data.example import BREAK
+from rankwise.data.templates import Rendering, Segment
 from rankwise.errors import TemplateError
 
 
 @dataclass(frozen=True)
 class Tokens:
-    ids: tuple[int, ...]
-    learned: tuple[bool, ...]
+    """`as_asked`: the ids before each answer are those that generation will be given. `ended`: no answer is cut."""
+
+    ids: Sequence[int] | np.ndarray
+    learned: Sequence[bool] | np.ndarray
     """Same length as ids."""
+    as_asked: bool = True
+    ended: bool = True
 
     @property
     def supervised(self) -> int:
-        return sum(self.learned[1:])  # the first token has nothing to be predicted from
+        return int(np.count_nonzero(self.learned[1:]))  # the first token has nothing to be predicted from
+
+
+class Encoded(Protocol):
+    """A text's ids, and where its characters are among them."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    def before(self, place: int) -> int | None:
+        """How many ids hold the characters before `place`; None if one id reaches across."""
+        ...
+
+    def begin(self, index: int) -> int:
+        """The first character of an id."""
+        ...
 
 
 class Tokenizer(Protocol):
-    """`encode` adds nothing of its own; `offsets` are the characters each id came from."""
+    """Both ways adds nothing of its own. `encode_after` encodes a text as the continuation of another.
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
+    `borders` are ids of tokens that a text falls into pieces at: what stands behind one is encoded as if alone.
+    """
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    @property
+    def borders(self) -> Collection[int]: ...
+
+    def encode_all(self, texts: Sequence[str]) -> Sequence[Encoded]: ...
+
+    def encode_after(self, text: str) -> Encoded: ...
+
+    def decode_all(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
 
 
-def tokenise(segments: Sequence[Segment], tokenizer: Tokenizer, where: str = "") -> Tokens:
-    tokens = _encode_whole(segments, tokenizer) or _encode_apart(segments, tokenizer)
+def tokenise(rendering: Rendering, tokenizer: Tokenizer, where: str = "") -> Tokens:
+    (tokens,) = tokenise_all([rendering], tokenizer)
     if tokens is None:
-        raise TemplateError(
-            f"{where}: this tokenizer's ids do not decode to the text they came from, so the learned part cannot be "
-            f"checked (text {''.join(segment.text for segment in segments)[:60]!r})."
-        )
+        raise TemplateError(undecodable(rendering, where))
     return tokens
 
 
-def _encode_whole(segments: Sequence[Segment], tokenizer: Tokenizer) -> Tokens | None:
-    ids, offsets = tokenizer.encode("".join(segment.text for segment in segments))
+def undecodable(rendering: Rendering, where: str) -> str:
+    return (
+        f"{where}: this tokenizer's ids do not decode to the text they came from, so the learned part cannot be "
+        f"checked (text {rendering.text[:60]!r})."
+    )
+
+
+def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of what a model is asked."""
+    return _encode(text, tokenizer).ids
+
+
+def tokenise_all(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> list[Tokens | None]:
+    """None where the learned ids would not decode to the learned text."""
+    texts = [rendering.text for rendering in renderings]
+    plain = [text for text in texts if BREAK not in text]
+    encoded = iter(tokenizer.encode_all(plain) if plain else ())
+    wholes = [_encode(text, tokenizer) if BREAK in text else next(encoded) for text in texts]
+    asks = _Asks(tokenizer)
+    splits = [
+        _split(rendering.segments, text, whole, asks)
+        for rendering, text, whole in zip(renderings, texts, wholes, strict=True)
+    ]
+    found = _checked(renderings, splits, tokenizer)
+    for index, tokens in enumerate(found):
+        if tokens is None:
+            (found[index],) = _checked([renderings[index]], [_encode_apart(renderings[index], tokenizer)], tokenizer)
+            found[index] = _asked_alone(renderings[index], found[index], tokenizer)
+    return found
+
+
+@dataclass
+class _Asks:
+    """Whether ids that end a prompt are those that it has when it is asked.
+
+    Behind a border a text is encoded as if alone, so only what follows the last border needs to be encoded again, and
+    that is mostly the same few words.
+    """
+
+    tokenizer: Tokenizer
+    known: dict[str, list[int]] = field(default_factory=dict)
+
+    def same(self, prompt: str, whole: Encoded, count: int) -> bool:
+        borders = self.tokenizer.borders
+        ids = whole.ids
+        last = next((place for place in range(count - 1, -1, -1) if ids[place] in borders), None)
+        if last is None:
+            return self._encoded(prompt) == ids[:count]
+        return self._encoded(prompt[whole.begin(last) :]) == ids[last:count]
+
+    def _encoded(self, text: str) -> list[int]:
+        if text not in self.known:
+            ids = prompt_ids(text, self.tokenizer)
+            if len(text) > 100:
+                return ids
+            self.known[text] = ids
+        return self.known[text]
+
+
+def _encode(text: str, tokenizer: Tokenizer) -> Encoded:
+    if BREAK not in text:
+        return tokenizer.encode_all([text])[0]
+    first, *others = text.split(BREAK)
+    return _Pieces([first, *others], [tokenizer.encode_all([first])[0], *map(tokenizer.encode_after, others)])
+
+
+class _Pieces:
+    """A text that was encoded in the pieces between its BREAKs."""
+
+    def __init__(self, texts: Sequence[str], encoded: Sequence[Encoded]) -> None:
+        self._encoded = encoded
+        self._places = list(accumulate((len(text) + len(BREAK) for text in texts), initial=0))
+        self._counts = list(accumulate((len(piece.ids) for piece in encoded), initial=0))
+        self._ids = [token for piece in encoded for token in piece.ids]
+
+    @property
+    def ids(self) -> list[int]:
+        return self._ids
+
+    def before(self, place: int) -> int | None:
+        piece = min(bisect_right(self._places, place), len(self._encoded)) - 1
+        inside = self._encoded[piece].before(place - self._places[piece])
+        return None if inside is None else self._counts[piece] + inside
+
+    def begin(self, index: int) -> int:
+        piece = bisect_right(self._counts, index) - 1
+        return self._places[piece] + self._encoded[piece].begin(index - self._counts[piece])
+
+
+def _split(segments: Sequence[Segment], text: str, whole: Encoded, asks: _Asks) -> list[list[int]] | None:
+    """Each segment's ids, or None if one straddles a border or a prompt has other ids when it is asked alone."""
     parts: list[list[int]] = []
-    start = 0
-    for border in accumulate(len(segment.text) for segment in segments):
-        end = start
-        while end < len(ids) and offsets[end][1] <= border:
-            end += 1
-        parts.append(ids[start:end])
-        start = end
-    return _joined(segments, parts, tokenizer) if start == len(ids) else None
-
-
-def _encode_apart(segments: Sequence[Segment], tokenizer: Tokenizer) -> Tokens | None:
-    return _joined(segments, [tokenizer.encode(segment.text)[0] for segment in segments], tokenizer)
-
-
-def _joined(segments: Sequence[Segment], parts: list[list[int]], tokenizer: Tokenizer) -> Tokens | None:
-    """None if the ids up to some border do not decode to the text up to it."""
-    ids: list[int] = []
-    text = ""
-    for part, segment in zip(parts, segments, strict=True):
-        ids, text = ids + part, text + segment.text
-        if normalize("NFC", tokenizer.decode(ids)) != normalize("NFC", text):  # many tokenizers compose accents
+    start = place = 0
+    for segment in segments:
+        if segment.learned and place and not asks.same(text[:place], whole, start):
             return None
-    pairs = [(token, segment.learned) for part, segment in zip(parts, segments, strict=True) for token in part]
-    return Tokens(tuple(token for token, _ in pairs), tuple(learned for _, learned in pairs))
+        place += len(segment.text)
+        end = whole.before(place)
+        if end is None:
+            return None
+        parts.append(whole.ids[start:end])
+        start = end
+    return parts
+
+
+def _encode_apart(rendering: Rendering, tokenizer: Tokenizer) -> list[list[int]]:
+    first, *others = rendering.segments
+    return [prompt_ids(first.text, tokenizer)] + [
+        [token for piece in segment.text.split(BREAK) if piece for token in tokenizer.encode_after(piece).ids]
+        for segment in others
+    ]
+
+
+def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: Tokenizer) -> Tokens | None:
+    """What was encoded apart: are the ids before each answer those of its prompt?"""
+    if tokens is None:
+        return None
+    learned = list(tokens.learned)
+    begins = [place for place in range(1, len(learned)) if learned[place] and not learned[place - 1]]
+    texts = [segment.text for segment in rendering.segments]
+    prompts = ["".join(texts[:index]) for index, segment in enumerate(rendering.segments) if segment.learned and index]
+    same = len(begins) == len(prompts) and all(
+        list(tokens.ids[:begin]) == prompt_ids(prompt, tokenizer) for begin, prompt in zip(begins, prompts, strict=True)
+    )
+    return replace(tokens, as_asked=tokens.as_asked and same)
+
+
+def _checked(
+    renderings: Sequence[Rendering], splits: Sequence[list[list[int]] | None], tokenizer: Tokenizer
+) -> list[Tokens | None]:
+    """Tokens where each segment's ids decode to its text, alone or behind those before it."""
+    parts = [part for split in splits if split is not None for part in split]
+    decoded = iter(tokenizer.decode_all(parts) if parts else ())
+    found: list[Tokens | None] = []
+    for rendering, split in zip(renderings, splits, strict=True):
+        if split is None:
+            found.append(None)
+            continue
+        alone = [next(decoded) for _ in split]
+        agrees = all(_same(is_, segment) for is_, segment in zip(alone, rendering.segments, strict=True))
+        found.append(_joined(rendering, split) if agrees or _agrees(rendering, split, tokenizer) else None)
+    return found
+
+
+def _same(decoded: str, segment: Segment) -> bool:
+    return decoded == segment.text or _composed(decoded) == _composed(segment.text.replace(BREAK, ""))
+
+
+def _agrees(rendering: Rendering, split: Sequence[Sequence[int]], tokenizer: Tokenizer) -> bool:
+    """Each segment's ids behind those before it: SentencePiece writes a space only between words."""
+    ids = [[token for part in split[: length + 1] for token in part] for length in range(len(split))]
+    decoded = tokenizer.decode_all(ids)
+    wanted = list(accumulate(segment.text.replace(BREAK, "") for segment in rendering.segments))
+    if all(_composed(is_) == _composed(should) for is_, should in zip(decoded, wanted, strict=True)):
+        return True
+    before = ""
+    for segment, text in zip(rendering.segments, decoded, strict=True):
+        if not text.startswith(before):
+            return False
+        piece, should, before = text[len(before) :], segment.text.replace(BREAK, ""), text
+        if segment.learned and _composed(should) not in (_composed(form) for form in (piece, f" {piece}", piece[1:])):
+            return False
+        if _composed("".join(piece.split())) != _composed("".join(should.split())):
+            return False
+    return True
+
+
+def _joined(rendering: Rendering, split: Sequence[Sequence[int]]) -> Tokens:
+    ids: list[int] = []
+    learned: list[bool] = []
+    for part, segment in zip(split, rendering.segments, strict=True):
+        ids += part
+        learned += [segment.learned] * len(part)
+    return Tokens(tuple(ids), tuple(learned), rendering.as_asked)
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else normalize("NFC", text)  # many tokenizers compose accents

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 
 from rankwise.data.example import Message
+from rankwise.data.tokens import prompt_ids
 from rankwise.errors import ModelError
+from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.tokenizer import HubTokenizer
 from rankwise.spec.generation import GenerationSpec
 
 Heard = Callable[[str], None]
@@ -40,8 +41,8 @@ def answers(
     model: LoadedModel, conversations: Sequence[Sequence[Message]], spec: GenerationSpec, heard: Heard | None = None
 ) -> list[Answer]:
     """One answer per conversation, computed together; their lengths should be alike."""
-    tokenizer = model.tokenizer
-    prompts = [tokenizer.encode(tokenizer.text(messages, answer_next=True))[0] for messages in conversations]
+    tokenizer, template = model.tokenizer, model.template
+    prompts = [prompt_ids(template.text(messages, answer_next=True), tokenizer) for messages in conversations]
     _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     inputs, mask = _left_padded(prompts, tokenizer.pad_id)
     began = time.perf_counter()
@@ -53,13 +54,14 @@ def answers(
             made = module.generate(
                 input_ids=inputs.to(model.precision.device),
                 attention_mask=mask.to(model.precision.device),
-                generation_config=_settings(tokenizer, spec),
-                streamer=_Streamer(tokenizer, heard) if heard else None,
+                generation_config=_settings(model, spec),
+                stopping_criteria=_EndTexts.of(template, inputs.shape[1]),
+                streamer=_Streamer(template, heard) if heard else None,
             )
     finally:
         module.train(was_training)
     seconds = time.perf_counter() - began
-    return [_answer(row, tokenizer, seconds) for row in made[:, inputs.shape[1] :].tolist()]
+    return [_answer(row, template, seconds) for row in made[:, inputs.shape[1] :].tolist()]
 
 
 @contextmanager
@@ -86,30 +88,46 @@ def _left_padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torc
     return inputs, mask
 
 
-def _settings(tokenizer: HubTokenizer, spec: GenerationSpec) -> Any:
+def _settings(model: LoadedModel, spec: GenerationSpec) -> Any:
     """A fresh set, so that nothing a model's own generation_config.json says can change what was asked."""
     from transformers import GenerationConfig
 
     sampled = {"do_sample": True, "temperature": spec.temperature, "top_p": spec.top_p, "top_k": 0}
     return GenerationConfig(
         max_new_tokens=spec.max_new_tokens,
-        eos_token_id=list(tokenizer.end_ids) or None,
-        pad_token_id=tokenizer.pad_id,
+        eos_token_id=list(model.template.end_ids) or None,
+        pad_token_id=model.tokenizer.pad_id,
         **(sampled if spec.temperature > 0 else {"do_sample": False}),
     )
 
 
-def _answer(ids: list[int], tokenizer: HubTokenizer, seconds: float) -> Answer:
-    end = next((place for place, token in enumerate(ids) if token in tokenizer.end_ids), None)
+def _answer(ids: list[int], template: ChatTemplate, seconds: float) -> Answer:
+    end = next((place for place, token in enumerate(ids) if token in template.end_ids), None)
     kept = ids if end is None else ids[:end]
-    return Answer(tokenizer.answer_text(kept), len(kept), "length" if end is None else "end", seconds)
+    ended = end is not None or template.has_end_text(kept)
+    return Answer(template.answer_text(kept), len(kept), "end" if ended else "length", seconds)
+
+
+class _EndTexts:
+    """Stops where an end that is several tokens has been written, such as a recipe's "### End"."""
+
+    def __init__(self, template: ChatTemplate, prompt: int) -> None:
+        self._template, self._prompt = template, prompt
+
+    @classmethod
+    def of(cls, template: ChatTemplate, prompt: int) -> list[_EndTexts]:
+        return [cls(template, prompt)] if template.end_texts else []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        ended = [self._template.has_end_text(row) for row in input_ids[:, self._prompt :].tolist()]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 class _Streamer:
     """Hears ids from transformers' generate and passes on text that no later id can change."""
 
-    def __init__(self, tokenizer: HubTokenizer, heard: Heard) -> None:
-        self._tokenizer, self._heard = tokenizer, heard
+    def __init__(self, template: ChatTemplate, heard: Heard) -> None:
+        self._template, self._heard = template, heard
         self._ids: list[int] = []
         self._said = 0
         self._prompt_seen = False
@@ -118,13 +136,13 @@ class _Streamer:
         if not self._prompt_seen:
             self._prompt_seen = True
             return
-        self._ids += [token for token in value.flatten().tolist() if token not in self._tokenizer.end_ids]
-        text = self._tokenizer.answer_text(self._ids)
+        self._ids += [token for token in value.flatten().tolist() if token not in self._template.end_ids]
+        text = self._template.streamed_text(self._ids)
         if not text.endswith("\ufffd"):  # half of a character
             self._heard(text[self._said :])
             self._said = len(text)
 
     def end(self) -> None:
-        text = self._tokenizer.answer_text(self._ids)
+        text = self._template.answer_text(self._ids)
         if text[self._said :]:
             self._heard(text[self._said :])

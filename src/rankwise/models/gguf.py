@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rankwise.errors import ModelError
-from rankwise.models.cache import cache_folder
 from rankwise.models.quiet import hush
+from rankwise.run.cache import cache_folder
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import need_space, published, sha256_of
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
+from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.inspection import fingerprint
 from rankwise.models.precision import Precision
 from rankwise.models.sources import Source
@@ -19,11 +21,19 @@ from rankwise.spec.models import ModelSpec
 class LoadedModel:
     module: nn.Module
     tokenizer: HubTokenizer
+    template: ChatTemplate
+    """How conversations are written: the model's own, unless a recipe or a run says otherwise."""
     spec: ModelSpec
     source: Source
     precision: Precision
     width: int
     context_length: int | None
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens have an embedding."""
+        module: Any = self.module
+        return module.get_input_embeddings().weight.shape[0]
 
     @cached_property
     def facts(self) -> BaseModelFacts:

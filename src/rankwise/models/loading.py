@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import rankwise.models.quiet as quiet
 from rankwise.errors import ModelError, is_out_of_memory
+from rankwise.models.chat_templates import ChatTemplate
+from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
@@ -21,18 +24,19 @@ def load(model: ModelSpec | str, announce: Announce = silent) -> LoadedModel:
     source = find(spec, announce)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     module = _module(source, precision.dtype, trusted, announce)
-    tokenizer = _tokenizer(source, trusted, module)
+    tokenizer = _tokenizer(source, trusted)
     module.to(precision.device).eval()
     module.generation_config = type(module.generation_config)()  # else it would fill in what a request leaves open
     config = module.config.get_text_config()
     return LoadedModel(
         module=module,
         tokenizer=tokenizer,
+        template=ChatTemplate.of_model(tokenizer),
         spec=spec,
         source=source,
         precision=precision,
         width=config.hidden_size,
-        context_length=getattr(config, "max_position_embeddings", None),
+        context_length=_context_length(module.config),
     )
 
 
@@ -59,7 +63,27 @@ def _module(source: Source, dtype: Any, trusted: bool, announce: Announce) -> An
     return module
 
 
-def _tokenizer(source: Source, trusted: bool, module: Any) -> HubTokenizer:
+def load_tokenizer(spec: ModelSpec, announce: Announce = silent) -> tuple[HubTokenizer, str, int | None]:
+    """The tokenizer without the weights, the model's name, and the length of its context."""
+    source = find(spec, announce)
+    trusted = spec.trust_code is not None and spec.trust_code == source.commit
+    return _tokenizer(source, trusted), source.name, _context_length(_config(source, trusted))
+
+
+def _config(source: Source, trusted: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:  # as many kinds as there are architectures
+        raise ModelError(f"{source.folder} holds no model that can be loaded: {_first_line(error)}") from None
+
+
+def _context_length(config: Any) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _tokenizer(source: Source, trusted: bool) -> HubTokenizer:
     from transformers import AutoTokenizer
 
     try:
@@ -70,12 +94,21 @@ def _tokenizer(source: Source, trusted: bool, module: Any) -> HubTokenizer:
         raise ModelError(
             f"{source.folder} has no fast tokenizer (tokenizer.json), so its loss mask could not be checked."
         )
-    generation = getattr(module, "generation_config", None)
-    return HubTokenizer(hub, [*_ids(hub.eos_token_id), *_ids(getattr(generation, "eos_token_id", None))])
+    return HubTokenizer(hub, [*_ids(hub.eos_token_id, "the tokenizer"), *_settings_ends(source.folder)])
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+def _settings_ends(folder: Path) -> list[int]:
+    """What ends an answer by generation_config.json, or by config.json where there is none."""
+    settings = folder / "generation_config.json"
+    named = settings if settings.is_file() else folder / "config.json"
+    return _ids(read_json(named).get("eos_token_id"), str(named))
+
+
+def _ids(value: Any, named_by: str) -> list[int]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise ModelError(f"{named_by} names {value!r} as eos_token_id; a token's number is wanted, or a list of such.")
+    return ids
 
 
 def _first_line(error: Exception) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, some
-from rankwise.models.cache import cache_folder
 from rankwise.models.gguf import converted
 from rankwise.models.inspection import inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
+from rankwise.run.cache import cache_folder
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import told_when_full
 from rankwise.spec.models import ModelSpec
@@ -186,3 +186,11 @@ def cached_hub_models() -> dict[str, Path]:
 
 def cached_conversions() -> list[Path]:
     return sorted(path for path in (cache_folder() / "models").glob("gguf-*") if path.is_dir())
+
+
+def cached_starter() -> str | None:
+    """The name of a starter that is on this disk."""
+    for starter in STARTERS.values():
+        if index_folder(starter) is not None or _in_hub_cache(starter.hub_id, None) is not None:
+            return starter.name
+    return None

@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rankwise.errors import ModelError
-from rankwise.models.cache import cache_folder
 from rankwise.models.gguf import converted
+from rankwise.run.cache import cache_folder
 from rankwise.run.records import Announce, Progressed
 from rankwise.run.writing import need_space, sha256_of, told_when_full, write_atomic
 

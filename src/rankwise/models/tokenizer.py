@@ -1,114 +1,138 @@
-"""The hub's tokenizer behind our two protocols: Tokenizer (text to ids) and Template (conversation to text).
-
-Templates that can write a model's thoughts are asked not to, in training and in use alike. A model without a chat
-template gets a plain one, so that a base model can be tuned and asked alike:
-"User: …\nAssistant: …" with the model's end token after each answer.
-"""
+"""The hub's tokenizer behind our Tokenizer protocol, with what it holds beside words: special tokens, start, end."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
-from rankwise.data.example import Message
-from rankwise.errors import TemplateError
+from rankwise.data.example import BREAK
 
-PROBE = "an answer like no other"
-SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+class Encoded:
+    """What the tokenizer found in a text; it knows more than is asked of it, and is asked only for that.
+
+    The first `skipped` ids are of something before the text, which took `shift` characters.
+    """
+
+    def __init__(self, found: Any, skipped: int = 0, shift: int = 0) -> None:
+        self._found, self._skipped, self._shift = found, skipped, shift
+        self._ids: list[int] = found.ids[skipped:]
+
+    @property
+    def ids(self) -> list[int]:
+        return self._ids
+
+    def before(self, place: int) -> int | None:
+        if not self._ids or self._chars(len(self._ids) - 1)[1] <= place:
+            return len(self._ids)
+        index = self._found.char_to_token(place + self._shift)
+        if index is None:  # a character that no id holds
+            return sum(stop - self._shift <= place for _, stop in self._found.offsets[self._skipped :])
+        return index - self._skipped if self.begin(index - self._skipped) == place else None
+
+    def begin(self, index: int) -> int:
+        return self._chars(index)[0]
+
+    def _chars(self, index: int) -> tuple[int, int]:
+        start, stop = self._found.token_to_chars(index + self._skipped)
+        return start - self._shift, stop - self._shift
 
 
 class HubTokenizer:
-    """`end_ids` are the ids after which an answer is complete."""
+    """`end_ids` are those after which, by the model's settings, an answer is complete."""
 
     def __init__(self, hub: Any, end_ids: Sequence[int]) -> None:
         self.hub = hub
-        self.end_ids = tuple(dict.fromkeys((*end_ids, *self._ends_of_template())))
+        self.end_ids = tuple(dict.fromkeys(end_ids))
 
     @property
     def end_tokens(self) -> list[str]:
-        return [self.hub.convert_ids_to_tokens(token) for token in self.end_ids]
+        """Their texts, of those that have one."""
+        texts = [self.decode([token]) for token in self.end_ids]
+        return [text for text in texts if text and "\ufffd" not in text]
 
     @cached_property
     def pad_id(self) -> int:
         return next((token for token in (self.hub.pad_token_id, *self.end_ids) if token is not None), 0)
 
+    @cached_property
+    def _backend(self) -> Any:
+        backend = self.hub.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+
+    def encode_all(self, texts: Sequence[str]) -> list[Encoded]:
+        return [Encoded(one) for one in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
     @property
-    def has_template(self) -> bool:
-        return bool(self.hub.chat_template)
-
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self.hub(text, add_special_tokens=False, return_offsets_mapping=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.hub.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def text(self, messages: Sequence[Message], *, answer_next: bool = False) -> str:
-        self._refuse_control_tokens(messages)
-        if not self.has_template:
-            return self._plain(messages, answer_next)
-        return self._rendered(messages, answer_next)
-
-    def _rendered(self, messages: Sequence[Message], answer_next: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return self.hub.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer_next, enable_thinking=False
-            )
-        except Exception as error:  # a template may raise anything, by its own raise_exception or by a fault in it
-            roles = ", ".join(message.role for message in messages)
-            raise TemplateError(f"the model's chat template refuses a conversation of {roles}: {error}") from None
-
-    def answer_text(self, ids: Sequence[int]) -> str:
-        """What a person should read of generated ids. The plain template's answers begin with a space of its own."""
-        text = self.hub.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text if self.has_template else text.removeprefix(" ")
+    def borders(self) -> frozenset[int]:
+        return self._borders
 
     @cached_property
-    def _special(self) -> dict[int, str]:
+    def _borders(self) -> frozenset[int]:
+        return frozenset(self.hub.added_tokens_decoder)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_all([text])[0].ids
+
+    def encode_after(self, text: str) -> Encoded:
+        """Some tokenizers put a space before every text; behind a line break they do not put it here."""
+        (found,) = self._backend.encode_batch(["\n" + text], add_special_tokens=False)
+        size = len(self._line_break)
+        behind = found.ids[:size] == self._line_break and len(found.ids) > size
+        return Encoded(found, size, 1) if behind else self.encode_all([text])[0]
+
+    @cached_property
+    def _line_break(self) -> list[int]:
+        return self.encode("\n")
+
+    def decode_all(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return self._backend.decode_batch([list(row) for row in ids], skip_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_all([ids])[0]
+
+    def readable(self, ids: Sequence[int]) -> str:
+        """Without special tokens."""
+        return self.hub.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def special(self) -> dict[int, str]:
         """Tokens that are no text, by id; a tokenizer's own list of names has only some of them."""
         return {number: str(token) for number, token in self.hub.added_tokens_decoder.items() if token.special}
 
     @cached_property
-    def _probe(self) -> str:
-        """A conversation as the template writes it; nothing without a template, or with one that refuses this one."""
-        turns = [Message("user", "?"), Message("assistant", PROBE)]
-        try:
-            return self._rendered(turns, False) if self.has_template else ""
-        except TemplateError:  # the real conversation will be refused with the template's own words
-            return ""
+    def _special_begins(self) -> re.Pattern[str]:
+        """Every place at which a special token begins, also inside another."""
+        tokens = "|".join(re.escape(token) for token in self.special.values() if len(token) > 1)
+        return re.compile(f"(?={tokens})" if tokens else r"(?!)")
 
     @cached_property
-    def _control_tokens(self) -> list[str]:
-        """Special tokens with which conversations are built. Others are rare, and may be honest text."""
-        return [token for token in self._special.values() if token in self._probe or token in self.end_tokens]
+    def _special_parts(self) -> tuple[str, ...]:
+        """What a special token may begin with: a template could write the rest right behind it."""
+        parts = {token[:size] for token in self.special.values() for size in range(1, len(token))}
+        return tuple(sorted(parts))
 
-    def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
-        """In a message they would end turns and begin others: the model would be shown another conversation."""
-        for number, message in enumerate(messages, start=1):
-            found = next((token for token in self._control_tokens if token in message.content), None)
-            if found is not None:
-                raise TemplateError(
-                    f"turn {number} ({message.role}) holds {found!r}, which this model reads as the border of a turn, "
-                    "not as text. Take it out."
-                )
+    def holds_special(self, content: str) -> bool:
+        return self._special_begins.search(content) is not None
 
-    def _ends_of_template(self) -> list[int]:
-        """The special token that the template writes right after an answer: some models' settings do not name it."""
-        first = self.encode(self._probe.partition(PROBE)[2].lstrip())[0][:1]
-        return [token for token in first if token in self._special]
-
-    def _plain(self, messages: Sequence[Message], answer_next: bool) -> str:
-        end = self.end_tokens[0] if self.end_tokens else ""
-        turns = [
-            f"{SPEAKERS[message.role]}: {message.content}{end if message.role == 'assistant' else ''}\n"
-            for message in messages
-        ]
-        return self._start + "".join(turns) + ("Assistant:" if answer_next else "")
+    def guarded(self, content: str) -> str:
+        """Special tokens in it broken, so that they will be read as the text they were typed as."""
+        begins = [found.start() + 1 for found in self._special_begins.finditer(content)]
+        pieces = [content[start:stop] for start, stop in zip([0, *begins], [*begins, len(content)], strict=True)]
+        return BREAK.join(pieces) + (BREAK if content.endswith(self._special_parts) else "")
 
     @cached_property
-    def _start(self) -> str:
+    def start(self) -> str:
         """The token that this tokenizer puts before every text, if it does."""
         first = self.hub("a")["input_ids"][:1]
         return self.hub.bos_token if self.hub.bos_token_id is not None and first == [self.hub.bos_token_id] else ""
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes with any token and any rule."""
+        return sha256(self._backend.to_str().encode()).hexdigest()
