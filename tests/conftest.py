@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +27,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from rankwise.run.cache import cache_folder
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -77,6 +80,18 @@ def tiny_model(architecture: str, vocab: int = 96, seed: int = 0) -> nn.Module:
 
 
 ARCHITECTURES = ("llama", "gpt2", "neox", "gptj", "bert")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test meets rows that other code has encoded, nor leaves any in the user's cache; its models are shared."""
+    users, ours = cache_folder(), tmp_path_factory.mktemp("cache")
+    for shared in ("models", "downloads"):
+        (users / shared).mkdir(parents=True, exist_ok=True)
+        (ours / shared).symlink_to(users / shared, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKWISE_CACHE", str(ours))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from rankwise.data.templates import render
 from rankwise.data.tokens import Tokens, tokenise
 from rankwise.errors import TrainingError
 from rankwise.models.causal import SupervisedLogits
+from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.tokenizer import HubTokenizer
 from rankwise.run.records import StepRecord
 from rankwise.spec.adapters import LoraSpec
@@ -114,9 +115,10 @@ def test_a_pad_token_equal_to_the_end_token_still_leaves_the_end_token_trained(
     assert hub_tokenizer.pad_token_id == hub_tokenizer.eos_token_id
     end = hub_tokenizer.eos_token_id
     tokenizer = HubTokenizer(hub_tokenizer, [end])
+    template = ChatTemplate.of_model(tokenizer)
     questions = ("What is it?", "What is the capital of France, and what is it called in the language of the land?")
     examples = [Example((Message("user", q), Message("assistant", "Paris.")), "x:1") for q in questions]
-    rows = [tokenise(render(example, tokenizer), tokenizer) for example in examples]
+    rows = [tokenise(render(example, template), tokenizer) for example in examples]
     batch = collate(rows)
     assert (batch.inputs == 0).any(), "there is padding"
     assert [int((targets == end).sum()) for targets in batch.targets] == [1, 1]
@@ -125,7 +127,7 @@ def test_a_pad_token_equal_to_the_end_token_still_leaves_the_end_token_trained(
     state = state_of(adapters, steps=60)
     train(state, Batches(rows, 2, 4096, 0), forward=SupervisedLogits(model), announce=lambda event: None)
     for example in examples:
-        prompt = tokenizer.encode(tokenizer.text(example.messages[:-1], answer_next=True))[0]
+        prompt = tokenizer.encode(template.text(example.messages[:-1], answer_next=True))
         made = model.generate(
             torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=end, pad_token_id=end
         )

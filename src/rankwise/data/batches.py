@@ -4,11 +4,12 @@ Rows are padded on the right. A causal model's real tokens cannot see what stand
 no attention mask and the id it has does not matter. Which rows a step holds is a function of (seed, step) alone.
 Inside a step the rows are sorted by length and portioned so that no portion computes more than a given number of
 padded tokens; the step's loss is a sum over all of them, so the portions change nothing but memory and padding.
+How the rows of a step are laid out comes in as a value: padded, as here, or several to a row, as in packing.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +30,9 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     tokens: int
+    """Without padding."""
+    positions: Tensor | None = None
+    """(B, T), the place of each token in its document; None where each row holds one document, from its first."""
 
     @property
     def supervised(self) -> Tensor:
@@ -36,23 +40,37 @@ class Batch:
         return self.targets != IGNORED
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.inputs.to(device), self.targets.to(device), self.tokens)
+        positions = None if self.positions is None else self.positions.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), self.tokens, positions)
+
+
+def asked(row: Tokens) -> int:
+    """A row of n tokens asks n - 1 questions; a single token asks nothing."""
+    return max(len(row.ids) - 1, 0)
+
+
+def rounded(length: int) -> int:
+    """Up to the width that is computed."""
+    return -(-length // ROUND_TO) * ROUND_TO
 
 
 def padded_length(row: Tokens) -> int:
-    return -(-(len(row.ids) - 1) // ROUND_TO) * ROUND_TO
+    return rounded(asked(row))
+
+
+def questions(row: Tokens) -> tuple[np.ndarray, np.ndarray]:
+    """Each token but the last is an input; each but the first a target where it is learned, else IGNORED."""
+    ids = np.asarray(row.ids, dtype=np.int64)
+    return ids[:-1], np.where(np.asarray(row.learned, dtype=bool)[1:], ids[1:], IGNORED)
 
 
 def collate(rows: Sequence[Tokens]) -> Batch:
-    """A row of n tokens asks n - 1 questions: each token but the last is an input, each but the first a target."""
     width = max(padded_length(row) for row in rows)
-    inputs = torch.zeros(len(rows), width, dtype=torch.long)
-    targets = torch.full((len(rows), width), IGNORED)
+    inputs = np.zeros((len(rows), width), dtype=np.int64)
+    targets = np.full((len(rows), width), IGNORED)
     for index, row in enumerate(rows):
-        ids = torch.tensor(row.ids)
-        inputs[index, : len(ids) - 1] = ids[:-1]
-        targets[index, : len(ids) - 1] = torch.where(torch.tensor(row.learned[1:]), ids[1:], IGNORED)
-    return Batch(inputs, targets, sum(len(row.ids) - 1 for row in rows))
+        inputs[index, : asked(row)], targets[index, : asked(row)] = questions(row)
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), sum(asked(row) for row in rows))
 
 
 def portion(rows: Sequence[Tokens], padded_tokens: int) -> list[Batch]:
@@ -65,6 +83,10 @@ def portion(rows: Sequence[Tokens], padded_tokens: int) -> list[Batch]:
     return [collate(part) for part in portions]
 
 
+Arrange = Callable[[Sequence[Tokens], int], list[Batch]]
+"""The rows of a step, and how many padded tokens a micro-batch may hold, to its micro-batches."""
+
+
 @dataclass(frozen=True)
 class Batches:
     """The rows of each step, without end: one pass after another, each in its own order."""
@@ -73,11 +95,12 @@ class Batches:
     batch_size: int
     micro_batch_tokens: int
     seed: int
+    arrange: Arrange = portion
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …"""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return portion([self.rows[self._row(position)] for position in positions], self.micro_batch_tokens)
+        return self.arrange([self.rows[self._row(position)] for position in positions], self.micro_batch_tokens)
 
     def epoch(self, step: int) -> float:
         return step * self.batch_size / len(self.rows)

@@ -1,0 +1,262 @@
+"""Packing loses, doubles and mixes nothing: each document is computed as if it were alone, and trained the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import StableLmConfig, StableLmForCausalLM
+
+from conftest import tiny_model
+from rankwise.adapters.adapter_set import inject
+from rankwise.data.batches import IGNORED, Batches, padded_length, portion
+from rankwise.data.packing import pack
+from rankwise.data.tokens import Tokens
+from rankwise.models.causal import SupervisedLogits
+from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.training.loop import train
+from rankwise.training.state import TrainState, adamw
+
+CAUSAL = ("llama", "gpt2", "neox", "gptj", "stablelm")
+
+
+def model_of(architecture):
+    if architecture != "stablelm":
+        return tiny_model(architecture)
+    torch.manual_seed(0)
+    config = StableLmConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    return StableLmForCausalLM(config).eval()
+
+
+def as_arrays(document):
+    return Tokens(np.array(document.ids, dtype=np.uint16), np.array(document.learned))
+
+
+PAIRS = st.lists(st.tuples(st.integers(1, 95), st.booleans()), min_size=1, max_size=40)  # 0 is only in padding
+PLAIN = PAIRS.map(lambda pairs: Tokens(tuple(i for i, _ in pairs), tuple(learned for _, learned in pairs)))
+DOCUMENTS = st.lists(st.one_of(PLAIN, PLAIN.map(as_arrays)), min_size=1, max_size=14)
+LIMITS = st.integers(1, 200)
+
+
+def random_documents(lengths, seed=0):
+    """All learned, so that there are logits everywhere."""
+    generator = np.random.default_rng(seed)
+    return [Tokens(tuple(generator.integers(1, 96, n).tolist()), (True,) * n) for n in lengths]
+
+
+def segments(batch):
+    """(row, start, end) of each document; asserts that what is left of a row is one stretch asked nothing."""
+    for index, inputs in enumerate(batch.inputs.tolist()):
+        if batch.positions is None:
+            starts = [0]
+            used = sum(token != 0 for token in inputs)
+        else:
+            places = batch.positions[index].tolist()
+            starts = [start for start, place in enumerate(places) if place == 0]
+            for start, end in pairwise([*starts, len(inputs)]):
+                assert places[start:end] == list(range(end - start)), "positions count on within a document"
+            used = next((start for start in starts if inputs[start] == 0), len(inputs))
+            starts = [start for start in starts if start < used]
+        assert all(token == 0 for token in inputs[used:])
+        assert all(token != 0 for token in inputs[:used])
+        assert (batch.targets[index, used:] == IGNORED).all()
+        for start, end in pairwise([*starts, used]):
+            yield index, start, end
+
+
+def recovered(batches):
+    return Counter(
+        (tuple(batch.inputs[row, start:end].tolist()), tuple(batch.targets[row, start:end].tolist()))
+        for batch in batches
+        for row, start, end in segments(batch)
+    )
+
+
+def wanted(documents):
+    return Counter(
+        (
+            tuple(int(token) for token in document.ids[:-1]),
+            tuple(
+                int(token) if learned else IGNORED
+                for token, learned in zip(document.ids[1:], document.learned[1:], strict=True)
+            ),
+        )
+        for document in documents
+        if len(document.ids) > 1
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents=DOCUMENTS, limit=LIMITS)
+def test_every_document_is_there_once_with_its_own_targets_and_positions(documents, limit):
+    batches = pack(documents, limit)
+    assert recovered(batches) == wanted(documents)
+    assert sum(batch.tokens for batch in batches) == sum(len(document.ids) - 1 for document in documents)
+    for batch in batches:
+        assert batch.tokens == sum(end - start for _, start, end in segments(batch))
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents=DOCUMENTS, limit=LIMITS)
+def test_no_micro_batch_of_several_documents_computes_more_than_the_limit(documents, limit):
+    batches = pack(documents, limit)
+    widest = max(padded_length(document) for document in documents)
+    for batch in batches:
+        assert len(list(segments(batch))) == 1 or batch.inputs.numel() <= limit
+        assert batch.inputs.shape[1] % 8 == 0
+        assert batch.inputs.shape[1] <= widest
+    widths = [batch.inputs.shape[1] for batch in batches]
+    assert widths == sorted(widths, reverse=True), "what is too large for memory fails at once"
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents=DOCUMENTS, limit=LIMITS)
+def test_packing_is_a_function_and_never_takes_more_rows_than_documents_need(documents, limit):
+    first, second = pack(documents, limit), pack(documents, limit)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)
+        assert (one.positions is None) == (other.positions is None)
+        assert one.positions is None or torch.equal(one.positions, other.positions)
+    asked = [len(document.ids) - 1 for document in documents]
+    room = min(max(padded_length(document) for document in documents), limit // 8 * 8)
+    rows = []
+    for batch in first:
+        lengths = [(row, end - start) for row, start, end in segments(batch)]
+        rows += [[length for there, length in lengths if there == row] for row in range(len(batch.inputs))]
+    small = [sum(row) for row in rows if sum(row) <= room]
+    assert all(len(row) == 1 for row in rows if sum(row) > room)
+    assert all(a + b > room for place, a in enumerate(small) for b in small[:place]), "no two rows would fit in one"
+    assert sum(map(sum, rows)) == sum(asked)
+
+
+def test_documents_fill_the_rows_that_padding_left_empty():
+    documents = random_documents([n + 1 for n in (32, 20, 12, 16, 9, 7, 32)])
+    [batch] = pack(documents, 1000)
+    assert batch.inputs.shape == (4, 32)
+    assert batch.inputs.numel() == batch.tokens
+    [padded] = portion(documents, 1000)
+    assert padded.inputs.numel() == 7 * 32
+    assert len(pack(documents, 64)) == 2
+
+
+def test_any_number_of_documents_shares_a_row():
+    documents = random_documents([41] + [2] * 90)
+    batches = pack(documents, 1000)
+    assert [tuple(batch.inputs.shape) for batch in batches] == [(4, 40)]
+    assert recovered(batches) == wanted(documents)
+
+
+def test_a_document_larger_than_the_limit_is_alone_and_the_others_keep_to_it():
+    batches = pack(random_documents([101, 9, 9, 17]), 32)
+    assert [tuple(batch.inputs.shape) for batch in batches] == [(1, 104), (1, 32)]
+    assert batches[0].positions is None
+    assert batches[1].positions.tolist() == [[*range(16), *range(8), *range(8)]]
+
+
+def test_rows_of_one_document_each_are_padded_ones_and_need_no_positions():
+    documents = random_documents([33, 30, 28])
+    [packed], [padded] = pack(documents, 1000), portion(documents, 1000)
+    assert packed.positions is None
+    assert torch.equal(packed.inputs, padded.inputs)
+    assert torch.equal(packed.targets, padded.targets)
+
+
+def test_a_document_of_one_token_asks_nothing_and_takes_no_place():
+    [batch] = pack(random_documents([1, 9, 1, 5]), 1000)
+    assert recovered([batch]) == wanted(random_documents([1, 9, 1, 5]))
+    assert batch.tokens == 12
+    assert pack(random_documents([1, 1]), 1000) == []
+
+
+def alone(model, document):
+    return model(input_ids=torch.tensor([document.ids[:-1]])).logits[0]
+
+
+def packed_logits(model, batch):
+    return model(input_ids=batch.inputs, position_ids=batch.positions, use_cache=False).logits
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=10), seed=st.integers(0, 10**6), limit=LIMITS)
+@torch.no_grad()
+def test_a_packed_document_has_the_logits_it_has_alone(architecture, lengths, seed, limit):
+    model = model_of(architecture)
+    documents = random_documents(lengths, seed)
+    expected = {document.ids[:-1]: alone(model, document) for document in documents if len(document.ids) > 1}
+    for batch in pack(documents, limit):
+        few, full = SupervisedLogits(model)(batch), torch.zeros(*batch.inputs.shape, 96)
+        full[batch.supervised] = few
+        for row, start, end in segments(batch):
+            there = expected[tuple(batch.inputs[row, start:end].tolist())]
+            assert (full[row, start:end] - there).abs().max() <= 1e-5 * there.abs().max()
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+@settings(max_examples=10, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=3, max_size=8), seed=st.integers(0, 10**6), which=st.integers(0, 100)
+)
+@torch.no_grad()
+def test_a_changed_token_reaches_no_other_document(architecture, lengths, seed, which):
+    model = model_of(architecture)
+    documents = random_documents(sorted([*lengths, 41], reverse=True), seed)  # in order, so that the layout stays
+    which %= len(documents)
+    ids = documents[which].ids
+    others = [*documents]
+    others[which] = Tokens((ids[0] % 95 + 1, *ids[1:]), documents[which].learned)
+    [before], [after] = pack(documents, 10**6), pack(others, 10**6)
+    if before.positions is None:
+        return
+    first, second = packed_logits(model, before), packed_logits(model, after)
+    changed = 0
+    for row, start, end in segments(before):
+        moved = (first[row, start:end] - second[row, start:end]).abs().max()
+        if torch.equal(before.inputs[row, start:end], after.inputs[row, start:end]):
+            assert moved <= 1e-6
+        else:
+            changed += 1
+            assert moved > 1e-4
+    assert changed == 1
+
+
+def trained(arrange, micro_batch_tokens):
+    """The records of 8 steps of 6 of 20 documents, across two ends of a pass, and the adapter they made."""
+    generator = np.random.default_rng(3)
+    documents = []
+    for length in generator.integers(4, 40, 20):
+        given = generator.integers(1, length)
+        ids = tuple(generator.integers(0, 96, length).tolist())
+        documents.append(Tokens(ids, tuple(place >= given for place in range(length))))
+    model = tiny_model("llama")
+    parameters = inject(model, LoraSpec(rank=4), seed=1).parameters()
+    state = TrainState(parameters, adamw(parameters, TrainingSpec()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
+    records = []
+    batches = Batches(documents, 6, micro_batch_tokens, 7, arrange)
+    train(state, batches, forward=SupervisedLogits(model), announce=records.append)
+    assert any(batch.positions is not None for batch in batches.at(0)) == (arrange is pack)
+    return records, parameters, [len(batches.at(step)) for step in range(8)]
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [40, 64, 1000])
+def test_packed_training_is_padded_training(micro_batch_tokens):
+    padded, by_padding, _ = trained(portion, micro_batch_tokens)
+    packed, by_packing, micro_batches = trained(pack, micro_batch_tokens)
+    assert max(micro_batches) == 1 if micro_batch_tokens == 1000 else min(micro_batches) > 1
+    for one, other in zip(padded, packed, strict=True):
+        assert abs(one.loss - other.loss) <= 1e-5
+        assert one.tokens == other.tokens
+        assert one.supervised_tokens == other.supervised_tokens
+        assert abs(one.gradient_norm - other.gradient_norm) <= 1e-4 * one.gradient_norm
+    assert padded[-1].loss != padded[0].loss
+    assert max((a - b).abs().max() for a, b in zip(by_padding, by_packing, strict=True)) <= 1e-4

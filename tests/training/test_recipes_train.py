@@ -1,0 +1,285 @@
+"""Each seed recipe trains a tiny model of its own architecture, and the run is asked in the recipe's own words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+
+import pytest
+import torch
+from transformers import StableLmConfig, StableLmForCausalLM
+from typer.testing import CliRunner
+
+from conftest import CHATML, tiny_model
+from families import BY_NAME, Family, hub_of
+from rankwise.cli.main import app
+from rankwise.data.example import Message
+from rankwise.models.chat_templates import ChatTemplate
+from rankwise.models.tokenizer import HubTokenizer
+from rankwise.run.directory import RunDirectory
+from rankwise.run.journal import read_journal
+from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.data import DataSpec
+from rankwise.spec.experiment import Experiment
+from rankwise.spec.generation import GenerationSpec
+from rankwise.spec.recipe import RECIPES, recipe_named
+from rankwise.spec.training import TrainingSpec
+from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.train import train
+
+LLAMA = Family("llama", "", "</s>", ())
+PYTHIA = Family("pythia", "", "<|endoftext|>", (), bos=None, eos="<|endoftext|>")
+CONTEXT = 700
+TRAINED = {
+    "alpaca": ("alpaca", "llama", LLAMA, "prepend", "alpaca/train.json"),
+    "alpaca-lora": ("alpaca-lora", "llama", LLAMA, "prepend", "dolly/train_alpaca.jsonl"),
+    "vicuna": ("vicuna", "llama", LLAMA, "prepend", "sharegpt/vicuna_dummy_conversation.json"),
+    "gpt4all-j": ("gpt4all-j", "gptj", PYTHIA, "gpt2", "dolly/train.jsonl"),
+    "dolly": ("dolly", "neox", PYTHIA, "neox", "dolly/train_alpaca.jsonl"),
+    "stablelm": ("stablelm", "neox", PYTHIA, "neox", "sharegpt/vicuna_dummy_conversation.json"),
+    "stablelm-2": ("stablelm", "stablelm", PYTHIA, "neox", "sharegpt/vicuna_dummy_conversation.json"),
+}
+"""Recipe, architecture, tokenizer, rows."""
+ROWS, STEPS = 12, 25
+
+
+def model_of(architecture, vocab):
+    torch.manual_seed(0)
+    if architecture == "stablelm":
+        config = StableLmConfig(
+            vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return StableLmForCausalLM(config).eval()
+    small = tiny_model(architecture, vocab=vocab)
+    small.config.update({"n_positions" if architecture == "gptj" else "max_position_embeddings": CONTEXT})
+    return type(small)(small.config).eval()
+
+
+def folder_of(place, architecture, family, kind):
+    """A model as a user would name it, with a chat template of its own."""
+    hub = hub_of(family, kind, CHATML)
+    model_of(architecture, len(hub)).save_pretrained(place)
+    hub.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module", params=TRAINED, ids=str)
+def trained(request, shared_data, tmp_path_factory):
+    """The recipe's name, the working folder, the model's folder and what training gave."""
+    name, architecture, family, kind, rows = TRAINED[request.param]
+    place = tmp_path_factory.mktemp(request.param)
+    model = folder_of(place / "model", architecture, family, kind)
+    experiment = Experiment.model_validate(
+        {
+            "model": {"name": str(model)},
+            "data": {"path": str(shared_data / rows), "rows": ROWS, "recipe": name},
+            "training": {"steps": STEPS, "learning_rate": 0.02, "batch_size": ROWS, "schedule": "constant"},
+            "run": "first",
+        }
+    )
+    before = os.environ.get("RANKWISE_CACHE")
+    os.environ["RANKWISE_CACHE"] = str(place / "cache")
+    try:
+        with contextlib.chdir(place):
+            yield name, place, model, train(experiment)
+    finally:
+        os.environ.pop("RANKWISE_CACHE")
+        if before is not None:
+            os.environ["RANKWISE_CACHE"] = before
+
+
+def test_the_loss_is_finite_and_falls(trained):
+    _, place, _, found = trained
+    losses = [row["loss"] for row in read_journal(place / found.run.metrics) if row.get("kind", "step") == "step"]
+    assert len(losses) >= STEPS - 1
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.02
+    assert found.manifest.status == "finished"
+
+
+def test_the_receipt_names_recipe_and_template_in_the_run_and_beside_the_adapter(trained):
+    name, place, _, found = trained
+    receipt = found.run.receipt()
+    beside = json.loads((place / found.run.adapter / "receipt.json").read_text())
+    assert beside == json.loads((place / found.run.folder / "receipt.json").read_text())
+    assert receipt.recipe == name
+    assert receipt.template.kind == f"recipe {name}"
+    assert receipt.template.sources == {"default": recipe_named(name).template}
+    assert receipt.template == found.model.template.facts
+    assert receipt.template_parity is True
+    assert receipt.template.start == ("<s>" if name in ("alpaca", "alpaca-lora", "vicuna") else "")
+    assert receipt.rows == ROWS
+    assert receipt.documents
+    learned = receipt.supervised_tokens / receipt.tokens
+    assert learned > 0.99 if name == "alpaca-lora" else learned < 0.9
+
+
+ASKED = (Message("user", "Name the capital.", "France"),)
+
+
+def test_a_run_is_asked_in_its_recipe_s_words_whatever_the_model_s_own_template_becomes(trained):
+    name, _, model, found = trained
+    config = model / "tokenizer_config.json"
+    files = [file for file in (config, model / "chat_template.jinja") if file.exists()]
+    kept = {file: file.read_text() for file in files}
+    other = "{% for m in messages %}OTHER {{ m.content + eos_token }}{% endfor %}"
+    try:
+        (model / "chat_template.jinja").write_text(other)
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": other}))
+        asked = open_for_asking("first", force_base=True)
+    finally:
+        (model / "chat_template.jinja").unlink()
+        for file, text in kept.items():
+            file.write_text(text)
+    hub = asked.model.tokenizer.hub
+    assert hub.chat_template == other, "the model's own template did change"
+    recipe = ChatTemplate.of_recipe(HubTokenizer(hub, [hub.eos_token_id]), recipe_named(name))
+    assert asked.model.template.text(ASKED, answer_next=True) == recipe.text(ASKED, answer_next=True)
+    assert "OTHER" not in asked.model.template.text(ASKED, answer_next=True)
+    assert asked.model.template.facts == found.run.receipt().template
+    assert asked.model.template.end_ids == recipe.end_ids
+    assert asked.model.template.end_texts == recipe.end_texts
+    reply = asked.answer([*asked.opening(None), *ASKED], GenerationSpec(max_new_tokens=4))
+    assert reply.tokens <= 4
+
+
+def test_generate_asks_so_from_the_terminal(trained):
+    result = CliRunner().invoke(app, ["generate", "first", "--prompt", "Hi.", "--max-new-tokens", "3", "--json"])
+    assert result.exit_code == 0, result.output
+
+
+SETTINGS = {
+    "alpaca": (
+        {"max_length": 512, "too_long": "truncate", "learned": "answers"},
+        {"epochs": 3, "batch_size": 128, "schedule": "cosine", "warmup": 0.03, "learning_rate": "auto"},
+        {"rank": 16, "alpha": 32, "targets": ("all-linear",)},
+    ),
+    "alpaca-lora": (
+        {"max_length": 256, "too_long": "truncate", "learned": "everything"},
+        {"epochs": 3, "batch_size": 128, "schedule": "linear", "learning_rate": 3e-4},
+        {"rank": 8, "alpha": 16, "dropout": 0.05, "targets": ("q_proj", "v_proj")},
+    ),
+    "vicuna": (
+        {"max_length": 2048, "too_long": "split", "learned": "answers"},
+        {"epochs": 3, "batch_size": 128, "schedule": "cosine", "warmup": 0.03, "learning_rate": 2e-5},
+        {"rank": 8, "alpha": 16, "dropout": 0.05, "targets": ("q_proj", "v_proj")},
+    ),
+    "gpt4all-j": (
+        {"max_length": 1024, "too_long": "cut-prompt", "learned": "answers"},
+        {"epochs": 2, "batch_size": 32, "schedule": "constant", "learning_rate": 2e-5, "clip": 1.0},
+        {"rank": 8, "alpha": 32, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
+    ),
+    "dolly": (
+        {"max_length": 2048, "too_long": "drop", "learned": "answers"},
+        {"epochs": 2, "batch_size": 48, "schedule": "constant", "learning_rate": "auto"},
+        {"rank": 16, "targets": ("all-linear",)},
+    ),
+    "stablelm": (
+        {"max_length": 1024, "too_long": "truncate", "learned": "answers"},
+        {"epochs": None, "batch_size": 16, "learning_rate": "auto"},
+        {"rank": 16, "targets": ("all-linear",)},
+    ),
+}
+USER = {
+    "data": {"max_length": 100, "too_long": "drop", "learned": "answers"},
+    "training": {"batch_size": 4, "steps": 7, "learning_rate": 0.5},
+    "adapter": {"rank": 2, "targets": ["o_proj"]},
+}
+
+
+def holds(spec, wanted):
+    return {key: getattr(spec, key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("built", ["mappings", "specs"])
+def test_a_recipe_s_settings_lie_under_nothing(name, built):
+    data = {"path": "x.jsonl", "recipe": name}
+    model = {"name": "some/model"}
+    if built == "mappings":
+        experiment = Experiment.model_validate({"model": model, "data": data, "run": "r"})
+    else:
+        experiment = Experiment(model=model, data=DataSpec(**data), run="r")
+    for spec, wanted in zip((experiment.data, experiment.training, experiment.adapter), SETTINGS[name], strict=True):
+        assert holds(spec, wanted)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("built", ["mappings", "specs"])
+def test_what_the_user_says_wins_and_what_he_does_not_say_is_the_recipe_s(name, built):
+    data = {"path": "x.jsonl", "recipe": name, **USER["data"]}
+    if built == "mappings":
+        experiment = Experiment.model_validate({"model": {"name": "some/model"}, "run": "r", **USER, "data": data})
+    else:
+        experiment = Experiment(
+            model={"name": "some/model"}, run="r", data=DataSpec(**data), training=TrainingSpec(**USER["training"]),
+            adapter=LoraSpec(**USER["adapter"]),
+        )  # fmt: skip
+    _, training, adapter = SETTINGS[name]
+    assert holds(experiment.data, USER["data"])
+    assert holds(experiment.training, training | {"epochs": None} | USER["training"])
+    assert holds(experiment.adapter, adapter | {"rank": 2, "targets": ("o_proj",)})
+    again = Experiment.model_validate(json.loads(experiment.model_dump_json()))
+    assert again == experiment, "what a run stores is what it was"
+
+
+@pytest.mark.parametrize("value", [16, 128, 48, 32])
+def test_a_user_who_says_the_default_has_said_it(value):
+    # 16 is the default without a recipe, and here it was asked for
+    for training in ({"batch_size": value}, TrainingSpec(batch_size=value)):
+        experiment = Experiment(
+            model={"name": "m"}, data={"path": "x", "recipe": "alpaca"}, run="r", training=training
+        )  # fmt: skip
+        assert experiment.training.batch_size == value
+        assert experiment.training.epochs == 3
+
+
+def test_the_terminal_s_flags_win_over_a_recipe(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+    model = folder_of(tmp_path / "model", "llama", LLAMA, "prepend")
+    words = [
+        "train", "--model", model, "--data", shared_data / "dolly" / "train_alpaca.jsonl", "--run", "flags",
+        "--recipe", "alpaca-lora", "--batch-size", "3", "--steps", "1", "--rank", "2", "--max-length", "300",
+        "--set", "data.rows=6",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    spec = RunDirectory.named("flags").experiment()
+    assert (spec.training.batch_size, spec.training.steps, spec.training.epochs) == (3, 1, None)
+    assert (spec.adapter.rank, spec.adapter.alpha, spec.adapter.targets) == (2, 16, ("q_proj", "v_proj"))
+    assert (spec.data.max_length, spec.data.too_long, spec.data.learned) == (300, "truncate", "everything")
+    config = json.loads((tmp_path / "runs" / "flags" / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (2, 16, ["q_proj", "v_proj"])
+
+
+def test_a_recipe_of_one_turn_leaves_conversations_out(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+    model = folder_of(tmp_path / "model", "llama", LLAMA, "prepend")
+    data = {"path": str(shared_data / "sharegpt" / "vicuna_dummy_conversation.json"), "rows": 30, "recipe": "alpaca"}
+    experiment = {"model": {"name": str(model)}, "data": data, "run": "r", "training": {"steps": 1}}
+    with pytest.raises(Exception, match=r"vicuna_dummy_conversation\.json:\d+: .*place for one question"):
+        train(Experiment.model_validate(experiment))
+    data["on_bad_row"] = "skip"
+    receipt = train(Experiment.model_validate(experiment)).run.receipt()
+    assert receipt.kept + receipt.skipped == 30
+    assert receipt.kept == receipt.documents > 0
+    assert receipt.skipped_why == {"cannot be written for this model": receipt.skipped}
+
+
+def test_the_model_s_own_template_is_that_of_a_run_without_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+    model = tmp_path / "model"
+    family = BY_NAME["chatml"]
+    hub = hub_of(family, "gpt2")
+    model_of("llama", len(hub)).save_pretrained(model)
+    hub.save_pretrained(model)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Name the capital.", "completion": "Paris."}\n' * 4)
+    experiment = {"model": {"name": str(model)}, "data": "rows.jsonl", "run": "r", "training": {"steps": 1}}
+    template = train(Experiment.model_validate(experiment)).run.receipt().template
+    assert (template.kind, template.sources) == ("model", {"default": family.template})
