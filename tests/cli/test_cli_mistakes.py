@@ -40,7 +40,8 @@ FILES = {
     ),
     "halves.jsonl": lines(GOOD[0], GOOD[1], {"prompt": "and then?"}),
     "empty.jsonl": "\n\n",
-    "list.json": json.dumps(GOOD, indent=1),
+    "list.json": json.dumps(GOOD, indent=1)[:-20],
+    "answerless.csv": "prompt,completion\nWhat?,\n",
     "long.jsonl": lines({"prompt": "x" * 500, "completion": "y" * 500}),
     "unknown.yaml": "model: base\ndata: rows.jsonl\nrun: r\nadapter:\n  rnk: 4\n",
     "twice.yaml": "model: base\ndata: rows.jsonl\nrun: r\nrun: s\n",
@@ -146,6 +147,18 @@ def damaged_spec(home):
     (home / "runs" / "good" / "spec.json").write_text("[]")
 
 
+def damaged_receipt(home):
+    (home / "runs" / "good" / "receipt.json").write_text('{"version": 1, "rows": ')
+
+
+def without_receipt(home):
+    (home / "runs" / "good" / "receipt.json").unlink()
+
+
+def nothing(home):
+    (home / "none").mkdir()
+
+
 def foreign_folder(home):
     (home / "runs" / "mine").mkdir()
     (home / "runs" / "mine" / "thesis.txt").write_text("irreplaceable")
@@ -172,13 +185,19 @@ def asking(*words, run="good", prompt="hi"):
 MISTAKES = [
     # rows
     Mistake("no data file", training(data="row.jsonl"), "DataError", ("row.jsonl", "no such file", '"rows.jsonl"')),
-    Mistake("data is a folder", training(data="base"), "DataError", ("base", "JSON lines")),
+    Mistake("data is an empty folder", training(data="none"), "DataError", ("none", "no file of rows"), nothing),
     Mistake("data name too long", training(data=TOO_LONG), "DataError", (TOO_LONG[:40],)),
     Mistake("bad JSON line", training(data="broken.jsonl"), "DataError", ("broken.jsonl:2", "not JSON")),
     Mistake("no answer in messages", training(data="unanswered.jsonl"), "DataError", ("unanswered.jsonl:2", "answer")),
     Mistake("no completion", training(data="halves.jsonl"), "DataError", ("halves.jsonl:3", "'completion'")),
     Mistake("no rows", training(data="empty.jsonl"), "DataError", ("empty.jsonl", "no rows")),
-    Mistake("one JSON list", training(data="list.json"), "DataError", ("list.json:1", "one object per line")),
+    Mistake("JSON list cut off", training(data="list.json"), "DataError", ("list.json:24", "not JSON")),
+    Mistake("empty cell", training(data="answerless.csv"), "DataError", ("answerless.csv:2", "completion is empty")),
+    Mistake("no such split", training("--set", "data.split=test"), "DataError", ("rows.jsonl", "data.split")),
+    Mistake("no such column", training("--set", "data.columns={prompt: ask}"), "DataError", ("rows.jsonl:1", "'ask'")),
+    Mistake("other form", training("--format", "alpaca", data="long.jsonl"), "DataError", ("long.jsonl:1", "alpaca")),
+    Mistake("no evaluation file", training("--evaluation", "row.jsonl"), "DataError", ("row.jsonl", '"rows.jsonl"')),
+    Mistake("answers all cut", training("--recipe", "alpaca", "--max-length", 20), "DataError", ("rows.jsonl",)),
     Mistake("all held out", training("--held-out", 6), "DataError", ("6 rows", "6 are to be held out")),
     Mistake("rows too long", training("--max-length", 5), "DataError", ("rows.jsonl", "5 tokens", "--max-length")),
     Mistake("rows beyond the context", training(data="long.jsonl"), "DataError", ("long.jsonl", "256 tokens")),
@@ -191,6 +210,13 @@ MISTAKES = [
     Mistake("no YAML file", ("train", "nowhere.yaml"), "SpecError", ("nowhere.yaml", "cannot be read")),
     Mistake("unknown --set key", training("--set", "adapter.rnk=4"), "SpecError", ("--set", "adapter.rnk", '"rank"')),
     Mistake("--set without =", training("--set", "adapter.rank"), "SpecError", ("adapter.rank", "key=value")),
+    Mistake("unknown form", training("--format", "chat"), "SpecError", ("--format", "data.format", "alpaca")),
+    Mistake("unknown recipe", training("--recipe", "alpacca"), "SpecError", ("--recipe", "alpacca", "vicuna")),
+    Mistake("unknown rule", training("--on-bad-row", "no"), "SpecError", ("--on-bad-row", "data.on_bad_row", "skip")),
+    Mistake(
+        "measured twice", training("--held-out", 1, "--evaluation", "rows.jsonl"), "SpecError",
+        ("held_out", "evaluation"),
+    ),
     Mistake("rank 0", training("--rank", 0), "SpecError", ("--rank", "adapter.rank", "0")),
     Mistake("steps and epochs", training("--steps", 2, "--epochs", 2), "SpecError", ("epochs and steps",)),
     Mistake("dtype not there", training("--set", "model.dtype=float16"), "SpecError", ("model.dtype", "float16")),
@@ -237,6 +263,8 @@ MISTAKES = [
     Mistake("adapter config", asking(), "AdapterError", ("adapter_config.json", "JSON"), damaged_adapter_config),
     Mistake("damaged manifest", asking(), "RunError", ("manifest.json", "damaged"), damaged_manifest),
     Mistake("damaged spec", asking(), "RunError", ("spec.json", "damaged"), damaged_spec),
+    Mistake("damaged receipt", asking(), "RunError", ("receipt.json", "damaged"), damaged_receipt),
+    Mistake("no receipt", asking(), "RunError", ("receipt.json", "missing"), without_receipt),
     Mistake("other base", asking(), "RunError", ("base", "other weights", "--force-base"), changed_weights),
     Mistake("other base in chat", ("chat", "good"), "RunError", ("other weights",), changed_weights, "hi\n"),
     # questions

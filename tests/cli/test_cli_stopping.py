@@ -74,7 +74,9 @@ def assert_can_only_be_begun_again_when_asked(run, model):
     assert again.exit_code == 0, again.output
     assert [row["step"] for row in read_journal(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert (run / "adapter" / "adapter_model.safetensors").exists() and status(run) == "finished"
-    assert {path.name for path in run.iterdir()} == {".lock", "spec.json", "manifest.json", "metrics.jsonl", "adapter"}
+    assert {path.name for path in run.iterdir()} == {
+        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

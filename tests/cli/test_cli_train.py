@@ -112,8 +112,8 @@ def test_metrics_hold_each_step_once_and_both_measurements_of_the_held_out_rows(
 def test_a_finished_run_is_these_files_and_no_leftovers(run):
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == {
-        ".lock", "spec.json", "manifest.json", "metrics.jsonl", "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors",
+        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors", "adapter/receipt.json",
     }  # fmt: skip
 
 
@@ -133,6 +133,22 @@ def test_the_manifest_says_what_made_the_run(run, home, tiny_folder):
     assert manifest["base_model"]["fingerprint"] == fingerprint(tiny_folder)
     assert manifest["base_model"]["name"] == str(tiny_folder)
     assert manifest["learning_rate"] == 0.02
+
+
+def test_the_receipt_says_what_the_rows_were_and_goes_with_the_adapter(run, home):
+    receipt = json.loads((run / "receipt.json").read_text())
+    assert json.loads((run / "adapter" / "receipt.json").read_text()) == receipt
+    assert (receipt["rows"], receipt["kept"], receipt["held_out"], receipt["skipped"]) == (15, 15, 3, 0)
+    (file,) = receipt["files"]
+    assert (file["name"], file["format"], file["rows"]) == ("rows.jsonl", "prompt", 15)
+    assert file["sha256"] == hashlib.sha256((home / "rows.jsonl").read_bytes()).hexdigest()
+    assert receipt["documents"] == receipt["eos_supervised"] == 15 and receipt["template_parity"] is True
+    assert receipt["template"]["kind"] == "model" and receipt["system"] is None and receipt["fatal"] == []
+    manifest = json.loads((run / "manifest.json").read_text())
+    steps = [row for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step"]
+    assert manifest["data"]["supervised_tokens"] < receipt["supervised_tokens"] < receipt["tokens"], "3 are held out"
+    # of 30 steps of 4 of the 12 rows, 3 are a pass
+    assert sum(row["supervised_tokens"] for row in steps) == manifest["data"]["supervised_tokens"] * STEPS / 3
 
 
 def test_the_same_command_under_another_name_gives_the_same_bytes(run, home, tiny_folder):
@@ -210,7 +226,11 @@ def test_rows_too_long_are_left_out_whole_and_counted(home, tiny_folder):
     assert result.exit_code == 0, result.output
     data = json.loads((home / "runs" / "lengths" / "manifest.json").read_text())["data"]
     assert (data["rows"], data["trained_rows"], data["rows_too_long"]) == (16, 15, 1)
-    assert "1 of 16 rows of mixed.jsonl" in result.stderr and "left out" in result.stderr
+    assert "1 of 16 rows are left out: 1 too long" in result.stderr
+    receipt = json.loads((home / "runs" / "lengths" / "receipt.json").read_text())
+    assert (receipt["rows"], receipt["kept"], receipt["skipped_why"]) == (16, 15, {"too long": 1})
+    [skipped] = receipt["skipped_rows"]
+    assert skipped["where"] == "mixed.jsonl:16" and "more than 100" in skipped["why"]
 
 
 def test_training_does_not_touch_the_base_model_on_the_disk(tmp_path, monkeypatch, tiny_folder):

@@ -64,7 +64,7 @@ def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) 
 
     spec = TrainingSpec(steps=flat.STEPS, batch_size=len(flat.ROWS), warmup=0.0)
     examples = [Example((Message("user", q), Message("assistant", a)), "flat") for q, a in flat.ROWS]
-    rows = [tokenise(render(example, loaded.tokenizer), loaded.tokenizer) for example in examples]
+    rows = [tokenise(render(example, loaded.template), loaded.tokenizer) for example in examples]
     parameters = adapters.parameters()
     state = TrainState(
         parameters, adamw(parameters, spec), lambda step: flat.RATE * rate_factor(spec, step, flat.STEPS), flat.STEPS,

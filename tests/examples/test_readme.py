@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ROWS = [
@@ -37,12 +38,35 @@ def test_the_yaml_is_a_whole_experiment(tmp_path: Path) -> None:
     assert experiment.data.held_out == 50 and experiment.training.learning_rate == 1e-3
 
 
-def test_the_rows_it_shows_are_rows_we_read(tmp_path: Path) -> None:
-    from rankwise.data.formats import find_format, parse_row
+TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+TREE = {"role": "prompter", "text": "q", "replies": [{"role": "assistant", "text": "a"}]}
+ROWS_OF = {
+    "messages": ROWS[0] | {"tools": []},
+    "prompt": {"prompt": "q", "completion": "a"},
+    "alpaca": {"instruction": "q", "output": "a", "input": "", "system": "", "history": []},
+    "dolly": {"instruction": "q", "response": "a", "context": ""},
+    "sharegpt": {"conversations": TURNS, "tools": []},
+    "text": {"text": "t"},
+    "classification": {"text": "t", "label": 0, "text_pair": "t"},
+    "self-instruct": {"instruction": "q", "instances": [{"input": "", "output": "a"}]},
+    "oasst-trees": {"prompt": TREE},
+}
 
-    shown = [json.loads(line) for line in README.splitlines() if line.startswith('{"')]
-    assert [find_format(row, "README") for row in shown] == ["messages", "prompt", "instruction"]
-    assert all(parse_row(row, find_format(row, "README"), "README").messages for row in shown)
+
+def test_the_forms_of_rows_it_shows_are_those_we_read() -> None:
+    from rankwise.data.formats import find_format, parse_row
+    from rankwise.spec.data import Format
+
+    table = dict(re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \| (.*) \|$", README, re.MULTILINE))
+    keys = {form: cell for forms, cell in table.items() for form in re.findall(r"[\w-]+", forms)}
+    assert set(keys) == set(get_args(Format)) - {"auto"}
+    for form, row in ROWS_OF.items():
+        assert find_format(row, "README") == form
+        assert parse_row(row, form, "README")
+        assert all(f"`{key}`" in keys[form] for key in row) or "as those data sets have them" in keys[form]
+    for asked, answered in (("prompt", "response"), ("question", "answer")):
+        assert f"`{asked}`" in keys["prompt"] and f"`{answered}`" in keys["prompt"]
+        assert find_format({asked: "q", answered: "a"}, "README") == "prompt"
 
 
 def test_the_map_lists_the_folders_there_are() -> None:
@@ -56,7 +80,9 @@ def test_every_command_it_names_exists() -> None:
 
     from rankwise.cli.main import app
 
-    named = set(re.findall(r"rankwise (train|chat|generate|doctor|models|demo)\b", README))
-    assert named <= set(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    named = set(re.findall(r"`?rankwise (train|chat|generate|doctor|models|demo|data)\b", README))
+    commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    assert named <= set(commands)
+    assert {"check", "preview"} <= set(re.findall(r"rankwise data (\w+)", README)) <= set(commands["data"].commands)
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in re.findall(r"make (\w+)  ", README))

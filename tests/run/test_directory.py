@@ -13,6 +13,7 @@ import pytest
 from rankwise.errors import RunBusyError, RunError
 from rankwise.run.directory import LARGEST_JSON, RunDirectory, open_run
 from rankwise.run.manifest import BaseModelFacts, DataFacts, Manifest
+from rankwise.run.receipt import Receipt, TemplateFacts
 from rankwise.spec.experiment import Experiment
 
 EXPERIMENT = Experiment(model="m", data="d", run="r", adapter={"layers": "0-2"})
@@ -24,11 +25,21 @@ def manifest(status="running", **values):
         base_model=BaseModelFacts(name="m", source="here", fingerprint="f", dtype="float32", device="cpu"),
         data=DataFacts(
             path="d", sha256="0", format="prompt", rows=1, trained_rows=1, held_out_rows=0, rows_too_long=0, tokens=9,
-            supervised_tokens=3, system=None,
+            supervised_tokens=3,
         ),
         learning_rate=1e-3,
         **values,
     )  # fmt: skip
+
+
+RECEIPT = Receipt(
+    format="prompt", files=(), model="m", rows=1, kept=1, skipped=0, skipped_why={}, skipped_rows=(), held_out=0,
+    documents=1, tokens=9, supervised_tokens=3, eos_supervised=1, truncated=0, unsupervised=0, lengths=None,
+    masks={"prefix": 1}, template_parity=True, template_parity_broken=0, duplicates=0, near_duplicates=0, overlap=None,
+    double_start=0, control_tokens_as_text=0, unknown_special_tokens={}, replacement_characters=0, licence="unknown",
+    system="é", recipe=None, warnings=(), fatal=(),
+    template=TemplateFacts(kind="model", sources={"default": "{{ é }}"}, sha256="0", ends=("<é>",), start=""),
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +53,7 @@ def written(name="r", status="finished", **values):
     run = RunDirectory.named(name)
     with run.claimed(restart=False):
         run.begin(EXPERIMENT)
+        run.write_receipt(RECEIPT)
         run.write_manifest(manifest(status, **values))
     return run
 
@@ -87,7 +99,8 @@ def test_a_claim_that_failed_before_writing_leaves_nothing():
 
 def test_what_was_written_under_a_claim_stays():
     run = written()
-    assert {"spec.json", "manifest.json"} <= set(names(run.folder))
+    assert {"spec.json", "receipt.json", "manifest.json"} <= set(names(run.folder))
+    assert run.receipt() == RECEIPT
     assert run.experiment() == EXPERIMENT
     assert run.manifest().status == "finished"
 
@@ -237,7 +250,7 @@ DAMAGES = {
     "torn": '{"format": 1, "sta',
     "list": "[1, 2]",
     "text": '"x"',
-    "other version": '{"format": 2}',
+    "other version": '{"format": 2, "version": 2}',
     "foreign": '{"hello": "world"}',
     "deep": "[" * 100_000,
     "long number": '{"format": ' + "9" * 5000 + "}",
@@ -245,12 +258,13 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-@pytest.mark.parametrize("file", ["manifest.json", "spec.json"])
+@pytest.mark.parametrize("file", ["manifest.json", "spec.json", "receipt.json"])
 def test_a_damaged_file_of_a_run_is_told_by_its_name(file, name):
     run = written()
     (run.folder / file).write_text(DAMAGES[name])
     with pytest.raises(RunError) as caught:
-        _ = open_run("r").experiment()
+        run = open_run("r")
+        _ = run.experiment(), run.receipt()
     assert file in str(caught.value)
     assert "damaged or of another version" in str(caught.value)
     assert len(str(caught.value)) < 1000

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,12 @@ def write_peft(
     name: str = "default",
     revision: str | None = None,
     task_type: str | None = "CAUSAL_LM",
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes."""
+    """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
+
+    `beside` are values to lie in the same folder as JSON, by file name.
+    """
     parts = adapters.adapters(name)
     tensors: dict[str, Tensor] = {}
     for path, adapter in parts.items():
@@ -57,6 +62,8 @@ def write_peft(
     with published(Path(folder)) as temporary:
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         write_json(temporary / CONFIG, _config(adapters, parts, base_model, revision, task_type))
+        for file, value in (beside or {}).items():
+            write_json(temporary / file, value)
 
 
 def read_peft(

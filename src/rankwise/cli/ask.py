@@ -37,6 +37,7 @@ def generate(
     base: Base = False,
     both: Both = False,
     system: System = None,
+    context: Annotated[str, typer.Option(help="What the question is about (Alpaca's input).", show_default=False)] = "",
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -55,8 +56,8 @@ def generate(
         streamed = not as_json and not both
         with Display(quiet) as display:
             generated = generate_verb(
-                run, asked, spec, system=system, base=base, both=both, announce=display, force_base=force_base,
-                trust_code=trust_code,
+                run, asked, spec, system=system, context=context, base=base, both=both, announce=display,
+                force_base=force_base, trust_code=trust_code,
                 heard=_aloud if streamed else None,
             )  # fmt: skip
         if as_json:

@@ -8,6 +8,7 @@ import typer
 
 from rankwise import __version__
 from rankwise.cli.ask import chat, generate
+from rankwise.cli.data import data
 from rankwise.cli.demo import demo
 from rankwise.cli.doctor import doctor
 from rankwise.cli.models import models
@@ -39,6 +40,7 @@ def group(
 
 for command in (demo, train, chat, generate, doctor):
     app.command()(command)
+app.add_typer(data, name="data")
 app.add_typer(models, name="models")
 
 

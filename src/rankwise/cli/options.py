@@ -37,6 +37,26 @@ Set = Annotated[
     typer.Option("--set", help="Any setting: --set training.clip=0.5. May be given often.", show_default=False),
 ]
 
+Recipe = Annotated[
+    str | None,
+    typer.Option(help="A seed recipe: alpaca, alpaca-lora, vicuna, gpt4all-j, dolly, stablelm.", show_default=False),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(help="Form of the rows, instead of the one found by their keys.  [default: auto]", show_default=False),
+]
+OnBadRow = Annotated[
+    str | None,
+    typer.Option(help="skip: leave out rows that cannot be used, and list them.  [default: stop]", show_default=False),
+]
+Evaluation = Annotated[str | None, typer.Option(help="Rows to measure with, never trained on.", show_default=False)]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Of a row, in tokens.  [default: 1024, or the recipe's]", show_default=False)
+]
+HeldOut = Annotated[
+    int | None, typer.Option(help="Last rows kept apart to measure the loss on.  [default: 0]", show_default=False)
+]
+
 FLAGS = {
     "model": ("--model", "model.name"),
     "data": ("--data", "data.path"),
@@ -53,6 +73,10 @@ FLAGS = {
     "max_length": ("--max-length", "data.max_length"),
     "held_out": ("--held-out", "data.held_out"),
     "seed": ("--seed", "training.seed"),
+    "recipe": ("--recipe", "data.recipe"),
+    "format": ("--format", "data.format"),
+    "on_bad_row": ("--on-bad-row", "data.on_bad_row"),
+    "evaluation": ("--evaluation", "data.evaluation"),
 }
 
 

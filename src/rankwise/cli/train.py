@@ -8,7 +8,19 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ConfigFile, Json, Quiet, Set, settings_of
+from rankwise.cli.options import (
+    ConfigFile,
+    Evaluation,
+    Format,
+    HeldOut,
+    Json,
+    MaxLength,
+    OnBadRow,
+    Quiet,
+    Recipe,
+    Set,
+    settings_of,
+)
 from rankwise.run.manifest import Results
 from rankwise.spec.reading import parse_setting, read_experiment
 
@@ -20,9 +32,7 @@ def train(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="JSON lines: messages; prompt and completion; or instruction and output.", show_default=False
-        ),
+        typer.Option(help="File or folder of rows, or hub:organisation/name.", show_default=False),
     ] = None,
     run: Annotated[str | None, typer.Option(help="Name of the run: the folder runs/NAME.", show_default=False)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of every adapter.  [default: 16]", show_default=False)] = None,
@@ -48,13 +58,12 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="[default: by the model's width]", show_default=False)
     ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(help="Longer rows are left out, and counted.  [default: 1024 tokens]", show_default=False),
-    ] = None,
-    held_out: Annotated[
-        int | None, typer.Option(help="Last rows kept apart to measure the loss on.  [default: 0]", show_default=False)
-    ] = None,
+    recipe: Recipe = None,
+    format: Format = None,
+    max_length: MaxLength = None,
+    on_bad_row: OnBadRow = None,
+    held_out: HeldOut = None,
+    evaluation: Evaluation = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
     set_: Set = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished run again from nothing.")] = False,

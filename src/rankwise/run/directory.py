@@ -1,4 +1,4 @@
-"""A run's folder: `runs/NAME/{spec.json, manifest.json, metrics.jsonl, adapter/}`.
+"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, adapter/}`.
 
 The adapter appears whole or not at all, and the manifest says `finished` only after it has. A finished run is
 never overwritten; one that did not finish is begun again only when asked. While it trains, a lock held by the
@@ -21,11 +21,12 @@ from pydantic import ValidationError
 
 from rankwise.errors import RunBusyError, RunError, SpecError, did_you_mean, some
 from rankwise.run.manifest import Manifest
+from rankwise.run.receipt import RECEIPT, Receipt
 from rankwise.run.writing import told_when_full, write_json
 from rankwise.spec.experiment import Experiment
 
 LARGEST_JSON = 10_000_000
-_Kind = TypeVar("_Kind", Experiment, Manifest)
+_Kind = TypeVar("_Kind", Experiment, Manifest, Receipt)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class RunDirectory:
     def manifest(self) -> Manifest:
         return _read(self.folder / "manifest.json", Manifest)
 
+    def write_receipt(self, receipt: Receipt) -> None:
+        write_json(self.folder / RECEIPT, receipt.model_dump(mode="json"))
+
+    def receipt(self) -> Receipt:
+        return _read(self.folder / RECEIPT, Receipt)
+
     @contextmanager
     def claimed(self, *, restart: bool) -> Iterator[None]:
         """Hold the name for writing. A claim that wrote nothing leaves nothing."""
@@ -69,7 +76,13 @@ class RunDirectory:
 
     def begin(self, experiment: Experiment) -> None:
         """Remove what an unfinished attempt left, and write what was asked."""
-        for left in (self.folder / "manifest.json", self.metrics, self.adapter, *self.folder.glob(".*.tmp")):
+        for left in (
+            self.folder / "manifest.json",
+            self.folder / RECEIPT,
+            self.metrics,
+            self.adapter,
+            *self.folder.glob(".*.tmp"),
+        ):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         write_json(self.folder / "spec.json", experiment.model_dump(mode="json"))
 

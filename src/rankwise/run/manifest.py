@@ -30,6 +30,8 @@ class BaseModelFacts(Spec):
 
 
 class DataFacts(Spec):
+    """What was trained on; receipt.json says more. A row that was split counts as often as it gave documents."""
+
     path: str
     sha256: str
     format: str
@@ -39,8 +41,6 @@ class DataFacts(Spec):
     rows_too_long: int
     tokens: int
     supervised_tokens: int
-    system: str | None
-    """The system message that all rows share, if they do; answers are asked for with it too."""
 
 
 class Results(Spec):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.peft_format import read_peft
-from rankwise.data.example import Message
+from rankwise.data.example import BREAK, Message
 from rankwise.errors import DataError, RunError
+from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.generation import Answer, Heard, answer
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -41,9 +42,11 @@ class Asked:
         """One answer to a conversation, from the adapted model or the untouched base."""
         for message in messages:
             try:
-                message.content.encode()
+                message.whole.encode()
             except UnicodeEncodeError as error:
                 raise DataError(f"the {SPOKEN[message.role]} is not UTF-8 text (character {error.start}).") from None
+            if BREAK in message.whole:
+                raise DataError(f"the {SPOKEN[message.role]} has the noncharacter U+FDD0, which no text should have.")
         with self.adapters.disabled() if base else nullcontext():
             return answer(self.model, messages, spec, heard)
 
@@ -64,7 +67,10 @@ def open_for_asking(
             f"the one found now, from {model.facts.source}, has other weights ({model.facts.fingerprint}). "
             "Use --force-base to lay the adapter over it all the same."
         )
-    return Asked(model, read_peft(model.module, run.adapter), manifest.data.system)
+    receipt = run.receipt()
+    if receipt.template is not None:
+        model = replace(model, template=ChatTemplate.of_receipt(model.tokenizer, receipt.template))
+    return Asked(model, read_peft(model.module, run.adapter), receipt.system)
 
 
 def _base_name(run: RunDirectory, name: str) -> str:

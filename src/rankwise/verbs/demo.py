@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,10 @@ def _names() -> itertools.chain[str]:
 
 def write_rows(file: Path, examples: list[Example]) -> None:
     """As OpenAI messages, one row per line."""
-    rows = [{"messages": [asdict(message) for message in example.messages]} for example in examples]
+    rows = [
+        {"messages": [{"role": message.role, "content": message.content} for message in example.messages]}
+        for example in examples
+    ]
     with told_when_full(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows).encode())

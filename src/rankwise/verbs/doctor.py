@@ -13,9 +13,9 @@ import psutil
 import torch
 
 from rankwise.errors import RankwiseError
-from rankwise.models.cache import cache_folder
 from rankwise.models.precision import choose_precision, processor_features
 from rankwise.models.sources import cached_conversions, cached_hub_models, hub_answers
+from rankwise.run.cache import cache_folder
 from rankwise.run.manifest import processor_name, usable_cores, versions
 from rankwise.run.writing import write_atomic
 from rankwise.spec.models import ModelSpec

@@ -38,6 +38,7 @@ def generate(
     spec: GenerationSpec | None = None,
     *,
     system: str | None = None,
+    context: str = "",
     base: bool = False,
     both: bool = False,
     heard: Heard | None = None,
@@ -45,7 +46,9 @@ def generate(
     force_base: bool = False,
     trust_code: str | None = None,
 ) -> Generated:
-    """Ask a run by its name, or one opened for asking already. `system` replaces the one the run was trained with."""
+    """Ask a run by its name, or one opened for asking already. `system` replaces the one the run was trained with;
+    `context` is what the question is about, as Alpaca's rows have an input and Dolly's a context.
+    """
     if not prompt.strip():
         raise DataError("the prompt is empty.")
     if base and both:
@@ -55,7 +58,7 @@ def generate(
         if isinstance(run, str | Path)
         else run
     )
-    messages = [*asked.opening(system), Message("user", prompt)]
+    messages = [*asked.opening(system), Message("user", prompt, context)]
     wanted = spec or GenerationSpec()
     adapted = None if base else asked.answer(messages, wanted, heard=heard)
     of_base = asked.answer(messages, wanted, base=True, heard=heard if base else None) if base or both else None

@@ -1,98 +1,107 @@
-"""Rows of a file into tokens that can be trained on, with the facts about them that a run keeps."""
+"""Rows of files into documents that can be trained on, by the model's template or a recipe's, with their receipt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from hashlib import sha256
 
-from rankwise.data.example import Example
-from rankwise.data.sources import read_examples
-from rankwise.data.templates import render
-from rankwise.data.tokens import Tokens, tokenise
-from rankwise.errors import DataError, together
-from rankwise.models.loaded import LoadedModel
+from rankwise.data.encoded_cache import keep, key_of, recall
+from rankwise.data.encoding import Encoder
+from rankwise.data.preparation import Prepared, prepare_data
+from rankwise.data.receipt import Tally
+from rankwise.errors import DataError
+from rankwise.models.chat_templates import ChatTemplate
+from rankwise.models.tokenizer import HubTokenizer
 from rankwise.run.manifest import DataFacts
-from rankwise.run.records import Announce, Progressed, Said
-from rankwise.run.writing import sha256_of
+from rankwise.run.receipt import Receipt
+from rankwise.run.records import Announce
 from rankwise.spec.data import DataSpec
+from rankwise.spec.recipe import recipe_named
 
 
 @dataclass(frozen=True)
-class Prepared:
-    trained: list[Tokens]
-    held_out: list[Tokens]
-    facts: DataFacts
+class Writing:
+    """What a model's rows are written and counted with. `name` is the model's, `context` its longest text."""
+
+    tokenizer: HubTokenizer
+    template: ChatTemplate
+    name: str
+    context: int | None
+    guessed: bool = False
+    """Nobody named this model; it was here."""
+
+    def by(self, spec: DataSpec) -> Writing:
+        """With the template of the recipe, where there is one."""
+        if spec.recipe is None:
+            return self
+        return replace(self, template=ChatTemplate.of_recipe(self.tokenizer, recipe_named(spec.recipe)))
+
+    def encoder(self, spec: DataSpec) -> Encoder:
+        limit = min(spec.max_length, self.context or spec.max_length)
+        return Encoder(self.template, self.tokenizer, spec, limit)
 
 
-def prepare(spec: DataSpec, model: LoadedModel, announce: Announce) -> Prepared:
-    """Read, render and encode; the last `held_out` rows are kept apart before any is left out for its length."""
-    examples, form = read_examples(spec)
-    if spec.held_out >= len(examples):
-        raise DataError(
-            f"{spec.path} has {len(examples)} rows and {spec.held_out} are to be held out, so none would be trained on."
+def prepare(spec: DataSpec, writing: Writing, announce: Announce) -> Prepared:
+    """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the receipt."""
+    writing = writing.by(spec)
+    encoder = writing.encoder(spec)
+    identity = f"{writing.tokenizer.identity} {writing.template.identity} {writing.guessed}"
+    key = key_of(spec, encoder, identity, writing.name)
+    prepared = recall(key)
+    if prepared is None:
+        prepared = prepare_data(
+            spec, encoder, _tally(writing), announce, model=writing.name, template=writing.template.facts
         )
-    cut = len(examples) - spec.held_out
-    limit = min(spec.max_length, model.context_length or spec.max_length)
-    trained, long_trained = _encode(examples[:cut], model, limit, announce)
-    held_out, long_held = _encode(examples[cut:], model, limit, announce)
-    if not trained:
-        raise DataError(
-            f"{spec.path}: every row is longer than {limit} tokens (the shortest has {min(long_trained):,}). "
-            "Raise --max-length."
-        )
-    _say_what_was_left_out(spec.path, long_trained + long_held, limit, len(examples), announce)
-    facts = DataFacts(
-        path=spec.path,
-        sha256=sha256_of(Path(spec.path)),
-        format=form,
-        rows=len(examples),
+        keep(key, prepared, announce)
+    return prepared
+
+
+def count_only(spec: DataSpec, announce: Announce) -> Receipt:
+    """What can be said of rows without any tokenizer."""
+    return prepare_data(spec, None, Tally(), announce, model=None, template=None).receipt
+
+
+def refuse_fatal(receipt: Receipt) -> None:
+    if receipt.fatal:
+        raise DataError("\n".join(receipt.fatal))
+
+
+def facts_of(prepared: Prepared) -> DataFacts:
+    """What the manifest keeps beside the receipt."""
+    receipt = prepared.receipt
+    trained = prepared.trained_rows
+    hashes = [file.sha256 for file in receipt.files]
+    return DataFacts(
+        path=", ".join(file.name for file in receipt.files),
+        sha256=hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest(),
+        format=receipt.format,
+        rows=receipt.rows,
         trained_rows=len(trained),
-        held_out_rows=len(held_out),
-        rows_too_long=len(long_trained) + len(long_held),
-        tokens=sum(len(row.ids) for row in trained),
-        supervised_tokens=sum(row.supervised for row in trained),
-        system=_shared_system(examples),
+        held_out_rows=len(prepared.measured),
+        rows_too_long=receipt.skipped_why.get("too long", 0),
+        tokens=trained.tokens,
+        supervised_tokens=trained.supervised,
     )
-    return Prepared(trained, held_out, facts)
 
 
-def _shared_system(examples: Sequence[Example]) -> str | None:
-    first = examples[0].messages[0]
-    shared = first.role == "system" and all(example.messages[0] == first for example in examples)
-    return first.content if shared else None
+def told(receipt: Receipt) -> Sequence[str]:
+    """The receipt in a few lines, for whoever waits for the training."""
+    lines = [f"the end of the answer is learned in {receipt.eos_supervised:,} of {receipt.documents:,} documents"]
+    if receipt.skipped:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in receipt.skipped_why.items())
+        lines.append(f"{receipt.skipped:,} of {receipt.rows:,} rows are left out: {why}; receipt.json lists them")
+    if receipt.truncated:
+        lines.append(f"{receipt.truncated:,} rows are cut or split to fit")
+    return [*lines, *receipt.warnings, f"licence of the data: {receipt.licence}"]
 
 
-def _encode(
-    examples: Sequence[Example], model: LoadedModel, limit: int, announce: Announce
-) -> tuple[list[Tokens], list[int]]:
-    """Tokens of the rows that fit, and the lengths of those that do not."""
-    kept: list[Tokens] = []
-    too_long: list[int] = []
-    problems: list[str] = []
-    for number, example in enumerate(examples):
-        if number % 500 == 0 and len(examples) > 2000:
-            announce(Progressed("Encoding rows", number, len(examples), "rows"))
-        try:
-            tokens = tokenise(render(example, model.tokenizer), model.tokenizer, example.where)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if len(tokens.ids) > limit:
-            too_long.append(len(tokens.ids))
-        else:
-            assert tokens.supervised, f"{example.where} has nothing to learn"
-            kept.append(tokens)
-    if problems:
-        raise DataError(together(problems))
-    return kept, too_long
-
-
-def _say_what_was_left_out(path: str, too_long: list[int], limit: int, rows: int, announce: Announce) -> None:
-    if too_long:
-        announce(
-            Said(
-                f"{len(too_long)} of {rows} rows of {path} are longer than {limit} tokens (the longest has "
-                f"{max(too_long):,}) and were left out whole; raise --max-length to keep them"
-            )
-        )
+def _tally(writing: Writing) -> Tally:
+    tokenizer = writing.tokenizer
+    start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
+    return Tally(
+        known=frozenset(map(str, tokenizer.hub.get_added_vocab())),
+        start_id=start[0] if len(start) == 1 else tokenizer.hub.bos_token_id,
+        guards=writing.template,
+        guessed=writing.guessed,
+    )

@@ -10,21 +10,24 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from rankwise.adapters.adapter_set import AdapterSet, inject
 from rankwise.adapters.peft_format import WEIGHTS, write_peft
-from rankwise.data.batches import Batches, portion
+from rankwise.data.batches import Arrange, Batches, portion
+from rankwise.data.packing import pack
+from rankwise.data.preparation import Prepared
 from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, TrainingError, is_out_of_memory, some
-from rankwise.models.causal import SupervisedLogits
+from rankwise.models.causal import SupervisedLogits, check_packs
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
 from rankwise.run.manifest import Manifest, Results, now, peak_rss
+from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Event, LossRecord, Said, StepRecord, silent
 from rankwise.run.writing import need_space
 from rankwise.spec.experiment import Experiment
@@ -32,7 +35,7 @@ from rankwise.training.loop import train as train_loop
 from rankwise.training.losses import mean_loss
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
-from rankwise.verbs.preparing import Prepared, prepare
+from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal, told
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,10 @@ def train(
             raise SpecError(
                 [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.model}.']
             )
-        prepared = prepare(experiment.data, loaded, announce)
+        writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, loaded.context_length)
+        prepared = prepare(experiment.data, writing, announce)
+        refuse_fatal(prepared.receipt)
+        loaded = replace(loaded, template=writing.by(experiment.data).template)
         adapters = inject(loaded.module, experiment.adapter, seed=experiment.training.seed)
         try:
             session = _Session(experiment, run, loaded, adapters, prepared, announce)
@@ -87,28 +93,32 @@ class _Session:
 
     @property
     def steps(self) -> int:
-        return self.experiment.training.total_steps(len(self.prepared.trained))
+        return self.experiment.training.total_steps(len(self.prepared.trained_rows))
 
     @property
     def trainable(self) -> int:
         return sum(parameter.numel() for parameter in self.adapters.parameters())
 
     def describe(self) -> str:
-        data, facts = self.prepared.facts, self.model.facts
+        data, facts = facts_of(self.prepared), self.model.facts
         share = data.supervised_tokens / data.tokens
         return (
             f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
             f"{data.trained_rows:,} rows in {data.format} form, {data.tokens:,} tokens, {share:.0%} of them learned"
-            + (f"; {data.held_out_rows} rows held out" if data.held_out_rows else "")
+            + (f"; {data.held_out_rows:,} rows to measure with" if data.held_out_rows else "")
             + f"\n{self.trainable:,} trainable parameters on {len(self.adapters.layers)} layers; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
+            + "".join(f"\n{line}" for line in told(self.prepared.receipt))
         )
 
     def work(self) -> Results:
         with Journal(self.run.metrics) as journal:
             seen, before, after, seconds = self._train(journal)
         revision = self.experiment.model.revision
-        write_peft(self.adapters, self.run.adapter, base_model=self.model.source.name, revision=revision)
+        receipt = {RECEIPT: self.prepared.receipt.model_dump(mode="json")}
+        write_peft(
+            self.adapters, self.run.adapter, base_model=self.model.source.name, revision=revision, beside=receipt
+        )
         return self._results(seen, before, after, seconds)
 
     def _train(self, journal: Journal) -> tuple[list[StepRecord], LossRecord | None, LossRecord | None, float]:
@@ -121,9 +131,9 @@ class _Session:
                 seen.append(event)
             self.announce(event)
 
-        spec, rows = self.experiment.training, self.prepared.trained
+        spec, rows = self.experiment.training, self.prepared.trained_rows
         forward = SupervisedLogits(self.model.module)
-        batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed)
+        batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed, self._arrange())
         state = self._state()
         before = self._held_out(forward, 0, hear)
         torch.manual_seed(spec.seed)
@@ -136,6 +146,13 @@ class _Session:
         seconds = time.perf_counter() - began
         self._check_that_all_learned(state)
         return seen, before, self._held_out(forward, self.steps, hear), seconds
+
+    def _arrange(self) -> Arrange:
+        """How the documents of a step become rows."""
+        if not self.experiment.data.packing:
+            return portion
+        check_packs(self.model.module, self.model.vocabulary)
+        return pack
 
     def _state(self) -> TrainState:
         spec, parameters = self.experiment.training, self.adapters.parameters()
@@ -158,10 +175,10 @@ class _Session:
             self.announce(Said(f"{len(idle)} of {len(parts)} adapted layers never got a gradient: {some(idle, 3)}"))
 
     def _held_out(self, forward: SupervisedLogits, step: int, hear: Announce) -> LossRecord | None:
-        rows = self.prepared.held_out
+        rows = self.prepared.measured_rows
         if not rows:
             return None
-        batches = portion(rows, self.experiment.training.micro_batch_tokens)
+        batches = portion(list(rows), self.experiment.training.micro_batch_tokens)
         loss, tokens = mean_loss(forward, batches, self.model.precision.device)
         record = LossRecord(step=step, loss=loss, supervised_tokens=tokens, rows=len(rows))
         hear(record)
@@ -192,9 +209,10 @@ def _recorded(run: RunDirectory, session: _Session) -> Manifest:
     """Begin the run and do the work; however it ends, the manifest says so."""
     need_space(run.folder, 4 * session.trainable)
     manifest = Manifest(
-        status="running", base_model=session.model.facts, data=session.prepared.facts, learning_rate=session.rate
+        status="running", base_model=session.model.facts, data=facts_of(session.prepared), learning_rate=session.rate
     )
     run.begin(session.experiment)
+    run.write_receipt(session.prepared.receipt)
     run.write_manifest(manifest)
     session.announce(Said(session.describe()))
     try:

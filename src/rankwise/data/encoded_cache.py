@@ -1,0 +1,95 @@
+"""Encoded rows, kept by the content they were made from, so that the same data are encoded once.
+
+The key is the content of every file, the settings that say how rows are read and rendered, the tokenizer, the template
+and our own version. An entry is a folder that takes its name when it is whole: two processes that make the same one do
+the work twice, and the first stays. One that was damaged since does not verify, and is made anew. What nobody has asked
+for in thirty days is removed when something new is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from rankwise.data.documents import Documents
+from rankwise.data.encoding import Encoder
+from rankwise.data.preparation import Prepared, content_identity
+from rankwise.errors import RankwiseError
+from rankwise.run.cache import cache_folder
+from rankwise.run.manifest import installed_version
+from rankwise.run.receipt import Receipt
+from rankwise.run.records import Announce, Said
+from rankwise.run.writing import published, sha256_of, write_json
+from rankwise.spec.data import DataSpec
+
+KEPT_SECONDS = 30 * 86_400
+ARRAYS = ("ids.bin", "learned.bin", "starts.bin", "trained.bin", "measured.bin")
+
+
+def key_of(spec: DataSpec, encoder: Encoder, identity: str, model: str) -> str:
+    """`identity` is that of the tokenizer and the template; `model` is named in the receipt."""
+    settings = spec.model_dump(mode="json", exclude={"packing"})
+    parts = [_our_own(), settings, content_identity(spec), encoder.limit, identity, model]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _our_own() -> str:
+    """Changes with every line of ours, and with the libraries that render and encode."""
+    package = Path(__file__).parents[1]
+    code = b"".join(file.read_bytes() for file in sorted([*package.rglob("*.py"), *package.rglob("*.yaml")]))
+    return " ".join([sha256(code).hexdigest(), *map(installed_version, ("transformers", "tokenizers"))])
+
+
+def _folder(key: str) -> Path:
+    return cache_folder() / "encoded" / key
+
+
+def recall(key: str) -> Prepared | None:
+    """What was kept under the key, if it is there and whole."""
+    folder = _folder(key)
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        if any(sha256_of(folder / name) != facts["sha256"][name] for name in ARRAYS):
+            return None
+        receipt = Receipt.model_validate(facts["receipt"])
+        os.utime(folder)  # asked for
+        trained, measured = (np.fromfile(folder / f"{name}.bin", np.int64) for name in ("trained", "measured"))
+        return Prepared(Documents.read(folder), trained, measured, receipt)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):  # missing, damaged, or of another version
+        return None
+
+
+def keep(key: str, prepared: Prepared, announce: Announce) -> None:
+    """A cache that cannot be written costs nothing but the time to encode again."""
+    folder = _folder(key)
+    try:
+        if folder.exists() and recall(key) is None:  # damaged; what another process has made meanwhile stays
+            shutil.rmtree(folder, ignore_errors=True)
+        with published(folder, first_stays=True) as temporary:
+            prepared.documents.write(temporary)
+            prepared.trained.tofile(temporary / "trained.bin")
+            prepared.measured.tofile(temporary / "measured.bin")
+            hashes = {name: sha256_of(temporary / name) for name in ARRAYS}
+            write_json(
+                temporary / "facts.json", {"sha256": hashes, "receipt": prepared.receipt.model_dump(mode="json")}
+            )
+        _forget_old(folder.parent)
+    except (RankwiseError, OSError) as error:
+        announce(Said(f"the encoded rows are not kept for the next time: {error}"))
+
+
+def _forget_old(entries: Path) -> None:
+    for entry in entries.iterdir():
+        with suppress(OSError):  # another process may be doing the same
+            if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(entry, ignore_errors=True)

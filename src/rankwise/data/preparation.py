@@ -1,0 +1,222 @@
+"""Sources into documents and their receipt, in one pass, a thousand rows at a time.
+
+Which rows are held out and how often each is seen in a pass is decided by row numbers afterwards, so every row is
+encoded once. Without a tokenizer everything is counted that can be counted without tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+import numpy as np
+
+from rankwise.data.documents import Chosen, Documents
+from rankwise.data.encoding import Encoder
+from rankwise.data.example import Example
+from rankwise.data.licences import find_licence, normalised, strictest
+from rankwise.data.receipt import Tally, fatal_problems, overlap_of, warnings_of
+from rankwise.data.sources import CHUNK, Part, Reading, open_source
+from rankwise.run.receipt import OverlapFacts, PartFacts, Receipt, TemplateFacts
+from rankwise.run.records import Announce, Progressed
+from rankwise.spec.data import DataSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`trained` and `measured` are numbers of documents; `trained` holds one as often as a pass sees it."""
+
+    documents: Documents
+    trained: np.ndarray
+    measured: np.ndarray
+    receipt: Receipt
+
+    @property
+    def trained_rows(self) -> Chosen:
+        return Chosen(self.documents, self.trained)
+
+    @property
+    def measured_rows(self) -> Chosen:
+        return Chosen(self.documents, self.measured)
+
+
+@dataclass
+class _Source:
+    """What one source gave: for each row that is kept, its documents' numbers."""
+
+    reading: Reading
+    weight: float
+    rows: list[range] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    held_out: int = 0
+
+
+def prepare_data(
+    spec: DataSpec, encoder: Encoder | None, tally: Tally, announce: Announce, *,
+    model: str | None, template: TemplateFacts | None,
+) -> Prepared:  # fmt: skip
+    work = _Preparation(spec, encoder, tally, announce, model, template)
+    trained = [work.read(open_source(spec, source), source.weight) for source in spec.all_sources]
+    apart = replace(work, tally=tally.anew())
+    measured = [apart.read(open_source(spec, spec.evaluation), 1.0)] if spec.evaluation is not None else []
+    _hold_out(trained, spec.held_out)
+    rng = np.random.default_rng([spec.seed, 2])
+    numbers = np.concatenate([np.empty(0, np.int64), *(_weighted(source, rng) for source in trained)])
+    held_out = [source.rows[len(source.rows) - source.held_out :] for source in trained]
+    numbers_apart = _numbers([row for rows in (*held_out, *(source.rows for source in measured)) for row in rows])
+    overlap = _overlap(trained, measured) if work.compares else None
+    receipt = _receipt(work, apart.tally, [*trained, *measured], len(numbers), overlap)
+    return Prepared(Documents.gathered(work.documents), numbers, numbers_apart, receipt)
+
+
+@dataclass
+class _Preparation:
+    spec: DataSpec
+    encoder: Encoder | None
+    tally: Tally
+    announce: Announce
+    model: str | None
+    template: TemplateFacts | None
+    documents: list[Documents] = field(default_factory=list)
+
+    @property
+    def compares(self) -> bool:
+        return bool(self.spec.held_out) or self.spec.evaluation is not None
+
+    def read(self, reading: Reading, weight: float) -> _Source:
+        source = _Source(reading, weight)
+        told = 0
+        for chunk in reading.chunks():
+            self._told(reading, told)
+            told += len(chunk)
+            for row in chunk:
+                self.tally.read(row)
+            for row, documents in zip(chunk, self._encoded(chunk), strict=True):
+                if documents or self.encoder is None:
+                    source.rows.append(documents)
+                    source.asked.append("\n".join(example.asked for example in row) if self.compares else "")
+        self.tally.unreadable(reading.skipped)
+        return source
+
+    def _told(self, reading: Reading, rows: int) -> None:
+        share = reading.share
+        if rows >= 2 * CHUNK and share:
+            self.announce(Progressed("Reading and encoding", rows, rows / share, "rows"))
+
+    def _encoded(self, chunk: Sequence[list[Example]]) -> list[range]:
+        if self.encoder is None:
+            for _ in chunk:
+                self.tally.keep_unencoded()
+            return [range(0, 0) for _ in chunk]
+        outcomes = iter(self.encoder.encode([example for row in chunk for example in row]))
+        made: list[range] = []
+        tokens = []
+        begin = sum(len(part) for part in self.documents)
+        for row in chunk:
+            own = [next(outcomes) for _ in row]
+            kept = [document for outcome in own for document in outcome.documents]
+            kept = kept if self.tally.encoded(own, self.encoder.limit) else []
+            made.append(range(begin + len(tokens), begin + len(tokens) + len(kept)))
+            tokens += kept
+        self.documents.append(Documents.of(tokens))
+        return made
+
+
+def _hold_out(sources: Sequence[_Source], count: int) -> None:
+    """The last rows of each source, its share of `count` by its size; what rounding leaves goes to the largest."""
+    total = sum(len(source.rows) for source in sources)
+    if not count or not total:
+        return
+    for source in sources:
+        source.held_out = count * len(source.rows) // total
+    largest = max(sources, key=lambda source: len(source.rows))
+    largest.held_out += count - sum(source.held_out for source in sources)
+    largest.held_out = min(largest.held_out, len(largest.rows))
+
+
+def _numbers(rows: Sequence[range]) -> np.ndarray:
+    return np.array([number for row in rows for number in row], np.int64)
+
+
+def _weighted(source: _Source, rng: np.random.Generator) -> np.ndarray:
+    """Every row as often as the whole part of the weight, and of the rest as many as it says, drawn."""
+    rows = source.rows[: len(source.rows) - source.held_out]
+    times = int(source.weight)
+    drawn = rng.permutation(len(rows))[: round((source.weight - times) * len(rows))]
+    return np.concatenate([np.tile(_numbers(rows), times), _numbers([rows[index] for index in sorted(drawn)])])
+
+
+def _overlap(trained: Sequence[_Source], measured: Sequence[_Source]) -> OverlapFacts:
+    apart = [text for source in trained for text in source.asked[len(source.asked) - source.held_out :]]
+    apart += [text for source in measured for text in source.asked]
+    return overlap_of(apart, (source.asked[: len(source.asked) - source.held_out] for source in trained))
+
+
+def _receipt(
+    work: _Preparation, apart: Tally, sources: Sequence[_Source], trained: int, overlap: OverlapFacts | None
+) -> Receipt:
+    tally, spec, encodes = work.tally, work.spec, work.encoder is not None
+    parts = [(source.reading, part) for source in sources for part in source.reading.parts]
+    files = tuple(_facts(reading, part) for reading, part in parts)
+    said = tally.said.duplicates()
+    limit = work.encoder.limit if work.encoder is not None else None
+    name = ", ".join(dict.fromkeys(source.reading.source.path for source in sources))
+    held = sum(source.held_out for source in sources)
+    fatal = fatal_problems(tally, spec, limit=limit, trained=trained if encodes else tally.kept - held, name=name)
+    if spec.evaluation is not None:
+        fatal += fatal_problems(apart, spec, limit=limit, trained=apart.kept, name=spec.evaluation.path)
+    return Receipt(
+        format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
+        files=files,
+        left_aside=tuple(name for source in sources for name in source.reading.left_aside),
+        model=work.model,
+        rows=tally.rows,
+        kept=tally.kept,
+        skipped=sum(tally.skipped.values()),
+        skipped_why=dict(tally.skipped),
+        skipped_rows=tuple(tally.skipped_rows),
+        held_out=held or apart.kept,
+        documents=tally.documents if encodes else None,
+        tokens=tally.tokens if encodes else None,
+        supervised_tokens=tally.supervised_tokens if encodes else None,
+        eos_supervised=tally.ended if encodes else None,
+        truncated=tally.truncated if encodes else None,
+        unsupervised=tally.unsupervised if encodes else None,
+        lengths=tally.length_facts(),
+        masks=dict(tally.masks),
+        template_parity=tally.unlike_asked == 0 if tally.documents else None,
+        template_parity_broken=tally.unlike_asked if encodes else None,
+        duplicates=len(said.exact),
+        near_duplicates=len(said.near),
+        overlap=overlap,
+        double_start=tally.double_start if encodes else None,
+        control_tokens_as_text=tally.control_tokens if encodes else None,
+        unknown_special_tokens=dict(tally.unknown_special),
+        replacement_characters=tally.replacements,
+        licence=strictest(file.licence for file in files),
+        system=tally.system,
+        recipe=spec.recipe,
+        template=work.template,
+        warnings=tuple(warnings_of(tally, overlap, len(said.near), len(said.exact))),
+        fatal=tuple(fatal),
+    )
+
+
+def _facts(reading: Reading, part: Part) -> PartFacts:
+    given = reading.source.licence or part.licence
+    found = find_licence(part.folder) if given is None and part.folder is not None else None
+    licence = normalised(given) if given is not None else found.name if found is not None else "unknown"
+    return PartFacts(name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence)
+
+
+def content_identity(spec: DataSpec) -> str:
+    """Changes with any byte of any source."""
+    digest = sha256()
+    for source in (*spec.all_sources, *((spec.evaluation,) if spec.evaluation is not None else ())):
+        reading = open_source(spec, source)
+        for part in reading.parts:
+            licence = find_licence(part.folder) if part.folder is not None else None
+            digest.update(f"{part.name}\0{part.identity()}\0{licence.name if licence else ''}\0".encode())
+        digest.update("\0".join(reading.left_aside).encode())
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""receipt.json: what a run's training data really was, and the template that everything after it renders with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rankwise.spec.spec import Spec
+
+RECEIPT = "receipt.json"
+
+
+class PartFacts(Spec):
+    """One file, or one split of a hub data set."""
+
+    name: str
+    sha256: str
+    format: str | None
+    rows: int
+    licence: str
+
+
+class TemplateFacts(Spec):
+    """`sources` is the Jinja text, by name where a model has several; `start` goes before it."""
+
+    kind: str
+    sources: dict[str, str]
+    sha256: str
+    ends: tuple[str, ...]
+    start: str
+
+
+class LengthFacts(Spec):
+    """Tokens per document, before any was cut or left out."""
+
+    median: int
+    p90: int
+    p99: int
+    longest: int
+    suggested_max_length: int
+    """Holds 99 of 100 documents, rounded up to a multiple of 64."""
+
+
+class Skipped(Spec):
+    where: str
+    why: str
+
+
+class OverlapFacts(Spec):
+    """Rows to measure with whose question is also trained on."""
+
+    exact: int
+    near: int
+    of: int
+
+
+class Receipt(Spec):
+    """Token counts are of all documents kept, and None where no model was named to count with.
+
+    A row is what the file holds; a document is what is learned at a time. They differ where a row holds several tasks,
+    a conversation was split, or each answer has a row of its own.
+    """
+
+    version: Literal[1] = 1
+    format: str
+    """Of all files, with commas between."""
+    files: tuple[PartFacts, ...]
+    left_aside: tuple[str, ...] = ()
+    """Files of a folder that belong to other splits."""
+    model: str | None
+    rows: int
+    kept: int
+    skipped: int
+    skipped_why: dict[str, int]
+    skipped_rows: tuple[Skipped, ...]
+    """The first hundred."""
+    held_out: int
+    """Rows that are measured and not trained on: the last of those kept, or those of the evaluation source, which are
+    counted nowhere else."""
+    documents: int | None
+    tokens: int | None
+    supervised_tokens: int | None
+    eos_supervised: int | None
+    """Documents in which the end of every learned answer is learned."""
+    truncated: int | None
+    unsupervised: int | None
+    """Documents that had no supervised token left after cutting; they are left out."""
+    lengths: LengthFacts | None
+    masks: dict[str, int]
+    """How the answers were found, and in how many documents."""
+    template_parity: bool | None
+    """Whether what stands before every answer is, id for id, what generation will be given."""
+    template_parity_broken: int | None
+    duplicates: int
+    """Rows that say what an earlier row says."""
+    near_duplicates: int
+    overlap: OverlapFacts | None
+    double_start: int | None
+    control_tokens_as_text: int | None
+    """Rows in which somebody typed a control token of this model."""
+    unknown_special_tokens: dict[str, int]
+    """What looks like a control token of other models, and in how many rows."""
+    replacement_characters: int
+    licence: str
+    system: str | None
+    """The system message that all rows share, if they do; answers are asked for with it too."""
+    recipe: str | None
+    template: TemplateFacts | None
+    warnings: tuple[str, ...]
+    fatal: tuple[str, ...]
+    """Why this must not be trained on."""
