@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: demo test check format examples wheel gpu clean
+.PHONY: demo test check format examples bench wheel gpu clean
 
 demo: $(RUN_READY)  ## train a real model on this machine and show before and after
 	$(BIN)/rankwise demo
@@ -28,6 +28,9 @@ format: $(DEV_READY)
 examples: $(DEV_READY)  ## the examples, as the tests run them
 	$(BIN)/python examples/one_row.py
 	$(BIN)/python examples/flat_lora.py
+
+bench: $(DEV_READY)  ## long measurements, on the data sets at RANKWISE_DATA
+	$(BIN)/python bench/data_check.py bench/results/data-check-$$(date +%F)
 
 gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU
 	$(BIN)/python -m pytest -m gpu tests/gpu

@@ -18,6 +18,7 @@ from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.peft_format import read_peft, write_peft
 from rankwise.data.batches import Batches, collate
 from rankwise.data.formats import find_format, parse_row
+from rankwise.data.packing import pack
 from rankwise.data.templates import render
 from rankwise.data.tokens import tokenise
 from rankwise.models.causal import SupervisedLogits
@@ -40,17 +41,22 @@ def main() -> None:
 
     row = json.loads(LINE)
     form = find_format(row, "here:1")
-    example = parse_row(row, form, "here:1")
+    (example,) = parse_row(row, form, "here:1")
     print(f"1  example   {form} form: {[message.role for message in example.messages]}")
 
-    segments = render(example, model.tokenizer)
-    assert "".join(segment.text for segment in segments) == model.tokenizer.text(example.messages)
-    print(f"2  segments  learned: {[segment.text for segment in segments if segment.learned]}")
+    rendering = render(example, model.template)
+    assert rendering.text == model.template.text(example.messages)
+    print(f"2  segments  learned: {[segment.text for segment in rendering.segments if segment.learned]}")
 
-    tokens = tokenise(segments, model.tokenizer)
+    tokens = tokenise(rendering, model.tokenizer)
+    assert tokens.as_asked, "what stands before the answer is what generation will be given"
     learned = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
     assert model.tokenizer.decode(learned) == row["completion"] + "<|im_end|>", "exactly the answer and its end"
     print(f"3  tokens    {len(tokens.ids)} ids, {tokens.supervised} of them learned")
+
+    (packed,) = pack([tokens, tokens], 2048)
+    assert int(packed.supervised.sum()) == 2 * tokens.supervised, "no token is lost"
+    print(f"4  packed    two such rows: {tuple(packed.inputs.shape)}")
 
     batch = collate([tokens])
     assert int(batch.supervised.sum()) == tokens.supervised
