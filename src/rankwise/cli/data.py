@@ -120,8 +120,8 @@ def recipes(
 
 
 def _spec(files: list[str], flags: dict[str, Any], set_: list[str] | None) -> DataSpec:
-    settings = [*settings_of(flags), *(parse_setting(text) for text in set_ or [])]
-    return read_data(files, [setting for setting in settings if setting.key != "model.name"])
+    of_rows = {name: value for name, value in flags.items() if name != "model"}
+    return read_data(files, [*settings_of(of_rows), *(parse_setting(text) for text in set_ or [])])
 
 
 def _tell(receipt: Receipt) -> None:

@@ -18,7 +18,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from rankwise.data.documents import Documents
 from rankwise.data.encoding import Encoder
@@ -61,12 +60,18 @@ def recall(key: str) -> Prepared | None:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         if any(sha256_of(folder / name) != facts["sha256"][name] for name in ARRAYS):
             return None
+        if _digest(facts["receipt"]) != facts["sha256"]["receipt"]:
+            return None
         receipt = Receipt.model_validate(facts["receipt"])
         os.utime(folder)  # asked for
         trained, measured = (np.fromfile(folder / f"{name}.bin", np.int64) for name in ("trained", "measured"))
         return Prepared(Documents.read(folder), trained, measured, receipt)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):  # missing, damaged, or of another version
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # missing, damaged, or of another version
         return None
+
+
+def _digest(receipt: object) -> str:
+    return sha256(json.dumps(receipt, sort_keys=True).encode()).hexdigest()
 
 
 def keep(key: str, prepared: Prepared, announce: Announce) -> None:
@@ -79,10 +84,9 @@ def keep(key: str, prepared: Prepared, announce: Announce) -> None:
             prepared.documents.write(temporary)
             prepared.trained.tofile(temporary / "trained.bin")
             prepared.measured.tofile(temporary / "measured.bin")
-            hashes = {name: sha256_of(temporary / name) for name in ARRAYS}
-            write_json(
-                temporary / "facts.json", {"sha256": hashes, "receipt": prepared.receipt.model_dump(mode="json")}
-            )
+            receipt = prepared.receipt.model_dump(mode="json")
+            hashes = {name: sha256_of(temporary / name) for name in ARRAYS} | {"receipt": _digest(receipt)}
+            write_json(temporary / "facts.json", {"sha256": hashes, "receipt": receipt})
         _forget_old(folder.parent)
     except (RankwiseError, OSError) as error:
         announce(Said(f"the encoded rows are not kept for the next time: {error}"))

@@ -107,7 +107,8 @@ class Encoder:
         if len(document.ids) <= self.limit:
             return document
         ids, learned = document.ids[: self.limit], document.learned[: self.limit]
-        return Tokens(ids, learned, document.as_asked, ended=not document.learned[self.limit])
+        inside = document.learned[self.limit] and document.learned[self.limit - 1]
+        return Tokens(ids, learned, document.as_asked, ended=not inside)
 
     def _long_prompt(self, document: Tokens) -> bool:
         given = next((place for place, learned in enumerate(document.learned) if learned), 0)

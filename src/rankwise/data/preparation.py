@@ -66,7 +66,7 @@ def prepare_data(
     held_out = [source.rows[len(source.rows) - source.held_out :] for source in trained]
     numbers_apart = _numbers([row for rows in (*held_out, *(source.rows for source in measured)) for row in rows])
     overlap = _overlap(trained, measured) if work.compares else None
-    receipt = _receipt(work, apart.tally, [*trained, *measured], len(numbers), overlap)
+    receipt = _receipt(work, apart.tally, trained, measured, len(numbers), overlap)
     return Prepared(Documents.gathered(work.documents), numbers, numbers_apart, receipt)
 
 
@@ -106,8 +106,8 @@ class _Preparation:
 
     def _encoded(self, chunk: Sequence[list[Example]]) -> list[range]:
         if self.encoder is None:
-            for _ in chunk:
-                self.tally.keep_unencoded()
+            for row in chunk:
+                self.tally.keep_unencoded(row)
             return [range(0, 0) for _ in chunk]
         outcomes = iter(self.encoder.encode([example for row in chunk for example in row]))
         made: list[range] = []
@@ -124,15 +124,16 @@ class _Preparation:
 
 
 def _hold_out(sources: Sequence[_Source], count: int) -> None:
-    """The last rows of each source, its share of `count` by its size; what rounding leaves goes to the largest."""
+    """The last rows of each source, its share of `count` by its size; what rounding leaves goes where it took most."""
     total = sum(len(source.rows) for source in sources)
-    if not count or not total:
+    count = min(count, total)
+    if not count:
         return
     for source in sources:
         source.held_out = count * len(source.rows) // total
-    largest = max(sources, key=lambda source: len(source.rows))
-    largest.held_out += count - sum(source.held_out for source in sources)
-    largest.held_out = min(largest.held_out, len(largest.rows))
+    left = count - sum(source.held_out for source in sources)
+    for source in sorted(sources, key=lambda source: -(count * len(source.rows) % total))[:left]:
+        source.held_out += 1
 
 
 def _numbers(rows: Sequence[range]) -> np.ndarray:
@@ -154,10 +155,11 @@ def _overlap(trained: Sequence[_Source], measured: Sequence[_Source]) -> Overlap
 
 
 def _receipt(
-    work: _Preparation, apart: Tally, sources: Sequence[_Source], trained: int, overlap: OverlapFacts | None
-) -> Receipt:
+    work: _Preparation, apart: Tally, sources: Sequence[_Source], measured: Sequence[_Source], trained: int,
+    overlap: OverlapFacts | None,
+) -> Receipt:  # fmt: skip
     tally, spec, encodes = work.tally, work.spec, work.encoder is not None
-    parts = [(source.reading, part) for source in sources for part in source.reading.parts]
+    parts = [(source.reading, part) for source in (*sources, *measured) for part in source.reading.parts]
     files = tuple(_facts(reading, part) for reading, part in parts)
     said = tally.said.duplicates()
     limit = work.encoder.limit if work.encoder is not None else None
@@ -169,7 +171,7 @@ def _receipt(
     return Receipt(
         format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
         files=files,
-        left_aside=tuple(name for source in sources for name in source.reading.left_aside),
+        left_aside=tuple(name for source in (*sources, *measured) for name in source.reading.left_aside),
         model=work.model,
         rows=tally.rows,
         kept=tally.kept,

@@ -90,7 +90,6 @@ class Tally:
         said = "\n".join(example.said for example in examples)
         self.said.add([said])
         systems = {example.system for example in examples}
-        self.systems |= systems
         said = "\n".join([said, *filter(None, systems)])
         self.unknown_special.update(set(LOOKS_SPECIAL.findall(said)) - self.known)
         self.replacements += "\ufffd" in said
@@ -98,9 +97,10 @@ class Tally:
         if self.guards is not None:
             self.control_tokens += self.guards.holds_control_token(said)
 
-    def keep_unencoded(self) -> None:
+    def keep_unencoded(self, examples: Sequence[Example]) -> None:
         """Without a tokenizer, what could be read is kept."""
         self.kept += 1
+        self.systems |= {example.system for example in examples}
 
     def encoded(self, outcomes: Sequence[Outcome], limit: int) -> bool:
         """One row's examples after encoding; whether anything of it is left."""
@@ -114,6 +114,7 @@ class Tally:
             self._count(outcome)
         if any(outcome.documents for outcome in outcomes):
             self.kept += 1
+            self.systems |= {outcome.example.system for outcome in outcomes}
             self.answers_too_long += sum(outcome.too_long for outcome in outcomes)
             return True
         longest = max(length for outcome in outcomes for length in outcome.lengths)

@@ -85,7 +85,9 @@ class ChatTemplate:
 
     @cached_property
     def identity(self) -> str:
-        parts = [self._prefix, *self.ends, *(part for source in sorted(self._sources.items()) for part in source)]
+        """Changes with what is written: also with the special tokens, which a template names and does not hold."""
+        pairs = [*sorted(self._sources.items()), *sorted(self._special.items())]
+        parts = [self._prefix, *self.ends, *(part for pair in pairs for part in pair)]
         return sha256("\0".join(parts).encode()).hexdigest()
 
     @cached_property
