@@ -21,7 +21,7 @@ PAGE = """# {title}
 
 | | |
 |---|---|
-| data | {data_file}, {trained_rows} rows trained on, {held_out_rows} held out, {rows_too_long} too long and left out |
+| data | {data_file}, {trained_documents} rows trained on, {measured_documents} held out, {rows_too_long} too long |
 | tokens an epoch | {tokens:,}, of which {supervised_tokens:,} learned |
 | base model | {base} |
 | trainable parameters | {trainable_parameters:,} of {total_parameters:,} |

@@ -600,8 +600,8 @@ def test_a_run_of_several_sources_can_be_asked(home):
     asked = rankwise("generate", "two", "--prompt", "what is it?", "--max-new-tokens", 3)
     assert asked.exit_code == 0, asked.output
     manifest = json.loads((home / "runs" / "two" / "manifest.json").read_text())
-    assert manifest["data"]["held_out_rows"] == 3
-    assert manifest["data"]["trained_rows"] == 8 - 2 + 2 * (4 - 1)
+    assert manifest["data"]["measured_documents"] == 3
+    assert manifest["data"]["trained_documents"] == 8 - 2 + 2 * (4 - 1)
 
 
 # Help

@@ -191,3 +191,40 @@ def test_an_error_inside_the_display_closes_the_live_line(monkeypatch, capsys):
         raise KeyboardInterrupt
     shown = capsys.readouterr().err
     assert shown.endswith("\n\x1b[?25h"), repr(shown[-80:])
+
+
+@pytest.mark.parametrize(
+    "words", [("data", "check"), ("data", "check", "x", "--held-out", "y"), ("train", "--bogus"), ("nothing",)], ids=str
+)
+def test_a_mistake_in_the_words_is_one_object_too(words):
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 2
+    told = json.loads(result.stdout)
+    assert told["exit_code"] == 2 and told["error"]
+    assert CliRunner().invoke(app, list(words)).stdout == ""
+
+
+def test_help_is_help_with_json_too():
+    result = CliRunner().invoke(app, ["data", "check", "--json", "--help"])
+    assert result.exit_code == 0 and "Usage" in result.stdout
+
+
+@pytest.mark.parametrize("json_", [[], ["--json"]], ids=["plain", "json"])
+def test_an_output_that_cannot_be_written_is_told_without_a_traceback(json_):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rankwise", "data", "recipes", *json_],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 4
+    assert done.stderr.startswith("rankwise: the output cannot be written") and done.stderr.count("\n") == 1
+
+
+def test_a_terminal_that_has_few_characters_gets_them_escaped():
+    done = subprocess.run(
+        [sys.executable, "-c", "from rankwise.cli.display import print_json; print_json({'name': 'fïle 日本'})"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {"name": "fïle 日本"}

@@ -104,7 +104,7 @@ def test_metrics_hold_each_step_once_and_both_measurements_of_the_held_out_rows(
     rows = read_journal(run / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, STEPS + 1))
     held_out = [row for row in rows if row["kind"] == "held_out"]
-    assert [(row["step"], row["rows"]) for row in held_out] == [(0, 3), (STEPS, 3)]
+    assert [(row["step"], row["documents"]) for row in held_out] == [(0, 3), (STEPS, 3)]
     facts = json.loads(told)
     assert [row["loss"] for row in held_out] == [facts["held_out_loss_before"], facts["held_out_loss_after"]]
 
@@ -125,7 +125,11 @@ def test_the_manifest_says_what_made_the_run(run, home, tiny_folder):
     assert manifest["versions"]["torch"] == version("torch")
     assert manifest["versions"]["python"] == platform.python_version()
     assert manifest["data"]["sha256"] == hashlib.sha256((home / "rows.jsonl").read_bytes()).hexdigest()
-    assert (manifest["data"]["rows"], manifest["data"]["trained_rows"], manifest["data"]["held_out_rows"]) == (
+    assert (
+        manifest["data"]["rows"],
+        manifest["data"]["trained_documents"],
+        manifest["data"]["measured_documents"],
+    ) == (
         15,
         12,
         3,
@@ -225,7 +229,7 @@ def test_rows_too_long_are_left_out_whole_and_counted(home, tiny_folder):
     result = rankwise("train", "--model", tiny_folder, "--data", "mixed.jsonl", *words)
     assert result.exit_code == 0, result.output
     data = json.loads((home / "runs" / "lengths" / "manifest.json").read_text())["data"]
-    assert (data["rows"], data["trained_rows"], data["rows_too_long"]) == (16, 15, 1)
+    assert (data["rows"], data["trained_documents"], data["rows_too_long"]) == (16, 15, 1)
     assert "1 of 16 rows are left out: 1 too long" in result.stderr
     receipt = json.loads((home / "runs" / "lengths" / "receipt.json").read_text())
     assert (receipt["rows"], receipt["kept"], receipt["skipped_why"]) == (16, 15, {"too long": 1})

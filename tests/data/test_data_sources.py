@@ -57,14 +57,15 @@ def problem(tmp_path):
 
 @pytest.fixture
 def damage(tmp_path):
-    """The message of an error after which nothing in a file can be found again, its folder cut off."""
+    """What is told of a file in which nothing can be found again, its folder cut off; none of its rows is kept."""
 
     def read(content, **settings):
         file = tmp_path / "rows.jsonl"
         file.write_bytes(content)
-        with pytest.raises(DataError) as caught:
-            count_only(DataSpec(path=str(file), **settings), silent)
-        return str(caught.value).replace(f"{tmp_path}/", "")
+        for mode in ("skip", "stop"):
+            receipt = count_only(DataSpec(path=str(file), on_bad_row=mode, **settings), silent)
+            assert (receipt.kept, receipt.skipped, receipt.fatal) == (0, 1, (receipt.skipped_rows[0].why,))
+        return receipt.fatal[0].replace(f"{tmp_path}/", "")
 
     return read
 
@@ -221,6 +222,36 @@ def test_a_damaged_json_list_is_told_with_its_line(damage, content, wanted):
     message = damage(content)
     assert all(part in message for part in wanted), message
     assert len(message) < 400
+
+
+DAMAGED = {
+    "a cut list": ("rows.json", b"[\n" + GOOD + b",\n" + GOOD, ":5"),
+    "an unclosed quote": ("rows.csv", b'prompt,completion\na,b\nc,"d\n', ":3"),
+    "a TSV of no table": ("rows.tsv", b"prompt\tprompt\na\tb\n", ":1"),
+    "damaged Parquet": ("rows.parquet", b"PAR1" + bytes(40), ""),
+    "damaged Arrow": ("rows.arrow", b"ARROW1\0\0" + bytes(40), ""),
+    "compressed rows": ("rows.jsonl", b"\x1f\x8b\x08\0" + bytes(60), ""),
+    "settings": ("rows.json", b'{\n "model": "x"\n}\n', ":1"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_damaged_file_is_a_problem_beside_those_of_the_other_files(kind, order, tmp_path):
+    # it was an error of its own: `data check --json` had none of its keys, and the other problems stayed hidden
+    name, content, line = DAMAGED[kind]
+    damaged, good, bad = tmp_path / name, tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    damaged.write_bytes(content)
+    good.write_bytes(GOOD * 2)
+    bad.write_bytes(GOOD + b"{\n")
+    sources = [str(path) for path in (damaged, good, bad)][::order]
+    stopped = count_only(DataSpec(sources=sources), silent)
+    [problems] = stopped.fatal
+    assert {problem.partition(": ")[0] for problem in problems.splitlines()} == {f"{damaged}{line}", f"{bad}:2"}
+    skipping = count_only(DataSpec(sources=sources, on_bad_row="skip"), silent)
+    assert (skipping.fatal, skipping.kept, skipping.skipped, skipping.rows) == ((), 3, 2, 5)
+    assert {skipped.where for skipped in skipping.skipped_rows} == {f"{damaged}{line}", f"{bad}:2"}
+    assert skipping.rows == sum(file.rows for file in skipping.files)
 
 
 def test_an_empty_json_list_has_no_rows(problem):

@@ -334,6 +334,21 @@ def test_no_flipped_bit_of_the_facts_ever_passes_for_a_fact(writing):
     assert wrong == []
 
 
+def test_rows_of_a_file_that_changes_while_it_is_read_are_not_kept_for_what_it_was(writing, home):
+    old = (home / "rows.jsonl").read_text()
+
+    class Meanwhile(Counted):
+        def encode_all(self, texts):
+            (home / "rows.jsonl").write_text(old + '{"prompt": "new", "completion": "rows"}\n')
+            return super().encode_all(texts)
+
+    hub = writing.tokenizer.hub
+    tokenizer = Meanwhile(hub, [hub.eos_token_id])
+    template = ChatTemplate.of_model(HubTokenizer(hub, [hub.eos_token_id]))
+    prepare(SPEC, Writing(tokenizer, template, "tiny", None), silent)
+    assert entries() == []
+
+
 # Several processes
 
 PROGRAM = """

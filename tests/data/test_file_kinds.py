@@ -27,6 +27,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rankwise.data.files import records
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError
 from rankwise.models.chat_templates import ChatTemplate
@@ -303,6 +304,16 @@ LAYOUTS = {
     "the hub's folder of data": ["data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"],
     "the hub's folder of a subset": ["main/train-00000-of-00001.jsonl", "main/test-00000-of-00001.jsonl"],
     "the hub's converted files": ["default/train/0000.jsonl", "default/test/0000.jsonl"],
+    "the longer word": ["training.jsonl", "test.jsonl"],
+    "the word at the end": ["mydata_train.jsonl", "mydata_test.jsonl", "mydata_eval.jsonl"],
+    "the word in the middle": ["my-train-v1.jsonl", "my-validation-v1.jsonl", "my-dev-v1.jsonl"],
+    "numbers behind the word": ["train1.jsonl", "train2.jsonl", "test.jsonl", "test2.jsonl"],
+    "sets": ["trainset.jsonl", "testset.jsonl", "devset.jsonl"],
+    "data of each": ["traindata.jsonl", "testdata.jsonl"],
+    "capitals": ["My.TRAIN.jsonl", "My.Test.jsonl"],
+    "names that say first what the rows are about": ["eval_harness_train.jsonl", "training_rules_test.jsonl"],
+    "words in folders of more words": ["v1-training/a.jsonl", "v1-testing/a.jsonl", "v1-evaluation/a.jsonl"],
+    "a file whose split nobody says": ["training/a.jsonl", "extra.jsonl"],
 }
 
 
@@ -311,10 +322,48 @@ def test_what_is_for_testing_is_not_trained_on(layout, tmp_path, prepared):
     for number, name in enumerate(LAYOUTS[layout]):
         (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
         as_lines(tmp_path / "rows" / name, [{"prompt": f"{name} {number}", "completion": "yes"}])
-    training = [name for name in LAYOUTS[layout] if "train" in name]
+    training = [name for name in LAYOUTS[layout] if "train" in name.lower() and "test" not in name]
     receipt = prepared(tmp_path / "rows").receipt
     assert [str(Path(file.name).relative_to(tmp_path / "rows")) for file in receipt.files] == training
     assert set(receipt.left_aside) == set(LAYOUTS[layout]) - set(training)
+
+
+APART = ["test", "valid", "validation", "val", "dev", "eval", "evaluation", "testing", "my_test", "testset", "test1",
+         "test/b"]  # fmt: skip
+
+
+@pytest.mark.parametrize("apart", APART)
+def test_beside_a_file_of_no_split_what_is_for_testing_is_left_aside_and_named(apart, tmp_path, prepared):
+    (tmp_path / "rows" / "test").mkdir(parents=True)
+    as_lines(tmp_path / "rows" / "a.jsonl", ROWS)
+    as_lines(tmp_path / "rows" / f"{apart}.jsonl", ROWS[:3])
+    made = prepared(tmp_path / "rows")
+    assert made.receipt.left_aside == (f"{apart}.jsonl",)
+    assert len(made.trained) == 30
+
+
+@pytest.mark.parametrize("names", [["test.jsonl"], ["test/a.jsonl", "valid.jsonl"]])
+def test_a_folder_of_nothing_but_what_is_for_testing_wants_a_word(names, tmp_path, prepared):
+    for name in names:
+        (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
+        as_lines(tmp_path / "rows" / name, ROWS)
+    with pytest.raises(DataError, match=r"rows: .*data\.split"):
+        prepared(tmp_path / "rows")
+    assert len(prepared(tmp_path / "rows", split="test").trained) == 30
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [("train", ["my_training.jsonl"]), ("training", ["my_training.jsonl"]), ("validation", ["dev.jsonl"]),
+     ("dev", ["dev.jsonl"]), ("test", ["test1.jsonl", "test2.jsonl"]), ("extra", ["extra-0.jsonl"])],
+)  # fmt: skip
+def test_a_split_that_is_asked_for_is_found_by_each_of_its_words(asked, read, tmp_path):
+    (tmp_path / "rows").mkdir()
+    for name in ("my_training.jsonl", "dev.jsonl", "test1.jsonl", "test2.jsonl", "extra-0.jsonl"):
+        as_lines(tmp_path / "rows" / name, ROWS)
+    reading, _ = reading_of(tmp_path / "rows", split=asked)
+    assert [Path(part.name).name for part in reading.parts] == read
+    assert len(reading.left_aside) == 5 - len(read)
 
 
 def test_a_folder_without_splits_is_read_whole(tmp_path):
@@ -344,6 +393,67 @@ def test_what_a_program_kept_beside_a_saved_data_set_is_none_of_its_rows(tmp_pat
     datasets.load_from_disk(tmp_path / "rows").map(lambda row: {"prompt": row["prompt"].upper()})
     assert any(path.name.startswith("cache-") for path in (tmp_path / "rows").iterdir())
     assert contents(reading_of(tmp_path / "rows")[1]) == [[row["prompt"], row["completion"]] for row in ROWS]
+
+
+# Cells that cannot be read
+
+
+def strings(*values):
+    """Bytes under the name of text, as a careless program writes them."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def written(path, columns):
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_cell_that_is_no_text_costs_its_row_alone(name, alone, tmp_path):
+    # its column was dropped in silence, and with an only column all of a batch
+    cells = strings(*[b"caf\xe9" if number in (3, 1200) else f"text {number}".encode() for number in range(1500)])
+    more = {} if alone else {"id": list(range(1500)), "language": ["en"] * 1500}
+    file = written(tmp_path / name, {"text": cells} | more)
+    reading, examples = reading_of(file)
+    assert [where for where, _ in reading.skipped] == [f"{file}:4", f"{file}:1201"]
+    assert all(why.startswith(f"{where}: ") and "'text'" in why and "UTF-8" in why for where, why in reading.skipped)
+    assert [example.text for example in examples] == [f"text {n}" for n in range(1500) if n not in (3, 1200)]
+    assert reading.rows == 1500
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_a_cell_that_is_no_text_inside_of_turns_costs_its_row_alone(name, tmp_path):
+    turns = pa.StructArray.from_arrays(
+        [pa.array(["user", "assistant"] * 3), strings(b"a", b"b", b"c", b"\xff", b"e", b"f")], ["role", "content"]
+    )
+    messages = pa.ListArray.from_arrays(pa.array([0, 2, 4, 6], pa.int32()), turns)
+    reading, examples = reading_of(written(tmp_path / name, {"messages": messages}))
+    assert contents(examples) == [["a", "b"], ["e", "f"]]
+    assert [where for where, _ in reading.skipped] == [f"{tmp_path / name}:2"]
+
+
+def test_a_value_that_python_cannot_hold_costs_its_row_alone(tmp_path):
+    when = pa.StructArray.from_arrays([pa.array([0, 10**15, 0], pa.timestamp("s"))], ["when"])
+    table = {"prompt": ["a", "b", "c"], "completion": ["x", "y", "z"], "meta": when}
+    reading, examples = reading_of(written(tmp_path / "rows.parquet", table))
+    assert contents(examples) == [["a", "x"], ["c", "z"]]
+    assert [where for where, _ in reading.skipped] == [f"{tmp_path / 'rows.parquet'}:2"]
+
+
+def test_a_time_beyond_all_calendars_leaves_the_other_times_where_they_are(tmp_path):
+    # no form reads a time, so its row is whole without it
+    when = pa.array([0, 10**15, 0], pa.timestamp("s"))
+    file = written(tmp_path / "rows.parquet", {"prompt": ["a", "b", "c"], "completion": ["x", "y", "z"], "when": when})
+    assert [list(row) for _, row in records(file)] == [["prompt", "completion", "when"]] * 3
+    assert [row["when"] is None for _, row in records(file)] == [False, True, False]
+    reading, _ = reading_of(file, columns={"prompt": "when"})
+    assert len(reading.skipped) == 3, "a time that is told to be read is refused, there or not"
 
 
 # Drawing
@@ -396,7 +506,7 @@ def test_a_row_is_seen_as_often_as_its_source_weighs_and_counted_once(weight, tm
     assert set(seen.values()) <= {int(weight), int(weight) + 1} and set(seen) <= set(range(30))
     assert len(seen) == (30 if weight >= 1 else round(30 * weight))
     assert made.receipt == once.receipt, "what the files hold is the same"
-    assert facts_of(made).trained_rows == len(made.trained)
+    assert facts_of(made).trained_documents == len(made.trained)
     assert made.trained_rows.tokens == sum(len(row.ids) for row in made.trained_rows)
 
 
@@ -447,7 +557,7 @@ def rows_of(name, count):
 
 @pytest.mark.parametrize(
     ("sizes", "held_out", "shares"),
-    [((10,), 3, (3,)), ((20, 10), 6, (4, 2)), ((20, 10), 5, (4, 1)), ((3, 30, 3), 4, (0, 4, 0)), ((5, 5), 1, (1, 0)),
+    [((10,), 3, (3,)), ((20, 10), 6, (4, 2)), ((20, 10), 5, (3, 2)), ((3, 30, 3), 4, (0, 4, 0)), ((5, 5), 1, (1, 0)),
      ((7, 7, 7), 7, (3, 2, 2))],
 )  # fmt: skip
 def test_the_last_rows_of_each_source_are_held_out_by_its_size(sizes, held_out, shares, tmp_path, prepared, writing):
@@ -616,7 +726,8 @@ def test_without_names_a_label_is_learned_as_it_stands(tmp_path):
 
 # A hub data set: a small server on this machine answers as the real hub does; everything else is real.
 
-COMMITS = {"main": "b" * 40, "v1": "c" * 40}
+COMMITS = {"main": "b" * 40, "v1": "c" * 40, "labelled": "d" * 40, "damaged": "e" * 40}
+TRAIN = "data/train-00000-of-00001.parquet"
 READ = """
 import sys
 from rankwise.data.sources import open_source
@@ -626,18 +737,41 @@ reading = open_source(spec, spec.all_sources[0])
 rows = [row for chunk in reading.chunks() for row in chunk]
 print(*(f"{example.where} {example.messages[0].content}" for (example,) in rows), reading.parts[0].licence, sep="\\n")
 """
+TWICE = """
+import sys
+from urllib.request import urlopen
+from rankwise.data.preparation import content_identity
+from rankwise.run.records import silent
+from rankwise.spec.data import DataSpec
+from rankwise.verbs.preparing import count_only
+spec = DataSpec(path="hub:me/tiny", **eval(sys.argv[1]))
+asked = lambda: int(urlopen(sys.argv[2] + "/asked").read())
+content_identity(spec)
+before = asked()
+receipt = count_only(spec, silent)
+print(before > 0, asked() - before, receipt.files[0].sha256, receipt.licence)
+"""
+LABELLED = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+
+
+def labelled(*labels):
+    buffer = io.BytesIO()
+    rows = {"text": [f"text {number}" for number in range(len(labels))], "label": labels}
+    datasets.Dataset.from_dict(rows, features=LABELLED).to_parquet(buffer)
+    return buffer.getvalue()
 
 
 def parquet_of(*words):
     buffer = io.BytesIO()
-    pq.write_table(pa.table({"prompt": list(words), "completion": ["yes"] * len(words)}), buffer)
+    prompts = strings(*[word if isinstance(word, bytes) else word.encode() for word in words])
+    pq.write_table(pa.table({"prompt": prompts, "completion": ["yes"] * len(words)}), buffer)
     return buffer.getvalue()
 
 
 def repository(version):
     return {
         "README.md": b"---\nlicense: mit\n---\n# Tiny\n",
-        "data/train-00000-of-00001.parquet": parquet_of(f"one-{version}", f"two-{version}"),
+        TRAIN: parquet_of(f"one-{version}", f"two-{version}"),
         "data/validation-00000-of-00001.parquet": parquet_of(f"three-{version}"),
     }
 
@@ -645,7 +779,11 @@ def repository(version):
 @pytest.fixture
 def hub() -> Iterator[str]:
     """Its address."""
-    at = {COMMITS[name]: repository(name) for name in COMMITS} | {name: repository(name) for name in COMMITS}
+    by_name = {name: repository(name) for name in ("main", "v1")}
+    by_name["labelled"] = {TRAIN: labelled(0, 1, None, 1)}
+    by_name["damaged"] = {TRAIN: parquet_of(b"one", b"caf\xe9", b"three", b"\xff", b"five")}
+    at = {COMMITS[name]: files for name, files in by_name.items()} | by_name
+    asked: list[str] = []
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -658,6 +796,9 @@ def hub() -> Iterator[str]:
             pass
 
         def _respond(self, body: bool) -> None:
+            if self.path == "/asked":
+                return self._send(str(len(asked)).encode(), "", body)
+            asked.append(self.path)
             what, _, rest = (
                 self.path.split("?")[0].removeprefix("/api").removeprefix("/datasets/me/tiny/").partition("/")
             )
@@ -697,12 +838,13 @@ def hub() -> Iterator[str]:
 
 @pytest.fixture
 def hub_rows(hub, tmp_path):
-    def read(**settings):
+    def read(program=READ, **settings):
         environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
         environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf")}
         return subprocess.run(
-            [sys.executable, "-c", READ, repr(settings)], env=environment, cwd=tmp_path, capture_output=True, text=True
-        )
+            [sys.executable, "-c", program, repr(settings), hub],
+            env=environment, cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
 
     return read
 
@@ -734,3 +876,36 @@ def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(hub_rows, tmp_
     as_lines(tmp_path / "me" / "tiny" / "train.jsonl", [{"prompt": "of this machine", "completion": "yes"}])
     result = hub_rows()  # `datasets` would read the folder, and the receipt would name the hub
     assert "there is a me/tiny in this folder" in result.stderr, result.stdout + result.stderr
+
+
+ANSWERS = f"""{READ.replace("example.messages[0]", "example.messages[-1]")}
+print(*(why for _, why in reading.skipped), sep="\\n")
+"""
+
+
+def test_the_labels_of_a_hub_data_set_are_learned_by_their_names(hub_rows):
+    result = hub_rows(ANSWERS, revision="labelled")  # "0" and "1" were learned
+    *rows, _, problem = result.stdout.splitlines()
+    assert rows == [f"hub:me/tiny/train:{number} {name}" for number, name in ((1, "bad"), (2, "good"), (4, "good"))]
+    assert problem.startswith("hub:me/tiny/train:3: the label is None"), result.stderr
+
+
+def test_names_that_are_given_go_before_those_of_a_hub_data_set(hub_rows):
+    result = hub_rows(ANSWERS, revision="labelled", labels=("no", "yes"))
+    assert [row.split()[-1] for row in result.stdout.splitlines()[:3]] == ["no", "yes", "yes"], result.stderr
+
+
+def test_a_row_of_a_hub_data_set_that_cannot_be_decoded_costs_only_itself(hub_rows):
+    result = hub_rows(ANSWERS, revision="damaged")  # was a traceback
+    *rows, _, first, second = result.stdout.splitlines()
+    assert rows == [f"hub:me/tiny/train:{number} yes" for number in (1, 3, 5)], result.stderr
+    assert first.startswith("hub:me/tiny/train:2: ") and second.startswith("hub:me/tiny/train:4: ")
+
+
+def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub_rows):
+    # its identity is wanted for the cache of encoded rows, and then its rows
+    told = {revision: hub_rows(TWICE, revision=revision).stdout.split() for revision in ("main", "v1")}
+    for revision, (some, more, identity, licence) in told.items():
+        assert (some, more, licence) == ("True", "0", "MIT"), revision
+        assert len(identity) == 64 and set(identity) <= set("0123456789abcdef")
+    assert told["main"][2] != told["v1"][2]

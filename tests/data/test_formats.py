@@ -91,6 +91,53 @@ def test_an_input_follows_its_instruction_after_an_empty_line():
     assert example.messages[0].whole == "Add.\n\n1 2"
 
 
+PAIRS = [
+    ("alpaca", "instruction", "output"),
+    ("dolly", "instruction", "response"),
+    ("prompt", "prompt", "completion"),
+    ("prompt", "question", "answer"),
+]
+
+
+@pytest.mark.parametrize(("form", "asks", "answers"), PAIRS)
+@pytest.mark.parametrize("about", ["input", "context"])
+@pytest.mark.parametrize("other", [{}, {"input": None}, {"context": ""}, {"input": " "}])
+def test_input_and_context_are_one_thing_in_every_form(form, asks, answers, about, other):
+    example = parsed({asks: "Add.", answers: "3"} | other | {about: "1 2"}, form)
+    assert find_format({asks: "Add.", answers: "3"} | other | {about: "1 2"}, WHERE) == form
+    assert example.messages == (Message("user", "Add.", context="1 2"), Message("assistant", "3"))
+
+
+@pytest.mark.parametrize(("form", "asks", "answers"), PAIRS)
+@pytest.mark.parametrize("context", ["3 4", "1 2"])
+def test_an_input_beside_a_context_is_refused(form, asks, answers, context):
+    message = problem({asks: "Add.", answers: "3", "input": "1 2", "context": context}, form)
+    assert all(part in message for part in ("'1 2'", repr(context), "input", "context", "leave out one")), message
+
+
+@pytest.mark.parametrize("about", ["input", "context"])
+def test_a_context_beside_turns_is_refused(about):
+    assert repr(about) in problem({"prompt": [USER], "completion": [ANSWER], about: "1 2"}, "prompt")
+    assert parsed({"prompt": [USER], "completion": [ANSWER], about: ""}, "prompt").messages[0].content == "Why?"
+
+
+@pytest.mark.parametrize("spaces", [" ", "\n\t "])
+@pytest.mark.parametrize("about", ["input", "context"])
+def test_a_context_keeps_its_spaces_and_stands_below_a_question_only_if_it_has_more(about, spaces):
+    (asked, _) = parsed({"instruction": "Add.", about: spaces, "output": "3"}, "alpaca").messages
+    assert (asked.context, asked.whole) == (spaces, "Add.")
+    (asked, _) = parsed({"instruction": "Add.", about: spaces + "1", "output": "3"}, "alpaca").messages
+    assert (asked.context, asked.whole) == (spaces + "1", f"Add.\n\n{spaces}1")
+
+
+def test_what_stands_beside_the_instances_of_a_task_is_refused():
+    instances = [{"input": "1 2", "output": "3"}]
+    row = {"instruction": "Add.", "instances": instances}
+    for key in ("input", "context", "system", "system_prompt", "history", "tools"):
+        assert repr(key) in problem(row | {key: "x"}, "self-instruct")
+        assert parsed(row | {key: ""}, "self-instruct").messages[0].context == "1 2"
+
+
 def test_a_system_message_is_laid_before_rows_that_bring_none_and_no_others():
     own = {"messages": [{"role": "system", "content": "own"}, USER, ANSWER]}
     bare = {"messages": [USER, ANSWER]}
@@ -211,3 +258,36 @@ def test_a_long_key_is_shown_short():
     with pytest.raises(DataError) as caught:
         find_format({"k" * 100_000: 1}, WHERE)
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "completion": "c", "response": "r"},
+        {"prompt": "p", "question": "q", "answer": "r"},
+        {"instruction": "i", "output": "o", "response": "r"},
+        {
+            "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "conversations": [{"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}],
+        },
+    ],
+    ids=str,
+)
+def test_of_two_names_of_one_part_none_is_passed_over(row):
+    with pytest.raises(DataError, match=r"^x:1: has .* and .*two names of one thing"):
+        parse_row(row, find_format(row, "x:1"), "x:1")
+
+
+def test_two_names_that_say_the_same_are_no_rivals_and_columns_choose():
+    same = {"prompt": "p", "completion": "c", "response": "c"}
+    assert parse_row(same, "prompt", "x:1")[0].messages[-1].content == "c"
+    chosen = {"prompt": "p", "completion": "c", "response": "r"}
+    [example] = parse_row(chosen, "prompt", "x:1", columns={"completion": "response"})
+    assert example.messages[-1].content == "r"
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_row_of_preference_is_refused(label):
+    row = {"prompt": "p", "completion": "bad answer", "label": label}
+    with pytest.raises(DataError, match=rf"^x:1: the label is {label}; rows of preferences"):
+        parse_row(row, find_format(row, "x:1"), "x:1")

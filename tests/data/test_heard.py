@@ -150,6 +150,8 @@ def test_of_a_prompt_in_turns_the_completion_alone_is_learned(row: dict, learned
         ({"instruction": "i", "output": "o"}, "alpaca"),
         ({"instruction": "i", "response": "o"}, "dolly"),
         ({"prompt": "q", "completion": "a"}, "prompt"),
+        ({"question": "q", "response": "a", "id": "flan.1"}, "prompt"),
+        ({"text": "q", "label": "a"}, "classification"),
         ({"messages": [USER, ANSWER]}, "messages"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sharegpt"),
         pytest.param(
@@ -158,8 +160,9 @@ def test_of_a_prompt_in_turns_the_completion_alone_is_learned(row: dict, learned
         ),
     ],
 )
-def test_a_row_s_system_message_is_said(row: dict, form: str) -> None:
-    messages = parsed(row | {"system": "be kind"}, form).messages
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+def test_a_row_s_system_message_is_said(row: dict, form: str, key: str) -> None:
+    messages = parsed(row | {key: "be kind"}, form).messages
     assert (messages[0].role, messages[0].content) == ("system", "be kind")
     assert [message.role for message in messages[1:]] == ["user", "assistant"]
 
@@ -169,9 +172,35 @@ def test_a_history_beside_a_prompt_in_turns_is_not_lost() -> None:
         parse_row({"prompt": [USER], "completion": [ANSWER], "history": [["q", "a"]]}, "prompt", "x:1")
 
 
-def test_two_different_system_messages_are_not_one_lost() -> None:
-    with pytest.raises(DataError, match="system"):
-        parse_row({"messages": [SYSTEM, USER, ANSWER], "system": "be brief"}, "messages", "x:1")
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "be brief"}, "messages"),
+        ({"messages": [SYSTEM, USER, ANSWER], "system_prompt": "be brief"}, "messages"),
+        ({"prompt": [SYSTEM, USER], "completion": [ANSWER], "system_prompt": "be brief"}, "prompt"),
+        ({"question": "q", "response": "a", "system": "be kind", "system_prompt": "be brief"}, "prompt"),
+        ({"instruction": "i", "output": "o", "system": "be kind", "system_prompt": "be brief"}, "alpaca"),
+    ],
+)
+def test_two_different_system_messages_are_not_one_lost(row: dict, form: str) -> None:
+    with pytest.raises(DataError, match=r"x:1:.*system.*'be kind'.*'be brief'.*leave out one"):
+        parse_row(row, form, "x:1")
+
+
+@pytest.mark.parametrize("given", [{"system": "be kind", "system_prompt": "be kind"}, {"system_prompt": "be kind"}])
+def test_one_system_message_said_twice_is_said_once(given: dict) -> None:
+    wanted = [("system", "be kind"), ("user", "q"), ("assistant", "a")]
+    assert said({"messages": [SYSTEM, USER, ANSWER]} | given, "messages") == wanted
+    assert said({"question": "q", "response": "a"} | given, "prompt") == wanted
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_a_blank_system_prompt_says_nothing(blank: str | None) -> None:
+    for other in ({}, {"system": ""}):
+        row = {"question": "q", "response": "a", "system_prompt": blank} | other
+        assert said(row, "prompt") == [("user", "q"), ("assistant", "a")]
+    row |= {"system": "be kind"}
+    assert said(row, "prompt")[0] == ("system", "be kind")
 
 
 @pytest.mark.parametrize("text", ["half \ud83d", f"x{BREAK}y"])
@@ -194,3 +223,28 @@ def test_what_was_said_before_anybody_asked_is_passed_over_in_sharegpt_alone() -
     turns = [("gpt", "hello"), ("human", "q"), ("gpt", "a")]
     row = {"conversations": [{"from": who, "value": what} for who, what in turns]}
     assert said(row, "sharegpt") == [("user", "q"), ("assistant", "a")]
+    with pytest.raises(DataError, match="turn 1 is an answer with no question"):
+        parse_row({"messages": [{"role": "assistant", "content": "hello"}, USER, ANSWER]}, "messages", "x:1")
+
+
+@pytest.mark.parametrize("more", [1, 2])
+def test_one_answer_before_the_first_question_is_passed_over_and_no_second(more: int) -> None:
+    # FastChat skips the first turn if it is not a human's, and asserts that questions and answers follow in turn
+    turns = [("gpt", "hello"), *[("gpt", "again")] * more, ("human", "q"), ("gpt", "a")]
+    row = {"conversations": [{"from": who, "value": what} for who, what in turns]}
+    with pytest.raises(DataError, match="x:1: turn 2 is an answer with no question before it"):
+        parse_row(row, "sharegpt", "x:1")
+
+
+@pytest.mark.parametrize(
+    ("turns", "problem"),
+    [
+        ([("human", "q"), ("system", "s"), ("gpt", "a")], "turn 3 has the role system"),
+        ([("human", "q"), ("observation", "3"), ("gpt", "a")], "turn 3 is a tool's result"),
+        ([("human", "q")], "no turn but the first has the role assistant"),
+    ],
+)
+def test_turns_are_counted_from_the_first_also_where_it_is_passed_over(turns: list, problem: str) -> None:
+    turns = [{"from": who, "value": what} for who, what in [("gpt", "hello"), *turns]]
+    with pytest.raises(DataError, match=f"x:1: {problem}"):
+        parse_row({"conversations": turns}, "sharegpt", "x:1")

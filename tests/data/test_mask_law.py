@@ -144,7 +144,9 @@ def test_the_law(family, kind, turns, system):
 @pytest.mark.parametrize(("family", "kind"), COMBINATIONS, ids=NAMES)
 def test_several_answers_are_one_document_unless_apart(family, kind):
     template = template_of(family, kind)
-    assert encoded(talk(*SAID), template).methods == (["prefix"] if family.several else ["apart", "apart"])
+    # these splits part two line breaks before a word, and join them where a text ends, as what llama3 asks with does
+    one = family.several and (family.name, kind) not in (("llama3", "gpt2"), ("llama3", "neox"))
+    assert encoded(talk(*SAID), template).methods == (["prefix"] if one else ["apart", "apart"])
     assert encoded(talk(*SAID), template, apart=True).methods == ["apart", "apart"]
 
 

@@ -374,7 +374,10 @@ def test_the_rows_to_measure_with_are_counted_nowhere_else(place, writing):
     alone = prepared(writing, max_length=200).receipt.model_dump()
     both = prepared(writing, max_length=200, evaluation="other.jsonl")
     differ = {key for key, value in both.receipt.model_dump().items() if value != alone[key]}
-    assert differ <= {"files", "held_out", "overlap"}
+    assert differ <= {"files", "held_out", "overlap", "evaluation"}
+    apart = both.receipt.evaluation
+    assert (apart.rows, apart.kept, apart.skipped, apart.skipped_why) == (4, 3, 1, {"too long": 1})
+    assert [row.where for row in apart.skipped_rows] == ["other.jsonl:4"]
     assert both.receipt.held_out == len(both.measured) == 3
     assert len(both.trained) == 5 and not set(both.trained) & set(both.measured)
     assert [file.name for file in both.receipt.files] == ["rows.jsonl", "other.jsonl"]
@@ -637,7 +640,7 @@ def test_without_a_model_what_needs_no_tokens_is_counted_and_the_rest_is_none(pl
     Path("unmodelled/README.md").write_text("---\nlicense: mit\n---\n")
     spec = DataSpec(path="unmodelled/rows.jsonl", held_out=2, on_bad_row="skip")
     without, with_one = count_only(spec, silent).model_dump(), prepare(spec, writing, silent).receipt.model_dump()
-    assert {key for key, value in without.items() if value is None} == UNCOUNTED | {"system", "recipe"}
+    assert {key for key, value in without.items() if value is None} == UNCOUNTED | {"system", "recipe", "evaluation"}
     assert without["masks"] == {}
     for key in without.keys() - UNCOUNTED - {"masks"}:
         assert without[key] == with_one[key], key
@@ -680,3 +683,20 @@ def test_a_check_without_a_model_and_without_a_starter_here_fetches_nothing(tmp_
     assert (receipt["rows"], receipt["kept"], receipt["tokens"], receipt["model"]) == (3, 3, None, None)
     assert "no starter is here" in done.stderr
     assert [path for folder in empty.values() for path in folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_weight_that_leaves_nothing_of_one_source_of_several_is_fatal(place, writing):
+    write("few.jsonl", pairs(4))
+    write("many.jsonl", pairs(6, 100))
+    sources = [{"path": "few.jsonl", "weight": 0.1}, "many.jsonl"]
+    [told] = prepare(DataSpec(sources=sources), writing, silent).receipt.fatal
+    assert told == "few.jsonl: the weight 0.1 leaves none of its 4 rows to train on."
+    sources[0]["weight"] = 0.2
+    assert prepare(DataSpec(sources=sources), writing, silent).receipt.fatal == ()
+
+
+def test_what_the_context_forbids_no_setting_is_offered_for(place, writing):
+    write("rows.jsonl", [{"prompt": "dog " * 300, "completion": "fox"}])
+    narrow = Writing(writing.tokenizer, writing.template, "tiny", 100)
+    [told] = prepare(DataSpec(path="rows.jsonl", max_length=5000), narrow, silent).receipt.fatal
+    assert "100 tokens" in told and "context" in told and "--max-length" not in told

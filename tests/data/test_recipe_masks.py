@@ -18,6 +18,7 @@ from tokenizers import AddedToken
 from families import Family, asked_prompts, hub_of, learned_texts, runs, talk
 from rankwise.data.encoding import Encoder
 from rankwise.data.example import Example, Message
+from rankwise.data.formats import parse_row
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.generation import answer
 from rankwise.models.tokenizer import HubTokenizer
@@ -121,6 +122,20 @@ def test_the_text_and_what_is_learned_of_it(name, example, text, added):
     assert tokens.as_asked
     if name != "alpaca-lora":
         assert [list(tokens.ids[:start]) for start, _ in runs(tokens)] == asked_prompts(example, template)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("about", ["input", "context"])
+def test_an_input_of_spaces_alone_is_written_as_the_authors_wrote_it(name, about):
+    # Stanford: example.get("input", "") != ""; alpaca-lora: if input; Dolly: if context; the others know no context
+    rows = [{"instruction": "Name the capital.", about: value, "output": "Paris."} for value in ("  ", "France")]
+    of_spaces, of_france = (parse_row(row, "alpaca", "rows.jsonl:7")[0] for row in rows)
+    template = written(name)
+    text = shown(document(name, template, of_spaces), template.tokenizer)
+    if name in ("alpaca", "alpaca-lora", "dolly"):
+        assert text == shown(document(name, template, of_france), template.tokenizer).replace("France", "  ")
+    else:
+        assert text == shown(document(name, template, PLAIN), template.tokenizer)
 
 
 @pytest.mark.parametrize(("name", "example", "text", "added"), CASES)

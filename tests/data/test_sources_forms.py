@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from rankwise.data.sources import open_source
+from rankwise.errors import DataError, SpecError
 from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
+from rankwise.spec.data import DataSpec, SourceSpec
 from rankwise.verbs.preparing import count_only
 
 FORMS = {
@@ -302,3 +303,31 @@ def test_keys_that_mean_nothing_here_change_nothing(tmp_path):
         {"text": "a"}, {"text": "a", "label": 1},
     ):  # fmt: skip
         assert same(of_rows(tmp_path, row | more), of_rows(tmp_path, row))
+
+
+def test_a_first_line_that_cannot_be_read_does_not_hide_the_others(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": \n{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    reading = open_source(DataSpec(path=file), SourceSpec(path=file))
+    assert [len(chunk) for chunk in reading.chunks()] == [1]
+    assert [where.rpartition(":")[2] for where, _ in reading.skipped] == ["1", "3"]
+    assert reading.rows == 3
+
+
+def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path):
+    link = tmp_path / "rows.jsonl"
+    link.symlink_to("nowhere.jsonl")
+    with pytest.raises(DataError, match=r"is a link that leads to no file \(nowhere\.jsonl\)"):
+        open_source(DataSpec(path=link), SourceSpec(path=link))
+
+
+def test_columns_the_wrong_way_round_are_told(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"q": "a", "a": "b"}\n')
+    with pytest.raises(DataError, match=r'"q", which is no field of any form.*On the left stands one of messages'):
+        open_source(DataSpec(path=file), SourceSpec(path=file, columns={"q": "prompt", "a": "completion"}))
+
+
+def test_one_column_for_two_fields_is_refused():
+    with pytest.raises(SpecError, match='the column "q" is named twice'):
+        DataSpec(path="rows.jsonl", columns={"prompt": "q", "completion": "q"})

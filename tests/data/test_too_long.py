@@ -131,6 +131,27 @@ def test_given_answers_are_not_learned_in_any_part():
     messages = [replace(TWO.messages[1], learned=False) if place == 1 else m for place, m in enumerate(TWO.messages)]
     outcome = outcome_of(replace(TWO, messages=tuple(messages)), 11, "split")
     assert shown(outcome) == ["<u>cd<a>«y<e>»"]
+    assert counts(outcome) == (0, 1, 1)
+
+
+def test_a_conversation_of_which_no_part_teaches_anything_is_counted():
+    # what is to be learned stands in the turn that alone is too long
+    example = talk("ab", "x", "cdefghij", "y")
+    messages = [replace(m, learned=place != 1) for place, m in enumerate(example.messages)]
+    outcome = outcome_of(replace(example, messages=tuple(messages)), 9, "split")
+    assert shown(outcome) == []
+    assert counts(outcome) == (1, 0, 1)
+
+
+def test_dolly_drops_what_reaches_its_length_and_a_plain_length_keeps_it():
+    row = {size: talk("a", "b" * (size - 4)) for size in (2047, 2048)}
+    of_dolly, plain = DataSpec(path="x", recipe="dolly"), DataSpec(path="x", max_length=2048)
+    kept = {
+        (name, size): bool(Encoder(CHAT, CHAT.tokenizer, spec, spec.max_length).encode([example])[0].documents)
+        for name, spec in (("dolly", of_dolly), ("plain", plain))
+        for size, example in row.items()
+    }
+    assert kept == {("dolly", 2047): True, ("dolly", 2048): False, ("plain", 2047): True, ("plain", 2048): True}
 
 
 @pytest.mark.parametrize(("answers", "text"), [("together", "<u>ef<a>z<e><u>gh<a>«w<e>»"), ("apart", "<u>gh<a>«w<e>»")])
@@ -141,6 +162,8 @@ def test_parts_in_which_nothing_is_to_be_learned_are_left_out(answers, text):
     outcome = outcome_of(replace(example, messages=tuple(messages)), 12, "split", answers=answers)
     assert shown(outcome) == [text]
     assert outcome.problem is None
+    # the first part's two given answers were a document, of which nothing was to be learned
+    assert outcome.unsupervised == (1 if answers == "together" else 0)
 
 
 # GPT4All-J: a prompt of half the limit or more keeps its first min(half the limit, half of its own) letters.

@@ -24,8 +24,8 @@ def manifest(status="running", **values):
         status=status,
         base_model=BaseModelFacts(name="m", source="here", fingerprint="f", dtype="float32", device="cpu"),
         data=DataFacts(
-            path="d", sha256="0", format="prompt", rows=1, trained_rows=1, held_out_rows=0, rows_too_long=0, tokens=9,
-            supervised_tokens=3,
+            path="d", sha256="0", format="prompt", rows=1, trained_documents=1, measured_documents=0,
+            rows_too_long=0, tokens=9, supervised_tokens=3,
         ),
         learning_rate=1e-3,
         **values,

@@ -84,7 +84,7 @@ def test_a_record_says_what_kind_it_is_and_keeps_every_field(tmp_path):
         step=1, steps=2, epoch=0.5, loss=1.25, learning_rate=1e-3, gradient_norm=0.5, tokens=90, supervised_tokens=30,
         seconds=0.5, resident_bytes=7,
     )  # fmt: skip
-    loss = LossRecord(step=2, loss=1.0, supervised_tokens=3, rows=1)
+    loss = LossRecord(step=2, loss=1.0, supervised_tokens=3, documents=1)
     wrote(tmp_path / "m", [step.as_row(), loss.as_row()])
     first, second = read_journal(tmp_path / "m")
     assert first.pop("kind") == "step"

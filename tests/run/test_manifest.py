@@ -29,8 +29,8 @@ from rankwise.run.manifest import (
 FACTS = {
     "base_model": BaseModelFacts(name="m", source="here", fingerprint="f", dtype="bfloat16", device="cuda:0"),
     "data": DataFacts(
-        path="é", sha256="0", format="prompt", rows=3, trained_rows=1, held_out_rows=1, rows_too_long=1, tokens=9,
-        supervised_tokens=3,
+        path="é", sha256="0", format="prompt", rows=3, trained_documents=1, measured_documents=1,
+        rows_too_long=1, tokens=9, supervised_tokens=3,
     ),
     "learning_rate": 1e-3,
 }  # fmt: skip

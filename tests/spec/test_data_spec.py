@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rankwise.errors import SpecError
 from rankwise.run.directory import RunDirectory
-from rankwise.spec.data import DataSpec, Reading, SourceSpec
+from rankwise.spec.data import DataSpec, EvaluationSpec, Reading, SourceSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.reading import Setting, parse_setting, read_data, read_experiment
 from rankwise.spec.recipe import RECIPES
@@ -30,7 +30,7 @@ def test_a_path_alone_is_the_whole_of_a_source_wherever_one_is_wanted():
     assert Experiment(model="m", run="r", data=Path("d")).data == DataSpec(path="d")
     spec = DataSpec(sources=["a", Path("b"), {"path": "c"}, SourceSpec(path="d")], evaluation=Path("e"))
     assert spec.sources == tuple(SourceSpec(path=name) for name in "abcd")
-    assert spec.evaluation == SourceSpec(path="e")
+    assert spec.evaluation == EvaluationSpec(path="e")
 
 
 HOW = st.fixed_dictionaries(
@@ -46,11 +46,9 @@ HOW = st.fixed_dictionaries(
         "revision": st.just("main"),
     },
 )
+APART = st.builds(lambda name, how: {"path": f"hub:{name}"} | how, st.sampled_from(["o/a", "o/b"]), HOW)
 SOURCE = st.builds(
-    lambda name, how, weight: {"path": f"hub:{name}"} | how | weight,
-    st.sampled_from(["o/a", "o/b"]),
-    HOW,
-    st.fixed_dictionaries({}, optional={"weight": st.floats(0.01, 100)}),
+    lambda place, weight: place | weight, APART, st.fixed_dictionaries({}, optional={"weight": st.floats(0.01, 100)})
 )
 ELSE = st.fixed_dictionaries(
     {},
@@ -66,7 +64,7 @@ ELSE = st.fixed_dictionaries(
         "recipe": st.sampled_from(RECIPES),
     },
 )
-MEASURED = st.one_of(st.just({}), st.builds(dict, held_out=st.integers(0, 99)), st.builds(dict, evaluation=SOURCE))
+MEASURED = st.one_of(st.just({}), st.builds(dict, held_out=st.integers(0, 99)), st.builds(dict, evaluation=APART))
 ONE = st.builds(lambda how, rest, measured: {"path": "hub:o/d"} | how | rest | measured, HOW, ELSE, MEASURED)
 SEVERAL = st.builds(
     lambda sources, rest, measured: {"sources": sources} | rest | measured,
@@ -116,7 +114,7 @@ def test_what_belongs_to_a_source_is_refused_beside_several(name):
 
 
 def test_held_out_and_evaluation_contradict_each_other():
-    assert DataSpec(path="a", held_out=0, evaluation="b").evaluation == SourceSpec(path="b")
+    assert DataSpec(path="a", held_out=0, evaluation="b").evaluation == EvaluationSpec(path="b")
     assert DataSpec(path="a", held_out=5).evaluation is None
     [problem] = problems(path="a", held_out=5, evaluation="b")
     assert all(part in problem for part in ("held_out", "evaluation", "give one of them"))
@@ -157,6 +155,13 @@ def test_a_weight_is_a_share_or_a_multiple_of_a_pass(weight):
     assert SourceSpec(path="a", weight=0.01).weight == 0.01 and SourceSpec(path="a", weight=100).weight == 100
     [problem] = problems(SourceSpec, path="a", weight=weight)
     assert problem.startswith('setting "weight" is ')
+
+
+@pytest.mark.parametrize("weight", [1.0, 2])
+def test_what_is_measured_once_has_no_weight(weight):
+    # a setting without effect may not exist; it was taken and passed over
+    [problem] = problems(path="a", evaluation={"path": "b", "weight": weight})
+    assert 'unknown setting "evaluation.weight"' in problem
 
 
 # On the command line: files, and settings with their flags

@@ -216,8 +216,16 @@ def test_no_place_for_turns_out_of_order(name, messages):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("spaces", [" ", " \t \n"])
+def test_a_context_of_spaces_alone_counts_where_the_authors_ask_only_whether_it_is_empty(name, spaces):
+    prompts = WITH_CONTEXT if name in ("alpaca", "alpaca-lora", "dolly") else WITHOUT_CONTEXT
+    prompt, learned = prompts[name]
+    assert written(name, user("Name the capital.", spaces), PARIS) == prompt.replace("France", spaces) + learned
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_nothing_is_stripped_or_read_as_a_template(name):
-    asked, context, answered = "  {{ eos_token }}\n", " \t \n", "\n {% if %} \n"
+    asked, context, answered = "  {{ eos_token }}\n", " \t{{ x }} \n", "\n {% if %} \n"
     text, spans = render(name, [user(asked, context), assistant(answered)])
     start, end = spans[-1]
     assert asked in text[:start] and context in text[:start]
@@ -271,7 +279,7 @@ def test_ends():
         ("alpaca-lora", 256, "truncate", "everything"),
         ("vicuna", 2048, "split", "answers"),
         ("gpt4all-j", 1024, "cut-prompt", "answers"),
-        ("dolly", 2048, "drop", "answers"),
+        ("dolly", 2047, "drop", "answers"),  # "dropped at 2048 and more" is 2047 and less
         ("stablelm", 1024, "truncate", "answers"),
     ],
 )
@@ -329,6 +337,26 @@ def test_rows_and_their_licence(name, form, licence, note):
     assert form in get_args(Format)
     assert note in rows.licence_note
     assert set(rows.fields.values()) <= {"instruction", "context", "answer", "conversation", "prompt"}
+
+
+def test_what_was_published():
+    """Of what landscape.md records, the parts that were once missing or wrong."""
+    alpaca, lora, dolly, gpt4all = (
+        recipe_named(name).published for name in ("alpaca", "alpaca-lora", "dolly", "gpt4all-j")
+    )
+    assert alpaca["13b"] == {
+        "batch_size": 128, "learning_rate": 1e-5, "epochs": 5, "max_length": 512, "weight_decay": 0.0,
+    }  # fmt: skip
+    assert (lora["seed"], lora["micro_batch_size"], lora["optimizer"]) == (42, 4, "AdamW")
+    assert set(lora["other_templates"]) == {"alpaca_legacy", "alpaca_short"}
+    assert lora["released"]["micro_batch_size"] == 8
+    assert gpt4all["lora"]["batch_size"] == 32 and gpt4all["lora"]["rows_per_device"] == {"log": 4, "config": 1}
+    assert "2048" in dolly["max_length"] and "2047" in dolly["too_long"]
+
+
+def test_no_recipe_calls_unverified_what_is_known():
+    texts = {name: files("rankwise.spec").joinpath("recipes", f"{name}.yaml").read_text("utf-8") for name in RECIPES}
+    assert {name for name, text in texts.items() if "unverified" in text} == {"stablelm"}
 
 
 def test_added_tokens():

@@ -173,7 +173,7 @@ SETTINGS = {
         {"rank": 8, "alpha": 32, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
     ),
     "dolly": (
-        {"max_length": 2048, "too_long": "drop", "learned": "answers"},
+        {"max_length": 2047, "too_long": "drop", "learned": "answers"},
         {"epochs": 2, "batch_size": 48, "schedule": "constant", "learning_rate": "auto"},
         {"rank": 16, "targets": ("all-linear",)},
     ),

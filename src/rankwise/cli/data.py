@@ -22,6 +22,7 @@ from rankwise.cli.options import (
     settings_of,
 )
 from rankwise.errors import RankwiseError, SpecError, did_you_mean
+from rankwise.run.receipt import MOST_LISTED
 from rankwise.spec.data import DataSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.reading import parse_setting, read_data
@@ -133,8 +134,11 @@ def _tell(receipt: Receipt) -> None:
         typer.echo(f"{label:<22}{value}")
     for warning in receipt.warnings:
         typer.echo(f"note: {warning}")
-    for skipped in receipt.skipped_rows[:5] if not receipt.fatal else ():
+    listed = receipt.skipped_rows[:5] if not receipt.fatal else ()
+    for skipped in listed:
         typer.echo(f"left out: {skipped.why}")
+    if listed and receipt.skipped > len(listed):
+        typer.echo(f"left out: {receipt.skipped - len(listed):,} more; --json lists the first {MOST_LISTED}")
     for problem in receipt.fatal:
         typer.echo(f"fatal: {problem}")
     typer.echo("this must not be trained on" if receipt.fatal else "nothing stands against training on it")
@@ -144,6 +148,10 @@ def _lines(receipt: Receipt) -> list[tuple[str, str]]:
     why = ", ".join(f"{count:,} {reason}" for reason, count in receipt.skipped_why.items())
     apart = f", {receipt.held_out:,} to measure with" if receipt.held_out else ""
     lines = [("rows", f"{receipt.rows:,}, kept {receipt.kept:,}{apart}" + (f", left out: {why}" if why else ""))]
+    if receipt.evaluation is not None:
+        measured = receipt.evaluation
+        why = ", ".join(f"{count:,} {reason}" for reason, count in measured.skipped_why.items())
+        lines.append(("rows to measure with", f"{measured.rows:,}" + (f", left out: {why}" if why else "")))
     if receipt.tokens is not None and receipt.supervised_tokens is not None:
         share = receipt.supervised_tokens / max(1, receipt.tokens)
         masks = ", ".join(f"{count:,} by {method}" for method, count in receipt.masks.items())

@@ -53,7 +53,7 @@ class Display(AbstractContextManager["Display"]):
                 self._close()
                 when = "before training" if event.step == 0 else f"after step {event.step}"
                 self._console.print(
-                    f"held-out loss {when}: {event.loss:.4f} nats per learned token ({event.rows} rows)"
+                    f"held-out loss {when}: {event.loss:.4f} nats per learned token ({event.documents} documents)"
                 )
             case Progressed():
                 self._show(event.what, event.done, event.total, _amount(event))
@@ -111,4 +111,9 @@ def _clock(seconds: float) -> str:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # half of a character, or a terminal that has few
+        text = json.dumps(value)
+    sys.stdout.write(text + "\n")

@@ -6,6 +6,7 @@ when RANKWISE_DEBUG is set.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ def failures_told(as_json: bool) -> Iterator[None]:
     signal.signal(signal.SIGTERM, _end)
     try:
         yield
+        sys.stdout.flush()
     except RankwiseError as error:
         _leave(str(error), type(error).__name__, error.exit_code, as_json, error)
     except KeyboardInterrupt as error:
@@ -33,8 +35,20 @@ def failures_told(as_json: bool) -> Iterator[None]:
             raise
         _leave("out of memory.", "ResourceError", ResourceError.exit_code, as_json, error)
     except BrokenPipeError as error:  # somebody downstream, like `head`, has read enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        _silence()
         raise SystemExit(0) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        _silence()
+        _leave(
+            f"the output cannot be written: {error.strerror}.", "ResourceError", ResourceError.exit_code, False, error
+        )
+
+
+def _silence() -> None:
+    """So that nothing more is written when Python ends."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

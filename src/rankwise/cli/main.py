@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rankwise import __version__
 from rankwise.cli.ask import chat, generate
 from rankwise.cli.data import data
 from rankwise.cli.demo import demo
+from rankwise.cli.display import print_json
 from rankwise.cli.doctor import doctor
 from rankwise.cli.models import models
 from rankwise.cli.train import train
 
+
+class Commands(TyperGroup):
+    """With --json, a mistake in the words of a command is one object on stdout too."""
+
+    def main(self, args: Sequence[str] | None = None, *given: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        if not standalone_mode or "--json" not in words:
+            return super().main(words, *given, standalone_mode=standalone_mode, **extra)
+        try:
+            code = super().main(words, *given, standalone_mode=False, **extra)
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # typer has brought click under several names
+                raise
+            mistake: Any = error
+            mistake.show()
+            problem = {"error": mistake.format_message(), "kind": "UsageError", "exit_code": mistake.exit_code}
+            print_json(problem)
+            sys.exit(mistake.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
 app = typer.Typer(
     name="rankwise",
+    cls=Commands,
     help="Fine-tune language models with LoRA, correctly, on the machine you have.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -37,6 +37,10 @@ class Outcome:
     too_long: int = 0
     problem: str | None = None
 
+    @property
+    def unlike_asked(self) -> bool:
+        return not all(document.as_asked for document in self.documents)
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -49,10 +53,25 @@ class Encoder:
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         """All together, because a tokenizer encodes many texts faster than each alone."""
         outcomes = [Outcome(example) for example in examples]
+        self._write(outcomes, apart=self.spec.answers == "apart")
+        self._part(outcomes)
+        return [self._fitted(outcome) for outcome in outcomes]
+
+    def _part(self, outcomes: Sequence[Outcome]) -> None:
+        """Where an earlier answer's ids are not those that its text has when the next is asked for, they cannot be
+        right for both: each answer gets a document, if that helps."""
+        unlike = [outcome for outcome in outcomes if outcome.unlike_asked and _answers(outcome.example) > 1]
+        parted = [Outcome(outcome.example) for outcome in unlike]
+        self._write(parted, apart=True)
+        for outcome, apart in zip(unlike, parted, strict=True):
+            if apart.problem is None and not apart.unlike_asked:
+                outcome.documents, outcome.methods = apart.documents, apart.methods
+
+    def _write(self, outcomes: Sequence[Outcome], *, apart: bool) -> None:
         drawn: list[tuple[Outcome, Rendering]] = []
         for outcome in outcomes:
             try:
-                made = renderings(outcome.example, self.template, apart=self.spec.answers == "apart")
+                made = renderings(outcome.example, self.template, apart=apart)
             except TemplateError as error:
                 outcome.problem = str(error)
                 continue
@@ -64,7 +83,6 @@ class Encoder:
                 outcome.problem = undecodable(rendering, outcome.example.where)
             else:
                 outcome.documents.append(self._learned(tokens))
-        return [self._fitted(outcome) for outcome in outcomes]
 
     def _learned(self, tokens: Tokens) -> Tokens:
         everything = self.spec.learned == "everything"
@@ -146,8 +164,13 @@ class Encoder:
         return None
 
 
+def _answers(example: Example) -> int:
+    return sum(message.role == "assistant" for message in example.messages)
+
+
 def _take(outcome: Outcome, part: Outcome) -> None:
     learns = [document.supervised > 0 for document in part.documents]
+    outcome.unsupervised += learns.count(False)
     outcome.documents += [document for document, some in zip(part.documents, learns, strict=True) if some]
     outcome.methods += [method for method, some in zip(part.methods, learns, strict=True) if some]
 

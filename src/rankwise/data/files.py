@@ -1,29 +1,26 @@
 """What a data file holds, row by row: JSON lines, a JSON list, CSV or TSV, Parquet, Arrow.
 
 The kind is told by the file's first bytes where they tell it, and by its name otherwise. A row that cannot be read
-comes out as the problem it is, with its `file:line`, so that one bad row costs only itself; damage after which nothing
-can be found again (a list cut in the middle, a quote that is never closed) ends the reading with an error.
+comes out as the problem it is, with its `file:line`, so that one bad row costs only itself. Damage after which nothing
+can be found again (a list cut in the middle, a quote that is never closed) is an error, and is looked for before the
+first row is given: nobody could say how many rows of such a file are lost.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rankwise.data.columnar import Record, Seen, arrow, column_names, find_damage, need, parquet
 from rankwise.data.formats import Row
 from rankwise.data.strict_json import GivenTwice, loads, once
 from rankwise.errors import DataError
 
 LONGEST_LINE = 16_000_000
-Record = tuple[str, Row | DataError]
-Seen = Callable[[float], None]
-"""Told now and then how much of the file has been read."""
+Kind = Callable[[Path, Seen], Iterator[Record]]
 NOT_TEXT = {
     b"\x1f\x8b": "is compressed (gzip)", b"PK\x03\x04": "is a zip archive", b"\x28\xb5\x2f\xfd": "is compressed (zstd)",
     b"\xff\xfe": "is UTF-16 text", b"\xfe\xff": "is UTF-16 text", b"\x80\x04": "is a pickle, which is never read",
@@ -33,25 +30,34 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
 def records(path: Path, seen: Seen = lambda share: None) -> Iterator[Record]:
-    """Every row of the file, or the reason why it is none, with `file:line` (`file:row` where there are no lines)."""
+    """Every row of the file, or the reason why it is none, with `file:line` (`file:row` where there are no lines).
+
+    A library that is missing is told by the call; what is wrong with the file, by the iteration.
+    """
     with path.open("rb") as file:
         head = file.read(4096)
     kind = _kind(path, head)
+    if kind in (parquet, arrow):
+        need("pyarrow", f"{path}: reading {kind.__name__.capitalize()}")
+    return _records_of(kind, path, head, seen)
+
+
+def _records_of(kind: Kind, path: Path, head: bytes, seen: Seen) -> Iterator[Record]:
+    for mark, what in NOT_TEXT.items():
+        if head.startswith(mark):
+            raise DataError(f"{path}: {what}; give JSON lines, a JSON list, CSV, TSV, Parquet or Arrow.")
     try:
         yield from kind(path, seen)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def _kind(path: Path, head: bytes) -> Callable[[Path, Seen], Iterator[Record]]:
-    for mark, what in NOT_TEXT.items():
-        if head.startswith(mark):
-            raise DataError(f"{path}: {what}; give JSON lines, a JSON list, CSV, TSV, Parquet or Arrow.")
+def _kind(path: Path, head: bytes) -> Kind:
     suffix = path.suffix.lower()
     if head.startswith(b"PAR1") or suffix == ".parquet":
-        return _parquet
+        return parquet
     if head.startswith(b"ARROW1") or suffix == ".arrow":
-        return _arrow
+        return arrow
     if suffix in (".csv", ".tsv"):
         return _table
     return _json_list if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else _json_lines
@@ -103,7 +109,6 @@ def _checked(row: Any, where: str) -> Row | DataError:
 
 
 def _json_list(path: Path, seen: Seen) -> Iterator[Record]:
-    """Element by element, so that each has its line."""
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         text = content.decode("utf-8")
@@ -111,6 +116,12 @@ def _json_list(path: Path, seen: Seen) -> Iterator[Record]:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: is not UTF-8 text (byte {error.start} of the file).") from None
     del content
+    find_damage(_elements(path, text, lambda share: None))
+    yield from _elements(path, text, seen)
+
+
+def _elements(path: Path, text: str, seen: Seen) -> Iterator[Record]:
+    """Element by element, so that each has its line."""
     decoder = json.JSONDecoder(object_pairs_hook=once)
     skip = json.decoder.WHITESPACE.match  # pyright: ignore[reportAttributeAccessIssue]
     place, line, counted, first = skip(text, skip(text, 0).end() + 1).end(), 1, 0, True
@@ -146,10 +157,12 @@ def _cut_off(path: Path, text: str, place: int) -> None:
 
 def _table(path: Path, seen: Seen) -> Iterator[Record]:
     """With a row of names on top. A tab-separated file whose quotes make no table is one without quoting."""
-    if path.suffix.lower() == ".csv":
-        return _cells(path, ",", csv.QUOTE_MINIMAL)
-    quoted, bare = (_bad_rows(path, quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE))
-    return _cells(path, "\t", csv.QUOTE_MINIMAL if quoted <= bare else csv.QUOTE_NONE)
+    delimiter, quoting = ",", csv.QUOTE_MINIMAL
+    if path.suffix.lower() == ".tsv":
+        quoted, bare = (_bad_rows(path, quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE))
+        delimiter, quoting = "\t", csv.QUOTE_MINIMAL if quoted <= bare else csv.QUOTE_NONE
+    find_damage(_cells(path, delimiter, quoting))
+    return _cells(path, delimiter, quoting)
 
 
 def _bad_rows(path: Path, quoting: Any) -> float:
@@ -169,17 +182,11 @@ def _cells(path: Path, delimiter: str, quoting: Any) -> Iterator[Record]:
             for row in rows:
                 where, line = f"{path}:{line}", rows.line_num + 1
                 if names is None:
-                    names = _names(row, where)
+                    names = column_names(row, where)
                 elif row:
                     yield where, _row_of_cells(names, row, where)
         except csv.Error as error:
             raise DataError(f"{path}:{rows.line_num}: is not {path.suffix[1:].upper()}: {error}.") from None
-
-
-def _names(row: list[str], where: str) -> list[str]:
-    if len(set(row)) != len(row) or not all(name.strip() for name in row):
-        raise DataError(f"{where}: the first line must name the columns, each once; it names {row[:8]}.")
-    return row
 
 
 def _row_of_cells(names: list[str], cells: list[str], where: str) -> Row | DataError:
@@ -188,63 +195,3 @@ def _row_of_cells(names: list[str], cells: list[str], where: str) -> Row | DataE
     if any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
         return DataError(f"{where}: is not UTF-8 text.")
     return dict(zip(names, cells, strict=True))
-
-
-def _parquet(path: Path, seen: Seen) -> Iterator[Record]:
-    need("pyarrow", f"{path}: reading Parquet")
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path) as file:
-            _names(file.schema_arrow.names, str(path))
-            yield from _numbered(path, (row for batch in file.iter_batches(1000) for row in _rows_of(batch)))
-    except DataError:
-        raise
-    except Exception as error:  # the library's own, and whatever Python raises for a value it cannot hold
-        raise DataError(f"{path}: is damaged, or no Parquet file that can be read: {_first_line(error)}") from None
-
-
-def _arrow(path: Path, seen: Seen) -> Iterator[Record]:
-    """Both of Arrow's layouts: a file with an index, and the stream that `datasets` saves."""
-    need("pyarrow", f"{path}: reading Arrow")
-    from pyarrow import ArrowException, ipc, memory_map
-
-    try:
-        with memory_map(os.fspath(path)) as source:
-            try:
-                opened = ipc.open_file(source)
-                batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
-            except ArrowException:
-                source.seek(0)
-                opened = ipc.open_stream(source)
-                batches = iter(opened)
-            _names(opened.schema.names, str(path))
-            yield from _numbered(path, (row for batch in batches for row in _rows_of(batch)))
-    except DataError:
-        raise
-    except Exception as error:  # as above
-        raise DataError(f"{path}: is damaged, or no Arrow file that can be read: {_first_line(error)}") from None
-
-
-def _rows_of(batch: Any) -> Iterator[Row]:
-    """A column with a value that Python cannot hold (a time beyond all calendars) is as if it were not there."""
-    columns: dict[str, list[Any]] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        with suppress(OverflowError, ValueError):
-            columns[name] = column.to_pylist()
-    for values in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, values, strict=True))
-
-
-def _numbered(path: Path, rows: Iterator[Row]) -> Iterator[Record]:
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}:{number}", row
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def need(module: str, what: str) -> None:
-    if find_spec(module) is None:
-        raise DataError(f"{what} needs {module}, which is not installed: pip install 'rankwise[data]'.")

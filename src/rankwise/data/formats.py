@@ -16,10 +16,14 @@ from rankwise.errors import DataError, did_you_mean, some
 from rankwise.spec.spec import shown
 
 Row = dict[str, Any]
+RIVALS = (
+    ("messages", "conversations"), ("prompt", "question"), ("completion", "response", "answer"), ("output", "response"),
+)  # fmt: skip
 ASKED, ANSWERED = ("prompt", "question"), ("completion", "response", "answer")
+ABOUT, SYSTEM = ("input", "context"), ("system", "system_prompt")  # two names for one thing each
 FIELDS = (
-    "messages", "conversations", "tools", "system", "prompt", "question", "completion", "response", "answer", "text",
-    "text_pair", "label", "instruction", "input", "output", "history", "context", "instances",
+    "messages", "conversations", "tools", "system", "system_prompt", "prompt", "question", "completion", "response",
+    "answer", "text", "text_pair", "label", "instruction", "input", "output", "history", "context", "instances",
 )  # fmt: skip
 
 
@@ -35,9 +39,9 @@ def find_format(row: Row, where: str) -> str:
     hint = " Preference pairs (chosen, rejected) cannot be trained on yet." if "chosen" in row else ""
     raise DataError(
         f"{where}: the keys {some(map(shown, row), 8)} are no form of row that is known. Known are messages; "
-        "conversations; prompt (or question) with completion, response or answer; instruction with output (and "
-        "input) or with response (and context); text, with or without label; Self-Instruct tasks; OpenAssistant "
-        f"trees. Other names of columns are told by data.columns.{hint}"
+        "conversations; prompt (or question) with completion, response or answer; instruction with output or "
+        "response; input (or context) and system beside each of these; text, with or without label; Self-Instruct "
+        f"tasks; OpenAssistant trees. Other names of columns are told by data.columns.{hint}"
     )
 
 
@@ -53,6 +57,9 @@ def parse_row(
     """Mostly one example; a Self-Instruct task gives one for each of its instances."""
     row = renamed(row, columns or {}, where)
     refuse_unheard(row, where, "row", ("images", "image", "audios", "audio", "videos", "video"))
+    _refuse_rivals(row, where)
+    if form in ("messages", "sharegpt", "prompt") and isinstance(row.get("label"), bool):
+        raise DataError(f"{where}: the label is {row['label']}; rows of preferences cannot be trained on yet.")
     return [_with_system(example, system) for example in PARSERS[form](row, where, labels)]
 
 
@@ -81,6 +88,13 @@ def refuse_other_form(row: Row, form: str, where: str, *, given: bool) -> None:
         )
 
 
+def _refuse_rivals(row: Row, where: str) -> None:
+    for names in RIVALS:
+        said = {name: row[name] for name in names if row.get(name)}
+        if len({repr(value) for value in said.values()}) > 1:
+            raise _two_names(said, where)
+
+
 def _with_system(example: Example, system: str | None) -> Example:
     if system is None or example.text is not None or example.messages[0].role == "system":
         return example
@@ -92,26 +106,55 @@ def _messages(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
 
 
 def _sharegpt(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
-    return [_conversation(row, where, "conversations", skip_first_answers=True)]
+    return [_conversation(row, where, "conversations", skip_first_answer=True)]
 
 
-def _conversation(row: Row, where: str, key: str, *, skip_first_answers: bool = False) -> Example:
+def _conversation(row: Row, where: str, key: str, *, skip_first_answer: bool = False) -> Example:
     _require(row, where, key, key)
     refuse_unheard(row, where, "row", ("functions", "function_call"))
-    turns = read_turns(row[key], where, key, skip_first_answers=skip_first_answers)
+    turns = read_turns(row[key], where, key, skip_first_answer=skip_first_answer)
     return Example(_after_system(row, turns, where), where, read_tools(row.get("tools"), where))
 
 
+def _texts(row: Row, where: str, names: tuple[str, ...]) -> dict[str, str]:
+    there = (name for name in names if row.get(name) is not None)
+    return {name: text_of(row[name], where, name, may_be_empty=True) for name in there}
+
+
+def _not_blank(texts: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if text.strip()}
+
+
+def _two_names(said: Mapping[str, Any], where: str) -> DataError:
+    both = " and ".join(f"{name} {shown(text)}" for name, text in said.items())
+    return DataError(f"{where}: has {both}, two names of one thing; leave out one, or choose by data.columns.")
+
+
+def _context(row: Row, where: str) -> str:
+    """What the question is about, to the letter: whether spaces alone count is the template's to say."""
+    texts = _texts(row, where, ABOUT)
+    said = _not_blank(texts)
+    if len(said) > 1:
+        raise _two_names(said, where)
+    return next(filter(None, (said or texts).values()), "")
+
+
 def _system(row: Row, where: str) -> str:
-    return "" if row.get("system") is None else text_of(row["system"], where, "system", may_be_empty=True)
+    said = _not_blank(_texts(row, where, SYSTEM))
+    if len(set(said.values())) > 1:
+        raise _two_names(said, where)
+    return next(iter(said.values()), "")
 
 
 def _after_system(row: Row, turns: tuple[Message, ...], where: str) -> tuple[Message, ...]:
-    system = _system(row, where)
-    if not system.strip():
+    system, first = _system(row, where), turns[0]
+    if not system or (first.role == "system" and first.content == system):
         return turns
-    if turns[0].role == "system":
-        raise DataError(f"{where}: has a system message of its own and another as its first turn; leave out one.")
+    if first.role == "system":
+        raise DataError(
+            f"{where}: its first turn is the system message {shown(first.content)}, and beside the turns stands "
+            f"another, {shown(system)}; leave out one."
+        )
     return (Message("system", system), *turns)
 
 
@@ -121,26 +164,27 @@ def _prompt(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
     _require(row, where, "prompt", asked, answered)
     refuse_unheard(row, where, "row", ("history",))
     if isinstance(row[asked], list) or isinstance(row[answered], list):
+        refuse_unheard(row, where, "row", ABOUT)
         turns = _after_system(row, turns_of_prompt(row[asked], row[answered], where), where)
         return [Example(turns, where, read_tools(row.get("tools"), where))]
     refuse_unheard(row, where, "row", ("tools",))
     pair = text_of(row[asked], where, asked), text_of(row[answered], where, answered)
-    return [_pair(*pair, where, system=_system(row, where))]
+    return [_pair(*pair, where, context=_context(row, where), system=_system(row, where))]
 
 
 def _alpaca(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
     _require(row, where, "alpaca", "instruction", "output")
-    return [_instruction(row, where, "input", "output")]
+    return [_instruction(row, where, "output")]
 
 
 def _dolly(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
     _require(row, where, "dolly", "instruction", "response")
-    return [_instruction(row, where, "context", "response")]
+    return [_instruction(row, where, "response")]
 
 
-def _instruction(row: Row, where: str, about: str, answer: str) -> Example:
+def _instruction(row: Row, where: str, answer: str) -> Example:
     instruction = text_of(row["instruction"], where, "instruction")
-    context = "" if row.get(about) is None else text_of(row[about], where, about, may_be_empty=True)
+    context = _context(row, where)
     refuse_unheard(row, where, "row", ("tools",))
     earlier = turns_of_history(row.get("history"), where)
     output = text_of(row[answer], where, answer)
@@ -149,6 +193,7 @@ def _instruction(row: Row, where: str, about: str, answer: str) -> Example:
 
 def _self_instruct(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
     _require(row, where, "self-instruct", "instruction", "instances")
+    refuse_unheard(row, where, "row", (*ABOUT, *SYSTEM, "history", "tools"))
     instances = row["instances"]
     if not isinstance(instances, list) or not instances or not all(isinstance(item, dict) for item in instances):
         raise DataError(f'{where}: "instances" is {shown(instances)}; a list of input and output is wanted.')
@@ -164,7 +209,8 @@ def _text(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
 def _classification(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
     _require(row, where, "classification", "text", "label")
     pair = "" if row.get("text_pair") is None else text_of(row["text_pair"], where, "text_pair")
-    return [_pair(text_of(row["text"], where, "text"), _label(row["label"], labels, where), where, context=pair)]
+    asked, answered = text_of(row["text"], where, "text"), _label(row["label"], labels, where)
+    return [_pair(asked, answered, where, context=pair, system=_system(row, where))]
 
 
 def _label(value: Any, labels: tuple[str, ...], where: str) -> str:
@@ -209,7 +255,6 @@ def _pair(
     asked: str, answered: str, where: str, *, context: str = "", system: str = "", earlier: tuple[Message, ...] = ()
 ) -> Example:
     first = (Message("system", system),) if system else ()
-    context = context if context.strip() else ""
     return Example((*first, *earlier, Message("user", asked, context), Message("assistant", answered)), where)
 
 

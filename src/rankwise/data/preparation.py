@@ -18,7 +18,7 @@ from rankwise.data.example import Example
 from rankwise.data.licences import find_licence, normalised, strictest
 from rankwise.data.receipt import Tally, fatal_problems, overlap_of, warnings_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
-from rankwise.run.receipt import OverlapFacts, PartFacts, Receipt, TemplateFacts
+from rankwise.run.receipt import EvaluationFacts, OverlapFacts, PartFacts, Receipt, TemplateFacts
 from rankwise.run.records import Announce, Progressed
 from rankwise.spec.data import DataSpec
 
@@ -132,7 +132,7 @@ def _hold_out(sources: Sequence[_Source], count: int) -> None:
     for source in sources:
         source.held_out = count * len(source.rows) // total
     left = count - sum(source.held_out for source in sources)
-    for source in sorted(sources, key=lambda source: -(count * len(source.rows) % total))[:left]:
+    for source in sorted(sources, key=lambda source: (-(count * len(source.rows) % total), -len(source.rows)))[:left]:
         source.held_out += 1
 
 
@@ -146,6 +146,13 @@ def _weighted(source: _Source, rng: np.random.Generator) -> np.ndarray:
     times = int(source.weight)
     drawn = rng.permutation(len(rows))[: round((source.weight - times) * len(rows))]
     return np.concatenate([np.tile(_numbers(rows), times), _numbers([rows[index] for index in sorted(drawn)])])
+
+
+def _weighed_out(source: _Source) -> list[str]:
+    rows = len(source.rows) - source.held_out
+    if rows < 1 or round(source.weight * rows):
+        return []
+    return [f"{source.reading.source.path}: the weight {source.weight:g} leaves none of its {rows:,} rows to train on."]
 
 
 def _overlap(trained: Sequence[_Source], measured: Sequence[_Source]) -> OverlapFacts:
@@ -166,6 +173,7 @@ def _receipt(
     name = ", ".join(dict.fromkeys(source.reading.source.path for source in sources))
     held = sum(source.held_out for source in sources)
     fatal = fatal_problems(tally, spec, limit=limit, trained=trained if encodes else tally.kept - held, name=name)
+    fatal = fatal or [problem for source in sources for problem in _weighed_out(source)]
     if spec.evaluation is not None:
         fatal += fatal_problems(apart, spec, limit=limit, trained=apart.kept, name=spec.evaluation.path)
     return Receipt(
@@ -179,6 +187,7 @@ def _receipt(
         skipped_why=dict(tally.skipped),
         skipped_rows=tuple(tally.skipped_rows),
         held_out=held or apart.kept,
+        evaluation=_evaluation(apart, encodes) if spec.evaluation is not None else None,
         documents=tally.documents if encodes else None,
         tokens=tally.tokens if encodes else None,
         supervised_tokens=tally.supervised_tokens if encodes else None,
@@ -200,8 +209,23 @@ def _receipt(
         system=tally.system,
         recipe=spec.recipe,
         template=work.template,
-        warnings=tuple(warnings_of(tally, overlap, len(said.near), len(said.exact))),
+        warnings=(
+            *warnings_of(tally, overlap, len(said.near), len(said.exact)),
+            *(f"to measure with: {warning}" for warning in warnings_of(apart, None, 0, 0)),
+        ),
         fatal=tuple(fatal),
+    )
+
+
+def _evaluation(apart: Tally, encodes: bool) -> EvaluationFacts:
+    return EvaluationFacts(
+        rows=apart.rows,
+        kept=apart.kept,
+        skipped=sum(apart.skipped.values()),
+        skipped_why=dict(apart.skipped),
+        skipped_rows=tuple(apart.skipped_rows),
+        truncated=apart.truncated if encodes else None,
+        supervised_tokens=apart.supervised_tokens if encodes else None,
     )
 
 

@@ -18,10 +18,9 @@ from rankwise.data.duplicates import TextIndex
 from rankwise.data.encoding import Outcome
 from rankwise.data.example import Example
 from rankwise.errors import some, together
-from rankwise.run.receipt import LengthFacts, OverlapFacts, Skipped
+from rankwise.run.receipt import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
 from rankwise.spec.data import DataSpec
 
-MOST_LISTED = 100
 UNREAD, UNWRITTEN, NOTHING_LEFT = "cannot be read", "cannot be written for this model", "nothing left to learn"
 LOOKS_SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_ .:/-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
@@ -178,11 +177,12 @@ def fatal_problems(tally: Tally, spec: DataSpec, *, limit: int | None, trained: 
         return [f"{name}: has no rows."]
     if not tally.kept and tally.unwritten:
         return []
+    longer = "Raise --max-length." if limit == spec.max_length else "The model's context holds no more."
     if not tally.kept and NOTHING_LEFT in tally.skipped:
-        return [f"{name}: no answer is left in any row after cutting to {limit} tokens. Raise --max-length."]
+        return [f"{name}: no answer is left in any row after cutting to {limit} tokens. {longer}"]
     if not tally.kept:
         shortest = f" (the shortest has {tally.shortest_left_out:,})" if tally.shortest_left_out else ""
-        return [f"{name}: every row is longer than {limit} tokens{shortest}. Raise --max-length."]
+        return [f"{name}: every row is longer than {limit} tokens{shortest}. {longer}"]
     if not trained:
         return [
             f"{name} has {tally.kept} rows and {spec.held_out} are to be held out, so none would be trained on."

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from rankwise.data.example import Example, Message
+from rankwise.data.showing import Renders, Span, merged, refuse_unshown, shown_of
 from rankwise.errors import TemplateError
 
-Span = tuple[int, int]
 APART = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
     "answer each."
@@ -52,7 +52,7 @@ class Rendering:
         return "".join(segment.text for segment in self.segments)
 
 
-class Template(Protocol):
+class Template(Renders, Protocol):
     """How conversations are written."""
 
     @property
@@ -72,10 +72,6 @@ class Template(Protocol):
 
     def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
         """The conversation; with `answer_next`, up to where the model is to speak."""
-        ...
-
-    def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
-        """The conversation, and where its {% generation %} marks stand; none without marks."""
         ...
 
     def guarded(self, content: str) -> str:
@@ -106,8 +102,11 @@ def render(example: Example, template: Template) -> Rendering:
         if example.text is not None:
             return _whole_text(example.text, template)
         whole, spans = template.marked(example.messages, example.tools)
-        _check_tools(example, template, whole)
-        return _by_marks(example, template, whole, spans) or _by_prefix(example, template, whole)
+        held = spans and shown_of(example, template).marks_hold
+        by_marks = _by_marks(example, template, whole, merged(spans)) if held else None
+        rendering = by_marks or _by_prefix(example, template, whole)
+        refuse_unshown(example, template, whole)
+        return rendering
     except TemplateError as error:
         raise type(error)(f"{example.where}: {error}") from None
 
@@ -120,32 +119,24 @@ def _whole_text(text: str, template: Template) -> Rendering:
 
 
 def _by_marks(example: Example, template: Template, whole: str, spans: Sequence[Span]) -> Rendering | None:
-    """None if the marks are not one for each answer, hold other text than the answer, or leave its end token out."""
+    """None if the marks are not one for each answer, hold other text than the answer, or leave its end token out.
+
+    Of an answer without words, which is all call, nothing but what is asked tells where it begins.
+    """
     answers = [(index, message) for index, message in enumerate(example.messages) if message.role == "assistant"]
-    merged = _merged(spans)
-    if len(merged) != len(answers):
+    if len(spans) != len(answers):
         return None
     found: list[Span] = []
     as_asked = True
-    for (index, message), (start, stop) in zip(answers, merged, strict=True):
+    for (index, message), (start, stop) in zip(answers, spans, strict=True):
         length = _ended_length(whole[start:stop], message, template)
-        if length is None:
+        asked = template.text(example.messages[:index], example.tools, answer_next=True) == whole[:start]
+        if length is None or not (asked or message.content.strip()):
             return None
         if message.learned:
             found.append((start, start + length))
-            asked = template.text(example.messages[:index], example.tools, answer_next=True)
-            as_asked = as_asked and asked == whole[:start]
+            as_asked = as_asked and asked
     return Rendering(_cut(whole, found), "marks", as_asked)
-
-
-def _merged(spans: Sequence[Span]) -> list[Span]:
-    merged: list[Span] = []
-    for start, stop in sorted(span for span in spans if span[0] < span[1]):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return merged
 
 
 def _ended_length(marked: str, message: Message, template: Template) -> int | None:
@@ -220,17 +211,6 @@ def _check_calls(message: Message, written: str, template: Template) -> None:
                 f"the chat template does not write the call of {call.name!r} ({missing!r} is not in {written[:60]!r}), "
                 "so it cannot be learned."
             )
-
-
-def _check_tools(example: Example, template: Template, whole: str) -> None:
-    """What a template leaves out, the model would not be shown."""
-    for tool in example.tools:
-        name = str(tool["function"]["name"])
-        if not _stands(template.guarded(name), whole):
-            raise TemplateError(f"the chat template does not show the model its tools ({name!r} is not in the text).")
-    for number, message in enumerate(example.messages, start=1):
-        if message.role == "tool" and not _stands(template.guarded(message.content.strip()), whole):
-            raise TemplateError(f"the chat template does not show the tool's result in turn {number}.")
 
 
 def _leaves(value: Any) -> Iterator[str]:

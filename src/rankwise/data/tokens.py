@@ -65,6 +65,10 @@ class Tokenizer(Protocol):
     @property
     def borders(self) -> Collection[int]: ...
 
+    def special_end(self, text: str) -> tuple[str, int] | None:
+        """The special token that a text ends with, and its id."""
+        ...
+
     def encode_all(self, texts: Sequence[str]) -> Sequence[Encoded]: ...
 
     def encode_after(self, text: str) -> Encoded: ...
@@ -177,19 +181,41 @@ def _split(segments: Sequence[Segment], text: str, whole: Encoded, asks: _Asks) 
             return None
         place += len(segment.text)
         end = whole.before(place)
-        if end is None:
+        if end is None and segment.learned:
+            end = _behind_space(text, place, whole, asks.tokenizer.borders)
+        if end is None or not _ends_well(segment, whole.ids[start:end], asks.tokenizer):
             return None
         parts.append(whole.ids[start:end])
         start = end
     return parts
 
 
+def _behind_space(text: str, place: int, whole: Encoded, borders: Collection[int]) -> int | None:
+    """A learned end token may take the white space behind it, which is given."""
+    while place < len(text) and text[place].isspace():
+        place += 1
+        end = whole.before(place)
+        if end:
+            return end if whole.ids[end - 1] in borders else None
+    return None
+
+
+def _ends_well(segment: Segment, ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """A learned end is the end token itself; some tokenizers read its letters where it stands behind a word."""
+    end = tokenizer.special_end(segment.text) if segment.learned else None
+    return end is None or (bool(ids) and ids[-1] == end[1])
+
+
 def _encode_apart(rendering: Rendering, tokenizer: Tokenizer) -> list[list[int]]:
     first, *others = rendering.segments
-    return [prompt_ids(first.text, tokenizer)] + [
-        [token for piece in segment.text.split(BREAK) if piece for token in tokenizer.encode_after(piece).ids]
-        for segment in others
-    ]
+    return [prompt_ids(first.text, tokenizer), *(_continued(segment, tokenizer) for segment in others)]
+
+
+def _continued(segment: Segment, tokenizer: Tokenizer) -> list[int]:
+    end = tokenizer.special_end(segment.text) if segment.learned else None
+    text = segment.text.removesuffix(end[0]) if end else segment.text
+    ids = [token for piece in text.split(BREAK) if piece for token in tokenizer.encode_after(piece).ids]
+    return [*ids, end[1]] if end else ids
 
 
 def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: Tokenizer) -> Tokens | None:

@@ -24,17 +24,16 @@ ROLES: dict[str, Role] = {
 UNHEARD = ("function_call", "reasoning_content", "reasoning", "thinking", "audio", "images", "refusal")
 
 
-def read_turns(turns: Any, where: str, key: str, *, skip_first_answers: bool = False) -> tuple[Message, ...]:
-    """`skip_first_answers`: ShareGPT's conversations may begin with what the model said before anybody asked."""
+def read_turns(turns: Any, where: str, key: str, *, skip_first_answer: bool = False) -> tuple[Message, ...]:
+    """`skip_first_answer`: ShareGPT's conversations may begin with an answer to nobody; FastChat passes over one."""
     if isinstance(turns, str) and turns.lstrip().startswith("["):  # as tables hold them
         turns = _json(turns, where, key)
     if not isinstance(turns, list) or not turns:
         raise DataError(f'{where}: "{key}" is {shown(turns)}; a list of turns with role and content is wanted.')
     messages = [_message(turn, where, number) for number, turn in enumerate(turns, start=1)]
-    while skip_first_answers and len(messages) > 1 and messages[0].role == "assistant":
-        messages.pop(0)
-    _check_order(messages, where)
-    return tuple(messages)
+    skipped = int(skip_first_answer and len(messages) > 1 and messages[0].role == "assistant")
+    _check_order(messages[skipped:], where, skipped)
+    return tuple(messages[skipped:])
 
 
 def _message(turn: Any, where: str, number: int) -> Message:
@@ -139,20 +138,21 @@ def read_tools(tools: Any, where: str) -> tuple[dict[str, Any], ...]:
     return tuple(wrapped)
 
 
-def _check_order(messages: list[Message], where: str) -> None:
-    roles = [message.role for message in messages]
+def _check_order(messages: list[Message], where: str, skipped: int) -> None:
+    roles, first = [message.role for message in messages], 1 + skipped
     if "assistant" not in roles:
-        raise DataError(f"{where}: no turn has the role assistant, so there is no answer to learn.")
+        but = " but the first" if skipped else ""
+        raise DataError(f"{where}: no turn{but} has the role assistant, so there is no answer to learn.")
     if "user" not in roles[: roles.index("assistant")]:
-        raise DataError(f"{where}: turn {roles.index('assistant') + 1} is an answer with no question before it.")
+        raise DataError(f"{where}: turn {first + roles.index('assistant')} is an answer with no question before it.")
     if roles[-1] != "assistant":
         raise DataError(f"{where}: the last turn has the role {roles[-1]}; a row must end with the answer.")
     if "system" in roles[1:]:
-        raise DataError(f"{where}: turn {roles.index('system', 1) + 1} has the role system; only the first may.")
+        raise DataError(f"{where}: turn {first + roles.index('system', 1)} has the role system; only the first may.")
     if not any(message.learned for message in messages if message.role == "assistant"):
         raise DataError(f"{where}: every answer has the weight 0, so there is nothing to learn.")
     called = False
-    for number, message in enumerate(messages, start=1):
+    for number, message in enumerate(messages, start=first):
         if message.role == "tool" and not called:
             raise DataError(f"{where}: turn {number} is a tool's result, and no turn before it calls a tool.")
         called = bool(message.tool_calls) or (called and message.role == "tool")

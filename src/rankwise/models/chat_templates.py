@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 from rankwise.data.example import Message, ToolCall
-from rankwise.data.templates import Span
+from rankwise.data.showing import Shown, Span
 from rankwise.errors import TemplateError
 from rankwise.models.tokenizer import HubTokenizer
 from rankwise.run.receipt import TemplateFacts
@@ -52,6 +52,8 @@ class ChatTemplate:
         self.start = tokenizer.start
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
         self._prefix = start
+        self.shapes: dict[Any, Shown] = {}
+        self._placed: dict[str, bool] = {}
         named = tokenizer.hub.special_tokens_map.items()
         self._special = {name: token for name, token in named if isinstance(token, str)}
         if tokenizer.end_tokens:
@@ -120,19 +122,23 @@ class ChatTemplate:
         shift = len(self._prefix)
         return self._prefix + whole, [(start + shift, stop + shift) for start, stop in spans]
 
+    def controls(self, text: str) -> int:
+        return self.tokenizer.count_special(text)
+
     def answer_text(self, ids: Sequence[int]) -> str:
         """What a person should read of generated ids: no special tokens, no end, no space that the template wrote."""
         text = self.tokenizer.readable(ids)
         place = self._end_text_at(text)
-        return (text if place is None else text[:place].rstrip()).removeprefix(self._space)
+        before, behind = self._around
+        return (text.removesuffix(behind) if place is None else text[:place].rstrip()).removeprefix(before)
 
     def streamed_text(self, ids: Sequence[int]) -> str:
         """As much of it as no later id can take back: what may be the beginning of an end is held back."""
-        text = self.answer_text(ids)
-        if not self.end_texts or self.has_end_text(ids):
-            return text
+        if not (self.end_texts or self._around[1]) or self.has_end_text(ids):
+            return self.answer_text(ids)
+        text = self.tokenizer.readable(ids)
         held = (size for end in self.end_texts for size in range(1, len(end)) if text.endswith(end[:size]))
-        return text[: len(text) - max(held, default=0)].rstrip()
+        return text[: len(text) - max(held, default=0)].rstrip().removeprefix(self._around[0])
 
     def has_end_text(self, ids: Sequence[int]) -> bool:
         return bool(self.end_texts) and self._end_text_at(self.tokenizer.readable(ids)) is not None
@@ -141,11 +147,12 @@ class ChatTemplate:
         return min((place for end in self.end_texts if (place := text.find(end)) >= 0), default=None)
 
     @cached_property
-    def _space(self) -> str:
-        """What this template learns of white space before an answer."""
+    def _around(self) -> tuple[str, str]:
+        """White space that is learned and no part of an answer: before it, and between it and its end."""
         whole, spans = self._probed
-        before = next((whole[start:stop].partition(PROBE)[0] for start, stop in spans), "")
-        return before if before.isspace() else ""
+        before, _, behind = whole.partition(PROBE)
+        learned = before[spans[0][0] :] if spans else before.removeprefix(self._asked) if self._asked else ""
+        return learned if learned.isspace() else "", behind[: len(behind) - len(behind.lstrip())]
 
     @cached_property
     def _probed(self) -> tuple[str, list[Span]]:
@@ -154,6 +161,26 @@ class ChatTemplate:
             return self._rendered([Message("user", "?"), Message("assistant", PROBE)], (), False)
         except TemplateError:  # the real conversation will be refused with the template's own words
             return "", []
+
+    @cached_property
+    def _asked(self) -> str:
+        """What that answer is asked for with."""
+        try:
+            return self._rendered([Message("user", "?")], (), True)[0]
+        except TemplateError:
+            return ""
+
+    def _has_place(self, source: str) -> bool:
+        """Whether the template writes a context by itself; others get it below the question."""
+        if source not in self._placed:
+            self._placed[source] = "context" in source  # so that the rendering below is made with it
+            if self._placed[source]:
+                try:
+                    asked = [Message("user", "?", PROBE), Message("assistant", "!")]
+                    self._placed[source] = PROBE in self._rendered(asked, (), False)[0]
+                except TemplateError:
+                    self._placed[source] = False
+        return self._placed[source]
 
     def _end_after_answer(self) -> list[str]:
         """The special token that the template writes right after an answer: some models' settings do not name it."""
@@ -164,7 +191,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         source = self._sources.get("tool_use" if tools else "default") or self._sources["default"]
-        has_place = "context" in source
+        has_place = self._has_place(source)
         marks = not answer_next and MARKS.search(source) is not None
 
         special: dict[str, Any] = self._special

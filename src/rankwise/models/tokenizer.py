@@ -80,15 +80,19 @@ class HubTokenizer:
         return self.encode_all([text])[0].ids
 
     def encode_after(self, text: str) -> Encoded:
-        """Some tokenizers put a space before every text; behind a line break they do not put it here."""
-        (found,) = self._backend.encode_batch(["\n" + text], add_special_tokens=False)
-        size = len(self._line_break)
-        behind = found.ids[:size] == self._line_break and len(found.ids) > size
-        return Encoded(found, size, 1) if behind else self.encode_all([text])[0]
+        """Some tokenizers put a space before every text; behind another they do not put it here.
+
+        That other is a line break, or where this would be joined with the text, a letter or a full stop.
+        """
+        for before, ids in self._befores:
+            (found,) = self._backend.encode_batch([before + text], add_special_tokens=False)
+            if found.ids[: len(ids)] == ids and len(found.ids) > len(ids):
+                return Encoded(found, len(ids), len(before))
+        return self.encode_all([text])[0]
 
     @cached_property
-    def _line_break(self) -> list[int]:
-        return self.encode("\n")
+    def _befores(self) -> list[tuple[str, list[int]]]:
+        return [(before, self.encode(before)) for before in ("\n", "a", ".")]
 
     def decode_all(self, ids: Sequence[Sequence[int]]) -> list[str]:
         return self._backend.decode_batch([list(row) for row in ids], skip_special_tokens=False)
@@ -116,6 +120,19 @@ class HubTokenizer:
         """What a special token may begin with: a template could write the rest right behind it."""
         parts = {token[:size] for token in self.special.values() for size in range(1, len(token))}
         return tuple(sorted(parts))
+
+    @cached_property
+    def _special_whole(self) -> re.Pattern[str]:
+        longest_first = sorted(self.special.values(), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def count_special(self, text: str) -> int:
+        return len(self._special_whole.findall(text))
+
+    def special_end(self, text: str) -> tuple[str, int] | None:
+        """The special token that a text ends with, and its id."""
+        found = ((token, number) for number, token in self.special.items() if token and text.endswith(token))
+        return max(found, key=lambda pair: len(pair[0]), default=None)
 
     def holds_special(self, content: str) -> bool:
         return self._special_begins.search(content) is not None

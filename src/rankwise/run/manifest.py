@@ -30,14 +30,14 @@ class BaseModelFacts(Spec):
 
 
 class DataFacts(Spec):
-    """What was trained on; receipt.json says more. A row that was split counts as often as it gave documents."""
+    """What was trained on; receipt.json says more. A document is what is learned at a time, mostly a row."""
 
     path: str
     sha256: str
     format: str
     rows: int
-    trained_rows: int
-    held_out_rows: int
+    trained_documents: int
+    measured_documents: int
     rows_too_long: int
     tokens: int
     supervised_tokens: int

@@ -7,6 +7,8 @@ from typing import Literal
 from rankwise.spec.spec import Spec
 
 RECEIPT = "receipt.json"
+MOST_LISTED = 100
+"""Rows left out that are listed one by one."""
 
 
 class PartFacts(Spec):
@@ -53,6 +55,19 @@ class OverlapFacts(Spec):
     of: int
 
 
+class EvaluationFacts(Spec):
+    """Rows of the evaluation source, which are counted nowhere else in the receipt."""
+
+    rows: int
+    kept: int
+    skipped: int
+    skipped_why: dict[str, int]
+    skipped_rows: tuple[Skipped, ...]
+    """The first hundred."""
+    truncated: int | None
+    supervised_tokens: int | None
+
+
 class Receipt(Spec):
     """Token counts are of all documents kept, and None where no model was named to count with.
 
@@ -74,8 +89,8 @@ class Receipt(Spec):
     skipped_rows: tuple[Skipped, ...]
     """The first hundred."""
     held_out: int
-    """Rows that are measured and not trained on: the last of those kept, or those of the evaluation source, which are
-    counted nowhere else."""
+    """Rows that are measured and not trained on: the last of those kept, or those kept of the evaluation source."""
+    evaluation: EvaluationFacts | None = None
     documents: int | None
     tokens: int | None
     supervised_tokens: int | None

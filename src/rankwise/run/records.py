@@ -37,7 +37,7 @@ class LossRecord:
     step: int
     loss: float
     supervised_tokens: int
-    rows: int
+    documents: int
 
     def as_row(self) -> dict[str, Any]:
         return {"kind": "held_out", **asdict(self)}

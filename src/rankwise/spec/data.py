@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -37,7 +38,8 @@ class Reading(Spec):
     labels: tuple[str, ...] = ()
     """Names of the labels 0, 1, 2, … of a classification source."""
     split: str | None = None
-    """Of a hub data set, or of a folder: the files whose names begin so. `train` where there is such a split."""
+    """Of a hub data set, or of a folder: the files that have this word in their names or folders (`my_test-1.jsonl` is
+    of `test`). Without it the training files, and where there are none, those that are not for testing."""
     subset: str | None = None
     """Of a hub data set that has several."""
     revision: str | None = None
@@ -47,13 +49,19 @@ class Reading(Spec):
     licence: str | None = None
     """Of the data, where you know it."""
 
+    @field_validator("columns")
+    @classmethod
+    def _each_column_once(cls, value: dict[str, str]) -> dict[str, str]:
+        twice = [column for column, times in Counter(value.values()).items() if times > 1]
+        if twice:
+            raise ValueError(f'the column "{twice[0]}" is named twice')
+        return value
 
-class SourceSpec(Reading):
+
+class Rows(Reading):
     """A file, a folder of files, or `hub:organisation/name`."""
 
     path: str = Field(min_length=1)
-    weight: Annotated[Number, Field(gt=0, le=100)] = 1.0
-    """How often each row is seen in one pass: 2 is twice, 0.5 is half of the rows, drawn by the seed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,12 +76,23 @@ class SourceSpec(Reading):
         return self
 
 
+class SourceSpec(Rows):
+    """Rows to train on."""
+
+    weight: Annotated[Number, Field(gt=0, le=100)] = 1.0
+    """How often each row is seen in one pass: 2 is twice, 0.5 is half of the rows, drawn by the seed."""
+
+
+class EvaluationSpec(Rows):
+    """Rows to measure with, each of them once."""
+
+
 class DataSpec(Reading):
     """One source (`path` and how it is read), or several (`sources`)."""
 
     path: Annotated[str, Field(min_length=1)] | None = None
     sources: tuple[SourceSpec, ...] = ()
-    evaluation: SourceSpec | None = None
+    evaluation: EvaluationSpec | None = None
     """Rows of their own, never trained on; the loss on them is measured before and after."""
     held_out: Annotated[int, Field(ge=0, strict=True)] = 0
     """Instead of `evaluation`: the last N rows that are kept, of several sources each its share."""

@@ -6,6 +6,7 @@ message has a `role`, a `content` and, where the row brings one, a `context` (Al
 tokenizer's own start token goes before it where the tokenizer puts one before every text.
 
 `settings` lie under what the user gives; `published` is what the authors used, also where an adapter wants another.
+`published`, `added_tokens` with its note, and the `format` and `fields` of `rows` are a record: printed, not followed.
 """
 
 from __future__ import annotations

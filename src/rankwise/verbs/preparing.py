@@ -14,7 +14,7 @@ from rankwise.errors import DataError
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.tokenizer import HubTokenizer
 from rankwise.run.manifest import DataFacts
-from rankwise.run.receipt import Receipt
+from rankwise.run.receipt import MOST_LISTED, Receipt
 from rankwise.run.records import Announce
 from rankwise.spec.data import DataSpec
 from rankwise.spec.recipe import recipe_named
@@ -53,7 +53,8 @@ def prepare(spec: DataSpec, writing: Writing, announce: Announce) -> Prepared:
         prepared = prepare_data(
             spec, encoder, _tally(writing), announce, model=writing.name, template=writing.template.facts
         )
-        keep(key, prepared, announce)
+        if key_of(spec, encoder, identity, writing.name) == key:  # else somebody wrote into a file that was being read
+            keep(key, prepared, announce)
     return prepared
 
 
@@ -77,8 +78,8 @@ def facts_of(prepared: Prepared) -> DataFacts:
         sha256=hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest(),
         format=receipt.format,
         rows=receipt.rows,
-        trained_rows=len(trained),
-        held_out_rows=len(prepared.measured),
+        trained_documents=len(trained),
+        measured_documents=len(prepared.measured),
         rows_too_long=receipt.skipped_why.get("too long", 0),
         tokens=trained.tokens,
         supervised_tokens=trained.supervised,
@@ -90,7 +91,8 @@ def told(receipt: Receipt) -> Sequence[str]:
     lines = [f"the end of the answer is learned in {receipt.eos_supervised:,} of {receipt.documents:,} documents"]
     if receipt.skipped:
         why = ", ".join(f"{count:,} {reason}" for reason, count in receipt.skipped_why.items())
-        lines.append(f"{receipt.skipped:,} of {receipt.rows:,} rows are left out: {why}; receipt.json lists them")
+        listed = "them" if receipt.skipped <= MOST_LISTED else f"the first {MOST_LISTED}"
+        lines.append(f"{receipt.skipped:,} of {receipt.rows:,} rows are left out: {why}; receipt.json lists {listed}")
     if receipt.truncated:
         lines.append(f"{receipt.truncated:,} rows are cut or split to fit")
     return [*lines, *receipt.warnings, f"licence of the data: {receipt.licence}"]

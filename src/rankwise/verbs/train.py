@@ -104,8 +104,9 @@ class _Session:
         share = data.supervised_tokens / data.tokens
         return (
             f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
-            f"{data.trained_rows:,} rows in {data.format} form, {data.tokens:,} tokens, {share:.0%} of them learned"
-            + (f"; {data.held_out_rows:,} rows to measure with" if data.held_out_rows else "")
+            f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} documents to train on, "
+            f"{data.tokens:,} tokens, {share:.0%} of them learned"
+            + (f"; {data.measured_documents:,} documents to measure with" if data.measured_documents else "")
             + f"\n{self.trainable:,} trainable parameters on {len(self.adapters.layers)} layers; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + "".join(f"\n{line}" for line in told(self.prepared.receipt))
@@ -180,7 +181,7 @@ class _Session:
             return None
         batches = portion(list(rows), self.experiment.training.micro_batch_tokens)
         loss, tokens = mean_loss(forward, batches, self.model.precision.device)
-        record = LossRecord(step=step, loss=loss, supervised_tokens=tokens, rows=len(rows))
+        record = LossRecord(step=step, loss=loss, supervised_tokens=tokens, documents=len(rows))
         hear(record)
         return record
 

@@ -1,0 +1,115 @@
+"""Rows of Parquet and Arrow files. A cell that cannot be read costs its row; damage is looked for before any."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rankwise.data.formats import Row
+from rankwise.errors import DataError
+from rankwise.spec.spec import shown
+
+Record = tuple[str, Row | DataError]
+Seen = Callable[[float], None]
+"""Told now and then how much of the file has been read."""
+
+
+def find_damage(items: Iterator[Any]) -> None:
+    deque(items, maxlen=0)
+
+
+def column_names(row: list[str], where: str) -> list[str]:
+    if len(set(row)) != len(row) or not all(name.strip() for name in row):
+        raise DataError(f"{where}: the first line must name the columns, each once; it names {row[:8]}.")
+    return row
+
+
+def parquet(path: Path, seen: Seen) -> Iterator[Record]:
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            column_names(file.schema_arrow.names, str(path))
+            find_damage(file.iter_batches(1000))
+            yield from _rows_of(path, file.iter_batches(1000))
+    except DataError:
+        raise
+    except Exception as error:  # the library's own, and whatever Python raises for a value it cannot hold
+        raise DataError(f"{path}: is damaged, or no Parquet file that can be read: {first_line(error)}") from None
+
+
+def arrow(path: Path, seen: Seen) -> Iterator[Record]:
+    """Both of Arrow's layouts: a file with an index, and the stream that `datasets` saves."""
+    from pyarrow import memory_map
+
+    try:
+        with memory_map(os.fspath(path)) as source:
+            find_damage(_arrow_batches(path, source))
+            yield from _rows_of(path, _arrow_batches(path, source))
+    except DataError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(f"{path}: is damaged, or no Arrow file that can be read: {first_line(error)}") from None
+
+
+def _arrow_batches(path: Path, source: Any) -> Iterator[Any]:
+    from pyarrow import ArrowException, ipc
+
+    source.seek(0)
+    try:
+        opened = ipc.open_file(source)
+        batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+    except ArrowException:
+        source.seek(0)
+        opened = ipc.open_stream(source)
+        batches = iter(opened)
+    column_names(opened.schema.names, str(path))
+    yield from batches
+
+
+def _rows_of(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
+    named = ((batch.schema.names, map(_values, batch.columns)) for batch in batches)
+    rows = ((names, cells) for names, columns in named for cells in zip(*columns, strict=True))
+    for number, (names, cells) in enumerate(rows, start=1):
+        yield f"{path}:{number}", _row_of_values(names, cells, f"{path}:{number}")
+
+
+def _values(column: Any) -> list[Any]:
+    """A cell that Python cannot hold is the error it raised."""
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError):
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: Any) -> Any:
+    """A time beyond all calendars is None: no form reads a time, so its row is whole without it."""
+    from pyarrow.types import is_temporal
+
+    try:
+        return cell.as_py()
+    except (OverflowError, ValueError) as error:
+        return None if is_temporal(cell.type) else error
+
+
+def _row_of_values(names: list[str], cells: tuple[Any, ...], where: str) -> Row | DataError:
+    for name, cell in zip(names, cells, strict=True):
+        if isinstance(cell, UnicodeDecodeError):
+            found = f"{shown(cell.object)}, byte {cell.start}"
+            return DataError(f"{where}: the column {name!r} is not UTF-8 text ({found}).")
+        if isinstance(cell, Exception):
+            return DataError(f"{where}: the column {name!r} cannot be read: {first_line(cell)}.")
+    return dict(zip(names, cells, strict=True))
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def need(module: str, what: str) -> None:
+    if find_spec(module) is None:
+        raise DataError(f"{what} needs {module}, which is not installed: pip install 'rankwise[data]'.")

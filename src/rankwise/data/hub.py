@@ -1,0 +1,106 @@
+"""A data set of the hub as one part of a source, and what a part is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rankwise.data.columnar import Record, Seen, first_line, need
+from rankwise.data.licences import find_licence
+from rankwise.errors import DataError, some
+from rankwise.spec.data import Rows
+
+HUB = "hub:"
+
+
+@dataclass
+class Part:
+    """One file, or one split of a hub data set, and what was found in it while it was read."""
+
+    name: str
+    open: Callable[[Seen], Iterator[Record]]
+    identity: Callable[[], str]
+    """Changes with the content: the SHA-256 of a file, or of the fingerprint that `datasets` gives rows of the hub."""
+    folder: Path | None = None
+    licence: str | None = None
+    format: str | None = None
+    rows: int = 0
+    share: float = 0.0
+    """How much of it has been read, where that is known."""
+
+    def seen(self, share: float) -> None:
+        self.share = share
+
+
+def hub_part(source: Rows) -> Part:
+    need("datasets", f"{source.path}: reading a hub data set")
+    from datasets import ClassLabel
+
+    name = source.path.removeprefix(HUB)
+    if os.path.exists(name):  # noqa: PTH110  `datasets` would read it instead
+        raise DataError(f"{source.path}: there is a {name} in this folder. Name that without {HUB}, or work elsewhere.")
+    rows, licence = _fetched(name, source.subset, source.split, source.revision)
+    label = f"{source.path}/{rows.split or 'all'}"
+    labels = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, ClassLabel)}
+    names = {} if source.labels else labels
+    identity = sha256(str(rows._fingerprint).encode()).hexdigest()
+    return Part(label, lambda seen: _hub_records(rows, label, names), lambda: identity, licence=licence)
+
+
+@cache
+def _fetched(name: str, subset: str | None, split: str | None, revision: str | None) -> tuple[Any, str | None]:
+    """Rows of the hub and their licence, asked for once: what is trained on is what was looked at before.
+
+    `datasets` fetches what is not in its own cache, asking the network only for what was named.
+    """
+    from datasets import Dataset, DatasetDict, load_dataset
+
+    try:
+        loaded: Any = load_dataset(name, subset, split=split, revision=revision)
+    except Exception as error:  # whatever the hub's client, the network or a damaged cache raises
+        raise DataError(f"{HUB}{name}: cannot be had: {first_line(error)}") from None
+    if isinstance(loaded, DatasetDict):
+        only = "train" if "train" in loaded or len(loaded) > 1 else next(iter(loaded))
+        if only not in loaded:
+            raise DataError(f"{HUB}{name}: has the splits {some(map(str, loaded))}; name one with data.split.")
+        loaded = loaded[only]
+    assert isinstance(loaded, Dataset)
+    return loaded, loaded.info.license or _card_licence(name, revision)
+
+
+def _hub_records(rows: Any, label: str, names: dict[str, list[str]]) -> Iterator[Record]:
+    """A row that cannot be decoded ends the library's loop over rows, so that it begins anew behind it."""
+    number = 0
+    while number < len(rows):
+        try:
+            for row in rows.select(range(number, len(rows))):
+                number += 1
+                yield f"{label}:{number}", _with_names(row, names)
+        except Exception as error:  # whatever a damaged cache, a decoder or Python raises for a value
+            number += 1
+            yield f"{label}:{number}", DataError(f"{label}:{number}: cannot be decoded: {first_line(error)}.")
+
+
+def _with_names(row: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
+    """`datasets` writes -1 for a label that is not known."""
+    named = {
+        column: known[number] if isinstance(number := row[column], int) and 0 <= number < len(known) else None
+        for column, known in names.items()
+    }
+    return {**row, **named}
+
+
+def _card_licence(name: str, revision: str | None) -> str | None:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        card = hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)
+    except Exception:  # whatever the hub's client raises: a data set without a card, or no network any more
+        return None
+    found = find_licence(Path(card).parent)
+    return found.name if found is not None else None
