@@ -308,7 +308,7 @@ def test_keys_that_mean_nothing_here_change_nothing(tmp_path):
 def test_a_first_line_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": \n{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
-    reading = open_source(DataSpec(path=file), SourceSpec(path=file))
+    reading = open_source(DataSpec(path=str(file)), SourceSpec(path=str(file)))
     assert [len(chunk) for chunk in reading.chunks()] == [1]
     assert [where.rpartition(":")[2] for where, _ in reading.skipped] == ["1", "3"]
     assert reading.rows == 3
@@ -318,14 +318,14 @@ def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path):
     link = tmp_path / "rows.jsonl"
     link.symlink_to("nowhere.jsonl")
     with pytest.raises(DataError, match=r"is a link that leads to no file \(nowhere\.jsonl\)"):
-        open_source(DataSpec(path=link), SourceSpec(path=link))
+        open_source(DataSpec(path=str(link)), SourceSpec(path=str(link)))
 
 
 def test_columns_the_wrong_way_round_are_told(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"q": "a", "a": "b"}\n')
     with pytest.raises(DataError, match=r'"q", which is no field of any form.*On the left stands one of messages'):
-        open_source(DataSpec(path=file), SourceSpec(path=file, columns={"q": "prompt", "a": "completion"}))
+        open_source(DataSpec(path=str(file)), SourceSpec(path=str(file), columns={"q": "prompt", "a": "completion"}))
 
 
 def test_one_column_for_two_fields_is_refused():

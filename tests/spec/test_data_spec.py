@@ -37,7 +37,7 @@ HOW = st.fixed_dictionaries(
     {},
     optional={
         "format": st.sampled_from(["messages", "alpaca", "text"]),
-        "columns": st.dictionaries(st.sampled_from(["prompt", "answer"]), st.sampled_from(["q", "a"]), max_size=2),
+        "columns": st.sampled_from([{}, {"prompt": "q"}, {"answer": "q"}, {"prompt": "q", "answer": "a"}]),
         "labels": st.lists(st.sampled_from(["yes", "no"]), max_size=2),
         "split": st.sampled_from(["train", "test"]),
         "rows": st.integers(1, 10**6),
