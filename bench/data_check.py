@@ -36,7 +36,7 @@ def make_rows(file: Path, count: int) -> None:
     chance, known = random.Random(0), sentences()
     with file.open("w", encoding="utf-8") as out:
         for _ in range(count):
-            asked, answered = ". ".join(chance.choices(known, k=3)), ". ".join(chance.choices(known, k=1))
+            asked, answered = ". ".join(chance.choices(known, k=4)), ". ".join(chance.choices(known, k=2))
             out.write(json.dumps({"prompt": asked, "completion": answered}) + "\n")
 
 
