@@ -90,7 +90,8 @@ def test_an_unknown_key_is_told_with_the_keys_known_there(problems):
     [problem] = problems(BASE + "model_: 1\nadapter: {}\n")
     assert problem.endswith("Known here: model, data, run, adapter, training.")
     [problem] = problems(BASE + "adapter: {zzz: 1}\n")
-    assert problem.endswith("Known here: rank, alpha, dropout, targets, layers, rank_pattern, alpha_pattern.")
+    known = "dropout, targets, layers, method, rank, alpha, rank_pattern, alpha_pattern, start, eva_rho, eva_batches"
+    assert problem.endswith(f"Known here: {known}, scaling, b_rate, dora.")
 
 
 @pytest.mark.parametrize("key", ["learning-rate", "str", "int", "float", "x[0]"])

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from rankwise.spec.spec import Number, Spec
+from rankwise.spec.spec import Number, PositiveInt, Spec
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Alpha = Annotated[Number, Field(gt=0, le=1e6)]
+ExportFormat = Literal["peft", "portable"]
 
 
-class LoraSpec(Spec):
-    """delta W = (alpha / rank) B A.
-
-    The defaults follow Schulman et al. 2025 ("LoRA Without Regret"): every linear layer, alpha 32. A target and a
-    pattern's key are matched alike: a word of letters, digits, `_`, `.` and `-` is the end of a module's path;
-    anything else is a regular expression for the whole path or its end after a dot.
+class AdapterSpec(Spec):
+    """What both methods share. A target and a pattern's key are matched alike: a word of letters, digits, `_`, `.` and
+    `-` is the end of a module's path; anything else is a regular expression for the whole path or its end after a dot.
     """
 
-    rank: Rank = 16
-    alpha: Alpha = 32.0
     dropout: Number = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ("all-linear",)
     """`all-linear`: every linear layer but the output head; or names and regular expressions."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Block numbers to keep, written 0-3,7 or [0, 1, 2, 3, 7]."""
-    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
-    alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -45,6 +40,137 @@ class LoraSpec(Spec):
         if isinstance(value, int) and not isinstance(value, bool):
             return (value,)
         return _parse_layers(value) if isinstance(value, str) else value
+
+
+class LoraSpec(AdapterSpec):
+    """delta W = (alpha / rank) B A, and variants of it.
+
+    The defaults follow Schulman et al. 2025 ("LoRA Without Regret"): every linear layer, alpha 32.
+    """
+
+    method: Literal["lora"] = "lora"
+    rank: Rank = 16
+    alpha: Alpha = 32.0
+    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
+    start: Literal["uniform", "eva"] = "uniform"
+    """Of A. `eva` (Paischer et al. 2024): the main directions of each layer's inputs on the training rows, and more
+    rank where they hold more of the input; the ranks of all layers together stay as many."""
+    eva_rho: Number = Field(2.0, ge=1)
+    """The most that one layer's rank may become, as a multiple of what it would be; 1 for equal ranks."""
+    eva_batches: PositiveInt = 8
+    """How many micro-batches of the training rows are looked at, one pass at most. They come in the order of
+    training."""
+
+    scaling: Literal["rank", "sqrt-rank"] = "rank"
+    """What alpha is divided by; `sqrt-rank` is rank-stabilised LoRA (arXiv 2312.03732)."""
+    b_rate: Number = Field(1.0, gt=0, le=1e3)
+    """LoRA+ (arXiv 2402.12354): learning rate of B, which starts at zero, as a multiple of A's; for an embedding A
+    starts at zero and is the faster."""
+    dora: bool = False
+    """DoRA (arXiv 2402.09353): learn the length of each output's weights apart from their direction. Linear layers and
+    Conv1D only, and no other adapter beside it."""
+
+    @model_validator(mode="after")
+    def _eva_alone(self) -> Self:
+        fields = type(self).model_fields
+        idle = [name for name in ("eva_rho", "eva_batches") if getattr(self, name) != fields[name].default]
+        if self.start != "eva" and idle:
+            raise ValueError(f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect without start eva")
+        return self
+
+
+class AdaLoraSpec(AdapterSpec):
+    """delta W = scale P^T diag(strength) Q, with ranks that go where they pay (Zhang et al. 2023).
+
+    Phases are shares of the run, whatever its length. `compat: reference` takes the authors' choices for what is not
+    said: no shrinking, their penalty, their start, one learning rate.
+    """
+
+    method: Literal["adalora"] = "adalora"
+    budget: str = "8"
+    """What is left at the end: a mean rank (8), `1680 triplets`, `600k parameters`, or the size of the written adapter
+    (`2MB`)."""
+    initial: Number = Field(1.5, ge=1, le=16)
+    """How many times the budget it starts with."""
+    scale: Number = Field(2.0, gt=0, le=1e4)
+    """What alpha / rank is for LoRA; the same for all layers, and constant."""
+    warmup: Number = Field(0.1, ge=0, lt=1)
+    """Share of the steps before the first triplet is retired."""
+    final: Number = Field(0.4, ge=0, lt=1)
+    """Share of the steps that are left when the ranks are decided for good."""
+    interval: PositiveInt | Literal["auto"] = "auto"
+    """Steps between two decisions; `auto` is a two-hundredth of the run, 100 at most."""
+    beta1: Number = Field(0.85, ge=0, lt=1)
+    """Of the average of sensitivities."""
+    beta2: Number = Field(0.85, ge=0, lt=1)
+    """Of the average of their uncertainty."""
+    orthogonality: Number = Field(0.1, ge=0)
+    """Weight of the penalty that keeps the rows of P and of Q orthonormal. It is in no loss that is told."""
+    penalty: Literal["paper", "reference"] = "paper"
+    """`paper`: the squared norm, summed; `reference`: the norm, averaged, as the authors' code has it."""
+    importance: Literal["after", "before"] = "after"
+    """Whether it is taken after the optimizer step, as in the authors' code, or before, as in the paper."""
+    strength_rate: Number = Field(16.0, gt=0, le=1e3)
+    """Learning rate of the strengths, as a multiple of the others'."""
+    budget_unit: Literal["triplets", "parameters"] = "triplets"
+    """`parameters`: score for each parameter, so that a rank of a narrow layer is cheaper than one of a wide one. A
+    budget of parameters or bytes is always spent so."""
+    start: Literal["orthonormal", "gaussian"] = "orthonormal"
+    """Of P and Q; `gaussian` has the authors' standard deviation of 0.02."""
+    shrink: bool = True
+    """Take retired triplets out for good when the ranks are decided; without it they are set to zero at each step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compat(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "compat" not in value:
+            return value
+        given = dict(value)
+        if given.pop("compat") != "reference":
+            raise ValueError("compat is reference, or left out")
+        return REFERENCE | given
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_as_text(cls, value: object) -> object:
+        text = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+        if isinstance(text, str):
+            _parse_budget(text)
+        return text
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.warmup + self.final >= 1:
+            raise ValueError("warmup and final leave no steps between them, in which ranks would be decided")
+        return self
+
+    @property
+    def asked(self) -> tuple[BudgetKind, float]:
+        return _parse_budget(self.budget)
+
+
+AdaLora = AdaLoraSpec
+"""As it is named from Python: `rankwise.AdaLora(budget=8)`."""
+BudgetKind = Literal["rank", "triplets", "parameters", "bytes"]
+UNITS: dict[str, BudgetKind] = {
+    "": "rank", "rank": "rank", "triplets": "triplets", "parameters": "parameters", "params": "parameters",
+    "b": "bytes",
+}  # fmt: skip
+TIMES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+REFERENCE: dict[str, Any] = {
+    "penalty": "reference", "strength_rate": 1.0, "start": "gaussian", "shrink": False, "importance": "after",
+}  # fmt: skip
+
+
+def _parse_budget(text: str) -> tuple[BudgetKind, float]:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)\s*(b|rank|triplets|parameters|params|)", text.strip().lower())
+    if found is None or float(found[1]) <= 0:
+        raise ValueError("a budget is a mean rank (8), 1680 triplets, 600k parameters, or a size (2MB)")
+    kind, amount = UNITS[found[3]], float(found[1]) * TIMES[found[2]]
+    if kind == "rank" and not 0 < amount <= 4096:
+        raise ValueError("a mean rank is at most 4096; write a size as 2MB, parameters as 600k parameters")
+    return kind, amount
 
 
 def _split_names(text: str) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.spec.data import DataSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.recipe import RECIPES, recipe_named
@@ -16,12 +16,22 @@ from rankwise.spec.training import TrainingSpec
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
+def _method(value: Any) -> Any:
+    return value.get("method", "lora") if isinstance(value, dict) else getattr(value, "method", None)
+
+
+Adapting = Annotated[
+    Annotated[LoraSpec, Tag("lora")] | Annotated[AdaLoraSpec, Tag("adalora")],
+    Discriminator(_method, custom_error_type="method", custom_error_message="The method is lora or adalora"),
+]
+
+
 class Experiment(Spec):
     model: ModelSpec
     data: DataSpec
     run: Annotated[str, Field(pattern=RUN_NAME)]
     """The run's name: the folder `runs/NAME`."""
-    adapter: LoraSpec = Field(default_factory=LoraSpec)
+    adapter: Adapting = Field(default_factory=LoraSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
 
     @model_validator(mode="before")
@@ -40,8 +50,10 @@ def _over(under: dict[str, Any], given: Any) -> Any:
     if given is None:
         return under
     if isinstance(given, Spec):  # what was not said when it was made is not said now
-        given = given.model_dump(include=given.model_fields_set)
+        given = given.model_dump(include={*given.model_fields_set, "method"} & given.__class__.model_fields.keys())
     if not isinstance(given, dict):
         return given
+    if given.get("method") == "adalora":
+        under = {key: value for key, value in under.items() if key in AdaLoraSpec.model_fields}
     under = {key: value for key, value in under.items() if key != "epochs" or given.get("steps") is None}
     return under | given

@@ -47,12 +47,52 @@ def problems_of(
     error: ValidationError, spec: type[BaseModel], where: Callable[[Location], str] = lambda _: ""
 ) -> list[str]:
     """One sentence per problem; `where` gives the file and line (or the flag) of a location."""
-    return [f"{where(tuple(item['loc']))}{_sentence(item, spec)}" for item in error.errors()]
+    found = []
+    for item in error.errors():
+        tagged = tuple(item["loc"])
+        item["loc"] = without_tags(tagged, spec)
+        found.append(f"{where(item['loc'])}{_sentence(item, spec, tagged)}")
+    return found
 
 
-def _sentence(item: ErrorDetails, spec: type[BaseModel]) -> str:
+def without_tags(location: Location, spec: type[BaseModel]) -> Location:
+    """Where a field is one of several specs, pydantic says which one it tried, and nobody wrote that."""
+    current: Any = spec
+    said: list[int | str] = []
+    for part in location:
+        inside = _inside(current, part)
+        if not _is_tag(current, part):
+            said.append(part)
+        current = inside
+    return tuple(said)
+
+
+def _is_tag(current: Any, part: int | str) -> bool:
+    options = _options(current)
+    return len(options) > 1 and part in map(_tag, options)
+
+
+def _options(annotation: Any) -> list[type[BaseModel]]:
+    """The specs that a field may be."""
+    bare = [get_args(one)[0] if get_origin(one) is Annotated else one for one in (annotation, *get_args(annotation))]
+    return [one for one in bare if _is_model(one)]
+
+
+def _tag(option: type[BaseModel]) -> Any:
+    method = option.model_fields.get("method")
+    return method.default if method is not None else None
+
+
+def _inside(current: Any, part: int | str) -> Any:
+    if _is_tag(current, part):
+        return next(option for option in _options(current) if _tag(option) == part)
+    holder = next((option for option in _options(current) if str(part) in option.model_fields), None)
+    return _without_none(holder.model_fields[str(part)].annotation) if holder is not None else None
+
+
+def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> str:
     if item["type"] == "extra_forbidden":
-        *inside, unknown = item["loc"]
+        *inside, unknown = tagged
         known = _fields_at(spec, tuple(inside))
         listed = f" Known here: {', '.join(known)}." if known else ""
         key = shown(".".join(map(str, item["loc"]))).strip("'\"")
@@ -81,8 +121,9 @@ def _written_part(location: Location, spec: type[BaseModel]) -> list[int | str]:
     written: list[int | str] = []
     current: Any = spec
     for part in location:
-        if _is_model(current) and part in current.model_fields:
-            current = _without_none(current.model_fields[str(part)].annotation)
+        holder = next((option for option in _options(current) if part in option.model_fields), None)
+        if holder is not None:
+            current = _without_none(holder.model_fields[str(part)].annotation)
         elif get_origin(current) in (list, tuple) and isinstance(part, int):
             current = get_args(current)[0]
         elif get_origin(current) in (dict, list, tuple):
@@ -102,9 +143,8 @@ def _without_none(annotation: Any) -> Any:
 def _fields_at(spec: type[BaseModel], location: Location) -> list[str]:
     current: Any = spec
     for part in location:
-        field = current.model_fields.get(part) if _is_model(current) else None
-        current = field.annotation if field else None
-    return list(current.model_fields) if _is_model(current) else []
+        current = _inside(current, part)
+    return list(dict.fromkeys(name for option in _options(current) for name in option.model_fields))
 
 
 def _is_model(thing: object) -> bool:

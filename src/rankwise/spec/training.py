@@ -30,12 +30,19 @@ class TrainingSpec(Spec):
     clip: Number = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
     seed: Seed = 0
+    checkpoint_steps: PositiveInt | None = None
+    """Steps from one checkpoint to the next, of which the last is kept until the run is finished. By default a tenth of
+    the run, at most 500; none where a run has 100 steps or fewer, as that is soon begun again."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("epochs and steps both say how long to train; give one of them")
         return self
+
+    def checkpoint_interval(self, steps: int) -> int:
+        """`steps` or more where a run of so many writes none: after its last step there is the adapter."""
+        return self.checkpoint_steps or (min(500, steps // 10) if steps > 100 else steps)
 
     def rows_per_step(self, rows: int) -> int:
         """No row is taken twice in one step."""
