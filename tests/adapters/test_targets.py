@@ -71,11 +71,11 @@ def test_patterns_give_ranks_and_alphas_and_the_first_match_decides() -> None:
         alpha_pattern={"layers.0.self_attn.v_proj": 3.5},
     )
     found = {
-        choice.path.split("layers.")[1]: (choice.rank, choice.alpha) for choice in choose(tiny_model("llama"), spec)
+        choice.path.split("layers.")[1]: (choice.rank, choice.scale) for choice in choose(tiny_model("llama"), spec)
     }
     assert found == {
-        "0.self_attn.q_proj": (4, 8), "0.self_attn.v_proj": (6, 3.5), "1.self_attn.q_proj": (2, 8),
-        "1.self_attn.v_proj": (2, 8),
+        "0.self_attn.q_proj": (4, 8 / 4), "0.self_attn.v_proj": (6, 3.5 / 6), "1.self_attn.q_proj": (2, 8 / 2),
+        "1.self_attn.v_proj": (2, 8 / 2),
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankwise.adapters.lora import LoRA
+from rankwise.adapters.adapter import Adapter
 
 
 class Adapted(nn.Module):
@@ -24,12 +24,12 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.host(x)
         for name in self.active:
-            y = y + self.adapters[name](x)
+            y = self.adapter(name).added_to(y, x)
         return y
 
-    def adapter(self, name: str) -> LoRA:
+    def adapter(self, name: str) -> Adapter:
         adapter = self.adapters[name]
-        assert isinstance(adapter, LoRA)
+        assert isinstance(adapter, Adapter)
         return adapter
 
     def __getattr__(self, name: str) -> Any:

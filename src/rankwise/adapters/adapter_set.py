@@ -6,19 +6,23 @@ back every layer, the same object it was, and what required gradients before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import regex
 import torch
 from torch import nn
 
+from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapted import Adapted
-from rankwise.adapters.hosts import adapter_for
+from rankwise.adapters.adapter import Adapter
+from rankwise.adapters.budget import budget_of
+from rankwise.adapters.fused import split_of
+from rankwise.adapters.hosts import adalora_for, features_of, lora_for
 from rankwise.adapters.lora import LoRA
-from rankwise.adapters.targets import Choice, choose
-from rankwise.errors import TargetError, some
-from rankwise.spec.adapters import LoraSpec
+from rankwise.adapters.targets import Choice, choose, chosen_paths
+from rankwise.errors import TargetError, TrainingError, some
+from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 
 _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -36,21 +40,85 @@ class AdapterSet:
         self._required_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.requires_grad_(False)
 
-    def add(self, spec: LoraSpec, name: str = "default", seed: int = 0) -> None:
-        """Lay a new adapter over the layers that `spec` names, and make it the active one."""
-        self.place(choose(self.model, spec), name, spec.dropout, seed)
+    def add(
+        self, spec: LoraSpec | AdaLoraSpec, name: str = "default", seed: int = 0, choices: list[Choice] | None = None
+    ) -> None:
+        """Lay a new adapter over the layers that `spec` names, and make it the active one. With start "eva" the
+        `choices` are those of `eva_choices`."""
+        if (choices is not None) != (isinstance(spec, LoraSpec) and spec.start == "eva"):
+            raise TargetError('LoRA with start "eva" needs the choices that eva_choices makes, and nothing else does.')
+        if isinstance(spec, LoraSpec):
+            chosen = choose(self.model, spec) if choices is None else choices
+            self.place(chosen, name, spec.dropout, seed, dora=spec.dora)
+        else:
+            self._place_triplets(spec, name, seed)
 
-    def place(self, choices: list[Choice], name: str, dropout: float = 0.0, seed: int = 0) -> None:
+    @torch.no_grad()
+    def place(
+        self, choices: list[Choice], name: str, dropout: float = 0.0, seed: int = 0, *, dora: bool = False
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def made(choice: Choice) -> Adapter:
+            host = self.host(choice.path)
+            lora = lora_for(host, choice.rank, choice.scale, dropout, generator, dora=dora)
+            if choice.A is not None:
+                lora.A.copy_(choice.A)
+            return lora
+
+        self._lay({choice.path: (lambda choice=choice: made(choice)) for choice in choices}, name)
+
+    def _place_triplets(self, spec: AdaLoraSpec, name: str, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        paths = chosen_paths(self.model, spec)
+        sizes = {path: features_of(self.host(path)) for path in paths}
+        splits = {path: split_of(self.model, path, sizes[path][1]) for path in paths}
+        costs = [sum(sizes[path]) for path, split in splits.items() for _ in (split.names if split else (path,))]
+        mean_rank = budget_of(spec, costs, paths).mean_rank
+
+        def made(path: str) -> Adapter:
+            return adalora_for(self.host(path), spec, mean_rank, splits[path], generator)
+
+        self._lay({path: (lambda path=path: made(path)) for path in paths}, name)
+
+    def _lay(self, makers: dict[str, Callable[[], Adapter]], name: str) -> None:
         if not _NAME.fullmatch(name):
             raise TargetError(f"an adapter's name is 1 to 64 letters, digits, _ or -; this one is {name!r}.")
         if name in self.names:
             raise TargetError(f'this model has an adapter "{name}" already; its adapters are {some(self.names)}.')
-        generator = torch.Generator().manual_seed(seed)
-        for choice in choices:
-            adapted = self._adapted_at(choice.path)
-            adapted.adapters[name] = adapter_for(adapted.host, choice.rank, choice.alpha, dropout, generator)
-            adapted.adapters[name].train(adapted.training)
+        for path, make in makers.items():
+            adapter = make()
+            adapted = self._adapted_at(path)
+            adapted.adapters[name] = adapter.train(adapted.training)
         self.activate(name)
+
+    def host(self, path: str) -> nn.Module:
+        module = self.model.get_submodule(path)
+        return module.host if isinstance(module, Adapted) else module
+
+    def discard_empty(self, name: str = "default") -> None:
+        """Forget the parts of rank 0: they change nothing and cost time."""
+        for layer in self.layers.values():
+            if name in layer.adapters and layer.adapter(name).rank == 0:
+                del layer.adapters[name]
+                layer.active = tuple(other for other in layer.active if other != name)
+
+    def settle(self, name: str = "default") -> None:
+        """Every part of an adapter as plain LoRA of its rank and scale, whatever it was trained as; DoRA stays DoRA."""
+        self.check_decided(name)
+        for path, adapter in self.adapters(name).items():
+            if not isinstance(adapter, LoRA):
+                self.layers[path].adapters[name] = plain_lora(self.host(path), adapter)
+        self.discard_empty(name)
+
+    def check_decided(self, name: str = "default") -> None:
+        """AdaLoRA that nobody allocated is LoRA of all the ranks it began with, which nobody asked for."""
+        undecided = [path for path, adapter in self.adapters(name).items() if not is_decided(adapter)]
+        if undecided:
+            raise TrainingError(
+                f'the ranks of {len(undecided)} layers are not decided yet, as of "{undecided[0]}": '
+                "RankAllocator.stepped was not called up to its last steps."
+            )
 
     @property
     def layers(self) -> dict[str, Adapted]:
@@ -65,13 +133,13 @@ class AdapterSet:
     def active(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.active))
 
-    def adapters(self, name: str = "default") -> dict[str, LoRA]:
+    def adapters(self, name: str = "default") -> dict[str, Adapter]:
         """The parts of one adapter, by the path of their host."""
         self._check(name)
         return {path: layer.adapter(name) for path, layer in self.layers.items() if name in layer.adapters}
 
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
-        return [parameter for adapter in self.adapters(name).values() for parameter in (adapter.A, adapter.B)]
+        return [parameter for adapter in self.adapters(name).values() for parameter in adapter.parameters()]
 
     def train(self, learning: bool = True) -> None:
         """Turn the adapters' dropout on or off. The base's own stays off: it is not being trained."""
@@ -81,6 +149,7 @@ class AdapterSet:
     def activate(self, *names: str) -> None:
         for name in names:
             self._check(name)
+        self._refuse_beside_another(names)
         for layer in self.layers.values():
             layer.active = tuple(name for name in names if name in layer.adapters)
 
@@ -115,16 +184,40 @@ class AdapterSet:
                 self.model.set_submodule(place, adapted)
         return adapted
 
+    def _refuse_beside_another(self, names: tuple[str, ...]) -> None:
+        for path, layer in self.layers.items():
+            here = [name for name in names if name in layer.adapters]
+            alone = next((name for name in here if not layer.adapter(name).additive), None)
+            if alone is not None and len(here) > 1:
+                raise TargetError(
+                    f'adapter "{alone}" is DoRA, which stretches the whole weight and cannot be added to another; '
+                    f'"{path}" would have {some(here)}. Activate it alone.'
+                )
+
     def _check(self, name: str) -> None:
         if name not in self.names:
             raise TargetError(f'this model has no adapter "{name}"; its adapters are {some(self.names) or "none"}.')
 
 
-def inject(model: nn.Module, spec: LoraSpec | None = None, *, name: str = "default", seed: int = 0) -> AdapterSet:
+@torch.no_grad()
+def plain_lora(host: nn.Module, adapter: Adapter) -> LoRA:
+    """The same change with two factors."""
+    A, B = adapter.factors()
+    assert adapter.additive, "two factors would not be the same change"
+    lora = lora_for(host, A.shape[0], adapter.scale, adapter.dropout, torch.Generator())
+    lora.A.copy_(A)
+    lora.B.copy_(B)
+    return lora.train(adapter.training)
+
+
+def inject(
+    model: nn.Module, spec: LoraSpec | AdaLoraSpec | None = None, *, name: str = "default", seed: int = 0,
+    choices: list[Choice] | None = None,
+) -> AdapterSet:  # fmt: skip
     """Freeze `model` and lay an adapter over the layers that `spec` names. Untrained, it changes nothing."""
     adapters = AdapterSet(model)
     try:
-        adapters.add(spec or LoraSpec(), name, seed)
+        adapters.add(spec or LoraSpec(), name, seed, choices)
     except BaseException:
         adapters.eject()
         raise

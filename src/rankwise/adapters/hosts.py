@@ -1,7 +1,8 @@
 """The frozen layers that an adapter can be laid over, and the adapter that fits each.
 
 A linear layer y = x W^T (weight (O, I)); GPT-2's Conv1D, the same with its weight stored as (I, O); an embedding,
-whose rows are the outputs. Conv1D is known by its shape and name, so that this folder needs no model library.
+whose rows are the outputs; a convolution over images, whose I is channels times kernel. Conv1D is known by its shape
+and name, so that this folder needs no model library.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from rankwise.adapters.lora import EmbeddingLoRA, LoRA
+from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA, initial_rank
+from rankwise.adapters.adapter import Adapter, Applied, on_conv2d, on_embedding, on_linear
+from rankwise.adapters.dora import DoRA
+from rankwise.adapters.fused import Split
+from rankwise.adapters.lora import LoRA
+from rankwise.spec.adapters import AdaLoraSpec
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -31,8 +37,18 @@ def is_embedding(module: nn.Module) -> bool:
     return type(module) is nn.Embedding and module.max_norm is None and not module.sparse
 
 
+def is_conv2d(module: nn.Module) -> bool:
+    """One filter over all channels; with groups, one factor would reach into channels that the other does not."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+
+
+def takes_dora(module: nn.Module) -> bool:
+    """Where one row of the weight makes one output, whose length DoRA learns."""
+    return is_linear(module) or is_conv1d(module)
+
+
 def is_host(module: nn.Module) -> bool:
-    return is_linear(module) or is_conv1d(module) or is_embedding(module)
+    return is_linear(module) or is_conv1d(module) or is_embedding(module) or is_conv2d(module)
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -48,19 +64,53 @@ def weight_of(module: nn.Module) -> Tensor:
 
 def features_of(module: nn.Module) -> tuple[int, int]:
     """(I, O) of a host."""
-    rows, columns = weight_of(module).shape
+    weight = weight_of(module)
+    if is_conv2d(module):
+        return weight[0].numel(), weight.shape[0]
+    rows, columns = weight.shape
     return (rows, columns) if is_transposed(module) else (columns, rows)
 
 
-def adapter_for(module: nn.Module, rank: int, alpha: float, dropout: float, generator: torch.Generator) -> LoRA:
-    """A new adapter on the host's device, in float32."""
+def applied_to(module: nn.Module) -> Applied:
+    """How factors act on this host."""
     if isinstance(module, nn.Embedding):
-        adapter = EmbeddingLoRA(module, rank, alpha, generator)
+        return on_embedding(module)
+    return on_conv2d(module) if isinstance(module, nn.Conv2d) else on_linear
+
+
+def lora_for(
+    module: nn.Module, rank: int, scale: float, dropout: float, generator: torch.Generator, *, dora: bool = False
+) -> LoRA:
+    """A new LoRA (or DoRA) on the host's device, in float32."""
+    if dora:
+        adapter = DoRA(module, rank, scale, dropout, generator, transposed=is_transposed(module))
     else:
-        adapter = LoRA(*features_of(module), rank, alpha, dropout, generator)
+        adapter = LoRA(
+            *features_of(module), rank, scale, dropout, generator, applied_to(module), looked_up=is_embedding(module)
+        )
     return adapter.to(weight_of(module).device)
+
+
+def adalora_for(
+    module: nn.Module, spec: AdaLoraSpec, mean_rank: float, split: Split | None, generator: torch.Generator
+) -> Adapter:
+    """A new AdaLoRA on the host's device, in float32; of a fused host one for each part."""
+    inside, outside = features_of(module)
+    dropout = 0.0 if is_embedding(module) else spec.dropout
+
+    def part(outputs: int) -> AdaLoRA:
+        rank = initial_rank(mean_rank, (inside, outputs), spec.initial)
+        return AdaLoRA(
+            inside, outputs, rank, spec.scale, dropout, generator, applied_to(module),
+            orthonormal=spec.start == "orthonormal",
+        )  # fmt: skip
+
+    if split is None:
+        return part(outside).to(weight_of(module).device)
+    fused = FusedAdaLoRA([part(len(rows)) for rows in split.rows], split.rows, split.names)
+    return fused.to(weight_of(module).device)
 
 
 def oriented(module: nn.Module, delta: Tensor) -> Tensor:
     """A change (O, I) in the shape of the host's weight."""
-    return delta.T if is_transposed(module) else delta
+    return delta.T if is_transposed(module) else delta.view_as(weight_of(module))

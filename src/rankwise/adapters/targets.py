@@ -1,4 +1,4 @@
-"""Which layers get an adapter, with what rank and alpha.
+"""Which layers get an adapter, with what rank and scale.
 
 One rule matches targets, layer numbers and patterns alike. A word of letters, digits, `_`, `.` and `-` is a name:
 the end of a module's path, beginning at a dot. Anything else is a regular expression for the path, or for its end
@@ -8,18 +8,19 @@ nothing is an error that says what is near; nothing is left out in silence.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import regex
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.adapters.adapted import Adapted
-from rankwise.adapters.hosts import is_conv1d, is_host, is_linear, weight_of
+from rankwise.adapters.hosts import is_conv1d, is_host, is_linear, takes_dora, weight_of
 from rankwise.errors import TargetError, did_you_mean, some
-from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.adapters import AdapterSpec, LoraSpec
 
 ALL_LINEAR = "all-linear"
 SECONDS_PER_MATCH = 0.05
@@ -28,13 +29,28 @@ _NAME = regex.compile(r"[A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True)
 class Choice:
+    """`A` is what that factor starts as; None for a random start."""
+
     path: str
     rank: int
-    alpha: float
+    scale: float
+    A: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def choose(model: nn.Module, spec: LoraSpec) -> list[Choice]:
-    """The layers that `spec` names, in the model's order."""
+    """The layers that `spec` names, in the model's order, with the rank and scale of each."""
+    paths = chosen_paths(model, spec)
+    if spec.dora:
+        _refuse_without_rows(paths, host_view(model))
+    ranks = _by_pattern(paths, spec.rank_pattern, spec.rank, "rank_pattern")
+    alphas = _by_pattern(paths, spec.alpha_pattern, spec.alpha, "alpha_pattern")
+    return [
+        Choice(path, int(rank), alpha / (math.sqrt(rank) if spec.scaling == "sqrt-rank" else rank))
+        for path, rank, alpha in zip(paths, ranks, alphas, strict=True)
+    ]
+
+
+def chosen_paths(model: nn.Module, spec: AdapterSpec) -> list[str]:
     modules = host_view(model)
     head = output_head(model)
     chosen: set[str] = set()
@@ -45,9 +61,7 @@ def choose(model: nn.Module, spec: LoraSpec) -> list[Choice]:
         chosen.update(found)
     paths = [path for path in modules if path in chosen]
     _refuse_tied_head(paths, modules)
-    ranks = _by_pattern(paths, spec.rank_pattern, spec.rank, "rank_pattern")
-    alphas = _by_pattern(paths, spec.alpha_pattern, spec.alpha, "alpha_pattern")
-    return [Choice(path, int(rank), alpha) for path, rank, alpha in zip(paths, ranks, alphas, strict=True)]
+    return paths
 
 
 def host_view(model: nn.Module) -> dict[str, nn.Module]:
@@ -140,6 +154,15 @@ def _refuse_tied_head(paths: list[str], modules: dict[str, nn.Module]) -> None:
                 f'target "{path}" shares its weight with the input embedding, so an adapter on it could not be merged '
                 "or served. Leave it out, or target the embedding."
             )
+
+
+def _refuse_without_rows(paths: list[str], modules: dict[str, nn.Module]) -> None:
+    others = [f'"{path}" ({type(modules[path]).__name__})' for path in paths if not takes_dora(modules[path])]
+    if others:
+        raise TargetError(
+            f"dora is for linear layers and Conv1D, and the targets include {some(others)}. "
+            "Leave these out, or set adapter.dora=false."
+        )
 
 
 def _by_pattern(

@@ -1,0 +1,113 @@
+"""AdaLoRA, Zhang et al. 2023 (arXiv 2303.10512): the correction as triplets, each of which can be retired.
+
+    delta W = s P^T diag(strength) Q,   P (R, O),  strength (R,),  Q (R, I)
+
+A triplet is a row of P, one strength and a row of Q; both matrices hold it as a row, so that rows can be stacked and
+taken out. Strengths start at zero, so an adapted layer starts as its host. s is the same for all layers and never
+changes: scaling by the rank that is left hurts (the authors' issue 12). A retired triplet has strength zero and still
+gets a gradient there, so it can come back. Which ones live is decided between steps, in allocation.py.
+
+A fused host (query, key and value in one matrix) gets one set of triplets for each part of its output, or no rank could
+go to the value and be spared at the query.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rankwise.adapters.adapter import Adapter, Applied, on_linear
+
+GAUSSIAN = 0.02
+"""The authors' standard deviation."""
+
+
+class AdaLoRA(Adapter):
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, scale: float, dropout: float, generator: torch.Generator,
+        applied: Applied = on_linear, *, orthonormal: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(applied, scale, dropout)
+        self.P = nn.Parameter(_vectors(rank, out_features, generator, orthonormal=orthonormal))
+        self.strength = nn.Parameter(torch.zeros(rank))
+        self.Q = nn.Parameter(_vectors(rank, in_features, generator, orthonormal=orthonormal))
+        self.cost = in_features + out_features
+        """Parameters of one triplet in the adapter that is written: a row of A and a column of B."""
+        self.decided = False
+        """Whether it is known which triplets are left."""
+
+    @property
+    def rank(self) -> int:
+        return self.strength.shape[0]
+
+    @property
+    def parts(self) -> tuple[AdaLoRA, ...]:
+        return (self,)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Without the triplets of strength zero, which change nothing."""
+        alive = self.strength != 0
+        return self.Q[alive], (self.P * self.strength[:, None])[alive].T
+
+    def down(self) -> Tensor:
+        """Q with strengths and scale in it: as many numbers as Q, where x has many more."""
+        return self.Q * (self.strength * self.scale)[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.applied(self.dropped(x), self.down(), self.P.T)
+
+
+class FusedAdaLoRA(Adapter):
+    """One AdaLoRA for each part of the output of a fused linear layer. `rows` are each part's places in the output."""
+
+    def __init__(self, parts: Sequence[AdaLoRA], rows: Sequence[Tensor], names: Sequence[str]) -> None:
+        super().__init__(on_linear, parts[0].scale, parts[0].dropout)
+        self.names = tuple(names)
+        self.members = nn.ModuleList(parts)
+        place = torch.argsort(torch.cat(list(rows)))
+        self.place: Tensor
+        self.register_buffer("place", place, persistent=False)
+        self.in_order = bool((place == torch.arange(len(place))).all())
+        for part in parts:
+            part.cost = part.Q.shape[1] + len(place)  # B is written whole, with zeros outside the part's rows
+
+    @property
+    def parts(self) -> tuple[AdaLoRA, ...]:
+        return tuple(part for part in self.members if isinstance(part, AdaLoRA))
+
+    @property
+    def rank(self) -> int:
+        return sum(part.rank for part in self.parts)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Of the whole layer: a part's columns of B are zero outside its rows."""
+        pairs = [part.factors() for part in self.parts]
+        blocks = torch.block_diag(*(B for _, B in pairs))
+        return torch.cat([A for A, _ in pairs]), blocks[self.place]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropped(x)
+        ranks = [part.rank for part in self.parts]
+        hidden = F.linear(x, torch.cat([part.down() for part in self.parts]).to(x.dtype)).split(ranks, -1)
+        y = torch.cat([h @ part.P.to(x.dtype) for h, part in zip(hidden, self.parts, strict=True)], -1)
+        return y if self.in_order else y.index_select(-1, self.place)
+
+
+def is_decided(adapter: Adapter) -> bool:
+    parts = adapter.parts if isinstance(adapter, AdaLoRA | FusedAdaLoRA) else ()
+    return all(part.decided for part in parts)
+
+
+def _vectors(rank: int, width: int, generator: torch.Generator, *, orthonormal: bool) -> Tensor:
+    """`orthonormal` rows: the regulariser has nothing to mend at the start."""
+    drawn = torch.randn(width, rank, generator=generator)
+    return torch.linalg.qr(drawn).Q.T.contiguous() if orthonormal else drawn.T.contiguous() * GAUSSIAN
+
+
+def initial_rank(budget: float, widths: tuple[int, int], initial: float) -> int:
+    """At the start `initial` times the mean rank that is left at the end, and never more than fits."""
+    return max(1, min(math.ceil(budget * initial - 1e-9), *widths))
