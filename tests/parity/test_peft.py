@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 from conftest import ARCHITECTURES, tiny_model
 from rankwise.adapters.adapter_set import inject
-from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.peft_format import WEIGHTS, read_peft, write_peft
 from rankwise.spec.adapters import LoraSpec
 
 IDS = torch.arange(48).reshape(2, 24) % 96
@@ -131,3 +133,83 @@ def test_peft_s_own_reader_takes_every_key_of_our_config(tmp_path: Path) -> None
     assert set(ours) <= set(LoraConfig().to_dict())
     assert ours["target_modules"] == ["model.layers.1.self_attn.q_proj"]
     assert ours["lora_alpha"] == 8 and isinstance(ours["lora_alpha"], int)
+
+
+VARIANTS = {
+    "rank-stabilised": ({"scaling": "sqrt-rank"}, {"use_rslora": True}),
+    "DoRA": ({"dora": True}, {"use_dora": True}),
+    "DoRA, rank-stabilised": ({"dora": True, "scaling": "sqrt-rank"}, {"use_dora": True, "use_rslora": True}),
+}
+SHAPE = {"rank_pattern": {"c_proj": 3, "down_proj": 3}, "alpha_pattern": {"c_fc": 5.0, "v_proj": 5.0}}
+
+
+def shape_of(architecture: str) -> dict[str, dict[str, float]]:
+    leaves = {leaf.rpartition(".")[2] for leaf in LEAVES[architecture]}
+    return {name: {leaf: value for leaf, value in each.items() if leaf in leaves} for name, each in SHAPE.items()}
+
+
+def unsettle(model: nn.Module) -> None:
+    """What training would have made of the adapter: magnitudes near where they start, the rest anywhere."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    lengths = [parameter for name, parameter in named if "magnitude" in name]
+    starts = [parameter.detach().clone() for parameter in lengths]
+    randomise([parameter for _, parameter in named])
+    with torch.no_grad():
+        for parameter, start in zip(lengths, starts, strict=True):
+            parameter.add_(1).mul_(start)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_peft_loads_our_variants(architecture: str, variant: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    base = logits(model)
+    adapters = inject(model, LoraSpec(rank=6, alpha=9.0, **shape_of(architecture), **VARIANTS[variant][0]))
+    unsettle(model)
+    write_peft(adapters, tmp_path, base_model="tiny")
+    theirs = PeftModel.from_pretrained(tiny_model(architecture), tmp_path).eval()
+    assert_alike(logits(theirs), logits(model), base)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_we_load_peft_s_variants(architecture: str, variant: str, tmp_path: Path) -> None:
+    spec, config = VARIANTS[variant]
+    theirs = get_peft_model(
+        tiny_model(architecture),
+        LoraConfig(r=6, lora_alpha=9, target_modules="all-linear", **shape_of(architecture), **config),
+    ).eval()
+    unsettle(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = tiny_model(architecture)
+    base = logits(model)
+    adapters = read_peft(model, tmp_path / "theirs")
+    assert_alike(logits(model), logits(theirs), base)
+    scales = {path: adapter.scale for path, adapter in adapters.adapters().items()}
+    own = inject(tiny_model(architecture), LoraSpec(rank=6, alpha=9.0, **shape_of(architecture), **spec))
+    assert scales == {path: adapter.scale for path, adapter in own.adapters().items()}
+    write_peft(adapters, tmp_path / "ours", base_model="tiny")
+    stored = [load_file(tmp_path / folder / WEIGHTS) for folder in ("theirs", "ours")]
+    assert stored[0].keys() == stored[1].keys()
+    assert all(torch.equal(stored[0][key], stored[1][key]) for key in stored[0])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_dora_learns_as_peft_s_does(architecture: str, tmp_path: Path) -> None:
+    """Gradients of A, B and the magnitude on one batch: the norm is a constant to both."""
+    model = tiny_model(architecture)
+    adapters = inject(model, LoraSpec(rank=4, alpha=6.0, dora=True))
+    unsettle(model)
+    write_peft(adapters, tmp_path, base_model="tiny")
+    theirs = PeftModel.from_pretrained(tiny_model(architecture), tmp_path, is_trainable=True).eval()
+    for each in (model, theirs):
+        shifted = each(input_ids=IDS).logits[:, :-1].flatten(0, 1)
+        F.cross_entropy(shifted, IDS[:, 1:].flatten()).backward()
+    wanted = dict(theirs.named_parameters())
+    for path, adapter in adapters.adapters().items():
+        names = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
+        names["magnitude"] = "lora_magnitude_vector.default.weight"
+        for ours, name in names.items():
+            found, their = getattr(adapter, ours).grad, wanted[f"base_model.model.{path}.{name}"].grad
+            assert their.abs().max() > 1e-7 and found.shape == their.shape
+            assert (found - their).abs().max() <= 1e-5 * their.abs().max(), f"{path} {ours}"

@@ -1,6 +1,6 @@
 """adapter_config.json as data: only the keys that say what a LoRA does, each checked, nothing imported from it.
 
-What would change the meaning of the factors and is not supported (DoRA, biases, saved modules, other methods) is
+What would change the meaning of the factors and is not supported (biases, saved modules, other methods) is
 refused by name, and so is every key that is set and not known to be harmless: keys that only record how an adapter
 was made are passed over, and nothing else is.
 """
@@ -8,51 +8,47 @@ was made are passed over, and nothing else is.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import regex
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from rankwise.adapters.targets import matcher
 from rankwise.errors import AdapterError, some
-from rankwise.spec.adapters import Alpha, Rank
-from rankwise.spec.spec import problems_of
+from rankwise.spec.adapters import Rank
+from rankwise.spec.spec import Number, problems_of
 
 LARGEST = 5_000_000
+WrittenAlpha = Annotated[Number, Field(gt=0, le=1e8)]
+"""Scale times rank: more than an alpha that is asked for, where it was divided by less than the rank."""
 HARMLESS = {
     "auto_mapping", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
     "layers_pattern", "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size", "revision",
     "task_type",
 }  # fmt: skip
+HARMLESS_TO_ADALORA = HARMLESS | {
+    "alpha_pattern", "beta1", "beta2", "deltaT", "orth_reg_weight", "r", "target_r", "tfinal", "tinit", "total_step",
+    "use_rslora",
+}  # fmt: skip
+_STRENGTHS = regex.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_E(?:\.[^.]+)?")
 
 
-class PeftConfig(BaseModel):
+class _Declared(BaseModel):
+    """What both methods say."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    peft_type: Literal["LORA"]
     base_model_name_or_path: str | None = None
-    r: Rank
-    lora_alpha: Alpha
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str | None = None
-    rank_pattern: dict[str, Rank] | None = None
-    alpha_pattern: dict[str, Alpha] | None = None
-    use_rslora: bool = False
-    use_dora: Literal[False] = False
     lora_bias: Literal[False] = False
     bias: Literal["none"] = "none"
-    init_lora_weights: Literal[True, False, "gaussian", "eva", "orthogonal", "mica"] | None = True
-    """The other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights as well."""
     modules_to_save: Annotated[list[str], Field(max_length=0)] | None = None
     trainable_token_indices: Annotated[list[int], Field(max_length=0)] | None = None
     target_parameters: Annotated[list[str], Field(max_length=0)] | None = None
     layer_replication: None = None
-
-    def rank_of(self, path: str) -> int:
-        return _first(self.rank_pattern, path, "rank_pattern", self.r)
-
-    def alpha_of(self, path: str) -> float:
-        return _first(self.alpha_pattern, path, "alpha_pattern", self.lora_alpha)
 
     def unmatched(self, paths: list[str]) -> list[str]:
         """Declared targets that no factor is for, and factors that no target declares."""
@@ -72,11 +68,72 @@ class PeftConfig(BaseModel):
         return missing + undeclared
 
 
+class PeftConfig(_Declared):
+    peft_type: Literal["LORA"]
+    r: Rank
+    lora_alpha: WrittenAlpha
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, WrittenAlpha] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: Literal[True, False, "gaussian", "eva", "orthogonal", "mica"] | None = True
+    """The other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights as well."""
+
+    def rank_of(self, path: str) -> int:
+        return _first(self.rank_pattern, path, "rank_pattern", self.r)
+
+    def alpha_of(self, path: str) -> float:
+        return _first(self.alpha_pattern, path, "alpha_pattern", self.lora_alpha)
+
+
+class PeftAdaLoraConfig(_Declared):
+    peft_type: Literal["ADALORA"]
+    init_r: Rank
+    lora_alpha: float = Field(ge=-1e6, le=1e6)
+    rank_pattern: dict[str, list[StrictBool]] | None = None
+    """By `<path>.lora_E`: which of the init_r rows are left."""
+    use_dora: Literal[False] = False
+    init_lora_weights: Literal[True, False] | None = True
+
+    @property
+    def scale(self) -> float:
+        return (self.lora_alpha if self.lora_alpha > 0 else self.init_r) / (self.init_r + 1e-5)
+
+    def ranks_of(self, paths: list[str]) -> tuple[dict[str, int], list[str]]:
+        """What is left of each layer's rank, and what is wrong with the pattern that says so."""
+        ranks, problems = dict.fromkeys(paths, self.init_r), []
+        for key, rows in (self.rank_pattern or {}).items():
+            match = _STRENGTHS.fullmatch(key)
+            if match is None or match["path"] not in ranks:
+                problems.append(f'rank_pattern "{key}" is for a layer that has no triplets here')
+            elif len(rows) != self.init_r:
+                problems.append(f'rank_pattern "{key}" has {len(rows)} entries where init_r is {self.init_r}')
+            else:
+                ranks[match["path"]] = sum(rows)
+        return ranks, problems
+
+
 def _first(pattern: dict[str, Any] | None, path: str, said_in: str, otherwise: Any) -> Any:
     return next((value for key, value in (pattern or {}).items() if matcher(key, said_in)(path)), otherwise)
 
 
-def read_config(file: Path) -> PeftConfig:
+def tidy(alpha: float) -> float | int:
+    """alpha as the user gave it: an integer where it is one (some engines read nothing else)."""
+    rounded = round(alpha, 9)
+    return int(rounded) if rounded == int(rounded) else alpha
+
+
+def commonest(values: dict[str, Any]) -> Any:
+    return Counter(values.values()).most_common(1)[0][0]
+
+
+def pattern_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Whole paths as expressions, longer ones first, since a short path may be the end of a longer one."""
+    return {path.replace(".", r"\."): values[path] for path in sorted(values, key=lambda path: (-len(path), path))}
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The file as it stands, as long as it is one of PEFT's."""
     if not file.is_file():
         raise AdapterError(f"{file} is missing; an adapter is a folder with this file and adapter_model.safetensors.")
     if file.stat().st_size > LARGEST:
@@ -92,13 +149,21 @@ def read_config(file: Path) -> PeftConfig:
             else ""
         )
         raise AdapterError(f"{file} has no peft_type, so it is no PEFT adapter.{mlx}")
-    unknown = [key for key, value in raw.items() if value and key not in HARMLESS | PeftConfig.model_fields.keys()]
+    return raw
+
+
+def read_config(file: Path) -> PeftConfig | PeftAdaLoraConfig:
+    raw = read_settings(file)
+    kind, harmless = PeftConfig, HARMLESS
+    if raw["peft_type"] == "ADALORA":
+        kind, harmless = PeftAdaLoraConfig, HARMLESS_TO_ADALORA
+    unknown = [key for key, value in raw.items() if value and key not in harmless | kind.model_fields.keys()]
     if unknown:
         raise AdapterError(
             f"{file} sets {some(map(repr, unknown))}, whose effect is not known here, so it is not used."
         )
     try:
-        return PeftConfig.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, PeftConfig))
+        problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, kind))
         raise AdapterError(f"{file}: {problems}.") from None
