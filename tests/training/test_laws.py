@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_model
 from rankwise.adapters.adapter_set import AdapterSet, inject
+from rankwise.adapters.allocation import FixedRanks
 from rankwise.data.batches import Batch, Batches, collate, portion
 from rankwise.data.example import Example, Message
 from rankwise.data.templates import render
@@ -56,8 +57,8 @@ def adapted(architecture: str = "llama") -> tuple[torch.nn.Module, AdapterSet]:
 
 
 def state_of(adapters: AdapterSet, steps: int = 10, rate: float = 1e-2) -> TrainState:
-    parameters = adapters.parameters()
-    return TrainState(parameters, adamw(parameters, TrainingSpec()), lambda step: rate, steps, 1.0, CPU)
+    allocator = FixedRanks(adapters)
+    return TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: rate, steps, 1.0, CPU)
 
 
 def gradients(batches: list[Batch]) -> tuple[list[torch.Tensor], float]:
@@ -67,7 +68,7 @@ def gradients(batches: list[Batch]) -> tuple[list[torch.Tensor], float]:
     kept: list[torch.Tensor] = []
     state.optimizer.register_step_pre_hook(lambda *_: kept.extend(p.grad.clone() for p in state.parameters))
     state.clip = 1e9
-    record = optimizer_step(state, batches, SupervisedLogits(model), 0.0)
+    record, _ = optimizer_step(state, batches, SupervisedLogits(model), 0.0)
     return kept, record.loss
 
 
@@ -94,7 +95,7 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_supervised_tokens() -> None
             if row.learned[place]:
                 total -= logits[place - 1, row.ids[place]].item()
                 count += 1
-    record = optimizer_step(state_of(adapters), portion(rows, 50), SupervisedLogits(model), 0.0)
+    record, _ = optimizer_step(state_of(adapters), portion(rows, 50), SupervisedLogits(model), 0.0)
     assert record.supervised_tokens == count and record.tokens == sum(len(row.ids) - 1 for row in rows)
     assert math.isclose(record.loss, total / count, rel_tol=1e-5)
 
@@ -185,7 +186,7 @@ def test_the_gradient_is_clipped_as_a_whole() -> None:
         norms.append(math.sqrt(sum(float((p.grad**2).sum()) for p in state.parameters)))
 
     state.optimizer.register_step_pre_hook(measure)
-    record = optimizer_step(state, portion(random_rows(4), 100), SupervisedLogits(model), 0.0)
+    record, _ = optimizer_step(state, portion(random_rows(4), 100), SupervisedLogits(model), 0.0)
     assert record.gradient_norm > 1e-2 and math.isclose(norms[0], 1e-3, rel_tol=1e-3)
 
 

@@ -73,14 +73,24 @@ def collate(rows: Sequence[Tokens]) -> Batch:
     return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), sum(asked(row) for row in rows))
 
 
+def real_places(rows: Sequence[Tokens]) -> Tensor:
+    """(B, T), true where collated rows have a token and no padding."""
+    width = max(padded_length(row) for row in rows)
+    return torch.arange(width) < torch.tensor([asked(row) for row in rows])[:, None]
+
+
 def portion(rows: Sequence[Tokens], padded_tokens: int) -> list[Batch]:
+    return [collate(part) for part in portions_of(rows, padded_tokens)]
+
+
+def portions_of(rows: Sequence[Tokens], padded_tokens: int) -> list[list[Tokens]]:
     """Rows of like length together, longest first, so that what is too large for memory fails at once."""
     portions: list[list[Tokens]] = []
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
         if not portions or padded_length(portions[-1][0]) * (len(portions[-1]) + 1) > padded_tokens:
             portions.append([])
         portions[-1].append(row)
-    return [collate(part) for part in portions]
+    return portions
 
 
 Arrange = Callable[[Sequence[Tokens], int], list[Batch]]
@@ -99,8 +109,11 @@ class Batches:
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …"""
+        return self.arrange(self.rows_of(step), self.micro_batch_tokens)
+
+    def rows_of(self, step: int) -> list[Tokens]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return self.arrange([self.rows[self._row(position)] for position in positions], self.micro_batch_tokens)
+        return [self.rows[self._row(position)] for position in positions]
 
     def epoch(self, step: int) -> float:
         return step * self.batch_size / len(self.rows)

@@ -1,8 +1,8 @@
-"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, adapter/}`.
+"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/}`.
 
-The adapter appears whole or not at all, and the manifest says `finished` only after it has. A finished run is
-never overwritten; one that did not finish is begun again only when asked. While it trains, a lock held by the
-system keeps a second process out, and is gone with the process that held it.
+The adapter appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints go.
+A finished run is never overwritten; one that did not finish is resumed or begun again only when asked. While it trains,
+a lock held by the system keeps a second process out, and is gone with the process that held it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from rankwise.run.writing import told_when_full, write_json
 from rankwise.spec.experiment import Experiment
 
 LARGEST_JSON = 10_000_000
+_CHECKPOINT = re.compile(r"step-([1-9][0-9]{0,14})")
 _Kind = TypeVar("_Kind", Experiment, Manifest, Receipt)
 
 
@@ -45,6 +47,34 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def steps_saved(self) -> list[int]:
+        """In order; what else lies in the folder is not ours."""
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return sorted(int(name[1]) for path in found if (name := _CHECKPOINT.fullmatch(path.name)))
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    def forget_checkpoints(self, *, but: int | None = None) -> None:
+        for step in self.steps_saved:
+            if step != but:
+                shutil.rmtree(self.checkpoint(step))
+        for left in self.checkpoints.glob(".step-*.tmp"):
+            shutil.rmtree(left)
+        with suppress(OSError):  # one is kept
+            self.checkpoints.rmdir()
+
+    @property
+    def ways_on(self) -> str:
+        """What to do with a run that is not finished."""
+        saved = f"--resume to go on from step {self.steps_saved[-1]}, or " if self.steps_saved else ""
+        return f"{saved}--restart to begin it again from nothing"
+
     def write_manifest(self, manifest: Manifest) -> None:
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
 
@@ -61,11 +91,11 @@ class RunDirectory:
         return _read(self.folder / RECEIPT, Receipt)
 
     @contextmanager
-    def claimed(self, *, restart: bool) -> Iterator[None]:
+    def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[None]:
         """Hold the name for writing. A claim that wrote nothing leaves nothing."""
         lock = self._locked()
         try:
-            self._check_free(restart=restart)
+            self._check_free(restart=restart, resume=resume)
             yield
         finally:
             if not self._names() & {"manifest.json", "spec.json"}:  # still held, so nobody else can have begun here
@@ -75,36 +105,51 @@ class RunDirectory:
             os.close(lock)
 
     def begin(self, experiment: Experiment) -> None:
-        """Remove what an unfinished attempt left, and write what was asked."""
-        for left in (
-            self.folder / "manifest.json",
-            self.folder / RECEIPT,
-            self.metrics,
-            self.adapter,
-            *self.folder.glob(".*.tmp"),
-        ):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        """Remove what an unfinished attempt left, and write what was asked.
+
+        The manifest goes last: as long as it is there, this is a run, and can be begun again.
+        """
+        self.forget_checkpoints()
+        self._remove(self.folder / RECEIPT, self.metrics, self.adapter, *self.folder.glob(".*.tmp"))
+        self._remove(self.folder / "manifest.json")
         write_json(self.folder / "spec.json", experiment.model_dump(mode="json"))
+
+    def go_on(self, step: int) -> None:
+        """Remove what an attempt left that came further than its checkpoint."""
+        self.forget_checkpoints(but=step)
+        self._remove(self.adapter, *self.folder.glob(".*.tmp"))
+
+    @staticmethod
+    def _remove(*paths: Path) -> None:
+        for left in paths:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def _names(self) -> set[str]:
         """What stands here to be seen: the lock and the temporary files of a killed process do not count."""
         return {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
 
-    def _check_free(self, *, restart: bool) -> None:
+    def _check_free(self, *, restart: bool, resume: bool) -> None:
         left = self._names()
         if "manifest.json" not in left:
             if left - {"spec.json"}:
                 raise RunError(f"{self.folder} holds {some(sorted(left), 4)} and is not a run. Use another --run name.")
+            if resume:
+                raise RunError(f'run "{self.folder.name}" was never begun; without --resume it is.')
             return
         manifest = self.manifest()
         if manifest.status == "finished":
             raise RunError(
                 f'run "{self.folder.name}" is finished ({manifest.ended}) and stays as it is. Use another --run name.'
             )
-        if not restart:
+        if resume and not self.steps_saved:
+            raise RunError(
+                f'run "{self.folder.name}" has no checkpoint to go on from ({manifest.status}). '
+                f"Use {self.ways_on}. training.checkpoint_steps says how often one is written."
+            )
+        if not (restart or resume):
             raise RunError(
                 f'run "{self.folder.name}" was begun {manifest.started} and is not finished ({manifest.status}). '
-                "Use another --run name, or --restart to begin it again from nothing."
+                f"Use another --run name, {'' if self.steps_saved else 'or '}{self.ways_on}."
             )
 
     def _locked(self) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import TypeAdapter, ValidationError
+
 from rankwise.errors import RankwiseError, RunError
-from rankwise.run.writing import told_when_full
+from rankwise.run.records import RankRecord
+from rankwise.run.writing import told_when_full, write_atomic
 
 
 class Journal:
@@ -21,6 +25,11 @@ class Journal:
         with told_when_full(self._path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+
+    def sync(self) -> None:
+        """To the disk itself: a checkpoint must not outlive the records before it."""
+        with told_when_full(self._path):
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -36,6 +45,12 @@ class Journal:
                 raise
 
 
+def cut_journal(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Leave the first lines, which read as `rows`."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    write_atomic(path, b"".join(lines[: len(rows)]))
+
+
 def read_journal(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = []
@@ -46,3 +61,19 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise RunError(f"{path}:{number}: is not a JSON record: {line[:60]!r}.") from None
     return rows
+
+
+def read_ranks(path: Path) -> list[RankRecord]:
+    """How ranks were given out while a run trained; none where they were fixed."""
+    try:
+        rows = read_journal(path)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: this folder is not a whole run.") from None
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged: byte {error.start} is not UTF-8 text.") from None
+    kept = [row for row in rows if isinstance(row, dict) and row.pop("kind", None) == "ranks"]
+    try:
+        return TypeAdapter(list[RankRecord]).validate_json(json.dumps(kept), strict=True)
+    except ValidationError as error:
+        where = error.errors()[0]["loc"]
+        raise RunError(f"{path} is damaged: row {where[0]} of kind ranks has no good {where[-1]}.") from None

@@ -57,6 +57,15 @@ class Results(Spec):
     adapter_bytes: int
 
 
+class Resumed(Spec):
+    """A process that took the run up again, after `step` steps."""
+
+    step: int
+    at: str = Field(default_factory=lambda: now())
+    versions: dict[str, str] = Field(default_factory=lambda: versions())
+    machine: dict[str, Any] = Field(default_factory=lambda: machine())
+
+
 class Manifest(Spec):
     format: Literal[1] = 1
     status: Literal["running", "finished", "failed", "interrupted"]
@@ -70,6 +79,7 @@ class Manifest(Spec):
     learning_rate: float
     results: Results | None = None
     problem: str | None = None
+    resumed: tuple[Resumed, ...] = ()
 
 
 def now() -> str:

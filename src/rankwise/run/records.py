@@ -44,6 +44,24 @@ class LossRecord:
 
 
 @dataclass(frozen=True)
+class RankRecord:
+    """How ranks are given out after `step` steps. `budget` and `of` count triplets, or parameters of the adapter."""
+
+    step: int
+    budget: int
+    of: int
+    ranks: dict[str, int]
+    final: bool
+
+    @property
+    def mean_rank(self) -> float:
+        return sum(self.ranks.values()) / max(1, len(self.ranks))
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "ranks", **asdict(self)}
+
+
+@dataclass(frozen=True)
 class Said:
     """A sentence for the person who waits."""
 
@@ -60,7 +78,7 @@ class Progressed:
     unit: str
 
 
-Event = Said | Progressed | StepRecord | LossRecord
+Event = Said | Progressed | StepRecord | LossRecord | RankRecord
 Announce = Callable[[Event], None]
 
 

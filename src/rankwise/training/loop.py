@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rankwise.data.batches import Batches
 from rankwise.run.records import Announce
 from rankwise.training.losses import Forward
@@ -9,8 +11,18 @@ from rankwise.training.state import TrainState
 from rankwise.training.step import optimizer_step
 
 
-def train(state: TrainState, batches: Batches, *, forward: Forward, announce: Announce) -> TrainState:
+def train(
+    state: TrainState,
+    batches: Batches,
+    *,
+    forward: Forward,
+    announce: Announce,
+    after_step: Callable[[TrainState], None] = lambda state: None,
+) -> TrainState:
     while not state.finished:
-        record = optimizer_step(state, batches.at(state.step), forward, batches.epoch(state.step + 1))
+        record, plan = optimizer_step(state, batches.at(state.step), forward, batches.epoch(state.step + 1))
         announce(record)
+        if plan is not None:
+            announce(plan)
+        after_step(state)
     return state

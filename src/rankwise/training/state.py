@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from rankwise.adapters.allocation import Allocator
 from rankwise.spec.training import TrainingSpec
 
 
@@ -15,7 +16,7 @@ from rankwise.spec.training import TrainingSpec
 class TrainState:
     """`rate` gives the learning rate of a step; `step` counts the optimizer steps that are done."""
 
-    parameters: list[nn.Parameter]
+    allocator: Allocator
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
     steps: int
@@ -27,7 +28,16 @@ class TrainState:
     def finished(self) -> bool:
         return self.step >= self.steps
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-def adamw(parameters: list[nn.Parameter], spec: TrainingSpec) -> torch.optim.Optimizer:
+    def set_rate(self, rate: float) -> None:
+        """Each group learns at its own multiple of it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+
+
+def adamw(allocator: Allocator, spec: TrainingSpec) -> torch.optim.Optimizer:
     """AdamW in one fused call; its rate is set before each step."""
-    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=spec.weight_decay, fused=True)
+    return torch.optim.AdamW(allocator.groups, lr=0.0, weight_decay=spec.weight_decay, fused=True)

@@ -11,25 +11,32 @@ import torch
 
 from rankwise.data.batches import Batch
 from rankwise.errors import TrainingError
-from rankwise.run.records import StepRecord
+from rankwise.run.records import RankRecord, StepRecord
 from rankwise.training.losses import Forward, token_loss
 from rankwise.training.state import TrainState
 
 
-def optimizer_step(state: TrainState, batches: Sequence[Batch], forward: Forward, epoch: float) -> StepRecord:
-    """Learn from all micro-batches at once; the loss is the mean over their supervised tokens together."""
+def optimizer_step(
+    state: TrainState, batches: Sequence[Batch], forward: Forward, epoch: float
+) -> tuple[StepRecord, RankRecord | None]:
+    """Learn from all micro-batches at once; the loss is the mean over their supervised tokens together.
+
+    What keeps an adapter's factors apart is no part of that loss: its gradient is added once, before clipping.
+    """
     began = time.perf_counter()
     supervised = sum(int(batch.supervised.sum()) for batch in batches)
     loss = sum(_backward(batch.to(state.device), forward, supervised) for batch in batches)
+    state.allocator.penalise()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip).item()
     _check_finite(state, loss, norm)
     rate = state.rate(state.step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    state.set_rate(rate)
+    state.allocator.before_step()
     state.optimizer.step()
-    state.optimizer.zero_grad()
+    plan = state.allocator.stepped(state.step, state.optimizer)
+    state.optimizer.zero_grad(set_to_none=False)  # gradients may be views into one buffer
     state.step += 1
-    return StepRecord(
+    record = StepRecord(
         step=state.step,
         steps=state.steps,
         epoch=round(epoch, 4),
@@ -41,6 +48,7 @@ def optimizer_step(state: TrainState, batches: Sequence[Batch], forward: Forward
         seconds=time.perf_counter() - began,
         resident_bytes=psutil.Process().memory_info().rss,
     )
+    return record, plan
 
 
 def _backward(batch: Batch, forward: Forward, supervised: int) -> float:

@@ -1,0 +1,162 @@
+"""Stop 10: a TrainState into a folder and back; a restored run goes on bit for bit (on the same machine and versions).
+
+    state.safetensors   allocator.<name>, optimizer.<number>.<name>, random.<device>
+    state.json          the step, the allocator's facts, size and hash of the tensors, and a hash of itself
+
+The rows of each step and the learning rate are functions of the step, so these need no state. Nothing is pickled, and
+what is damaged, of other adapters or not finite is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rankwise.adapters.held import Held
+from rankwise.errors import RunError, TrainingError, some
+from rankwise.run.writing import published, sha256_of, write_json
+from rankwise.training.state import TrainState
+
+TENSORS, FACTS = "state.safetensors", "state.json"
+FORMAT = 1
+LARGEST_FACTS = 10_000_000
+NUMBERS_PER_PARAMETER = 5
+"""At most: itself, the optimizer's two averages and the two of its importance."""
+
+
+def save(state: TrainState, folder: Path) -> None:
+    """Write `folder`, whole or not at all."""
+    held = state.allocator.state()
+    tensors = {f"allocator.{name}": value for name, value in held.tensors.items()}
+    tensors |= _moments(state) | _random(state.device)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    spoiled = _not_finite(tensors)
+    if spoiled:  # the checkpoint before this one is worth more
+        raise TrainingError(f"after step {state.step} of {state.steps} these are not finite: {some(spoiled, 3)}.")
+    with published(folder) as temporary:
+        save_file(tensors, temporary / TENSORS)
+        facts = {
+            "format": FORMAT,
+            "step": state.step,
+            "steps": state.steps,
+            "allocator": dict(held.facts),
+            "tensors": {"bytes": (temporary / TENSORS).stat().st_size, "sha256": sha256_of(temporary / TENSORS)},
+        }
+        write_json(temporary / FACTS, facts | {"sha256": _hash(facts)})
+
+
+def restore(state: TrainState, folder: Path) -> None:
+    """Into a state that has made no step, over freshly injected adapters."""
+    assert state.step == 0, "a checkpoint is restored into a fresh state"
+    facts = _read_facts(folder / FACTS)
+    if facts["steps"] != state.steps:
+        raise RunError(f"{folder} is of a run of {facts['steps']} steps, and this one has {state.steps}.")
+    tensors = _read_tensors(folder / TENSORS, facts["tensors"])
+    state.allocator.load(Held(_under("allocator", tensors), facts["allocator"]), state.optimizer)
+    _load_moments(state, _under("optimizer", tensors))
+    state.step = facts["step"]
+    _set_random(state.device, _under("random", tensors))
+
+
+def _moments(state: TrainState) -> dict[str, Tensor]:
+    """What the optimizer knows of each parameter, by the parameter's number."""
+    return {
+        f"optimizer.{number}.{name}": value
+        for number, parameter in enumerate(state.parameters)
+        for name, value in state.optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_moments(state: TrainState, saved: dict[str, Tensor]) -> None:
+    parameters = state.parameters
+    known: dict[int, dict[str, Tensor]] = {}
+    for key, value in saved.items():
+        number, _, name = key.partition(".")
+        if int(number) >= len(parameters) or value.shape not in ((), parameters[int(number)].shape):
+            raise RunError(f"the checkpoint does not fit these adapters: optimizer.{key}.")
+        known.setdefault(int(number), {})[name] = value
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": known, "param_groups": groups})
+    for number in known:  # who once had a gradient has one of zeros between steps, and moves by its moments
+        if parameters[number].grad is None:
+            parameters[number].grad = torch.zeros_like(parameters[number])
+
+
+def _random(device: torch.device) -> dict[str, Tensor]:
+    """Dropout draws from torch's own generators."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["random.mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _set_random(device: torch.device, states: dict[str, Tensor]) -> None:
+    if states.keys() != {"cpu", device.type}:
+        raise RunError(f"the checkpoint was written on another device ({', '.join(states)}, not {device.type}).")
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
+
+
+def _read_facts(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > LARGEST_FACTS:
+            raise _damaged(file, "it is far too large")
+        facts = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise _damaged(file, "it is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise _damaged(file, type(error).__name__) from None
+    if not isinstance(facts, dict) or facts.pop("sha256", None) != _hash(facts):
+        raise _damaged(file, "its hash is not that of what it says")
+    if facts["format"] != FORMAT:
+        raise RunError(f"{file} is of format {facts['format']}, and this version of rankwise reads {FORMAT}.")
+    return facts
+
+
+def _read_tensors(file: Path, written: dict[str, Any]) -> dict[str, Tensor]:
+    try:
+        if file.stat().st_size != written["bytes"]:
+            raise _damaged(file, f"{file.stat().st_size:,} of {written['bytes']:,} bytes are there")
+        if sha256_of(file) != written["sha256"]:
+            raise _damaged(file, "its hash is not the one that was written down")
+        tensors = load_file(file)
+    except FileNotFoundError:
+        raise _damaged(file, "it is missing") from None
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, str(error)) from None
+    spoiled = _not_finite(tensors)
+    if spoiled:
+        raise _damaged(file, f"not finite: {some(spoiled, 3)}")
+    return tensors
+
+
+def _damaged(file: Path, why: str) -> RunError:
+    return RunError(f"{file} is damaged ({why}), so the run cannot go on from it; --restart begins it again.")
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
+    return [
+        name for name, value in tensors.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+
+
+def _under(head: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{head}."): value for name, value in tensors.items() if name.startswith(f"{head}.")}
+
+
+def _hash(facts: dict[str, Any]) -> str:
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""How a run's adapter begins: at random, or where the training rows are (EVA, adapters/eva.py)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import chain, islice
+from math import ceil
+
+from rankwise.adapters.adapter_set import AdapterSet, inject
+from rankwise.adapters.eva import Real, eva_choices
+from rankwise.adapters.targets import Choice, choose
+from rankwise.data.batches import Batches, asked, collate, portions_of, real_places
+from rankwise.data.tokens import Tokens
+from rankwise.errors import ResourceError, is_out_of_memory
+from rankwise.models.causal import SupervisedLogits
+from rankwise.models.loaded import LoadedModel
+from rankwise.run.records import Announce, Progressed, RankRecord, Said
+from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.experiment import Experiment
+from rankwise.spec.training import TrainingSpec
+
+
+def begin(
+    experiment: Experiment, model: LoadedModel, rows: Sequence[Tokens], announce: Announce
+) -> tuple[AdapterSet, RankRecord | None]:
+    """The adapter laid over the model, and the ranks where they were given out by what the rows are."""
+    spec, seed = experiment.adapter, experiment.training.seed
+    if not isinstance(spec, LoraSpec) or spec.start != "eva":
+        return inject(model.module, spec, seed=seed), None
+    asked_for = choose(model.module, spec)
+    began = time.perf_counter()
+    looked_at = _looked_at(rows, experiment.training, spec.eva_batches)
+    choices = _choices(model, spec, looked_at, seed, announce)
+    ranks = {choice.path: 0 for choice in asked_for} | {choice.path: choice.rank for choice in choices}
+    record = RankRecord(
+        0, sum(choice.rank for choice in asked_for), sum(round(choice.rank * spec.eva_rho) for choice in asked_for),
+        ranks, final=True,
+    )  # fmt: skip
+    tokens = sum(asked(row) for part in looked_at for row in part)
+    announce(Said(_told(record, tokens, time.perf_counter() - began)))
+    return inject(model.module, spec, seed=seed, choices=choices), record
+
+
+def _looked_at(rows: Sequence[Tokens], spec: TrainingSpec, count: int) -> list[list[Tokens]]:
+    """The rows of the first micro-batches, in the order of training, padded and not packed."""
+    batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed)
+    steps = range(ceil(len(rows) / batches.batch_size))
+    parts = chain.from_iterable(portions_of(batches.rows_of(step), spec.micro_batch_tokens) for step in steps)
+    return list(islice(parts, count))
+
+
+def _choices(
+    model: LoadedModel, spec: LoraSpec, looked_at: list[list[Tokens]], seed: int, announce: Announce
+) -> list[Choice]:
+    forward, device = SupervisedLogits(model.module), model.precision.device
+
+    def run_batches(real: Real) -> None:
+        for index, part in enumerate(looked_at):
+            real(real_places(part).to(device))
+            forward(collate(part).to(device))
+            announce(Progressed("Looking at rows", index + 1, len(looked_at), "micro-batches"))
+
+    try:
+        return eva_choices(model.module, spec, run_batches, seed)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                "out of memory while looking at rows for EVA. Lower training.micro_batch_tokens, or --max-length."
+            ) from None
+        raise
+
+
+def _told(record: RankRecord, tokens: int, seconds: float) -> str:
+    given = [rank for rank in record.ranks.values() if rank]
+    missing = record.budget - sum(given)
+    return (
+        f"EVA looked at {tokens:,} tokens for {seconds:.1f} s: {sum(given):,} ranks on {len(given)} of "
+        f"{len(record.ranks)} layers, {min(given)} to {max(given)} each, {sum(given) / len(given):.1f} on average"
+        + (f"; {missing:,} are left, as no more directions have input" if missing else "")
+    )

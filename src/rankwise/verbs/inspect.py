@@ -1,0 +1,110 @@
+"""What an adapter is made of: the rank of each layer, and how it came to be. Reads headers and JSON; loads no model.
+
+The ranks of a run that trained AdaLoRA are those its journal decided on at last, which knows the parts of a fused layer
+and the layers that were left without any; where journal and file cannot both be right, the file is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import AdapterError, some
+from rankwise.run.directory import RunDirectory, open_run
+from rankwise.run.journal import read_ranks
+from rankwise.run.records import RankRecord
+from rankwise.run.tensors import shapes_of
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LARGEST_CONFIG = 5_000_000
+_FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_(?:embedding_)?(?P<part>[AB])(?:\.weight)?")
+
+
+@dataclass(frozen=True)
+class Inspected:
+    run: str
+    ranks: dict[str, int]
+    """By the path of the layer; of a fused one by path and part."""
+    parameters: int
+    bytes: int
+    history: list[RankRecord]
+
+    @property
+    def total_rank(self) -> int:
+        return sum(self.ranks.values())
+
+    @property
+    def mean_rank(self) -> float:
+        return self.total_rank / max(1, len(self.ranks))
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise inspect --json` prints."""
+        return {
+            "run": self.run, "ranks": self.ranks, "mean_rank": self.mean_rank, "total_rank": self.total_rank,
+            "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
+        }  # fmt: skip
+
+
+def inspect(name: str) -> Inspected:
+    """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
+    if os.path.isfile(Path(name) / CONFIG):  # noqa: PTH113  is_file raises where a name is too long
+        return _inspected(name, Path(name), [])
+    run: RunDirectory = open_run(name)
+    return _inspected(str(run.folder), run.adapter, read_ranks(run.metrics))
+
+
+def _inspected(name: str, folder: Path, history: list[RankRecord]) -> Inspected:
+    _check_config(folder / CONFIG)
+    file = folder / WEIGHTS
+    shapes = shapes_of(file)
+    ranks, last = _ranks(file, shapes), history[-1] if history else None
+    if last is not None and last.final and _agree(last.ranks, ranks):
+        ranks = last.ranks
+    parameters = sum(math.prod(shape) for key, shape in shapes.items() if ".lora_" in key)
+    return Inspected(name, ranks, parameters, file.stat().st_size, history)
+
+
+def _check_config(file: Path) -> None:
+    if not file.is_file():
+        raise AdapterError(f"{file} is missing; an adapter is a folder with this file and {WEIGHTS}.")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size <= LARGEST_CONFIG else None
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{file} is not JSON ({type(error).__name__}).") from None
+    if not isinstance(settings, dict) or settings.get("peft_type") not in ("LORA", "ADALORA"):
+        raise AdapterError(f"{file} is not the config of a LoRA or an AdaLoRA in PEFT's format.")
+
+
+def _ranks(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    halves: dict[str, dict[str, int]] = {}
+    for key, shape in shapes.items():
+        match = _FACTOR.fullmatch(key)
+        if match is not None and len(shape) >= 2:
+            halves.setdefault(match["path"], {})[match["part"]] = shape["AB".index(match["part"])]
+    odd = [f'"{path}"' for path, found in halves.items() if len(found) < 2 or found["A"] != found["B"]]
+    if odd:
+        raise AdapterError(f"{file} cannot be used: A and B do not belong together at {some(odd, 4)}.")
+    if not halves:
+        raise AdapterError(f"{file} holds no LoRA factor at all.")
+    return {path: halves[path]["A"] for path in sorted(halves, key=natural)}
+
+
+def _agree(decided: dict[str, int], stored: dict[str, int]) -> bool:
+    """Whether every layer of the file was decided on and has room for what it was left."""
+    left: dict[str, int] = {}
+    for label, rank in decided.items():
+        outer = label.rpartition(".")[0]
+        path = label if label in stored else outer if outer in stored else label
+        left[path] = left.get(path, 0) + rank
+    fits = all(rank <= stored.get(path, 0) for path, rank in left.items()) and min(decided.values(), default=0) >= 0
+    return fits and left.keys() >= stored.keys()
+
+
+def natural(path: str) -> list[tuple[int, int, str]]:
+    """An order in which layer 10 comes after layer 9."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.split(".")]

@@ -1,0 +1,105 @@
+"""An unfinished run goes on from its last checkpoint, with the same settings, data and base model, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from itertools import takewhile
+from typing import Any, TypeVar
+
+from rankwise.errors import RunError, some
+from rankwise.run.directory import RunDirectory
+from rankwise.run.journal import cut_journal, read_journal
+from rankwise.run.manifest import Manifest, Resumed
+from rankwise.run.receipt import Receipt
+from rankwise.run.records import LossRecord, StepRecord
+from rankwise.spec.experiment import Experiment
+from rankwise.training.checkpoints import restore
+from rankwise.training.state import TrainState
+
+_Kind = TypeVar("_Kind", StepRecord, LossRecord)
+
+
+@dataclass
+class Past:
+    """What a run has behind it as this process takes it up: for a new one nothing."""
+
+    manifest: Manifest
+    seen: list[StepRecord] = field(default_factory=list)
+    before: LossRecord | None = None
+
+    @property
+    def seconds(self) -> float:
+        return sum(record.seconds for record in self.seen)
+
+
+def check_settings(run: RunDirectory, experiment: Experiment) -> None:
+    """Before anything is loaded."""
+    begun, asked = (_flat(one.model_dump(mode="json")) for one in (run.experiment(), experiment))
+    differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
+    if differing:
+        listed = some((f"{key} was {begun.get(key)!r} and is {asked.get(key)!r}" for key in differing), 6)
+        raise RunError(f'run "{run.folder.name}" was begun with other settings: {listed}. Use them, or --restart.')
+
+
+def take_up(run: RunDirectory, state: TrainState, now: Manifest, receipt: Receipt) -> Past:
+    """Restore `state`; `now` is the manifest that a new run would have. What is refused is left as it is."""
+    step, begun = run.steps_saved[-1], run.manifest()
+    _check_same(run, "the data", begun=run.receipt(), now=receipt, but={"warnings"})
+    _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name", "source"})
+    rows, past = _until(step, run, begun)
+    restore(state, run.checkpoint(step))
+    assert state.step == step, "its folder is named by it"
+    run.go_on(step)
+    cut_journal(run.metrics, rows)
+    again = {"status": "running", "ended": None, "problem": None, "resumed": (*begun.resumed, Resumed(step=step))}
+    past.manifest = begun.model_copy(update=again)
+    return past
+
+
+def changed_since(manifest: Manifest) -> str | None:
+    """A sentence where the last process had other versions or another machine: sums may round otherwise."""
+    *earlier, last = ((one.versions, one.machine) for one in (manifest, *manifest.resumed))
+    differing = [
+        f"{key} was {old.get(key)} and is {new.get(key)}"
+        for old, new in zip(earlier[-1], last, strict=True)
+        for key in new
+        if old.get(key) != new.get(key)
+    ]
+    return f"the result may differ in rounding from an undisturbed run's: {some(differing, 4)}" if differing else None
+
+
+def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: set[str]) -> None:
+    old, new = (_flat(one.model_dump(mode="json", exclude=but)) for one in (begun, now))
+    differing = [key for key in old | new if old.get(key) != new.get(key)]
+    if differing:
+        raise RunError(
+            f'run "{run.folder.name}" cannot go on: {what} changed since it was begun ({some(differing, 4)}). '
+            "Bring them back, or use --restart."
+        )
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by their dotted names."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        key: leaf
+        for name, part in value.items()
+        for key, leaf in _flat(part, f"{path}.{name}" if path else name).items()
+    }
+
+
+def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str, Any]], Past]:
+    """The records up to a step, as rows and as what they tell."""
+    try:
+        rows = list(takewhile(lambda row: row["step"] <= step, read_journal(run.metrics)))
+        seen, measured = _records(StepRecord, "step", rows), _records(LossRecord, "held_out", rows)
+    except (OSError, KeyError, TypeError) as error:
+        raise RunError(f"{run.metrics} is damaged ({error}); --restart begins the run again.") from None
+    if [record.step for record in seen] != list(range(1, step + 1)):
+        raise RunError(f"{run.metrics} lacks steps before {step}, where the checkpoint is; --restart begins it again.")
+    return rows, Past(begun, seen, next(iter(measured), None))
+
+
+def _records(kind: type[_Kind], name: str, rows: list[dict[str, Any]]) -> list[_Kind]:
+    return [kind(**{one.name: row[one.name] for one in fields(kind)}) for row in rows if row["kind"] == name]

@@ -1,0 +1,190 @@
+"""One training from its state before the first step to its results; what the folder says of it is in train.py."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
+from rankwise.adapters.peft_format import WEIGHTS, write_peft
+from rankwise.data.batches import Arrange, Batches, portion
+from rankwise.data.packing import pack
+from rankwise.data.preparation import Prepared
+from rankwise.errors import TrainingError, some
+from rankwise.models.causal import SupervisedLogits, check_packs
+from rankwise.models.loaded import LoadedModel
+from rankwise.run.directory import RunDirectory
+from rankwise.run.journal import Journal
+from rankwise.run.manifest import Results, peak_rss
+from rankwise.run.receipt import RECEIPT
+from rankwise.run.records import Announce, Event, LossRecord, RankRecord, Said, StepRecord
+from rankwise.spec.adapters import AdaLoraSpec
+from rankwise.spec.experiment import Experiment
+from rankwise.training.checkpoints import NUMBERS_PER_PARAMETER, save
+from rankwise.training.loop import train as train_loop
+from rankwise.training.losses import mean_loss
+from rankwise.training.schedules import learning_rate, rate_factor
+from rankwise.training.state import TrainState, adamw
+from rankwise.verbs.preparing import facts_of, told
+from rankwise.verbs.resuming import Past
+
+
+@dataclass(frozen=True)
+class Session:
+    experiment: Experiment
+    run: RunDirectory
+    model: LoadedModel
+    adapters: AdapterSet
+    ranks: RankRecord | None
+    """Given out before training."""
+    prepared: Prepared
+    announce: Announce
+
+    @property
+    def rate(self) -> float:
+        return learning_rate(self.experiment.training, self.model.width)
+
+    @property
+    def steps(self) -> int:
+        return self.experiment.training.total_steps(len(self.prepared.trained_rows))
+
+    @property
+    def trainable(self) -> int:
+        return sum(parameter.numel() for parameter in self.adapters.parameters())
+
+    @property
+    def bytes_written(self) -> int:
+        """At most: an adapter, and two checkpoints while one takes the other's place."""
+        saves = self.experiment.training.checkpoint_interval(self.steps) < self.steps
+        return 4 * self.trainable * (1 + 2 * NUMBERS_PER_PARAMETER * saves)
+
+    def describe(self) -> str:
+        data, facts = facts_of(self.prepared), self.model.facts
+        share = data.supervised_tokens / data.tokens
+        return (
+            f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
+            f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} documents to train on, "
+            f"{data.tokens:,} tokens, {share:.0%} of them learned"
+            + (f"; {data.measured_documents:,} documents to measure with" if data.measured_documents else "")
+            + f"\n{self.trainable:,} trainable parameters on {len(self.adapters.layers)} layers; "
+            f"{self.steps} steps at learning rate {self.rate:.2g}"
+            + "".join(f"\n{line}" for line in told(self.prepared.receipt))
+        )
+
+    def work(self, state: TrainState, past: Past) -> Results:
+        with Journal(self.run.metrics) as journal:
+            seen, before, after, seconds = self._train(journal, state, past)
+        revision = self.experiment.model.revision
+        receipt = {RECEIPT: self.prepared.receipt.model_dump(mode="json")}
+        write_peft(
+            self.adapters, self.run.adapter, base_model=self.model.source.name, revision=revision, beside=receipt
+        )
+        return self._results(seen, before, after, seconds)
+
+    def _train(
+        self, journal: Journal, state: TrainState, past: Past
+    ) -> tuple[list[StepRecord], LossRecord | None, LossRecord | None, float]:
+        seen = list(past.seen)
+
+        def hear(event: Event) -> None:
+            if isinstance(event, StepRecord | LossRecord | RankRecord):
+                journal.append(event.as_row())
+            if isinstance(event, StepRecord):
+                seen.append(event)
+            self.announce(event)
+
+        spec, rows = self.experiment.training, self.prepared.trained_rows
+        forward = SupervisedLogits(self.model.module)
+        batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed, self._arrange())
+        before = past.before
+        if state.step == 0:
+            if self.ranks is not None:
+                hear(self.ranks)
+            before = self._held_out(forward, 0, hear)
+            torch.manual_seed(spec.seed)
+        self.adapters.train()
+        began = time.perf_counter()
+        try:
+            train_loop(
+                state, batches, forward=forward, announce=hear, after_step=lambda state: self._save(state, journal)
+            )
+        finally:
+            self.adapters.train(False)
+        seconds = past.seconds + time.perf_counter() - began
+        self._check_that_all_learned(state)
+        self.adapters.settle()
+        return seen, before, self._held_out(forward, self.steps, hear), seconds
+
+    def _save(self, state: TrainState, journal: Journal) -> None:
+        """The one before it goes when the new one is there."""
+        if not state.finished and state.step % self.experiment.training.checkpoint_interval(state.steps) == 0:
+            journal.sync()
+            save(state, self.run.checkpoint(state.step))
+            self.run.forget_checkpoints(but=state.step)
+
+    def _arrange(self) -> Arrange:
+        """How the documents of a step become rows."""
+        if not self.experiment.data.packing:
+            return portion
+        check_packs(self.model.module, self.model.vocabulary)
+        return pack
+
+    def state(self) -> TrainState:
+        """Before the first step."""
+        spec, allocator = self.experiment.training, self._allocator()
+        return TrainState(
+            allocator=allocator,
+            optimizer=adamw(allocator, spec),
+            rate=lambda step: self.rate * rate_factor(spec, step, self.steps),
+            steps=self.steps,
+            clip=spec.clip,
+            device=self.model.precision.device,
+        )
+
+    def _allocator(self) -> Allocator:
+        spec = self.experiment.adapter
+        return (
+            RankAllocator(self.adapters, spec, self.steps)
+            if isinstance(spec, AdaLoraSpec)
+            else FixedRanks(self.adapters, b_rate=spec.b_rate)
+        )
+
+    def _check_that_all_learned(self, state: TrainState) -> None:
+        idle, layers = state.allocator.idle(state.optimizer), len(self.adapters.adapters())
+        if len(idle) >= layers:
+            raise TrainingError(f"none of the {layers} adapted layers got a gradient, so nothing was learned.")
+        if idle:
+            self.announce(Said(f"{len(idle)} of {layers} adapted layers never got a gradient: {some(idle, 3)}"))
+
+    def _held_out(self, forward: SupervisedLogits, step: int, hear: Announce) -> LossRecord | None:
+        rows = self.prepared.measured_rows
+        if not rows:
+            return None
+        batches = portion(list(rows), self.experiment.training.micro_batch_tokens)
+        loss, tokens = mean_loss(forward, batches, self.model.precision.device)
+        record = LossRecord(step=step, loss=loss, supervised_tokens=tokens, documents=len(rows))
+        hear(record)
+        return record
+
+    def _results(
+        self, seen: list[StepRecord], before: LossRecord | None, after: LossRecord | None, seconds: float
+    ) -> Results:
+        """`loss` is the mean over the last tenth of the steps."""
+        last = seen[-max(1, len(seen) // 10) :]
+        adapted = sum(parameter.numel() for parameter in self.model.module.parameters())
+        return Results(
+            steps=len(seen),
+            loss=sum(r.loss * r.supervised_tokens for r in last) / sum(r.supervised_tokens for r in last),
+            held_out_loss_before=before.loss if before else None,
+            held_out_loss_after=after.loss if after else None,
+            held_out_supervised_tokens=after.supervised_tokens if after else None,
+            train_seconds=seconds,
+            tokens_per_second=sum(record.tokens for record in seen) / seconds,
+            peak_rss_bytes=peak_rss(),
+            trainable_parameters=self.trainable,
+            total_parameters=adapted - self.trainable,
+            adapter_bytes=(self.run.adapter / WEIGHTS).stat().st_size,
+        )
