@@ -5,8 +5,11 @@ brings no torch.
 
     load        a base model by starter name, hub id, folder or GGUF file
     inject      lay an adapter over a module; the AdapterSet it returns takes it out again
+    eva_choices     ranks and a start for it from inputs that the model gets
     train       an Experiment into a finished run
     generate    one answer from a run
+    inspect     the ranks of a run's adapter
+    export      a run's adapter as a folder for other programs
     read_peft, write_peft   an adapter in PEFT's file format
 """
 
@@ -18,11 +21,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankwise.adapters.adapter_set import AdapterSet as AdapterSet
     from rankwise.adapters.adapter_set import inject as inject
+    from rankwise.adapters.allocation import RankAllocator as RankAllocator
+    from rankwise.adapters.eva import eva_choices as eva_choices
     from rankwise.adapters.peft_format import read_peft as read_peft
     from rankwise.adapters.peft_format import write_peft as write_peft
     from rankwise.errors import RankwiseError as RankwiseError
     from rankwise.models.loaded import LoadedModel as LoadedModel
     from rankwise.models.loading import load as load
+    from rankwise.spec.adapters import AdaLora as AdaLora
+    from rankwise.spec.adapters import AdaLoraSpec as AdaLoraSpec
     from rankwise.spec.adapters import LoraSpec as LoraSpec
     from rankwise.spec.data import DataSpec as DataSpec
     from rankwise.spec.experiment import Experiment as Experiment
@@ -31,12 +38,16 @@ if TYPE_CHECKING:
     from rankwise.spec.training import TrainingSpec as TrainingSpec
     from rankwise.verbs.ask import open_for_asking as open_for_asking
     from rankwise.verbs.demo import demo as demo
+    from rankwise.verbs.export import export as export
     from rankwise.verbs.generate import generate as generate
+    from rankwise.verbs.inspect import inspect as inspect
     from rankwise.verbs.train import train as train
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdaLora": "rankwise.spec.adapters",
+    "AdaLoraSpec": "rankwise.spec.adapters",
     "AdapterSet": "rankwise.adapters.adapter_set",
     "DataSpec": "rankwise.spec.data",
     "Experiment": "rankwise.spec.experiment",
@@ -44,11 +55,15 @@ _HOMES = {
     "LoadedModel": "rankwise.models.loaded",
     "LoraSpec": "rankwise.spec.adapters",
     "ModelSpec": "rankwise.spec.models",
+    "RankAllocator": "rankwise.adapters.allocation",
     "RankwiseError": "rankwise.errors",
     "TrainingSpec": "rankwise.spec.training",
     "demo": "rankwise.verbs.demo",
+    "eva_choices": "rankwise.adapters.eva",
+    "export": "rankwise.verbs.export",
     "generate": "rankwise.verbs.generate",
     "inject": "rankwise.adapters.adapter_set",
+    "inspect": "rankwise.verbs.inspect",
     "load": "rankwise.models.loading",
     "open_for_asking": "rankwise.verbs.ask",
     "read_peft": "rankwise.adapters.peft_format",

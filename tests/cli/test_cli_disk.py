@@ -39,14 +39,14 @@ def train_words(model, run, *words):
     return [str(word) for word in given]
 
 
-# The adapter of rank 8 has some 35 kB, 200 steps of metrics 60 kB.
+# The adapter of rank 8 has some 35 kB, a checkpoint three times as much, 200 steps of metrics 60 kB.
 @pytest.mark.parametrize(
-    ("refused", "limit", "steps"),
-    [("adapter", 20_000, 3), ("metrics.jsonl", 20_000, 200)],
+    ("refused", "limit", "steps", "every"),
+    [("adapter", 20_000, 3, 9), ("metrics.jsonl", 20_000, 200, 999), ("checkpoints/step-2", 50_000, 3, 2)],
 )
-def test_a_file_that_the_disk_refuses_ends_the_run_with_four(home, tiny_folder, refused, limit, steps):
-    name = f"no-{refused.partition('.')[0]}"
-    words = train_words(tiny_folder, name, "--steps", steps)
+def test_a_file_that_the_disk_refuses_ends_the_run_with_four(home, tiny_folder, refused, limit, steps, every):
+    name = f"no-{refused.partition('.')[0].partition('/')[0]}"
+    words = train_words(tiny_folder, name, "--steps", steps, "--set", f"training.checkpoint_steps={every}")
     ended = subprocess.run(
         [sys.executable, "-c", LIMITED, str(limit), *words, "--quiet", "--json"], capture_output=True, text=True
     )

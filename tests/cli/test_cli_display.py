@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rankwise.cli.display import Display
+from rankwise.cli.display import Display, decided, rank_line
 from rankwise.cli.main import app
-from rankwise.run.records import LossRecord, Progressed, Said, StepRecord
+from rankwise.run.records import LossRecord, Progressed, RankRecord, Said, StepRecord
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,12 @@ def test_the_live_line_of_a_common_terminal_has_step_loss_speed_and_the_time_lef
 texts = st.text("ab é{}%/:", max_size=30)
 counts = st.integers(0, 2000)
 numbers = st.floats(0, 1e12)
+RANKS = st.builds(
+    RankRecord, counts, counts, counts,
+    st.dictionaries(st.text("ab.é[]{}%/\x1b\n", max_size=30), st.integers(0, 10**6), max_size=9), st.booleans(),
+)  # fmt: skip
 EVENTS = st.one_of(
+    RANKS,
     st.builds(Said, texts),
     st.builds(Progressed, texts, counts | numbers, counts | numbers, st.sampled_from(["bytes", "rows"])),
     st.builds(LossRecord, counts, st.floats(), counts, counts),
@@ -228,3 +233,58 @@ def test_a_terminal_that_has_few_characters_gets_them_escaped():
         capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == {"name": "fïle 日本"}
+
+
+@settings(deadline=None, database=None, derandomize=True)
+@given(RANKS, st.integers(60, 200))
+def test_a_line_of_ranks_is_one_line_that_fits_and_steers_no_terminal(record, room):
+    line = rank_line(record, room)
+    assert len(line) <= room and line.isprintable()
+    assert line.startswith(f"budget {record.budget:,} of {record.of:,}, mean rank ")
+    assert decided(record).isprintable()
+
+
+PLAN = RankRecord(
+    9, 12, 20, {f"layers.{n}.{leaf}": rank for n in (0, 1) for leaf, rank in (("q", 0), ("v", 4), ("up", 2))}, False
+)
+
+
+def test_a_line_of_ranks_has_the_mean_and_the_share_of_each_kind_of_layer():
+    assert rank_line(PLAN, 80) == "budget 12 of 20, mean rank 2.0: v 67%, up 33%"
+    assert rank_line(PLAN, 40) == "budget 12 of 20, mean rank 2.0: v 67%"
+    assert rank_line(PLAN, 31) == "budget 12 of 20, mean rank 2.0"
+
+
+def test_the_last_decision_is_one_sentence():
+    assert decided(PLAN) == (
+        "ranks decided for good after step 9: 12 over 6 layers, 2.00 on average (budget 12 of 20); v 67%, up 33%; "
+        "2 layers have none"
+    )
+
+
+def stepped(step):
+    return StepRecord(step, 100, 0.5, 1.5, 1e-3, 1.0, 100, 50, 0.5, 10**9)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_training_line_shows_the_ranks_it_has_heard_of(terminal, monkeypatch, capsys):
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "80")
+    with Display() as display:
+        for event in (stepped(1), PLAN, stepped(2), stepped(100)):
+            display(event)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert shown.count("budget 12 of 20, mean rank 2.0: v 67%, up 33%") >= 1
+    assert "decided" not in shown
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]", shown)) or not terminal
+
+
+def test_a_training_of_adalora_says_once_what_was_decided(home, tiny_folder):
+    words = train_words(tiny_folder, "adaptive", "--steps", 30, "--method", "adalora", "--budget", 3)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    lines = result.stderr.splitlines()
+    assert sum(line.startswith("ranks decided for good after step ") for line in lines) == 1
+    last = [line for line in lines if line.startswith("Training")][-1]
+    assert "budget 42 of " in last and "mean rank 3.0" in last

@@ -155,6 +155,19 @@ def without_receipt(home):
     (home / "runs" / "good" / "receipt.json").unlink()
 
 
+def dora_adapter(home):
+    file = home / "runs" / "good" / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dora": True}))
+
+
+def broken_metrics(home):
+    (home / "runs" / "good" / "metrics.jsonl").write_text('{"kind": "ranks", "step": "two"}\n{}\n')
+
+
+def without_metrics(home):
+    (home / "runs" / "good" / "metrics.jsonl").unlink()
+
+
 def nothing(home):
     (home / "none").mkdir()
 
@@ -180,6 +193,10 @@ def training(*words, model="base", data="rows.jsonl", run="new"):
 
 def asking(*words, run="good", prompt="hi"):
     return ("generate", run, "--prompt", prompt, *words)
+
+
+def exporting(*words, run="good", to="out"):
+    return ("export", run, "--to", to, *words)
 
 
 MISTAKES = [
@@ -267,6 +284,26 @@ MISTAKES = [
     Mistake("no receipt", asking(), "RunError", ("receipt.json", "missing"), without_receipt),
     Mistake("other base", asking(), "RunError", ("base", "other weights", "--force-base"), changed_weights),
     Mistake("other base in chat", ("chat", "good"), "RunError", ("other weights",), changed_weights, "hi\n"),
+    # looking and giving away
+    Mistake("inspect no run", ("inspect", "god"), "RunError", ('"god"', 'Did you mean "good"')),
+    Mistake("inspect a long name", ("inspect", TOO_LONG), "RunError", (TOO_LONG[:40],)),
+    Mistake("inspect an unfinished run", ("inspect", "good"), "RunError", ('"good"', "interrupted"), interrupted),
+    Mistake("inspect a cut adapter", ("inspect", "good"), "AdapterError", ("safetensors", "damaged"), damaged_adapter),
+    Mistake("inspect no adapter", ("inspect", "good"), "AdapterError", ("runs/good", "missing"), without_adapter),
+    Mistake("inspect a bad config", ("inspect", "good"), "AdapterError", ("config", "JSON"), damaged_adapter_config),
+    Mistake("inspect broken metrics", ("inspect", "good"), "RunError", ("metrics.jsonl", "damaged"), broken_metrics),
+    Mistake("inspect no metrics", ("inspect", "good"), "RunError", ("metrics.jsonl", "missing"), without_metrics),
+    Mistake("export no run", exporting(run="god"), "RunError", ('"god"', 'Did you mean "good"')),
+    Mistake("export an unfinished run", exporting(), "RunError", ('"good"', "interrupted"), interrupted),
+    Mistake("export over a folder", exporting(to="base"), "RunError", ("base", "there already")),
+    Mistake("export over a file", exporting(to="rows.jsonl"), "RunError", ("rows.jsonl", "there already")),
+    Mistake("export below a file", exporting(to="rows.jsonl/x"), "RunError", ("rows.jsonl/x", "cannot be written")),
+    Mistake("export to a long name", exporting(to=TOO_LONG), "RunError", (TOO_LONG[:40], "cannot be written")),
+    Mistake("export as nothing known", exporting("--format", "portabel"), "SpecError", ("portabel", '"portable"')),
+    Mistake("export DoRA", exporting(), "AdapterError", ("runs/good/adapter", "DoRA"), dora_adapter),
+    Mistake("export a cut adapter", exporting(), "AdapterError", ("safetensors", "damaged"), damaged_adapter),
+    Mistake("export no adapter", exporting(), "AdapterError", ("runs/good/adapter", "missing"), without_adapter),
+    Mistake("export no receipt", exporting(), "RunError", ("receipt.json", "missing"), without_receipt),
     # questions
     Mistake("empty prompt", asking(prompt=" "), "DataError", ("prompt is empty",)),
     Mistake("empty stdin", asking(prompt="-"), "DataError", ("prompt is empty",), None, ""),

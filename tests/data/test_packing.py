@@ -14,6 +14,7 @@ from transformers import StableLmConfig, StableLmForCausalLM
 
 from conftest import tiny_model
 from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.allocation import FixedRanks
 from rankwise.data.batches import IGNORED, Batches, padded_length, portion
 from rankwise.data.packing import pack
 from rankwise.data.tokens import Tokens
@@ -239,8 +240,9 @@ def trained(arrange, micro_batch_tokens):
         ids = tuple(generator.integers(0, 96, length).tolist())
         documents.append(Tokens(ids, tuple(place >= given for place in range(length))))
     model = tiny_model("llama")
-    parameters = inject(model, LoraSpec(rank=4), seed=1).parameters()
-    state = TrainState(parameters, adamw(parameters, TrainingSpec()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
+    adapters = inject(model, LoraSpec(rank=4), seed=1)
+    allocator, parameters = FixedRanks(adapters), adapters.parameters()
+    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
     records = []
     batches = Batches(documents, 6, micro_batch_tokens, 7, arrange)
     train(state, batches, forward=SupervisedLogits(model), announce=records.append)

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.allocation import FixedRanks
 from rankwise.data.batches import Batches
 from rankwise.data.example import Example, Message
 from rankwise.data.templates import render
@@ -65,9 +66,9 @@ def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) 
     spec = TrainingSpec(steps=flat.STEPS, batch_size=len(flat.ROWS), warmup=0.0)
     examples = [Example((Message("user", q), Message("assistant", a)), "flat") for q, a in flat.ROWS]
     rows = [tokenise(render(example, loaded.template), loaded.tokenizer) for example in examples]
-    parameters = adapters.parameters()
+    allocator = FixedRanks(adapters)
     state = TrainState(
-        parameters, adamw(parameters, spec), lambda step: flat.RATE * rate_factor(spec, step, flat.STEPS), flat.STEPS,
+        allocator, adamw(allocator, spec), lambda step: flat.RATE * rate_factor(spec, step, flat.STEPS), flat.STEPS,
         spec.clip, torch.device("cpu"),
     )  # fmt: skip
     records: list[StepRecord] = []

@@ -80,9 +80,28 @@ def test_every_command_it_names_exists() -> None:
 
     from rankwise.cli.main import app
 
-    named = set(re.findall(r"`?rankwise (train|chat|generate|doctor|models|demo|data)\b", README))
+    named = set(re.findall(r"`?rankwise (train|chat|generate|inspect|export|doctor|models|demo|data)\b", README))
     commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
     assert named <= set(commands)
     assert {"check", "preview"} <= set(re.findall(r"rankwise data (\w+)", README)) <= set(commands["data"].commands)
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in re.findall(r"make (\w+)  ", README))
+
+
+def test_the_loop_that_the_page_on_adalora_shows_runs_and_leaves_an_adapter(tmp_path, monkeypatch) -> None:
+    import torch
+
+    from conftest import tiny_model
+
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "adalora.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module = tiny_model("llama")
+    ids = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(0))
+    names = {
+        "module": module, "steps": 12, "batch": lambda step: ids,
+        "loss_of": lambda batch: torch.nn.functional.cross_entropy(module(batch).logits.flatten(0, 1), batch.flatten()),
+    }  # fmt: skip
+    exec(code, names)  # noqa: S102  our own page
+    assert (tmp_path / "mine" / "adapter_model.safetensors").is_file()
+    assert sum(adapter.rank for adapter in names["adapters"].adapters().values()) == 8 * 14

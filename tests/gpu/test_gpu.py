@@ -10,6 +10,7 @@ import torch
 
 from conftest import tiny_model
 from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.peft_format import read_peft, write_peft
 from rankwise.data.batches import Batches
 from rankwise.data.example import Message
@@ -34,8 +35,8 @@ def losses(device: str, dtype: torch.dtype) -> list[float]:
     model = tiny_model("llama").to(device, dtype)
     adapters = inject(model, LoraSpec(rank=4))
     rows = [Tokens(tuple(range(k, k + 20)), (False,) * 5 + (True,) * 15) for k in range(8)]
-    parameters = adapters.parameters()
-    state = TrainState(parameters, adamw(parameters, TrainingSpec()), lambda step: 1e-2, 10, 1.0, torch.device(device))
+    allocator = FixedRanks(adapters)
+    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-2, 10, 1.0, torch.device(device))
     records: list[StepRecord] = []
     train(state, Batches(rows, 4, 64, 0), forward=SupervisedLogits(model), announce=records.append)
     return [record.loss for record in records]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_json, visible
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import (
     Evaluation,
@@ -186,9 +186,9 @@ def _show(shown: Shown) -> None:
 
     console = Console(highlight=False)
     what = f"left out: {shown.left_out}" if shown.left_out else f"{shown.supervised_tokens:,} learned"
-    header = f"{_visible(shown.where)}: {shown.tokens:,} tokens, {what}"
+    header = f"{visible(shown.where)}: {shown.tokens:,} tokens, {what}"
     if console.color_system is not None and not console.no_color:
-        parts = ((_visible(text), "black on green" if learned else "dim") for text, learned in shown.segments)
+        parts = ((visible(text), "black on green" if learned else "dim") for text, learned in shown.segments)
         console.print(Text(header, style="bold"), soft_wrap=True)
         console.print(Text.assemble(*parts), soft_wrap=True)
         return
@@ -196,10 +196,3 @@ def _show(shown: Shown) -> None:
     for text, learned in shown.segments:
         for line in text.splitlines(keepends=True):
             typer.echo(f"{'learned' if learned else 'given':<8}| {line!r}")
-
-
-def _visible(text: str) -> str:
-    """A row is somebody's text: what would steer a terminal is shown and not obeyed."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1] for character in text
-    )

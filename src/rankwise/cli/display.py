@@ -8,16 +8,31 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from rankwise.run.records import Event, LossRecord, Progressed, Said, StepRecord
+from rankwise.run.records import Event, LossRecord, Progressed, RankRecord, Said, StepRecord
 
 SECONDS_BETWEEN_LINES = 10.0
+LONGEST_RANKS = 79
+
+
+class Bar(Progress):
+    """A line that is drawn anew, and one below it while there is something to say there."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class Display(AbstractContextManager["Display"]):
@@ -26,14 +41,14 @@ class Display(AbstractContextManager["Display"]):
     def __init__(self, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal and not quiet
-        self._progress = Progress(
+        self._progress = Bar(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=10),
             TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[facts]}", markup=False),
             TimeRemainingColumn(compact=True), TextColumn("left"),
             console=self._console, transient=False,
         )  # fmt: skip
         self._task: TaskID | None = None
-        self._what = ""
+        self._what = self._ranks = ""
         self._began = self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -58,7 +73,13 @@ class Display(AbstractContextManager["Display"]):
             case Progressed():
                 self._show(event.what, event.done, event.total, _amount(event))
             case StepRecord():
-                self._show("Training", event.step, event.steps, _facts(event))
+                self._progress.below = f"  {self._ranks}" if self._ranks else ""
+                ranks = f"  {self._ranks}" if self._ranks and not self._live else ""
+                self._show("Training", event.step, event.steps, _facts(event) + ranks)
+            case RankRecord():
+                self._ranks = rank_line(event, min(LONGEST_RANKS, self._console.width) - 3)
+                if event.final:  # above the line, which goes on
+                    self._console.print(decided(event), markup=False, soft_wrap=True)
 
     def _show(self, what: str, done: float, total: float, facts: str) -> None:
         if what != self._what:
@@ -89,6 +110,7 @@ class Display(AbstractContextManager["Display"]):
             self._progress.refresh()
             self._progress.stop()
             self._progress.remove_task(self._task)
+            self._progress.below = ""
             self._task = None
         self._what = ""
 
@@ -97,6 +119,45 @@ def _facts(record: StepRecord) -> str:
     return (
         f"{record.step}/{record.steps}  loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  "
         f"{record.resident_bytes / 1e9:.1f} GB"
+    )
+
+
+def rank_line(record: RankRecord, room: int) -> str:
+    """Budget, mean rank, and as many kinds of layers as there is room for, those with the largest share first."""
+    line = f"budget {record.budget:,} of {record.of:,}, mean rank {record.mean_rank:.1f}"
+    before = ": "
+    for kind, share in _shares(record):
+        part = f"{before}{kind} {share:.0%}"
+        if len(line) + len(part) > room:
+            break
+        line, before = line + part, ", "
+    return line
+
+
+def decided(record: RankRecord) -> str:
+    empty = sum(rank == 0 for rank in record.ranks.values())
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in _shares(record)[:8])
+    return (
+        f"ranks decided for good after step {record.step}: {sum(record.ranks.values()):,} over "
+        f"{len(record.ranks):,} layers, {record.mean_rank:.2f} on average (budget {record.budget:,} of {record.of:,})"
+        + (f"; {shares}" if shares else "")
+        + (f"; {empty:,} layers have none" if empty else "")
+    )
+
+
+def _shares(record: RankRecord) -> list[tuple[str, float]]:
+    """Of all ranks, by the last name of a layer's path, the largest first."""
+    counts: Counter[str] = Counter()
+    for path, rank in record.ranks.items():
+        counts[visible(path.rpartition(".")[2]).replace("\n", " ").replace("\t", " ")] += rank
+    total = sum(counts.values())
+    return [(kind, rank / total) for kind, rank in counts.most_common() if rank > 0]
+
+
+def visible(text: str) -> str:
+    """Somebody else's text: what would steer a terminal is shown and not obeyed."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1] for character in text
     )
 
 

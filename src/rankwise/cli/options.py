@@ -61,6 +61,8 @@ FLAGS = {
     "model": ("--model", "model.name"),
     "data": ("--data", "data.path"),
     "run": ("--run", "run"),
+    "method": ("--method", "adapter.method"),
+    "budget": ("--budget", "adapter.budget"),
     "rank": ("--rank", "adapter.rank"),
     "alpha": ("--alpha", "adapter.alpha"),
     "dropout": ("--dropout", "adapter.dropout"),

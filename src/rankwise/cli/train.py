@@ -35,6 +35,14 @@ def train(
         typer.Option(help="File or folder of rows, or hub:organisation/name.", show_default=False),
     ] = None,
     run: Annotated[str | None, typer.Option(help="Name of the run: the folder runs/NAME.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help="lora or adalora.  [default: lora]", show_default=False)] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Of adalora: a mean rank (8), 600k parameters, or the adapter's size (2MB).  [default: 8]",
+            show_default=False,
+        ),
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of every adapter.  [default: 16]", show_default=False)] = None,
     alpha: Annotated[
         float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 32]", show_default=False)
@@ -67,6 +75,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
     set_: Set = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished run again from nothing.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run from its last checkpoint; same settings.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -78,7 +89,7 @@ def train(
         from rankwise.verbs.train import train as train_verb
 
         with Display(quiet) as display:
-            trained = train_verb(experiment, announce=display, restart=restart)
+            trained = train_verb(experiment, announce=display, restart=restart, resume=resume)
         if as_json:
             print_json(trained.summary())
             return

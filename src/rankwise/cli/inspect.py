@@ -1,0 +1,75 @@
+"""`rankwise inspect`: where an adapter's ranks are, and how they came there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.display import print_json, visible
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import Json
+from rankwise.cli.rank_map import Cell, rank_tables
+
+if TYPE_CHECKING:
+    from rankwise.run.records import RankRecord
+    from rankwise.verbs.inspect import Inspected
+
+MOST_PLANS = 8
+SHADES = ("white on grey11", "white on grey23", "white on grey35", "black on grey58", "black on grey78")
+
+
+def inspect(
+    run: Annotated[
+        str, typer.Argument(help="A finished run (its name or folder), or an adapter's folder.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show the rank of each layer of an adapter."""
+    with failures_told(as_json):
+        from rankwise.verbs.inspect import inspect as inspect_verb
+
+        inspected = inspect_verb(run)
+        if as_json:
+            print_json(inspected.summary())
+        else:
+            _tell(inspected)
+
+
+def _tell(found: Inspected) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    shaded = console.color_system is not None and not console.no_color
+    for table in rank_tables({visible(path): rank for path, rank in found.ranks.items()}):
+        for row in table:
+            if shaded:
+                console.print(Text.assemble(*((cell.text, _shade(cell)) for cell in row)), soft_wrap=True)
+            else:
+                typer.echo("".join(cell.text for cell in row))
+        typer.echo()
+    typer.echo(
+        f"{visible(found.run)}: {len(found.ranks):,} layers, ranks {found.total_rank:,} in all, "
+        f"{found.mean_rank:.2f} on average\n{found.parameters:,} parameters, {found.bytes / 1e6:.2f} MB"
+    )
+    if found.history:
+        typer.echo("\n" + "\n".join(_plans(found.history)))
+
+
+def _shade(cell: Cell) -> str:
+    return "" if cell.share is None else SHADES[min(len(SHADES) - 1, int(cell.share * len(SHADES)))]
+
+
+def _plans(history: list[RankRecord]) -> list[str]:
+    """The first, the last, and some between."""
+    apart = max(1, -(-(len(history) - 1) // (MOST_PLANS - 1)))
+    shown = [*history[:-1:apart], history[-1]]
+    return [
+        f"{'step':>8} {'budget':>22} {'mean rank':>10}",
+        *(
+            f"{plan.step:>8,} {f'{plan.budget:,} of {plan.of:,}':>22} {plan.mean_rank:>10.2f}"
+            f"{'  for good' if plan.final else ''}"
+            for plan in shown
+        ),
+    ]

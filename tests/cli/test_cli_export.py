@@ -1,0 +1,181 @@
+"""`rankwise export`: another folder, the same adapter; or nothing at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from conftest import tiny_model
+from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.peft_factors import Factors
+from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.stored import StoredAdapter, check_alike, read_stored
+from rankwise.cli.main import app
+from rankwise.errors import AdapterError
+from rankwise.spec.adapters import LoraSpec
+
+IDS = torch.arange(48).reshape(2, 24) % 96
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("exporting")
+    with contextlib.chdir(folder):
+        rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(6)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 30, "--batch-size", 2)
+        for run, method in (("fixed", ("--rank", 4)), ("given", ("--method", "adalora", "--budget", 3))):
+            result = rankwise("train", *words, "--run", run, *method)
+            assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def home(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("format", ["peft", "portable"])
+@pytest.mark.parametrize("run", ["fixed", "given"])
+def test_an_export_is_the_same_adapter_to_us_and_to_peft(home, tiny_folder, run, format):
+    result = rankwise("export", run, "--to", "out/new", "--format", format, "--json")
+    assert result.exit_code == 0 and result.stderr == "" and result.stdout.count("\n") == 1, result.output
+    told = json.loads(result.stdout)
+    file = home / "out" / "new" / "adapter_model.safetensors"
+    assert {
+        "run": f"runs/{run}",
+        "to": "out/new",
+        "format": format,
+        "bytes": file.stat().st_size,
+    }.items() <= told.items()
+    ranks = {tensor.shape[0] for key, tensor in load_file(file).items() if "lora_A" in key}
+    assert max(ranks) == told["rank"] and (format == "peft" or len(ranks) == 1)
+
+    def host() -> nn.Module:
+        return AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+
+    def logits(model):
+        with torch.no_grad():
+            return model(input_ids=IDS).logits
+
+    wanted = host()
+    read_peft(wanted, home / "runs" / run / "adapter")
+    ours = host()
+    read_peft(ours, home / "out" / "new")
+    scale = logits(wanted).abs().max()
+    assert (logits(wanted) - logits(host())).abs().max() > 1e-3 * scale
+    for model in (ours, PeftModel.from_pretrained(host(), home / "out" / "new").eval()):
+        assert (logits(model) - logits(wanted)).abs().max() <= 1e-5 * scale
+
+
+def test_a_portable_adapter_says_one_rank_and_one_alpha_and_no_pattern(home):
+    assert rankwise("export", "given", "--to", "out", "--format", "portable").exit_code == 0
+    config = json.loads((home / "out" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] and not config["use_rslora"]
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    # an engine that divides alpha by the rank it finds in each tensor, and one that divides by r, come to the same
+    tensors = load_file(home / "out" / "adapter_model.safetensors")
+    assert {tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key} == {config["r"]}
+
+
+def test_what_peft_reads_is_what_the_run_holds_to_the_byte(home):
+    assert rankwise("export", "given", "--to", "out").exit_code == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json", "receipt.json"):
+        assert (home / "out" / name).read_bytes() == (home / "runs" / "given" / "adapter" / name).read_bytes()
+
+
+def test_no_base_model_is_needed(home):
+    file = home / "runs" / "given" / "spec.json"
+    asked = json.loads(file.read_text())
+    file.write_text(json.dumps(asked | {"model": asked["model"] | {"name": "./nowhere"}}))
+    assert rankwise("export", "given", "--to", "out", "--format", "portable").exit_code == 0
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_files_of_any_lora_are_made_portable(architecture, rslora, tmp_path):
+    leaves = ("q_proj", "down_proj", "embed_tokens") if architecture == "llama" else ("c_attn", "mlp.c_proj", "wte")
+    spec = LoraSpec(rank=3, alpha=7, targets=leaves, rank_pattern={leaves[0]: 5}, alpha_pattern={leaves[1]: 0.3})
+    adapters = inject(tiny_model(architecture), spec)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    write_peft(adapters, tmp_path / "held", base_model="tiny")
+    if rslora:
+        file = tmp_path / "held" / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": True}))
+    read_stored(tmp_path / "held").portable().write(tmp_path / "made", {})
+    held = read_peft(tiny_model(architecture), tmp_path / "held").adapters()
+    made = read_peft(tiny_model(architecture), tmp_path / "made").adapters()
+    for path, adapter in held.items():
+        assert made[path].rank == 5
+        torch.testing.assert_close(made[path].delta(), adapter.delta(), rtol=1e-5, atol=1e-5)
+
+
+def test_filters_of_a_convolution_are_padded_as_filters(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+    adapters = inject(model, LoraSpec(rank=2, alpha=3, targets=("0", "1"), rank_pattern={"1": 4}))
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.normal_()
+    write_peft(adapters, tmp_path / "held", base_model="tiny")
+    read_stored(tmp_path / "held").portable().write(tmp_path / "made", {})
+    made = read_peft(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), tmp_path / "made").adapters()
+    for path, adapter in adapters.adapters().items():
+        torch.testing.assert_close(made[path].delta(), adapter.delta(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["a value", "the scale", "a layer gone", "another width"])
+def test_an_adapter_that_is_another_is_told_from_this_one(home, tmp_path, what):
+    held = read_stored(home / "runs" / "given" / "adapter")
+    path, part = next(iter(held.factors.items()))
+    value = part.A.clone()
+    value[0, 0] += 1e-4 * part.A.abs().max()
+    wrong = {
+        "a value": Factors(value, part.B, part.scale),
+        "the scale": Factors(part.A, part.B, part.scale * 1.00001),
+        "another width": Factors(part.A[:, :-1], part.B, part.scale),
+    }.get(what)
+    factors = {key: value for key, value in held.factors.items() if key != path} | ({path: wrong} if wrong else {})
+    with pytest.raises(AdapterError, match="would not be the same"):
+        check_alike(StoredAdapter(held.settings, factors, held.keys), held, tmp_path)
+
+
+def test_an_adapter_of_zeros_is_like_itself(home, tmp_path):
+    held = read_stored(home / "runs" / "fixed" / "adapter")
+    zeros = {path: Factors(part.A, part.B * 0, part.scale) for path, part in held.factors.items()}
+    untrained = StoredAdapter(held.settings, zeros, held.keys)
+    check_alike(untrained.portable(), untrained, tmp_path)
+
+
+def test_what_was_written_is_read_back_before_it_takes_its_name(home):
+    # factors of one scale and a config that says another
+    held = read_stored(home / "runs" / "fixed" / "adapter")
+    wrong = StoredAdapter(held.settings | {"lora_alpha": 33}, held.factors, held.keys)
+    before = sorted(home.rglob("*"))
+    with pytest.raises(AdapterError, match="would not be the same"):
+        wrong.write(home / "out", {})
+    assert sorted(home.rglob("*")) == before
+
+
+def test_a_peft_adalora_is_not_rewritten_without_its_model(home):
+    file = home / "runs" / "given" / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 8}))
+    result = rankwise("export", "given", "--to", "out")
+    assert result.exit_code == 2 and "AdaLoRA" in result.stderr

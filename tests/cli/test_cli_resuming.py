@@ -1,0 +1,278 @@
+"""A run that was killed goes on with --resume, and nobody can tell from its adapter or its losses that it ever stopped.
+
+Real processes are killed while they train, each by what it has written and never by the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import rankwise as package
+from rankwise.cli.main import app
+from rankwise.run.journal import read_journal
+
+STEPS, EVERY = 120, 7
+LORA = ("--rank", 2, "--dropout", 0.3)
+ADALORA = ("--method", "adalora", "--budget", 2, "--dropout", 0.3)
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("resuming")
+    rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(9)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(tiny_folder, folder / "base")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+def words_of(run, *words, every=EVERY, steps=STEPS):
+    return (
+        "train", "--model", "base", "--data", "rows.jsonl", "--run", run, "--batch-size", 3, "--steps", steps,
+        "--held-out", 2, "--set", f"training.checkpoint_steps={every}", *words,
+    )  # fmt: skip
+
+
+def weights(run):
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def told(run):
+    """What the journal tells apart from time and memory."""
+    rows = read_journal(run / "metrics.jsonl")
+    return [
+        {key: row[key] for key in row if key not in ("seconds", "tokens_per_second", "resident_bytes")} for row in rows
+    ]
+
+
+def manifest(run):
+    return json.loads((run / "manifest.json").read_text())
+
+
+def stopped(run, words, when, number=signal.SIGKILL):
+    """Begin it as a process of its own, and end it as soon as `when()`. Returns what it said."""
+    environment = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
+    command = [sys.executable, "-m", "rankwise", *map(str, words)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        for _ in range(6000):
+            if when(run):
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        else:
+            raise AssertionError("it never came so far")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines(run):
+    return (run / "metrics.jsonl").read_bytes().count(b"\n") if (run / "metrics.jsonl").exists() else 0
+
+
+def saved(run):
+    found = (path.name for path in run.glob("checkpoints/step-*"))
+    return sorted(int(name.removeprefix("step-")) for name in found)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home):
+    """The same runs, never stopped."""
+    for name, method in (("lora", LORA), ("adalora", ADALORA)):
+        result = rankwise(*words_of(f"whole-{name}", *method))
+        assert result.exit_code == 0, result.output
+    return home / "runs"
+
+
+def assert_is_as_if_never_stopped(run, whole, times):
+    assert weights(run) == weights(whole)
+    assert told(run) == told(whole)
+    found = manifest(run)
+    assert (found["status"], found["problem"], len(found["resumed"])) == ("finished", None, times)
+    ours, theirs = found["results"], manifest(whole)["results"]
+    for key in (
+        "loss",
+        "steps",
+        "held_out_loss_before",
+        "held_out_loss_after",
+        "adapter_bytes",
+        "trainable_parameters",
+    ):
+        assert ours[key] == theirs[key], key
+    seconds = sum(row["seconds"] for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step")
+    assert ours["train_seconds"] >= seconds
+    assert {path.name for path in run.iterdir()} == {
+        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "method"), [("lora", LORA), ("adalora", ADALORA)])
+def test_killed_again_and_again_a_run_ends_with_the_same_bytes(home, undisturbed, name, method):
+    run = home / "runs" / f"killed-{name}"
+    words = words_of(run.name, *method)
+    stopped(run, words, lambda run: lines(run) > EVERY + 2 and saved(run))
+    for times, until in enumerate((30, 100), start=1):
+        at = saved(run)[-1]
+        stopped(run, (*words, "--resume"), lambda run, until=until: saved(run) and saved(run)[-1] >= until)
+        found = manifest(run)
+        assert (found["status"], len(found["resumed"])) == ("running", times)
+        assert found["resumed"][-1]["step"] == at
+        assert not (run / "adapter").exists() and saved(run)[-1] % EVERY == 0
+    result = rankwise(*words, "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    assert "going on after step" in result.stderr
+    assert json.loads(result.stdout)["steps"] == STEPS
+    assert_is_as_if_never_stopped(run, undisturbed / f"whole-{name}", 3)
+
+
+def test_a_run_that_was_told_to_end_names_the_way_on(home, undisturbed):
+    run = home / "runs" / "ended"
+    words = words_of(run.name, *LORA)
+    code, out, _ = stopped(run, (*words, "--json"), lambda run: saved(run) and lines(run) % EVERY == 4, signal.SIGTERM)
+    assert code == 143
+    step, message = saved(run)[-1], json.loads(out)["error"]
+    assert f"--resume to go on from step {step}" in message and "--restart" in message
+    refused = rankwise(*words)
+    assert refused.exit_code == 2 and f"--resume to go on from step {step}, or --restart" in refused.stderr
+    # as if the power had failed while a record, the next checkpoint and the adapter were being written
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "st')
+    (run / "checkpoints" / ".step-999.1.tmp").mkdir()
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"of a run whose manifest was never written")
+    assert rankwise(*words, "--resume").exit_code == 0
+    assert_is_as_if_never_stopped(run, undisturbed / "whole-lora", 1)
+
+
+@pytest.fixture(scope="module")
+def begun(home):
+    """A run that was killed with a checkpoint; each test has its own copy, "it"."""
+    run = home / "runs" / "begun"
+    stopped(run, words_of("it", *LORA, steps=1_000_000), lambda _: saved(home / "runs" / "it"))
+    (home / "runs" / "it").rename(run)
+    return run
+
+
+@pytest.fixture
+def it(home, begun):
+    run = home / "runs" / "it"
+    shutil.copytree(begun, run)
+    yield run
+    shutil.rmtree(run)
+
+
+def content(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def refused(it, *words):
+    """Nothing of the run has changed."""
+    before = content(it)
+    result = rankwise(*words_of("it", *LORA, steps=1_000_000), *words, "--resume")
+    assert result.exit_code == 2, result.output
+    assert content(it) == before
+    return result.stderr
+
+
+def test_other_settings_are_refused_by_name(it):
+    message = refused(it, "--seed", 3, "--rank", 4)
+    assert "training.seed was 0 and is 3" in message and "adapter.rank was 2 and is 4" in message
+    assert "other settings" in message and "training.steps" not in message
+
+
+def test_other_data_are_refused(it, home):
+    file = home / "rows.jsonl"
+    text = file.read_text()
+    file.write_text(text.replace("town 3", "town 4"))
+    try:
+        assert "the data changed" in (message := refused(it)) and "files" in message
+    finally:
+        file.write_text(text)
+
+
+def test_another_base_model_is_refused(it, home):
+    file = home / "base" / "model.safetensors"
+    old = file.read_bytes()
+    file.write_bytes(old[:-1] + bytes([old[-1] ^ 1]))
+    try:
+        assert "the base model changed" in (message := refused(it)) and "fingerprint" in message
+    finally:
+        file.write_bytes(old)
+
+
+@pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
+def test_a_damaged_checkpoint_is_refused(it, file):
+    path = it / "checkpoints" / f"step-{saved(it)[-1]}" / file
+    path.write_bytes(path.read_bytes()[:-100])
+    assert f"{file} is damaged" in (message := refused(it)) and "--restart" in message
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text.split("\n", 3)[3], "lacks steps"),
+        (lambda text: "", "lacks steps"),
+        (lambda text: text.replace('"loss"', '"less"'), "damaged"),
+        (lambda text: "1\n" + text, "damaged"),
+        (None, "damaged"),
+    ],
+)
+def test_metrics_that_do_not_reach_the_checkpoint_are_refused(it, damage, said):
+    file = it / "metrics.jsonl"
+    file.unlink() if damage is None else file.write_text(damage(file.read_text()))
+    assert f"metrics.jsonl {said if said == 'lacks steps' else 'is ' + said}" in (message := refused(it))
+    assert "--restart" in message
+
+
+def test_a_run_without_a_checkpoint_can_only_be_begun_again(it):
+    shutil.rmtree(it / "checkpoints")
+    assert "no checkpoint to go on from" in (message := refused(it)) and "--restart" in message
+    plain = rankwise(*words_of("it", *LORA, steps=1_000_000))
+    assert plain.exit_code == 2 and "--resume" not in plain.stderr and "--restart" in plain.stderr
+
+
+def test_restart_forgets_the_checkpoints(it):
+    assert rankwise(*words_of("it", *LORA, steps=5), "--restart").exit_code == 0
+    assert manifest(it)["resumed"] == [] and not (it / "checkpoints").exists()
+
+
+def test_what_cannot_be_resumed_is_told(home, undisturbed):
+    before = sorted((home / "runs").iterdir())
+    for run, words, said in (
+        ("whole-lora", ("--resume",), "is finished"),
+        ("new", ("--resume",), '"new" was never begun'),
+        ("new", ("--resume", "--restart"), "one of them"),
+    ):
+        result = rankwise(*words_of(run, *LORA, *words))
+        assert result.exit_code == 2 and said in result.stderr
+    assert sorted((home / "runs").iterdir()) == before
+
+
+def test_another_version_is_told(it):
+    found = manifest(it)
+    found["versions"]["torch"] = "1.0"
+    (it / "manifest.json").write_text(json.dumps(found))
+    step = saved(it)[-1]
+    _, _, err = stopped(it, (*words_of("it", *LORA, steps=1_000_000), "--resume"), lambda it: saved(it)[-1:] > [step])
+    assert "may differ in rounding" in err and "torch was 1.0" in err
