@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.peft_format import read_peft, write_peft
 from rankwise.data.batches import Batches, collate
 from rankwise.data.formats import find_format, parse_row
@@ -73,10 +74,10 @@ def main() -> None:
     print(f"7  loss      {total.item():.2f} nats over {count} tokens: {total.item() / count:.3f} each")
 
     spec = TrainingSpec(steps=8, batch_size=1)
-    parameters = adapters.parameters()
-    state = TrainState(parameters, adamw(parameters, spec), lambda step: 1e-3, 8, spec.clip, torch.device("cpu"))
+    allocator = FixedRanks(adapters)
+    state = TrainState(allocator, adamw(allocator, spec), lambda step: 1e-3, 8, spec.clip, torch.device("cpu"))
     batches = Batches([tokens], spec.batch_size, spec.micro_batch_tokens, spec.seed)
-    losses = [optimizer_step(state, batches.at(step), forward, 0.0).loss for step in range(spec.total_steps(1))]
+    losses = [optimizer_step(state, batches.at(step), forward, 0.0)[0].loss for step in range(spec.total_steps(1))]
     assert losses[-1] < 0.5 * losses[0], "the row is being learned"
     print(f"8  steps     loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")
 

@@ -1,0 +1,197 @@
+"""What a step of AdaLoRA costs against a step of LoRA, before and after the shrink, and the same for peft.
+
+    python bench/adalora.py [--json] [--pairs 7] [--rows 8] [--rank 16] [--out bench/results/TITLE]
+
+One process, one model (SmolLM2-135M in the number format that the machine is best at), the same rows of Dolly
+($RANKWISE_DATA/dolly) for all, all linear layers. Before the shrink AdaLoRA has 1.5 times the ranks it keeps, and
+stands beside LoRA of as many; it decides at every step, which is the most it can cost. After the shrink it stands
+beside LoRA of the very ranks it kept. Steps are whole (forward, backward, penalty, clipping, update, importance,
+decision), in the order ABBA, after one of each that is not counted; ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
+from rankwise.adapters.targets import Choice
+from rankwise.data.batches import Batch, Batches, portion
+from rankwise.data.encoding import Encoder
+from rankwise.data.sources import open_source
+from rankwise.models.causal import SupervisedLogits
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.run.manifest import machine, versions
+from rankwise.run.records import silent
+from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
+from rankwise.spec.data import DataSpec
+from rankwise.spec.models import ModelSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.training.losses import token_loss
+from rankwise.training.state import TrainState, adamw
+from rankwise.training.step import optimizer_step
+
+STEPS = 1000
+Step = Callable[[], None]
+
+
+def rows_of(model: LoadedModel, count: int, batch: int) -> Batches:
+    spec = DataSpec(path=str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"), max_length=512)
+    reading = open_source(spec, spec.all_sources[0])
+    examples = [example for chunk in reading.chunks() for row in chunk for example in row][: 3 * count]
+    outcomes = Encoder(model.template, model.tokenizer, spec, 512).encode(examples)
+    documents = [document for outcome in outcomes for document in outcome.documents][:count]
+    return Batches(documents, batch, 2048, 0, portion)
+
+
+def ours(
+    model: LoadedModel, adapters: AdapterSet, name: str, allocator: Allocator, batches: Batches, first: int
+) -> Step:
+    """Counts its own steps from `first`; the rows are the same for whoever is at the same number of calls."""
+    spec = TrainingSpec()
+    state = TrainState(allocator, adamw(allocator, spec), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"), first)
+    forward, calls = SupervisedLogits(model.module), [0]
+
+    def step() -> None:
+        adapters.activate(name)
+        adapters.train()
+        optimizer_step(state, batches.at(calls[0]), forward, 0.0)
+        calls[0] += 1
+
+    return step
+
+
+def abba(one: Step, other: Step, pairs: int) -> dict[str, Any]:
+    seconds: tuple[list[float], list[float]] = ([], [])
+    one(), other()
+    for number in range(pairs):
+        for index in (0, 1) if number % 2 == 0 else (1, 0):
+            began = time.perf_counter()
+            (one, other)[index]()
+            seconds[index].append(time.perf_counter() - began)
+    medians = [statistics.median(side) for side in seconds]
+    return {"ratio": medians[0] / medians[1], "seconds": medians, "all": seconds}
+
+
+def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    adapters = AdapterSet(model.module)
+    spec = AdaLoraSpec(budget=f"{rank}", interval=1)
+    adapters.add(LoraSpec(rank=round(rank * spec.initial)), "lora")
+    adapters.add(spec, "adalora")
+    allocator = RankAllocator(adapters, spec, STEPS, "adalora")
+    inside = allocator.schedule.warmup + 100
+    ada = ours(model, adapters, "adalora", allocator, batches, inside)
+    lora = ours(model, adapters, "lora", FixedRanks(adapters, "lora"), batches, inside)
+    before = abba(ada, lora, pairs)
+    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
+                       allocator.schedule.decided)  # fmt: skip
+    adapters.activate("adalora")
+    optimizer_step(state, batches.at(0), SupervisedLogits(model.module), 0.0)
+    assert allocator.final
+    kept = [Choice(path, part.rank, 2.0) for path, part in adapters.adapters("adalora").items()]
+    adapters.place(kept, "same")
+    after = abba(
+        ours(model, adapters, "adalora", allocator, batches, allocator.schedule.decided + 1),
+        ours(model, adapters, "same", FixedRanks(adapters, "same"), batches, 0),
+        pairs,
+    )
+    after["mean_rank"] = sum(choice.rank for choice in kept) / len(kept)
+    adapters.eject()
+    return before, after
+
+
+def peft_step(module: Any, batches: Batches, after: Callable[[int], None]) -> Step:
+    """A loop over peft as its documentation has it, on the same rows."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
+    calls = [0]
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        logits = module(input_ids=batch.inputs, use_cache=False).logits[batch.supervised]
+        return token_loss(logits, batch)[0]
+
+    def step() -> None:
+        parts = batches.at(calls[0])
+        supervised = sum(int(part.supervised.sum()) for part in parts)
+        for part in parts:
+            (loss_of(part) / supervised).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        after(STEPS // 10 + 100 + calls[0])
+        optimizer.zero_grad()
+        calls[0] += 1
+
+    return step
+
+
+def peft_pair(batches: Batches, rank: int, pairs: int) -> dict[str, Any]:
+    """Two copies of the model, since peft's methods do not share one."""
+    from peft import AdaLoraConfig, LoraConfig, get_peft_model
+
+    first = round(rank * 1.5)
+    adalora = AdaLoraConfig(
+        target_r=rank, init_r=first, tinit=STEPS // 10, tfinal=STEPS * 4 // 10, deltaT=1, total_step=STEPS,
+        lora_alpha=2 * first, target_modules="all-linear", task_type="CAUSAL_LM",
+    )  # fmt: skip
+    lora = LoraConfig(r=first, lora_alpha=2 * first, target_modules="all-linear", task_type="CAUSAL_LM")
+    modules = [
+        get_peft_model(load(ModelSpec(name="smollm2-135m"), silent).module, config) for config in (adalora, lora)
+    ]
+    for module in modules:
+        module.train()
+    return abba(
+        peft_step(modules[0], batches, modules[0].base_model.update_and_allocate),
+        peft_step(modules[1], batches, lambda step: None),
+        pairs,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    model = load(ModelSpec(name="smollm2-135m"), silent)
+    batches = rows_of(model, asked.rows * (asked.pairs + 1), asked.rows)
+    before, after = rankwise_pair(model, batches, asked.rank, asked.pairs)
+    peft = peft_pair(batches, asked.rank, asked.pairs)
+    result = {
+        "before_shrink_ratio": before["ratio"],
+        "after_shrink_ratio": after["ratio"],
+        "peft_ratio": peft["ratio"],
+        "mean_rank": asked.rank,
+        "tokens_per_step": statistics.mean(
+            sum(part.tokens for part in batches.at(step)) for step in range(asked.pairs)
+        ),
+        "before": before,
+        "after": after,
+        "peft": peft,
+        "dtype": model.facts.dtype,
+        "versions": versions(),
+        "machine": {key: value for key, value in machine().items() if key != "system"},
+    }
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    if asked.json:
+        print(json.dumps(result))
+        return
+    for title, pair in (("before the shrink", before), ("after the shrink", after), ("peft", peft)):
+        print(f"{title:<20} {pair['ratio']:.3f}  ({pair['seconds'][0]:.2f} s against {pair['seconds'][1]:.2f} s)")
+
+
+if __name__ == "__main__":
+    main()

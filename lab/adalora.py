@@ -1,0 +1,209 @@
+"""LoRA, AdaLoRA and EVA at equal parameters on two real tasks, each at its own best learning rate.
+
+    python lab/adalora.py FOLDER [--minutes M]     run what is not done yet; stop before M minutes are over
+    python lab/adalora.py FOLDER --table           lab/adalora.md from what is done
+
+Each cell is one run of `rankwise train`: SmolLM2-135M, all linear layers, 100 steps of 8 rows, linear decay, and the
+loss in nats per learned token on rows that were never trained on (E2E: meanings that were never trained on). A rate is
+swept for each method, task and budget with seed 0 over RATES, and beyond their end for as long as the end is best; the
+best rate gets seeds 1 and 2. Finished cells lie in FOLDER/cells.jsonl and are not run again. The strengths' learning
+rate (kappa) and the start of AdaLoRA are settled first, on E2E at rank 8, and used for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.data.sources import open_source
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.run.records import silent
+from rankwise.spec.data import DataSpec
+from rankwise.spec.experiment import Experiment
+from rankwise.spec.models import ModelSpec
+from rankwise.verbs.train import train
+
+STEPS, BATCH, TRAINED, MEASURED, LONGEST = 100, 8, 800, 150, 128
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+TASKS, BUDGETS, METHODS, SEEDS = ("e2e", "gsm8k"), (8, 2), ("lora", "adalora", "eva"), (0, 1, 2)
+KAPPAS, STARTS = (1.0, 8.0, 16.0, 32.0), ("orthonormal", "gaussian")
+PARAMETERS_PER_RANK = 305_280
+"""Of one rank on every linear layer of SmolLM2-135M."""
+T_95 = {2: 12.706, 3: 4.303}
+
+
+@dataclass(frozen=True)
+class Cell:
+    task: str
+    method: str
+    rank: int
+    rate: float
+    seed: int
+    kappa: float = 16.0
+    start: str = "orthonormal"
+    unit: str = "parameters"
+
+    def adapter(self) -> dict[str, Any]:
+        if self.method == "adalora":
+            budget = f"{PARAMETERS_PER_RANK * self.rank} parameters" if self.unit == "parameters" else str(self.rank)
+            return {"method": "adalora", "budget": budget, "strength_rate": self.kappa, "start": self.start}
+        eva = {"start": "eva"} if self.method == "eva" else {}
+        return {"rank": self.rank, "alpha": 2.0 * self.rank, **eva}
+
+
+def write_rows(folder: Path) -> None:
+    """Rows of both tasks, the same every time."""
+    for task in TASKS:
+        if (folder / f"{task}-measured.jsonl").exists():
+            continue
+        trained, measured = e2e() if task == "e2e" else gsm8k()
+        for name, rows in (("trained", trained[:TRAINED]), ("measured", measured[:MEASURED])):
+            text = "".join(json.dumps({"prompt": asked, "completion": said}) + "\n" for asked, said in rows)
+            (folder / f"{task}-{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+Rows = list[tuple[str, str]]
+
+
+def e2e() -> tuple[Rows, Rows]:
+    with (Path(os.environ["RANKWISE_DATA"]) / "e2e" / "devset.csv").open(encoding="utf-8") as file:
+        rows = [(row["mr"], row["ref"]) for row in csv.DictReader(file)]
+    meanings = sorted({meaning for meaning, _ in rows})
+    random.Random(0).shuffle(meanings)
+    apart = set(meanings[: len(meanings) // 4])
+    random.Random(1).shuffle(rows)
+    return [row for row in rows if row[0] not in apart], [row for row in rows if row[0] in apart]
+
+
+def gsm8k() -> tuple[Rows, Rows]:
+    """Short ones, of the training file; the test file is for other things."""
+    spec = DataSpec(path=str(Path(os.environ["RANKWISE_DATA"]) / "gsm8k" / "train.jsonl"))
+    reading = open_source(spec, spec.all_sources[0])
+    examples = [example for chunk in reading.chunks() for row in chunk for example in row]
+    rows = [(example.messages[-2].whole, example.messages[-1].content) for example in examples]
+    short = [row for row in rows if len(row[0]) + len(row[1]) < 350]
+    random.Random(2).shuffle(short)
+    return short[MEASURED:], short
+
+
+def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, Any]:
+    name = f"{cell.task}-{cell.method}-{cell.rank}-{number}"
+    experiment = Experiment(
+        model=model.spec, run=name, adapter=cell.adapter(),
+        data={"path": str(folder / f"{cell.task}-trained.jsonl"), "max_length": LONGEST,
+              "evaluation": str(folder / f"{cell.task}-measured.jsonl")},
+        training={"steps": STEPS, "batch_size": BATCH, "learning_rate": cell.rate, "seed": cell.seed},
+    )  # fmt: skip
+    trained = train(experiment, restart=True, model=model)
+    results = trained.manifest.results
+    assert results is not None, "it finished"
+    trained.adapters.eject()
+    return {
+        "loss": results.held_out_loss_after,
+        "before": results.held_out_loss_before,
+        "parameters": sum(parameter_count(trained.run.adapter)),
+        "seconds": results.train_seconds,
+    }
+
+
+def parameter_count(adapter: Path) -> Iterator[int]:
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118  it is no dictionary
+            yield math.prod(tensors.get_slice(key).get_shape())
+
+
+class Lab:
+    def __init__(self, folder: Path, until: float) -> None:
+        self.folder, self.until = folder, until
+        self.file = folder / "cells.jsonl"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.done = {key_of(row["cell"]): row for row in map(json.loads, lines)}
+        self._model: LoadedModel | None = None
+
+    def loss(self, cell: Cell) -> float:
+        key = key_of(asdict(cell))
+        if key not in self.done:
+            if time.monotonic() > self.until:
+                raise TimeoutError
+            self._model = self._model or load(ModelSpec(name="smollm2-135m"), silent)
+            row = {"cell": asdict(cell), **run(cell, self._model, self.folder, len(self.done))}
+            with self.file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.done[key] = row
+            print(f"{cell}: {row['loss']:.4f} in {row['seconds']:.0f} s", flush=True)
+        return self.done[key]["loss"]
+
+    def settled(self) -> tuple[float, str]:
+        """Kappa and start of AdaLoRA, by the loss on E2E at rank 8."""
+        kappa = min(KAPPAS, key=lambda kappa: self.loss(Cell("e2e", "adalora", 8, 1e-3, 0, kappa)))
+        start = min(STARTS, key=lambda start: self.loss(Cell("e2e", "adalora", 8, 1e-3, 0, kappa, start)))
+        return kappa, start
+
+    def best_rate(self, make: Any) -> float:
+        rates = list(RATES)
+        while True:
+            best = min(rates, key=lambda rate: self.loss(make(rate, 0)))
+            if best == max(rates) and best < 3e-2:
+                rates.append(best * 2)
+            elif best == min(rates) and best > 1e-4:
+                rates.append(best / 2)
+            else:
+                return best
+
+    def all(self) -> None:
+        kappa, start = self.settled()
+        for task in TASKS:
+            for rank in BUDGETS:
+                for method in METHODS:
+                    self.seeds(task, method, rank, kappa, start)
+
+    def seeds(self, task: str, method: str, rank: int, kappa: float, start: str) -> tuple[float, list[float]]:
+        def make(rate: float, seed: int) -> Cell:
+            own = {"kappa": kappa, "start": start} if method == "adalora" else {}
+            return Cell(task, method, rank, rate, seed, **own)
+
+        rate = self.best_rate(make)
+        return rate, [self.loss(make(rate, seed)) for seed in SEEDS]
+
+
+def key_of(cell: dict[str, Any]) -> str:
+    return json.dumps(cell, sort_keys=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=180)
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
+    folder = asked.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if asked.table:
+        from adalora_table import write_table
+
+        return write_table(Lab(folder, 0.0), Path(__file__).parent / "adalora.md")
+    write_rows(folder)
+    os.chdir(folder)  # the runs lie there
+    try:
+        Lab(folder, time.monotonic() + 60 * asked.minutes).all()
+        print("all cells are done")
+    except TimeoutError:
+        print("stopped; the same command goes on from here")
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()
