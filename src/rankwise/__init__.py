@@ -1,4 +1,4 @@
-"""Fine-tune language models with LoRA, correctly, on the machine you have.
+"""Fine-tune language models with LoRA and AdaLoRA, correctly, on the machine you have.
 
 The public surface: verbs and their nouns. Names resolve on first use, so `import rankwise` costs nothing and
 brings no torch.

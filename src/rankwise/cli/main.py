@@ -44,7 +44,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="rankwise",
     cls=Commands,
-    help="Fine-tune language models with LoRA, correctly, on the machine you have.",
+    help="Fine-tune language models with LoRA and AdaLoRA, correctly, on the machine you have.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
