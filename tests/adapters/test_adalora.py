@@ -5,6 +5,7 @@ The numbers 1 to 15 are those of the acceptance list of the method's design.
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 
@@ -19,7 +20,7 @@ from conftest import tiny_model
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import RankAllocator, keep_best, keep_worth
-from rankwise.adapters.budget import Schedule
+from rankwise.adapters.budget import Schedule, budget_of
 from rankwise.adapters.peft_format import WEIGHTS, read_peft, write_peft
 from rankwise.adapters.triplets import Triplets
 from rankwise.errors import SpecError, TrainingError
@@ -266,18 +267,40 @@ def test_a_budget_that_is_none_is_told(budget):
 # 6
 
 
-def test_a_step_that_is_skipped_leaves_the_averages_as_they_were():
-    model, _adapters, allocator, optimizer = adapted()
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("where", ["vectors", "strengths"])
+def test_a_step_that_is_skipped_leaves_the_averages_as_they_were(bad, where):
+    # a scaler skips the optimizer's step, and the loop calls `stepped` all the same
+    model, _, allocator, optimizer = adapted()
     for step in range(3):
         one_step(model, allocator, optimizer, step)
     before = [value.clone() for value in (*allocator.importance.averages, *allocator.importance.uncertainties)]
     loss_of(model, 3).backward()
-    allocator.triplets.vectors.grad[0] = math.inf
-    optimizer.zero_grad(set_to_none=False)  # as a trainer that skips a step: `stepped` is not called
+    getattr(allocator.triplets, where).grad[0] = bad
+    allocator.stepped(3, optimizer)
+    optimizer.zero_grad(set_to_none=False)
     after = (*allocator.importance.averages, *allocator.importance.uncertainties)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    one_step(model, allocator, optimizer, 3)
+    one_step(model, allocator, optimizer, 4)
     assert all(value.isfinite().all() for value in after)
+    assert not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("cut", ["model.zero_grad", "optimizer.zero_grad", "model.float"])
+def test_gradients_that_were_cut_off_from_the_buffers_are_told_and_not_trained_on(cut):
+    # elsewhere each step would go on with the gradient of the last one that arrived
+    model, _, allocator, optimizer = adapted()
+    one_step(model, allocator, optimizer, 0)
+    match cut:
+        case "model.zero_grad":
+            model.zero_grad()
+        case "optimizer.zero_grad":
+            optimizer.zero_grad()
+        case _:
+            model.float().double()
+    loss_of(model, 1).backward()
+    with pytest.raises(TrainingError, match="zero_grad\\(set_to_none=False\\)"):
+        allocator.penalise()
 
 
 # 7
@@ -484,6 +507,53 @@ def test_only_the_value_s_outputs_change_when_only_it_has_strength():
     adapter.parts[2].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, width)).view(heads, 3, width // heads)
     assert not changed[:, :2].any() and changed[:, 2].abs().min() > 0
+
+
+@pytest.mark.parametrize("path", ["0", "model.layers.31.mlp.down_proj"])
+def test_a_budget_of_bytes_has_room_for_the_header_of_one_wide_layer_too(path):
+    # as safetensors writes it: the length, the JSON, and spaces up to a multiple of 8
+    inside, outside, rank = 11_008, 4_096, 170
+    first, last = 4 * rank * inside, 4 * rank * (inside + outside)
+    header = {"__metadata__": {"format": "pt"}} | {
+        f"base_model.model.{path}.lora_{part}.weight": {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+        for part, shape, offsets in (("A", [rank, inside], [0, first]), ("B", [outside, rank], [first, last]))
+    }
+    written = 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + last
+    for size in range(written - 8, written + 8):
+        kept = budget_of(AdaLoraSpec(budget=f"{size}B"), [inside + outside], [path]).last // (inside + outside)
+        assert kept < rank or size >= written
+    assert budget_of(AdaLoraSpec(budget=f"{written + 400}B"), [inside + outside], [path]).last >= rank
+
+
+@pytest.mark.parametrize("name", ["GPTBigCode", "CodeGen"])
+def test_a_fused_layer_of_another_layout_is_adapted_whole(name):
+    import transformers
+
+    sizes = {"n_embd": 36, "n_layer": 1, "n_head": 3, "n_positions": 32, "vocab_size": 50}
+    more = {"multi_query": False} if name == "GPTBigCode" else {"n_ctx": 32, "rotary_dim": 4, "n_head": 4, "n_embd": 64}
+    config = getattr(transformers, f"{name}Config")(**sizes | more)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    leaf = "c_attn" if name == "GPTBigCode" else "qkv_proj"
+    [adapter] = inject(model, AdaLoraSpec(budget=2, targets=[leaf])).adapters().values()
+    assert isinstance(adapter, AdaLoRA)
+
+
+def test_bloom_s_fused_layer_is_parted_for_each_head():
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=50))
+    [adapter] = inject(model, AdaLoraSpec(budget=2, targets=["query_key_value"])).adapters().values()
+    assert isinstance(adapter, FusedAdaLoRA)
+    adapter.parts[1].strength.data.fill_(1.0)
+    changed = adapter(torch.randn(1, 32)).view(4, 3, 8)
+    assert not changed[:, [0, 2]].any() and changed[:, 1].abs().min() > 0
+
+
+@pytest.mark.parametrize("beta", ["beta1", "beta2"])
+def test_averages_that_forget_everything_score_nothing_and_are_refused(beta):
+    # the uncertainty of what is its own average is zero, so all scores would be equal
+    with pytest.raises(SpecError, match=beta):
+        AdaLoraSpec(**{beta: 0.0})
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])

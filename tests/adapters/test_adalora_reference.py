@@ -110,7 +110,8 @@ def test_scores_masks_and_weights_are_the_reference_s_at_every_step(interval, ga
     plain = Plain(bare, adapters, spec.scale, gamma)
     allocator = RankAllocator(adapters, spec, STEPS)
     options = {"lr": RATE, "weight_decay": 0.01}
-    optimizer = torch.optim.AdamW([{"params": group["params"]} for group in allocator.groups], **options)
+    optimizer = torch.optim.AdamW(allocator.groups, **options)
+    assert all(group["rate"] == 1 for group in optimizer.param_groups)
     reference = torch.optim.AdamW(list(plain.tensors().values()), **options)
     decided = STEPS - final
     live = {name: getattr(net, name).adapter("default") for name in WIDTHS}

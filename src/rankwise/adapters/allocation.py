@@ -156,10 +156,11 @@ class RankAllocator:
         rate = self.spec.strength_rate
         return [
             {"params": [self.triplets.vectors], "rate": 1.0},
-            {"params": [self.triplets.strengths], "rate": rate, "weight_decay": 0.0},
+            {"params": [self.triplets.strengths], "rate": rate},
         ]
 
     def penalise(self) -> None:
+        self.triplets.check_views()
         self.triplets.add_penalty(self.spec.orthogonality, self.spec.penalty)
 
     def before_step(self) -> None:
@@ -168,6 +169,7 @@ class RankAllocator:
             self.importance.observe(self.triplets)
 
     def stepped(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        self.triplets.check_views()
         if self.final:
             self._hold()
             return None

@@ -18,6 +18,8 @@ from rankwise.spec.adapters import AdaLoraSpec
 
 BYTES_OF_NAMES = 240
 """At most what a safetensors header says of one pair of factors, its path apart."""
+BYTES_OF_FILE = 64
+"""Of the header, apart from the pairs."""
 BYTES_PER_PARAMETER = 4
 
 
@@ -74,7 +76,7 @@ def budget_of(spec: AdaLoraSpec, costs: Sequence[int], paths: Sequence[str]) -> 
         last = round(triplets * dearest / parts) if by_cost else triplets
         mean_rank = triplets / parts
     else:
-        names = sum(BYTES_OF_NAMES + 2 * len(path) for path in paths)
+        names = BYTES_OF_FILE + sum(BYTES_OF_NAMES + 2 * len(path) for path in paths)
         last = int(amount) if kind == "parameters" else int((amount - names) // BYTES_PER_PARAMETER)
         by_cost, mean_rank = True, last / dearest
     if last < (min(costs) if by_cost else 1):

@@ -1,12 +1,11 @@
 """Which outputs of a fused query-key-value layer are whose, for the models that have one.
 
-    GPT-2          c_attn             q, k and v one after another, a third each
-    GPT-NeoX       query_key_value    for each head its q, k and v
-    Phi-3          qkv_proj           q, then k and v, which have fewer heads
-    ViT (timm), MPT, ModernBERT       qkv, Wqkv: a third each
+    in thirds       q, k and v one after another: GPT-2, MPT, ModernBERT
+    by heads        for each head its q, k and v: GPT-NeoX, BLOOM
+    by groups       q, then k and v, which have fewer heads: Phi-3
 
-A fused layer is known by its name and by what its attention says of itself. One whose layout is not known for sure is
-adapted whole.
+A layout is known by the class of the attention and the layer's name; names and sizes alone would take others for these
+(GPT-BigCode has GPT-2's name and other heads, CodeGen Phi-3's and other shards). An unknown one is adapted whole.
 """
 
 from __future__ import annotations
@@ -17,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-THIRDS = ("c_attn", "Wqkv", "qkv")
+LAYOUTS = {
+    ("GPT2Attention", "c_attn"): "thirds",
+    ("MptAttention", "Wqkv"): "thirds",
+    ("ModernBertAttention", "Wqkv"): "thirds",
+    ("GPTNeoXAttention", "query_key_value"): "heads",
+    ("BloomAttention", "query_key_value"): "heads",
+    ("Phi3Attention", "qkv_proj"): "groups",
+}
 
 
 @dataclass(frozen=True)
@@ -31,28 +37,19 @@ class Split:
 def split_of(model: nn.Module, path: str, outputs: int) -> Split | None:
     parent, _, leaf = path.rpartition(".")
     attention: Any = model.get_submodule(parent) if parent else model
-    sizes = _sizes(attention, leaf, outputs)
-    if sizes is None:
-        return None
     places = torch.arange(outputs)
-    if leaf == "query_key_value":
-        rows = places.view(-1, 3, sizes[0]).unbind(1)
-        return Split(("q", "k", "v"), tuple(part.reshape(-1) for part in rows))
-    return Split(("q", "k", "v"), places.split(sizes))
-
-
-def _sizes(attention: Any, leaf: str, outputs: int) -> list[int] | None:
-    """Of q, k and v; for query_key_value of one head."""
-    config = getattr(attention, "config", None)
+    layout = LAYOUTS.get((type(attention).__name__, leaf))
+    if layout == "thirds" and outputs % 3 == 0 and not getattr(attention, "is_cross_attention", False):
+        return _split(*places.chunk(3))
     head = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
-    heads = getattr(config, "num_attention_heads", None)
-    if leaf in THIRDS and outputs % 3 == 0 and not getattr(config, "multi_query", False):
-        crosses = getattr(attention, "is_cross_attention", False)  # GPT-2's c_attn then holds k and v alone
-        return None if crosses else [outputs // 3] * 3
-    if leaf == "query_key_value" and type(attention).__name__ == "GPTNeoXAttention" and head and heads:
-        return [head] if outputs == heads * 3 * head else None
-    if leaf == "qkv_proj" and head and heads:
-        shared = getattr(config, "num_key_value_heads", None) or heads
+    if layout == "heads" and head and outputs % (3 * head) == 0:
+        return _split(*(part.reshape(-1) for part in places.view(-1, 3, head).unbind(1)))
+    if layout == "groups" and head:
+        heads, shared = attention.config.num_attention_heads, attention.config.num_key_value_heads
         sizes = [heads * head, shared * head, shared * head]
-        return sizes if sum(sizes) == outputs else None
+        return _split(*places.split(sizes)) if sum(sizes) == outputs else None
     return None
+
+
+def _split(*rows: Tensor) -> Split:
+    return Split(("q", "k", "v"), rows)

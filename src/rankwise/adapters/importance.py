@@ -40,15 +40,18 @@ class Importance:
 
     @torch.no_grad()
     def observe(self, triplets: Triplets) -> None:
+        """A step with a gradient that is not finite changes nothing; asking so does not make the host wait."""
+        sums = [values.grad.sum() for values in (triplets.vectors, triplets.strengths) if values.grad is not None]
+        taken = torch.stack(sums).sum().isfinite().to(sums[0].dtype)
         flat = (triplets.vectors, triplets.strengths)
         for values, averages, uncertainties in zip(flat, self.averages, self.uncertainties, strict=True):
             assert values.grad is not None, "gradients are views, and there from the beginning"
             at_once = IN_CACHE if values.device.type == "cpu" else values.numel()
             buffers = (buffer.split(max(1, at_once)) for buffer in (values, values.grad, averages, uncertainties))
             for value, gradient, average, uncertainty in zip(*buffers, strict=True):
-                sensitivity = (value * gradient).abs_()
-                average.lerp_(sensitivity, 1 - self.beta1)
-                uncertainty.lerp_(sensitivity.sub_(average).abs_(), 1 - self.beta2)
+                sensitivity = (value * gradient).abs_().nan_to_num_(0.0, 0.0, 0.0)
+                average.lerp_(sensitivity, taken * (1 - self.beta1))
+                uncertainty.lerp_(sensitivity.sub_(average).abs_(), taken * (1 - self.beta2))
 
     @torch.no_grad()
     def scores(self, triplets: Triplets) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.adalora import AdaLoRA
+from rankwise.errors import TrainingError
 
 Form = Literal["paper", "reference"]
 SMALLEST = 1e-12
@@ -52,6 +53,20 @@ class Triplets:
         """(b,) parameters that each triplet has in the adapter that is written."""
         costs = torch.tensor([float(part.cost) for part in self.parts])
         return costs.repeat_interleave(torch.tensor(self.ranks)).to(self.strengths.device)
+
+    def check_views(self) -> None:
+        """What cuts gradients off from the buffers does so for all parts, so one is asked."""
+        part = next((part for part in self.parts if part.rank), None)
+        pairs = (
+            [] if part is None else [(self.vectors, part.P), (self.vectors, part.Q), (self.strengths, part.strength)]
+        )
+        for flat, own in pairs:
+            if flat.grad is None or own.grad is None or _storage(flat.grad) != _storage(own.grad):
+                raise TrainingError(
+                    "the gradients of these adapters no longer reach the buffers that they are trained from. Use "
+                    "optimizer.zero_grad(set_to_none=False) and not model.zero_grad(), and make the allocator when the "
+                    "model has its device and number format."
+                )
 
     def rows(self, values: Tensor) -> list[Tensor]:
         """A flat buffer (N,) as one view (R, width) for each width."""
@@ -167,6 +182,10 @@ class Triplets:
                 _view(matrix, self.vectors, begin)
             _view(part.strength, self.strengths, before)
             before += part.rank
+
+
+def _storage(values: Tensor) -> int:
+    return values.untyped_storage().data_ptr()
 
 
 def _view(parameter: nn.Parameter, flat: nn.Parameter, begin: int) -> None:

@@ -101,9 +101,9 @@ class AdaLoraSpec(AdapterSpec):
     """Share of the steps that are left when the ranks are decided for good."""
     interval: PositiveInt | Literal["auto"] = "auto"
     """Steps between two decisions; `auto` is a two-hundredth of the run, 100 at most."""
-    beta1: Number = Field(0.85, ge=0, lt=1)
+    beta1: Number = Field(0.85, gt=0, lt=1)
     """Of the average of sensitivities."""
-    beta2: Number = Field(0.85, ge=0, lt=1)
+    beta2: Number = Field(0.85, gt=0, lt=1)
     """Of the average of their uncertainty."""
     orthogonality: Number = Field(0.1, ge=0)
     """Weight of the penalty that keeps the rows of P and of Q orthonormal. It is in no loss that is told."""
