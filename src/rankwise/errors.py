@@ -89,6 +89,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, or what it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' for the nearest known word, or nothing."""
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.data.formats import Row
-from rankwise.errors import DataError
+from rankwise.errors import DataError, first_line
 from rankwise.spec.spec import shown
 
 Record = tuple[str, Row | DataError]
@@ -104,10 +104,6 @@ def _row_of_values(names: list[str], cells: tuple[Any, ...], where: str) -> Row 
         if isinstance(cell, Exception):
             return DataError(f"{where}: the column {name!r} cannot be read: {first_line(cell)}.")
     return dict(zip(names, cells, strict=True))
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def need(module: str, what: str) -> None:

@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rankwise.data.columnar import Record, Seen, first_line, need
+from rankwise.data.columnar import Record, Seen, need
 from rankwise.data.licences import find_licence
-from rankwise.errors import DataError, some
+from rankwise.errors import DataError, first_line, some
 from rankwise.spec.data import Rows
 
 HUB = "hub:"

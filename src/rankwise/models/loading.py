@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import rankwise.models.quiet as quiet
-from rankwise.errors import ModelError, is_out_of_memory
+from rankwise.errors import ModelError, first_line, is_out_of_memory
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
@@ -52,7 +52,7 @@ def _module(source: Source, dtype: Any, trusted: bool, announce: Announce) -> An
     except Exception as error:  # many kinds: damaged weights, unknown architectures, missing parts
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"{source.folder} cannot be loaded as a causal language model: {_first_line(error)}") from None
+        raise ModelError(f"{source.folder} cannot be loaded as a causal language model: {first_line(error)}") from None
     module, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -76,7 +76,7 @@ def _config(source: Source, trusted: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=trusted)
     except Exception as error:  # as many kinds as there are architectures
-        raise ModelError(f"{source.folder} holds no model that can be loaded: {_first_line(error)}") from None
+        raise ModelError(f"{source.folder} holds no model that can be loaded: {first_line(error)}") from None
 
 
 def _context_length(config: Any) -> int | None:
@@ -89,7 +89,7 @@ def _tokenizer(source: Source, trusted: bool) -> HubTokenizer:
     try:
         hub = AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=trusted)
     except Exception as error:  # as many kinds as above
-        raise ModelError(f"{source.folder} has no tokenizer that can be loaded: {_first_line(error)}") from None
+        raise ModelError(f"{source.folder} has no tokenizer that can be loaded: {first_line(error)}") from None
     if not hub.is_fast:
         raise ModelError(
             f"{source.folder} has no fast tokenizer (tokenizer.json), so its loss mask could not be checked."
@@ -109,7 +109,3 @@ def _ids(value: Any, named_by: str) -> list[int]:
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise ModelError(f"{named_by} names {value!r} as eos_token_id; a token's number is wanted, or a list of such.")
     return ids
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
-from rankwise.errors import ModelError, RankwiseError, did_you_mean, some
+from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
 from rankwise.models.gguf import converted
 from rankwise.models.inspection import inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
@@ -145,8 +145,7 @@ def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
         at = f" at {revision}" if revision else ""
         raise ModelError(f'the hub has no model "{repo}"{at}.{_known(repo)}') from None
     except Exception as error:  # whatever the client's transport raises when a connection ends in the middle
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f'"{repo}" could not be downloaded: {reason}') from None
+        raise ModelError(f'"{repo}" could not be downloaded: {first_line(error)}') from None
 
 
 def hub_answers(seconds: float = 3.0) -> bool:
