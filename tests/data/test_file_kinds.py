@@ -868,7 +868,9 @@ def test_the_licence_of_a_hub_data_set_is_the_one_its_card_names(hub_rows):
 @pytest.mark.parametrize("settings", [{"split": "nope"}, {"revision": "v9"}, {"subset": "nope"}])
 def test_what_a_hub_data_set_does_not_have_is_told(hub_rows, settings):
     result = hub_rows(**settings)
-    assert result.stderr.splitlines()[-1].startswith("rankwise.errors.DataError: hub:me/tiny: cannot be had: ")
+    # now and then a thread of the library ends the dying process with a line of its own, "terminate called"
+    [told] = [line for line in result.stderr.splitlines() if line.startswith("rankwise.errors.")]
+    assert told.startswith("rankwise.errors.DataError: hub:me/tiny: cannot be had: ")
 
 
 def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(hub_rows, tmp_path):
