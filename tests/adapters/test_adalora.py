@@ -549,6 +549,35 @@ def test_bloom_s_fused_layer_is_parted_for_each_head():
     assert not changed[:, [0, 2]].any() and changed[:, 1].abs().min() > 0
 
 
+def test_phi_3_s_fused_layer_has_fewer_keys_and_values_than_queries():
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    model = Phi3ForCausalLM(Phi3Config(**sizes, num_hidden_layers=1, vocab_size=50, pad_token_id=0))
+    [adapter] = inject(model, AdaLoraSpec(budget=2, targets=["qkv_proj"])).adapters().values()
+    assert [part.P.shape[1] for part in adapter.parts] == [32, 16, 16]
+    adapter.parts[1].strength.data.fill_(1.0)
+    changed = adapter(torch.randn(1, 32))[0]
+    assert not changed[:32].any() and not changed[48:].any() and changed[32:48].abs().min() > 0
+
+
+@pytest.mark.parametrize("name", ["Mpt", "ModernBert"])
+def test_a_fused_layer_in_thirds_is_parted_in_thirds(name):
+    import transformers
+
+    sizes = (
+        {"d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": 50}
+        if name == "Mpt"
+        else {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 48,
+              "vocab_size": 50, "pad_token_id": 0}
+    )  # fmt: skip
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**sizes))
+    [adapter] = inject(model, AdaLoraSpec(budget=2, targets=["Wqkv"])).adapters().values()
+    adapter.parts[2].strength.data.fill_(1.0)
+    changed = adapter(torch.randn(1, 32))[0]
+    assert not changed[:64].any() and changed[64:].abs().min() > 0
+
+
 @pytest.mark.parametrize("beta", ["beta1", "beta2"])
 def test_averages_that_forget_everything_score_nothing_and_are_refused(beta):
     # the uncertainty of what is its own average is zero, so all scores would be equal
