@@ -97,17 +97,23 @@ def test_ranks_are_those_that_the_exact_spectra_give(architecture):
     spec = LoraSpec(rank=4, alpha=8, start="eva", eva_rho=3)
     found = {choice.path: choice for choice in eva_choices(model, spec, running(model, ids))}
     paths = list(inject(tiny_model(architecture), LoraSpec(rank=4)).layers)
+    costs = {path: sum(model.get_submodule(path).weight.shape) for path in paths}
     shares = [
         (values[i].item() / values.sum().item(), path)
         for path in paths
         for values in [torch.linalg.svdvals(inputs[path]).square()]
         for i in range(12)
     ]
-    best = sorted(shares, key=lambda share: -share[0])[: 4 * len(paths)]
-    exact = {path: sum(one == path for _, one in best) for path in paths}
+    budget, best = 4 * sum(costs[path] for path in paths), []
+    for _, path in sorted(shares, key=lambda share: -share[0]):
+        if sum(costs[one] for one in [*best, path]) > budget:
+            break
+        best.append(path)
+    exact = {path: best.count(path) for path in paths}
     # the sketch may mistake directions that are worth nearly the same
     assert sum(abs(exact[path] - (found[path].rank if path in found else 0)) for path in paths) <= 2
-    assert sum(choice.rank for choice in found.values()) == 4 * len(paths)
+    spent = sum(choice.rank * costs[choice.path] for choice in found.values())
+    assert budget - max(costs.values()) < spent <= budget
     assert all(choice.rank <= 12 for choice in found.values())
     assert all(choice.scale == 2 for choice in found.values())
 
@@ -131,28 +137,37 @@ def test_a_truncated_sketch_of_many_rows_is_nearly_the_svd():
 
 
 @given(
-    worth=st.lists(
-        st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]), max_size=6).map(lambda v: sorted(v, reverse=True)),
+    layers=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]), max_size=6).map(lambda v: sorted(v, reverse=True)),
+            st.integers(1, 9),
+        ),
         min_size=1, max_size=8,
     ),
-    budget=st.integers(0, 60),
+    budget=st.integers(0, 300),
 )  # fmt: skip
-def test_the_budget_is_spent_exactly_on_the_best_and_ties_go_to_the_earlier_layer(worth, budget):
-    tensors = [torch.tensor(one, dtype=torch.float64) for one in worth]
-    ranks = give_out(tensors, budget)
-    assert ranks == give_out(tensors, budget)
-    assert sum(ranks) == min(budget, sum(map(len, worth)))
+def test_the_best_get_a_rank_until_one_would_exceed_the_budget_and_ties_go_to_the_earlier_layer(layers, budget):
+    tensors, costs = [torch.tensor(one, dtype=torch.float64) for one, _ in layers], [cost for _, cost in layers]
+    ranks = give_out(tensors, costs, budget)
+    assert ranks == give_out(tensors, costs, budget)
     # the same by hand: in order of worth, then of layer; what a layer keeps is the head of its list
-    order = sorted((-value, layer) for layer, one in enumerate(worth) for value in one)[:budget]
-    assert ranks == [sum(layer == index for _, layer in order) for index in range(len(worth))]
+    order, best, spent = sorted((-value, layer) for layer, (one, _) in enumerate(layers) for value in one), [], 0
+    for _, layer in order:
+        spent += costs[layer]
+        if spent > budget:
+            break
+        best.append(layer)
+    assert ranks == [best.count(index) for index in range(len(layers))]
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 6), rho=st.floats(1, 4))
-def test_the_ranks_of_a_model_add_up(seed, rank, rho):
+def test_a_model_gets_no_more_parameters_than_without_eva_and_nearly_as_many(seed, rank, rho):
     model = tiny_model("llama", seed=seed)
     choices = eva_choices(model, LoraSpec(rank=rank, start="eva", eva_rho=rho), running(model, batches(seed=seed)))
-    assert sum(choice.rank for choice in choices) == rank * 14
+    costs = {path: sum(layer.host.weight.shape) for path, layer in inject(model, LoraSpec(rank=1)).layers.items()}
+    spent, budget = sum(choice.rank * costs[choice.path] for choice in choices), rank * sum(costs.values())
+    assert budget - max(costs.values()) < spent <= budget
     assert all(1 <= choice.rank <= round(rank * rho) for choice in choices)
 
 
@@ -378,13 +393,16 @@ def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
     trained = train(experiment(tiny_folder), announce=heard.append)
     adapter = Path(trained.run.adapter)
     parts = trained.adapters.adapters()
-    assert sum(part.rank for part in parts.values()) == 4 * 14
+    written = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
+    costs = [sum(layer.host.weight.shape) for layer in trained.adapters.layers.values()]
     assert max(part.rank for part in parts.values()) > 4 >= min(part.rank for part in parts.values())
     (told,) = [event for event in heard if isinstance(event, RankRecord)]
     assert {path: rank for path, rank in told.ranks.items() if rank} == {p: part.rank for p, part in parts.items()}
-    assert (len(told.ranks), told.budget, told.of, told.final, told.step) == (14, 56, 112, True, 0)
+    assert (len(told.ranks), told.of, told.final, told.step) == (14, 2 * told.budget, True, 0)
+    assert told.budget - max(costs) < written <= told.budget
     (said,) = [event.text for event in heard if isinstance(event, Said) and event.text.startswith("EVA looked at")]
-    assert f"56 ranks on {len(parts)} of 14 layers" in said
+    assert f"{sum(told.ranks.values())} ranks on {len(parts)} of 14 layers" in said
+    assert said.endswith(f"{written:,} parameters of {told.budget:,}")
     journal = read_journal(trained.run.metrics)
     assert journal[0]["kind"] == "ranks" and journal[0]["ranks"] == told.ranks
     losses = [row["loss"] for row in journal if row["kind"] == "step"]

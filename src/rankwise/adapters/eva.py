@@ -2,10 +2,11 @@
 
     X = U diag(S) V^T,   the inputs X (N, I) of a layer over some batches,   A = V^T[:rank],   B = 0
 
-A direction's worth is its share of the layer's input, S_i^2 / |X|^2, and the n * rank directions of most worth in the
-whole model get a rank, at most rho * rank of them in one layer and none in another, which is then left out. alpha /
-rank stays as it was for every layer. The mean is not subtracted: x is what A meets, and no bias takes its mean away
-(peft subtracts it). A direction that no input has gets no rank, as it could never learn.
+A direction's worth is its share of the layer's input, S_i^2 / |X|^2, and the directions of most worth in the whole
+model get a rank, at most rho * rank of them in one layer and none in another, which is then left out: as many as there
+can be with no more parameters than without EVA (the paper keeps the sum of ranks, which costs more where wide layers
+gain). alpha / rank stays as it was for every layer. The mean is not subtracted: x is what A meets, and no bias takes
+its mean away (peft subtracts it). A direction that no input has gets no rank, as it could never learn.
 
 X is never held. A sketch of k = rho * rank rows, diag(S) V^T, stands for all rows so far: new ones are put below it and
 the stack is cut down to its k leading rows, which is exact as long as X has no more than k directions. Sketches are
@@ -25,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters.allocation import keep_best
 from rankwise.adapters.hosts import features_of, is_conv1d, is_linear
 from rankwise.adapters.targets import Choice, choose, host_view
 from rankwise.errors import TargetError, some
@@ -56,7 +56,8 @@ def eva_choices(model: nn.Module, spec: LoraSpec, run_batches: RunBatches, seed:
     choices = choose(model, spec)
     modules = host_view(model)
     _refuse_others({choice.path: modules[choice.path] for choice in choices})
-    most = {c.path: min(round(c.rank * spec.eva_rho), *features_of(modules[c.path])) for c in choices}
+    sizes = {choice.path: features_of(modules[choice.path]) for choice in choices}
+    most = {choice.path: min(round(choice.rank * spec.eva_rho), *sizes[choice.path]) for choice in choices}
     watch = _Watch(max(most.values()), seed)
     hooks = [
         modules[path].register_forward_pre_hook(partial(watch.see, path), prepend=True, with_kwargs=True)
@@ -68,7 +69,7 @@ def eva_choices(model: nn.Module, spec: LoraSpec, run_batches: RunBatches, seed:
     finally:
         for hook in hooks:
             hook.remove()
-    return _given_out(choices, watch.sketches, most)
+    return _given_out(choices, watch.sketches, most, {path: sum(size) for path, size in sizes.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +113,18 @@ def leading(rows: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
     return values[:most], inside[:most] @ basis.T
 
 
-def give_out(worth: Sequence[Tensor], budget: int) -> list[int]:
-    """Ranks of layers whose directions are worth so much: exactly `budget`, or all that there are. With equal worth the
-    earlier layer gets it."""
-    kept = keep_best(torch.cat(list(worth)), budget)
-    return [int(mask.sum()) for mask in kept.split([len(one) for one in worth])]
+def give_out(worth: Sequence[Tensor], costs: Sequence[int], budget: int) -> list[int]:
+    """Ranks of layers whose directions are worth so much and cost so many parameters each: the best, up to the first
+    that would exceed `budget` parameters. With equal worth the earlier layer gets it."""
+    owner = torch.arange(len(worth)).repeat_interleave(torch.tensor([len(one) for one in worth]))
+    order = owner[torch.cat(list(worth)).argsort(descending=True, stable=True)]
+    within = torch.tensor(costs)[order].cumsum(0) <= budget
+    return torch.bincount(order[within], minlength=len(worth)).tolist()
 
 
-def _given_out(choices: list[Choice], sketches: dict[str, Sketch], most: dict[str, int]) -> list[Choice]:
+def _given_out(
+    choices: list[Choice], sketches: dict[str, Sketch], most: dict[str, int], costs: dict[str, int]
+) -> list[Choice]:
     broken = [path for path, sketch in sketches.items() if not math.isfinite(sketch.size)]
     if broken:
         raise TargetError(
@@ -127,7 +132,8 @@ def _given_out(choices: list[Choice], sketches: dict[str, Sketch], most: dict[st
         )
     seen = [choice for choice in choices if choice.path in sketches]
     worth = [sketches[choice.path].worth(most[choice.path]) for choice in seen]
-    ranks = give_out(worth, sum(choice.rank for choice in choices)) if seen else []
+    budget = sum(choice.rank * costs[choice.path] for choice in choices)
+    ranks = give_out(worth, [costs[choice.path] for choice in seen], budget) if seen else []
     if not any(ranks):
         raise TargetError(
             "the adapted layers got no input but zeros, or none at all, so EVA has nothing to start from."

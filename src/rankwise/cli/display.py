@@ -78,7 +78,7 @@ class Display(AbstractContextManager["Display"]):
                 self._show("Training", event.step, event.steps, _facts(event) + ranks)
             case RankRecord():
                 self._ranks = rank_line(event, min(LONGEST_RANKS, self._console.width) - 3)
-                if event.final:  # above the line, which goes on
+                if event.final and event.step:  # above the line, which goes on; EVA's were told before
                     self._console.print(decided(event), markup=False, soft_wrap=True)
 
     def _show(self, what: str, done: float, total: float, facts: str) -> None:

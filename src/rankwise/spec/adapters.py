@@ -55,7 +55,7 @@ class LoraSpec(AdapterSpec):
     alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
     start: Literal["uniform", "eva"] = "uniform"
     """Of A. `eva` (Paischer et al. 2024): the main directions of each layer's inputs on the training rows, and more
-    rank where they hold more of the input; the ranks of all layers together stay as many."""
+    rank where they hold more of the input; all together have no more parameters than without."""
     eva_rho: Number = Field(2.0, ge=1)
     """The most that one layer's rank may become, as a multiple of what it would be; 1 for equal ranks."""
     eva_batches: PositiveInt = 8

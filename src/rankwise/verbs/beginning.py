@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from math import ceil
 
 from rankwise.adapters.adapter_set import AdapterSet, inject
 from rankwise.adapters.eva import Real, eva_choices
+from rankwise.adapters.hosts import features_of
 from rankwise.adapters.targets import Choice, choose
 from rankwise.data.batches import Batches, asked, collate, portions_of, real_places
 from rankwise.data.tokens import Tokens
@@ -22,23 +24,28 @@ from rankwise.spec.training import TrainingSpec
 
 
 def begin(
-    experiment: Experiment, model: LoadedModel, rows: Sequence[Tokens], announce: Announce
+    experiment: Experiment, model: LoadedModel, rows: Sequence[Tokens], announce: Announce, given: RankRecord | None
 ) -> tuple[AdapterSet, RankRecord | None]:
-    """The adapter laid over the model, and the ranks where they were given out by what the rows are."""
+    """The adapter laid over the model, and the ranks where they were given out by what the rows are. `given` are those
+    of a run that goes on, whose checkpoint holds the factors."""
     spec, seed = experiment.adapter, experiment.training.seed
     if not isinstance(spec, LoraSpec) or spec.start != "eva":
         return inject(model.module, spec, seed=seed), None
+    if given is not None:
+        left = [replace(one, rank=given.ranks.get(one.path, 0)) for one in choose(model.module, spec)]
+        return inject(model.module, spec, seed=seed, choices=[one for one in left if one.rank]), given
     asked_for = choose(model.module, spec)
+    costs = {choice.path: sum(features_of(model.module.get_submodule(choice.path))) for choice in asked_for}
     began = time.perf_counter()
     looked_at = _looked_at(rows, experiment.training, spec.eva_batches)
     choices = _choices(model, spec, looked_at, seed, announce)
     ranks = {choice.path: 0 for choice in asked_for} | {choice.path: choice.rank for choice in choices}
-    record = RankRecord(
-        0, sum(choice.rank for choice in asked_for), sum(round(choice.rank * spec.eva_rho) for choice in asked_for),
-        ranks, final=True,
-    )  # fmt: skip
+    budget = sum(choice.rank * costs[choice.path] for choice in asked_for)
+    most = sum(round(choice.rank * spec.eva_rho) * costs[choice.path] for choice in asked_for)
+    record = RankRecord(0, budget, most, ranks, final=True)
     tokens = sum(asked(row) for part in looked_at for row in part)
-    announce(Said(_told(record, tokens, time.perf_counter() - began)))
+    spent = sum(rank * costs[path] for path, rank in ranks.items())
+    announce(Said(_told(record, spent, tokens, time.perf_counter() - began)))
     return inject(model.module, spec, seed=seed, choices=choices), record
 
 
@@ -71,11 +78,10 @@ def _choices(
         raise
 
 
-def _told(record: RankRecord, tokens: int, seconds: float) -> str:
+def _told(record: RankRecord, spent: int, tokens: int, seconds: float) -> str:
     given = [rank for rank in record.ranks.values() if rank]
-    missing = record.budget - sum(given)
     return (
         f"EVA looked at {tokens:,} tokens for {seconds:.1f} s: {sum(given):,} ranks on {len(given)} of "
-        f"{len(record.ranks)} layers, {min(given)} to {max(given)} each, {sum(given) / len(given):.1f} on average"
-        + (f"; {missing:,} are left, as no more directions have input" if missing else "")
+        f"{len(record.ranks)} layers, {min(given)} to {max(given)} each, {sum(given) / len(given):.1f} on average; "
+        f"{spent:,} parameters of {record.budget:,}"
     )

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from rankwise.errors import RunError, some
 from rankwise.run.directory import RunDirectory
-from rankwise.run.journal import cut_journal, read_journal
+from rankwise.run.journal import cut_journal, read_journal, read_ranks
 from rankwise.run.manifest import Manifest, Resumed
 from rankwise.run.receipt import Receipt
-from rankwise.run.records import LossRecord, StepRecord
+from rankwise.run.records import LossRecord, RankRecord, StepRecord
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import restore
 from rankwise.training.state import TrainState
@@ -39,6 +39,16 @@ def check_settings(run: RunDirectory, experiment: Experiment) -> None:
     if differing:
         listed = some((f"{key} was {begun.get(key)!r} and is {asked.get(key)!r}" for key in differing), 6)
         raise RunError(f'run "{run.folder.name}" was begun with other settings: {listed}. Use them, or --restart.')
+
+
+def ranks_before_training(run: RunDirectory, experiment: Experiment) -> RankRecord | None:
+    """What EVA gave out when the run began, which is not looked for again."""
+    if experiment.adapter.start != "eva":
+        return None
+    try:
+        return next((record for record in read_ranks(run.metrics) if record.step == 0), None)
+    except RunError as error:
+        raise RunError(f"{error} --restart begins the run again.") from None
 
 
 def take_up(run: RunDirectory, state: TrainState, now: Manifest, receipt: Receipt) -> Past:

@@ -24,7 +24,7 @@ from rankwise.spec.experiment import Experiment
 from rankwise.training.state import TrainState
 from rankwise.verbs.beginning import begin
 from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal
-from rankwise.verbs.resuming import Past, changed_since, check_settings, take_up
+from rankwise.verbs.resuming import Past, changed_since, check_settings, ranks_before_training, take_up
 from rankwise.verbs.session import Session
 
 
@@ -64,7 +64,8 @@ def train(
         prepared = prepare(experiment.data, writing, announce)
         refuse_fatal(prepared.receipt)
         loaded = replace(loaded, template=writing.by(experiment.data).template)
-        adapters, ranks = begin(experiment, loaded, prepared.trained_rows, announce)
+        given = ranks_before_training(run, experiment) if resume else None
+        adapters, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
         try:
             session = Session(experiment, run, loaded, adapters, ranks, prepared, announce)
             return Trained(run, _recorded(run, session, resume=resume), loaded, adapters)
