@@ -22,6 +22,7 @@ from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import RankAllocator, keep_best, keep_worth
 from rankwise.adapters.budget import Schedule, budget_of
 from rankwise.adapters.peft_format import WEIGHTS, read_peft, write_peft
+from rankwise.adapters.stored import read_stored
 from rankwise.adapters.triplets import Triplets
 from rankwise.errors import SpecError, TrainingError
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
@@ -660,10 +661,13 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
         optimizer.zero_grad(set_to_none=False)
     live = model(input_ids=ids)[0]
     left = adapters.adapters()
-    write_peft(adapters, tmp_path / "adapter", base_model="tiny", portable=portable)
+    write_peft(adapters, tmp_path / "adapter", base_model="tiny")
+    if portable:
+        read_stored(tmp_path / "adapter").portable().write(tmp_path / "portable", {})
+    folder = tmp_path / ("portable" if portable else "adapter")
     base = adapters.eject()
     assert (live - base(input_ids=ids)[0]).abs().max() > 1e-3, "something was learned"
-    again = read_peft(base, tmp_path / "adapter")
+    again = read_peft(base, folder)
     assert again.adapters().keys() == left.keys(), "layers of rank 0 are left out"
     ranks = {path: adapter.rank for path, adapter in again.adapters().items()}
     most = max(adapter.rank for adapter in left.values())
@@ -672,7 +676,7 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
     assert difference < 1e-5
     again.eject()
     peft = pytest.importorskip("peft")
-    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(base, folder)
     assert (theirs(input_ids=ids)[0] - live).abs().max() / live.abs().max() < 1e-5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rankwise.adapters.adapter_set import AdapterSet, inject
 from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.hosts import oriented
 from rankwise.adapters.peft_format import CONFIG, WEIGHTS, read_peft, write_peft
+from rankwise.adapters.stored import check_alike, read_stored
 from rankwise.errors import AdapterError, SpecError, TargetError
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.spec.experiment import Experiment
@@ -278,10 +280,21 @@ def test_what_is_written_is_read_back_the_same_also_beside_another(tmp_path: Pat
 
 
 def test_it_is_not_written_for_engines_that_know_one_rank_and_alpha(tmp_path: Path) -> None:
-    adapters = inject(tiny_model("llama"), LoraSpec(dora=True))
-    with pytest.raises(AdapterError, match=r'"default" is DoRA.*without portable'):
-        write_peft(adapters, tmp_path / "x", base_model="tiny", portable=True)
-    assert not (tmp_path / "x").exists()
+    with pytest.raises(AdapterError, match=r"is DoRA.*Use the format peft or merged"):
+        read_stored(written(tmp_path / "x")).portable()
+
+
+def test_its_files_alone_are_read_and_written_the_same(tmp_path: Path) -> None:
+    held = read_stored(written(tmp_path / "x"))
+    held.write(tmp_path / "y", {})
+    assert load_file(tmp_path / "x" / WEIGHTS).keys() == load_file(tmp_path / "y" / WEIGHTS).keys()
+    one, other = (logits(read_peft(tiny_model("llama"), tmp_path / name).model) for name in "xy")
+    assert torch.equal(one, other)
+    path, part = next(iter(held.factors.items()))
+    assert part.magnitude is not None
+    stretched = replace(held, factors=held.factors | {path: replace(part, magnitude=part.magnitude * 1.01)})
+    with pytest.raises(AdapterError, match="would not be the same"):
+        check_alike(stretched, held, tmp_path)
 
 
 @pytest.mark.parametrize(

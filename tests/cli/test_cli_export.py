@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from conftest import tiny_model
@@ -179,3 +179,45 @@ def test_a_peft_adalora_is_not_rewritten_without_its_model(home):
     file.write_text(json.dumps({"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 8}))
     result = rankwise("export", "given", "--to", "out")
     assert result.exit_code == 2 and "AdaLoRA" in result.stderr
+
+
+@pytest.mark.parametrize("run", ["fixed", "given"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_a_merged_model_is_the_trained_one_with_no_adapter(home, tiny_folder, run, dtype):
+    words = () if dtype is None else ("--dtype", dtype)
+    result = rankwise("export", run, "--to", "out/whole", "--format", "merged", *words, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told.keys() == {"run", "to", "format", "bytes", "dtype", "logits_difference", "logits_change"}
+    assert told["dtype"] == dtype or dtype is None
+    wanted = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+    read_peft(wanted, home / "runs" / run / "adapter")
+    found = AutoModelForCausalLM.from_pretrained(home / "out" / "whole")
+    assert str(found.dtype) == f"torch.{told['dtype']}"
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=IDS).logits for model in (found.float(), wanted))
+    assert (ours - theirs).abs().max() < (1e-5 if dtype is None else 0.05) * theirs.abs().max()
+    assert told["logits_difference"] < 0.05 < told["logits_change"]
+    assert told["bytes"] == sum(file.stat().st_size for file in (home / "out" / "whole").glob("*.safetensors"))
+    asked = [{"role": "user", "content": "What is land 3?"}]
+    base, merged = (AutoTokenizer.from_pretrained(folder) for folder in (tiny_folder, home / "out" / "whole"))
+    render = {"tokenize": False, "add_generation_prompt": True}
+    if base.chat_template:
+        assert merged.apply_chat_template(asked, **render) == base.apply_chat_template(asked, **render)
+    again = rankwise("train", "--model", "out/whole", "--data", "rows.jsonl", "--steps", 1, "--run", "again")
+    assert again.exit_code == 0, again.output
+
+
+def test_a_merged_model_that_is_another_is_not_left_behind(home, monkeypatch):
+    from rankwise.verbs import merging
+
+    def half(adapters):
+        for adapter in adapters.adapters().values():
+            adapter.scale /= 2
+        return merge(adapters)
+
+    merge = merging.merge
+    monkeypatch.setattr(merging, "merge", half)
+    result = rankwise("export", "fixed", "--to", "whole", "--format", "merged")
+    assert result.exit_code == 2 and "would not be the trained model" in result.stderr, result.output
+    assert not any("whole" in path.name for path in home.iterdir())

@@ -155,11 +155,6 @@ def without_receipt(home):
     (home / "runs" / "good" / "receipt.json").unlink()
 
 
-def dora_adapter(home):
-    file = home / "runs" / "good" / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dora": True}))
-
-
 def broken_metrics(home):
     (home / "runs" / "good" / "metrics.jsonl").write_text('{"kind": "ranks", "step": "two"}\n{}\n')
 
@@ -300,7 +295,9 @@ MISTAKES = [
     Mistake("export below a file", exporting(to="rows.jsonl/x"), "RunError", ("rows.jsonl/x", "cannot be written")),
     Mistake("export to a long name", exporting(to=TOO_LONG), "RunError", (TOO_LONG[:40], "cannot be written")),
     Mistake("export as nothing known", exporting("--format", "portabel"), "SpecError", ("portabel", '"portable"')),
-    Mistake("export DoRA", exporting(), "AdapterError", ("runs/good/adapter", "DoRA"), dora_adapter),
+    Mistake("export into a run", exporting(to="runs/good/new"), "RunError", ("inside the run good",)),
+    Mistake("merge with no format", exporting("--dtype", "float32"), "SpecError", ("format merged",)),
+    Mistake("merge as nothing known", exporting("--format", "merged", "--dtype", "bf16"), "SpecError", ("bfloat16",)),
     Mistake("export a cut adapter", exporting(), "AdapterError", ("safetensors", "damaged"), damaged_adapter),
     Mistake("export no adapter", exporting(), "AdapterError", ("runs/good/adapter", "missing"), without_adapter),
     Mistake("export no receipt", exporting(), "RunError", ("receipt.json", "missing"), without_receipt),

@@ -86,7 +86,7 @@ def refuse_dora(what: str, is_dora: bool) -> None:
     if is_dora:
         raise AdapterError(
             f"{what} is DoRA, and engines that read a single rank and alpha know nothing of its magnitudes. "
-            "Write it without portable, or train one without adapter.dora."
+            "Use the format peft or merged, or train one without adapter.dora."
         )
 
 

@@ -26,7 +26,7 @@ from rankwise.adapters.dora import DoRA
 from rankwise.adapters.hosts import is_conv1d, is_conv2d, is_embedding, weight_of
 from rankwise.adapters.peft_adalora import read_triplets
 from rankwise.adapters.peft_config import PeftConfig, commonest, pattern_of, read_config, tidy
-from rankwise.adapters.peft_factors import CONFIG, PREFIX, WEIGHTS, Factors, read_factors, refuse_dora
+from rankwise.adapters.peft_factors import CONFIG, PREFIX, WEIGHTS, Factors, read_factors
 from rankwise.adapters.targets import Choice, host_view
 from rankwise.run.writing import published, write_json
 
@@ -40,22 +40,16 @@ def write_peft(
     revision: str | None = None,
     task_type: str | None = "CAUSAL_LM",
     beside: Mapping[str, Any] | None = None,
-    portable: bool = False,
 ) -> None:
     """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
 
     However it was trained it is written as LoRA (DoRA as DoRA, which two factors cannot tell). Layers of rank 0 are
-    left out, as they change nothing and PEFT refuses them. `portable` writes one rank for all layers, with zeros where
-    one has less, and the scale in B: for engines that read a single rank and alpha. `beside` are values to lie in the
-    same folder as JSON, by file name.
+    left out, as they change nothing and PEFT refuses them. `beside` are values to lie in the same folder as JSON, by
+    file name.
     """
     adapters.check_decided(name)
     written = adapters.adapters(name)
     parts = {path: part for path, adapter in written.items() if (part := _written(adapter)).rank}
-    if portable:
-        refuse_dora(f'adapter "{name}"', any(part.magnitude is not None for part in parts.values()))
-        rank = max(part.rank for part in parts.values())
-        parts = {path: part.padded(rank) for path, part in parts.items()}
     hosts = {path: adapters.layers[path].host for path in parts}
     tensors: dict[str, Tensor] = {}
     for path, part in parts.items():
@@ -129,9 +123,12 @@ def _keys(path: str, host: nn.Module, part: Factors) -> tuple[str, ...]:
 
 
 def _config(adapters: AdapterSet, parts: dict[str, Factors]) -> dict[str, Any]:
+    """`r` is the largest rank, since engines make room by it, and `lora_alpha` that of a layer which has it: lora_alpha
+    / r, all that some engines read, is then the scale wherever all layers have one."""
     ranks = {path: adapter.rank for path, adapter in parts.items()}
     alphas = {path: tidy(adapter.scale * adapter.rank) for path, adapter in parts.items()}
-    rank, alpha = commonest(ranks), commonest(alphas)
+    rank = max(ranks.values())
+    alpha = commonest({path: alphas[path] for path in ranks if ranks[path] == rank})
     hosts = [adapters.layers[path].host for path in parts]
     return {
         "alpha_pattern": pattern_of({path: value for path, value in alphas.items() if value != alpha}),

@@ -29,7 +29,9 @@ from rankwise.adapters.peft_factors import (
     factors_at,
     grouped,
     opened,
+    parts_of,
     refuse,
+    refuse_dora,
     refuse_infinite,
     wrong_types,
 )
@@ -47,13 +49,14 @@ class StoredAdapter:
     factors: dict[str, Factors]
     """By path."""
     keys: dict[str, tuple[str, ...]]
-    """Of A and B in the file, by path."""
+    """Of A and B in the file, and of the magnitude of a DoRA, by path."""
 
     @property
     def rank(self) -> int:
         return max(factors.rank for factors in self.factors.values())
 
     def portable(self) -> StoredAdapter:
+        refuse_dora("this adapter", any(part.magnitude is not None for part in self.factors.values()))
         uniform = {
             "r": self.rank,
             "lora_alpha": self.rank,
@@ -69,7 +72,7 @@ class StoredAdapter:
         tensors = {
             key: tensor.contiguous()
             for path, part in self.factors.items()
-            for key, tensor in zip(self.keys[path], (part.A, part.B), strict=True)
+            for key, tensor in zip(self.keys[path], part.values, strict=True)
         }
         with published(folder) as temporary:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
@@ -83,10 +86,8 @@ def read_stored(folder: Path) -> StoredAdapter:
     config, file = read_config(folder / CONFIG), folder / WEIGHTS
     if not isinstance(config, PeftConfig):
         raise AdapterError(f"{folder} holds an AdaLoRA of PEFT's; only a LoRA can be rewritten without its model.")
-    if config.use_dora:
-        raise AdapterError(f"{folder} holds a DoRA, which cannot be rewritten without its model.")
     with opened(file) as tensors:
-        pairs, problems = grouped(tensors.keys(), LORA_KEY, "AB", lambda path, of_table: None, _foreign)
+        pairs, problems = grouped(tensors.keys(), LORA_KEY, parts_of(config), lambda path, of_table: None, _foreign)
         for path, pair in pairs.items():
             problems += _wrong_shape(path, [tensors.get_slice(key) for key in pair], config.rank_of(path))
         problems += config.unmatched(list(pairs))
@@ -112,6 +113,9 @@ def _alike(found: StoredAdapter, wanted: StoredAdapter, path: str) -> bool:
         return False
     A, B = _matrices(one)
     C, D = _matrices(other)
+    lengths = [torch.empty(0) if part.magnitude is None else part.magnitude for part in (one, other)]
+    if not torch.equal(*lengths):
+        return False
     return _norm(torch.cat([B, -D], 1), torch.cat([A, C])) <= NEAR * _norm(D, C)
 
 
@@ -128,8 +132,9 @@ def _foreign(key: str) -> list[str]:
     return [f'"{key}" is no LoRA factor; an adapter may not bring other weights']
 
 
-def _wrong_shape(path: str, pair: list[Any], rank: int) -> list[str]:
-    A, B = (tuple(part.get_shape()) for part in pair)
-    if len(A) not in (2, 4) or len(B) != len(A) or (A[0], B[1]) != (rank, rank) or B[2:] != (1, 1)[: len(B) - 2]:
-        return [f'"{path}" has factors {A} and {B} where its rank is {rank}']
-    return wrong_types(path, pair)
+def _wrong_shape(path: str, parts: list[Any], rank: int) -> list[str]:
+    A, B, *magnitude = (tuple(part.get_shape()) for part in parts)
+    fits = len(A) in (2, 4) and len(B) == len(A) and (A[0], B[1]) == (rank, rank)
+    if not fits or B[2:] != (1, 1)[: len(B) - 2] or magnitude not in ([], [B[:1]]):
+        return [f'"{path}" has factors {" and ".join(map(str, (A, B, *magnitude)))} where its rank is {rank}']
+    return wrong_types(path, parts)

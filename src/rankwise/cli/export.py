@@ -1,4 +1,4 @@
-"""`rankwise export`: a run's adapter as a folder for others."""
+"""`rankwise export`: what a run trained, as a folder for others."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import print_json
+from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import Json, RunName
+from rankwise.cli.options import ForceBase, Json, Quiet, RunName, TrustCode
 
 
 def export(
@@ -18,20 +18,36 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="peft: each layer its own rank. portable: one rank and alpha, for engines that read no more."
+            help="peft: each layer its own rank. portable: one rank and alpha, for engines that read no more. "
+            "merged: the whole model, for engines that read no adapters."
         ),
     ] = "peft",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a merged model: float32, bfloat16 or float16.  [default: that of the base]", show_default=False
+        ),
+    ] = None,
+    force_base: ForceBase = False,
+    trust_code: TrustCode = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run's adapter as a folder that other programs read."""
-    with failures_told(as_json):
+    """Write what a run trained as a folder that other programs read."""
+    with failures_told(as_json), Display(quiet) as display:
         from rankwise.verbs.export import export as export_verb
 
-        exported = export_verb(run, to, format)
+        exported = export_verb(
+            run, to, format, dtype=dtype, force_base=force_base, trust_code=trust_code, announce=display
+        )
         if as_json:
             print_json(exported.summary())
+            return
+        what = f"{exported.to}: {exported.format}, {exported.bytes / 1e6:,.1f} MB"
+        if (merged := exported.merged) is None:
+            typer.echo(f"{what}, rank {exported.rank}; read back, and the same adapter")
         else:
             typer.echo(
-                f"{exported.to}: {exported.format}, rank {exported.rank}, {exported.bytes / 1e6:.1f} MB; "
-                "read back, and the same adapter"
+                f"{what} of {merged.dtype}; loaded again, its logits differ by {merged.logits_difference:.2g} of the "
+                f"largest from the trained model's, and the adapter changes them by {merged.logits_change:.2g}"
             )

@@ -11,7 +11,7 @@ from rankwise.spec.spec import Number, PositiveInt, Spec
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Alpha = Annotated[Number, Field(gt=0, le=1e6)]
-ExportFormat = Literal["peft", "portable"]
+ExportFormat = Literal["peft", "portable", "merged"]
 
 
 class AdapterSpec(Spec):

@@ -18,6 +18,7 @@ from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory, open_run
 from rankwise.run.records import Announce, silent
 from rankwise.spec.generation import GenerationSpec
+from rankwise.spec.models import ModelSpec
 
 SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 
@@ -51,16 +52,20 @@ class Asked:
             return answer(self.model, messages, spec, heard)
 
 
+def base_of(run: RunDirectory, trust_code: str | None) -> ModelSpec:
+    """A run's base model as it is loaded here: the device is this machine's own affair, and a run, which may be
+    somebody else's, cannot say whose code to trust."""
+    spec = run.experiment().model
+    return spec.model_copy(update={"name": _base_name(run, spec.name), "device": "auto", "trust_code": trust_code})
+
+
 def open_for_asking(
-    run_name: str, announce: Announce = silent, *, force_base: bool = False, trust_code: str | None = None
-) -> Asked:
+    run_name: str, announce: Announce = silent, *, force_base: bool = False, trust_code: str | None = None,
+    base: ModelSpec | None = None,
+) -> Asked:  # fmt: skip
     """Load what a run needs to answer, and make sure that its base is the one it was trained on."""
     run = open_run(run_name)
-    experiment, manifest = run.experiment(), run.manifest()
-    # The device is this machine's own affair; and a run, which may be somebody else's, cannot say whose code to trust.
-    here = {"name": _base_name(run, experiment.model.name), "device": "auto", "trust_code": trust_code}
-    model = load(experiment.model.model_copy(update=here), announce)
-    trained_on = manifest.base_model
+    model, trained_on = load(base or base_of(run, trust_code), announce), run.manifest().base_model
     if model.facts.fingerprint != trained_on.fingerprint and not force_base:
         raise RunError(
             f'run "{run_name}" was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); '

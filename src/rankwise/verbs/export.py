@@ -1,7 +1,8 @@
-"""A finished run's adapter as a folder for others, rewritten from its files alone and read back before it is said done.
+"""A finished run as a folder for others, made beside its name and read back before it is said done.
 
-peft       each layer with its own rank, as the run holds it: the smallest, for PEFT and what reads its patterns
-portable   one rank and one alpha for all layers, zeros where one has less: for engines that read nothing else
+peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
+portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
+merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py)
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from rankwise.adapters.peft_factors import WEIGHTS
 from rankwise.adapters.stored import check_alike, read_stored
 from rankwise.errors import RunError, SpecError, did_you_mean
 from rankwise.run.directory import open_run
 from rankwise.run.receipt import RECEIPT
+from rankwise.run.records import Announce, silent
 from rankwise.run.writing import need_space, told_when_full
 from rankwise.spec.adapters import ExportFormat
+from rankwise.verbs.ask import base_of
+from rankwise.verbs.merging import DTYPES, Merged, export_merged
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
 
@@ -27,28 +30,64 @@ class Exported:
     run: str
     to: str
     format: str
-    rank: int
-    """The largest of all layers, and in `portable` that of each."""
     bytes: int
+    """Of the tensors' files."""
+    rank: int | None = None
+    """The largest of all layers, and in `portable` that of each."""
+    merged: Merged | None = None
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
-        return asdict(self)
+        told = asdict(self)
+        return {key: told[key] for key in ("run", "to", "format", "bytes")} | (
+            {"rank": self.rank} if self.merged is None else asdict(self.merged)
+        )
 
 
-def export(run_name: str, to: Path | str, format: str = "peft") -> Exported:
-    """Write the adapter of a run as the folder `to`, which must not be there yet."""
-    if format not in FORMATS:
-        raise SpecError([f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {", ".join(FORMATS)}.'])
-    run, folder = open_run(run_name), Path(to)
-    if os.path.lexists(folder):
-        raise RunError(f"{folder} is there already and is not overwritten. Choose another --to.")
+def export(
+    run_name: str, to: Path | str, format: str = "peft", *, dtype: str | None = None, force_base: bool = False,
+    trust_code: str | None = None, announce: Announce = silent,
+) -> Exported:  # fmt: skip
+    """Write what a run trained as the folder `to`, which must not be there yet. `dtype` is what a merged model is held
+    in, `float32`, `bfloat16` or `float16`; otherwise it is that of the base model's files."""
+    folder = Path(to)
+    _check(format, dtype, of_base=force_base or trust_code is not None)
+    run = open_run(run_name)
+    _check_free(folder)
+    if format == "merged":
+        merged = export_merged(run, folder, announce, base_of(run, trust_code), dtype, force_base=force_base)
+        return Exported(str(run.folder), str(folder), format, _size(folder), merged=merged)
     receipt = run.receipt()
     held = read_stored(run.adapter)
     written = held.portable() if format == "portable" else held
     check_alike(written, held, folder)
     with told_when_full(folder):
-        need_space(folder.absolute(), sum(part.A.nbytes + part.B.nbytes for part in written.factors.values()))
+        need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
         written.write(folder, {RECEIPT: receipt.model_dump(mode="json")})
-    size = (folder / WEIGHTS).stat().st_size
-    return Exported(str(run.folder), str(folder), format, written.rank, size)
+    return Exported(str(run.folder), str(folder), format, _size(folder), rank=written.rank)
+
+
+def _check(format: str, dtype: str | None, *, of_base: bool) -> None:
+    problems = []
+    if format not in FORMATS:
+        problems.append(f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {", ".join(FORMATS)}.')
+    elif format != "merged" and (dtype is not None or of_base):
+        problems.append(f"dtype, force-base and trust-code are for the format merged; {format} needs no base model.")
+    if dtype is not None and dtype not in DTYPES:
+        problems.append(f'there is no dtype "{dtype}".{did_you_mean(dtype, DTYPES)} Known: {", ".join(DTYPES)}.')
+    if problems:
+        raise SpecError(problems)
+
+
+def _check_free(folder: Path) -> None:
+    if os.path.lexists(folder):
+        raise RunError(f"{folder} is there already and is not overwritten. Choose another --to.")
+    is_run = ("manifest.json", "spec.json")
+    parents = folder.absolute().parents
+    inside = next((parent for parent in parents if all((parent / name).is_file() for name in is_run)), None)
+    if inside is not None:
+        raise RunError(f"{folder} lies inside the run {inside.name}, which would then not be what was trained.")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
