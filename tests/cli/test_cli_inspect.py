@@ -14,16 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import AdaLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from conftest import tiny_model
 from rankwise.adapters.adapter_set import inject
-from rankwise.adapters.peft_format import write_peft
+from rankwise.adapters.peft_format import WEIGHTS, write_peft
 from rankwise.cli.main import app
 from rankwise.cli.rank_map import rank_tables
-from rankwise.errors import AdapterError
-from rankwise.run.tensors import shapes_of
 from rankwise.spec.adapters import LoraSpec
 
 
@@ -147,10 +146,10 @@ def test_factors_that_do_not_belong_together_are_refused(home):
     key = next(key for key in tensors if "lora_A" in key)
     save_file(tensors | {key: torch.zeros(9, 3)}, file)
     result = rankwise("inspect", "fixed")
-    assert result.exit_code == 2 and "do not belong together" in result.stderr
-    save_file({"x": torch.zeros(1)}, file)
+    assert result.exit_code == 2 and "where its rank is 4" in result.stderr
+    save_file({}, file)
     result = rankwise("inspect", "fixed")
-    assert result.exit_code == 2 and "no LoRA factor" in result.stderr
+    assert result.exit_code == 2 and "has no factors" in result.stderr
 
 
 NAMES = st.sampled_from(["q_proj", "mlp.up_proj", "attn.c_proj", "mlp.c_proj", "x" * 40, "y" + "x" * 39, "experts.3.w"])
@@ -177,33 +176,46 @@ def test_any_ranks_are_tables_that_fit_and_hold_them_all(ranks):
     assert total == sum(ranks.values())
 
 
-def test_shapes_are_those_that_safetensors_wrote_and_any_cut_is_noticed(tmp_path):
-    tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(5, dtype=torch.bfloat16), "c": torch.zeros(0, 4)}
-    save_file(tensors, tmp_path / "t.safetensors", metadata={"format": "pt"})
-    assert shapes_of(tmp_path / "t.safetensors") == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    whole = (tmp_path / "t.safetensors").read_bytes()
-    for length in range(len(whole)):
-        (tmp_path / "cut.safetensors").write_bytes(whole[:length])
-        with pytest.raises(AdapterError, match="damaged"):
-            shapes_of(tmp_path / "cut.safetensors")
-
-
-@settings(max_examples=100, deadline=None, database=None, derandomize=True)
-@given(
-    st.binary(max_size=40)
-    | st.recursive(
-        st.none() | st.integers() | st.text(max_size=5),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["a", "dtype", "shape", "data_offsets"]), inner, max_size=4)
-        ),
-    ).map(lambda value: len(text := json.dumps(value).encode()).to_bytes(8, "little") + text)
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda config, tensors, key: tensors[key].fill_(torch.nan), "not finite"),
+        (lambda config, tensors, key: config.update(r=3), "where its rank is 3"),
+        (lambda config, tensors, key: config.update(lora_alpha=0), "lora_alpha"),
+        (lambda config, tensors, key: tensors.update(weight=tensors[key].clone()), "may not bring other weights"),
+        (lambda config, tensors, key: config.update(target_modules=["q_proj"]), "not among its targets"),
+    ],
 )
-def test_no_header_is_anything_but_shapes_or_told_as_damaged(tmp_path_factory, content):
-    file = tmp_path_factory.mktemp("headers") / "x.safetensors"
-    file.write_bytes(content)
-    with contextlib.suppress(AdapterError):
-        assert all(isinstance(shape, tuple) for shape in shapes_of(file).values())
+def test_what_export_would_refuse_is_not_shown(home, damage, said):
+    folder = home / "runs" / "fixed" / "adapter"
+    config, tensors = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / WEIGHTS)
+    damage(config, tensors, next(key for key in tensors if "lora_A" in key))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / WEIGHTS)
+    shown, exported = rankwise("inspect", "fixed"), rankwise("export", "fixed", "--to", "out")
+    assert shown.exit_code == exported.exit_code == 2
+    assert shown.stderr == exported.stderr and said in shown.stderr
+
+
+def test_a_lost_journal_costs_the_history_alone(home):
+    whole = facts("given")
+    (home / "runs" / "given" / "metrics.jsonl").unlink()
+    left = facts("given")
+    assert left["history"] == [] and left["total_rank"] == whole["total_rank"]
+
+
+def test_peft_s_own_adalora_shows_what_is_left(tmp_path):
+    config = AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(tiny_model("llama"), config)
+    layers = [f"model.layers.{block}.self_attn.{name}" for block in (0, 1) for name in ("q_proj", "v_proj")]
+    rows = {path: [place < rank for place in range(4)] for path, rank in zip(layers, (4, 1, 0, 3), strict=True)}
+    pattern = {f"{path}.lora_E": kept for path, kept in rows.items()}
+    model.base_model.resize_modules_by_rank_pattern(pattern, "default")
+    model.peft_config["default"].rank_pattern = pattern
+    model.save_pretrained(tmp_path)
+    found = facts(tmp_path)
+    assert found["ranks"] == dict(zip(layers, (4, 1, 0, 3), strict=True))
+    assert found["parameters"] == sum(tensor.numel() for tensor in load_file(tmp_path / WEIGHTS).values())
 
 
 def test_the_parts_of_a_fused_layer_are_shown_apart(hub_tokenizer, tmp_path, monkeypatch):

@@ -159,10 +159,6 @@ def broken_metrics(home):
     (home / "runs" / "good" / "metrics.jsonl").write_text('{"kind": "ranks", "step": "two"}\n{}\n')
 
 
-def without_metrics(home):
-    (home / "runs" / "good" / "metrics.jsonl").unlink()
-
-
 def nothing(home):
     (home / "none").mkdir()
 
@@ -287,7 +283,6 @@ MISTAKES = [
     Mistake("inspect no adapter", ("inspect", "good"), "AdapterError", ("runs/good", "missing"), without_adapter),
     Mistake("inspect a bad config", ("inspect", "good"), "AdapterError", ("config", "JSON"), damaged_adapter_config),
     Mistake("inspect broken metrics", ("inspect", "good"), "RunError", ("metrics.jsonl", "damaged"), broken_metrics),
-    Mistake("inspect no metrics", ("inspect", "good"), "RunError", ("metrics.jsonl", "missing"), without_metrics),
     Mistake("export no run", exporting(run="god"), "RunError", ('"god"', 'Did you mean "good"')),
     Mistake("export an unfinished run", exporting(), "RunError", ('"good"', "interrupted"), interrupted),
     Mistake("export over a folder", exporting(to="base"), "RunError", ("base", "there already")),

@@ -12,6 +12,7 @@ of its ranks. rsLoRA and alpha_pattern have no effect on PEFT's AdaLoRA, and hav
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,26 @@ def read_triplets(file: Path, modules: dict[str, nn.Module], config: PeftAdaLora
         factors = {path: _folded(tensors, keys, config) for path, keys in triplets.items() if ranks[path]}
     refuse_infinite(file, factors)
     return factors
+
+
+def read_triplet_ranks(file: Path, config: PeftAdaLoraConfig) -> tuple[dict[str, int], int]:
+    """The rank of each layer, and how many parameters its triplets have, as far as both are known without the model."""
+
+    def foreign(key: str) -> list[str]:
+        return _wrong_rank(key, tensors, config) if _RANK_KEY.fullmatch(key) else [f'"{key}" is no part of a triplet']
+
+    with opened(file) as tensors:
+        found, problems = grouped(tensors.keys(), _KEY, "ABE", lambda path, of_table: None, foreign)
+        ranks, wrong = config.ranks_of(list(found))
+        problems += wrong + config.unmatched(list(found))
+        parameters = 0
+        for path, keys in found.items():
+            A, B, E = (tuple(tensors.get_slice(key).get_shape()) for key in keys)
+            if (A[:1], B[1:2], E) != ((ranks[path],), (ranks[path],), (ranks[path], 1)):
+                problems.append(f'"{path}" has triplets {A}, {B} and {E} where its rank is {ranks[path]}')
+            parameters += sum(math.prod(shape) for shape in (A, B, E))
+        refuse(file, problems)
+    return ranks, parameters
 
 
 def _folded(tensors: Any, keys: tuple[str, ...], config: PeftAdaLoraConfig) -> Factors:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rankwise.adapters.peft_adalora import read_triplet_ranks
 from rankwise.adapters.peft_config import PeftConfig, read_config, read_settings
 from rankwise.adapters.peft_factors import (
     CONFIG,
@@ -97,6 +98,18 @@ def read_stored(folder: Path) -> StoredAdapter:
         factors = {path: factors_at(path, tensors, pair, config) for path, pair in pairs.items()}
     refuse_infinite(file, factors)
     return StoredAdapter(read_settings(folder / CONFIG), factors, pairs)
+
+
+def read_ranks_stored(folder: Path) -> tuple[dict[str, int], int]:
+    """The rank of each layer, and how many parameters they have together; also of PEFT's AdaLoRA."""
+    config = read_config(folder / CONFIG)
+    if isinstance(config, PeftConfig):
+        factors = read_stored(folder).factors
+        return (
+            {path: part.rank for path, part in factors.items()},
+            sum(value.numel() for part in factors.values() for value in part.values),
+        )
+    return read_triplet_ranks(folder / WEIGHTS, config)
 
 
 def check_alike(found: StoredAdapter, wanted: StoredAdapter, told_of: Path) -> None:

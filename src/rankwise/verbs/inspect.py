@@ -1,4 +1,4 @@
-"""What an adapter is made of: the rank of each layer, and how it came to be. Reads headers and JSON; loads no model.
+"""What an adapter is made of: the rank of each layer, and how it came to be. Loads no model.
 
 The ranks of a run that trained AdaLoRA are those its journal decided on at last, which knows the parts of a fused layer
 and the layers that were left without any; where journal and file cannot both be right, the file is.
@@ -6,23 +6,16 @@ and the layers that were left without any; where journal and file cannot both be
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import AdapterError, some
+from rankwise.adapters.peft_factors import CONFIG, WEIGHTS
+from rankwise.adapters.stored import read_ranks_stored
 from rankwise.run.directory import RunDirectory, open_run
 from rankwise.run.journal import read_ranks
 from rankwise.run.records import RankRecord
-from rankwise.run.tensors import shapes_of
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-LARGEST_CONFIG = 5_000_000
-_FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_(?:embedding_)?(?P<part>[AB])(?:\.weight)?")
 
 
 @dataclass(frozen=True)
@@ -55,43 +48,15 @@ def inspect(name: str) -> Inspected:
     if os.path.isfile(Path(name) / CONFIG):  # noqa: PTH113  is_file raises where a name is too long
         return _inspected(name, Path(name), [])
     run: RunDirectory = open_run(name)
-    return _inspected(str(run.folder), run.adapter, read_ranks(run.metrics))
+    return _inspected(str(run.folder), run.adapter, read_ranks(run.metrics) if run.metrics.is_file() else [])
 
 
 def _inspected(name: str, folder: Path, history: list[RankRecord]) -> Inspected:
-    _check_config(folder / CONFIG)
-    file = folder / WEIGHTS
-    shapes = shapes_of(file)
-    ranks, last = _ranks(file, shapes), history[-1] if history else None
+    stored, parameters = read_ranks_stored(folder)
+    ranks, last = {path: stored[path] for path in sorted(stored, key=natural)}, history[-1] if history else None
     if last is not None and last.final and _agree(last.ranks, ranks):
         ranks = last.ranks
-    parameters = sum(math.prod(shape) for key, shape in shapes.items() if ".lora_" in key)
-    return Inspected(name, ranks, parameters, file.stat().st_size, history)
-
-
-def _check_config(file: Path) -> None:
-    if not file.is_file():
-        raise AdapterError(f"{file} is missing; an adapter is a folder with this file and {WEIGHTS}.")
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size <= LARGEST_CONFIG else None
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{file} is not JSON ({type(error).__name__}).") from None
-    if not isinstance(settings, dict) or settings.get("peft_type") not in ("LORA", "ADALORA"):
-        raise AdapterError(f"{file} is not the config of a LoRA or an AdaLoRA in PEFT's format.")
-
-
-def _ranks(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    halves: dict[str, dict[str, int]] = {}
-    for key, shape in shapes.items():
-        match = _FACTOR.fullmatch(key)
-        if match is not None and len(shape) >= 2:
-            halves.setdefault(match["path"], {})[match["part"]] = shape["AB".index(match["part"])]
-    odd = [f'"{path}"' for path, found in halves.items() if len(found) < 2 or found["A"] != found["B"]]
-    if odd:
-        raise AdapterError(f"{file} cannot be used: A and B do not belong together at {some(odd, 4)}.")
-    if not halves:
-        raise AdapterError(f"{file} holds no LoRA factor at all.")
-    return {path: halves[path]["A"] for path in sorted(halves, key=natural)}
+    return Inspected(name, ranks, parameters, (folder / WEIGHTS).stat().st_size, history)
 
 
 def _agree(decided: dict[str, int], stored: dict[str, int]) -> bool:
