@@ -7,7 +7,7 @@ from torch import nn
 
 from conftest import tiny_model
 from rankwise.adapters.adapter_set import inject
-from rankwise.adapters.targets import choose, layer_number
+from rankwise.adapters.targets import choose, layer_number, tables_of_the_head
 from rankwise.errors import TargetError
 from rankwise.spec.adapters import LoraSpec
 
@@ -129,3 +129,9 @@ def test_a_second_adapter_sees_hosts_and_not_the_first_adapter() -> None:
     adapters.add(LoraSpec(rank=2), name="second")
     assert set(adapters.adapters("second")) == set(adapters.adapters("default"))
     assert not any("host" in path or "adapters" in path for path in adapters.layers)
+
+
+def test_a_table_that_is_the_output_head_too_is_known() -> None:
+    paths = ["transformer.wte", "transformer.wpe", "transformer.h.0.attn.c_attn"]
+    assert tables_of_the_head(tiny_model("gpt2"), paths) == ["transformer.wte"]
+    assert tables_of_the_head(tiny_model("llama"), ["model.embed_tokens", "lm_head"]) == []

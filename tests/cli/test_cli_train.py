@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from conftest import tiny_model
 from rankwise import __version__
 from rankwise.cli.main import app
 from rankwise.models.inspection import fingerprint
@@ -244,3 +246,30 @@ def test_training_does_not_touch_the_base_model_on_the_disk(tmp_path, monkeypatc
     words = ("--data", "rows.jsonl", "--run", "x", "--steps", 1)
     assert rankwise("train", "--model", tiny_folder, *words).exit_code == 0
     assert {file.name: file.read_bytes() for file in tiny_folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--budget", 2), r"AdaLoRA begins with 42 triplets, retires from step 3 on, and has 28 left after step 7"),
+        (("--budget", 500), r"384 triplets, .* 384 left after .*; the budget of 7,000 is more than these layers"),
+        (("--budget", "3kB"), r"begins with [\d,]+ parameters"),
+    ],
+)
+def test_what_adalora_will_do_is_told_before(home, tiny_folder, words, said):
+    command = ("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", f"told-{words[1]}", "--steps", 10)
+    result = rankwise(*command, "--method", "adalora", *words)
+    assert result.exit_code == 0 and re.search(said, result.stderr), result.stderr
+
+
+def test_an_adapter_on_a_table_that_is_the_head_too_is_told(tmp_path, monkeypatch, hub_tokenizer):
+    monkeypatch.chdir(tmp_path)
+    tiny_model("gpt2", vocab=len(hub_tokenizer)).save_pretrained("base")
+    hub_tokenizer.save_pretrained("base")
+    write_rows(tmp_path / "rows.jsonl")
+    words = ("train", "--model", "base", "--data", "rows.jsonl", "--steps", 1)
+    shared = rankwise(*words, "--run", "shared", "--targets", "wte,c_attn")
+    assert "transformer.wte shares its weight with the output head" in shared.stderr and shared.exit_code == 0
+    assert "shares its weight" not in rankwise(*words, "--run", "other", "--targets", "wpe,c_attn").stderr
+    told = json.loads(rankwise("export", "shared", "--to", "whole", "--format", "merged", "--json").stdout)
+    assert told["logits_difference"] < 1e-5

@@ -389,3 +389,15 @@ def test_whatever_a_file_holds_the_outcome_is_an_experiment_or_a_told_problem(tm
     file.write_text(text)
     with pytest.raises(SpecError):  # nothing of this alphabet spells the required keys
         read_experiment(file)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ("{method: adalora, rank: 4}", '"adapter.rank" is a setting of lora, and the method is adalora. Use budget.'),
+        ("{method: adalora, b_rate: 4}", '"adapter.b_rate" is a setting of lora, and the method is adalora.'),
+        ("{budget: 4}", '"adapter.budget" is a setting of adalora, and the method is lora. Use rank.'),
+    ],
+)
+def test_a_setting_of_the_other_method_is_told_as_such(problems, adapter, said):
+    assert problems(f"{BASE}adapter: {adapter}\n") == [f"lora.yaml:4: {said}"]

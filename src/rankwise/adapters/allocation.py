@@ -18,6 +18,7 @@ from rankwise.adapters.budget import Budget, Schedule, budget_of
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.held import Held, order_of
 from rankwise.adapters.importance import Importance
+from rankwise.adapters.keeping import keep_best, keep_worth
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.triplets import Triplets
 from rankwise.errors import RunError, TrainingError
@@ -25,23 +26,14 @@ from rankwise.run.records import RankRecord
 from rankwise.spec.adapters import AdaLoraSpec
 
 
-def keep_best(scores: Tensor, budget: int) -> Tensor:
-    """Exactly `budget` triplets, or all. By order and not by threshold: with equal scores the earlier one is kept."""
-    order = scores.argsort(descending=True, stable=True)
-    return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, order[:budget], True)
-
-
-def keep_worth(scores: Tensor, costs: Tensor, budget: int) -> Tensor:
-    """The best by score for each parameter, as long as together they cost no more than `budget` parameters."""
-    order = (scores / costs).argsort(descending=True, stable=True)
-    within = costs[order].double().cumsum(0) <= budget
-    return torch.zeros_like(scores, dtype=torch.bool).index_copy_(0, order, within)
-
-
 class Allocator(Protocol):
     @property
     def groups(self) -> list[dict[str, Any]]:
         """Parameters for an optimizer; `rate` is by how much each group's learning rate differs."""
+        ...
+
+    def plan(self) -> str | None:
+        """A sentence for whoever starts a run, where ranks will change."""
         ...
 
     def penalise(self) -> None: ...
@@ -90,6 +82,9 @@ class FixedRanks:
             {"params": magnitudes, "rate": 1.0, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
+
+    def plan(self) -> None:
+        return None
 
     def penalise(self) -> None:
         pass
@@ -143,8 +138,9 @@ class RankAllocator:
             for label, part in zip(self.labels, parts, strict=True)
         )
         self.budget: Budget = budget_of(spec, [part.cost for part in parts], list(adapters.adapters(name)))
-        self.costs = self.triplets.costs
-        first = round(float(self.costs.sum())) if self.budget.by_cost else len(self.triplets)
+        self.costs, self._layers = self.triplets.costs, _layers_of(adapters, name).to(self.triplets.strengths.device)
+        self._entries = torch.tensor(self.budget.entries, device=self.costs.device)
+        first = round(float(self.costs.sum())) + sum(self.budget.entries) if self.budget.by_cost else len(self.triplets)
         self.schedule = Schedule.of(spec, first, min(self.budget.last, first), steps)
         self.importance = Importance.of(self.triplets, spec.beta1, spec.beta2)
         self.kept = torch.ones(len(self.triplets), dtype=torch.bool, device=self.costs.device)
@@ -158,6 +154,16 @@ class RankAllocator:
             {"params": [self.triplets.vectors], "rate": 1.0},
             {"params": [self.triplets.strengths], "rate": rate},
         ]
+
+    def plan(self) -> str:
+        schedule, unit = self.schedule, "parameters" if self.budget.by_cost else "triplets"
+        line = (
+            f"AdaLoRA begins with {schedule.first:,} {unit}, retires from step {schedule.warmup + 2} on, and has "
+            f"{schedule.last:,} left after step {schedule.decided + 1}"
+        )
+        if self.budget.last > schedule.first:
+            line += f"; the budget of {self.budget.last:,} is more than these layers hold"
+        return line
 
     def penalise(self) -> None:
         self.triplets.check_views()
@@ -226,12 +232,17 @@ class RankAllocator:
 
     def _decide(self, step: int) -> None:
         scores, budget = self.importance.scores(self.triplets), self.schedule.budget(step)
-        self.kept = keep_worth(scores, self.costs, budget) if self.budget.by_cost else keep_best(scores, budget)
+        if self.budget.by_cost:
+            self.kept = keep_worth(scores, self.costs, budget, self._layers, self._entries)
+        else:
+            self.kept = keep_best(scores, budget)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast(self.kept, 0)  # equal gradients give equal scores; this makes sure of it
         self.triplets.retire(self.kept)
 
     def _decide_at_last(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord:
+        if step == 0:  # of a run of one step: nothing else would tell the triplets apart
+            self.importance.observe(self.triplets)
         self._decide(step)
         plan = replace(self._plan(step), final=True)
         self._finish(self.kept, optimizer)
@@ -258,6 +269,12 @@ class RankAllocator:
         alive = [int(mask.sum()) for mask in self.kept.cpu().split(self.triplets.ranks)]
         ranks = dict(zip(self.labels, alive, strict=True))
         return RankRecord(step + 1, self.schedule.budget(step), self.schedule.first, ranks, final=False)
+
+
+def _layers_of(adapters: AdapterSet, name: str) -> Tensor:
+    """(b,) in which adapted layer each triplet is."""
+    ranks = torch.tensor([adapter.rank for adapter in adapters.adapters(name).values()])
+    return torch.arange(len(ranks)).repeat_interleave(ranks)
 
 
 def parts_of(adapters: AdapterSet, name: str) -> tuple[list[str], list[AdaLoRA]]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from rankwise.errors import SpecError
 from rankwise.spec.adapters import AdaLoraSpec
 
-BYTES_OF_NAMES = 240
-"""At most what a safetensors header says of one pair of factors, its path apart."""
+BYTES_OF_NAMES = 190
+"""At most what a safetensors header says of one pair of factors, its path and the four places in the file apart."""
 BYTES_OF_FILE = 64
 """Of the header, apart from the pairs."""
 BYTES_PER_PARAMETER = 4
@@ -64,21 +64,34 @@ class Budget:
     by_cost: bool
     mean_rank: float
     """What it comes to if every part gets the same."""
+    entries: tuple[int, ...]
+    """What each layer that keeps any rank costs besides, in parameters: its names in the file, where bytes count."""
 
 
 def budget_of(spec: AdaLoraSpec, costs: Sequence[int], paths: Sequence[str]) -> Budget:
-    """`costs` are the parameters of one triplet in each part."""
+    """`costs` are the parameters of one triplet in each part, `paths` those of the layers."""
     kind, amount = spec.asked
     parts, dearest = len(costs), sum(costs)
+    places = 4 * len(str(int(amount)))
+    names = [BYTES_OF_NAMES + places + 2 * len(path) if kind == "bytes" else 0 for path in paths]
+    entries = [-(-size // BYTES_PER_PARAMETER) for size in names]
     if kind in ("rank", "triplets"):
         triplets = round(amount * parts) if kind == "rank" else round(amount)
         by_cost = spec.budget_unit == "parameters"
         last = round(triplets * dearest / parts) if by_cost else triplets
         mean_rank = triplets / parts
     else:
-        names = BYTES_OF_FILE + sum(BYTES_OF_NAMES + 2 * len(path) for path in paths)
-        last = int(amount) if kind == "parameters" else int((amount - names) // BYTES_PER_PARAMETER)
-        by_cost, mean_rank = True, last / dearest
-    if last < (min(costs) if by_cost else 1):
-        raise SpecError([f'adapter.budget "{spec.budget}" is less than one triplet on these {parts} layers.'])
-    return Budget(last, by_cost, mean_rank)
+        last = int(amount) if kind == "parameters" else int((amount - BYTES_OF_FILE) // BYTES_PER_PARAMETER)
+        by_cost, mean_rank = True, max(0, last - sum(entries)) / dearest
+    least = min(costs) + min(entries) if by_cost else 1
+    if last < least:
+        raise SpecError([_too_small(spec, parts, least if by_cost else None)])
+    return Budget(last, by_cost, mean_rank, tuple(entries))
+
+
+def _too_small(spec: AdaLoraSpec, parts: int, least: int | None) -> str:
+    size = least if least is None or spec.asked[0] != "bytes" else least * BYTES_PER_PARAMETER + BYTES_OF_FILE
+    unit = "bytes" if spec.asked[0] == "bytes" else "parameters"
+    return f'adapter.budget "{spec.budget}" is less than one triplet on these {parts} layers' + (
+        "." if size is None else f"; the smallest there is has {size:,} {unit}."
+    )

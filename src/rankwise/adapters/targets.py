@@ -81,6 +81,13 @@ def output_head(model: nn.Module) -> nn.Module | None:
     return head.host if isinstance(head, Adapted) else head
 
 
+def tables_of_the_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that are embeddings and share their weight with the output head."""
+    head, modules = output_head(model), host_view(model)
+    return [path for path in paths if head is not None and modules[path] is not head
+            and weight_of(modules[path]) is head.weight]  # fmt: skip
+
+
 @lru_cache(maxsize=4096)
 def matcher(pattern: str, said_in: str) -> Callable[[str], bool]:
     """Whether a path is meant by `pattern`."""
@@ -152,7 +159,7 @@ def _refuse_tied_head(paths: list[str], modules: dict[str, nn.Module]) -> None:
         if is_linear(modules[path]) and id(weight_of(modules[path])) in tables:
             raise TargetError(
                 f'target "{path}" shares its weight with the input embedding, so an adapter on it could not be merged '
-                "or served. Leave it out, or target the embedding."
+                "or served. Leave it out."
             )
 
 

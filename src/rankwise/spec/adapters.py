@@ -154,8 +154,8 @@ AdaLora = AdaLoraSpec
 """As it is named from Python: `rankwise.AdaLora(budget=8)`."""
 BudgetKind = Literal["rank", "triplets", "parameters", "bytes"]
 UNITS: dict[str, BudgetKind] = {
-    "": "rank", "rank": "rank", "triplets": "triplets", "parameters": "parameters", "params": "parameters",
-    "b": "bytes",
+    "": "rank", "rank": "rank", "triplet": "triplets", "triplets": "triplets", "parameter": "parameters",
+    "parameters": "parameters", "params": "parameters", "b": "bytes",
 }  # fmt: skip
 TIMES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 REFERENCE: dict[str, Any] = {
@@ -164,7 +164,7 @@ REFERENCE: dict[str, Any] = {
 
 
 def _parse_budget(text: str) -> tuple[BudgetKind, float]:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)\s*(b|rank|triplets|parameters|params|)", text.strip().lower())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)\s*(b|rank|triplets?|parameters?|params|)", text.strip().lower())
     if found is None or float(found[1]) <= 0:
         raise ValueError("a budget is a mean rank (8), 1680 triplets, 600k parameters, or a size (2MB)")
     kind, amount = UNITS[found[3]], float(found[1]) * TIMES[found[2]]

@@ -93,6 +93,8 @@ def _inside(current: Any, part: int | str) -> Any:
 def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> str:
     if item["type"] == "extra_forbidden":
         *inside, unknown = tagged
+        if (other := _of_another_method(spec, tagged)) is not None:
+            return other
         known = _fields_at(spec, tuple(inside))
         listed = f" Known here: {', '.join(known)}." if known else ""
         key = shown(".".join(map(str, item["loc"]))).strip("'\"")
@@ -105,6 +107,26 @@ def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> st
     if not key:
         return f"{problem[:1].upper()}{problem[1:]}"
     return f'setting "{key}" is {shown(item["input"])}: {problem}'
+
+
+INSTEAD = {"rank": "budget", "alpha": "scale", "budget": "rank", "scale": "alpha"}
+"""What one method has for a setting of another's."""
+
+
+def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
+    """A setting that is known, and not to the method that was asked for."""
+    current: Any = spec
+    *inside, name = tagged
+    for place, part in enumerate(inside):
+        if _is_tag(current, part):
+            having = [_tag(option) for option in _options(current) if name in option.model_fields]
+            if not having:
+                return None
+            key, fields = ".".join(map(str, (*inside[:place], name))), _fields_at(spec, tuple(inside[: place + 1]))
+            hint = f" Use {INSTEAD[name]}." if INSTEAD.get(name := str(name)) in fields else ""
+            return f'"{key}" is a setting of {" and ".join(having)}, and the method is {part}.{hint}'
+        current = _inside(current, part)
+    return None
 
 
 def shown(value: object) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.adapters.adapter_set import AdapterSet
-from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, is_out_of_memory
+from rankwise.adapters.targets import tables_of_the_head
+from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, is_out_of_memory, some
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory
@@ -67,11 +68,20 @@ def train(
         given = ranks_before_training(run, experiment) if resume else None
         adapters, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
         try:
+            if shared := tables_of_the_head(loaded.module, adapters.layers):
+                announce(Said(_shared(shared)))
             session = Session(experiment, run, loaded, adapters, ranks, prepared, announce)
             return Trained(run, _recorded(run, session, resume=resume), loaded, adapters)
         except BaseException:
             adapters.eject()
             raise
+
+
+def _shared(paths: list[str]) -> str:
+    return (
+        f"{some(paths)} shares its weight with the output head, and the adapter changes the embedding alone. Other "
+        "programs that merge it would change both; `rankwise export --format merged` parts them first"
+    )
 
 
 def _begun(run: RunDirectory, session: Session, state: TrainState, *, resume: bool) -> Past:
@@ -87,7 +97,7 @@ def _begun(run: RunDirectory, session: Session, state: TrainState, *, resume: bo
         run.begin(session.experiment)
         run.write_receipt(session.prepared.receipt)
     run.write_manifest(past.manifest)
-    session.announce(Said(session.describe()))
+    session.announce(Said("\n".join(filter(None, (session.describe(), state.allocator.plan())))))
     if resume:
         session.announce(Said(f"going on after step {state.step}"))
         if change := changed_since(past.manifest):
