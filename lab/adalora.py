@@ -1,13 +1,14 @@
 """LoRA, AdaLoRA and EVA at equal parameters on two real tasks, each at its own best learning rate.
 
-    python lab/adalora.py FOLDER [--minutes M]     run what is not done yet; stop before M minutes are over
-    python lab/adalora.py FOLDER --table           lab/adalora.md from what is done
+    python lab/adalora.py FOLDER [--minutes M] [--task T]     run what is not done yet; stop before M minutes are over
+    python lab/adalora.py FOLDER --table                      lab/adalora.md from what is done
 
-Each cell is one run of `rankwise train`: SmolLM2-135M, all linear layers, 100 steps of 8 rows, linear decay, and the
-loss in nats per learned token on rows that were never trained on (E2E: meanings that were never trained on). A rate is
-swept for each method, task and budget with seed 0 over RATES, and beyond their end for as long as the end is best; the
-best rate gets seeds 1 and 2. Finished cells lie in FOLDER/cells.jsonl and are not run again. The strengths' learning
-rate (kappa) and the start of AdaLoRA are settled first, on E2E at rank 8, and used for the rest.
+Each cell is one run of `rankwise train`: SmolLM2-135M, all linear layers, steps of 8 rows, linear decay, and the loss
+in nats per learned token on rows that were never trained on (E2E: of meanings that were never trained on;
+superbowl_facts: other answers to questions that were). A rate is swept for each method, task and budget with seed 0
+over RATES, and beyond their end for as long as the end is best; the best rate gets seeds 1 and 2. Finished cells lie
+in FOLDER/cells.jsonl and are not run again. What AdaLoRA starts with was settled first, on E2E at rank 8 with seed 0
+(SETTLING), and is used for the rest (SETTLED). Two processes, one for each task and of one thread, may share a folder.
 """
 
 from __future__ import annotations
@@ -25,19 +26,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.data.sources import open_source
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.models import ModelSpec
 from rankwise.verbs.train import train
 
-STEPS, BATCH, TRAINED, MEASURED, LONGEST = 100, 8, 800, 150, 128
+STEPS = {"e2e": 100, "superbowl": 60}
+BATCH, TRAINED, MEASURED, LONGEST = 8, 800, 150, 128
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-TASKS, BUDGETS, METHODS, SEEDS = ("e2e", "gsm8k"), (8, 2), ("lora", "adalora", "eva"), (0, 1, 2)
-KAPPAS, STARTS = (1.0, 8.0, 16.0, 32.0), ("orthonormal", "gaussian")
+TASKS, BUDGETS, METHODS, SEEDS = ("e2e", "superbowl"), (8, 2), ("lora", "adalora", "eva"), (0, 1, 2)
+SETTLED: dict[str, Any] = {"kappa": 32.0, "start": "orthonormal", "orthogonality": 0.001}
+SETTLING: tuple[dict[str, Any], ...] = (
+    *({"rate": 1e-3, "kappa": kappa} for kappa in (1.0, 8.0, 16.0, 32.0)),
+    {"rate": 1e-3, "kappa": 32.0, "start": "gaussian"},
+    {"rate": 4e-3, "kappa": 32.0},
+    *({"rate": 4e-3, "kappa": kappa, "orthogonality": 0.001} for kappa in (8.0, 32.0, 64.0)),
+    *({"rate": 4e-3, "kappa": kappa, "orthogonality": 0.0} for kappa in (32.0, 64.0)),
+    {"rate": 4e-3, "kappa": 32.0, "orthogonality": 0.0, "start": "gaussian"},
+    {"rate": 4e-3, "kappa": 32.0, "orthogonality": 0.001, "initial": 1.0},
+    *({"rate": 2e-3, "kappa": kappa, "orthogonality": 0.001} for kappa in (32.0, 64.0)),
+)
+"""Beside orthonormal, 0.1 and 1.5 where a line does not say otherwise."""
 PARAMETERS_PER_RANK = 305_280
 """Of one rank on every linear layer of SmolLM2-135M."""
 T_95 = {2: 12.706, 3: 4.303}
@@ -52,12 +63,15 @@ class Cell:
     seed: int
     kappa: float = 16.0
     start: str = "orthonormal"
-    unit: str = "parameters"
+    orthogonality: float = 0.1
+    initial: float = 1.5
 
     def adapter(self) -> dict[str, Any]:
         if self.method == "adalora":
-            budget = f"{PARAMETERS_PER_RANK * self.rank} parameters" if self.unit == "parameters" else str(self.rank)
-            return {"method": "adalora", "budget": budget, "strength_rate": self.kappa, "start": self.start}
+            return {
+                "method": "adalora", "budget": f"{PARAMETERS_PER_RANK * self.rank} parameters", "start": self.start,
+                "strength_rate": self.kappa, "orthogonality": self.orthogonality, "initial": self.initial,
+            }  # fmt: skip
         eva = {"start": "eva"} if self.method == "eva" else {}
         return {"rank": self.rank, "alpha": 2.0 * self.rank, **eva}
 
@@ -67,7 +81,7 @@ def write_rows(folder: Path) -> None:
     for task in TASKS:
         if (folder / f"{task}-measured.jsonl").exists():
             continue
-        trained, measured = e2e() if task == "e2e" else gsm8k()
+        trained, measured = e2e() if task == "e2e" else superbowl()
         for name, rows in (("trained", trained[:TRAINED]), ("measured", measured[:MEASURED])):
             text = "".join(json.dumps({"prompt": asked, "completion": said}) + "\n" for asked, said in rows)
             (folder / f"{task}-{name}.jsonl").write_text(text, encoding="utf-8")
@@ -86,15 +100,17 @@ def e2e() -> tuple[Rows, Rows]:
     return [row for row in rows if row[0] not in apart], [row for row in rows if row[0] in apart]
 
 
-def gsm8k() -> tuple[Rows, Rows]:
-    """Short ones, of the training file; the test file is for other things."""
-    spec = DataSpec(path=str(Path(os.environ["RANKWISE_DATA"]) / "gsm8k" / "train.jsonl"))
-    reading = open_source(spec, spec.all_sources[0])
-    examples = [example for chunk in reading.chunks() for row in chunk for example in row]
-    rows = [(example.messages[-2].whole, example.messages[-1].content) for example in examples]
-    short = [row for row in rows if len(row[0]) + len(row[1]) < 350]
-    random.Random(2).shuffle(short)
-    return short[MEASURED:], short
+def superbowl() -> tuple[Rows, Rows]:
+    """Short ones, of facts after the model's training. Those apart ask what others ask too, with other answers."""
+    rows = list(dict.fromkeys(row for name in ("train.jsonl", "valid.jsonl") for row in short_rows(name)))
+    random.Random(2).shuffle(rows)
+    return rows[MEASURED:], rows
+
+
+def short_rows(name: str) -> Rows:
+    with (Path(os.environ["RANKWISE_DATA"]) / "superbowl_facts" / name).open(encoding="utf-8") as file:
+        rows = [(row["prompt"], row["completion"]) for row in map(json.loads, file)]
+    return [(asked, said) for asked, said in rows if len(asked) + len(said) < 300]
 
 
 def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, 
         model=model.spec, run=name, adapter=cell.adapter(),
         data={"path": str(folder / f"{cell.task}-trained.jsonl"), "max_length": LONGEST,
               "evaluation": str(folder / f"{cell.task}-measured.jsonl")},
-        training={"steps": STEPS, "batch_size": BATCH, "learning_rate": cell.rate, "seed": cell.seed},
+        training={"steps": STEPS[cell.task], "batch_size": BATCH, "learning_rate": cell.rate, "seed": cell.seed},
     )  # fmt: skip
     trained = train(experiment, restart=True, model=model)
     results = trained.manifest.results
@@ -130,7 +146,7 @@ class Lab:
         self.folder, self.until = folder, until
         self.file = folder / "cells.jsonl"
         lines = self.file.read_text().splitlines() if self.file.exists() else []
-        self.done = {key_of(row["cell"]): row for row in map(json.loads, lines)}
+        self.done = {key_of(asdict(Cell(**row["cell"]))): row for row in map(json.loads, lines)}
         self._model: LoadedModel | None = None
 
     def loss(self, cell: Cell) -> float:
@@ -146,12 +162,6 @@ class Lab:
             print(f"{cell}: {row['loss']:.4f} in {row['seconds']:.0f} s", flush=True)
         return self.done[key]["loss"]
 
-    def settled(self) -> tuple[float, str]:
-        """Kappa and start of AdaLoRA, by the loss on E2E at rank 8."""
-        kappa = min(KAPPAS, key=lambda kappa: self.loss(Cell("e2e", "adalora", 8, 1e-3, 0, kappa)))
-        start = min(STARTS, key=lambda start: self.loss(Cell("e2e", "adalora", 8, 1e-3, 0, kappa, start)))
-        return kappa, start
-
     def best_rate(self, make: Any) -> float:
         rates = list(RATES)
         while True:
@@ -163,17 +173,18 @@ class Lab:
             else:
                 return best
 
-    def all(self) -> None:
-        kappa, start = self.settled()
-        for task in TASKS:
+    def all(self, tasks: tuple[str, ...]) -> None:
+        if "e2e" in tasks:
+            for settings in SETTLING:
+                self.loss(Cell("e2e", "adalora", 8, seed=0, **settings))
+        for task in tasks:
             for rank in BUDGETS:
                 for method in METHODS:
-                    self.seeds(task, method, rank, kappa, start)
+                    self.seeds(task, method, rank)
 
-    def seeds(self, task: str, method: str, rank: int, kappa: float, start: str) -> tuple[float, list[float]]:
+    def seeds(self, task: str, method: str, rank: int) -> tuple[float, list[float]]:
         def make(rate: float, seed: int) -> Cell:
-            own = {"kappa": kappa, "start": start} if method == "adalora" else {}
-            return Cell(task, method, rank, rate, seed, **own)
+            return Cell(task, method, rank, rate, seed, **(SETTLED if method == "adalora" else {}))
 
         rate = self.best_rate(make)
         return rate, [self.loss(make(rate, seed)) for seed in SEEDS]
@@ -187,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=180)
+    parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     folder = asked.folder.resolve()
@@ -198,7 +210,7 @@ def main() -> None:
     write_rows(folder)
     os.chdir(folder)  # the runs lie there
     try:
-        Lab(folder, time.monotonic() + 60 * asked.minutes).all()
+        Lab(folder, time.monotonic() + 60 * asked.minutes).all(tuple(asked.task or TASKS))
         print("all cells are done")
     except TimeoutError:
         print("stopped; the same command goes on from here")

@@ -474,7 +474,8 @@ def test_the_shrink_takes_the_same_rows_of_the_optimizer_s_averages():
 
 
 def test_a_retired_triplet_can_come_back():
-    model, _adapters, allocator, optimizer = adapted(steps=200)
+    spec = AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"], strength_rate=16)
+    model, _adapters, allocator, optimizer = adapted(spec, steps=200)
     retired = torch.zeros(len(allocator.triplets), dtype=torch.bool)
     back = retired.clone()
     for step in range(110):
