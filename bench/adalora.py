@@ -6,7 +6,8 @@ One process, one model (SmolLM2-135M in the number format that the machine is be
 ($RANKWISE_DATA/dolly) for all, all linear layers. Before the shrink AdaLoRA has 1.5 times the ranks it keeps, and
 stands beside LoRA of as many; it decides at every step, which is the most it can cost. After the shrink it stands
 beside LoRA of the very ranks it kept. Steps are whole (forward, backward, penalty, clipping, update, importance,
-decision), in the order ABBA, after one of each that is not counted; ratios are of medians.
+decision), in the order ABBA, after one of each that is not counted. A ratio is the median over pairs of neighbouring steps, since
+the machine's speed drifts; `quarters` are where the middle half of the pairs lies.
 """
 
 from __future__ import annotations
@@ -79,8 +80,10 @@ def abba(one: Step, other: Step, pairs: int) -> dict[str, Any]:
             began = time.perf_counter()
             (one, other)[index]()
             seconds[index].append(time.perf_counter() - began)
+    ratios = sorted(first / second for first, second in zip(*seconds, strict=True))
+    quarters = [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]]
     medians = [statistics.median(side) for side in seconds]
-    return {"ratio": medians[0] / medians[1], "seconds": medians, "all": seconds}
+    return {"ratio": statistics.median(ratios), "quarters": quarters, "seconds": medians, "all": seconds}
 
 
 def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -> tuple[dict[str, Any], dict[str, Any]]:

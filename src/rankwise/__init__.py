@@ -9,7 +9,7 @@ brings no torch.
     train       an Experiment into a finished run
     generate    one answer from a run
     inspect     the ranks of a run's adapter
-    export      a run's adapter as a folder for other programs
+    export      what a run trained as a folder for other programs
     read_peft, write_peft   an adapter in PEFT's file format
 """
 

@@ -5,6 +5,7 @@ The numbers 1 to 15 are those of the acceptance list of the method's design.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from itertools import pairwise
@@ -237,7 +238,7 @@ def test_the_budget_is_the_authors_and_not_the_paper_s_misprint():
 
 @pytest.mark.parametrize(
     ("budget", "initial", "targets"),
-    [("2", 1, ["up", "mid", "down"]), ("3", 1.34, ["mid"]), ("1", 4, ["down"]), ("4 triplets", 3, ["up", "mid"]),
+    [("2", 1, ["up", "mid", "down"]), ("3", 1.33, ["mid"]), ("1", 4, ["down"]), ("4 triplets", 3, ["up", "mid"]),
      ("1 triplets", 2, ["up", "mid", "down"])],
 )  # fmt: skip
 def test_at_the_end_exactly_the_budget_lives(budget, initial, targets):
@@ -271,15 +272,32 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
 
 @pytest.mark.parametrize(
     ("budget", "targets", "least"),
-    [("0.2", ["down"], None), ("10 parameters", ["mid"], "parameters"), ("0.3kB", ["mid"], "bytes")], ids=str,
+    [
+        ("0.2", ["down"], None), ("10 parameters", ["mid"], "parameters"), ("0.2kB", ["mid"], "bytes"),
+        ("10B", ["mid"], "bytes"), ("0.2kB", ["up", "mid", "down"], "bytes"),
+    ], ids=str,
 )  # fmt: skip
 def test_a_budget_that_is_not_one_triplet_is_refused_and_the_smallest_told(budget, targets, least):
-    with pytest.raises(SpecError, match=r"is less than one triplet on these 1 layers") as caught:
+    with pytest.raises(SpecError, match=r"is less than one triplet on these [13] layers") as caught:
         inject(net(), AdaLoraSpec(budget=budget, targets=targets))
     if least is not None:
         size = str(caught.value).partition("smallest there is has ")[2].removesuffix(f" {least}.")
         enough = {"parameters": "{} parameters", "bytes": "{}B"}[least].format(int(size.replace(",", "")))
-        assert inject(net(), AdaLoraSpec(budget=enough, targets=targets)).layers
+        spec = AdaLoraSpec(budget=enough, targets=targets)
+        model, adapters, allocator, optimizer = adapted(spec, steps=3)
+        for step in range(3):
+            one_step(model, allocator, optimizer, step)
+        assert sum(adapter.rank for adapter in adapters.adapters().values()) == 1
+
+
+def test_a_budget_is_what_the_cheapest_layer_costs_and_no_mixture_of_several():
+    path, name = "x" * 120, "a"
+    with pytest.raises(SpecError, match="the smallest there is has"):
+        budget_of(AdaLoraSpec(budget="536B"), [72, 68], [0, 1], [name, path])
+    least = 4 * 72 + 64 + 228
+    assert budget_of(AdaLoraSpec(budget=f"{least}B"), [72, 68], [0, 1], [name, path]).last == 72 + 57
+    with pytest.raises(SpecError, match=f"has {least} bytes"):
+        budget_of(AdaLoraSpec(budget=f"{least - 1}B"), [72, 68], [0, 1], [name, path])
 
 
 def test_a_run_of_one_step_tells_its_triplets_apart():
@@ -458,6 +476,13 @@ def test_the_shrink_takes_the_same_rows_of_the_optimizer_s_averages():
         one_step(model, allocator, optimizer, step)
     state = optimizer.state[allocator.triplets.vectors]
     assert state["exp_avg"].numel() == allocator.triplets.vectors.numel()
+    for parameter in (allocator.triplets.vectors, allocator.triplets.strengths):
+        optimizer.state[parameter]["exp_avg_sq"].copy_(parameter.data)
+    kept = torch.rand(len(allocator.triplets), generator=torch.Generator().manual_seed(0)) < 0.5
+    copied = copy.deepcopy((allocator.triplets, optimizer))
+    copied[0].shrink(kept, copied[1])
+    for parameter in (copied[0].vectors, copied[0].strengths):
+        assert torch.equal(copied[1].state[parameter]["exp_avg_sq"], parameter.data), "the very rows"
     before = [view.clone() for view in allocator.triplets.rows(state["exp_avg"])]
     step_before = state["step"].clone()
     one_step(model, allocator, optimizer, 12)
@@ -555,10 +580,10 @@ def test_a_budget_of_bytes_has_room_for_the_header_of_one_wide_layer_too(path):
     }
     written = 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + last
     for size in range(written - 8, written + 8):
-        budget = budget_of(AdaLoraSpec(budget=f"{size}B"), [inside + outside], [path])
+        budget = budget_of(AdaLoraSpec(budget=f"{size}B"), [inside + outside], [0], [path])
         kept = (budget.last - budget.entries[0]) // (inside + outside)
         assert kept < rank or size >= written
-    budget = budget_of(AdaLoraSpec(budget=f"{written + 400}B"), [inside + outside], [path])
+    budget = budget_of(AdaLoraSpec(budget=f"{written + 400}B"), [inside + outside], [0], [path])
     assert (budget.last - budget.entries[0]) // (inside + outside) == rank
 
 

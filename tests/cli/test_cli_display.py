@@ -240,7 +240,7 @@ def test_a_terminal_that_has_few_characters_gets_them_escaped():
 def test_a_line_of_ranks_is_one_line_that_fits_and_steers_no_terminal(record, room):
     line = rank_line(record, room)
     assert len(line) <= room and line.isprintable()
-    assert line.startswith(f"budget {record.budget:,} of {record.of:,}, mean rank ")
+    assert line.startswith(f"budget {record.budget:,} of {record.of:,} {record.unit}, mean rank ")
     assert decided(record).isprintable()
 
 
@@ -250,15 +250,15 @@ PLAN = RankRecord(
 
 
 def test_a_line_of_ranks_has_the_mean_and_the_share_of_each_kind_of_layer():
-    assert rank_line(PLAN, 80) == "budget 12 of 20, mean rank 2.0: v 67%, up 33%"
-    assert rank_line(PLAN, 40) == "budget 12 of 20, mean rank 2.0: v 67%"
-    assert rank_line(PLAN, 31) == "budget 12 of 20, mean rank 2.0"
+    assert rank_line(PLAN, 80) == "budget 12 of 20 triplets, mean rank 2.0: v 67%, up 33%"
+    assert rank_line(PLAN, 49) == "budget 12 of 20 triplets, mean rank 2.0: v 67%"
+    assert rank_line(PLAN, 40) == "budget 12 of 20 triplets, mean rank 2.0"
 
 
 def test_the_last_decision_is_one_sentence():
     assert decided(PLAN) == (
-        "ranks decided for good after step 9: 12 over 6 layers, 2.00 on average (budget 12 of 20); v 67%, up 33%; "
-        "2 layers have none"
+        "ranks decided for good after step 9: 12 over 6 layers, 2.00 on average (budget 12 of 20 triplets); "
+        "v 67%, up 33%; 2 layers have none"
     )
 
 
@@ -275,7 +275,7 @@ def test_the_training_line_shows_the_ranks_it_has_heard_of(terminal, monkeypatch
         for event in (stepped(1), PLAN, stepped(2), stepped(100)):
             display(event)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    assert shown.count("budget 12 of 20, mean rank 2.0: v 67%, up 33%") >= 1
+    assert shown.count("budget 12 of 20 triplets, mean rank 2.0: v 67%, up 33%") >= 1
     assert "decided" not in shown
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]", shown)) or not terminal
 

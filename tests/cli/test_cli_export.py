@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -181,31 +182,73 @@ def test_a_peft_adalora_is_not_rewritten_without_its_model(home):
     assert result.exit_code == 2 and "AdaLoRA" in result.stderr
 
 
-@pytest.mark.parametrize("run", ["fixed", "given"])
-@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
-def test_a_merged_model_is_the_trained_one_with_no_adapter(home, tiny_folder, run, dtype):
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, tiny_folder):
+    """A run on a base whose files are bfloat16, in two shards, without a word of it in config.json."""
+    folder = tmp_path_factory.mktemp("half")
+    shutil.copytree(tiny_folder, folder / "base")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    (folder / "base" / "model.safetensors").unlink()
+    model.save_pretrained(folder / "base", max_shard_size="20KB")
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "dtype" not in k}))
+    (folder / "base" / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}')
+    with contextlib.chdir(folder):
+        (folder / "rows.jsonl").write_text('{"prompt": "What is it?", "completion": "It is a town."}\n' * 4)
+        words = ("train", "--model", "base", "--data", "rows.jsonl", "--steps", 30, "--batch-size", 2, "--run", "half")
+        result = rankwise(*words, "--rank", 4, "--learning-rate", 0.01)
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.mark.parametrize("run", ["fixed", "given", "half"])
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_folder, monkeypatch, run, dtype):
+    base = half / "base" if run == "half" else tiny_folder
+    if run == "half":
+        shutil.copytree(half, home / "half")
+        monkeypatch.chdir(home / "half")
     words = () if dtype is None else ("--dtype", dtype)
     result = rankwise("export", run, "--to", "out/whole", "--format", "merged", *words, "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told.keys() == {"run", "to", "format", "bytes", "dtype", "logits_difference", "logits_change"}
-    assert told["dtype"] == dtype or dtype is None
-    wanted = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
-    read_peft(wanted, home / "runs" / run / "adapter")
-    found = AutoModelForCausalLM.from_pretrained(home / "out" / "whole")
+    assert told["dtype"] == (dtype or ("bfloat16" if run == "half" else "float32"))
+    wanted = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    read_peft(wanted, Path("runs") / run / "adapter")
+    whole = Path("out") / "whole"
+    found = AutoModelForCausalLM.from_pretrained(whole)
     assert str(found.dtype) == f"torch.{told['dtype']}"
     with torch.no_grad():
         ours, theirs = (model(input_ids=IDS).logits for model in (found.float(), wanted))
-    assert (ours - theirs).abs().max() < (1e-5 if dtype is None else 0.05) * theirs.abs().max()
+    assert (ours - theirs).abs().max() < (1e-5 if told["dtype"] == "float32" else 0.05) * theirs.abs().max()
     assert told["logits_difference"] < 0.05 < told["logits_change"]
-    assert told["bytes"] == sum(file.stat().st_size for file in (home / "out" / "whole").glob("*.safetensors"))
-    asked = [{"role": "user", "content": "What is land 3?"}]
-    base, merged = (AutoTokenizer.from_pretrained(folder) for folder in (tiny_folder, home / "out" / "whole"))
-    render = {"tokenize": False, "add_generation_prompt": True}
-    if base.chat_template:
-        assert merged.apply_chat_template(asked, **render) == base.apply_chat_template(asked, **render)
-    again = rankwise("train", "--model", "out/whole", "--data", "rows.jsonl", "--steps", 1, "--run", "again")
+    assert told["bytes"] == sum(file.stat().st_size for file in whole.glob("*.safetensors"))
+    settings = json.loads((whole / "generation_config.json").read_text())
+    own = json.loads((base / "generation_config.json").read_text())
+    assert settings == own | {"eos_token_id": settings["eos_token_id"]}
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    assert tokenizer.eos_token_id in [settings["eos_token_id"]] or tokenizer.eos_token_id in settings["eos_token_id"]
+    again = rankwise("train", "--model", whole, "--data", "rows.jsonl", "--steps", 1, "--run", "again")
     assert again.exit_code == 0, again.output
+
+
+def test_a_weight_that_is_not_on_the_disk_as_it_was_merged_leaves_nothing(home, monkeypatch):
+    from rankwise.verbs import merging
+
+    def damaged(model, folder, dtype):
+        save(model, folder, dtype)
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        key = next(key for key in tensors if "down_proj" in key)
+        tensors[key][0, 0] += 1e-4
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    save = merging.save
+    monkeypatch.setattr(merging, "save", damaged)
+    result = rankwise("export", "fixed", "--to", "whole", "--format", "merged")
+    assert result.exit_code == 2 and "not those that were merged" in result.stderr, result.output
+    assert not any("whole" in path.name for path in home.iterdir())
 
 
 def test_a_merged_model_that_is_another_is_not_left_behind(home, monkeypatch):

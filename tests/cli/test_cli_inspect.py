@@ -73,7 +73,7 @@ def test_an_adalora_has_the_ranks_of_its_last_decision_and_those_before(home):
     *before, last = found["history"]
     assert last["final"] and not any(plan["final"] for plan in before) and before
     assert found["ranks"] == last["ranks"] and found["total_rank"] == 42 == last["budget"]
-    assert all(set(plan) == {"step", "budget", "of", "ranks", "final"} for plan in found["history"])
+    assert all(set(plan) == {"step", "budget", "of", "ranks", "final", "unit"} for plan in found["history"])
     assert [plan["step"] for plan in found["history"]] == sorted(plan["step"] for plan in found["history"])
     stored = facts(home / "runs" / "given" / "adapter")
     assert stored["ranks"] == {path: rank for path, rank in sorted(found["ranks"].items()) if rank}

@@ -46,3 +46,14 @@ def test_a_model_s_template_and_the_plain_one(family: Family, own: bool) -> None
 def test_a_recipe_s(family: Family, name: str) -> None:
     hub = written_by(family, "gpt2").tokenizer.hub
     assert_same(ChatTemplate.of_recipe(HubTokenizer(hub, [hub.eos_token_id]), recipe_named(name)))
+
+
+@pytest.mark.parametrize("left", ["", "-", "+"])
+@pytest.mark.parametrize("right", ["", "-", "+"])
+def test_a_mark_takes_as_much_white_space_with_it_as_it_did(left: str, right: str) -> None:
+    source = (
+        "{% for message in messages %}\n  {{ message.role }}:  \n  {%L generation R%}\n  {{ message.content }}  \n"
+        "  {%L endgeneration R%}\n  .\n{% endfor %}\n"
+    )
+    family = next(family for family in FAMILIES if family.bos is None)
+    assert_same(written_by(family, "gpt2", source.replace("L", left).replace("R", right)))

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import rankwise
 from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import RankAllocator
+from rankwise.adapters.importance import Importance
 from rankwise.spec.adapters import AdaLoraSpec
 
 STEPS, WORLD, ROWS = 24, 2, 12
@@ -82,6 +83,9 @@ def main(rank, folder):
     share = slice(rank * ROWS // WORLD, (rank + 1) * ROWS // WORLD)
     for name, spec in SPECS.items():
         save_file(trained(spec, DistributedDataParallel, share), Path(folder, f"{name}-{rank}.safetensors"))
+    Importance.scores = lambda self, triplets: torch.rand(len(triplets)) + rank * torch.arange(len(triplets))
+    seen = trained(SPECS["shrunk"], DistributedDataParallel, share)
+    save_file(seen, Path(folder, f"disagreeing-{rank}.safetensors"))
     distributed.destroy_process_group()
 
 
@@ -121,6 +125,13 @@ def test_two_processes_with_half_of_the_rows_each_are_one_with_all(both, spec):
     assert (ranks[-1] < ranks[0]) == SPECS[spec].shrink
     alive = [int(alone[f"{step}.kept"].sum()) for step in range(STEPS)]
     assert len(set(alive)) > 2, "ranks were taken in several steps"
+
+
+@pytest.mark.timeout(120)
+def test_where_scores_differ_one_process_decides_for_both(both):
+    first, second = (load_file(both / f"disagreeing-{rank}.safetensors") for rank in range(WORLD))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 if __name__ == "__main__":

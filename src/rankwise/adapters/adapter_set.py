@@ -73,8 +73,9 @@ class AdapterSet:
         paths = chosen_paths(self.model, spec)
         sizes = {path: features_of(self.host(path)) for path in paths}
         splits = {path: split_of(self.model, path, sizes[path][1]) for path in paths}
-        costs = [sum(sizes[path]) for path, split in splits.items() for _ in (split.names if split else (path,))]
-        mean_rank = budget_of(spec, costs, paths).mean_rank
+        counts = [len(split.names) if split else 1 for split in splits.values()]
+        layers = [layer for layer, count in enumerate(counts) for _ in range(count)]
+        mean_rank = budget_of(spec, [sum(sizes[paths[layer]]) for layer in layers], layers, paths).mean_rank
 
         def made(path: str) -> Adapter:
             return adalora_for(self.host(path), spec, mean_rank, splits[path], generator)

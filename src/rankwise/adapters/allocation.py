@@ -137,10 +137,13 @@ class RankAllocator:
             (label, (part.rank, part.P.shape[1], part.Q.shape[1]))
             for label, part in zip(self.labels, parts, strict=True)
         )
-        self.budget: Budget = budget_of(spec, [part.cost for part in parts], list(adapters.adapters(name)))
-        self.costs, self._layers = self.triplets.costs, _layers_of(adapters, name).to(self.triplets.strengths.device)
+        costs, ranks, layers = [part.cost for part in parts], self.triplets.ranks, _layers_of(adapters, name)
+        self.budget: Budget = budget_of(spec, costs, layers, list(adapters.adapters(name)))
+        self.costs = self.triplets.costs
+        self._layers = torch.tensor(layers).repeat_interleave(torch.tensor(ranks)).to(self.costs.device)
         self._entries = torch.tensor(self.budget.entries, device=self.costs.device)
-        first = round(float(self.costs.sum())) + sum(self.budget.entries) if self.budget.by_cost else len(self.triplets)
+        dearest = sum(cost * rank for cost, rank in zip(costs, ranks, strict=True)) + sum(self.budget.entries)
+        first = dearest if self.budget.by_cost else len(self.triplets)
         self.schedule = Schedule.of(spec, first, min(self.budget.last, first), steps)
         self.importance = Importance.of(self.triplets, spec.beta1, spec.beta2)
         self.kept = torch.ones(len(self.triplets), dtype=torch.bool, device=self.costs.device)
@@ -156,13 +159,13 @@ class RankAllocator:
         ]
 
     def plan(self) -> str:
-        schedule, unit = self.schedule, "parameters" if self.budget.by_cost else "triplets"
+        schedule, told = self.schedule, self.budget.told
         line = (
-            f"AdaLoRA begins with {schedule.first:,} {unit}, retires from step {schedule.warmup + 2} on, and has "
-            f"{schedule.last:,} left after step {schedule.decided + 1}"
+            f"AdaLoRA begins with {told(schedule.first):,} {self.budget.unit}, retires from step {schedule.warmup + 2} "
+            f"on, and has {told(schedule.last):,} left after step {schedule.decided + 1}"
         )
         if self.budget.last > schedule.first:
-            line += f"; the budget of {self.budget.last:,} is more than these layers hold"
+            line += f"; the budget of {told(self.budget.last):,} is more than these layers hold"
         return line
 
     def penalise(self) -> None:
@@ -241,7 +244,7 @@ class RankAllocator:
         self.triplets.retire(self.kept)
 
     def _decide_at_last(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord:
-        if step == 0:  # of a run of one step: nothing else would tell the triplets apart
+        if step == 0 and self.spec.importance == "after":  # nothing else would tell the triplets of one step apart
             self.importance.observe(self.triplets)
         self._decide(step)
         plan = replace(self._plan(step), final=True)
@@ -268,13 +271,14 @@ class RankAllocator:
         """The one place where the host waits for the device: only what is told needs it."""
         alive = [int(mask.sum()) for mask in self.kept.cpu().split(self.triplets.ranks)]
         ranks = dict(zip(self.labels, alive, strict=True))
-        return RankRecord(step + 1, self.schedule.budget(step), self.schedule.first, ranks, final=False)
+        budget, first = self.budget.told(self.schedule.budget(step)), self.budget.told(self.schedule.first)
+        return RankRecord(step + 1, budget, first, ranks, final=False, unit=self.budget.unit)
 
 
-def _layers_of(adapters: AdapterSet, name: str) -> Tensor:
-    """(b,) in which adapted layer each triplet is."""
-    ranks = torch.tensor([adapter.rank for adapter in adapters.adapters(name).values()])
-    return torch.arange(len(ranks)).repeat_interleave(ranks)
+def _layers_of(adapters: AdapterSet, name: str) -> list[int]:
+    """In which adapted layer each part is."""
+    found = enumerate(adapters.adapters(name).values())
+    return [layer for layer, adapter in found if isinstance(adapter, AdaLoRA | FusedAdaLoRA) for _ in adapter.parts]
 
 
 def parts_of(adapters: AdapterSet, name: str) -> tuple[list[str], list[AdaLoRA]]:

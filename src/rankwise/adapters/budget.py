@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from rankwise.errors import SpecError
 from rankwise.spec.adapters import AdaLoraSpec
 
-BYTES_OF_NAMES = 190
-"""At most what a safetensors header says of one pair of factors, its path and the four places in the file apart."""
+BYTES_OF_NAMES = 226
+"""At most what a safetensors header says of one pair of factors, its path apart, in a file of less than a gigabyte."""
 BYTES_OF_FILE = 64
 """Of the header, apart from the pairs."""
 BYTES_PER_PARAMETER = 4
@@ -66,14 +66,22 @@ class Budget:
     """What it comes to if every part gets the same."""
     entries: tuple[int, ...]
     """What each layer that keeps any rank costs besides, in parameters: its names in the file, where bytes count."""
+    in_bytes: bool
+
+    def told(self, amount: int) -> int:
+        """An amount of what is counted, in the unit that it is told in."""
+        return amount * BYTES_PER_PARAMETER + BYTES_OF_FILE if self.in_bytes else amount
+
+    @property
+    def unit(self) -> str:
+        return "bytes" if self.in_bytes else "parameters" if self.by_cost else "triplets"
 
 
-def budget_of(spec: AdaLoraSpec, costs: Sequence[int], paths: Sequence[str]) -> Budget:
-    """`costs` are the parameters of one triplet in each part, `paths` those of the layers."""
+def budget_of(spec: AdaLoraSpec, costs: Sequence[int], layers: Sequence[int], paths: Sequence[str]) -> Budget:
+    """`costs` are the parameters of one triplet of each part, `layers` in which of the layers at `paths` it is."""
     kind, amount = spec.asked
     parts, dearest = len(costs), sum(costs)
-    places = 4 * len(str(int(amount)))
-    names = [BYTES_OF_NAMES + places + 2 * len(path) if kind == "bytes" else 0 for path in paths]
+    names = [BYTES_OF_NAMES + 2 * len(path) if kind == "bytes" else 0 for path in paths]
     entries = [-(-size // BYTES_PER_PARAMETER) for size in names]
     if kind in ("rank", "triplets"):
         triplets = round(amount * parts) if kind == "rank" else round(amount)
@@ -83,15 +91,9 @@ def budget_of(spec: AdaLoraSpec, costs: Sequence[int], paths: Sequence[str]) -> 
     else:
         last = int(amount) if kind == "parameters" else int((amount - BYTES_OF_FILE) // BYTES_PER_PARAMETER)
         by_cost, mean_rank = True, max(0, last - sum(entries)) / dearest
-    least = min(costs) + min(entries) if by_cost else 1
+    budget = Budget(last, by_cost, mean_rank, tuple(entries), in_bytes=kind == "bytes")
+    least = min(cost + entries[layer] for cost, layer in zip(costs, layers, strict=True)) if by_cost else 1
     if last < least:
-        raise SpecError([_too_small(spec, parts, least if by_cost else None)])
-    return Budget(last, by_cost, mean_rank, tuple(entries))
-
-
-def _too_small(spec: AdaLoraSpec, parts: int, least: int | None) -> str:
-    size = least if least is None or spec.asked[0] != "bytes" else least * BYTES_PER_PARAMETER + BYTES_OF_FILE
-    unit = "bytes" if spec.asked[0] == "bytes" else "parameters"
-    return f'adapter.budget "{spec.budget}" is less than one triplet on these {parts} layers' + (
-        "." if size is None else f"; the smallest there is has {size:,} {unit}."
-    )
+        smallest = f"; the smallest there is has {budget.told(least):,} {budget.unit}" if by_cost else ""
+        raise SpecError([f'adapter.budget "{spec.budget}" is less than one triplet on these {parts} layers{smallest}.'])
+    return budget

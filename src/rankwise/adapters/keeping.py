@@ -38,7 +38,7 @@ def keep_worth(scores: Tensor, costs: Tensor, budget: int, layers: Tensor, entri
 
 def _first_of_each(layers: Tensor, among: Tensor, count: int) -> Tensor:
     """(b,) whether a place is the first of its layer `among` those."""
-    places = torch.arange(len(layers), device=layers.device)
-    behind = torch.where(among, places, len(layers))
-    first = places.new_full((count,), len(layers)).scatter_reduce(0, layers, behind, "amin")
+    places = torch.arange(len(layers), device=layers.device, dtype=torch.float32)  # MPS has no smallest of integers
+    behind = torch.where(among, places, float(len(layers)))
+    first = places.new_full((count,), float(len(layers))).scatter_reduce(0, layers, behind, "amin")
     return among & (first[layers] == places)

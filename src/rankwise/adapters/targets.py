@@ -83,9 +83,8 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 def tables_of_the_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """Those of `paths` that are embeddings and share their weight with the output head."""
-    head, modules = output_head(model), host_view(model)
-    return [path for path in paths if head is not None and modules[path] is not head
-            and weight_of(modules[path]) is head.weight]  # fmt: skip
+    shared, modules = getattr(output_head(model), "weight", None), host_view(model)
+    return [path for path in paths if isinstance(modules[path], nn.Embedding) and modules[path].weight is shared]
 
 
 @lru_cache(maxsize=4096)

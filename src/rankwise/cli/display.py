@@ -124,7 +124,7 @@ def _facts(record: StepRecord) -> str:
 
 def rank_line(record: RankRecord, room: int) -> str:
     """Budget, mean rank, and as many kinds of layers as there is room for, those with the largest share first."""
-    line = f"budget {record.budget:,} of {record.of:,}, mean rank {record.mean_rank:.1f}"
+    line = f"budget {record.budget:,} of {record.of:,} {record.unit}, mean rank {record.mean_rank:.1f}"
     before = ": "
     for kind, share in _shares(record):
         part = f"{before}{kind} {share:.0%}"
@@ -139,7 +139,8 @@ def decided(record: RankRecord) -> str:
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in _shares(record)[:8])
     return (
         f"ranks decided for good after step {record.step}: {sum(record.ranks.values()):,} over "
-        f"{len(record.ranks):,} layers, {record.mean_rank:.2f} on average (budget {record.budget:,} of {record.of:,})"
+        f"{len(record.ranks):,} layers, {record.mean_rank:.2f} on average "
+        f"(budget {record.budget:,} of {record.of:,} {record.unit})"
         + (f"; {shares}" if shares else "")
         + (f"; {empty:,} layers have none" if empty else "")
     )

@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ForceBase, Json, Quiet, RunName, TrustCode
+from rankwise.cli.options import ForceBase, Json, Quiet, RunName
 
 
 def export(
@@ -29,7 +29,6 @@ def export(
         ),
     ] = None,
     force_base: ForceBase = False,
-    trust_code: TrustCode = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -37,9 +36,7 @@ def export(
     with failures_told(as_json), Display(quiet) as display:
         from rankwise.verbs.export import export as export_verb
 
-        exported = export_verb(
-            run, to, format, dtype=dtype, force_base=force_base, trust_code=trust_code, announce=display
-        )
+        exported = export_verb(run, to, format, dtype=dtype, force_base=force_base, announce=display)
         if as_json:
             print_json(exported.summary())
             return

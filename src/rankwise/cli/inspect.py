@@ -66,7 +66,7 @@ def _plans(history: list[RankRecord]) -> list[str]:
     apart = max(1, -(-(len(history) - 1) // (MOST_PLANS - 1)))
     shown = [*history[:-1:apart], history[-1]]
     return [
-        f"{'step':>8} {'budget':>22} {'mean rank':>10}",
+        f"{'step':>8} {history[-1].unit:>22} {'mean rank':>10}",
         *(
             f"{plan.step:>8,} {f'{plan.budget:,} of {plan.of:,}':>22} {plan.mean_rank:>10.2f}"
             f"{'  for good' if plan.final else ''}"

@@ -3,49 +3,60 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sources import find
 from rankwise.run.records import Announce
+from rankwise.run.writing import write_json
 from rankwise.spec.models import ModelSpec
 
 _MARK = re.compile(r"\{%-?\+?\s*(?:end)?generation\s*-?\+?%\}")
 
 
-def stored_dtype(spec: ModelSpec, announce: Announce) -> torch.dtype:
-    """The number format that a model's files say they have."""
-    config = read_json(find(spec, announce).folder / "config.json")
-    inner = config.get("text_config")
-    sections = [config, inner if isinstance(inner, dict) else {}]
-    named = next((said for part in sections for key in ("dtype", "torch_dtype") if (said := part.get(key))), None)
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(named), torch.float32)
+def stored_as(spec: ModelSpec, announce: Announce) -> tuple[torch.dtype, int]:
+    """The number format that most of a model's weights have in its files, and how many numbers there are."""
+    counts: Counter[str] = Counter()
+    for file in sorted(find(spec, announce).folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+                part = tensors.get_slice(name)
+                counts[part.get_dtype()] += math.prod(part.get_shape())
+    dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
+    return dtype, counts.total()
 
 
 def save(model: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
     """The model's weights are changed to `dtype` in place."""
-    from transformers import GenerationConfig
-
     module: Any = model.module.to(dtype)
-    settings = model.source.folder / "generation_config.json"
-    if settings.is_file():
-        module.generation_config = GenerationConfig.from_pretrained(model.source.folder, local_files_only=True)
-    ends = list(model.template.end_ids)
-    if ends:
-        module.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     module.save_pretrained(folder)
+    _save_settings(model, folder)
     tokenizer = model.tokenizer.hub
     own, tokenizer.chat_template = tokenizer.chat_template, template_text(model.template)
     try:
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = own
+
+
+def _save_settings(model: LoadedModel, folder: Path) -> None:
+    """The base's own, as they stand, with what the run learned to end with."""
+    name = "generation_config.json"
+    own = read_json(model.source.folder / name) if (model.source.folder / name).is_file() else {}
+    ends = list(model.template.end_ids)
+    settings = own | ({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {})
+    (folder / name).unlink(missing_ok=True)
+    if settings:
+        write_json(folder / name, settings)
 
 
 def template_text(template: ChatTemplate) -> Any:
@@ -57,7 +68,6 @@ def template_text(template: ChatTemplate) -> Any:
 
 
 def _same_trim(mark: re.Match[str]) -> str:
-    """A mark may take white space away beside it, and a comment does the same."""
-    text = mark[0]
-    left, right = ("-" if text[at] == "-" else "" for at in (2, -3))
+    """A mark says what becomes of the white space beside it, and a comment can say the same."""
+    left, right = (sign if (sign := mark[0][at]) in "-+" else "" for at in (2, -3))
     return f"{{#{left} {right}#}}"

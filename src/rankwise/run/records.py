@@ -45,13 +45,14 @@ class LossRecord:
 
 @dataclass(frozen=True)
 class RankRecord:
-    """How ranks are given out after `step` steps. `budget` and `of` count triplets, or parameters of the adapter."""
+    """How ranks are given out after `step` steps. `unit` is what `budget` and `of` count: also parameters or bytes."""
 
     step: int
     budget: int
     of: int
     ranks: dict[str, int]
     final: bool
+    unit: str = "triplets"
 
     @property
     def mean_rank(self) -> float:

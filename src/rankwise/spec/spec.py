@@ -123,7 +123,8 @@ def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
             if not having:
                 return None
             key, fields = ".".join(map(str, (*inside[:place], name))), _fields_at(spec, tuple(inside[: place + 1]))
-            hint = f" Use {INSTEAD[name]}." if INSTEAD.get(name := str(name)) in fields else ""
+            instead = INSTEAD.get(str(name))
+            hint = f" Use {instead}." if instead in fields else ""
             return f'"{key}" is a setting of {" and ".join(having)}, and the method is {part}.{hint}'
         current = _inside(current, part)
     return None

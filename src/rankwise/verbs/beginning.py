@@ -42,7 +42,7 @@ def begin(
     ranks = {choice.path: 0 for choice in asked_for} | {choice.path: choice.rank for choice in choices}
     budget = sum(choice.rank * costs[choice.path] for choice in asked_for)
     most = sum(round(choice.rank * spec.eva_rho) * costs[choice.path] for choice in asked_for)
-    record = RankRecord(0, budget, most, ranks, final=True)
+    record = RankRecord(0, budget, most, ranks, final=True, unit="parameters")
     tokens = sum(asked(row) for part in looked_at for row in part)
     spent = sum(rank * costs[path] for path, rank in ranks.items())
     announce(Said(_told(record, spent, tokens, time.perf_counter() - began)))

@@ -19,7 +19,6 @@ from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, silent
 from rankwise.run.writing import need_space, told_when_full
 from rankwise.spec.adapters import ExportFormat
-from rankwise.verbs.ask import base_of
 from rankwise.verbs.merging import DTYPES, Merged, export_merged
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
@@ -46,16 +45,16 @@ class Exported:
 
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, dtype: str | None = None, force_base: bool = False,
-    trust_code: str | None = None, announce: Announce = silent,
+    announce: Announce = silent,
 ) -> Exported:  # fmt: skip
     """Write what a run trained as the folder `to`, which must not be there yet. `dtype` is what a merged model is held
     in, `float32`, `bfloat16` or `float16`; otherwise it is that of the base model's files."""
     folder = Path(to)
-    _check(format, dtype, of_base=force_base or trust_code is not None)
+    _check(format, dtype, force_base=force_base)
     run = open_run(run_name)
     _check_free(folder)
     if format == "merged":
-        merged = export_merged(run, folder, announce, base_of(run, trust_code), dtype, force_base=force_base)
+        merged = export_merged(run, folder, announce, dtype, force_base=force_base)
         return Exported(str(run.folder), str(folder), format, _size(folder), merged=merged)
     receipt = run.receipt()
     held = read_stored(run.adapter)
@@ -67,12 +66,12 @@ def export(
     return Exported(str(run.folder), str(folder), format, _size(folder), rank=written.rank)
 
 
-def _check(format: str, dtype: str | None, *, of_base: bool) -> None:
+def _check(format: str, dtype: str | None, *, force_base: bool) -> None:
     problems = []
     if format not in FORMATS:
         problems.append(f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {", ".join(FORMATS)}.')
-    elif format != "merged" and (dtype is not None or of_base):
-        problems.append(f"dtype, force-base and trust-code are for the format merged; {format} needs no base model.")
+    elif format != "merged" and (dtype is not None or force_base):
+        problems.append(f"dtype and force-base are for the format merged; {format} needs no base model.")
     if dtype is not None and dtype not in DTYPES:
         problems.append(f'there is no dtype "{dtype}".{did_you_mean(dtype, DTYPES)} Known: {", ".join(DTYPES)}.')
     if problems:

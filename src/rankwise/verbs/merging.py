@@ -1,29 +1,29 @@
-"""The base model with a run's adapter in its weights, loaded again and compared with the trained model.
+"""The base model with a run's adapter in its weights, loaded again from the disk and compared with the trained model.
 
-What is compared are the logits on a text that is always the same. Weights are merged in the format that the base's
-files have, or in float32, and rounded once; a difference beyond what that rounding makes means another model, and
-nothing is left of it.
+Weights are merged on the processor, in float32 unless both the base's files and the new ones are bfloat16, and rounded
+once. Read back, every weight must be the merged one bit for bit, and the logits on a text that is always the same must
+be the trained model's but for rounding; else nothing is left.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rankwise.adapters.merging import merge
-from rankwise.errors import AdapterError
+from rankwise.errors import AdapterError, RunError
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.models.saving import save, stored_dtype
+from rankwise.models.saving import save, stored_as
 from rankwise.run.directory import RunDirectory
 from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import need_space, published, write_json
-from rankwise.spec.models import ModelSpec
-from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.ask import base_of, open_for_asking
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
@@ -42,28 +42,35 @@ class Merged:
 
 
 def export_merged(
-    run: RunDirectory, folder: Path, announce: Announce, base: ModelSpec, dtype: str | None, *, force_base: bool
+    run: RunDirectory, folder: Path, announce: Announce, dtype: str | None, *, force_base: bool
 ) -> Merged:
-    stored = stored_dtype(base, announce)
+    if run.experiment().model.trust_code is not None:
+        raise RunError(f"{run.folder} was trained on a model that brings code of its own, which a folder cannot be "
+                       "trusted with. Export the adapter as peft or portable.")  # fmt: skip
+    base = base_of(run, None)
+    stored, numbers = stored_as(base, announce)
     wanted = stored if dtype is None else DTYPES[dtype]
-    held = "bfloat16" if stored == torch.bfloat16 else "float32"
-    spec = base.model_copy(update={"dtype": held})
+    need_space(folder.absolute(), numbers * wanted.itemsize)
+    held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
+    spec = base.model_copy(update={"dtype": held, "device": "cpu"})
     asked = open_for_asking(str(run.folder), announce, force_base=force_base, base=spec)
     live = _logits(asked.model)
     with asked.adapters.disabled():
         change = _difference(_logits(asked.model), live)
     merge(asked.adapters)
-    need_space(folder.absolute(), sum(value.numel() for value in asked.model.module.parameters()) * wanted.itemsize)
     with published(folder) as temporary:
         announce(Said("Writing the merged model"))
         save(asked.model, temporary, wanted)
         write_json(temporary / RECEIPT, run.receipt().model_dump(mode="json"))
+        weights = _hashes(asked.model)
         del asked  # the merged one is loaded in its place
-        difference = _difference(_logits(load(spec.model_copy(update={"name": str(temporary)}))), live)
-        if not difference <= ALLOWED[wanted]:
+        again = load(spec.model_copy(update={"name": str(temporary)}))
+        difference, same = _difference(_logits(again), live), _hashes(again) == weights
+        if not (same and difference <= ALLOWED[wanted]):
             raise AdapterError(
-                f"{folder} would not be the trained model: its logits differ by {difference:.2%} of the largest. "
-                "Nothing is written; export the adapter as peft or portable."
+                f"{folder} would not be the trained model: its logits differ by {difference:.2%} of the largest, and "
+                f"its weights are {'as merged' if same else 'not those that were merged'}. Nothing is written; export "
+                "the adapter as peft or portable."
             )
     return Merged(str(wanted).removeprefix("torch."), difference, change)
 
@@ -71,7 +78,16 @@ def export_merged(
 def _logits(model: LoadedModel) -> Tensor:
     ids = torch.tensor([model.tokenizer.encode(TEXT)], device=model.precision.device)
     with torch.inference_mode():
-        return model.module(input_ids=ids).logits.double().cpu()
+        return model.module(input_ids=ids).logits.cpu().double()
+
+
+def _hashes(model: LoadedModel) -> dict[str, str]:
+    """Of each weight, in the number format that the model is held in."""
+    held = model.precision.dtype
+    return {
+        name: sha256(value.detach().to(held).contiguous().view(torch.uint8).numpy().data).hexdigest()
+        for name, value in model.module.named_parameters()
+    }
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
