@@ -310,7 +310,7 @@ def test_a_run_of_one_step_tells_its_triplets_apart():
     assert not all(first), "the order of layers did not decide"
 
 
-@pytest.mark.parametrize("budget", ["0", "-1", "two", "3 GBs", "", "1e3", "5000"])
+@pytest.mark.parametrize("budget", ["0", "-1", "two", "3 GBs", "", "1e3", "5000", "9" * 400 + " triplets"])
 def test_a_budget_that_is_none_is_told(budget):
     with pytest.raises(SpecError, match=r'setting "budget" is .*: a'):
         AdaLoraSpec(budget=budget)

@@ -222,7 +222,7 @@ def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_fold
     with torch.no_grad():
         ours, theirs = (model(input_ids=IDS).logits for model in (found.float(), wanted))
     assert (ours - theirs).abs().max() < (1e-5 if told["dtype"] == "float32" else 0.05) * theirs.abs().max()
-    assert told["logits_difference"] < 0.05 < told["logits_change"]
+    assert told["logits_difference"] < 0.1 < told["logits_change"]
     assert told["bytes"] == sum(file.stat().st_size for file in whole.glob("*.safetensors"))
     settings = json.loads((whole / "generation_config.json").read_text())
     own = json.loads((base / "generation_config.json").read_text())
@@ -264,3 +264,8 @@ def test_a_merged_model_that_is_another_is_not_left_behind(home, monkeypatch):
     result = rankwise("export", "fixed", "--to", "whole", "--format", "merged")
     assert result.exit_code == 2 and "would not be the trained model" in result.stderr, result.output
     assert not any("whole" in path.name for path in home.iterdir())
+
+
+def test_a_place_that_no_system_has_is_told(home):
+    result = rankwise("export", "fixed", "--to", "p/" * 2500 + "x")
+    assert result.exit_code == 2 and "cannot be written (File name too long)" in result.stderr

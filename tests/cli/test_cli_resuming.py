@@ -236,14 +236,20 @@ def test_a_damaged_checkpoint_is_refused(it, file):
         (lambda text: "", "lacks steps"),
         (lambda text: text.replace('"loss"', '"less"'), "damaged"),
         (lambda text: "1\n" + text, "damaged"),
+        (lambda text: "[" * 100_000 + "\n" + text, "no record"),
         (None, "damaged"),
     ],
 )
 def test_metrics_that_do_not_reach_the_checkpoint_are_refused(it, damage, said):
     file = it / "metrics.jsonl"
     file.unlink() if damage is None else file.write_text(damage(file.read_text()))
-    assert f"metrics.jsonl {said if said == 'lacks steps' else 'is ' + said}" in (message := refused(it))
-    assert "--restart" in message
+    words = {
+        "lacks steps": "metrics.jsonl lacks steps",
+        "damaged": "is damaged",
+        "no record": "1: is not a JSON record",
+    }
+    assert words[said] in (message := refused(it))
+    assert said == "no record" or "--restart" in message
 
 
 def test_a_run_without_a_checkpoint_can_only_be_begun_again(it):
@@ -277,3 +283,12 @@ def test_another_version_is_told(it):
     step = saved(it)[-1]
     _, _, err = stopped(it, (*words_of("it", *LORA, steps=1_000_000), "--resume"), lambda it: saved(it)[-1:] > [step])
     assert "may differ in rounding" in err and "torch was 1.0" in err
+
+
+def test_a_last_record_that_is_no_text_is_left_out(it):
+    with (it / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe")
+    words = words_of("it", *LORA, steps=1_000_000)
+    step = saved(it)[-1]
+    _, _, err = stopped(it, (*words, "--resume"), lambda it: saved(it)[-1:] > [step])
+    assert f"going on after step {step}" in err

@@ -199,3 +199,13 @@ def test_a_relative_name_in_no_folder_has_space(tmp_path):
 def test_a_hash_is_that_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_a_killed_process_left_beside_a_folder_goes_when_it_is_made_again(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (f".out.{gone.pid}.tmp", f".out.{os.getppid()}.tmp", f".other.{gone.pid}.tmp"):
+        (tmp_path / name).mkdir()
+    with published(tmp_path / "out") as temporary:
+        (temporary / "file").write_text("x")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", f".out.{os.getppid()}.tmp", f".other.{gone.pid}.tmp"}

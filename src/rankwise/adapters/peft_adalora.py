@@ -70,8 +70,11 @@ def read_triplet_ranks(file: Path, config: PeftAdaLoraConfig) -> tuple[dict[str,
         problems += wrong + config.unmatched(list(found))
         parameters = 0
         for path, keys in found.items():
-            A, B, E = (tuple(tensors.get_slice(key).get_shape()) for key in keys)
-            if (A[:1], B[1:2], E) != ((ranks[path],), (ranks[path],), (ranks[path], 1)):
+            parts = [tensors.get_slice(key) for key in keys]
+            problems += wrong_types(path, parts)
+            A, B, E = (tuple(part.get_shape()) for part in parts)
+            rank = ranks[path]
+            if len(A) < 2 or len(B) < 2 or (A[0], B[1], E) != (rank, rank, (rank, 1)):
                 problems.append(f'"{path}" has triplets {A}, {B} and {E} where its rank is {ranks[path]}')
             parameters += sum(math.prod(shape) for shape in (A, B, E))
         refuse(file, problems)

@@ -24,7 +24,7 @@ LARGEST = 5_000_000
 WrittenAlpha = Annotated[Number, Field(gt=0, le=1e8)]
 """Scale times rank: more than an alpha that is asked for, where it was divided by less than the rank."""
 HARMLESS = {
-    "auto_mapping", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "auto_mapping", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
     "layers_pattern", "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size", "revision",
     "task_type",
 }  # fmt: skip
@@ -49,6 +49,7 @@ class _Declared(BaseModel):
     trainable_token_indices: Annotated[list[int], Field(max_length=0)] | None = None
     target_parameters: Annotated[list[str], Field(max_length=0)] | None = None
     layer_replication: None = None
+    exclude_modules: list[str] | str | None = None
 
     def unmatched(self, paths: list[str]) -> list[str]:
         """Declared targets that no factor is for, and factors that no target declares."""
@@ -57,11 +58,15 @@ class _Declared(BaseModel):
             return []
         names = [targets] if isinstance(targets, str) else targets
         meant = [matcher(target, "target_modules") for target in names]
-        missing = [
-            f'target "{name}" has no factors'
-            for name, matches in zip(names, meant, strict=True)
-            if not any(map(matches, paths))
-        ]
+        missing = (
+            []
+            if self.exclude_modules
+            else [
+                f'target "{name}" has no factors'
+                for name, matches in zip(names, meant, strict=True)
+                if not any(map(matches, paths))
+            ]
+        )
         undeclared = [
             f'"{path}" is not among its targets' for path in paths if not any(matches(path) for matches in meant)
         ]

@@ -38,14 +38,14 @@ def write_peft(
     base_model: str,
     name: str = "default",
     revision: str | None = None,
-    task_type: str | None = "CAUSAL_LM",
+    task_type: str | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
 
     However it was trained it is written as LoRA (DoRA as DoRA, which two factors cannot tell). Layers of rank 0 are
     left out, as they change nothing and PEFT refuses them. `beside` are values to lie in the same folder as JSON, by
-    file name.
+    file name. `task_type` is PEFT's; by default CAUSAL_LM for a model that generates.
     """
     adapters.check_decided(name)
     written = adapters.adapters(name)
@@ -59,7 +59,7 @@ def write_peft(
         "base_model_name_or_path": base_model,
         "lora_dropout": max((adapter.dropout for adapter in written.values()), default=0.0),
         "revision": revision,
-        "task_type": task_type,
+        "task_type": task_type or ("CAUSAL_LM" if hasattr(adapters.model, "prepare_inputs_for_generation") else None),
     }
     settings = dict(sorted((_config(adapters, parts) | given).items()))
     with published(Path(folder)) as temporary:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json, visible
+from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import (
     Evaluation,
@@ -21,6 +21,7 @@ from rankwise.cli.options import (
     Set,
     settings_of,
 )
+from rankwise.cli.visible import visible
 from rankwise.errors import RankwiseError, SpecError, did_you_mean
 from rankwise.run.receipt import MOST_LISTED
 from rankwise.spec.data import DataSpec

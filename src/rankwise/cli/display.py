@@ -18,6 +18,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from rankwise.cli.visible import visible
 from rankwise.run.records import Event, LossRecord, Progressed, RankRecord, Said, StepRecord
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -153,13 +154,6 @@ def _shares(record: RankRecord) -> list[tuple[str, float]]:
         counts[visible(path.rpartition(".")[2]).replace("\n", " ").replace("\t", " ")] += rank
     total = sum(counts.values())
     return [(kind, rank / total) for kind, rank in counts.most_common() if rank > 0]
-
-
-def visible(text: str) -> str:
-    """Somebody else's text: what would steer a terminal is shown and not obeyed."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1] for character in text
-    )
 
 
 def _amount(event: Progressed) -> str:

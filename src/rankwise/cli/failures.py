@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from rankwise.cli.visible import visible
 from rankwise.errors import Interrupted, RankwiseError, ResourceError, is_out_of_memory
 
 
 @contextmanager
 def failures_told(as_json: bool) -> Iterator[None]:
-    signal.signal(signal.SIGTERM, _end)
+    for ending in ("SIGTERM", "SIGHUP"):  # a closed terminal sends the second; not every system has it
+        if hasattr(signal, ending):
+            signal.signal(getattr(signal, ending), _end)
     try:
         yield
         sys.stdout.flush()
@@ -58,7 +61,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:
     if os.environ.get("RANKWISE_DEBUG"):
         raise error
-    print(f"rankwise: {message}", file=sys.stderr)
+    print(f"rankwise: {visible(message)}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": message, "kind": kind, "exit_code": code}))
     raise SystemExit(code) from None

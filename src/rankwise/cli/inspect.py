@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import print_json, visible
+from rankwise.cli.display import print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import Json
 from rankwise.cli.rank_map import Cell, rank_tables
+from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
     from rankwise.run.records import RankRecord

@@ -52,14 +52,16 @@ def cut_journal(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):  # the last one may be torn
             if number < len(lines):
-                raise RunError(f"{path}:{number}: is not a JSON record: {line[:60]!r}.") from None
+                raise RunError(
+                    f"{path}:{number}: is not a JSON record: {line[:60].decode(errors='replace')!r}."
+                ) from None
     return rows
 
 
@@ -69,8 +71,6 @@ def read_ranks(path: Path) -> list[RankRecord]:
         rows = read_journal(path)
     except FileNotFoundError:
         raise RunError(f"{path} is missing: this folder is not a whole run.") from None
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged: byte {error.start} is not UTF-8 text.") from None
     kept = [row for row in rows if isinstance(row, dict) and row.pop("kind", None) == "ranks"]
     try:
         return TypeAdapter(list[RankRecord]).validate_json(json.dumps(kept), strict=True)

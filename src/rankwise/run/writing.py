@@ -7,6 +7,7 @@ file. A full disk is told as such: what was needed, what is free, where.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from rankwise.errors import ResourceError, RunError
 
@@ -58,7 +61,7 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _clear(folder)
     try:
         with told_when_full(folder):
             temporary.mkdir()
@@ -69,6 +72,14 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
             _flush(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """What processes that were killed, or an earlier try of this one, left of it."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        number = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if number.isdecimal() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _take_name(temporary: Path, folder: Path, first_stays: bool) -> None:

@@ -158,6 +158,7 @@ UNITS: dict[str, BudgetKind] = {
     "": "rank", "rank": "rank", "triplet": "triplets", "triplets": "triplets", "parameter": "parameters",
     "parameters": "parameters", "params": "parameters", "b": "bytes",
 }  # fmt: skip
+LARGEST_BUDGET = 1e13
 TIMES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 REFERENCE: dict[str, Any] = {
     "penalty": "reference", "orthogonality": 0.1, "strength_rate": 1.0, "start": "gaussian", "shrink": False,
@@ -172,6 +173,8 @@ def _parse_budget(text: str) -> tuple[BudgetKind, float]:
     kind, amount = UNITS[found[3]], float(found[1]) * TIMES[found[2]]
     if kind == "rank" and not 0 < amount <= 4096:
         raise ValueError("a mean rank is at most 4096; write a size as 2MB, parameters as 600k parameters")
+    if amount > LARGEST_BUDGET:
+        raise ValueError("a budget is at most 1e13, which no adapter needs")
     return kind, amount
 
 

@@ -83,7 +83,7 @@ def _check_free(folder: Path) -> None:
         raise RunError(f"{folder} is there already and is not overwritten. Choose another --to.")
     is_run = ("manifest.json", "spec.json")
     parents = folder.absolute().parents
-    inside = next((parent for parent in parents if all((parent / name).is_file() for name in is_run)), None)
+    inside = next((one for one in parents if all(os.path.isfile(one / name) for name in is_run)), None)  # noqa: PTH113
     if inside is not None:
         raise RunError(f"{folder} lies inside the run {inside.name}, which would then not be what was trained.")
 

@@ -46,7 +46,10 @@ def ranks_before_training(run: RunDirectory, experiment: Experiment) -> RankReco
     if experiment.adapter.start != "eva":
         return None
     try:
-        return next((record for record in read_ranks(run.metrics) if record.step == 0), None)
+        given = next((record for record in read_ranks(run.metrics) if record.step == 0), None)
+        if given is not None and min(given.ranks.values(), default=0) < 0:
+            raise RunError(f"{run.metrics} is damaged: a rank is below 0.")
+        return given
     except RunError as error:
         raise RunError(f"{error} --restart begins the run again.") from None
 
@@ -104,7 +107,7 @@ def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str
     try:
         rows = list(takewhile(lambda row: row["step"] <= step, read_journal(run.metrics)))
         seen, measured = _records(StepRecord, "step", rows), _records(LossRecord, "held_out", rows)
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{run.metrics} is damaged ({error}); --restart begins the run again.") from None
     if [record.step for record in seen] != list(range(1, step + 1)):
         raise RunError(f"{run.metrics} lacks steps before {step}, where the checkpoint is; --restart begins it again.")
