@@ -6,8 +6,8 @@ One process, one model (SmolLM2-135M in the number format that the machine is be
 ($RANKWISE_DATA/dolly) for all, all linear layers. Before the shrink AdaLoRA has 1.5 times the ranks it keeps, and
 stands beside LoRA of as many; it decides at every step, which is the most it can cost. After the shrink it stands
 beside LoRA of the very ranks it kept. Steps are whole (forward, backward, penalty, clipping, update, importance,
-decision), in the order ABBA, after one of each that is not counted. A ratio is the median over pairs of neighbouring steps, since
-the machine's speed drifts; `quarters` are where the middle half of the pairs lies.
+decision), in the order ABBA, after one of each that is not counted. A ratio is the median over pairs of neighbouring
+steps, since the machine's speed drifts; `quarters` are where the middle half of the pairs lies.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.spec.data import DataSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.training import TrainingSpec
-from rankwise.training.losses import token_loss
+from rankwise.training.losses import summed, token_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 
@@ -66,7 +66,7 @@ def ours(
     def step() -> None:
         adapters.activate(name)
         adapters.train()
-        optimizer_step(state, batches.at(calls[0]), forward, 0.0)
+        optimizer_step(state, batches.at(calls[0]), summed(forward), 0.0)
         calls[0] += 1
 
     return step
@@ -99,7 +99,7 @@ def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -
     state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
                        allocator.schedule.decided)  # fmt: skip
     adapters.activate("adalora")
-    optimizer_step(state, batches.at(0), SupervisedLogits(model.module), 0.0)
+    optimizer_step(state, batches.at(0), summed(SupervisedLogits(model.module)), 0.0)
     assert allocator.final
     kept = [Choice(path, part.rank, 2.0) for path, part in adapters.adapters("adalora").items()]
     adapters.place(kept, "same")

@@ -29,7 +29,7 @@ from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.generation import GenerationSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.training import TrainingSpec
-from rankwise.training.losses import token_loss
+from rankwise.training.losses import summed, token_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 
@@ -77,7 +77,9 @@ def main() -> None:
     allocator = FixedRanks(adapters)
     state = TrainState(allocator, adamw(allocator, spec), lambda step: 1e-3, 8, spec.clip, torch.device("cpu"))
     batches = Batches([tokens], spec.batch_size, spec.micro_batch_tokens, spec.seed)
-    losses = [optimizer_step(state, batches.at(step), forward, 0.0)[0].loss for step in range(spec.total_steps(1))]
+    losses = [
+        optimizer_step(state, batches.at(step), summed(forward), 0.0)[0].loss for step in range(spec.total_steps(1))
+    ]
     assert losses[-1] < 0.5 * losses[0], "the row is being learned"
     print(f"8  steps     loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")
 

@@ -8,7 +8,8 @@ in nats per learned token on rows that were never trained on (E2E: of meanings t
 superbowl_facts: other answers to questions that were). A rate is swept for each method, task and budget with seed 0
 over RATES, and beyond their end for as long as the end is best; the best rate gets seeds 1 and 2. Finished cells lie
 in FOLDER/cells.jsonl and are not run again. What AdaLoRA starts with was settled first, on E2E at rank 8 with seed 0
-(SETTLING), and is used for the rest (SETTLED). Two processes of one thread may share a folder, with a task or a rank each.
+(SETTLING), and is used for the rest (SETTLED). Two processes of one thread may share a folder, with a task or a rank
+each.
 """
 
 from __future__ import annotations
@@ -114,12 +115,14 @@ def short_rows(name: str) -> Rows:
 
 
 def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, Any]:
+    """Rank 8 in the plain form, in which it was begun; one form for all methods that stand beside each other."""
     name = f"{cell.task}-{cell.method}-{cell.rank}-{number}"
     experiment = Experiment(
         model=model.spec, run=name, adapter=cell.adapter(),
         data={"path": str(folder / f"{cell.task}-trained.jsonl"), "max_length": LONGEST,
               "evaluation": str(folder / f"{cell.task}-measured.jsonl")},
-        training={"steps": STEPS[cell.task], "batch_size": BATCH, "learning_rate": cell.rate, "seed": cell.seed},
+        training={"steps": STEPS[cell.task], "batch_size": BATCH, "learning_rate": cell.rate, "seed": cell.seed,
+                  "plain": cell.rank == 8},
     )  # fmt: skip
     trained = train(experiment, restart=True, model=model)
     results = trained.manifest.results

@@ -22,6 +22,7 @@ from rankwise.models.causal import SupervisedLogits
 from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.training import TrainingSpec
 from rankwise.training.loop import train
+from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
 
 CAUSAL = ("llama", "gpt2", "neox", "gptj", "stablelm")
@@ -245,7 +246,7 @@ def trained(arrange, micro_batch_tokens):
     state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
     records = []
     batches = Batches(documents, 6, micro_batch_tokens, 7, arrange)
-    train(state, batches, forward=SupervisedLogits(model), announce=records.append)
+    train(state, batches, loss_of=summed(SupervisedLogits(model)), announce=records.append)
     assert any(batch.positions is not None for batch in batches.at(0)) == (arrange is pack)
     return records, parameters, [len(batches.at(step)) for step in range(8)]
 

@@ -25,6 +25,7 @@ from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.training import TrainingSpec
 from rankwise.training.loop import train
+from rankwise.training.losses import summed
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 
@@ -73,6 +74,6 @@ def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) 
     )  # fmt: skip
     records: list[StepRecord] = []
     batches = Batches(rows, spec.batch_size, 64, 0)
-    train(state, batches, forward=SupervisedLogits(loaded.module), announce=records.append)
+    train(state, batches, loss_of=summed(SupervisedLogits(loaded.module)), announce=records.append)
     assert expected[-1] < expected[0]
     assert [record.loss for record in records] == pytest.approx(expected, rel=1e-5)

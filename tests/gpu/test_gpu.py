@@ -10,20 +10,27 @@ import torch
 
 from conftest import tiny_model
 from rankwise.adapters.adapter_set import inject
-from rankwise.adapters.allocation import FixedRanks
+from rankwise.adapters.allocation import FixedRanks, RankAllocator
+from rankwise.adapters.merging import merge
 from rankwise.adapters.peft_format import read_peft, write_peft
 from rankwise.data.batches import Batches
 from rankwise.data.example import Message
 from rankwise.data.tokens import Tokens
+from rankwise.kernels.attention import causal_attention, plain_causal_attention
+from rankwise.kernels.linear import Piece, plain_shared_linears, shared_linears
+from rankwise.kernels.loss import head_loss, plain_head_loss
+from rankwise.kernels.norm import plain_rms_norm, rms_norm
+from rankwise.kernels.rotary import plain_rotated, rotated
 from rankwise.models.causal import SupervisedLogits
 from rankwise.models.generation import answer
 from rankwise.models.loading import load
 from rankwise.run.records import StepRecord
-from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.spec.generation import GenerationSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.training import TrainingSpec
 from rankwise.training.loop import train
+from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
@@ -38,7 +45,7 @@ def losses(device: str, dtype: torch.dtype) -> list[float]:
     allocator = FixedRanks(adapters)
     state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-2, 10, 1.0, torch.device(device))
     records: list[StepRecord] = []
-    train(state, Batches(rows, 4, 64, 0), forward=SupervisedLogits(model), announce=records.append)
+    train(state, Batches(rows, 4, 64, 0), loss_of=summed(SupervisedLogits(model)), announce=records.append)
     return [record.loss for record in records]
 
 
@@ -76,3 +83,42 @@ def test_the_starter_answers(starter_folder: Path) -> None:
     model = load(ModelSpec(name="smollm2-135m", device=str(DEVICE)))
     said = answer(model, [Message("user", "What is the capital of France?")], GenerationSpec(max_new_tokens=32))
     assert "Paris" in said.text and said.stopped == "end"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_are_their_plain_twins(dtype: torch.dtype) -> None:
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE, dtype)
+
+    q, k, v, x, turns = drawn(4, 30, 8), drawn(2, 30, 8), drawn(2, 30, 9)[..., :8], drawn(30, 12), drawn(30, 8)
+    pieces = [Piece(drawn(5, 12), drawn(5), drawn(3, 12), drawn(5, 3)), Piece(drawn(7, 12), None)]
+    targets = torch.arange(30, device=DEVICE) % 11
+    pairs = [
+        (causal_attention(q, k, v, (13, 17), 0.3), plain_causal_attention(q, k, v, (13, 17), 0.3)),
+        (rotated(q, turns, turns), plain_rotated(q, turns, turns)),
+        (rms_norm(x, drawn(12), 1e-5), plain_rms_norm(x, drawn(12), 1e-5)),
+        (head_loss(x, drawn(11, 12), targets), plain_head_loss(x, drawn(11, 12), targets)),
+        *zip(shared_linears(x, pieces), plain_shared_linears(x, pieces), strict=True),
+    ]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=0.02 if dtype == torch.bfloat16 else 1e-4, atol=0.02)
+
+
+@pytest.mark.parametrize("budget", ["2", "900 parameters", "6kB"])
+def test_ranks_are_decided_as_on_the_processor(budget: str) -> None:
+    ranks = []
+    for device in ("cpu", str(DEVICE)):
+        model = tiny_model("llama").to(device)
+        spec = AdaLoraSpec(budget=budget)
+        adapters = inject(model, spec)
+        allocator = RankAllocator(adapters, spec, 6)
+        optimizer = torch.optim.AdamW(allocator.groups, lr=1e-2)
+        for step in range(6):
+            model(input_ids=IDS.to(device)).logits.logsumexp(-1).mean().backward()
+            allocator.penalise()
+            optimizer.step()
+            allocator.stepped(step, optimizer)
+            optimizer.zero_grad(set_to_none=False)
+        ranks.append(allocator.triplets.ranks)
+        assert merge(adapters) is model
+    assert sum(abs(one - other) for one, other in zip(*ranks, strict=True)) <= 2, "scores may tip by rounding"

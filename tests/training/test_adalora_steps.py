@@ -18,7 +18,7 @@ from rankwise.run.records import RankRecord, StepRecord
 from rankwise.spec.adapters import AdaLoraSpec
 from rankwise.spec.training import TrainingSpec
 from rankwise.training.loop import train
-from rankwise.training.losses import mean_loss
+from rankwise.training.losses import mean_loss, summed
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 
@@ -49,8 +49,8 @@ def test_the_loss_that_is_told_is_the_task_s_alone(penalty):
     model, state = begun(penalty=penalty)
     forward, given = SupervisedLogits(model), portion(rows(), 200)
     for _ in range(3):
-        wanted, _ = mean_loss(forward, given, CPU)
-        record, _ = optimizer_step(state, given, forward, 0.0)
+        wanted, _ = mean_loss(summed(forward), given, CPU)
+        record, _ = optimizer_step(state, given, summed(forward), 0.0)
         assert record.loss == pytest.approx(wanted, rel=1e-5)
     grams = [part.Q @ part.Q.T for part in state.allocator.triplets.parts]
     assert any((gram - torch.eye(len(gram))).norm() > 1e-2 for gram in grams), "there was something to penalise"
@@ -65,7 +65,7 @@ def test_the_penalty_pulls_factors_together_whatever_the_loss_is():
 
     before, forward = far(), SupervisedLogits(model)
     for _ in range(50):
-        optimizer_step(state, portion(rows(4), 200), forward, 0.0)
+        optimizer_step(state, portion(rows(4), 200), summed(forward), 0.0)
     assert far() < 0.3 * before
 
 
@@ -73,12 +73,12 @@ def test_a_step_that_is_not_finite_leaves_averages_and_adapter_as_they_were():
     model, state = begun()
     good = SupervisedLogits(model)
     for _ in range(5):
-        optimizer_step(state, portion(rows(4), 200), good, 0.0)
+        optimizer_step(state, portion(rows(4), 200), summed(good), 0.0)
     importance, triplets = state.allocator.importance, state.allocator.triplets
     live = (*importance.averages, *importance.uncertainties, triplets.vectors.data, triplets.strengths.data)
     before = [value.clone() for value in live]
     with pytest.raises(TrainingError):
-        optimizer_step(state, portion(rows(4), 200), lambda batch: good(batch) * math.nan, 0.0)
+        optimizer_step(state, portion(rows(4), 200), summed(lambda batch: good(batch) * math.nan), 0.0)
     assert all(torch.equal(one, other) for one, other in zip(before, live, strict=True))
 
 
@@ -86,7 +86,7 @@ def test_a_whole_training_ends_with_exactly_the_budget_and_tells_how_it_got_ther
     model, state = begun(orthogonality=0.1)
     heard = []
     batches = Batches(rows(), 4, 200, 0)
-    train(state, batches, forward=SupervisedLogits(model), announce=heard.append)
+    train(state, batches, loss_of=summed(SupervisedLogits(model)), announce=heard.append)
     plans = [event for event in heard if isinstance(event, RankRecord)]
     assert len([event for event in heard if isinstance(event, StepRecord)]) == 30
     assert plans[-1].final and sum(plans[-1].ranks.values()) == 2 * 14 == plans[-1].budget

@@ -24,6 +24,7 @@ from rankwise.spec.training import TrainingSpec
 from rankwise.training import checkpoints
 from rankwise.training.checkpoints import FACTS, TENSORS, restore, save
 from rankwise.training.loop import train
+from rankwise.training.losses import Loss, summed
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 
@@ -52,14 +53,14 @@ def random_rows(count):
 class Run:
     state: TrainState
     adapters: object
-    forward: SupervisedLogits
+    loss_of: Loss
     batches: Batches
 
     def until(self, step):
         heard = []
         self.state.steps, asked = step, self.state.steps
         self.adapters.train()
-        train(self.state, self.batches, forward=self.forward, announce=heard.append)
+        train(self.state, self.batches, loss_of=self.loss_of, announce=heard.append)
         self.adapters.train(False)
         self.state.steps = asked
         return [record.loss if isinstance(record, StepRecord) else record for record in heard]
@@ -78,7 +79,7 @@ def begun(spec, *, steps=STEPS, seed=0, architecture="llama", training=None):
         allocator, adamw(allocator, training), lambda step: rate * rate_factor(training, step, steps), steps, 1.0,
         torch.device("cpu"),
     )  # fmt: skip
-    return Run(state, adapters, SupervisedLogits(model), Batches(random_rows(11), 4, 60, 5))
+    return Run(state, adapters, summed(SupervisedLogits(model)), Batches(random_rows(11), 4, 60, 5))
 
 
 def everything(run):

@@ -26,7 +26,7 @@ from rankwise.run.records import StepRecord
 from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.training import TrainingSpec
 from rankwise.training.loop import train
-from rankwise.training.losses import mean_loss, token_loss
+from rankwise.training.losses import mean_loss, summed, token_loss
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
@@ -68,7 +68,7 @@ def gradients(batches: list[Batch]) -> tuple[list[torch.Tensor], float]:
     kept: list[torch.Tensor] = []
     state.optimizer.register_step_pre_hook(lambda *_: kept.extend(p.grad.clone() for p in state.parameters))
     state.clip = 1e9
-    record, _ = optimizer_step(state, batches, SupervisedLogits(model), 0.0)
+    record, _ = optimizer_step(state, batches, summed(SupervisedLogits(model)), 0.0)
     return kept, record.loss
 
 
@@ -95,7 +95,7 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_supervised_tokens() -> None
             if row.learned[place]:
                 total -= logits[place - 1, row.ids[place]].item()
                 count += 1
-    record, _ = optimizer_step(state_of(adapters), portion(rows, 50), SupervisedLogits(model), 0.0)
+    record, _ = optimizer_step(state_of(adapters), portion(rows, 50), summed(SupervisedLogits(model)), 0.0)
     assert record.supervised_tokens == count and record.tokens == sum(len(row.ids) - 1 for row in rows)
     assert math.isclose(record.loss, total / count, rel_tol=1e-5)
 
@@ -104,8 +104,8 @@ def test_padding_changes_nothing() -> None:
     rows = random_rows(4, seed=2)
     model, _ = adapted()
     forward = SupervisedLogits(model)
-    together = mean_loss(forward, [collate(rows)], CPU)
-    alone = mean_loss(forward, [collate([row]) for row in rows], CPU)
+    together = mean_loss(summed(forward), [collate(rows)], CPU)
+    alone = mean_loss(summed(forward), [collate([row]) for row in rows], CPU)
     assert together[1] == alone[1] and math.isclose(together[0], alone[0], rel_tol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_a_pad_token_equal_to_the_end_token_still_leaves_the_end_token_trained(
     model = tiny_model("llama", vocab=len(hub_tokenizer))
     adapters = inject(model, LoraSpec(rank=8))
     state = state_of(adapters, steps=60)
-    train(state, Batches(rows, 2, 4096, 0), forward=SupervisedLogits(model), announce=lambda event: None)
+    train(state, Batches(rows, 2, 4096, 0), loss_of=summed(SupervisedLogits(model)), announce=lambda event: None)
     for example in examples:
         prompt = tokenizer.encode(template.text(example.messages[:-1], answer_next=True))
         made = model.generate(
@@ -143,7 +143,7 @@ def test_training_lowers_the_loss_and_only_the_adapter_moves(architecture: str) 
     adapters = inject(model, LoraSpec(rank=8))
     records: list[StepRecord] = []
     state = state_of(adapters, 60, rate=3e-2)
-    train(state, Batches(rows, 2, 100, 0), forward=SupervisedLogits(model), announce=records.append)
+    train(state, Batches(rows, 2, 100, 0), loss_of=summed(SupervisedLogits(model)), announce=records.append)
     assert [record.step for record in records] == list(range(1, 61))
     assert records[-1].loss < records[0].loss - 0.15  # the frozen random head is small, and bounds what can be learned
     assert all(adapter.B.abs().max() > 0 for adapter in adapters.adapters().values())
@@ -158,7 +158,7 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit() -> None:
         adapters = inject(model, LoraSpec(rank=4, dropout=0.1), seed=4)
         torch.manual_seed(4)
         batches = Batches(random_rows(8), 4, 100, 4)
-        train(state_of(adapters, 5), batches, forward=SupervisedLogits(model), announce=lambda event: None)
+        train(state_of(adapters, 5), batches, loss_of=summed(SupervisedLogits(model)), announce=lambda event: None)
         results.append(adapters.parameters())
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -168,10 +168,10 @@ def test_a_step_that_is_not_finite_stops_before_the_update(wrong: float) -> None
     model, adapters = adapted()
     good = SupervisedLogits(model)
     state = state_of(adapters)
-    optimizer_step(state, portion(random_rows(4), 100), good, 0.0)
+    optimizer_step(state, portion(random_rows(4), 100), summed(good), 0.0)
     before = [parameter.clone() for parameter in state.parameters]
     with pytest.raises(TrainingError, match="step 2 of 10"):
-        optimizer_step(state, portion(random_rows(4), 100), lambda batch: good(batch) * wrong, 0.0)
+        optimizer_step(state, portion(random_rows(4), 100), summed(lambda batch: good(batch) * wrong), 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
     assert state.step == 1
 
@@ -186,7 +186,7 @@ def test_the_gradient_is_clipped_as_a_whole() -> None:
         norms.append(math.sqrt(sum(float((p.grad**2).sum()) for p in state.parameters)))
 
     state.optimizer.register_step_pre_hook(measure)
-    record, _ = optimizer_step(state, portion(random_rows(4), 100), SupervisedLogits(model), 0.0)
+    record, _ = optimizer_step(state, portion(random_rows(4), 100), summed(SupervisedLogits(model)), 0.0)
     assert record.gradient_norm > 1e-2 and math.isclose(norms[0], 1e-3, rel_tol=1e-3)
 
 

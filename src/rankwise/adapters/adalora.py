@@ -57,6 +57,9 @@ class AdaLoRA(Adapter):
         """Q with strengths and scale in it: as many numbers as Q, where x has many more."""
         return self.Q * (self.strength * self.scale)[:, None]
 
+    def pair(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.drops else (self.down(), self.P.T)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.applied(self.dropped(x), self.down(), self.P.T)
 

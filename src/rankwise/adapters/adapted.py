@@ -6,11 +6,13 @@ object that stood here before and goes back unchanged.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
+from rankwise.kernels.linear import Piece, piece_of
 
 
 class Adapted(nn.Module):
@@ -26,6 +28,14 @@ class Adapted(nn.Module):
         for name in self.active:
             y = self.adapter(name).added_to(y, x)
         return y
+
+    def piece(self) -> Piece | None:
+        """For the kernel that computes several linear layers at once, where this is one with at most two factors."""
+        bare = piece_of(self.host)
+        if bare is None or not self.active:
+            return bare
+        pair = self.adapter(self.active[0]).pair() if len(self.active) == 1 else None
+        return None if pair is None else replace(bare, A=pair[0], B=pair[1])
 
     def adapter(self, name: str) -> Adapter:
         adapter = self.adapters[name]

@@ -38,8 +38,16 @@ class Adapter(nn.Module, ABC):
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the same change as a LoRA's: delta = scale * B @ A, if it is additive."""
 
+    def pair(self) -> tuple[Tensor, Tensor] | None:
+        """A with the scale in it, and B, where the correction of a vector is B A x and nothing more, for autograd."""
+        return None
+
+    @property
+    def drops(self) -> bool:
+        return self.training and self.dropout > 0
+
     def dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+        return F.dropout(x, self.dropout) if self.drops else x
 
     def added_to(self, y: Tensor, x: Tensor) -> Tensor:
         """The layer's output with this correction, where it is y without."""

@@ -54,5 +54,9 @@ class LoRA(Adapter):
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.A, self.B
 
+    def pair(self) -> tuple[Tensor, Tensor] | None:
+        plain = self.additive and not self.looked_up and not self.drops
+        return (self.A * self.scale, self.B) if plain else None
+
     def forward(self, x: Tensor) -> Tensor:
         return self.applied(self.dropped(x), self.A * self.scale, self.B)

@@ -66,6 +66,9 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="[default: by the model's width]", show_default=False)
     ] = None,
+    plain: Annotated[
+        bool | None, typer.Option("--plain", help="Without the fast forms of what is computed.", show_default=False)
+    ] = None,
     recipe: Recipe = None,
     format: Format = None,
     max_length: MaxLength = None,

@@ -33,6 +33,8 @@ class Batch:
     """Without padding."""
     positions: Tensor | None = None
     """(B, T), the place of each token in its document; None where each row holds one document, from its first."""
+    lengths: tuple[int, ...] | None = None
+    """Of the documents, where they lie one behind the other in a single row (flat.py)."""
 
     @property
     def supervised(self) -> Tensor:
@@ -41,7 +43,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         positions = None if self.positions is None else self.positions.to(device)
-        return Batch(self.inputs.to(device), self.targets.to(device), self.tokens, positions)
+        return Batch(self.inputs.to(device), self.targets.to(device), self.tokens, positions, self.lengths)
 
 
 def asked(row: Tokens) -> int:

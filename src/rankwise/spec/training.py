@@ -27,6 +27,8 @@ class TrainingSpec(Spec):
     warmup: Number = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the rate rises from zero."""
     weight_decay: Number = Field(0.0, ge=0, lt=1)
+    plain: bool = False
+    """Without the fast forms of what is computed (kernels/), which some models have. Results differ in rounding."""
     clip: Number = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
     seed: Seed = 0

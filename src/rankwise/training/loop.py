@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rankwise.data.batches import Batches
 from rankwise.run.records import Announce
-from rankwise.training.losses import Forward
+from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState
 from rankwise.training.step import optimizer_step
 
@@ -15,12 +15,12 @@ def train(
     state: TrainState,
     batches: Batches,
     *,
-    forward: Forward,
+    loss_of: Loss,
     announce: Announce,
     after_step: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
     while not state.finished:
-        record, plan = optimizer_step(state, batches.at(state.step), forward, batches.epoch(state.step + 1))
+        record, plan = optimizer_step(state, batches.at(state.step), loss_of, batches.epoch(state.step + 1))
         announce(record)
         if plan is not None:
             announce(plan)

@@ -16,18 +16,26 @@ Forward = Callable[[Batch], Tensor]
 """A batch to logits (N, V), one row for each of its N supervised positions."""
 
 
+Loss = Callable[[Batch], Tensor]
+"""A batch to the sum of its losses in nats, one for each supervised position."""
+
+
+def summed(forward: Forward) -> Loss:
+    return lambda batch: token_loss(forward(batch), batch)[0]
+
+
 def token_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, int]:
-    """Negative log-likelihood in nats, summed in float32 over the supervised tokens, and how many they are."""
+    """Negative log-likelihood in nats, summed over the supervised tokens in float32 or more, and how many they are."""
     targets = batch.targets[batch.supervised]
-    return F.cross_entropy(logits.float(), targets, reduction="sum"), targets.numel()
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(exact, targets, reduction="sum"), targets.numel()
 
 
 @torch.no_grad()
-def mean_loss(forward: Forward, batches: Iterable[Batch], device: torch.device) -> tuple[float, int]:
+def mean_loss(loss_of: Loss, batches: Iterable[Batch], device: torch.device) -> tuple[float, int]:
     """Nats per supervised token over all batches, and the number of tokens."""
     total, count = 0.0, 0
     for batch in batches:
         there = batch.to(device)
-        loss, tokens = token_loss(forward(there), there)
-        total, count = total + loss.item(), count + tokens
+        total, count = total + loss_of(there).item(), count + int(there.supervised.sum())
     return total / count, count

@@ -12,12 +12,12 @@ import torch
 from rankwise.data.batches import Batch
 from rankwise.errors import TrainingError
 from rankwise.run.records import RankRecord, StepRecord
-from rankwise.training.losses import Forward, token_loss
+from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState
 
 
 def optimizer_step(
-    state: TrainState, batches: Sequence[Batch], forward: Forward, epoch: float
+    state: TrainState, batches: Sequence[Batch], loss_of: Loss, epoch: float
 ) -> tuple[StepRecord, RankRecord | None]:
     """Learn from all micro-batches at once; the loss is the mean over their supervised tokens together.
 
@@ -25,7 +25,7 @@ def optimizer_step(
     """
     began = time.perf_counter()
     supervised = sum(int(batch.supervised.sum()) for batch in batches)
-    loss = sum(_backward(batch.to(state.device), forward, supervised) for batch in batches)
+    loss = sum(_backward(batch.to(state.device), loss_of, supervised) for batch in batches)
     state.allocator.penalise()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip).item()
     _check_finite(state, loss, norm)
@@ -51,9 +51,9 @@ def optimizer_step(
     return record, plan
 
 
-def _backward(batch: Batch, forward: Forward, supervised: int) -> float:
+def _backward(batch: Batch, loss_of: Loss, supervised: int) -> float:
     """Each backward adds a sum, so it is divided by the whole step's count here."""
-    total, _ = token_loss(forward(batch), batch)
+    total = loss_of(batch)
     (total / supervised).backward()
     return total.item() / supervised
 

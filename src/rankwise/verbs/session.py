@@ -10,11 +10,14 @@ import torch
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
 from rankwise.adapters.peft_format import WEIGHTS, write_peft
-from rankwise.data.batches import Arrange, Batches, portion
+from rankwise.data.batches import Arrange, Batches, asked, portion
+from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.data.preparation import Prepared
 from rankwise.errors import TrainingError, some
+from rankwise.kernels.allocator import keep_memory
 from rankwise.models.causal import SupervisedLogits, check_packs
+from rankwise.models.fast import FastLoss, agrees, is_fast
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
@@ -25,7 +28,7 @@ from rankwise.spec.adapters import AdaLoraSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import NUMBERS_PER_PARAMETER, save
 from rankwise.training.loop import train as train_loop
-from rankwise.training.losses import mean_loss
+from rankwise.training.losses import Loss, mean_loss, summed
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.verbs.preparing import facts_of, told
@@ -97,26 +100,26 @@ class Session:
             self.announce(event)
 
         spec, rows = self.experiment.training, self.prepared.trained_rows
-        forward = SupervisedLogits(self.model.module)
-        batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed, self._arrange())
+        loss_of, arrange = self._form()
+        batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed, arrange)
         before = past.before
         if state.step == 0:
             if self.ranks is not None:
                 hear(self.ranks)
-            before = self._held_out(forward, 0, hear)
+            before = self._held_out(loss_of, arrange, 0, hear)
             torch.manual_seed(spec.seed)
         self.adapters.train()
         began = time.perf_counter()
         try:
             train_loop(
-                state, batches, forward=forward, announce=hear, after_step=lambda state: self._save(state, journal)
+                state, batches, loss_of=loss_of, announce=hear, after_step=lambda state: self._save(state, journal)
             )
         finally:
             self.adapters.train(False)
         seconds = past.seconds + time.perf_counter() - began
         self._check_that_all_learned(state)
         self.adapters.settle()
-        return seen, before, self._held_out(forward, self.steps, hear), seconds
+        return seen, before, self._held_out(loss_of, arrange, self.steps, hear), seconds
 
     def _save(self, state: TrainState, journal: Journal) -> None:
         """The one before it goes when the new one is there."""
@@ -125,12 +128,20 @@ class Session:
             save(state, self.run.checkpoint(state.step))
             self.run.forget_checkpoints(but=state.step)
 
-    def _arrange(self) -> Arrange:
-        """How the documents of a step become rows."""
+    def _form(self) -> tuple[Loss, Arrange]:
+        """How losses are computed, and how documents become rows for it."""
+        module, plain = self.model.module, summed(SupervisedLogits(self.model.module))
+        longest = max(map(asked, (*self.prepared.trained_rows, *self.prepared.measured_rows)))
+        if not self.experiment.training.plain and is_fast(module, longest):
+            if agrees(module, plain, self.model.vocabulary):
+                keep_memory()
+                self.announce(Said("computed in the fast form, which agrees with the plain one (--plain)"))
+                return FastLoss(module), flat
+            self.announce(Said("the fast form does not agree with the plain one on this model, which is used instead"))
         if not self.experiment.data.packing:
-            return portion
-        check_packs(self.model.module, self.model.vocabulary)
-        return pack
+            return plain, portion
+        check_packs(module, self.model.vocabulary)
+        return plain, pack
 
     def state(self) -> TrainState:
         """Before the first step."""
@@ -159,12 +170,12 @@ class Session:
         if idle:
             self.announce(Said(f"{len(idle)} of {layers} adapted layers never got a gradient: {some(idle, 3)}"))
 
-    def _held_out(self, forward: SupervisedLogits, step: int, hear: Announce) -> LossRecord | None:
+    def _held_out(self, loss_of: Loss, arrange: Arrange, step: int, hear: Announce) -> LossRecord | None:
         rows = self.prepared.measured_rows
         if not rows:
             return None
-        batches = portion(list(rows), self.experiment.training.micro_batch_tokens)
-        loss, tokens = mean_loss(forward, batches, self.model.precision.device)
+        batches = arrange(list(rows), self.experiment.training.micro_batch_tokens)
+        loss, tokens = mean_loss(loss_of, batches, self.model.precision.device)
         record = LossRecord(step=step, loss=loss, supervised_tokens=tokens, documents=len(rows))
         hear(record)
         return record

@@ -1,0 +1,1 @@
+"""Faster forms of mathematics that stands elsewhere in plain form. A kernel sees tensors and nothing else."""

@@ -1,0 +1,26 @@
+"""Memory that a step gave back is kept for the next one.
+
+glibc hands large pieces back to the system at once, which then has to clear each page anew when it is touched: a step
+frees and asks for the same hundreds of megabytes again and again. Elsewhere nothing is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+LARGEST = 2**31 - 1
+
+
+@cache
+def keep_memory() -> bool:
+    """For the rest of the process; whether it could be done."""
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(mallopt(what, value) for what, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_ARENA_MAX, 1)))

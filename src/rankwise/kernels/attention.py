@@ -1,0 +1,88 @@
+"""Causal attention of documents that lie one behind the other, each seeing itself alone, by matrix products.
+
+    P = softmax(s Q K^T),  O = P V           row i of a document sees its columns up to i
+    dV = P^T dO,  dP = dO V^T,  dS = P (dP - rowsum(P dP)),  dQ = s dS K,  dK = s dS^T Q
+
+Queries are taken in blocks, each against the keys up to its own end: what lies above the diagonal is computed inside a
+block alone, and scores are never all there at once. P is made again in the backward pass, so only Q, K and V are kept.
+Query heads that share a key are rows of one matrix. On a processor this runs at the speed of its matrix products, where
+torch's flash kernel does not (its backward least of all); on a GPU torch's own kernels are the faster ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 128
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """q (H, T, D), k and v (K, T, D) of documents of these lengths, T in all, to (T, H, D). K divides H."""
+    return _CausalAttention.apply(q, k, v, tuple(lengths), scale)
+
+
+def plain_causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """The same, document by document, by torch."""
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(*part, is_causal=True, scale=scale, enable_gqa=True)
+        for part in zip(*(values[None].split(list(lengths), 2) for values in (q, k, v)), strict=True)
+    ]
+    return torch.cat(parts, 2)[0].transpose(0, 1)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
+        heads, tokens, _ = q.shape
+        out = q.new_empty(tokens, heads, v.shape[2])
+        for start, first, end in _blocks(lengths):
+            weights, _ = _weights(q, k, start, first, end, scale)
+            seen = weights @ v[:, start:end]
+            out[first:end] = seen.view(heads, end - first, -1).transpose(0, 1)
+        ctx.save_for_backward(q, k, v)
+        ctx.lengths, ctx.scale = lengths, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v = ctx.saved_tensors
+        dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+        for start, first, end in _blocks(ctx.lengths):
+            weights, queries = _weights(q, k, start, first, end, ctx.scale)
+            into = grad[first:end].transpose(0, 1).reshape(k.shape[0], -1, v.shape[2])
+            dv[:, start:end] += weights.mT @ into
+            arrived = into @ v[:, start:end].mT
+            change = torch.ops.aten._softmax_backward_data(arrived, weights, -1, weights.dtype)
+            dq[:, first:end] = (change @ k[:, start:end]).view(q.shape[0], end - first, -1)
+            dk[:, start:end] += change.mT @ queries
+        return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None
+
+
+def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Where the document starts, and where the block of queries starts and ends."""
+    start = 0
+    for length in lengths:
+        for first in range(start, start + length, BLOCK):
+            yield start, first, min(first + BLOCK, start + length)
+        start += length
+
+
+def _weights(q: Tensor, k: Tensor, start: int, first: int, end: int, scale: float) -> tuple[Tensor, Tensor]:
+    """(K, H/K * rows, columns) and the queries in that shape."""
+    groups, rows, columns = k.shape[0], end - first, end - start
+    queries = q[:, first:end].reshape(groups, -1, q.shape[2])
+    mask = _above(rows, columns, queries.shape[1] // rows, q.dtype, q.device)
+    scores = torch.baddbmm(mask, queries, k[:, start:end].mT, alpha=scale)
+    return torch.softmax(scores, -1), queries
+
+
+@lru_cache(maxsize=512)
+def _above(rows: int, columns: int, repeats: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, repeats * rows, columns): minus infinity where a column comes after the row, which are the last of them."""
+    mask = torch.full((rows, columns), float("-inf"), dtype=dtype, device=device).triu(columns - rows + 1)
+    return mask.repeat(repeats, 1)[None]

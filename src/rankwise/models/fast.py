@@ -1,0 +1,110 @@
+"""The forward pass of Llama and of what is built alike, by kernels, for a row of documents without any padding.
+
+What is computed is what transformers computes: each block's parts are taken from its own modules, adapted or not, and
+only how they are put together is written here. A model is known by the class of its blocks; any other, and any part
+that a kernel does not take, goes the plain way. `agrees` compares both on the model itself before a run relies on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.data.batches import Batch
+from rankwise.data.flat import flat
+from rankwise.data.tokens import Tokens
+from rankwise.kernels.attention import causal_attention
+from rankwise.kernels.linear import piece_of, shared_linears
+from rankwise.kernels.loss import head_loss
+from rankwise.kernels.norm import rms_norm
+from rankwise.kernels.rotary import rotated
+
+BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+"""Two norms, attention with rotary positions, a gated feed-forward layer, and nothing else."""
+PROBED = (23, 5, 14)
+"""Lengths of the documents that `agrees` looks at."""
+
+
+class FastLoss:
+    """Called with a flat batch, gives the sum of its losses in nats, as a scalar that autograd knows."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module: Any = module
+
+    def __call__(self, batch: Batch) -> Tensor:
+        assert batch.lengths is not None, "flat batches say how long their documents are"
+        places = batch.supervised[0].nonzero()[:, 0]
+        hidden = _hidden(self._module.model, batch, places)
+        head = self._module.lm_head
+        return head_loss(hidden, head.weight, batch.targets[0, places])
+
+
+def is_fast(module: nn.Module, longest: int) -> bool:
+    """Whether there are kernels for this model, with documents of at most so many tokens."""
+    inner, head = getattr(module, "model", None), getattr(module, "lm_head", None)
+    layers = getattr(inner, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or type(head) is not nn.Linear or head.bias is not None:
+        return False
+    config: Any = module.config
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return (
+        all(type(layer).__name__ in BLOCKS for layer in layers)
+        and next(module.parameters()).device.type == "cpu"
+        and (window is None or window >= longest)
+    )
+
+
+def agrees(module: nn.Module, plain: Any, vocabulary: int) -> bool:
+    """Whether the sum of losses on random documents is that of `plain`, within the rounding of the number format."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(vocabulary, (length + 1,), generator=generator).tolist() for length in PROBED]
+    (batch,) = flat([Tokens(tuple(row), (True,) * len(row)) for row in rows], 2 * sum(PROBED))
+    with torch.no_grad():
+        ours, theirs = FastLoss(module)(batch).double(), plain(batch).double()
+    rounding = 4 * torch.finfo(next(module.parameters()).dtype).eps
+    return bool((ours - theirs).abs() <= max(1e-5, rounding) * theirs.abs())
+
+
+def _hidden(model: Any, batch: Batch, places: Tensor) -> Tensor:
+    """(N, d): what the head gets at `places`, where alone the last block's own outputs are needed."""
+    assert batch.lengths is not None, "asked before"
+    x = model.embed_tokens(batch.inputs[0])
+    turns = tuple(angles[0] for angles in model.rotary_emb(x[None], position_ids=batch.positions))
+    for number, layer in enumerate(model.layers, start=1):
+        seen = _attended(layer, x, turns, batch.lengths)
+        if number == len(model.layers):
+            seen, x = seen[places], x[places]
+        x = x + _linears(seen, [layer.self_attn.o_proj])[0]
+        x = x + _fed_forward(layer, x)
+    return _normed(model.norm, x)
+
+
+def _attended(layer: Any, x: Tensor, turns: tuple[Tensor, ...], lengths: Sequence[int]) -> Tensor:
+    """(T, d) to (T, H * D), before the output projection."""
+    attention = layer.self_attn
+    q, k, v = (
+        values.view(len(x), -1, attention.head_dim).transpose(0, 1)
+        for values in _linears(
+            _normed(layer.input_layernorm, x), [attention.q_proj, attention.k_proj, attention.v_proj]
+        )
+    )
+    return causal_attention(rotated(q, *turns), rotated(k, *turns), v, lengths, attention.scaling).flatten(1)
+
+
+def _fed_forward(layer: Any, x: Tensor) -> Tensor:
+    mlp = layer.mlp
+    gate, up = _linears(_normed(layer.post_attention_layernorm, x), [mlp.gate_proj, mlp.up_proj])
+    return _linears(mlp.act_fn(gate) * up, [mlp.down_proj])[0]
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
+
+
+def _linears(x: Tensor, modules: Sequence[nn.Module]) -> Sequence[Tensor]:
+    pieces = [piece_of(module) for module in modules]
+    there = [piece for piece in pieces if piece is not None]
+    return shared_linears(x, there) if len(there) == len(pieces) else [module(x) for module in modules]

@@ -1,0 +1,167 @@
+"""Each kernel is its plain twin: the same values, and the same gradients, which are those of differences too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from rankwise.kernels import attention, loss
+from rankwise.kernels.allocator import keep_memory
+from rankwise.kernels.attention import causal_attention, plain_causal_attention
+from rankwise.kernels.linear import Piece, piece_of, plain_shared_linears, shared_linears
+from rankwise.kernels.loss import head_loss, plain_head_loss
+from rankwise.kernels.norm import plain_rms_norm, rms_norm
+from rankwise.kernels.rotary import plain_rotated, rotated
+
+
+def drawn(*shape: int, seed: int = 0, learned: bool = True) -> Tensor:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return values.requires_grad_(learned)
+
+
+def assert_twins(kernel: Callable[..., Tensor], plain: Callable[..., Tensor], *given: object) -> None:
+    """In value and in every gradient, from a change of the output that is like no other."""
+    learned = [value for value in given if isinstance(value, Tensor) and value.requires_grad]
+    ours, theirs = kernel(*given), plain(*given)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    arriving = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(9), dtype=theirs.dtype)
+    found, wanted = (torch.autograd.grad(values, learned, arriving) for values in (ours, theirs))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 21), min_size=1, max_size=5), groups=st.integers(1, 3), repeats=st.integers(1, 3),
+    width=st.sampled_from([2, 8]), block=st.sampled_from([1, 4, 7, 128]),
+)  # fmt: skip
+def test_attention_is_that_of_each_document_alone(lengths, groups, repeats, width, block):
+    tokens = sum(lengths)
+    q, k, v = (drawn(heads, tokens, width, seed=seed) for seed, heads in enumerate((groups * repeats, groups, groups)))
+    before, attention.BLOCK = attention.BLOCK, block
+    try:
+        assert_twins(causal_attention, plain_causal_attention, q, k, v, lengths, 0.3)
+    finally:
+        attention.BLOCK = before
+
+
+def test_attention_by_differences():
+    q, k, v = drawn(4, 9, 3), drawn(2, 9, 3, seed=1), drawn(2, 9, 3, seed=2)
+    assert torch.autograd.gradcheck(lambda q, k, v: causal_attention(q, k, v, (4, 5), 0.5), (q, k, v))
+
+
+def test_a_document_does_not_see_another():
+    q, k, v = (drawn(2, 12, 4, seed=seed, learned=False) for seed in range(3))
+    before = causal_attention(q, k, v, (5, 7), 0.5)
+    k[:, :5], v[:, :5] = 7.0, 7.0
+    after = causal_attention(q, k, v, (5, 7), 0.5)
+    assert torch.equal(before[5:], after[5:]) and not torch.equal(before[1:5], after[1:5])
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 9), at_once=st.integers(1, 9))
+def test_the_loss_of_a_head(rows, at_once):
+    hidden, weight = drawn(rows, 5), drawn(11, 5, seed=1, learned=False)
+    targets = torch.randint(11, (rows,), generator=torch.Generator().manual_seed(rows))
+    before, loss.ROWS = loss.ROWS, at_once
+    try:
+        assert_twins(head_loss, plain_head_loss, hidden, weight, targets)
+    finally:
+        loss.ROWS = before
+    assert torch.autograd.gradcheck(lambda hidden: head_loss(hidden, weight, targets), (hidden,))
+
+
+def test_a_loss_that_nobody_learns_from_has_no_gradient():
+    hidden, weight = drawn(3, 5, learned=False), drawn(11, 5, seed=1, learned=False)
+    targets = torch.tensor([1, 2, 3])
+    total = head_loss(hidden, weight, targets)
+    assert not total.requires_grad
+    torch.testing.assert_close(total, plain_head_loss(hidden, weight, targets))
+    assert head_loss(hidden[:0], weight, targets[:0]).item() == 0
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (2, 3, 6)])
+def test_the_norm(shape):
+    x, weight = drawn(*shape), drawn(6, seed=1, learned=False)
+    assert_twins(rms_norm, plain_rms_norm, x, weight, 1e-3)
+    assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-3), (x,))
+
+
+@pytest.mark.parametrize("norm", [LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm])
+def test_the_norm_rounds_where_transformers_does(norm):
+    x = drawn(50, 64, learned=False).bfloat16()
+    module = norm(64).bfloat16()
+    weight = module.weight.data.copy_(drawn(64, seed=1, learned=False))
+    ours, theirs = rms_norm(x, weight, module.variance_epsilon).double(), module(x).double()
+    assert torch.equal(plain_rms_norm(x, weight, module.variance_epsilon).double(), theirs)
+    assert (ours != theirs).double().mean() < 0.01, "the root is summed in another order, which may tip a rounding"
+    torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=0)
+
+
+def test_rotary_positions():
+    x, angles = drawn(3, 8, 6), torch.cat([drawn(8, 3, seed=1, learned=False)] * 2, 1)
+    assert_twins(rotated, plain_rotated, x, angles.cos(), angles.sin())
+    turned = rotated(x.transpose(0, 1).contiguous().transpose(0, 1), angles.cos(), angles.sin())
+    assert torch.equal(turned, rotated(x, angles.cos(), angles.sin()))
+
+
+def pieces(kinds: str) -> list[Piece]:
+    """One for each letter: a (adapted), b (adapted, with a bias), f (frozen alone)."""
+    found = []
+    for seed, (kind, outside) in enumerate(zip(kinds, (4, 7, 3), strict=False)):
+        bias = drawn(outside, seed=seed + 10, learned=False) if kind == "b" else None
+        piece = Piece(drawn(outside, 5, seed=seed, learned=False), bias)
+        rank = seed + 1
+        low = (drawn(rank, 5, seed=seed + 20), drawn(outside, rank, seed=seed + 30))
+        found.append(piece if kind == "f" else replace(piece, A=low[0], B=low[1]))
+    return found
+
+
+@pytest.mark.parametrize("kinds", ["a", "b", "f", "aaa", "bab", "afa", "ffa", "fff"])
+@pytest.mark.parametrize("learned", [True, False])
+def test_linear_layers_that_share_an_input(kinds, learned):
+    x, given_ = drawn(6, 5, seed=40, learned=learned), pieces(kinds)
+    low = [matrix for piece in given_ for matrix in (piece.A, piece.B) if matrix is not None]
+    wanted = [value for value in (x, *low) if value.requires_grad]
+    ours, theirs = shared_linears(x, given_), plain_shared_linears(x, given_)
+    arriving = [drawn(*y.shape, seed=50 + number, learned=False) for number, y in enumerate(theirs)]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    if wanted:
+        sums = [sum((y * g).sum() for y, g in zip(values, arriving, strict=True)) for values in (ours, theirs)]
+        found, right = (torch.autograd.grad(total, wanted) for total in sums)
+        for one, other in zip(found, right, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_an_output_that_is_not_used_has_no_part_in_the_gradient():
+    x, given_ = drawn(6, 5), pieces("aaa")
+    first, _, third = shared_linears(x, given_)
+    (first.sum() + third.square().sum()).backward()
+    found = x.grad.clone()
+    x.grad = None
+    first, _, third = plain_shared_linears(x, given_)
+    (first.sum() + third.square().sum()).backward()
+    torch.testing.assert_close(found, x.grad)
+
+
+def test_only_what_is_a_linear_layer_is_a_piece():
+    class Other(nn.Linear):
+        pass
+
+    assert piece_of(nn.Linear(2, 3)) is not None
+    assert piece_of(Other(2, 3)) is None and piece_of(nn.Embedding(2, 3)) is None
+
+
+def test_memory_can_be_kept_here_or_is_left_alone():
+    assert keep_memory() in (True, False)
+    assert torch.zeros(10_000_000).sum() == 0
