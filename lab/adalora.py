@@ -20,12 +20,15 @@ import json
 import math
 import os
 import random
+import statistics
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -50,6 +53,8 @@ SETTLING: tuple[dict[str, Any], ...] = (
     *({"rate": 2e-3, "kappa": kappa, "orthogonality": 0.001} for kappa in (32.0, 64.0)),
 )
 """Beside orthonormal, 0.1 and 1.5 where a line does not say otherwise."""
+PENALTIES = (0.0, 0.001, 0.1)
+"""With the rest of SETTLED at rate 4e-3, for three seeds."""
 PARAMETERS_PER_RANK = 305_280
 """Of one rank on every linear layer of SmolLM2-135M."""
 T_95 = {2: 12.706, 3: 4.303}
@@ -133,7 +138,19 @@ def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, 
         "before": results.held_out_loss_before,
         "parameters": sum(parameter_count(trained.run.adapter)),
         "seconds": results.train_seconds,
-    }
+    } | ({"gram": gram(trained.run.adapter)} if cell.method == "adalora" else {})
+
+
+def gram(adapter: Path) -> float:
+    """How far the rows of Q are from orthonormal: |Q Q^T - 1| / sqrt(rank), the mean over layers."""
+    from safetensors.torch import load_file
+
+    found = []
+    for key, rows in load_file(adapter / "adapter_model.safetensors").items():
+        if "lora_A" in key:
+            excess = (rows @ rows.T).sub_(torch.eye(len(rows)))
+            found.append(float(excess.norm()) / math.sqrt(len(rows)))
+    return statistics.mean(found)
 
 
 def parameter_count(adapter: Path) -> Iterator[int]:
@@ -180,10 +197,16 @@ class Lab:
         if "e2e" in tasks and 8 in ranks:
             for settings in SETTLING:
                 self.loss(Cell("e2e", "adalora", 8, seed=0, **settings))
+            for weight in PENALTIES:
+                self.penalty(weight)
         for task in tasks:
             for rank in ranks:
                 for method in METHODS:
                     self.seeds(task, method, rank)
+
+    def penalty(self, weight: float) -> list[float]:
+        settings = SETTLED | {"orthogonality": weight}
+        return [self.loss(Cell("e2e", "adalora", 8, 4e-3, seed, **settings)) for seed in SEEDS]
 
     def seeds(self, task: str, method: str, rank: int) -> tuple[float, list[float]]:
         def make(rate: float, seed: int) -> Cell:
