@@ -1,15 +1,15 @@
 """LoRA, AdaLoRA and EVA at equal parameters on two real tasks, each at its own best learning rate.
 
-    python lab/adalora.py FOLDER [--minutes M] [--task T] [--rank R]   what is not done yet; stops before M minutes
-    python lab/adalora.py FOLDER --table                               lab/adalora.md from what is done
+    python lab/adalora.py FOLDER [--minutes M] [--task T] [--rank R] [--method M]   run what is not done yet
+    python lab/adalora.py FOLDER --table          lab/adalora.md from what is done
 
 Each cell is one run of `rankwise train`: SmolLM2-135M, all linear layers, steps of 8 rows, linear decay, and the loss
 in nats per learned token on rows that were never trained on (E2E: of meanings that were never trained on;
 superbowl_facts: other answers to questions that were). A rate is swept for each method, task and budget with seed 0
 over RATES, and beyond their end for as long as the end is best; the best rate gets seeds 1 and 2. Finished cells lie
 in FOLDER/cells.jsonl and are not run again. What AdaLoRA starts with was settled first, on E2E at rank 8 with seed 0
-(SETTLING), and is used for the rest (SETTLED). Two processes of one thread may share a folder, with a task or a rank
-each.
+(SETTLING), and is used for the rest (SETTLED). Two processes of one thread may share a folder, each
+with other tasks, ranks or methods.
 """
 
 from __future__ import annotations
@@ -165,12 +165,19 @@ class Lab:
     def __init__(self, folder: Path, until: float) -> None:
         self.folder, self.until = folder, until
         self.file = folder / "cells.jsonl"
+        self.done: dict[str, dict[str, Any]] = {}
+        self._model: LoadedModel | None = None
+        self.read()
+
+    def read(self) -> None:
+        """Also what another process finished meanwhile."""
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         self.done = {key_of(asdict(Cell(**row["cell"]))): row for row in map(json.loads, lines)}
-        self._model: LoadedModel | None = None
 
     def loss(self, cell: Cell) -> float:
         key = key_of(asdict(cell))
+        if key not in self.done:
+            self.read()
         if key not in self.done:
             if time.monotonic() > self.until:
                 raise TimeoutError
@@ -193,15 +200,15 @@ class Lab:
             else:
                 return best
 
-    def all(self, tasks: tuple[str, ...], ranks: tuple[int, ...]) -> None:
-        if "e2e" in tasks and 8 in ranks:
+    def all(self, tasks: tuple[str, ...], ranks: tuple[int, ...], methods: tuple[str, ...]) -> None:
+        if "e2e" in tasks and 8 in ranks and "adalora" in methods:
             for settings in SETTLING:
                 self.loss(Cell("e2e", "adalora", 8, seed=0, **settings))
             for weight in PENALTIES:
                 self.penalty(weight)
         for task in tasks:
             for rank in ranks:
-                for method in METHODS:
+                for method in methods:
                     self.seeds(task, method, rank)
 
     def penalty(self, weight: float) -> list[float]:
@@ -225,6 +232,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=180)
     parser.add_argument("--task", choices=TASKS, action="append")
+    parser.add_argument("--method", choices=METHODS, action="append")
     parser.add_argument("--rank", choices=BUDGETS, type=int, action="append")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
@@ -237,7 +245,9 @@ def main() -> None:
     write_rows(folder)
     os.chdir(folder)  # the runs lie there
     try:
-        Lab(folder, time.monotonic() + 60 * asked.minutes).all(tuple(asked.task or TASKS), tuple(asked.rank or BUDGETS))
+        Lab(folder, time.monotonic() + 60 * asked.minutes).all(
+            tuple(asked.task or TASKS), tuple(asked.rank or BUDGETS), tuple(asked.method or METHODS)
+        )
         print("all cells are done")
     except TimeoutError:
         print("stopped; the same command goes on from here")
