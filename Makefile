@@ -32,6 +32,7 @@ examples: $(DEV_READY)  ## the examples, as the tests run them
 bench: $(DEV_READY)  ## long measurements, on the data sets at RANKWISE_DATA
 	$(BIN)/python bench/data_check.py bench/results/data-check-$$(date +%F)
 	$(BIN)/python bench/adalora.py --out bench/results/adalora-$$(date +%F)
+	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python bench/train_step.py --out bench/results/train-step-$$(date +%F)
 
 gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU

@@ -1,4 +1,4 @@
-"""Tokens per second of whole optimizer steps: rankwise, its plain form, and loops over peft, on the same rows.
+"""Tokens per second of whole optimizer steps: rankwise, its plain form, loops over peft, and TRL, on the same rows.
 
     python bench/train_step.py [--json] [--rows 64] [--rounds 2] [--stacks peft-bf16,...] [--out bench/results/TITLE]
 
@@ -20,17 +20,18 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 BATCH, RANK, ALPHA, RATE, LONGEST = 8, 16, 32.0, 1e-4, 512
-OURS, STACKS = "rankwise", ("rankwise-plain", "peft-fp32", "peft-bf16", "peft-best")
+OURS, STACKS = "rankwise", ("rankwise-plain", "peft-fp32", "peft-bf16", "peft-best", "trl-fp32", "trl-bf16", "trl-best")
 REFERENCE = "reference"
 """The plain form in float32, whose losses are what the others' are compared with."""
-Step = Callable[[int], tuple[float, int, int]]
-"""The number of a step to its loss, its tokens and its supervised tokens."""
+Step = Callable[[int], float]
+"""The number of a step to its loss."""
 
 
 def rankwise_stack(name: str, count: int) -> Step:
@@ -63,9 +64,8 @@ def rankwise_stack(name: str, count: int) -> Step:
     batches = Batches(documents(model, count), BATCH, 2048, 0, flat if fast else portion)
     loss_of = FastLoss(model.module) if fast else summed(SupervisedLogits(model.module))
 
-    def step(number: int) -> tuple[float, int, int]:
-        record, _ = optimizer_step(state, batches.at(number), loss_of, 0.0)
-        return record.loss, record.tokens, record.supervised_tokens
+    def step(number: int) -> float:
+        return optimizer_step(state, batches.at(number), loss_of, 0.0)[0].loss
 
     return step
 
@@ -100,9 +100,8 @@ def peft_stack(name: str, count: int) -> Step:
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=best)
     batches = Batches(documents(model, count), BATCH, 10**9, 0, portion)
 
-    def step(number: int) -> tuple[float, int, int]:
+    def step(number: int) -> float:
         (batch,) = batches.at(number)
-        supervised = int(batch.supervised.sum())
         labels = torch.nn.functional.pad(batch.targets, (1, 0), value=-100)[:, :-1]
         mask = torch.ones_like(batch.inputs)
         output = module(input_ids=batch.inputs, attention_mask=mask, labels=labels, use_cache=False)
@@ -110,9 +109,64 @@ def peft_stack(name: str, count: int) -> Step:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return output.loss.item(), batch.tokens, supervised
+        return output.loss.item()
 
     return step
+
+
+class Turns(Protocol):
+    """What a trainer that has a loop of its own is told to wait by."""
+
+    def begin(self) -> None: ...
+
+    def end(self, loss: float) -> None: ...
+
+
+def trl_train(name: str, count: int, steps: int, turns: Turns) -> None:
+    """TRL's SFTTrainer. As documented: its defaults, in float32 or under bfloat16 autocast. `best`: weights in
+    bfloat16, no checkpointing, the fused optimizer."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+
+    from rankwise.data.batches import Batches
+    from rankwise.models.loading import load
+    from rankwise.run.records import silent
+    from rankwise.spec.models import ModelSpec
+
+    best = name == "trl-best"
+    if best:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
+    model = load(ModelSpec(name="smollm2-135m", dtype="bfloat16" if best else "float32"), silent)
+    batches = Batches(documents(model, count), BATCH, 2048, 0)
+    rows = [row for number in range(steps) for row in batches.rows_of(number)]
+    data = Dataset.from_list(
+        [{"input_ids": list(row.ids), "completion_mask": [int(one) for one in row.learned]} for row in rows]
+    )
+
+    class Waiting(TrainerCallback):
+        def on_step_begin(self, *given: Any, **named: Any) -> None:
+            turns.begin()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **named: Any) -> None:
+            if logs and "loss" in logs:
+                turns.end(float(logs["loss"]))
+
+    own: dict[str, Any] = {"gradient_checkpointing": False, "optim": "adamw_torch_fused"} if best else {}
+    settings = SFTConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=RATE,
+        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, logging_steps=1, report_to="none",
+        save_strategy="no", train_sampling_strategy="sequential", completion_only_loss=True, use_cpu=True,
+        bf16=name == "trl-bf16", max_length=LONGEST, disable_tqdm=True, **own,
+    )  # fmt: skip
+    adapter = LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules="all-linear", task_type="CAUSAL_LM")
+    tokenizer = model.tokenizer.hub
+    SFTTrainer(
+        model=model.module, args=settings, train_dataset=data, peft_config=adapter, processing_class=tokenizer,
+        callbacks=[Waiting()],
+    ).train()  # fmt: skip
 
 
 def documents(model: Any, count: int) -> list[Any]:
@@ -127,40 +181,58 @@ def documents(model: Any, count: int) -> list[Any]:
     return [document for outcome in outcomes for document in outcome.documents][:count]
 
 
-def serve(name: str, count: int) -> None:
-    """Make a step for each number on stdin, and say on stdout what it came to."""
-    from rankwise.run.manifest import peak_rss
+class Served:
+    """Steps that are asked for by their number on stdin, one line of JSON on stdout for each. What a step has in tokens
+    is known to who asks."""
 
+    def __init__(self) -> None:
+        self._began = 0.0
+
+    def begin(self) -> None:
+        if self._began == 0.0:
+            print("ready", flush=True)
+        if not sys.stdin.readline():
+            raise SystemExit
+        self._began = time.perf_counter()
+
+    def end(self, loss: float) -> None:
+        from rankwise.run.manifest import peak_rss
+
+        row = {"loss": loss, "seconds": time.perf_counter() - self._began, "rss": peak_rss()}
+        print(json.dumps(row), flush=True)
+
+
+def serve(name: str, count: int, steps: int) -> None:
+    turns = Served()
+    if name.startswith("trl"):
+        return trl_train(name, count, steps, turns)
     step = (peft_stack if name.startswith("peft") else rankwise_stack)(name, count)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        loss, tokens, supervised = step(int(line))
-        row = {"loss": loss, "tokens": tokens, "supervised": supervised, "seconds": time.perf_counter() - began}
-        print(json.dumps(row | {"rss": peak_rss()}), flush=True)
+    for number in range(steps):
+        turns.begin()
+        turns.end(step(number))
 
 
 class Stack:
-    def __init__(self, name: str, count: int) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--rows", str(count)]
-        self.name, self.rows = name, dict[int, dict[str, Any]]()
+    def __init__(self, name: str, count: int, steps: int) -> None:
+        command = [sys.executable, __file__, "--serve", name, "--rows", str(count), "--steps", str(steps)]
+        self.name, self.rows = name, list[dict[str, Any]]()
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
+        self._answer("ready")
 
-    def step(self, number: int) -> None:
+    def step(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{number}\n")
+        self._process.stdin.write("\n")
         self._process.stdin.flush()
-        self.rows[number] = json.loads(self._answer())
+        self.rows.append(json.loads(self._answer('{"loss"')))
 
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
 
-    def _answer(self) -> str:
+    def _answer(self, beginning: str) -> str:
         assert self._process.stdout is not None
         while line := self._process.stdout.readline():
-            if line.startswith(("ready", "{")):
+            if line.startswith(beginning):
                 return line
         raise SystemExit(f"{self.name} ended: {self._process.wait()}")
 
@@ -199,15 +271,15 @@ def gemm_rate() -> float:
 
 
 def in_turns(names: list[str], count: int, steps: int) -> dict[str, list[dict[str, Any]]]:
-    stacks = [Stack(name, count) for name in names]
+    stacks = [Stack(name, count, steps) for name in names]
     try:
         for number in range(steps):
             for stack in stacks if number % 2 == 0 else reversed(stacks):
-                stack.step(number)
+                stack.step()
     finally:
         for stack in stacks:
             stack.end()
-    return {stack.name: list(stack.rows.values()) for stack in stacks}
+    return {stack.name: stack.rows for stack in stacks}
 
 
 def measured(names: list[str], count: int, rounds: int) -> dict[str, Any]:
@@ -227,16 +299,18 @@ def told(found: dict[str, Any], count: int) -> list[dict[str, Any]]:
 
     batches = Batches(documents(load(ModelSpec(name="smollm2-135m"), silent), count), BATCH, 2048, 0)
     rate, reference = statistics.median(found["gemm"]), [row["loss"] for row in found["reference"]]
-    lengths = [[asked(one) for one in batches.rows_of(number)] for number in range(len(reference))]
+    steps_rows = [batches.rows_of(number) for number in range(len(reference))]
+    lengths = [[asked(row) for row in rows] for rows in steps_rows]
+    supervised = [sum(sum(row.learned[1:]) for row in rows) for rows in steps_rows]
 
     def row_of(name: str, ours: list[dict[str, Any]], steps: list[dict[str, Any]]) -> dict[str, Any]:
         counted = list(enumerate(steps))[1:]
-        speeds = [row["tokens"] / row["seconds"] for _, row in counted]
-        shares = [operations(lengths[at], row["supervised"]) / row["seconds"] / rate for at, row in counted]
+        speeds = [sum(lengths[at]) / row["seconds"] for at, row in counted]
+        shares = [operations(lengths[at], supervised[at]) / row["seconds"] / rate for at, row in counted]
         return {
             "stack": name, "tokens_per_second": statistics.median(speeds), "slowest": min(speeds),
             "fastest": max(speeds),
-            "supervised_per_second": statistics.median(row["supervised"] / row["seconds"] for _, row in counted),
+            "supervised_per_second": statistics.median(supervised[at] / row["seconds"] for at, row in counted),
             "seconds_per_step": statistics.median(row["seconds"] for _, row in counted),
             "peak_rss_bytes": max(row["rss"] for row in steps), "percent_of_limit": 100 * statistics.median(shares),
             "loss_gap": statistics.mean(
@@ -261,9 +335,10 @@ def main() -> None:
     parser.add_argument("--stacks", default=",".join(STACKS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
-        return serve(asked.serve, asked.rows)
+        return serve(asked.serve, asked.rows, asked.steps)
     from rankwise.run.manifest import machine, versions
 
     found = measured(asked.stacks.split(","), asked.rows, asked.rounds)
