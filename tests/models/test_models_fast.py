@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
 
 from conftest import tiny_model
 from rankwise.adapters.adapter_set import AdapterSet, inject
@@ -37,6 +37,7 @@ def model_of(kind: str) -> nn.Module:
     config = {
         "mistral": lambda: MistralConfig(**SHAPE, sliding_window=None),
         "qwen2": lambda: Qwen2Config(**SHAPE),
+        "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=12),
         "tied": lambda: Qwen2Config(**SHAPE, tie_word_embeddings=True),
         "far": lambda: MistralConfig(
             **SHAPE, sliding_window=64, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
@@ -87,7 +88,7 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "tied", "far"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "tied", "far"])
 @pytest.mark.parametrize("name", SPECS)
 def test_losses_and_gradients_are_the_plain_ones(kind, name):
     model, documents = model_of(kind), rows()

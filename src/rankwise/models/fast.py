@@ -22,8 +22,8 @@ from rankwise.kernels.loss import head_loss
 from rankwise.kernels.norm import rms_norm
 from rankwise.kernels.rotary import rotated
 
-BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
-"""Two norms, attention with rotary positions, a gated feed-forward layer, and nothing else."""
+BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+"""Two norms, attention with rotary positions (in Qwen3 with normed heads), a gated feed-forward layer, and no more."""
 PROBED = (23, 5, 14)
 """Lengths of the documents that `agrees` looks at."""
 
@@ -84,13 +84,14 @@ def _hidden(model: Any, batch: Batch, places: Tensor) -> Tensor:
 
 def _attended(layer: Any, x: Tensor, turns: tuple[Tensor, ...], lengths: Sequence[int]) -> Tensor:
     """(T, d) to (T, H * D), before the output projection."""
-    attention = layer.self_attn
+    attention, normed = layer.self_attn, _normed(layer.input_layernorm, x)
     q, k, v = (
-        values.view(len(x), -1, attention.head_dim).transpose(0, 1)
-        for values in _linears(
-            _normed(layer.input_layernorm, x), [attention.q_proj, attention.k_proj, attention.v_proj]
-        )
+        values.view(len(x), -1, attention.head_dim)
+        for values in _linears(normed, [attention.q_proj, attention.k_proj, attention.v_proj])
     )
+    if hasattr(attention, "q_norm"):
+        q, k = _normed(attention.q_norm, q), _normed(attention.k_norm, k)
+    q, k, v = (values.transpose(0, 1) for values in (q, k, v))
     return causal_attention(rotated(q, *turns), rotated(k, *turns), v, lengths, attention.scaling).flatten(1)
 
 
