@@ -147,7 +147,7 @@ def test_an_adapter_that_is_another_is_told_from_this_one(home, tmp_path, what):
     held = read_stored(home / "runs" / "given" / "adapter")
     path, part = next(iter(held.factors.items()))
     value = part.A.clone()
-    value[0, 0] += 1e-4 * part.A.abs().max()
+    value[part.B.norm(dim=0).argmax(), 0] += 1e-4 * part.A.abs().max()
     wrong = {
         "a value": Factors(value, part.B, part.scale),
         "the scale": Factors(part.A, part.B, part.scale * 1.00001),

@@ -226,8 +226,8 @@ def test_rate_schedules_at_known_points() -> None:
 
 
 def test_the_automatic_rate_falls_with_width_and_an_asked_one_is_kept() -> None:
-    assert learning_rate(TrainingSpec(), 576) == pytest.approx(1e-3)
-    assert learning_rate(TrainingSpec(), 4096) == pytest.approx(2.08e-4, rel=0.01)
+    assert learning_rate(TrainingSpec(), 576) == pytest.approx(2e-3)
+    assert learning_rate(TrainingSpec(), 4096) == pytest.approx(4.16e-4, rel=0.01)
     assert learning_rate(TrainingSpec(learning_rate=3e-4), 4096) == 3e-4
 
 

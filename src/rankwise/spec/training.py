@@ -21,7 +21,7 @@ class TrainingSpec(Spec):
     """Padded tokens computed at once. Bounds the memory, changes no result (without dropout): the loss of a step is the
     mean over the supervised tokens of all its rows, however they are portioned."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
-    """`auto`: 1e-3 at width 576, falling with the width of the model (see training/schedules.py)."""
+    """`auto`: 2e-3 at width 576, falling with the width of the model (see training/schedules.py)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls to zero after the warm-up, if it does."""
     warmup: Number = Field(0.03, ge=0, lt=1)

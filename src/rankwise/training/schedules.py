@@ -1,9 +1,10 @@
 """The learning rate as a pure function of progress.
 
 It rises linearly over the warm-up and then falls to zero linearly, by a half cosine, or not at all. The rate that
-`auto` stands for falls with the width of the model: 1e-3 at width 576 (measured good there, lab/LOG.md), and by the
-power 0.8 of the width above it, which gives 2.1e-4 at 4,096, where the best rates of LoRA were found between 2e-4 and
-5e-4, ten times those of full fine-tuning (Biderman et al. 2024, Schulman et al. 2025).
+`auto` stands for falls with the width of the model: 2e-3 at width 576, half of the best rate there on short runs of two
+tasks and far below what diverges (lab/adalora.md), and by the power 0.8 of the width above it, which gives 4.2e-4 at
+4,096, where the best rates of LoRA were found between 2e-4 and 5e-4, ten times those of full fine-tuning (Biderman et
+al. 2024, Schulman et al. 2025).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SHAPES = {
 
 def learning_rate(spec: TrainingSpec, width: int) -> float:
     """The highest rate of the run."""
-    return 1e-3 * (576 / width) ** 0.8 if spec.learning_rate == "auto" else spec.learning_rate
+    return 2e-3 * (576 / width) ** 0.8 if spec.learning_rate == "auto" else spec.learning_rate
 
 
 def rate_factor(spec: TrainingSpec, step: int, steps: int) -> float:
