@@ -39,7 +39,8 @@ from rankwise.verbs.train import train
 
 STEPS = {"e2e": 100, "superbowl": 60}
 BATCH, TRAINED, MEASURED, LONGEST = 8, 800, 150, 128
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = {8: (5e-4, 1e-3, 2e-3, 4e-3), 2: (1e-3, 2e-3, 4e-3, 8e-3)}
+"""By rank: those of the second were chosen when the first were known."""
 TASKS, BUDGETS, METHODS, SEEDS = ("e2e", "superbowl"), (8, 2), ("lora", "adalora", "eva"), (0, 1, 2)
 SETTLED: dict[str, Any] = {"kappa": 32.0, "start": "orthonormal", "orthogonality": 0.001}
 SETTLING: tuple[dict[str, Any], ...] = (
@@ -189,8 +190,8 @@ class Lab:
             print(f"{cell}: {row['loss']:.4f} in {row['seconds']:.0f} s", flush=True)
         return self.done[key]["loss"]
 
-    def best_rate(self, make: Any) -> float:
-        rates = list(RATES)
+    def best_rate(self, make: Any, rank: int) -> float:
+        rates = list(RATES[rank])
         while True:
             best = min(rates, key=lambda rate: self.loss(make(rate, 0)))
             if best == max(rates) and best < 3e-2:
@@ -219,7 +220,7 @@ class Lab:
         def make(rate: float, seed: int) -> Cell:
             return Cell(task, method, rank, rate, seed, **(SETTLED if method == "adalora" else {}))
 
-        rate = self.best_rate(make)
+        rate = self.best_rate(make, rank)
         return rate, [self.loss(make(rate, seed)) for seed in SEEDS]
 
 
