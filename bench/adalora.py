@@ -27,11 +27,11 @@ import torch
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
 from rankwise.adapters.targets import Choice
+from rankwise.cli.allocator import keep_memory
 from rankwise.data.batches import Arrange, Batch, Batches, portion
 from rankwise.data.encoding import Encoder
 from rankwise.data.flat import flat
 from rankwise.data.sources import open_source
-from rankwise.kernels.allocator import keep_memory
 from rankwise.models.fast import FastLoss
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load

@@ -5,8 +5,9 @@
 Each stack is a process of its own, so that its memory is its own. Every other stack makes its steps in turns with
 rankwise, one at a time, in the order ABBA, so that a machine whose speed drifts does so for both. All have the same
 rows of Dolly ($RANKWISE_DATA/dolly) in the same order, the same labels, the same first A (B is zero), r 16 on all
-linear layers, AdamW, clipping, and the mean over the supervised tokens of the whole step. A process's first step is
-not counted.
+linear layers, AdamW, clipping, and the mean over the supervised tokens of the whole step. Memory is kept
+(cli/allocator.py) by ours and by those at their best. TRL counts accuracy and entropy too, as it always does. A
+process's first step is not counted.
 
 A limit is printed beside what was reached: the floating-point operations that a token needs (performance by the formula
 in `operations`), at the rate of this machine's best bfloat16 matrix product, measured before and after.
@@ -39,9 +40,9 @@ def rankwise_stack(name: str, count: int) -> Step:
 
     from rankwise.adapters.adapter_set import inject
     from rankwise.adapters.allocation import FixedRanks
+    from rankwise.cli.allocator import keep_memory
     from rankwise.data.batches import Batches, portion
     from rankwise.data.flat import flat
-    from rankwise.kernels.allocator import keep_memory
     from rankwise.models.causal import SupervisedLogits
     from rankwise.models.fast import FastLoss
     from rankwise.models.loading import load
@@ -54,8 +55,7 @@ def rankwise_stack(name: str, count: int) -> Step:
     from rankwise.training.step import optimizer_step
 
     fast = name == "rankwise"
-    if fast:
-        keep_memory()
+    keep_memory()
     dtype = "float32" if name == REFERENCE else "bfloat16"
     model = load(ModelSpec(name="smollm2-135m", dtype=dtype), silent)
     adapters = inject(model.module, LoraSpec(rank=RANK, alpha=ALPHA))
@@ -76,25 +76,21 @@ def peft_stack(name: str, count: int) -> Step:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from rankwise.adapters.adapter_set import inject
+    from rankwise.cli.allocator import keep_memory
     from rankwise.data.batches import Batches, portion
     from rankwise.models.loading import load
     from rankwise.run.records import silent
-    from rankwise.spec.adapters import LoraSpec
     from rankwise.spec.models import ModelSpec
 
     best = name == "peft-best"
     if best:
+        keep_memory()
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
     model = load(ModelSpec(name="smollm2-135m", dtype="float32" if name == "peft-fp32" else "bfloat16"), silent)
-    ours = inject(model.module, LoraSpec(rank=RANK, alpha=ALPHA))
-    first = {path: adapter.factors()[0].detach().clone() for path, adapter in ours.adapters().items()}
-    ours.eject()
+    first = first_factors(model)
     config = LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules="all-linear", task_type="CAUSAL_LM")
     module: Any = get_peft_model(model.module, config, autocast_adapter_dtype=not best)
-    with torch.no_grad():
-        for path, values in first.items():
-            module.base_model.model.get_submodule(path).lora_A["default"].weight.copy_(values)
+    begin_at(module, first)
     module.train()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=best)
@@ -114,6 +110,25 @@ def peft_stack(name: str, count: int) -> Step:
     return step
 
 
+def first_factors(model: Any) -> dict[str, Any]:
+    """What rankwise begins with, by path."""
+    from rankwise.adapters.adapter_set import inject
+    from rankwise.spec.adapters import LoraSpec
+
+    ours = inject(model.module, LoraSpec(rank=RANK, alpha=ALPHA))
+    first = {path: adapter.factors()[0].detach().clone() for path, adapter in ours.adapters().items()}
+    ours.eject()
+    return first
+
+
+def begin_at(module: Any, first: dict[str, Any]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for path, values in first.items():
+            module.base_model.model.get_submodule(path).lora_A["default"].weight.copy_(values)
+
+
 class Turns(Protocol):
     """What a trainer that has a loop of its own is told to wait by."""
 
@@ -131,6 +146,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns) -> None:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
+    from rankwise.cli.allocator import keep_memory
     from rankwise.data.batches import Batches
     from rankwise.models.loading import load
     from rankwise.run.records import silent
@@ -138,6 +154,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns) -> None:
 
     best = name == "trl-best"
     if best:
+        keep_memory()
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
     model = load(ModelSpec(name="smollm2-135m", dtype="bfloat16" if best else "float32"), silent)
     batches = Batches(documents(model, count), BATCH, 2048, 0)
@@ -163,10 +180,13 @@ def trl_train(name: str, count: int, steps: int, turns: Turns) -> None:
     )  # fmt: skip
     adapter = LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules="all-linear", task_type="CAUSAL_LM")
     tokenizer = model.tokenizer.hub
-    SFTTrainer(
+    first = first_factors(model)
+    trainer = SFTTrainer(
         model=model.module, args=settings, train_dataset=data, peft_config=adapter, processing_class=tokenizer,
         callbacks=[Waiting()],
-    ).train()  # fmt: skip
+    )  # fmt: skip
+    begin_at(trainer.model, first)
+    trainer.train()
 
 
 def documents(model: Any, count: int) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -94,8 +95,8 @@ def test_losses_and_gradients_are_the_plain_ones(kind, name):
     model, documents = model_of(kind), rows()
     adapters = inject(model, SPECS[name])
     unsettle(adapters)
-    in_float64(model)
     assert is_fast(model, 40)
+    in_float64(model)
     parameters = adapters.parameters()
     ours = learned_from(FastLoss(model), flat(documents, 60), parameters)
     theirs = learned_from(summed(SupervisedLogits(model)), portion(documents, 200), parameters)
@@ -148,17 +149,63 @@ def test_only_what_is_known_is_fast():
         type(model.model.layers[1]).__name__ = "LlamaDecoderLayer"
 
 
+def faults_of(fast) -> dict[str, tuple[str, object]]:
+    """What could be wrong with the fast form, as what would stand in place of one of its kernels."""
+    attention, linears, norm = fast.causal_attention, fast.shared_linears, fast.rms_norm
+
+    def apart(places):
+        return lambda q, k, v, lengths, scale: attention(q, k, v, places(lengths), scale)
+
+    def changed(change):
+        return lambda x, pieces: linears(x, [one if one.A is None else change(one) for one in pieces])
+
+    return {
+        "documents see each other": ("causal_attention", apart(lambda lengths: (sum(lengths),))),
+        "tokens see themselves": ("causal_attention", apart(lambda lengths: (1,) * sum(lengths))),
+        "a block sees itself": ("causal_attention", apart(lambda lengths: (100, lengths[0] - 100, *lengths[1:]))),
+        "nothing is seen": ("causal_attention", lambda *given: 0 * attention(*given)),
+        "no adapters": ("shared_linears", changed(lambda one: replace(one, A=None, B=None))),
+        "half of the adapters": ("shared_linears", changed(lambda one: replace(one, A=one.A / 2))),
+        "no gradient": ("rms_norm", lambda x, weight, eps: norm(x.detach(), weight, eps)),
+    }
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_agreement_is_found_and_a_difference_too(dtype, monkeypatch):
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("spec", [LoraSpec(rank=3, alpha=30), AdaLoraSpec(budget=3, scale=20)])
+def test_agreement_is_found_and_a_difference_too(dtype, kind, spec, monkeypatch):
     from rankwise.models import fast
 
-    model = model_of("llama").to(dtype)
-    plain = summed(SupervisedLogits(model))
-    assert agrees(model, plain, 96)
-    attention = fast.causal_attention
-    whole = lambda q, k, v, lengths, scale: attention(q, k, v, (sum(lengths),), scale)  # noqa: E731
-    monkeypatch.setattr(fast, "causal_attention", whole)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)
-    assert not agrees(model, plain, 96), "documents that see each other"
+    model = model_of(kind).to(dtype)
+    adapters, plain = inject(model, spec), SupervisedLogits(model)
+    before = [parameter.clone() for parameter in adapters.parameters()]
+    assert agrees(model, adapters.parameters(), plain)
+    assert all(torch.equal(*pair) for pair in zip(before, adapters.parameters(), strict=True)), "left as it was"
+    for name, (kernel, fault) in faults_of(fast).items():
+        with monkeypatch.context() as context:
+            context.setattr(fast, kernel, fault)
+            assert not agrees(model, adapters.parameters(), plain), name
+    del model.model.layers[0].self_attn.scaling
+    assert not agrees(model, adapters.parameters(), SupervisedLogits(model_of(kind).to(dtype)))
+
+
+def test_what_the_kernels_would_pass_over_is_plain():
+    model = model_of("llama")
+    handle = model.model.layers[0].register_forward_hook(lambda *given: None)
+    assert not is_fast(model, 10)
+    handle.remove()
+    assert is_fast(model, 10)
+    model.model.layers[0].mlp.forward = lambda x: x
+    assert not is_fast(model, 10)
+    dropping = model_of("qwen2")
+    dropping.config.attention_dropout = 0.5
+    assert is_fast(dropping, 10) and not is_fast(dropping.train(), 10)
+    far = model_of("far")
+    far.model.rotary_emb.rope_type = "longrope"
+    assert not is_fast(far, 10)
+
+
+def test_a_block_that_borrows_a_name_is_not_known(monkeypatch):
+    model = model_of("llama")
+    monkeypatch.setattr(type(model.model.layers[0]), "__module__", "transformers_modules.somebody")
+    assert not is_fast(model, 10)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import Json, Quiet
@@ -26,6 +27,7 @@ def demo(
     with failures_told(as_json):
         from rankwise.verbs.demo import demo as demo_verb
 
+        keep_memory()
         with Display(quiet) as display:
             shown = demo_verb(model, announce=display, seed=seed)
         if as_json:

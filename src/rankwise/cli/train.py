@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import (
@@ -91,6 +92,7 @@ def train(
         experiment = read_experiment(config, settings)
         from rankwise.verbs.train import train as train_verb
 
+        keep_memory()
         with Display(quiet) as display:
             trained = train_verb(experiment, announce=display, restart=restart, resume=resume)
         if as_json:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BLOCK = 128
 
@@ -49,6 +50,7 @@ class _CausalAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v = ctx.saved_tensors
         dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
@@ -74,15 +76,14 @@ def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
 
 def _weights(q: Tensor, k: Tensor, start: int, first: int, end: int, scale: float) -> tuple[Tensor, Tensor]:
     """(K, H/K * rows, columns) and the queries in that shape."""
-    groups, rows, columns = k.shape[0], end - first, end - start
+    groups, rows = k.shape[0], end - first
     queries = q[:, first:end].reshape(groups, -1, q.shape[2])
-    mask = _above(rows, columns, queries.shape[1] // rows, q.dtype, q.device)
-    scores = torch.baddbmm(mask, queries, k[:, start:end].mT, alpha=scale)
+    scores = torch.baddbmm(q.new_zeros(()), queries, k[:, start:end].mT, beta=0, alpha=scale)
+    scores[:, :, -rows:] += _above(rows, queries.shape[1] // rows, q.dtype, q.device)
     return torch.softmax(scores, -1), queries
 
 
-@lru_cache(maxsize=512)
-def _above(rows: int, columns: int, repeats: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(1, repeats * rows, columns): minus infinity where a column comes after the row, which are the last of them."""
-    mask = torch.full((rows, columns), float("-inf"), dtype=dtype, device=device).triu(columns - rows + 1)
-    return mask.repeat(repeats, 1)[None]
+@lru_cache(maxsize=2 * BLOCK)
+def _above(rows: int, repeats: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(repeats * rows, rows): minus infinity where a column of a block comes after its row."""
+    return torch.full((rows, rows), float("-inf"), dtype=dtype, device=device).triu(1).repeat(repeats, 1)

@@ -2,21 +2,24 @@
 
 What is computed is what transformers computes: each block's parts are taken from its own modules, adapted or not, and
 only how they are put together is written here. A model is known by the class of its blocks; any other, and any part
-that a kernel does not take, goes the plain way. `agrees` compares both on the model itself before a run relies on it.
+that a kernel does not take, goes the plain way. `agrees` compares both on the model itself, logits and gradients,
+before a run relies on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
 from rankwise.data.tokens import Tokens
-from rankwise.kernels.attention import causal_attention
+from rankwise.errors import is_out_of_memory
+from rankwise.kernels.attention import BLOCK, causal_attention
 from rankwise.kernels.linear import piece_of, shared_linears
 from rankwise.kernels.loss import head_loss
 from rankwise.kernels.norm import rms_norm
@@ -24,8 +27,11 @@ from rankwise.kernels.rotary import rotated
 
 BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Two norms, attention with rotary positions (in Qwen3 with normed heads), a gated feed-forward layer, and no more."""
-PROBED = (23, 5, 14)
+BY_LONGEST = {"dynamic", "longrope"}
+"""Rotary positions that depend on the longest document of a call, and so on what lies beside a document."""
+PROBED = (BLOCK + 23, 5, 14)
 """Lengths of the documents that `agrees` looks at."""
+NOISE = 0.02
 
 
 class FastLoss:
@@ -51,21 +57,65 @@ def is_fast(module: nn.Module, longest: int) -> bool:
     config: Any = module.config
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return (
-        all(type(layer).__name__ in BLOCKS for layer in layers)
+        all(_is_known(layer) for layer in layers)
+        and not any(_is_watched(part) for part in module.modules())
         and next(module.parameters()).device.type == "cpu"
         and (window is None or window >= longest)
+        and getattr(getattr(inner, "rotary_emb", None), "rope_type", "dynamic") not in BY_LONGEST
+        and not (getattr(config, "attention_dropout", 0.0) and any(layer.training for layer in layers))
     )
 
 
-def agrees(module: nn.Module, plain: Any, vocabulary: int) -> bool:
-    """Whether the sum of losses on random documents is that of `plain`, within the rounding of the number format."""
+def _is_known(layer: nn.Module) -> bool:
+    """By its class, which must be the library's own: code that comes with a model may borrow a name."""
+    return type(layer).__name__ in BLOCKS and type(layer).__module__.startswith("transformers.models.")
+
+
+def _is_watched(part: nn.Module) -> bool:
+    """Somebody waits for its call, or has replaced what it does."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(part)
+
+
+def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[Batch], Tensor]) -> bool:
+    """Whether logits and gradients on random documents are those of `plain` (a batch to its logits), within the
+    rounding of the number format. `learned` are moved meanwhile, since what starts at zero would tell nothing."""
+    model: Any = module
+    vocabulary = model.lm_head.weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(vocabulary, (length + 1,), generator=generator).tolist() for length in PROBED]
     (batch,) = flat([Tokens(tuple(row), (True,) * len(row)) for row in rows], 2 * sum(PROBED))
-    with torch.no_grad():
-        ours, theirs = FastLoss(module)(batch).double(), plain(batch).double()
-    rounding = 4 * torch.finfo(next(module.parameters()).dtype).eps
-    return bool((ours - theirs).abs() <= max(1e-5, rounding) * theirs.abs())
+    before = [parameter.detach().clone() for parameter in learned]
+    try:
+        with torch.no_grad():
+            for parameter in learned:
+                parameter += NOISE * torch.randn(parameter.shape, generator=generator).to(parameter)
+        logits = plain(batch)
+        wanted = F.cross_entropy(logits.float(), batch.targets[0], reduction="sum")
+        ours = torch.cat([part.flatten() for part in _gradients(FastLoss(module)(batch), learned)])
+        theirs = torch.cat([part.flatten() for part in _gradients(wanted, learned)])
+        with torch.no_grad():
+            found = model.lm_head(_hidden(model.model, batch, torch.arange(sum(PROBED))))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(learned, before, strict=True):
+                parameter.copy_(value)
+    rounding = torch.finfo(next(module.parameters()).dtype).eps
+    return _near(found, logits, max(1e-4, 3 * rounding)) and _near(ours, theirs, max(1e-3, 48 * rounding))
+
+
+def _gradients(total: Tensor, learned: Sequence[nn.Parameter]) -> list[Tensor]:
+    found = torch.autograd.grad(total, list(learned), allow_unused=True) if learned else ()
+    return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(learned, found, strict=True)]
+
+
+def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
+    """So that NaN is not."""
+    return bool((found.double() - wanted.double()).norm() <= share * wanted.double().norm())
 
 
 def _hidden(model: Any, batch: Batch, places: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ class BaseModelFacts(Spec):
     device: str
 
 
+Form = Literal["fast", "plain"]
+
+
 class DataFacts(Spec):
     """What was trained on; receipt.json says more. A document is what is learned at a time, mostly a row."""
 
@@ -77,6 +80,8 @@ class Manifest(Spec):
     base_model: BaseModelFacts
     data: DataFacts
     learning_rate: float
+    form: Form = "plain"
+    """In which form losses are computed; results of the two differ in rounding."""
     results: Results | None = None
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()

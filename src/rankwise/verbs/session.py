@@ -14,14 +14,13 @@ from rankwise.data.batches import Arrange, Batches, asked, portion
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.data.preparation import Prepared
-from rankwise.errors import TrainingError, some
-from rankwise.kernels.allocator import keep_memory
+from rankwise.errors import RunError, TrainingError, some
 from rankwise.models.causal import SupervisedLogits, check_packs
 from rankwise.models.fast import FastLoss, agrees, is_fast
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
-from rankwise.run.manifest import Results, peak_rss
+from rankwise.run.manifest import Form, Results, peak_rss
 from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Event, LossRecord, RankRecord, Said, StepRecord
 from rankwise.spec.adapters import AdaLoraSpec
@@ -100,7 +99,7 @@ class Session:
             self.announce(event)
 
         spec, rows = self.experiment.training, self.prepared.trained_rows
-        loss_of, arrange = self._form()
+        loss_of, arrange = self._in_form(past.manifest.form)
         batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed, arrange)
         before = past.before
         if state.step == 0:
@@ -128,20 +127,32 @@ class Session:
             save(state, self.run.checkpoint(state.step))
             self.run.forget_checkpoints(but=state.step)
 
-    def _form(self) -> tuple[Loss, Arrange]:
+    def form(self) -> Form:
+        """In which form a new run is computed. It stays so if it is resumed."""
+        module = self.model.module
+        if self.experiment.training.plain or not is_fast(module, self._longest):
+            return "plain"
+        if agrees(module, self.adapters.parameters(), SupervisedLogits(module)):
+            self.announce(Said("computed in the fast form, which agrees with the plain one (--plain)"))
+            return "fast"
+        self.announce(Said("the fast form does not agree with the plain one on this model, which is used instead"))
+        return "plain"
+
+    @property
+    def _longest(self) -> int:
+        return max(map(asked, (*self.prepared.trained_rows, *self.prepared.measured_rows)))
+
+    def _in_form(self, form: Form) -> tuple[Loss, Arrange]:
         """How losses are computed, and how documents become rows for it."""
-        module, plain = self.model.module, summed(SupervisedLogits(self.model.module))
-        longest = max(map(asked, (*self.prepared.trained_rows, *self.prepared.measured_rows)))
-        if not self.experiment.training.plain and is_fast(module, longest):
-            if agrees(module, plain, self.model.vocabulary):
-                keep_memory()
-                self.announce(Said("computed in the fast form, which agrees with the plain one (--plain)"))
-                return FastLoss(module), flat
-            self.announce(Said("the fast form does not agree with the plain one on this model, which is used instead"))
+        module = self.model.module
+        if form == "fast":
+            if not is_fast(module, self._longest):
+                raise RunError(f"{self.run.folder} was begun in the fast form, which this model does not have here.")
+            return FastLoss(module), flat
         if not self.experiment.data.packing:
-            return plain, portion
+            return summed(SupervisedLogits(module)), portion
         check_packs(module, self.model.vocabulary)
-        return plain, pack
+        return summed(SupervisedLogits(module)), pack
 
     def state(self) -> TrainState:
         """Before the first step."""

@@ -18,7 +18,7 @@ from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory
-from rankwise.run.manifest import Manifest, now
+from rankwise.run.manifest import Form, Manifest, now
 from rankwise.run.records import Announce, Said, silent
 from rankwise.run.writing import need_space
 from rankwise.spec.experiment import Experiment
@@ -87,9 +87,11 @@ def _shared(paths: list[str]) -> str:
 def _begun(run: RunDirectory, session: Session, state: TrainState, *, resume: bool) -> Past:
     """From here on the folder holds a run that is running."""
     need_space(run.folder, session.bytes_written)
+    form: Form = "plain" if resume else session.form()  # a run that goes on keeps the one it was begun in
     manifest = Manifest(
-        status="running", base_model=session.model.facts, data=facts_of(session.prepared), learning_rate=session.rate
-    )
+        status="running", base_model=session.model.facts, data=facts_of(session.prepared), learning_rate=session.rate,
+        form=form,
+    )  # fmt: skip
     if resume:
         past = take_up(run, state, manifest, session.prepared.receipt)
     else:

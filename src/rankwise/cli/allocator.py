@@ -1,7 +1,8 @@
 """Memory that a step gave back is kept for the next one.
 
 glibc hands large pieces back to the system at once, which then has to clear each page anew when it is touched: a step
-frees and asks for the same hundreds of megabytes again and again. Elsewhere nothing is done.
+frees and asks for the same hundreds of megabytes again and again. It holds for the whole process and cannot be undone,
+so only a command that trains and then ends asks for it. Elsewhere than with glibc nothing is done.
 """
 
 from __future__ import annotations
