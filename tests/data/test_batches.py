@@ -210,8 +210,10 @@ def test_a_row_of_one_token_asks_nothing():
 
 
 def test_a_batch_moves_whole():
-    batch = Batch(torch.zeros(1, 8).long(), torch.zeros(1, 8).long(), 8, torch.arange(8)[None])
-    assert {moved.device.type for moved in vars(batch.to("meta")).values() if not isinstance(moved, int)} == {"meta"}
+    batch = Batch(torch.zeros(1, 8).long(), torch.zeros(1, 8).long(), 8, torch.arange(8)[None], (5, 3))
+    moved = batch.to("meta")
+    assert {part.device.type for part in vars(moved).values() if isinstance(part, torch.Tensor)} == {"meta"}
+    assert (moved.tokens, moved.lengths) == (8, (5, 3))
     assert Batch(batch.inputs, batch.targets, 8).to("meta").positions is None
 
 
