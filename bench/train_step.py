@@ -44,7 +44,7 @@ def rankwise_stack(name: str, count: int) -> Step:
     from rankwise.data.batches import Batches, portion
     from rankwise.data.flat import flat
     from rankwise.models.causal import SupervisedLogits
-    from rankwise.models.fast import FastLoss
+    from rankwise.models.fast import FastLoss, is_fast
     from rankwise.models.loading import load
     from rankwise.run.records import silent
     from rankwise.spec.adapters import LoraSpec
@@ -62,6 +62,7 @@ def rankwise_stack(name: str, count: int) -> Step:
     allocator = FixedRanks(adapters)
     state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: RATE, 10**6, 1.0, torch.device("cpu"))
     batches = Batches(documents(model, count), BATCH, 2048, 0, flat if fast else portion)
+    assert not fast or is_fast(model.module, LONGEST), "what is timed is what a run would do"
     loss_of = FastLoss(model.module) if fast else summed(SupervisedLogits(model.module))
 
     def step(number: int) -> float:

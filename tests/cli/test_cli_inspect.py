@@ -231,3 +231,10 @@ def test_the_parts_of_a_fused_layer_are_shown_apart(hub_tokenizer, tmp_path, mon
     stored = facts(tmp_path / "runs" / "fused" / "adapter")
     assert stored["total_rank"] == found["total_rank"] == 12
     assert rankwise("inspect", "fused").stdout.splitlines()[0].split() == ["layer", "q", "k", "v", "total"]
+
+
+def test_an_error_shows_what_would_steer_a_terminal(home):
+    file = home / "runs" / "fixed" / "adapter" / WEIGHTS
+    save_file(load_file(file) | {"base_model.model.\x1b[31mq.lora_A.weight": torch.zeros(4, 2)}, file)
+    result = rankwise("inspect", "fixed")
+    assert result.exit_code == 2 and "\x1b" not in result.stderr and r"\x1b[31mq" in result.stderr

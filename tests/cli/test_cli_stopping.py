@@ -79,7 +79,7 @@ def assert_can_only_be_begun_again_when_asked(run, model):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_training_that_is_stopped_says_so_and_keeps_its_metrics_but_no_adapter(home, tiny_folder, number, code):
     run = home / "runs" / f"stopped-{code}"
     with begun(*train_words(tiny_folder, run.name, "--steps", NEVER, "--json")) as process:
@@ -97,6 +97,18 @@ def test_a_training_that_is_stopped_says_so_and_keeps_its_metrics_but_no_adapter
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
     assert rankwise("generate", run.name, "--prompt", "hi").exit_code == 2
     assert_can_only_be_begun_again_when_asked(run, tiny_folder)
+
+
+def test_a_training_under_nohup_goes_on_when_the_terminal_is_closed(home, tiny_folder):
+    run = home / "runs" / "nohup"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does; a process inherits it
+    try:
+        with begun(*train_words(tiny_folder, "nohup", "--steps", NEVER)) as process:
+            wait_for_steps(run, process)
+            process.send_signal(signal.SIGHUP)
+            wait_for_steps(run, process, (run / "metrics.jsonl").read_bytes().count(b"\n") + 20)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_killed_training_leaves_no_adapter_and_no_lock(home, tiny_folder):

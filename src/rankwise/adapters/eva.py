@@ -56,8 +56,7 @@ def eva_choices(model: nn.Module, spec: LoraSpec, run_batches: RunBatches, seed:
     choices = choose(model, spec)
     modules = host_view(model)
     _refuse_others({choice.path: modules[choice.path] for choice in choices})
-    sizes = {choice.path: features_of(modules[choice.path]) for choice in choices}
-    most = {choice.path: min(round(choice.rank * spec.eva_rho), *sizes[choice.path]) for choice in choices}
+    most = {c.path: min(round(c.rank * spec.eva_rho), *features_of(modules[c.path])) for c in choices}
     watch = _Watch(max(most.values()), seed)
     hooks = [
         modules[path].register_forward_pre_hook(partial(watch.see, path), prepend=True, with_kwargs=True)
@@ -69,7 +68,13 @@ def eva_choices(model: nn.Module, spec: LoraSpec, run_batches: RunBatches, seed:
     finally:
         for hook in hooks:
             hook.remove()
-    return _given_out(choices, watch.sketches, most, {path: sum(size) for path, size in sizes.items()})
+    return _given_out(choices, watch.sketches, most, costs_of(model, choices))
+
+
+def costs_of(model: nn.Module, choices: Sequence[Choice]) -> dict[str, int]:
+    """Parameters of one rank of each layer."""
+    modules = host_view(model)
+    return {choice.path: sum(features_of(modules[choice.path])) for choice in choices}
 
 
 @dataclass(frozen=True, eq=False)

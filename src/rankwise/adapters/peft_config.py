@@ -58,15 +58,11 @@ class _Declared(BaseModel):
             return []
         names = [targets] if isinstance(targets, str) else targets
         meant = [matcher(target, "target_modules") for target in names]
-        missing = (
-            []
-            if self.exclude_modules
-            else [
-                f'target "{name}" has no factors'
-                for name, matches in zip(names, meant, strict=True)
-                if not any(map(matches, paths))
-            ]
-        )
+        missing = [
+            f'target "{name}" has no factors'
+            for name, matches in zip(names, meant, strict=True)
+            if not self.exclude_modules and not any(map(matches, paths))
+        ]
         undeclared = [
             f'"{path}" is not among its targets' for path in paths if not any(matches(path) for matches in meant)
         ]

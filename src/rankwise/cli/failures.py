@@ -22,9 +22,10 @@ from rankwise.errors import Interrupted, RankwiseError, ResourceError, is_out_of
 
 @contextmanager
 def failures_told(as_json: bool) -> Iterator[None]:
-    for ending in ("SIGTERM", "SIGHUP"):  # a closed terminal sends the second; not every system has it
-        if hasattr(signal, ending):
-            signal.signal(getattr(signal, ending), _end)
+    signal.signal(signal.SIGTERM, _end)
+    hangup = getattr(signal, "SIGHUP", None)  # a closed terminal sends it, and nohup has it ignored
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        signal.signal(hangup, _end)
     try:
         yield
         sys.stdout.flush()

@@ -38,8 +38,7 @@ def piece_of(module: nn.Module) -> Piece | None:
 
 def shared_linears(x: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, ...]:
     """x (T, I) to (T, O_k) of each piece."""
-    adapted = [piece for piece in pieces if piece.A is not None]
-    downs = [piece.A.to(x.dtype) for piece in adapted if piece.A is not None]
+    downs = [piece.A.to(x.dtype) for piece in pieces if piece.A is not None]
     down = None if not downs else downs[0] if len(downs) == 1 else torch.cat(downs)
     ups = [None if piece.B is None else piece.B.to(x.dtype) for piece in pieces]
     frozen = [(piece.weight, piece.bias) for piece in pieces]

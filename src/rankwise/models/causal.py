@@ -10,7 +10,7 @@ the borders, where positions start anew. An architecture that ignores them says 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,12 +82,13 @@ def check_packs(module: nn.Module, vocabulary: int) -> None:
 
 def _random_rows(vocabulary: int, seed: int) -> list[list[Tokens]]:
     generator = torch.Generator().manual_seed(seed)
+    return [random_documents(vocabulary, row, generator) for row in PROBED]
 
-    def document(length: int) -> Tokens:
-        ids = torch.randint(vocabulary, (length + 1,), generator=generator).tolist()
-        return Tokens(tuple(ids), (True,) * len(ids))
 
-    return [[document(length) for length in row] for row in PROBED]
+def random_documents(vocabulary: int, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+    """Of so many questions each, with every token learned."""
+    rows = [torch.randint(vocabulary, (length + 1,), generator=generator).tolist() for length in lengths]
+    return [Tokens(tuple(row), (True,) * len(row)) for row in rows]
 
 
 def _rounding(module: nn.Module) -> float:

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
-from rankwise.data.tokens import Tokens
 from rankwise.errors import is_out_of_memory
 from rankwise.kernels.attention import BLOCK, causal_attention
 from rankwise.kernels.linear import piece_of, shared_linears
 from rankwise.kernels.loss import head_loss
 from rankwise.kernels.norm import rms_norm
 from rankwise.kernels.rotary import rotated
+from rankwise.models.causal import random_documents
 
 BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Two norms, attention with rotary positions (in Qwen3 with normed heads), a gated feed-forward layer, and no more."""
@@ -81,10 +81,9 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[
     """Whether logits and gradients on random documents are those of `plain` (a batch to its logits), within the
     rounding of the number format. `learned` are moved meanwhile, since what starts at zero would tell nothing."""
     model: Any = module
-    vocabulary = model.lm_head.weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(vocabulary, (length + 1,), generator=generator).tolist() for length in PROBED]
-    (batch,) = flat([Tokens(tuple(row), (True,) * len(row)) for row in rows], 2 * sum(PROBED))
+    documents = random_documents(model.lm_head.weight.shape[0], PROBED, generator)
+    (batch,) = flat(documents, sum(PROBED))
     before = [parameter.detach().clone() for parameter in learned]
     try:
         with torch.no_grad():

@@ -17,6 +17,7 @@ from pydantic import Field
 from rankwise.spec.spec import Spec
 
 PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
+Form = Literal["fast", "plain"]
 
 
 class BaseModelFacts(Spec):
@@ -27,9 +28,6 @@ class BaseModelFacts(Spec):
     fingerprint: str
     dtype: str
     device: str
-
-
-Form = Literal["fast", "plain"]
 
 
 class DataFacts(Spec):

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ import psutil
 
 from rankwise.errors import ResourceError, RunError
 
+ABANDONED = 86_400
+"""Seconds."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {
     errno.EACCES,
@@ -75,11 +78,14 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """What processes that were killed, or an earlier try of this one, left of it."""
+    """What an earlier try of this process left of it, and what has lain there for a day: another machine or container
+    may share the folder, so that a number which is no process here can be one there."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
         number = left.name.removesuffix(".tmp").rpartition(".")[2]
-        if number.isdecimal() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            abandoned = number.isdecimal() and not psutil.pid_exists(int(number))
+            if number == str(os.getpid()) or (abandoned and time.time() - left.stat().st_mtime > ABANDONED):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _take_name(temporary: Path, folder: Path, first_stays: bool) -> None:

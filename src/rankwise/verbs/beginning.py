@@ -9,8 +9,7 @@ from itertools import chain, islice
 from math import ceil
 
 from rankwise.adapters.adapter_set import AdapterSet, inject
-from rankwise.adapters.eva import Real, eva_choices
-from rankwise.adapters.hosts import features_of
+from rankwise.adapters.eva import Real, costs_of, eva_choices
 from rankwise.adapters.targets import Choice, choose
 from rankwise.data.batches import Batches, asked, collate, portions_of, real_places
 from rankwise.data.tokens import Tokens
@@ -35,7 +34,7 @@ def begin(
         left = [replace(one, rank=given.ranks.get(one.path, 0)) for one in choose(model.module, spec)]
         return inject(model.module, spec, seed=seed, choices=[one for one in left if one.rank]), given
     asked_for = choose(model.module, spec)
-    costs = {choice.path: sum(features_of(model.module.get_submodule(choice.path))) for choice in asked_for}
+    costs = costs_of(model.module, asked_for)
     began = time.perf_counter()
     looked_at = _looked_at(rows, experiment.training, spec.eva_batches)
     choices = _choices(model, spec, looked_at, seed, announce)
