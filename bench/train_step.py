@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,10 +36,18 @@ Step = Callable[[int], float]
 
 
 def rankwise_stack(name: str, count: int) -> Step:
-    import torch
+    from rankwise.training.step import optimizer_step
 
-    from rankwise.adapters.adapter_set import inject
-    from rankwise.adapters.allocation import FixedRanks
+    state, batches, loss_of = rankwise_training(name, count)
+
+    def step(number: int) -> float:
+        return optimizer_step(state, batches.at(number), loss_of, 0.0)[0].loss
+
+    return step
+
+
+def rankwise_training(name: str, count: int) -> tuple[Any, Any, Any]:
+    """State, batches and loss, as `optimizer_step` takes them."""
     from rankwise.cli.allocator import keep_memory
     from rankwise.data.batches import Batches, portion
     from rankwise.data.flat import flat
@@ -47,28 +55,37 @@ def rankwise_stack(name: str, count: int) -> Step:
     from rankwise.models.fast import FastLoss, is_fast
     from rankwise.models.loading import load
     from rankwise.run.records import silent
-    from rankwise.spec.adapters import LoraSpec
     from rankwise.spec.models import ModelSpec
-    from rankwise.spec.training import TrainingSpec
     from rankwise.training.losses import summed
-    from rankwise.training.state import TrainState, adamw
-    from rankwise.training.step import optimizer_step
 
     fast = name == "rankwise"
     keep_memory()
     dtype = "float32" if name == REFERENCE else "bfloat16"
     model = load(ModelSpec(name="smollm2-135m", dtype=dtype), silent)
-    adapters = inject(model.module, LoraSpec(rank=RANK, alpha=ALPHA))
-    allocator = FixedRanks(adapters)
-    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: RATE, 10**6, 1.0, torch.device("cpu"))
+    state = lora_state(model.module)
     batches = Batches(documents(model, count), BATCH, 2048, 0, flat if fast else portion)
     assert not fast or is_fast(model.module, LONGEST), "what is timed is what a run would do"
     loss_of = FastLoss(model.module) if fast else summed(SupervisedLogits(model.module))
+    return state, batches, loss_of
 
-    def step(number: int) -> float:
-        return optimizer_step(state, batches.at(number), loss_of, 0.0)[0].loss
 
-    return step
+def lora_state(module: Any) -> Any:
+    """Of a training that adapts all linear layers of `module`, which it injects."""
+    from rankwise.adapters.adapter_set import inject
+    from rankwise.adapters.allocation import FixedRanks
+    from rankwise.spec.adapters import LoraSpec
+
+    return state_of(FixedRanks(inject(module, LoraSpec(rank=RANK, alpha=ALPHA))))
+
+
+def state_of(allocator: Any, rate: float = RATE) -> Any:
+    import torch
+
+    from rankwise.spec.training import TrainingSpec
+    from rankwise.training.state import TrainState, adamw
+
+    optimizer = adamw(allocator, TrainingSpec())
+    return TrainState(allocator, optimizer, lambda step: rate, 10**6, 1.0, torch.device("cpu"))
 
 
 def peft_stack(name: str, count: int) -> Step:
@@ -216,10 +233,10 @@ class Served:
             raise SystemExit
         self._began = time.perf_counter()
 
-    def end(self, loss: float) -> None:
+    def end(self, loss: float, **more: Any) -> None:
         from rankwise.run.manifest import peak_rss
 
-        row = {"loss": loss, "seconds": time.perf_counter() - self._began, "rss": peak_rss()}
+        row = {"loss": loss, "seconds": time.perf_counter() - self._began, "rss": peak_rss(), **more}
         print(json.dumps(row), flush=True)
 
 
@@ -234,8 +251,10 @@ def serve(name: str, count: int, steps: int) -> None:
 
 
 class Stack:
-    def __init__(self, name: str, count: int, steps: int) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--rows", str(count), "--steps", str(steps)]
+    """A process that makes its steps when it is asked to. `script` answers to --serve."""
+
+    def __init__(self, name: str, count: int, steps: int, script: str = __file__) -> None:
+        command = [sys.executable, script, "--serve", name, "--rows", str(count), "--steps", str(steps)]
         self.name, self.rows = name, list[dict[str, Any]]()
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer("ready")
@@ -258,15 +277,11 @@ class Stack:
         raise SystemExit(f"{self.name} ended: {self._process.wait()}")
 
 
-def operations(lengths: list[int], supervised: int) -> float:
+def operations(lengths: list[int], supervised: int, shape: Mapping[str, Any] | None = None) -> float:
     """Of a step: all linear layers forward and to their inputs, causal attention (its backward pass two and a half
-    times its forward one), adapters (three times their forward), and the head at supervised tokens, twice."""
-    from rankwise.models.inspection import read_json
-    from rankwise.models.sources import find
-    from rankwise.run.records import silent
-    from rankwise.spec.models import ModelSpec
-
-    shape = read_json(find(ModelSpec(name="smollm2-135m"), silent).folder / "config.json")
+    times its forward one), adapters (three times their forward), and the head at supervised tokens, twice. `shape` is
+    what a model's config.json says, the starter's by default."""
+    shape = shape if shape is not None else starter_shape()
     width, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
     heads, groups = shape["num_attention_heads"], shape["num_key_value_heads"]
     narrow = width * groups // heads
@@ -275,6 +290,15 @@ def operations(lengths: list[int], supervised: int) -> float:
     low = layers * sum(2 * RANK * (i + o) for i, o in sizes)
     attention = sum(3.5 * 2 * length**2 * width * layers for length in lengths)
     return sum(lengths) * (2 * linear + 3 * low) + attention + supervised * 2 * 2 * shape["vocab_size"] * width
+
+
+def starter_shape() -> dict[str, Any]:
+    from rankwise.models.inspection import read_json
+    from rankwise.models.sources import find
+    from rankwise.run.records import silent
+    from rankwise.spec.models import ModelSpec
+
+    return read_json(find(ModelSpec(name="smollm2-135m"), silent).folder / "config.json")
 
 
 def gemm_rate() -> float:
@@ -291,8 +315,8 @@ def gemm_rate() -> float:
     return best
 
 
-def in_turns(names: list[str], count: int, steps: int) -> dict[str, list[dict[str, Any]]]:
-    stacks = [Stack(name, count, steps) for name in names]
+def in_turns(names: list[str], count: int, steps: int, script: str = __file__) -> dict[str, list[dict[str, Any]]]:
+    stacks = [Stack(name, count, steps, script) for name in names]
     try:
         for number in range(steps):
             for stack in stacks if number % 2 == 0 else reversed(stacks):
@@ -348,6 +372,15 @@ def told(found: dict[str, Any], count: int) -> list[dict[str, Any]]:
     return rows + [row_of(name, turn[OURS], turn[name]) for turn in found["turns"] for name in turn if name != OURS]
 
 
+def keep(title: Path, found: dict[str, Any]) -> None:
+    """As TITLE.json, with what it was measured on."""
+    from rankwise.run.manifest import machine, versions
+
+    facts = {"versions": versions(), "machine": {key: value for key, value in machine().items() if key != "system"}}
+    title.parent.mkdir(parents=True, exist_ok=True)
+    title.with_suffix(".json").write_text(json.dumps(found | facts, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
@@ -360,14 +393,10 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.serve:
         return serve(asked.serve, asked.rows, asked.steps)
-    from rankwise.run.manifest import machine, versions
-
     found = measured(asked.stacks.split(","), asked.rows, asked.rounds)
     rows = told(found, asked.rows)
-    facts = {"versions": versions(), "machine": {key: value for key, value in machine().items() if key != "system"}}
     if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.with_suffix(".json").write_text(json.dumps({"rows": rows, **found, **facts}, indent=2) + "\n")
+        keep(asked.out, {"rows": rows, **found})
     if asked.json:
         print(json.dumps(rows))
         return
