@@ -1,0 +1,177 @@
+"""LoRA against full fine-tuning in the same loop, on the same rows: time, memory, and what learning itself holds.
+
+    python bench/full_tuning.py [--json] [--rows 64] [--rounds 1] [--stacks rankwise,...] [--out bench/results/TITLE]
+
+All make rankwise's own optimizer steps (clipping, fused AdamW) over the rows that train_step.py has, on SmolLM2-135M:
+
+    rankwise         LoRA, r 16 on all linear layers, base in bfloat16, the fast form
+    rankwise-plain   the same in the plain form
+    full-bf16        every parameter learns, in bfloat16, with moments in bfloat16; the plain form
+    full-fp32        every parameter learns, in float32, as it is usually done; the plain form
+
+Each is a process of its own, and all make their steps in turns, forth and back (ABBA); the first step is not counted.
+Memory is the most that was held from before the first step on, in all and over what was held then. What learning holds
+is counted from its tensors after the last step: the parameters that learn (none has a copy in another number format),
+their gradients, and the optimizer's moments. Ratios are medians over steps, each against the step of the same rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from memory import forget_peak, peak, resident
+from torch import Tensor, nn
+from train_step import BATCH, OURS, Served, documents, in_turns, keep, rankwise_training, state_of
+
+from rankwise.adapters.held import Held
+from rankwise.cli.allocator import keep_memory
+from rankwise.data.batches import Batches
+from rankwise.models.causal import SupervisedLogits
+from rankwise.models.loading import load
+from rankwise.run.records import silent
+from rankwise.spec.models import ModelSpec
+from rankwise.training.losses import summed
+from rankwise.training.state import TrainState
+from rankwise.training.step import optimizer_step
+
+PLAIN = "rankwise-plain"
+FULL = {"full-bf16": "bfloat16", "full-fp32": "float32"}
+FULL_RATE = 1e-5
+
+
+class WholeModel:
+    """An allocator (adapters/allocation.py) whose parameters are all that a model has."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = dict(module.named_parameters())
+        module.requires_grad_(True)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self._parameters.values()), "rate": 1.0}]
+
+    def plan(self) -> None:
+        return None
+
+    def penalise(self) -> None:
+        pass
+
+    def before_step(self) -> None:
+        pass
+
+    def stepped(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        return None
+
+    def idle(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        return [name for name, parameter in self._parameters.items() if parameter not in optimizer.state]
+
+    def state(self) -> Held:
+        return Held({name: parameter.detach() for name, parameter in self._parameters.items()}, {})
+
+    def load(self, held: Held, optimizer: torch.optim.Optimizer) -> None:
+        held.fill({name: parameter.detach() for name, parameter in self._parameters.items()})
+
+
+def full_training(name: str, count: int) -> tuple[TrainState, Batches, Any]:
+    keep_memory()
+    model = load(ModelSpec(name="smollm2-135m", dtype=FULL[name]), silent)
+    state = state_of(WholeModel(model.module), FULL_RATE)
+    return state, Batches(documents(model, count), BATCH, 2048, 0), summed(SupervisedLogits(model.module))
+
+
+def bytes_of(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def held_to_learn(state: TrainState) -> dict[str, Any]:
+    """After a step, when the optimizer has made its moments."""
+    parameters = state.parameters
+    moments = [state.optimizer.state[one][kind] for one in parameters for kind in ("exp_avg", "exp_avg_sq")]
+    parts = {
+        "weights": bytes_of([one.detach() for one in parameters]),
+        "gradients": bytes_of([one.grad for one in parameters if one.grad is not None]),
+        "moments": bytes_of(moments),
+    }
+    learned = sum(one.numel() for one in parameters)
+    total = sum(parts.values())
+    return {"learned_parameters": learned, "parts": parts, "bytes_of_training": total, "per_parameter": total / learned}
+
+
+def serve(name: str, count: int, steps: int) -> None:
+    state, batches, loss_of = (full_training if name in FULL else rankwise_training)(name, count)
+    turns = Served()
+    for parameter in state.parameters:
+        parameter.detach().sum()  # weights that a file maps are in memory only when they were read
+    forget_peak()
+    before = resident()
+    for number in range(steps):
+        turns.begin()
+        record, _ = optimizer_step(state, batches.at(number), loss_of, 0.0)
+        turns.end(record.loss, rss=peak(), before=before, held=held_to_learn(state))
+
+
+def row_of(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The first step of each is left out of what is told of time."""
+    steps = found[name]
+    seconds = [row["seconds"] for row in steps[1:]]
+    most, before = max(row["rss"] for row in steps), steps[0]["before"]
+    against = {
+        f"times_{other}": {
+            "seconds": statistics.median(
+                own / row["seconds"] for own, row in zip(seconds, found[other][1:], strict=True)
+            ),
+            "peak_rss": most / max(row["rss"] for row in found[other]),
+            "bytes_of_training": steps[-1]["held"]["bytes_of_training"] / found[other][-1]["held"]["bytes_of_training"],
+        }
+        for other in (OURS, PLAIN)
+        if other in found
+    }
+    return {
+        "stack": name, "seconds_per_step": statistics.median(seconds), "fastest": min(seconds),
+        "slowest": max(seconds), "rss_before_bytes": before, "peak_rss_bytes": most, "grown_bytes": most - before,
+        **steps[-1]["held"], **against, "losses": [row["loss"] for row in steps], "steps": len(seconds),
+    }  # fmt: skip
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    heads = ("s/step", "x fast", "x plain", "before GB", "peak GB", "peak x fast", "learning MB", "B/learned")
+    print(f"{'stack':<16}" + "".join(f"{head:>12}" for head in heads))
+    for row in rows:
+        fast, plain = (row.get(f"times_{other}", {}) for other in (OURS, PLAIN))
+        values = (
+            row["seconds_per_step"], fast.get("seconds"), plain.get("seconds"), row["rss_before_bytes"] / 1e9,
+            row["peak_rss_bytes"] / 1e9, fast.get("peak_rss"), row["bytes_of_training"] / 1e6, row["per_parameter"],
+        )  # fmt: skip
+        told = "".join(f"{'-':>12}" if value is None else f"{value:>12.2f}" for value in values)
+        print(f"{row['stack']:<16}{told}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--stacks", default=",".join((OURS, PLAIN, *FULL)))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        return serve(asked.serve, asked.rows, asked.steps)
+    steps = max(2, asked.rows // BATCH) * asked.rounds
+    found = in_turns(asked.stacks.split(","), asked.rows, steps, __file__)
+    rows = [row_of(name, found) for name in found]
+    if asked.out:
+        keep(asked.out, {"rows": rows, "turns": found})
+    if asked.json:
+        return print(json.dumps(rows))
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
