@@ -17,6 +17,7 @@ from rankwise.data.batches import Batches
 from rankwise.data.example import Message
 from rankwise.data.tokens import Tokens
 from rankwise.kernels.attention import causal_attention, plain_causal_attention
+from rankwise.kernels.entrance import Straight
 from rankwise.kernels.linear import Piece, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
 from rankwise.kernels.norm import plain_rms_norm, rms_norm
@@ -98,7 +99,7 @@ def test_kernels_are_their_plain_twins(dtype: torch.dtype) -> None:
         (rotated(q, turns, turns), plain_rotated(q, turns, turns)),
         (rms_norm(x, drawn(12), 1e-5), plain_rms_norm(x, drawn(12), 1e-5)),
         (head_loss(x, drawn(11, 12), targets), plain_head_loss(x, drawn(11, 12), targets)),
-        *zip(shared_linears(x, pieces), plain_shared_linears(x, pieces), strict=True),
+        *zip(shared_linears(Straight(), (x,), pieces), plain_shared_linears(x, pieces), strict=True),
     ]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=0.02 if dtype == torch.bfloat16 else 1e-4, atol=0.02)

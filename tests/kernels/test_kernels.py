@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from rankwise.kernels import attention, loss
+from rankwise.kernels.activation import Activated, plain_activated
 from rankwise.kernels.attention import causal_attention, plain_causal_attention
+from rankwise.kernels.entrance import Entrance, Straight, entered
 from rankwise.kernels.linear import Piece, piece_of, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
-from rankwise.kernels.norm import plain_rms_norm, rms_norm
+from rankwise.kernels.norm import RmsNorm, plain_rms_norm, rms_norm
 from rankwise.kernels.rotary import plain_rotated, rotated
 
 
@@ -132,7 +135,7 @@ def test_linear_layers_that_share_an_input(kinds, learned):
     x, given_ = drawn(6, 5, seed=40, learned=learned), pieces(kinds)
     low = [matrix for piece in given_ for matrix in (piece.A, piece.B) if matrix is not None]
     wanted = [value for value in (x, *low) if value.requires_grad]
-    ours, theirs = shared_linears(x, given_), plain_shared_linears(x, given_)
+    ours, theirs = shared_linears(Straight(), (x,), given_), plain_shared_linears(x, given_)
     arriving = [drawn(*y.shape, seed=50 + number, learned=False) for number, y in enumerate(theirs)]
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -143,9 +146,54 @@ def test_linear_layers_that_share_an_input(kinds, learned):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+WEIGHT = drawn(5, seed=60, learned=False)
+ENTRANCES: dict[str, tuple[Entrance, Callable[..., Tensor], int]] = {
+    "norm": (RmsNorm(WEIGHT, 1e-3), lambda x: plain_rms_norm(x, WEIGHT, 1e-3), 1),
+    **{
+        f"{name} of {count}": (Activated(name), partial(plain_activated, name), count)
+        for name in ("silu", "gelu", "gelu-tanh")
+        for count in (1, 2)
+    },
+}
+
+
+@pytest.mark.parametrize("name", ENTRANCES)
+def test_what_lies_before_linear_layers(name):
+    entrance, plain, count = ENTRANCES[name]
+    values = [drawn(6, 5, seed=70 + number) for number in range(count)]
+    before = [value.detach().clone() for value in values]
+    assert_twins(lambda *values: entered(entrance, *values), plain, *values)
+    given_ = pieces("ab")
+    low = [matrix for piece in given_ for matrix in (piece.A, piece.B)]
+
+    def ours(*learned):
+        return torch.cat(shared_linears(entrance, learned[:count], given_), 1)
+
+    def theirs(*learned):
+        return torch.cat(plain_shared_linears(plain(*learned[:count]), given_), 1)
+
+    assert_twins(ours, theirs, *values, *low)
+    assert all(torch.equal(one, other) for one, other in zip(before, values, strict=True)), "nothing is written over"
+    frozen = [value.detach() for value in values]
+    assert_twins(lambda *low: ours(*frozen, *low), lambda *low: theirs(*frozen, *low), *low)
+
+
+def test_what_comes_before_is_kept_and_not_what_goes_in():
+    gate, up = drawn(50, 5), drawn(50, 5, seed=1)
+    kept: list[int] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value.untyped_storage().data_ptr())
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        (y,) = shared_linears(Activated("silu"), (gate, up), pieces("f"))
+    assert y.requires_grad and set(kept) == {value.untyped_storage().data_ptr() for value in (gate, up)}
+
+
 def test_an_output_that_is_not_used_has_no_part_in_the_gradient():
     x, given_ = drawn(6, 5), pieces("aaa")
-    first, _, third = shared_linears(x, given_)
+    first, _, third = shared_linears(Straight(), (x,), given_)
     (first.sum() + third.square().sum()).backward()
     found = x.grad.clone()
     x.grad = None

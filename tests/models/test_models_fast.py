@@ -151,13 +151,15 @@ def test_only_what_is_known_is_fast():
 
 def faults_of(fast) -> dict[str, tuple[str, object]]:
     """What could be wrong with the fast form, as what would stand in place of one of its kernels."""
-    attention, linears, norm = fast.causal_attention, fast.shared_linears, fast.rms_norm
+    attention, linears, enter = fast.causal_attention, fast.shared_linears, fast.entered
 
     def apart(places):
         return lambda q, k, v, lengths, scale: attention(q, k, v, places(lengths), scale)
 
     def changed(change):
-        return lambda x, pieces: linears(x, [one if one.A is None else change(one) for one in pieces])
+        return lambda enter, values, pieces: linears(
+            enter, values, [one if one.A is None else change(one) for one in pieces]
+        )
 
     return {
         "documents see each other": ("causal_attention", apart(lambda lengths: (sum(lengths),))),
@@ -166,7 +168,7 @@ def faults_of(fast) -> dict[str, tuple[str, object]]:
         "nothing is seen": ("causal_attention", lambda *given: 0 * attention(*given)),
         "no adapters": ("shared_linears", changed(lambda one: replace(one, A=None, B=None))),
         "half of the adapters": ("shared_linears", changed(lambda one: replace(one, A=one.A / 2))),
-        "no gradient": ("rms_norm", lambda x, weight, eps: norm(x.detach(), weight, eps)),
+        "no gradient": ("entered", lambda entrance, *values: enter(entrance, *(one.detach() for one in values))),
     }
 
 

@@ -4,7 +4,8 @@
     dh_k = g_k B_k,  dB_k = g_k^T h_k,  dA = dh^T x,  dx = sum g_k W_k + dh A
 
 Of what autograd would keep only x and h are kept; corrections are added into what they correct by the product itself,
-and so are the parts of dx; the thin products of all layers with x are one.
+and so are the parts of dx; the thin products of all layers with x are one. A norm or an activation that x comes from
+(entrance.py) can be part of the step: then what goes in there is kept, and x is made again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from rankwise.kernels.entrance import Entrance, Straight
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,14 @@ def piece_of(module: nn.Module) -> Piece | None:
     return None if made is None else made()
 
 
-def shared_linears(x: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, ...]:
-    """x (T, I) to (T, O_k) of each piece."""
-    downs = [piece.A.to(x.dtype) for piece in pieces if piece.A is not None]
+def shared_linears(entrance: Entrance, values: Sequence[Tensor], pieces: Sequence[Piece]) -> tuple[Tensor, ...]:
+    """x (T, I), which `entrance` makes of the values, to (T, O_k) of each piece."""
+    dtype = values[0].dtype
+    downs = [piece.A.to(dtype) for piece in pieces if piece.A is not None]
     down = None if not downs else downs[0] if len(downs) == 1 else torch.cat(downs)
-    ups = [None if piece.B is None else piece.B.to(x.dtype) for piece in pieces]
+    ups = [None if piece.B is None else piece.B.to(dtype) for piece in pieces]
     frozen = [(piece.weight, piece.bias) for piece in pieces]
-    return _SharedLinears.apply(x, frozen, down, *ups)
+    return _SharedLinears.apply(frozen, entrance, len(values), *values, down, *ups)
 
 
 def plain_shared_linears(x: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, ...]:
@@ -59,33 +63,38 @@ def plain_shared_linears(x: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, ..
 class _SharedLinears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, frozen: list[tuple[Tensor, Tensor | None]], down: Tensor | None, *ups: Tensor | None
+        ctx: Any, frozen: list[tuple[Tensor, Tensor | None]], entrance: Entrance, count: int, *given: Tensor | None
     ) -> tuple[Tensor, ...]:
+        values, down, ups = given[:count], given[count], given[count + 1 :]
+        x, kept = entrance.there(*values)  # pyright: ignore[reportArgumentType]
         h = None if down is None else x @ down.T
         outputs, parts = [], _parts(h, ups)
         for (weight, bias), part, up in zip(frozen, parts, ups, strict=True):
             y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
             outputs.append(y if part is None or up is None else y.addmm_(part, up.T))
-        ctx.frozen = [weight for weight, _ in frozen]
-        ctx.save_for_backward(x, h, down, *ups)
+        ctx.frozen, ctx.entrance, ctx.count = [weight for weight, _ in frozen], entrance, count
+        ctx.save_for_backward(*values, down, *ups, h, kept)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, h, down, *ups = ctx.saved_tensors
+        *given, h, kept = ctx.saved_tensors
+        values, down, ups = given[: ctx.count], given[ctx.count], given[ctx.count + 1 :]
         changes = [None if up is None else grad @ up for grad, up in zip(grads, ups, strict=True)]
         there = [change for change in changes if change is not None]
         dh = None if not there else there[0] if len(there) == 1 else torch.cat(there, 1)
         d_ups = [None if part is None else grad.T @ part for grad, part in zip(grads, _parts(h, ups), strict=True)]
-        dx = None
-        if ctx.needs_input_grad[0]:
+        d_down = None if dh is None else dh.T @ ctx.entrance.again(kept, *values)
+        d_values: tuple[Tensor | None, ...] = (None,) * ctx.count
+        if any(ctx.needs_input_grad[3 : 3 + ctx.count]):
             dx = grads[0] @ ctx.frozen[0]
             for grad, weight in zip(grads[1:], ctx.frozen[1:], strict=True):
                 dx.addmm_(grad, weight)
             if dh is not None:
                 dx.addmm_(dh, down)
-        return dx, None, None if dh is None else dh.T @ x, *d_ups
+            d_values = ctx.entrance.back(kept, dx, *values)
+        return None, None, None, *d_values, d_down, *d_ups
 
 
 def _parts(h: Tensor | None, ups: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -18,15 +18,25 @@ from torch.nn import functional as F
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
 from rankwise.errors import is_out_of_memory
+from rankwise.kernels.activation import Activated, Activation
 from rankwise.kernels.attention import BLOCK, causal_attention
+from rankwise.kernels.entrance import Entrance, Straight, entered
 from rankwise.kernels.linear import piece_of, shared_linears
 from rankwise.kernels.loss import head_loss
-from rankwise.kernels.norm import rms_norm
+from rankwise.kernels.norm import RmsNorm
 from rankwise.kernels.rotary import rotated
 from rankwise.models.causal import random_documents
 
 BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Two norms, attention with rotary positions (in Qwen3 with normed heads), a gated feed-forward layer, and no more."""
+ACTIVATIONS: dict[str, Activation] = {
+    "SiLUActivation": "silu",
+    "SiLU": "silu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu-tanh",
+    "NewGELUActivation": "gelu-tanh",
+}
+"""By the class of the module; any other is called as it is."""
 BY_LONGEST = {"dynamic", "longrope"}
 """Rotary positions that depend on the longest document of a call, and so on what lies beside a document."""
 PROBED = (BLOCK + 23, 5, 14)
@@ -126,35 +136,42 @@ def _hidden(model: Any, batch: Batch, places: Tensor) -> Tensor:
         seen = _attended(layer, x, turns, batch.lengths)
         if number == len(model.layers):
             seen, x = seen[places], x[places]
-        x = x + _linears(seen, [layer.self_attn.o_proj])[0]
+        x = x + _linears([layer.self_attn.o_proj], Straight(), seen)[0]
         x = x + _fed_forward(layer, x)
-    return _normed(model.norm, x)
+    return entered(_norm(model.norm), x)
 
 
 def _attended(layer: Any, x: Tensor, turns: tuple[Tensor, ...], lengths: Sequence[int]) -> Tensor:
     """(T, d) to (T, H * D), before the output projection."""
-    attention, normed = layer.self_attn, _normed(layer.input_layernorm, x)
+    attention = layer.self_attn
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     q, k, v = (
-        values.view(len(x), -1, attention.head_dim)
-        for values in _linears(normed, [attention.q_proj, attention.k_proj, attention.v_proj])
+        values.view(len(x), -1, attention.head_dim) for values in _linears(projections, _norm(layer.input_layernorm), x)
     )
     if hasattr(attention, "q_norm"):
-        q, k = _normed(attention.q_norm, q), _normed(attention.k_norm, k)
+        q, k = entered(_norm(attention.q_norm), q), entered(_norm(attention.k_norm), k)
     q, k, v = (values.transpose(0, 1) for values in (q, k, v))
     return causal_attention(rotated(q, *turns), rotated(k, *turns), v, lengths, attention.scaling).flatten(1)
 
 
 def _fed_forward(layer: Any, x: Tensor) -> Tensor:
     mlp = layer.mlp
-    gate, up = _linears(_normed(layer.post_attention_layernorm, x), [mlp.gate_proj, mlp.up_proj])
-    return _linears(mlp.act_fn(gate) * up, [mlp.down_proj])[0]
+    gate, up = _linears([mlp.gate_proj, mlp.up_proj], _norm(layer.post_attention_layernorm), x)
+    known = ACTIVATIONS.get(type(mlp.act_fn).__name__)
+    if known is None:
+        return _linears([mlp.down_proj], Straight(), mlp.act_fn(gate) * up)[0]
+    return _linears([mlp.down_proj], Activated(known), gate, up)[0]
 
 
-def _normed(norm: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon)
+def _norm(module: Any) -> RmsNorm:
+    return RmsNorm(module.weight, module.variance_epsilon)
 
 
-def _linears(x: Tensor, modules: Sequence[nn.Module]) -> Sequence[Tensor]:
+def _linears(modules: Sequence[nn.Module], entrance: Entrance, *values: Tensor) -> Sequence[Tensor]:
+    """Of what `entrance` makes of the values; in one step, unless one of them is more than two factors."""
     pieces = [piece_of(module) for module in modules]
     there = [piece for piece in pieces if piece is not None]
-    return shared_linears(x, there) if len(there) == len(pieces) else [module(x) for module in modules]
+    if len(there) == len(pieces):
+        return shared_linears(entrance, values, there)
+    x = entered(entrance, *values)
+    return [module(x) for module in modules]
