@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rankwise.kernels.entrance import Entrance, Straight
+from rankwise.kernels.entrance import Entrance
 
 
 @dataclass(frozen=True)
