@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rankwise.kernels.regions import Region
+
 Activation = Literal["silu", "gelu", "gelu-tanh"]
 
 
@@ -28,14 +30,24 @@ class Activated:
         return self.again(None, *values), None
 
     def again(self, kept: Tensor | None, *values: Tensor) -> Tensor:
-        active = _active(values[0], self.activation)
-        return active if len(values) == 1 else active.mul_(values[1])
+        if len(values) == 1:
+            return _active(values[0], self.activation)
+        return _gated(values[0], values[1], self.activation)
 
     def back(self, kept: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         if len(values) == 1:
             return (_slope(grad, values[0], self.activation),)
-        gate, up = values
-        return _slope(grad * up, gate, self.activation), _active(gate, self.activation).mul_(grad)
+        return _gated_back(grad, values[0], values[1], self.activation)
+
+
+@Region
+def _gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    return _active(gate, activation).mul_(up)
+
+
+@Region
+def _gated_back(grad: Tensor, gate: Tensor, up: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    return _slope(grad * up, gate, activation), _active(gate, activation).mul_(grad)
 
 
 def plain_activated(activation: Activation, *values: Tensor) -> Tensor:

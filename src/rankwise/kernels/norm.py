@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rankwise.kernels.entrance import entered
+from rankwise.kernels.regions import Region
 
 
 @dataclass(frozen=True)
@@ -24,23 +25,36 @@ class RmsNorm:
     eps: float
 
     def there(self, *values: Tensor) -> tuple[Tensor, Tensor]:
-        (x,) = values
-        exact = torch.promote_types(x.dtype, torch.float32)
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
-        scale = scale.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return self.again(scale, x), scale
+        return _there(values[0], self.weight, self.eps)
 
     def again(self, kept: Tensor | None, *values: Tensor) -> Tensor:
         assert kept is not None, "`there` gives it"
-        return torch.mul(values[0], kept).to(values[0].dtype).mul_(self.weight)
+        return _scaled(values[0], self.weight, kept)
 
     def back(self, kept: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor]:
         assert kept is not None, "`there` gives it"
-        (x,) = values
-        change = torch.mul(grad, self.weight)
-        along = torch.linalg.vecdot(change.to(kept.dtype), x.to(kept.dtype)).unsqueeze(-1)
-        along = along.mul_(kept.pow(3)).div_(-x.shape[-1])
-        return (torch.mul(change, kept).addcmul_(x, along).to(x.dtype),)
+        return (_back(values[0], self.weight, kept, grad),)
+
+
+@Region
+def _there(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(x.dtype, torch.float32)
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+    scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(x, scale).to(x.dtype).mul_(weight), scale
+
+
+@Region
+def _scaled(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return torch.mul(x, scale).to(x.dtype).mul_(weight)
+
+
+@Region
+def _back(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor) -> Tensor:
+    change = torch.mul(grad, weight)
+    along = torch.linalg.vecdot(change.to(scale.dtype), x.to(scale.dtype)).unsqueeze(-1)
+    along = along.mul_(scale.pow(3)).div_(-x.shape[-1])
+    return torch.mul(change, scale).addcmul_(x, along).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -17,7 +17,7 @@ from pydantic import Field
 from rankwise.spec.spec import Spec
 
 PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
-Form = Literal["fast", "plain"]
+Form = Literal["compiled", "fast", "plain"]
 
 
 class BaseModelFacts(Spec):
@@ -79,7 +79,7 @@ class Manifest(Spec):
     data: DataFacts
     learning_rate: float
     form: Form = "plain"
-    """In which form losses are computed; results of the two differ in rounding."""
+    """In which form losses are computed; results of different forms differ in rounding."""
     results: Results | None = None
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()

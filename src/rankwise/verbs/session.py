@@ -10,13 +10,9 @@ import torch
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
 from rankwise.adapters.peft_format import WEIGHTS, write_peft
-from rankwise.data.batches import Arrange, Batches, asked, portion
-from rankwise.data.flat import flat
-from rankwise.data.packing import pack
+from rankwise.data.batches import Arrange, Batches, asked
 from rankwise.data.preparation import Prepared
-from rankwise.errors import RunError, TrainingError, some
-from rankwise.models.causal import SupervisedLogits, check_packs
-from rankwise.models.fast import FastLoss, agrees, is_fast
+from rankwise.errors import TrainingError, some
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
@@ -27,9 +23,10 @@ from rankwise.spec.adapters import AdaLoraSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import NUMBERS_PER_PARAMETER, save
 from rankwise.training.loop import train as train_loop
-from rankwise.training.losses import Loss, mean_loss, summed
+from rankwise.training.losses import Loss, mean_loss
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
+from rankwise.verbs.forms import Forms
 from rankwise.verbs.preparing import facts_of, told
 from rankwise.verbs.resuming import Past
 
@@ -98,8 +95,14 @@ class Session:
                 seen.append(event)
             self.announce(event)
 
+        with self.forms.computing(past.manifest.form, self.experiment.data.packing, str(self.run.folder)) as computing:
+            return seen, *self._learn(state, past, hear, *computing, journal)
+
+    def _learn(
+        self, state: TrainState, past: Past, hear: Announce, loss_of: Loss, arrange: Arrange, journal: Journal
+    ) -> tuple[LossRecord | None, LossRecord | None, float]:
+        """From the first measurement to the last."""
         spec, rows = self.experiment.training, self.prepared.trained_rows
-        loss_of, arrange = self._in_form(past.manifest.form)
         batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed, arrange)
         before = past.before
         if state.step == 0:
@@ -118,7 +121,7 @@ class Session:
         seconds = past.seconds + time.perf_counter() - began
         self._check_that_all_learned(state)
         self.adapters.settle()
-        return seen, before, self._held_out(loss_of, arrange, self.steps, hear), seconds
+        return before, self._held_out(loss_of, arrange, self.steps, hear), seconds
 
     def _save(self, state: TrainState, journal: Journal) -> None:
         """The one before it goes when the new one is there."""
@@ -127,32 +130,18 @@ class Session:
             save(state, self.run.checkpoint(state.step))
             self.run.forget_checkpoints(but=state.step)
 
+    @property
+    def forms(self) -> Forms:
+        longest = max(map(asked, (*self.prepared.trained_rows, *self.prepared.measured_rows)))
+        return Forms(self.model, self.adapters.parameters(), longest)
+
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""
-        module = self.model.module
-        if self.experiment.training.plain or not is_fast(module, self._longest):
+        spec, rows = self.experiment.training, self.prepared.trained_rows
+        if spec.plain:
             return "plain"
-        if agrees(module, self.adapters.parameters(), SupervisedLogits(module)):
-            self.announce(Said("computed in the fast form, which agrees with the plain one (--plain)"))
-            return "fast"
-        self.announce(Said("the fast form does not agree with the plain one on this model, which is used instead"))
-        return "plain"
-
-    @property
-    def _longest(self) -> int:
-        return max(map(asked, (*self.prepared.trained_rows, *self.prepared.measured_rows)))
-
-    def _in_form(self, form: Form) -> tuple[Loss, Arrange]:
-        """How losses are computed, and how documents become rows for it."""
-        module = self.model.module
-        if form == "fast":
-            if not is_fast(module, self._longest):
-                raise RunError(f"{self.run.folder} was begun in the fast form, which this model does not have here.")
-            return FastLoss(module), flat
-        if not self.experiment.data.packing:
-            return summed(SupervisedLogits(module)), portion
-        check_packs(module, self.model.vocabulary)
-        return summed(SupervisedLogits(module)), pack
+        mean = sum(map(asked, rows)) / len(rows)
+        return self.forms.chosen(round(self.steps * spec.rows_per_step(len(rows)) * mean), self.announce)
 
     def state(self) -> TrainState:
         """Before the first step."""

@@ -1,0 +1,49 @@
+"""A compiled region computes what the same function does operation by operation."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from rankwise.kernels import activation, norm
+from rankwise.kernels.regions import REGIONS, compiled_regions
+
+pytestmark = pytest.mark.skipif(
+    all(shutil.which(name) is None for name in ("g++", "clang++", "cl")), reason="no C++ compiler here"
+)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """One folder for all, so that what is made once is made."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+def given_to(region, dtype, tokens: int) -> tuple:
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+    x, weight, scale = drawn(tokens, 24), drawn(24), drawn(tokens, 1).abs() + 0.5
+    return {
+        norm._there: (x, weight, 1e-5),
+        norm._scaled: (x, weight, scale),
+        norm._back: (x, weight, scale, drawn(tokens, 24) + 1),
+        activation._gated: (x, drawn(tokens, 24) + 1, "silu"),
+        activation._gated_back: (drawn(tokens, 24), x, drawn(tokens, 24) + 1, "gelu-tanh"),
+    }[region]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_region_is_the_plain_one(dtype, compiled):
+    assert len(REGIONS) == 5
+    with compiled_regions(compiled):
+        for region in REGIONS:
+            for tokens in (40, 7):
+                found, wanted = (each(*given_to(region, dtype, tokens)) for each in (region, region.plain))
+                tolerance = 4 * torch.finfo(dtype).eps
+                torch.testing.assert_close(found, wanted, rtol=tolerance, atol=4 * tolerance)
+            assert region.compiled is not None
+    assert all(region.compiled is None for region in REGIONS)

@@ -1,0 +1,98 @@
+"""In which form a run is computed: chosen at its beginning, written down, and kept when it goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+import rankwise
+from rankwise.errors import RunError
+from rankwise.kernels.regions import REGIONS
+from rankwise.run.records import Said, StepRecord
+from rankwise.spec.training import TrainingSpec
+from rankwise.verbs import forms
+
+COMPILER = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+
+
+class Stopped(Exception):
+    pass
+
+
+class Listener:
+    """Hears all, and stops a run after `last` steps."""
+
+    def __init__(self, last: int = 100) -> None:
+        self.last = last
+        self.said: list[str] = []
+        self.losses: dict[int, float] = {}
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, Said):
+            self.said.append(event.text)
+        if isinstance(event, StepRecord):
+            self.losses[event.step] = event.loss
+            if event.step > self.last:
+                raise Stopped
+
+
+@contextmanager
+def broken(cache):
+    """A compiler that is not there shows itself at the first call."""
+    kept = [(region, region.compiled) for region in REGIONS]
+
+    def fail(*given):
+        raise RuntimeError("no C++ compiler")
+
+    for region, _ in kept:
+        region.compiled = fail
+    try:
+        yield
+    finally:
+        for region, before in kept:
+            region.compiled = before
+
+
+@pytest.fixture
+def small(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"{n} it is"}]}
+        for n in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = TrainingSpec(steps=4, batch_size=4, checkpoint_steps=2)
+    return rankwise.Experiment(model=str(tiny_folder), data="rows.jsonl", training=training, run="small")
+
+
+def test_a_short_run_is_not_compiled(small):
+    assert rankwise.train(small).manifest.form == "fast"
+
+
+def test_where_compiling_fails_a_run_is_fast_and_says_so(small, monkeypatch):
+    monkeypatch.setattr(forms, "LONG", 0.0)
+    monkeypatch.setattr(forms, "compiled_regions", broken)
+    listener = Listener()
+    assert rankwise.train(small, announce=listener).manifest.form == "fast"
+    assert any("compiler does not work" in text for text in listener.said)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")
+def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
+    monkeypatch.setattr(forms, "LONG", 0.0)
+    whole, first, second = Listener(), Listener(last=2), Listener()
+    assert rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form == "compiled"
+    assert any("compiled in" in text for text in whole.said)
+    with pytest.raises(Stopped):
+        rankwise.train(small, announce=first)
+    with monkeypatch.context() as context:
+        context.setattr(forms, "compiled_regions", broken)
+        with pytest.raises(RunError, match="compiler does not work here"):
+            rankwise.train(small, resume=True)
+    monkeypatch.setattr(forms, "LONG", 1e9)
+    assert rankwise.train(small, resume=True, announce=second).manifest.form == "compiled"
+    assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
