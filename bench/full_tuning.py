@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import forget_peak, peak, resident
+from memory import forget_peak, resident
 from torch import Tensor, nn
 from train_step import BATCH, OURS, Served, documents, in_turns, keep, rankwise_training, state_of
 
@@ -33,6 +33,7 @@ from rankwise.cli.allocator import keep_memory
 from rankwise.data.batches import Batches
 from rankwise.models.causal import SupervisedLogits
 from rankwise.models.loading import load
+from rankwise.run.manifest import peak_rss
 from rankwise.run.records import silent
 from rankwise.spec.models import ModelSpec
 from rankwise.training.losses import summed
@@ -112,7 +113,7 @@ def serve(name: str, count: int, steps: int) -> None:
     for number in range(steps):
         turns.begin()
         record, _ = optimizer_step(state, batches.at(number), loss_of, 0.0)
-        turns.end(record.loss, rss=peak(), before=before, held=held_to_learn(state))
+        turns.end(record.loss, rss=peak_rss(), before=before, held=held_to_learn(state))
 
 
 def row_of(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -31,18 +31,18 @@ def saved_bytes(loss_of: FastLoss, batch: Batch, module: Any) -> int:
 
 
 def arithmetic(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Bytes that a token keeps in a layer, in bfloat16. Those of `least` have to be there or be made again; `more`
-    is what the gated feed-forward layer keeps beside them: the activated gate, and its product with up."""
+    """Bytes that a token keeps in a layer, in bfloat16. `again` would be kept too if the norms, the activated gate and
+    its product with up were not made again."""
     width, inner, heads = shape["hidden_size"], shape["intermediate_size"], shape["num_attention_heads"]
     head = shape.get("head_dim") or width // heads
     queries, keys = heads * head, shape["num_key_value_heads"] * head
     least = {
         "residual_twice": 4 * width, "queries_keys_values": 2 * (queries + 2 * keys), "attention_out": 2 * queries,
-        "normed_inputs": 4 * width, "gate_and_up": 4 * inner, "low_rank_inputs": 2 * RANK * 7,
+        "gate_and_up": 4 * inner, "low_rank_inputs": 2 * RANK * 7, "roots_of_norms": 2 * 4,
     }  # fmt: skip
-    more = {"activated_gate_and_product": 4 * inner}
+    again = {"normed_inputs": 4 * width, "activated_gate_and_product": 4 * inner}
     layers, per_layer = shape["num_hidden_layers"], sum(least.values())
     return {
-        "least": least, "more": more, "bytes_per_token_and_layer": per_layer, "bytes_per_token": layers * per_layer,
-        "bytes_per_token_with_more": layers * (per_layer + sum(more.values())),
+        "least": least, "again": again, "bytes_per_token_and_layer": per_layer, "bytes_per_token": layers * per_layer,
+        "bytes_per_token_with_all": layers * (per_layer + sum(again.values())),
     }  # fmt: skip

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from memory import forget_peak, peak, resident
+from memory import forget_peak, resident
 from saved import arithmetic, saved_bytes
 from train_step import keep, lora_state, starter_shape
 
@@ -38,6 +38,7 @@ from rankwise.data.tokens import Tokens
 from rankwise.models.causal import random_documents
 from rankwise.models.fast import FastLoss
 from rankwise.models.loading import load
+from rankwise.run.manifest import peak_rss
 from rankwise.run.records import silent
 from rankwise.spec.models import ModelSpec
 from rankwise.training.step import optimizer_step
@@ -102,7 +103,7 @@ def grown(size: int) -> dict[str, int]:
     before = resident()
     for _ in range(2):
         optimizer_step(state, [batch], loss_of, 0.0)
-    return {"tokens": size, "before_bytes": before, "grown_bytes": peak() - before}
+    return {"tokens": size, "before_bytes": before, "grown_bytes": peak_rss() - before}
 
 
 def grown_apart(size: int) -> dict[str, int]:
@@ -177,7 +178,7 @@ def show(found: dict[str, Any]) -> None:
             constant, slope, share = fit.values()
             print(f"{name} = {constant:.4g} + {slope:.4g} * tokens, at most {share:.1%} off")
     by_shape = found["arithmetic"]
-    least, more = by_shape["bytes_per_token"], by_shape["bytes_per_token_with_more"]
+    least, more = by_shape["bytes_per_token"], by_shape["bytes_per_token_with_all"]
     print(f"by arithmetic {least:,} bytes a token, {more:,} with the activated gate and its product")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import forget_peak, peak, resident
+from memory import forget_peak, resident
 from scaling import LENGTH, WHOLE, micro_batches
 from torch import nn
 from train_step import ALPHA, RANK, gemm_rate, keep, lora_state, operations
@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rankwise.adapters.adapter_set import inject
 from rankwise.cli.allocator import keep_memory
 from rankwise.models.fast import FastLoss, is_fast
+from rankwise.run.manifest import peak_rss
 from rankwise.spec.adapters import LoraSpec
 from rankwise.training.step import optimizer_step
 
@@ -105,7 +106,7 @@ def trained(layers: int, steps: int) -> dict[str, Any]:
         "weight_bytes": weights, "base_parameters": weights // 2, "seconds_to_make": made,
         "trainable_parameters": sum(parameter.numel() for parameter in state.parameters),
         "seconds_to_inject": injected, "tokens": record.tokens, "supervised_tokens": record.supervised_tokens,
-        "before_bytes": before, "peak_bytes": peak(), "steps": rows,
+        "before_bytes": before, "peak_bytes": peak_rss(), "steps": rows,
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 from datetime import UTC, datetime
 
@@ -103,3 +104,12 @@ def test_the_peak_of_memory_is_in_bytes_and_never_below_what_is_held():
 
 def test_usable_cores_are_those_this_process_may_run_on():
     assert usable_cores() == (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system is asked in another way")
+def test_a_peak_is_not_that_of_who_started_the_process():
+    block = bytearray(300 << 20)
+    block[::4096] = b"x" * len(block[::4096])
+    program = "from rankwise.run.manifest import peak_rss; print(peak_rss())"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < len(block) < peak_rss()
