@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 from memory import forget_peak, resident
+from stacks import CASES, OURS, USUAL, documents, rankwise_training, state_of
 from torch import Tensor, nn
-from train_step import BATCH, OURS, Served, documents, in_turns, keep, rankwise_training, state_of
+from train_step import Served, in_turns, keep
 
 from rankwise.adapters.held import Held
 from rankwise.cli.allocator import keep_memory
@@ -40,7 +41,7 @@ from rankwise.training.losses import summed
 from rankwise.training.state import TrainState
 from rankwise.training.step import optimizer_step
 
-PLAIN = "rankwise-plain"
+CASE, PLAIN = CASES[USUAL], "rankwise-plain"
 FULL = {"full-bf16": "bfloat16", "full-fp32": "float32"}
 FULL_RATE = 1e-5
 
@@ -82,7 +83,11 @@ def full_training(name: str, count: int) -> tuple[TrainState, Batches, Any]:
     keep_memory()
     model = load(ModelSpec(name="smollm2-135m", dtype=FULL[name]), silent)
     state = state_of(WholeModel(model.module), FULL_RATE)
-    return state, Batches(documents(model, count), BATCH, 2048, 0), summed(SupervisedLogits(model.module))
+    return (
+        state,
+        Batches(documents(model, count, CASES[USUAL]), CASE.batch, 2048, 0),
+        summed(SupervisedLogits(model.module)),
+    )
 
 
 def bytes_of(tensors: list[Tensor]) -> int:
@@ -104,7 +109,7 @@ def held_to_learn(state: TrainState) -> dict[str, Any]:
 
 
 def serve(name: str, count: int, steps: int) -> None:
-    state, batches, loss_of = (full_training if name in FULL else rankwise_training)(name, count)
+    state, batches, loss_of = full_training(name, count) if name in FULL else rankwise_training(name, count, CASE)
     turns = Served()
     for parameter in state.parameters:
         parameter.detach().sum()  # weights that a file maps are in memory only when they were read
@@ -164,7 +169,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.serve:
         return serve(asked.serve, asked.rows, asked.steps)
-    steps = max(2, asked.rows // BATCH) * asked.rounds
+    steps = max(2, asked.rows // CASE.batch) * asked.rounds
     found = in_turns(asked.stacks.split(","), asked.rows, steps, __file__)
     rows = [row_of(name, found) for name in found]
     if asked.out:

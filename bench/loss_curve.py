@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from train_step import LONGEST, REFERENCE, keep
+from stacks import CASES, REFERENCE, USUAL
+from train_step import keep
 
 import rankwise
 from rankwise.cli.allocator import keep_memory
@@ -44,7 +45,7 @@ from rankwise.spec.training import TrainingSpec
 
 FORMS = {REFERENCE: ("float32", True), "fast": ("bfloat16", False), "plain": ("bfloat16", True)}
 """By number format, and whether the plain form is asked for."""
-BATCH, MEASURED, PASSES = 4, 64, 2
+BATCH, MEASURED, PASSES, LONGEST = 4, 64, 2, CASES[USUAL].longest
 CELLS = Path(__file__).parent / "results" / "loss-curve" / "cells.jsonl"
 Cell = dict[str, Any]
 
@@ -104,7 +105,14 @@ def trained(form: str, seed: int, rows: int, steps: int) -> Cell:
 
 def key_of(form: str, seed: int, rows: int, steps: int) -> Cell:
     """What makes two cells the same."""
-    return {"form": form, "seed": seed, "rows": rows, "steps": steps, "batch_size": BATCH, "longest": LONGEST}
+    return {
+        "form": form,
+        "seed": seed,
+        "rows": rows,
+        "steps": steps,
+        "batch_size": BATCH,
+        "longest": LONGEST,
+    }
 
 
 def is_of(cell: Cell, key: Cell) -> bool:

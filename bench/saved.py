@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from train_step import RANK
+from stacks import CASES, USUAL
 
 from rankwise.data.batches import Batch
 from rankwise.models.fast import FastLoss
@@ -38,7 +38,7 @@ def arithmetic(shape: Mapping[str, Any]) -> dict[str, Any]:
     queries, keys = heads * head, shape["num_key_value_heads"] * head
     least = {
         "residual_twice": 4 * width, "queries_keys_values": 2 * (queries + 2 * keys), "attention_out": 2 * queries,
-        "gate_and_up": 4 * inner, "low_rank_inputs": 2 * RANK * 7, "roots_of_norms": 2 * 4,
+        "gate_and_up": 4 * inner, "low_rank_inputs": 2 * CASES[USUAL].rank * 7, "roots_of_norms": 2 * 4,
     }  # fmt: skip
     again = {"normed_inputs": 4 * width, "activated_gate_and_product": 4 * inner}
     layers, per_layer = shape["num_hidden_layers"], sum(least.values())

@@ -27,9 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from limits import starter_shape
 from memory import forget_peak, resident
 from saved import arithmetic, saved_bytes
-from train_step import keep, lora_state, starter_shape
+from stacks import CASES, USUAL, lora_state
+from train_step import keep
 
 from rankwise.cli.allocator import keep_memory
 from rankwise.data.batches import Batch
@@ -46,6 +48,8 @@ from rankwise.training.step import optimizer_step
 LENGTH, LONGER, MICRO, WHOLE = 256, 512, 2048, 10**9
 Case = tuple[int, int, int]
 """Documents, the tokens of each, and the tokens of a micro-batch."""
+
+CASE = CASES[USUAL]
 
 
 def half_learned(vocabulary: int, count: int, length: int) -> list[Tokens]:
@@ -71,7 +75,7 @@ def cases_of(sizes: Sequence[int], rows: Sequence[int]) -> list[Case]:
 
 
 def timed(module: Any, cases: list[Case], rounds: int, vocabulary: int) -> list[dict[str, Any]]:
-    state, loss_of = lora_state(module), FastLoss(module)
+    state, loss_of = lora_state(module, CASE), FastLoss(module)
     parts = {case: micro_batches(case, vocabulary) for case in cases}
     seconds: dict[Case, list[float]] = {case: [] for case in cases}
     for number in range(rounds + 1):
@@ -97,7 +101,7 @@ def grown(size: int) -> dict[str, int]:
     """In this process, which has done nothing else: by how much two steps grow it."""
     module = starter()
     (batch,) = micro_batches((size // LENGTH, LENGTH, WHOLE), module.config.vocab_size)
-    state, loss_of = lora_state(module), FastLoss(module)
+    state, loss_of = lora_state(module, CASE), FastLoss(module)
     keep_memory()
     forget_peak()
     before = resident()

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from limits import gemm_rate, operations
 from memory import forget_peak, resident
 from scaling import LENGTH, WHOLE, micro_batches
+from stacks import CASES, USUAL, lora_state
 from torch import nn
-from train_step import ALPHA, RANK, gemm_rate, keep, lora_state, operations
+from train_step import keep
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.adapters.adapter_set import inject
@@ -36,6 +38,8 @@ from rankwise.spec.adapters import LoraSpec
 from rankwise.training.step import optimizer_step
 
 DOCUMENTS, INJECTIONS, DEVIATION = 2, 5, 0.02
+
+CASE = CASES[USUAL]
 
 
 def shape_of(layers: int) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def trained(layers: int, steps: int) -> dict[str, Any]:
     made, weights = time.perf_counter() - began, bytes_of(module)
     keep_memory()
     began = time.perf_counter()
-    state = lora_state(module)
+    state = lora_state(module, CASE)
     injected = time.perf_counter() - began
     assert is_fast(module, LENGTH), "what is timed is what a run would do"
     batches = micro_batches((DOCUMENTS, LENGTH, WHOLE), module.config.vocab_size)
@@ -120,7 +124,7 @@ def injections(layers: int) -> list[float]:
     module, seconds = without_weights(layers), list[float]()
     for _ in range(INJECTIONS):
         began = time.perf_counter()
-        adapters = inject(module, LoraSpec(rank=RANK, alpha=ALPHA))
+        adapters = inject(module, LoraSpec(rank=CASE.rank, alpha=CASE.alpha))
         seconds.append(time.perf_counter() - began)
         adapters.eject()
     return seconds
@@ -131,7 +135,7 @@ def measured(layers: int, steps: int) -> dict[str, Any]:
     rates = [gemm_rate()]
     found = trained_apart(layers, steps)
     rates.append(gemm_rate())
-    needed = operations([LENGTH] * DOCUMENTS, found["supervised_tokens"], shape_of(layers))
+    needed = operations([LENGTH] * DOCUMENTS, found["supervised_tokens"], CASE.rank, shape_of(layers))
     for row in found["steps"]:
         row["tokens_per_second"] = found["tokens"] / row["seconds"]
         row["percent_of_limit"] = 100 * needed / row["seconds"] / statistics.median(rates)

@@ -1,0 +1,69 @@
+"""What this processor could do at best: the operations of a step, and the rate at which products are made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def operations(lengths: list[int], supervised: int, rank: int, shape: Mapping[str, Any] | None = None) -> float:
+    """Of a step: all linear layers forward and to their inputs, causal attention (its backward pass two and a half
+    times its forward one), adapters (three times their forward), and the head at supervised tokens, twice. `shape` is
+    what a model's config.json says, the starter's by default."""
+    shape = shape if shape is not None else starter_shape()
+    width, layers, sizes = shape["hidden_size"], shape["num_hidden_layers"], sizes_of(shape)
+    linear = layers * sum(2 * i * o for i, o in sizes)
+    low = layers * sum(2 * rank * (i + o) for i, o in sizes)
+    attention = sum(3.5 * 2 * length**2 * width * layers for length in lengths)
+    return sum(lengths) * (2 * linear + 3 * low) + attention + supervised * 2 * 2 * shape["vocab_size"] * width
+
+
+def sizes_of(shape: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Inputs and outputs of the linear layers of a block."""
+    width, inner = shape["hidden_size"], shape["intermediate_size"]
+    narrow = width * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    return [(width, width)] * 2 + [(width, narrow)] * 2 + [(width, inner)] * 2 + [(inner, width)]
+
+
+def starter_shape() -> dict[str, Any]:
+    from rankwise.models.inspection import read_json
+    from rankwise.models.sources import find
+    from rankwise.run.records import silent
+    from rankwise.spec.models import ModelSpec
+
+    return read_json(find(ModelSpec(name="smollm2-135m"), silent).folder / "config.json")
+
+
+def gemm_rate() -> float:
+    """Of the best of some large bfloat16 products, in operations per second."""
+    return max(_rate([(size, size, size)]) for size in (1024, 2048))
+
+
+def shape_rate(tokens: int, rank: int) -> float:
+    """Of the starter's own products over so many tokens, thin ones too, each at its best."""
+    sizes = sizes_of(starter_shape())
+    wide = [(tokens, i, o) for pair in sizes for i, o in (pair, pair[::-1])]
+    thin = [
+        size for i, o in sizes
+        for size in ((tokens, i, rank), (tokens, rank, o), (tokens, o, rank), (tokens, rank, i), (rank, tokens, i),
+                     (o, tokens, rank))
+    ]  # fmt: skip
+    return _rate(wide + thin)
+
+
+def _rate(sizes: list[tuple[int, int, int]]) -> float:
+    """Of products (m, k) by (k, n)."""
+    import torch
+
+    seconds = 0.0
+    for m, k, n in sizes:
+        x, y = torch.randn(m, k, dtype=torch.bfloat16), torch.randn(k, n, dtype=torch.bfloat16)
+        seconds += min(_timed(lambda x=x, y=y: x @ y) for _ in range(12))
+    return sum(2 * m * k * n for m, k, n in sizes) / seconds
+
+
+def _timed(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began

@@ -1,0 +1,273 @@
+"""What the benchmark of train_step.py compares: rankwise, loops over peft, and TRL, each over the same rows of Dolly.
+
+Every stack is told its case by what `Case` holds. All begin with the same A (B is zero), see the same documents in the
+same order with the same labels, and have AdamW, clipping, and the mean over the supervised tokens of the whole step.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+RATE = 1e-4
+OURS, STACKS = (
+    "rankwise",
+    (
+        "rankwise-plain", "rankwise-compiled", "peft-fp32", "peft-bf16", "peft-best", "peft-packed", "trl-fp32",
+        "trl-bf16", "trl-best",
+    ),
+)  # fmt: skip
+REFERENCE = "reference"
+"""The plain form in float32, whose losses are what the others' are compared with."""
+Step = Callable[[int], float]
+"""The number of a step to its loss."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`joined`: documents are put together until they have `longest` tokens."""
+
+    batch: int = 8
+    rank: int = 16
+    longest: int = 512
+    dropout: float = 0.0
+    joined: bool = False
+    micro_batch_tokens: int = 2048
+
+    @property
+    def alpha(self) -> int:
+        return 2 * self.rank
+
+
+USUAL = "usual"
+CASES = {
+    USUAL: Case(),
+    "batch-1": Case(batch=1),
+    "long": Case(batch=2, longest=2048, joined=True),
+    "rank-256": Case(rank=256),
+    "dropout": Case(dropout=0.05),
+    "small-pieces": Case(micro_batch_tokens=1024),
+}
+
+
+def rankwise_stack(name: str, count: int, case: Case) -> Step:
+    from rankwise.kernels.regions import compiled_regions
+    from rankwise.run.cache import cache_folder
+    from rankwise.training.step import optimizer_step
+
+    state, batches, loss_of = rankwise_training(name, count, case)
+    if name == "rankwise-compiled":
+        compiled_regions(cache_folder() / "compiled").__enter__()  # to the end of the process
+
+    def step(number: int) -> float:
+        return optimizer_step(state, batches.at(number), loss_of, 0.0)[0].loss
+
+    return step
+
+
+def rankwise_training(name: str, count: int, case: Case) -> tuple[Any, Any, Any]:
+    """State, batches and loss, as `optimizer_step` takes them."""
+    from rankwise.cli.allocator import keep_memory
+    from rankwise.data.batches import Batches, portion
+    from rankwise.data.flat import flat
+    from rankwise.models.causal import SupervisedLogits
+    from rankwise.models.fast import FastLoss, is_fast
+    from rankwise.models.loading import load
+    from rankwise.run.records import silent
+    from rankwise.spec.models import ModelSpec
+    from rankwise.training.losses import summed
+
+    fast = name in (OURS, "rankwise-compiled")
+    keep_memory()
+    dtype = "float32" if name == REFERENCE else "bfloat16"
+    model = load(ModelSpec(name="smollm2-135m", dtype=dtype), silent)
+    state = lora_state(model.module, case)
+    rows = documents(model, count, case)
+    batches = Batches(rows, case.batch, case.micro_batch_tokens, 0, flat if fast else portion)
+    assert not fast or is_fast(model.module, case.longest), "what is timed is what a run would do"
+    loss_of = FastLoss(model.module) if fast else summed(SupervisedLogits(model.module))
+    return state, batches, loss_of
+
+
+def lora_state(module: Any, case: Case) -> Any:
+    """Of a training that adapts all linear layers of `module`, which it injects."""
+    from rankwise.adapters.adapter_set import inject
+    from rankwise.adapters.allocation import FixedRanks
+    from rankwise.spec.adapters import LoraSpec
+
+    adapters = inject(module, LoraSpec(rank=case.rank, alpha=case.alpha, dropout=case.dropout))
+    adapters.train()
+    return state_of(FixedRanks(adapters))
+
+
+def state_of(allocator: Any, rate: float = RATE) -> Any:
+    import torch
+
+    from rankwise.spec.training import TrainingSpec
+    from rankwise.training.state import TrainState, adamw
+
+    optimizer = adamw(allocator, TrainingSpec())
+    return TrainState(allocator, optimizer, lambda step: rate, 10**6, 1.0, torch.device("cpu"))
+
+
+def peft_stack(name: str, count: int, case: Case) -> Step:
+    """A loop as peft's documentation has it, over padded batches with a mask and labels. `best`: adapters in bfloat16
+    too, the fused optimizer, memory kept, float32 products that may be made of bfloat16 ones, and rows of like length
+    together without a mask; `packed`: that, with rows packed and kept apart by their positions."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from rankwise.cli.allocator import keep_memory
+    from rankwise.data.batches import Batches, portion
+    from rankwise.data.packing import pack
+    from rankwise.models.loading import load
+    from rankwise.run.records import silent
+    from rankwise.spec.models import ModelSpec
+
+    best = name in ("peft-best", "peft-packed")
+    if best:
+        keep_memory()
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
+    model = load(ModelSpec(name="smollm2-135m", dtype="float32" if name == "peft-fp32" else "bfloat16"), silent)
+    first = first_factors(model, case)
+    module: Any = get_peft_model(model.module, LoraConfig(**peft_settings(case)), autocast_adapter_dtype=not best)
+    begin_at(module, first)
+    module.train()
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=best)
+    arrange = pack if name == "peft-packed" else portion
+    batches = Batches(documents(model, count, case), case.batch, 2048 if best else 10**9, 0, arrange)
+
+    def loss_of(batch: Any, supervised: int) -> torch.Tensor:
+        labels = torch.nn.functional.pad(batch.targets, (1, 0), value=-100)[:, :-1]
+        mask = {} if best else {"attention_mask": torch.ones_like(batch.inputs)}
+        places = {} if batch.positions is None else {"position_ids": batch.positions}
+        return module(
+            input_ids=batch.inputs, labels=labels, use_cache=False, num_items_in_batch=supervised, **mask, **places
+        ).loss
+
+    def step(number: int) -> float:
+        total, parts = 0.0, batches.at(number)
+        supervised = sum(int(batch.supervised.sum()) for batch in parts)
+        for batch in parts:
+            loss = loss_of(batch, supervised)
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total
+
+    return step
+
+
+def peft_settings(case: Case) -> dict[str, Any]:
+    return {
+        "r": case.rank, "lora_alpha": case.alpha, "lora_dropout": case.dropout, "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+
+
+def first_factors(model: Any, case: Case) -> dict[str, Any]:
+    """What rankwise begins with, by path."""
+    from rankwise.adapters.adapter_set import inject
+    from rankwise.spec.adapters import LoraSpec
+
+    ours = inject(model.module, LoraSpec(rank=case.rank, alpha=case.alpha))
+    first = {path: adapter.factors()[0].detach().clone() for path, adapter in ours.adapters().items()}
+    ours.eject()
+    return first
+
+
+def begin_at(module: Any, first: dict[str, Any]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for path, values in first.items():
+            module.base_model.model.get_submodule(path).lora_A["default"].weight.copy_(values)
+
+
+class Turns(Protocol):
+    """What a trainer that has a loop of its own is told to wait by."""
+
+    def begin(self) -> None: ...
+
+    def end(self, loss: float) -> None: ...
+
+
+def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> None:
+    """TRL's SFTTrainer. As documented: its defaults, in float32 or under bfloat16 autocast. `best`: weights in
+    bfloat16, no checkpointing, the fused optimizer, memory kept, and no padding."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+
+    from rankwise.cli.allocator import keep_memory
+    from rankwise.data.batches import Batches
+    from rankwise.models.loading import load
+    from rankwise.run.records import silent
+    from rankwise.spec.models import ModelSpec
+
+    best = name == "trl-best"
+    if best:
+        keep_memory()
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
+    model = load(ModelSpec(name="smollm2-135m", dtype="bfloat16" if best else "float32"), silent)
+    batches = Batches(documents(model, count, case), case.batch, 2048, 0)
+    rows = [row for number in range(steps) for row in batches.rows_of(number)]
+    data = Dataset.from_list(
+        [{"input_ids": list(row.ids), "completion_mask": [int(one) for one in row.learned]} for row in rows]
+    )
+
+    class Waiting(TrainerCallback):
+        def on_step_begin(self, *given: Any, **named: Any) -> None:
+            turns.begin()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **named: Any) -> None:
+            if logs and "loss" in logs:
+                turns.end(float(logs["loss"]))
+
+    own: dict[str, Any] = {"max_length": case.longest}
+    if best:
+        own = {"gradient_checkpointing": False, "optim": "adamw_torch_fused", "padding_free": True, "max_length": None}
+    settings = SFTConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=case.batch, max_steps=steps, learning_rate=RATE,
+        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, logging_steps=1, report_to="none",
+        save_strategy="no", train_sampling_strategy="sequential", completion_only_loss=True, use_cpu=True,
+        bf16=name == "trl-bf16", disable_tqdm=True, **own,
+    )  # fmt: skip
+    adapter = LoraConfig(**peft_settings(case))
+    tokenizer = model.tokenizer.hub
+    first = first_factors(model, case)
+    trainer = SFTTrainer(
+        model=model.module, args=settings, train_dataset=data, peft_config=adapter, processing_class=tokenizer,
+        callbacks=[Waiting()],
+    )  # fmt: skip
+    begin_at(trainer.model, first)
+    trainer.train()
+
+
+def documents(model: Any, count: int, case: Case) -> list[Any]:
+    from rankwise.data.encoding import Encoder
+    from rankwise.data.sources import open_source
+    from rankwise.data.tokens import Tokens
+    from rankwise.spec.data import DataSpec
+
+    spec = DataSpec(path=str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"), max_length=512)
+    reading = open_source(spec, spec.all_sources[0])
+    examples = [example for chunk in reading.chunks() for row in chunk for example in row]
+    outcomes = Encoder(model.template, model.tokenizer, spec, 512).encode(
+        examples[: (20 if case.joined else 3) * count]
+    )
+    found = [document for outcome in outcomes for document in outcome.documents]
+    if not case.joined:
+        return found[:count]
+    ids, learned = ([one for row in found for one in getattr(row, name)] for name in ("ids", "learned"))
+    size = case.longest + 1
+    return [Tokens(tuple(ids[at : at + size]), tuple(learned[at : at + size])) for at in range(0, count * size, size)]
