@@ -17,7 +17,7 @@ from rankwise.kernels import attention as attention_kernel
 from rankwise.kernels import entrance, linear
 from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
 from rankwise.models.causal import SupervisedLogits
-from rankwise.models.decoders import llama, parts
+from rankwise.models.decoders import gemma, gpt2, llama, neox, parts
 from rankwise.models.fast import FastLoss, agrees
 from rankwise.training.losses import summed
 
@@ -96,7 +96,7 @@ def faults_of() -> dict[str, tuple[str, object]]:
 
 def plant(patch: pytest.MonkeyPatch, kernel: str, fault: object) -> None:
     """In every file that the fast form is made of."""
-    places = [place for place in (parts, llama) if hasattr(place, kernel)]
+    places = [place for place in (parts, llama, gemma, neox, gpt2) if hasattr(place, kernel)]
     assert places
     for place in places:
         patch.setattr(place, kernel, fault)

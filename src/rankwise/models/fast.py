@@ -23,9 +23,12 @@ from rankwise.kernels.attention import BLOCK
 from rankwise.kernels.loss import head_loss
 from rankwise.models.causal import random_documents
 from rankwise.models.decoders.decoder import Decoder
+from rankwise.models.decoders.gemma import GEMMA, GEMMA3
+from rankwise.models.decoders.gpt2 import GPT2
 from rankwise.models.decoders.llama import LLAMA
+from rankwise.models.decoders.neox import NeoX
 
-DECODERS: tuple[Decoder, ...] = (LLAMA,)
+DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)
 """Lengths of the documents that `agrees` looks at."""
 NOISE = 0.02
