@@ -11,10 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.kernels import attention, loss
 from rankwise.kernels.activation import Activated, plain_activated
@@ -22,7 +25,15 @@ from rankwise.kernels.attention import causal_attention, plain_causal_attention
 from rankwise.kernels.entrance import Entrance, Straight, entered
 from rankwise.kernels.linear import Piece, piece_of, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
-from rankwise.kernels.norm import RmsNorm, plain_rms_norm, rms_norm
+from rankwise.kernels.norm import (
+    LayerNorm,
+    RmsNorm,
+    ShiftedRmsNorm,
+    plain_layer_norm,
+    plain_rms_norm,
+    plain_shifted_rms_norm,
+    rms_norm,
+)
 from rankwise.kernels.rotary import plain_rotated, rotated
 
 
@@ -110,11 +121,46 @@ def test_the_norm_rounds_where_transformers_does(norm):
     torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=0)
 
 
+@pytest.mark.parametrize("norm", [GemmaRMSNorm, Gemma3RMSNorm])
+def test_gemma_s_norm_rounds_where_transformers_does(norm):
+    x = drawn(50, 64, learned=False).bfloat16()
+    module = norm(64).bfloat16()
+    weight = module.weight.data.copy_(drawn(64, seed=1, learned=False))
+    ours, theirs = entered(ShiftedRmsNorm(weight, module.eps), x), module(x)
+    assert torch.equal(plain_shifted_rms_norm(x, weight, module.eps), theirs)
+    assert ours.dtype == theirs.dtype and (ours != theirs).double().mean() < 0.01
+    torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=0)
+
+
+def test_the_norm_of_layers_in_bfloat16_is_torch_s_and_its_gradient_is_nearer():
+    x, (weight, bias) = (
+        drawn(50, 64).bfloat16().detach() + 3,
+        (drawn(64, seed=seed).bfloat16().detach() for seed in (1, 2)),
+    )
+    arriving = drawn(50, 64, seed=3, learned=False).bfloat16()
+
+    def found(norm, *given):
+        learned = given[0].clone().requires_grad_()
+        y = norm(learned, *given[1:])
+        return y, torch.autograd.grad(y, learned, arriving.to(y.dtype))[0].double()
+
+    ours = found(lambda x, *given: entered(LayerNorm(*given, 1e-5), x), x, weight, bias)
+    theirs = found(lambda x, *given: nn.functional.layer_norm(x, (64,), *given, 1e-5), x, weight, bias)
+    _, right = found(partial(plain_layer_norm, eps=1e-5), x.double(), weight.double(), bias.double())
+    assert torch.equal(ours[0], theirs[0])
+    assert (ours[1] - right).norm() < (theirs[1] - right).norm()
+
+
 def test_rotary_positions():
     x, angles = drawn(3, 8, 6), torch.cat([drawn(8, 3, seed=1, learned=False)] * 2, 1)
     assert_twins(rotated, plain_rotated, x, angles.cos(), angles.sin())
     turned = rotated(x.transpose(0, 1).contiguous().transpose(0, 1), angles.cos(), angles.sin())
     assert torch.equal(turned, rotated(x, angles.cos(), angles.sin()))
+    wide = drawn(3, 8, 10, seed=2)
+    assert_twins(rotated, plain_rotated, wide, angles.cos(), angles.sin())
+    fused = torch.stack((drawn(8, 3, 10), wide.transpose(0, 1)), 2).detach()
+    part = rotated(fused.transpose(0, 1).unbind(2)[1], angles.cos(), angles.sin())
+    assert torch.equal(part, rotated(wide, angles.cos(), angles.sin())) and torch.equal(part[..., 6:], wide[..., 6:])
 
 
 def pieces(kinds: str) -> list[Piece]:
@@ -146,9 +192,11 @@ def test_linear_layers_that_share_an_input(kinds, learned):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-WEIGHT = drawn(5, seed=60, learned=False)
+WEIGHT, BIAS = drawn(5, seed=60, learned=False), drawn(5, seed=61, learned=False)
 ENTRANCES: dict[str, tuple[Entrance, Callable[..., Tensor], int]] = {
     "norm": (RmsNorm(WEIGHT, 1e-3), lambda x: plain_rms_norm(x, WEIGHT, 1e-3), 1),
+    "shifted norm": (ShiftedRmsNorm(WEIGHT, 1e-3), lambda x: plain_shifted_rms_norm(x, WEIGHT, 1e-3), 1),
+    "norm of layers": (LayerNorm(WEIGHT, BIAS, 1e-3), lambda x: plain_layer_norm(x, WEIGHT, BIAS, 1e-3), 1),
     **{
         f"{name} of {count}": (Activated(name), partial(plain_activated, name), count)
         for name in ("silu", "gelu", "gelu-tanh")
@@ -208,6 +256,14 @@ def test_only_what_is_a_linear_layer_is_a_piece():
 
     assert piece_of(nn.Linear(2, 3)) is not None
     assert piece_of(Other(2, 3)) is None and piece_of(nn.Embedding(2, 3)) is None
+
+
+def test_a_layer_that_is_stored_the_other_way_round_is_a_piece():
+    module, x = Conv1D(7, 5).double(), drawn(6, 5)
+    nn.init.normal_(module.bias)
+    piece = piece_of(module)
+    assert piece is not None
+    assert_twins(lambda x: shared_linears(Straight(), (x,), [piece])[0], module, x)
 
 
 @pytest.mark.parametrize("tokens", [100, 900])

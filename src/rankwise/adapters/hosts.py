@@ -1,8 +1,7 @@
 """The frozen layers that an adapter can be laid over, and the adapter that fits each.
 
 A linear layer y = x W^T (weight (O, I)); GPT-2's Conv1D, the same with its weight stored as (I, O); an embedding,
-whose rows are the outputs; a convolution over images, whose I is channels times kernel. Conv1D is known by its shape
-and name, so that this folder needs no model library.
+whose rows are the outputs; a convolution over images, whose I is channels times kernel.
 """
 
 from __future__ import annotations
@@ -16,20 +15,13 @@ from rankwise.adapters.adapter import Adapter, Applied, on_conv2d, on_embedding,
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.fused import Split
 from rankwise.adapters.lora import LoRA
+from rankwise.kernels.linear import is_conv1d
 from rankwise.spec.adapters import AdaLoraSpec
 
 
 def is_linear(module: nn.Module) -> bool:
     """Attention blocks of torch read the weight of their NonDynamicallyQuantizableLinear without calling it."""
     return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    return (
-        type(module).__name__ == "Conv1D"
-        and hasattr(module, "nf")
-        and getattr(module, "weight", torch.empty(0)).ndim == 2
-    )
 
 
 def is_embedding(module: nn.Module) -> bool:

@@ -35,8 +35,20 @@ def piece_of(module: nn.Module) -> Piece | None:
     """A linear layer as a piece; None where it is something else. What lies over one answers for itself (`piece`)."""
     if type(module) is nn.Linear:
         return Piece(module.weight, module.bias)
+    if is_conv1d(module):
+        stored: Any = module
+        return Piece(stored.weight.T, stored.bias)
     made: Callable[[], Piece | None] | None = getattr(module, "piece", None)
     return None if made is None else made()
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer, whose weight is stored as (I, O); by shape and name, so no model library is needed."""
+    return (
+        type(module).__name__ == "Conv1D"
+        and hasattr(module, "nf")
+        and getattr(module, "weight", torch.empty(0)).ndim == 2
+    )
 
 
 def shared_linears(entrance: Entrance, values: Sequence[Tensor], pieces: Sequence[Piece]) -> tuple[Tensor, ...]:

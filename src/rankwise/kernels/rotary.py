@@ -2,7 +2,8 @@
 
     y_1 = x_1 cos - x_2 sin,   y_2 = x_2 cos + x_1 sin
 
-The gradient is the same turn backwards, so nothing of x is kept.
+The gradient is the same turn backwards, so nothing of x is kept. Angles can be those of the head's first part alone (as
+in GPT-NeoX), whose halves are then turned; the rest stays as it is.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from torch.autograd.function import once_differentiable
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (H, T, D) by the angles (T, D), whose two halves are alike."""
+    """x (H, T, D) by the angles (T, D) or (T, fewer), whose two halves are alike."""
     return _Rotated.apply(x, cos, sin)
 
 
 def plain_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same by autograd."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+    turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)
+    first, second = turned.chunk(2, -1)
+    return torch.cat((turned * cos + torch.cat((-second, first), -1) * sin, rest), -1)
 
 
 class _Rotated(torch.autograd.Function):
@@ -39,8 +41,11 @@ class _Rotated(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
-    half = x.shape[-1] // 2
-    y = x * cos
-    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-way)
-    y[..., half:].addcmul_(x[..., :half], sin[..., half:], value=way)
+    width = cos.shape[-1]
+    half = width // 2
+    y = torch.empty_like(x)
+    torch.mul(x[..., :width], cos, out=y[..., :width])
+    y[..., width:] = x[..., width:]
+    y[..., :half].addcmul_(x[..., half:width], sin[..., :half], value=-way)
+    y[..., half:width].addcmul_(x[..., :half], sin[..., half:], value=way)
     return y

@@ -1,14 +1,15 @@
-"""The forward pass of Llama and of what is built alike, by kernels, for a row of documents without any padding.
+"""The forward pass of a decoder by kernels, for a row of documents without any padding.
 
 What is computed is what transformers computes: each block's parts are taken from its own modules, adapted or not, and
-only how they are put together is written here. A model is known by the class of its blocks; any other, and any part
-that a kernel does not take, goes the plain way. `agrees` compares both on the model itself, logits and gradients,
-before a run relies on it.
+only how they are put together is written here (decoders/). A model is known by the class of its blocks; any other, and
+any part that a kernel does not take, goes the plain way. `agrees` compares both on the model itself, logits and
+gradients, before a run relies on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,27 +19,16 @@ from torch.nn import functional as F
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
 from rankwise.errors import is_out_of_memory
-from rankwise.kernels.activation import Activated, Activation
-from rankwise.kernels.attention import BLOCK, causal_attention
-from rankwise.kernels.entrance import Entrance, Straight, entered
-from rankwise.kernels.linear import piece_of, shared_linears
+from rankwise.kernels.attention import BLOCK
 from rankwise.kernels.loss import head_loss
-from rankwise.kernels.norm import RmsNorm
-from rankwise.kernels.rotary import rotated
 from rankwise.models.causal import random_documents
+from rankwise.models.decoders.decoder import Decoder
+from rankwise.models.decoders.gemma import GEMMA, GEMMA3
+from rankwise.models.decoders.gpt2 import GPT2
+from rankwise.models.decoders.llama import LLAMA
+from rankwise.models.decoders.neox import NeoX
 
-BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-"""Two norms, attention with rotary positions (in Qwen3 with normed heads), a gated feed-forward layer, and no more."""
-ACTIVATIONS: dict[str, Activation] = {
-    "SiLUActivation": "silu",
-    "SiLU": "silu",
-    "GELUActivation": "gelu",
-    "GELUTanh": "gelu-tanh",
-    "NewGELUActivation": "gelu-tanh",
-}
-"""By the class of the module; any other is called as it is."""
-BY_LONGEST = {"dynamic", "longrope"}
-"""Rotary positions that depend on the longest document of a call, and so on what lies beside a document."""
+DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)
 """Lengths of the documents that `agrees` looks at."""
 NOISE = 0.02
@@ -51,34 +41,46 @@ class FastLoss:
         self._module: Any = module
 
     def __call__(self, batch: Batch) -> Tensor:
-        assert batch.lengths is not None, "flat batches say how long their documents are"
         places = batch.supervised[0].nonzero()[:, 0]
-        hidden = _hidden(self._module.model, batch, places)
-        head = self._module.lm_head
-        return head_loss(hidden, head.weight, batch.targets[0, places])
+        hidden = _hidden(self._module, batch, places)
+        return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
 
 
 def is_fast(module: nn.Module, longest: int) -> bool:
     """Whether there are kernels for this model, with documents of at most so many tokens."""
-    inner, head = getattr(module, "model", None), getattr(module, "lm_head", None)
-    layers = getattr(inner, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or type(head) is not nn.Linear or head.bias is not None:
+    model: Any = module
+    decoder = _decoder_of(model)
+    if decoder is None:
         return False
-    config: Any = module.config
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    head, config, layers = model.get_output_embeddings(), model.config, decoder.layers(model.base_model)
     return (
-        all(_is_known(layer) for layer in layers)
-        and not any(_is_watched(part) for part in module.modules())
-        and next(module.parameters()).device.type == "cpu"
-        and (window is None or window >= longest)
-        and getattr(getattr(inner, "rotary_emb", None), "rope_type", "dynamic") not in BY_LONGEST
+        type(head) is nn.Linear
+        and head.bias is None
+        and getattr(config, "final_logit_softcapping", None) is None
+        and not any(_is_watched(part) or _drops(part) for part in module.modules())
         and not (getattr(config, "attention_dropout", 0.0) and any(layer.training for layer in layers))
+        and next(module.parameters()).device.type == "cpu"
+        and decoder.suits(model.base_model, longest)
     )
 
 
-def _is_known(layer: nn.Module) -> bool:
-    """By its class, which must be the library's own: code that comes with a model may borrow a name."""
-    return type(layer).__name__ in BLOCKS and type(layer).__module__.startswith("transformers.models.")
+def _decoder_of(module: Any) -> Decoder | None:
+    """By the class of its blocks."""
+    for decoder in DECODERS:
+        with suppress(AttributeError):
+            layers = decoder.layers(module.base_model)
+            if isinstance(layers, nn.ModuleList) and layers and all(_is_known(layer, decoder) for layer in layers):
+                return decoder
+    return None
+
+
+def _is_known(layer: nn.Module, decoder: Decoder) -> bool:
+    """The class must be the library's own: code that comes with a model may borrow a name."""
+    return type(layer).__name__ in decoder.blocks and type(layer).__module__.startswith("transformers.models.")
+
+
+def _drops(part: nn.Module) -> bool:
+    return isinstance(part, nn.Dropout) and part.training and part.p > 0
 
 
 def _is_watched(part: nn.Module) -> bool:
@@ -91,8 +93,8 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[
     """Whether logits and gradients on random documents are those of `plain` (a batch to its logits), within the
     rounding of the number format. `learned` are moved meanwhile, since what starts at zero would tell nothing."""
     model: Any = module
-    generator = torch.Generator().manual_seed(0)
-    documents = random_documents(model.lm_head.weight.shape[0], PROBED, generator)
+    head, generator = model.get_output_embeddings(), torch.Generator().manual_seed(0)
+    documents = random_documents(head.weight.shape[0], PROBED, generator)
     (batch,) = flat(documents, sum(PROBED))
     before = [parameter.detach().clone() for parameter in learned]
     try:
@@ -104,7 +106,7 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[
         ours = torch.cat([part.flatten() for part in _gradients(FastLoss(module)(batch), learned)])
         theirs = torch.cat([part.flatten() for part in _gradients(wanted, learned)])
         with torch.no_grad():
-            found = model.lm_head(_hidden(model.model, batch, torch.arange(sum(PROBED))))
+            found = head(_hidden(model, batch, torch.arange(sum(PROBED))))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -127,51 +129,16 @@ def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
     return bool((found.double() - wanted.double()).norm() <= share * wanted.double().norm())
 
 
-def _hidden(model: Any, batch: Batch, places: Tensor) -> Tensor:
+def _hidden(module: Any, batch: Batch, places: Tensor) -> Tensor:
     """(N, d): what the head gets at `places`, where alone the last block's own outputs are needed."""
-    assert batch.lengths is not None, "asked before"
-    x = model.embed_tokens(batch.inputs[0])
-    turns = tuple(angles[0] for angles in model.rotary_emb(x[None], position_ids=batch.positions))
-    for number, layer in enumerate(model.layers, start=1):
-        seen = _attended(layer, x, turns, batch.lengths)
-        if number == len(model.layers):
+    assert batch.lengths is not None, "flat batches say how long their documents are"
+    decoder, model = _decoder_of(module), module.base_model
+    assert decoder is not None, "is_fast says so"
+    layers = decoder.layers(model)
+    x, context = decoder.start(model, batch)
+    for number, layer in enumerate(layers, start=1):
+        seen = decoder.attended(layer, x, context, batch.lengths)
+        if number == len(layers):
             seen, x = seen[places], x[places]
-        x = x + _linears([layer.self_attn.o_proj], Straight(), seen)[0]
-        x = x + _fed_forward(layer, x)
-    return entered(_norm(model.norm), x)
-
-
-def _attended(layer: Any, x: Tensor, turns: tuple[Tensor, ...], lengths: Sequence[int]) -> Tensor:
-    """(T, d) to (T, H * D), before the output projection."""
-    attention = layer.self_attn
-    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-    q, k, v = (
-        values.view(len(x), -1, attention.head_dim) for values in _linears(projections, _norm(layer.input_layernorm), x)
-    )
-    if hasattr(attention, "q_norm"):
-        q, k = entered(_norm(attention.q_norm), q), entered(_norm(attention.k_norm), k)
-    q, k, v = (values.transpose(0, 1) for values in (q, k, v))
-    return causal_attention(rotated(q, *turns), rotated(k, *turns), v, lengths, attention.scaling).flatten(1)
-
-
-def _fed_forward(layer: Any, x: Tensor) -> Tensor:
-    mlp = layer.mlp
-    gate, up = _linears([mlp.gate_proj, mlp.up_proj], _norm(layer.post_attention_layernorm), x)
-    known = ACTIVATIONS.get(type(mlp.act_fn).__name__)
-    if known is None:
-        return _linears([mlp.down_proj], Straight(), mlp.act_fn(gate) * up)[0]
-    return _linears([mlp.down_proj], Activated(known), gate, up)[0]
-
-
-def _norm(module: Any) -> RmsNorm:
-    return RmsNorm(module.weight, module.variance_epsilon)
-
-
-def _linears(modules: Sequence[nn.Module], entrance: Entrance, *values: Tensor) -> Sequence[Tensor]:
-    """Of what `entrance` makes of the values; in one step, unless one of them is more than two factors."""
-    pieces = [piece_of(module) for module in modules]
-    there = [piece for piece in pieces if piece is not None]
-    if len(there) == len(pieces):
-        return shared_linears(entrance, values, there)
-    x = entered(entrance, *values)
-    return [module(x) for module in modules]
+        x = decoder.finished(layer, x, seen)
+    return decoder.end(model, x)
