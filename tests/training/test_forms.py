@@ -96,3 +96,23 @@ def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
     monkeypatch.setattr(forms, "LONG", 1e9)
     assert rankwise.train(small, resume=True, announce=second).manifest.form == "compiled"
     assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
+
+
+def test_where_memory_is_short_blocks_are_computed_twice_and_nothing_else_changes(small, monkeypatch):
+    usual = rankwise.train(small.model_copy(update={"run": "usual"}))
+    monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
+    listener = Listener()
+    tight = rankwise.train(small, announce=listener)
+    assert any("blocks are computed twice" in text for text in listener.said)
+    weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_over_the_top_blocks_goes_on_as_if_never_stopped(small):
+    small = small.model_copy(update={"adapter": rankwise.LoraSpec(layers=(1,))})
+    whole, first, second = Listener(), Listener(last=2), Listener()
+    assert rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form == "fast"
+    with pytest.raises(Stopped):
+        rankwise.train(small, announce=first)
+    rankwise.train(small, resume=True, announce=second)
+    assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}

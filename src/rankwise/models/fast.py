@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
@@ -27,6 +29,7 @@ from rankwise.models.decoders.gemma import GEMMA, GEMMA3
 from rankwise.models.decoders.gpt2 import GPT2
 from rankwise.models.decoders.llama import LLAMA
 from rankwise.models.decoders.neox import NeoX
+from rankwise.models.prefix import Prefix
 
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)
@@ -35,15 +38,83 @@ NOISE = 0.02
 
 
 class FastLoss:
-    """Called with a flat batch, gives the sum of its losses in nats, as a scalar that autograd knows."""
+    """Called with a flat batch, gives the sum of its losses in nats, as a scalar that autograd knows.
 
-    def __init__(self, module: nn.Module) -> None:
+    The lowest `recomputed` blocks that learn keep only what goes into them, and are computed again in the backward
+    pass: half as much work again for them, and the same numbers. What lies below the lowest block that learns is
+    computed once for each document, and kept as far as `room` bytes go. Which block that is, is asked here.
+    """
+
+    def __init__(self, module: nn.Module, *, recomputed: int = 0, room: int = 0) -> None:
         self._module: Any = module
+        self._recomputed = recomputed
+        self._lowest = lowest_that_learns(module)
+        self._prefix = Prefix(self._below, room) if self._lowest else None
 
     def __call__(self, batch: Batch) -> Tensor:
         places = batch.supervised[0].nonzero()[:, 0]
-        hidden = _hidden(self._module, batch, places)
+        hidden = self.hidden(batch, places)
         return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
+
+    def hidden(self, batch: Batch, places: Tensor) -> Tensor:
+        """(N, d): what the head gets at `places`, where alone the last block's own outputs are needed."""
+        assert batch.lengths is not None and batch.positions is not None, "a flat batch has both"
+        decoder, model = _known(self._module)
+        layers = decoder.layers(model)
+        x, context = decoder.start(model, batch)
+        if self._prefix is not None:
+            x = self._prefix(batch.inputs, batch.positions, batch.lengths)
+        for number in range(self._lowest, len(layers)):
+            at = places if number + 1 == len(layers) else None
+            block = partial(_block, decoder, layers[number], context=context, lengths=batch.lengths, places=at)
+            again = torch.is_grad_enabled() and number < self._lowest + self._recomputed
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        return decoder.end(model, x)
+
+    def _below(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Of one document: what goes into the lowest block that learns."""
+        decoder, model = _known(self._module)
+        lengths = (ids.shape[1],)
+        x, context = decoder.start(model, Batch(ids, ids, ids.shape[1], positions, lengths))
+        for layer in decoder.layers(model)[: self._lowest]:
+            x = _block(decoder, layer, x, context, lengths)
+        return x
+
+
+def lowest_that_learns(module: nn.Module) -> int:
+    """The number of the block, or 0 where something learns that comes before all of them."""
+    decoder, model = _known(module)
+    layers = decoder.layers(model)
+    learning = [number for number, layer in enumerate(layers) if any(one.requires_grad for one in layer.parameters())]
+    of_blocks = {id(one) for layer in layers for one in layer.parameters()}
+    before = any(one.requires_grad and id(one) not in of_blocks for one in model.parameters())
+    return 0 if before or not learning else learning[0]
+
+
+def blocks_that_learn(module: nn.Module) -> int:
+    """From the lowest to the last."""
+    decoder, model = _known(module)
+    return len(decoder.layers(model)) - lowest_that_learns(module)
+
+
+def kept_per_token(module: nn.Module) -> float:
+    """Bytes that a forward pass makes and keeps for its backward pass, by a small one."""
+    documents = random_documents(module.get_output_embeddings().weight.shape[0], PROBED, torch.Generator())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    (batch,) = flat(documents, sum(PROBED))
+    there = [*module.parameters(), *module.buffers(), batch.inputs, batch.targets]
+    known = {value.untyped_storage().data_ptr() for value in there}
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        total = FastLoss(module)(batch)  # holds what was kept until it is counted
+    del total
+    return sum(kept.values()) / batch.tokens
 
 
 def is_fast(module: nn.Module, longest: int) -> bool:
@@ -106,7 +177,7 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[
         ours = torch.cat([part.flatten() for part in _gradients(FastLoss(module)(batch), learned)])
         theirs = torch.cat([part.flatten() for part in _gradients(wanted, learned)])
         with torch.no_grad():
-            found = head(_hidden(model, batch, torch.arange(sum(PROBED))))
+            found = head(FastLoss(module).hidden(batch, torch.arange(sum(PROBED))))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -129,16 +200,15 @@ def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
     return bool((found.double() - wanted.double()).norm() <= share * wanted.double().norm())
 
 
-def _hidden(module: Any, batch: Batch, places: Tensor) -> Tensor:
-    """(N, d): what the head gets at `places`, where alone the last block's own outputs are needed."""
-    assert batch.lengths is not None, "flat batches say how long their documents are"
-    decoder, model = _decoder_of(module), module.base_model
+def _known(module: Any) -> tuple[Decoder, Any]:
+    decoder = _decoder_of(module)
     assert decoder is not None, "is_fast says so"
-    layers = decoder.layers(model)
-    x, context = decoder.start(model, batch)
-    for number, layer in enumerate(layers, start=1):
-        seen = decoder.attended(layer, x, context, batch.lengths)
-        if number == len(layers):
-            seen, x = seen[places], x[places]
-        x = decoder.finished(layer, x, seen)
-    return decoder.end(model, x)
+    return decoder, module.base_model
+
+
+def _block(
+    decoder: Decoder, layer: Any, x: Tensor, context: Any, lengths: Sequence[int], places: Tensor | None = None
+) -> Tensor:
+    """(T, d) to what comes out of the block, at `places` alone where these are given."""
+    seen = decoder.attended(layer, x, context, lengths)
+    return decoder.finished(layer, x, seen) if places is None else decoder.finished(layer, x[places], seen[places])

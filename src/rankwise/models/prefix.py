@@ -1,8 +1,8 @@
 """What lies below the lowest layer that learns is the same for a document in every pass, so it is computed once.
 
-Each document is computed alone, whether it is kept or not, so that its numbers do not depend on what it lies beside, nor
-on when a run was stopped and went on. It is known by its ids. What is kept is its hidden states, 2 d bytes a token in a
-16-bit format, as long as there is room.
+Each document is computed alone, whether it is kept or not, so that its numbers depend neither on what it lies beside
+nor on when a run was stopped and went on. It is known by its ids. What is kept is its hidden states, 2 d bytes a token
+in a 16-bit format, as long as there is room.
 """
 
 from __future__ import annotations

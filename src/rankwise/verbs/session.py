@@ -133,7 +133,8 @@ class Session:
     @property
     def forms(self) -> Forms:
         longest = max(map(asked, (*self.prepared.trained_rows, *self.prepared.measured_rows)))
-        return Forms(self.model, self.adapters.parameters(), longest)
+        limit = self.experiment.training.micro_batch_tokens
+        return Forms(self.model, self.adapters.parameters(), longest, limit, self.announce)
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""
@@ -141,7 +142,7 @@ class Session:
         if spec.plain:
             return "plain"
         mean = sum(map(asked, rows)) / len(rows)
-        return self.forms.chosen(round(self.steps * spec.rows_per_step(len(rows)) * mean), self.announce)
+        return self.forms.chosen(round(self.steps * spec.rows_per_step(len(rows)) * mean))
 
     def state(self) -> TrainState:
         """Before the first step."""

@@ -1,0 +1,127 @@
+"""What the fast form keeps: less where blocks are computed twice, and once where nothing learns; the sums stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from fast_forms import rows, unsettle
+from rankwise.adapters.adapter_set import inject
+from rankwise.data.flat import flat
+from rankwise.models import fast
+from rankwise.models.causal import random_documents
+from rankwise.models.fast import FastLoss, blocks_that_learn, kept_per_token, lowest_that_learns
+from rankwise.models.prefix import Prefix
+from rankwise.spec.adapters import LoraSpec
+from rankwise.verbs.forms import KEPT_SHARE, recomputed
+
+KINDS = ["llama", "neox", "gpt2"]
+"""With what their blocks share: angles, angles, nothing."""
+
+
+def learned_from(loss_of, batch, parameters):
+    total = loss_of(batch)
+    return total, torch.autograd.grad(total, parameters)
+
+
+def kept_by(loss_of, batch, module) -> int:
+    known = {value.untyped_storage().data_ptr() for value in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        total = loss_of(batch)
+    assert total.requires_grad
+    return sum(size for place, size in kept.items() if place not in known)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spec", [LoraSpec(rank=3), LoraSpec(rank=3, dropout=0.3)])
+def test_blocks_that_are_computed_twice_keep_less_and_give_the_same_bits(kind, spec):
+    model = tiny_model(kind).bfloat16()
+    adapters = inject(model, spec)
+    unsettle(adapters)
+    adapters.train()
+    (batch,) = flat(rows(5), 500)
+    kept, found = [], []
+    for twice in range(blocks_that_learn(model) + 1):
+        torch.manual_seed(0)
+        found.append(learned_from(FastLoss(model, recomputed=twice), batch, adapters.parameters()))
+        kept.append(kept_by(FastLoss(model, recomputed=twice), batch, model))
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept) > 2
+    for total, gradients in found[1:]:
+        assert torch.equal(total, found[0][0])
+        assert all(torch.equal(*pair) for pair in zip(gradients, found[0][1], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_lies_below_what_learns_is_computed_once(kind, monkeypatch):
+    model = tiny_model(kind).double()
+    blocks = blocks_that_learn(model)
+    adapters = inject(model, LoraSpec(rank=3, targets="all-linear", layers=(blocks - 1,)))
+    unsettle(adapters)
+    assert lowest_that_learns(model) == blocks - 1 and blocks_that_learn(model) == 1
+    (batch,) = flat(rows(5), 500)
+    loss_of, wanted = FastLoss(model, room=10**6), FastLoss(model)
+    monkeypatch.setattr(wanted, "_lowest", 0)
+    monkeypatch.setattr(wanted, "_prefix", None)
+    calls: list[int] = []
+    original = fast._block
+
+    def counted(*given, **named):
+        calls.append(1)
+        return original(*given, **named)
+
+    monkeypatch.setattr(fast, "_block", counted)
+    for expected in (len(batch.lengths) * (blocks - 1) + 1, 1, 1):
+        total, gradients = learned_from(loss_of, batch, adapters.parameters())
+        assert len(calls) == expected
+        calls.clear()
+        right, theirs = learned_from(wanted, batch, adapters.parameters())
+        calls.clear()
+        assert total.item() == pytest.approx(right.item(), rel=1e-10)
+        largest = max(gradient.abs().max() for gradient in theirs)
+        assert all((one - other).abs().max() < 1e-9 * largest for one, other in zip(gradients, theirs, strict=True))
+
+
+def test_nothing_is_kept_of_a_model_that_learns_before_its_blocks():
+    model = tiny_model("llama")
+    inject(model, LoraSpec(rank=3, targets=("embed_tokens",)))
+    assert lowest_that_learns(model) == 0
+
+
+def test_a_prefix_keeps_what_there_is_room_for_and_gives_the_same_without():
+    made: list[int] = []
+
+    def compute(ids, positions):
+        made.append(ids.shape[1])
+        return ids[0, :, None].float() * 2 + positions[0, :, None]
+
+    ids = torch.tensor([[1, 2, 3, 4, 5, 1, 2]])
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1]])
+    whole, none, some = Prefix(compute, 100), Prefix(compute, 0), Prefix(compute, 13)
+    for prefix, expected in ((whole, [3, 2, 2]), (none, [3, 2, 2, 3, 2, 2]), (some, [3, 2, 2, 2, 2])):
+        first, second = prefix(ids, positions, (3, 2, 2)), prefix(ids, positions, (3, 2, 2))
+        assert made == expected
+        made.clear()
+        assert torch.equal(first, second) and first[:, 0].tolist() == [2, 5, 8, 8, 11, 2, 5]
+
+
+def test_what_a_token_keeps_is_what_is_counted():
+    model = tiny_model("llama")
+    inject(model, LoraSpec(rank=3))
+    (batch,) = flat(random_documents(96, (100, 70), torch.Generator()), 500)
+    assert kept_per_token(model) == pytest.approx(kept_by(FastLoss(model), batch, model) / batch.tokens, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "expected"), [(7e9, 10e9, 0), (8e9, 10e9, 4), (70e9, 10e9, 29), (8e9, 0, 32)]
+)
+def test_as_many_blocks_are_computed_twice_as_must_be(needed, free, expected):
+    found = recomputed(needed, free, 32)
+    assert found == expected
+    assert needed * (1 - found / 32) <= max(free * KEPT_SHARE, 0)
