@@ -33,10 +33,17 @@ bench: $(DEV_READY)  ## long measurements, on the data sets at RANKWISE_DATA
 	$(BIN)/python bench/data_check.py bench/results/data-check-$$(date +%F)
 	$(BIN)/python bench/adalora.py --out bench/results/adalora-$$(date +%F)
 	$(BIN)/pip install --quiet --editable ".[bench]"
-	$(BIN)/python bench/train_step.py --out bench/results/train-step-$$(date +%F)
+	$(BIN)/python bench/train_step.py --rounds 1 --out bench/results/train-step-$$(date +%F)
+	for case in batch-1 long rank-256 dropout; do $(BIN)/python bench/train_step.py --case $$case --rows 16 \
+		--stacks rankwise-plain,peft-best --out bench/results/train-step-$$case-$$(date +%F); done
+	$(BIN)/python bench/scaling.py --out bench/results/scaling-$$(date +%F)
+	$(BIN)/python bench/full_tuning.py --out bench/results/full-tuning-$$(date +%F)
+	$(BIN)/python bench/seven_billion.py --out bench/results/seven-billion-$$(date +%F)
+	$(BIN)/python bench/start_up.py --out bench/results/start-up-$$(date +%F)
 
-gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU
+gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU, and its speed
 	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python bench/gpu_step.py
 
 wheel: $(DEV_READY)
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

@@ -13,16 +13,26 @@ from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import FixedRanks, RankAllocator
 from rankwise.adapters.merging import merge
 from rankwise.adapters.peft_format import read_peft, write_peft
-from rankwise.data.batches import Batches
+from rankwise.data.batches import Batches, collate
 from rankwise.data.example import Message
+from rankwise.data.flat import flat
 from rankwise.data.tokens import Tokens
+from rankwise.kernels.activation import Activated, plain_activated
 from rankwise.kernels.attention import causal_attention, plain_causal_attention
-from rankwise.kernels.entrance import Straight
+from rankwise.kernels.entrance import Straight, entered
 from rankwise.kernels.linear import Piece, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
-from rankwise.kernels.norm import plain_rms_norm, rms_norm
+from rankwise.kernels.norm import (
+    LayerNorm,
+    ShiftedRmsNorm,
+    plain_layer_norm,
+    plain_rms_norm,
+    plain_shifted_rms_norm,
+    rms_norm,
+)
 from rankwise.kernels.rotary import plain_rotated, rotated
 from rankwise.models.causal import SupervisedLogits
+from rankwise.models.fast import FastLoss
 from rankwise.models.generation import answer
 from rankwise.models.loading import load
 from rankwise.run.records import StepRecord
@@ -99,10 +109,33 @@ def test_kernels_are_their_plain_twins(dtype: torch.dtype) -> None:
         (rotated(q, turns, turns), plain_rotated(q, turns, turns)),
         (rms_norm(x, drawn(12), 1e-5), plain_rms_norm(x, drawn(12), 1e-5)),
         (head_loss(x, drawn(11, 12), targets), plain_head_loss(x, drawn(11, 12), targets)),
+        (entered(ShiftedRmsNorm(drawn(12), 1e-5), x), plain_shifted_rms_norm(x, drawn(12), 1e-5)),
+        (entered(LayerNorm(drawn(12), drawn(12), 1e-5), x), plain_layer_norm(x, drawn(12), drawn(12), 1e-5)),
+        (entered(Activated("silu"), x, x + 1), plain_activated("silu", x, x + 1)),
+        (entered(Activated("gelu-tanh"), x), plain_activated("gelu-tanh", x)),
         *zip(shared_linears(Straight(), (x,), pieces), plain_shared_linears(x, pieces), strict=True),
     ]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=0.02 if dtype == torch.bfloat16 else 1e-4, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["llama", "neox", "gpt2"])
+@pytest.mark.parametrize("recomputed", [0, 2])
+def test_the_fast_form_computes_what_the_plain_one_does(kind: str, recomputed: int) -> None:
+    """A run takes it on processors only; here it is asked for by name."""
+    model = tiny_model(kind).to(DEVICE)
+    adapters = inject(model, LoraSpec(rank=4))
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 0.1)
+    documents = [Tokens(tuple(range(k, k + 20)), (False,) * 5 + (True,) * 15) for k in range(4)]
+    (batch,) = flat(documents, 100)
+    ours = FastLoss(model, recomputed=recomputed)(batch.to(str(DEVICE)))
+    theirs = summed(SupervisedLogits(model))(collate(documents).to(str(DEVICE)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    pairs = zip(*(torch.autograd.grad(total, adapters.parameters()) for total in (ours, theirs)), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("budget", ["2", "900 parameters", "6kB"])

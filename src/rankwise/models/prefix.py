@@ -30,7 +30,7 @@ class Prefix:
         return torch.cat([self._of(*part) for part in parts])
 
     def _of(self, ids: Tensor, positions: Tensor) -> Tensor:
-        key = ids.numpy().tobytes()
+        key = ids.cpu().numpy().tobytes()
         found = self._kept.get(key)
         if found is None:
             found = self._compute(ids, positions)
