@@ -29,12 +29,10 @@ from stacks import CASES, OURS, USUAL, documents, rankwise_training, state_of
 from torch import Tensor, nn
 from train_step import Served, in_turns, keep
 
-from rankwise.adapters.held import Held
 from rankwise.cli.allocator import keep_memory
 from rankwise.data.batches import Batches
 from rankwise.models.causal import SupervisedLogits
 from rankwise.models.loading import load
-from rankwise.run.manifest import peak_rss
 from rankwise.run.records import silent
 from rankwise.spec.models import ModelSpec
 from rankwise.training.losses import summed
@@ -47,7 +45,7 @@ FULL_RATE = 1e-5
 
 
 class WholeModel:
-    """An allocator (adapters/allocation.py) whose parameters are all that a model has."""
+    """What `optimizer_step` asks of an allocator (adapters/allocation.py), with all that a model has to learn."""
 
     def __init__(self, module: nn.Module) -> None:
         self._parameters = dict(module.named_parameters())
@@ -56,9 +54,6 @@ class WholeModel:
     @property
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self._parameters.values()), "rate": 1.0}]
-
-    def plan(self) -> None:
-        return None
 
     def penalise(self) -> None:
         pass
@@ -69,25 +64,13 @@ class WholeModel:
     def stepped(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         return None
 
-    def idle(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        return [name for name, parameter in self._parameters.items() if parameter not in optimizer.state]
-
-    def state(self) -> Held:
-        return Held({name: parameter.detach() for name, parameter in self._parameters.items()}, {})
-
-    def load(self, held: Held, optimizer: torch.optim.Optimizer) -> None:
-        held.fill({name: parameter.detach() for name, parameter in self._parameters.items()})
-
 
 def full_training(name: str, count: int) -> tuple[TrainState, Batches, Any]:
     keep_memory()
     model = load(ModelSpec(name="smollm2-135m", dtype=FULL[name]), silent)
     state = state_of(WholeModel(model.module), FULL_RATE)
-    return (
-        state,
-        Batches(documents(model, count, CASES[USUAL]), CASE.batch, 2048, 0),
-        summed(SupervisedLogits(model.module)),
-    )
+    batches = Batches(documents(model, count, CASE), CASE.batch, CASE.micro_batch_tokens, 0)
+    return state, batches, summed(SupervisedLogits(model.module))
 
 
 def bytes_of(tensors: list[Tensor]) -> int:
@@ -118,7 +101,7 @@ def serve(name: str, count: int, steps: int) -> None:
     for number in range(steps):
         turns.begin()
         record, _ = optimizer_step(state, batches.at(number), loss_of, 0.0)
-        turns.end(record.loss, rss=peak_rss(), before=before, held=held_to_learn(state))
+        turns.end(record.loss, before=before, held=held_to_learn(state))
 
 
 def row_of(name: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

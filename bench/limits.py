@@ -8,19 +8,24 @@ from typing import Any
 
 
 def operations(lengths: list[int], supervised: int, rank: int, shape: Mapping[str, Any] | None = None) -> float:
-    """Of a step: all linear layers forward and to their inputs, causal attention (its backward pass two and a half
-    times its forward one), adapters (three times their forward), and the head at supervised tokens, twice. `shape` is
-    what a model's config.json says, the starter's by default."""
+    """That a step cannot do without: all linear layers forward and to their inputs, causal attention (its backward pass
+    two and a half times its forward one), adapters (three times their forward), and the head at supervised tokens,
+    twice. Not the gradient of the first block's input, and of the last block's output only what the head gets. `shape`
+    is what a model's config.json says, the starter's by default."""
     shape = shape if shape is not None else starter_shape()
-    width, layers, sizes = shape["hidden_size"], shape["num_hidden_layers"], sizes_of(shape)
-    linear = layers * sum(2 * i * o for i, o in sizes)
-    low = layers * sum(2 * rank * (i + o) for i, o in sizes)
+    width, layers, sizes, tokens = shape["hidden_size"], shape["num_hidden_layers"], sizes_of(shape), sum(lengths)
+    wide, low = [2 * i * o for i, o in sizes], [2 * rank * (i + o) for i, o in sizes]
+    block = 2 * sum(wide) + 3 * sum(low)
+    q, o, k, v, *fed = range(len(sizes))
+    first = sum(wide[at] for at in (q, k, v))
+    last = sum(2 * wide[at] + 3 * low[at] for at in (o, *fed))
     attention = sum(3.5 * 2 * length**2 * width * layers for length in lengths)
-    return sum(lengths) * (2 * linear + 3 * low) + attention + supervised * 2 * 2 * shape["vocab_size"] * width
+    head = supervised * 2 * 2 * shape["vocab_size"] * width
+    return tokens * (layers * block - first) - (tokens - supervised) * last + attention + head
 
 
 def sizes_of(shape: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Inputs and outputs of the linear layers of a block."""
+    """Inputs and outputs of the linear layers of a block: q, o, k, v, gate, up, down."""
     width, inner = shape["hidden_size"], shape["intermediate_size"]
     narrow = width * shape["num_key_value_heads"] // shape["num_attention_heads"]
     return [(width, width)] * 2 + [(width, narrow)] * 2 + [(width, inner)] * 2 + [(inner, width)]
@@ -37,7 +42,7 @@ def starter_shape() -> dict[str, Any]:
 
 def gemm_rate() -> float:
     """Of the best of some large bfloat16 products, in operations per second."""
-    return max(_rate([(size, size, size)]) for size in (1024, 2048))
+    return max(_rate([(size, size, size)]) for size in (1024, 2048, 4096))
 
 
 def shape_rate(tokens: int, rank: int) -> float:
@@ -59,7 +64,7 @@ def _rate(sizes: list[tuple[int, int, int]]) -> float:
     seconds = 0.0
     for m, k, n in sizes:
         x, y = torch.randn(m, k, dtype=torch.bfloat16), torch.randn(k, n, dtype=torch.bfloat16)
-        seconds += min(_timed(lambda x=x, y=y: x @ y) for _ in range(12))
+        seconds += min(_timed(lambda x=x, y=y: x @ y) for _ in range(8))
     return sum(2 * m * k * n for m, k, n in sizes) / seconds
 
 

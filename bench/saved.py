@@ -1,33 +1,11 @@
-"""What a token keeps for the backward pass of rankwise's fast form: by arithmetic, and as autograd really holds it."""
+"""What a token keeps for the backward pass of rankwise's fast form, by arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from stacks import CASES, USUAL
-
-from rankwise.data.batches import Batch
-from rankwise.models.fast import FastLoss
-
-
-def saved_bytes(loss_of: FastLoss, batch: Batch, module: Any) -> int:
-    """Of the distinct storages that one forward pass makes and keeps for its backward pass."""
-    there = [*module.parameters(), *module.buffers(), batch.inputs, batch.targets, batch.positions]
-    known = {value.untyped_storage().data_ptr() for value in there}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        total = loss_of(batch)
-    assert total.requires_grad, "adapters learn"
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 def arithmetic(shape: Mapping[str, Any]) -> dict[str, Any]:

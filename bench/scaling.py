@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from limits import starter_shape
 from memory import forget_peak, resident
-from saved import arithmetic, saved_bytes
+from saved import arithmetic
 from stacks import CASES, USUAL, lora_state
 from train_step import keep
 
@@ -39,6 +39,7 @@ from rankwise.data.flat import flat
 from rankwise.data.tokens import Tokens
 from rankwise.models.causal import random_documents
 from rankwise.models.fast import FastLoss
+from rankwise.models.kept import kept_bytes
 from rankwise.models.loading import load
 from rankwise.run.manifest import peak_rss
 from rankwise.run.records import silent
@@ -119,7 +120,7 @@ def kept_by_size(module: Any, sizes: list[int]) -> list[dict[str, int]]:
     loss_of, vocabulary = FastLoss(module), module.config.vocab_size
     batches = [micro_batches((size // LENGTH, LENGTH, WHOLE), vocabulary)[0] for size in sizes]
     return [
-        {"tokens": size, "saved_bytes": saved_bytes(loss_of, batch, module)}
+        {"tokens": size, "saved_bytes": kept_bytes(loss_of, batch, module)}
         for size, batch in zip(sizes, batches, strict=True)
     ]
 
@@ -183,7 +184,7 @@ def show(found: dict[str, Any]) -> None:
             print(f"{name} = {constant:.4g} + {slope:.4g} * tokens, at most {share:.1%} off")
     by_shape = found["arithmetic"]
     least, more = by_shape["bytes_per_token"], by_shape["bytes_per_token_with_all"]
-    print(f"by arithmetic {least:,} bytes a token, {more:,} with the activated gate and its product")
+    print(f"by arithmetic {least:,} bytes a token, {more:,} with all that is made again")
 
 
 def main() -> None:

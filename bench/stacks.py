@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,15 +56,17 @@ CASES = {
 
 
 def rankwise_stack(name: str, count: int, case: Case) -> Step:
-    from rankwise.kernels.regions import compiled_regions
+    from rankwise.kernels.regions import REGIONS, compiled_regions
     from rankwise.run.cache import cache_folder
     from rankwise.training.step import optimizer_step
 
     state, batches, loss_of = rankwise_training(name, count, case)
+    for_good = ExitStack()
     if name == "rankwise-compiled":
-        compiled_regions(cache_folder() / "compiled").__enter__()  # to the end of the process
+        for_good.enter_context(compiled_regions(cache_folder() / "compiled"))
 
     def step(number: int) -> float:
+        assert all(region.compiled for region in REGIONS) == (name == "rankwise-compiled"), for_good
         return optimizer_step(state, batches.at(number), loss_of, 0.0)[0].loss
 
     return step
@@ -115,14 +118,15 @@ def state_of(allocator: Any, rate: float = RATE) -> Any:
 
 
 def peft_stack(name: str, count: int, case: Case) -> Step:
-    """A loop as peft's documentation has it, over padded batches with a mask and labels. `best`: adapters in bfloat16
-    too, the fused optimizer, memory kept, float32 products that may be made of bfloat16 ones, and rows of like length
-    together without a mask; `packed`: that, with rows packed and kept apart by their positions."""
+    """A loop as peft's documentation has it, over padded batches with their mask and labels. `best`: adapters in
+    bfloat16 too, the fused optimizer, memory kept, float32 products that may be made of bfloat16 ones, and rows of like
+    length together, padded on the right and so without a mask; `packed`: that, with rows packed and kept apart by their
+    positions."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     from rankwise.cli.allocator import keep_memory
-    from rankwise.data.batches import Batches, portion
+    from rankwise.data.batches import Batches, portion, real_places
     from rankwise.data.packing import pack
     from rankwise.models.loading import load
     from rankwise.run.records import silent
@@ -140,21 +144,25 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=best)
     arrange = pack if name == "peft-packed" else portion
-    batches = Batches(documents(model, count, case), case.batch, 2048 if best else 10**9, 0, arrange)
+    batches = Batches(documents(model, count, case), case.batch, case.micro_batch_tokens if best else 10**9, 0, arrange)
 
-    def loss_of(batch: Any, supervised: int) -> torch.Tensor:
-        labels = torch.nn.functional.pad(batch.targets, (1, 0), value=-100)[:, :-1]
-        mask = {} if best else {"attention_mask": torch.ones_like(batch.inputs)}
+    def loss_of(batch: Any, supervised: int, mask: torch.Tensor | None) -> torch.Tensor:
         places = {} if batch.positions is None else {"position_ids": batch.positions}
         return module(
-            input_ids=batch.inputs, labels=labels, use_cache=False, num_items_in_batch=supervised, **mask, **places
-        ).loss
+            input_ids=batch.inputs, labels=batch.targets, shift_labels=batch.targets, use_cache=False,
+            num_items_in_batch=supervised, attention_mask=mask, **places,
+        ).loss  # fmt: skip
 
     def step(number: int) -> float:
         total, parts = 0.0, batches.at(number)
         supervised = sum(int(batch.supervised.sum()) for batch in parts)
         for batch in parts:
-            loss = loss_of(batch, supervised)
+            mask = (
+                None
+                if best
+                else real_places(sorted(batches.rows_of(number), key=lambda row: len(row.ids), reverse=True)).long()
+            )
+            loss = loss_of(batch, supervised, mask)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -201,10 +209,11 @@ class Turns(Protocol):
 
 def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> None:
     """TRL's SFTTrainer. As documented: its defaults, in float32 or under bfloat16 autocast. `best`: weights in
-    bfloat16, no checkpointing, the fused optimizer, memory kept, and no padding."""
+    bfloat16 and adapters too, no checkpointing, the fused optimizer, memory kept, and no padding. What it does
+    before its callbacks hear of a step (taking rows, padding them) is not in its time."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
@@ -219,7 +228,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
         keep_memory()
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
     model = load(ModelSpec(name="smollm2-135m", dtype="bfloat16" if best else "float32"), silent)
-    batches = Batches(documents(model, count, case), case.batch, 2048, 0)
+    batches = Batches(documents(model, count, case), case.batch, 10**9, 0)
     rows = [row for number in range(steps) for row in batches.rows_of(number)]
     data = Dataset.from_list(
         [{"input_ids": list(row.ids), "completion_mask": [int(one) for one in row.learned]} for row in rows]
@@ -233,7 +242,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
             if logs and "loss" in logs:
                 turns.end(float(logs["loss"]))
 
-    own: dict[str, Any] = {"max_length": case.longest}
+    own: dict[str, Any] = {"max_length": case.longest + 1}
     if best:
         own = {"gradient_checkpointing": False, "optim": "adamw_torch_fused", "padding_free": True, "max_length": None}
     settings = SFTConfig(
@@ -242,13 +251,13 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
         save_strategy="no", train_sampling_strategy="sequential", completion_only_loss=True, use_cpu=True,
         bf16=name == "trl-bf16", disable_tqdm=True, **own,
     )  # fmt: skip
-    adapter = LoraConfig(**peft_settings(case))
-    tokenizer = model.tokenizer.hub
-    first = first_factors(model, case)
+    first, adapter = first_factors(model, case), LoraConfig(**peft_settings(case))
+    given: dict[str, Any] = {"model": model.module, "peft_config": adapter}
+    if best:
+        given = {"model": get_peft_model(model.module, adapter, autocast_adapter_dtype=False)}
     trainer = SFTTrainer(
-        model=model.module, args=settings, train_dataset=data, peft_config=adapter, processing_class=tokenizer,
-        callbacks=[Waiting()],
-    )  # fmt: skip
+        args=settings, train_dataset=data, processing_class=model.tokenizer.hub, callbacks=[Waiting()], **given
+    )
     begin_at(trainer.model, first)
     trainer.train()
 

@@ -79,7 +79,7 @@ def started(folder: Path, cache: Path, name: str) -> dict[str, float]:
         seconds = time.perf_counter() - began
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     return {"seconds": seconds, "step": row["seconds"], "before_step": seconds - row["seconds"]}
 
 

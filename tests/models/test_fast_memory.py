@@ -11,7 +11,8 @@ from rankwise.adapters.adapter_set import inject
 from rankwise.data.flat import flat
 from rankwise.models import fast
 from rankwise.models.causal import random_documents
-from rankwise.models.fast import FastLoss, blocks_that_learn, kept_per_token, lowest_that_learns
+from rankwise.models.fast import FastLoss, blocks_of, lowest_that_learns
+from rankwise.models.kept import kept_by, kept_bytes
 from rankwise.models.prefix import Prefix
 from rankwise.spec.adapters import LoraSpec
 from rankwise.verbs.forms import KEPT_SHARE, recomputed
@@ -25,20 +26,6 @@ def learned_from(loss_of, batch, parameters):
     return total, torch.autograd.grad(total, parameters)
 
 
-def kept_by(loss_of, batch, module) -> int:
-    known = {value.untyped_storage().data_ptr() for value in module.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(value: torch.Tensor) -> torch.Tensor:
-        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        total = loss_of(batch)
-    assert total.requires_grad
-    return sum(size for place, size in kept.items() if place not in known)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spec", [LoraSpec(rank=3), LoraSpec(rank=3, dropout=0.3)])
 def test_blocks_that_are_computed_twice_keep_less_and_give_the_same_bits(kind, spec):
@@ -48,10 +35,10 @@ def test_blocks_that_are_computed_twice_keep_less_and_give_the_same_bits(kind, s
     adapters.train()
     (batch,) = flat(rows(5), 500)
     kept, found = [], []
-    for twice in range(blocks_that_learn(model) + 1):
+    for twice in range(blocks_of(model) + 1):
         torch.manual_seed(0)
         found.append(learned_from(FastLoss(model, recomputed=twice), batch, adapters.parameters()))
-        kept.append(kept_by(FastLoss(model, recomputed=twice), batch, model))
+        kept.append(kept_bytes(FastLoss(model, recomputed=twice), batch, model))
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept) > 2
     for total, gradients in found[1:]:
         assert torch.equal(total, found[0][0])
@@ -61,14 +48,12 @@ def test_blocks_that_are_computed_twice_keep_less_and_give_the_same_bits(kind, s
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_lies_below_what_learns_is_computed_once(kind, monkeypatch):
     model = tiny_model(kind).double()
-    blocks = blocks_that_learn(model)
+    blocks = blocks_of(model)
     adapters = inject(model, LoraSpec(rank=3, targets="all-linear", layers=(blocks - 1,)))
     unsettle(adapters)
-    assert lowest_that_learns(model) == blocks - 1 and blocks_that_learn(model) == 1
+    assert lowest_that_learns(model) == blocks - 1
     (batch,) = flat(rows(5), 500)
-    loss_of, wanted = FastLoss(model, room=10**6), FastLoss(model)
-    monkeypatch.setattr(wanted, "_lowest", 0)
-    monkeypatch.setattr(wanted, "_prefix", None)
+    loss_of, wanted = FastLoss(model, lowest=blocks - 1, room=10**6), FastLoss(model)
     calls: list[int] = []
     original = fast._block
 
@@ -111,11 +96,15 @@ def test_a_prefix_keeps_what_there_is_room_for_and_gives_the_same_without():
         assert torch.equal(first, second) and first[:, 0].tolist() == [2, 5, 8, 8, 11, 2, 5]
 
 
-def test_what_a_token_keeps_is_what_is_counted():
-    model = tiny_model("llama")
-    inject(model, LoraSpec(rank=3))
-    (batch,) = flat(random_documents(96, (100, 70), torch.Generator()), 500)
-    assert kept_per_token(model) == pytest.approx(kept_by(FastLoss(model), batch, model) / batch.tokens, rel=0.02)
+@pytest.mark.parametrize("spec", [LoraSpec(rank=3), LoraSpec(rank=24), LoraSpec(rank=3, dropout=0.3)])
+@pytest.mark.parametrize("lowest", [0, 1])
+def test_what_many_tokens_keep_is_known_from_a_few(spec, lowest):
+    model = tiny_model("llama").bfloat16()
+    adapters = inject(model, spec)
+    adapters.train()
+    (batch,) = flat(random_documents(96, (120,) * 10, torch.Generator()), 2000)
+    counted = kept_bytes(FastLoss(model, lowest=lowest), batch, model)
+    assert kept_by(model, lowest).of(1200) == pytest.approx(counted, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ STRETCHED = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
 def model_of(kind: str) -> nn.Module:
     torch.manual_seed(3)
     if kind == "llama":
-        return tiny_model("llama").double()
+        return tiny_model("llama").double().requires_grad_(False)
     config = {
         "mistral": lambda: MistralConfig(**SHAPE, sliding_window=None),
         "qwen2": lambda: Qwen2Config(**SHAPE),
@@ -45,7 +45,7 @@ def model_of(kind: str) -> nn.Module:
     for name, parameter in model.named_parameters():
         if "bias" in name or "norm" in name:
             nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
-    return model
+    return model.requires_grad_(False)
 
 
 SPECS = {
@@ -120,6 +120,15 @@ def test_agreement_is_found_and_a_difference_too(dtype, kind, spec, monkeypatch)
     assert_every_fault_is_found(model, adapters.parameters(), monkeypatch)
     del model.model.layers[0].self_attn.scaling
     assert not agrees(model, adapters.parameters(), SupervisedLogits(model_of(kind).to(dtype)))
+
+
+def test_a_model_that_learns_itself_is_plain():
+    model = model_of("llama")
+    for part in (model.model.layers[1].self_attn.q_proj, model.model.layers[0].input_layernorm, model.lm_head):
+        part.requires_grad_(True)
+        assert not is_fast(model, 10), "kernels take it as frozen"
+        part.requires_grad_(False)
+    assert is_fast(model, 10)
 
 
 def test_what_the_kernels_would_pass_over_is_plain():

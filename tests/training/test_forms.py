@@ -91,11 +91,20 @@ def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
         rankwise.train(small, announce=first)
     with monkeypatch.context() as context:
         context.setattr(forms, "compiled_regions", broken)
-        with pytest.raises(RunError, match="compiler does not work here"):
+        with pytest.raises(RunError, match=r"C\+\+ compiler, does not work here"):
             rankwise.train(small, resume=True)
     monkeypatch.setattr(forms, "LONG", 1e9)
     assert rankwise.train(small, resume=True, announce=second).manifest.form == "compiled"
     assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
+
+
+def test_memory_is_counted_with_the_dropout_that_a_run_has(small, monkeypatch):
+    found = []
+    monkeypatch.setattr(forms, "recomputed", lambda needed, free, blocks: found.append(needed) or 0)
+    for number, dropout in enumerate((0.0, 0.3)):
+        adapter = rankwise.LoraSpec(rank=8, dropout=dropout)
+        rankwise.train(small.model_copy(update={"run": f"run-{number}", "adapter": adapter}))
+    assert found[1] > 1.2 * found[0]
 
 
 def test_where_memory_is_short_blocks_are_computed_twice_and_nothing_else_changes(small, monkeypatch):
@@ -108,8 +117,13 @@ def test_where_memory_is_short_blocks_are_computed_twice_and_nothing_else_change
     assert weights[0] == weights[1]
 
 
-def test_a_run_over_the_top_blocks_goes_on_as_if_never_stopped(small):
-    small = small.model_copy(update={"adapter": rankwise.LoraSpec(layers=(1,))})
+@pytest.mark.parametrize(
+    "spec",
+    [rankwise.LoraSpec(layers=(1,)), rankwise.AdaLora(budget="1 triplets", final=0.6), rankwise.LoraSpec(rank=2)],
+)
+def test_a_run_goes_on_as_if_never_stopped(small, spec):
+    """Over the top blocks, whose prefix is kept; and where the lower blocks lost all of their ranks before the stop."""
+    small = small.model_copy(update={"adapter": spec})
     whole, first, second = Listener(), Listener(last=2), Listener()
     assert rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form == "fast"
     with pytest.raises(Stopped):

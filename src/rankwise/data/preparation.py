@@ -12,6 +12,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from rankwise.data.batches import asked
 from rankwise.data.documents import Chosen, Documents
 from rankwise.data.encoding import Encoder
 from rankwise.data.example import Example
@@ -39,6 +40,11 @@ class Prepared:
     @property
     def measured_rows(self) -> Chosen:
         return Chosen(self.documents, self.measured)
+
+    @property
+    def longest(self) -> int:
+        """Questions of the longest document."""
+        return max(map(asked, (*self.trained_rows, *self.measured_rows)))
 
 
 @dataclass

@@ -99,19 +99,20 @@ class LayerNorm:
     def back(self, kept: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor]:
         assert kept is not None, "`there` gives it"
         mean, scale = kept.unbind()
-        weight, bias = self._exact()
+        weight, bias = self._exact(values[0])
         dx, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad, values[0], weight.shape, mean, scale, weight, bias, (True, False, False)
         )
         return (dx,)
 
     def _normed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight, bias = self._exact()
+        weight, bias = self._exact(x)
         return torch.ops.aten.native_layer_norm(x, weight.shape, weight, bias, self.eps)
 
-    def _exact(self) -> tuple[Tensor, Tensor]:
-        """With these in float32, torch keeps means and r of 16-bit numbers in it too, and y is the same."""
-        exact = torch.promote_types(self.weight.dtype, torch.float32)
+    def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """With these in float32, torch on a processor keeps means and r of 16-bit numbers in it too, and y is the
+        same; on a GPU it does so by itself, and takes no other format than that of x."""
+        exact = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
         return self.weight.to(exact), self.bias.to(exact)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -27,7 +28,9 @@ class Region(Generic[P, R]):
         REGIONS.append(self)
 
     def __call__(self, *given: P.args, **named: P.kwargs) -> R:
-        return (self.compiled or self.plain)(*given, **named)
+        """The first argument is a tensor of rows. For none or one the compiler would begin again."""
+        rows: Any = given[0]
+        return (self.plain if self.compiled is None or len(rows) < 2 else self.compiled)(*given, **named)
 
 
 REGIONS: list[Region[..., Any]] = []
@@ -39,12 +42,16 @@ def compiled_regions(cache: Path) -> Iterator[None]:
     since torch would put it where everybody may write, and run it from there."""
     from torch._inductor import config  # late: a second that most runs need not spend
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    with config.patch(compile_threads=1):  # a pool of processes would cost more than it saves
-        try:
+    before, folder = [region.compiled for region in REGIONS], os.environ.get(FOLDER)
+    os.environ[FOLDER] = str(cache)
+    try:
+        with config.patch(compile_threads=1):  # a pool of processes would cost more than it saves
             for region in REGIONS:
                 region.compiled = torch.compile(region.plain, dynamic=True)
             yield
-        finally:
-            for region in REGIONS:
-                region.compiled = None
+    finally:
+        for region, compiled in zip(REGIONS, before, strict=True):
+            region.compiled = compiled
+        os.environ.pop(FOLDER)
+        if folder is not None:
+            os.environ[FOLDER] = folder

@@ -40,16 +40,15 @@ NOISE = 0.02
 class FastLoss:
     """Called with a flat batch, gives the sum of its losses in nats, as a scalar that autograd knows.
 
-    The lowest `recomputed` blocks that learn keep only what goes into them, and are computed again in the backward
-    pass: half as much work again for them, and the same numbers. What lies below the lowest block that learns is
-    computed once for each document, and kept as far as `room` bytes go. Which block that is, is asked here.
+    Of the blocks from `lowest` on, the first `recomputed` keep only what goes into them, and are computed again in the
+    backward pass: half as much work again for them, and the same numbers. Those below `lowest` get no gradient. Each
+    document goes through them once and what comes out is kept, as far as `room` bytes go, so they must not change.
     """
 
-    def __init__(self, module: nn.Module, *, recomputed: int = 0, room: int = 0) -> None:
+    def __init__(self, module: nn.Module, *, lowest: int = 0, recomputed: int = 0, room: int = 0) -> None:
         self._module: Any = module
-        self._recomputed = recomputed
-        self._lowest = lowest_that_learns(module)
-        self._prefix = Prefix(self._below, room) if self._lowest else None
+        self._lowest, self._recomputed = lowest, recomputed
+        self._prefix = Prefix(self._below, room) if lowest else None
 
     def __call__(self, batch: Batch) -> Tensor:
         places = batch.supervised[0].nonzero()[:, 0]
@@ -81,6 +80,11 @@ class FastLoss:
         return x
 
 
+def blocks_of(module: nn.Module) -> int:
+    decoder, model = _known(module)
+    return len(decoder.layers(model))
+
+
 def lowest_that_learns(module: nn.Module) -> int:
     """The number of the block, or 0 where something learns that comes before all of them."""
     decoder, model = _known(module)
@@ -89,32 +93,6 @@ def lowest_that_learns(module: nn.Module) -> int:
     of_blocks = {id(one) for layer in layers for one in layer.parameters()}
     before = any(one.requires_grad and id(one) not in of_blocks for one in model.parameters())
     return 0 if before or not learning else learning[0]
-
-
-def blocks_that_learn(module: nn.Module) -> int:
-    """From the lowest to the last."""
-    decoder, model = _known(module)
-    return len(decoder.layers(model)) - lowest_that_learns(module)
-
-
-def kept_per_token(module: nn.Module) -> float:
-    """Bytes that a forward pass makes and keeps for its backward pass, by a small one."""
-    documents = random_documents(module.get_output_embeddings().weight.shape[0], PROBED, torch.Generator())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    (batch,) = flat(documents, sum(PROBED))
-    there = [*module.parameters(), *module.buffers(), batch.inputs, batch.targets]
-    known = {value.untyped_storage().data_ptr() for value in there}
-    kept: dict[int, int] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        total = FastLoss(module)(batch)  # holds what was kept until it is counted
-    del total
-    return sum(kept.values()) / batch.tokens
 
 
 def is_fast(module: nn.Module, longest: int) -> bool:
@@ -128,7 +106,7 @@ def is_fast(module: nn.Module, longest: int) -> bool:
         type(head) is nn.Linear
         and head.bias is None
         and getattr(config, "final_logit_softcapping", None) is None
-        and not any(_is_watched(part) or _drops(part) for part in module.modules())
+        and not any(_is_watched(part) or _drops(part) or _learns(part) for part in module.modules())
         and not (getattr(config, "attention_dropout", 0.0) and any(layer.training for layer in layers))
         and next(module.parameters()).device.type == "cpu"
         and decoder.suits(model.base_model, longest)
@@ -154,6 +132,12 @@ def _drops(part: nn.Module) -> bool:
     return isinstance(part, nn.Dropout) and part.training and part.p > 0
 
 
+def _learns(part: nn.Module) -> bool:
+    """A layer of the model itself, which kernels take as frozen."""
+    theirs = type(part).__module__.startswith(("torch.nn.modules.", "transformers."))
+    return theirs and any(parameter.requires_grad for parameter in part.parameters(recurse=False))
+
+
 def _is_watched(part: nn.Module) -> bool:
     """Somebody waits for its call, or has replaced what it does."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
@@ -165,8 +149,7 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[
     rounding of the number format. `learned` are moved meanwhile, since what starts at zero would tell nothing."""
     model: Any = module
     head, generator = model.get_output_embeddings(), torch.Generator().manual_seed(0)
-    documents = random_documents(head.weight.shape[0], PROBED, generator)
-    (batch,) = flat(documents, sum(PROBED))
+    batch = probe(module, PROBED, generator)
     before = [parameter.detach().clone() for parameter in learned]
     try:
         with torch.no_grad():
@@ -177,7 +160,7 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[
         ours = torch.cat([part.flatten() for part in _gradients(FastLoss(module)(batch), learned)])
         theirs = torch.cat([part.flatten() for part in _gradients(wanted, learned)])
         with torch.no_grad():
-            found = head(FastLoss(module).hidden(batch, torch.arange(sum(PROBED))))
+            found = head(FastLoss(module).hidden(batch, torch.arange(batch.tokens)))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -188,6 +171,15 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[
                 parameter.copy_(value)
     rounding = torch.finfo(next(module.parameters()).dtype).eps
     return _near(found, logits, max(1e-4, 3 * rounding)) and _near(ours, theirs, max(1e-3, 48 * rounding))
+
+
+def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> Batch:
+    """Random documents of such lengths, or of as many tokens as the model has positions for."""
+    model: Any = module
+    most = getattr(model.config, "max_position_embeddings", None) or max(lengths)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    (batch,) = flat(random_documents(vocabulary, [min(one, most) for one in lengths], generator), sum(lengths))
+    return batch
 
 
 def _gradients(total: Tensor, learned: Sequence[nn.Parameter]) -> list[Tensor]:

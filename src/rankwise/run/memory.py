@@ -6,14 +6,45 @@ from pathlib import Path
 
 import psutil
 
-CGROUP = Path("/sys/fs/cgroup")
+CGROUPS, OURS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+V2 = ("memory.max", "memory.current")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def available_memory() -> int:
-    """Bytes: what the machine has, or what a container's limit leaves, whichever is less."""
-    free = psutil.virtual_memory().available
+    """Bytes: what the machine has, or what the limits of the control groups that this process is in leave, whichever
+    is least. Files that were read and can be forgotten count as free, as the machine's own figure has them."""
+    return max(0, min([psutil.virtual_memory().available, *_left()]))
+
+
+def _left() -> list[int]:
+    found = []
+    for folder, (limit, used) in _groups():
+        try:
+            largest = (folder / limit).read_text().strip()
+            if largest != "max":
+                found.append(int(largest) - int((folder / used).read_text()) + _forgettable(folder / "memory.stat"))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _groups() -> list[tuple[Path, tuple[str, str]]]:
+    """The group of this process and those above it, by either version of the system."""
     try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used)) if limit != "max" else free
-    except (OSError, ValueError):
-        return free
+        lines = [line.split(":", 2) for line in OURS.read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        names, root = (V2, CGROUPS) if not controllers else (V1, CGROUPS / "memory")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        inside = root / path.strip("/")
+        found += [(folder, names) for folder in (inside, *inside.parents) if folder.is_relative_to(root)]
+    return found
+
+
+def _forgettable(stat: Path) -> int:
+    lines = dict(line.split() for line in stat.read_text().splitlines())
+    return int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))

@@ -12,59 +12,99 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import ceil
 
-from torch import nn
+import torch
 
-from rankwise.data.batches import Arrange, portion
+from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.data.batches import Arrange, Batch, portion
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
-from rankwise.errors import RunError
+from rankwise.errors import RunError, is_out_of_memory
 from rankwise.kernels.regions import compiled_regions
 from rankwise.models.causal import SupervisedLogits, check_packs
-from rankwise.models.fast import PROBED, FastLoss, agrees, blocks_that_learn, is_fast, kept_per_token
+from rankwise.models.fast import PROBED, FastLoss, agrees, blocks_of, is_fast, lowest_that_learns, probe
+from rankwise.models.kept import kept_by
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.cache import cache_folder
 from rankwise.run.manifest import Form
 from rankwise.run.memory import available_memory
 from rankwise.run.records import Announce, Said
+from rankwise.spec.training import TrainingSpec
 from rankwise.training.losses import Loss, summed
 
+ADVICE = "--restart begins it again in another."
 LONG = 1200.0
-"""Seconds. A thirtieth of it, about what compiling saves, is several times what compiling takes."""
+"""Seconds. A thirtieth of it, what compiling saves (lab/LOG.md), is several times what compiling takes."""
 KEPT_SHARE, PREFIX_SHARE = 0.7, 0.15
 """Of free memory: what may be kept for the backward pass, and of what lies below the lowest block that learns."""
-PASSES = 4
-"""In `agrees`: forward and backward in either form, and a forward."""
 
 
 @dataclass(frozen=True)
 class Forms:
-    """Of a model with its adapters (`learned`), for documents of at most `longest` tokens."""
+    """Of a model with its adapters, for documents of at most `longest` tokens and at most `largest` tokens at once.
+    The blocks below `lowest` do not learn."""
 
     model: LoadedModel
-    learned: list[nn.Parameter]
+    adapters: AdapterSet
     longest: int
-    micro_batch_tokens: int
+    largest: int
+    lowest: int
     announce: Announce
 
     def chosen(self, tokens: int) -> Form:
         """For a new run over so many tokens in all."""
         if not is_fast(self.model.module, self.longest):
             return "plain"
-        began = time.perf_counter()
         if not self._agrees():
             self.announce(Said("the fast form does not agree with the plain one on this model, which is used instead"))
             return "plain"
-        expected = (time.perf_counter() - began) / PASSES / sum(PROBED) * tokens
-        form: Form = "compiled" if expected > LONG and self._compiles() else "fast"
+        form: Form = "compiled" if self._seconds_per_token() * tokens > LONG and self._compiles() else "fast"
         self.announce(Said(f"computed in the {form} form, which agrees with the plain one (--plain)"))
         return form
 
+    @contextmanager
+    def computing(self, form: Form, packing: bool) -> Iterator[tuple[Loss, Arrange]]:
+        """How losses are computed, and how documents become rows for it."""
+        module = self.model.module
+        if form == "plain":
+            if packing:
+                check_packs(module, self.model.vocabulary)
+            yield summed(SupervisedLogits(module)), pack if packing else portion
+            return
+        if not is_fast(module, self.longest):
+            raise RunError(f"the run was begun in the {form} form, which this model does not have here; {ADVICE}")
+        with _compiled() if form == "compiled" else nullcontext():
+            if form == "compiled":
+                self._try_compiled()
+            yield self._fitting(), flat
+
     def _agrees(self) -> bool:
-        return agrees(self.model.module, self.learned, SupervisedLogits(self.model.module))
+        return agrees(self.model.module, self.adapters.parameters(), SupervisedLogits(self.model.module))
+
+    def _seconds_per_token(self) -> float:
+        """By a small step, which is slower for each token than a large one."""
+        batch = probe(self.model.module, PROBED, torch.Generator())
+        with self._learning():
+            self._step(batch)
+            began = time.perf_counter()
+            self._step(batch)
+            return (time.perf_counter() - began) / batch.tokens
+
+    def _step(self, batch: Batch) -> None:
+        torch.autograd.grad(FastLoss(self.model.module)(batch), self.adapters.parameters(), allow_unused=True)
+
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """With dropout, if there is one, which no number of the run may depend on."""
+        with torch.random.fork_rng(devices=[]):
+            self.adapters.train()
+            try:
+                yield
+            finally:
+                self.adapters.train(False)
 
     def _compiles(self) -> bool:
         began = time.perf_counter()
@@ -74,33 +114,33 @@ class Forms:
         self.announce(Said(f"compiled in {seconds:.0f} s" if works else "torch's compiler does not work here"))
         return works
 
-    @contextmanager
-    def computing(self, form: Form, packing: bool, run: str) -> Iterator[tuple[Loss, Arrange]]:
-        """How losses are computed, and how documents become rows for it. `run` is who asks."""
-        module = self.model.module
-        if form == "plain":
-            if packing:
-                check_packs(module, self.model.vocabulary)
-            yield summed(SupervisedLogits(module)), pack if packing else portion
-            return
-        if not is_fast(module, self.longest):
-            raise RunError(f"{run} was begun in the {form} form, which this model does not have here.")
-        if form == "fast":
-            yield self._fitting(), flat
-            return
-        with _compiled():
-            if not self._agrees():
-                raise RunError(f"{run} was begun in the compiled form, and torch's compiler does not work here.")
-            yield self._fitting(), flat
+    def _try_compiled(self) -> None:
+        """Whatever a compiler that is missing or broken raises is told as that."""
+        try:
+            with self._learning():
+                self._step(probe(self.model.module, PROBED, torch.Generator()))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"the run was begun in the compiled form, and torch's compiler, which needs a C++ compiler, does not "
+                f"work here ({type(error).__name__}); {ADVICE}"
+            ) from error
 
     def _fitting(self) -> FastLoss:
-        module, free = self.model.module, available_memory()
-        tokens, blocks = max(self.micro_batch_tokens, self.longest), blocks_that_learn(module)
-        needed = kept_per_token(module) * tokens
+        module, free, blocks = self.model.module, available_memory(), blocks_of(self.model.module) - self.lowest
+        with self._learning():
+            needed = kept_by(module, self.lowest).of(self.largest)
         twice = recomputed(needed, free, blocks)
         if twice:
-            self.announce(Said(_told(twice, blocks, tokens, needed, free)))
-        return FastLoss(module, recomputed=twice, room=int(free * PREFIX_SHARE))
+            self.announce(Said(_told(twice, blocks, self.largest, needed, free)))
+        return FastLoss(module, lowest=self.lowest, recomputed=twice, room=int(free * PREFIX_SHARE))
+
+
+def lowest_of(model: LoadedModel, spec: TrainingSpec, rows: int, longest: int) -> int:
+    """The lowest block that learns, where documents come again; asked before a checkpoint takes ranks away."""
+    again = spec.total_steps(rows) * spec.rows_per_step(rows) > rows
+    return lowest_that_learns(model.module) if again and is_fast(model.module, longest) else 0
 
 
 def _told(twice: int, blocks: int, tokens: int, needed: float, free: float) -> str:

@@ -41,6 +41,8 @@ class Session:
     """Given out before training."""
     prepared: Prepared
     announce: Announce
+    lowest: int
+    """The block below which nothing learns (forms.py)."""
 
     @property
     def rate(self) -> float:
@@ -95,7 +97,7 @@ class Session:
                 seen.append(event)
             self.announce(event)
 
-        with self.forms.computing(past.manifest.form, self.experiment.data.packing, str(self.run.folder)) as computing:
+        with self.forms.computing(past.manifest.form, self.experiment.data.packing) as computing:
             return seen, *self._learn(state, past, hear, *computing, journal)
 
     def _learn(
@@ -132,9 +134,9 @@ class Session:
 
     @property
     def forms(self) -> Forms:
-        longest = max(map(asked, (*self.prepared.trained_rows, *self.prepared.measured_rows)))
-        limit = self.experiment.training.micro_batch_tokens
-        return Forms(self.model, self.adapters.parameters(), longest, limit, self.announce)
+        spec, longest = self.experiment.training, self.prepared.longest
+        largest = max(longest, min(spec.micro_batch_tokens, spec.batch_size * longest))
+        return Forms(self.model, self.adapters, longest, largest, self.lowest, self.announce)
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""

@@ -24,6 +24,7 @@ from rankwise.run.writing import need_space
 from rankwise.spec.experiment import Experiment
 from rankwise.training.state import TrainState
 from rankwise.verbs.beginning import begin
+from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal
 from rankwise.verbs.resuming import Past, changed_since, check_settings, ranks_before_training, take_up
 from rankwise.verbs.session import Session
@@ -70,7 +71,8 @@ def train(
         try:
             if shared := tables_of_the_head(loaded.module, adapters.layers):
                 announce(Said(_shared(shared)))
-            session = Session(experiment, run, loaded, adapters, ranks, prepared, announce)
+            lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
+            session = Session(experiment, run, loaded, adapters, ranks, prepared, announce, lowest)
             return Trained(run, _recorded(run, session, resume=resume), loaded, adapters)
         except BaseException:
             adapters.eject()

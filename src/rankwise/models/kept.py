@@ -1,0 +1,53 @@
+"""What a forward pass makes and keeps for its backward pass, counted on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.data.batches import Batch
+from rankwise.models.fast import FastLoss, probe
+
+SMALL, LARGE = (40, 24), (150, 106)
+"""Lengths of the documents that tell what a token keeps from what a call keeps."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes: of any call, as the factors in the number format of the model are, and of each token."""
+
+    constant: float
+    per_token: float
+
+    def of(self, tokens: int) -> float:
+        return self.constant + self.per_token * tokens
+
+
+def kept_bytes(loss_of: Callable[[Batch], Tensor], batch: Batch, module: nn.Module) -> int:
+    """Of the distinct storages that are kept and were not there before."""
+    there = [*module.parameters(), *module.buffers(), batch.inputs, batch.targets]
+    there += [] if batch.positions is None else [batch.positions]
+    known = {value.untyped_storage().data_ptr() for value in there}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        loss_of(batch)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def kept_by(module: nn.Module, lowest: int = 0) -> Kept:
+    """By the fast form of the blocks from `lowest` on, with every token learned."""
+    loss_of = FastLoss(module, lowest=lowest)
+    batches = [probe(module, lengths, torch.Generator().manual_seed(0)) for lengths in (SMALL, LARGE)]
+    few, many = (kept_bytes(loss_of, batch, module) for batch in batches)
+    per_token = (many - few) / (batches[1].tokens - batches[0].tokens)
+    return Kept(few - per_token * batches[0].tokens, per_token)
