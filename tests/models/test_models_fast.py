@@ -14,6 +14,7 @@ from rankwise.data.batches import asked
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.data.tokens import Tokens
+from rankwise.errors import ModelError
 from rankwise.models.causal import SupervisedLogits
 from rankwise.models.fast import FastLoss, agrees, is_fast
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
@@ -129,6 +130,22 @@ def test_a_model_that_learns_itself_is_plain():
         assert not is_fast(model, 10), "kernels take it as frozen"
         part.requires_grad_(False)
     assert is_fast(model, 10)
+
+
+def test_a_model_with_a_narrow_window_is_asked_with_documents_that_fit():
+    model = model_of("far").float()
+    model.config.sliding_window = 20
+    adapters = inject(model, LoraSpec(rank=3))
+    assert is_fast(model, 20) and not is_fast(model, 21)
+    assert agrees(model, adapters.parameters(), SupervisedLogits(model))
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = model_of("llama").float()
+    adapters = inject(model, LoraSpec(rank=3))
+    model.model.layers[1].mlp.up_proj.host.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
+        agrees(model, adapters.parameters(), SupervisedLogits(model))
 
 
 def test_what_the_kernels_would_pass_over_is_plain():

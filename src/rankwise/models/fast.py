@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
-from rankwise.errors import is_out_of_memory
+from rankwise.errors import ModelError, is_out_of_memory, some
 from rankwise.kernels.attention import BLOCK
 from rankwise.kernels.loss import head_loss
 from rankwise.models.causal import random_documents
@@ -146,7 +146,8 @@ def _is_watched(part: nn.Module) -> bool:
 
 def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[Batch], Tensor]) -> bool:
     """Whether logits and gradients on random documents are those of `plain` (a batch to its logits), within the
-    rounding of the number format. `learned` are moved meanwhile, since what starts at zero would tell nothing."""
+    rounding of the number format. `learned` are moved meanwhile, since what starts at zero would tell nothing. A model
+    whose own weights are not finite is refused."""
     model: Any = module
     head, generator = model.get_output_embeddings(), torch.Generator().manual_seed(0)
     batch = probe(module, PROBED, generator)
@@ -169,14 +170,26 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[
         with torch.no_grad():
             for parameter, value in zip(learned, before, strict=True):
                 parameter.copy_(value)
+    if not logits.isfinite().all():
+        check_finite(module)
     rounding = torch.finfo(next(module.parameters()).dtype).eps
     return _near(found, logits, max(1e-4, 3 * rounding)) and _near(ours, theirs, max(1e-3, 48 * rounding))
 
 
+def check_finite(module: nn.Module) -> None:
+    spoiled = [name for name, value in module.named_parameters() if not value.isfinite().all()]
+    if spoiled:
+        raise ModelError(
+            f"weights of the model are NaN or infinite: {some(spoiled, 3)}. Nothing can be learned over them; fetch or "
+            "convert the model again."
+        )
+
+
 def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> Batch:
-    """Random documents of such lengths, or of as many tokens as the model has positions for."""
+    """Random documents of such lengths, or of as many tokens as the model has positions for and sees at once."""
     model: Any = module
-    most = getattr(model.config, "max_position_embeddings", None) or max(lengths)
+    limits = (getattr(model.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    most = min([max(lengths), *(limit for limit in limits if limit)])
     vocabulary = model.get_output_embeddings().weight.shape[0]
     (batch,) = flat(random_documents(vocabulary, [min(one, most) for one in lengths], generator), sum(lengths))
     return batch

@@ -35,6 +35,7 @@ from rankwise.run.records import Announce, Said
 from rankwise.spec.training import TrainingSpec
 from rankwise.training.losses import Loss, summed
 
+NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work here"
 ADVICE = "--restart begins it again in another."
 LONG = 1200.0
 """Seconds. A thirtieth of it, what compiling saves (lab/LOG.md), is several times what compiling takes."""
@@ -57,6 +58,7 @@ class Forms:
     def chosen(self, tokens: int) -> Form:
         """For a new run over so many tokens in all."""
         if not is_fast(self.model.module, self.longest):
+            self.announce(Said("computed in the plain form: no kernels fit this model, its device and these documents"))
             return "plain"
         if not self._agrees():
             self.announce(Said("the fast form does not agree with the plain one on this model, which is used instead"))
@@ -111,7 +113,7 @@ class Forms:
         with _compiled():
             works = self._agrees()
         seconds = time.perf_counter() - began
-        self.announce(Said(f"compiled in {seconds:.0f} s" if works else "torch's compiler does not work here"))
+        self.announce(Said(f"compiled in {seconds:.0f} s" if works else NO_COMPILER))
         return works
 
     def _try_compiled(self) -> None:
