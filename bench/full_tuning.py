@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--stacks", default=",".join((OURS, PLAIN, *FULL)))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:

@@ -1,6 +1,7 @@
 """Tokens per second of whole optimizer steps: rankwise, its plain form, loops over peft, and TRL, on the same rows.
 
     python bench/train_step.py [--json] [--rows 64] [--rounds 2] [--stacks peft-bf16,...] [--case usual] [--out TITLE]
+    python bench/train_step.py --tell bench/results/FILE.json
 
 Each stack (stacks.py) is a process of its own, so that its memory is its own. Every other stack makes its steps in
 turns with rankwise, one at a time, in the order ABBA, so that a machine whose speed drifts does so for both. Memory is
@@ -133,33 +134,36 @@ def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
     lengths = [[asked(row) for row in rows] for rows in steps_rows]
     supervised = [sum(sum(row.learned[1:]) for row in rows) for rows in steps_rows]
 
-    def row_of(name: str, ours: list[dict[str, Any]], steps: list[dict[str, Any]]) -> dict[str, Any]:
-        counted = list(enumerate(steps))[1:]
+    def row_of(name: str, own: list[list[dict[str, Any]]], turns: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        """Over all turns that the stack had, each without its first step."""
+        counted = [(at, row) for steps in turns for at, row in list(enumerate(steps))[1:]]
+        pairs = [pair for ours, steps in zip(own, turns, strict=True) for pair in zip(ours[1:], steps[1:], strict=True)]
         speeds = [sum(lengths[at]) / row["seconds"] for at, row in counted]
         reached = statistics.median(
             operations(lengths[at], supervised[at], case.rank) / row["seconds"] for at, row in counted
         )
-        epoch = steps[: count // case.batch]
+        epochs = [steps[0]["seconds_to_begin"] + sum(row["seconds"] for row in steps[:in_epoch]) for steps in turns]
         return {
             "stack": name, "tokens_per_second": statistics.median(speeds), "slowest": min(speeds),
             "fastest": max(speeds),
             "supervised_per_second": statistics.median(supervised[at] / row["seconds"] for at, row in counted),
             "seconds_per_step": statistics.median(row["seconds"] for _, row in counted),
-            "peak_rss_bytes": max(row["rss"] for row in steps), "operations_per_second": reached,
+            "peak_rss_bytes": max(row["rss"] for steps in turns for row in steps), "operations_per_second": reached,
             "percent_of_limit": 100 * reached / rate, "percent_of_shape_limit": 100 * reached / shaped,
-            "seconds_to_first_epoch": steps[0]["seconds_to_begin"] + sum(row["seconds"] for row in epoch),
+            "seconds_to_first_epoch": statistics.median(epochs),
             "loss_gap": None if case.dropout else statistics.mean(
-                abs(row["loss"] - wanted) for row, wanted in zip(steps, reference, strict=True)
+                abs(row["loss"] - wanted) for steps in turns for row, wanted in zip(steps, reference, strict=True)
             ),
             "rankwise_times_faster": statistics.median(
-                row["seconds"] / own["seconds"] for own, row in zip(ours[1:], steps[1:], strict=True)
+                row["seconds"] / one["seconds"] for one, row in pairs
             ),
             "steps": len(counted),
         }  # fmt: skip
 
-    first = found["turns"][0][OURS]
-    rows = [row_of(OURS, first, first)]
-    return rows + [row_of(name, turn[OURS], turn[name]) for turn in found["turns"] for name in turn if name != OURS]
+    in_epoch = max(1, count // case.batch)
+    ours = [turn[OURS] for turn in found["turns"]]
+    others = [(name, turn) for turn in found["turns"] for name in turn if name != OURS]
+    return [row_of(OURS, ours, ours)] + [row_of(name, [turn[OURS]], [turn[name]]) for name, turn in others]
 
 
 def keep(title: Path, found: dict[str, Any]) -> None:
@@ -179,15 +183,19 @@ def main() -> None:
     parser.add_argument("--stacks", default=",".join(STACKS))
     parser.add_argument("--case", default=USUAL, choices=CASES)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--tell", type=Path, help="results that were kept, instead of measuring")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
         return serve(asked.serve, asked.rows, asked.steps, CASES[asked.case])
-    found = measured(asked.stacks.split(","), asked.rows, asked.rounds, asked.case)
-    rows = told(found, asked.rows, CASES[asked.case])
+    if asked.tell:
+        found = json.loads(asked.tell.read_text())
+    else:
+        found = measured(asked.stacks.split(","), asked.rows, asked.rounds, asked.case)
+    rows = told(found, asked.rows, CASES[found["case"]])
     if asked.out:
-        keep(asked.out, {"rows": rows, **found})
+        keep(asked.out, {**found, "rows": rows})
     if asked.json:
         print(json.dumps(rows))
         return
