@@ -73,9 +73,14 @@ def test_what_lies_below_what_learns_is_computed_once(kind, monkeypatch):
         assert all((one - other).abs().max() < 1e-9 * largest for one, other in zip(gradients, theirs, strict=True))
 
 
-def test_nothing_is_kept_of_a_model_that_learns_before_its_blocks():
-    model = tiny_model("llama")
-    inject(model, LoraSpec(rank=3, targets=("embed_tokens",)))
+def test_the_lowest_that_learns_is_below_all_that_do():
+    model = tiny_model("llama").requires_grad_(False)
+    model.model.layers[1].self_attn.q_proj.requires_grad_(True)
+    assert lowest_that_learns(model) == 1
+    model.model.embed_tokens.requires_grad_(True)
+    assert lowest_that_learns(model) == 0, "what comes before all blocks learns"
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[0].mlp.up_proj.requires_grad_(True)
     assert lowest_that_learns(model) == 0
 
 
@@ -105,6 +110,9 @@ def test_what_many_tokens_keep_is_known_from_a_few(spec, lowest):
     (batch,) = flat(random_documents(96, (120,) * 10, torch.Generator()), 2000)
     counted = kept_bytes(FastLoss(model, lowest=lowest), batch, model)
     assert kept_by(model, lowest).of(1200) == pytest.approx(counted, rel=0.02)
+    (batch,) = flat(random_documents(96, (20,), torch.Generator()), 2000)
+    counted = kept_bytes(FastLoss(model, lowest=lowest), batch, model)
+    assert kept_by(model, lowest).of(20) == pytest.approx(counted, rel=0.05)
 
 
 @pytest.mark.parametrize(
