@@ -394,7 +394,10 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_and_leaves_no_adapter(ho
     tensors = load_file(file)
     tensors["lm_head.weight"][0] = float("nan")
     save_file(tensors, file, metadata={"format": "pt"})
-    result = rankwise(*training("--steps", 5, "--json"))
+    named = rankwise(*training("--steps", 5, "--json"))
+    assert named.exit_code == 2 and "lm_head.weight" in json.loads(named.stdout)["error"]
+    assert not (home / "runs" / "new").exists(), "the fast form looks before the run begins"
+    result = rankwise(*training("--steps", 5, "--json", "--plain"))
     assert isinstance(result.exception, SystemExit) and result.exit_code == 1
     facts = json.loads(result.stdout)
     assert (facts["kind"], facts["exit_code"]) == ("TrainingError", 1)
