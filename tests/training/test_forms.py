@@ -85,7 +85,10 @@ def test_where_compiling_fails_a_run_is_fast_and_says_so(small, monkeypatch):
 def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
     monkeypatch.setattr(forms, "LONG", 0.0)
     whole, first, second = Listener(), Listener(last=2), Listener()
-    assert rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form == "compiled"
+    form = rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form
+    if forms.NO_COMPILER in whole.said:
+        pytest.skip("torch's compiler does not work here, and the run said so")
+    assert form == "compiled"
     assert any("compiled in" in text for text in whole.said)
     with pytest.raises(Stopped):
         rankwise.train(small, announce=first)

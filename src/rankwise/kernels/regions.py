@@ -7,6 +7,7 @@ the seconds it takes, the same function is called operation by operation. It is 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import update_wrapper
@@ -40,6 +41,7 @@ REGIONS: list[Region[..., Any]] = []
 def compiled_regions(cache: Path) -> Iterator[None]:
     """Inside, each region is compiled when it is first called, for tensors of any length. What is made lies in `cache`,
     since torch would put it where everybody may write, and run it from there."""
+    _keep_distutils()
     from torch._inductor import config  # late: a second that most runs need not spend
 
     before, folder = [region.compiled for region in REGIONS], os.environ.get(FOLDER)
@@ -55,3 +57,10 @@ def compiled_regions(cache: Path) -> Iterator[None]:
         os.environ.pop(FOLDER)
         if folder is not None:
             os.environ[FOLDER] = folder
+
+
+def _keep_distutils() -> None:
+    """The compiler asks setuptools where Python's headers are, and setuptools may refuse to be loaded in a process in
+    which it cannot put its own distutils in place of Python's. It need not, where Python still has one."""
+    if sys.version_info < (3, 12) and "setuptools" not in sys.modules:
+        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
