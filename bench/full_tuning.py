@@ -18,16 +18,15 @@ their gradients, and the optimizer's moments. Ratios are medians over steps, eac
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
 from memory import forget_peak, resident
 from stacks import CASES, OURS, USUAL, documents, rankwise_training, state_of
+from telling import parser_of, tell
 from torch import Tensor, nn
-from train_step import Served, in_turns, keep
+from train_step import Served, in_turns
 
 from rankwise.cli.allocator import keep_memory
 from rankwise.data.batches import Batches
@@ -141,12 +140,10 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--stacks", default=",".join((OURS, PLAIN, *FULL)))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
@@ -156,11 +153,7 @@ def main() -> None:
     steps = max(2, asked.rows // CASE.batch) * asked.rounds
     found = in_turns(asked.stacks.split(","), asked.rows, steps, __file__)
     rows = [row_of(name, found) for name in found]
-    if asked.out:
-        keep(asked.out, {"rows": rows, "turns": found})
-    if asked.json:
-        return print(json.dumps(rows))
-    show(rows)
+    tell(asked, rows, show, {"rows": rows, "turns": found})
 
 
 if __name__ == "__main__":

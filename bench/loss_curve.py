@@ -16,7 +16,6 @@ reference's of the same seed, with the standard error of that over seeds.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -30,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from stacks import CASES, REFERENCE, USUAL
-from train_step import keep
+from telling import parser_of, tell
 
 import rankwise
 from rankwise.cli.allocator import keep_memory
@@ -200,14 +199,12 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--steps", type=int, help="instead of two passes")
     parser.add_argument("--forms", default=",".join(FORMS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--cells", type=Path, default=CELLS)
-    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     keep_memory()
     steps = asked.steps or math.ceil(PASSES * asked.rows / BATCH)
@@ -216,11 +213,7 @@ def main() -> None:
     cells = fill(asked.cells, keys)
     apart = gaps(cells)
     found = {"gaps": apart, "held_out": held_out(cells, apart), "rows": asked.rows, "steps": steps}
-    if asked.out:
-        keep(asked.out, found)
-    if asked.json:
-        return print(json.dumps(found))
-    show(found)
+    tell(asked, found, show)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from limits import starter_shape
 from memory import forget_peak, resident
 from saved import arithmetic
 from stacks import CASES, USUAL, lora_state
-from train_step import keep
+from telling import parser_of, tell
 
 from rankwise.cli.allocator import keep_memory
 from rankwise.data.batches import Batch
@@ -188,23 +187,17 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", default="512,1024,2048,4096,8192")
     parser.add_argument("--rows", default="2,4,8,16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--grown", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.grown:
         return print(json.dumps(grown(asked.grown)))
     sizes, rows = ([int(one) for one in text.split(",") if one] for text in (asked.sizes, asked.rows))
     found = measured(sizes, rows, asked.rounds)
-    if asked.out:
-        keep(asked.out, found)
-    if asked.json:
-        return print(json.dumps(found))
-    show(found)
+    tell(asked, found, show)
 
 
 if __name__ == "__main__":

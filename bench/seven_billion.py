@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +25,8 @@ from limits import gemm_rate, operations
 from memory import forget_peak, resident
 from scaling import LENGTH, WHOLE, micro_batches
 from stacks import CASES, USUAL, lora_state
+from telling import parser_of, tell
 from torch import nn
-from train_step import keep
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.adapters.adapter_set import inject
@@ -162,21 +161,15 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
         return print(json.dumps(trained(asked.layers, asked.steps)))
     found = measured(asked.layers, asked.steps)
-    if asked.out:
-        keep(asked.out, found)
-    if asked.json:
-        return print(json.dumps(found))
-    show(found)
+    tell(asked, found, show)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from the disk, is not counted.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -23,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train_step import keep
+from telling import parser_of, tell
 
 from rankwise.run.cache import cache_folder
 from rankwise.run.journal import read_journal
@@ -114,22 +113,20 @@ def measured(times: int, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    rows = measured(asked.times, asked.rows)
-    if asked.out:
-        keep(asked.out, {"rows": rows, "training_rows": asked.rows})
-    if asked.json:
-        return print(json.dumps(rows))
+def show(rows: list[dict[str, Any]]) -> None:
     print(f"{'':<22}{'seconds':>10}{'of the step':>14}{'before it':>12}")
     for row in rows:
         parts = f"{row['step']:>14.2f}{row['before_step']:>12.2f}" if "step" in row else ""
         print(f"{row['what']:<22}{row['seconds']:>10.3f}{parts}")
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=64)
+    asked = parser.parse_args()
+    rows = measured(asked.times, asked.rows)
+    tell(asked, rows, show, {"rows": rows, "training_rows": asked.rows})
 
 
 if __name__ == "__main__":

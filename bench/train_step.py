@@ -26,6 +26,7 @@ from typing import Any
 
 from limits import gemm_rate, operations, shape_rate
 from stacks import CASES, OURS, REFERENCE, STACKS, USUAL, Case, documents, peft_stack, rankwise_stack, trl_train
+from telling import parser_of, tell
 
 TOKENS = {name: 2048 if case.joined else 192 * case.batch for name, case in CASES.items()}
 """About what a product has."""
@@ -118,7 +119,14 @@ def measured(names: list[str], count: int, rounds: int, case: str) -> dict[str, 
         shaped.append(shape_rate(TOKENS[case], CASES[case].rank))
         print(f"{name} is done", file=sys.stderr)
     reference = in_turns([REFERENCE], count, steps, case=case)[REFERENCE]
-    return {"case": case, "gemm": rates, "shaped": shaped, "turns": turns, "reference": reference}
+    return {
+        "case": case,
+        "rows_measured": count,
+        "gemm": rates,
+        "shaped": shaped,
+        "turns": turns,
+        "reference": reference,
+    }
 
 
 def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
@@ -166,23 +174,23 @@ def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
     return [row_of(OURS, ours, ours)] + [row_of(name, [turn[OURS]], [turn[name]]) for name, turn in others]
 
 
-def keep(title: Path, found: dict[str, Any]) -> None:
-    """As TITLE.json, with what it was measured on."""
-    from rankwise.run.manifest import machine, versions
-
-    facts = {"versions": versions(), "machine": {key: value for key, value in machine().items() if key != "system"}}
-    title.parent.mkdir(parents=True, exist_ok=True)
-    title.with_suffix(".json").write_text(json.dumps(found | facts, indent=2) + "\n")
+def show(rows: list[dict[str, Any]]) -> None:
+    heads = ("tokens/s", "min", "max", "s/step", "peak GB", "% limit", "loss gap", "ours is")
+    print(f"{'stack':<16}" + "".join(f"{head:>10}" for head in heads))
+    for row in rows:
+        print(
+            f"{row['stack']:<16}{row['tokens_per_second']:>10,.0f}{row['slowest']:>10,.0f}{row['fastest']:>10,.0f}"
+            f"{row['seconds_per_step']:>10.2f}{row['peak_rss_bytes'] / 1e9:>10.2f}{row['percent_of_limit']:>10.0f}"
+            f"{row['loss_gap'] or 0:>10.4f}{row['rankwise_times_faster']:>9.2f}x"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--stacks", default=",".join(STACKS))
     parser.add_argument("--case", default=USUAL, choices=CASES)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--tell", type=Path, help="results that were kept, instead of measuring")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
@@ -193,20 +201,8 @@ def main() -> None:
         found = json.loads(asked.tell.read_text())
     else:
         found = measured(asked.stacks.split(","), asked.rows, asked.rounds, asked.case)
-    rows = told(found, asked.rows, CASES[found["case"]])
-    if asked.out:
-        keep(asked.out, {**found, "rows": rows})
-    if asked.json:
-        print(json.dumps(rows))
-        return
-    heads = ("tokens/s", "min", "max", "s/step", "peak GB", "% limit", "loss gap", "ours is")
-    print(f"{'stack':<16}" + "".join(f"{head:>10}" for head in heads))
-    for row in rows:
-        print(
-            f"{row['stack']:<16}{row['tokens_per_second']:>10,.0f}{row['slowest']:>10,.0f}{row['fastest']:>10,.0f}"
-            f"{row['seconds_per_step']:>10.2f}{row['peak_rss_bytes'] / 1e9:>10.2f}{row['percent_of_limit']:>10.0f}"
-            f"{row['loss_gap'] or 0:>10.4f}{row['rankwise_times_faster']:>9.2f}x"
-        )
+    rows = told(found, found.get("rows_measured", asked.rows), CASES[found["case"]])
+    tell(asked, rows, show, {**found, "rows": rows})
 
 
 if __name__ == "__main__":

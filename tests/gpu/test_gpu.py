@@ -24,11 +24,11 @@ from rankwise.kernels.linear import Piece, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
 from rankwise.kernels.norm import (
     LayerNorm,
+    RmsNorm,
     ShiftedRmsNorm,
     plain_layer_norm,
     plain_rms_norm,
     plain_shifted_rms_norm,
-    rms_norm,
 )
 from rankwise.kernels.rotary import plain_rotated, rotated
 from rankwise.models.causal import SupervisedLogits
@@ -107,7 +107,7 @@ def test_kernels_are_their_plain_twins(dtype: torch.dtype) -> None:
     pairs = [
         (causal_attention(q, k, v, (13, 17), 0.3), plain_causal_attention(q, k, v, (13, 17), 0.3)),
         (rotated(q, turns, turns), plain_rotated(q, turns, turns)),
-        (rms_norm(x, drawn(12), 1e-5), plain_rms_norm(x, drawn(12), 1e-5)),
+        (entered(RmsNorm(drawn(12), 1e-5), x), plain_rms_norm(x, drawn(12), 1e-5)),
         (head_loss(x, drawn(11, 12), targets), plain_head_loss(x, drawn(11, 12), targets)),
         (entered(ShiftedRmsNorm(drawn(12), 1e-5), x), plain_shifted_rms_norm(x, drawn(12), 1e-5)),
         (entered(LayerNorm(drawn(12), drawn(12), 1e-5), x), plain_layer_norm(x, drawn(12), drawn(12), 1e-5)),

@@ -32,7 +32,6 @@ from rankwise.kernels.norm import (
     plain_layer_norm,
     plain_rms_norm,
     plain_shifted_rms_norm,
-    rms_norm,
 )
 from rankwise.kernels.rotary import plain_rotated, rotated
 
@@ -106,8 +105,8 @@ def test_a_loss_that_nobody_learns_from_has_no_gradient():
 @pytest.mark.parametrize("shape", [(7, 6), (2, 3, 6)])
 def test_the_norm(shape):
     x, weight = drawn(*shape), drawn(6, seed=1, learned=False)
-    assert_twins(rms_norm, plain_rms_norm, x, weight, 1e-3)
-    assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-3), (x,))
+    assert_twins(lambda x: entered(RmsNorm(weight, 1e-3), x), lambda x: plain_rms_norm(x, weight, 1e-3), x)
+    assert torch.autograd.gradcheck(lambda x: entered(RmsNorm(weight, 1e-3), x), (x,))
 
 
 @pytest.mark.parametrize("norm", [LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm])
@@ -115,7 +114,8 @@ def test_the_norm_rounds_where_transformers_does(norm):
     x = drawn(50, 64, learned=False).bfloat16()
     module = norm(64).bfloat16()
     weight = module.weight.data.copy_(drawn(64, seed=1, learned=False))
-    ours, theirs = rms_norm(x, weight, module.variance_epsilon).double(), module(x).double()
+    ours = entered(RmsNorm(weight, module.variance_epsilon), x).double()
+    theirs = module(x).double()
     assert torch.equal(plain_rms_norm(x, weight, module.variance_epsilon).double(), theirs)
     assert (ours != theirs).double().mean() < 0.01, "the root is summed in another order, which may tip a rounding"
     torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=0)

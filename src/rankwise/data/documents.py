@@ -102,8 +102,12 @@ class Chosen(Sequence[Tokens]):
         return self.documents[int(self.numbers[index])]
 
     @property
+    def lengths(self) -> np.ndarray:
+        return self.documents.starts[self.numbers + 1] - self.documents.starts[self.numbers]
+
+    @property
     def tokens(self) -> int:
-        return int((self.documents.starts[self.numbers + 1] - self.documents.starts[self.numbers]).sum())
+        return int(self.lengths.sum())
 
     @property
     def supervised(self) -> int:

@@ -12,7 +12,6 @@ from hashlib import sha256
 
 import numpy as np
 
-from rankwise.data.batches import asked
 from rankwise.data.documents import Chosen, Documents
 from rankwise.data.encoding import Encoder
 from rankwise.data.example import Example
@@ -44,7 +43,7 @@ class Prepared:
     @property
     def longest(self) -> int:
         """Questions of the longest document."""
-        return max(map(asked, (*self.trained_rows, *self.measured_rows)))
+        return int(np.concatenate([self.trained_rows.lengths, self.measured_rows.lengths]).max()) - 1
 
 
 @dataclass

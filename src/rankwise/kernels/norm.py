@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankwise.kernels.entrance import entered
 from rankwise.kernels.regions import Region
 
 
@@ -114,10 +113,6 @@ class LayerNorm:
         same; on a GPU it does so by itself, and takes no other format than that of x."""
         exact = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
         return self.weight.to(exact), self.bias.to(exact)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return entered(RmsNorm(weight, eps), x)
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -54,7 +54,7 @@ def compiled_regions(cache: Path) -> Iterator[None]:
     finally:
         for region, compiled in zip(REGIONS, before, strict=True):
             region.compiled = compiled
-        os.environ.pop(FOLDER)
+        os.environ.pop(FOLDER, None)
         if folder is not None:
             os.environ[FOLDER] = folder
 

@@ -10,7 +10,7 @@ import torch
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
 from rankwise.adapters.peft_format import WEIGHTS, write_peft
-from rankwise.data.batches import Arrange, Batches, asked
+from rankwise.data.batches import Arrange, Batches
 from rankwise.data.preparation import Prepared
 from rankwise.errors import TrainingError, some
 from rankwise.models.loaded import LoadedModel
@@ -143,8 +143,7 @@ class Session:
         spec, rows = self.experiment.training, self.prepared.trained_rows
         if spec.plain:
             return "plain"
-        mean = sum(map(asked, rows)) / len(rows)
-        return self.forms.chosen(round(self.steps * spec.rows_per_step(len(rows)) * mean))
+        return self.forms.chosen(self.steps * spec.rows_per_step(len(rows)) * rows.tokens // len(rows))
 
     def state(self) -> TrainState:
         """Before the first step."""
