@@ -11,6 +11,7 @@
     ├── RunError                    2   a run is missing, finished or unreadable
     │   └── RunBusyError            3   another process is writing this run
     ├── TrainingError               1   training started and could not go on
+    ├── EvaluationError             1   an evaluation started and could not go on
     └── ResourceError               4   out of disk or memory
     Interrupted (KeyboardInterrupt) 130 Ctrl-C, or 143 when the process was told to end
 
@@ -68,6 +69,10 @@ class RunBusyError(RunError):
 
 
 class TrainingError(RankwiseError):
+    exit_code = 1
+
+
+class EvaluationError(RankwiseError):
     exit_code = 1
 
 

@@ -25,10 +25,11 @@ from rankwise.run.manifest import Manifest
 from rankwise.run.receipt import RECEIPT, Receipt
 from rankwise.run.writing import told_when_full, write_json
 from rankwise.spec.experiment import Experiment
+from rankwise.spec.spec import Spec
 
 LARGEST_JSON = 10_000_000
 _CHECKPOINT = re.compile(r"step-([1-9][0-9]{0,14})")
-_Kind = TypeVar("_Kind", Experiment, Manifest, Receipt)
+_Kind = TypeVar("_Kind", bound=Spec)
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,16 @@ class RunDirectory:
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
 
     def experiment(self) -> Experiment:
-        return _read(self.folder / "spec.json", Experiment)
+        return read_json(self.folder / "spec.json", Experiment)
 
     def manifest(self) -> Manifest:
-        return _read(self.folder / "manifest.json", Manifest)
+        return read_json(self.folder / "manifest.json", Manifest)
 
     def write_receipt(self, receipt: Receipt) -> None:
         write_json(self.folder / RECEIPT, receipt.model_dump(mode="json"))
 
     def receipt(self) -> Receipt:
-        return _read(self.folder / RECEIPT, Receipt)
+        return read_json(self.folder / RECEIPT, Receipt)
 
     @contextmanager
     def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[None]:
@@ -193,9 +194,10 @@ def open_run(name: str) -> RunDirectory:
     raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
 
 
-def _read(path: Path, kind: type[_Kind]) -> _Kind:
+def read_json(path: Path, kind: type[_Kind], largest: int = LARGEST_JSON) -> _Kind:
+    """One of a run's own files, or a RunError that names what is wrong with it."""
     try:
-        if path.stat().st_size > LARGEST_JSON:
+        if path.stat().st_size > largest:
             raise RunError(f"{path} has {path.stat().st_size:,} bytes; a run's own file is never that large.")
         return kind(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

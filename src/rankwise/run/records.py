@@ -44,6 +44,32 @@ class LossRecord:
 
 
 @dataclass(frozen=True)
+class ScoreRecord:
+    """A metric of the answers to rows that are not trained on (evaluation/metrics.py)."""
+
+    step: int
+    metric: str
+    value: float
+    n: int
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "score", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """What the model answers to one fixed prompt after `step` steps; at 0 it is still the base."""
+
+    step: int
+    prompt: str
+    wanted: str | None
+    answer: str
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "sample", **asdict(self)}
+
+
+@dataclass(frozen=True)
 class RankRecord:
     """How ranks are given out after `step` steps. `unit` is what `budget` and `of` count: also parameters or bytes."""
 
@@ -79,7 +105,7 @@ class Progressed:
     unit: str
 
 
-Event = Said | Progressed | StepRecord | LossRecord | RankRecord
+Event = Said | Progressed | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
 Announce = Callable[[Event], None]
 
 

@@ -1,0 +1,114 @@
+"""How sure a metric is, and whether two differ.
+
+Intervals are of 95 %, by drawing the items again (Efron 1979), or Wilson's (1927) for a share of hits, which has a
+width also where all or none were hit. Two models are compared on the same items, pair by pair: the interval draws
+pairs again, and the test swaps the sides of pairs at random (Noreen 1989). A model is better or worse only where both
+agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from rankwise.evaluation.metrics import METRICS, Metric, Sums, share
+from rankwise.run.evaluations import Difference, Measured, Scores
+
+RESAMPLES, SEED = 2000, 0
+LEVEL, QUANTILE = 0.05, 1.959963984540054
+TOGETHER = 20_000_000
+"""Numbers drawn at a time."""
+
+
+def scores(metric: str, rows: Sequence[Sequence[float]]) -> Scores:
+    return Scores(measured=measured(METRICS[metric], rows), sums=[list(row) for row in rows])
+
+
+def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
+    table = _sorted(np.asarray(rows, dtype=np.float64))
+    value = float(metric.of(_total(table)))
+    if metric.of is share and _hits(table):
+        low, high = _wilson(value, len(table))
+    else:
+        low, high = _quantiles(_drawn(metric, table))
+    return Measured(value=value, low=min(low, value), high=max(high, value))
+
+
+def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Difference:
+    """b minus a, whose rows are of the same items in the same order."""
+    assert len(a) == len(b) > 0, "only equal items are compared"
+    width = len(a[0])
+    table = _sorted(np.hstack((np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))))
+
+    def between(sums: Sums) -> Sums:
+        return metric.of(sums[..., width:]) - metric.of(sums[..., :width])
+
+    pair = Metric(between, more_is_better=metric.more_is_better)
+    total = _total(table)
+    found = float(between(total))
+    low, high = _quantiles(_drawn(pair, table))
+    low, high, p = min(low, found), max(high, found), _swapped(pair, table, width, found)
+    return Difference(
+        a=float(metric.of(total[:width])), b=float(metric.of(total[width:])), difference=found, low=low, high=high,
+        p=p, n=len(table), verdict=_verdict(metric, low, high, p),
+    )  # fmt: skip
+
+
+def _verdict(metric: Metric, low: float, high: float, p: float) -> str:
+    if p >= LEVEL or low <= 0 <= high:
+        return "cannot tell"
+    return "better" if (low > 0) == metric.more_is_better else "worse"
+
+
+def _sorted(table: Sums) -> Sums:
+    """So that no draw depends on the order of the items."""
+    return table[np.lexsort(table.T[::-1])]
+
+
+def _total(table: Sums) -> Sums:
+    """Exact, whatever the order."""
+    return np.array([math.fsum(column) for column in table.T])
+
+
+def _hits(table: Sums) -> bool:
+    return bool((table[:, 1] == 1).all() and np.isin(table[:, 0], (0.0, 1.0)).all())
+
+
+def _wilson(value: float, n: int) -> tuple[float, float]:
+    spread = QUANTILE**2 / n
+    middle = (value + spread / 2) / (1 + spread)
+    half = QUANTILE / (1 + spread) * math.sqrt(value * (1 - value) / n + spread / (4 * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _drawn(metric: Metric, table: Sums) -> Sums:
+    """The metric of as many items drawn with replacement, RESAMPLES times."""
+    n = len(table)
+    generator = np.random.default_rng(SEED)
+    at_once = max(1, TOGETHER // n)
+    values: list[Sums] = []
+    for start in range(0, RESAMPLES, at_once):
+        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(at_once, RESAMPLES - start))
+        values.append(metric.of(counts @ table))
+    return np.concatenate(values)
+
+
+def _swapped(pair: Metric, table: Sums, width: int, found: float) -> float:
+    """How often chance alone, which may swap the sides of each pair, makes as large a difference."""
+    a, b = table[:, :width], table[:, width:]
+    total, change = _total(table), b - a
+    generator = np.random.default_rng(SEED + 1)
+    at_once = max(1, TOGETHER // len(table))
+    reached = 0
+    for start in range(0, RESAMPLES, at_once):
+        swaps = generator.integers(0, 2, size=(min(at_once, RESAMPLES - start), len(table))) @ change
+        turned = np.hstack((total[:width] + swaps, total[width:] - swaps))
+        reached += int((np.abs(pair.of(turned)) >= abs(found) * (1 - 1e-9) - 1e-12).sum())
+    return (1 + reached) / (1 + RESAMPLES)
+
+
+def _quantiles(values: Sums) -> tuple[float, float]:
+    low, high = np.quantile(values, (LEVEL / 2, 1 - LEVEL / 2))
+    return float(low), float(high)

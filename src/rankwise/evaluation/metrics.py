@@ -1,0 +1,211 @@
+"""Metrics as sums over items, and a formula over the sums.
+
+    value = of(sum of rows),   one row (k,) per item
+
+So a metric of any choice of items, drawn again or left out, is the same formula over other sums, and so are its
+interval and its difference from another model's (intervals.py). Nothing depends on the order of the items. Texts are
+compared by sacrebleu and rouge-score where these are the field's own measure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from typing import Any
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from rankwise.data.strict_json import loads
+from rankwise.errors import EvaluationError
+
+Sums = NDArray[np.float64]
+SECONDS = 1.0
+"""For one pattern on one text."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`of` takes sums (..., k) to values (...); `text` an answer and what was wanted to an item's row."""
+
+    of: Callable[[Sums], Sums]
+    text: Callable[[str, str], list[float]] | None = None
+    more_is_better: bool = True
+
+
+def share(sums: Sums) -> Sums:
+    """[earned, possible]."""
+    return sums[..., 0] / np.maximum(sums[..., 1], 1e-300)
+
+
+def macro_f1(sums: Sums) -> Sums:
+    """[right, predicted, actual] of each class; a class that never occurs on either side does not count."""
+    right, predicted, actual = (sums[..., part::3] for part in range(3))
+    both = predicted + actual
+    seen = both > 0
+    return (2 * right / np.where(seen, both, 1)).sum(-1) / np.maximum(seen.sum(-1), 1)
+
+
+def matthews(sums: Sums) -> Sums:
+    """The correlation of predicted and actual classes (Gorodkin 2004), from the same rows; 0 where one is constant."""
+    right, predicted, actual = (sums[..., part::3] for part in range(3))
+    n = actual.sum(-1)
+    shared = right.sum(-1) * n - (predicted * actual).sum(-1)
+    spread = (n**2 - (predicted**2).sum(-1)) * (n**2 - (actual**2).sum(-1))
+    return np.where(spread > 0, shared / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+
+
+def pearson(sums: Sums) -> Sums:
+    """[1, x, y, xx, yy, xy]; 0 where one is constant."""
+    n, x, y, xx, yy, xy = (sums[..., part] for part in range(6))
+    spread = (n * xx - x**2) * (n * yy - y**2)
+    sure = spread > 1e-12 * np.maximum(n * xx * n * yy, 1e-300)
+    return np.where(sure, (n * xy - x * y) / np.sqrt(np.where(sure, spread, 1)), 0.0)
+
+
+def class_row(predicted: int, actual: int, classes: int) -> list[float]:
+    """An item's row for `macro_f1` and `matthews`."""
+    row = [0.0] * (3 * classes)
+    row[3 * predicted + 1] += 1.0
+    row[3 * actual + 2] += 1.0
+    row[3 * actual] += float(predicted == actual)
+    return row
+
+
+def number_row(predicted: float, actual: float) -> list[float]:
+    """An item's row for `pearson`."""
+    return [1.0, predicted, actual, predicted**2, actual**2, predicted * actual]
+
+
+def exact(answer: str, wanted: str) -> list[float]:
+    """To the letter, but for white space around it."""
+    return [float(answer.strip() == wanted.strip()), 1.0]
+
+
+def number(answer: str, wanted: str) -> list[float]:
+    """The number after ####, or the last one, as in GSM8K."""
+    found = number_in(answer)
+    return [float(found is not None and found == number_in(wanted)), 1.0]
+
+
+def number_in(text: str) -> Decimal | None:
+    _, marked, tail = text.rpartition("####")
+    found = re.findall(r"-?(?:\d[\d,]*)?\.?\d+", tail if marked else text)
+    try:
+        return Decimal(found[0 if marked else -1].replace(",", "")) if found else None
+    except InvalidOperation:
+        return None
+
+
+def json_fields(answer: str, wanted: str) -> list[float]:
+    """Of all fields of either, how many both have with the same value; nested ones by their path."""
+    leaves = _leaves(loads(wanted))
+    try:
+        found = _leaves(loads(_unfenced(answer)))
+    except (ValueError, RecursionError):
+        return [0.0, float(len(leaves))]
+    equal = sum(found.get(path, _NOTHING) == value for path, value in leaves.items())
+    return [float(equal), float(len(leaves | found))]
+
+
+_NOTHING = object()
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {key: leaf for name, part in value.items() for key, leaf in _leaves(part, f"{path}/{name}").items()}
+    if isinstance(value, list) and value:
+        return {key: leaf for at, part in enumerate(value) for key, leaf in _leaves(part, f"{path}/{at}").items()}
+    return {path: (isinstance(value, bool), value)}  # True is no 1
+
+
+def _unfenced(answer: str) -> str:
+    """What stands between ``` and ```, where an answer wraps its JSON so."""
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n```\s*", answer, re.DOTALL)
+    return fenced[1] if fenced else answer
+
+
+def matching(pattern: str) -> Callable[[str, str], list[float]]:
+    """Whether the pattern finds in the answer the groups that it finds in what was wanted; without groups, whether it
+    finds anything."""
+    compiled = regex.compile(pattern)
+
+    def row(answer: str, wanted: str) -> list[float]:
+        found = _searched(compiled, answer)
+        if found is None or not compiled.groups:
+            return [float(found is not None), 1.0]
+        return [float(found == _searched(compiled, wanted)), 1.0]
+
+    return row
+
+
+def _searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] | None:
+    try:
+        found = compiled.search(text, timeout=SECONDS)
+    except TimeoutError:
+        raise EvaluationError(
+            f"the pattern {compiled.pattern!r} takes more than {SECONDS:.0f} s on one answer; write a simpler one."
+        ) from None
+    return found.groups() if found else None
+
+
+def rouge_l(answer: str, wanted: str) -> list[float]:
+    """F of the longest common subsequence of stemmed words (Lin 2004)."""
+    return [_rouge().score(wanted, answer)["rougeL"].fmeasure, 1.0]
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # late: it brings nltk
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def _corpus(name: str) -> Metric:
+    """Of sacrebleu, over whole sets of texts: an item's row are its n-gram counts."""
+
+    @cache
+    def scorer() -> Any:
+        from sacrebleu import metrics
+
+        return getattr(metrics, name)()
+
+    def row(answer: str, wanted: str) -> list[float]:
+        (counts,) = scorer()._extract_corpus_statistics([answer], [[wanted]])
+        return [float(count) for count in counts]
+
+    def of(sums: Sums) -> Sums:
+        flat = sums.reshape(-1, sums.shape[-1])
+        values = [scorer()._compute_score_from_stats([int(count) for count in one]).score for one in flat]
+        return np.array(values).reshape(sums.shape[:-1])
+
+    return Metric(of, row)
+
+
+METRICS: dict[str, Metric] = {
+    "loss": Metric(share, more_is_better=False),
+    "accuracy": Metric(share),
+    "accuracy_unnormalised": Metric(share),
+    "f1": Metric(macro_f1),
+    "matthews": Metric(matthews),
+    "pearson": Metric(pearson),
+    "exact": Metric(share, exact),
+    "number": Metric(share, number),
+    "json": Metric(share, json_fields),
+    "regex": Metric(share),
+    "rouge_l": Metric(share, rouge_l),
+    "bleu": _corpus("BLEU"),
+    "chrf": _corpus("CHRF"),
+}
+"""`loss` has rows [nats, tokens]; of `regex` each task has its own pattern."""
+
+
+def rows_of(metric: str, answers: Sequence[str], wanted: Sequence[str], pattern: str | None) -> list[list[float]]:
+    """Of each item, for a metric of texts."""
+    row = matching(pattern) if metric == "regex" and pattern is not None else METRICS[metric].text
+    assert row is not None, "the task's spec allows metrics of texts alone"
+    return [row(answer, one) for answer, one in zip(answers, wanted, strict=True)]

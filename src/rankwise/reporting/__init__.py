@@ -1,0 +1,1 @@
+"""Pages made from what runs left on disk, and from nothing else."""

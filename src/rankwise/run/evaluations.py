@@ -1,0 +1,188 @@
+"""What an evaluation leaves behind: numbers with intervals, and each item's own share of them.
+
+An item's share is a short row of sums (hits; nats and tokens; n-gram counts) that add up, over any choice of items, to
+the metric itself (evaluation/metrics.py). So two evaluations of the same items can be compared, item against item,
+long after the models are gone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from rankwise.run.directory import RunDirectory, read_json
+from rankwise.run.manifest import now, versions
+from rankwise.run.writing import write_json
+from rankwise.spec.spec import Spec
+
+Verdict = Literal["better", "worse", "cannot tell"]
+LARGEST = 500_000_000
+FOLDER, STRENGTH = "evaluations", "strength.json"
+
+
+class Measured(Spec):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(Spec):
+    """b minus a over the same items, with its 95 % interval; `p` is that of a paired test."""
+
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+    verdict: Verdict
+    """Of b: `better` and `worse` heed whether more of the metric is better."""
+
+
+class Scores(Spec):
+    """One metric of one side: what it is, and each item's sums."""
+
+    measured: Measured
+    sums: list[list[float]]
+
+
+class Side(Spec):
+    """What one model did with the items of a task."""
+
+    scores: dict[str, Scores]
+    answers: list[str] | None = None
+    """One per item, where texts were generated."""
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, Measured]:
+        return {name: one.measured for name, one in self.scores.items()}
+
+
+class Retention(Spec):
+    """What a tuned model does to text that it was never trained on, against its base: both in nats per token.
+
+    `kl` is KL(base || tuned), with its interval in `low` and `high`; `delta_nll` is by how much the text's own tokens
+    became less likely.
+    """
+
+    kl: float
+    low: float
+    high: float
+    delta_nll: float
+    delta_nll_low: float
+    delta_nll_high: float
+    agreement: float
+    """Share of positions at which both find the same token likeliest."""
+    text: str
+    """Its name, and what of it was read."""
+    sha256: str
+    """Of the tokens that were read: only equal ones can be compared."""
+    blocks: int
+    positions: int
+
+
+class Sample(Spec):
+    """One prompt with what was wanted and what each side answered."""
+
+    prompt: str
+    wanted: str | None = None
+    base: str | None = None
+    tuned: str | None = None
+
+
+class Evaluation(Spec):
+    format: Literal[1] = 1
+    task: str
+    n: int
+    items_sha256: str
+    """Of the items as they were asked: only equal ones are compared item against item."""
+    data: str
+    """Where the items come from."""
+    model: str
+    """The run, or the model, that was evaluated."""
+    against: str | None
+    """What stands in `base`."""
+    tuned: Side
+    base: Side | None
+    differences: dict[str, Difference]
+    """Of `tuned` (b) to `base` (a), by metric; none without a base."""
+    retention: Retention | None
+    samples: list[Sample]
+    """The first few items."""
+    made: str
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    """All that the numbers depend on beside model and items."""
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise evaluate --json` prints."""
+        return {
+            "task": self.task,
+            "n": self.n,
+            "model": self.model,
+            "against": self.against,
+            "metrics": {name: one.model_dump() for name, one in self.tuned.metrics.items()},
+            "base": {name: one.model_dump() for name, one in self.base.metrics.items()} if self.base else None,
+            "differences": {name: one.model_dump() for name, one in self.differences.items()},
+            "retention": self.retention.model_dump() if self.retention else None,
+            "seconds": round(self.tuned.seconds + (self.base.seconds if self.base else 0.0), 3),
+        }
+
+
+class StrengthPoint(Spec):
+    """The adapter at `strength` times its scale. `loss` is that of the task, in nats per supervised token."""
+
+    strength: float
+    loss: Measured
+    kl: Measured
+    delta_nll: float
+
+
+class StrengthCurve(Spec):
+    """Gain against forgetting as the adapter is turned up from nothing."""
+
+    format: Literal[1] = 1
+    task: str
+    n: int
+    text: str
+    points: list[StrengthPoint]
+    recommended: float
+    """The smallest strength that keeps 95 % of the largest gain at strengths up to 1; 1 where there is none."""
+    made: str
+
+
+def evaluation_path(run: RunDirectory, task: str) -> Path:
+    return run.folder / FOLDER / f"{task}.json"
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, evaluation.model_dump(mode="json"))
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    return read_json(path, Evaluation, LARGEST)
+
+
+def evaluations_of(run: RunDirectory) -> dict[str, Evaluation]:
+    """Those of a run, by task."""
+    paths = sorted((run.folder / FOLDER).glob("*.json")) if (run.folder / FOLDER).is_dir() else []
+    return {one.task: one for one in map(read_evaluation, paths)}
+
+
+def write_strength(run: RunDirectory, curve: StrengthCurve) -> None:
+    write_json(run.folder / STRENGTH, curve.model_dump(mode="json"))
+
+
+def read_strength(run: RunDirectory) -> StrengthCurve | None:
+    path = run.folder / STRENGTH
+    return read_json(path, StrengthCurve) if path.exists() else None
+
+
+def stamped() -> dict[str, Any]:
+    """When and with what; for whoever makes an Evaluation."""
+    return {"made": now(), "versions": versions()}

@@ -1,0 +1,130 @@
+"""Each metric against the library or formula that is its own, on sums of items in any order."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankwise.errors import EvaluationError
+from rankwise.evaluation.intervals import measured
+from rankwise.evaluation.metrics import (
+    METRICS,
+    class_row,
+    exact,
+    json_fields,
+    macro_f1,
+    matching,
+    matthews,
+    number,
+    number_row,
+    pearson,
+    rows_of,
+)
+
+ANSWERS = ["the cat sat on the mat", "a dog barked at night", "rain falls", "", "the end of the road"]
+WANTED = ["a cat sat on the mat", "the dog barked all night", "rain falls", "something", "the end of a road"]
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_corpus_metrics_are_sacrebleus(name):
+    from sacrebleu import metrics
+
+    theirs = {"bleu": metrics.BLEU(), "chrf": metrics.CHRF()}[name].corpus_score(ANSWERS, [WANTED]).score
+    rows = rows_of(name, ANSWERS, WANTED, None)
+    assert measured(METRICS[name], rows).value == pytest.approx(theirs, rel=1e-12)
+
+
+def test_rouge_l_is_the_mean_of_rouge_scores_own():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    theirs = np.mean(
+        [scorer.score(one, answer)["rougeL"].fmeasure for answer, one in zip(ANSWERS, WANTED, strict=True)]
+    )
+    assert measured(METRICS["rouge_l"], rows_of("rouge_l", ANSWERS, WANTED, None)).value == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.text is not None])
+def test_the_order_of_items_changes_nothing(name):
+    answers, wanted = (list(ANSWERS), list(WANTED)) if name != "json" else (['{"a": 1}', "no", "{}"], ['{"a": 1}'] * 3)
+    rows = rows_of(name, answers, wanted, None)
+    before = measured(METRICS[name], rows)
+    random.Random(0).shuffle(rows)
+    assert measured(METRICS[name], rows) == before
+
+
+def test_classes_by_the_textbook():
+    """A confusion of three classes, counted by hand."""
+    pairs = [(0, 0), (0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (0, 2)]
+    sums = np.array([class_row(predicted, actual, 3) for predicted, actual in pairs]).sum(0)
+    each = [2 * 2 / (3 + 3), 2 * 1 / (2 + 2), 2 * 1 / (2 + 2)]
+    assert macro_f1(sums) == pytest.approx(np.mean(each))
+    one_hot = np.eye(3)
+    predicted, actual = (one_hot[[pair[side] for pair in pairs]] for side in (0, 1))
+    spread = [np.mean((side - side.mean(0)) * (other - other.mean(0))) for side, other in
+              ((predicted, actual), (predicted, predicted), (actual, actual))]  # fmt: skip
+    assert matthews(sums) == pytest.approx(spread[0] / np.sqrt(spread[1] * spread[2]))
+
+
+def test_a_constant_prediction_correlates_with_nothing():
+    assert matthews(np.array([class_row(1, actual, 2) for actual in (0, 1, 1)]).sum(0)) == 0
+    assert pearson(np.array([number_row(2.0, actual) for actual in (0.1, 0.7, 0.9)]).sum(0)) == 0
+
+
+@given(st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=3, max_size=20))
+def test_pearson_is_numpys(pairs):
+    x, y = np.array(pairs).T
+    if x.std() > 1e-2 and y.std() > 1e-2:
+        found = pearson(np.array([number_row(*pair) for pair in pairs]).sum(0))
+        assert found == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "right"),
+    [
+        ("so 3 + 4 = 7 apples\n#### 7", "#### 7", 1.0),
+        ("It is 1,200.", "#### 1200", 1.0),
+        ("It is 7.0", "7", 1.0),
+        ("-3", "3", 0.0),
+        ("none", "3", 0.0),
+        ("#### 5 apples, 6 pears", "5", 1.0),
+        ("$.50", "0.5", 1.0),
+    ],
+)
+def test_numbers(answer, wanted, right):
+    assert number(answer, wanted) == [right, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "row"),
+    [
+        ('{"a": 1, "b": {"c": [1, 2]}}', '{"b": {"c": [1, 2]}, "a": 1.0}', [3, 3]),
+        ('{"a": true}', '{"a": 1}', [0, 1]),
+        ('{"a": 1, "z": 2}', '{"a": 1}', [1, 2]),
+        ('```json\n{"a": 1}\n```', '{"a": 1}', [1, 1]),
+        ("a: 1", '{"a": 1, "b": 2}', [0, 2]),
+        ("{}", "{}", [1, 1]),
+        ('{"a": 1, "a": 1}', '{"a": 1}', [0, 1]),
+        ("[" * 100_000, '{"a": 1}', [0, 1]),
+    ],
+)
+def test_json_fields(answer, wanted, row):
+    assert json_fields(answer, wanted) == row
+
+
+def test_exact_forgives_white_space_alone():
+    assert exact(" Yes\n", "Yes") == [1.0, 1.0]
+    assert exact("yes", "Yes") == [0.0, 1.0]
+
+
+def test_a_pattern_compares_its_groups_and_ends():
+    row = matching(r"answer: (\w+)")
+    assert row("the answer: B", "answer: B") == [1.0, 1.0]
+    assert row("the answer: C", "answer: B") == [0.0, 1.0]
+    assert matching(r"^\d+$")("12", "anything") == [1.0, 1.0]
+    with pytest.raises(EvaluationError, match="simpler"):
+        matching(r"(?:x|xx)+y$")("x" * 60, "x")
