@@ -8,6 +8,7 @@ brings no torch.
     eva_choices     ranks and a start for it from inputs that the model gets
     train       an Experiment into a finished run
     generate    one answer from a run
+    evaluate    a run beside its base, or a model, by a task: numbers with intervals
     inspect     the ranks of a run's adapter
     export      what a run trained as a folder for other programs
     read_peft, write_peft   an adapter in PEFT's file format
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from rankwise.spec.experiment import Experiment as Experiment
     from rankwise.spec.generation import GenerationSpec as GenerationSpec
     from rankwise.spec.models import ModelSpec as ModelSpec
+    from rankwise.spec.tasks import TaskSpec as TaskSpec
     from rankwise.spec.training import TrainingSpec as TrainingSpec
     from rankwise.verbs.ask import open_for_asking as open_for_asking
     from rankwise.verbs.demo import demo as demo
+    from rankwise.verbs.evaluate import evaluate as evaluate
     from rankwise.verbs.export import export as export
     from rankwise.verbs.generate import generate as generate
     from rankwise.verbs.inspect import inspect as inspect
@@ -59,7 +62,9 @@ _HOMES = {
     "RankwiseError": "rankwise.errors",
     "TrainingSpec": "rankwise.spec.training",
     "demo": "rankwise.verbs.demo",
+    "TaskSpec": "rankwise.spec.tasks",
     "eva_choices": "rankwise.adapters.eva",
+    "evaluate": "rankwise.verbs.evaluate",
     "export": "rankwise.verbs.export",
     "generate": "rankwise.verbs.generate",
     "inject": "rankwise.adapters.adapter_set",

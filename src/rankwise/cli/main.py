@@ -15,6 +15,7 @@ from rankwise.cli.data import data
 from rankwise.cli.demo import demo
 from rankwise.cli.display import print_json
 from rankwise.cli.doctor import doctor
+from rankwise.cli.evaluate import evaluate
 from rankwise.cli.export import export
 from rankwise.cli.inspect import inspect
 from rankwise.cli.models import models
@@ -66,7 +67,7 @@ def group(
     pass
 
 
-for command in (demo, train, chat, generate, inspect, export, doctor):
+for command in (demo, train, chat, generate, evaluate, inspect, export, doctor):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")

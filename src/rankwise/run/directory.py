@@ -181,14 +181,22 @@ class RunDirectory:
         os.pwrite(lock, str(os.getpid()).encode(), 0)
 
 
-def open_run(name: str) -> RunDirectory:
-    """A finished run by its name or its folder."""
+def find_run(name: str) -> RunDirectory | None:
+    """A run, finished or not, by its name or its folder."""
     for run in (RunDirectory.named(name), RunDirectory(Path(name))):
         if os.path.isfile(run.folder / "manifest.json"):  # noqa: PTH113  is_file raises where a name is too long
-            manifest = run.manifest()
-            if manifest.status != "finished":
-                raise RunError(f'run "{name}" is not finished ({manifest.status}); it has no adapter to use.')
             return run
+    return None
+
+
+def open_run(name: str) -> RunDirectory:
+    """A finished run by its name or its folder."""
+    run = find_run(name)
+    if run is not None:
+        manifest = run.manifest()
+        if manifest.status != "finished":
+            raise RunError(f'run "{name}" is not finished ({manifest.status}); it has no adapter to use.')
+        return run
     known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
     listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."
     raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
