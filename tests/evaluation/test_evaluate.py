@@ -22,23 +22,9 @@ from rankwise.spec.tasks import TaskSpec
 from rankwise.verbs.evaluate import evaluate
 
 WORDS = [
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dog",
-    "refund",
-    "glass",
-    "radio",
-    "order",
-    "capital",
-    "France",
-    "Paris",
-    "land",
-    "town",
-]
+    "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "refund", "glass", "radio", "order", "capital", "France",
+    "Paris", "land", "town",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
