@@ -58,7 +58,7 @@ class Forms:
     The blocks below `lowest` do not learn."""
 
     model: LoadedModel
-    adapters: Tuned
+    tuned: Tuned
     longest: int
     largest: int
     lowest: int
@@ -98,7 +98,7 @@ class Forms:
             yield self._fitting(), flat
 
     def _agrees(self) -> bool:
-        return agrees(self.model.module, self.adapters.parameters(), SupervisedLogits(self.model.module))
+        return agrees(self.model.module, self.tuned.parameters(), SupervisedLogits(self.model.module))
 
     def _seconds_per_token(self) -> float:
         """By a small step, which is slower for each token than a large one; `agrees` has made one before."""
@@ -109,17 +109,17 @@ class Forms:
             return (time.perf_counter() - began) / batch.tokens
 
     def _step(self, batch: Batch) -> None:
-        torch.autograd.grad(FastLoss(self.model.module)(batch), self.adapters.parameters(), allow_unused=True)
+        torch.autograd.grad(FastLoss(self.model.module)(batch), self.tuned.parameters(), allow_unused=True)
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
         """With dropout, if there is one, which no number of the run may depend on."""
         with torch.random.fork_rng(devices=[]):
-            self.adapters.train()
+            self.tuned.train()
             try:
                 yield
             finally:
-                self.adapters.train(False)
+                self.tuned.train(False)
 
     def _compiles(self) -> bool:
         began = time.perf_counter()

@@ -33,7 +33,7 @@ class Session:
     experiment: Experiment
     run: RunDirectory
     model: LoadedModel
-    adapters: Tuned
+    tuned: Tuned
     ranks: RankRecord | None
     """Given out before training."""
     prepared: Prepared
@@ -51,7 +51,7 @@ class Session:
 
     @property
     def trainable(self) -> int:
-        return sum(parameter.numel() for parameter in self.adapters.parameters())
+        return sum(parameter.numel() for parameter in self.tuned.parameters())
 
     def bytes_written(self, state: TrainState) -> int:
         """At most: what is learned, and two checkpoints while one takes the other's place."""
@@ -66,7 +66,7 @@ class Session:
             f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} documents to train on, "
             f"{data.tokens:,} tokens, {share:.0%} of them learned"
             + (f"; {data.measured_documents:,} documents to measure with" if data.measured_documents else "")
-            + f"\n{self.trainable:,} trainable parameters in {len(self.adapters.parts)} {self.adapters.kind}; "
+            + f"\n{self.trainable:,} trainable parameters in {len(self.tuned.parts)} {self.tuned.kind}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + "".join(f"\n{line}" for line in told(self.prepared.receipt))
         )
@@ -75,7 +75,7 @@ class Session:
         with Journal(self.run.metrics) as journal:
             seen, before, after, seconds = self._train(journal, state, past)
         receipt = self.prepared.receipt.model_dump(mode="json")
-        write(self.adapters, self.model, self.run, self.experiment.model.revision, receipt)
+        write(self.tuned, self.model, self.run, self.experiment.model.revision, receipt)
         return self._results(seen, before, after, seconds)
 
     def _train(
@@ -105,17 +105,17 @@ class Session:
                 hear(self.ranks)
             before = self._held_out(loss_of, arrange, 0, hear)
             torch.manual_seed(spec.seed)
-        self.adapters.train()
+        self.tuned.train()
         began = time.perf_counter()
         try:
             train_loop(
                 state, batches, loss_of=loss_of, announce=hear, after_step=lambda state: self._save(state, journal)
             )
         finally:
-            self.adapters.train(False)
+            self.tuned.train(False)
         seconds = past.seconds + time.perf_counter() - began
         self._check_that_all_learned(state)
-        self.adapters.settle()
+        self.tuned.settle()
         return before, self._held_out(loss_of, arrange, self.steps, hear), seconds
 
     def _save(self, state: TrainState, journal: Journal) -> None:
@@ -129,7 +129,7 @@ class Session:
     def forms(self) -> Forms:
         spec, longest = self.experiment.training, self.prepared.longest
         largest = max(longest, min(spec.micro_batch_tokens, spec.batch_size * longest))
-        return Forms(self.model, self.adapters, longest, largest, self.lowest, self.announce)
+        return Forms(self.model, self.tuned, longest, largest, self.lowest, self.announce)
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""
@@ -140,7 +140,7 @@ class Session:
 
     def state(self) -> TrainState:
         """Before the first step."""
-        spec, allocator = self.experiment.training, allocator_of(self.adapters, self.experiment.adapter, self.steps)
+        spec, allocator = self.experiment.training, allocator_of(self.tuned, self.experiment.adapter, self.steps)
         return TrainState(
             allocator=allocator,
             optimizer=adamw(allocator, spec),
@@ -151,7 +151,7 @@ class Session:
         )
 
     def _check_that_all_learned(self, state: TrainState) -> None:
-        idle, parts, kind = state.allocator.idle(state.optimizer), len(self.adapters.parts), self.adapters.kind
+        idle, parts, kind = state.allocator.idle(state.optimizer), len(self.tuned.parts), self.tuned.kind
         if len(idle) >= parts:
             raise TrainingError(f"none of the {parts} {kind} got a gradient, so nothing was learned.")
         if idle:
@@ -183,6 +183,6 @@ class Session:
             tokens_per_second=sum(record.tokens for record in seen) / seconds,
             peak_rss_bytes=peak_rss(),
             trainable_parameters=self.trainable,
-            total_parameters=together - self.adapters.added,
+            total_parameters=together - self.tuned.added,
             adapter_bytes=sum(file.stat().st_size for file in self.run.result.glob("*.safetensors")),
         )
