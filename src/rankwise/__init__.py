@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rankwise.models.loading import load as load
     from rankwise.spec.adapters import AdaLora as AdaLora
     from rankwise.spec.adapters import AdaLoraSpec as AdaLoraSpec
+    from rankwise.spec.adapters import FullSpec as FullSpec
     from rankwise.spec.adapters import LoraSpec as LoraSpec
     from rankwise.spec.data import DataSpec as DataSpec
     from rankwise.spec.experiment import Experiment as Experiment
@@ -54,6 +55,7 @@ _HOMES = {
     "AdapterSet": "rankwise.adapters.adapter_set",
     "DataSpec": "rankwise.spec.data",
     "Experiment": "rankwise.spec.experiment",
+    "FullSpec": "rankwise.spec.adapters",
     "GenerationSpec": "rankwise.spec.generation",
     "LoadedModel": "rankwise.models.loaded",
     "LoraSpec": "rankwise.spec.adapters",

@@ -19,13 +19,14 @@ def export(
         str,
         typer.Option(
             help="peft: each layer its own rank. portable: one rank and alpha, for engines that read no more. "
-            "merged: the whole model, for engines that read no adapters."
+            "merged: the whole model, for engines that read no adapters; the only one for a run of the method full."
         ),
     ] = "peft",
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of a merged model: float32, bfloat16 or float16.  [default: that of the base]", show_default=False
+            help="Of a merged model: float32, bfloat16 or float16.  [default: that of the base, or of a full run]",
+            show_default=False,
         ),
     ] = None,
     force_base: ForceBase = False,
@@ -44,7 +45,9 @@ def export(
         if (merged := exported.merged) is None:
             typer.echo(f"{what}, rank {exported.rank}; read back, and the same adapter")
         else:
+            change = merged.logits_change
             typer.echo(
                 f"{what} of {merged.dtype}; loaded again, its logits differ by {merged.logits_difference:.2g} of the "
-                f"largest from the trained model's, and the adapter changes them by {merged.logits_change:.2g}"
+                "largest from the trained model's"
+                + ("" if change is None else f", and the adapter changes them by {change:.2g}")
             )

@@ -1,8 +1,9 @@
-"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/}`.
+"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/}`,
+or `model/` where the whole model learned.
 
-The adapter appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints go.
-A finished run is never overwritten; one that did not finish is resumed or begun again only when asked. While it trains,
-a lock held by the system keeps a second process out, and is gone with the process that held it.
+What was learned appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints
+go. A finished run is never overwritten; one that did not finish is resumed or begun again only when asked. While it
+trains, a lock held by the system keeps a second process out, and is gone with the process that held it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rankwise.spec.experiment import Experiment
 from rankwise.spec.spec import Spec
 
 LARGEST_JSON = 10_000_000
+RESULTS = ("adapter", "model")
 _CHECKPOINT = re.compile(r"step-([1-9][0-9]{0,14})")
 _Kind = TypeVar("_Kind", bound=Spec)
 
@@ -43,6 +45,18 @@ class RunDirectory:
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def result(self) -> Path:
+        """What was learned: an adapter, or a whole model."""
+        return self.folder / self.experiment().adapter.result
+
+    def forget_results(self) -> None:
+        self._remove(*(self.folder / name for name in RESULTS))
 
     @property
     def metrics(self) -> Path:
@@ -111,14 +125,16 @@ class RunDirectory:
         The manifest goes last: as long as it is there, this is a run, and can be begun again.
         """
         self.forget_checkpoints()
-        self._remove(self.folder / RECEIPT, self.metrics, self.adapter, *self.folder.glob(".*.tmp"))
+        self.forget_results()
+        self._remove(self.folder / RECEIPT, self.metrics, *self.folder.glob(".*.tmp"))
         self._remove(self.folder / "manifest.json")
         write_json(self.folder / "spec.json", experiment.model_dump(mode="json"))
 
     def go_on(self, step: int) -> None:
         """Remove what an attempt left that came further than its checkpoint."""
         self.forget_checkpoints(but=step)
-        self._remove(self.adapter, *self.folder.glob(".*.tmp"))
+        self.forget_results()
+        self._remove(*self.folder.glob(".*.tmp"))
 
     @staticmethod
     def _remove(*paths: Path) -> None:
@@ -195,7 +211,7 @@ def open_run(name: str) -> RunDirectory:
     if run is not None:
         manifest = run.manifest()
         if manifest.status != "finished":
-            raise RunError(f'run "{name}" is not finished ({manifest.status}); it has no adapter to use.')
+            raise RunError(f'run "{name}" is not finished ({manifest.status}); it has nothing to use yet.')
         return run
     known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
     listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."

@@ -1,9 +1,9 @@
-"""What is laid over the base model: the rank, the scale, and which layers get it."""
+"""What learns: an adapter over the base model, with its rank, its scale and its layers; or the whole model."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,10 +15,13 @@ ExportFormat = Literal["peft", "portable", "merged"]
 
 
 class AdapterSpec(Spec):
-    """What both methods share. A target and a pattern's key are matched alike: a word of letters, digits, `_`, `.` and
-    `-` is the end of a module's path; anything else is a regular expression for the whole path or its end after a dot.
+    """What LoRA and AdaLoRA share. A target and a pattern's key are matched alike: a word of letters, digits, `_`, `.`
+    and `-` is the end of a module's path; anything else is a regular expression for the whole path or its end after a
+    dot.
     """
 
+    result: ClassVar[str] = "adapter"
+    """The folder of a finished run that holds what was learned."""
     dropout: Number = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ("all-linear",)
     """`all-linear`: every linear layer but the output head; or names and regular expressions."""
@@ -149,6 +152,13 @@ class AdaLoraSpec(AdapterSpec):
     @property
     def asked(self) -> tuple[BudgetKind, float]:
         return _parse_budget(self.budget)
+
+
+class FullSpec(Spec):
+    """Every weight of the model learns, in float32: what an adapter is measured against."""
+
+    result: ClassVar[str] = "model"
+    method: Literal["full"] = "full"
 
 
 AdaLora = AdaLoraSpec

@@ -24,7 +24,8 @@ from rankwise.run.evaluations import Difference, Evaluation, Sample, Side, evalu
 from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import TaskSpec, task_named
-from rankwise.verbs.ask import base_of, open_for_asking
+from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.methods import model_of
 from rankwise.verbs.preparing import Writing, prepare
 
 SAMPLES = 20
@@ -92,14 +93,16 @@ def open_subject(
         return Subject(target, model, None, against, _other(model, against, dtype, announce) if against else None)
     if against is not None:
         raise SpecError([f'"{target}" is a run, and a run is held against its own base; leave out --against.'])
-    asked = open_for_asking(target, announce, force_base=force_base, base=_spec(base_of(run, trust_code), dtype))
+    asked = open_for_asking(
+        target, announce, force_base=force_base, trust_code=trust_code, held=_spec(model_of(run, trust_code), dtype)
+    )
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:
-        with asked.adapters.disabled():
+        with asked.side(base=True):
             yield asked.model
 
-    return Subject(run.folder.name, asked.model, run, asked.model.source.name, without if base else None)
+    return Subject(run.folder.name, asked.model, run, run.manifest().base_model.name, without if base else None)
 
 
 def _spec(spec: ModelSpec, dtype: str) -> ModelSpec:

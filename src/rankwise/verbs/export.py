@@ -2,7 +2,8 @@
 
 peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
 portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
-merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py)
+merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py); all that
+           there is of a run in which the whole model learned
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def export(
     announce: Announce = silent,
 ) -> Exported:  # fmt: skip
     """Write what a run trained as the folder `to`, which must not be there yet. `dtype` is what a merged model is held
-    in, `float32`, `bfloat16` or `float16`; otherwise it is that of the base model's files."""
+    in, `float32`, `bfloat16` or `float16`; otherwise it is that of the base model's files, or of a full run's own."""
     folder = Path(to)
     _check(format, dtype, force_base=force_base)
     run = open_run(run_name)
@@ -56,6 +57,8 @@ def export(
     if format == "merged":
         merged = export_merged(run, folder, announce, dtype, force_base=force_base)
         return Exported(str(run.folder), str(folder), format, _size(folder), merged=merged)
+    if run.result != run.adapter:
+        raise RunError(f"{run.folder} has no adapter: its whole model was trained. Use --format merged.")
     receipt = run.receipt()
     held = read_stored(run.adapter)
     written = held.portable() if format == "portable" else held
