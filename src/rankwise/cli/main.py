@@ -18,6 +18,7 @@ from rankwise.cli.doctor import doctor
 from rankwise.cli.export import export
 from rankwise.cli.inspect import inspect
 from rankwise.cli.models import models
+from rankwise.cli.strength import strength
 from rankwise.cli.train import train
 
 
@@ -66,7 +67,7 @@ def group(
     pass
 
 
-for command in (demo, train, chat, generate, inspect, export, doctor):
+for command in (demo, train, chat, generate, inspect, strength, export, doctor):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
