@@ -60,7 +60,7 @@ def margin(own: Sequence[float], item: Item) -> float:
 
 def compared(task: str, rows: int, model: LoadedModel, harness: Any) -> dict[str, Any]:
     items = items_of(task_named(task, rows=rows), model).items
-    flat = iter(likelihoods(model, [one for item in items for one in item.documents], silent, ""))
+    flat = iter(likelihoods(model.module, [one for item in items for one in item.documents]))
     ours = [[next(flat).nats for _ in item.documents] for item in items]
     theirs = theirs_of(harness, model.tokenizer.hub, items)
     mine, others = picks(ours, items), picks(theirs, items)
@@ -84,7 +84,7 @@ def perplexities(blocks: int, model: LoadedModel, harness: Any) -> dict[str, Any
     from lm_eval.api.instance import Instance
 
     items = items_of(task_named("wikitext", rows=blocks), model).items
-    found: list[Likelihood] = likelihoods(model, [item.documents[0] for item in items], silent, "")
+    found: list[Likelihood] = likelihoods(model.module, [item.documents[0] for item in items])
     text = model.tokenizer.decode([token for item in items for token in item.documents[0].ids[1:]])
     request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0, metadata=("t", 0, 1))
     (nats,) = harness.loglikelihood_rolling([request], disable_tqdm=True)

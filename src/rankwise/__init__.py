@@ -10,6 +10,7 @@ brings no torch.
     generate    one answer from a run
     evaluate    a run beside its base, or a model, by a task: numbers with intervals
     inspect     the ranks of a run's adapter
+    strength    what a run gains and forgets as its adapter is turned up
     export      what a run trained as a folder for other programs
     read_peft, write_peft   an adapter in PEFT's file format
 """
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from rankwise.verbs.export import export as export
     from rankwise.verbs.generate import generate as generate
     from rankwise.verbs.inspect import inspect as inspect
+    from rankwise.verbs.strength import strength as strength
     from rankwise.verbs.train import train as train
 
 __version__ = "0.1.0"
@@ -74,6 +76,7 @@ _HOMES = {
     "load": "rankwise.models.loading",
     "open_for_asking": "rankwise.verbs.ask",
     "read_peft": "rankwise.adapters.peft_format",
+    "strength": "rankwise.verbs.strength",
     "train": "rankwise.verbs.train",
     "write_peft": "rankwise.adapters.peft_format",
 }

@@ -66,7 +66,9 @@ def test_a_model_held_against_itself_does_not_differ(tiny_folder, rows, tmp_path
 
 def test_loss_is_that_of_each_document_alone(model, rows):
     items = items_of(TaskSpec(task="t", data=str(rows)), model).items
-    for item, found in zip(items, likelihoods(model, [item.documents[0] for item in items], silent, ""), strict=True):
+    for item, found in zip(
+        items, likelihoods(model.module, [item.documents[0] for item in items], silent, ""), strict=True
+    ):
         ids, learned = torch.tensor([item.documents[0].ids]), torch.tensor(item.documents[0].learned)
         with torch.no_grad():
             nats = F.cross_entropy(model.module(ids).logits[0, :-1], ids[0, 1:], reduction="none")
@@ -185,5 +187,5 @@ def test_a_model_needs_a_task_and_a_run_needs_nothing_beside_it(tiny_folder, row
 def test_equal_documents_are_computed_once_and_told_twice(model, rows):
     items = items_of(TaskSpec(task="t", data=str(rows)), model).items
     document = items[0].documents[0]
-    twice = likelihoods(model, [document, items[1].documents[0], replace(document)], silent, "")
+    twice = likelihoods(model.module, [document, items[1].documents[0], replace(document)], silent, "")
     assert twice[0] == twice[2] != twice[1]

@@ -7,7 +7,7 @@ back every layer, the same object it was, and what required gradients before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import regex
 import torch
@@ -22,7 +22,7 @@ from rankwise.adapters.hosts import adalora_for, features_of, lora_for
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, choose, chosen_paths
 from rankwise.errors import TargetError, TrainingError, some
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
+from rankwise.spec.adapters import AdaLoraSpec, LoraSpec, check_strength
 
 _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -171,6 +171,17 @@ class AdapterSet:
         finally:
             for layer, active in before:
                 layer.active = active
+
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        """Inside, the active adapters change the base `strength` times as much: by 0 nothing, by 1 what they do anyway.
+        Nested strengths multiply. What is merged or written inside has the strength in it."""
+        check_strength(strength)
+        with ExitStack() as stack:
+            for layer in self.layers.values():
+                for name in layer.active:
+                    stack.enter_context(layer.adapter(name).scaled(strength))
+            yield
 
     def eject(self) -> nn.Module:
         """Take every adapter out again; returns the base model."""

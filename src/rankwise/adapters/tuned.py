@@ -43,3 +43,7 @@ class Tuned(Protocol):
     def disabled(self) -> AbstractContextManager[None]:
         """The base inside, bit for bit; afterwards what was there before, nested or not."""
         ...
+
+    def scaled(self, strength: float) -> AbstractContextManager[None]:
+        """Inside, the base is changed `strength` times as much: by 0 nothing, by 1 what it is anyway."""
+        ...

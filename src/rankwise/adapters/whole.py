@@ -17,6 +17,7 @@ from rankwise.adapters.adapter_set import refuse_adapted
 from rankwise.adapters.allocation import Undecided
 from rankwise.adapters.held import Held, order_of
 from rankwise.errors import ModelError, some
+from rankwise.spec.adapters import check_strength
 
 ReadBase = Callable[[], Mapping[str, Tensor]]
 """The base's weights by their names in the model; they must be nobody else's."""
@@ -54,16 +55,32 @@ class WholeModel:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
+        with self._holding(lambda base, ours: base):
+            yield
+
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        """Inside, every weight is `strength` of the way from the base's to what it learned. Nested ones multiply."""
+        check_strength(strength)
+        if strength == 1:
+            yield
+            return
+        with self._holding(lambda base, ours: torch.lerp(base.to(ours.dtype), ours, strength)):
+            yield
+
+    @contextmanager
+    def _holding(self, value: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        """Of each weight the base's and ours, both on the processor, to what it is inside."""
         base, weights = self._base_weights(), self.weights
         ours: dict[str, Tensor] = {}
         try:
             for name, weight in weights.items():
                 ours[name] = weight.data.cpu()
-                _put(weight, base[name])
+                _put(weight, value(base[name], ours[name]))
             yield
         finally:
-            for name, value in ours.items():
-                _put(weights[name], value)
+            for name, kept in ours.items():
+                _put(weights[name], kept)
 
     def _base_weights(self) -> Mapping[str, Tensor]:
         if self._base is None:

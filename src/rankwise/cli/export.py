@@ -22,6 +22,12 @@ def export(
             "merged: the whole model, for engines that read no adapters; the only one for a run of the method full."
         ),
     ] = "peft",
+    strength: Annotated[
+        float,
+        typer.Option(
+            help="How many times its change the adapter makes: 0.5 is half of it. `rankwise strength` measures."
+        ),
+    ] = 1.0,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -37,13 +43,14 @@ def export(
     with failures_told(as_json), Display(quiet) as display:
         from rankwise.verbs.export import export as export_verb
 
-        exported = export_verb(run, to, format, dtype=dtype, force_base=force_base, announce=display)
+        exported = export_verb(run, to, format, strength=strength, dtype=dtype, force_base=force_base, announce=display)
         if as_json:
             print_json(exported.summary())
             return
-        what = f"{exported.to}: {exported.format}, {exported.bytes / 1e6:,.1f} MB"
+        turned = f" at strength {exported.strength:g}" if exported.strength != 1 else ""
+        what = f"{exported.to}: {exported.format}{turned}, {exported.bytes / 1e6:,.1f} MB"
         if (merged := exported.merged) is None:
-            typer.echo(f"{what}, rank {exported.rank}; read back, and the same adapter")
+            typer.echo(f"{what}, rank {exported.rank}; read back, and the same adapter{turned}")
         else:
             change = merged.logits_change
             typer.echo(

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from rankwise.data.batches import asked, collate
 from rankwise.data.tokens import Tokens
 from rankwise.models.causal import SupervisedLogits
-from rankwise.models.loaded import LoadedModel
-from rankwise.run.records import Announce, Progressed
+from rankwise.run.records import Announce, Progressed, silent
 
 LOGITS = 100_000_000
 """Numbers that are held at a time."""
@@ -31,14 +32,18 @@ class Likelihood:
 
 
 @torch.inference_mode()
-def likelihoods(model: LoadedModel, documents: Sequence[Tokens], announce: Announce, what: str) -> list[Likelihood]:
+def likelihoods(
+    module: nn.Module, documents: Sequence[Tokens], announce: Announce = silent, what: str = ""
+) -> list[Likelihood]:
     """One for each document, in their order. Equal documents are computed once."""
     keys = [_key(document) for document in documents]
     distinct = dict(zip(keys, documents, strict=True))
-    forward, found = SupervisedLogits(model.module), {}
+    model: Any = module
+    device, vocabulary = next(module.parameters()).device, model.get_input_embeddings().weight.shape[0]
+    forward, found = SupervisedLogits(module), {}
     total, done = sum(asked(one) for one in distinct.values()), 0
-    for batch in _batches([distinct[key] for key in sorted(distinct)], max(256, LOGITS // model.vocabulary)):
-        there = collate(batch).to(model.precision.device)
+    for batch in _batches([distinct[key] for key in sorted(distinct)], max(256, LOGITS // vocabulary)):
+        there = collate(batch).to(device)
         targets, logits = there.targets[there.supervised], forward(there)
         pieces = [
             F.cross_entropy(part.float(), wanted, reduction="none")

@@ -51,7 +51,7 @@ def _by_likelihood(
     task: TaskSpec, items: Sequence[Item], model: LoadedModel, announce: Announce, what: str
 ) -> dict[str, Rows]:
     documents = [document for item in items for document in item.documents]
-    flat = likelihoods(model, documents, announce, what)
+    flat = likelihoods(model.module, documents, announce, what)
     ends = accumulate((len(item.documents) for item in items), initial=0)
     each = [flat[begin:end] for begin, end in pairwise(ends)]
     made: dict[str, Rows] = {}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rankwise.errors import SpecError
 from rankwise.spec.spec import Number, PositiveInt, Spec
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
@@ -169,6 +170,7 @@ UNITS: dict[str, BudgetKind] = {
     "parameters": "parameters", "params": "parameters", "b": "bytes",
 }  # fmt: skip
 LARGEST_BUDGET = 1e13
+LARGEST_STRENGTH = 10.0
 TIMES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 REFERENCE: dict[str, Any] = {
     "penalty": "reference", "orthogonality": 0.1, "strength_rate": 1.0, "start": "gaussian", "shrink": False,
@@ -186,6 +188,14 @@ def _parse_budget(text: str) -> tuple[BudgetKind, float]:
     if amount > LARGEST_BUDGET:
         raise ValueError("a budget is at most 1e13, which no adapter needs")
     return kind, amount
+
+
+def check_strength(strength: float) -> None:
+    """How many times its own change an adapter makes."""
+    if not 0 <= strength <= LARGEST_STRENGTH:  # so that NaN is refused too
+        raise SpecError(
+            [f"a strength is from 0, the base, over 1, as it was trained, to {LARGEST_STRENGTH:g}; not {strength:g}."]
+        )
 
 
 def _split_names(text: str) -> list[str]:

@@ -111,7 +111,7 @@ class Cells:
 def base_cell(model: LoadedModel, task: ClaimTask) -> CellResult:
     """What no training at all would give."""
     apart = _documents(task.outside, model) if task.outside is not None else []
-    found = likelihoods(model, apart, silent, "")
+    found = likelihoods(model.module, apart)
     return CellResult(
         points=[], rows=[], outside=[[one.nats, float(one.tokens)] for one in found], trainable=0, seconds=0
     )
@@ -183,7 +183,7 @@ class _Meter:
 
     def __post_init__(self) -> None:
         self.points: list[Point] = []
-        self.sides = with_and_without(self.model.module, self.tuned)
+        self.sides = with_and_without(self.tuned)
 
     def measure(self, step: int) -> None:
         began = time.perf_counter()
@@ -194,7 +194,7 @@ class _Meter:
         self.seconds += time.perf_counter() - began
 
     def rows(self, documents: Sequence[Tokens]) -> list[list[float]]:
-        found = likelihoods(self.model, documents, silent, "")
+        found = likelihoods(self.model.module, documents)
         return [[one.nats, float(one.tokens)] for one in found]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.saving import save, stored_as
 from rankwise.run.directory import RunDirectory
+from rankwise.run.evaluations import STRENGTH
 from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import need_space, published, write_json
@@ -45,11 +47,15 @@ class Merged:
 
 
 def export_merged(
-    run: RunDirectory, folder: Path, announce: Announce, dtype: str | None, *, force_base: bool
+    run: RunDirectory, folder: Path, announce: Announce, dtype: str | None, strength: float = 1.0, *, force_base: bool
 ) -> Merged:
     if run.experiment().model.trust_code is not None:
         raise RunError(f"{run.folder} was trained on a model that brings code of its own, which a folder cannot be "
                        "trusted with. Export the adapter as peft or portable.")  # fmt: skip
+    if strength != 1 and run.result != run.adapter:
+        raise RunError(
+            f"{run.folder} is a whole model that was trained, and is exported as it is; leave out --strength."
+        )
     trained = model_of(run, None)
     stored, numbers = stored_as(trained, announce)
     wanted = stored if dtype is None else DTYPES[dtype]
@@ -57,15 +63,18 @@ def export_merged(
     held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
     asked = open_for_asking(str(run.folder), announce, force_base=force_base, held=spec)
-    live, change = _logits(asked.model), None
-    if isinstance(asked.tuned, AdapterSet):
-        with asked.tuned.disabled():
-            change = _difference(_logits(asked.model), live)
-        merge(asked.tuned)
+    change = None
+    with asked.tuned.scaled(strength):
+        live = _logits(asked.model)
+        if isinstance(asked.tuned, AdapterSet):
+            with asked.tuned.disabled():
+                change = _difference(_logits(asked.model), live)
+            merge(asked.tuned)
     with published(folder) as temporary:
         announce(Said("Writing the merged model"))
         save(asked.model, temporary, wanted)
-        write_json(temporary / RECEIPT, run.receipt().model_dump(mode="json"))
+        for file, value in beside(run, strength).items():
+            write_json(temporary / file, value)
         weights = _hashes(asked.model)
         del asked  # the merged one is loaded in its place
         again = load(spec.model_copy(update={"name": str(temporary)}))
@@ -77,6 +86,12 @@ def export_merged(
                 "the adapter as peft or portable."
             )
     return Merged(str(wanted).removeprefix("torch."), difference, change)
+
+
+def beside(run: RunDirectory, strength: float) -> dict[str, Any]:
+    """What lies in an exported folder as JSON beside the tensors, by file name."""
+    receipt = {RECEIPT: run.receipt().model_dump(mode="json")}
+    return receipt if strength == 1 else receipt | {STRENGTH: {"run": run.folder.name, "strength": strength}}
 
 
 def _logits(model: LoadedModel) -> Tensor:
