@@ -43,6 +43,9 @@ def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
     assert told["metrics"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_after"], rel=0.02)
     assert told["base"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_before"], rel=0.02)
     assert (home / "runs/measured/evaluations/held-out.json").exists()
+    kept = told["retention"]
+    assert {"kl", "delta_nll", "low", "high"} <= set(kept)
+    assert 0 < kept["low"] <= kept["kl"] <= kept["high"]
 
 
 def test_the_promised_keys(home):
@@ -57,6 +60,20 @@ def test_the_promised_keys(home):
     assert "better" in rankwise("evaluate", "measured", "--task", "task.yaml").stdout
 
 
+def test_a_model_beside_itself_forgets_nothing(home, tiny_folder):
+    told = found("evaluate", tiny_folder, "--against", tiny_folder, "--task", "rows.jsonl")
+    assert (told["retention"]["kl"], told["retention"]["delta_nll"]) == (0, 0)
+    assert told["differences"]["loss"]["verdict"] == "cannot tell"
+    assert found("evaluate", tiny_folder, "--task", "rows.jsonl")["retention"] is None
+
+
+def test_a_text_of_ones_own_and_none(home):
+    (home / "text.txt").write_text("the quick brown fox jumps over the lazy dog " * 2000)
+    told = found("evaluate", "measured", "--text", "text.txt")
+    assert told["retention"]["text"].startswith("text.txt: 32 blocks")
+    assert found("evaluate", "measured", "--no-retention")["retention"] is None
+
+
 def test_a_file_of_rows_is_a_task(home, tiny_folder):
     assert found("evaluate", tiny_folder, "--task", "rows.jsonl", "--rows", 5)["n"] == 5
     assert found("evaluate", tiny_folder, "--data", "rows.jsonl")["n"] == len(ROWS)
@@ -65,7 +82,7 @@ def test_a_file_of_rows_is_a_task(home, tiny_folder):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("all",), "held out no rows"),
+        (("all",), "held no rows out"),
         (("measured", "--task", "nothing"), "there is no task"),
         (("measured", "--against", "x"), "its own base"),
         (("measured", "--task", "missing.yaml"), "missing.yaml"),

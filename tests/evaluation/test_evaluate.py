@@ -66,9 +66,7 @@ def test_a_model_held_against_itself_does_not_differ(tiny_folder, rows, tmp_path
 
 def test_loss_is_that_of_each_document_alone(model, rows):
     items = items_of(TaskSpec(task="t", data=str(rows)), model).items
-    for item, found in zip(
-        items, likelihoods(model.module, [item.documents[0] for item in items], silent, ""), strict=True
-    ):
+    for item, found in zip(items, likelihoods(model.module, [one.documents[0] for one in items]), strict=True):
         ids, learned = torch.tensor([item.documents[0].ids]), torch.tensor(item.documents[0].learned)
         with torch.no_grad():
             nats = F.cross_entropy(model.module(ids).logits[0, :-1], ids[0, 1:], reduction="none")

@@ -27,6 +27,9 @@ def evaluate(
     against: Annotated[str | None, typer.Option(show_default=False,
         help="The model that a merged one comes from. A run is held against its own base.")] = None,
     base: Annotated[bool, typer.Option(help="Evaluate the run's base too.")] = True,
+    retention: Annotated[bool, typer.Option(help="Measure what became of text that nobody was trained on.")] = True,
+    text: Annotated[str | None, typer.Option(show_default=False,
+        help="That text: a file, or rows with a text.  [default: the documentation that every Python carries]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 16,
     dtype: Annotated[str, typer.Option(
         help="float32, bfloat16, or auto: float32 on a processor, where answers do not depend on the batch.")] = "auto",
@@ -44,7 +47,8 @@ def evaluate(
         keep_memory()
         with Display(quiet) as display:
             found = evaluate_verb(
-                target, task, data=data, rows=rows, against=against, base=base, together=batch_size, dtype=dtype,
+                target, task, data=data, rows=rows, against=against, base=base,
+                with_retention=retention, text=text, together=batch_size, dtype=dtype,
                 out=out, announce=display, force_base=force_base, trust_code=trust_code,
             )  # fmt: skip
         if as_json:

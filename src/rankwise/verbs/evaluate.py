@@ -7,26 +7,38 @@ be held `against` the one it came from. The result goes into the run's folder, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import EvaluationError, RunError, SpecError
+from rankwise.errors import SpecError
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.items import Items, items_of, items_of_documents
 from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.retention import retention
 from rankwise.evaluation.scoring import side
+from rankwise.evaluation.sides import Sides, of_two, with_and_without
+from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory, find_run
-from rankwise.run.evaluations import Difference, Evaluation, Sample, Side, evaluation_path, stamped, write_evaluation
+from rankwise.run.evaluations import (
+    Difference,
+    Evaluation,
+    Retention,
+    Sample,
+    Side,
+    evaluation_path,
+    stamped,
+    write_evaluation,
+)
 from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import TaskSpec, task_named
 from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.measuring import rows_to_measure
 from rankwise.verbs.methods import model_of
-from rankwise.verbs.preparing import Writing, prepare
 
 SAMPLES = 20
 TOGETHER = 16
@@ -35,31 +47,35 @@ HELD_OUT = "held-out"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and what it is held against: `base` gives that for as long as it is asked."""
+    """What is evaluated, and what it is held against: `base` gives that for as long as it is asked, `sides` both."""
 
     name: str
     model: LoadedModel
     run: RunDirectory | None
-    against: str | None
-    base: Callable[[], Any] | None
+    against: str | None = None
+    base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
+    sides: Sides | None = None
 
 
 def evaluate(
     target: str, task: str | TaskSpec | None = None, *, data: str | None = None, rows: int | None = None,
-    against: str | None = None, base: bool = True, together: int = TOGETHER, dtype: str = "auto",
-    out: Path | None = None, announce: Announce = silent, force_base: bool = False, trust_code: str | None = None,
+    against: str | None = None, base: bool = True, with_retention: bool = True, text: str | None = None,
+    together: int = TOGETHER, dtype: str = "auto", out: Path | None = None, announce: Announce = silent,
+    force_base: bool = False, trust_code: str | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Evaluate a run (by name or folder) or a model. Without a task it is the loss on what the run held out."""
+    """Evaluate a run (by name or folder) or a model. Without a task it is the loss on what the run held out. What is
+    kept of the base is measured on `text` (evaluation/text.py), where there is something to hold it against."""
     subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
                            trust_code=trust_code)  # fmt: skip
-    return evaluated(subject, task, data=data, rows=rows, together=together, out=out, announce=announce)
+    asked, items = asked_of(subject, task, data, rows, announce)
+    kept = _retention(subject, text, announce) if with_retention else None
+    return evaluated(subject, asked, items, kept, together=together, out=out, announce=announce)
 
 
 def evaluated(
-    subject: Subject, task: str | TaskSpec | None, *, data: str | None = None, rows: int | None = None,
-    together: int = TOGETHER, out: Path | None = None, announce: Announce = silent,
+    subject: Subject, asked: TaskSpec, items: Items, kept: Retention | None = None, *, together: int = TOGETHER,
+    out: Path | None = None, announce: Announce = silent,
 ) -> Evaluation:  # fmt: skip
-    asked, items = _asked(subject, task, data, rows, announce)
     if items.too_long:
         announce(Said(f"{items.too_long:,} rows are longer than the model's context and are left out"))
 
@@ -74,7 +90,7 @@ def evaluated(
     found = Evaluation(
         task=asked.task, n=len(items.items), items_sha256=items.sha256, data=Path(asked.data).name,
         model=subject.name, against=subject.against, tuned=tuned, base=base, differences=_differences(tuned, base),
-        retention=None, samples=_samples(items, tuned, base), settings=_settings(asked, subject.model), **stamped(),
+        retention=kept, samples=_samples(items, tuned, base), settings=_settings(asked, subject.model), **stamped(),
     )  # fmt: skip
     place = out or (evaluation_path(subject.run, asked.task) if subject.run is not None else None)
     if place is not None:
@@ -90,7 +106,7 @@ def open_subject(
     run = find_run(target)
     if run is None:
         model = load(_spec(ModelSpec(name=target, trust_code=trust_code), dtype), announce)
-        return Subject(target, model, None, against, _other(model, against, dtype, announce) if against else None)
+        return _beside(model, target, against, dtype, announce) if against else Subject(target, model, None)
     if against is not None:
         raise SpecError([f'"{target}" is a run, and a run is held against its own base; leave out --against.'])
     asked = open_for_asking(
@@ -102,7 +118,24 @@ def open_subject(
         with asked.side(base=True):
             yield asked.model
 
-    return Subject(run.folder.name, asked.model, run, run.manifest().base_model.name, without if base else None)
+    name, against = run.folder.name, run.manifest().base_model.name
+    if not base:
+        return Subject(name, asked.model, run)
+    return Subject(name, asked.model, run, against, without, with_and_without(asked.tuned))
+
+
+def _beside(model: LoadedModel, target: str, against: str, dtype: str, announce: Announce) -> Subject:
+    other = load(_spec(ModelSpec(name=against), dtype), announce)
+    return Subject(target, model, None, against, lambda: nullcontext(other), of_two(other, model))
+
+
+def _retention(subject: Subject, text: str | None, announce: Announce) -> Retention | None:
+    if subject.sides is None:
+        return None
+    read = text_for(subject.model, text)
+    if subject.run is not None:
+        refuse_trained_on(read, subject.run.receipt())
+    return retention(subject.sides, read, announce)
 
 
 def _spec(spec: ModelSpec, dtype: str) -> ModelSpec:
@@ -118,18 +151,7 @@ def _on_processor(spec: ModelSpec) -> bool:
     return choose_precision(spec).device.type == "cpu"
 
 
-def _other(model: LoadedModel, against: str, dtype: str, announce: Announce) -> Callable[[], Any]:
-    @contextmanager
-    def loaded() -> Iterator[LoadedModel]:
-        other = load(_spec(ModelSpec(name=against), dtype), announce)
-        if other.tokenizer.identity != model.tokenizer.identity:
-            raise EvaluationError(f'"{against}" has another tokenizer, so the same items are not the same tokens.')
-        yield other
-
-    return loaded
-
-
-def _asked(
+def asked_of(
     subject: Subject, task: str | TaskSpec | None, data: str | None, rows: int | None, announce: Announce
 ) -> tuple[TaskSpec, Items]:
     if task is None and data is not None:
@@ -140,15 +162,9 @@ def _asked(
         return spec, items_of(spec, subject.model)
     if subject.run is None:
         raise SpecError(["which task? Give --task NAME, a YAML file, or a file of rows."])
-    model, experiment = subject.model, subject.run.experiment()
-    writing = Writing(model.tokenizer, model.template, model.source.name, model.context_length)
-    held_out = prepare(experiment.data, writing, announce).measured_rows
-    if not len(held_out):
-        raise RunError(
-            f'run "{subject.name}" held out no rows. Give --task, with a name, a YAML file or a file of rows.'
-        )
-    kept = [held_out[at] for at in range(len(held_out))][:rows]
-    return TaskSpec(task=HELD_OUT, data=subject.run.manifest().data.path), items_of_documents(kept, model)
+    held_out = rows_to_measure(subject.run, subject.model, None, announce)
+    spec = TaskSpec(task=HELD_OUT, data=held_out.about)
+    return spec, items_of_documents(list(held_out.documents)[:rows], subject.model)
 
 
 def _differences(tuned: Side, base: Side | None) -> dict[str, Difference]:
