@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import SpecError
+from rankwise.evaluation.harness import PREFIX, HarnessTask
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.items import Items, items_of, items_of_documents
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.retention import retention
-from rankwise.evaluation.scoring import side
 from rankwise.evaluation.sides import Sides, of_two, with_and_without
+from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -27,7 +28,6 @@ from rankwise.run.evaluations import (
     Difference,
     Evaluation,
     Retention,
-    Sample,
     Side,
     evaluation_path,
     stamped,
@@ -40,7 +40,6 @@ from rankwise.verbs.ask import open_for_asking
 from rankwise.verbs.measuring import rows_to_measure
 from rankwise.verbs.methods import model_of
 
-SAMPLES = 20
 TOGETHER = 16
 HELD_OUT = "held-out"
 
@@ -67,32 +66,27 @@ def evaluate(
     kept of the base is measured on `text` (evaluation/text.py), where there is something to hold it against."""
     subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
                            trust_code=trust_code)  # fmt: skip
-    asked, items = asked_of(subject, task, data, rows, announce)
+    asked = asked_of(subject, task, data, rows, together, announce)
     kept = _retention(subject, text, announce) if with_retention else None
-    return evaluated(subject, asked, items, kept, together=together, out=out, announce=announce)
+    return evaluated(subject, asked, kept, out=out, announce=announce)
 
 
 def evaluated(
-    subject: Subject, asked: TaskSpec, items: Items, kept: Retention | None = None, *, together: int = TOGETHER,
-    out: Path | None = None, announce: Announce = silent,
+    subject: Subject, asked: Task, kept: Retention | None = None, *, out: Path | None = None,
+    announce: Announce = silent,
 ) -> Evaluation:  # fmt: skip
-    if items.too_long:
-        announce(Said(f"{items.too_long:,} rows are longer than the model's context and are left out"))
-
-    def scored(model: LoadedModel, who: str) -> Side:
-        return side(asked, items.items, model, announce, together=together, who=who)
-
-    tuned = scored(subject.model, subject.name)
+    tuned = asked.side(subject.model, subject.name, announce)
     base = None
     if subject.base is not None:
         with subject.base() as other:
-            base = scored(other, str(subject.against))
+            base = asked.side(other, str(subject.against), announce)
+    n, items = asked.facts()
     found = Evaluation(
-        task=asked.task, n=len(items.items), items_sha256=items.sha256, data=Path(asked.data).name,
-        model=subject.name, against=subject.against, tuned=tuned, base=base, differences=_differences(tuned, base),
-        retention=kept, samples=_samples(items, tuned, base), settings=_settings(asked, subject.model), **stamped(),
+        task=asked.name, n=n, items_sha256=items, data=asked.data, model=subject.name, against=subject.against,
+        tuned=tuned, base=base, differences=_differences(tuned, base), retention=kept,
+        samples=asked.samples(tuned, base), settings=asked.settings | _held(subject.model), **stamped(),
     )  # fmt: skip
-    place = out or (evaluation_path(subject.run, asked.task) if subject.run is not None else None)
+    place = out or (evaluation_path(subject.run, asked.name) if subject.run is not None else None)
     if place is not None:
         write_evaluation(place, found)
         announce(Said(f"written to {place}"))
@@ -152,11 +146,20 @@ def _on_processor(spec: ModelSpec) -> bool:
 
 
 def asked_of(
+    subject: Subject, task: str | TaskSpec | None, data: str | None, rows: int | None, together: int,
+    announce: Announce,
+) -> Task:  # fmt: skip
+    if isinstance(task, str) and task.startswith(PREFIX):
+        return HarnessTask(task.removeprefix(PREFIX), rows, together)
+    spec, items = _items(subject, data if task is None else task, None if task is None else data, rows, announce)
+    if items.too_long:
+        announce(Said(f"{items.too_long:,} rows are longer than the model's context and are left out"))
+    return OwnTask(spec, items, together)
+
+
+def _items(
     subject: Subject, task: str | TaskSpec | None, data: str | None, rows: int | None, announce: Announce
 ) -> tuple[TaskSpec, Items]:
-    if task is None and data is not None:
-        task = data
-        data = None
     if task is not None:
         spec = task if isinstance(task, TaskSpec) else task_named(task, data, rows)
         return spec, items_of(spec, subject.model)
@@ -175,21 +178,9 @@ def _differences(tuned: Side, base: Side | None) -> dict[str, Difference]:
     }
 
 
-def _samples(items: Items, tuned: Side, base: Side | None) -> list[Sample]:
-    if tuned.answers is None:
-        return []
-    return [
-        Sample(
-            prompt=item.prompt, wanted=item.wanted, tuned=tuned.answers[at],
-            base=base.answers[at] if base is not None and base.answers is not None else None,
-        )
-        for at, item in enumerate(items.items[:SAMPLES])
-    ]  # fmt: skip
-
-
-def _settings(task: TaskSpec, model: LoadedModel) -> dict[str, Any]:
-    said = task.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
-    return said | {
-        "dtype": model.facts.dtype, "fingerprint": model.facts.fingerprint, "template": model.template.identity,
+def _held(model: LoadedModel) -> dict[str, Any]:
+    facts = model.facts
+    return {
+        "dtype": facts.dtype, "fingerprint": facts.fingerprint, "template": model.template.identity,
         "tokenizer": model.tokenizer.identity,
     }  # fmt: skip

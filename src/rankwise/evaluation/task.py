@@ -1,0 +1,77 @@
+"""A task that is ready to be asked: of a spec's own rows, or of another harness (harness.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rankwise.evaluation.items import Items
+from rankwise.evaluation.scoring import side
+from rankwise.models.loaded import LoadedModel
+from rankwise.run.evaluations import Sample, Side
+from rankwise.run.records import Announce
+from rankwise.spec.tasks import TaskSpec
+
+SAMPLES = 20
+
+
+class Task(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> str:
+        """Where its items come from."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    def side(self, model: LoadedModel, who: str, announce: Announce) -> Side: ...
+
+    def facts(self) -> tuple[int, str]:
+        """How many items, and a hash of them; asked when a side is there."""
+        ...
+
+    def samples(self, tuned: Side, base: Side | None) -> list[Sample]: ...
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """`together` answers are written at once."""
+
+    spec: TaskSpec
+    items: Items
+    together: int
+
+    @property
+    def name(self) -> str:
+        return self.spec.task
+
+    @property
+    def data(self) -> str:
+        return Path(self.spec.data).name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.spec.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
+
+    def side(self, model: LoadedModel, who: str, announce: Announce) -> Side:
+        return side(self.spec, self.items.items, model, announce, together=self.together, who=who)
+
+    def facts(self) -> tuple[int, str]:
+        return len(self.items.items), self.items.sha256
+
+    def samples(self, tuned: Side, base: Side | None) -> list[Sample]:
+        """The first few, as they were answered."""
+        if tuned.answers is None:
+            return []
+        others = base.answers if base is not None and base.answers is not None else None
+        return [
+            Sample(
+                prompt=item.prompt, wanted=item.wanted, tuned=tuned.answers[at],
+                base=others[at] if others is not None else None,
+            )
+            for at, item in enumerate(self.items.items[:SAMPLES])
+        ]  # fmt: skip
