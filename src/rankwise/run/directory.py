@@ -1,4 +1,5 @@
-"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/}`.
+"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/,
+report.html, report.json}`.
 
 The adapter appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints go.
 A finished run is never overwritten; one that did not finish is resumed or begun again only when asked. While it trains,
@@ -28,6 +29,7 @@ from rankwise.spec.experiment import Experiment
 from rankwise.spec.spec import Spec
 
 LARGEST_JSON = 10_000_000
+REPORTS = ("report.html", "report.json")
 _CHECKPOINT = re.compile(r"step-([1-9][0-9]{0,14})")
 _Kind = TypeVar("_Kind", bound=Spec)
 
@@ -47,6 +49,10 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    @property
+    def page(self) -> Path:
+        return self.folder / REPORTS[0]
 
     @property
     def checkpoints(self) -> Path:
@@ -111,7 +117,8 @@ class RunDirectory:
         The manifest goes last: as long as it is there, this is a run, and can be begun again.
         """
         self.forget_checkpoints()
-        self._remove(self.folder / RECEIPT, self.metrics, self.adapter, *self.folder.glob(".*.tmp"))
+        reports = (self.folder / name for name in REPORTS)
+        self._remove(self.folder / RECEIPT, self.metrics, self.adapter, *reports, *self.folder.glob(".*.tmp"))
         self._remove(self.folder / "manifest.json")
         write_json(self.folder / "spec.json", experiment.model_dump(mode="json"))
 
@@ -183,11 +190,17 @@ class RunDirectory:
 
 def open_run(name: str) -> RunDirectory:
     """A finished run by its name or its folder."""
+    run = open_any_run(name)
+    manifest = run.manifest()
+    if manifest.status != "finished":
+        raise RunError(f'run "{name}" is not finished ({manifest.status}); it has no adapter to use.')
+    return run
+
+
+def open_any_run(name: str) -> RunDirectory:
+    """A run by its name or its folder, however far it came."""
     for run in (RunDirectory.named(name), RunDirectory(Path(name))):
         if os.path.isfile(run.folder / "manifest.json"):  # noqa: PTH113  is_file raises where a name is too long
-            manifest = run.manifest()
-            if manifest.status != "finished":
-                raise RunError(f'run "{name}" is not finished ({manifest.status}); it has no adapter to use.')
             return run
     known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
     listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."
