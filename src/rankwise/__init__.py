@@ -9,6 +9,8 @@ brings no torch.
     train       an Experiment into a finished run
     generate    one answer from a run
     inspect     the ranks of a run's adapter
+    compare     evaluated runs with each other, item against item
+    report      a run as a page, or several side by side
     export      what a run trained as a folder for other programs
     read_peft, write_peft   an adapter in PEFT's file format
 """
@@ -37,10 +39,12 @@ if TYPE_CHECKING:
     from rankwise.spec.models import ModelSpec as ModelSpec
     from rankwise.spec.training import TrainingSpec as TrainingSpec
     from rankwise.verbs.ask import open_for_asking as open_for_asking
+    from rankwise.verbs.compare import compare as compare
     from rankwise.verbs.demo import demo as demo
     from rankwise.verbs.export import export as export
     from rankwise.verbs.generate import generate as generate
     from rankwise.verbs.inspect import inspect as inspect
+    from rankwise.verbs.report import report as report
     from rankwise.verbs.train import train as train
 
 __version__ = "0.1.0"
@@ -58,6 +62,7 @@ _HOMES = {
     "RankAllocator": "rankwise.adapters.allocation",
     "RankwiseError": "rankwise.errors",
     "TrainingSpec": "rankwise.spec.training",
+    "compare": "rankwise.verbs.compare",
     "demo": "rankwise.verbs.demo",
     "eva_choices": "rankwise.adapters.eva",
     "export": "rankwise.verbs.export",
@@ -67,6 +72,7 @@ _HOMES = {
     "load": "rankwise.models.loading",
     "open_for_asking": "rankwise.verbs.ask",
     "read_peft": "rankwise.adapters.peft_format",
+    "report": "rankwise.verbs.report",
     "train": "rankwise.verbs.train",
     "write_peft": "rankwise.adapters.peft_format",
 }

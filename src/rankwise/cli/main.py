@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from rankwise import __version__
 from rankwise.cli.ask import chat, generate
+from rankwise.cli.compare import compare
 from rankwise.cli.data import data
 from rankwise.cli.demo import demo
 from rankwise.cli.display import print_json
@@ -18,6 +19,7 @@ from rankwise.cli.doctor import doctor
 from rankwise.cli.export import export
 from rankwise.cli.inspect import inspect
 from rankwise.cli.models import models
+from rankwise.cli.report import report
 from rankwise.cli.train import train
 
 
@@ -66,7 +68,7 @@ def group(
     pass
 
 
-for command in (demo, train, chat, generate, inspect, export, doctor):
+for command in (demo, train, chat, generate, inspect, compare, report, export, doctor):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
