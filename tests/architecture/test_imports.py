@@ -44,7 +44,21 @@ def test_specs_and_runs_bring_no_torch():
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["train"], ["demo"], ["chat"], ["generate"], ["doctor"], ["models"], ["inspect"], ["export"]], ids=str
+    "argv",
+    [
+        [],
+        ["train"],
+        ["demo"],
+        ["chat"],
+        ["generate"],
+        ["doctor"],
+        ["models"],
+        ["inspect"],
+        ["export"],
+        ["report"],
+        ["compare"],
+    ],
+    ids=str,
 )
 def test_help_brings_no_torch(argv):
     program = (
