@@ -21,13 +21,13 @@ import argparse
 import statistics
 from typing import Any
 
-import torch
 from memory import forget_peak, resident
 from stacks import CASES, OURS, USUAL, documents, rankwise_training, state_of
 from telling import parser_of, tell
-from torch import Tensor, nn
+from torch import Tensor
 from train_step import Served, in_turns
 
+from rankwise.adapters.whole import AllWeights, WholeModel
 from rankwise.cli.allocator import keep_memory
 from rankwise.data.batches import Batches
 from rankwise.models.causal import SupervisedLogits
@@ -43,31 +43,10 @@ FULL = {"full-bf16": "bfloat16", "full-fp32": "float32"}
 FULL_RATE = 1e-5
 
 
-class WholeModel:
-    """What `optimizer_step` asks of an allocator (adapters/allocation.py), with all that a model has to learn."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._parameters = dict(module.named_parameters())
-        module.requires_grad_(True)
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self._parameters.values()), "rate": 1.0}]
-
-    def penalise(self) -> None:
-        pass
-
-    def before_step(self) -> None:
-        pass
-
-    def stepped(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        return None
-
-
 def full_training(name: str, count: int) -> tuple[TrainState, Batches, Any]:
     keep_memory()
     model = load(ModelSpec(name="smollm2-135m", dtype=FULL[name]), silent)
-    state = state_of(WholeModel(model.module), FULL_RATE)
+    state = state_of(AllWeights(WholeModel(model.module, dict)), FULL_RATE)  # nobody asks for the base
     batches = Batches(documents(model, count, CASE), CASE.batch, CASE.micro_batch_tokens, 0)
     return state, batches, summed(SupervisedLogits(model.module))
 

@@ -8,9 +8,11 @@ brings no torch.
     eva_choices     ranks and a start for it from inputs that the model gets
     train       an Experiment into a finished run
     generate    one answer from a run
+    evaluate    a run beside its base, or a model, by a task: numbers with intervals
     inspect     the ranks of a run's adapter
     compare     evaluated runs with each other, item against item
     report      a run as a page, or several side by side
+    strength    what a run gains and forgets as its adapter is turned up
     export      what a run trained as a folder for other programs
     read_peft, write_peft   an adapter in PEFT's file format
 """
@@ -32,19 +34,23 @@ if TYPE_CHECKING:
     from rankwise.models.loading import load as load
     from rankwise.spec.adapters import AdaLora as AdaLora
     from rankwise.spec.adapters import AdaLoraSpec as AdaLoraSpec
+    from rankwise.spec.adapters import FullSpec as FullSpec
     from rankwise.spec.adapters import LoraSpec as LoraSpec
     from rankwise.spec.data import DataSpec as DataSpec
     from rankwise.spec.experiment import Experiment as Experiment
     from rankwise.spec.generation import GenerationSpec as GenerationSpec
     from rankwise.spec.models import ModelSpec as ModelSpec
+    from rankwise.spec.tasks import TaskSpec as TaskSpec
     from rankwise.spec.training import TrainingSpec as TrainingSpec
     from rankwise.verbs.ask import open_for_asking as open_for_asking
     from rankwise.verbs.compare import compare as compare
     from rankwise.verbs.demo import demo as demo
+    from rankwise.verbs.evaluate import evaluate as evaluate
     from rankwise.verbs.export import export as export
     from rankwise.verbs.generate import generate as generate
     from rankwise.verbs.inspect import inspect as inspect
     from rankwise.verbs.report import report as report
+    from rankwise.verbs.strength import strength as strength
     from rankwise.verbs.train import train as train
 
 __version__ = "0.1.0"
@@ -55,6 +61,7 @@ _HOMES = {
     "AdapterSet": "rankwise.adapters.adapter_set",
     "DataSpec": "rankwise.spec.data",
     "Experiment": "rankwise.spec.experiment",
+    "FullSpec": "rankwise.spec.adapters",
     "GenerationSpec": "rankwise.spec.generation",
     "LoadedModel": "rankwise.models.loaded",
     "LoraSpec": "rankwise.spec.adapters",
@@ -64,7 +71,9 @@ _HOMES = {
     "TrainingSpec": "rankwise.spec.training",
     "compare": "rankwise.verbs.compare",
     "demo": "rankwise.verbs.demo",
+    "TaskSpec": "rankwise.spec.tasks",
     "eva_choices": "rankwise.adapters.eva",
+    "evaluate": "rankwise.verbs.evaluate",
     "export": "rankwise.verbs.export",
     "generate": "rankwise.verbs.generate",
     "inject": "rankwise.adapters.adapter_set",
@@ -73,6 +82,7 @@ _HOMES = {
     "open_for_asking": "rankwise.verbs.ask",
     "read_peft": "rankwise.adapters.peft_format",
     "report": "rankwise.verbs.report",
+    "strength": "rankwise.verbs.strength",
     "train": "rankwise.verbs.train",
     "write_peft": "rankwise.adapters.peft_format",
 }

@@ -392,9 +392,9 @@ def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
     heard = []
     trained = train(experiment(tiny_folder), announce=heard.append)
     adapter = Path(trained.run.adapter)
-    parts = trained.adapters.adapters()
+    parts = trained.tuned.adapters()
     written = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
-    costs = [sum(layer.host.weight.shape) for layer in trained.adapters.layers.values()]
+    costs = [sum(layer.host.weight.shape) for layer in trained.tuned.layers.values()]
     assert max(part.rank for part in parts.values()) > 4 >= min(part.rank for part in parts.values())
     (told,) = [event for event in heard if isinstance(event, RankRecord)]
     assert {path: rank for path, rank in told.ranks.items() if rank} == {p: part.rank for p, part in parts.items()}

@@ -54,6 +54,7 @@ def test_specs_and_runs_bring_no_torch():
         ["doctor"],
         ["models"],
         ["inspect"],
+        ["strength"],
         ["export"],
         ["report"],
         ["compare"],

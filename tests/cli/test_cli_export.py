@@ -212,7 +212,9 @@ def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_fold
     result = rankwise("export", run, "--to", "out/whole", "--format", "merged", *words, "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert told.keys() == {"run", "to", "format", "bytes", "dtype", "logits_difference", "logits_change"}
+    assert told.keys() == {
+        "run", "to", "format", "strength", "bytes", "dtype", "logits_difference", "logits_change",
+    }  # fmt: skip
     assert told["dtype"] == (dtype or ("bfloat16" if run == "half" else "float32"))
     wanted = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     read_peft(wanted, Path("runs") / run / "adapter")

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.errors import EvaluationError
@@ -75,6 +75,7 @@ def test_a_constant_prediction_correlates_with_nothing():
     assert pearson(np.array([number_row(2.0, actual) for actual in (0.1, 0.7, 0.9)]).sum(0)) == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=3, max_size=20))
 def test_pearson_is_numpys(pairs):
     x, y = np.array(pairs).T

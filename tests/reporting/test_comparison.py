@@ -116,7 +116,7 @@ def test_a_file_of_an_evaluation_stands_for_a_run():
     shutil.copy(evaluation_path(run, "task"), "alone.json")
     found = one("alone.json", "b")
     assert found.a == "alone" and found.tasks[0].differences["exact"].verdict == "better"
-    assert found.settings == [] and "name the runs" in found.retention.incomparable
+    assert found.settings == [] and "name its run" in found.retention.incomparable
     assert "alone" in report(["alone.json", "b"], "out.html").page.read_text()
 
 

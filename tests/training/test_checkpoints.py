@@ -22,7 +22,7 @@ from rankwise.run.writing import sha256_of
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.spec.training import TrainingSpec
 from rankwise.training import checkpoints
-from rankwise.training.checkpoints import FACTS, TENSORS, restore, save
+from rankwise.training.checkpoints import FACTS, TENSORS, restore, save, size_of
 from rankwise.training.loop import train
 from rankwise.training.losses import Loss, summed
 from rankwise.training.schedules import rate_factor
@@ -199,6 +199,17 @@ def test_two_checkpoints_of_one_state_are_the_same_bytes_and_hold_no_pickle(tmp_
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_is_as_large_as_it_was_said_to_be(tmp_path, name):
+    said = size_of(begun(CASES[name]).state)
+    run = begun(CASES[name])
+    run.until(2)
+    save(run.state, tmp_path / "c")
+    tensors = load_file(tmp_path / "c" / TENSORS)
+    counted = sum(value.nbytes for key, value in tensors.items() if not key.startswith("random") and value.dim())
+    assert said == counted > 0
 
 
 def test_a_checkpoint_is_not_written_over_another(tmp_path):

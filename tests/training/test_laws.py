@@ -229,6 +229,9 @@ def test_the_automatic_rate_falls_with_width_and_an_asked_one_is_kept() -> None:
     assert learning_rate(TrainingSpec(), 576) == pytest.approx(2e-3)
     assert learning_rate(TrainingSpec(), 4096) == pytest.approx(4.16e-4, rel=0.01)
     assert learning_rate(TrainingSpec(learning_rate=3e-4), 4096) == 3e-4
+    for width in (576, 4096):
+        assert learning_rate(TrainingSpec(), width, "full") == pytest.approx(learning_rate(TrainingSpec(), width) / 20)
+    assert learning_rate(TrainingSpec(learning_rate=3e-4), 576, "full") == 3e-4
 
 
 def test_steps_follow_epochs_and_batch_size() -> None:

@@ -14,7 +14,8 @@ go to the value and be spared at the query.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,14 @@ class FusedAdaLoRA(Adapter):
     @property
     def rank(self) -> int:
         return sum(part.rank for part in self.parts)
+
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.scaled(strength))
+            with super().scaled(strength):
+                yield
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Of the whole layer: a part's columns of B are zero outside its rows."""

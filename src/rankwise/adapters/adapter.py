@@ -9,7 +9,8 @@ whose I is channels times kernel. How factors are trained (LoRA, AdaLoRA) and on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,6 +42,15 @@ class Adapter(nn.Module, ABC):
     def pair(self) -> tuple[Tensor, Tensor] | None:
         """A with the scale in it, and B, where the correction of a vector is B A x and nothing more, for autograd."""
         return None
+
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        """Inside, the change is `strength` times itself, in every form it is computed, merged or written in."""
+        before, self.scale = self.scale, self.scale * strength
+        try:
+            yield
+        finally:
+            self.scale = before
 
     @property
     def drops(self) -> bool:

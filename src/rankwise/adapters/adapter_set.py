@@ -7,7 +7,7 @@ back every layer, the same object it was, and what required gradients before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import regex
 import torch
@@ -22,7 +22,7 @@ from rankwise.adapters.hosts import adalora_for, features_of, lora_for
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, choose, chosen_paths
 from rankwise.errors import TargetError, TrainingError, some
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
+from rankwise.spec.adapters import AdaLoraSpec, LoraSpec, check_strength
 
 _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -30,12 +30,10 @@ _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
 class AdapterSet:
     """Made by `inject`. Adapters have names; the active ones are added up, and new ones become active alone."""
 
+    kind = "adapted layers"
+
     def __init__(self, model: nn.Module) -> None:
-        if any(isinstance(module, Adapted) for module in model.modules()):
-            raise TargetError(
-                "this model has adapters already. Their set (what inject returned, or a finished training's "
-                "`adapters`) can `add` another or `eject` them all."
-            )
+        refuse_adapted(model)
         self.model = model
         self._required_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.requires_grad_(False)
@@ -142,6 +140,14 @@ class AdapterSet:
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
         return [parameter for adapter in self.adapters(name).values() for parameter in adapter.parameters()]
 
+    @property
+    def parts(self) -> list[str]:
+        return list(self.adapters())
+
+    @property
+    def added(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def train(self, learning: bool = True) -> None:
         """Turn the adapters' dropout on or off. The base's own stays off: it is not being trained."""
         for layer in self.layers.values():
@@ -165,6 +171,17 @@ class AdapterSet:
         finally:
             for layer, active in before:
                 layer.active = active
+
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        """Inside, the active adapters change the base `strength` times as much: by 0 nothing, by 1 what they do anyway.
+        Nested strengths multiply. What is merged or written inside has the strength in it."""
+        check_strength(strength)
+        with ExitStack() as stack:
+            for layer in self.layers.values():
+                for name in layer.active:
+                    stack.enter_context(layer.adapter(name).scaled(strength))
+            yield
 
     def eject(self) -> nn.Module:
         """Take every adapter out again; returns the base model."""
@@ -198,6 +215,14 @@ class AdapterSet:
     def _check(self, name: str) -> None:
         if name not in self.names:
             raise TargetError(f'this model has no adapter "{name}"; its adapters are {some(self.names) or "none"}.')
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    if any(isinstance(module, Adapted) for module in model.modules()):
+        raise TargetError(
+            "this model has adapters already. Their set (what inject returned, or a finished training's `tuned`) can "
+            "`add` another or `eject` them all."
+        )
 
 
 @torch.no_grad()

@@ -57,7 +57,23 @@ class Allocator(Protocol):
         ...
 
 
-class FixedRanks:
+class Undecided:
+    """What an allocator does that decides nothing."""
+
+    def plan(self) -> None:
+        return None
+
+    def penalise(self) -> None:
+        pass
+
+    def before_step(self) -> None:
+        pass
+
+    def stepped(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        return None
+
+
+class FixedRanks(Undecided):
     """Plain LoRA, and DoRA.
 
     `b_rate` is LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B as a multiple of A's. Of an
@@ -82,18 +98,6 @@ class FixedRanks:
             {"params": magnitudes, "rate": 1.0, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
-
-    def plan(self) -> None:
-        return None
-
-    def penalise(self) -> None:
-        pass
-
-    def before_step(self) -> None:
-        pass
-
-    def stepped(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        return None
 
     def idle(self, optimizer: torch.optim.Optimizer) -> list[str]:
         return [

@@ -3,7 +3,8 @@
     W' = m (W + s B A) / n,   n = ||W + s B A|| of each output (a row of W, as it is used),   m (O,)
 
 m starts at ||W||, so an untrained layer is its host, within rounding where n is computed on another device or in
-another order than m was. n is a constant to the gradient (the paper's section 4.3). The correction is
+another order than m was. Turned to strength t (`scaled`) it is a part of the way, W + t (W' - W): with s turned
+instead, the lengths would change in full. n is a constant to the gradient (the paper's section 4.3). The correction is
 
     (m/n - 1) (y - bias) + (m/n) s B A drop(x),   y = W x + bias
 
@@ -12,6 +13,9 @@ every call, from a matrix as large as W that is dropped again. Linear layers and
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +35,8 @@ class DoRA(LoRA):
         self._transposed = transposed
         outside, inside = self.base.shape
         super().__init__(inside, outside, rank, scale, dropout, generator)
+        self.share = 1.0
+        """Of the way from W to W'."""
         self.magnitude = nn.Parameter(_lengths(self.base.detach().to(self.A.dtype).contiguous()))
 
     @property
@@ -50,13 +56,22 @@ class DoRA(LoRA):
             lengths = _lengths(self.directions())
         return self.magnitude / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
 
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        before, self.share = self.share, self.share * strength
+        try:
+            yield
+        finally:
+            self.share = before
+
     def delta(self) -> Tensor:
-        return self.stretch()[:, None] * self.directions() - self.base
+        return self.share * (self.stretch()[:, None] * self.directions() - self.base)
 
     def added_to(self, y: Tensor, x: Tensor) -> Tensor:
         bias, stretch = self._host[0].bias, self.stretch()
         bare = y - bias if isinstance(bias, Tensor) else y
-        return y + (stretch - 1).to(y.dtype) * bare + stretch.to(y.dtype) * self(x)
+        longer, turned = self.share * (stretch - 1), self.share * stretch
+        return y + longer.to(y.dtype) * bare + turned.to(y.dtype) * self(x)
 
 
 def _lengths(rows: Tensor) -> Tensor:

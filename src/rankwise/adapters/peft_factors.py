@@ -90,6 +90,14 @@ def refuse_dora(what: str, is_dora: bool) -> None:
         )
 
 
+def refuse_turned_dora(what: str, strength: float) -> None:
+    if strength != 1:
+        raise AdapterError(
+            f"{what} is DoRA, and at strength {strength:g} it is W + {strength:g} (W' - W), which no two factors and "
+            "magnitudes can tell without the base's weights. Use the format merged, or strength 1."
+        )
+
+
 def refuse_infinite(file: Path, factors: dict[str, Factors]) -> None:
     refuse(file, [f'"{path}" has values that are not finite' for path, found in factors.items() if not found.finite])
 

@@ -26,7 +26,7 @@ from rankwise.adapters.dora import DoRA
 from rankwise.adapters.hosts import is_conv1d, is_conv2d, is_embedding, weight_of
 from rankwise.adapters.peft_adalora import read_triplets
 from rankwise.adapters.peft_config import PeftConfig, commonest, pattern_of, read_config, tidy
-from rankwise.adapters.peft_factors import CONFIG, PREFIX, WEIGHTS, Factors, read_factors
+from rankwise.adapters.peft_factors import CONFIG, PREFIX, WEIGHTS, Factors, read_factors, refuse_turned_dora
 from rankwise.adapters.targets import Choice, host_view
 from rankwise.run.writing import published, write_json
 
@@ -71,6 +71,8 @@ def write_peft(
 
 def _written(adapter: Adapter) -> Factors:
     """As it is written, on the CPU in float32."""
+    if isinstance(adapter, DoRA):
+        refuse_turned_dora("this adapter", adapter.share)
     A, B, *magnitude = (value.detach().to("cpu", torch.float32) for value in _values(adapter))
     return Factors(A, B, adapter.scale, *magnitude)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from rankwise.adapters.peft_factors import (
     refuse,
     refuse_dora,
     refuse_infinite,
+    refuse_turned_dora,
     wrong_types,
 )
 from rankwise.errors import AdapterError
@@ -55,6 +56,17 @@ class StoredAdapter:
     @property
     def rank(self) -> int:
         return max(factors.rank for factors in self.factors.values())
+
+    def turned(self, strength: float) -> StoredAdapter:
+        """The change times `strength`, which goes into B: settings, and so what engines make of them, stay."""
+        if strength == 1:
+            return self
+        if any(part.magnitude is not None for part in self.factors.values()):
+            refuse_turned_dora("this adapter", strength)
+        factors = {
+            path: replace(part, A=part.A.float(), B=part.B.float() * strength) for path, part in self.factors.items()
+        }
+        return replace(self, factors=factors)
 
     def portable(self) -> StoredAdapter:
         refuse_dora("this adapter", any(part.magnitude is not None for part in self.factors.values()))

@@ -19,13 +19,20 @@ def export(
         str,
         typer.Option(
             help="peft: each layer its own rank. portable: one rank and alpha, for engines that read no more. "
-            "merged: the whole model, for engines that read no adapters."
+            "merged: the whole model, for engines that read no adapters; the only one for a run of the method full."
         ),
     ] = "peft",
+    strength: Annotated[
+        float,
+        typer.Option(
+            help="How many times its change the adapter makes: 0.5 is half of it. `rankwise strength` measures."
+        ),
+    ] = 1.0,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of a merged model: float32, bfloat16 or float16.  [default: that of the base]", show_default=False
+            help="Of a merged model: float32, bfloat16 or float16.  [default: that of the base, or of a full run]",
+            show_default=False,
         ),
     ] = None,
     force_base: ForceBase = False,
@@ -36,15 +43,18 @@ def export(
     with failures_told(as_json), Display(quiet) as display:
         from rankwise.verbs.export import export as export_verb
 
-        exported = export_verb(run, to, format, dtype=dtype, force_base=force_base, announce=display)
+        exported = export_verb(run, to, format, strength=strength, dtype=dtype, force_base=force_base, announce=display)
         if as_json:
             print_json(exported.summary())
             return
-        what = f"{exported.to}: {exported.format}, {exported.bytes / 1e6:,.1f} MB"
+        turned = f" at strength {exported.strength:g}" if exported.strength != 1 else ""
+        what = f"{exported.to}: {exported.format}{turned}, {exported.bytes / 1e6:,.1f} MB"
         if (merged := exported.merged) is None:
-            typer.echo(f"{what}, rank {exported.rank}; read back, and the same adapter")
+            typer.echo(f"{what}, rank {exported.rank}; read back, and the same adapter{turned}")
         else:
+            change = merged.logits_change
             typer.echo(
                 f"{what} of {merged.dtype}; loaded again, its logits differ by {merged.logits_difference:.2g} of the "
-                f"largest from the trained model's, and the adapter changes them by {merged.logits_change:.2g}"
+                "largest from the trained model's"
+                + ("" if change is None else f", and the adapter changes them by {change:.2g}")
             )

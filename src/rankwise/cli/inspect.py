@@ -38,6 +38,12 @@ def inspect(
 
 
 def _tell(found: Inspected) -> None:
+    if not found.ranks:
+        typer.echo(
+            f"{visible(found.run)}: no adapter, the whole model was trained\n"
+            f"{found.parameters:,} parameters, {found.bytes / 1e6:,.2f} MB"
+        )
+        return
     from rich.console import Console
     from rich.text import Text
 

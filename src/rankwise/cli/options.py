@@ -13,7 +13,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 RunName = Annotated[str, typer.Argument(help="A finished run: its name, or its folder.", show_default=False)]
 Base = Annotated[bool, typer.Option("--base", help="Ask the untouched base model.")]
-Both = Annotated[bool, typer.Option("--both", help="Ask the adapted model and the base.")]
+Both = Annotated[bool, typer.Option("--both", help="Ask the run's model and the base.")]
 System = Annotated[
     str | None, typer.Option(help="System message, instead of the one the run was trained with.", show_default=False)
 ]
@@ -25,7 +25,7 @@ TopP = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="For drawing with a temperature.")]
 ForceBase = Annotated[
-    bool, typer.Option("--force-base", help="Use the adapter even if the base model's weights have changed.")
+    bool, typer.Option("--force-base", help="Use the run's base model even if its weights have changed.")
 ]
 TrustCode = Annotated[
     str | None,

@@ -37,7 +37,13 @@ def train(
         typer.Option(help="File or folder of rows, or hub:organisation/name.", show_default=False),
     ] = None,
     run: Annotated[str | None, typer.Option(help="Name of the run: the folder runs/NAME.", show_default=False)] = None,
-    method: Annotated[str | None, typer.Option(help="lora or adalora.  [default: lora]", show_default=False)] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="lora, adalora, or full: every weight of the model learns, in float32.  [default: lora]",
+            show_default=False,
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +72,7 @@ def train(
         int | None, typer.Option(help="Rows per optimizer step.  [default: 16]", show_default=False)
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="[default: by the model's width]", show_default=False)
+        float | None, typer.Option(help="[default: by the method and the model's width]", show_default=False)
     ] = None,
     plain: Annotated[
         bool | None, typer.Option("--plain", help="Without the fast forms of what is computed.", show_default=False)
@@ -86,7 +92,7 @@ def train(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an adapter on your rows."""
+    """Train an adapter, or a whole model, on your rows."""
     flags: dict[str, Any] = dict(locals())
     with failures_told(as_json):
         settings = [*settings_of(flags), *(parse_setting(text) for text in set_ or [])]
@@ -101,10 +107,13 @@ def train(
             return
         results = trained.manifest.results
         assert results is not None, "only a finished run is returned"
-        _tell(experiment.run, results)
+        _tell(experiment.run, experiment.adapter.result, results)
 
 
-def _tell(run: str, results: Results) -> None:
+AS = {"adapter": "PEFT's format", "model": "float32, as transformers loads it"}
+
+
+def _tell(run: str, result: str, results: Results) -> None:
     typer.echo(
         f"{run}: {results.steps} steps in {results.train_seconds:.0f} s ({results.tokens_per_second:,.0f} tokens/s), "
         f"loss {results.loss:.3f}, peak memory {results.peak_rss_bytes / 1e9:.1f} GB"
@@ -115,7 +124,7 @@ def _tell(run: str, results: Results) -> None:
             f"held-out loss {results.held_out_loss_before:.4f} -> {results.held_out_loss_after:.4f} "
             f"({change:+.4f} nats per learned token)"
         )
-    typer.echo(f"adapter: runs/{run}/adapter ({results.adapter_bytes / 1e6:.1f} MB, PEFT's format)")
+    typer.echo(f"{result}: runs/{run}/{result} ({results.adapter_bytes / 1e6:.1f} MB, {AS[result]})")
     page = RunDirectory.named(run).page
     if page.is_file():
         typer.echo(f"report: {page}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ NOT_TEXT = {
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
-def records(path: Path, seen: Seen = lambda share: None) -> Iterator[Record]:
+def records(path: Path, seen: Seen = lambda share: None, header: list[str] | None = None) -> Iterator[Record]:
     """Every row of the file, or the reason why it is none, with `file:line` (`file:row` where there are no lines).
+    `header` names the columns of a table that does not.
 
     A library that is missing is told by the call; what is wrong with the file, by the iteration.
     """
@@ -39,6 +41,9 @@ def records(path: Path, seen: Seen = lambda share: None) -> Iterator[Record]:
     kind = _kind(path, head)
     if kind in (parquet, arrow):
         need("pyarrow", f"{path}: reading {kind.__name__.capitalize()}")
+    if header is not None and kind is not _table:
+        raise DataError(f"{path}: is no CSV or TSV file, so its columns have their names already; leave out header.")
+    kind = kind if header is None else partial(_table, header=header)
     return _records_of(kind, path, head, seen)
 
 
@@ -155,28 +160,28 @@ def _cut_off(path: Path, text: str, place: int) -> None:
     raise DataError(f"{path}:{line}: is not JSON: {text[place:].lstrip()[:20]!r} where a comma or the end is wanted.")
 
 
-def _table(path: Path, seen: Seen) -> Iterator[Record]:
+def _table(path: Path, seen: Seen, header: list[str] | None = None) -> Iterator[Record]:
     """With a row of names on top. A tab-separated file whose quotes make no table is one without quoting."""
     delimiter, quoting = ",", csv.QUOTE_MINIMAL
     if path.suffix.lower() == ".tsv":
-        quoted, bare = (_bad_rows(path, quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE))
+        quoted, bare = (_bad_rows(path, quoting, header) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE))
         delimiter, quoting = "\t", csv.QUOTE_MINIMAL if quoted <= bare else csv.QUOTE_NONE
-    find_damage(_cells(path, delimiter, quoting))
-    return _cells(path, delimiter, quoting)
+    find_damage(_cells(path, delimiter, quoting, header))
+    return _cells(path, delimiter, quoting, header)
 
 
-def _bad_rows(path: Path, quoting: Any) -> float:
+def _bad_rows(path: Path, quoting: Any, header: list[str] | None) -> float:
     try:
-        return sum(isinstance(row, DataError) for _, row in _cells(path, "\t", quoting))
+        return sum(isinstance(row, DataError) for _, row in _cells(path, "\t", quoting, header))
     except DataError:
         return float("inf")
 
 
-def _cells(path: Path, delimiter: str, quoting: Any) -> Iterator[Record]:
+def _cells(path: Path, delimiter: str, quoting: Any, header: list[str] | None) -> Iterator[Record]:
     csv.field_size_limit(LONGEST_LINE)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
-        names: list[str] | None = None
+        names = header
         try:
             line = 1
             for row in rows:

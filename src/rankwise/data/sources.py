@@ -71,7 +71,7 @@ class Reading:
     def _parsed(self) -> Iterator[list[Example]]:
         for part in self.parts:
             part.rows = 0
-            for where, row in _records_of(part):
+            for where, row in raw_records(part):
                 part.rows += 1
                 try:
                     yield self._examples(part, where, row)
@@ -106,8 +106,8 @@ class Reading:
         return find_format(renamed(row, self.source.columns, where), where)
 
 
-def _records_of(part: Part) -> Iterator[Record]:
-    """Damage after which nothing more can be read is the last of them."""
+def raw_records(part: Part) -> Iterator[Record]:
+    """Rows as they stand in the file. Damage after which nothing more can be read is the last of them."""
     found = part.open(part.seen)
     try:
         yield from found

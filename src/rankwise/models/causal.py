@@ -54,6 +54,14 @@ class SupervisedLogits:
             hook.remove()
 
 
+def every_logits(module: nn.Module, ids: Tensor) -> Tensor:
+    """Ids (T,) of one text, wherever they are, to logits (T, V), without gradients and without dropout."""
+    model: Any = module
+    device = next(model.parameters()).device
+    with torch.no_grad(), _without_dropout(model):
+        return model(input_ids=ids[None].to(device), use_cache=False).logits[0]
+
+
 def check_packs(module: nn.Module, vocabulary: int) -> None:
     """Refuse a model whose logits for a document depend on what else is in its row; ids are below `vocabulary`."""
     rows, others = _random_rows(vocabulary, 0), _random_rows(vocabulary, 1)

@@ -106,7 +106,8 @@ def is_fast(module: nn.Module, longest: int) -> bool:
         type(head) is nn.Linear
         and head.bias is None
         and getattr(config, "final_logit_softcapping", None) is None
-        and not any(_is_watched(part) or _drops(part) or _learns(part) for part in module.modules())
+        and not any(_is_watched(part) or _drops(part) for part in module.modules())
+        and not has_weights_that_learn(module)
         and not (getattr(config, "attention_dropout", 0.0) and any(layer.training for layer in layers))
         and next(module.parameters()).device.type == "cpu"
         and decoder.suits(model.base_model, longest)
@@ -142,6 +143,10 @@ def _is_watched(part: nn.Module) -> bool:
     """Somebody waits for its call, or has replaced what it does."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
     return any(hooks) or "forward" in vars(part)
+
+
+def has_weights_that_learn(module: nn.Module) -> bool:
+    return any(_learns(part) for part in module.modules())
 
 
 def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[Batch], Tensor]) -> bool:

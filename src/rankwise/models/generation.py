@@ -36,13 +36,20 @@ def answer(model: LoadedModel, messages: Sequence[Message], spec: GenerationSpec
     return answers(model, [messages], spec, heard)[0]
 
 
-@torch.inference_mode()
 def answers(
     model: LoadedModel, conversations: Sequence[Sequence[Message]], spec: GenerationSpec, heard: Heard | None = None
 ) -> list[Answer]:
     """One answer per conversation, computed together; their lengths should be alike."""
+    texts = [model.template.text(messages, answer_next=True) for messages in conversations]
+    return answers_to([prompt_ids(text, model.tokenizer) for text in texts], model, spec, heard)
+
+
+@torch.inference_mode()
+def answers_to(
+    prompts: Sequence[Sequence[int]], model: LoadedModel, spec: GenerationSpec, heard: Heard | None = None
+) -> list[Answer]:
+    """One answer to each of several prompts of ids, computed together."""
     tokenizer, template = model.tokenizer, model.template
-    prompts = [prompt_ids(template.text(messages, answer_next=True), tokenizer) for messages in conversations]
     _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     inputs, mask = _left_padded(prompts, tokenizer.pad_id)
     began = time.perf_counter()
@@ -81,9 +88,9 @@ def _check_room(model: LoadedModel, prompt: int, new: int) -> None:
         )
 
 
-def _left_padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     width = max(map(len, prompts))
-    inputs = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts])
+    inputs = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
     return inputs, mask
 

@@ -23,14 +23,20 @@ from rankwise.spec.models import ModelSpec
 _MARK = re.compile(r"\{%-?\+?\s*(?:end)?generation\s*-?\+?%\}")
 
 
-def stored_as(spec: ModelSpec, announce: Announce) -> tuple[torch.dtype, int]:
-    """The number format that most of a model's weights have in its files, and how many numbers there are."""
+def numbers_in(folder: Path) -> Counter[str]:
+    """How many numbers a model's files hold of each format."""
     counts: Counter[str] = Counter()
-    for file in sorted(find(spec, announce).folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  it is no dictionary
                 part = tensors.get_slice(name)
                 counts[part.get_dtype()] += math.prod(part.get_shape())
+    return counts
+
+
+def stored_as(spec: ModelSpec, announce: Announce) -> tuple[torch.dtype, int]:
+    """The number format that most of a model's weights have in its files, and how many numbers there are."""
+    counts = numbers_in(find(spec, announce).folder)
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
     return dtype, counts.total()
 

@@ -1,9 +1,9 @@
 """A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/,
-report.html, report.json}`.
+report.html, report.json}`, with `model/` for `adapter/` where the whole model learned.
 
-The adapter appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints go.
-A finished run is never overwritten; one that did not finish is resumed or begun again only when asked. While it trains,
-a lock held by the system keeps a second process out, and is gone with the process that held it.
+What was learned appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints
+go. A finished run is never overwritten; one that did not finish is resumed or begun again only when asked. While it
+trains, a lock held by the system keeps a second process out, and is gone with the process that held it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rankwise.spec.spec import Spec
 
 LARGEST_JSON = 10_000_000
 REPORTS = ("report.html", "report.json")
+RESULTS = ("adapter", "model")
 _CHECKPOINT = re.compile(r"step-([1-9][0-9]{0,14})")
 _Kind = TypeVar("_Kind", bound=Spec)
 
@@ -45,6 +46,18 @@ class RunDirectory:
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def result(self) -> Path:
+        """What was learned: an adapter, or a whole model."""
+        return self.folder / self.experiment().adapter.result
+
+    def forget_results(self) -> None:
+        self._remove(*(self.folder / name for name in RESULTS))
 
     @property
     def metrics(self) -> Path:
@@ -117,15 +130,17 @@ class RunDirectory:
         The manifest goes last: as long as it is there, this is a run, and can be begun again.
         """
         self.forget_checkpoints()
+        self.forget_results()
         reports = (self.folder / name for name in REPORTS)
-        self._remove(self.folder / RECEIPT, self.metrics, self.adapter, *reports, *self.folder.glob(".*.tmp"))
+        self._remove(self.folder / RECEIPT, self.metrics, *reports, *self.folder.glob(".*.tmp"))
         self._remove(self.folder / "manifest.json")
         write_json(self.folder / "spec.json", experiment.model_dump(mode="json"))
 
     def go_on(self, step: int) -> None:
         """Remove what an attempt left that came further than its checkpoint."""
         self.forget_checkpoints(but=step)
-        self._remove(self.adapter, *self.folder.glob(".*.tmp"))
+        self.forget_results()
+        self._remove(*self.folder.glob(".*.tmp"))
 
     @staticmethod
     def _remove(*paths: Path) -> None:
@@ -188,20 +203,28 @@ class RunDirectory:
         os.pwrite(lock, str(os.getpid()).encode(), 0)
 
 
+def find_run(name: str) -> RunDirectory | None:
+    """A run, finished or not, by its name or its folder."""
+    for run in (RunDirectory.named(name), RunDirectory(Path(name))):
+        if os.path.isfile(run.folder / "manifest.json"):  # noqa: PTH113  is_file raises where a name is too long
+            return run
+    return None
+
+
 def open_run(name: str) -> RunDirectory:
     """A finished run by its name or its folder."""
     run = open_any_run(name)
     manifest = run.manifest()
     if manifest.status != "finished":
-        raise RunError(f'run "{name}" is not finished ({manifest.status}); it has no adapter to use.')
+        raise RunError(f'run "{name}" is not finished ({manifest.status}); it has nothing to use yet.')
     return run
 
 
 def open_any_run(name: str) -> RunDirectory:
-    """A run by its name or its folder, however far it came."""
-    for run in (RunDirectory.named(name), RunDirectory(Path(name))):
-        if os.path.isfile(run.folder / "manifest.json"):  # noqa: PTH113  is_file raises where a name is too long
-            return run
+    """One that must be there, finished or not."""
+    run = find_run(name)
+    if run is not None:
+        return run
     known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
     listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."
     raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')

@@ -149,9 +149,11 @@ class StrengthCurve(Spec):
     task: str
     n: int
     text: str
+    sha256: str
+    """Of the text's tokens: only equal ones can be compared."""
     points: list[StrengthPoint]
     recommended: float
-    """The smallest strength that keeps 95 % of the largest gain at strengths up to 1; 1 where there is none."""
+    """The smallest of these strengths that keeps 95 % of the largest gain of any up to 1; 1 where nothing is gained."""
     made: str
 
 

@@ -21,7 +21,7 @@ Form = Literal["compiled", "fast", "plain"]
 
 
 class BaseModelFacts(Spec):
-    """Which weights an adapter was trained on. `fingerprint` is that of models/inspection.py."""
+    """Which weights a run began with. `fingerprint` is that of models/inspection.py."""
 
     name: str
     source: str
@@ -56,6 +56,7 @@ class Results(Spec):
     trainable_parameters: int
     total_parameters: int
     adapter_bytes: int
+    """Of the weights that were written: the adapter's, or the whole model's."""
 
 
 class Resumed(Spec):

@@ -1,12 +1,13 @@
-"""What is laid over the base model: the rank, the scale, and which layers get it."""
+"""What learns: an adapter over the base model, with its rank, its scale and its layers; or the whole model."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rankwise.errors import SpecError
 from rankwise.spec.spec import Number, PositiveInt, Spec
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
@@ -15,10 +16,13 @@ ExportFormat = Literal["peft", "portable", "merged"]
 
 
 class AdapterSpec(Spec):
-    """What both methods share. A target and a pattern's key are matched alike: a word of letters, digits, `_`, `.` and
-    `-` is the end of a module's path; anything else is a regular expression for the whole path or its end after a dot.
+    """What LoRA and AdaLoRA share. A target and a pattern's key are matched alike: a word of letters, digits, `_`, `.`
+    and `-` is the end of a module's path; anything else is a regular expression for the whole path or its end after a
+    dot.
     """
 
+    result: ClassVar[str] = "adapter"
+    """The folder of a finished run that holds what was learned."""
     dropout: Number = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ("all-linear",)
     """`all-linear`: every linear layer but the output head; or names and regular expressions."""
@@ -151,6 +155,13 @@ class AdaLoraSpec(AdapterSpec):
         return _parse_budget(self.budget)
 
 
+class FullSpec(Spec):
+    """Every weight of the model learns, in float32: what an adapter is measured against."""
+
+    result: ClassVar[str] = "model"
+    method: Literal["full"] = "full"
+
+
 AdaLora = AdaLoraSpec
 """As it is named from Python: `rankwise.AdaLora(budget=8)`."""
 BudgetKind = Literal["rank", "triplets", "parameters", "bytes"]
@@ -159,6 +170,7 @@ UNITS: dict[str, BudgetKind] = {
     "parameters": "parameters", "params": "parameters", "b": "bytes",
 }  # fmt: skip
 LARGEST_BUDGET = 1e13
+LARGEST_STRENGTH = 10.0
 TIMES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 REFERENCE: dict[str, Any] = {
     "penalty": "reference", "orthogonality": 0.1, "strength_rate": 1.0, "start": "gaussian", "shrink": False,
@@ -176,6 +188,14 @@ def _parse_budget(text: str) -> tuple[BudgetKind, float]:
     if amount > LARGEST_BUDGET:
         raise ValueError("a budget is at most 1e13, which no adapter needs")
     return kind, amount
+
+
+def check_strength(strength: float) -> None:
+    """How many times its own change an adapter makes."""
+    if not 0 <= strength <= LARGEST_STRENGTH:  # so that NaN is refused too
+        raise SpecError(
+            [f"a strength is from 0, the base, over 1, as it was trained, to {LARGEST_STRENGTH:g}; not {strength:g}."]
+        )
 
 
 def _split_names(text: str) -> list[str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
+from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
 from rankwise.spec.data import DataSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.recipe import RECIPES, recipe_named
 from rankwise.spec.spec import Spec
 from rankwise.spec.training import TrainingSpec
 
+OTHERS: dict[str, type[Spec]] = {"adalora": AdaLoraSpec, "full": FullSpec}
+"""Methods that a recipe's settings of an adapter were not written for."""
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -21,8 +23,8 @@ def _method(value: Any) -> Any:
 
 
 Adapting = Annotated[
-    Annotated[LoraSpec, Tag("lora")] | Annotated[AdaLoraSpec, Tag("adalora")],
-    Discriminator(_method, custom_error_type="method", custom_error_message="The method is lora or adalora"),
+    Annotated[LoraSpec, Tag("lora")] | Annotated[AdaLoraSpec, Tag("adalora")] | Annotated[FullSpec, Tag("full")],
+    Discriminator(_method, custom_error_type="method", custom_error_message="The method is lora, adalora or full"),
 ]
 
 
@@ -45,6 +47,28 @@ class Experiment(Spec):
         settings = recipe_named(name).settings
         return value | {part: _over(settings.get(part, {}), value.get(part)) for part in ("training", "adapter")}
 
+    @model_validator(mode="after")
+    def _whole_model_can_learn(self) -> Self:
+        if not isinstance(self.adapter, FullSpec):
+            return self
+        if self.model.dtype == "bfloat16":
+            raise ValueError(
+                'The setting "model.dtype" is bfloat16 and the method is full: small steps of weights in bfloat16 '
+                "would be rounded away. Leave it out; weights that learn are held in float32"
+            )
+        if self.model.trust_code is not None:
+            raise ValueError(
+                'The setting "model.trust_code" is given and the method is full: the model that it writes could not be '
+                "loaded without code of the base's folder. Train an adapter"
+            )
+        return self
+
+    @property
+    def base(self) -> ModelSpec:
+        """The model as it is loaded: weights that learn are float32 on every device."""
+        learns = isinstance(self.adapter, FullSpec)
+        return self.model.model_copy(update={"dtype": "float32"}) if learns else self.model
+
 
 def _over(under: dict[str, Any], given: Any) -> Any:
     if given is None:
@@ -53,7 +77,7 @@ def _over(under: dict[str, Any], given: Any) -> Any:
         given = given.model_dump(include={*given.model_fields_set, "method"} & given.__class__.model_fields.keys())
     if not isinstance(given, dict):
         return given
-    if given.get("method") == "adalora":
-        under = {key: value for key, value in under.items() if key in AdaLoraSpec.model_fields}
+    if (other := OTHERS.get(given.get("method", ""))) is not None:
+        under = {key: value for key, value in under.items() if key in other.model_fields}
     under = {key: value for key, value in under.items() if key != "epochs" or given.get("steps") is None}
     return under | given

@@ -17,7 +17,8 @@ class ModelSpec(Spec):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 where the processor computes in it, float32 elsewhere. Adapters are float32 always."""
+    """`auto`: bfloat16 where the processor computes in it, float32 elsewhere. What learns is float32 always: adapters,
+    and with the method full the whole model, which may not be asked for in bfloat16."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
     """The one commit whose Python code may run, read and named by the user. Never a branch."""

@@ -5,20 +5,21 @@ YAML is read as yaml.py says. Later settings win over earlier ones, over the fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from rankwise.errors import SpecError
 from rankwise.spec.data import DataSpec, Reading
 from rankwise.spec.experiment import Experiment
-from rankwise.spec.spec import Location, problems_of, shown
+from rankwise.spec.spec import Location, Spec, problems_of, shown
 from rankwise.spec.yaml import load_yaml, plain
 
 LARGEST_FILE = 1_000_000
+_Kind = TypeVar("_Kind", bound=Spec)
 SHORTHAND = {"model": "name", "data": "path"}
 
 
@@ -77,6 +78,15 @@ def read_experiment(file: Path | None, settings: Iterable[Setting] = ()) -> Expe
         return Experiment.model_validate(tree.values)
     except ValidationError as error:
         raise SpecError(problems_of(error, Experiment, tree.origin)) from None
+
+
+def read_settings(file: Path, kind: type[_Kind], over: Mapping[str, Any]) -> _Kind:
+    """A file that holds one spec, under `over`."""
+    tree = _read_file(file)
+    try:
+        return kind.model_validate({**tree.values, **over})
+    except ValidationError as error:
+        raise SpecError(problems_of(error, kind, tree.origin)) from None
 
 
 def read_data(files: Iterable[str], settings: Iterable[Setting]) -> DataSpec:

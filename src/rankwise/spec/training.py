@@ -1,4 +1,4 @@
-"""How long, how fast and in what portions an adapter is trained."""
+"""How long, how fast and in what portions a run is trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class TrainingSpec(Spec):
     """Padded tokens computed at once. Bounds the memory, changes no result (without dropout): the loss of a step is the
     mean over the supervised tokens of all its rows, however they are portioned."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
-    """`auto`: 2e-3 at width 576, falling with the width of the model (see training/schedules.py)."""
+    """`auto`: 2e-3 at width 576, falling with the width of the model; a twentieth of it where the whole model learns
+    (see training/schedules.py)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls to zero after the warm-up, if it does."""
     warmup: Number = Field(0.03, ge=0, lt=1)
@@ -43,7 +44,7 @@ class TrainingSpec(Spec):
         return self
 
     def checkpoint_interval(self, steps: int) -> int:
-        """`steps` or more where a run of so many writes none: after its last step there is the adapter."""
+        """`steps` or more where a run of so many writes none: after its last step there is the result."""
         return self.checkpoint_steps or (min(500, steps // 10) if steps > 100 else steps)
 
     def rows_per_step(self, rows: int) -> int:

@@ -27,8 +27,12 @@ from rankwise.training.state import TrainState
 TENSORS, FACTS = "state.safetensors", "state.json"
 FORMAT = 1
 LARGEST_FACTS = 10_000_000
-NUMBERS_PER_PARAMETER = 5
-"""At most: itself, the optimizer's two averages and the two of its importance."""
+
+
+def size_of(state: TrainState) -> int:
+    """The bytes of a checkpoint, at most: what the allocator holds, and the optimizer's two averages."""
+    moments = 2 * sum(parameter.nbytes for parameter in state.parameters)
+    return moments + sum(value.nbytes for value in state.allocator.state().tensors.values())
 
 
 def save(state: TrainState, folder: Path) -> None:

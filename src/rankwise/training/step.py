@@ -59,7 +59,7 @@ def _backward(batch: Batch, loss_of: Loss, supervised: int) -> float:
 
 
 def _check_finite(state: TrainState, loss: float, norm: float) -> None:
-    """Before the update, so that the adapter still holds the last good values."""
+    """Before the update, so that what learns still holds its last good values."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(
             f"step {state.step + 1} of {state.steps}: the loss is {loss} and the gradient's norm {norm}, so training "

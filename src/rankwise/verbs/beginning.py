@@ -1,4 +1,4 @@
-"""How a run's adapter begins: at random, or where the training rows are (EVA, adapters/eva.py)."""
+"""How what learns begins: an adapter at random, or where the training rows are (EVA, adapters/eva.py); or the model."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from dataclasses import replace
 from itertools import chain, islice
 from math import ceil
 
-from rankwise.adapters.adapter_set import AdapterSet, inject
+from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.eva import Real, costs_of, eva_choices
 from rankwise.adapters.targets import Choice, choose
+from rankwise.adapters.tuned import Tuned
 from rankwise.data.batches import Batches, asked, collate, portions_of, real_places
 from rankwise.data.tokens import Tokens
 from rankwise.errors import ResourceError, is_out_of_memory
 from rankwise.models.causal import SupervisedLogits
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.records import Announce, Progressed, RankRecord, Said
-from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.adapters import FullSpec, LoraSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.training import TrainingSpec
+from rankwise.verbs.methods import whole
 
 
 def begin(
     experiment: Experiment, model: LoadedModel, rows: Sequence[Tokens], announce: Announce, given: RankRecord | None
-) -> tuple[AdapterSet, RankRecord | None]:
+) -> tuple[Tuned, RankRecord | None]:
     """The adapter laid over the model, and the ranks where they were given out by what the rows are. `given` are those
     of a run that goes on, whose checkpoint holds the factors."""
     spec, seed = experiment.adapter, experiment.training.seed
+    if isinstance(spec, FullSpec):
+        return whole(model, experiment.run, announce), None
     if not isinstance(spec, LoraSpec) or spec.start != "eva":
         return inject(model.module, spec, seed=seed), None
     if given is not None:

@@ -125,8 +125,14 @@ def _incomparable(a: Candidate, b: Candidate, one: Retention | None, other: Rete
         return f"it was measured of {b.name if one is None else a.name} alone"
     if one.sha256 != other.sha256:
         return "the texts differ"
-    if a.run is None or b.run is None:
-        return "the base is not known of an evaluation's file alone; name the runs"
-    if a.run.manifest.base_model.fingerprint != b.run.manifest.base_model.fingerprint:
-        return "the base models differ"
-    return None
+    bases = [_base_of(side) for side in (a, b)]
+    if None in bases:
+        return "the base of one is not known; name its run"
+    return None if bases[0] == bases[1] else "the base models differ"
+
+
+def _base_of(one: Candidate) -> Any:
+    """By its fingerprint; an evaluation that stands alone has it among its settings."""
+    if one.run is not None:
+        return one.run.manifest.base_model.fingerprint
+    return next((found.settings.get("fingerprint") for found in one.evaluations.values() if found.retention), None)

@@ -2,24 +2,27 @@
 
 peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
 portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
-merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py)
+merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py); all that
+           there is of a run in which the whole model learned
+
+At a strength other than 1 the change is so many times what was trained. In an adapter's files that goes into B, which
+every engine reads, and into no setting.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from rankwise.adapters.stored import check_alike, read_stored
+from rankwise.adapters.stored import StoredAdapter, check_alike, read_stored
 from rankwise.errors import RunError, SpecError, did_you_mean
 from rankwise.run.directory import open_run
-from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, silent
 from rankwise.run.writing import need_space, told_when_full
-from rankwise.spec.adapters import ExportFormat
-from rankwise.verbs.merging import DTYPES, Merged, export_merged
+from rankwise.spec.adapters import ExportFormat, check_strength
+from rankwise.verbs.merging import DTYPES, Merged, beside, export_merged
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
 
@@ -33,40 +36,52 @@ class Exported:
     """Of the tensors' files."""
     rank: int | None = None
     """The largest of all layers, and in `portable` that of each."""
+    strength: float = 1.0
     merged: Merged | None = None
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
         told = asdict(self)
-        return {key: told[key] for key in ("run", "to", "format", "bytes")} | (
+        return {key: told[key] for key in ("run", "to", "format", "strength", "bytes")} | (
             {"rank": self.rank} if self.merged is None else asdict(self.merged)
         )
 
 
 def export(
-    run_name: str, to: Path | str, format: str = "peft", *, dtype: str | None = None, force_base: bool = False,
-    announce: Announce = silent,
+    run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
+    force_base: bool = False, announce: Announce = silent,
 ) -> Exported:  # fmt: skip
-    """Write what a run trained as the folder `to`, which must not be there yet. `dtype` is what a merged model is held
-    in, `float32`, `bfloat16` or `float16`; otherwise it is that of the base model's files."""
+    """Write what a run trained as the folder `to`, which must not be there yet, with its change times `strength`.
+    `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it is that of the base
+    model's files, or of a full run's own."""
     folder = Path(to)
-    _check(format, dtype, force_base=force_base)
+    _check(format, dtype, strength, force_base=force_base)
     run = open_run(run_name)
     _check_free(folder)
     if format == "merged":
-        merged = export_merged(run, folder, announce, dtype, force_base=force_base)
-        return Exported(str(run.folder), str(folder), format, _size(folder), merged=merged)
-    receipt = run.receipt()
+        merged = export_merged(run, folder, announce, dtype, strength, force_base=force_base)
+        return Exported(str(run.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
+    if run.result != run.adapter:
+        raise RunError(f"{run.folder} has no adapter: its whole model was trained. Use --format merged.")
+    files = beside(run, strength)
     held = read_stored(run.adapter)
-    written = held.portable() if format == "portable" else held
-    check_alike(written, held, folder)
+    turned = held.turned(strength)
+    written = turned.portable() if format == "portable" else turned
+    check_alike(written, _wanted(held, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
-        written.write(folder, {RECEIPT: receipt.model_dump(mode="json")})
-    return Exported(str(run.folder), str(folder), format, _size(folder), rank=written.rank)
+        written.write(folder, files)
+    return Exported(str(run.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
 
 
-def _check(format: str, dtype: str | None, *, force_base: bool) -> None:
+def _wanted(held: StoredAdapter, strength: float) -> StoredAdapter:
+    """As it would be with the strength in its scale, to compare with."""
+    factors = {path: replace(part, scale=part.scale * strength) for path, part in held.factors.items()}
+    return replace(held, factors=factors)
+
+
+def _check(format: str, dtype: str | None, strength: float, *, force_base: bool) -> None:
+    check_strength(strength)
     problems = []
     if format not in FORMATS:
         problems.append(f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {", ".join(FORMATS)}.')
@@ -74,6 +89,8 @@ def _check(format: str, dtype: str | None, *, force_base: bool) -> None:
         problems.append(f"dtype and force-base are for the format merged; {format} needs no base model.")
     if dtype is not None and dtype not in DTYPES:
         problems.append(f'there is no dtype "{dtype}".{did_you_mean(dtype, DTYPES)} Known: {", ".join(DTYPES)}.')
+    if strength == 0:
+        problems.append("at strength 0 there is nothing to export: that is the base model itself.")
     if problems:
         raise SpecError(problems)
 

@@ -18,14 +18,23 @@ from math import ceil
 
 import torch
 
-from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.tuned import Tuned
 from rankwise.data.batches import Arrange, Batch, portion
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.errors import RunError, is_out_of_memory
 from rankwise.kernels.regions import compiled_regions
 from rankwise.models.causal import SupervisedLogits, check_packs
-from rankwise.models.fast import PROBED, FastLoss, agrees, blocks_of, is_fast, lowest_that_learns, probe
+from rankwise.models.fast import (
+    PROBED,
+    FastLoss,
+    agrees,
+    blocks_of,
+    has_weights_that_learn,
+    is_fast,
+    lowest_that_learns,
+    probe,
+)
 from rankwise.models.kept import kept_by
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.cache import cache_folder
@@ -45,11 +54,11 @@ KEPT_SHARE, PREFIX_SHARE = 0.7, 0.15
 
 @dataclass(frozen=True)
 class Forms:
-    """Of a model with its adapters, for documents of at most `longest` tokens and at most `largest` tokens at once.
+    """Of a model and what learns of it, for documents of at most `longest` tokens and at most `largest` tokens at once.
     The blocks below `lowest` do not learn."""
 
     model: LoadedModel
-    adapters: AdapterSet
+    tuned: Tuned
     longest: int
     largest: int
     lowest: int
@@ -58,7 +67,7 @@ class Forms:
     def chosen(self, tokens: int) -> Form:
         """For a new run over so many tokens in all."""
         if not is_fast(self.model.module, self.longest):
-            self.announce(Said("computed in the plain form: no kernels fit this model, its device and these documents"))
+            self.announce(Said(f"computed in the plain form: {self._why_plain()}"))
             return "plain"
         if not self._agrees():
             self.announce(Said("the fast form does not agree with the plain one on this model, which is used instead"))
@@ -66,6 +75,11 @@ class Forms:
         form: Form = "compiled" if self._seconds_per_token() * tokens > LONG and self._compiles() else "fast"
         self.announce(Said(f"computed in the {form} form, which agrees with the plain one (--plain)"))
         return form
+
+    def _why_plain(self) -> str:
+        if has_weights_that_learn(self.model.module):
+            return "the kernels take the model's own weights as they are, and here those learn"
+        return "no kernels fit this model, its device and these documents"
 
     @contextmanager
     def computing(self, form: Form, packing: bool) -> Iterator[tuple[Loss, Arrange]]:
@@ -84,7 +98,7 @@ class Forms:
             yield self._fitting(), flat
 
     def _agrees(self) -> bool:
-        return agrees(self.model.module, self.adapters.parameters(), SupervisedLogits(self.model.module))
+        return agrees(self.model.module, self.tuned.parameters(), SupervisedLogits(self.model.module))
 
     def _seconds_per_token(self) -> float:
         """By a small step, which is slower for each token than a large one; `agrees` has made one before."""
@@ -95,17 +109,17 @@ class Forms:
             return (time.perf_counter() - began) / batch.tokens
 
     def _step(self, batch: Batch) -> None:
-        torch.autograd.grad(FastLoss(self.model.module)(batch), self.adapters.parameters(), allow_unused=True)
+        torch.autograd.grad(FastLoss(self.model.module)(batch), self.tuned.parameters(), allow_unused=True)
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
         """With dropout, if there is one, which no number of the run may depend on."""
         with torch.random.fork_rng(devices=[]):
-            self.adapters.train()
+            self.tuned.train()
             try:
                 yield
             finally:
-                self.adapters.train(False)
+                self.tuned.train(False)
 
     def _compiles(self) -> bool:
         began = time.perf_counter()

@@ -1,7 +1,8 @@
 """What an adapter is made of: the rank of each layer, and how it came to be. Loads no model.
 
 The ranks of a run that trained AdaLoRA are those its journal decided on at last, which knows the parts of a fused layer
-and the layers that were left without any; where journal and file cannot both be right, the file is.
+and the layers that were left without any; where journal and file cannot both be right, the file is. A whole model that
+was trained has no ranks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from rankwise.adapters.peft_factors import CONFIG, WEIGHTS
 from rankwise.adapters.stored import read_ranks_stored
+from rankwise.models.saving import numbers_in
 from rankwise.run.directory import RunDirectory, open_run
 from rankwise.run.journal import read_ranks
 from rankwise.run.records import RankRecord
@@ -48,6 +50,9 @@ def inspect(name: str) -> Inspected:
     if os.path.isfile(Path(name) / CONFIG):  # noqa: PTH113  is_file raises where a name is too long
         return _inspected(name, Path(name), [])
     run: RunDirectory = open_run(name)
+    if run.result != run.adapter:
+        size = sum(file.stat().st_size for file in run.result.glob("*.safetensors"))
+        return Inspected(str(run.folder), {}, numbers_in(run.result).total(), size, [])
     return _inspected(str(run.folder), run.adapter, read_ranks(run.metrics) if run.metrics.is_file() else [])
 
 

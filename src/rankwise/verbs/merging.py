@@ -1,8 +1,9 @@
-"""The base model with a run's adapter in its weights, loaded again from the disk and compared with the trained model.
+"""A run's model without any adapter over it, loaded again from the disk and compared with the trained model.
 
-Weights are merged on the processor, in float32 unless both the base's files and the new ones are bfloat16, and rounded
-once. Read back, every weight must be the merged one bit for bit, and the logits on a text that is always the same must
-be the trained model's but for rounding; else nothing is left.
+An adapter goes into its base's weights; where the whole model learned there is none. It is done on the processor, in
+float32 unless both the base's files and the new ones are bfloat16, and rounded once. Read back, every weight must be
+the merged one bit for bit, and the logits on a text that is always the same must be the trained model's but for
+rounding; else nothing is left.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.merging import merge
 from rankwise.errors import AdapterError, RunError
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.saving import save, stored_as
 from rankwise.run.directory import RunDirectory
+from rankwise.run.evaluations import STRENGTH
 from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import need_space, published, write_json
-from rankwise.verbs.ask import base_of, open_for_asking
+from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.methods import model_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
@@ -37,31 +42,39 @@ class Merged:
     dtype: str
     logits_difference: float
     """The largest, from the trained model with its adapter beside it, as a share of the largest logit."""
-    logits_change: float
-    """The same from the base model: what the adapter does."""
+    logits_change: float | None
+    """The same from the base model: what an adapter does."""
 
 
 def export_merged(
-    run: RunDirectory, folder: Path, announce: Announce, dtype: str | None, *, force_base: bool
+    run: RunDirectory, folder: Path, announce: Announce, dtype: str | None, strength: float = 1.0, *, force_base: bool
 ) -> Merged:
     if run.experiment().model.trust_code is not None:
         raise RunError(f"{run.folder} was trained on a model that brings code of its own, which a folder cannot be "
                        "trusted with. Export the adapter as peft or portable.")  # fmt: skip
-    base = base_of(run, None)
-    stored, numbers = stored_as(base, announce)
+    if strength != 1 and run.result != run.adapter:
+        raise RunError(
+            f"{run.folder} is a whole model that was trained, and is exported as it is; leave out --strength."
+        )
+    trained = model_of(run, None)
+    stored, numbers = stored_as(trained, announce)
     wanted = stored if dtype is None else DTYPES[dtype]
     need_space(folder.absolute(), numbers * wanted.itemsize)
     held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
-    spec = base.model_copy(update={"dtype": held, "device": "cpu"})
-    asked = open_for_asking(str(run.folder), announce, force_base=force_base, base=spec)
-    live = _logits(asked.model)
-    with asked.adapters.disabled():
-        change = _difference(_logits(asked.model), live)
-    merge(asked.adapters)
+    spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
+    asked = open_for_asking(str(run.folder), announce, force_base=force_base, held=spec)
+    change = None
+    with asked.tuned.scaled(strength):
+        live = _logits(asked.model)
+        if isinstance(asked.tuned, AdapterSet):
+            with asked.tuned.disabled():
+                change = _difference(_logits(asked.model), live)
+            merge(asked.tuned)
     with published(folder) as temporary:
         announce(Said("Writing the merged model"))
         save(asked.model, temporary, wanted)
-        write_json(temporary / RECEIPT, run.receipt().model_dump(mode="json"))
+        for file, value in beside(run, strength).items():
+            write_json(temporary / file, value)
         weights = _hashes(asked.model)
         del asked  # the merged one is loaded in its place
         again = load(spec.model_copy(update={"name": str(temporary)}))
@@ -73,6 +86,12 @@ def export_merged(
                 "the adapter as peft or portable."
             )
     return Merged(str(wanted).removeprefix("torch."), difference, change)
+
+
+def beside(run: RunDirectory, strength: float) -> dict[str, Any]:
+    """What lies in an exported folder as JSON beside the tensors, by file name."""
+    receipt = {RECEIPT: run.receipt().model_dump(mode="json")}
+    return receipt if strength == 1 else receipt | {STRENGTH: {"run": run.folder.name, "strength": strength}}
 
 
 def _logits(model: LoadedModel) -> Tensor:

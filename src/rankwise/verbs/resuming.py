@@ -13,6 +13,7 @@ from rankwise.run.journal import cut_journal, read_journal, read_ranks
 from rankwise.run.manifest import Manifest, Resumed
 from rankwise.run.receipt import Receipt
 from rankwise.run.records import LossRecord, RankRecord, StepRecord
+from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import restore
 from rankwise.training.state import TrainState
@@ -44,7 +45,8 @@ def check_settings(run: RunDirectory, experiment: Experiment) -> None:
 
 def ranks_before_training(run: RunDirectory, experiment: Experiment) -> RankRecord | None:
     """What EVA gave out when the run began, which is not looked for again."""
-    if experiment.adapter.start != "eva":
+    spec = experiment.adapter
+    if not isinstance(spec, LoraSpec) or spec.start != "eva":
         return None
     try:
         given = next((record for record in read_ranks(run.metrics) if record.step == 0), None)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rankwise.adapters.adapter_set import AdapterSet
-from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
-from rankwise.adapters.peft_format import WEIGHTS, write_peft
+from rankwise.adapters.tuned import Tuned
 from rankwise.data.batches import Arrange, Batches
 from rankwise.data.preparation import Prepared
 from rankwise.errors import TrainingError, some
@@ -17,16 +15,15 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
 from rankwise.run.manifest import Form, Results, peak_rss
-from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Event, LossRecord, RankRecord, Said, StepRecord
-from rankwise.spec.adapters import AdaLoraSpec
 from rankwise.spec.experiment import Experiment
-from rankwise.training.checkpoints import NUMBERS_PER_PARAMETER, save
+from rankwise.training.checkpoints import save, size_of
 from rankwise.training.loop import train as train_loop
 from rankwise.training.losses import Loss, mean_loss
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.verbs.forms import Forms
+from rankwise.verbs.methods import allocator_of, write
 from rankwise.verbs.preparing import facts_of, told
 from rankwise.verbs.resuming import Past
 
@@ -36,7 +33,7 @@ class Session:
     experiment: Experiment
     run: RunDirectory
     model: LoadedModel
-    adapters: AdapterSet
+    tuned: Tuned
     ranks: RankRecord | None
     """Given out before training."""
     prepared: Prepared
@@ -46,7 +43,7 @@ class Session:
 
     @property
     def rate(self) -> float:
-        return learning_rate(self.experiment.training, self.model.width)
+        return learning_rate(self.experiment.training, self.model.width, self.experiment.adapter.method)
 
     @property
     def steps(self) -> int:
@@ -54,13 +51,12 @@ class Session:
 
     @property
     def trainable(self) -> int:
-        return sum(parameter.numel() for parameter in self.adapters.parameters())
+        return sum(parameter.numel() for parameter in self.tuned.parameters())
 
-    @property
-    def bytes_written(self) -> int:
-        """At most: an adapter, and two checkpoints while one takes the other's place."""
+    def bytes_written(self, state: TrainState) -> int:
+        """At most: what is learned, and two checkpoints while one takes the other's place."""
         saves = self.experiment.training.checkpoint_interval(self.steps) < self.steps
-        return 4 * self.trainable * (1 + 2 * NUMBERS_PER_PARAMETER * saves)
+        return 4 * self.trainable + 2 * size_of(state) * saves
 
     def describe(self) -> str:
         data, facts = facts_of(self.prepared), self.model.facts
@@ -70,7 +66,7 @@ class Session:
             f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} documents to train on, "
             f"{data.tokens:,} tokens, {share:.0%} of them learned"
             + (f"; {data.measured_documents:,} documents to measure with" if data.measured_documents else "")
-            + f"\n{self.trainable:,} trainable parameters on {len(self.adapters.layers)} layers; "
+            + f"\n{self.trainable:,} trainable parameters in {len(self.tuned.parts)} {self.tuned.kind}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + "".join(f"\n{line}" for line in told(self.prepared.receipt))
         )
@@ -78,11 +74,8 @@ class Session:
     def work(self, state: TrainState, past: Past) -> Results:
         with Journal(self.run.metrics) as journal:
             seen, before, after, seconds = self._train(journal, state, past)
-        revision = self.experiment.model.revision
-        receipt = {RECEIPT: self.prepared.receipt.model_dump(mode="json")}
-        write_peft(
-            self.adapters, self.run.adapter, base_model=self.model.source.name, revision=revision, beside=receipt
-        )
+        receipt = self.prepared.receipt.model_dump(mode="json")
+        write(self.tuned, self.model, self.run, self.experiment.model.revision, receipt)
         return self._results(seen, before, after, seconds)
 
     def _train(
@@ -112,17 +105,17 @@ class Session:
                 hear(self.ranks)
             before = self._held_out(loss_of, arrange, 0, hear)
             torch.manual_seed(spec.seed)
-        self.adapters.train()
+        self.tuned.train()
         began = time.perf_counter()
         try:
             train_loop(
                 state, batches, loss_of=loss_of, announce=hear, after_step=lambda state: self._save(state, journal)
             )
         finally:
-            self.adapters.train(False)
+            self.tuned.train(False)
         seconds = past.seconds + time.perf_counter() - began
         self._check_that_all_learned(state)
-        self.adapters.settle()
+        self.tuned.settle()
         return before, self._held_out(loss_of, arrange, self.steps, hear), seconds
 
     def _save(self, state: TrainState, journal: Journal) -> None:
@@ -136,7 +129,7 @@ class Session:
     def forms(self) -> Forms:
         spec, longest = self.experiment.training, self.prepared.longest
         largest = max(longest, min(spec.micro_batch_tokens, spec.batch_size * longest))
-        return Forms(self.model, self.adapters, longest, largest, self.lowest, self.announce)
+        return Forms(self.model, self.tuned, longest, largest, self.lowest, self.announce)
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""
@@ -147,7 +140,7 @@ class Session:
 
     def state(self) -> TrainState:
         """Before the first step."""
-        spec, allocator = self.experiment.training, self._allocator()
+        spec, allocator = self.experiment.training, allocator_of(self.tuned, self.experiment.adapter, self.steps)
         return TrainState(
             allocator=allocator,
             optimizer=adamw(allocator, spec),
@@ -157,20 +150,12 @@ class Session:
             device=self.model.precision.device,
         )
 
-    def _allocator(self) -> Allocator:
-        spec = self.experiment.adapter
-        return (
-            RankAllocator(self.adapters, spec, self.steps)
-            if isinstance(spec, AdaLoraSpec)
-            else FixedRanks(self.adapters, b_rate=spec.b_rate)
-        )
-
     def _check_that_all_learned(self, state: TrainState) -> None:
-        idle, layers = state.allocator.idle(state.optimizer), len(self.adapters.adapters())
-        if len(idle) >= layers:
-            raise TrainingError(f"none of the {layers} adapted layers got a gradient, so nothing was learned.")
+        idle, parts, kind = state.allocator.idle(state.optimizer), len(self.tuned.parts), self.tuned.kind
+        if len(idle) >= parts:
+            raise TrainingError(f"none of the {parts} {kind} got a gradient, so nothing was learned.")
         if idle:
-            self.announce(Said(f"{len(idle)} of {layers} adapted layers never got a gradient: {some(idle, 3)}"))
+            self.announce(Said(f"{len(idle)} of {parts} {kind} never got a gradient: {some(idle, 3)}"))
 
     def _held_out(self, loss_of: Loss, arrange: Arrange, step: int, hear: Announce) -> LossRecord | None:
         rows = self.prepared.measured_rows
@@ -187,7 +172,7 @@ class Session:
     ) -> Results:
         """`loss` is the mean over the last tenth of the steps."""
         last = seen[-max(1, len(seen) // 10) :]
-        adapted = sum(parameter.numel() for parameter in self.model.module.parameters())
+        together = sum(parameter.numel() for parameter in self.model.module.parameters())
         return Results(
             steps=len(seen),
             loss=sum(r.loss * r.supervised_tokens for r in last) / sum(r.supervised_tokens for r in last),
@@ -198,6 +183,6 @@ class Session:
             tokens_per_second=sum(record.tokens for record in seen) / seconds,
             peak_rss_bytes=peak_rss(),
             trainable_parameters=self.trainable,
-            total_parameters=adapted - self.trainable,
-            adapter_bytes=(self.run.adapter / WEIGHTS).stat().st_size,
+            total_parameters=together - self.tuned.added,
+            adapter_bytes=sum(file.stat().st_size for file in self.run.result.glob("*.safetensors")),
         )

@@ -1,19 +1,19 @@
 """Wire data, model, adapter and loop together: from an Experiment to a finished run.
 
 Nothing is written before everything that can be wrong beforehand has been checked: settings, rows, model, targets.
-The adapter is written whole, then the manifest says finished. A run that fails or is stopped keeps its metrics and its
-last checkpoint and says so; it never holds an adapter.
+What was learned is written whole, then the manifest says finished. A run that fails or is stopped keeps its metrics and
+its last checkpoint and says so; it never holds an adapter or a model.
 """
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.targets import tables_of_the_head
+from rankwise.adapters.tuned import Tuned
 from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, first_line, is_out_of_memory, some
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -25,6 +25,7 @@ from rankwise.spec.experiment import Experiment
 from rankwise.training.state import TrainState
 from rankwise.verbs.beginning import begin
 from rankwise.verbs.forms import lowest_of
+from rankwise.verbs.methods import lent, named
 from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal
 from rankwise.verbs.resuming import Past, changed_since, check_settings, ranks_before_training, take_up
 from rankwise.verbs.session import Session
@@ -32,50 +33,52 @@ from rankwise.verbs.session import Session
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, and the model with the adapter still in it."""
+    """A finished run, and the model as it was tuned. `tuned` is the set of its adapters, or the whole model."""
 
     run: RunDirectory
     manifest: Manifest
     model: LoadedModel
-    adapters: AdapterSet
+    tuned: Tuned
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise train --json` prints."""
         results = self.manifest.results
         assert results is not None, "only a finished run is returned"
-        return {"run": str(self.run.folder), "adapter": str(self.run.adapter), **results.model_dump()}
+        return {"run": str(self.run.folder), self.run.result.name: str(self.run.result), **results.model_dump()}
 
 
 def train(
     experiment: Experiment, *, announce: Announce = silent, restart: bool = False, resume: bool = False,
     model: LoadedModel | None = None,
 ) -> Trained:  # fmt: skip
-    """Train an adapter; the result lies in `runs/NAME`. A `model` that is loaded already saves loading it again."""
+    """Train an adapter or a whole model; the result lies in `runs/NAME`. A `model` that is loaded already saves loading
+    it again; the method full learns on a copy of it."""
     if restart and resume:
         raise SpecError(["--restart begins again from nothing and --resume goes on; give one of them."])
     run = RunDirectory.named(experiment.run)
     with run.claimed(restart=restart, resume=resume):
         if resume:
             check_settings(run, experiment)
-        loaded = model if model is not None else load(experiment.model, announce)
-        if loaded.spec != experiment.model:
+        loaded = load(experiment.base, announce) if model is None else lent(model, experiment)
+        if loaded.spec != experiment.base:
             raise SpecError(
-                [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.model}.']
+                [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.base}.']
             )
         writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, loaded.context_length)
         prepared = prepare(experiment.data, writing, announce)
         refuse_fatal(prepared.receipt)
         loaded = replace(loaded, template=writing.by(experiment.data).template)
         given = ranks_before_training(run, experiment) if resume else None
-        adapters, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
+        tuned, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
         try:
-            if shared := tables_of_the_head(loaded.module, adapters.layers):
+            if shared := tables_of_the_head(loaded.module, tuned.parts):
                 announce(Said(_shared(shared)))
             lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
-            session = Session(experiment, run, loaded, adapters, ranks, prepared, announce, lowest)
-            return Trained(run, _recorded(run, session, resume=resume), loaded, adapters)
+            session = Session(experiment, run, loaded, tuned, ranks, prepared, announce, lowest)
+            return Trained(run, _recorded(run, session, resume=resume), named(tuned, loaded, run), tuned)
         except BaseException:
-            adapters.eject()
+            if isinstance(tuned, AdapterSet):  # a model that was given is to be what it was
+                tuned.eject()
             raise
 
 
@@ -88,7 +91,7 @@ def _shared(paths: list[str]) -> str:
 
 def _begun(run: RunDirectory, session: Session, state: TrainState, *, resume: bool) -> Past:
     """From here on the folder holds a run that is running."""
-    need_space(run.folder, session.bytes_written)
+    need_space(run.folder, session.bytes_written(state))
     form: Form = "plain" if resume else session.form()  # a run that goes on keeps the one it was begun in
     manifest = Manifest(
         status="running", base_model=session.model.facts, data=facts_of(session.prepared), learning_rate=session.rate,
@@ -123,11 +126,12 @@ def _recorded(run: RunDirectory, session: Session, *, resume: bool) -> Manifest:
         ended = manifest.model_copy(
             update={"status": status, "ended": now(), "problem": str(error) or type(error).__name__}
         )
+        with suppress(OSError):
+            run.forget_results()
         with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
-            shutil.rmtree(run.adapter, ignore_errors=True)
             run.write_manifest(ended)
-        raise _told(error, run) from None
-    run.forget_checkpoints()  # outside: from here on nothing may take the adapter away
+        raise _told(error, run, session.experiment.adapter.result) from None
+    run.forget_checkpoints()  # outside: from here on nothing may take the result away
     _report(run, session)
     return finished
 
@@ -144,9 +148,9 @@ def _report(run: RunDirectory, session: Session) -> None:
         )
 
 
-def _told(error: BaseException, run: RunDirectory) -> BaseException:
+def _told(error: BaseException, run: RunDirectory, result: str) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
-        message = f"stopped. {run.folder} keeps the metrics so far and holds no adapter. Use {run.ways_on}."
+        message = f"stopped. {run.folder} keeps the metrics so far and holds no {result}. Use {run.ways_on}."
         return Interrupted(message, getattr(error, "exit_code", 130))
     if is_out_of_memory(error):
         return ResourceError(

@@ -1,0 +1,150 @@
+"""The full mode of `rankwise claims`: four public sets, three seeds, three rates or more for each method.
+
+    python lab/claims.py FOLDER [--minutes M]     run what is not done yet, for at most so long
+    python lab/claims.py FOLDER --table           lab/claims.md from what is done
+
+SmolLM2-135M. Dolly, E2E, GSM8K and superbowl_facts rows, of which some are never trained on; E2E's are of meanings that
+were never trained on, superbowl_facts' questions were asked in training with other answers. Outside instructions are
+Self-Instruct's seed tasks. Adapters are rank 16 on all linear layers. Finished cells lie in FOLDER/cells.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from rankwise.cli.allocator import keep_memory
+from rankwise.run.claims import Claim, Claims
+from rankwise.run.records import Event, Said
+from rankwise.verbs.claim_cells import ClaimTask
+from rankwise.verbs.claims import Plan, claims
+
+Rows = list[tuple[str, str]]
+MEASURED = 60
+TRAINED = {"e2e": 400, "dolly": 200, "gsm8k": 200, "superbowl": 300}
+PLAN = Plan(
+    rates={"lora": (5e-4, 1e-3, 2e-3), "adalora": (1e-3, 2e-3, 4e-3), "full": (3e-5, 1e-4, 3e-4)},
+    seeds=(0, 1, 2),
+    rows=TRAINED,
+    small=(("e2e", 50), ("e2e", 200), ("e2e", 800)),
+)
+HERE = Path(__file__).parent
+
+
+def data(name: str) -> Path:
+    return Path(os.environ["RANKWISE_DATA"]) / name
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    with data(name).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def shuffled(rows: Rows, seed: int) -> Rows:
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def e2e() -> tuple[Rows, Rows]:
+    with data("e2e/devset.csv").open(encoding="utf-8") as file:
+        rows = [(row["mr"], row["ref"]) for row in csv.DictReader(file)]
+    meanings = sorted({meaning for meaning, _ in rows})
+    random.Random(0).shuffle(meanings)
+    apart = set(meanings[: len(meanings) // 4])
+    shuffled(rows, 1)
+    return [row for row in rows if row[0] not in apart], [row for row in rows if row[0] in apart]
+
+
+def dolly() -> tuple[Rows, Rows]:
+    rows = [(row["prompt"], row["response"]) for row in lines("dolly/train.jsonl")]
+    rows = shuffled([row for row in rows if len(row[0]) + len(row[1]) < 2000], 2)
+    return rows[MEASURED:], rows
+
+
+def gsm8k() -> tuple[Rows, Rows]:
+    trained, measured = (
+        shuffled([(row["question"], row["answer"]) for row in lines(f"gsm8k/{name}.jsonl")], 3)
+        for name in ("train", "test")
+    )
+    return trained, measured
+
+
+def superbowl() -> tuple[Rows, Rows]:
+    rows = [(row["prompt"], row["completion"])
+            for name in ("train", "valid") for row in lines(f"superbowl_facts/{name}.jsonl")]  # fmt: skip
+    rows = shuffled(list(dict.fromkeys(row for row in rows if len(row[0]) + len(row[1]) < 600)), 4)
+    return rows[MEASURED:], rows
+
+
+def outside() -> Rows:
+    """Of tasks with an answer of some length."""
+    made = []
+    for task in lines("self_instruct/seed_tasks.jsonl"):
+        instance = task["instances"][0]
+        asked = "\n\n".join(filter(None, (task["instruction"], instance["input"])))
+        if 20 <= len(instance["output"]) and len(asked) + len(instance["output"]) < 1500:
+            made.append((asked, instance["output"]))
+    return shuffled(made, 5)[:MEASURED]
+
+
+def written(folder: Path, name: str, rows: Rows) -> Path:
+    file = folder / f"{name}.jsonl"
+    text = "".join(json.dumps({"prompt": asked, "completion": said}) + "\n" for asked, said in rows)
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
+    return file
+
+
+def tasks(folder: Path) -> list[ClaimTask]:
+    folder.mkdir(parents=True, exist_ok=True)
+    elsewhere = written(folder, "outside", outside())
+    made = []
+    for name, make in {"e2e": e2e, "dolly": dolly, "superbowl": superbowl, "gsm8k": gsm8k}.items():
+        trained, measured = make()
+        files = (
+            written(folder, f"{name}-trained", trained[:800]),
+            written(folder, f"{name}-measured", measured[:MEASURED]),
+        )
+        made.append(ClaimTask(name, *files, outside=elsewhere if name == "dolly" else None))
+    return made
+
+
+def heard(event: Event) -> None:
+    if isinstance(event, Said):
+        print(event.text, flush=True)
+
+
+def table(told: Claims) -> str:
+    rows = [f"| {claim.claim} | **{claim.answer}** | {_value(claim)} | {claim.wanted} | {claim.seeds} × {claim.n} |"
+            for claim in told.claims]  # fmt: skip
+    return "\n".join(
+        ["| claim | answer | measured (95 %) | holds if | seeds × items |", "|---|---|---|---|---|", *rows]
+    )
+
+
+def _value(claim: Claim) -> str:
+    if claim.value is None or claim.low is None or claim.high is None:
+        return claim.why or ""
+    interval = "" if claim.low == claim.high else f" ({claim.low:.4g} to {claim.high:.4g})"
+    return f"{claim.value:.4g}{interval}{', ' + claim.why if claim.why else ''}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    keep_memory()
+    minutes = 0.0 if options.table else options.minutes
+    told = claims(options.folder, tasks=tasks(options.folder), plan=PLAN, mode="full", minutes=minutes, announce=heard)
+    print(table(told))
+
+
+if __name__ == "__main__":
+    main()

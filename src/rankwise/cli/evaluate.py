@@ -1,0 +1,82 @@
+"""`rankwise evaluate`: what a run, or a model, is worth on a task, how sure that is, and what was forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.allocator import keep_memory
+from rankwise.cli.display import Display, print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import ForceBase, Json, Quiet, TrustCode
+
+if TYPE_CHECKING:
+    from rankwise.run.evaluations import Difference, Evaluation, Measured
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", show_default=False,
+                                          help="A run (its name or folder), or a model as --model takes it.")],
+    task: Annotated[str | None, typer.Option(show_default=False,
+        help="A built-in task, a YAML file, or a file of rows.  [default: the rows that the run held out]")] = None,
+    data: Annotated[str | None, typer.Option(show_default=False, help="Where the task's rows are.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, show_default=False,
+        help="Draw this many, by the task's seed.")] = None,
+    against: Annotated[str | None, typer.Option(show_default=False,
+        help="The model that a merged one comes from. A run is held against its own base.")] = None,
+    base: Annotated[bool, typer.Option(help="Evaluate the run's base too.")] = True,
+    retention: Annotated[bool, typer.Option(help="Measure what became of text that nobody was trained on.")] = True,
+    text: Annotated[str | None, typer.Option(show_default=False,
+        help="That text: a file, or rows with a text.  [default: the documentation that every Python carries]")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 16,
+    dtype: Annotated[str, typer.Option(
+        help="float32, bfloat16, or auto: float32 on a processor, where answers do not depend on the batch.")] = "auto",
+    out: Annotated[Path | None, typer.Option(show_default=False,
+        help="Where to write the result.  [default: the run's folder]")] = None,
+    force_base: ForceBase = False,
+    trust_code: TrustCode = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Score a run beside its base, or a model."""
+    with failures_told(as_json):
+        from rankwise.verbs.evaluate import evaluate as evaluate_verb
+
+        keep_memory()
+        with Display(quiet) as display:
+            found = evaluate_verb(
+                target, task, data=data, rows=rows, against=against, base=base,
+                with_retention=retention, text=text, together=batch_size, dtype=dtype,
+                out=out, announce=display, force_base=force_base, trust_code=trust_code,
+            )  # fmt: skip
+        if as_json:
+            print_json(found.summary())
+        else:
+            _tell(found)
+
+
+def _tell(found: Evaluation) -> None:
+    typer.echo(f"{found.task}, {found.n:,} items of {found.data}, intervals of 95 %")
+    width = max(map(len, found.tuned.metrics))
+    for metric, measured in found.tuned.metrics.items():
+        line = f"  {metric:<{width}}  {_interval(measured)}"
+        if metric in found.differences:
+            line += f"   base {found.differences[metric].a:.4g}: {_judged(found.differences[metric])}"
+        typer.echo(line)
+    if (kept := found.retention) is not None:
+        typer.echo(
+            f"on {kept.text}, never trained on: KL(base || tuned) {kept.kl:.4f} nats per token "
+            f"({kept.low:.4f} to {kept.high:.4f}); its own tokens {kept.delta_nll:+.4f} nats less likely "
+            f"({kept.delta_nll_low:+.4f} to {kept.delta_nll_high:+.4f}); same likeliest token at {kept.agreement:.1%}"
+        )
+
+
+def _interval(measured: Measured) -> str:
+    return f"{measured.value:.4g} ({measured.low:.4g} to {measured.high:.4g})"
+
+
+def _judged(found: Difference) -> str:
+    verdict = found.verdict if found.verdict != "cannot tell" else f"cannot tell with n = {found.n:,}"
+    return f"{verdict}, difference {found.difference:+.4g} ({found.low:+.4g} to {found.high:+.4g})"

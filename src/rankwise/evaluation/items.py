@@ -1,0 +1,201 @@
+"""A task's questions as token ids: what is given, what is scored, and what is to be chosen between. Next: scoring.py.
+
+Rows of a known form are encoded as training encodes them, so a loss is that of training, and what is asked has the very
+ids that a run was trained on. A question that is a text to be continued is encoded whole, and is scored from where the
+ids of the text alone end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+import numpy as np
+
+from rankwise.data.encoding import Encoder
+from rankwise.data.example import Example, Message
+from rankwise.data.sources import open_source
+from rankwise.data.tokens import Tokens, prompt_ids
+from rankwise.errors import DataError
+from rankwise.evaluation.questions import Question, between, data_spec, questions
+from rankwise.models.loaded import LoadedModel
+from rankwise.spec.tasks import TaskSpec
+
+BLOCK = 1024
+"""Tokens of a running text that are scored together."""
+LONGEST_TEXT = 50_000_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """`documents` are scored where they are learned: one, or one for each choice, with its length in characters in
+    `sizes`. `given` are the ids before the answer that is to be written."""
+
+    where: str
+    prompt: str
+    wanted: str
+    documents: tuple[Tokens, ...]
+    right: int = -1
+    sizes: tuple[int, ...] = ()
+    given: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Items:
+    items: tuple[Item, ...]
+    too_long: int = 0
+    """Left out, since the model's context does not hold them."""
+
+    @property
+    def sha256(self) -> str:
+        """Of what is asked and wanted, whatever the tokenizer."""
+        said = [(item.prompt, item.wanted, item.right, item.sizes) for item in self.items]
+        return sha256(json.dumps(said).encode()).hexdigest()
+
+
+def items_of(task: TaskSpec, model: LoadedModel) -> Items:
+    if task.running_text:
+        return Items(_blocks(task, model))
+    if task.ask is not None:
+        asked = questions(task)
+        return (
+            _conversations(asked, task, model) if task.chat else Items(tuple(_continued(one, model) for one in asked))
+        )
+    return _of_rows(task, model)
+
+
+def items_of_documents(documents: Sequence[Tokens], model: LoadedModel) -> Items:
+    """Of rows that are encoded already, such as those a run held out."""
+    return Items(tuple(_item(f"document {number}", one, model) for number, one in enumerate(documents, start=1)))
+
+
+def _encoder(task: TaskSpec, model: LoadedModel) -> Encoder:
+    spec = data_spec(task)
+    limit = model.context_length or 10**9
+    return Encoder(model.template, model.tokenizer, spec.model_copy(update={"max_length": limit}), limit)
+
+
+def _of_rows(task: TaskSpec, model: LoadedModel) -> Items:
+    spec = data_spec(task)
+    reading = open_source(spec, spec.all_sources[0])
+    examples = [example for chunk in reading.chunks() for row in chunk for example in row]
+    problems = [reason for _, reason in reading.skipped]
+    if problems or not examples:
+        raise DataError("\n".join(problems[:5]) or f"{task.data}: holds no rows.")
+    if task.chosen:
+        asked = [(_question(example), example.messages[-1].content) for example in examples]
+        return _conversations(between(asked, task), task, model)
+    return _encoded([(example, None) for example in examples], task, model)
+
+
+def _question(example: Example) -> Question:
+    if not example.messages or len([one for one in example.messages if one.role != "system"]) != 2:
+        raise DataError(f"{example.where}: a row to choose an answer for has one question and one answer.")
+    return Question(example.where, (example.asked,), example.messages[-1].content)
+
+
+def _conversations(asked: Sequence[Question], task: TaskSpec, model: LoadedModel) -> Items:
+    """By the chat template; with choices each is a conversation of its own, scored with the end token behind it."""
+    opening = (Message("system", task.system),) if task.system else ()
+
+    def example(question: Question, answer: str) -> Example:
+        return Example((*opening, Message("user", question.asked[0]), Message("assistant", answer)), question.where)
+
+    pairs = [(example(one, answer), one) for one in asked for answer in one.choices or (one.wanted,)]
+    return _encoded(pairs, task, model)
+
+
+def _encoded(pairs: Sequence[tuple[Example, Question | None]], task: TaskSpec, model: LoadedModel) -> Items:
+    outcomes = _encoder(task, model).encode([example for example, _ in pairs])
+    problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
+    if problems:
+        raise DataError("\n".join(problems[:5]))
+    items: list[Item] = []
+    too_long, place = 0, 0
+    while place < len(pairs):
+        example, question = pairs[place]
+        count = max(1, len(question.choices)) if question is not None else 1
+        made = [document for outcome in outcomes[place : place + count] for document in outcome.documents]
+        whole = len(made) == count if question is not None else bool(made)
+        too_long += not whole
+        if whole:
+            shown = question.asked[0] if question is not None else example.asked
+            items.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made)))
+        if whole and question is not None:
+            items[-1] = replace(items[-1], wanted=question.wanted, right=question.right, sizes=_sizes(question))
+        place += count
+    if not items:
+        raise DataError(f"{task.data}: none of its {too_long:,} rows fits into the model's context.")
+    return Items(tuple(items), too_long)
+
+
+def _sizes(question: Question) -> tuple[int, ...]:
+    return tuple(map(len, question.choices))
+
+
+def _item(where: str, document: Tokens, model: LoadedModel) -> Item:
+    """The last answer of a document is the one that is wanted."""
+    ids, learned = np.asarray(document.ids), np.asarray(document.learned)
+    ends = np.flatnonzero(learned)
+    last = ends[-1] + 1
+    begin = last - int(np.argmin(learned[:last][::-1])) if not learned[:last].all() else 0
+    given = ids[:begin].tolist()
+    wanted = model.template.answer_text(ids[begin:last].tolist())
+    return Item(where, model.tokenizer.readable(given), wanted, (document,), given=tuple(given))
+
+
+def _continued(question: Question, model: LoadedModel) -> Item:
+    """Without a template: a text, and what is to follow."""
+    many = question.choices or (question.wanted,)
+    befores = question.asked if len(question.asked) > 1 else question.asked * len(many)
+    made = tuple(_document(before, after, model) for before, after in zip(befores, many, strict=True))
+    given = made[0].ids[: int(np.argmax(np.asarray(made[0].learned)))]
+    shown = " | ".join(question.asked)
+    return Item(question.where, shown, question.wanted, made, question.right, _sizes(question), tuple(given))
+
+
+def _document(before: str, after: str, model: LoadedModel) -> Tokens:
+    """White space between the two belongs to what follows, where most tokenizers have it."""
+    tokenizer, text = model.tokenizer, before.rstrip()
+    gap = before[len(text) :] or ("" if after[:1].isspace() else " ")
+    known = tokenizer.start + tokenizer.guarded(text)
+    whole = prompt_ids(known + tokenizer.guarded(gap + after), tokenizer)
+    asked = len(prompt_ids(known, tokenizer))
+    room = (model.context_length or 10**9) + 1
+    ids, learned = whole[-room:], ([False] * asked + [True] * (len(whole) - asked))[-room:]
+    return Tokens(tuple(ids), tuple(learned))
+
+
+def _blocks(task: TaskSpec, model: LoadedModel) -> tuple[Item, ...]:
+    """A running text in pieces, each of which follows the token that texts begin with."""
+    text, hub = _text(task.data), model.tokenizer.hub
+    start = hub.bos_token_id if hub.bos_token_id is not None else model.tokenizer.pad_id
+    ids = prompt_ids(model.tokenizer.guarded(text), model.tokenizer)
+    size = min(BLOCK, model.context_length or BLOCK)
+    pieces = [ids[place : place + size] for place in range(0, len(ids), size)][: task.rows]
+    return tuple(
+        Item(
+            f"{task.data}, tokens from {number * size:,}", model.tokenizer.readable(piece[:40]), "",
+            (Tokens((start, *piece), (False,) + (True,) * len(piece)),),
+        )
+        for number, piece in enumerate(pieces)
+    )  # fmt: skip
+
+
+def _text(path: str) -> str:
+    from pathlib import Path
+
+    try:
+        content = Path(path).read_bytes()
+        if len(content) > LONGEST_TEXT:
+            raise DataError(f"{path}: has {len(content):,} bytes; a text of at most {LONGEST_TEXT:,} is read.")
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
+    if not text.strip():
+        raise DataError(f"{path}: holds no text.")
+    return text

@@ -1,0 +1,75 @@
+"""How likely a model finds documents: the sum of -log p, in nats, over the tokens of each that are scored.
+
+Documents are computed together by length, in an order of their own: what a document gets depends on neither the order
+nor the number of the others that are asked for, but for rounding in the last places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rankwise.data.batches import asked, collate
+from rankwise.data.tokens import Tokens
+from rankwise.models.causal import SupervisedLogits
+from rankwise.run.records import Announce, Progressed, silent
+
+LOGITS = 100_000_000
+"""Numbers that are held at a time."""
+AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    nats: float
+    tokens: int
+
+
+@torch.inference_mode()
+def likelihoods(
+    module: nn.Module, documents: Sequence[Tokens], announce: Announce = silent, what: str = ""
+) -> list[Likelihood]:
+    """One for each document, in their order. Equal documents are computed once."""
+    keys = [_key(document) for document in documents]
+    distinct = dict(zip(keys, documents, strict=True))
+    model: Any = module
+    device, vocabulary = next(module.parameters()).device, model.get_input_embeddings().weight.shape[0]
+    forward, found = SupervisedLogits(module), {}
+    total, done = sum(asked(one) for one in distinct.values()), 0
+    for batch in _batches([distinct[key] for key in sorted(distinct)], max(256, LOGITS // vocabulary)):
+        there = collate(batch).to(device)
+        targets, logits = there.targets[there.supervised], forward(there)
+        pieces = [
+            F.cross_entropy(part.float(), wanted, reduction="none")
+            for part, wanted in zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
+        ]
+        nats = torch.cat(pieces).double().cpu()
+        for document, own in zip(batch, nats.split([one.supervised for one in batch]), strict=True):
+            found[_key(document)] = Likelihood(own.sum().item(), document.supervised)
+        done += sum(asked(document) for document in batch)
+        announce(Progressed(what, done, total, "tokens"))
+    return [found[key] for key in keys]
+
+
+Key = tuple[int, bytes, bytes]
+
+
+def _key(document: Tokens) -> Key:
+    """Long ones first, so that what cannot fit is known at once."""
+    ids, learned = np.asarray(document.ids, np.int64), np.asarray(document.learned, np.bool_)
+    return -len(ids), ids.tobytes(), learned.tobytes()
+
+
+def _batches(documents: Sequence[Tokens], tokens: int) -> Iterator[list[Tokens]]:
+    """As many as are no more than so many tokens with their padding; one at least."""
+    begin = 0
+    while begin < len(documents):
+        count = max(1, tokens // max(1, asked(documents[begin])))
+        yield list(documents[begin : begin + count])
+        begin += count

@@ -1,0 +1,191 @@
+"""What a task's rows ask, before any tokenizer: a question, the answer that is wanted, and choices where there are any.
+
+A question is written from a row's columns by replacing {names} and nothing else, so the row's own braces are text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankwise.data.columnar import Record
+from rankwise.data.files import records
+from rankwise.data.sources import open_source, raw_records
+from rankwise.errors import DataError, did_you_mean, some
+from rankwise.spec.data import DataSpec, Reading
+from rankwise.spec.spec import shown
+from rankwise.spec.tasks import TaskSpec
+
+_COLUMN = re.compile(r"\{([^{}]+)\}")
+RIGHT = ("gold", "answer", "answerKey", "label")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """`asked` has one text, or one for each choice where these differ in what comes before. `right` is a number of
+    `choices`, and -1 where there are none."""
+
+    where: str
+    asked: tuple[str, ...]
+    wanted: str
+    choices: tuple[str, ...] = ()
+    right: int = -1
+
+
+def data_spec(task: TaskSpec) -> DataSpec:
+    """How its rows are read; a task with `ask` reads them itself."""
+    how = {name: getattr(task, name) for name in Reading.model_fields}
+    return DataSpec(path=task.data, system=task.system, seed=task.seed, **how)
+
+
+def questions(task: TaskSpec) -> list[Question]:
+    """Of a task with `ask`. All rows that cannot be asked are told at once."""
+    found, problems = [], []
+    for where, row in _rows(task):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            found.append(_question(task, where, row))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems[:5]) + (f"\nand {len(problems) - 5:,} more" if len(problems) > 5 else ""))
+    if not found:
+        raise DataError(f"{task.data}: holds no rows.")
+    return _drawn(_with_all_answers(task, found), task)
+
+
+def _rows(task: TaskSpec) -> Iterator[Record]:
+    if task.header:
+        yield from records(Path(task.data), header=list(task.header))
+        return
+    spec = data_spec(task)
+    for part in open_source(spec, spec.all_sources[0]).parts:
+        yield from raw_records(part)
+
+
+def _drawn(found: list[Question], task: TaskSpec) -> list[Question]:
+    """As reading draws them for training."""
+    if task.rows is None or task.rows >= len(found):
+        return found
+    chosen = np.random.default_rng([task.seed, 1]).choice(len(found), task.rows, replace=False)
+    return [found[index] for index in sorted(chosen)]
+
+
+def _question(task: TaskSpec, where: str, row: dict[str, Any]) -> Question:
+    assert task.ask is not None
+    asked = _asked(task.ask, row, where)
+    several = len(asked) > 1
+    if not task.chosen:
+        if task.answer is None:
+            raise DataError(f'{where}: the task "{task.task}" says what to ask and not what is wanted; give answer.')
+        return Question(where, tuple(asked), written(task.answer, row, where))
+    choices = tuple(asked) if several else _choices(task, row, where)
+    value = _right_value(task, row, where, shared=several)
+    if not choices:  # all answers that occur
+        return Question(where, tuple(asked), str(value))
+    right = _right(value, choices, where)
+    if several:  # the choice is what comes before, and what follows is the same
+        follows = written(task.answer or "", row, where)
+        return Question(where, tuple(asked), follows, (follows,) * len(asked), right)
+    if task.lettered:
+        below = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+        letters = tuple(LETTERS[: len(choices)])
+        question = f"{asked[0]}\n{below}\nAnswer:"
+        return Question(where, (question,), letters[right], letters, right)
+    return Question(where, tuple(asked), choices[right], choices, right)
+
+
+def _asked(ask: str, row: dict[str, Any], where: str) -> list[str]:
+    """A question that is one column which holds several is asked in several ways."""
+    alone = _COLUMN.fullmatch(ask)
+    value = row.get(alone[1]) if alone else None
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value):
+        return value
+    return [written(ask, row, where)]
+
+
+def written(pattern: str, row: dict[str, Any], where: str) -> str:
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in row:
+            raise DataError(
+                f'{where}: has no column "{found[1]}".{did_you_mean(found[1], list(row))} Its columns are '
+                f"{some(map(shown, row), 8)}."
+            )
+        held = row[found[1]]
+        if held is None or isinstance(held, dict | list):
+            raise DataError(f'{where}: "{found[1]}" holds {shown(held)}, and a text or a number is wanted.')
+        return str(held)
+
+    return _COLUMN.sub(value, pattern)
+
+
+def _choices(task: TaskSpec, row: dict[str, Any], where: str) -> tuple[str, ...]:
+    if isinstance(task.choices, tuple):
+        return task.choices
+    if task.choices is not None and _COLUMN.search(task.choices):
+        parts = (part.strip() for part in written(task.choices, row, where).split(";"))
+        return tuple(dict.fromkeys(part for part in parts if part))
+    column = task.choices or "choices"
+    if column not in row:
+        if task.choices is None:
+            return ()
+        raise DataError(f'{where}: has no column "{column}" of choices. Its columns are {some(map(shown, row), 8)}.')
+    held = row[column]["text"] if isinstance(row[column], dict) and "text" in row[column] else row[column]
+    if not isinstance(held, list) or len(held) < 2 or not all(isinstance(one, str) for one in held):
+        raise DataError(f'{where}: "{column}" holds {shown(held)}, and a list of two or more texts is wanted.')
+    return tuple(held)
+
+
+def _right_value(task: TaskSpec, row: dict[str, Any], where: str, *, shared: bool) -> Any:
+    if task.answer is not None and not shared:
+        alone = _COLUMN.fullmatch(task.answer)
+        return row[alone[1]] if alone and alone[1] in row else written(task.answer, row, where)
+    if isinstance(task.choices, str) and _COLUMN.search(task.choices):
+        return 0  # the right one is written first
+    column = next((name for name in RIGHT if name in row), None)
+    if column is None:
+        raise DataError(f"{where}: which choice is right stands in none of {', '.join(RIGHT)}; say it with answer.")
+    held = row.get("choices")
+    if isinstance(held, dict) and row[column] in held.get("label", ()):  # ARC numbers some rows by 1, 2, 3
+        return held["label"].index(row[column])
+    return row[column]
+
+
+def _right(value: Any, choices: tuple[str, ...], where: str) -> int:
+    """By number, by the choice's own text, or by letter."""
+    if isinstance(value, bool):
+        value = int(value)
+    if isinstance(value, str):
+        if value in choices:
+            return choices.index(value)
+        value = int(value) if value.isascii() and value.isdigit() else LETTERS.find(value) if len(value) == 1 else -1
+    if not isinstance(value, int) or not 0 <= value < len(choices):
+        raise DataError(f"{where}: {shown(value)} is none of the {len(choices)} choices, by number, letter or text.")
+    return value
+
+
+def _with_all_answers(task: TaskSpec, found: list[Question]) -> list[Question]:
+    """Rows that bring no choices of their own choose between all answers that occur."""
+    if not task.chosen or all(question.choices for question in found):
+        return found
+    return between([(question, question.wanted) for question in found], task)
+
+
+def between(found: list[tuple[Question, str]], task: TaskSpec) -> list[Question]:
+    every = tuple(sorted({wanted for _, wanted in found}))
+    if not 2 <= len(every) <= MOST_ANSWERS:
+        raise DataError(
+            f"{task.data}: {len(every):,} different answers occur, and 2 to {MOST_ANSWERS} can be chosen between. "
+            "Give choices, or a score for written answers."
+        )
+    return [Question(one.where, one.asked, wanted, every, every.index(wanted)) for one, wanted in found]
+
+
+MOST_ANSWERS = 100

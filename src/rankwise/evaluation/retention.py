@@ -1,0 +1,106 @@
+"""What a tuned model does to text that it was never trained on, against its base.
+
+    KL   = sum over the vocabulary of p (log p - log q),   p the base's distribution, q the tuned model's
+    dNLL = log p(next token) - log q(next token)
+
+in nats, at every position of every block, and their means over all positions. KL counts any change of what the model
+would say, dNLL one that costs the text's own tokens likelihood; a change of domain can even lower it. Logarithms are in
+float32, whatever format the logits come in. A model beside itself has a KL of exactly 0; any other, where it is held in
+bfloat16, has the rounding of that in it: on the starter 0.001 to 0.002 nats too much. Intervals are over blocks, since
+positions of one block are no independent draws.
+
+Only equal tokens can be compared, and no KL with that of another base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankwise.errors import EvaluationError
+from rankwise.evaluation.intervals import measured
+from rankwise.evaluation.metrics import Metric, share
+from rankwise.evaluation.sides import Forward, Sides
+from rankwise.evaluation.text import Text
+from rankwise.run.evaluations import Measured, Retention
+from rankwise.run.records import Announce, Progressed, silent
+
+ROWS = 64
+"""Positions whose logarithms are there at a time."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Sums over the positions of one block."""
+
+    kl: float
+    change: float
+    """Of the negative log-likelihood."""
+    agreed: int
+    positions: int
+
+
+def retention(sides: Sides, text: Text, announce: Announce = silent) -> Retention:
+    (blocks,) = compared(sides.base, [sides.tuned], text, announce)
+    kl, change = kl_of(blocks), change_of(blocks)
+    positions = sum(block.positions for block in blocks)
+    return Retention(
+        kl=kl.value, low=kl.low, high=kl.high,
+        delta_nll=change.value, delta_nll_low=change.low, delta_nll_high=change.high,
+        agreement=sum(block.agreed for block in blocks) / positions,
+        text=text.about, sha256=text.sha256, blocks=len(blocks), positions=positions,
+    )  # fmt: skip
+
+
+def kl_of(blocks: Sequence[Compared]) -> Measured:
+    return _mean([[block.kl, float(block.positions)] for block in blocks])
+
+
+def change_of(blocks: Sequence[Compared]) -> Measured:
+    return _mean([[block.change, float(block.positions)] for block in blocks])
+
+
+def _mean(rows: list[list[float]]) -> Measured:
+    return measured(Metric(share, more_is_better=False), rows)
+
+
+def compared(base: Forward, tuned: Sequence[Forward], text: Text, announce: Announce = silent) -> list[list[Compared]]:
+    """Of each tuned model its blocks. Block by block, so that the base is asked once for all of them."""
+    found: list[list[Compared]] = [[] for _ in tuned]
+    steps, total = 0, len(text.blocks) * (1 + len(tuned))
+    for block in text.blocks:
+        inputs, targets = block[:-1], block[1:]
+        expected = base(inputs)
+        steps += 1
+        for forward, blocks in zip(tuned, found, strict=True):
+            blocks.append(_compared(expected, forward(inputs), targets))
+            steps += 1
+            done = steps / total * len(text.blocks)
+            announce(Progressed("Measuring what is kept", done, len(text.blocks), "blocks of text"))
+    return found
+
+
+def _compared(base: Tensor, tuned: Tensor, targets: Tensor) -> Compared:
+    """Logits (T, V) of both."""
+    if base.shape != tuned.shape:
+        raise EvaluationError(f"one model has logits {tuple(base.shape)} and the other {tuple(tuned.shape)}.")
+    exact = torch.promote_types(base.dtype, torch.float32)
+    kl = change = 0.0
+    agreed = 0
+    for first in range(0, len(targets), ROWS):
+        rows = slice(first, first + ROWS)
+        log_p, log_q = (torch.log_softmax(one[rows], -1, dtype=exact) for one in (base, tuned))
+        apart = log_p - log_q
+        change += _total(apart.gather(1, targets[rows, None].to(apart.device)))
+        kl += _total((log_p.exp_() * apart).sum(-1))
+        agreed += int((base[rows].argmax(-1) == tuned[rows].argmax(-1)).sum())
+    if not torch.tensor([kl, change]).isfinite().all():
+        raise EvaluationError("logits are not finite: one of the two models is damaged, or overflows on this text.")
+    return Compared(kl, change, agreed, len(targets))
+
+
+def _total(values: Tensor) -> float:
+    return float(values.cpu().double().sum())

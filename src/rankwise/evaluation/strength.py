@@ -1,0 +1,79 @@
+"""Gain against forgetting as a change of a model is turned up from nothing.
+
+At each strength s the model is W + s (W' - W): between the base (0) and what was trained (1), and beyond. It is
+measured on its task, in nats per learned token, and on text that it was not trained on (retention.py). The strength
+that is recommended is the smallest of those measured, up to 1, that keeps 95 % of the largest gain any of them has:
+
+    loss(0) - loss(s)  >=  0.95 max over t <= 1 of (loss(0) - loss(t))
+
+One between two of them would be a strength that nobody has measured, so none is interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from rankwise.evaluation.intervals import measured
+from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.retention import change_of, compared, kl_of
+from rankwise.evaluation.sides import Forward
+from rankwise.evaluation.text import Text
+from rankwise.run.evaluations import StrengthCurve, StrengthPoint
+from rankwise.run.manifest import now
+from rankwise.run.records import Announce, silent
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5)
+KEPT = 0.95
+
+Turned = Callable[[float], AbstractContextManager[None]]
+"""A strength to a context in which the model has it: `AdapterSet.scaled`, or one that moves whole weights."""
+TaskLoss = Callable[[], Sequence[Sequence[float]]]
+"""[nats, tokens] of each item, by the model as it is when called."""
+
+
+def strength_curve(
+    forward: Forward, turned: Turned, task_loss: TaskLoss, text: Text, *, task: str,
+    strengths: Sequence[float] = STRENGTHS, announce: Announce = silent,
+) -> StrengthCurve:  # fmt: skip
+    """0 and 1 are measured also where `strengths` leaves them out. `task` is what the losses are of. At 0 a KL of
+    exactly 0 is measured and not assumed."""
+    asked = with_ends(strengths)
+    losses = []
+    for strength in asked:
+        with turned(strength):
+            losses.append(task_loss())
+    sides = [_at(forward, turned, strength) for strength in asked]
+    points = [
+        StrengthPoint(
+            strength=strength, loss=measured(METRICS["loss"], rows), kl=kl_of(blocks),
+            delta_nll=change_of(blocks).value,
+        )
+        for strength, rows, blocks in zip(asked, losses, compared(sides[0], sides, text, announce), strict=True)
+    ]  # fmt: skip
+    return StrengthCurve(
+        task=task, n=len(losses[0]), text=text.about, sha256=text.sha256, points=points,
+        recommended=recommended(points), made=now(),
+    )  # fmt: skip
+
+
+def with_ends(strengths: Sequence[float]) -> list[float]:
+    """In order, and with the base and what was trained."""
+    return sorted({0.0, 1.0, *strengths})
+
+
+def _at(forward: Forward, turned: Turned, strength: float) -> Forward:
+    def logits(ids: Tensor) -> Tensor:
+        with turned(strength):
+            return forward(ids)
+
+    return logits
+
+
+def recommended(points: Sequence[StrengthPoint]) -> float:
+    """1 where nothing is gained at any strength up to 1. The points begin with strength 0."""
+    gains = {point.strength: points[0].loss.value - point.loss.value for point in points if point.strength <= 1}
+    largest = max(gains.values())
+    return min(strength for strength, gain in gains.items() if gain >= KEPT * largest) if largest > 0 else 1.0

@@ -1,0 +1,195 @@
+"""What a model is asked in an evaluation, and by which metrics its answers are scored.
+
+    task: tickets            # three lines over a file of the user's own
+    data: tickets.jsonl
+    score: [exact, json]
+
+Without `ask` rows are read as training reads them, and what is asked is all that comes before their last answer. With
+`ask` a question is written from a row's own columns ("{premise} Is it true that {hypothesis}?"), so any table will do.
+Tasks for public sets have names (BUILT_IN); their files are looked for under RANKWISE_DATA, or given by --data.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from rankwise.errors import SpecError, did_you_mean, some
+from rankwise.spec.data import Reading
+from rankwise.spec.reading import read_settings
+from rankwise.spec.spec import PositiveInt, Seed
+
+Score = Literal[
+    "loss", "accuracy", "f1", "matthews", "pearson", "exact", "number", "json", "regex", "rouge_l", "bleu", "chrf"
+]  # fmt: skip
+CHOSEN = ("accuracy", "f1", "matthews")
+LIKELIHOOD = ("loss", *CHOSEN)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+HOME = "RANKWISE_DATA"
+
+
+class TaskSpec(Reading):
+    task: Annotated[str, Field(pattern=NAME)]
+    data: Annotated[str, Field(min_length=1)]
+    """A file, a folder of files, or hub:organisation/name; a .txt file is read as one running text."""
+    score: tuple[Score, ...] = ("loss",)
+    """`loss`: nats per token of the wanted answers. `accuracy`, `f1`, `matthews`: one of several choices, the one that
+    is likeliest for its length. The others look at what the model writes."""
+    ask: str | None = None
+    """A question with {columns} in it."""
+    answer: str | None = None
+    """What is wanted, likewise. For choices it is the right one's number, letter or text."""
+    choices: str | tuple[str, ...] | None = None
+    """A column that holds each row's choices, a text of {columns} with ; between them, or the choices of all rows. By
+    default the column choices, or all answers that occur."""
+    lettered: bool = False
+    """Write the choices below the question as A, B, C …, and choose between the letters."""
+    header: tuple[str, ...] = ()
+    """Names of the columns of a table that does not name them itself."""
+    chat: bool = True
+    """Ask by the model's chat template. False: the question is a text that is continued, as for base models."""
+    system: str | None = None
+    max_new_tokens: PositiveInt = 128
+    pattern: str | None = None
+    """For `regex`: what it finds in the answer must be what it finds in the wanted one; without groups it must find
+    anything at all."""
+    seed: Seed = 0
+    """For drawing `rows`."""
+
+    @field_validator("score", mode="before")
+    @classmethod
+    def _one_score(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        import regex  # late: most tasks have none
+
+        try:
+            regex.compile(value or "")
+        except regex.error as error:
+            raise ValueError(f"it is no regular expression ({error})") from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.score or len(set(self.score)) < len(self.score):
+            raise ValueError("score names the metrics, each once")
+        if ("regex" in self.score) != (self.pattern is not None):
+            raise ValueError("the score regex needs a pattern, and nothing else has one")
+        if self.ask is None and not self.chat:
+            raise ValueError("without the chat template, ask has to say what is asked")
+        if self.ask is None and (self.answer is not None or self.header):
+            raise ValueError("answer and header go with ask; rows of a known form say themselves what is wanted")
+        if (self.choices is not None or self.lettered) and not self.chosen:
+            raise ValueError(f"choices are scored by {', '.join(CHOSEN)}")
+        if self.ask is None and (self.choices is not None or self.lettered):
+            raise ValueError("where choices come from is said together with ask")
+        if self.chosen and self.written:
+            raise ValueError(f"a task scores choices ({', '.join(CHOSEN)}) or what is written; make two of it")
+        return self
+
+    @property
+    def chosen(self) -> bool:
+        return any(score in CHOSEN for score in self.score)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The scores that need an answer to be generated."""
+        return tuple(score for score in self.score if score not in LIKELIHOOD)
+
+    @property
+    def running_text(self) -> bool:
+        return self.data.lower().endswith(".txt")
+
+
+def _raw(file: str, ask: str, *, score: tuple[str, ...] = ("accuracy",), **more: Any) -> dict[str, Any]:
+    return {"data": file, "ask": ask, "score": score, "chat": False, **more}
+
+
+def _glue(file: str, ask: str, labels: tuple[str, ...], *score: str, **more: Any) -> dict[str, Any]:
+    return {"data": f"glue/{file}", "ask": ask, "labels": labels, "choices": labels, "score": score, **more}
+
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "arc_easy": _raw("retention/arc_easy_test.jsonl", "{query}\nAnswer:", choices="choices"),
+    "arc_challenge": _raw("retention/arc_challenge_test.jsonl", "{query}\nAnswer:", choices="choices"),
+    "boolq": _raw("retention/boolq_val.jsonl", "{query}\nAnswer:", choices="choices"),
+    "hellaswag": _raw("retention/hellaswag_val.jsonl", "{ctx}", choices="endings", answer="{label}"),
+    "mmlu": _raw("retention/mmlu_test.jsonl", "{question}", choices="choices", lettered=True),
+    "openbookqa": _raw("retention/openbookqa_test.jsonl", "{query}", choices="choices"),
+    "piqa": _raw("retention/piqa_val.jsonl", "{query}Answer:", choices="choices"),
+    "winogrande": _raw("retention/winogrande_val.jsonl", "{context_options}", answer="{continuation}"),
+    "lambada": _raw(
+        "retention/lambada_openai_test.jsonl", "{context}", answer="{continuation}", score=("loss",)
+    ),
+    "humaneval": _raw(
+        "retention/humaneval.jsonl", "{prompt}", answer="{canonical_solution}", score=("loss",)
+    ),
+    "truthfulqa": _raw(
+        "retention/truthfulqa.jsonl", "Q: {Question}\nA:", choices="{Best Answer}; {Incorrect Answers}"
+    ),
+    "wikitext": {"data": "retention/wikitext-2/valid.txt", "score": ("loss",)},
+    "svamp": {
+        "data": "retention/svamp.jsonl", "ask": "{context}", "answer": "{answer}", "score": ("number",),
+    },
+    "gsm8k": {"data": "gsm8k/test.jsonl", "score": ("number",), "max_new_tokens": 256},
+    "cola": _glue(
+        "CoLA/dev.tsv", 'Is this sentence grammatical? Answer yes or no.\n"{sentence}"', ("no", "yes"),
+        "matthews", "accuracy", header=("source", "label", "mark", "sentence"), answer="{label}",
+    ),
+    "sst2": _glue(
+        "SST-2/dev.tsv", "Is the feeling of this review negative or positive?\n{sentence}", ("negative", "positive"),
+        "accuracy", answer="{label}",
+    ),
+    "rte": _glue(
+        "RTE/dev.tsv", "{sentence1}\nDoes this follow from it? {sentence2}", ("entailment", "not_entailment"),
+        "accuracy", "f1", answer="{label}",
+    ),
+    "qnli": _glue(
+        "QNLI/dev_0_2999.tsv", "{question}\nDoes this text answer the question? {sentence}",
+        ("entailment", "not_entailment"), "accuracy", "f1", answer="{label}",
+    ),
+    "stsb": {
+        "data": "glue/STS-B/dev.tsv", "score": ("pearson",), "answer": "{score}", "max_new_tokens": 8,
+        "ask": "How alike are these sentences, from 0 (not at all) to 5 (the same)? Answer with a number.\n"
+        "{sentence1}\n{sentence2}",
+    },
+}  # fmt: skip
+
+
+def task_named(name: str, data: str | None = None, rows: int | None = None) -> TaskSpec:
+    """A built-in task, a YAML file's, or the loss on a file of rows; `data` and `rows` stand over what it says."""
+    given = {key: value for key, value in (("data", data), ("rows", rows)) if value is not None}
+    if name in BUILT_IN:
+        values = {"task": name, **BUILT_IN[name], **given}
+        if data is None:
+            values["data"] = _home_of(name, values["data"])
+        return TaskSpec(**values)
+    path = Path(name)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return read_settings(path, TaskSpec, given)
+    if os.path.exists(name) or name.startswith("hub:"):  # noqa: PTH110  Path.exists raises where a name is too long
+        return TaskSpec(**{"task": _plain_name(path.stem), "data": name, **given})
+    raise SpecError(
+        [f'there is no task "{name}".{did_you_mean(name, BUILT_IN)} A task is one of {some(BUILT_IN, 40)}; or a YAML '
+         "file with task, data and score; or a file of rows."]
+    )  # fmt: skip
+
+
+def _home_of(name: str, file: str) -> str:
+    home = os.environ.get(HOME)
+    if home is None:
+        raise SpecError(
+            [f'the task "{name}" reads {file}: say where it is with --data FILE, or set {HOME} to the folder above.']
+        )
+    return os.path.join(home, file)  # noqa: PTH118
+
+
+def _plain_name(stem: str) -> str:
+    kept = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in stem).strip("-")
+    return kept[:64] or "rows"

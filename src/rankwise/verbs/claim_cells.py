@@ -1,0 +1,218 @@
+"""One cell of the claims: a run of one method at one rate and seed, measured on its way.
+
+It is training as `rankwise train` does it, stopped at a few steps to be measured: the loss on rows that it never sees,
+and what became of text that has nothing to do with them. Full fine-tuning holds its weights in float32; on a processor
+that can, their products are taken in bfloat16 while a cell is trained and measured, as an adapter's are. A finished
+cell is stored and is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.tuned import Tuned
+from rankwise.data.batches import Batches
+from rankwise.data.tokens import Tokens
+from rankwise.evaluation.items import items_of
+from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.retention import retention
+from rankwise.evaluation.sides import with_and_without
+from rankwise.evaluation.text import Text
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.run.claims import CellResult, Point
+from rankwise.run.directory import RunDirectory
+from rankwise.run.records import Announce, silent
+from rankwise.spec.experiment import Experiment
+from rankwise.spec.tasks import TaskSpec
+from rankwise.training.loop import train as train_loop
+from rankwise.training.state import TrainState
+from rankwise.verbs.beginning import begin
+from rankwise.verbs.forms import lowest_of
+from rankwise.verbs.methods import lent
+from rankwise.verbs.preparing import Writing, prepare
+from rankwise.verbs.session import Session
+
+MARKS = (0.25, 0.5, 1.0)
+"""Shares of the run after which it is measured."""
+
+
+@dataclass(frozen=True)
+class ClaimTask:
+    """Rows to train on, rows to measure with, and rows of another source, as files."""
+
+    name: str
+    trained: Path
+    measured: Path
+    outside: Path | None = None
+    batch: int = 8
+    longest: int = 512
+
+
+@dataclass(frozen=True)
+class Cell:
+    task: str
+    method: str
+    rows: int
+    rate: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+class Cells:
+    """All that are finished lie in one file, a line each."""
+
+    def __init__(
+        self, tasks: Sequence[ClaimTask], model: str, file: Path, text: Text, announce: Announce, until: float | None
+    ) -> None:
+        self.tasks = {task.name: task for task in tasks}
+        self._model, self._file, self._text, self._announce, self._until = model, file, text, announce, until
+        self._held: dict[bool, LoadedModel] = {}
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        rows = map(json.loads, lines)
+        self.done = {Cell(**row["cell"]).key: CellResult(**row["result"]) for row in rows}
+
+    def result(self, cell: Cell) -> CellResult:
+        """TimeoutError where no time is left for another one."""
+        if cell.key not in self.done:
+            if self._until is not None and time.monotonic() > self._until:
+                raise TimeoutError
+            result = self._run(cell)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"cell": asdict(cell), "result": result.model_dump()}) + "\n")
+            self.done[cell.key] = result
+        return self.done[cell.key]
+
+    def _run(self, cell: Cell) -> CellResult:
+        task = self.tasks[cell.task]
+        experiment = experiment_of(cell, task, self._model)
+        full = cell.method == "full"
+        if full not in self._held:  # one model at a time is enough memory
+            self._held = {full: load(experiment.base, silent)}
+        if cell.method == "base":
+            return base_cell(self._held[False], task)
+        with products_in_bfloat16(full):
+            return run_cell(experiment, task, self._held[full], self._text, self._announce)
+
+
+def base_cell(model: LoadedModel, task: ClaimTask) -> CellResult:
+    """What no training at all would give."""
+    apart = _documents(task.outside, model) if task.outside is not None else []
+    found = likelihoods(model.module, apart)
+    return CellResult(
+        points=[], rows=[], outside=[[one.nats, float(one.tokens)] for one in found], trainable=0, seconds=0
+    )
+
+
+def experiment_of(cell: Cell, task: ClaimTask, model: str) -> Experiment:
+    adapter: dict[str, Any] = {} if cell.method == "base" else {"method": cell.method}
+    return Experiment(
+        model=model, run="cell", adapter=adapter,
+        data={"path": str(task.trained), "rows": cell.rows, "max_length": task.longest, "seed": 0,
+              "evaluation": str(task.measured)},
+        training={"epochs": 1, "batch_size": task.batch, "learning_rate": cell.rate, "seed": cell.seed},
+    )  # fmt: skip
+
+
+def run_cell(
+    experiment: Experiment, task: ClaimTask, lent_model: LoadedModel, text: Text, announce: Announce
+) -> CellResult:
+    model = lent(lent_model, experiment)
+    prepared = prepare(experiment.data, Writing(model.tokenizer, model.template, model.source.name, None), silent)
+    outside = _documents(task.outside, model) if task.outside is not None else []
+    tuned, ranks = begin(experiment, model, prepared.trained_rows, silent, None)
+    lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
+    session = Session(experiment, RunDirectory.named(experiment.run), model, tuned, ranks, prepared, silent, lowest)
+    measured = [prepared.measured_rows[at] for at in range(len(prepared.measured_rows))]
+    meter = _Meter(model, tuned, measured, text)
+    began = time.perf_counter()
+    try:
+        _train(session, meter, announce)
+        rows, apart = meter.rows(measured), meter.rows(outside)
+    finally:
+        if isinstance(tuned, AdapterSet):
+            tuned.eject()
+    return CellResult(
+        points=meter.points, rows=rows, outside=apart, trainable=session.trainable,
+        seconds=round(time.perf_counter() - began - meter.seconds, 3),
+    )  # fmt: skip
+
+
+def _train(session: Session, meter: _Meter, announce: Announce) -> None:
+    """As a session does, with a look at what was learned at MARKS."""
+    spec, trained = session.experiment.training, session.prepared.trained_rows
+    state = session.state()
+    marks = {max(1, round(share * state.steps)) for share in MARKS}
+
+    def look(state: TrainState) -> None:
+        if state.step in marks:
+            session.tuned.train(False)
+            meter.measure(state.step)
+            session.tuned.train()
+
+    meter.measure(0)
+    with session.forms.computing(session.form(), packing=False) as (loss_of, arrange):
+        batches = Batches(trained, spec.rows_per_step(len(trained)), spec.micro_batch_tokens, spec.seed, arrange)
+        torch.manual_seed(spec.seed)
+        session.tuned.train()
+        train_loop(state, batches, loss_of=loss_of, announce=announce, after_step=look)
+    session.tuned.train(False)
+    session.tuned.settle()
+
+
+@dataclass
+class _Meter:
+    model: LoadedModel
+    tuned: Tuned
+    documents: Sequence[Tokens]
+    text: Text
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.points: list[Point] = []
+        self.sides = with_and_without(self.tuned)
+
+    def measure(self, step: int) -> None:
+        began = time.perf_counter()
+        rows = self.rows(self.documents)
+        kept = retention(self.sides, self.text)
+        nats, tokens = (sum(column) for column in zip(*rows, strict=True))
+        self.points.append(Point(step=step, loss=nats / tokens, kl=kept.kl, delta_nll=kept.delta_nll))
+        self.seconds += time.perf_counter() - began
+
+    def rows(self, documents: Sequence[Tokens]) -> list[list[float]]:
+        found = likelihoods(self.model.module, documents)
+        return [[one.nats, float(one.tokens)] for one in found]
+
+
+def _documents(file: Path, model: LoadedModel) -> list[Tokens]:
+    found = items_of(TaskSpec(task="outside", data=str(file)), replace(model, context_length=1024))
+    return [item.documents[-1] for item in found.items]
+
+
+@contextmanager
+def products_in_bfloat16(wanted: bool) -> Iterator[None]:
+    """Of matrices that are held in float32, where torch and the processor can."""
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not (wanted and matmul is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        yield
+        return
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

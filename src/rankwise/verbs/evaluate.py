@@ -1,0 +1,195 @@
+"""Score a run, a model, or a model against another: numbers with intervals, item by item, and what was forgotten.
+
+A run is evaluated beside its own base, which is the same model with the adapter off. A merged model, or any other, can
+be held `against` the one it came from. The result goes into the run's folder, where reports and comparisons find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import SpecError
+from rankwise.evaluation.intervals import difference
+from rankwise.evaluation.items import Items, items_of, items_of_documents
+from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.retention import retention
+from rankwise.evaluation.scoring import side
+from rankwise.evaluation.sides import Sides, of_two, with_and_without
+from rankwise.evaluation.text import refuse_trained_on, text_for
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.run.directory import RunDirectory, find_run
+from rankwise.run.evaluations import (
+    Difference,
+    Evaluation,
+    Retention,
+    Sample,
+    Side,
+    evaluation_path,
+    stamped,
+    write_evaluation,
+)
+from rankwise.run.records import Announce, Said, silent
+from rankwise.spec.models import ModelSpec
+from rankwise.spec.tasks import TaskSpec, task_named
+from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.measuring import rows_to_measure
+from rankwise.verbs.methods import model_of
+
+SAMPLES = 20
+TOGETHER = 16
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and what it is held against: `base` gives that for as long as it is asked, `sides` both."""
+
+    name: str
+    model: LoadedModel
+    run: RunDirectory | None
+    against: str | None = None
+    base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
+    sides: Sides | None = None
+
+
+def evaluate(
+    target: str, task: str | TaskSpec | None = None, *, data: str | None = None, rows: int | None = None,
+    against: str | None = None, base: bool = True, with_retention: bool = True, text: str | None = None,
+    together: int = TOGETHER, dtype: str = "auto", out: Path | None = None, announce: Announce = silent,
+    force_base: bool = False, trust_code: str | None = None,
+) -> Evaluation:  # fmt: skip
+    """Evaluate a run (by name or folder) or a model. Without a task it is the loss on what the run held out. What is
+    kept of the base is measured on `text` (evaluation/text.py), where there is something to hold it against."""
+    subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
+                           trust_code=trust_code)  # fmt: skip
+    asked, items = asked_of(subject, task, data, rows, announce)
+    kept = _retention(subject, text, announce) if with_retention else None
+    return evaluated(subject, asked, items, kept, together=together, out=out, announce=announce)
+
+
+def evaluated(
+    subject: Subject, asked: TaskSpec, items: Items, kept: Retention | None = None, *, together: int = TOGETHER,
+    out: Path | None = None, announce: Announce = silent,
+) -> Evaluation:  # fmt: skip
+    if items.too_long:
+        announce(Said(f"{items.too_long:,} rows are longer than the model's context and are left out"))
+
+    def scored(model: LoadedModel, who: str) -> Side:
+        return side(asked, items.items, model, announce, together=together, who=who)
+
+    tuned = scored(subject.model, subject.name)
+    base = None
+    if subject.base is not None:
+        with subject.base() as other:
+            base = scored(other, str(subject.against))
+    found = Evaluation(
+        task=asked.task, n=len(items.items), items_sha256=items.sha256, data=Path(asked.data).name,
+        model=subject.name, against=subject.against, tuned=tuned, base=base, differences=_differences(tuned, base),
+        retention=kept, samples=_samples(items, tuned, base), settings=_settings(asked, subject.model), **stamped(),
+    )  # fmt: skip
+    place = out or (evaluation_path(subject.run, asked.task) if subject.run is not None else None)
+    if place is not None:
+        write_evaluation(place, found)
+        announce(Said(f"written to {place}"))
+    return found
+
+
+def open_subject(
+    target: str, against: str | None = None, *, base: bool = True, dtype: str = "auto", announce: Announce = silent,
+    force_base: bool = False, trust_code: str | None = None,
+) -> Subject:  # fmt: skip
+    run = find_run(target)
+    if run is None:
+        model = load(_spec(ModelSpec(name=target, trust_code=trust_code), dtype), announce)
+        return _beside(model, target, against, dtype, announce) if against else Subject(target, model, None)
+    if against is not None:
+        raise SpecError([f'"{target}" is a run, and a run is held against its own base; leave out --against.'])
+    asked = open_for_asking(
+        target, announce, force_base=force_base, trust_code=trust_code, held=_spec(model_of(run, trust_code), dtype)
+    )
+
+    @contextmanager
+    def without() -> Iterator[LoadedModel]:
+        with asked.side(base=True):
+            yield asked.model
+
+    name, against = run.folder.name, run.manifest().base_model.name
+    if not base:
+        return Subject(name, asked.model, run)
+    return Subject(name, asked.model, run, against, without, with_and_without(asked.tuned))
+
+
+def _beside(model: LoadedModel, target: str, against: str, dtype: str, announce: Announce) -> Subject:
+    other = load(_spec(ModelSpec(name=against), dtype), announce)
+    return Subject(target, model, None, against, lambda: nullcontext(other), of_two(other, model))
+
+
+def _retention(subject: Subject, text: str | None, announce: Announce) -> Retention | None:
+    if subject.sides is None:
+        return None
+    read = text_for(subject.model, text)
+    if subject.run is not None:
+        refuse_trained_on(read, subject.run.receipt())
+    return retention(subject.sides, read, announce)
+
+
+def _spec(spec: ModelSpec, dtype: str) -> ModelSpec:
+    """In float32 on a processor, where answers do not depend on how many are written at once."""
+    given = ModelSpec(name=spec.name, dtype=dtype) if dtype != "auto" else None  # pyright: ignore[reportArgumentType]
+    exact = "float32" if given is None and _on_processor(spec) else spec.dtype
+    return spec.model_copy(update={"dtype": given.dtype if given is not None else exact})
+
+
+def _on_processor(spec: ModelSpec) -> bool:
+    from rankwise.models.precision import choose_precision
+
+    return choose_precision(spec).device.type == "cpu"
+
+
+def asked_of(
+    subject: Subject, task: str | TaskSpec | None, data: str | None, rows: int | None, announce: Announce
+) -> tuple[TaskSpec, Items]:
+    if task is None and data is not None:
+        task = data
+        data = None
+    if task is not None:
+        spec = task if isinstance(task, TaskSpec) else task_named(task, data, rows)
+        return spec, items_of(spec, subject.model)
+    if subject.run is None:
+        raise SpecError(["which task? Give --task NAME, a YAML file, or a file of rows."])
+    held_out = rows_to_measure(subject.run, subject.model, None, announce)
+    spec = TaskSpec(task=HELD_OUT, data=held_out.about)
+    return spec, items_of_documents(list(held_out.documents)[:rows], subject.model)
+
+
+def _differences(tuned: Side, base: Side | None) -> dict[str, Difference]:
+    if base is None:
+        return {}
+    return {
+        metric: difference(METRICS[metric], base.scores[metric].sums, one.sums) for metric, one in tuned.scores.items()
+    }
+
+
+def _samples(items: Items, tuned: Side, base: Side | None) -> list[Sample]:
+    if tuned.answers is None:
+        return []
+    return [
+        Sample(
+            prompt=item.prompt, wanted=item.wanted, tuned=tuned.answers[at],
+            base=base.answers[at] if base is not None and base.answers is not None else None,
+        )
+        for at, item in enumerate(items.items[:SAMPLES])
+    ]  # fmt: skip
+
+
+def _settings(task: TaskSpec, model: LoadedModel) -> dict[str, Any]:
+    said = task.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
+    return said | {
+        "dtype": model.facts.dtype, "fingerprint": model.facts.fingerprint, "template": model.template.identity,
+        "tokenizer": model.tokenizer.identity,
+    }  # fmt: skip

@@ -1,0 +1,86 @@
+"""Where adapters and a whole model that learns part ways: what is decided between steps, written at the end, and read.
+
+Everything else, training itself above all, treats both alike (adapters/tuned.py).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
+from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.tuned import Tuned
+from rankwise.adapters.whole import AllWeights, WholeModel
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.saving import save
+from rankwise.models.sources import find
+from rankwise.run.directory import RunDirectory
+from rankwise.run.receipt import RECEIPT
+from rankwise.run.records import Announce, silent
+from rankwise.run.writing import published, write_json
+from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
+from rankwise.spec.experiment import Experiment
+from rankwise.spec.models import ModelSpec
+from rankwise.verbs.base import base_of, base_weights, check_base
+
+
+def lent(model: LoadedModel, experiment: Experiment) -> LoadedModel:
+    """A model that the caller holds too. Adapters leave its weights as they are; what changes them gets a copy."""
+    return replace(model, module=deepcopy(model.module)) if isinstance(experiment.adapter, FullSpec) else model
+
+
+def whole(model: LoadedModel, run_name: str, announce: Announce) -> WholeModel:
+    """About to learn."""
+    return WholeModel(model.module, partial(base_weights, model.spec, model.facts, run_name, announce))
+
+
+def allocator_of(tuned: Tuned, spec: LoraSpec | AdaLoraSpec | FullSpec, steps: int) -> Allocator:
+    if isinstance(tuned, WholeModel):
+        return AllWeights(tuned)
+    assert isinstance(tuned, AdapterSet) and not isinstance(spec, FullSpec), "begin has made it by the same spec"
+    if isinstance(spec, AdaLoraSpec):
+        return RankAllocator(tuned, spec, steps)
+    return FixedRanks(tuned, b_rate=spec.b_rate)
+
+
+def write(tuned: Tuned, model: LoadedModel, run: RunDirectory, revision: str | None, receipt: dict[str, Any]) -> None:
+    """What was learned, as `run.result`, whole or not at all."""
+    if isinstance(tuned, AdapterSet):
+        write_peft(tuned, run.result, base_model=model.source.name, revision=revision, beside={RECEIPT: receipt})
+        return
+    with published(run.result) as temporary:
+        save(model, temporary, torch.float32)
+        write_json(temporary / RECEIPT, receipt)
+
+
+def named(tuned: Tuned, model: LoadedModel, run: RunDirectory) -> LoadedModel:
+    """A model whose own weights have learned is no longer the one it was loaded as, but the one that was written."""
+    if isinstance(tuned, AdapterSet):
+        return model
+    spec = model.spec.model_copy(update={"name": str(run.result), "revision": None})
+    return replace(model, spec=spec, source=find(spec, silent))
+
+
+def model_of(run: RunDirectory, trust_code: str | None) -> ModelSpec:
+    """What is loaded to ask a run: its base, for the adapter to be laid over, or the model that it made."""
+    if run.result == run.adapter:
+        return base_of(run, trust_code)
+    return ModelSpec(name=str(run.result), dtype="float32")
+
+
+def tuned_of(
+    run: RunDirectory, model: LoadedModel, announce: Announce, trust_code: str | None, *, force_base: bool
+) -> Tuned:
+    """Of a finished run, with the model that `model_of` names. A base that nobody asks is not looked for."""
+    name, trained_on = run.folder.name, run.manifest().base_model
+    if run.result == run.adapter:
+        check_base(model, trained_on, name, "lay the adapter over it", force=force_base)
+        return read_peft(model.module, run.result)
+    base = base_of(run, trust_code)
+    return WholeModel(model.module, partial(base_weights, base, trained_on, name, announce, force=force_base))

@@ -1,0 +1,62 @@
+"""How far to turn an adapter up: what a finished run gains and what it forgets, at several strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.sides import forward_of
+from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
+from rankwise.evaluation.text import refuse_trained_on, text_for
+from rankwise.models.loaded import LoadedModel
+from rankwise.run.directory import open_run
+from rankwise.run.evaluations import StrengthCurve, write_strength
+from rankwise.run.records import Announce, Said, silent
+from rankwise.spec.adapters import check_strength
+from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.measuring import Measurable, rows_to_measure
+
+BLOCKS, MOST = 16, 100
+"""Of text, and of documents: each is asked of the model once for every strength."""
+
+
+@dataclass(frozen=True)
+class Strengths:
+    run: str
+    curve: StrengthCurve
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise strength --json` prints."""
+        return {"run": self.run} | self.curve.model_dump(mode="json", exclude={"format"})
+
+
+def strength(
+    run_name: str, *, text: str | None = None, data: str | None = None, blocks: int = BLOCKS,
+    strengths: Sequence[float] = STRENGTHS, force_base: bool = False, trust_code: str | None = None,
+    announce: Announce = silent,
+) -> Strengths:  # fmt: skip
+    """Measure a run at several strengths; the curve lies in `runs/NAME/strength.json`. `text` is what the model was not
+    trained on (evaluation/text.py), `data` rows of its task, by default those that it held out."""
+    for one in strengths:
+        check_strength(one)
+    run = open_run(run_name)
+    asked = open_for_asking(run_name, announce, force_base=force_base, trust_code=trust_code)
+    told = text_for(asked.model, text, blocks=blocks)
+    refuse_trained_on(told, run.receipt())
+    rows = rows_to_measure(run, asked.model, data, announce)
+    curve = strength_curve(
+        forward_of(asked.model.module), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, announce), told,
+        task=rows.about, strengths=strengths, announce=announce,
+    )  # fmt: skip
+    write_strength(run, curve)
+    return Strengths(str(run.folder), curve)
+
+
+def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float], announce: Announce) -> TaskLoss:
+    documents = rows.documents[:MOST]
+    if len(documents) < len(rows.documents):
+        announce(Said(f"measuring on the first {MOST} of {len(rows.documents):,} documents"))
+    what = f"Measuring what is learned, at {len(with_ends(strengths))} strengths"
+    return lambda: [[one.nats, float(one.tokens)] for one in likelihoods(model.module, documents, announce, what)]

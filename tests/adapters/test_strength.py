@@ -1,0 +1,200 @@
+"""An adapter turned up or down: nothing at 0, itself at 1, and in between as many times its change, in every form."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import tiny_model
+from fast_forms import in_float64, rows
+from rankwise.adapters.adapter_set import AdapterSet, inject
+from rankwise.adapters.hosts import oriented
+from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.stored import check_alike, read_stored
+from rankwise.data.batches import portion
+from rankwise.data.flat import flat
+from rankwise.errors import AdapterError, SpecError
+from rankwise.models.causal import SupervisedLogits
+from rankwise.models.fast import FastLoss
+from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
+from rankwise.training.losses import summed
+
+IDS = torch.arange(48).reshape(2, 24) % 96
+KINDS = {
+    "lora": ("llama", LoraSpec(rank=3, alpha=5, targets=("all-linear", "embed_tokens"))),
+    "root": ("llama", LoraSpec(rank=3, scaling="sqrt-rank")),
+    "adalora": ("llama", AdaLoraSpec(budget=3)),
+    "fused": ("gpt2", AdaLoraSpec(budget=3)),
+    "parted": ("neox", AdaLoraSpec(budget=3)),
+    "dora": ("llama", LoraSpec(rank=3, dora=True)),
+    "dora with biases": ("gpt2", LoraSpec(rank=3, dora=True)),
+}
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def unsettle(adapters: AdapterSet, name: str = "default") -> None:
+    """What training would have made of it."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for adapter in adapters.adapters(name).values():
+            for part, parameter in adapter.named_parameters():
+                drawn = torch.randn(parameter.shape, generator=generator) * 0.2
+                parameter.copy_(parameter * (1 + drawn) if part == "magnitude" else drawn)
+
+
+def adapted(kind: str, dtype: torch.dtype = torch.float32) -> AdapterSet:
+    architecture, spec = KINDS[kind]
+    adapters = inject(tiny_model(architecture).to(dtype), spec)
+    unsettle(adapters)
+    return adapters
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_one_it_is_itself_and_at_zero_the_base_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
+    adapters = adapted(kind, dtype)
+    model = adapters.model
+    whole = logits(model)
+    with adapters.disabled():
+        base = logits(model)
+    assert not torch.equal(whole, base)
+    with adapters.scaled(1):
+        assert torch.equal(logits(model), whole)
+    with adapters.scaled(0):
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nested_strengths_multiply_and_what_was_there_comes_back(kind: str) -> None:
+    adapters = adapted(kind)
+    model = adapters.model
+    whole = logits(model)
+    with adapters.scaled(0.25):
+        quarter = logits(model)
+    with adapters.scaled(0.5):
+        half = logits(model)
+        with adapters.scaled(0.5):
+            assert torch.equal(logits(model), quarter)
+        with adapters.scaled(0):
+            pass
+        assert torch.equal(logits(model), half)
+        with pytest.raises(RuntimeError), adapters.scaled(3):
+            raise RuntimeError
+        assert torch.equal(logits(model), half)
+    assert torch.equal(logits(model), whole)
+    assert not torch.equal(half, whole) and not torch.equal(half, quarter)
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_base_s_weights_with_so_many_times_the_change(kind: str, strength: float) -> None:
+    adapters = adapted(kind, torch.float64)
+    model, changed = adapters.model, tiny_model(KINDS[kind][0])
+    in_float64(model)
+    in_float64(changed)
+    with torch.no_grad():
+        for path, adapter in adapters.adapters().items():
+            host = changed.get_submodule(path)
+            host.weight.add_(strength * oriented(host, adapter.delta()))
+    with adapters.scaled(strength):
+        assert (logits(model) - logits(changed)).abs().max() < 1e-12
+        for path, adapter in adapters.adapters().items():
+            host = adapters.host(path)
+            told = oriented(host, adapter.delta())
+            assert (host.weight + told - changed.get_submodule(path).weight).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("dora", "dora with biases", "parted")])
+def test_the_fast_form_is_turned_with_it(kind: str) -> None:
+    adapters = adapted(kind, torch.float64)
+    in_float64(adapters.model)
+    documents, model = rows(), adapters.model
+
+    def losses() -> list[float]:
+        with torch.no_grad():
+            return [
+                sum(float(loss_of(batch)) for batch in batches)
+                for loss_of, batches in (
+                    (FastLoss(model), flat(documents, 60)),
+                    (summed(SupervisedLogits(model)), portion(documents, 200)),
+                )
+            ]
+
+    before = losses()
+    with adapters.scaled(0.3):
+        ours, theirs = losses()
+    assert ours == pytest.approx(theirs, rel=1e-10)
+    assert ours != pytest.approx(before[0], rel=1e-4)
+
+
+def test_all_active_adapters_are_turned_together_and_no_other() -> None:
+    layer = nn.Linear(5, 7).double()
+    model = nn.Sequential(layer)
+    adapters = inject(model, LoraSpec(rank=2, targets=("0",)), name="one")
+    for name in ("two", "idle"):
+        adapters.add(LoraSpec(rank=2, targets=("0",)), name=name)
+    for name in adapters.names:
+        unsettle(adapters, name)
+    adapters.activate("one", "two")
+    x = torch.randn(3, 5, dtype=torch.float64)
+    base, whole = layer(x), model(x)
+    scale = adapters.adapters("idle")["0"].scale
+    with adapters.scaled(0.5):
+        assert torch.allclose(model(x) - base, (whole - base) / 2, atol=1e-12)
+        assert adapters.adapters("idle")["0"].scale == scale
+
+
+@pytest.mark.parametrize("kind", ["lora", "adalora", "fused"])
+def test_what_is_written_inside_has_the_strength_in_it(kind: str, tmp_path: Path) -> None:
+    adapters = adapted(kind)
+    for adapter in adapters.adapters().values():
+        for part in getattr(adapter, "parts", ()):
+            part.decided = True
+    with adapters.scaled(0.3):
+        write_peft(adapters, tmp_path / "a", base_model="tiny")
+        wanted = logits(adapters.model)
+    found = read_peft(tiny_model(KINDS[kind][0]), tmp_path / "a").model
+    assert (logits(found) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["lora", "root"])
+def test_the_files_alone_are_turned_the_same(kind: str, tmp_path: Path) -> None:
+    adapters = adapted(kind)
+    write_peft(adapters, tmp_path / "held", base_model="tiny")
+    held = read_stored(tmp_path / "held")
+    held.turned(0.3).write(tmp_path / "turned", {})
+    assert held.turned(1) is held
+    assert read_stored(tmp_path / "turned").settings == held.settings
+    with adapters.scaled(0.3):
+        wanted = logits(adapters.model)
+    found = read_peft(tiny_model("llama"), tmp_path / "turned").model
+    assert (logits(found) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    with pytest.raises(AdapterError, match="would not be the same"):
+        check_alike(held.turned(0.3), held, tmp_path)
+
+
+def test_dora_s_files_cannot_tell_a_strength(tmp_path: Path) -> None:
+    adapters = adapted("dora")
+    write_peft(adapters, tmp_path / "held", base_model="tiny")
+    with pytest.raises(AdapterError, match=r"is DoRA.*at strength 0\.3.*Use the format merged"):
+        read_stored(tmp_path / "held").turned(0.3)
+    with adapters.scaled(0.3), pytest.raises(AdapterError, match=r"is DoRA.*at strength 0\.3"):
+        write_peft(adapters, tmp_path / "new", base_model="tiny")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("strength", [-0.1, 10.1, math.nan, math.inf])
+def test_a_strength_that_means_nothing_is_refused(strength: float) -> None:
+    adapters = adapted("lora")
+    before = logits(adapters.model)
+    with pytest.raises(SpecError, match="a strength is from 0"), adapters.scaled(strength):
+        pass
+    assert torch.equal(logits(adapters.model), before)

@@ -1,0 +1,97 @@
+"""`rankwise evaluate` on a run, its held-out rows, a task, and a model: one object with the keys that were promised."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from rankwise.cli.main import app
+
+ROWS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} for n in range(12)]
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def found(*words):
+    result = rankwise(*words, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("\n") == 1
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("evaluating")
+    with contextlib.chdir(folder):
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 30, "--learning-rate", 0.02)
+        for run, more in (("measured", ("--held-out", 4)), ("all", ())):
+            result = rankwise("train", *words, "--run", run, *more)
+            assert result.exit_code == 0, result.output
+        yield folder
+
+
+def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
+    told = found("evaluate", "measured")
+    assert (told["task"], told["n"], told["model"]) == ("held-out", 4, "measured")
+    manifest = json.loads((home / "runs/measured/manifest.json").read_text())["results"]
+    assert told["metrics"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_after"], rel=0.02)
+    assert told["base"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_before"], rel=0.02)
+    assert (home / "runs/measured/evaluations/held-out.json").exists()
+    kept = told["retention"]
+    assert {"kl", "delta_nll", "low", "high"} <= set(kept)
+    assert 0 < kept["low"] <= kept["kl"] <= kept["high"]
+
+
+def test_the_promised_keys(home):
+    (home / "task.yaml").write_text("task: lands\ndata: rows.jsonl\nscore: [loss, exact]\nmax_new_tokens: 8\n")
+    told = found("evaluate", "measured", "--task", "task.yaml")
+    assert {"task", "n", "metrics", "retention"} <= set(told)
+    for measured in told["metrics"].values():
+        assert set(measured) == {"value", "low", "high"}
+        assert measured["low"] <= measured["value"] <= measured["high"]
+    assert told["differences"]["loss"]["verdict"] == "better"
+    assert told["n"] == len(ROWS)
+    assert "better" in rankwise("evaluate", "measured", "--task", "task.yaml").stdout
+
+
+def test_a_model_beside_itself_forgets_nothing(home, tiny_folder):
+    told = found("evaluate", tiny_folder, "--against", tiny_folder, "--task", "rows.jsonl")
+    assert (told["retention"]["kl"], told["retention"]["delta_nll"]) == (0, 0)
+    assert told["differences"]["loss"]["verdict"] == "cannot tell"
+    assert found("evaluate", tiny_folder, "--task", "rows.jsonl")["retention"] is None
+
+
+def test_a_text_of_ones_own_and_none(home):
+    (home / "text.txt").write_text("the quick brown fox jumps over the lazy dog " * 2000)
+    told = found("evaluate", "measured", "--text", "text.txt")
+    assert told["retention"]["text"].startswith("text.txt: 32 blocks")
+    assert found("evaluate", "measured", "--no-retention")["retention"] is None
+
+
+def test_a_file_of_rows_is_a_task(home, tiny_folder):
+    assert found("evaluate", tiny_folder, "--task", "rows.jsonl", "--rows", 5)["n"] == 5
+    assert found("evaluate", tiny_folder, "--data", "rows.jsonl")["n"] == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("all",), "held no rows out"),
+        (("measured", "--task", "nothing"), "there is no task"),
+        (("measured", "--against", "x"), "its own base"),
+        (("measured", "--task", "missing.yaml"), "missing.yaml"),
+        (("nowhere", "--task", "rows.jsonl"), "nowhere"),
+        (("measured", "--task", "rows.jsonl", "--dtype", "float8"), "float8"),
+    ],
+)
+def test_mistakes_are_told_and_exit_with_two(home, words, problem):
+    result = rankwise("evaluate", *words)
+    assert result.exit_code == 2, result.output
+    assert problem in result.output
+    assert "Traceback" not in result.output

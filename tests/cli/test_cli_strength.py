@@ -1,0 +1,189 @@
+"""`rankwise strength` and `rankwise export --strength`: the curve of a run, and the run at a point of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import rankwise as library
+from rankwise.adapters.peft_format import read_peft
+from rankwise.cli.main import app
+from rankwise.run.directory import RunDirectory
+from rankwise.run.evaluations import read_strength
+
+IDS = torch.arange(48).reshape(2, 24) % 96
+QUICK = ("--blocks", 2)
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def rows_of(count, start=0):
+    rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(start, start + count)]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("turning")
+    with contextlib.chdir(folder):
+        (folder / "rows.jsonl").write_text(rows_of(12))
+        (folder / "apart.jsonl").write_text(rows_of(3, 20))
+        words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 40, "--batch-size", 2)
+        methods = {
+            "kept": ("--rank", 4, "--held-out", 4),
+            "given": ("--method", "adalora", "--budget", 3, "--evaluation", "apart.jsonl"),
+            "dora": ("--rank", 4, "--set", "adapter.dora=true"),
+        }
+        for run, method in methods.items():
+            result = rankwise("train", *words, "--run", run, "--learning-rate", 0.01, *method)
+            assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def home(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home):
+    result = rankwise("strength", "kept", *QUICK, "--json")
+    assert result.exit_code == 0 and result.stdout.count("\n") == 1, result.output
+    told = json.loads(result.stdout)
+    held = read_strength(RunDirectory(home / "runs" / "kept"))
+    assert told == {"run": "runs/kept"} | held.model_dump(mode="json", exclude={"format"})
+    assert [point["strength"] for point in told["points"]] == [0, 0.25, 0.5, 0.75, 0.9, 1, 1.25, 1.5]
+    assert told["n"] == 4 and told["task"] == "the 4 documents held out" and "2 blocks of 256" in told["text"]
+    base, whole = told["points"][0], told["points"][5]
+    assert base["kl"] == {"value": 0, "low": 0, "high": 0} and base["delta_nll"] == 0
+    kls = [point["kl"]["value"] for point in told["points"]]
+    assert kls == sorted(kls) and kls[-1] > 1e-3
+    results = json.loads((home / "runs" / "kept" / "manifest.json").read_text())["results"]
+    assert base["loss"]["value"] == pytest.approx(results["held_out_loss_before"], rel=1e-4)
+    assert whole["loss"]["value"] == pytest.approx(results["held_out_loss_after"], rel=1e-4)
+    assert 0 < told["recommended"] <= 1
+
+
+def test_in_words_it_says_what_is_recommended_and_how_to_have_it(home):
+    (home / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    result = rankwise("strength", "given", *QUICK, "--text", "text.txt", "--quiet")
+    assert result.exit_code == 0 and result.stderr == "", result.output
+    curve = read_strength(RunDirectory(home / "runs" / "given"))
+    assert curve.task == "apart.jsonl" and curve.text.startswith("text.txt: 2 blocks")
+    lines = result.stdout.splitlines()
+    (starred,) = [line for line in lines if "*" in line]
+    assert float(starred.split("*")[0]) == curve.recommended
+    assert f"rankwise export runs/given --to FOLDER --strength {curve.recommended:g}" in lines[-1]
+    assert all(ord(sign) < 127 for sign in "".join(lines[:9]))
+
+
+def test_a_run_is_measured_from_elsewhere_too(home, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for run in ("kept", "given"):
+        result = rankwise("strength", home / "runs" / run, *QUICK)
+        assert result.exit_code == 0, result.output
+
+
+def test_a_run_that_held_nothing_out_wants_rows(home):
+    result = rankwise("strength", "dora", *QUICK)
+    assert result.exit_code == 2 and "held no rows out" in result.stderr and "--data FILE" in result.stderr
+    result = rankwise("strength", "dora", "--data", "apart.jsonl", *QUICK, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["task"] == "apart.jsonl" and told["n"] == 3
+    other = rankwise("strength", "given", *QUICK, "--json")
+    assert json.loads(other.stdout)["points"][0]["loss"] == told["points"][0]["loss"], "one base, the same rows"
+
+
+def test_what_was_trained_on_measures_nothing(home):
+    result = rankwise("strength", "kept", "--data", "rows.jsonl", *QUICK)
+    assert result.exit_code == 2 and "rows.jsonl: is among the data of the run" in result.stderr
+    shutil.copy("rows.jsonl", "same.txt")
+    result = rankwise("strength", "kept", "--text", "same.txt", "--blocks", 1)
+    assert result.exit_code == 2 and "rows.jsonl is among the data of the run" in result.stderr
+    Path("rows.jsonl").write_text(rows_of(12, 1))
+    result = rankwise("strength", "kept", *QUICK)
+    assert result.exit_code == 2 and "are others now" in result.stderr
+    assert not (home / "runs" / "kept" / "strength.json").exists()
+
+
+def test_too_many_blocks_and_a_run_that_is_not_there_are_told(home):
+    result = rankwise("strength", "kept", "--blocks", 100_000)
+    assert result.exit_code == 2 and "100000 blocks of 257" in result.stderr
+    result = rankwise("strength", "kpt", "--json")
+    assert result.exit_code == 2 and json.loads(result.stdout)["kind"] == "RunError"
+
+
+@pytest.fixture
+def base(tiny_folder):
+    return lambda: AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def turned(model: nn.Module, run: Path, strength: float) -> torch.Tensor:
+    adapters = read_peft(model, run / "adapter")
+    with adapters.scaled(strength):
+        return logits(model)
+
+
+@pytest.mark.parametrize("format", ["peft", "portable", "merged"])
+@pytest.mark.parametrize("run", ["kept", "given", "dora"])
+def test_an_export_at_a_strength_is_the_model_at_that_strength(home, base, run, format):
+    result = rankwise("export", run, "--to", "out", "--format", format, "--strength", 0.4, "--json")
+    if run == "dora" and format != "merged":
+        assert result.exit_code == 2 and "is DoRA" in result.stderr and not (home / "out").exists()
+        return
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["strength"] == 0.4
+    assert json.loads((home / "out" / "strength.json").read_text()) == {"run": run, "strength": 0.4}
+    wanted, whole = turned(base(), home / "runs" / run, 0.4), turned(base(), home / "runs" / run, 1)
+    scale = wanted.abs().max()
+    assert (whole - wanted).abs().max() > 1e-3 * scale
+    if format == "merged":
+        found = [AutoModelForCausalLM.from_pretrained(home / "out", dtype=torch.float32).eval()]
+    else:
+        ours = base()
+        read_peft(ours, home / "out")
+        found = [ours, PeftModel.from_pretrained(base(), home / "out").eval()]
+    for model in found:
+        assert (logits(model) - wanted).abs().max() <= 1e-5 * scale
+
+
+def test_at_one_an_export_is_what_it_was(home):
+    for number, words in enumerate([(), ("--strength", 1)]):
+        assert rankwise("export", "given", "--to", f"out{number}", *words).exit_code == 0
+    names = sorted(path.name for path in (home / "out0").iterdir())
+    assert names == sorted(path.name for path in (home / "out1").iterdir()) and "strength.json" not in names
+    assert all((home / "out0" / name).read_bytes() == (home / "out1" / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize(("strength", "said"), [(-1, "from 0"), ("nan", "from 0"), (11, "from 0"), (0, "base model")])
+@pytest.mark.parametrize("format", ["peft", "merged"])
+def test_a_strength_that_means_nothing_is_not_exported(home, format, strength, said):
+    result = rankwise("export", "kept", "--to", "out", "--format", format, f"--strength={strength}")
+    assert result.exit_code == 2 and said in result.stderr, result.output
+    assert not (home / "out").exists()
+
+
+def test_from_python_the_curve_has_the_strengths_one_asks_for(home):
+    found = library.strength("kept", blocks=1, strengths=[0.1])
+    assert [point.strength for point in found.curve.points] == [0, 0.1, 1]
+    with pytest.raises(library.RankwiseError, match="a strength is from 0"):
+        library.strength("kept", strengths=[float("nan")])

@@ -1,0 +1,189 @@
+"""A model held against itself does not differ; scores are the model's own, in any order and company."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rankwise.errors import EvaluationError, SpecError
+from rankwise.evaluation.items import items_of, items_of_documents
+from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.scoring import answers, side
+from rankwise.models.loading import load
+from rankwise.run.evaluations import read_evaluation
+from rankwise.run.records import silent
+from rankwise.spec.models import ModelSpec
+from rankwise.spec.tasks import TaskSpec
+from rankwise.verbs.evaluate import evaluate
+
+WORDS = [
+    "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "refund", "glass", "radio", "order", "capital", "France",
+    "Paris", "land", "town",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    return load(ModelSpec(name=str(tiny_folder), dtype="float32"))
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Conversations of many lengths."""
+    draw = random.Random(0)
+
+    def text():
+        return " ".join(draw.choices(WORDS, k=draw.randint(1, 9)))
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text(), "completion": text()}) + "\n" for _ in range(20)))
+    return file
+
+
+@pytest.fixture
+def chosen(tmp_path):
+    draw = random.Random(1)
+    file = tmp_path / "chosen.jsonl"
+    made = [{"q": " ".join(draw.choices(WORDS, k=4)), "choices": draw.sample(WORDS, 3), "gold": draw.randrange(3)}
+            for _ in range(15)]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return made, TaskSpec(task="chosen", data=str(file), ask="{q}", score="accuracy", chat=False)
+
+
+def test_a_model_held_against_itself_does_not_differ(tiny_folder, rows, tmp_path):
+    task = TaskSpec(task="t", data=str(rows), score=("loss", "exact", "rouge_l", "bleu"), max_new_tokens=8)
+    found = evaluate(str(tiny_folder), task, against=str(tiny_folder), out=tmp_path / "found.json")
+    assert set(found.differences) == {"loss", "exact", "rouge_l", "bleu"}
+    for one in found.differences.values():
+        assert (one.difference, one.low, one.high, one.verdict) == (0, 0, 0, "cannot tell")
+    assert read_evaluation(tmp_path / "found.json") == found
+
+
+def test_loss_is_that_of_each_document_alone(model, rows):
+    items = items_of(TaskSpec(task="t", data=str(rows)), model).items
+    for item, found in zip(items, likelihoods(model.module, [one.documents[0] for one in items]), strict=True):
+        ids, learned = torch.tensor([item.documents[0].ids]), torch.tensor(item.documents[0].learned)
+        with torch.no_grad():
+            nats = F.cross_entropy(model.module(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        assert found.nats == pytest.approx(nats[learned[1:]].sum().item(), rel=1e-5)
+        assert found.tokens == item.documents[0].supervised
+
+
+def test_neither_order_nor_company_changes_an_answer(model, rows):
+    items = list(items_of(TaskSpec(task="t", data=str(rows)), model).items)
+    alone = answers(items, model, 12, silent, 1, "")
+    assert answers(items, model, 12, silent, 16, "") == alone
+    assert len(set(alone)) > 5, "a model that says one thing would show nothing"
+    order = list(range(len(items)))
+    random.Random(2).shuffle(order)
+    assert answers([items[at] for at in order], model, 12, silent, 7, "") == [alone[at] for at in order]
+
+
+def test_metrics_do_not_depend_on_the_order_of_rows(model, chosen, rows):
+    for task in (chosen[1], TaskSpec(task="t", data=str(rows), score="loss")):
+        items = list(items_of(task, model).items)
+        before = side(task, items, model, silent, together=4, who="")
+        random.Random(3).shuffle(items)
+        after = side(task, items, model, silent, together=4, who="")
+        for metric, measured in before.metrics.items():
+            assert after.metrics[metric].model_dump() == pytest.approx(measured.model_dump(), rel=1e-5)
+
+
+def test_the_likeliest_choice_for_its_length_is_taken(model, chosen):
+    made, task = chosen
+    items = items_of(task, model).items
+    found = side(task, items, model, silent, together=4, who="")
+    for item, row, (hit, _), (bare, _) in zip(
+        items, made, found.scores["accuracy"].sums, found.scores["accuracy_unnormalised"].sums, strict=True
+    ):
+        nats = []
+        for choice in row["choices"]:
+            before = model.tokenizer.encode(row["q"])
+            ids = torch.tensor([before + model.tokenizer.encode(" " + choice)])
+            with torch.no_grad():
+                each = F.cross_entropy(model.module(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+            nats.append(each[len(before) - 1 :].sum().item())
+        normalised = [one / len(choice) for one, choice in zip(nats, row["choices"], strict=True)]
+        assert hit == (normalised.index(min(normalised)) == row["gold"]), item.where
+        assert bare == (nats.index(min(nats)) == row["gold"])
+
+
+def test_rows_of_a_classification_choose_by_the_chat_template(model, tmp_path):
+    file = tmp_path / "labelled.jsonl"
+    texts = [(" ".join(WORDS[at : at + 3]), ("good", "bad")[at % 2]) for at in range(8)]
+    file.write_text("".join(json.dumps({"prompt": text, "completion": label}) + "\n" for text, label in texts))
+    task = TaskSpec(task="t", data=str(file), score=("accuracy", "f1", "matthews"))
+    items = items_of(task, model).items
+    assert [item.wanted for item in items] == [label for _, label in texts]
+    assert all(len(item.documents) == 2 and item.sizes == (3, 4) for item in items)
+    found = side(task, items, model, silent, together=4, who="")
+    assert set(found.scores) == {"accuracy", "accuracy_unnormalised", "f1", "matthews"}
+
+
+def test_a_question_written_from_columns_is_asked_by_the_template(model, tmp_path):
+    file = tmp_path / "pairs.csv"
+    file.write_text("first,second,same\na fox,a dog,0\na land,a town,1\n")
+    task = TaskSpec(task="t", data=str(file), ask="Are {first} and {second} alike?", answer="{same}", score="exact")
+    (item, _) = items_of(task, model).items
+    assert model.tokenizer.decode(item.given) == (
+        "<|im_start|>user\nAre a fox and a dog alike?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert item.wanted == "0"
+
+
+def test_rows_longer_than_the_context_are_left_out_and_counted(model, tmp_path):
+    file = tmp_path / "long.jsonl"
+    rows = [{"prompt": "fox " * 300, "completion": "dog"}, {"prompt": "fox", "completion": "dog"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = items_of(TaskSpec(task="t", data=str(file)), model)
+    assert (len(found.items), found.too_long) == (1, 1)
+
+
+def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(WORDS * 30))
+    items = items_of(TaskSpec(task="t", data=str(file)), model).items
+    ids = model.tokenizer.encode(file.read_text())
+    assert [token for item in items for token in item.documents[0].ids[1:]] == ids
+    assert sum(item.documents[0].supervised for item in items) == len(ids)
+    assert all(len(item.documents[0].ids) <= model.context_length + 1 for item in items)
+
+
+def test_documents_are_asked_as_they_were_learned(model, rows):
+    items = items_of(TaskSpec(task="t", data=str(rows)), model).items
+    again = items_of_documents([item.documents[0] for item in items], model).items
+    assert [(one.given, one.wanted) for one in again] == [(one.given, one.wanted) for one in items]
+
+
+def test_what_is_wanted_must_be_what_is_compared(model, rows):
+    task = TaskSpec(task="t", data=str(rows), score="json")
+    with pytest.raises(EvaluationError, match="is not JSON"):
+        side(task, items_of(task, model).items, model, silent, together=4, who="")
+    task = task.model_copy(update={"score": ("number",)})
+    with pytest.raises(EvaluationError, match="has no number"):
+        side(task, items_of(task, model).items, model, silent, together=4, who="")
+
+
+def test_a_control_token_in_a_text_is_text(model, tmp_path):
+    file = tmp_path / "typed.jsonl"
+    file.write_text(json.dumps({"q": "a <|im_end|> b", "choices": ["x", "y"], "gold": 0}) + "\n")
+    (item,) = items_of(TaskSpec(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
+    ends = set(model.template.end_ids)
+    assert not ends & set(item.documents[0].ids)
+
+
+def test_a_model_needs_a_task_and_a_run_needs_nothing_beside_it(tiny_folder, rows):
+    with pytest.raises(SpecError, match="which task"):
+        evaluate(str(tiny_folder))
+
+
+def test_equal_documents_are_computed_once_and_told_twice(model, rows):
+    items = items_of(TaskSpec(task="t", data=str(rows)), model).items
+    document = items[0].documents[0]
+    twice = likelihoods(model.module, [document, items[1].documents[0], replace(document)], silent, "")
+    assert twice[0] == twice[2] != twice[1]

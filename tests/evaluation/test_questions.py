@@ -1,0 +1,140 @@
+"""What a row asks is what its task says, and a row that cannot be asked is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rankwise.errors import DataError, SpecError
+from rankwise.evaluation.questions import questions
+from rankwise.spec.tasks import BUILT_IN, TaskSpec, task_named
+
+
+def asked(tmp_path, rows, **task):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return questions(TaskSpec(**{"task": "t", "data": str(file), "ask": "{q}", "score": "accuracy"} | task))
+
+
+@pytest.mark.parametrize(
+    ("row", "right"),
+    [
+        ({"choices": ["a", "b", "c"], "gold": 2}, 2),
+        ({"choices": ["a", "b", "c"], "answer": "B"}, 1),
+        ({"choices": ["a", "b", "c"], "label": "c"}, 2),
+        ({"choices": ["a", "b"], "gold": "0"}, 0),
+        ({"choices": ["no", "yes"], "answer": True}, 1),
+        ({"choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}, 1),
+        ({"choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}, 0),
+    ],
+)
+def test_the_right_choice_by_number_letter_or_text(tmp_path, row, right):
+    (question,) = asked(tmp_path, [{"q": "which?", **row}])
+    assert question.right == right
+    assert question.choices[right] == question.wanted
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"choices": ["a", "b"], "gold": 2}, "none of the 2 choices"),
+        ({"choices": ["a", "b"], "gold": "x"}, "none of the 2 choices"),
+        ({"choices": ["a", "b"]}, "which choice is right"),
+        ({"choices": "ab", "gold": 0}, "a list of two or more texts"),
+        ({"choices": ["a"], "gold": 0}, "a list of two or more texts"),
+    ],
+)
+def test_a_row_that_cannot_be_asked_is_named(tmp_path, row, problem):
+    with pytest.raises(DataError, match=rf"rows.jsonl:1: .*{problem}"):
+        asked(tmp_path, [{"q": "which?", **row}])
+
+
+def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path):
+    with pytest.raises(DataError, match=r'no column "qq".* Did you mean "q"'):
+        asked(tmp_path, [{"q": "which?", "choices": ["a", "b"], "gold": 0}], ask="{qq}")
+
+
+def test_braces_of_a_row_are_text(tmp_path):
+    row = {"q": "{answer} {0} {q.__class__}", "answer": "{q}"}
+    (question,) = asked(tmp_path, [row], answer="{answer}", score="exact")
+    assert question.asked == ("{answer} {0} {q.__class__}",)
+    assert question.wanted == "{q}"
+
+
+def test_rows_without_choices_choose_between_all_answers(tmp_path):
+    rows = [{"q": "sky?", "label": "blue"}, {"q": "grass?", "label": "green"}, {"q": "sea?", "label": "blue"}]
+    found = asked(tmp_path, rows)
+    assert [one.choices for one in found] == [("blue", "green")] * 3
+    assert [one.right for one in found] == [0, 1, 0]
+
+
+def test_letters_stand_below_the_question(tmp_path):
+    (question,) = asked(tmp_path, [{"q": "which?", "choices": ["x", "y"], "gold": 1}], lettered=True)
+    assert question.asked == ("which?\nA. x\nB. y\nAnswer:",)
+    assert (question.choices, question.wanted) == (("A", "B"), "B")
+
+
+def test_several_contexts_are_the_choice(tmp_path):
+    row = {"q": ["Ann, so Ann", "Ann, so Bea"], "then": "won.", "gold": 1}
+    (question,) = asked(tmp_path, [row], answer="{then}")
+    assert question.asked == ("Ann, so Ann", "Ann, so Bea")
+    assert (question.choices, question.right) == (("won.", "won."), 1)
+
+
+def test_a_table_without_names_gets_them(tmp_path):
+    file = tmp_path / "rows.tsv"
+    file.write_text('a\t1\tHe said "no\nb\t0\tYes\n')
+    task = TaskSpec(task="t", data=str(file), ask="{text}", answer="{label}", header=("source", "label", "text"),
+                    choices=("bad", "good"), score="accuracy")  # fmt: skip
+    assert [(one.asked[0], one.wanted) for one in questions(task)] == [('He said "no', "good"), ("Yes", "bad")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"score": ["exact", "accuracy"]}, "make two of it"),
+        ({"score": ["exact", "exact"]}, "each once"),
+        ({"score": []}, "each once"),
+        ({"score": "regex"}, "needs a pattern"),
+        ({"score": "exact", "pattern": "x"}, "needs a pattern"),
+        ({"score": "regex", "pattern": "("}, "no regular expression"),
+        ({"chat": False}, "ask has to say"),
+        ({"answer": "{a}"}, "go with ask"),
+        ({"choices": ["a", "b"], "ask": "x"}, "hoices are scored by"),
+        ({"scroe": "exact"}, 'Did you mean "score"'),
+    ],
+)
+def test_a_task_that_makes_no_sense_is_refused(settings, problem):
+    with pytest.raises(SpecError, match=problem):
+        TaskSpec(**{"task": "t", "data": "rows.jsonl"} | settings)
+
+
+def test_a_task_of_three_lines(tmp_path):
+    file = tmp_path / "tickets.yaml"
+    file.write_text("task: tickets\ndata: tickets.jsonl\nscore: [exact, json]\n")
+    assert task_named(str(file)).score == ("exact", "json")
+    assert task_named(str(file), rows=5).rows == 5
+    file.write_text("task: tickets\ndata: x.jsonl\nscroe: exact\n")
+    with pytest.raises(SpecError, match=r'tickets.yaml:3: unknown setting "scroe"'):
+        task_named(str(file))
+
+
+def test_an_unknown_task_names_the_nearest(monkeypatch):
+    monkeypatch.delenv("RANKWISE_DATA", raising=False)
+    with pytest.raises(SpecError, match='Did you mean "arc_easy"'):
+        task_named("arc_eazy")
+    with pytest.raises(SpecError, match="--data FILE"):
+        task_named("arc_easy")
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if BUILT_IN[name].get("ask")])
+def test_every_row_of_the_public_sets_is_asked(name, shared_data, monkeypatch):
+    monkeypatch.setenv("RANKWISE_DATA", str(shared_data))
+    task = task_named(name)
+    found = questions(task)
+    assert len(found) > 90
+    assert all(one.asked[0].strip() and one.wanted for one in found)
+    if task.chosen:
+        assert all(0 <= one.right < len(one.choices) for one in found)
+        assert len({one.right for one in found}) > 1 or name == "truthfulqa"  # whose first answer is the right one

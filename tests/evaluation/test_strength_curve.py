@@ -1,0 +1,116 @@
+"""Gain against forgetting: the ends of the curve are the base and the trained model, and losses those of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from fast_forms import rows
+from rankwise.adapters.adapter_set import inject
+from rankwise.data.batches import portion
+from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.retention import retention
+from rankwise.evaluation.sides import forward_of, with_and_without
+from rankwise.evaluation.strength import recommended, strength_curve
+from rankwise.evaluation.text import Text
+from rankwise.models.causal import SupervisedLogits
+from rankwise.run.evaluations import Measured, StrengthPoint
+from rankwise.spec.adapters import LoraSpec
+from rankwise.training.losses import mean_loss, summed
+
+TEXT = Text(torch.randint(96, (4, 41), generator=torch.Generator().manual_seed(5)), "random words", "0" * 64, ())
+
+
+def adapted(size: float = 0.1):
+    adapters = inject(tiny_model("llama"), LoraSpec(rank=3))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+    return adapters
+
+
+def loss_rows(model, documents):
+    return [[one.nats, float(one.tokens)] for one in likelihoods(model, documents)]
+
+
+def test_rows_of_losses_are_what_training_calls_the_loss_document_by_document():
+    model, documents = tiny_model("gpt2"), rows(9)
+    found = loss_rows(model, documents)
+    cpu, loss = torch.device("cpu"), summed(SupervisedLogits(model))
+    for one, document in zip(found, documents, strict=True):
+        mean, tokens = mean_loss(loss, portion([document], 2048), cpu)
+        assert one == pytest.approx([mean * tokens, tokens], rel=1e-5)
+
+
+def test_the_ends_of_the_curve_are_the_base_and_the_trained_model():
+    adapters, documents = adapted(), rows(9)
+    model = adapters.model
+    curve = strength_curve(
+        forward_of(model), adapters.scaled, lambda: loss_rows(model, documents), TEXT, task="words", strengths=(0.5,)
+    )
+    assert [point.strength for point in curve.points] == [0, 0.5, 1]
+    base, half, whole = curve.points
+    assert (base.kl.value, base.delta_nll) == (0, 0)
+    kept = retention(with_and_without(adapters), TEXT)
+    assert (whole.kl.value, whole.kl.low, whole.kl.high, whole.delta_nll) == (
+        kept.kl, kept.low, kept.high, kept.delta_nll,
+    )  # fmt: skip
+    with adapters.disabled():
+        nats, tokens = (sum(column) for column in zip(*loss_rows(model, documents), strict=True))
+    assert base.loss.value == pytest.approx(nats / tokens, rel=1e-12)
+    assert 0 < half.kl.value < whole.kl.value
+    assert (curve.task, curve.n, curve.sha256) == ("words", 9, TEXT.sha256)
+
+
+def test_whole_weights_can_be_turned_as_an_adapter_is():
+    """Of a model that was trained whole there is no adapter: its weights go so much of the way from its base's."""
+    adapters, documents = adapted(), rows(5)
+    deltas = {path: adapter.delta().detach() for path, adapter in adapters.adapters().items()}
+    other = tiny_model("llama").requires_grad_(False)
+
+    @contextmanager
+    def turned(strength: float) -> Iterator[None]:
+        weights = {path: other.get_submodule(path).weight for path in deltas}
+        before = {path: weight.clone() for path, weight in weights.items()}
+        for path, weight in weights.items():
+            weight += strength * deltas[path]
+        yield
+        for path, weight in weights.items():
+            weight.copy_(before[path])
+
+    def curve(model, context):
+        return strength_curve(forward_of(model), context, lambda: loss_rows(model, documents), TEXT, task="words")
+
+    for one, same in zip(curve(other, turned).points, curve(adapters.model, adapters.scaled).points, strict=True):
+        assert one.kl.value == pytest.approx(same.kl.value, rel=1e-2, abs=1e-7)
+        assert one.loss.value == pytest.approx(same.loss.value, rel=1e-5)
+
+
+def points(**losses: float) -> list[StrengthPoint]:
+    nothing = Measured(value=0, low=0, high=0)
+    return [
+        StrengthPoint(
+            strength=float(name[1:]) / 100, loss=Measured(value=loss, low=loss, high=loss), kl=nothing, delta_nll=0
+        )
+        for name, loss in losses.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "wanted"),
+    [
+        ({"s0": 2.0, "s25": 1.5, "s50": 1.06, "s75": 1.04, "s100": 1.0}, 0.75),
+        ({"s0": 2.0, "s50": 1.05, "s100": 1.0}, 0.5),  # exactly 95 %
+        ({"s0": 2.0, "s50": 0.8, "s100": 1.0}, 0.5),  # the largest gain is not at the end
+        ({"s0": 2.0, "s50": 1.5, "s100": 1.0, "s150": 0.1}, 1.0),  # what lies beyond 1 does not count
+        ({"s0": 2.0, "s50": 2.1, "s100": 2.2}, 1.0),  # nothing is gained
+        ({"s0": 2.0, "s50": 2.0, "s100": 2.0}, 1.0),
+    ],
+)
+def test_the_smallest_measured_strength_that_keeps_nearly_all_of_the_gain(losses, wanted):
+    assert recommended(points(**losses)) == wanted
