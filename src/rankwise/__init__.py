@@ -10,6 +10,8 @@ brings no torch.
     generate    one answer from a run
     evaluate    a run beside its base, or a model, by a task: numbers with intervals
     inspect     the ranks of a run's adapter
+    compare     evaluated runs with each other, item against item
+    report      a run as a page, or several side by side
     strength    what a run gains and forgets as its adapter is turned up
     export      what a run trained as a folder for other programs
     read_peft, write_peft   an adapter in PEFT's file format
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
     from rankwise.spec.tasks import TaskSpec as TaskSpec
     from rankwise.spec.training import TrainingSpec as TrainingSpec
     from rankwise.verbs.ask import open_for_asking as open_for_asking
+    from rankwise.verbs.compare import compare as compare
     from rankwise.verbs.demo import demo as demo
     from rankwise.verbs.evaluate import evaluate as evaluate
     from rankwise.verbs.export import export as export
     from rankwise.verbs.generate import generate as generate
     from rankwise.verbs.inspect import inspect as inspect
+    from rankwise.verbs.report import report as report
     from rankwise.verbs.strength import strength as strength
     from rankwise.verbs.train import train as train
 
@@ -65,6 +69,7 @@ _HOMES = {
     "RankAllocator": "rankwise.adapters.allocation",
     "RankwiseError": "rankwise.errors",
     "TrainingSpec": "rankwise.spec.training",
+    "compare": "rankwise.verbs.compare",
     "demo": "rankwise.verbs.demo",
     "TaskSpec": "rankwise.spec.tasks",
     "eva_choices": "rankwise.adapters.eva",
@@ -76,6 +81,7 @@ _HOMES = {
     "load": "rankwise.models.loading",
     "open_for_asking": "rankwise.verbs.ask",
     "read_peft": "rankwise.adapters.peft_format",
+    "report": "rankwise.verbs.report",
     "strength": "rankwise.verbs.strength",
     "train": "rankwise.verbs.train",
     "write_peft": "rankwise.adapters.peft_format",

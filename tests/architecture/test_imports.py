@@ -45,7 +45,20 @@ def test_specs_and_runs_bring_no_torch():
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["train"], ["demo"], ["chat"], ["generate"], ["doctor"], ["models"], ["inspect"], ["strength"], ["export"]],
+    [
+        [],
+        ["train"],
+        ["demo"],
+        ["chat"],
+        ["generate"],
+        ["doctor"],
+        ["models"],
+        ["inspect"],
+        ["strength"],
+        ["export"],
+        ["report"],
+        ["compare"],
+    ],
     ids=str,
 )
 def test_help_brings_no_torch(argv):

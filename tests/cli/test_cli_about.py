@@ -106,7 +106,10 @@ def test_python_dash_m_rankwise_is_the_same_command_and_loads_no_torch_for_its_v
     assert "rankwise.cli.main" in imported and not imported & {"torch", "transformers"}
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["chat"], ["models"], ["models", "pull"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["generate"], ["chat"], ["models"], ["models", "pull"], ["doctor"], ["report"], ["compare"]],
+)
 def test_every_command_explains_itself(command):
     result = rankwise(*command, "--help")
     assert result.exit_code == 0 and "Usage:" in result.stdout

@@ -124,7 +124,8 @@ def assert_is_as_if_never_stopped(run, whole, times):
     seconds = sum(row["seconds"] for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step")
     assert ours["train_seconds"] >= seconds
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter",
+        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter", "report.html",
+        "report.json",
     }  # fmt: skip
 
 

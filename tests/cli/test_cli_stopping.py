@@ -75,7 +75,8 @@ def assert_can_only_be_begun_again_when_asked(run, model):
     assert [row["step"] for row in read_journal(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert (run / "adapter" / "adapter_model.safetensors").exists() and status(run) == "finished"
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter",
+        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter", "report.html",
+        "report.json",
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from rankwise import __version__
 from rankwise.cli.ask import chat, generate
 from rankwise.cli.claims import claims
+from rankwise.cli.compare import compare
 from rankwise.cli.data import data
 from rankwise.cli.demo import demo
 from rankwise.cli.display import print_json
@@ -20,6 +21,7 @@ from rankwise.cli.evaluate import evaluate
 from rankwise.cli.export import export
 from rankwise.cli.inspect import inspect
 from rankwise.cli.models import models
+from rankwise.cli.report import report
 from rankwise.cli.strength import strength
 from rankwise.cli.train import train
 
@@ -69,7 +71,9 @@ def group(
     pass
 
 
-for command in (demo, train, chat, generate, evaluate, inspect, strength, export, claims, doctor):
+for command in (
+    demo, train, chat, generate, evaluate, inspect, compare, report, strength, export, claims, doctor,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")

@@ -5,14 +5,11 @@ A model with more kinds of layers than fit side by side gets several tables, one
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from rankwise.run.layers import rank_grid
+
 WIDTH = 79
-LONGEST_NAME = 20
-USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""A file has its layers by the alphabet; these are shown in the order in which a model uses them."""
-_BLOCK = re.compile(r"(?:^|.*?\.)(?P<block>\d+)\.(?P<rest>.+)")
 
 
 @dataclass(frozen=True)
@@ -27,14 +24,7 @@ Row = list[Cell]
 
 def rank_tables(ranks: dict[str, int]) -> list[list[Row]]:
     """Rows of cells that are padded already: joined, they are lines of at most 79 characters."""
-    placed = {path: _placed(path) for path in ranks}
-    names = _short({rest for _, rest in placed.values()})
-    cells: dict[tuple[str, str], int] = {}
-    for path, (block, rest) in placed.items():
-        cells[block, names[rest]] = cells.get((block, names[rest]), 0) + ranks[path]
-    rows = sorted({block for block, _ in cells}, key=lambda block: (not block, int(block or 0)))
-    columns = list(dict.fromkeys(names[rest] for _, rest in placed.values()))
-    columns.sort(key=lambda name: USUAL.index(name) if name in USUAL else len(USUAL))
+    rows, columns, cells = rank_grid(ranks)
     whole = str(sum(ranks.values()))
     side = max(len("layer"), *(len(block) for block in rows))
     end = max(len("total"), len(whole)) + 1
@@ -75,32 +65,6 @@ def _table(
         bare(sum(sums), "total"),
     ]
     return [head, *body, foot]
-
-
-def _placed(path: str) -> tuple[str, str]:
-    """Block and kind: `model.layers.3.mlp.up_proj` is 3 and mlp.up_proj. Layers outside blocks have none."""
-    match = _BLOCK.fullmatch(path)
-    return (match["block"], match["rest"]) if match else ("", path)
-
-
-def _short(kinds: set[str]) -> dict[str, str]:
-    """The last words of each kind, as many as tell it from the others, cut at its beginning if it is still long."""
-    short: dict[str, str] = {}
-    for kind in kinds:
-        words = kind.split(".")
-        ends = [".".join(words[-count:]) for count in range(1, len(words) + 1)]
-        short[kind] = next(
-            (end for end in ends if not any(other != kind and f".{other}".endswith(f".{end}") for other in kinds)), kind
-        )
-    cut = {
-        kind: name if len(name) <= LONGEST_NAME else f"..{name[-LONGEST_NAME + 2 :]}" for kind, name in short.items()
-    }
-    return cut if len(set(cut.values())) == len(cut) else {kind: _numbered(kind, kinds) for kind in kinds}
-
-
-def _numbered(kind: str, kinds: set[str]) -> str:
-    """Names that differ only where they were cut."""
-    return f"..{kind[-LONGEST_NAME + 8 :]}#{sorted(kinds).index(kind) + 1}"
 
 
 def _side_by_side(columns: list[str], widths: dict[str, int], room: int) -> list[list[str]]:

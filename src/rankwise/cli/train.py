@@ -22,6 +22,7 @@ from rankwise.cli.options import (
     Set,
     settings_of,
 )
+from rankwise.run.directory import RunDirectory
 from rankwise.run.manifest import Results
 from rankwise.spec.reading import parse_setting, read_experiment
 
@@ -124,4 +125,7 @@ def _tell(run: str, result: str, results: Results) -> None:
             f"({change:+.4f} nats per learned token)"
         )
     typer.echo(f"{result}: runs/{run}/{result} ({results.adapter_bytes / 1e6:.1f} MB, {AS[result]})")
+    page = RunDirectory.named(run).page
+    if page.is_file():
+        typer.echo(f"report: {page}")
     typer.echo(f"next: rankwise chat {run} --both")

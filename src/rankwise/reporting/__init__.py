@@ -1,1 +1,1 @@
-"""Pages made from what runs left on disk, and from nothing else."""
+"""Pages made from run directories: one file of HTML that asks for nothing, and the same content as JSON."""

@@ -1,5 +1,5 @@
-"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/}`,
-or `model/` where the whole model learned.
+"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/,
+report.html, report.json}`, with `model/` for `adapter/` where the whole model learned.
 
 What was learned appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints
 go. A finished run is never overwritten; one that did not finish is resumed or begun again only when asked. While it
@@ -29,6 +29,7 @@ from rankwise.spec.experiment import Experiment
 from rankwise.spec.spec import Spec
 
 LARGEST_JSON = 10_000_000
+REPORTS = ("report.html", "report.json")
 RESULTS = ("adapter", "model")
 _CHECKPOINT = re.compile(r"step-([1-9][0-9]{0,14})")
 _Kind = TypeVar("_Kind", bound=Spec)
@@ -61,6 +62,10 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    @property
+    def page(self) -> Path:
+        return self.folder / REPORTS[0]
 
     @property
     def checkpoints(self) -> Path:
@@ -126,7 +131,8 @@ class RunDirectory:
         """
         self.forget_checkpoints()
         self.forget_results()
-        self._remove(self.folder / RECEIPT, self.metrics, *self.folder.glob(".*.tmp"))
+        reports = (self.folder / name for name in REPORTS)
+        self._remove(self.folder / RECEIPT, self.metrics, *reports, *self.folder.glob(".*.tmp"))
         self._remove(self.folder / "manifest.json")
         write_json(self.folder / "spec.json", experiment.model_dump(mode="json"))
 
@@ -207,11 +213,17 @@ def find_run(name: str) -> RunDirectory | None:
 
 def open_run(name: str) -> RunDirectory:
     """A finished run by its name or its folder."""
+    run = open_any_run(name)
+    manifest = run.manifest()
+    if manifest.status != "finished":
+        raise RunError(f'run "{name}" is not finished ({manifest.status}); it has nothing to use yet.')
+    return run
+
+
+def open_any_run(name: str) -> RunDirectory:
+    """One that must be there, finished or not."""
     run = find_run(name)
     if run is not None:
-        manifest = run.manifest()
-        if manifest.status != "finished":
-            raise RunError(f'run "{name}" is not finished ({manifest.status}); it has nothing to use yet.')
         return run
     known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
     listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from rankwise.errors import RankwiseError, RunError
-from rankwise.run.records import RankRecord
+from rankwise.run.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
 from rankwise.run.writing import told_when_full, write_atomic
+
+_Record = TypeVar("_Record", StepRecord, LossRecord, ScoreRecord, SampleRecord, RankRecord)
 
 
 class Journal:
@@ -65,15 +68,47 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True)
+class History:
+    """What a journal tells, by kind and in its order."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    losses: list[LossRecord] = field(default_factory=list)
+    scores: list[ScoreRecord] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
+    ranks: list[RankRecord] = field(default_factory=list)
+
+
+def read_history(path: Path) -> History:
+    """All records of a run, as far as it came. Kinds that are not known here are of a later version, and left out."""
+    rows = _rows(path)
+    return History(
+        _records(path, rows, "step", StepRecord), _records(path, rows, "held_out", LossRecord),
+        _records(path, rows, "score", ScoreRecord), _records(path, rows, "sample", SampleRecord),
+        _records(path, rows, "ranks", RankRecord),
+    )  # fmt: skip
+
+
 def read_ranks(path: Path) -> list[RankRecord]:
     """How ranks were given out while a run trained; none where they were fixed."""
+    return _records(path, _rows(path), "ranks", RankRecord)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = read_journal(path)
+        return [row for row in read_journal(path) if isinstance(row, dict)]
     except FileNotFoundError:
         raise RunError(f"{path} is missing: this folder is not a whole run.") from None
-    kept = [row for row in rows if isinstance(row, dict) and row.pop("kind", None) == "ranks"]
+
+
+def _records(path: Path, rows: list[dict[str, Any]], kind: str, record: type[_Record]) -> list[_Record]:
+    kept = [{key: value for key, value in row.items() if key != "kind"} for row in rows if row.get("kind") == kind]
     try:
-        return TypeAdapter(list[RankRecord]).validate_json(json.dumps(kept), strict=True)
+        adapter: TypeAdapter[list[_Record]] = TypeAdapter(list[record])  # pyright: ignore[reportInvalidTypeForm]
+        return adapter.validate_json(json.dumps(kept), strict=True)
     except ValidationError as error:
         where = error.errors()[0]["loc"]
-        raise RunError(f"{path} is damaged: row {where[0]} of kind ranks has no good {where[-1]}.") from None
+        what = (
+            f"row {where[0]} of kind {kind} has no good {where[-1]}" if where else f"a row of kind {kind} is not text"
+        )
+        raise RunError(f"{path} is damaged: {what}.") from None

@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any, TypeVar
 
 from rankwise.errors import RunError, some
+from rankwise.run.comparisons import leaves
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import cut_journal, read_journal, read_ranks
 from rankwise.run.manifest import Manifest, Resumed
@@ -35,7 +36,7 @@ class Past:
 
 def check_settings(run: RunDirectory, experiment: Experiment) -> None:
     """Before anything is loaded."""
-    begun, asked = (_flat(one.model_dump(mode="json")) for one in (run.experiment(), experiment))
+    begun, asked = (leaves(one.model_dump(mode="json")) for one in (run.experiment(), experiment))
     differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
     if differing:
         listed = some((f"{key} was {begun.get(key)!r} and is {asked.get(key)!r}" for key in differing), 6)
@@ -84,24 +85,13 @@ def changed_since(manifest: Manifest) -> str | None:
 
 
 def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: set[str]) -> None:
-    old, new = (_flat(one.model_dump(mode="json", exclude=but)) for one in (begun, now))
+    old, new = (leaves(one.model_dump(mode="json", exclude=but)) for one in (begun, now))
     differing = [key for key in old | new if old.get(key) != new.get(key)]
     if differing:
         raise RunError(
             f'run "{run.folder.name}" cannot go on: {what} changed since it was begun ({some(differing, 4)}). '
             "Bring them back, or use --restart."
         )
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by their dotted names."""
-    if not isinstance(value, dict) or not value:
-        return {path: value}
-    return {
-        key: leaf
-        for name, part in value.items()
-        for key, leaf in _flat(part, f"{path}.{name}" if path else name).items()
-    }
 
 
 def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str, Any]], Past]:

@@ -14,7 +14,7 @@ from typing import Any
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.adapters.tuned import Tuned
-from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, is_out_of_memory, some
+from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, first_line, is_out_of_memory, some
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory
@@ -132,7 +132,20 @@ def _recorded(run: RunDirectory, session: Session, *, resume: bool) -> Manifest:
             run.write_manifest(ended)
         raise _told(error, run, session.experiment.adapter.result) from None
     run.forget_checkpoints()  # outside: from here on nothing may take the result away
+    _report(run, session)
     return finished
+
+
+def _report(run: RunDirectory, session: Session) -> None:
+    """The run is finished whether or not its page can be written."""
+    try:
+        from rankwise.verbs.report import report_of  # late: training need not wait for matplotlib
+
+        report_of(run)
+    except Exception as error:
+        session.announce(
+            Said(f"the report was not written ({first_line(error)}); try rankwise report {run.folder.name}")
+        )
 
 
 def _told(error: BaseException, run: RunDirectory, result: str) -> BaseException:

@@ -1,0 +1,237 @@
+"""Which records become which pictures. Where points are drawn between those recorded (smoothing), the page says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rankwise.reporting.figures import Panel, Sheet, chart
+from rankwise.reporting.markup import Markup, shown
+from rankwise.reporting.quantities import figure
+from rankwise.run.evaluations import StrengthCurve
+from rankwise.run.records import LossRecord, RankRecord, ScoreRecord, StepRecord
+
+MOST_POINTS, LONGEST_NAME = 1200, 15
+LOG_FROM = 20.0
+"""Times that the largest value is the smallest, from where on a scale is logarithmic."""
+ROLES = ("tuned", "base", "third", "fourth")
+Points = tuple[list[float], list[float]]
+
+
+def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord]) -> Markup:
+    raw = finite([record.step for record in steps], [record.loss for record in steps])
+    smooth = (raw[0], smoothed(raw[1]))
+    measured = finite([record.step for record in held_out], [record.loss for record in held_out])
+
+    def draw(sheet: Sheet) -> None:
+        panel = sheet.panel(44, 36, 104, 40)
+        values = [*raw[1], *measured[1]]
+        _scaled(panel, values)
+        panel.across(0, max([*raw[0], *measured[0], 1]), under="step")
+        panel.headed("nats per learned token")
+        panel.line(*thinned(raw), "tuned", width=1, opacity=0.35)
+        panel.line(*thinned(smooth), "tuned", width=2.2)
+        if len(measured[0]) > 2:  # between two there is nothing to be drawn
+            panel.line(*measured, "base", width=1.2, dashed=True)
+        panel.dots(*measured, "base", size=7)
+        if len(measured[0]) > 1:
+            panel.word(measured[0][0], measured[1][0], f"held out {figure(measured[1][0])}", "base", to="start",
+                       beside=(9, 5), bold=True)  # fmt: skip
+        ends = [
+            (points[1][-1], role, name)
+            for points, role, name in (
+                (smooth, "tuned", "training"),
+                (measured, "base", f"held out {figure(measured[1][-1])}" if measured[1] else ""),
+            )
+            if points[0]
+        ]
+        _named(panel, ends)
+
+    return chart("loss", _told("Loss by step", smooth, measured), draw, (300, 250))
+
+
+def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
+    """Those that there are colours for."""
+    lines = {
+        name: (xs, smoothed(ys))
+        for name, steps in list(runs.items())[: len(ROLES)]
+        for xs, ys in [finite([record.step for record in steps], [record.loss for record in steps])]
+    }
+
+    def draw(sheet: Sheet) -> None:
+        panel = sheet.panel(44, 36, 110, 40)
+        _scaled(panel, [value for _, ys in lines.values() for value in ys])
+        panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
+        panel.headed("nats per learned token")
+        ends = []
+        for (name, points), role in zip(lines.items(), ROLES, strict=False):
+            panel.line(*thinned(points), role, width=2)
+            ends += [(points[1][-1], role, name)] if points[0] else []
+        _named(panel, ends)
+
+    return chart("losses", "; ".join(_told(name, points) for name, points in lines.items()), draw, (280, 240))
+
+
+def small_chart(name: str, heading: str, points: Points) -> Markup:
+    """A value that only has to be looked over."""
+
+    def draw(sheet: Sheet) -> None:
+        panel = sheet.panel(52, 34, 16, 40)
+        values = points[1] or [0.0, 1.0]
+        panel.upwards(0, max(values) * 1.08 or 1, ticks=3)
+        panel.across(0, max([*points[0], 1]), under="step")
+        panel.headed(heading)
+        panel.line(*thinned(points), "quiet", width=1.5)
+
+    return chart(name, _told(heading, points), draw, (150, 150))
+
+
+def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
+    names = list(dict.fromkeys(record.metric for record in scores))
+    lines = {
+        name: finite([s.step for s in scores if s.metric == name], [s.value for s in scores if s.metric == name])
+        for name in names
+    }
+
+    def draw(sheet: Sheet) -> None:
+        panel = sheet.panel(44, 36, 110, 40)
+        values = [value for _, ys in lines.values() for value in ys] or [0.0, 1.0]
+        low, high = min(0.0, *values), max(values)
+        panel.upwards(low, high + 0.08 * (high - low or 1))
+        panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
+        panel.headed("score on rows that are not trained on")
+        ends = []
+        for at, (name, points) in enumerate(lines.items()):
+            role = ROLES[at % len(ROLES)]
+            panel.line(*points, role)
+            panel.dots(*points, role, size=5)
+            ends += [(points[1][-1], role, name)] if points[0] else []
+        _named(panel, ends)
+
+    return chart("scores", "; ".join(_told(name, points) for name, points in lines.items()), draw, (240, 220))
+
+
+def strength_chart(curve: StrengthCurve) -> Markup:
+    points = sorted(curve.points, key=lambda point: point.strength)
+
+    def draw(sheet: Sheet) -> None:
+        panel = sheet.panel(44, 36, 46, 46)
+        panel.upwards(*_room([end for one in points for end in (one.loss.low, one.loss.high)]))
+        panel.across(0, 1.04 * max([*(one.kl.high for one in points), 1e-9]), whole=False,
+                     under="moved from the base, nats per token")  # fmt: skip
+        panel.headed("loss on the task, nats per learned token")
+        panel.line([one.kl.value for one in points], [one.loss.value for one in points], "quiet", width=1.2)
+        for one in points:
+            role = "tuned" if one.strength == curve.recommended else "quiet"
+            panel.span((one.kl.low, one.kl.high), (one.loss.value, one.loss.value), role, width=1)
+            panel.span((one.kl.value, one.kl.value), (one.loss.low, one.loss.high), role, width=1)
+        plain = [one for one in points if one.strength != curve.recommended]
+        panel.dots([one.kl.value for one in plain], [one.loss.value for one in plain], "quiet", size=6, hollow=True)
+        for one in plain:
+            panel.word(one.kl.value, one.loss.value, f"{one.strength:g}", "quiet", to="start", beside=(6, 11))
+        for one in points:
+            if one.strength == curve.recommended:
+                panel.dots([one.kl.value], [one.loss.value], "tuned", size=10)
+                panel.word(one.kl.value, one.loss.value, f"{one.strength:g} recommended", "tuned", beside=(0, 28),
+                           bold=True)  # fmt: skip
+
+    label = "; ".join(f"strength {p.strength:g}: loss {figure(p.loss.value)}, KL {figure(p.kl.value)}" for p in points)
+    return chart("strength", f"Loss on the task against movement from the base. {label}", draw, (320, 280))
+
+
+def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
+    """From all that it began with; `steps` is where the run ended."""
+    xs = [0, *(one.step for one in ranks), max(steps, ranks[-1].step)]
+    ys = [ranks[0].of, *(one.budget for one in ranks), ranks[-1].budget]
+
+    def draw(sheet: Sheet) -> None:
+        panel = sheet.panel(60, 34, 62 if not sheet.narrow else 40, 40)
+        panel.upwards(0, 1.05 * max(1, *ys), ticks=4)
+        panel.across(0, max(1, *xs), under="step")
+        panel.headed(f"budget, {ranks[-1].unit}")
+        panel.line(xs, ys, "tuned", stepped=True)
+        panel.word(xs[-1], ys[-1], f"{ys[-1]:,}", "tuned", to="start", beside=(9, 0), bold=True)
+        for one in ranks:
+            if one.final and one.step:
+                panel.dots([one.step], [one.budget], "tuned", size=7)
+                panel.word(one.step, one.budget, "decided", "tuned", beside=(0, 14), bold=True)
+                break
+
+    label = f"Budget from {ys[0]:,} at the beginning to {ys[-1]:,} at step {ranks[-1].step:,}"
+    return chart("budget", label, draw, (190, 180))
+
+
+def _named(panel: Panel, ends: list[tuple[float, str, str]]) -> None:
+    """Names beside the chart, as high as their lines end, moved apart where they would meet."""
+    low, high = panel.axes.get_ylim()
+    right = panel.axes.get_xlim()[1]
+    log = panel.axes.get_yscale() == "log"
+
+    def level(value: float) -> float:
+        share = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+        return panel.height * share
+
+    placed: list[float] = []
+    for y, role, name in sorted(ends):
+        wanted = level(y)
+        at = max(wanted, placed[-1] + 14) if placed else wanted
+        placed.append(at)
+        panel.word(right, y, _cut(name), role, to="start", beside=(9, at - wanted), bold=True)
+
+
+def _cut(name: str) -> str:
+    """As long as there is room for beside a chart."""
+    seen = shown(name)
+    return seen if len(seen) <= LONGEST_NAME else f"{seen[: LONGEST_NAME - 1]}\u2026"
+
+
+def _scaled(panel: Panel, values: Sequence[float]) -> None:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if low > 0 and high / low > LOG_FROM:
+        panel.upwards(low / 1.25, high * 1.25, log=True)
+    else:
+        panel.upwards(*_room(values))
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    space = 0.08 * (high - low or abs(high) or 1)
+    return (max(0.0, low - space) if low >= 0 else low - space), high + space
+
+
+def finite(xs: Sequence[float], ys: Sequence[float]) -> Points:
+    kept = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The average around each step, over about a twentieth of the run, without lagging behind:
+
+    mean_t = sum_i k^|t-i| value_i / sum_i k^|t-i|
+    """
+    keep = 1 - 1 / max(1.0, len(values) / 20)
+    before, after = _faded(values, keep), _faded(values[::-1], keep)[::-1]
+    return [(a[0] + b[0] - value) / (a[1] + b[1] - 1) for value, a, b in zip(values, before, after, strict=True)]
+
+
+def _faded(values: Sequence[float], keep: float) -> list[tuple[float, float]]:
+    """Sum and weight of all that came until then, the older the fainter."""
+    total = weight = 0.0
+    found = []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        found.append((total, weight))
+    return found
+
+
+def thinned(points: Points) -> Points:
+    """Every so-manieth point and the last, where a screen has no room for all."""
+    xs, ys = points
+    apart = max(1, -(-len(xs) // MOST_POINTS))
+    kept = [*range(0, len(xs) - 1, apart), len(xs) - 1] if xs else []
+    return [xs[at] for at in kept], [ys[at] for at in kept]
+
+
+def _told(name: str, *lines: Points) -> str:
+    spans = [f"from {figure(ys[0])} to {figure(ys[-1])} over {len(ys)} points" for _, ys in lines if ys]
+    return f"{name}: {'; '.join(spans) or 'nothing recorded'}"

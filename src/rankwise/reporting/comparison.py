@@ -1,0 +1,199 @@
+"""The report of several runs side by side: all are held against the first, and only what differs is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rankwise.reporting.charts import losses_chart
+from rankwise.reporting.document import Document, Section, figure, folded, paragraph, table
+from rankwise.reporting.markup import Content, Markup, element, joined
+from rankwise.reporting.quality import chip, difference_cells, value
+from rankwise.reporting.quantities import duration, interval, share, size
+from rankwise.reporting.quantities import figure as number
+from rankwise.reporting.verdict import counted
+from rankwise.run.comparisons import ComparedTask, Comparison, Differing
+from rankwise.run.evaluations import Retention
+from rankwise.run.manifest import Results
+from rankwise.run.opened import Candidate
+
+COSTS: tuple[tuple[str, Callable[[Results], str]], ...] = (
+    ("learned parameters", lambda one: f"{one.trainable_parameters:,}"),
+    ("saved", lambda one: size(one.adapter_bytes)),
+    ("steps", lambda one: f"{one.steps:,}"),
+    ("time", lambda one: duration(one.train_seconds)),
+    ("tokens a second", lambda one: f"{one.tokens_per_second:,.0f}"),
+    ("peak memory", lambda one: size(one.peak_rss_bytes)),
+    ("loss at the end", lambda one: number(one.loss)),
+    ("held-out loss", lambda one: "not measured" if one.held_out_loss_after is None else
+     number(one.held_out_loss_after)),
+)  # fmt: skip
+
+
+def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Document:
+    listed = (
+        ("settings", "What was asked", [one.settings for one in comparisons]),
+        ("data", "Data", [one.data for one in comparisons]),
+        ("base_model", "Base model", [one.base_model for one in comparisons]),
+        ("environment", "Versions and machine", [one.made_with for one in comparisons]),
+    )
+    made = [_quality(comparisons), _retention(candidates, comparisons), _losses(candidates),
+            _cost(candidates, comparisons),
+            *(_differing(key, title, candidates, found) for key, title, found in listed)]  # fmt: skip
+    return Document(
+        title=" \u00b7 ".join(one.name for one in candidates),
+        over="rankwise comparison",
+        verdict=_verdict(comparisons),
+        remarks=[
+            f"{one.name} is not finished ({one.run.manifest.status})."
+            for one in candidates if one.run and one.run.manifest.status != "finished"
+        ],
+        sections=[section for section in made if section is not None],
+    )  # fmt: skip
+
+
+def _verdict(comparisons: Sequence[Comparison]) -> str:
+    parts = [_sentence(one) for one in comparisons]
+    if len(comparisons) > 1:
+        parts.append("each is held against the first, without allowance for how many are")
+    return f"{'; '.join(parts)}."
+
+
+def _sentence(one: Comparison) -> str:
+    paired = {task.task: next(iter(task.differences.values())) for task in one.tasks if task.differences}
+    counts = counted(list(paired.values()))
+    where = next(iter(paired)) if len(paired) == 1 else f"{len(paired)} tasks"
+    if not paired:
+        return f"{one.b} and {one.a} were not evaluated on the same items, so neither can be called better"
+    if set(counts) == {"cannot tell"}:
+        found = f"{one.b} cannot be told from {one.a} on {where}"
+    else:
+        first, *rest = counts
+        found = f"{one.b} is {first} than {one.a} on {'' if len(paired) == 1 else f'{counts[first]:,} of '}{where}"
+        found += "".join(f", {'undecided' if kind == 'cannot tell' else kind} on {counts[kind]:,}" for kind in rest)
+    kept = one.retention.verdict if one.retention else None
+    moved = {"better": "less", "worse": "more"}.get(kept or "")
+    return f"{found}; it moved {moved} from the base on other text" if moved else found
+
+
+def _quality(comparisons: Sequence[Comparison]) -> Section:
+    blocks: list[Markup] = []
+    for one in comparisons:
+        if one.tasks:
+            heads = ("task", "metric", "n", one.a, one.b, "difference", "", "p", "verdict")
+            rows = [row for task in one.tasks for row in _task_rows(task)]
+            compared = table(heads, rows, words=(0, 1, 8), label="quality", lead=2, judged=True)
+            blocks += [element("h3", f"{one.b} against {one.a}"), compared, _notes(one)]
+        for only, name in ((one.only_a, one.a), (one.only_b, one.b)):
+            if only:
+                blocks.append(paragraph(f"{name} alone was evaluated on {', '.join(only)}."))
+    if not blocks:
+        blocks.append(paragraph("None was evaluated. Evaluate each on the same task: rankwise evaluate RUN."))
+    return Section(
+        "comparisons", "Quality", [one.model_dump() for one in comparisons], blocks,
+        about="Item against item, where the items are the same. Intervals are of 95 %; a verdict is of the second, and "
+        "given only where interval and test agree.",
+    )  # fmt: skip
+
+
+def _task_rows(task: ComparedTask) -> list[list[Content]]:
+    rows: list[list[Content]] = []
+    for metric in [*task.a, *(name for name in task.b if name not in task.a)]:
+        n = f"{task.n_a:,}" if task.n_a == task.n_b else f"{task.n_a:,} / {task.n_b:,}"
+        values = [value(side[metric]) if metric in side else "\u2013" for side in (task.a, task.b)]
+        rows.append([task.task, metric, n, *values, *difference_cells(task.differences.get(metric))])
+    return rows
+
+
+def _notes(one: Comparison) -> Markup:
+    notes = [f"{task.task}: {task.unpaired}." for task in one.tasks if task.unpaired]
+    notes += [
+        f"{task.task} was asked with other settings: "
+        + "; ".join(f"{setting.key} was {setting.a} and {setting.b}" for setting in task.settings) + "."
+        for task in one.tasks if task.settings
+    ]  # fmt: skip
+    return joined([element("p", note, class_="about") for note in notes])
+
+
+def _retention(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Section | None:
+    if not any(one.retention for one in candidates):
+        return None
+    verdicts: list[Content] = ["compared with"]
+    for one in comparisons:
+        found = one.retention
+        verdicts.append("\u2013" if found is None else chip(found.verdict) if found.verdict else
+                        element("span", found.incomparable or "", class_="quiet"))  # fmt: skip
+    rows = [[one.name, *_moved(one.retention), verdict] for one, verdict in zip(candidates, verdicts, strict=True)]
+    heads = ("run", "moved (KL)", "text less likely by", "same likeliest token", "verdict")
+    return Section(
+        "retention", "What they kept",
+        {one.name: one.retention.model_dump() if one.retention else None for one in candidates},
+        [table(heads, rows, words=(0, 4), label="retention", lead=1, judged=True)],
+        about="KL(base || tuned) in nats per token, on text that was never trained on. Better is what moved less, "
+        "where the intervals are apart; what learned less also moved less, so read it beside the quality.",
+    )  # fmt: skip
+
+
+def _moved(one: Retention | None) -> list[Content]:
+    if one is None:
+        return ["not measured", "\u2013", "\u2013"]
+    return [f"{number(one.kl)} ({interval(one.low, one.high)})", number(one.delta_nll, True), share(one.agreement, 1)]
+
+
+def _losses(candidates: Sequence[Candidate]) -> Section | None:
+    shown = {one.name: one.run.history.steps for one in candidates if one.run and len(one.run.history.steps) > 1}
+    if not shown:
+        return None
+    return Section(
+        "loss", "Loss", {name: [step.loss for step in steps] for name, steps in shown.items()},
+        [figure(losses_chart(shown), "Training losses, each averaged over about a twentieth of its run. Runs on other "
+                "rows or with other templates have other losses.")],
+    )  # fmt: skip
+
+
+def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Section | None:
+    results = {one.name: one.run.manifest.results for one in candidates if one.run}
+    if not any(results.values()):
+        return None
+    rows: list[list[Content]] = [
+        [name, *(told(found) if (found := results.get(one.name)) else "\u2013" for one in candidates)]
+        for name, told in COSTS
+    ]
+    elsewhere = any(one.made_with for one in comparisons)
+    return Section(
+        "cost", "Cost", {name: one.model_dump() if one else None for name, one in results.items()},
+        [table(("", *(one.name for one in candidates)), rows, label="cost")],
+        about="They ran with other versions or on other machines, so times and rates say little." if elsewhere else "",
+    )  # fmt: skip
+
+
+def _differing(
+    key: str, title: str, candidates: Sequence[Candidate], found: Sequence[Sequence[Differing]]
+) -> Section | None:
+    """One row for each value in which any differs from the first."""
+    keys = list(dict.fromkeys(one.key for each in found for one in each))
+    if not keys:
+        return None
+    rows: dict[str, list[Content]] = {}
+    one_sided: set[str] = set()
+    for name in keys:
+        of = [next((one for one in each if one.key == name), None) for each in found]
+        first = next(one.a for one in of if one is not None)
+        rows[name] = [name, _value(first), *(_value(one.b) if one else element("em", "the same") for one in of)]
+        if first is None or any(one is not None and one.b is None for one in of):
+            one_sided.add(name)
+    data = [
+        {"of": one.name, "differing": [each.model_dump() for each in listed]}
+        for one, listed in zip(candidates[1:], found, strict=True)
+    ]
+    heads = ("", *(one.name for one in candidates))
+    both, alone = ([rows[name] for name in keys if (name in one_sided) == apart] for apart in (False, True))
+    blocks = [table(heads, both, words=range(len(heads)), label=title)] if both else []
+    if alone:
+        blocks.append(folded("What not all of them have", table(heads, alone, words=range(len(heads)), label=title)))
+    return Section(key, title, data, blocks, about="Only what differs.")
+
+
+def _value(value: object) -> Content:
+    if value is None:
+        return element("em", "none")
+    return str(value).lower() if isinstance(value, bool) else str(value)

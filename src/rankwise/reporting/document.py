@@ -1,0 +1,173 @@
+"""A page as a small tree of sections, and its two forms: one file of HTML that asks for nothing, and JSON.
+
+A section holds what it shows twice: `blocks` for readers, `data` for programs, from the same records. The page has no
+script, no address and no style but its own sheet, which its policy names by hash, so that even markup that had come
+from a run could load, run and restyle nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rankwise.reporting.markup import Content, Markup, element, joined
+
+KIND = "rankwise report"
+BEGINS = f'<!doctype html>\n<html lang="en" data-kind="{KIND}">'
+BEGINS_DATA = f'{{\n  "kind": "{KIND}",'
+STYLE = Path(__file__).with_name("style.css")
+
+
+@dataclass(frozen=True)
+class Section:
+    """`key` is its name in the JSON and its anchor in the page."""
+
+    key: str
+    title: str
+    data: Any
+    blocks: Sequence[Markup]
+    about: Content = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """`verdict` is the one sentence that is read if nothing else is."""
+
+    title: str
+    over: str
+    """What kind of page it is, above the title."""
+    verdict: str
+    remarks: Sequence[str] = ()
+    """Said right below the verdict, which would mislead without them."""
+    next: str = ""
+    """What would say more, and how to get it."""
+    key_facts: Sequence[tuple[str, str]] = ()
+    sections: Sequence[Section] = field(default_factory=list)
+
+    def as_html(self) -> bytes:
+        body = element("body", element("main", self._head(), [_section(one) for one in self.sections], self._foot()))
+        head = element(
+            "head",
+            element("meta", charset="utf-8"),
+            element("meta", http_equiv="Content-Security-Policy", content=_policy()),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("meta", name="color-scheme", content="light dark"),
+            element("meta", name="referrer", content="no-referrer"),
+            element("title", f"{self.title} \u00b7 {self.over}"),
+            Markup(f"<style>{_style()}</style>"),
+        )
+        return f"{BEGINS}{head}{body}</html>\n".encode()
+
+    def as_json(self) -> bytes:
+        """ASCII alone: half a character in an answer cannot be written otherwise, and nothing unseen steers anyone."""
+        data = {
+            "kind": KIND,
+            "format": 1,
+            "title": self.title,
+            "verdict": self.verdict,
+            "remarks": list(self.remarks),
+            "next": self.next,
+        }
+        data |= {section.key: section.data for section in self.sections}
+        return json.dumps(_without_nan(data), indent=2, allow_nan=False).encode() + b"\n"
+
+    def _head(self) -> Markup:
+        tiles = [element("div", element("dt", name), element("dd", value)) for name, value in self.key_facts]
+        return element(
+            "header",
+            element("p", self.over, class_="over"),
+            element("h1", self.title),
+            element("p", self.verdict, class_="verdict"),
+            [element("p", remark, class_="remark") for remark in self.remarks],
+            element("p", self.next, class_="about") if self.next else Markup(""),
+            element("dl", tiles, class_="tiles") if tiles else Markup(""),
+        )
+
+    def _foot(self) -> Markup:
+        return element(
+            "footer", "Made by rankwise from what the run recorded; the same content lies beside it as JSON."
+        )
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[Content]], *, words: Sequence[int] = (0,), label: str = "",
+    lead: int = 0, judged: bool = False,
+) -> Markup:  # fmt: skip
+    """Columns of `words` stand to the left, numbers to the right. With `lead` each row is a block of its own on a
+    telephone, headed by so many cells, and by the last where it is `judged`; without, the table is moved sideways."""
+
+    def cell(tag: str, at: int, content: Content) -> Markup:
+        kind = "words" if at in words else "number"
+        if lead and at < lead:
+            kind += " lead"
+        elif lead and judged and at == len(heads) - 1:
+            kind += " judgement"
+        name = heads[at] if lead and tag == "td" else None
+        return element(tag, content, class_=kind, scope="col" if tag == "th" else None, data_label=name)
+
+    head = element("thead", element("tr", [cell("th", at, content) for at, content in enumerate(heads)]))
+    body = element("tbody", [element("tr", [cell("td", at, one) for at, one in enumerate(row)]) for row in rows])
+    whole = element("table", head, body, class_="fold" if lead else None)
+    return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=label or "table")
+
+
+def facts(pairs: Sequence[tuple[str, Content]]) -> Markup:
+    """Names and values, one a line."""
+    return element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in pairs],
+                   class_="facts")  # fmt: skip
+
+
+def figure(drawing: Markup, caption: Content = "") -> Markup:
+    return element("figure", drawing, element("figcaption", caption) if caption else Markup(""))
+
+
+def paragraph(*content: Content) -> Markup:
+    return element("p", *content)
+
+
+def listed(items: Sequence[Content]) -> Markup:
+    return element("ul", [element("li", item) for item in items])
+
+
+def folded(summary: str, *content: Content) -> Markup:
+    """Opened by a click, and in print always."""
+    return element("details", element("summary", summary), *content)
+
+
+def code(words: str) -> Markup:
+    return element("pre", element("code", words), tabindex=0)
+
+
+def as_code(value: Any) -> Markup:
+    return code(json.dumps(_without_nan(value), indent=2, ensure_ascii=False))
+
+
+def _section(section: Section) -> Markup:
+    about = element("p", section.about, class_="about") if section.about else Markup("")
+    return element("section", element("h2", section.title), about, joined(section.blocks), id=section.key)
+
+
+@cache
+def _style() -> str:
+    return STYLE.read_text(encoding="utf-8")
+
+
+def _policy() -> str:
+    digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no numbers that are none."""
+    if isinstance(value, dict):
+        return {str(key): _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,165 @@
+"""The drawing board of all charts: matplotlib, with one look, in two widths.
+
+A chart is drawn twice, for a page and for a telephone, and the style sheet shows the one that fits: text that is scaled
+down to a third is not read. Colours are roles (svg.py), words are never taken for formulas, and nothing in a drawing
+depends on the day, the machine or the process.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from rankwise.reporting.markup import Markup, joined, shown
+from rankwise.reporting.svg import ROLES, inline
+
+WIDTHS = {"wide": 760, "narrow": 358}
+PER_INCH = 72
+TO = {"start": "left", "middle": "center", "end": "right"}
+SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "rankwise", "text.parse_math": False, "font.size": 11,
+            "axes.unicode_minus": True, "path.simplify": True, "font.family": ["DejaVu Sans"]}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes on a sheet."""
+
+    axes: Axes
+    narrow: bool
+    left: float
+    """Pixels beside it on the sheet."""
+    height: float
+
+    def line(
+        self, xs: Sequence[float], ys: Sequence[float], role: str, *, width: float = 1.8, opacity: float = 1.0,
+        dashed: bool = False, stepped: bool = False,
+    ) -> None:  # fmt: skip
+        self.axes.plot(
+            xs, ys, color=ROLES[role], linewidth=width, alpha=opacity, linestyle=(0, (4, 3)) if dashed else "-",
+            drawstyle="steps-post" if stepped else "default", clip_on=False, solid_capstyle="round",
+            solid_joinstyle="round", zorder=3,
+        )  # fmt: skip
+
+    def dots(
+        self, xs: Sequence[float], ys: Sequence[float], role: str, *, size: float = 6, hollow: bool = False
+    ) -> None:
+        self.axes.plot(
+            xs, ys, "o", markersize=size, markerfacecolor=ROLES["paper" if hollow else role], clip_on=False,
+            markeredgecolor=ROLES[role], markeredgewidth=1.6 if hollow else 0, zorder=5,
+        )  # fmt: skip
+
+    def span(self, x: tuple[float, float], y: tuple[float, float], role: str, *, width: float = 1.6) -> None:
+        """An interval: from one end to the other."""
+        self.axes.plot(x, y, color=ROLES[role], linewidth=width, solid_capstyle="butt", clip_on=False, zorder=4)
+
+    def cell(self, x: float, y: float, role: str, opacity: float, gap: float = 0.06) -> None:
+        """A square of one by one around a point."""
+        side = 1 - 2 * gap
+        self.axes.add_patch(
+            Rectangle((x - side / 2, y - side / 2), side, side, facecolor=ROLES[role], alpha=opacity, linewidth=0)
+        )
+
+    def word(
+        self, x: float, y: float, words: str, role: str = "ink", *, to: str = "middle",
+        beside: tuple[float, float] = (0, 0), size: float = 11, bold: bool = False,
+    ) -> None:  # fmt: skip
+        """`to` is where the words begin, end or have their middle; `beside` moves them by so many pixels."""
+        self.axes.annotate(
+            " ".join(shown(words).split()), (x, y), xytext=beside, textcoords="offset points", annotation_clip=False,
+            fontsize=size, ha=TO[to], va="center_baseline", color=ROLES[role],
+            weight="bold" if bold else "normal", zorder=6,
+        )  # fmt: skip
+
+    def headed(self, words: str) -> None:
+        """What is drawn upwards, written above the axes and not along them."""
+        self.axes.annotate(
+            shown(words), (0, 1), xycoords="axes fraction", xytext=(-self.left, 14), textcoords="offset points",
+            ha="left", va="baseline", fontsize=11, color=ROLES["quiet"], annotation_clip=False,
+        )  # fmt: skip
+
+    def across(self, low: float, high: float, *, whole: bool = True, under: str = "") -> None:
+        """The horizontal axis; `under` is written at its end."""
+        self.axes.set_xlim(low, high if high > low else low + 1)
+        self.axes.xaxis.set_major_locator(MaxNLocator(4 if self.narrow else 8, integer=whole, steps=[1, 2, 5, 10]))
+        self.axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+        self.axes.annotate(
+            shown(under), (1, 0), xycoords="axes fraction", xytext=(0, -32), textcoords="offset points", ha="right",
+            va="baseline", fontsize=11, color=ROLES["quiet"], annotation_clip=False,
+        )  # fmt: skip
+
+    def upwards(self, low: float, high: float, *, log: bool = False, ticks: int = 5) -> None:
+        axis = self.axes.yaxis
+        if log:
+            self.axes.set_yscale("log")
+            axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 100 else (1.0, 2.0, 5.0), numticks=9))
+            axis.set_minor_locator(NullLocator())
+        else:
+            axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+        self.axes.set_ylim(low, high if high > low else low + 1)
+        axis.set_major_formatter(FuncFormatter(_tick))
+
+    def bare(self, x: tuple[float, float], y: tuple[float, float]) -> None:
+        """Without scales, for maps."""
+        self.axes.set_xlim(*x)
+        self.axes.set_ylim(*y)
+        self.axes.xaxis.set_major_locator(FixedLocator([]))
+        self.axes.yaxis.set_major_locator(FixedLocator([]))
+        self.axes.spines[:].set_visible(False)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    figure: Figure
+    width: float
+    height: float
+
+    @property
+    def narrow(self) -> bool:
+        return self.width < 500
+
+    def panel(self, left: float, top: float, right: float, bottom: float) -> Panel:
+        """So many pixels from each side of the sheet."""
+        axes = self.figure.add_axes((
+            left / self.width, bottom / self.height, (self.width - left - right) / self.width,
+            (self.height - top - bottom) / self.height,
+        ))  # fmt: skip
+        axes.set_facecolor("none")
+        axes.spines[["left", "top", "right"]].set_visible(False)
+        axes.spines["bottom"].set(color=ROLES["rule"], linewidth=1)
+        axes.grid(axis="y", color=ROLES["rule"], linewidth=1, zorder=0)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, pad=6, labelsize=11, labelcolor=ROLES["quiet"])
+        return Panel(axes, self.narrow, left, self.height - top - bottom)
+
+
+def chart(name: str, label: str, draw: Callable[[Sheet], None], heights: tuple[float, float]) -> Markup:
+    """`heights` are those of the wide and of the narrow drawing; `label` says the picture in words."""
+    drawings = zip(WIDTHS.items(), heights, strict=True)
+    return joined([_drawn(f"{name}-{variant}", label, draw, variant, w, h) for (variant, w), h in drawings])
+
+
+def _drawn(name: str, label: str, draw: Callable[[Sheet], None], variant: str, width: float, height: float) -> Markup:
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a font without some letter: the reader's own has it
+        figure = Figure(figsize=(width / PER_INCH, height / PER_INCH), facecolor="none")
+        FigureCanvasSVG(figure)
+        draw(Sheet(figure, width, height))
+        written = io.StringIO()
+        figure.savefig(written, format="svg", dpi=PER_INCH, metadata={"Date": None})
+    return inline(written.getvalue(), name, label, variant)
+
+
+def _tick(value: float, _: int | None = None) -> str:
+    size = abs(value)
+    said = f"{value:.0e}" if size and (size < 1e-4 or size >= 1e7) else f"{value:,.10g}"
+    return said.replace("e-0", "e-").replace("e+0", "e").replace("-", "\u2212")

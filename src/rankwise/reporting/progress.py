@@ -1,0 +1,105 @@
+"""How it went: loss, rate and gradient by step, scores on the way, and where the ranks went."""
+
+from __future__ import annotations
+
+from rankwise.reporting.charts import budget_chart, finite, loss_chart, score_chart, small_chart
+from rankwise.reporting.document import Section, figure, folded, paragraph, table
+from rankwise.reporting.markup import Content, Markup, element
+from rankwise.reporting.quantities import figure as number
+from rankwise.reporting.quantities import plural
+from rankwise.reporting.rank_map import left_out, rank_map
+from rankwise.run.layers import rank_grid
+from rankwise.run.opened import OpenedRun
+from rankwise.run.records import LossRecord, RankRecord
+
+
+def loss_section(run: OpenedRun) -> Section:
+    steps, losses = run.history.steps, run.history.losses
+    data = {
+        "step": [one.step for one in steps],
+        "loss": [one.loss for one in steps],
+        "learning_rate": [one.learning_rate for one in steps],
+        "gradient_norm": [one.gradient_norm for one in steps],
+        "tokens": [one.tokens for one in steps],
+        "seconds": [one.seconds for one in steps],
+        "held_out": [one.as_row() for one in losses],
+    }
+    if len(steps) < 2:
+        only = f"The one step had a loss of {number(steps[0].loss)} nats per learned token." if steps else ""
+        said = only or "No step was recorded."
+        return Section("loss", "Loss", data, [paragraph(said), *([_held_out(losses)] if losses else [])])
+    xs = [one.step for one in steps]
+    rate = small_chart("rate", "learning rate", finite(xs, [one.learning_rate for one in steps]))
+    norm = small_chart("norm", "norm of the gradient, before it is clipped",
+                       finite(xs, [one.gradient_norm for one in steps]))  # fmt: skip
+    clip = run.experiment.training.clip
+    caption = (
+        "Each step (thin) and its average over about a twentieth of the run (thick). "
+        + ("Dots are rows that are not trained on. " if losses else "No rows were held out. ")
+        + f"Gradients are clipped at a norm of {clip:g}."
+    )
+    return Section(
+        "loss", "Loss", data,
+        [figure(loss_chart(steps, losses), caption), element("div", figure(rate), figure(norm), class_="small-charts"),
+         *([folded("Held-out losses", _held_out(losses))] if losses else [])],
+    )  # fmt: skip
+
+
+def _held_out(losses: list[LossRecord]) -> Markup:
+    rows: list[list[Content]] = [
+        [f"{one.step:,}", number(one.loss), f"{one.supervised_tokens:,}", f"{one.documents:,}"] for one in losses
+    ]
+    return table(("step", "loss", "learned tokens", "documents"), rows, label="held-out losses")
+
+
+def scores_section(run: OpenedRun) -> Section | None:
+    scores = run.history.scores
+    if not scores:
+        return None
+    rows: list[list[Content]] = [[f"{one.step:,}", one.metric, number(one.value), f"{one.n:,}"] for one in scores]
+    heads = ("step", "metric", "score", "n")
+    return Section(
+        "scores", "Scores on the way", [one.as_row() for one in scores],
+        [figure(score_chart(scores)), folded("All of them", table(heads, rows, words=(1,), label="scores"))],
+        about="Of answers to rows that are not trained on, without intervals: for a verdict, evaluate.",
+    )  # fmt: skip
+
+
+def ranks_section(run: OpenedRun) -> Section | None:
+    ranks = run.history.ranks
+    if not ranks:
+        return None
+    last = ranks[-1]
+    blocks, kinds, cells = rank_grid(last.ranks)
+    heads = ("layer", *(kind or "other" for kind in kinds), "total")
+    rows: list[list[Content]] = [
+        [block or "other", *(str(cells.get((block, kind), "\u2013")) for kind in kinds),
+         f"{sum(cells.get((block, kind), 0) for kind in kinds):,}"]
+        for block in blocks
+    ]  # fmt: skip
+    shown = [figure(rank_map(last.ranks), _about_map(last))]
+    if sum(one.step > 0 for one in ranks) > 1:
+        shown.append(
+            figure(budget_chart(ranks, len(run.history.steps)), "How the budget was taken away, step by step.")
+        )
+    return Section(
+        "ranks", "Ranks", _as_data(ranks), [*shown, folded("The same in numbers", table(heads, rows, label="ranks"))],
+        about="Where the rank is: a layer that kept more of it needed more to be changed for this task.",
+    )  # fmt: skip
+
+
+def _as_data(ranks: list[RankRecord]) -> dict[str, object]:
+    """The budget all along, and each layer's rank at last."""
+    plans = [{key: value for key, value in one.as_row().items() if key != "ranks"} for one in ranks]
+    return {"ranks": ranks[-1].ranks, "mean_rank": ranks[-1].mean_rank, "plans": plans}
+
+
+def _about_map(last: RankRecord) -> str:
+    empty = sum(rank == 0 for rank in last.ranks.values())
+    when = "Before training" if last.step == 0 else f"After step {last.step:,}{', for good' if last.final else ''}"
+    return (
+        f"{when}: {sum(last.ranks.values()):,} ranks over {plural(len(last.ranks), 'layer')}, {last.mean_rank:.2f} on "
+        f"average; budget {last.budget:,} of {last.of:,} {last.unit}."
+        + (f" {plural(empty, 'layer has', 'layers have')} none left." if empty else "")
+        + left_out(last.ranks)
+    )

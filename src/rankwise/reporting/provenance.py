@@ -1,0 +1,174 @@
+"""What it was made of, what it cost, and with what it was made: only what was recorded is shown.
+
+The one sum that is no record says so: what full fine-tuning would have held, by arithmetic.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from rankwise.reporting.document import Section, as_code, code, facts, folded, listed, paragraph, table
+from rankwise.reporting.markup import Content, Markup, element
+from rankwise.reporting.quantities import count, duration, plural, share, size
+from rankwise.run.manifest import Manifest, Results
+from rankwise.run.opened import OpenedRun
+from rankwise.run.receipt import Receipt
+from rankwise.spec.experiment import Experiment
+
+BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
+FULL = 16
+"""Bytes a parameter: weight, gradient and AdamW's two moments, each of four bytes."""
+SHOWN_ROWS = 20
+
+
+def data_section(run: OpenedRun) -> Section:
+    receipt, told = run.receipt, run.manifest.data
+    if receipt is None:
+        pairs = [("rows", count(told.rows)), ("form", told.format), ("learned tokens", count(told.supervised_tokens)),
+                 ("sha256", told.sha256)]  # fmt: skip
+        return Section(
+            "data", "Data", {"manifest": told.model_dump(), "receipt": None},
+            [paragraph("The receipt (receipt.json) is missing; this is what the manifest says."), facts(pairs)],
+        )  # fmt: skip
+    blocks = [_warnings(receipt), _counts(receipt), _files(receipt), *_left_out(receipt)]
+    return Section(
+        "data", "Data", {"manifest": told.model_dump(), "receipt": receipt.model_dump()},
+        [block for block in blocks if block],
+        about="As the rows were read for training: counted where they are trained on, and where they are left out.",
+    )  # fmt: skip
+
+
+def _warnings(receipt: Receipt) -> Markup:
+    items = [*receipt.fatal, *receipt.warnings]
+    return element("div", listed(items), class_="warnings") if items else Markup("")
+
+
+def _counts(receipt: Receipt) -> Markup:
+    learned = count(receipt.supervised_tokens)
+    if receipt.tokens and receipt.supervised_tokens is not None:
+        learned += f" ({share(receipt.supervised_tokens, receipt.tokens)})"
+    lengths = receipt.lengths
+    pairs: list[tuple[str, Content]] = [
+        ("form", receipt.format),
+        ("rows", f"{receipt.rows:,}, of which {receipt.kept:,} kept and {receipt.skipped:,} left out"),
+        ("held out", plural(receipt.held_out, "row")),
+        ("documents", count(receipt.documents)),
+        ("tokens", count(receipt.tokens)),
+        ("learned tokens", learned),
+        ("ends learned", f"{count(receipt.eos_supervised)} documents"),
+        ("cut", f"{count(receipt.truncated)} documents"),
+        ("duplicates", f"{receipt.duplicates:,} exact, {receipt.near_duplicates:,} near"),
+        ("licence", receipt.licence),
+        ("recipe", receipt.recipe or "none"),
+        ("system message", receipt.system or "none that all rows share"),
+    ]
+    if lengths:
+        pairs.append(("tokens a document", f"median {lengths.median:,}, 99 of 100 up to {lengths.p99:,}, longest "
+                      f"{lengths.longest:,}"))  # fmt: skip
+    if receipt.overlap:
+        overlap = receipt.overlap
+        pairs.append(
+            ("measured and trained on", f"{overlap.exact:,} exactly, {overlap.near:,} nearly, of {overlap.of:,}")
+        )
+    return facts(pairs)
+
+
+def _files(receipt: Receipt) -> Markup:
+    if not receipt.files:
+        return Markup("")
+    rows: list[list[Content]] = [
+        [one.name, one.format or "\u2013", f"{one.rows:,}", one.licence, element("code", one.sha256)]
+        for one in receipt.files
+    ]
+    return table(("file", "form", "rows", "licence", "sha256"), rows, words=(0, 1, 3, 4), label="files", lead=1)
+
+
+def _left_out(receipt: Receipt) -> list[Markup]:
+    if not receipt.skipped:
+        return []
+    why = ", ".join(f"{reason}: {many:,}" for reason, many in receipt.skipped_why.items())
+    rows: list[list[Content]] = [[one.where, one.why] for one in receipt.skipped_rows[:SHOWN_ROWS]]
+    return [folded(f"Rows left out ({why})", table(("where", "why"), rows, words=(0, 1), label="rows left out"))]
+
+
+def cost_section(run: OpenedRun) -> Section:
+    results, manifest = run.manifest.results, run.manifest
+    if results is None:
+        steps = run.history.steps
+        spent = sum(one.seconds for one in steps)
+        return Section(
+            "cost", "Cost", {"results": None, "seconds_in_steps": spent},
+            [paragraph(f"The run has no results. Its {plural(len(steps), 'step')} took {duration(spent)}.")],
+        )  # fmt: skip
+    pairs: list[tuple[str, Content]] = [
+        ("learned parameters", f"{results.trainable_parameters:,}, "
+         f"{share(results.trainable_parameters, results.total_parameters)} of {results.total_parameters:,}"),
+        ("what was saved", size(results.adapter_bytes)),
+        ("time", f"{duration(results.train_seconds)} for {plural(results.steps, 'step')}"),
+        ("tokens a second", f"{results.tokens_per_second:,.0f}"),
+        ("peak memory", f"{size(results.peak_rss_bytes)}, measured, of the whole process"),
+    ]  # fmt: skip
+    against = against_full(manifest, results, run.experiment)
+    blocks = [facts(pairs)] + ([_arithmetic(against)] if against else [])
+    return Section("cost", "Cost", {"results": results.model_dump(), "by_arithmetic": against}, blocks)
+
+
+def against_full(manifest: Manifest, results: Results, experiment: Experiment) -> dict[str, Any] | None:
+    """Bytes of weights and optimizer, without activations: full fine-tuning in float32, and this run. None where this
+    run was full fine-tuning."""
+    if experiment.adapter.method not in ("lora", "adalora"):
+        return None
+    per_weight = BYTES_OF.get(manifest.base_model.dtype, 4)
+    return {
+        "formula": f"{FULL} bytes for each parameter that learns (weight, gradient, two moments, float32) and "
+        f"{per_weight} for each that does not ({manifest.base_model.dtype})",
+        "full_fine_tuning_bytes": FULL * results.total_parameters,
+        "this_run_bytes": per_weight * results.total_parameters + FULL * results.trainable_parameters,
+    }
+
+
+def _arithmetic(against: dict[str, Any]) -> Markup:
+    full, this = against["full_fine_tuning_bytes"], against["this_run_bytes"]
+    return element(
+        "aside",
+        element("h3", "Against full fine-tuning, by arithmetic"),
+        paragraph(
+            f"Full fine-tuning of this model would have held {size(full)} of weights, gradients and optimizer; this "
+            f"run held {size(this)}, {share(this, full)} of it. {against['formula']}. Activations come on top of both. "
+            "This is a sum and not a measurement."
+        ),
+        class_="arithmetic",
+    )
+
+
+def environment_section(run: OpenedRun) -> Section:
+    manifest, base = run.manifest, run.manifest.base_model
+    pairs: list[tuple[str, Content]] = [
+        ("base model", f"{base.name} ({base.source})"),
+        ("its fingerprint", element("code", base.fingerprint)),
+        ("computed in", f"{base.dtype} on {base.device}, {manifest.form} form"),
+        ("seed", str(run.experiment.training.seed)),
+        ("learning rate", f"{manifest.learning_rate:g}"),
+        ("begun", manifest.started),
+        ("ended", f"{manifest.ended or 'not yet'} ({manifest.status})"),
+        ("resumed", ", ".join(f"after step {one.step:,} at {one.at}" for one in manifest.resumed) or "never"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+        ("machine", ", ".join(_of_machine(manifest.machine))),
+    ]  # fmt: skip
+    command = shlex.join(manifest.command)
+    spec = run.experiment.model_dump(mode="json")
+    return Section(
+        "environment", "Environment", {"manifest": manifest.model_dump(exclude={"results", "data"}), "spec": spec},
+        [facts(pairs), element("h3", "Command"), code(command), folded("All settings", as_code(spec))],
+        about="Everything that is needed to do it again.",
+    )  # fmt: skip
+
+
+def _of_machine(machine: dict[str, Any]) -> list[str]:
+    def told(name: str, value: Any) -> str:
+        if name == "memory_bytes" and isinstance(value, int | float):
+            return f"{size(value)} of memory"
+        return plural(value, "core") if name == "cores" and isinstance(value, int) else str(value)
+
+    return [told(name, value) for name, value in machine.items()]

@@ -1,0 +1,196 @@
+"""How good it is: before and after by task and metric, what the base could do and it no longer can, and its words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankwise.reporting.charts import strength_chart
+from rankwise.reporting.document import Section, facts, figure, folded, paragraph, table
+from rankwise.reporting.markup import Content, Markup, element, joined
+from rankwise.reporting.quantities import SIGNS, chance, interval, measured, plural, share
+from rankwise.reporting.quantities import figure as number
+from rankwise.run.evaluations import Difference, Evaluation, Measured, Retention, Sample, StrengthCurve, Verdict
+from rankwise.run.opened import OpenedRun
+from rankwise.run.records import SampleRecord
+
+LONGEST, MOST_SAMPLES = 3000, 40
+WHISKER = (132, 18)
+CSS_OF: dict[Verdict, str] = {"better": "good", "worse": "bad", "cannot tell": "open"}
+HEADS = ("task", "metric", "n", "base", "tuned", "difference", "", "p", "verdict")
+
+
+def quality_section(run: OpenedRun) -> Section | None:
+    if not run.evaluations:
+        return None
+    rows = [row for evaluation in run.evaluations.values() for row in _rows(evaluation)]
+    asked = {
+        task: {"data": one.data, "against": one.against, "made": one.made} for task, one in run.evaluations.items()
+    }
+    details = [
+        facts([("items", f"{one.data} (n = {one.n:,})"), ("against", one.against or "nothing"), ("made", one.made),
+               *((key, str(value)) for key, value in one.settings.items())])
+        for one in run.evaluations.values()
+    ]  # fmt: skip
+    return Section(
+        "quality",
+        "Before and after",
+        [evaluation.summary() | asked[task] for task, evaluation in run.evaluations.items()],
+        [
+            table(HEADS, rows, words=(0, 1, 8), label="before and after", lead=2, judged=True),
+            folded("How it was asked", *(joined(element("h3", task), one)
+                                         for task, one in zip(run.evaluations, details, strict=True))),
+        ],
+        about="Intervals are of 95 %. Base and tuned model answered the same items, and are compared item by item: the "
+        "interval draws the items again, p swaps the sides of each at random, and a verdict is given only where both "
+        "agree. A loss is better where it is smaller.",
+    )  # fmt: skip
+
+
+def _rows(evaluation: Evaluation) -> list[list[Content]]:
+    base = evaluation.base.metrics if evaluation.base else {}
+    rows: list[list[Content]] = []
+    for metric, tuned in evaluation.tuned.metrics.items():
+        found = evaluation.differences.get(metric)
+        rows.append([
+            evaluation.task, metric, f"{evaluation.n:,}", value(base[metric]) if metric in base else "\u2013",
+            value(tuned), *difference_cells(found),
+        ])  # fmt: skip
+    return rows
+
+
+def difference_cells(found: Difference | None) -> list[Content]:
+    if found is None:
+        return ["\u2013", "", "", element("span", "not compared", class_="chip open")]
+    change = joined(number(found.difference, True), _between(interval(found.low, found.high, True)))
+    return [change, whisker(found), chance(found.p), chip(found.verdict)]
+
+
+def value(one: Measured) -> Markup:
+    return joined(number(one.value), _between(interval(one.low, one.high)))
+
+
+def _between(ends: str) -> Markup:
+    return element("span", ends, class_="interval")
+
+
+def chip(verdict: Verdict) -> Markup:
+    return element("span", SIGNS[verdict], class_=f"chip {CSS_OF[verdict]}")
+
+
+def whisker(one: Difference) -> Markup:
+    """The interval of a difference beside zero, on a scale of its own."""
+    width, height = WHISKER
+    reach = max(abs(one.low), abs(one.high), 1e-12) * 1.1
+    low, at, high = (round(width / 2 * (1 + value / reach), 2) for value in (one.low, one.difference, one.high))
+    middle, role = height / 2, {"better": "good", "worse": "bad", "cannot tell": "quiet"}[one.verdict]
+    return element(
+        "svg",
+        element("line", x1=width / 2, x2=width / 2, y1=0, y2=height, class_="s-quiet", stroke_opacity=0.6),
+        element("line", x1=low, x2=high, y1=middle, y2=middle, class_=f"s-{role}", stroke_width=2),
+        element("circle", cx=at, cy=middle, r=3.5, class_=f"f-{role}"),
+        class_="whisker", viewBox=f"0 0 {width} {height}", role="img",
+        aria_label=f"{number(one.difference, True)}, from {interval(one.low, one.high, True)}",
+    )  # fmt: skip
+
+
+def retention_section(run: OpenedRun) -> Section | None:
+    if run.retention is None and run.strength is None:
+        return None
+    blocks: list[Markup] = []
+    if run.retention:
+        blocks.append(retention_facts(run.retention))
+    if run.strength:
+        blocks += _strength(run.strength)
+    data: dict[str, Any] = {
+        "retention": run.retention.model_dump() if run.retention else None,
+        "strength": run.strength.model_dump() if run.strength else None,
+    }
+    return Section(
+        "retention", "What it kept", data, blocks,
+        about="How far the tuned model moved on text that it was never trained on: KL(base || tuned) over every "
+        "position, in nats per token of this base's tokenizer, so it is not to be compared across bases. A model that "
+        "learned less also moved less: read it beside the quality.",
+    )  # fmt: skip
+
+
+def retention_facts(one: Retention) -> Markup:
+    return facts([
+        ("moved by (KL)", f"{number(one.kl)} nats per token ({interval(one.low, one.high)})"),
+        ("the text became less likely by",
+         f"{number(one.delta_nll, True)} nats per token ({interval(one.delta_nll_low, one.delta_nll_high, True)})"),
+        ("same likeliest token", share(one.agreement, 1)),
+        ("text", f"{one.text}; {plural(one.blocks, 'block')}, {plural(one.positions, 'position')}"),
+    ])  # fmt: skip
+
+
+def _strength(curve: StrengthCurve) -> list[Markup]:
+    rows: list[list[Content]] = [
+        [f"{one.strength:g}" + (" (recommended)" if one.strength == curve.recommended else ""), measured(one.loss),
+         measured(one.kl), number(one.delta_nll, True)]
+        for one in curve.points
+    ]  # fmt: skip
+    caption = (
+        f"The adapter turned up from nothing, on {curve.task} (n = {curve.n:,}) and on {curve.text}. Down is better at "
+        f"the task, left is nearer to the base. Recommended is the smallest strength that keeps 95 % of the gain: "
+        f"{curve.recommended:g}."
+    )
+    heads = ("strength", "loss on the task", "moved (KL)", "text less likely by")
+    return [
+        element("h3", "Strength"),
+        figure(strength_chart(curve), caption),
+        folded("The points", table(heads, rows, label="strength")),
+    ]
+
+
+def samples_section(run: OpenedRun) -> Section | None:
+    measured_with = [(task, one) for task, evaluation in run.evaluations.items() for one in evaluation.samples]
+    during = _during(run.history.samples)
+    if not measured_with and not during:
+        return None
+    blocks = [_pair(task, one, ("base", "tuned")) for task, one in measured_with[:MOST_SAMPLES]]
+    blocks += [_pair("during training", one, titles) for one, titles in during[:MOST_SAMPLES]]
+    data = {
+        "evaluations": [{"task": task} | one.model_dump() for task, one in measured_with],
+        "training": [record.as_row() for record in run.history.samples],
+    }
+    return Section(
+        "samples", "Side by side", data, blocks, about="The first items of each task, as they come; none was chosen."
+    )
+
+
+def _during(records: list[SampleRecord]) -> list[tuple[Sample, tuple[str, str]]]:
+    """For each prompt what was answered at the first step that was listened to, and at the last."""
+    found = []
+    for prompt in dict.fromkeys(record.prompt for record in records):
+        own = [record for record in records if record.prompt == prompt]
+        first, last = own[0], own[-1]
+        sample = Sample(prompt=prompt, wanted=last.wanted, base=first.answer, tuned=last.answer)
+        found.append(
+            (sample, ("base" if first.step == 0 else f"after step {first.step:,}", f"after step {last.step:,}"))
+        )
+    return found
+
+
+def _pair(task: str, one: Sample, titles: tuple[str, str]) -> Markup:
+    def said(title: str, words: str | None, kind: str) -> Markup:
+        right = words is not None and one.wanted is not None and words.strip() == one.wanted.strip()
+        mark = element("span", "as wanted", class_="chip good") if right else Markup("")
+        return element("div", element("h4", title, " ", mark), _words(words), class_=kind)
+
+    wanted = [element("h4", "wanted"), _words(one.wanted)] if one.wanted is not None else []
+    return element(
+        "article",
+        element("div", element("h4", task), _words(one.prompt), wanted, class_="asked"),
+        element("div", said(titles[0], one.base, "was"), said(titles[1], one.tuned, "is"), class_="pair"),
+        class_="sample",
+    )
+
+
+def _words(words: str | None) -> Markup:
+    if words is None:
+        return paragraph(element("em", "not asked"))
+    if not words:
+        return paragraph(element("em", "nothing"))
+    rest = len(words) - LONGEST
+    tail = element("em", f"\u2026 and {rest:,} more characters") if rest > 0 else ""
+    return element("blockquote", words[:LONGEST], tail, dir="auto", tabindex=0)

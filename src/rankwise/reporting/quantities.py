@@ -1,0 +1,64 @@
+"""Numbers as a reader wants them: enough digits to tell two apart, and the unit beside them."""
+
+from __future__ import annotations
+
+import math
+
+from rankwise.run.evaluations import Measured, Verdict
+
+MINUS = "\u2212"
+SIGNS: dict[Verdict, str] = {"better": "\u25b2 better", "worse": "\u25bc worse", "cannot tell": "\u25cb cannot tell"}
+
+
+def figure(value: float, signed: bool = False) -> str:
+    """Three or four digits, whatever the size."""
+    if not math.isfinite(value):
+        return "not finite"
+    size = abs(value)
+    if size and (size < 1e-3 or size >= 1e6):
+        said = f"{value:+.2e}" if signed else f"{value:.2e}"
+    else:
+        places = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
+        said = f"{value:+,.{places}f}" if signed else f"{value:,.{places}f}"
+    return said.replace("-", MINUS)
+
+
+def interval(low: float, high: float, signed: bool = False) -> str:
+    return f"{figure(low, signed)} to {figure(high, signed)}"
+
+
+def measured(one: Measured) -> str:
+    return f"{figure(one.value)} ({interval(one.low, one.high)})"
+
+
+def chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(value: int | None) -> str:
+    return "not counted" if value is None else f"{value:,}"
+
+
+def size(value: float) -> str:
+    """Bytes."""
+    for unit, many in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= many:
+            return f"{value / many:,.2f} {unit}" if value < 100 * many else f"{value / many:,.0f} {unit}"
+    return f"{value:,.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def share(part: float, whole: float) -> str:
+    """Of a whole, in percent with three digits."""
+    return f"{100 * part / whole:.3g} %" if whole else "\u2013"
+
+
+def plural(many: int, one: str, several: str | None = None) -> str:
+    return f"{many:,} {one if many == 1 else several or one + 's'}"

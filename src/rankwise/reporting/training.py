@@ -1,0 +1,44 @@
+"""The report of one run, in the order in which it is asked: was it worth it, how did it go, can I trust it."""
+
+from __future__ import annotations
+
+from rankwise.reporting.document import Document
+from rankwise.reporting.progress import loss_section, ranks_section, scores_section
+from rankwise.reporting.provenance import cost_section, data_section, environment_section
+from rankwise.reporting.quality import quality_section, retention_section, samples_section
+from rankwise.reporting.quantities import duration, figure, share, size
+from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
+from rankwise.run.opened import OpenedRun
+
+SECTIONS = (
+    loss_section, scores_section, quality_section, retention_section, samples_section, ranks_section, data_section,
+    cost_section, environment_section,
+)  # fmt: skip
+
+
+def training_report(run: OpenedRun) -> Document:
+    sections = [made for section in SECTIONS if (made := section(run)) is not None]
+    return Document(
+        title=run.name, over="rankwise report", verdict=verdict_of(run), remarks=remarks_of(run), next=next_of(run),
+        key_facts=_key_facts(run), sections=sections,
+    )  # fmt: skip
+
+
+def _key_facts(run: OpenedRun) -> list[tuple[str, str]]:
+    results = run.manifest.results
+    method = {"lora": "LoRA", "adalora": "AdaLoRA", "full": "full fine-tuning"}.get(
+        run.experiment.adapter.method, run.experiment.adapter.method
+    )
+    found = [("model", run.manifest.base_model.name), ("method", method)]
+    if results is None:
+        return [*found, ("steps", f"{len(run.history.steps):,}")]
+    if results.held_out_loss_before is not None and results.held_out_loss_after is not None:
+        before, after = figure(results.held_out_loss_before), figure(results.held_out_loss_after)
+        found.append(("held-out loss", f"{before} \u2192 {after}"))
+    return [
+        *found,
+        ("learned", share(results.trainable_parameters, results.total_parameters)),
+        ("saved", size(results.adapter_bytes)),
+        ("time", duration(results.train_seconds)),
+        ("peak memory", size(results.peak_rss_bytes)),
+    ]

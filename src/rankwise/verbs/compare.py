@@ -1,0 +1,138 @@
+"""Two or more evaluated runs, item against item where the items are the same, and set apart where they are not.
+
+The first is the one that the others are compared with. A side may be a run or a file that `rankwise evaluate --out`
+wrote. No model is loaded: what is compared are the sums that each item left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankwise.errors import RunError
+from rankwise.evaluation.intervals import difference
+from rankwise.evaluation.metrics import METRICS
+from rankwise.run.comparisons import ComparedRetention, ComparedTask, Comparison, Differing, differing
+from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
+from rankwise.run.opened import Candidate, open_candidate
+
+TURNED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    comparisons: list[Comparison]
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise compare --json` prints."""
+        return {"comparisons": [one.model_dump(mode="json") for one in self.comparisons]}
+
+
+def compare(names: Sequence[str]) -> Compared:
+    if len(names) < 2:
+        raise RunError("name two runs at least: the one to compare with, and the others.")
+    first, *others = [open_candidate(name) for name in names]
+    return Compared([_compared(first, other) for other in others])
+
+
+def _compared(a: Candidate, b: Candidate) -> Comparison:
+    shared = [task for task in a.evaluations if task in b.evaluations]
+    return Comparison(
+        a=a.name,
+        b=b.name,
+        settings=_differing(a, b, lambda run: run.experiment.model_dump(mode="json"), but={"run"}),
+        data=_differing(a, b, lambda run: run.manifest.data.model_dump(mode="json")),
+        base_model=_differing(a, b, lambda run: run.manifest.base_model.model_dump(mode="json")),
+        cost=_differing(a, b, lambda run: run.manifest.results.model_dump(mode="json") if run.manifest.results else {}),
+        made_with=_differing(a, b, lambda run: run.manifest.versions | run.manifest.machine),
+        tasks=[_task(a.evaluations[task], b.evaluations[task]) for task in shared],
+        only_a=[task for task in a.evaluations if task not in b.evaluations],
+        only_b=[task for task in b.evaluations if task not in a.evaluations],
+        retention=_retention(a, b),
+    )
+
+
+def _differing(a: Candidate, b: Candidate, recorded: Any, but: set[str] | None = None) -> list[Differing]:
+    """Of a file alone nothing is recorded that could differ."""
+    if a.run is None or b.run is None:
+        return []
+    return differing(recorded(a.run), recorded(b.run), but or set())
+
+
+def _task(a: Evaluation, b: Evaluation) -> ComparedTask:
+    unpaired = None
+    if a.items_sha256 != b.items_sha256:
+        unpaired = (
+            f"the items differ ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so they are shown and not compared; "
+            "evaluate both on the same items"
+        )
+    return ComparedTask(
+        task=a.task, n_a=a.n, n_b=b.n, a=a.tuned.metrics, b=b.tuned.metrics,
+        differences={} if unpaired else _differences(a, b), unpaired=unpaired,
+        settings=differing(a.settings, b.settings),
+    )  # fmt: skip
+
+
+def _differences(a: Evaluation, b: Evaluation) -> dict[str, Difference]:
+    """Of the metrics that both have and that are known here."""
+    found = {}
+    for metric in a.tuned.scores:
+        if metric in b.tuned.scores and metric in METRICS:
+            one, other = (_sums(evaluation, metric) for evaluation in (a, b))
+            if len(one[0]) != len(other[0]):
+                raise RunError(
+                    f"{a.task}: the two evaluations count {metric} in different ways; evaluate one of them again."
+                )
+            found[metric] = _difference(metric, one, other)
+    return found
+
+
+def _sums(evaluation: Evaluation, metric: str) -> list[list[float]]:
+    sums = evaluation.tuned.scores[metric].sums
+    if not sums or len(sums) != evaluation.n or len({len(row) for row in sums}) != 1 or not sums[0]:
+        raise RunError(
+            f"the evaluation of {evaluation.model} on {evaluation.task} is damaged: its {metric} has {len(sums):,} "
+            f"items, and {evaluation.n:,} were asked. Evaluate it again."
+        )
+    return sums
+
+
+def _difference(metric: str, a: list[list[float]], b: list[list[float]]) -> Difference:
+    """Drawn in one order of the two, whichever was named first, so that turning them round turns the answer round."""
+    if a <= b:
+        return difference(METRICS[metric], a, b)
+    found = difference(METRICS[metric], b, a)
+    return found.model_copy(
+        update={"a": found.b, "b": found.a, "difference": -found.difference, "low": -found.high, "high": -found.low,
+                "verdict": TURNED[found.verdict]}
+    )  # fmt: skip
+
+
+def _retention(a: Candidate, b: Candidate) -> ComparedRetention | None:
+    one, other = a.retention, b.retention
+    if one is None and other is None:
+        return None
+    why = _incomparable(a, b, one, other)
+    if why or one is None or other is None:
+        return ComparedRetention(a=one, b=other, verdict=None, incomparable=why)
+    verdict: Verdict = "better" if other.high < one.low else "worse" if other.low > one.high else "cannot tell"
+    return ComparedRetention(a=one, b=other, verdict=verdict)
+
+
+def _incomparable(a: Candidate, b: Candidate, one: Retention | None, other: Retention | None) -> str | None:
+    if one is None or other is None:
+        return f"it was measured of {b.name if one is None else a.name} alone"
+    if one.sha256 != other.sha256:
+        return "the texts differ"
+    bases = [_base_of(side) for side in (a, b)]
+    if None in bases:
+        return "the base of one is not known; name its run"
+    return None if bases[0] == bases[1] else "the base models differ"
+
+
+def _base_of(one: Candidate) -> Any:
+    """By its fingerprint; an evaluation that stands alone has it among its settings."""
+    if one.run is not None:
+        return one.run.manifest.base_model.fingerprint
+    return next((found.settings.get("fingerprint") for found in one.evaluations.values() if found.retention), None)

@@ -1,0 +1,118 @@
+"""`rankwise report` and `rankwise compare`: what they print, without torch, and the page that a training leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import rankwise as package
+from rankwise.cli.main import app
+from report_runs import made_run
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_report_prints_its_verdict_and_where_the_page_is():
+    made_run()
+    result = rankwise("report", "r")
+    assert result.exit_code == 0 and result.stderr == ""
+    verdict, page = result.stdout.splitlines()
+    assert verdict.startswith("Better than the base on task") and page == str(Path("runs/r/report.html"))
+    told = json.loads(rankwise("report", "r", "--out", "x.html", "--json").stdout)
+    assert told == {"page": "x.html", "data": "x.json", "verdict": verdict}
+
+
+def test_compare_prints_a_table_and_one_object():
+    made_run("a", better=0.2)
+    made_run("b", method="lora")
+    text = rankwise("compare", "a", "b").stdout
+    assert text.startswith("b b against a a") and "better" in text and "adapter.method: adalora and lora" in text
+    result = rankwise("compare", "a", "b", "--json")
+    assert result.stdout.count("\n") == 1
+    (found,) = json.loads(result.stdout)["comparisons"]
+    exact = found["tasks"][0]["differences"]["exact"]
+    assert exact["a"] < exact["b"] and exact["low"] <= exact["difference"] <= exact["high"]
+    assert set(exact) == {"a", "b", "difference", "low", "high", "p", "n", "verdict"}
+
+
+def test_what_would_steer_a_terminal_is_shown():
+    made_run("a", said=lambda where: f"\x1b[31m{where}", better=0.2)
+    made_run("b")
+    for words in (("report", "a"), ("compare", "a", "b")):
+        assert "\x1b" not in rankwise(*words).stdout
+
+
+@pytest.mark.parametrize("words", [("report", "none"), ("compare", "none", "none"), ("compare", "a"), ("report",)])
+def test_mistakes_are_one_line_and_exit_with_two(words):
+    made_run("a")
+    result = rankwise(*words)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("words", [("report", "a"), ("compare", "a", "a")])
+def test_neither_loads_torch(words):
+    made_run("a")
+    program = (
+        "import sys\nfrom rankwise.cli.main import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'rich'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])},
+    )  # fmt: skip
+    assert "torch" not in done.stdout.splitlines()[-1] and "transformers" not in done.stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def rows(tmp_path, tiny_folder):
+    pairs = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return ("--model", tiny_folder, "--data", "rows.jsonl", "--batch-size", 2, "--run", "r")
+
+
+@pytest.mark.parametrize(
+    "more", [("--steps", 1), ("--steps", 6, "--held-out", 2, "--method", "adalora", "--budget", 3)]
+)
+def test_a_training_ends_with_its_report(rows, more):
+    result = rankwise("train", *rows, *more)
+    assert result.exit_code == 0, result.output
+    assert f"report: {Path('runs/r/report.html')}" in result.stdout
+    first = Path("runs/r/report.html").read_bytes(), Path("runs/r/report.json").read_bytes()
+    assert rankwise("report", "r").exit_code == 0
+    assert (Path("runs/r/report.html").read_bytes(), Path("runs/r/report.json").read_bytes()) == first
+    assert json.loads(first[1])["environment"]["manifest"]["status"] == "finished"
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(rows, tmp_path):
+    (tmp_path / "runs" / "r" / "report.html").mkdir(parents=True)
+    (tmp_path / "runs" / "r" / "report.html").rmdir()
+    program = (
+        "import sys\nfrom rankwise.reporting import training\n"
+        "def fails(run):\n    raise OSError('no room for a page')\n"
+        "training.training_report = fails\n"
+        "from rankwise.cli.main import app\napp(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", *map(str, rows), "--steps", "2", "--json"],
+        capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the report was not written (no room for a page); try rankwise report r" in done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+    assert json.loads(Path("runs/r/manifest.json").read_text())["status"] == "finished"
+    assert not Path("runs/r/report.html").exists()

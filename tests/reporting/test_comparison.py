@@ -1,0 +1,184 @@
+"""Comparing is symmetric, a run is not told from itself, and what cannot be compared is set apart and said to be."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rankwise
+from rankwise.errors import RunError
+from rankwise.evaluation.intervals import scores
+from rankwise.run.comparisons import differing
+from rankwise.run.evaluations import Side, evaluation_path, read_evaluation, write_evaluation
+from rankwise.verbs.compare import TURNED, _difference, compare
+from rankwise.verbs.report import report
+from report_runs import made_run
+
+HITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40)
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def one(a, b):
+    (found,) = compare([a, b]).comparisons
+    return found
+
+
+def turned(found):
+    return {
+        "a": found.b, "b": found.a, "difference": -found.difference, "low": -found.high, "high": -found.low,
+        "p": found.p, "n": found.n, "verdict": TURNED[found.verdict],
+    }  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(HITS)
+def test_turned_round_every_number_is_turned_round(pairs):
+    a, b = ([[float(pair[side]), 1.0] for pair in pairs] for side in (0, 1))
+    assert _difference("exact", b, a).model_dump() == turned(_difference("exact", a, b))
+
+
+@pytest.mark.parametrize("metric", ["exact", "loss"])
+def test_a_comparison_of_runs_is_symmetric(metric):
+    for name, better in (("a", 0.6), ("b", 0.3)):
+        run = made_run(name, better=better)
+        path = evaluation_path(run, "task")
+        evaluation = read_evaluation(path)
+        sums = [[2.5 - better + 0.01 * (item % 7), 2.0] for item in range(evaluation.n)]
+        tuned = Side(scores={"loss": scores("loss", sums), **evaluation.tuned.scores}, seconds=1.0)
+        write_evaluation(path, evaluation.model_copy(update={"tuned": tuned}))
+    there, back = (one(*names).tasks[0].differences[metric] for names in ("ab", "ba"))
+    assert back.model_dump() == turned(there)
+    assert there.verdict == "worse" and there.difference != 0
+    assert there.difference == there.b - there.a
+
+
+def test_a_run_is_not_told_from_itself():
+    made_run("a")
+    found = one("a", "a")
+    same = found.tasks[0].differences["exact"]
+    assert (same.difference, same.verdict) == (0, "cannot tell") and same.low <= 0 <= same.high
+    assert found.retention.verdict == "cannot tell"
+    assert not (found.settings or found.data or found.base_model or found.cost or found.made_with)
+
+
+def test_other_items_are_shown_and_not_compared():
+    made_run("a")
+    made_run("b", items="b" * 64)
+    task = one("a", "b").tasks[0]
+    assert task.differences == {} and task.a and task.b and "items differ" in task.unpaired
+    html = report(["a", "b"], "out.html").page.read_text()
+    assert "not compared" in html and "items differ" in html
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({"text_sha256": "cd" * 32}, "texts differ"), ({"fingerprint": "beef"}, "base models differ"),
+     ({"evaluated": False}, "of a alone")],
+)  # fmt: skip
+def test_what_was_kept_is_compared_on_one_text_and_one_base_alone(other, said):
+    made_run("a")
+    made_run("b", **other)
+    for names in (("a", "b"), ("b", "a")):
+        found = one(*names).retention
+        assert found.verdict is None and said in found.incomparable
+
+
+def test_what_differs_in_settings_data_base_and_cost_is_listed_and_nothing_else():
+    made_run("a", method="lora", steps=10, fingerprint="f00d")
+    made_run("b", method="adalora", steps=12, fingerprint="beef", path="other.jsonl")
+    found = one("a", "b")
+    assert {"adapter.method", "adapter.rank", "data.path"} <= {each.key for each in found.settings}
+    assert "model.name" not in {each.key for each in found.settings}
+    method = next(each for each in found.settings if each.key == "adapter.method")
+    assert (method.a, method.b) == ("lora", "adalora")
+    assert [each.key for each in found.data] == ["path"]
+    assert [each.key for each in found.base_model] == ["fingerprint"]
+    assert [each.key for each in found.cost] == ["steps"]
+
+
+def test_differing_finds_each_leaf_once():
+    found = differing({"x": {"y": 1, "z": 2}, "same": 0}, {"x": {"y": 3}, "same": 0, "new": None, "w": 4})
+    assert [(each.key, each.a, each.b) for each in found] == [("x.y", 1, 3), ("x.z", 2, None), ("w", None, 4)]
+
+
+def test_a_file_of_an_evaluation_stands_for_a_run():
+    run = made_run("a", better=0.2)
+    made_run("b")
+    shutil.copy(evaluation_path(run, "task"), "alone.json")
+    found = one("alone.json", "b")
+    assert found.a == "alone" and found.tasks[0].differences["exact"].verdict == "better"
+    assert found.settings == [] and "name its run" in found.retention.incomparable
+    assert "alone" in report(["alone.json", "b"], "out.html").page.read_text()
+
+
+def test_tasks_of_one_side_alone_are_named():
+    run = made_run("a")
+    made_run("b")
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    write_evaluation(evaluation_path(run, "more"), evaluation.model_copy(update={"task": "more"}))
+    assert one("a", "b").only_a == ["more"] == one("b", "a").only_b
+
+
+def test_other_settings_of_the_asking_are_told():
+    run = made_run("a")
+    made_run("b")
+    path = evaluation_path(run, "task")
+    write_evaluation(path, read_evaluation(path).model_copy(update={"settings": {"max_new_tokens": 9}}))
+    assert "max_new_tokens" in {each.key for each in one("a", "b").tasks[0].settings}
+
+
+def test_sums_that_do_not_belong_to_the_items_are_refused():
+    run = made_run("a")
+    made_run("b")
+    path = evaluation_path(run, "task")
+    broken = json.loads(path.read_text())
+    broken["tuned"]["scores"]["exact"]["sums"].pop()
+    path.write_text(json.dumps(broken))
+    with pytest.raises(RunError, match="39 items, and 40 were asked"):
+        compare(["a", "b"])
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a", "none"]])
+def test_two_runs_are_needed(names):
+    made_run("a")
+    with pytest.raises(RunError):
+        compare(names)
+
+
+def test_three_runs_are_held_against_the_first_and_their_page_says_so():
+    for name, better in (("a", 0.3), ("b", 0.7), ("c", 0.3)):
+        made_run(name, better=better)
+    found = rankwise.compare(["a", "b", "c"]).comparisons
+    assert [(each.a, each.b) for each in found] == [("a", "b"), ("a", "c")]
+    made = rankwise.report(["a", "b", "c"])
+    assert made.page.name == "against-b-c.html" and made.page.parent.name == "a"
+    assert made.verdict == (
+        "b is better than a on task; c cannot be told from a on task; each is held against the first, without "
+        "allowance for how many are."
+    )
+    first = made.page.read_bytes(), made.data.read_bytes()
+    again = rankwise.report(["a", "b", "c"])
+    assert (again.page.read_bytes(), again.data.read_bytes()) == first
+    data = json.loads(first[1])
+    assert re.findall(r'<section id="(\w+)">', first[0].decode()) == [key for key in data if key in SECTIONS]
+    assert len(data["comparisons"]) == 2
+
+
+SECTIONS = {"comparisons", "retention", "loss", "cost", "settings", "data", "base_model", "environment"}
+
+
+def test_runs_that_were_not_evaluated_are_called_neither_better_nor_worse():
+    made_run("a", evaluated=False)
+    made_run("b", evaluated=False, status="interrupted")
+    made = report(["a", "b"])
+    assert "neither can be called better" in made.verdict
+    assert "b is not finished" in made.page.read_text()

@@ -1,0 +1,235 @@
+"""Whatever stands in a run, its report is inert: text is text, in every place where somebody else's text can be.
+
+Read here as a browser's parser would, and where there is a Chromium, opened in it (bench/report_pages.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rankwise.verbs.report import report
+from report_runs import made_run
+
+TOOL = Path(__file__).parents[2] / "bench" / "report_pages.py"
+NO_BROWSER = 77
+RUNS = "console.log('ran');alert(1)"
+PAYLOADS = [
+    f"<script>{RUNS}</script>",
+    f"</title><script>{RUNS}</script>",
+    f"</style><script>{RUNS}</script>",
+    f'</code></pre><img src=x onerror="{RUNS}">',
+    f'"><svg onload="{RUNS}">',
+    f"' onmouseover='{RUNS}' autofocus onfocus='{RUNS}' x='",
+    f"<svg><script>{RUNS}</script></svg>",
+    f'<svg><animate onbegin="{RUNS}" attributeName=x dur=1s>',
+    f"]]><script>{RUNS}</script><![CDATA[",
+    f"--><script>{RUNS}</script><!--",
+    f'<iframe srcdoc="<script>{RUNS}</script>"></iframe>',
+    f'<a href="javascript:{RUNS}">x</a>',
+    f"<form action=javascript:{RUNS}><button autofocus>x</button></form>",
+    f'<object data="data:text/html,<script>{RUNS}</script>"></object>',
+    f"<embed src=data:text/html;base64,{base64.b64encode(f'<script>{RUNS}</script>'.encode()).decode()}>",
+    f'<meta http-equiv="refresh" content="0;url=javascript:{RUNS}">',
+    '<link rel="stylesheet" href="http://example.com/x.css"><base href="http://example.com/">',
+    "<style>*{background:url(http://example.com/x)}</style>",
+    "x;} body{display:none} .verdict{background:url('http://example.com/x')",
+    "{{constructor.constructor('alert(1)')()}} ${alert(1)} <%= alert(1) %> #{alert(1)}",
+    "&lt;script&gt;alert(1)&lt;/script&gt; &#60;script&#62;alert(1) &quot;&#x27;",
+    "+ADw-script+AD4-alert(1)+ADw-/script+AD4-",
+    f'<math><mtext><table><mglyph><style><img src=x onerror="{RUNS}">',
+    f"\u202e<\x00scr\x00ipt>\x1b[31m{RUNS}\u2066\ufeff\u2028\x7f</scr\x00ipt>",
+    f"`<img src=x onerror={RUNS.replace(' ', '')}>` \U000e0041 \ufffe",
+    r"$\frac{1}{0}$ $\input{/etc/passwd}$ \href{http://example.com}{x} _^{}%&",
+]
+ALLOWED = {
+    "html": {"lang", "data-kind"}, "head": set(), "meta": {"charset", "http-equiv", "content", "name"}, "title": set(),
+    "style": set(), "body": set(), "main": set(), "header": set(), "footer": set(), "section": {"id"},
+    "article": {"class"}, "aside": {"class"}, "h1": set(), "h2": set(), "h3": set(), "h4": set(), "p": {"class"},
+    "dl": {"class"}, "dt": set(), "dd": set(), "div": {"class", "tabindex", "role", "aria-label"},
+    "table": {"class"}, "thead": set(), "tbody": set(), "tr": set(), "th": {"class", "scope"},
+    "td": {"class", "data-label"}, "ul": set(), "li": set(), "figure": set(), "figcaption": set(), "details": set(),
+    "summary": set(), "pre": {"tabindex"}, "code": set(), "em": set(), "span": {"class"},
+    "blockquote": {"dir", "tabindex"}, "svg": {"class", "viewbox", "role", "aria-label"},
+}  # fmt: skip
+DRAWN = {"g", "path", "use", "defs", "text", "line", "circle"}
+DRAWN_WITH = {
+    "id", "href", "class", "d", "x", "y", "transform", "opacity", "stroke-width", "stroke-dasharray", "stroke-linecap",
+    "stroke-linejoin", "fill-opacity", "stroke-opacity", "font-size", "font-weight", "text-anchor", "x1", "x2", "y1",
+    "y2", "cx", "cy", "r",
+}  # fmt: skip
+FREE = {"aria-label", "data-label"}
+"""Attributes that hold words of a run; nothing follows them."""
+
+
+class Reader(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.words, self.problems, self.ids, self.policy = [], [], [], [], None
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        allowed = DRAWN_WITH if tag in DRAWN else ALLOWED.get(tag)
+        if allowed is None:
+            self.problems.append(f"<{tag}>")
+            return
+        for name, value in attrs:
+            if name not in allowed:
+                self.problems.append(f"<{tag} {name}>")
+            if name not in FREE and re.search(r"[a-z]+:|//|url\(|javascript", value or "", re.IGNORECASE):
+                safe = tag == "meta" and ("default-src 'none'" in value or value.startswith("width=device-width"))
+                if not safe:
+                    self.problems.append(f"<{tag} {name}={value}>")
+            if name == "href" and not re.fullmatch(r"#[\w-]+", value):
+                self.problems.append(f"<{tag} href={value}>")
+            if name == "class" and not re.fullmatch(r"[a-z -]+", value):
+                self.problems.append(f"<{tag} class={value}>")
+            if name == "id":
+                self.ids.append(value)
+            if name == "content" and "default-src" in value:
+                self.policy = value
+
+    def handle_comment(self, data):
+        self.problems.append(f"comment {data}")
+
+    def handle_decl(self, decl):
+        if decl != "doctype html":
+            self.problems.append(f"<!{decl}>")
+
+    def handle_pi(self, data):
+        self.problems.append(f"<?{data}>")
+
+    def unknown_decl(self, data):
+        self.problems.append(f"<![{data}]>")
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(page):
+    reader = Reader()
+    reader.feed(page.read_text(encoding="utf-8"))
+    reader.close()
+    return reader
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def folder_name(payload):
+    """As much of it as a file system takes."""
+    name = payload.replace("/", "\u2215").replace("\x00", "").encode("utf-8", "ignore").decode()
+    return name[:60] or "r"
+
+
+def hostile(payload, name="r", method="adalora", **more):
+    """A run in which every text that somebody else could write is the payload, and keys say apart what must differ."""
+    apart = {"key", "exact", "setting", "column", "layer", "package", "metric", "target", "against"}
+
+    def said(where):
+        return f"{payload}{where}" if where in apart else payload
+
+    return made_run(name, said=said, method=method, **more)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_a_report_of_a_hostile_run_is_inert(payload):
+    run = hostile(payload, folder_name(payload))
+    made = report(str(run.folder), "out.html")
+    reader = read(made.page)
+    assert reader.problems == []
+    assert len(reader.ids) == len(set(reader.ids))
+    clean = made_run("clean")
+    assert set(reader.tags) <= set(read(report(str(clean.folder)).page).tags) | {"span"}
+    words = made.page.read_text(encoding="utf-8")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]", words), "what steers is shown"
+    data = json.loads(made.data.read_bytes().decode("ascii"))
+    assert data["samples"]["evaluations"][0]["prompt"] == payload, "programs get it as it was"
+
+
+@pytest.mark.parametrize("payload", PAYLOADS[:3] + PAYLOADS[-3:], ids=range(6))
+def test_a_report_of_a_hostile_run_that_failed_is_inert(payload):
+    made = report(str(hostile(payload, status="failed", evaluated=False, steps=1).folder))
+    assert read(made.page).problems == []
+
+
+@pytest.mark.parametrize("payload", PAYLOADS[:3] + PAYLOADS[-3:], ids=range(6))
+def test_a_comparison_of_hostile_runs_is_inert(payload):
+    for name, method in (("a", "adalora"), ("b", "lora")):
+        hostile(payload, name, method)
+    reader = read(report(["a", "b"], "out.html").page)
+    assert reader.problems == []
+
+
+def test_a_reader_sees_the_payload_itself():
+    run = hostile(PAYLOADS[0])
+    assert "".join(read(report(str(run.folder)).page).words).count(PAYLOADS[0]) > 10
+
+
+def test_the_policy_lets_one_style_be_and_nothing_else():
+    page = report(str(made_run().folder)).page
+    policy = read(page).policy
+    style = re.search(r"<style>(.*?)</style>", page.read_text(), re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert page.read_text().index("Content-Security-Policy") < page.read_text().index("<title>")
+    assert "url(" not in style and "@import" not in style and "<" not in style
+
+
+def test_the_environment_of_the_process_is_in_no_report(monkeypatch):
+    secret = "hf_" + "q" * 34
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, secret)
+    made_run("a"), made_run("b")
+    for names in (["a"], ["a", "b"]):
+        made = report(names)
+        assert secret not in made.page.read_text() and secret not in made.data.read_text()
+
+
+@pytest.mark.parametrize(
+    ("html", "said"),
+    [("<script>x</script>", "<script>"), ('<p onclick="x">', "<p onclick>"), ("<!-- x -->", "comment  x "),
+     ('<path href="http://example.com"/>', "<path href=http://example.com>"), ('<p class="a{b}">', "<p class=a{b}>"),
+     ('<p style="color:red">', "<p style>")],
+)  # fmt: skip
+def test_the_reader_finds_what_is_not_inert(html, said, tmp_path):
+    (tmp_path / "x.html").write_text(html)
+    assert said in read(tmp_path / "x.html").problems
+
+
+def opened(pages):
+    done = subprocess.run(
+        [sys.executable, TOOL, *pages], capture_output=True, text=True, timeout=300, env=dict(os.environ)
+    )
+    if done.returncode == NO_BROWSER:
+        pytest.skip("there is no Chromium here")
+    return done, json.loads(done.stdout)["pages"]
+
+
+def test_a_browser_finds_every_report_silent():
+    pages = [report(str(hostile(payload, f"r{at}").folder)).page for at, payload in enumerate(PAYLOADS)]
+    pages.append(report(["r0", "r1", "r23"]).page)
+    done, found = opened(pages)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(found) == len(PAYLOADS) + 1
+    assert not any(page["wider_than_phone"] for page in found)
+
+
+def test_the_browser_hears_what_a_page_does(tmp_path):
+    (tmp_path / "loud.html").write_text(
+        "<script>alert(1); console.log('x'); fetch('http://127.0.0.1:9/x').catch(() => 0)</script>"
+    )
+    done, [found] = opened([tmp_path / "loud.html"])
+    assert done.returncode == 1
+    assert found["dialogs"] == ["1"] and found["console"] and found["requests"] == ["http://127.0.0.1:9/x"]

@@ -1,0 +1,247 @@
+"""A report says what was recorded, the same bytes each time, of any run however far it came."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rankwise
+from rankwise.errors import RunError
+from rankwise.run.directory import RunDirectory
+from rankwise.run.evaluations import evaluation_path, read_evaluation, write_evaluation
+from rankwise.verbs.report import report
+from report_runs import made_run
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def data_of(name="r"):
+    return json.loads(report(name).data.read_text())
+
+
+def words_of(name="r"):
+    """What a reader sees, without tags."""
+    html = report(name).page.read_text().partition("<body>")[2]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+def test_the_same_bytes_twice_and_by_another_process():
+    made_run()
+    made = report("r")
+    first = made.page.read_bytes(), made.data.read_bytes()
+    again = report("runs/r")
+    assert (again.page.read_bytes(), again.data.read_bytes()) == first
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-m", "rankwise", "report", str(Path("runs/r").resolve())], check=True,
+            capture_output=True,
+            env=os.environ | {"PYTHONHASHSEED": seed, "TZ": "Asia/Tokyo",
+                              "PYTHONPATH": str(Path(rankwise.__file__).parents[1])},
+        )  # fmt: skip
+        assert (made.page.read_bytes(), made.data.read_bytes()) == first
+
+
+def test_a_page_knows_neither_its_place_nor_its_time(tmp_path):
+    made_run()
+    made = report("r", tmp_path / "elsewhere.html")
+    usual = report("r")
+    for one, other in ((made.page, usual.page), (made.data, usual.data)):
+        assert one.read_bytes() == other.read_bytes()
+        assert str(tmp_path).encode() not in one.read_bytes()
+
+
+def test_page_and_data_have_the_same_sections_in_the_same_order():
+    made_run()
+    data = data_of()
+    html = report("r").page.read_text()
+    sections = re.findall(r'<section id="(\w+)">', html)
+    assert sections == list(data)[list(data).index("loss") :]
+    assert sections == [
+        "loss", "scores", "quality", "retention", "samples", "ranks", "data", "cost", "environment"
+    ]  # fmt: skip
+
+
+def test_the_verdict_comes_first_and_says_how_sure_it_is():
+    run = made_run()
+    made = report("r")
+    text = made.page.read_text()
+    assert text.index('class="verdict"') < text.index("<section")
+    one = read_evaluation(evaluation_path(run, "task")).differences["exact"]
+    assert made.verdict == (
+        "Better than the base on task: exact 0.600 against 0.200 "
+        f"(+0.400, 95 % interval {one.low:+.3f} to {one.high:+.3f}, n = 40); on text it was never "
+        "trained on it moved from the base by 0.020 nats per token (KL, 0.017 to 0.024)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("better", "said"),
+    [(0.0, "Worse than the base on task"), (0.225, "No difference from the base can be told on task")],
+)
+def test_a_verdict_claims_no_more_than_was_found(better, said):
+    made_run(better=better)
+    assert report("r").verdict.startswith(said)
+
+
+def test_several_tasks_are_counted_by_their_verdicts():
+    run = made_run()
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    one = evaluation.differences["exact"]
+    for task, verdict in (("worse", "worse"), ("open", "cannot tell"), ("second", "better")):
+        changed = evaluation.model_copy(
+            update={"task": task, "differences": {"exact": one.model_copy(update={"verdict": verdict})}}
+        )
+        write_evaluation(evaluation_path(run, task), changed)
+    assert report("r").verdict.startswith(
+        "Better than the base on 2 of 4 tasks (second, task), worse on 1 (worse), undecided on 1 (open); n = 40; on"
+    )
+
+
+def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():
+    made_run(evaluated=False)
+    made = report("r")
+    assert made.verdict == (
+        "The loss on 10 documents it was not trained on fell, from 2.000 to 0.700 nats per learned token; whether its "
+        "answers are better was not measured."
+    )
+    assert "rankwise evaluate r" in json.loads(made.data.read_text())["next"]
+    assert '<section id="quality">' not in made.page.read_text()
+
+
+def test_where_nothing_was_measured_it_says_just_that():
+    made_run(evaluated=False, held_out=False, during=False)
+    data = data_of()
+    assert data["verdict"].startswith("Nothing was measured on rows that it was not trained on")
+    assert "--held-out" in data["next"] and "rankwise evaluate r" in data["next"]
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
+def test_a_run_that_was_cut_short_has_a_page_that_says_so(status):
+    made_run(status=status, steps=5, evaluated=False)
+    words = words_of()
+    assert {"running": "not finished", "failed": "failed (problem)", "interrupted": "was interrupted"}[status] in words
+    assert "5 steps of 5" in words and "has no results" in words
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_run_of_hardly_any_steps_has_a_page(steps):
+    made_run(steps=steps, during=False, evaluated=False, method="lora")
+    assert ("The one step had a loss of" in words_of()) == (steps == 1)
+    assert len(data_of()["loss"]["loss"]) == steps
+
+
+def test_a_run_without_journal_and_receipt_has_a_page_that_says_so():
+    run = made_run(receipt=False)
+    run.metrics.unlink()
+    words = words_of()
+    assert "No step was recorded." in words and "receipt.json) is missing" in words
+
+
+def test_another_method_than_ours_needs_no_rank():
+    made_run(method="lora")
+    data = data_of()
+    assert "ranks" not in data and data["environment"]["spec"]["adapter"]["rank"] == 8
+
+
+def test_full_fine_tuning_is_told_by_arithmetic_with_its_formula():
+    made_run()
+    found = data_of()["cost"]["by_arithmetic"]
+    assert found["full_fine_tuning_bytes"] == 16 * 134_515_008
+    assert found["this_run_bytes"] == 2 * 134_515_008 + 16 * 1_200_000
+    assert "16 bytes" in found["formula"]
+    assert "by arithmetic" in words_of() and "not a measurement" in words_of()
+
+
+def test_numbers_of_the_page_are_those_of_the_run():
+    run = made_run()
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    data = data_of()
+    assert data["loss"]["loss"] == [row["loss"] for row in rows if row["kind"] == "step"]
+    assert data["loss"]["held_out"] == [row for row in rows if row["kind"] == "held_out"]
+    assert data["scores"] == [row for row in rows if row["kind"] == "score"]
+    assert data["samples"]["training"] == [row for row in rows if row["kind"] == "sample"]
+    assert data["ranks"]["ranks"] == [row for row in rows if row["kind"] == "ranks"][-1]["ranks"]
+    assert data["cost"]["results"] == run.manifest().results.model_dump()
+    assert data["data"]["receipt"] == run.receipt().model_dump(mode="json")
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    assert data["quality"][0]["differences"]["exact"] == evaluation.differences["exact"].model_dump()
+    assert "sums" not in json.dumps(data["quality"])
+
+
+def test_samples_stand_side_by_side_with_what_was_wanted():
+    made_run(said=lambda where: "the same" if where in ("wanted", "after") else where)
+    html = report("r").page.read_text()
+    assert html.index(">before<") < html.index(">the same<", html.index(">before<"))
+    assert html.count("as wanted") == 1
+
+
+def test_a_loss_that_is_no_number_is_left_out_of_the_picture_and_null_in_the_data():
+    run = made_run(evaluated=False)
+    lines = run.metrics.read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if '"kind": "step"' in line)
+    lines[first] = json.dumps(json.loads(lines[first]) | {"loss": float("nan")})
+    run.metrics.write_text("\n".join(lines) + "\n")
+    assert data_of()["loss"]["loss"][0] is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("manifest.json", "{", "manifest.json is damaged"),
+        ("spec.json", "[]", "spec.json is damaged"),
+        ("receipt.json", "{}", "receipt.json is damaged"),
+        ("metrics.jsonl", '{"kind": "step", "step": "x"}\n', "row 0 of kind step"),
+        ("metrics.jsonl", '{"kind": "sample", "step": 1, "prompt": "\\ud800"}\n', "kind sample is not text"),
+        ("metrics.jsonl", 'no\n{"kind": "step"}\n', "metrics.jsonl:1"),
+        ("evaluations/task.json", "{}", "task.json is damaged"),
+        ("strength.json", "7", "strength.json is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(file, content, said):
+    run = made_run()
+    (run.folder / file).write_text(content)
+    with pytest.raises(RunError, match=re.escape(said)):
+        report("r")
+    assert not (run.folder / "report.html").exists()
+
+
+def test_a_missing_run_is_an_error_that_names_the_near_one():
+    made_run("orders")
+    with pytest.raises(RunError, match='no run "order"'):
+        report("order")
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report", "no/where.html", "precious.html", "other.html"])
+def test_only_an_earlier_report_is_written_over(name, tmp_path):
+    made_run()
+    (tmp_path / "precious.html").write_text("<p>mine</p>")
+    (tmp_path / "other.json").write_text('{"mine": 1}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(RunError):
+        report("r", name)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_begun_again_forgets_the_report_of_its_first_try():
+    run = made_run(status="interrupted")
+    report("r")
+    with run.claimed(restart=True):
+        run.begin(run.experiment())
+    assert not (run.folder / "report.html").exists() and not (run.folder / "report.json").exists()
+    assert RunDirectory.named("r").folder.is_dir()
+
+
+def test_a_long_run_has_a_page_of_ordinary_size():
+    made_run(steps=6000, method="lora")
+    made = report("r")
+    assert made.page.stat().st_size < 500_000
+    assert len(json.loads(made.data.read_text())["loss"]["loss"]) == 6000
