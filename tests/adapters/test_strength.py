@@ -15,6 +15,7 @@ from rankwise.adapters.adapter_set import AdapterSet, inject
 from rankwise.adapters.hosts import oriented
 from rankwise.adapters.peft_format import read_peft, write_peft
 from rankwise.adapters.stored import check_alike, read_stored
+from rankwise.adapters.whole import WholeModel
 from rankwise.data.batches import portion
 from rankwise.data.flat import flat
 from rankwise.errors import AdapterError, SpecError
@@ -110,6 +111,38 @@ def test_it_is_the_base_s_weights_with_so_many_times_the_change(kind: str, stren
             host = adapters.host(path)
             told = oriented(host, adapter.delta())
             assert (host.weight + told - changed.get_submodule(path).weight).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_whole_weights_are_turned_too(architecture: str) -> None:
+    model, base = tiny_model(architecture).double(), tiny_model(architecture).double()
+    read: list[int] = []
+
+    def read_base() -> dict[str, torch.Tensor]:
+        read.append(1)
+        return {name: weight.detach() for name, weight in tiny_model(architecture).double().named_parameters()}
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * 0.02)
+    whole, ours, plain = WholeModel(model, read_base), logits(model), logits(base)
+    with whole.scaled(1):
+        assert torch.equal(logits(model), ours) and not read, "a base that nobody asks is not looked for"
+    with whole.scaled(0):
+        assert torch.equal(logits(model), plain)
+    with torch.no_grad():
+        for one, other in zip(base.parameters(), model.parameters(), strict=True):
+            one.lerp_(other, 0.4)
+    with torch.inference_mode(), whole.scaled(0.8), whole.scaled(0.5):
+        assert torch.allclose(logits(model), logits(base), rtol=0, atol=1e-12)
+        with whole.disabled():
+            assert torch.equal(logits(model), plain)
+    assert torch.equal(logits(model), ours) and len(read) == 1
+    model(input_ids=IDS).logits.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+    whole.turn(0.4)
+    assert torch.allclose(logits(model), logits(base), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("dora", "dora with biases", "parted")])

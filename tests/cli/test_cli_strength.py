@@ -44,9 +44,11 @@ def prepared(tmp_path_factory, tiny_folder):
             "kept": ("--rank", 4, "--held-out", 4),
             "given": ("--method", "adalora", "--budget", 3, "--evaluation", "apart.jsonl"),
             "dora": ("--rank", 4, "--set", "adapter.dora=true"),
+            "whole": ("--method", "full", "--held-out", 4),
         }
         for run, method in methods.items():
-            result = rankwise("train", *words, "--run", run, "--learning-rate", 0.01, *method)
+            rate = 0.001 if run == "whole" else 0.01
+            result = rankwise("train", *words, "--run", run, "--learning-rate", rate, *method)
             assert result.exit_code == 0, result.output
     return folder
 
@@ -58,19 +60,20 @@ def home(prepared, tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home):
-    result = rankwise("strength", "kept", *QUICK, "--json")
+@pytest.mark.parametrize("run", ["kept", "whole"])
+def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home, run):
+    result = rankwise("strength", run, *QUICK, "--json")
     assert result.exit_code == 0 and result.stdout.count("\n") == 1, result.output
     told = json.loads(result.stdout)
-    held = read_strength(RunDirectory(home / "runs" / "kept"))
-    assert told == {"run": "runs/kept"} | held.model_dump(mode="json", exclude={"format"})
+    held = read_strength(RunDirectory(home / "runs" / run))
+    assert told == {"run": f"runs/{run}"} | held.model_dump(mode="json", exclude={"format"})
     assert [point["strength"] for point in told["points"]] == [0, 0.25, 0.5, 0.75, 0.9, 1, 1.25, 1.5]
     assert told["n"] == 4 and told["task"] == "the 4 documents held out" and "2 blocks of 256" in told["text"]
     base, whole = told["points"][0], told["points"][5]
     assert base["kl"] == {"value": 0, "low": 0, "high": 0} and base["delta_nll"] == 0
     kls = [point["kl"]["value"] for point in told["points"]]
     assert kls == sorted(kls) and kls[-1] > 1e-3
-    results = json.loads((home / "runs" / "kept" / "manifest.json").read_text())["results"]
+    results = json.loads((home / "runs" / run / "manifest.json").read_text())["results"]
     assert base["loss"]["value"] == pytest.approx(results["held_out_loss_before"], rel=1e-4)
     assert whole["loss"]["value"] == pytest.approx(results["held_out_loss_after"], rel=1e-4)
     assert 0 < told["recommended"] <= 1
@@ -164,6 +167,22 @@ def test_an_export_at_a_strength_is_the_model_at_that_strength(home, base, run, 
         found = [ours, PeftModel.from_pretrained(base(), home / "out").eval()]
     for model in found:
         assert (logits(model) - wanted).abs().max() <= 1e-5 * scale
+
+
+def test_a_model_that_learned_whole_is_exported_at_a_strength(home, base):
+    result = rankwise("export", "whole", "--to", "out", "--format", "merged", "--strength", 0.4)
+    assert result.exit_code == 0 and "at strength 0.4" in result.stdout, result.output
+    found, ours, before = (
+        dict(model.named_parameters())
+        for model in (
+            AutoModelForCausalLM.from_pretrained(home / "out", dtype=torch.float32),
+            AutoModelForCausalLM.from_pretrained(home / "runs" / "whole" / "model", dtype=torch.float32),
+            base(),
+        )
+    )
+    assert any(not torch.equal(ours[name], before[name]) for name in ours)
+    for name, weight in found.items():
+        assert (weight - before[name].lerp(ours[name], 0.4)).abs().max() < 1e-6
 
 
 def test_at_one_an_export_is_what_it_was(home):

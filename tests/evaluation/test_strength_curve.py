@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from conftest import tiny_model
 from fast_forms import rows
 from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.whole import WholeModel
 from rankwise.data.batches import portion
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.retention import retention
@@ -67,26 +65,20 @@ def test_the_ends_of_the_curve_are_the_base_and_the_trained_model():
     assert (curve.task, curve.n, curve.sha256) == ("words", 9, TEXT.sha256)
 
 
-def test_whole_weights_can_be_turned_as_an_adapter_is():
-    """Of a model that was trained whole there is no adapter: its weights go so much of the way from its base's."""
+def test_whole_weights_are_turned_as_an_adapter_is():
     adapters, documents = adapted(), rows(5)
-    deltas = {path: adapter.delta().detach() for path, adapter in adapters.adapters().items()}
-    other = tiny_model("llama").requires_grad_(False)
+    changed = tiny_model("llama")
+    with torch.no_grad():
+        for path, adapter in adapters.adapters().items():
+            changed.get_submodule(path).weight.add_(adapter.delta())
+    whole = WholeModel(changed, lambda: dict(tiny_model("llama").named_parameters()))
 
-    @contextmanager
-    def turned(strength: float) -> Iterator[None]:
-        weights = {path: other.get_submodule(path).weight for path in deltas}
-        before = {path: weight.clone() for path, weight in weights.items()}
-        for path, weight in weights.items():
-            weight += strength * deltas[path]
-        yield
-        for path, weight in weights.items():
-            weight.copy_(before[path])
+    def curve(tuned):
+        return strength_curve(
+            forward_of(tuned.model), tuned.scaled, lambda: loss_rows(tuned.model, documents), TEXT, task="words"
+        )
 
-    def curve(model, context):
-        return strength_curve(forward_of(model), context, lambda: loss_rows(model, documents), TEXT, task="words")
-
-    for one, same in zip(curve(other, turned).points, curve(adapters.model, adapters.scaled).points, strict=True):
+    for one, same in zip(curve(whole).points, curve(adapters).points, strict=True):
         assert one.kl.value == pytest.approx(same.kl.value, rel=1e-2, abs=1e-7)
         assert one.loss.value == pytest.approx(same.loss.value, rel=1e-5)
 

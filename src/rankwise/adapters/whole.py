@@ -65,8 +65,17 @@ class WholeModel:
         if strength == 1:
             yield
             return
-        with self._holding(lambda base, ours: torch.lerp(base.to(ours.dtype), ours, strength)):
+        with self._holding(lambda base, ours: _between(base, ours, strength)):
             yield
+
+    def turn(self, strength: float) -> None:
+        """The same for good."""
+        check_strength(strength)
+        if strength == 1:
+            return
+        base = self._base_weights()
+        for name, weight in self.weights.items():
+            _put(weight, _between(base[name], weight.data.cpu(), strength))
 
     @contextmanager
     def _holding(self, value: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
@@ -91,6 +100,11 @@ class WholeModel:
                 raise ModelError(f"the base model is built otherwise than the tuned one: {some(wrong, 3)}.")
             self._base = read
         return self._base
+
+
+def _between(base: Tensor, ours: Tensor, strength: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.lerp(base.to(ours.dtype), ours, strength)
 
 
 def _put(weight: nn.Parameter, value: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.merging import merge
+from rankwise.adapters.whole import WholeModel
 from rankwise.errors import AdapterError, RunError
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -27,7 +28,7 @@ from rankwise.run.evaluations import STRENGTH
 from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import need_space, published, write_json
-from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.ask import Asked, open_for_asking
 from rankwise.verbs.methods import model_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,10 +53,6 @@ def export_merged(
     if run.experiment().model.trust_code is not None:
         raise RunError(f"{run.folder} was trained on a model that brings code of its own, which a folder cannot be "
                        "trusted with. Export the adapter as peft or portable.")  # fmt: skip
-    if strength != 1 and run.result != run.adapter:
-        raise RunError(
-            f"{run.folder} is a whole model that was trained, and is exported as it is; leave out --strength."
-        )
     trained = model_of(run, None)
     stored, numbers = stored_as(trained, announce)
     wanted = stored if dtype is None else DTYPES[dtype]
@@ -63,13 +60,7 @@ def export_merged(
     held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
     asked = open_for_asking(str(run.folder), announce, force_base=force_base, held=spec)
-    change = None
-    with asked.tuned.scaled(strength):
-        live = _logits(asked.model)
-        if isinstance(asked.tuned, AdapterSet):
-            with asked.tuned.disabled():
-                change = _difference(_logits(asked.model), live)
-            merge(asked.tuned)
+    live, change = _settled(asked, strength)
     with published(folder) as temporary:
         announce(Said("Writing the merged model"))
         save(asked.model, temporary, wanted)
@@ -86,6 +77,20 @@ def export_merged(
                 "the adapter as peft or portable."
             )
     return Merged(str(wanted).removeprefix("torch."), difference, change)
+
+
+def _settled(asked: Asked, strength: float) -> tuple[Tensor, float | None]:
+    """From here on the model has that strength and no adapters: its logits, and how an adapter changed them."""
+    if isinstance(asked.tuned, AdapterSet):
+        with asked.tuned.scaled(strength):
+            live = _logits(asked.model)
+            with asked.tuned.disabled():
+                change = _difference(_logits(asked.model), live)
+            merge(asked.tuned)
+        return live, change
+    assert isinstance(asked.tuned, WholeModel), "a run has the one or the other"
+    asked.tuned.turn(strength)
+    return _logits(asked.model), None
 
 
 def beside(run: RunDirectory, strength: float) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""How far to turn an adapter up: what a finished run gains and what it forgets, at several strengths."""
+"""How far to turn up what a run has learned: what it gains and what it forgets, at several strengths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from rankwise.evaluation.likelihood import likelihoods
@@ -13,7 +14,7 @@ from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import open_run
 from rankwise.run.evaluations import StrengthCurve, write_strength
-from rankwise.run.records import Announce, Said, silent
+from rankwise.run.records import Announce, Event, Progressed, Said, silent
 from rankwise.spec.adapters import check_strength
 from rankwise.verbs.ask import open_for_asking
 from rankwise.verbs.measuring import Measurable, rows_to_measure
@@ -58,5 +59,18 @@ def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float],
     documents = rows.documents[:MOST]
     if len(documents) < len(rows.documents):
         announce(Said(f"measuring on the first {MOST} of {len(rows.documents):,} documents"))
-    what = f"Measuring what is learned, at {len(with_ends(strengths))} strengths"
-    return lambda: [[one.nats, float(one.tokens)] for one in likelihoods(model.module, documents, announce, what)]
+    passes, number = len(with_ends(strengths)), count()
+
+    def losses() -> list[list[float]]:
+        before = next(number)
+
+        def heard(event: Event) -> None:
+            """Of all passes together."""
+            if isinstance(event, Progressed):
+                event = replace(event, done=event.done + before * event.total, total=passes * event.total)
+            announce(event)
+
+        found = likelihoods(model.module, documents, heard, "Measuring what is learned")
+        return [[one.nats, float(one.tokens)] for one in found]
+
+    return losses
