@@ -19,6 +19,7 @@ from rankwise.spec.experiment import Experiment
 from rankwise.spec.generation import GenerationSpec
 from rankwise.spec.recipe import RECIPES, Recipe, recipe_named
 from rankwise.spec.spec import Spec
+from rankwise.spec.tasks import TaskSpec
 
 SOURCE = Path(rankwise.__file__).parent
 FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
@@ -154,7 +155,7 @@ def settings_of(*specs):
         yield from settings_of(*(kind for kind in held if isinstance(kind, type) and issubclass(kind, Spec)))
 
 
-SETTINGS = sorted(set(settings_of(Experiment, GenerationSpec)), key=str)
+SETTINGS = sorted(set(settings_of(Experiment, GenerationSpec, TaskSpec)), key=str)
 
 
 @pytest.mark.parametrize(("spec", "field"), SETTINGS, ids=lambda value: getattr(value, "__name__", value))
@@ -167,7 +168,7 @@ def test_the_search_for_settings_finds_them_all():
     found = {spec for spec, _ in SETTINGS}
     assert {spec.__name__ for spec in found} == {
         "Experiment", "ModelSpec", "DataSpec", "SourceSpec", "EvaluationSpec", "LoraSpec", "AdaLoraSpec",
-        "FullSpec", "TrainingSpec", "GenerationSpec",
+        "FullSpec", "TrainingSpec", "GenerationSpec", "TaskSpec",
     }  # fmt: skip
     # every other class of spec/ is the base of one of these, or a recipe, which we wrote and no user sets
     others = {spec for spec in spec_classes() if not any(issubclass(one, spec) for one in found)}

@@ -137,7 +137,7 @@ def run_cell(
     lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
     session = Session(experiment, RunDirectory.named(experiment.run), model, tuned, ranks, prepared, silent, lowest)
     measured = [prepared.measured_rows[at] for at in range(len(prepared.measured_rows))]
-    meter = _Meter(model, tuned, measured, text)
+    meter, trainable = _Meter(model, tuned, measured, text), session.trainable
     began = time.perf_counter()
     try:
         _train(session, meter, announce)
@@ -146,7 +146,7 @@ def run_cell(
         if isinstance(tuned, AdapterSet):
             tuned.eject()
     return CellResult(
-        points=meter.points, rows=rows, outside=apart, trainable=session.trainable,
+        points=meter.points, rows=rows, outside=apart, trainable=trainable,
         seconds=round(time.perf_counter() - began - meter.seconds, 3),
     )  # fmt: skip
 
