@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.spec.data import DataSpec
+from rankwise.spec.evaluation import TrackingSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.recipe import RECIPES, recipe_named
 from rankwise.spec.spec import Spec
@@ -33,6 +34,7 @@ class Experiment(Spec):
     """The run's name: the folder `runs/NAME`."""
     adapter: Adapting = Field(default_factory=LoraSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
+    evaluation: TrackingSpec = Field(default_factory=TrackingSpec)
 
     @model_validator(mode="before")
     @classmethod
@@ -44,6 +46,16 @@ class Experiment(Spec):
             return value
         settings = recipe_named(name).settings
         return value | {part: _over(settings.get(part, {}), value.get(part)) for part in ("training", "adapter")}
+
+    @model_validator(mode="after")
+    def _rows_to_measure_with(self) -> Self:
+        asked = self.evaluation.asked_of_rows
+        if asked and not self.data.held_out and self.data.evaluation is None:
+            raise ValueError(
+                f"rows to measure with are missing: evaluation.{asked[0]} is nothing without them. Name them by "
+                "data.held_out or data.evaluation"
+            )
+        return self
 
 
 def _over(under: dict[str, Any], given: Any) -> Any:
