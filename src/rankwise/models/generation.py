@@ -36,13 +36,25 @@ def answer(model: LoadedModel, messages: Sequence[Message], spec: GenerationSpec
     return answers(model, [messages], spec, heard)[0]
 
 
-@torch.inference_mode()
 def answers(
     model: LoadedModel, conversations: Sequence[Sequence[Message]], spec: GenerationSpec, heard: Heard | None = None
 ) -> list[Answer]:
     """One answer per conversation, computed together; their lengths should be alike."""
+    prompts = [asking_ids(model, messages) for messages in conversations]
+    return answers_to(model, prompts, spec, heard)
+
+
+def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
+    """A conversation up to where the model is to speak."""
+    return prompt_ids(model.template.text(messages, answer_next=True), model.tokenizer)
+
+
+@torch.inference_mode()
+def answers_to(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, heard: Heard | None = None
+) -> list[Answer]:
+    """To prompts that are ids already."""
     tokenizer, template = model.tokenizer, model.template
-    prompts = [prompt_ids(template.text(messages, answer_next=True), tokenizer) for messages in conversations]
     _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     inputs, mask = _left_padded(prompts, tokenizer.pad_id)
     began = time.perf_counter()
@@ -61,7 +73,7 @@ def answers(
     finally:
         module.train(was_training)
     seconds = time.perf_counter() - began
-    return [_answer(row, template, seconds) for row in made[:, inputs.shape[1] :].tolist()]
+    return [read_answer(row, template, seconds) for row in made[:, inputs.shape[1] :].tolist()]
 
 
 @contextmanager
@@ -81,9 +93,9 @@ def _check_room(model: LoadedModel, prompt: int, new: int) -> None:
         )
 
 
-def _left_padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     width = max(map(len, prompts))
-    inputs = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts])
+    inputs = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
     return inputs, mask
 
@@ -101,7 +113,8 @@ def _settings(model: LoadedModel, spec: GenerationSpec) -> Any:
     )
 
 
-def _answer(ids: list[int], template: ChatTemplate, seconds: float) -> Answer:
+def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0) -> Answer:
+    """What an answer's ids say up to their end. Of a row that was cut there may be none."""
     end = next((place for place, token in enumerate(ids) if token in template.end_ids), None)
     kept = ids if end is None else ids[:end]
     ended = end is not None or template.has_end_text(kept)

@@ -26,6 +26,7 @@ from rankwise.training.state import TrainState
 from rankwise.verbs.beginning import begin
 from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal
+from rankwise.verbs.questions import asking_of
 from rankwise.verbs.resuming import Past, changed_since, check_settings, ranks_before_training, take_up
 from rankwise.verbs.session import Session
 
@@ -66,13 +67,14 @@ def train(
         prepared = prepare(experiment.data, writing, announce)
         refuse_fatal(prepared.receipt)
         loaded = replace(loaded, template=writing.by(experiment.data).template)
+        asking = asking_of(experiment.evaluation, loaded, prepared)
         given = ranks_before_training(run, experiment) if resume else None
         adapters, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
         try:
             if shared := tables_of_the_head(loaded.module, adapters.layers):
                 announce(Said(_shared(shared)))
             lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
-            session = Session(experiment, run, loaded, adapters, ranks, prepared, announce, lowest)
+            session = Session(experiment, run, loaded, adapters, ranks, prepared, announce, lowest, asking)
             return Trained(run, _recorded(run, session, resume=resume), loaded, adapters)
         except BaseException:
             adapters.eject()
@@ -127,7 +129,7 @@ def _recorded(run: RunDirectory, session: Session, *, resume: bool) -> Manifest:
             shutil.rmtree(run.adapter, ignore_errors=True)
             run.write_manifest(ended)
         raise _told(error, run) from None
-    run.forget_checkpoints()  # outside: from here on nothing may take the adapter away
+    run.forget_steps()  # outside: from here on nothing may take the adapter away
     return finished
 
 
