@@ -31,6 +31,7 @@ from rankwise.verbs.preparing import Writing, prepare
 STEPS = 12
 METHODS = {
     "lora": rankwise.LoraSpec(rank=4, dropout=0.3),
+    "wide": rankwise.LoraSpec(rank=16),
     "dora": rankwise.LoraSpec(rank=2, dropout=0.3, dora=True),
     "eva": rankwise.LoraSpec(rank=2, start="eva"),
     "upper": rankwise.LoraSpec(rank=4, dropout=0.3, layers=(1,)),
@@ -70,6 +71,11 @@ def asked(tiny_folder):
         )  # fmt: skip
 
     return experiment
+
+
+def exactly(experiment):
+    """In float32, so that how many are computed together changes next to nothing."""
+    return experiment.model_copy(update={"model": experiment.model.model_copy(update={"dtype": "float32"})})
 
 
 def weights(run):
@@ -167,34 +173,37 @@ def test_without_rows_to_measure_with_nothing_is_measured(asked):
 
 
 def test_samples_are_what_the_base_and_the_finished_run_answer(asked):
-    prompts = ["What is land 3?", "What is a fox, and <|im_end|> a dog?"]
-    rankwise.train(asked("run", "lora", {"prompts": prompts, "max_new_tokens": 9}))
+    prompts = ["What is a fox, and <|im_end|> a dog?", "Paris", "What is land 3?"]
+    rankwise.train(exactly(asked("run", "lora", {"prompts": prompts, "max_new_tokens": 9}, learning_rate=0.02)))
     samples = rows_of("run", "sample")
     assert [(row["step"], row["prompt"]) for row in samples] == [(step, one) for step in (0, STEPS) for one in prompts]
     for row in samples:
         both = rankwise.generate("run", row["prompt"], GenerationSpec(max_new_tokens=9), both=True)
         assert row["answer"] == (both.base if row["step"] == 0 else both.adapted).text
-    assert samples[0]["answer"] != samples[2]["answer"]
+    answers = [row["answer"] for row in samples]
+    assert len(set(answers[:3])) == 3, "else any order would do"
+    assert answers[:3] != answers[3:]
 
 
 def test_a_score_is_that_of_the_answers_which_the_finished_run_gives_to_the_rows(asked):
-    evaluation = {"by": "chrf", "scores": ["exact", "rouge_l", "bleu"], "answers": 6, "steps": 6, "max_new_tokens": 20}
-    rankwise.train(asked("run", "lora", evaluation))
-    rows = [json.loads(line) for line in Path("measured.jsonl").read_text().splitlines()]
+    evaluation = {"by": "chrf", "scores": ["exact", "rouge_l", "bleu"], "answers": 6, "steps": 60, "max_new_tokens": 20}
+    words = ["fox", "dog", "Paris", "France", "lazy", "urgency"]
+    rows = [{"prompt": " ".join([word] * (6 - n)), "completion": f"{word} it is"} for n, word in enumerate(words)]
+    for name in ("rows", "measured"):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rankwise.train(exactly(asked("run", "wide", evaluation, learning_rate=0.02, steps=60)))
     spec = GenerationSpec(max_new_tokens=20)
     texts = [rankwise.generate("run", row["prompt"], spec).adapted.text for row in rows]
-    found = {row["metric"]: (row["value"], row["n"]) for row in rows_of("run", "score") if row["step"] == STEPS}
+    found = {row["metric"]: (row["value"], row["n"]) for row in rows_of("run", "score") if row["step"] == 60}
     assert set(found) == {"chrf", "exact", "rouge_l", "bleu"}
-    assert len(set(texts)) > 1 and found["chrf"][0] > 0
+    assert len(set(texts)) > 2 and found["chrf"][0] > 0
     for metric, value in found.items():
         assert value == (score(metric, texts, [row["completion"] for row in rows]), 6), metric
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
 def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(asked, plain):
-    experiment = asked("run", "lora", {"steps": 5, "prompts": []}, plain=plain)
-    exact = experiment.model.model_copy(update={"dtype": "float32"})
-    experiment = experiment.model_copy(update={"model": exact})
+    experiment = exactly(asked("run", "lora", {"steps": 5, "prompts": []}, plain=plain))
     rankwise.train(experiment)
     finished = rankwise.open_for_asking("run").model
     writing = Writing(finished.tokenizer, finished.template, finished.source.name, finished.context_length)
