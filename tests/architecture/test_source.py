@@ -168,7 +168,7 @@ def test_the_search_for_settings_finds_them_all():
     found = {spec for spec, _ in SETTINGS}
     assert {spec.__name__ for spec in found} == {
         "Experiment", "ModelSpec", "DataSpec", "SourceSpec", "EvaluationSpec", "LoraSpec", "AdaLoraSpec",
-        "FullSpec", "TrainingSpec", "GenerationSpec", "TaskSpec",
+        "FullSpec", "TrainingSpec", "GenerationSpec", "TaskSpec", "TrackingSpec",
     }  # fmt: skip
     # every other class of spec/ is the base of one of these, or a recipe, which we wrote and no user sets
     others = {spec for spec in spec_classes() if not any(issubclass(one, spec) for one in found)}

@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rankwise.cli.display import Display, decided, rank_line
+from rankwise.cli.display import Display, decided, rank_line, sampled
 from rankwise.cli.main import app
-from rankwise.run.records import LossRecord, Progressed, RankRecord, Said, StepRecord
+from rankwise.run.records import LossRecord, Progressed, RankRecord, Said, SampleRecord, ScoreRecord, StepRecord
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,8 @@ EVENTS = st.one_of(
     st.builds(Said, texts),
     st.builds(Progressed, texts, counts | numbers, counts | numbers, st.sampled_from(["bytes", "rows"])),
     st.builds(LossRecord, counts, st.floats(), counts, counts),
+    st.builds(ScoreRecord, counts, texts, st.floats(), counts),
+    st.builds(SampleRecord, counts, texts, st.none() | texts, texts),
     st.builds(
         StepRecord, st.integers(1, 50), st.integers(1, 50), numbers, st.floats(), numbers, numbers, counts, counts,
         st.floats(1e-9, 1e6), counts,
@@ -264,6 +266,53 @@ def test_the_last_decision_is_one_sentence():
 
 def stepped(step):
     return StepRecord(step, 100, 0.5, 1.5, 1e-3, 1.0, 100, 50, 0.5, 10**9)
+
+
+EVALUATED = (ScoreRecord(5, "exact", 0.25, 8), ScoreRecord(5, "bleu", 31.4159, 8), LossRecord(5, 1.23456, 99, 6))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_evaluation_is_one_line_and_the_training_line_goes_on(terminal, monkeypatch, capsys):
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "160")
+    with Display() as display:
+        for event in (stepped(1), stepped(5), *EVALUATED, stepped(6), *EVALUATED, stepped(100)):
+            display(event)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    line = (
+        "held-out loss after step 5: 1.2346 nats per learned token (6 documents); exact 0.250, bleu 31.416 (8 answers)"
+    )
+    assert shown.count(line) == 2
+    trained = [part for part in re.split(r"[\r\n]+", shown) if part.startswith("Training")]
+    assert "100/100" in trained[-1]
+    assert terminal or len(trained) == 2, "the line did not begin anew"
+
+
+def test_a_sample_is_one_line_that_steers_no_terminal():
+    long = SampleRecord(7, "Who\nis " + "very " * 40 + "lazy?", None, "The\x1b[31m dog.\n" + "Yes. " * 60)
+    line = sampled(long)
+    assert line.isprintable() and len(line) < 160
+    assert line.startswith('asked after step 7: "…') and 'lazy?" -> "The\\x1b[31m dog. Yes.' in line
+    assert sampled(SampleRecord(0, "Who?", "Me.", "You.")) == 'asked before training: "Who?" -> "You."'
+
+
+def test_a_training_that_ends_early_says_so_and_what_it_kept(home, tiny_folder):
+    words = train_words(tiny_folder, "early", "--steps", 12, "--held-out", 2, "--learning-rate", 1.0)
+    words += ["--evaluate-every", "1", "--patience", "1", "--keep", "best", "--set", "training.schedule=constant"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    spec = json.loads((home / "runs" / "early" / "spec.json").read_text())["evaluation"]
+    assert (spec["steps"], spec["patience"], spec["keep"]) == (1, 1, "best")
+    found = json.loads((home / "runs" / "early" / "manifest.json").read_text())["results"]
+    assert found["kept_step"] + 1 == found["steps"] < 12
+    lines = result.stderr.splitlines()
+    assert sum(line.startswith("held-out loss") for line in lines) == found["steps"] + 1
+    assert f"ended after step {found['steps']} of 12: {found['ended_early']}" in lines
+    assert sum(line.startswith("asked before training: ") for line in lines) == 2
+    assert sum(line.startswith(f"asked after step {found['kept_step']}: ") for line in lines) == 2
+    assert f"ended early: {found['ended_early']}" in result.stdout
+    assert f"kept is step {found['kept_step']}: the lowest held-out loss of " in result.stdout
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -24,7 +24,7 @@ from rankwise.run.journal import read_journal
 KEYS = {
     "run", "adapter", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_supervised_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
-    "adapter_bytes",
+    "adapter_bytes", "kept_step", "kept_why", "ended_early",
 }  # fmt: skip
 STEPS = 30
 RECIPE = ("--batch-size", "4", "--rank", "4", "--learning-rate", "0.02", "--steps", str(STEPS), "--held-out", "3")
@@ -102,13 +102,14 @@ def test_the_loss_falls_in_training_and_on_rows_held_out(told, run):
     assert facts["held_out_loss_after"] < facts["held_out_loss_before"] - 0.1
 
 
-def test_metrics_hold_each_step_once_and_both_measurements_of_the_held_out_rows(run, told):
+def test_metrics_hold_each_step_once_and_the_measurements_of_the_held_out_rows(run, told):
     rows = read_journal(run / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, STEPS + 1))
     held_out = [row for row in rows if row["kind"] == "held_out"]
-    assert [(row["step"], row["documents"]) for row in held_out] == [(0, 3), (STEPS, 3)]
+    assert [(row["step"], row["documents"]) for row in held_out] == [(step, 3) for step in (*range(0, STEPS, 4), STEPS)]
     facts = json.loads(told)
-    assert [row["loss"] for row in held_out] == [facts["held_out_loss_before"], facts["held_out_loss_after"]]
+    ends = [held_out[0]["loss"], held_out[-1]["loss"]]
+    assert ends == [facts["held_out_loss_before"], facts["held_out_loss_after"]]
 
 
 def test_a_finished_run_is_these_files_and_no_leftovers(run):

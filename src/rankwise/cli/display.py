@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
@@ -19,10 +19,20 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from rankwise.cli.visible import visible
-from rankwise.run.records import Event, LossRecord, Progressed, RankRecord, Said, StepRecord
+from rankwise.run.records import (
+    Event,
+    LossRecord,
+    Progressed,
+    RankRecord,
+    Said,
+    SampleRecord,
+    ScoreRecord,
+    StepRecord,
+)
 
 SECONDS_BETWEEN_LINES = 10.0
 LONGEST_RANKS = 79
+LONGEST_ASKED, LONGEST_ANSWER = 40, 80
 
 
 class Bar(Progress):
@@ -50,6 +60,7 @@ class Display(AbstractContextManager["Display"]):
         )  # fmt: skip
         self._task: TaskID | None = None
         self._what = self._ranks = ""
+        self._scores: list[ScoreRecord] = []
         self._began = self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -65,12 +76,13 @@ class Display(AbstractContextManager["Display"]):
             case Said(text):
                 self._close()
                 self._console.print(text, markup=False, soft_wrap=True)
+            case ScoreRecord():  # the loss of the same evaluation is told next
+                self._scores.append(event)
             case LossRecord():
-                self._close()
-                when = "before training" if event.step == 0 else f"after step {event.step}"
-                self._console.print(
-                    f"held-out loss {when}: {event.loss:.4f} nats per learned token ({event.documents} documents)"
-                )
+                self._above(measured(event, self._scores))
+                self._scores = []
+            case SampleRecord():
+                self._above(sampled(event))
             case Progressed():
                 self._show(event.what, event.done, event.total, _amount(event))
             case StepRecord():
@@ -80,7 +92,11 @@ class Display(AbstractContextManager["Display"]):
             case RankRecord():
                 self._ranks = rank_line(event, min(LONGEST_RANKS, self._console.width) - 3)
                 if event.final and event.step:  # above the line, which goes on; EVA's were told before
-                    self._console.print(decided(event), markup=False, soft_wrap=True)
+                    self._above(decided(event))
+
+    def _above(self, text: str) -> None:
+        """The live line goes on below it."""
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def _show(self, what: str, done: float, total: float, facts: str) -> None:
         if what != self._what:
@@ -121,6 +137,27 @@ def _facts(record: StepRecord) -> str:
         f"{record.step}/{record.steps}  loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  "
         f"{record.resident_bytes / 1e9:.1f} GB"
     )
+
+
+def measured(record: LossRecord, scores: Sequence[ScoreRecord]) -> str:
+    """One evaluation on one line."""
+    told = (
+        f"held-out loss {_when(record.step)}: {record.loss:.4f} nats per learned token ({record.documents} documents)"
+    )
+    listed = ", ".join(f"{one.metric} {one.value:.3f}" for one in scores)
+    return f"{told}; {listed} ({scores[0].n} answers)" if scores else told
+
+
+def sampled(record: SampleRecord) -> str:
+    """The end of what was asked and the beginning of the answer."""
+    asked, answer = (" ".join(visible(text).split()) for text in (record.prompt, record.answer))
+    asked = asked if len(asked) <= LONGEST_ASKED else f"…{asked[1 - LONGEST_ASKED :]}"
+    answer = answer if len(answer) <= LONGEST_ANSWER else f"{answer[: LONGEST_ANSWER - 1]}…"
+    return f'asked {_when(record.step)}: "{asked}" -> "{answer}"'
+
+
+def _when(step: int) -> str:
+    return "before training" if step == 0 else f"after step {step}"
 
 
 def rank_line(record: RankRecord, room: int) -> str:

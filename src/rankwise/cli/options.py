@@ -80,6 +80,9 @@ FLAGS = {
     "format": ("--format", "data.format"),
     "on_bad_row": ("--on-bad-row", "data.on_bad_row"),
     "evaluation": ("--evaluation", "data.evaluation"),
+    "evaluate_every": ("--evaluate-every", "evaluation.steps"),
+    "keep": ("--keep", "evaluation.keep"),
+    "patience": ("--patience", "evaluation.patience"),
 }
 
 

@@ -83,6 +83,16 @@ def train(
     on_bad_row: OnBadRow = None,
     held_out: HeldOut = None,
     evaluation: Evaluation = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between measurements on held-out rows.  [default: a tenth]", show_default=False),
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="The best step by those, or the last.  [default: last]", show_default=False)
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many of those that are no better.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
     set_: Set = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished run again from nothing.")] = False,
@@ -124,6 +134,10 @@ def _tell(run: str, result: str, results: Results) -> None:
             f"held-out loss {results.held_out_loss_before:.4f} -> {results.held_out_loss_after:.4f} "
             f"({change:+.4f} nats per learned token)"
         )
+    if results.ended_early is not None:
+        typer.echo(f"ended early: {results.ended_early}")
+    if results.kept_step not in (None, results.steps):
+        typer.echo(f"kept is step {results.kept_step}: {results.kept_why}")
     typer.echo(f"{result}: runs/{run}/{result} ({results.adapter_bytes / 1e6:.1f} MB, {AS[result]})")
     page = RunDirectory.named(run).page
     if page.is_file():

@@ -95,7 +95,7 @@ def answers(
         batch = order[begin : begin + together]
         announce(Progressed(what, begin, len(order), "answers"))
         try:
-            written = answers_to([items[at].given for at in batch], model, spec)
+            written = answers_to(model, [items[at].given for at in batch], spec)
         except Exception as error:
             if is_out_of_memory(error) and together > 1:
                 raise EvaluationError(f"out of memory while answering {len(batch)} prompts at once; lower "

@@ -40,15 +40,20 @@ def answers(
     model: LoadedModel, conversations: Sequence[Sequence[Message]], spec: GenerationSpec, heard: Heard | None = None
 ) -> list[Answer]:
     """One answer per conversation, computed together; their lengths should be alike."""
-    texts = [model.template.text(messages, answer_next=True) for messages in conversations]
-    return answers_to([prompt_ids(text, model.tokenizer) for text in texts], model, spec, heard)
+    prompts = [asking_ids(model, messages) for messages in conversations]
+    return answers_to(model, prompts, spec, heard)
+
+
+def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
+    """A conversation up to where the model is to speak."""
+    return prompt_ids(model.template.text(messages, answer_next=True), model.tokenizer)
 
 
 @torch.inference_mode()
 def answers_to(
-    prompts: Sequence[Sequence[int]], model: LoadedModel, spec: GenerationSpec, heard: Heard | None = None
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, heard: Heard | None = None
 ) -> list[Answer]:
-    """One answer to each of several prompts of ids, computed together."""
+    """To prompts that are ids already."""
     tokenizer, template = model.tokenizer, model.template
     _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     inputs, mask = _left_padded(prompts, tokenizer.pad_id)
@@ -68,7 +73,7 @@ def answers_to(
     finally:
         module.train(was_training)
     seconds = time.perf_counter() - began
-    return [_answer(row, template, seconds) for row in made[:, inputs.shape[1] :].tolist()]
+    return [read_answer(row, template, seconds) for row in made[:, inputs.shape[1] :].tolist()]
 
 
 @contextmanager
@@ -108,7 +113,8 @@ def _settings(model: LoadedModel, spec: GenerationSpec) -> Any:
     )
 
 
-def _answer(ids: list[int], template: ChatTemplate, seconds: float) -> Answer:
+def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0) -> Answer:
+    """What an answer's ids say up to their end. Of a row that was cut there may be none."""
     end = next((place for place, token in enumerate(ids) if token in template.end_ids), None)
     kept = ids if end is None else ids[:end]
     ended = end is not None or template.has_end_text(kept)

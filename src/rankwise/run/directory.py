@@ -1,9 +1,10 @@
-"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, adapter/,
-report.html, report.json}`, with `model/` for `adapter/` where the whole model learned.
+"""A run's folder: `runs/NAME/{spec.json, receipt.json, manifest.json, metrics.jsonl, checkpoints/step-N/, best/step-N/,
+adapter/, report.html, report.json}`, with `model/` for `adapter/` where the whole model learned.
 
 What was learned appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints
-go. A finished run is never overwritten; one that did not finish is resumed or begun again only when asked. While it
-trains, a lock held by the system keeps a second process out, and is gone with the process that held it.
+go, and the snapshots of what was best so far (`best/`). A finished run is never overwritten; one that did not finish is
+resumed or begun again only when asked. While it trains, a lock held by the system keeps a second process out, and is
+gone with the process that held it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from rankwise.spec.spec import Spec
 LARGEST_JSON = 10_000_000
 REPORTS = ("report.html", "report.json")
 RESULTS = ("adapter", "model")
-_CHECKPOINT = re.compile(r"step-([1-9][0-9]{0,14})")
+_STEP = re.compile(r"step-([1-9][0-9]{0,14})")
 _Kind = TypeVar("_Kind", bound=Spec)
 
 
@@ -73,21 +74,32 @@ class RunDirectory:
 
     @property
     def steps_saved(self) -> list[int]:
-        """In order; what else lies in the folder is not ours."""
-        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        return sorted(int(name[1]) for path in found if (name := _CHECKPOINT.fullmatch(path.name)))
+        return _steps_in(self.checkpoints)
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 
     def forget_checkpoints(self, *, but: int | None = None) -> None:
-        for step in self.steps_saved:
-            if step != but:
-                shutil.rmtree(self.checkpoint(step))
-        for left in self.checkpoints.glob(".step-*.tmp"):
-            shutil.rmtree(left)
-        with suppress(OSError):  # one is kept
-            self.checkpoints.rmdir()
+        _forget_steps(self.checkpoints, {but})
+
+    @property
+    def snapshots(self) -> Path:
+        return self.folder / "best"
+
+    @property
+    def steps_kept(self) -> list[int]:
+        return _steps_in(self.snapshots)
+
+    def snapshot(self, step: int) -> Path:
+        return self.snapshots / f"step-{step}"
+
+    def forget_snapshots(self, *, but: Collection[int] = ()) -> None:
+        _forget_steps(self.snapshots, but)
+
+    def forget_steps(self) -> None:
+        """What only a run that goes on has a use for."""
+        self.forget_checkpoints()
+        self.forget_snapshots()
 
     @property
     def ways_on(self) -> str:
@@ -129,7 +141,7 @@ class RunDirectory:
 
         The manifest goes last: as long as it is there, this is a run, and can be begun again.
         """
-        self.forget_checkpoints()
+        self.forget_steps()
         self.forget_results()
         reports = (self.folder / name for name in REPORTS)
         self._remove(self.folder / RECEIPT, self.metrics, *reports, *self.folder.glob(".*.tmp"))
@@ -139,6 +151,7 @@ class RunDirectory:
     def go_on(self, step: int) -> None:
         """Remove what an attempt left that came further than its checkpoint."""
         self.forget_checkpoints(but=step)
+        self.forget_snapshots(but=[kept for kept in self.steps_kept if kept <= step])
         self.forget_results()
         self._remove(*self.folder.glob(".*.tmp"))
 
@@ -201,6 +214,22 @@ class RunDirectory:
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
+
+
+def _steps_in(folder: Path) -> list[int]:
+    """In order; what else lies in the folder is not ours."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(name[1]) for path in found if (name := _STEP.fullmatch(path.name)))
+
+
+def _forget_steps(folder: Path, but: Collection[int | None]) -> None:
+    for step in _steps_in(folder):
+        if step not in but:
+            shutil.rmtree(folder / f"step-{step}")
+    for left in folder.glob(".step-*.tmp"):
+        shutil.rmtree(left)
+    with suppress(OSError):  # one is kept
+        folder.rmdir()
 
 
 def find_run(name: str) -> RunDirectory | None:

@@ -57,6 +57,11 @@ class Results(Spec):
     total_parameters: int
     adapter_bytes: int
     """Of the weights that were written: the adapter's, or the whole model's."""
+    kept_step: int | None = None
+    """The step after which the adapter was as it is now; `held_out_loss_after` is of that step."""
+    kept_why: str | None = None
+    ended_early: str | None = None
+    """Why, where the run made fewer steps than it was asked for."""
 
 
 class Resumed(Spec):

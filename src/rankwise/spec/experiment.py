@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
 from rankwise.spec.data import DataSpec
+from rankwise.spec.evaluation import TrackingSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.recipe import RECIPES, recipe_named
 from rankwise.spec.spec import Spec
@@ -35,6 +36,7 @@ class Experiment(Spec):
     """The run's name: the folder `runs/NAME`."""
     adapter: Adapting = Field(default_factory=LoraSpec)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
+    evaluation: TrackingSpec = Field(default_factory=TrackingSpec)
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +62,16 @@ class Experiment(Spec):
             raise ValueError(
                 'The setting "model.trust_code" is given and the method is full: the model that it writes could not be '
                 "loaded without code of the base's folder. Train an adapter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_measure_with(self) -> Self:
+        asked = self.evaluation.asked_of_rows
+        if asked and not self.data.held_out and self.data.evaluation is None:
+            raise ValueError(
+                f"rows to measure with are missing: evaluation.{asked[0]} is nothing without them. Name them by "
+                "data.held_out or data.evaluation"
             )
         return self
 

@@ -4,7 +4,8 @@
     state.json          the step, the allocator's facts, size and hash of the tensors, and a hash of itself
 
 The rows of each step and the learning rate are functions of the step, so these need no state. Nothing is pickled, and
-what is damaged, of other adapters or not finite is refused.
+what is damaged, of other adapters or not finite is refused. A snapshot is what was learned alone, in the same files: to
+be kept, and not to go on from.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from rankwise.adapters.held import Held
 from rankwise.errors import RunError, TrainingError, some
 from rankwise.run.writing import published, sha256_of, write_json
+from rankwise.training.randomness import random_states, set_random_states
 from rankwise.training.state import TrainState
 
 TENSORS, FACTS = "state.safetensors", "state.json"
@@ -37,12 +39,41 @@ def size_of(state: TrainState) -> int:
 
 def save(state: TrainState, folder: Path) -> None:
     """Write `folder`, whole or not at all."""
+    random = {f"random.{device}": value for device, value in random_states(state.device).items()}
+    _write(state, folder, _moments(state) | random)
+
+
+def restore(state: TrainState, folder: Path) -> None:
+    """Into a state that has made no step, over freshly injected adapters."""
+    assert state.step == 0, "a checkpoint is restored into a fresh state"
+    facts, tensors = _read(state, folder)
+    state.allocator.load(Held(_under("allocator", tensors), facts["allocator"]), state.optimizer)
+    _load_moments(state, _under("optimizer", tensors))
+    state.step = facts["step"]
+    set_random_states(state.device, _under("random", tensors))
+
+
+def save_snapshot(state: TrainState, folder: Path) -> None:
+    _write(state, folder, {})
+
+
+def check_snapshot(state: TrainState, folder: Path) -> None:
+    """Whether it is there and whole."""
+    _read(state, folder)
+
+
+def load_snapshot(state: TrainState, folder: Path) -> None:
+    """What was learned until then, over what was learned since. Its ranks must have been final."""
+    facts, tensors = _read(state, folder)
+    state.allocator.load(Held(_under("allocator", tensors), facts["allocator"]), state.optimizer)
+
+
+def _write(state: TrainState, folder: Path, beside: dict[str, Tensor]) -> None:
     held = state.allocator.state()
-    tensors = {f"allocator.{name}": value for name, value in held.tensors.items()}
-    tensors |= _moments(state) | _random(state.device)
+    tensors = {f"allocator.{name}": value for name, value in held.tensors.items()} | beside
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     spoiled = _not_finite(tensors)
-    if spoiled:  # the checkpoint before this one is worth more
+    if spoiled:  # the one before this is worth more
         raise TrainingError(f"after step {state.step} of {state.steps} these are not finite: {some(spoiled, 3)}.")
     with published(folder) as temporary:
         save_file(tensors, temporary / TENSORS)
@@ -56,17 +87,11 @@ def save(state: TrainState, folder: Path) -> None:
         write_json(temporary / FACTS, facts | {"sha256": _hash(facts)})
 
 
-def restore(state: TrainState, folder: Path) -> None:
-    """Into a state that has made no step, over freshly injected adapters."""
-    assert state.step == 0, "a checkpoint is restored into a fresh state"
+def _read(state: TrainState, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     facts = _read_facts(folder / FACTS)
     if facts["steps"] != state.steps:
         raise RunError(f"{folder} is of a run of {facts['steps']} steps, and this one has {state.steps}.")
-    tensors = _read_tensors(folder / TENSORS, facts["tensors"])
-    state.allocator.load(Held(_under("allocator", tensors), facts["allocator"]), state.optimizer)
-    _load_moments(state, _under("optimizer", tensors))
-    state.step = facts["step"]
-    _set_random(state.device, _under("random", tensors))
+    return facts, _read_tensors(folder / TENSORS, facts["tensors"])
 
 
 def _moments(state: TrainState) -> dict[str, Tensor]:
@@ -91,26 +116,6 @@ def _load_moments(state: TrainState, saved: dict[str, Tensor]) -> None:
     for number in known:  # who once had a gradient has one of zeros between steps, and moves by its moments
         if parameters[number].grad is None:
             parameters[number].grad = torch.zeros_like(parameters[number])
-
-
-def _random(device: torch.device) -> dict[str, Tensor]:
-    """Dropout draws from torch's own generators."""
-    states = {"random.cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["random.cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["random.mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _set_random(device: torch.device, states: dict[str, Tensor]) -> None:
-    if states.keys() != {"cpu", device.type}:
-        raise RunError(f"the checkpoint was written on another device ({', '.join(states)}, not {device.type}).")
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states["mps"])
 
 
 def _read_facts(file: Path) -> dict[str, Any]:

@@ -23,10 +23,12 @@ class TrainState:
     clip: float
     device: torch.device
     step: int = 0
+    ended: bool = False
+    """No further step is made, though there could be."""
 
     @property
     def finished(self) -> bool:
-        return self.step >= self.steps
+        return self.ended or self.step >= self.steps
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -40,6 +40,7 @@ from rankwise.verbs.beginning import begin
 from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.methods import lent
 from rankwise.verbs.preparing import Writing, prepare
+from rankwise.verbs.questions import asking_of
 from rankwise.verbs.session import Session
 
 MARKS = (0.25, 0.5, 1.0)
@@ -135,7 +136,17 @@ def run_cell(
     outside = _documents(task.outside, model) if task.outside is not None else []
     tuned, ranks = begin(experiment, model, prepared.trained_rows, silent, None)
     lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
-    session = Session(experiment, RunDirectory.named(experiment.run), model, tuned, ranks, prepared, silent, lowest)
+    session = Session(
+        experiment,
+        RunDirectory.named(experiment.run),
+        model,
+        tuned,
+        ranks,
+        prepared,
+        silent,
+        lowest,
+        asking_of(experiment.evaluation, model, prepared),
+    )
     measured = [prepared.measured_rows[at] for at in range(len(prepared.measured_rows))]
     meter, trainable = _Meter(model, tuned, measured, text), session.trainable
     began = time.perf_counter()

@@ -37,7 +37,7 @@ from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import TaskSpec, task_named
 from rankwise.verbs.ask import open_for_asking
-from rankwise.verbs.measuring import rows_to_measure
+from rankwise.verbs.measured_rows import rows_to_measure
 from rankwise.verbs.methods import model_of
 
 TOGETHER = 16

@@ -1,86 +1,109 @@
-"""The rows that a finished run's loss is measured on: those it held out, those of its evaluation source, or others.
+"""One evaluation of what is being trained: the loss on held-out rows, and scores of answers to some of them.
 
-They are read and encoded as in training, by the template that the run keeps. Rows that may have been trained on since,
-because a file is another now, are refused, and so is the very file that was trained on.
+Nothing of it may be felt in training: dropout is off meanwhile, and random numbers are as if none had been drawn. The
+model that answers is the very one that trains, in its own forward pass.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from rankwise.data.tokens import Tokens
-from rankwise.errors import DataError
+import numpy as np
+import torch
+
+from rankwise.data.batches import Batch
+from rankwise.evaluation.metrics import METRICS, rows_of
+from rankwise.models.generation import answers_to
 from rankwise.models.loaded import LoadedModel
-from rankwise.run.directory import RunDirectory
-from rankwise.run.records import Announce
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import Writing, prepare, refuse_fatal
+from rankwise.run.records import LossRecord, SampleRecord, ScoreRecord
+from rankwise.spec.generation import GenerationSpec
+from rankwise.training.judging import Evaluated
+from rankwise.training.losses import Loss, mean_loss
+from rankwise.training.randomness import undrawn
+from rankwise.verbs.questions import Asking, Question
 
-OF_TRAINING = ("path", "sources", "evaluation", "held_out", "split", "subset", "revision", "rows", "licence", "packing")
-"""What is said of the rows that were trained on, and of no others."""
-
-
-@dataclass(frozen=True)
-class Measurable:
-    documents: Sequence[Tokens]
-    about: str
+TOGETHER = 16
+"""Answers that are made together."""
 
 
-def rows_to_measure(run: RunDirectory, model: LoadedModel, data: str | None, announce: Announce) -> Measurable:
-    """`data` is a file, folder or hub data set; without it the run's own rows. `model` has the run's template."""
-    writing = Writing(model.tokenizer, model.template, model.source.name, model.context_length)
-    spec = run.experiment().data
-    if data is None or (spec.evaluation is not None and data == spec.evaluation.path):
-        return _own(run, spec, writing, announce)
-    return _others(run, spec, data, writing, announce)
+class Learner(Protocol):
+    """What is trained: an AdapterSet, for one."""
+
+    def train(self, learning: bool = True) -> None: ...
 
 
-def _others(run: RunDirectory, spec: DataSpec, data: str, writing: Writing, announce: Announce) -> Measurable:
-    """Read as the run's own were, but for their form and columns, which are found anew."""
-    said = {
-        name: getattr(spec, name) for name in spec.model_fields_set if name not in (*OF_TRAINING, "format", "columns")
-    }
-    prepared = prepare(DataSpec(**said, path=data), writing, announce)
-    refuse_fatal(prepared.receipt)
-    trained = {file.sha256: file.name for file in run.receipt().files}
-    for file in prepared.receipt.files:
-        if file.sha256 in trained:
-            raise DataError(f"{file.name}: is among the data of the run ({trained[file.sha256]}). Give other rows.")
-    return Measurable(prepared.trained_rows, data)
+@dataclass
+class Measuring:
+    """`batches` are all held-out rows, `metrics` those of answers."""
+
+    model: LoadedModel
+    learner: Learner
+    loss_of: Loss
+    batches: Sequence[Batch]
+    documents: int
+    asking: Asking
+    metrics: Sequence[str]
+    seconds: float = field(default=0.0, init=False)
+    """Spent on it so far."""
+
+    def evaluate(self, step: int, *, learning: bool) -> list[Evaluated]:
+        """Scores, and at last the loss; nothing where there are no held-out rows. Learning goes on if it did before."""
+        with self._aside(learning):
+            return [*self._scores(step), *self._losses(step)]
+
+    def samples(self, step: int) -> list[SampleRecord]:
+        with self._aside(learning=False):
+            questions = self.asking.samples
+            given = self._answers(questions)
+        return [
+            SampleRecord(step=step, prompt=one.prompt, wanted=one.wanted, answer=answer)
+            for one, answer in zip(questions, given, strict=True)
+        ]
+
+    @contextmanager
+    def _aside(self, learning: bool) -> Iterator[None]:
+        began = time.perf_counter()
+        self.learner.train(False)
+        try:
+            with undrawn(self.device):
+                yield
+        finally:
+            self.learner.train(learning)
+            self.seconds += time.perf_counter() - began
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.precision.device
+
+    def _losses(self, step: int) -> list[LossRecord]:
+        if not self.documents:
+            return []
+        loss, tokens = mean_loss(self.loss_of, self.batches, self.device)
+        return [LossRecord(step=step, loss=loss, supervised_tokens=tokens, documents=self.documents)]
+
+    def _scores(self, step: int) -> list[ScoreRecord]:
+        questions = self.asking.scored
+        given, wanted = self._answers(questions), [one.wanted or "" for one in questions]
+        return [
+            ScoreRecord(step=step, metric=metric, value=score(metric, given, wanted), n=len(given))
+            for metric in self.metrics
+        ]
+
+    def _answers(self, questions: Sequence[Question]) -> list[str]:
+        """Those to prompts of like length are made together."""
+        order = sorted(range(len(questions)), key=lambda index: len(questions[index].ids))
+        found = [""] * len(questions)
+        spec = GenerationSpec(max_new_tokens=self.asking.max_new_tokens)
+        for begin in range(0, len(order), TOGETHER):
+            part = order[begin : begin + TOGETHER]
+            for index, answer in zip(part, answers_to(self.model, [questions[i].ids for i in part], spec), strict=True):
+                found[index] = answer.text
+        return found
 
 
-def _own(run: RunDirectory, spec: DataSpec, writing: Writing, announce: Announce) -> Measurable:
-    if not spec.held_out and spec.evaluation is None:
-        raise DataError(
-            f"{run.folder} held no rows out to measure with. Give some that it was not trained on: --data FILE."
-        )
-    here = DataSpec(**_from_where_it_ran(spec.model_dump(exclude_unset=True), run))
-    prepared = prepare(here, writing, announce)
-    refuse_fatal(prepared.receipt)
-    before, after = ([file.sha256 for file in one.files] for one in (run.receipt(), prepared.receipt))
-    if before != after:
-        raise DataError(
-            f"the files that {run.folder} was trained on are others now, so that nobody knows which rows it held out. "
-            "Give some that it was not trained on: --data FILE."
-        )
-    about = spec.evaluation.path if spec.evaluation is not None else f"the {len(prepared.measured)} documents held out"
-    return Measurable(prepared.measured_rows, about)
-
-
-def _from_where_it_ran(said: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
-    """A relative path was written from the folder that holds `runs/`, which may not be the one we are in."""
-
-    def found(rows: dict[str, Any]) -> dict[str, Any]:
-        path = rows.get("path")
-        if path is None or os.path.exists(path):  # noqa: PTH110
-            return rows
-        beside_runs = os.path.join(run.folder.absolute().parent.parent, path)  # noqa: PTH118
-        return rows | {"path": beside_runs} if os.path.exists(beside_runs) else rows  # noqa: PTH110
-
-    said = found(said)
-    if said.get("sources"):
-        said = said | {"sources": [found(source) for source in said["sources"]]}
-    return said | {"evaluation": found(said["evaluation"])} if said.get("evaluation") else said
+def score(metric: str, given: Sequence[str], wanted: Sequence[str]) -> float:
+    return float(METRICS[metric].of(np.asarray(rows_of(metric, given, wanted, None)).sum(0)))

@@ -12,13 +12,15 @@ from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import cut_journal, read_journal, read_ranks
 from rankwise.run.manifest import Manifest, Resumed
 from rankwise.run.receipt import Receipt
-from rankwise.run.records import LossRecord, RankRecord, StepRecord
+from rankwise.run.records import LossRecord, RankRecord, ScoreRecord, StepRecord
 from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import restore
+from rankwise.training.judging import Evaluated
 from rankwise.training.state import TrainState
+from rankwise.verbs.tracking import check_kept
 
-_Kind = TypeVar("_Kind", StepRecord, LossRecord)
+_Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord)
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Past:
 
     manifest: Manifest
     seen: list[StepRecord] = field(default_factory=list)
-    before: LossRecord | None = None
+    evaluations: list[Evaluated] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -63,6 +65,7 @@ def take_up(run: RunDirectory, state: TrainState, now: Manifest, receipt: Receip
     _check_same(run, "the data", begun=run.receipt(), now=receipt, but={"warnings"})
     _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name", "source"})
     rows, past = _until(step, run, begun)
+    check_kept(run, state, run.experiment().evaluation, past.evaluations)
     restore(state, run.checkpoint(step))
     assert state.step == step, "its folder is named by it"
     run.go_on(step)
@@ -98,12 +101,13 @@ def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str
     """The records up to a step, as rows and as what they tell."""
     try:
         rows = list(takewhile(lambda row: row["step"] <= step, read_journal(run.metrics)))
-        seen, measured = _records(StepRecord, "step", rows), _records(LossRecord, "held_out", rows)
+        seen = _records(StepRecord, "step", rows)
+        evaluations = [*_records(LossRecord, "held_out", rows), *_records(ScoreRecord, "score", rows)]
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{run.metrics} is damaged ({error}); --restart begins the run again.") from None
     if [record.step for record in seen] != list(range(1, step + 1)):
         raise RunError(f"{run.metrics} lacks steps before {step}, where the checkpoint is; --restart begins it again.")
-    return rows, Past(begun, seen, next(iter(measured), None))
+    return rows, Past(begun, seen, evaluations)
 
 
 def _records(kind: type[_Kind], name: str, rows: list[dict[str, Any]]) -> list[_Kind]:

@@ -15,17 +15,20 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
 from rankwise.run.manifest import Form, Results, peak_rss
-from rankwise.run.records import Announce, Event, LossRecord, RankRecord, Said, StepRecord
+from rankwise.run.records import Announce, Event, Progressed, RankRecord, Said, StepRecord
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import save, size_of
 from rankwise.training.loop import train as train_loop
-from rankwise.training.losses import Loss, mean_loss
+from rankwise.training.losses import Loss
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.verbs.forms import Forms
+from rankwise.verbs.measuring import Measuring
 from rankwise.verbs.methods import allocator_of, write
 from rankwise.verbs.preparing import facts_of, told
+from rankwise.verbs.questions import Asking
 from rankwise.verbs.resuming import Past
+from rankwise.verbs.tracking import Tracked, Tracking, judge_of, refuse_no_choice
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Session:
     announce: Announce
     lowest: int
     """The block below which nothing learns (forms.py)."""
+    asking: Asking
 
     @property
     def rate(self) -> float:
@@ -54,9 +58,22 @@ class Session:
         return sum(parameter.numel() for parameter in self.tuned.parameters())
 
     def bytes_written(self, state: TrainState) -> int:
-        """At most: what is learned, and two checkpoints while one takes the other's place."""
+        """At most: what is learned, three snapshots of the best, two checkpoints while one takes the other's place."""
         saves = self.experiment.training.checkpoint_interval(self.steps) < self.steps
-        return 4 * self.trainable + 2 * size_of(state) * saves
+        keeps = self.experiment.evaluation.keep == "best"
+        return 4 * self.trainable * (1 + 3 * keeps) + 2 * size_of(state) * saves
+
+    @property
+    def tokens_trained(self) -> int:
+        """In all steps together."""
+        rows = self.prepared.trained_rows
+        return self.steps * self.experiment.training.rows_per_step(len(rows)) * rows.tokens // len(rows)
+
+    @property
+    def interval(self) -> int:
+        """Steps from one evaluation to the next."""
+        read, written = self.prepared.measured_rows.tokens, self.asking.longest
+        return self.experiment.evaluation.interval(self.steps, self.tokens_trained, read, written)
 
     def describe(self) -> str:
         data, facts = facts_of(self.prepared), self.model.facts
@@ -65,26 +82,28 @@ class Session:
             f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
             f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} documents to train on, "
             f"{data.tokens:,} tokens, {share:.0%} of them learned"
-            + (f"; {data.measured_documents:,} documents to measure with" if data.measured_documents else "")
+            + (f"; {data.measured_documents:,} to measure with{self._often}" if data.measured_documents else "")
             + f"\n{self.trainable:,} trainable parameters in {len(self.tuned.parts)} {self.tuned.kind}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + "".join(f"\n{line}" for line in told(self.prepared.receipt))
         )
 
+    @property
+    def _often(self) -> str:
+        return f" every {self.interval} steps" if self.interval < self.steps else ""
+
     def work(self, state: TrainState, past: Past) -> Results:
         with Journal(self.run.metrics) as journal:
-            seen, before, after, seconds = self._train(journal, state, past)
+            seen, tracked, seconds = self._train(journal, state, past)
         receipt = self.prepared.receipt.model_dump(mode="json")
         write(self.tuned, self.model, self.run, self.experiment.model.revision, receipt)
-        return self._results(seen, before, after, seconds)
+        return self._results(seen, tracked, seconds)
 
-    def _train(
-        self, journal: Journal, state: TrainState, past: Past
-    ) -> tuple[list[StepRecord], LossRecord | None, LossRecord | None, float]:
+    def _train(self, journal: Journal, state: TrainState, past: Past) -> tuple[list[StepRecord], Tracked, float]:
         seen = list(past.seen)
 
         def hear(event: Event) -> None:
-            if isinstance(event, StepRecord | LossRecord | RankRecord):
+            if not isinstance(event, Said | Progressed):
                 journal.append(event.as_row())
             if isinstance(event, StepRecord):
                 seen.append(event)
@@ -95,28 +114,40 @@ class Session:
 
     def _learn(
         self, state: TrainState, past: Past, hear: Announce, loss_of: Loss, arrange: Arrange, journal: Journal
-    ) -> tuple[LossRecord | None, LossRecord | None, float]:
+    ) -> tuple[Tracked, float]:
         """From the first measurement to the last."""
         spec, rows = self.experiment.training, self.prepared.trained_rows
         batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed, arrange)
-        before = past.before
+        tracking = self._tracking(state, past, hear, loss_of, arrange)
         if state.step == 0:
             if self.ranks is not None:
                 hear(self.ranks)
-            before = self._held_out(loss_of, arrange, 0, hear)
+            tracking.begin()
             torch.manual_seed(spec.seed)
+
+        def after_step(state: TrainState) -> None:
+            tracking.after_step(state)
+            self._save(state, journal)
+
         self.tuned.train()
-        began = time.perf_counter()
+        began, aside = time.perf_counter(), tracking.measuring.seconds
         try:
-            train_loop(
-                state, batches, loss_of=loss_of, announce=hear, after_step=lambda state: self._save(state, journal)
-            )
+            train_loop(state, batches, loss_of=loss_of, announce=hear, after_step=after_step)
         finally:
             self.tuned.train(False)
-        seconds = past.seconds + time.perf_counter() - began
+        seconds = past.seconds + time.perf_counter() - began - (tracking.measuring.seconds - aside)
         self._check_that_all_learned(state)
+        tracked = tracking.choose(state)
         self.tuned.settle()
-        return before, self._held_out(loss_of, arrange, self.steps, hear), seconds
+        tracking.close(tracked)
+        return tracked, seconds
+
+    def _tracking(self, state: TrainState, past: Past, hear: Announce, loss_of: Loss, arrange: Arrange) -> Tracking:
+        spec, rows = self.experiment.evaluation, self.prepared.measured_rows
+        batches = arrange(list(rows), self.experiment.training.micro_batch_tokens)
+        measuring = Measuring(self.model, self.tuned, loss_of, batches, len(rows), self.asking, spec.metrics)
+        judge = judge_of(spec, state.allocator)
+        return Tracking(spec, self.interval, judge, measuring, self.run, hear, past.evaluations)
 
     def _save(self, state: TrainState, journal: Journal) -> None:
         """The one before it goes when the new one is there."""
@@ -133,14 +164,13 @@ class Session:
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""
-        spec, rows = self.experiment.training, self.prepared.trained_rows
-        if spec.plain:
-            return "plain"
-        return self.forms.chosen(self.steps * spec.rows_per_step(len(rows)) * rows.tokens // len(rows))
+        return "plain" if self.experiment.training.plain else self.forms.chosen(self.tokens_trained)
 
     def state(self) -> TrainState:
         """Before the first step."""
         spec, allocator = self.experiment.training, allocator_of(self.tuned, self.experiment.adapter, self.steps)
+        tracking = self.experiment.evaluation
+        refuse_no_choice(tracking, self.interval, judge_of(tracking, allocator), self.steps)
         return TrainState(
             allocator=allocator,
             optimizer=adamw(allocator, spec),
@@ -157,32 +187,23 @@ class Session:
         if idle:
             self.announce(Said(f"{len(idle)} of {parts} {kind} never got a gradient: {some(idle, 3)}"))
 
-    def _held_out(self, loss_of: Loss, arrange: Arrange, step: int, hear: Announce) -> LossRecord | None:
-        rows = self.prepared.measured_rows
-        if not rows:
-            return None
-        batches = arrange(list(rows), self.experiment.training.micro_batch_tokens)
-        loss, tokens = mean_loss(loss_of, batches, self.model.precision.device)
-        record = LossRecord(step=step, loss=loss, supervised_tokens=tokens, documents=len(rows))
-        hear(record)
-        return record
-
-    def _results(
-        self, seen: list[StepRecord], before: LossRecord | None, after: LossRecord | None, seconds: float
-    ) -> Results:
+    def _results(self, seen: list[StepRecord], tracked: Tracked, seconds: float) -> Results:
         """`loss` is the mean over the last tenth of the steps."""
         last = seen[-max(1, len(seen) // 10) :]
         together = sum(parameter.numel() for parameter in self.model.module.parameters())
         return Results(
             steps=len(seen),
             loss=sum(r.loss * r.supervised_tokens for r in last) / sum(r.supervised_tokens for r in last),
-            held_out_loss_before=before.loss if before else None,
-            held_out_loss_after=after.loss if after else None,
-            held_out_supervised_tokens=after.supervised_tokens if after else None,
+            held_out_loss_before=tracked.before.loss if tracked.before else None,
+            held_out_loss_after=tracked.after.loss if tracked.after else None,
+            held_out_supervised_tokens=tracked.after.supervised_tokens if tracked.after else None,
             train_seconds=seconds,
             tokens_per_second=sum(record.tokens for record in seen) / seconds,
             peak_rss_bytes=peak_rss(),
             trainable_parameters=self.trainable,
             total_parameters=together - self.tuned.added,
             adapter_bytes=sum(file.stat().st_size for file in self.run.result.glob("*.safetensors")),
+            kept_step=tracked.kept_step,
+            kept_why=tracked.kept_why,
+            ended_early=tracked.ended_early,
         )

@@ -17,7 +17,7 @@ from rankwise.run.evaluations import StrengthCurve, write_strength
 from rankwise.run.records import Announce, Event, Progressed, Said, silent
 from rankwise.spec.adapters import check_strength
 from rankwise.verbs.ask import open_for_asking
-from rankwise.verbs.measuring import Measurable, rows_to_measure
+from rankwise.verbs.measured_rows import Measurable, rows_to_measure
 
 BLOCKS, MOST = 16, 100
 """Of text, and of documents: each is asked of the model once for every strength."""

@@ -27,6 +27,7 @@ from rankwise.verbs.beginning import begin
 from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.methods import lent, named
 from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal
+from rankwise.verbs.questions import asking_of
 from rankwise.verbs.resuming import Past, changed_since, check_settings, ranks_before_training, take_up
 from rankwise.verbs.session import Session
 
@@ -68,13 +69,14 @@ def train(
         prepared = prepare(experiment.data, writing, announce)
         refuse_fatal(prepared.receipt)
         loaded = replace(loaded, template=writing.by(experiment.data).template)
+        asking = asking_of(experiment.evaluation, loaded, prepared)
         given = ranks_before_training(run, experiment) if resume else None
         tuned, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
         try:
             if shared := tables_of_the_head(loaded.module, tuned.parts):
                 announce(Said(_shared(shared)))
             lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
-            session = Session(experiment, run, loaded, tuned, ranks, prepared, announce, lowest)
+            session = Session(experiment, run, loaded, tuned, ranks, prepared, announce, lowest, asking)
             return Trained(run, _recorded(run, session, resume=resume), named(tuned, loaded, run), tuned)
         except BaseException:
             if isinstance(tuned, AdapterSet):  # a model that was given is to be what it was
@@ -131,7 +133,7 @@ def _recorded(run: RunDirectory, session: Session, *, resume: bool) -> Manifest:
         with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
             run.write_manifest(ended)
         raise _told(error, run, session.experiment.adapter.result) from None
-    run.forget_checkpoints()  # outside: from here on nothing may take the result away
+    run.forget_steps()  # outside: from here on nothing may take the result away
     _report(run, session)
     return finished
 

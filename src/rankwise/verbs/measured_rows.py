@@ -1,0 +1,86 @@
+"""The rows that a finished run's loss is measured on: those it held out, those of its evaluation source, or others.
+
+They are read and encoded as in training, by the template that the run keeps. Rows that may have been trained on since,
+because a file is another now, are refused, and so is the very file that was trained on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankwise.data.tokens import Tokens
+from rankwise.errors import DataError
+from rankwise.models.loaded import LoadedModel
+from rankwise.run.directory import RunDirectory
+from rankwise.run.records import Announce
+from rankwise.spec.data import DataSpec
+from rankwise.verbs.preparing import Writing, prepare, refuse_fatal
+
+OF_TRAINING = ("path", "sources", "evaluation", "held_out", "split", "subset", "revision", "rows", "licence", "packing")
+"""What is said of the rows that were trained on, and of no others."""
+
+
+@dataclass(frozen=True)
+class Measurable:
+    documents: Sequence[Tokens]
+    about: str
+
+
+def rows_to_measure(run: RunDirectory, model: LoadedModel, data: str | None, announce: Announce) -> Measurable:
+    """`data` is a file, folder or hub data set; without it the run's own rows. `model` has the run's template."""
+    writing = Writing(model.tokenizer, model.template, model.source.name, model.context_length)
+    spec = run.experiment().data
+    if data is None or (spec.evaluation is not None and data == spec.evaluation.path):
+        return _own(run, spec, writing, announce)
+    return _others(run, spec, data, writing, announce)
+
+
+def _others(run: RunDirectory, spec: DataSpec, data: str, writing: Writing, announce: Announce) -> Measurable:
+    """Read as the run's own were, but for their form and columns, which are found anew."""
+    said = {
+        name: getattr(spec, name) for name in spec.model_fields_set if name not in (*OF_TRAINING, "format", "columns")
+    }
+    prepared = prepare(DataSpec(**said, path=data), writing, announce)
+    refuse_fatal(prepared.receipt)
+    trained = {file.sha256: file.name for file in run.receipt().files}
+    for file in prepared.receipt.files:
+        if file.sha256 in trained:
+            raise DataError(f"{file.name}: is among the data of the run ({trained[file.sha256]}). Give other rows.")
+    return Measurable(prepared.trained_rows, data)
+
+
+def _own(run: RunDirectory, spec: DataSpec, writing: Writing, announce: Announce) -> Measurable:
+    if not spec.held_out and spec.evaluation is None:
+        raise DataError(
+            f"{run.folder} held no rows out to measure with. Give some that it was not trained on: --data FILE."
+        )
+    here = DataSpec(**_from_where_it_ran(spec.model_dump(exclude_unset=True), run))
+    prepared = prepare(here, writing, announce)
+    refuse_fatal(prepared.receipt)
+    before, after = ([file.sha256 for file in one.files] for one in (run.receipt(), prepared.receipt))
+    if before != after:
+        raise DataError(
+            f"the files that {run.folder} was trained on are others now, so that nobody knows which rows it held out. "
+            "Give some that it was not trained on: --data FILE."
+        )
+    about = spec.evaluation.path if spec.evaluation is not None else f"the {len(prepared.measured)} documents held out"
+    return Measurable(prepared.measured_rows, about)
+
+
+def _from_where_it_ran(said: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+    """A relative path was written from the folder that holds `runs/`, which may not be the one we are in."""
+
+    def found(rows: dict[str, Any]) -> dict[str, Any]:
+        path = rows.get("path")
+        if path is None or os.path.exists(path):  # noqa: PTH110
+            return rows
+        beside_runs = os.path.join(run.folder.absolute().parent.parent, path)  # noqa: PTH118
+        return rows | {"path": beside_runs} if os.path.exists(beside_runs) else rows  # noqa: PTH110
+
+    said = found(said)
+    if said.get("sources"):
+        said = said | {"sources": [found(source) for source in said["sources"]]}
+    return said | {"evaluation": found(said["evaluation"])} if said.get("evaluation") else said

@@ -1,0 +1,145 @@
+"""What a model is asked while it trains: held-out rows up to their last answer, and the prompts that somebody named.
+
+A row's prompt is taken as the ids that training would give it, which are those that generation would be given too. A
+row in which nothing is asked, or whose answer is cut, is not asked; nor is one whose answer might not fit the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankwise.data.example import BREAK, Message
+from rankwise.data.preparation import Prepared
+from rankwise.data.tokens import Tokens
+from rankwise.errors import SpecError, TemplateError
+from rankwise.evaluation.metrics import rows_of
+from rankwise.models.chat_templates import PROBE
+from rankwise.models.generation import asking_ids, read_answer
+from rankwise.models.loaded import LoadedModel
+from rankwise.spec.evaluation import TrackingSpec
+from rankwise.spec.spec import shown
+
+SAMPLES = 3
+LONGEST, UNKNOWN = 256, 64
+
+
+@dataclass(frozen=True)
+class Question:
+    prompt: str
+    """As people read it."""
+    ids: tuple[int, ...]
+    wanted: str | None = None
+    wanted_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Asking:
+    """`scored` are answered at every evaluation, `samples` before the first step and after the last."""
+
+    scored: tuple[Question, ...]
+    samples: tuple[Question, ...]
+    max_new_tokens: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens that one evaluation writes, at most."""
+        return len(self.scored) * self.max_new_tokens
+
+
+def asking_of(spec: TrackingSpec, model: LoadedModel, prepared: Prepared) -> Asking:
+    """Refuses what could not be asked, before anything is written."""
+    count = max(spec.answers, SAMPLES if spec.prompts is None else 0)
+    rows = _questions(model, prepared, count)
+    named = [_named(model, prompt, prepared.receipt.system) for prompt in spec.prompts or ()]
+    longest = max((row.wanted_tokens for row in rows), default=0)
+    limit = spec.max_new_tokens or (min(LONGEST, longest + longest // 2 + 1) if longest else UNKNOWN)
+    room = limit if model.context_length is None else model.context_length - limit
+    if model.context_length is not None:
+        rows = [row for row in rows if len(row.ids) <= room]
+        _refuse_long([one for one in named if len(one.ids) > room], limit, model.context_length)
+    scored = rows[: spec.answers]
+    _refuse_unscorable(spec, scored)
+    samples = rows[:SAMPLES] if spec.prompts is None else named
+    return Asking(tuple(scored), tuple(samples), limit)
+
+
+def _questions(model: LoadedModel, prepared: Prepared, count: int) -> list[Question]:
+    """Of so many of the held-out rows, spread over them, so that each source is asked of."""
+    rows = prepared.measured_rows if count else ()
+    places = [index for index, row in enumerate(rows) if _last_answer(row)[0] > 0]
+    spread = [places[number * len(places) // count] for number in range(count)] if len(places) > count else places
+    frame = _frame(model, prepared.receipt.system)
+    found = [_question(model, rows[index], frame) for index in spread]
+    return [one for one in found if one is not None]
+
+
+def _last_answer(row: Tokens) -> tuple[int, int]:
+    """Where it begins and ends; (0, 0) where there is none."""
+    learned = np.asarray(row.learned, dtype=bool)
+    places = np.flatnonzero(learned)
+    if not len(places):
+        return 0, 0
+    end = int(places[-1]) + 1
+    given = np.flatnonzero(~learned[:end])
+    return (int(given[-1]) + 1 if len(given) else 0), end
+
+
+def _question(model: LoadedModel, row: Tokens, frame: tuple[str, str]) -> Question | None:
+    begin, end = _last_answer(row)
+    ids = [int(token) for token in row.ids[:end]]
+    wanted = read_answer(ids[begin:], model.template)
+    if wanted.stopped != "end" or not model.tokenizer.readable(ids[:begin]).strip():
+        return None
+    before, behind = frame
+    prompt = model.tokenizer.decode(ids[:begin]).removeprefix(before).removesuffix(behind)
+    return Question(prompt, tuple(ids[:begin]), wanted.text, wanted.tokens)
+
+
+def _frame(model: LoadedModel, system: str | None) -> tuple[str, str]:
+    """What the template writes before and behind a single question."""
+    try:
+        text = model.template.text([*_opening(system), Message("user", PROBE)], answer_next=True)
+    except TemplateError:  # it knows other conversations than this one
+        return "", ""
+    before, _, behind = text.partition(PROBE)
+    return before, behind
+
+
+def _named(model: LoadedModel, prompt: str, system: str | None) -> Question:
+    if BREAK in prompt:
+        raise SpecError(["a prompt of evaluation.prompts has the noncharacter U+FDD0, which no text should have."])
+    return Question(prompt, tuple(asking_ids(model, [*_opening(system), Message("user", prompt)])))
+
+
+def _opening(system: str | None) -> list[Message]:
+    return [Message("system", system)] if system else []
+
+
+def _refuse_long(questions: Sequence[Question], new: int, context: int) -> None:
+    if questions:
+        raise SpecError(
+            [
+                f"evaluation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens, which with {new:,} new ones is "
+                f"more than the model's context holds ({context:,}). Shorten it, or lower evaluation.max_new_tokens."
+                for one in questions
+            ]
+        )
+
+
+def _refuse_unscorable(spec: TrackingSpec, questions: Sequence[Question]) -> None:
+    if spec.metrics and not questions:
+        raise SpecError(
+            [f"evaluation wants {spec.metrics[0]} of answers to held-out rows, and none of these asks for an answer."]
+        )
+    for metric in spec.metrics:
+        for one in questions:
+            assert one.wanted is not None, "it is of a row"
+            try:
+                rows_of(metric, [""], [one.wanted], None)
+            except ValueError:
+                raise SpecError(
+                    [f"evaluation wants {metric}, and this answer of a held-out row is none: {shown(one.wanted)}."]
+                ) from None
