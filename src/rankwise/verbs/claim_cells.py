@@ -12,11 +12,12 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.tuned import Tuned
@@ -25,7 +26,7 @@ from rankwise.data.tokens import Tokens
 from rankwise.evaluation.items import items_of
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.retention import retention
-from rankwise.evaluation.sides import with_and_without
+from rankwise.evaluation.sides import Forward, Sides, with_and_without
 from rankwise.evaluation.text import Text
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -80,7 +81,7 @@ class Cells:
     ) -> None:
         self.tasks = {task.name: task for task in tasks}
         self._model, self._file, self._text, self._announce, self._until = model, file, text, announce, until
-        self._held: dict[bool, LoadedModel] = {}
+        self._held: dict[bool, _Held] = {}
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         rows = map(json.loads, lines)
         self.done = {Cell(**row["cell"]).key: CellResult(**row["result"]) for row in rows}
@@ -102,11 +103,33 @@ class Cells:
         experiment = experiment_of(cell, task, self._model)
         full = cell.method == "full"
         if full not in self._held:  # one model at a time is enough memory
-            self._held = {full: load(experiment.base, silent)}
+            self._held = {full: _Held(load(experiment.base, silent))}
         if cell.method == "base":
-            return base_cell(self._held[False], task)
+            return base_cell(self._held[full].model, task)
         with products_in_bfloat16(full):
             return run_cell(experiment, task, self._held[full], self._text, self._announce)
+
+
+@dataclass
+class _Held:
+    """A base model, and what of it every cell would measure again."""
+
+    model: LoadedModel
+    logits: dict[bytes, Tensor] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    """By task."""
+
+    def base_of(self, tuned: Tuned) -> Forward:
+        """As `tuned` without what was learned. In the number format of the model a block takes 50 MB on the starter."""
+        asked = with_and_without(tuned).base
+
+        def remembered(ids: Tensor) -> Tensor:
+            key = ids.numpy().tobytes()
+            if key not in self.logits:
+                self.logits[key] = asked(ids)
+            return self.logits[key]
+
+        return remembered
 
 
 def base_cell(model: LoadedModel, task: ClaimTask) -> CellResult:
@@ -128,10 +151,8 @@ def experiment_of(cell: Cell, task: ClaimTask, model: str) -> Experiment:
     )  # fmt: skip
 
 
-def run_cell(
-    experiment: Experiment, task: ClaimTask, lent_model: LoadedModel, text: Text, announce: Announce
-) -> CellResult:
-    model = lent(lent_model, experiment)
+def run_cell(experiment: Experiment, task: ClaimTask, held: _Held, text: Text, announce: Announce) -> CellResult:
+    model = lent(held.model, experiment)
     prepared = prepare(experiment.data, Writing(model.tokenizer, model.template, model.source.name, None), silent)
     outside = _documents(task.outside, model) if task.outside is not None else []
     tuned, ranks = begin(experiment, model, prepared.trained_rows, silent, None)
@@ -148,7 +169,7 @@ def run_cell(
         asking_of(experiment.evaluation, model, prepared),
     )
     measured = [prepared.measured_rows[at] for at in range(len(prepared.measured_rows))]
-    meter, trainable = _Meter(model, tuned, measured, text), session.trainable
+    meter, trainable = _Meter(model, tuned, measured, text, held, task.name), session.trainable
     began = time.perf_counter()
     try:
         _train(session, meter, announce)
@@ -174,7 +195,7 @@ def _train(session: Session, meter: _Meter, announce: Announce) -> None:
             meter.measure(state.step)
             session.tuned.train()
 
-    meter.measure(0)
+    meter.begin()
     with session.forms.computing(session.form(), packing=False) as (loss_of, arrange):
         batches = Batches(trained, spec.rows_per_step(len(trained)), spec.micro_batch_tokens, spec.seed, arrange)
         torch.manual_seed(spec.seed)
@@ -190,19 +211,29 @@ class _Meter:
     tuned: Tuned
     documents: Sequence[Tokens]
     text: Text
+    held: _Held
+    task: str
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.points: list[Point] = []
-        self.sides = with_and_without(self.tuned)
+        self.sides = Sides(self.held.base_of(self.tuned), with_and_without(self.tuned).tuned)
+
+    def begin(self) -> None:
+        """What nothing has changed yet is the base."""
+        if self.task not in self.held.losses:
+            self.held.losses[self.task] = self._loss()
+        self.points.append(Point(step=0, loss=self.held.losses[self.task], kl=0.0, delta_nll=0.0))
 
     def measure(self, step: int) -> None:
         began = time.perf_counter()
-        rows = self.rows(self.documents)
-        kept = retention(self.sides, self.text)
-        nats, tokens = (sum(column) for column in zip(*rows, strict=True))
-        self.points.append(Point(step=step, loss=nats / tokens, kl=kept.kl, delta_nll=kept.delta_nll))
+        loss, kept = self._loss(), retention(self.sides, self.text)
+        self.points.append(Point(step=step, loss=loss, kl=kept.kl, delta_nll=kept.delta_nll))
         self.seconds += time.perf_counter() - began
+
+    def _loss(self) -> float:
+        nats, tokens = (sum(column) for column in zip(*self.rows(self.documents), strict=True))
+        return nats / tokens
 
     def rows(self, documents: Sequence[Tokens]) -> list[list[float]]:
         found = likelihoods(self.model.module, documents)
