@@ -106,6 +106,19 @@ def test_several_tasks_are_counted_by_their_verdicts():
     )
 
 
+def test_a_task_counts_by_its_answers_before_its_loss():
+    run = made_run()
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    exact = evaluation.differences["exact"]
+    loss = exact.model_copy(update={"verdict": "worse"})
+    both = evaluation.model_copy(update={"differences": {"loss": loss, "exact": exact}})
+    write_evaluation(evaluation_path(run, "task"), both)
+    assert report("r").verdict.startswith("Better than the base on task: exact")
+    alone = evaluation.model_copy(update={"differences": {"loss": loss}})
+    write_evaluation(evaluation_path(run, "task"), alone)
+    assert report("r").verdict.startswith("Worse than the base on task: loss")
+
+
 def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():
     made_run(evaluated=False)
     made = report("r")
@@ -152,6 +165,14 @@ def test_another_method_than_ours_needs_no_rank():
     assert "ranks" not in data and data["environment"]["spec"]["adapter"]["rank"] == 8
 
 
+def test_a_run_that_was_full_fine_tuning_is_not_held_against_itself():
+    made_run(method="full")
+    data = data_of()
+    assert data["environment"]["spec"]["adapter"] == {"method": "full"}
+    assert data["cost"]["by_arithmetic"] is None and "by arithmetic" not in words_of()
+    assert "full fine-tuning" in words_of() and "ranks" not in data
+
+
 def test_full_fine_tuning_is_told_by_arithmetic_with_its_formula():
     made_run()
     found = data_of()["cost"]["by_arithmetic"]
@@ -175,6 +196,17 @@ def test_numbers_of_the_page_are_those_of_the_run():
     evaluation = read_evaluation(evaluation_path(run, "task"))
     assert data["quality"][0]["differences"]["exact"] == evaluation.differences["exact"].model_dump()
     assert "sums" not in json.dumps(data["quality"])
+
+
+def test_many_samples_are_there_and_all_but_the_first_are_folded():
+    run = made_run(during=False)
+    path = evaluation_path(run, "task")
+    evaluation = read_evaluation(path)
+    many = [evaluation.samples[0].model_copy(update={"prompt": f"prompt-{n}."}) for n in range(9)]
+    write_evaluation(path, evaluation.model_copy(update={"samples": many}))
+    html = report("r").page.read_text()
+    assert "5 more" in html and all(f"prompt-{n}." in html for n in range(9))
+    assert html.index("prompt-3.") < html.index("5 more") < html.index("prompt-4.")
 
 
 def test_samples_stand_side_by_side_with_what_was_wanted():

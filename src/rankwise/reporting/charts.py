@@ -116,7 +116,7 @@ def strength_chart(curve: StrengthCurve) -> Markup:
 
     def draw(sheet: Sheet) -> None:
         panel = sheet.panel(44, 36, 46, 46)
-        panel.upwards(*_room([end for one in points for end in (one.loss.low, one.loss.high)]))
+        _scaled(panel, [end for one in points for end in (one.loss.low, one.loss.high)])
         panel.across(0, 1.04 * max([*(one.kl.high for one in points), 1e-9]), whole=False,
                      under="moved from the base, nats per token")  # fmt: skip
         panel.headed("loss on the task, nats per learned token")
@@ -132,8 +132,8 @@ def strength_chart(curve: StrengthCurve) -> Markup:
         for one in points:
             if one.strength == curve.recommended:
                 panel.dots([one.kl.value], [one.loss.value], "tuned", size=10)
-                panel.word(one.kl.value, one.loss.value, f"{one.strength:g} recommended", "tuned", beside=(0, 28),
-                           bold=True)  # fmt: skip
+                panel.word(one.kl.value, one.loss.value, f"{one.strength:g} recommended", "tuned", to="start",
+                           beside=(9, 14), bold=True)  # fmt: skip
 
     label = "; ".join(f"strength {p.strength:g}: loss {figure(p.loss.value)}, KL {figure(p.kl.value)}" for p in points)
     return chart("strength", f"Loss on the task against movement from the base. {label}", draw, (320, 280))

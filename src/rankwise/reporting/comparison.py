@@ -10,7 +10,7 @@ from rankwise.reporting.markup import Content, Markup, element, joined
 from rankwise.reporting.quality import chip, difference_cells, value
 from rankwise.reporting.quantities import duration, interval, share, size
 from rankwise.reporting.quantities import figure as number
-from rankwise.reporting.verdict import counted
+from rankwise.reporting.verdict import counted, primary
 from rankwise.run.comparisons import ComparedTask, Comparison, Differing
 from rankwise.run.evaluations import Retention
 from rankwise.run.manifest import Results
@@ -59,7 +59,7 @@ def _verdict(comparisons: Sequence[Comparison]) -> str:
 
 
 def _sentence(one: Comparison) -> str:
-    paired = {task.task: next(iter(task.differences.values())) for task in one.tasks if task.differences}
+    paired = {task.task: primary(task.differences)[1] for task in one.tasks if task.differences}
     counts = counted(list(paired.values()))
     where = next(iter(paired)) if len(paired) == 1 else f"{len(paired)} tasks"
     if not paired:

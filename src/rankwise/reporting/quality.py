@@ -13,7 +13,7 @@ from rankwise.run.evaluations import Difference, Evaluation, Measured, Retention
 from rankwise.run.opened import OpenedRun
 from rankwise.run.records import SampleRecord
 
-LONGEST, MOST_SAMPLES = 3000, 40
+LONGEST, MOST_SAMPLES, OPEN_SAMPLES = 3000, 40, 4
 WHISKER = (132, 18)
 CSS_OF: dict[Verdict, str] = {"better": "good", "worse": "bad", "cannot tell": "open"}
 HEADS = ("task", "metric", "n", "base", "tuned", "difference", "", "p", "verdict")
@@ -119,7 +119,7 @@ def retention_facts(one: Retention) -> Markup:
         ("the text became less likely by",
          f"{number(one.delta_nll, True)} nats per token ({interval(one.delta_nll_low, one.delta_nll_high, True)})"),
         ("same likeliest token", share(one.agreement, 1)),
-        ("text", f"{one.text}; {plural(one.blocks, 'block')}, {plural(one.positions, 'position')}"),
+        ("text", f"{one.text}; {plural(one.positions, 'position')}"),
     ])  # fmt: skip
 
 
@@ -147,8 +147,11 @@ def samples_section(run: OpenedRun) -> Section | None:
     during = _during(run.history.samples)
     if not measured_with and not during:
         return None
-    blocks = [_pair(task, one, ("base", "tuned")) for task, one in measured_with[:MOST_SAMPLES]]
-    blocks += [_pair("during training", one, titles) for one, titles in during[:MOST_SAMPLES]]
+    pairs = [_pair(task, one, ("base", "tuned")) for task, one in measured_with[:MOST_SAMPLES]]
+    pairs += [_pair("during training", one, titles) for one, titles in during[:MOST_SAMPLES]]
+    blocks, rest = pairs[:OPEN_SAMPLES], pairs[OPEN_SAMPLES:]
+    if rest:
+        blocks.append(folded(f"{len(rest)} more", *rest))
     data = {
         "evaluations": [{"task": task} | one.model_dump() for task, one in measured_with],
         "training": [record.as_row() for record in run.history.samples],

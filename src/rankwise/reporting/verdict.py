@@ -1,19 +1,22 @@
 """The one sentence: what was measured, on how much, and how sure it is. What was not measured is said, and how to.
 
-A task counts by its first metric. `cannot tell` is not `no difference`, and a lower loss is not a better answer.
+A task counts by its first metric of answers, and by its loss only where it has no other: a lower loss is not yet a
+better answer. `cannot tell` is not `no difference`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from rankwise.reporting.quantities import figure, interval, plural
 from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
 from rankwise.run.opened import OpenedRun
 
 ORDER: tuple[Verdict, ...] = ("better", "worse", "cannot tell")
-WHOLE = 1e-9
+WHOLE, LOSS = 1e-9, "loss"
+_Value = TypeVar("_Value")
 
 
 def verdict_of(run: OpenedRun) -> str:
@@ -26,9 +29,9 @@ def verdict_of(run: OpenedRun) -> str:
     return f"{_losses(run)}{f' On the text of its base, {moved}.' if moved else ''}"
 
 
-def primary(evaluation: Evaluation) -> tuple[str, Difference]:
+def primary(metrics: Mapping[str, _Value]) -> tuple[str, _Value]:
     """The metric that a task counts by."""
-    return next(iter(evaluation.differences.items()))
+    return next((item for item in metrics.items() if item[0] != LOSS), None) or next(iter(metrics.items()))
 
 
 def next_of(run: OpenedRun) -> str:
@@ -68,7 +71,7 @@ def remarks_of(run: OpenedRun) -> list[str]:
 def _sentence(compared: dict[str, Evaluation], base: str) -> str:
     if len(compared) == 1:
         ((task, evaluation),) = compared.items()
-        metric, one = primary(evaluation)
+        metric, one = primary(evaluation.differences)
         against = _against(compared, base)
         means: dict[Verdict, str] = {
             "better": f"Better than {against} on {task}",
@@ -80,7 +83,9 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
             f"({figure(one.difference, signed=True)}, 95 % interval {interval(one.low, one.high, signed=True)}, "
             f"n = {one.n:,})"
         )
-    verdicts: dict[str, Verdict] = {task: primary(evaluation)[1].verdict for task, evaluation in compared.items()}
+    verdicts: dict[str, Verdict] = {
+        task: primary(evaluation.differences)[1].verdict for task, evaluation in compared.items()
+    }
     counts = Counter(verdicts.values())
     found: list[Verdict] = [kind for kind in ORDER if counts[kind]]
     first, rest = found[0], found[1:]
@@ -91,7 +96,7 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
         + (f" ({_names(verdicts, first)})" if rest else "")
     ]
     parts += [f"{following[kind]} on {counts[kind]} ({_names(verdicts, kind)})" for kind in rest]
-    ns = sorted(primary(evaluation)[1].n for evaluation in compared.values())
+    ns = sorted(primary(evaluation.differences)[1].n for evaluation in compared.values())
     n = f"{ns[0]:,}" if ns[0] == ns[-1] else f"{ns[0]:,} to {ns[-1]:,}"
     return f"{', '.join(parts)}; n = {n}"
 
@@ -108,8 +113,8 @@ def _names(verdicts: dict[str, Verdict], kind: Verdict) -> str:
 def _scored(evaluations: dict[str, Evaluation]) -> str:
     parts = []
     for task, evaluation in evaluations.items():
-        metric, one = next(iter(evaluation.tuned.metrics.items()), ("", None))
-        if one is not None:
+        if evaluation.tuned.metrics:
+            metric, one = primary(evaluation.tuned.metrics)
             parts.append(
                 f"{metric} {figure(one.value)} ({interval(one.low, one.high)}) on {task}, n = {evaluation.n:,}"
             )
