@@ -43,6 +43,7 @@ def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
     assert told["metrics"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_after"], rel=0.02)
     assert told["base"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_before"], rel=0.02)
     assert (home / "runs/measured/evaluations/held-out.json").exists()
+    assert "held-out" in (home / "runs/measured/report.html").read_text()
     kept = told["retention"]
     assert {"kl", "delta_nll", "low", "high"} <= set(kept)
     assert 0 < kept["low"] <= kept["kl"] <= kept["high"]

@@ -39,6 +39,7 @@ from rankwise.spec.tasks import TaskSpec, task_named
 from rankwise.verbs.ask import open_for_asking
 from rankwise.verbs.measured_rows import rows_to_measure
 from rankwise.verbs.methods import model_of
+from rankwise.verbs.page import write_page
 
 TOGETHER = 16
 HELD_OUT = "held-out"
@@ -90,6 +91,8 @@ def evaluated(
     if place is not None:
         write_evaluation(place, found)
         announce(Said(f"written to {place}"))
+    if subject.run is not None and out is None:
+        write_page(subject.run, announce)
     return found
 
 

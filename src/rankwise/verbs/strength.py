@@ -18,6 +18,7 @@ from rankwise.run.records import Announce, Event, Progressed, Said, silent
 from rankwise.spec.adapters import check_strength
 from rankwise.verbs.ask import open_for_asking
 from rankwise.verbs.measured_rows import Measurable, rows_to_measure
+from rankwise.verbs.page import write_page
 
 BLOCKS, MOST = 16, 100
 """Of text, and of documents: each is asked of the model once for every strength."""
@@ -52,6 +53,7 @@ def strength(
         task=rows.about, strengths=strengths, announce=announce,
     )  # fmt: skip
     write_strength(run, curve)
+    write_page(run, announce)
     return Strengths(str(run.folder), curve)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.adapters.tuned import Tuned
-from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, first_line, is_out_of_memory, some
+from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, is_out_of_memory, some
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory
@@ -26,6 +26,7 @@ from rankwise.training.state import TrainState
 from rankwise.verbs.beginning import begin
 from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.methods import lent, named
+from rankwise.verbs.page import write_page
 from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal
 from rankwise.verbs.questions import asking_of
 from rankwise.verbs.resuming import Past, changed_since, check_settings, ranks_before_training, take_up
@@ -134,20 +135,8 @@ def _recorded(run: RunDirectory, session: Session, *, resume: bool) -> Manifest:
             run.write_manifest(ended)
         raise _told(error, run, session.experiment.adapter.result) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
-    _report(run, session)
+    write_page(run, session.announce)
     return finished
-
-
-def _report(run: RunDirectory, session: Session) -> None:
-    """The run is finished whether or not its page can be written."""
-    try:
-        from rankwise.verbs.report import report_of  # late: training need not wait for matplotlib
-
-        report_of(run)
-    except Exception as error:
-        session.announce(
-            Said(f"the report was not written ({first_line(error)}); try rankwise report {run.folder.name}")
-        )
 
 
 def _told(error: BaseException, run: RunDirectory, result: str) -> BaseException:

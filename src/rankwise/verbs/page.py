@@ -1,0 +1,17 @@
+"""A run's page is kept up with what is known of it, and never stands in the way of that."""
+
+from __future__ import annotations
+
+from rankwise.errors import first_line
+from rankwise.run.directory import RunDirectory
+from rankwise.run.records import Announce, Said
+
+
+def write_page(run: RunDirectory, announce: Announce) -> None:
+    """What was done is done whether or not it can be written."""
+    try:
+        from rankwise.verbs.report import report_of  # late: nobody else need wait for matplotlib
+
+        report_of(run)
+    except Exception as error:
+        announce(Said(f"the report was not written ({first_line(error)}); try rankwise report {run.folder.name}"))
