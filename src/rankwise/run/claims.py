@@ -41,6 +41,8 @@ class CellResult(Spec):
     """From the base on."""
     rows: list[list[float]]
     """Of the measured items after the last step: nats and tokens."""
+    choosing: float
+    """The loss after the last step on other items, by which a learning rate is chosen."""
     outside: list[list[float]]
     """Of items of another source; empty where there is none."""
     trainable: int

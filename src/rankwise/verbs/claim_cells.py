@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.claims import CellResult, Point
 from rankwise.run.directory import RunDirectory
+from rankwise.run.journal import Journal, cut_journal, read_journal
 from rankwise.run.records import Announce, silent
+from rankwise.run.writing import sha256_of
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.tasks import TaskSpec
 from rankwise.training.loop import train as train_loop
@@ -44,13 +47,18 @@ from rankwise.verbs.preparing import Writing, prepare
 from rankwise.verbs.questions import asking_of
 from rankwise.verbs.session import Session
 
-MARKS = (0.25, 0.5, 1.0)
+MARKS = (0.125, 0.25, 0.5, 1.0)
 """Shares of the run after which it is measured."""
+
+FORMAT = 2
+BASE_OF = {"lora": "base", "full": "base-full"}
+"""What no training at all gives, in the number format of the method."""
 
 
 @dataclass(frozen=True)
 class ClaimTask:
-    """Rows to train on, rows to measure with, and rows of another source, as files."""
+    """Rows to train on, rows to measure with, and rows of another source, as files. By the first half of those to
+    measure with a learning rate is chosen, and the second is reported."""
 
     name: str
     trained: Path
@@ -74,17 +82,24 @@ class Cell:
 
 
 class Cells:
-    """All that are finished lie in one file, a line each."""
+    """All that are finished lie in one file, a line each, with what they depend on: others are not taken for them."""
 
     def __init__(
-        self, tasks: Sequence[ClaimTask], model: str, file: Path, text: Text, announce: Announce, until: float | None
-    ) -> None:
+        self, tasks: Sequence[ClaimTask], model: LoadedModel, file: Path, text: Text, announce: Announce,
+        until: float | None,
+    ) -> None:  # fmt: skip
         self.tasks = {task.name: task for task in tasks}
-        self._model, self._file, self._text, self._announce, self._until = model, file, text, announce, until
+        self._model, self._file, self._text, self._announce, self._until = model.spec.name, file, text, announce, until
         self._held: dict[bool, _Held] = {}
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        rows = map(json.loads, lines)
-        self.done = {Cell(**row["cell"]).key: CellResult(**row["result"]) for row in rows}
+        self._conditions = {task.name: conditions_of(task, model, text) for task in tasks}
+        rows = read_journal(file) if file.exists() else []
+        if file.exists() and not file.read_bytes().endswith(b"\n"):
+            cut_journal(file, rows)
+        self.done = {
+            Cell(**row["cell"]).key: CellResult(**row["result"])
+            for row in rows
+            if row["conditions"] == self._conditions.get(row["cell"]["task"])
+        }
 
     def result(self, cell: Cell) -> CellResult:
         """TimeoutError where no time is left for another one."""
@@ -93,21 +108,28 @@ class Cells:
                 raise TimeoutError
             result = self._run(cell)
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"cell": asdict(cell), "result": result.model_dump()}) + "\n")
+            row = {"conditions": self._conditions[cell.task], "cell": asdict(cell), "result": result.model_dump()}
+            with Journal(self._file) as journal:
+                journal.append(row)
             self.done[cell.key] = result
         return self.done[cell.key]
 
     def _run(self, cell: Cell) -> CellResult:
         task = self.tasks[cell.task]
         experiment = experiment_of(cell, task, self._model)
-        full = cell.method == "full"
+        full = cell.method in ("full", BASE_OF["full"])
         if full not in self._held:  # one model at a time is enough memory
             self._held = {full: _Held(load(experiment.base, silent))}
-        if cell.method == "base":
-            return base_cell(self._held[full].model, task)
         with products_in_bfloat16(full):
+            if cell.method in BASE_OF.values():
+                return base_cell(self._held[full].model, task)
             return run_cell(experiment, task, self._held[full], self._text, self._announce)
+
+
+def conditions_of(task: ClaimTask, model: LoadedModel, text: Text) -> str:
+    files = [sha256_of(file) for file in (task.trained, task.measured, task.outside) if file is not None]
+    said = [FORMAT, model.facts.fingerprint, text.sha256, MARKS, task.batch, task.longest, files]
+    return sha256(json.dumps(said).encode()).hexdigest()
 
 
 @dataclass
@@ -135,19 +157,18 @@ class _Held:
 def base_cell(model: LoadedModel, task: ClaimTask) -> CellResult:
     """What no training at all would give."""
     apart = _documents(task.outside, model) if task.outside is not None else []
-    found = likelihoods(model.module, apart)
-    return CellResult(
-        points=[], rows=[], outside=[[one.nats, float(one.tokens)] for one in found], trainable=0, seconds=0
-    )
+    rows = [[one.nats, float(one.tokens)] for one in likelihoods(model.module, apart)]
+    return CellResult(points=[], rows=[], choosing=0.0, outside=rows, trainable=0, seconds=0)
 
 
 def experiment_of(cell: Cell, task: ClaimTask, model: str) -> Experiment:
-    adapter: dict[str, Any] = {} if cell.method == "base" else {"method": cell.method}
+    method = {base: method for method, base in BASE_OF.items()}.get(cell.method, cell.method)
+    rate = {"learning_rate": cell.rate} if cell.rate else {}
     return Experiment(
-        model=model, run="cell", adapter=adapter,
-        data={"path": str(task.trained), "rows": cell.rows, "max_length": task.longest, "seed": 0,
+        model=model, run="cell", adapter={"method": method},
+        data={"path": str(task.trained), "rows": cell.rows or None, "max_length": task.longest, "seed": 0,
               "evaluation": str(task.measured)},
-        training={"epochs": 1, "batch_size": task.batch, "learning_rate": cell.rate, "seed": cell.seed},
+        training={"epochs": 1, "batch_size": task.batch, "seed": cell.seed, **rate},
     )  # fmt: skip
 
 
@@ -168,17 +189,18 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: _Held, text: Text, a
         lowest,
         asking_of(experiment.evaluation, model, prepared),
     )
-    measured = [prepared.measured_rows[at] for at in range(len(prepared.measured_rows))]
+    measured = list(prepared.measured_rows)
+    choosing, measured = measured[: len(measured) // 2], measured[len(measured) // 2 :]
     meter, trainable = _Meter(model, tuned, measured, text, held, task.name), session.trainable
     began = time.perf_counter()
     try:
         _train(session, meter, announce)
-        rows, apart = meter.rows(measured), meter.rows(outside)
+        rows, apart, loss = meter.rows(measured), meter.rows(outside), meter.loss(choosing)
     finally:
         if isinstance(tuned, AdapterSet):
             tuned.eject()
     return CellResult(
-        points=meter.points, rows=rows, outside=apart, trainable=trainable,
+        points=meter.points, rows=rows, choosing=loss, outside=apart, trainable=trainable,
         seconds=round(time.perf_counter() - began - meter.seconds, 3),
     )  # fmt: skip
 
@@ -222,17 +244,17 @@ class _Meter:
     def begin(self) -> None:
         """What nothing has changed yet is the base."""
         if self.task not in self.held.losses:
-            self.held.losses[self.task] = self._loss()
+            self.held.losses[self.task] = self.loss(self.documents)
         self.points.append(Point(step=0, loss=self.held.losses[self.task], kl=0.0, delta_nll=0.0))
 
     def measure(self, step: int) -> None:
         began = time.perf_counter()
-        loss, kept = self._loss(), retention(self.sides, self.text)
+        loss, kept = self.loss(self.documents), retention(self.sides, self.text)
         self.points.append(Point(step=step, loss=loss, kl=kept.kl, delta_nll=kept.delta_nll))
         self.seconds += time.perf_counter() - began
 
-    def _loss(self) -> float:
-        nats, tokens = (sum(column) for column in zip(*self.rows(self.documents), strict=True))
+    def loss(self, documents: Sequence[Tokens]) -> float:
+        nats, tokens = (sum(column) for column in zip(*self.rows(documents), strict=True))
         return nats / tokens
 
     def rows(self, documents: Sequence[Tokens]) -> list[list[float]]:
