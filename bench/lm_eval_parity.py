@@ -1,113 +1,120 @@
 """Our multiple-choice accuracy and perplexity against lm-eval's, item by item, on the same rows and the same model.
 
-    python bench/lm_eval_parity.py [--json] [--rows 200] [--tasks arc_easy,piqa,…] [--out bench/results/TITLE]
+    python bench/lm_eval_parity.py [--json] [--rows 150] [--tasks arc_easy,piqa,…] [--out bench/results/TITLE]
 
-Both get SmolLM2-135M in float32. A choice that differs is looked at: it is a tie where the two best scores of ours
-differ by less than 1e-4 nats a character. Perplexity is that of rolling windows over wikitext-2, as many blocks.
-Needs `pip install lm-eval` (the extra `bench`) and the data sets at RANKWISE_DATA.
+Both get SmolLM2-135M in float32. lm-eval reads the rows itself, by a task file that is written here with its own words
+for the same question, and applies its own normaliser (acc_norm). Where the two choose differently it is a tie if our two
+best choices differ by less than 1e-4 nats a character. Perplexity is that of windows of 1,024 tokens over the beginning
+of wikitext-2. Needs lm-eval (the extra `bench`) and the data sets at RANKWISE_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from telling import parser_of, tell
 
+from rankwise.evaluation.harness import HarnessTask
 from rankwise.evaluation.items import Item, items_of
-from rankwise.evaluation.likelihood import Likelihood, likelihoods
+from rankwise.evaluation.likelihood import likelihoods
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.run.records import silent
 from rankwise.spec.models import ModelSpec
-from rankwise.spec.tasks import task_named
+from rankwise.spec.tasks import BUILT_IN, task_named
 
-TASKS = "arc_easy,arc_challenge,hellaswag,openbookqa,piqa,boolq"
+WORDS = {  # how lm-eval is asked to put it: question, choices, the right one
+    "arc_easy": ("{{query}}\\nAnswer:", "choices", "gold"),
+    "arc_challenge": ("{{query}}\\nAnswer:", "choices", "gold"),
+    "boolq": ("{{query}}\\nAnswer:", "choices", "gold"),
+    "hellaswag": ("{{ctx}}", "endings", "label"),
+    "openbookqa": ("{{query}}", "choices", "gold"),
+    "piqa": ("{{query}}Answer:", "choices", "gold"),
+}
+TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{ask}"
+doc_to_choice: "{{{{{choices}}}}}"
+doc_to_target: "{{{{{right}}}}}"
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
 TIE = 1e-4
 
 
-def theirs_of(harness: Any, tokenizer: Any, items: Sequence[Item]) -> list[list[float]]:
-    """By the harness's own request of a context and its continuation."""
-    from lm_eval.api.instance import Instance
-
-    requests = []
-    for at, item in enumerate(items):
-        for number, document in enumerate(item.documents):
-            learned = np.asarray(document.learned)
-            cut = int(np.argmax(learned))
-            ids = list(document.ids)
-            pair = (tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:]))
-            requests.append(
-                Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=number, metadata=("t", at, 1))
-            )
-    found = iter(harness.loglikelihood(requests, disable_tqdm=True))
-    return [[-next(found)[0] for _ in item.documents] for item in items]
-
-
-def picks(nats: Sequence[Sequence[float]], items: Sequence[Item]) -> list[int]:
-    return [
-        int(np.argmin([one / size for one, size in zip(own, item.sizes, strict=True)]))
-        for own, item in zip(nats, items, strict=True)
-    ]
-
-
-def margin(own: Sequence[float], item: Item) -> float:
-    best, second = sorted(one / size for one, size in zip(own, item.sizes, strict=True))[:2]
-    return second - best
-
-
-def compared(task: str, rows: int, model: LoadedModel, harness: Any) -> dict[str, Any]:
-    items = items_of(task_named(task, rows=rows), model).items
+def compared(name: str, rows: int, model: LoadedModel, folder: Path) -> dict[str, Any]:
+    file, task = folder / f"{name}.jsonl", folder / f"{name}.yaml"
+    with (Path(os.environ["RANKWISE_DATA"]) / BUILT_IN[name]["data"]).open(encoding="utf-8") as lines:
+        file.write_text("".join(islice(lines, rows)), encoding="utf-8")
+    ask, choices, right = WORDS[name]
+    task.write_text(TASK.format(name=name, rows=file, ask=ask, choices=choices, right=right), encoding="utf-8")
+    theirs = HarnessTask(str(task), None, 8)._samples(model)
+    items = items_of(task_named(name, str(file)), model).items
     flat = iter(likelihoods(model.module, [one for item in items for one in item.documents]))
-    ours = [[next(flat).nats for _ in item.documents] for item in items]
-    theirs = theirs_of(harness, model.tokenizer.hub, items)
-    mine, others = picks(ours, items), picks(theirs, items)
-    differing = [at for at, (a, b) in enumerate(zip(mine, others, strict=True)) if a != b]
-    right = [item.right for item in items]
-    return {
-        "task": task,
-        "n": len(items),
-        "accuracy": float(np.mean(np.equal(mine, right))),
-        "lm_eval": float(np.mean(np.equal(others, right))),
-        "differing": len(differing),
-        "ties_among_them": sum(margin(ours[at], items[at]) < TIE for at in differing),
-        "largest_difference_nats": max(
-            abs(a - b) for own, other in zip(ours, theirs, strict=True) for a, b in zip(own, other, strict=True)
-        ),
-    }
+    nats = [[next(flat).nats for _ in item.documents] for item in items]
+    found: dict[str, Any] = {"task": name, "n": len(items)}
+    for metric, sizes in (("acc_norm", [item.sizes for item in items]), ("acc", [(1,) * len(one) for one in nats])):
+        hits = [_pick(own, each) == item.right for own, each, item in zip(nats, sizes, items, strict=True)]
+        others = [bool(sample[metric]) for sample in theirs]
+        differing = [at for at, (a, b) in enumerate(zip(hits, others, strict=True)) if a != b]
+        found |= {
+            metric: float(np.mean(hits)),
+            f"{metric}_of_lm_eval": float(np.mean(others)),
+            f"{metric}_differing": len(differing),
+            f"{metric}_ties_among_them": sum(_margin(nats[at], sizes[at], items[at]) < TIE for at in differing),
+        }
+    return found
 
 
-def perplexities(blocks: int, model: LoadedModel, harness: Any) -> dict[str, Any]:
+def _pick(nats: list[float], sizes: tuple[int, ...]) -> int:
+    return int(np.argmin([one / size for one, size in zip(nats, sizes, strict=True)]))
+
+
+def _margin(nats: list[float], sizes: tuple[int, ...], item: Item) -> float:
+    """Nats a character, between the two best."""
+    best, second = sorted(one / size for one, size in zip(nats, sizes, strict=True))[:2]
+    return (second - best) / (1 if sizes == item.sizes else min(item.sizes))
+
+
+def perplexities(blocks: int, model: LoadedModel) -> dict[str, Any]:
     """Of the same tokens: the harness cuts the text of the blocks into windows of their size itself."""
     from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
 
-    items = items_of(task_named("wikitext", rows=blocks), model).items
-    found: list[Likelihood] = likelihoods(model.module, [item.documents[0] for item in items])
+    harness = HFLM(pretrained=model.module, tokenizer=model.tokenizer.hub, max_length=1024)  # pyright: ignore[reportArgumentType]
+    items = items_of(task_named("wikitext"), model).items[:blocks]
+    found = likelihoods(model.module, [item.documents[0] for item in items])
     text = model.tokenizer.decode([token for item in items for token in item.documents[0].ids[1:]])
     request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0, metadata=("t", 0, 1))
     (nats,) = harness.loglikelihood_rolling([request], disable_tqdm=True)
-    tokens = sum(one.tokens for one in found)
-    ours = sum(one.nats for one in found)
+    tokens, ours = sum(one.tokens for one in found), sum(one.nats for one in found)
     return {
         "task": "wikitext",
         "n": tokens,
         "perplexity": float(np.exp(ours / tokens)),
-        "lm_eval": float(np.exp(-nats / tokens)),
-        "largest_difference_nats": abs(ours + nats) / tokens,
+        "perplexity_of_lm_eval": float(np.exp(-nats / tokens)),
+        "difference_nats_per_token": abs(ours + nats) / tokens,
     }
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    from lm_eval.models.huggingface import HFLM
-
-    model = load(ModelSpec(name="smollm2-135m", dtype="float32"), silent)
-    harness = HFLM(
-        pretrained=model.module, tokenizer=model.tokenizer.hub, batch_size=8, max_length=1024, backend="causal"
-    )
-    found = [compared(task, options.rows, model, harness) for task in options.tasks.split(",")]
-    return [*found, perplexities(8, model, harness)]
+    model = load(ModelSpec(name="smollm2-135m", dtype="float32"))
+    with TemporaryDirectory() as folder:
+        os.environ.setdefault("HF_DATASETS_CACHE", f"{folder}/hub")
+        found = [compared(task, options.rows, model, Path(folder)) for task in options.tasks.split(",")]
+    return [*found, perplexities(8, model)]
 
 
 def show(found: dict[str, Any]) -> None:
@@ -121,8 +128,8 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--tasks", default=TASKS)
+    parser.add_argument("--rows", type=int, default=150)
+    parser.add_argument("--tasks", default=",".join(WORDS))
     options = parser.parse_args()
     tell(options, {"tasks": measured(options)}, show)
 
