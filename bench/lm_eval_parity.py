@@ -2,10 +2,10 @@
 
     python bench/lm_eval_parity.py [--json] [--rows 150] [--tasks arc_easy,piqa,…] [--out bench/results/TITLE]
 
-Both get SmolLM2-135M in float32. lm-eval reads the rows itself, by a task file that is written here with its own words
-for the same question, and applies its own normaliser (acc_norm). Where the two choose differently it is a tie if our two
-best choices differ by less than 1e-4 nats a character. Perplexity is that of windows of 1,024 tokens over the beginning
-of wikitext-2. Needs lm-eval (the extra `bench`) and the data sets at RANKWISE_DATA.
+Both get SmolLM2-135M in float32. lm-eval reads the rows itself, by a task file written here with its own words for the
+same question, and applies its own normaliser (acc_norm). Where the two choose differently it is a tie if our two best
+choices differ by less than 1e-4 nats a character. Perplexity is that of windows of 1,024 tokens over the beginning of
+wikitext-2. Needs lm-eval (the extra `bench`) and the data sets at RANKWISE_DATA.
 """
 
 from __future__ import annotations
