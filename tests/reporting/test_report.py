@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,8 +79,8 @@ def test_the_verdict_comes_first_and_says_how_sure_it_is():
     one = read_evaluation(evaluation_path(run, "task")).differences["exact"]
     assert made.verdict == (
         "Better than the base on task: exact 0.600 against 0.200 "
-        f"(+0.400, 95 % interval {one.low:+.3f} to {one.high:+.3f}, n = 40); on text it was never "
-        "trained on it moved from the base by 0.020 nats per token (KL, 0.017 to 0.024)."
+        f"(+0.400, 95 % interval {one.low:+.3f} to {one.high:+.3f}, n = 40); on text that is not "
+        "among its files it moved from the base by 0.020 nats per token (KL, 0.017 to 0.024)."
     )
 
 
@@ -135,6 +136,28 @@ def test_where_nothing_was_measured_it_says_just_that():
     data = data_of()
     assert data["verdict"].startswith("Nothing was measured on rows that it was not trained on")
     assert "--held-out" in data["next"] and "rankwise evaluate r" in data["next"]
+
+
+@pytest.mark.parametrize("tracking", [{"keep": "best"}, {"patience": 3}])
+def test_rows_that_chose_the_step_are_said_to_flatter(tracking):
+    run = made_run(tracking=tracking)
+    if "patience" in tracking:
+        manifest = run.manifest()
+        assert data_of()["remarks"] == data_of_plain_remarks(), "a run that made all its steps was not ended by them"
+        ended = manifest.results.model_copy(update={"ended_early": "3 evaluations without a better held-out loss"})
+        run.write_manifest(manifest.model_copy(update={"results": ended}))
+    assert data_of()["remarks"] == data_of_plain_remarks(), "the task is of other rows"
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    write_evaluation(evaluation_path(run, "held-out"), evaluation.model_copy(update={"task": "held-out"}))
+    (said,) = [one for one in data_of()["remarks"] if one.startswith("held-out")]
+    assert "flatters" in said and f"evaluation.{next(iter(tracking))}" in said
+
+
+def data_of_plain_remarks():
+    made_run("plain")
+    remarks = data_of("plain")["remarks"]
+    shutil.rmtree("runs/plain")
+    return remarks
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted"])

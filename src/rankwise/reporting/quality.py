@@ -107,7 +107,7 @@ def retention_section(run: OpenedRun) -> Section | None:
     }
     return Section(
         "retention", "What it kept", data, blocks,
-        about="How far the tuned model moved on text that it was never trained on: KL(base || tuned) over every "
+        about="How far the tuned model moved on text that is not among its files: KL(base || tuned) over every "
         "position, in nats per token of this base's tokenizer, so it is not to be compared across bases. A model that "
         "learned less also moved less: read it beside the quality.",
     )  # fmt: skip
