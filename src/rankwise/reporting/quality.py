@@ -131,8 +131,8 @@ def _strength(curve: StrengthCurve) -> list[Markup]:
     ]  # fmt: skip
     caption = (
         f"The adapter turned up from nothing, on {curve.task} (n = {curve.n:,}) and on {curve.text}. Down is better at "
-        f"the task, left is nearer to the base. Recommended is the smallest strength that keeps 95 % of the gain: "
-        f"{curve.recommended:g}."
+        f"the task, left is nearer to the base. Recommended is {curve.recommended:g}: "
+        f"{curve.why or 'the smallest strength that keeps 95 % of the gain'}."
     )
     heads = ("strength", "loss on the task", "moved (KL)", "text less likely by")
     return [
