@@ -14,6 +14,7 @@ import pytest
 
 import rankwise
 from rankwise.errors import RunError
+from rankwise.reporting.document import Document
 from rankwise.run.directory import RunDirectory
 from rankwise.run.evaluations import evaluation_path, read_evaluation, write_evaluation
 from rankwise.verbs.report import report
@@ -203,6 +204,18 @@ def test_full_fine_tuning_is_told_by_arithmetic_with_its_formula():
     assert found["this_run_bytes"] == 2 * 134_515_008 + 16 * 1_200_000
     assert "16 bytes" in found["formula"]
     assert "by arithmetic" in words_of() and "not a measurement" in words_of()
+    assert found["time"] is None, "there is no record of AdaLoRA's"
+
+
+def test_the_time_of_full_fine_tuning_is_a_record_and_called_one():
+    made_run(method="lora")
+    said = data_of()["cost"]["by_arithmetic"]["time"]
+    assert "By the benchmark in docs/speed.md" in said and "2.5 times" in said and said in words_of()
+
+
+def test_what_cannot_be_seen_is_plain_text_in_the_title():
+    made = Document(title="a\u202eb", over="page", verdict="none").as_html().decode()
+    assert "<title>aU+202Eb \u00b7 page</title>" in made and '<span class="unseen">U+202E</span>' in made
 
 
 def test_numbers_of_the_page_are_those_of_the_run():
