@@ -38,6 +38,7 @@ def plain(where):
 def made_run(
     name="r", *, said=plain, steps=24, status="finished", held_out=True, evaluated=True, during=True, method="adalora",
     receipt=True, better=0.6, fingerprint="f00d", text_sha256="ab" * 32, items="a" * 64, path="rows.jsonl",
+    tracking=None,
 ):  # fmt: skip
     """In `runs/NAME` of the working folder. `said` gives each text that somebody else could have written."""
     run = RunDirectory.named(name)
@@ -45,7 +46,9 @@ def made_run(
     adapter = {"method": method} | ({"rank": 8, "rank_pattern": {said("target"): 3}} if method == "lora" else {})
     experiment = Experiment(
         model=said("model"), run="r", adapter=adapter,
-        data={"path": path, "system": said("system"), "columns": {"prompt": said("column")}},
+        evaluation=tracking or {},
+        data={"path": path, "system": said("system"), "columns": {"prompt": said("column")}}
+        | ({"held_out": 10} if tracking else {}),
     )  # fmt: skip
     (run.folder / "spec.json").write_text(json.dumps(experiment.model_dump(mode="json")))
     run.write_manifest(manifest(said, status, steps, held_out, fingerprint, path))

@@ -68,6 +68,21 @@ def test_a_model_beside_itself_forgets_nothing(home, tiny_folder):
     assert found("evaluate", tiny_folder, "--task", "rows.jsonl")["retention"] is None
 
 
+def test_what_is_printed_steers_no_terminal_and_claims_no_more_than_is_known(home, tiny_folder):
+    (home / "steering\x1b[2J.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    result = rankwise("evaluate", tiny_folder, "--task", "steering\x1b[2J.jsonl", "--quiet")
+    assert result.exit_code == 0 and "\x1b" not in result.stdout and "\\x1b[2J" in result.stdout
+    told = rankwise("evaluate", "measured", "--quiet").stdout
+    assert "KL(base || tuned)" in told and "never trained" not in told
+    assert "4 items can show nothing" in told and "chose the step" not in told
+
+
+def test_rows_that_chose_the_step_are_said_to_flatter(home, tiny_folder):
+    words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 4, "--held-out", 4, "--keep", "best")
+    assert rankwise("train", *words, "--run", "best").exit_code == 0
+    assert "chose the step that was kept" in rankwise("evaluate", "best", "--no-retention", "--quiet").stdout
+
+
 def test_a_text_of_ones_own_and_none(home):
     (home / "text.txt").write_text("the quick brown fox jumps over the lazy dog " * 2000)
     told = found("evaluate", "measured", "--text", "text.txt")

@@ -79,6 +79,19 @@ def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home
     assert 0 < told["recommended"] <= 1
 
 
+def test_at_strength_one_it_is_what_an_evaluation_finds(home):
+    """Of a model that is held in bfloat16, too: both measure in float32 on a processor."""
+    words = ("--model", json.loads((home / "runs/kept/spec.json").read_text())["model"]["name"])
+    words += ("--data", "rows.jsonl", "--steps", 8, "--held-out", 4, "--set", "model.dtype=bfloat16", "--rank", 4)
+    result = rankwise("train", *words, "--learning-rate", 0.05, "--run", "half")
+    assert result.exit_code == 0, result.output
+    told = [rankwise(*verb, "--json") for verb in (("strength", "half", "--blocks", 32), ("evaluate", "half"))]
+    curve, evaluation = (json.loads(one.stdout) for one in told)
+    (whole,) = [point for point in curve["points"] if point["strength"] == 1]
+    assert whole["kl"]["value"] == evaluation["retention"]["kl"] > 0
+    assert curve["points"][0]["kl"]["value"] == 0
+
+
 def test_in_words_it_says_what_is_recommended_and_how_to_have_it(home):
     (home / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     result = rankwise("strength", "given", *QUICK, "--text", "text.txt", "--quiet")

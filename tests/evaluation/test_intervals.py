@@ -25,6 +25,27 @@ def test_a_model_compared_with_itself_does_not_differ(seed, n):
     assert found.verdict == "cannot tell"
 
 
+@pytest.mark.parametrize("n", [1, 3, 40, 500])
+def test_hits_on_the_same_items_are_no_certainty(n):
+    """Unlike losses, which are the same to the last bit, equal hits of n items say nothing sure of all others."""
+    rows = [[float(item % 3 == 0), 1.0] for item in range(n)]
+    found = difference(METRICS["exact"], rows, rows)
+    assert (found.difference, found.p, found.verdict) == (0, 1, "cannot tell")
+    assert found.low < 0 < found.high and found.low == -found.high
+    assert found.high < 3.2 / n, "about three unseen of each kind, as for no hit at all"
+
+
+def test_intervals_of_paired_hits_hold_the_truth_about_as_often_as_they_say():
+    """b hits where a does in 85 of 100 items, and gains 0.05 on the others."""
+    generator, held = np.random.default_rng(4), []
+    for _ in range(300):
+        kind = generator.choice(4, 60, p=[0.4, 0.45, 0.05, 0.1])
+        a, b = ([[float(one), 1.0] for one in np.isin(kind, hit)] for hit in ([1, 2], [1, 3]))
+        found = difference(METRICS["exact"], a, b)
+        held.append(found.low <= 0.05 <= found.high)
+    assert 276 <= sum(held) < 300
+
+
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """200 experiments of 80 items each: of intervals of 95 %, fewer than 180 would be a bug and 200 too wide."""
     generator = np.random.default_rng(0)

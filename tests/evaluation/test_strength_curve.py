@@ -12,8 +12,8 @@ from rankwise.adapters.whole import WholeModel
 from rankwise.data.batches import portion
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.retention import retention
-from rankwise.evaluation.sides import forward_of, with_and_without
-from rankwise.evaluation.strength import recommended, strength_curve
+from rankwise.evaluation.sides import with_and_without
+from rankwise.evaluation.strength import recommended, strength_curve, untold
 from rankwise.evaluation.text import Text
 from rankwise.models.causal import SupervisedLogits
 from rankwise.run.evaluations import Measured, StrengthPoint
@@ -49,7 +49,12 @@ def test_the_ends_of_the_curve_are_the_base_and_the_trained_model():
     adapters, documents = adapted(), rows(9)
     model = adapters.model
     curve = strength_curve(
-        forward_of(model), adapters.scaled, lambda: loss_rows(model, documents), TEXT, task="words", strengths=(0.5,)
+        with_and_without(adapters),
+        adapters.scaled,
+        lambda: loss_rows(model, documents),
+        TEXT,
+        task="words",
+        strengths=(0.5,),
     )
     assert [point.strength for point in curve.points] == [0, 0.5, 1]
     base, half, whole = curve.points
@@ -75,7 +80,7 @@ def test_whole_weights_are_turned_as_an_adapter_is():
 
     def curve(tuned):
         return strength_curve(
-            forward_of(tuned.model), tuned.scaled, lambda: loss_rows(tuned.model, documents), TEXT, task="words"
+            with_and_without(tuned), tuned.scaled, lambda: loss_rows(tuned.model, documents), TEXT, task="words"
         )
 
     for one, same in zip(curve(whole).points, curve(adapters).points, strict=True):
@@ -106,3 +111,31 @@ def points(**losses: float) -> list[StrengthPoint]:
 )
 def test_the_smallest_measured_strength_that_keeps_nearly_all_of_the_gain(losses, wanted):
     assert recommended(points(**losses)) == wanted
+
+
+def test_the_base_is_the_model_without_its_change_and_no_strength_of_it():
+    """So a change that did not go away at strength 0 would be seen."""
+    adapters = adapted()
+    stuck = strength_curve(
+        with_and_without(adapters), lambda _: adapters.scaled(1.0), lambda: [[1.0, 1.0]], TEXT, task="words"
+    )
+    assert stuck.points[0].kl.value > 0
+
+
+@pytest.mark.parametrize(("gain", "told"), [(0.3, True), (0.0, False), (-0.2, False)])
+def test_where_no_gain_can_be_told_from_none_it_is_said(gain, told):
+    noise = torch.randn(3, 40, generator=torch.Generator().manual_seed(2)) * 0.2
+    losses = [[[2.0 - gain * at + float(noise[at, item]), 1.0] for item in range(40)] for at in range(3)]
+    means = [sum(row[0] for row in rows) / 40 for rows in losses]
+    why = untold(points(s0=means[0], s50=means[1], s100=means[2]), losses)
+    assert (why is None) == told
+    assert told or "n = 40" in why
+
+
+def test_few_items_recommend_what_was_trained():
+    adapters, documents = adapted(), rows(3)
+    model = adapters.model
+    curve = strength_curve(
+        with_and_without(adapters), adapters.scaled, lambda: loss_rows(model, documents), TEXT, task="words"
+    )
+    assert curve.recommended == 1 and "n = 3" in curve.why

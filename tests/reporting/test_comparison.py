@@ -15,6 +15,7 @@ from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
 from rankwise.run.comparisons import differing
 from rankwise.run.evaluations import Side, evaluation_path, read_evaluation, write_evaluation
+from rankwise.run.opened import open_candidate
 from rankwise.verbs.compare import TURNED, _difference, compare
 from rankwise.verbs.report import report
 from report_runs import made_run
@@ -126,6 +127,38 @@ def test_tasks_of_one_side_alone_are_named():
     evaluation = read_evaluation(evaluation_path(run, "task"))
     write_evaluation(evaluation_path(run, "more"), evaluation.model_copy(update={"task": "more"}))
     assert one("a", "b").only_a == ["more"] == one("b", "a").only_b
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch):
+    for place, steps in (("one", 5), ("two", 7)):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        made_run("r", steps=steps, better=steps / 10)
+    monkeypatch.chdir(tmp_path)
+    made = report(["one/runs/r", "two/runs/r"])
+    assert made.page.name == "against-two-runs-r.html"
+    data = json.loads(made.data.read_text())
+    assert [len(data["loss"][f"{place}/runs/r"]) for place in ("one", "two")] == [5, 7]
+    assert [data["cost"][f"{place}/runs/r"]["steps"] for place in ("one", "two")] == [5, 7]
+    assert "two/runs/r is better than one/runs/r" in made.verdict
+
+
+def test_one_run_named_twice_is_numbered():
+    made_run("a")
+    assert (one("a", "runs/a").a, one("a", "runs/a").b) == ("a", "a (2)")
+
+
+def test_what_was_kept_is_compared_on_the_last_text_that_both_have():
+    for name, text in (("a", "ab" * 32), ("b", "cd" * 32)):
+        run = made_run(name, text_sha256=text)
+        evaluation = read_evaluation(evaluation_path(run, "task"))
+        other = evaluation.retention.model_copy(update={"sha256": "ef" * 32, "text": "shared", "kl": 0.5})
+        changed = {"task": "early", "retention": other, "made": "2025-01-01T00:00:00+00:00"}
+        write_evaluation(evaluation_path(run, "early"), evaluation.model_copy(update=changed))
+    found = one("a", "b").retention
+    assert (found.a.text, found.b.text, found.verdict) == ("shared", "shared", "cannot tell")
+    assert open_candidate("a").retention.sha256 == "ab" * 32, "the last that was measured, whatever its file is called"
+    assert "shared" in report(["a", "b"]).page.read_text()
 
 
 def test_other_settings_of_the_asking_are_told():

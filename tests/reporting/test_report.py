@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import rankwise
 from rankwise.errors import RunError
+from rankwise.reporting.document import Document
 from rankwise.run.directory import RunDirectory
 from rankwise.run.evaluations import evaluation_path, read_evaluation, write_evaluation
 from rankwise.verbs.report import report
@@ -78,8 +80,8 @@ def test_the_verdict_comes_first_and_says_how_sure_it_is():
     one = read_evaluation(evaluation_path(run, "task")).differences["exact"]
     assert made.verdict == (
         "Better than the base on task: exact 0.600 against 0.200 "
-        f"(+0.400, 95 % interval {one.low:+.3f} to {one.high:+.3f}, n = 40); on text it was never "
-        "trained on it moved from the base by 0.020 nats per token (KL, 0.017 to 0.024)."
+        f"(+0.400, 95 % interval {one.low:+.3f} to {one.high:+.3f}, n = 40); on text that is not "
+        "among its files it moved from the base by 0.020 nats per token (KL, 0.017 to 0.024)."
     )
 
 
@@ -137,6 +139,28 @@ def test_where_nothing_was_measured_it_says_just_that():
     assert "--held-out" in data["next"] and "rankwise evaluate r" in data["next"]
 
 
+@pytest.mark.parametrize("tracking", [{"keep": "best"}, {"patience": 3}])
+def test_rows_that_chose_the_step_are_said_to_flatter(tracking):
+    run = made_run(tracking=tracking)
+    if "patience" in tracking:
+        manifest = run.manifest()
+        assert data_of()["remarks"] == data_of_plain_remarks(), "a run that made all its steps was not ended by them"
+        ended = manifest.results.model_copy(update={"ended_early": "3 evaluations without a better held-out loss"})
+        run.write_manifest(manifest.model_copy(update={"results": ended}))
+    assert data_of()["remarks"] == data_of_plain_remarks(), "the task is of other rows"
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    write_evaluation(evaluation_path(run, "held-out"), evaluation.model_copy(update={"task": "held-out"}))
+    (said,) = [one for one in data_of()["remarks"] if one.startswith("held-out")]
+    assert "flatters" in said and f"evaluation.{next(iter(tracking))}" in said
+
+
+def data_of_plain_remarks():
+    made_run("plain")
+    remarks = data_of("plain")["remarks"]
+    shutil.rmtree("runs/plain")
+    return remarks
+
+
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
 def test_a_run_that_was_cut_short_has_a_page_that_says_so(status):
     made_run(status=status, steps=5, evaluated=False)
@@ -180,6 +204,18 @@ def test_full_fine_tuning_is_told_by_arithmetic_with_its_formula():
     assert found["this_run_bytes"] == 2 * 134_515_008 + 16 * 1_200_000
     assert "16 bytes" in found["formula"]
     assert "by arithmetic" in words_of() and "not a measurement" in words_of()
+    assert found["time"] is None, "there is no record of AdaLoRA's"
+
+
+def test_the_time_of_full_fine_tuning_is_a_record_and_called_one():
+    made_run(method="lora")
+    said = data_of()["cost"]["by_arithmetic"]["time"]
+    assert "By the benchmark in docs/speed.md" in said and "2.5 times" in said and said in words_of()
+
+
+def test_what_cannot_be_seen_is_plain_text_in_the_title():
+    made = Document(title="a\u202eb", over="page", verdict="none").as_html().decode()
+    assert "<title>aU+202Eb \u00b7 page</title>" in made and '<span class="unseen">U+202E</span>' in made
 
 
 def test_numbers_of_the_page_are_those_of_the_run():

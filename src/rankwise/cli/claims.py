@@ -11,6 +11,7 @@ from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import Json, Quiet
+from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
     from rankwise.run.claims import Claim
@@ -35,7 +36,7 @@ def claims(
             print_json(found.model_dump(mode="json"))
         else:
             for claim in found.claims:
-                typer.echo(_line(claim))
+                typer.echo(visible(_line(claim)))
 
 
 def _line(claim: Claim) -> str:

@@ -76,11 +76,11 @@ def _retention(one: Comparison) -> list[str]:
     if one.retention is None:
         return []
     a, b = (
-        f"{side.kl:.4g} ({side.low:.4g} to {side.high:.4g})" if side else "not measured"
+        f"{side.kl:.4g} ({side.low:.4g} to {side.high:.4g}) on {side.text}" if side else "not measured"
         for side in (one.retention.a, one.retention.b)
     )
     verdict = one.retention.verdict or f"not compared: {one.retention.incomparable}"
-    return [f"moved from the base on other text, KL in nats per token: a {a}, b {b}: {verdict}"]
+    return [f"moved from the base, KL in nats per token: a {a}; b {b}: {verdict}"]
 
 
 def _listed(what: str, found: list[Differing]) -> list[str]:

@@ -11,6 +11,7 @@ from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import ForceBase, Json, Quiet, TrustCode
+from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
     from rankwise.run.evaluations import Difference, Evaluation, Measured
@@ -27,7 +28,7 @@ def evaluate(
     against: Annotated[str | None, typer.Option(show_default=False,
         help="The model that a merged one comes from. A run is held against its own base.")] = None,
     base: Annotated[bool, typer.Option(help="Evaluate the run's base too.")] = True,
-    retention: Annotated[bool, typer.Option(help="Measure what became of text that nobody was trained on.")] = True,
+    retention: Annotated[bool, typer.Option(help="Measure what became of text that was not in the data.")] = True,
     text: Annotated[str | None, typer.Option(show_default=False,
         help="That text: a file, or rows with a text.  [default: the documentation that every Python carries]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 16,
@@ -54,23 +55,34 @@ def evaluate(
         if as_json:
             print_json(found.summary())
         else:
-            _tell(found)
+            typer.echo(visible("\n".join([*_told(found), *_cautions(target, found)])))
 
 
-def _tell(found: Evaluation) -> None:
-    typer.echo(f"{found.task}, {found.n:,} items of {found.data}, intervals of 95 %")
+def _told(found: Evaluation) -> list[str]:
+    lines = [f"{found.task}, {found.n:,} items of {found.data}, intervals of 95 %"]
     width = max(map(len, found.tuned.metrics))
     for metric, measured in found.tuned.metrics.items():
         line = f"  {metric:<{width}}  {_interval(measured)}"
         if metric in found.differences:
             line += f"   base {found.differences[metric].a:.4g}: {_judged(found.differences[metric])}"
-        typer.echo(line)
+        lines.append(line)
     if (kept := found.retention) is not None:
-        typer.echo(
-            f"on {kept.text}, never trained on: KL(base || tuned) {kept.kl:.4f} nats per token "
+        lines.append(
+            f"on {kept.text}: KL(base || tuned) {kept.kl:.4f} nats per token "
             f"({kept.low:.4f} to {kept.high:.4f}); its own tokens {kept.delta_nll:+.4f} nats less likely "
             f"({kept.delta_nll_low:+.4f} to {kept.delta_nll_high:+.4f}); same likeliest token at {kept.agreement:.1%}"
         )
+    return lines
+
+
+def _cautions(target: str, found: Evaluation) -> list[str]:
+    from rankwise.run.cautions import cautions
+    from rankwise.run.directory import find_run
+
+    run = find_run(target)
+    if run is None:
+        return cautions(found, None, None)
+    return cautions(found, run.experiment(), run.manifest().results)
 
 
 def _interval(measured: Measured) -> str:

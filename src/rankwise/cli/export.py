@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import ForceBase, Json, Quiet, RunName
+
+if TYPE_CHECKING:
+    from rankwise.verbs.export import Exported
 
 
 def export(
@@ -46,15 +49,17 @@ def export(
         exported = export_verb(run, to, format, strength=strength, dtype=dtype, force_base=force_base, announce=display)
         if as_json:
             print_json(exported.summary())
-            return
-        turned = f" at strength {exported.strength:g}" if exported.strength != 1 else ""
-        what = f"{exported.to}: {exported.format}{turned}, {exported.bytes / 1e6:,.1f} MB"
-        if (merged := exported.merged) is None:
-            typer.echo(f"{what}, rank {exported.rank}; read back, and the same adapter{turned}")
         else:
-            change = merged.logits_change
-            typer.echo(
-                f"{what} of {merged.dtype}; loaded again, its logits differ by {merged.logits_difference:.2g} of the "
-                "largest from the trained model's"
-                + ("" if change is None else f", and the adapter changes them by {change:.2g}")
-            )
+            typer.echo(_told(exported))
+
+
+def _told(found: Exported) -> str:
+    turned = f" at strength {found.strength:g}" if found.strength != 1 else ""
+    what = f"{found.to}: {found.format}{turned}, {found.bytes / 1e6:,.1f} MB"
+    if (merged := found.merged) is None:
+        return f"{what}, rank {found.rank}; read back, and the same adapter{turned}"
+    change = merged.logits_change
+    return (
+        f"{what} of {merged.dtype}; loaded again, its logits differ by {merged.logits_difference:.2g} of the largest "
+        "from the trained model's" + ("" if change is None else f", and the adapter changes them by {change:.2g}")
+    )

@@ -73,7 +73,8 @@ def _told(found: Strengths) -> list[str]:
     return [
         f"task: {visible(curve.task)}, {curve.n} documents; loss and gain in nats per learned token",
         f"kept: {visible(curve.text)}; KL (base || tuned) and change in nats per token, intervals of 95 %",
-        f"recommended: {curve.recommended:g}, the smallest of these that keeps 95 % of the largest gain up to 1",
+        f"recommended: {curve.recommended:g}, "
+        + (visible(curve.why) if curve.why else "the smallest of these that keeps 95 % of the largest gain up to 1"),
         f"written to {visible(found.run)}/strength.json; "
         f"next: rankwise export {visible(found.run)} --to FOLDER --strength {curve.recommended:g}",
     ]

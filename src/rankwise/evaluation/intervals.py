@@ -2,8 +2,12 @@
 
 Intervals are of 95 %, by drawing the items again (Efron 1979), or Wilson's (1927) for a share of hits, which has a
 width also where all or none were hit. Two models are compared on the same items, pair by pair: the interval draws
-pairs again, and the test swaps the sides of pairs at random (Noreen 1989). A model is better or worse only where both
-agree.
+pairs again, and the test swaps the sides of pairs at random (Noreen 1989). For hits it is that of Agresti and Min
+(2005), with half a pair more of each kind: where b alone hit in `gained` pairs of n and a alone in `lost`,
+
+    (gained - lost) / (n + 2)  +-  z sqrt(gained + lost + 1 - (gained - lost)^2 / (n + 2)) / (n + 2)
+
+which has a width also where no pair was unlike. A model is better or worse only where interval and test agree.
 """
 
 from __future__ import annotations
@@ -48,7 +52,8 @@ def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequenc
     pair = Metric(between, more_is_better=metric.more_is_better)
     total = _total(table)
     found = float(between(total))
-    low, high = _quantiles(_drawn(pair, table))
+    hits = metric.of is share and width == 2 and _hits(table[:, :2]) and _hits(table[:, 2:])
+    low, high = _paired_hits(table) if hits else _quantiles(_drawn(pair, table))
     low, high, p = min(low, found), max(high, found), _swapped(pair, table, width, found)
     return Difference(
         a=float(metric.of(total[:width])), b=float(metric.of(total[width:])), difference=found, low=low, high=high,
@@ -81,6 +86,14 @@ def _wilson(value: float, n: int) -> tuple[float, float]:
     middle = (value + spread / 2) / (1 + spread)
     half = QUANTILE / (1 + spread) * math.sqrt(value * (1 - value) / n + spread / (4 * n))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _paired_hits(table: Sums) -> tuple[float, float]:
+    change, n = table[:, 2] - table[:, 0], len(table) + 2
+    gained, lost = float((change > 0).sum()), float((change < 0).sum())
+    middle = (gained - lost) / n
+    half = QUANTILE * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / n) / n
+    return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def _drawn(metric: Metric, table: Sums) -> Sums:

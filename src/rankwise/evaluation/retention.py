@@ -1,4 +1,4 @@
-"""What a tuned model does to text that it was never trained on, against its base.
+"""What a tuned model does to text that is not among its data, against its base.
 
     KL   = sum over the vocabulary of p (log p - log q),   p the base's distribution, q the tuned model's
     dNLL = log p(next token) - log q(next token)

@@ -52,7 +52,7 @@ def of_two(base: LoadedModel, tuned: LoadedModel) -> Sides:
         example = f'; "{differing[0]}" has other ids' if differing else ""
         raise ModelError(
             f"{tuned.source.name} has another vocabulary ({tuned.vocabulary:,} tokens) than {base.source.name} "
-            f"({base.vocabulary:,}){example}. What one likelies token by token cannot be laid beside the other's: "
+            f"({base.vocabulary:,}){example}. Their likelihoods cannot be compared token by token: "
             "compare it with its own base."
         )
     return Sides(forward_of(base.module), forward_of(tuned.module))

@@ -6,6 +6,7 @@ that is recommended is the smallest of those measured, up to 1, that keeps 95 % 
 
     loss(0) - loss(s)  >=  0.95 max over t <= 1 of (loss(0) - loss(t))
 
+Where the largest gain cannot be told from none, item by item (intervals.py), it is 1, and that is said.
 One between two of them would be a strength that nobody has measured, so none is interpolated.
 """
 
@@ -16,10 +17,10 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from rankwise.evaluation.intervals import measured
+from rankwise.evaluation.intervals import difference, measured
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.retention import change_of, compared, kl_of
-from rankwise.evaluation.sides import Forward
+from rankwise.evaluation.sides import Forward, Sides
 from rankwise.evaluation.text import Text
 from rankwise.run.evaluations import StrengthCurve, StrengthPoint
 from rankwise.run.manifest import now
@@ -35,27 +36,28 @@ TaskLoss = Callable[[], Sequence[Sequence[float]]]
 
 
 def strength_curve(
-    forward: Forward, turned: Turned, task_loss: TaskLoss, text: Text, *, task: str,
+    sides: Sides, turned: Turned, task_loss: TaskLoss, text: Text, *, task: str,
     strengths: Sequence[float] = STRENGTHS, announce: Announce = silent,
 ) -> StrengthCurve:  # fmt: skip
-    """0 and 1 are measured also where `strengths` leaves them out. `task` is what the losses are of. At 0 a KL of
-    exactly 0 is measured and not assumed."""
+    """0 and 1 are measured also where `strengths` leaves them out. `task` is what the losses are of. The base is
+    the model with its change taken off, so that a KL of 0 at strength 0 is measured and not assumed."""
     asked = with_ends(strengths)
     losses = []
     for strength in asked:
         with turned(strength):
             losses.append(task_loss())
-    sides = [_at(forward, turned, strength) for strength in asked]
+    tuned = [_at(sides.tuned, turned, strength) for strength in asked]
     points = [
         StrengthPoint(
             strength=strength, loss=measured(METRICS["loss"], rows), kl=kl_of(blocks),
             delta_nll=change_of(blocks).value,
         )
-        for strength, rows, blocks in zip(asked, losses, compared(sides[0], sides, text, announce), strict=True)
+        for strength, rows, blocks in zip(asked, losses, compared(sides.base, tuned, text, announce), strict=True)
     ]  # fmt: skip
+    why = untold(points, losses)
     return StrengthCurve(
         task=task, n=len(losses[0]), text=text.about, sha256=text.sha256, points=points,
-        recommended=recommended(points), made=now(),
+        recommended=1.0 if why else recommended(points), why=why, made=now(),
     )  # fmt: skip
 
 
@@ -70,6 +72,18 @@ def _at(forward: Forward, turned: Turned, strength: float) -> Forward:
             return forward(ids)
 
     return logits
+
+
+def untold(points: Sequence[StrengthPoint], losses: Sequence[Sequence[Sequence[float]]]) -> str | None:
+    """Why there is no gain to keep, if so. `losses` are the items' at each point, of which the first is the base's."""
+    best = min((at for at, point in enumerate(points) if point.strength <= 1), key=lambda at: points[at].loss.value)
+    found = difference(METRICS["loss"], losses[0], losses[best])
+    if found.verdict == "better":
+        return None
+    return (
+        f"at no strength up to 1 can a gain be told from none (n = {found.n:,}; at {points[best].strength:g} the loss "
+        f"changes by {found.difference:+.3g}, {found.low:+.3g} to {found.high:+.3g}), so 1 is as good as any"
+    )
 
 
 def recommended(points: Sequence[StrengthPoint]) -> float:

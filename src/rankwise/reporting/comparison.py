@@ -11,7 +11,7 @@ from rankwise.reporting.quality import chip, difference_cells, value
 from rankwise.reporting.quantities import duration, interval, share, size
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.verdict import counted, primary
-from rankwise.run.comparisons import ComparedTask, Comparison, Differing
+from rankwise.run.comparisons import ComparedRetention, ComparedTask, Comparison, Differing
 from rankwise.run.evaluations import Retention
 from rankwise.run.manifest import Results
 from rankwise.run.opened import Candidate
@@ -117,26 +117,36 @@ def _notes(one: Comparison) -> Markup:
 def _retention(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Section | None:
     if not any(one.retention for one in candidates):
         return None
-    verdicts: list[Content] = ["compared with"]
-    for one in comparisons:
-        found = one.retention
-        verdicts.append("\u2013" if found is None else chip(found.verdict) if found.verdict else
-                        element("span", found.incomparable or "", class_="quiet"))  # fmt: skip
-    rows = [[one.name, *_moved(one.retention), verdict] for one, verdict in zip(candidates, verdicts, strict=True)]
-    heads = ("run", "moved (KL)", "text less likely by", "same likeliest token", "verdict")
+    first, *others = candidates
+    on_texts = {found.sha256: found for one in comparisons if one.retention and (found := one.retention.a)}
+    rows: list[list[Content]] = [
+        [first.name, *_moved(found), "compared with"] for found in list(on_texts.values()) or [first.retention]
+    ]
+    kept: dict[str, Retention | None] = {first.name: first.retention}
+    for candidate, one in zip(others, comparisons, strict=True):
+        kept[candidate.name] = one.retention.b if one.retention else candidate.retention
+        rows.append([candidate.name, *_moved(kept[candidate.name]), _judged(one.retention)])
+    heads = ("run", "moved (KL)", "text less likely by", "same likeliest token", "text", "verdict")
     return Section(
         "retention", "What they kept",
-        {one.name: one.retention.model_dump() if one.retention else None for one in candidates},
-        [table(heads, rows, words=(0, 4), label="retention", lead=1, judged=True)],
-        about="KL(base || tuned) in nats per token, on text that was never trained on. Better is what moved less, "
-        "where the intervals are apart; what learned less also moved less, so read it beside the quality.",
+        {name: found.model_dump() if found else None for name, found in kept.items()},
+        [table(heads, rows, words=(0, 4, 5), label="retention", lead=1, judged=True)],
+        about="KL(base || tuned) in nats per token, on text that is not among the files of the run. Better is what "
+        "moved less, where the intervals are apart; what learned less also moved less, so read it beside the quality.",
     )  # fmt: skip
+
+
+def _judged(found: ComparedRetention | None) -> Content:
+    if found is None:
+        return "\u2013"
+    return chip(found.verdict) if found.verdict else element("span", found.incomparable or "", class_="quiet")
 
 
 def _moved(one: Retention | None) -> list[Content]:
     if one is None:
-        return ["not measured", "\u2013", "\u2013"]
-    return [f"{number(one.kl)} ({interval(one.low, one.high)})", number(one.delta_nll, True), share(one.agreement, 1)]
+        return ["not measured", "\u2013", "\u2013", "\u2013"]
+    moved = f"{number(one.kl)} ({interval(one.low, one.high)})"
+    return [moved, number(one.delta_nll, True), share(one.agreement, 1), one.text]
 
 
 def _losses(candidates: Sequence[Candidate]) -> Section | None:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rankwise.reporting.markup import Content, Markup, element, joined
+from rankwise.reporting.markup import Content, Markup, element, joined, shown
 
 KIND = "rankwise report"
 BEGINS = f'<!doctype html>\n<html lang="en" data-kind="{KIND}">'
@@ -60,7 +60,7 @@ class Document:
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", name="color-scheme", content="light dark"),
             element("meta", name="referrer", content="no-referrer"),
-            element("title", f"{self.title} \u00b7 {self.over}"),
+            element("title", shown(f"{self.title} \u00b7 {self.over}")),
             Markup(f"<style>{_style()}</style>"),
         )
         return f"{BEGINS}{head}{body}</html>\n".encode()

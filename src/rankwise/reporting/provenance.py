@@ -19,6 +19,8 @@ from rankwise.spec.experiment import Experiment
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 16
 """Bytes a parameter: weight, gradient and AdamW's two moments, each of four bytes."""
+SLOWER = {"fast": 6.2, "plain": 2.5}
+"""How many times as long as with LoRA in this form a step of full fine-tuning in float32 took (docs/speed.md)."""
 SHOWN_ROWS = 20
 
 
@@ -123,9 +125,21 @@ def against_full(manifest: Manifest, results: Results, experiment: Experiment) -
     return {
         "formula": f"{FULL} bytes for each parameter that learns (weight, gradient, two moments, float32) and "
         f"{per_weight} for each that does not ({manifest.base_model.dtype})",
+        "time": _time(manifest, experiment),
         "full_fine_tuning_bytes": FULL * results.total_parameters,
         "this_run_bytes": per_weight * results.total_parameters + FULL * results.trainable_parameters,
     }
+
+
+def _time(manifest: Manifest, experiment: Experiment) -> str | None:
+    """Of another model's record, and only where it was made in the same way."""
+    times = SLOWER.get(manifest.form)
+    if times is None or experiment.adapter.method != "lora" or manifest.base_model.device != "cpu":
+        return None
+    return (
+        f"By the benchmark in docs/speed.md, of SmolLM2-135M on two cores, a step of full fine-tuning in float32 took "
+        f"{times:g} times as long as one of LoRA in the {manifest.form} form; of this model it was not measured."
+    )
 
 
 def _arithmetic(against: dict[str, Any]) -> Markup:
@@ -138,6 +152,7 @@ def _arithmetic(against: dict[str, Any]) -> Markup:
             f"run held {size(this)}, {share(this, full)} of it. {against['formula']}. Activations come on top of both. "
             "This is a sum and not a measurement."
         ),
+        paragraph(against["time"]) if against["time"] else Markup(""),
         class_="arithmetic",
     )
 

@@ -107,7 +107,7 @@ def retention_section(run: OpenedRun) -> Section | None:
     }
     return Section(
         "retention", "What it kept", data, blocks,
-        about="How far the tuned model moved on text that it was never trained on: KL(base || tuned) over every "
+        about="How far the tuned model moved on text that is not among its files: KL(base || tuned) over every "
         "position, in nats per token of this base's tokenizer, so it is not to be compared across bases. A model that "
         "learned less also moved less: read it beside the quality.",
     )  # fmt: skip
@@ -131,8 +131,8 @@ def _strength(curve: StrengthCurve) -> list[Markup]:
     ]  # fmt: skip
     caption = (
         f"The adapter turned up from nothing, on {curve.task} (n = {curve.n:,}) and on {curve.text}. Down is better at "
-        f"the task, left is nearer to the base. Recommended is the smallest strength that keeps 95 % of the gain: "
-        f"{curve.recommended:g}."
+        f"the task, left is nearer to the base. Recommended is {curve.recommended:g}: "
+        f"{curve.why or 'the smallest strength that keeps 95 % of the gain'}."
     )
     heads = ("strength", "loss on the task", "moved (KL)", "text less likely by")
     return [

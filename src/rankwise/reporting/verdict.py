@@ -1,7 +1,7 @@
 """The one sentence: what was measured, on how much, and how sure it is. What was not measured is said, and how to.
 
-A task counts by its first metric of answers, and by its loss only where it has no other: a lower loss is not yet a
-better answer. `cannot tell` is not `no difference`.
+A task counts by its first metric that is not a loss, and by its loss only where it has no other: a lower loss is not
+yet a better answer. `cannot tell` is not `no difference`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from rankwise.reporting.quantities import figure, interval, plural
+from rankwise.run.cautions import cautions, chosen_by_held_out
 from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
 from rankwise.run.opened import OpenedRun
 
@@ -26,7 +27,7 @@ def verdict_of(run: OpenedRun) -> str:
         return f"{_sentence(compared, run.manifest.base_model.name)}{f'; {moved}' if moved else ''}."
     if run.evaluations:
         return f"{_scored(run.evaluations)}{f'; {moved}' if moved else ''}."
-    return f"{_losses(run)}{f' On the text of its base, {moved}.' if moved else ''}"
+    return f"{_losses(run)}{f' Beside that, {moved}.' if moved else ''}"
 
 
 def primary(metrics: Mapping[str, _Value]) -> tuple[str, _Value]:
@@ -65,6 +66,15 @@ def remarks_of(run: OpenedRun) -> list[str]:
             f"{overlap.exact:,} of the {overlap.of:,} rows that were measured with ask exactly, and {overlap.near:,} "
             "nearly, what was trained on: the loss on them flatters."
         )
+    return found + _cautions(run)
+
+
+def _cautions(run: OpenedRun) -> list[str]:
+    experiment, results = run.experiment, run.manifest.results
+    found = [said for one in run.evaluations.values() for said in cautions(one, experiment, results)]
+    how = chosen_by_held_out(experiment, results)
+    if how and run.history.losses and not run.evaluations:
+        found.append(f"The held-out rows {how}, so the loss on them flatters.")
     return found
 
 
@@ -125,7 +135,7 @@ def _moved(retention: Retention | None) -> str:
     if retention is None:
         return ""
     return (
-        f"on text it was never trained on it moved from the base by {figure(retention.kl)} nats per token "
+        f"on text that is not among its files it moved from the base by {figure(retention.kl)} nats per token "
         f"(KL, {interval(retention.low, retention.high)})"
     )
 

@@ -154,6 +154,8 @@ class StrengthCurve(Spec):
     points: list[StrengthPoint]
     recommended: float
     """The smallest of these strengths that keeps 95 % of the largest gain of any up to 1; 1 where nothing is gained."""
+    why: str | None = None
+    """Why it is 1, where no gain could be told from none."""
     made: str
 
 

@@ -6,7 +6,8 @@ Beside runs, an evaluation that stands alone in a file can be compared; both are
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankwise.run.directory import RunDirectory, open_any_run
@@ -42,9 +43,20 @@ class OpenedRun:
         return retention_of(self.evaluations)
 
 
+def retentions_of(evaluations: dict[str, Evaluation]) -> dict[str, Retention]:
+    """The last one measured on each text, by the text's hash; the latest comes last. It is of the model and not of a
+    task."""
+    found: dict[str, Retention] = {}
+    for one in sorted(evaluations.values(), key=lambda one: one.made):
+        if one.retention is not None:
+            found.pop(one.retention.sha256, None)
+            found[one.retention.sha256] = one.retention
+    return found
+
+
 def retention_of(evaluations: dict[str, Evaluation]) -> Retention | None:
-    """The first one that was measured: it is of the model and not of a task."""
-    return next((one.retention for one in evaluations.values() if one.retention is not None), None)
+    """The last one measured, on whatever text."""
+    return next(reversed(retentions_of(evaluations).values()), None)
 
 
 def open_for_reading(name: str) -> OpenedRun:
@@ -74,6 +86,33 @@ class Candidate:
     @property
     def retention(self) -> Retention | None:
         return retention_of(self.evaluations)
+
+    @property
+    def place(self) -> Path:
+        whole = self.folder.resolve()
+        return whole if self.run is not None else whole / self.name
+
+
+def open_candidates(names: Sequence[str]) -> list[Candidate]:
+    """No two of one name: those that share theirs are told by as much of their path as it takes, and one that is named
+    twice by a number."""
+    found = [open_candidate(name) for name in names]
+    told = [_tail(one, [other for other in found if other.name == one.name]) for one in found]
+    again = [told[:at].count(name) + 1 for at, name in enumerate(told)]
+    return [
+        replace(one, name=name if many == 1 else f"{name} ({many})")
+        for one, name, many in zip(found, told, again, strict=True)
+    ]
+
+
+def _tail(one: Candidate, others: Sequence[Candidate]) -> str:
+    """The end of its path, as short as tells it from that of each other."""
+    places = {other.place for other in others}
+    if len(places) == 1:
+        return one.name
+    longest = max(len(place.parts) for place in places)
+    enough = next((n for n in range(1, longest) if len({place.parts[-n:] for place in places}) == len(places)), longest)
+    return "/".join(one.place.parts[-enough:])
 
 
 def open_candidate(name: str) -> Candidate:

@@ -15,7 +15,7 @@ from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.run.comparisons import ComparedRetention, ComparedTask, Comparison, Differing, differing
 from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
-from rankwise.run.opened import Candidate, open_candidate
+from rankwise.run.opened import Candidate, open_candidates, retentions_of
 
 TURNED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
 
@@ -32,7 +32,7 @@ class Compared:
 def compare(names: Sequence[str]) -> Compared:
     if len(names) < 2:
         raise RunError("name two runs at least: the one to compare with, and the others.")
-    first, *others = [open_candidate(name) for name in names]
+    first, *others = open_candidates(names)
     return Compared([_compared(first, other) for other in others])
 
 
@@ -110,7 +110,7 @@ def _difference(metric: str, a: list[list[float]], b: list[list[float]]) -> Diff
 
 
 def _retention(a: Candidate, b: Candidate) -> ComparedRetention | None:
-    one, other = a.retention, b.retention
+    one, other = _on_one_text(a, b)
     if one is None and other is None:
         return None
     why = _incomparable(a, b, one, other)
@@ -118,6 +118,16 @@ def _retention(a: Candidate, b: Candidate) -> ComparedRetention | None:
         return ComparedRetention(a=one, b=other, verdict=None, incomparable=why)
     verdict: Verdict = "better" if other.high < one.low else "worse" if other.low > one.high else "cannot tell"
     return ComparedRetention(a=one, b=other, verdict=verdict)
+
+
+def _on_one_text(a: Candidate, b: Candidate) -> tuple[Retention | None, Retention | None]:
+    """On a text of both, and of several on the one that both came to last; else the last of each."""
+    one, other = retentions_of(a.evaluations), retentions_of(b.evaluations)
+    shared = [text for text in one if text in other]
+    if not shared:
+        return a.retention, b.retention
+    last = max(shared, key=lambda text: (list(one).index(text) + list(other).index(text), text))
+    return one[last], other[last]
 
 
 def _incomparable(a: Candidate, b: Candidate, one: Retention | None, other: Retention | None) -> str | None:

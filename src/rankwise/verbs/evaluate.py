@@ -23,6 +23,7 @@ from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
+from rankwise.run.cautions import HELD_OUT
 from rankwise.run.directory import RunDirectory, find_run
 from rankwise.run.evaluations import (
     Difference,
@@ -37,12 +38,12 @@ from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import TaskSpec, task_named
 from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.held import held_to_measure
 from rankwise.verbs.measured_rows import rows_to_measure
 from rankwise.verbs.methods import model_of
 from rankwise.verbs.page import write_page
 
 TOGETHER = 16
-HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,16 @@ def open_subject(
 ) -> Subject:  # fmt: skip
     run = find_run(target)
     if run is None:
-        model = load(_spec(ModelSpec(name=target, trust_code=trust_code), dtype), announce)
+        model = load(held_to_measure(ModelSpec(name=target, trust_code=trust_code), dtype), announce)
         return _beside(model, target, against, dtype, announce) if against else Subject(target, model, None)
     if against is not None:
         raise SpecError([f'"{target}" is a run, and a run is held against its own base; leave out --against.'])
     asked = open_for_asking(
-        target, announce, force_base=force_base, trust_code=trust_code, held=_spec(model_of(run, trust_code), dtype)
+        target,
+        announce,
+        force_base=force_base,
+        trust_code=trust_code,
+        held=held_to_measure(model_of(run, trust_code), dtype),
     )
 
     @contextmanager
@@ -122,7 +127,7 @@ def open_subject(
 
 
 def _beside(model: LoadedModel, target: str, against: str, dtype: str, announce: Announce) -> Subject:
-    other = load(_spec(ModelSpec(name=against), dtype), announce)
+    other = load(held_to_measure(ModelSpec(name=against), dtype), announce)
     return Subject(target, model, None, against, lambda: nullcontext(other), of_two(other, model))
 
 
@@ -133,19 +138,6 @@ def _retention(subject: Subject, text: str | None, announce: Announce) -> Retent
     if subject.run is not None:
         refuse_trained_on(read, subject.run.receipt())
     return retention(subject.sides, read, announce)
-
-
-def _spec(spec: ModelSpec, dtype: str) -> ModelSpec:
-    """In float32 on a processor, where answers do not depend on how many are written at once."""
-    given = ModelSpec(name=spec.name, dtype=dtype) if dtype != "auto" else None  # pyright: ignore[reportArgumentType]
-    exact = "float32" if given is None and _on_processor(spec) else spec.dtype
-    return spec.model_copy(update={"dtype": given.dtype if given is not None else exact})
-
-
-def _on_processor(spec: ModelSpec) -> bool:
-    from rankwise.models.precision import choose_precision
-
-    return choose_precision(spec).device.type == "cpu"
 
 
 def asked_of(

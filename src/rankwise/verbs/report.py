@@ -12,7 +12,7 @@ from rankwise.reporting.comparison import comparison_report
 from rankwise.reporting.document import BEGINS, BEGINS_DATA, Document
 from rankwise.reporting.training import training_report
 from rankwise.run.directory import REPORTS, RunDirectory
-from rankwise.run.opened import open_candidate, open_for_reading
+from rankwise.run.opened import open_candidates, open_for_reading
 from rankwise.run.writing import write_atomic
 from rankwise.verbs.compare import compare
 
@@ -39,9 +39,10 @@ def report(names: str | Sequence[str], out: str | Path | None = None) -> Reporte
         run = open_for_reading(listed[0])
         document, usual = training_report(run), run.folder / REPORTS[0]
     else:
-        candidates = [open_candidate(name) for name in listed]
+        candidates = open_candidates(listed)
         document = comparison_report(candidates, compare(listed).comparisons)
-        usual = candidates[0].folder / f"against-{'-'.join(one.name for one in candidates[1:])[:LONGEST_NAME]}.html"
+        others = "-".join(one.name.replace("/", "-") for one in candidates[1:])
+        usual = candidates[0].folder / f"against-{others[:LONGEST_NAME]}.html"
     return _written(document, Path(out) if out is not None else usual)
 
 

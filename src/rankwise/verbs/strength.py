@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.sides import forward_of
+from rankwise.evaluation.sides import with_and_without
 from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
 from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.models.loaded import LoadedModel
@@ -17,7 +17,9 @@ from rankwise.run.evaluations import StrengthCurve, write_strength
 from rankwise.run.records import Announce, Event, Progressed, Said, silent
 from rankwise.spec.adapters import check_strength
 from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.held import held_to_measure
 from rankwise.verbs.measured_rows import Measurable, rows_to_measure
+from rankwise.verbs.methods import model_of
 from rankwise.verbs.page import write_page
 
 BLOCKS, MOST = 16, 100
@@ -44,12 +46,15 @@ def strength(
     for one in strengths:
         check_strength(one)
     run = open_run(run_name)
-    asked = open_for_asking(run_name, announce, force_base=force_base, trust_code=trust_code)
+    asked = open_for_asking(
+        run_name, announce, force_base=force_base, trust_code=trust_code,
+        held=held_to_measure(model_of(run, trust_code)),
+    )  # fmt: skip
     told = text_for(asked.model, text, blocks=blocks)
     refuse_trained_on(told, run.receipt())
     rows = rows_to_measure(run, asked.model, data, announce)
     curve = strength_curve(
-        forward_of(asked.model.module), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, announce), told,
+        with_and_without(asked.tuned), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, announce), told,
         task=rows.about, strengths=strengths, announce=announce,
     )  # fmt: skip
     write_strength(run, curve)

@@ -1,0 +1,83 @@
+"""What a reader must know before the numbers of an evaluation: they are right, and say less than they seem to."""
+
+from __future__ import annotations
+
+from rankwise.run.evaluations import Evaluation, Side
+from rankwise.run.manifest import Results
+from rankwise.spec.experiment import Experiment
+
+HELD_OUT = "held-out"
+"""The task of the rows that a run held out itself."""
+FEW, MANY = 5, 1000
+CHOOSING = ("accuracy", "f1", "matthews")
+CHOICES = {
+    "arc_easy": 4, "arc_challenge": 4, "hellaswag": 4, "mmlu": 4, "openbookqa": 4, "boolq": 2, "piqa": 2,
+    "winogrande": 2,
+}  # fmt: skip
+"""Of each row of the public tasks whose rows have as many."""
+
+
+def cautions(evaluation: Evaluation, experiment: Experiment | None, results: Results | None) -> list[str]:
+    """`experiment` and `results` are those of the run that was evaluated."""
+    found = []
+    if evaluation.n < FEW:
+        found.append(
+            f"{evaluation.task}: {_items(evaluation.n)} can show nothing, and intervals over so few are too narrow; "
+            f"evaluate on {FEW} at the least, better on a hundred."
+        )
+    if evaluation.task == HELD_OUT and experiment is not None and (how := chosen_by_held_out(experiment, results)):
+        found.append(
+            f"{HELD_OUT}: these rows {how}, so what is measured on them flatters. Evaluate on rows that took no part "
+            "in the choice: rankwise evaluate RUN --task FILE"
+        )
+    if any(metric in CHOOSING for metric in evaluation.tuned.scores):
+        found += _of_choices(evaluation)
+    return found
+
+
+def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
+    """What the held-out rows had a say in; nothing where they had none."""
+    if experiment.evaluation.keep == "best":
+        return "chose the step that was kept (evaluation.keep)"
+    if results is not None and results.ended_early:
+        return "decided when training ended (evaluation.patience)"
+    return ""
+
+
+def _of_choices(evaluation: Evaluation) -> list[str]:
+    found = []
+    if evaluation.n < MANY:
+        found.append(
+            f"{evaluation.task}: a choice between answers tells little over {_items(evaluation.n)}; it takes about "
+            f"{MANY:,}."
+        )
+    least, base = chance(evaluation), evaluation.base
+    accuracy = base.metrics.get("accuracy") if base is not None else None
+    if least is not None and accuracy is not None and accuracy.low <= least:
+        found.append(
+            f"{evaluation.task}: the base's accuracy of {accuracy.value:.3f} ({accuracy.low:.3f} to "
+            f"{accuracy.high:.3f}) is not clearly above chance ({least:.3f}), so there is little that could be lost."
+        )
+    return found
+
+
+def chance(evaluation: Evaluation) -> float | None:
+    """What who always chooses the same, or at random, gets right; None where the number of choices is not known."""
+    listed = evaluation.settings.get("choices")
+    many = len(listed) if isinstance(listed, list) and listed else CHOICES.get(evaluation.task)
+    shares = [1 / many] if many else []
+    rows = _class_rows(evaluation.tuned)
+    if rows and evaluation.n:
+        shares.append(max(sum(row[at] for row in rows) for at in range(2, len(rows[0]), 3)) / evaluation.n)
+    return max(shares, default=None)
+
+
+def _class_rows(side: Side) -> list[list[float]]:
+    """[right, predicted, actual] of each class, where a metric of classes was taken."""
+    rows = next((side.scores[metric].sums for metric in ("f1", "matthews") if metric in side.scores), [])
+    widths = {len(row) for row in rows}
+    return rows if len(widths) == 1 and min(widths) and min(widths) % 3 == 0 else []
+
+
+def _items(n: int) -> str:
+    return f"{n:,} item{'s' if n != 1 else ''}"

@@ -1,0 +1,51 @@
+"""Numbers that are right and say less than they seem to are told as that, and others without a word."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankwise.evaluation.intervals import scores
+from rankwise.evaluation.metrics import class_row
+from rankwise.run.cautions import cautions, chance
+from rankwise.run.evaluations import Side
+from report_runs import evaluation_of, made_run, plain
+
+
+@pytest.fixture
+def evaluation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return evaluation_of(made_run(), plain, 0.6, "0" * 64, "a" * 64)
+
+
+def chosen(evaluation, n, right, **more):
+    """One whose base chose right so often."""
+    rows = [[float(item < right * n), 1.0] for item in range(n)]
+    side = Side(scores={"accuracy": scores("accuracy", rows)}, seconds=1.0)
+    return evaluation.model_copy(update={"n": n, "base": side, "tuned": side, **more})
+
+
+def test_nothing_is_said_of_answers_to_enough_items(evaluation):
+    assert cautions(evaluation, None, None) == []
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_too_few_items_to_show_anything(evaluation, n):
+    (said,) = cautions(evaluation.model_copy(update={"n": n}), None, None)
+    assert f"{n} item" in said and "can show nothing" in said
+
+
+@pytest.mark.parametrize(
+    ("n", "right", "said"), [(1200, 0.6, []), (200, 0.6, ["1,000"]), (1200, 0.26, ["chance"]),
+                             (200, 0.27, ["1,000", "chance"])],
+)  # fmt: skip
+def test_choices_want_many_items_and_a_base_above_chance(evaluation, n, right, said):
+    told = cautions(chosen(evaluation, n, right, task="arc_easy"), None, None)
+    assert [word in one for word, one in zip(said, told, strict=True)] == [True] * len(said)
+
+
+def test_chance_is_what_is_right_for_who_always_says_the_same(evaluation):
+    rows = [class_row(0, int(item < 15), 2) for item in range(20)]
+    side = Side(scores={"f1": scores("f1", rows)}, seconds=1.0)
+    assert chance(evaluation.model_copy(update={"n": 20, "tuned": side})) == 0.75
+    assert chance(evaluation.model_copy(update={"settings": {"choices": ["a", "b", "c"]}})) == pytest.approx(1 / 3)
+    assert chance(evaluation) is None, "nobody knows how many choices there were"
