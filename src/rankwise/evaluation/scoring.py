@@ -75,10 +75,10 @@ def _by_likelihood(
         right = [found[item.right if task.chosen else 0 :][:1] if task.chosen else found
                  for item, found in zip(items, each, strict=True)]  # fmt: skip
         made["loss"] = [[sum(one.nats for one in own), float(sum(one.tokens for one in own))] for own in right]
-    return made | (_chosen(task, items, each) if task.chosen else {})
+    return made | (_chosen(items, each) if task.chosen else {})
 
 
-def _chosen(task: TaskSpec, items: Sequence[Item], each: Sequence[Sequence[Likelihood]]) -> dict[str, Rows]:
+def _chosen(items: Sequence[Item], each: Sequence[Sequence[Likelihood]]) -> dict[str, Rows]:
     """The likeliest choice; equal ones by their order. Where rows have choices of their own it is the likeliest for its
     length in characters, since a long one would never be taken. Labels that all rows share say nothing by their
     length."""
