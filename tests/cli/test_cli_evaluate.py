@@ -9,8 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from rankwise.run.records import silent
+from rankwise.verbs.evaluate import asked_of, open_subject
 
 ROWS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} for n in range(12)]
+
+OTHERS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} for n in range(20, 32)]
 
 
 def rankwise(*words):
@@ -29,6 +33,7 @@ def home(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("evaluating")
     with contextlib.chdir(folder):
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        (folder / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHERS))
         words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 30, "--learning-rate", 0.02)
         for run, more in (("measured", ("--held-out", 4)), ("all", ())):
             result = rankwise("train", *words, "--run", run, *more)
@@ -50,14 +55,14 @@ def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
 
 
 def test_the_promised_keys(home):
-    (home / "task.yaml").write_text("task: lands\ndata: rows.jsonl\nscore: [loss, exact]\nmax_new_tokens: 8\n")
+    (home / "task.yaml").write_text("task: lands\ndata: others.jsonl\nscore: [loss, exact]\nmax_new_tokens: 8\n")
     told = found("evaluate", "measured", "--task", "task.yaml")
     assert {"task", "n", "metrics", "retention"} <= set(told)
     for measured in told["metrics"].values():
         assert set(measured) == {"value", "low", "high"}
         assert measured["low"] <= measured["value"] <= measured["high"]
     assert told["differences"]["loss"]["verdict"] == "better"
-    assert told["n"] == len(ROWS)
+    assert told["n"] == len(OTHERS)
     assert "better" in rankwise("evaluate", "measured", "--task", "task.yaml").stdout
 
 
@@ -87,7 +92,49 @@ def test_a_text_of_ones_own_and_none(home):
     (home / "text.txt").write_text("the quick brown fox jumps over the lazy dog " * 2000)
     told = found("evaluate", "measured", "--text", "text.txt")
     assert told["retention"]["text"].startswith("text.txt: 32 blocks")
+    (home / "runs/measured/evaluations/held-out.json").unlink()
     assert found("evaluate", "measured", "--no-retention")["retention"] is None
+
+
+def test_what_was_measured_stays_where_it_is_not_measured_again(home):
+    before = found("evaluate", "measured")
+    again = found("evaluate", "measured", "--no-retention", "--no-base")
+    assert again["base"] is None
+    assert again["retention"] == before["retention"]
+
+
+def test_an_evaluation_that_is_replaced_by_one_of_other_items_is_named(home):
+    found("evaluate", "measured", "--data", "others.jsonl", "--no-retention")
+    told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-retention")
+    assert "is replaced" not in told.output
+    told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-retention", "--rows", 5)
+    assert "others.json held 12 other items of others.jsonl" in " ".join(told.output.split())
+
+
+def test_held_out_rows_are_drawn(home):
+    assert found("evaluate", "measured", "--no-retention", "--rows", 2)["n"] == 2
+
+
+@pytest.mark.parametrize("words", [("--task", "rows.jsonl"), ("--data", "rows.jsonl"), ("--task", "learned.yaml")])
+def test_the_rows_that_a_run_was_trained_on_say_nothing(home, words):
+    (home / "learned.yaml").write_text("task: lands\ndata: rows.jsonl\nscore: exact\n")
+    for run in ("measured", "all"):
+        result = rankwise("evaluate", run, *words)
+        assert result.exit_code == 2, result.output
+        assert "rows.jsonl: is among the data of the run" in " ".join(result.output.split())
+
+
+def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
+    result = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--steps", 1, "--run", "spoken",
+                      "--set", "data.system=quick fox", "--set", "data.evaluation=others.jsonl")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (home / "asked.yaml").write_text("task: asked\ndata: others.jsonl\nscore: exact\nmax_new_tokens: 4\n")
+    found("evaluate", "spoken", "--task", "asked.yaml", "--no-retention")
+    stored = json.loads((home / "runs/spoken/evaluations/asked.json").read_text())
+    assert stored["settings"]["system"] == "quick fox"
+    subject = open_subject("spoken")
+    task = asked_of(subject, "asked.yaml", None, None, 4, silent)
+    assert all("system\nquick fox" in subject.model.tokenizer.decode(item.given) for item in task.items.items)
 
 
 def test_a_file_of_rows_is_a_task(home, tiny_folder):
@@ -103,7 +150,7 @@ def test_a_file_of_rows_is_a_task(home, tiny_folder):
         (("measured", "--against", "x"), "its own base"),
         (("measured", "--task", "missing.yaml"), "missing.yaml"),
         (("nowhere", "--task", "rows.jsonl"), "nowhere"),
-        (("measured", "--task", "rows.jsonl", "--dtype", "float8"), "float8"),
+        (("measured", "--task", "others.jsonl", "--dtype", "float8"), "float8"),
     ],
 )
 def test_mistakes_are_told_and_exit_with_two(home, words, problem):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rankwise.errors import EvaluationError, SpecError
+from rankwise.errors import DataError, EvaluationError, SpecError
 from rankwise.evaluation.items import items_of, items_of_documents
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.scoring import answers, side
+from rankwise.evaluation.task import OwnTask
 from rankwise.models.loading import load
 from rankwise.run.evaluations import read_evaluation
 from rankwise.run.records import silent
@@ -124,7 +125,51 @@ def test_rows_of_a_classification_choose_by_the_chat_template(model, tmp_path):
     assert [item.wanted for item in items] == [label for _, label in texts]
     assert all(len(item.documents) == 2 and item.sizes == (3, 4) for item in items)
     found = side(task, items, model, silent, together=4, who="")
-    assert set(found.scores) == {"accuracy", "accuracy_unnormalised", "f1", "matthews"}
+    assert list(found.scores) == ["accuracy", "f1", "matthews"]
+
+
+def test_a_label_is_not_taken_for_its_length(model, tmp_path):
+    """All rows choose between the same labels, of which the long one is the likelier by each character alone."""
+    file = tmp_path / "labelled.jsonl"
+    short, long = "fox", "the capital of France is Paris the capital of France is Paris"
+    rows = [{"q": "brown " + WORDS[at], "label": (short, long)[at % 2]} for at in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskSpec(task="t", data=str(file), ask="{q}", chat=False, choices=(short, long), score=("f1", "accuracy"))
+    items = items_of(task, model).items
+    found = side(task, items, model, silent, together=4, who="")
+    assert list(found.scores) == ["f1", "accuracy"]
+    each = likelihoods(model.module, [one for item in items for one in item.documents])
+    by_length = [each[at].nats / len(short) > each[at + 1].nats / len(long) for at in range(0, 12, 2)]
+    assert any(by_length), "labels between which length decides would show something"
+    picks = [int(each[at].nats > each[at + 1].nats) for at in range(0, 12, 2)]
+    assert [hit for hit, _ in found.scores["accuracy"].sums] == [pick == at % 2 for at, pick in enumerate(picks)]
+
+
+def test_a_row_keeps_its_own_system_message_when_answers_are_chosen(model, tmp_path):
+    file = tmp_path / "spoken.jsonl"
+    rows = [{"system": f"quick {name}", "prompt": "brown fox", "completion": name} for name in ("dog", "land")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = items_of(TaskSpec(task="t", data=str(file), score="accuracy"), model).items
+    for item, row in zip(items, rows, strict=True):
+        assert all(f"system\nquick {row['completion']}" in model.tokenizer.readable(one.ids) for one in item.documents)
+
+
+def test_other_choices_are_other_items(model, tmp_path):
+    hashes = set()
+    for wrong in ("ab", "cd"):
+        file = tmp_path / f"{wrong}.jsonl"
+        file.write_text(json.dumps({"q": "fox", "choices": ["xy", wrong], "gold": 0}) + "\n")
+        hashes.add(items_of(TaskSpec(task="t", data=str(file), ask="{q}", score="accuracy"), model).sha256)
+    assert len(hashes) == 2
+
+
+def test_a_damaged_model_is_named_and_not_scored(tiny_folder, rows):
+    broken = load(ModelSpec(name=str(tiny_folder), dtype="float32"))
+    with torch.no_grad():
+        broken.module.lm_head.weight[:, 0] = torch.nan
+    task = TaskSpec(task="t", data=str(rows))
+    with pytest.raises(EvaluationError, match=r"rows.jsonl:1: .* nan .*damaged"):
+        side(task, items_of(task, broken).items, broken, silent, together=4, who="")
 
 
 def test_a_question_written_from_columns_is_asked_by_the_template(model, tmp_path):
@@ -146,6 +191,28 @@ def test_rows_longer_than_the_context_are_left_out_and_counted(model, tmp_path):
     assert (len(found.items), found.too_long) == (1, 1)
 
 
+def test_prompts_without_room_for_their_answer_are_left_out_and_counted(tiny_folder, model, tmp_path):
+    file = tmp_path / "long.jsonl"
+    rows = [{"prompt": "fox " * 60, "completion": "dog"}, {"prompt": "fox", "completion": "dog"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskSpec(task="t", data=str(file), score="exact", max_new_tokens=200)
+    found = evaluate(str(tiny_folder), task)
+    assert (found.n, found.left_out, found.summary()["left_out"]) == (1, 1, 1)
+    with pytest.raises(DataError, match="Lower max_new_tokens"):
+        items_of(task.model_copy(update={"max_new_tokens": 5000}), model)
+
+
+def test_rows_of_a_running_text_are_drawn_by_the_seed(model, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(WORDS * 200))
+    wheres = [
+        [item.where for item in items_of(TaskSpec(task="t", data=str(file), rows=2, seed=seed), model).items]
+        for seed in range(6)
+    ]
+    assert all(len(one) == 2 for one in wheres)
+    assert len({tuple(one) for one in wheres}) > 1
+
+
 def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(" ".join(WORDS * 30))
@@ -164,11 +231,18 @@ def test_documents_are_asked_as_they_were_learned(model, rows):
 
 def test_what_is_wanted_must_be_what_is_compared(model, rows):
     task = TaskSpec(task="t", data=str(rows), score="json")
-    with pytest.raises(EvaluationError, match="is not JSON"):
-        side(task, items_of(task, model).items, model, silent, together=4, who="")
-    task = task.model_copy(update={"score": ("number",)})
-    with pytest.raises(EvaluationError, match="has no number"):
-        side(task, items_of(task, model).items, model, silent, together=4, who="")
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .*is not JSON"):
+        OwnTask(task, items_of(task, model), 4)
+    for score in ("number", "pearson"):
+        task = task.model_copy(update={"score": (score,)})
+        with pytest.raises(DataError, match=r"rows.jsonl:1: .*has no number"):
+            OwnTask(task, items_of(task, model), 4)
+
+
+def test_f1_needs_the_same_choices_and_not_only_as_many(model, chosen):
+    task = chosen[1].model_copy(update={"score": ("f1",)})
+    with pytest.raises(DataError, match=r"chosen.jsonl:\d+: .*f1 needs the same choices"):
+        OwnTask(task, items_of(task, model), 4)
 
 
 def test_a_control_token_in_a_text_is_text(model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -22,6 +23,7 @@ from rankwise.evaluation.metrics import (
     number,
     number_row,
     pearson,
+    rating_rows,
     rows_of,
 )
 
@@ -73,6 +75,17 @@ def test_classes_by_the_textbook():
 def test_a_constant_prediction_correlates_with_nothing():
     assert matthews(np.array([class_row(1, actual, 2) for actual in (0, 1, 1)]).sum(0)) == 0
     assert pearson(np.array([number_row(2.0, actual) for actual in (0.1, 0.7, 0.9)]).sum(0)) == 0
+
+
+def test_what_is_no_number_correlates_with_nothing_that_is_one():
+    assert np.isnan(pearson(np.array([number_row(math.nan, 1.0), number_row(2.0, 3.0)]).sum(0)))
+
+
+def test_a_rating_is_the_first_number_within_what_is_wanted():
+    answers = ["4 of 5", "about 2.5, or 3", "alike", "9" * 400, "1,000,000", "-7"]
+    wanted = ["0", "1", "2", "3", "4", "5.0"]
+    assert [row[1] for row in rating_rows(answers, wanted)] == [4, 2.5, 0, 0, 5, 0]
+    assert [row[2] for row in rating_rows(answers, wanted)] == [0, 1, 2, 3, 4, 5]
 
 
 @settings(deadline=None)

@@ -43,11 +43,30 @@ def test_the_right_choice_by_number_letter_or_text(tmp_path, row, right):
         ({"choices": ["a", "b"]}, "which choice is right"),
         ({"choices": "ab", "gold": 0}, "a list of two or more texts"),
         ({"choices": ["a"], "gold": 0}, "a list of two or more texts"),
+        ({"choices": ["a", " "], "gold": 0}, "the choice 2 of 2 is empty"),
+        ({"label": ""}, "the answer is empty"),
     ],
 )
 def test_a_row_that_cannot_be_asked_is_named(tmp_path, row, problem):
     with pytest.raises(DataError, match=rf"rows.jsonl:1: .*{problem}"):
         asked(tmp_path, [{"q": "which?", **row}])
+
+
+def test_more_choices_than_letters_are_refused(tmp_path):
+    row = {"q": "which?", "choices": [f"choice {at}" for at in range(27)], "gold": 0}
+    with pytest.raises(DataError, match=r"rows.jsonl:1: has 27 choices"):
+        asked(tmp_path, [row], lettered=True)
+    assert len(asked(tmp_path, [row])[0].choices) == 27
+
+
+def test_one_choice_that_is_left_is_no_choice(tmp_path):
+    with pytest.raises(DataError, match=r'rows.jsonl:1: "\{a\}; \{b\}" gives .same.'):
+        asked(tmp_path, [{"q": "which?", "a": "same", "b": "same"}], choices="{a}; {b}")
+
+
+def test_what_follows_several_contexts_is_not_empty(tmp_path):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .* is empty"):
+        asked(tmp_path, [{"q": ["Ann", "Bea"], "then": "", "gold": 1}], answer="{then}")
 
 
 def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path):
@@ -103,6 +122,25 @@ def test_a_table_without_names_gets_them(tmp_path):
         ({"answer": "{a}"}, "go with ask"),
         ({"choices": ["a", "b"], "ask": "x"}, "hoices are scored by"),
         ({"scroe": "exact"}, 'Did you mean "score"'),
+        ({"ask": "{q}", "score": "accuracy", "choices": ["one"]}, "two or more"),
+        ({"ask": "{q}", "score": "accuracy", "choices": ["one", ""]}, "none empty"),
+        ({"ask": "{q}", "score": "accuracy", "choices": ["one", "one"]}, "each once"),
+        ({"ask": "{q}", "answer": "{a}", "columns": {"prompt": "p"}}, "leave out columns, which would change nothing"),
+        (
+            {"ask": "{q}", "answer": "{a}", "labels": ["a"], "format": "prompt"},
+            "leave out format, labels, which would change nothing",
+        ),
+        (
+            {"ask": "{q}", "answer": "{a}", "chat": False, "system": "Be brief."},
+            "leave out system, which would change nothing",
+        ),
+        (
+            {"ask": "{q}", "answer": "{a}", "header": ["q", "a"], "split": "test"},
+            "leave out split, which would change nothing",
+        ),
+        ({"data": "text.txt", "score": "exact"}, "leave out score, which would change nothing"),
+        ({"data": "text.txt", "ask": "{q}"}, "leave out ask, which would change nothing"),
+        ({"max_new_tokens": 5}, "leave out max_new_tokens, which would change nothing"),
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused(settings, problem):

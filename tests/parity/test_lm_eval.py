@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from rankwise.errors import EvaluationError, SpecError
+from rankwise.errors import SpecError
 from rankwise.evaluation.harness import HarnessTask
 from rankwise.spec.tasks import TaskSpec
 from rankwise.verbs.evaluate import evaluate
@@ -27,6 +26,28 @@ doc_to_target: "{{{{gold}}}}"
 metric_list:
   - metric: acc
   - metric: acc_norm
+"""
+FILTERED = """\
+task: twice
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: generate_until
+generation_kwargs: {{until: ["."], max_gen_toks: 4}}
+doc_to_text: "{{{{query}}}}"
+doc_to_target: "[invalid]"
+metric_list:
+  - metric: exact_match
+filter_list:
+  - name: nothing
+    filter:
+      - {{function: regex, regex_pattern: "(a pattern that never occurs)"}}
+      - {{function: take_first}}
+  - name: all
+    filter:
+      - {{function: take_first}}
 """
 
 
@@ -53,11 +74,57 @@ def test_both_score_the_same_rows_alike(tiny_folder, rows, tmp_path, monkeypatch
     assert 0 < ours.tuned.metrics["accuracy"].value < 1
 
 
-def test_code_in_a_task_is_refused(tmp_path):
-    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
+CODE = """\
+import pathlib
+pathlib.Path({mark!r}).write_text("was run")
+def run(documents):
+    return documents
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("process_docs: !function evil.run\n", "asks for an object"),
+        ("include: other.yml\n", "include"),
+        ('"incl\\x75de": [other.yml]\n', "include"),
+        ("unsafe_code: true\n", "unsafe_code"),
+        ("metric_list: [{metric: evil}]\n", 'metric "evil"'),
+        ("metric_list: [{metric: acc, hf_evaluate: true}]\n", "hf_evaluate"),
+        ("dataset_path: pandas\n", "pandas"),
+    ],
+)
+def test_code_in_a_task_is_refused_and_not_run(tmp_path, text, problem):
+    mark = tmp_path / "mark"
+    (tmp_path / "evil.py").write_text(CODE.format(mark=str(mark)))
+    (tmp_path / "other.yml").write_text("process_docs: !function evil.run\n")
     file = tmp_path / "bad.yaml"
-    file.write_text("task: bad\nprocess_docs: !function evil.run\n")
-    with pytest.raises(SpecError, match="nothing that a task holds is run"):
+    file.write_text("task: bad\n" + text)
+    with pytest.raises(SpecError, match=problem):
         HarnessTask(str(file), None, 4)._samples(None)  # pyright: ignore
-    with pytest.raises((SpecError, EvaluationError)):
-        HarnessTask(str(Path("nowhere.yaml")), None, 4)._samples(None)  # pyright: ignore
+    assert not mark.exists()
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(SpecError, match=r"nowhere.yaml: there is no such file"):
+        HarnessTask("nowhere.yaml", None, 4)._samples(None)  # pyright: ignore
+
+
+def test_what_lies_beside_a_task_is_not_read(tiny_folder, rows, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    (tmp_path / "mine.yaml").write_text(TASK.format(rows=rows))
+    (tmp_path / "evil.py").write_text(CODE.format(mark=str(tmp_path / "mark")))
+    (tmp_path / "beside.yaml").write_text(TASK.format(rows=rows) + "process_docs: !function evil.run\n")
+    assert evaluate(str(tiny_folder), f"lm-eval:{tmp_path / 'mine.yaml'}", rows=5).n == 5
+    assert not (tmp_path / "mark").exists()
+
+
+def test_several_filters_are_one_sample_for_each_item(tiny_folder, rows, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    (tmp_path / "twice.yaml").write_text(FILTERED.format(rows=rows))
+    found = evaluate(str(tiny_folder), f"lm-eval:{tmp_path / 'twice.yaml'}")
+    assert (found.task, found.n) == ("lm-eval-twice", 12)
+    assert found.tuned.metrics["exact"].value == 1, "the first filter finds nothing, which is what is wanted"
+    assert found.settings["filter"] == "nothing"

@@ -24,7 +24,7 @@ def evaluate(
         help="A built-in task, a YAML file, or a file of rows.  [default: the rows that the run held out]")] = None,
     data: Annotated[str | None, typer.Option(show_default=False, help="Where the task's rows are.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, show_default=False,
-        help="Draw this many, by the task's seed.")] = None,
+        help="Draw this many, by the task's seed; of a task of lm-eval the first.")] = None,
     against: Annotated[str | None, typer.Option(show_default=False,
         help="The model that a merged one comes from. A run is held against its own base.")] = None,
     base: Annotated[bool, typer.Option(help="Evaluate the run's base too.")] = True,

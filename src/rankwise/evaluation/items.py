@@ -19,7 +19,7 @@ from rankwise.data.example import Example, Message
 from rankwise.data.sources import open_source
 from rankwise.data.tokens import Tokens, prompt_ids
 from rankwise.errors import DataError
-from rankwise.evaluation.questions import Question, between, data_spec, questions
+from rankwise.evaluation.questions import Question, between, data_spec, drawn, questions
 from rankwise.models.loaded import LoadedModel
 from rankwise.spec.tasks import TaskSpec
 
@@ -30,32 +30,42 @@ LONGEST_TEXT = 50_000_000
 
 @dataclass(frozen=True)
 class Item:
-    """`documents` are scored where they are learned: one, or one for each choice, with its length in characters in
-    `sizes`. `given` are the ids before the answer that is to be written."""
+    """`documents` are scored where they are learned: one, or one for each of `choices`. `given` are the ids before the
+    answer that is to be written."""
 
     where: str
     prompt: str
     wanted: str
     documents: tuple[Tokens, ...]
     right: int = -1
-    sizes: tuple[int, ...] = ()
+    choices: tuple[str, ...] = ()
     given: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the choices, in characters."""
+        return tuple(map(len, self.choices))
 
 
 @dataclass(frozen=True)
 class Items:
     items: tuple[Item, ...]
     too_long: int = 0
-    """Left out, since the model's context does not hold them."""
+    """Left out, since the model's context does not hold them, or not with the answer that is to be written."""
 
     @property
     def sha256(self) -> str:
         """Of what is asked and wanted, whatever the tokenizer."""
-        said = [(item.prompt, item.wanted, item.right, item.sizes) for item in self.items]
+        said = [(item.prompt, item.wanted, item.right, item.choices) for item in self.items]
         return sha256(json.dumps(said).encode()).hexdigest()
 
 
 def items_of(task: TaskSpec, model: LoadedModel) -> Items:
+    found = _all_items(task, model)
+    return _with_room(found, task, model) if task.written else found
+
+
+def _all_items(task: TaskSpec, model: LoadedModel) -> Items:
     if task.running_text:
         return Items(_blocks(task, model))
     if task.ask is not None:
@@ -69,6 +79,18 @@ def items_of(task: TaskSpec, model: LoadedModel) -> Items:
 def items_of_documents(documents: Sequence[Tokens], model: LoadedModel) -> Items:
     """Of rows that are encoded already, such as those a run held out."""
     return Items(tuple(_item(f"document {number}", one, model) for number, one in enumerate(documents, start=1)))
+
+
+def _with_room(found: Items, task: TaskSpec, model: LoadedModel) -> Items:
+    """Those that leave room in the model's context for the answer."""
+    context = model.context_length or 10**9
+    kept = tuple(item for item in found.items if len(item.given) + task.max_new_tokens <= context)
+    if not kept:
+        raise DataError(
+            f"{task.data}: with {task.max_new_tokens:,} new tokens none of its {len(found.items):,} prompts fits into "
+            f"the model's context of {context:,}. Lower max_new_tokens, or give shorter rows."
+        )
+    return Items(kept, found.too_long + len(found.items) - len(kept))
 
 
 def _encoder(task: TaskSpec, model: LoadedModel) -> Encoder:
@@ -85,9 +107,20 @@ def _of_rows(task: TaskSpec, model: LoadedModel) -> Items:
     if problems or not examples:
         raise DataError("\n".join(problems[:5]) or f"{task.data}: holds no rows.")
     if task.chosen:
-        asked = [(_question(example), example.messages[-1].content) for example in examples]
-        return _conversations(between(asked, task), task, model)
+        asked = between([(_question(example), example.messages[-1].content) for example in examples], task)
+        pairs = [
+            (_answered(example, answer), question)
+            for example, question in zip(examples, asked, strict=True)
+            for answer in question.choices
+        ]
+        return _encoded(pairs, task, model)
     return _encoded([(example, None) for example in examples], task, model)
+
+
+def _answered(example: Example, answer: str) -> Example:
+    """The row's own conversation with another answer."""
+    *before, last = example.messages
+    return replace(example, messages=(*before, replace(last, content=answer)))
 
 
 def _question(example: Example) -> Question:
@@ -124,15 +157,11 @@ def _encoded(pairs: Sequence[tuple[Example, Question | None]], task: TaskSpec, m
             shown = question.asked[0] if question is not None else example.asked
             items.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made)))
         if whole and question is not None:
-            items[-1] = replace(items[-1], wanted=question.wanted, right=question.right, sizes=_sizes(question))
+            items[-1] = replace(items[-1], wanted=question.wanted, right=question.right, choices=question.choices)
         place += count
     if not items:
         raise DataError(f"{task.data}: none of its {too_long:,} rows fits into the model's context.")
     return Items(tuple(items), too_long)
-
-
-def _sizes(question: Question) -> tuple[int, ...]:
-    return tuple(map(len, question.choices))
 
 
 def _item(where: str, document: Tokens, model: LoadedModel) -> Item:
@@ -153,7 +182,7 @@ def _continued(question: Question, model: LoadedModel) -> Item:
     made = tuple(_document(before, after, model) for before, after in zip(befores, many, strict=True))
     given = made[0].ids[: int(np.argmax(np.asarray(made[0].learned)))]
     shown = " | ".join(question.asked)
-    return Item(question.where, shown, question.wanted, made, question.right, _sizes(question), tuple(given))
+    return Item(question.where, shown, question.wanted, made, question.right, question.choices, tuple(given))
 
 
 def _document(before: str, after: str, model: LoadedModel) -> Tokens:
@@ -174,13 +203,13 @@ def _blocks(task: TaskSpec, model: LoadedModel) -> tuple[Item, ...]:
     start = hub.bos_token_id if hub.bos_token_id is not None else model.tokenizer.pad_id
     ids = prompt_ids(model.tokenizer.guarded(text), model.tokenizer)
     size = min(BLOCK, model.context_length or BLOCK)
-    pieces = [ids[place : place + size] for place in range(0, len(ids), size)][: task.rows]
+    pieces = [ids[place : place + size] for place in range(0, len(ids), size)]
     return tuple(
         Item(
-            f"{task.data}, tokens from {number * size:,}", model.tokenizer.readable(piece[:40]), "",
-            (Tokens((start, *piece), (False,) + (True,) * len(piece)),),
+            f"{task.data}, tokens from {number * size:,}", "", model.tokenizer.readable(pieces[number]),
+            (Tokens((start, *pieces[number]), (False,) + (True,) * len(pieces[number])),),
         )
-        for number, piece in enumerate(pieces)
+        for number in drawn(len(pieces), task)
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ nor the number of the others that are asked for, but for rounding in the last pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from rankwise.data.batches import asked, collate
 from rankwise.data.tokens import Tokens
+from rankwise.errors import EvaluationError
 from rankwise.models.causal import SupervisedLogits
 from rankwise.run.records import Announce, Progressed, silent
 
@@ -33,9 +35,11 @@ class Likelihood:
 
 @torch.inference_mode()
 def likelihoods(
-    module: nn.Module, documents: Sequence[Tokens], announce: Announce = silent, what: str = ""
-) -> list[Likelihood]:
-    """One for each document, in their order. Equal documents are computed once."""
+    module: nn.Module, documents: Sequence[Tokens], announce: Announce = silent, what: str = "",
+    places: Sequence[str] = (),
+) -> list[Likelihood]:  # fmt: skip
+    """One for each document, in their order. Equal documents are computed once. `places` say where they stand, for
+    messages."""
     keys = [_key(document) for document in documents]
     distinct = dict(zip(keys, documents, strict=True))
     model: Any = module
@@ -54,10 +58,24 @@ def likelihoods(
             found[_key(document)] = Likelihood(own.sum().item(), document.supervised)
         done += sum(asked(document) for document in batch)
         announce(Progressed(what, done, total, "tokens"))
+    _refuse_damage(keys, found, places)
     return [found[key] for key in keys]
 
 
 Key = tuple[int, bytes, bytes]
+
+
+def _refuse_damage(keys: Sequence[Key], found: Mapping[Key, Likelihood], places: Sequence[str]) -> None:
+    """What is not a number would be chosen, or not, by accident."""
+    wrong = [at for at, key in enumerate(keys) if not math.isfinite(found[key].nats)]
+    if wrong:
+        first = wrong[0]
+        place = places[first] if places else f"document {first + 1}"
+        raise EvaluationError(
+            f"{place}: the model finds it {found[keys[first]].nats} nats unlikely, and {len(wrong) - 1:,} of "
+            f"{len(keys):,} documents more. Its weights are damaged, or its number format overflows; --dtype float32 "
+            "tells which."
+        )
 
 
 def _key(document: Tokens) -> Key:

@@ -9,6 +9,7 @@ compared by sacrebleu and rouge-score where these are the field's own measure.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,10 +61,10 @@ def matthews(sums: Sums) -> Sums:
 
 
 def pearson(sums: Sums) -> Sums:
-    """[1, x, y, xx, yy, xy]; 0 where one is constant."""
+    """[1, x, y, xx, yy, xy]; 0 where one is constant, and nan where one is no number."""
     n, x, y, xx, yy, xy = (sums[..., part] for part in range(6))
     spread = (n * xx - x**2) * (n * yy - y**2)
-    sure = spread > 1e-12 * np.maximum(n * xx * n * yy, 1e-300)
+    sure = ~(spread <= 1e-12 * np.maximum(n * xx * n * yy, 1e-300))  # of nan too
     return np.where(sure, (n * xy - x * y) / np.sqrt(np.where(sure, spread, 1)), 0.0)
 
 
@@ -92,13 +93,33 @@ def number(answer: str, wanted: str) -> list[float]:
     return [float(found is not None and found == number_in(wanted)), 1.0]
 
 
+_NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
+
+
 def number_in(text: str) -> Decimal | None:
     _, marked, tail = text.rpartition("####")
-    found = re.findall(r"-?(?:\d[\d,]*)?\.?\d+", tail if marked else text)
+    found = _NUMBER.findall(tail if marked else text)
     try:
         return Decimal(found[0 if marked else -1].replace(",", "")) if found else None
     except InvalidOperation:
         return None
+
+
+def rating_in(text: str) -> float | None:
+    """The first number, where it is finite."""
+    found = _NUMBER.search(text)
+    value = float(found[0].replace(",", "")) if found else math.nan
+    return value if math.isfinite(value) else None
+
+
+def rating_rows(answers: Sequence[str], wanted: Sequence[str]) -> list[list[float]]:
+    """For `pearson`: no answer counts for more than the ends of what is wanted, and one without a number as 0."""
+    actual = [rating_in(one) or 0.0 for one in wanted]
+    low, high = min(actual), max(actual)
+    return [
+        number_row(min(max(rating_in(answer) or 0.0, low), high), one)
+        for answer, one in zip(answers, actual, strict=True)
+    ]
 
 
 def json_fields(answer: str, wanted: str) -> list[float]:

@@ -17,6 +17,7 @@ from rankwise.data.columnar import Record
 from rankwise.data.files import records
 from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError, did_you_mean, some
+from rankwise.run.writing import sha256_of
 from rankwise.spec.data import DataSpec, Reading
 from rankwise.spec.spec import shown
 from rankwise.spec.tasks import TaskSpec
@@ -58,7 +59,16 @@ def questions(task: TaskSpec) -> list[Question]:
         raise DataError("\n".join(problems[:5]) + (f"\nand {len(problems) - 5:,} more" if len(problems) > 5 else ""))
     if not found:
         raise DataError(f"{task.data}: holds no rows.")
-    return _drawn(_with_all_answers(task, found), task)
+    every = _with_all_answers(task, found)
+    return [every[at] for at in drawn(len(every), task)]
+
+
+def identities(task: TaskSpec) -> dict[str, str]:
+    """The files that its rows come from, by their SHA-256."""
+    if task.header or task.running_text:
+        return {sha256_of(Path(task.data)): task.data}
+    spec = data_spec(task)
+    return {part.identity(): part.name for part in open_source(spec, spec.all_sources[0]).parts}
 
 
 def _rows(task: TaskSpec) -> Iterator[Record]:
@@ -70,12 +80,12 @@ def _rows(task: TaskSpec) -> Iterator[Record]:
         yield from raw_records(part)
 
 
-def _drawn(found: list[Question], task: TaskSpec) -> list[Question]:
-    """As reading draws them for training."""
-    if task.rows is None or task.rows >= len(found):
-        return found
-    chosen = np.random.default_rng([task.seed, 1]).choice(len(found), task.rows, replace=False)
-    return [found[index] for index in sorted(chosen)]
+def drawn(count: int, task: TaskSpec) -> list[int]:
+    """Which of so many are asked, in their order: as reading draws rows for training."""
+    if task.rows is None or task.rows >= count:
+        return list(range(count))
+    chosen = np.random.default_rng([task.seed, 1]).choice(count, task.rows, replace=False)
+    return sorted(chosen.tolist())
 
 
 def _question(task: TaskSpec, where: str, row: dict[str, Any]) -> Question:
@@ -87,12 +97,14 @@ def _question(task: TaskSpec, where: str, row: dict[str, Any]) -> Question:
             raise DataError(f'{where}: the task "{task.task}" says what to ask and not what is wanted; give answer.')
         return Question(where, tuple(asked), written(task.answer, row, where))
     choices = tuple(asked) if several else _choices(task, row, where)
+    _refuse_unfit(task, choices, where)
     value = _right_value(task, row, where, shared=several)
     if not choices:  # all answers that occur
         return Question(where, tuple(asked), str(value))
     right = _right(value, choices, where)
     if several:  # the choice is what comes before, and what follows is the same
         follows = written(task.answer or "", row, where)
+        _refuse_unfit(task, (follows,), where)
         return Question(where, tuple(asked), follows, (follows,) * len(asked), right)
     if task.lettered:
         below = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
@@ -100,6 +112,14 @@ def _question(task: TaskSpec, where: str, row: dict[str, Any]) -> Question:
         question = f"{asked[0]}\n{below}\nAnswer:"
         return Question(where, (question,), letters[right], letters, right)
     return Question(where, tuple(asked), choices[right], choices, right)
+
+
+def _refuse_unfit(task: TaskSpec, choices: tuple[str, ...], where: str) -> None:
+    empty = next((number for number, choice in enumerate(choices, start=1) if not choice.strip()), None)
+    if empty is not None:
+        raise DataError(f"{where}: the choice {empty} of {len(choices)} is empty; nobody can tell how likely that is.")
+    if task.lettered and len(choices) > len(LETTERS):
+        raise DataError(f"{where}: has {len(choices)} choices, and there are letters for {len(LETTERS)}.")
 
 
 def _asked(ask: str, row: dict[str, Any], where: str) -> list[str]:
@@ -131,7 +151,13 @@ def _choices(task: TaskSpec, row: dict[str, Any], where: str) -> tuple[str, ...]
         return task.choices
     if task.choices is not None and _COLUMN.search(task.choices):
         parts = (part.strip() for part in written(task.choices, row, where).split(";"))
-        return tuple(dict.fromkeys(part for part in parts if part))
+        several = tuple(dict.fromkeys(part for part in parts if part))
+        if len(several) < 2:
+            raise DataError(
+                f'{where}: "{task.choices}" gives {some(map(shown, several)) or "none"}; two or more choices '
+                "with ; between them are wanted."
+            )
+        return several
     column = task.choices or "choices"
     if column not in row:
         if task.choices is None:
@@ -180,6 +206,9 @@ def _with_all_answers(task: TaskSpec, found: list[Question]) -> list[Question]:
 
 def between(found: list[tuple[Question, str]], task: TaskSpec) -> list[Question]:
     every = tuple(sorted({wanted for _, wanted in found}))
+    empty = next((one.where for one, wanted in found if not wanted.strip()), None)
+    if empty is not None:
+        raise DataError(f"{empty}: the answer is empty; nobody can tell how likely that is.")
     if not 2 <= len(every) <= MOST_ANSWERS:
         raise DataError(
             f"{task.data}: {len(every):,} different answers occur, and 2 to {MOST_ANSWERS} can be chosen between. "

@@ -12,11 +12,11 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from rankwise.errors import EvaluationError, is_out_of_memory
+from rankwise.errors import DataError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.items import Item
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
-from rankwise.evaluation.metrics import class_row, json_fields, number_in, number_row, rows_of
+from rankwise.evaluation.metrics import class_row, json_fields, number_in, rating_in, rating_rows, rows_of
 from rankwise.models.generation import answers_to
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.evaluations import Side
@@ -25,6 +25,9 @@ from rankwise.spec.generation import GenerationSpec
 from rankwise.spec.tasks import LIKELIHOOD, TaskSpec
 
 Rows = list[list[float]]
+UNNORMALISED = "_unnormalised"
+LARGEST = 1_000_000_000_000
+"""Of a wanted rating."""
 
 
 def side(
@@ -37,21 +40,34 @@ def side(
         found |= _by_likelihood(task, items, model, announce, f"Scoring {task.task}, {who}")
     written = None
     if task.written:
-        _check_wanted(task, items)
         written = answers(items, model, task.max_new_tokens, announce, together, f"Answering {task.task}, {who}")
         found |= {metric: _rows(metric, written, items, task) for metric in task.written}
+    assert set(task.score) <= set(found), "what cannot be scored is refused before (refuse_unfit)"
     return Side(
-        scores={metric: scores(metric, rows) for metric, rows in found.items()},
+        scores={metric: scores(metric, found[metric]) for metric in _in_order(task) if metric in found},
         answers=written,
         seconds=time.perf_counter() - began,
     )
+
+
+def _in_order(task: TaskSpec) -> list[str]:
+    return [metric for score in task.score for metric in (score, f"{score}{UNNORMALISED}")]
 
 
 def _by_likelihood(
     task: TaskSpec, items: Sequence[Item], model: LoadedModel, announce: Announce, what: str
 ) -> dict[str, Rows]:
     documents = [document for item in items for document in item.documents]
-    flat = likelihoods(model.module, documents, announce, what)
+    places = [item.where for item in items for _ in item.documents]
+    try:
+        flat = likelihoods(model.module, documents, announce, what, places)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                f"out of memory while scoring {len(documents):,} documents of {task.task}, the longest of "
+                f"{max(len(one.ids) for one in documents):,} tokens. Give shorter rows, or --dtype bfloat16."
+            ) from None
+        raise
     ends = accumulate((len(item.documents) for item in items), initial=0)
     each = [flat[begin:end] for begin, end in pairwise(ends)]
     made: dict[str, Rows] = {}
@@ -59,30 +75,31 @@ def _by_likelihood(
         right = [found[item.right if task.chosen else 0 :][:1] if task.chosen else found
                  for item, found in zip(items, each, strict=True)]  # fmt: skip
         made["loss"] = [[sum(one.nats for one in own), float(sum(one.tokens for one in own))] for own in right]
-    return made | (_chosen(task, items, each) if task.chosen else {})
+    return made | (_chosen(items, each) if task.chosen else {})
 
 
-def _chosen(task: TaskSpec, items: Sequence[Item], each: Sequence[Sequence[Likelihood]]) -> dict[str, Rows]:
-    """The likeliest choice for its length in characters; equal ones by their order."""
+def _chosen(items: Sequence[Item], each: Sequence[Sequence[Likelihood]]) -> dict[str, Rows]:
+    """The likeliest choice; equal ones by their order. Where rows have choices of their own it is the likeliest for its
+    length in characters, since a long one would never be taken. Labels that all rows share say nothing by their
+    length."""
+    bare = [int(np.argmin([one.nats for one in own])) for own in each]
+    if same_choices(items):
+        count = len(items[0].choices)
+        hits = [[float(pick == item.right), 1.0] for pick, item in zip(bare, items, strict=True)]
+        classes = [class_row(pick, item.right, count) for pick, item in zip(bare, items, strict=True)]
+        return {"accuracy": hits, "f1": classes, "matthews": classes}
     picks = [
         int(np.argmin([one.nats / size for one, size in zip(own, item.sizes, strict=True)]))
         for item, own in zip(items, each, strict=True)
     ]
-    made: dict[str, Rows] = {}
-    if "accuracy" in task.score:
-        bare = [int(np.argmin([one.nats for one in own])) for own in each]
-        made["accuracy"] = [[float(pick == item.right), 1.0] for pick, item in zip(picks, items, strict=True)]
-        made["accuracy_unnormalised"] = [
-            [float(pick == item.right), 1.0] for pick, item in zip(bare, items, strict=True)
-        ]
-    classes = {len(item.sizes) for item in items}
-    for metric in ("f1", "matthews"):
-        if metric in task.score:
-            if len(classes) > 1:
-                raise EvaluationError(f"{metric} needs the same choices in all rows, and here are {min(classes)} to "
-                                      f"{max(classes)} of them.")  # fmt: skip
-            made[metric] = [class_row(pick, item.right, *classes) for pick, item in zip(picks, items, strict=True)]
-    return made
+    return {
+        metric: [[float(pick == item.right), 1.0] for pick, item in zip(taken, items, strict=True)]
+        for metric, taken in (("accuracy", picks), (f"accuracy{UNNORMALISED}", bare))
+    }
+
+
+def same_choices(items: Sequence[Item]) -> bool:
+    return len({item.choices for item in items}) == 1
 
 
 def answers(
@@ -97,9 +114,11 @@ def answers(
         try:
             written = answers_to(model, [items[at].given for at in batch], spec)
         except Exception as error:
-            if is_out_of_memory(error) and together > 1:
-                raise EvaluationError(f"out of memory while answering {len(batch)} prompts at once; lower "
-                                      f"--batch-size {together}.") from None  # fmt: skip
+            if is_out_of_memory(error):
+                raise ResourceError(
+                    f"out of memory while answering {len(batch)} prompts at once, the longest of "
+                    f"{len(items[batch[0]].given):,} tokens. Lower --batch-size {together}, or give --dtype bfloat16."
+                ) from None
             raise
         for at, one in zip(batch, written, strict=True):
             texts[at] = one.text
@@ -109,23 +128,27 @@ def answers(
 
 def _rows(metric: str, written: Sequence[str], items: Sequence[Item], task: TaskSpec) -> Rows:
     wanted = [item.wanted for item in items]
-    if metric != "pearson":
-        return rows_of(metric, written, wanted, task.pattern)
-    return [number_row(_number(answer), _number(one)) for answer, one in zip(written, wanted, strict=True)]
+    return rating_rows(written, wanted) if metric == "pearson" else rows_of(metric, written, wanted, task.pattern)
 
 
-def _number(text: str) -> float:
-    """0 where there is none: who answers with words has not rated."""
-    return float(number_in(text) or 0)
-
-
-def _check_wanted(task: TaskSpec, items: Sequence[Item]) -> None:
-    """What is wanted must be what the metric compares."""
+def refuse_unfit(task: TaskSpec, items: Sequence[Item]) -> None:
+    """What is wanted must be what the metrics compare; asked before a model works on it."""
+    shared = [score for score in task.score if score in ("f1", "matthews")]
+    if shared and not same_choices(items):
+        other = next(item for item in items if item.choices != items[0].choices)
+        raise DataError(
+            f"{other.where}: has the choices {some(other.choices, 5)}, and {items[0].where} has "
+            f"{some(items[0].choices, 5)}; {shared[0]} needs the same choices in all rows."
+        )
     for item in items:
-        if {"number", "pearson"} & set(task.written) and number_in(item.wanted) is None:
-            raise EvaluationError(f"{item.where}: the wanted answer has no number in it: {item.wanted[:60]!r}.")
-        if "json" in task.written:
+        if "number" in task.score and number_in(item.wanted) is None:
+            raise DataError(f"{item.where}: the wanted answer has no number in it: {item.wanted[:60]!r}.")
+        rating = rating_in(item.wanted) if "pearson" in task.score else 0.0
+        if rating is None or abs(rating) > LARGEST:
+            raise DataError(f"{item.where}: the wanted answer has no number up to {LARGEST:,}: "
+                            f"{item.wanted[:60]!r}.")  # fmt: skip
+        if "json" in task.score:
             try:
                 json_fields("", item.wanted)
             except (ValueError, RecursionError):
-                raise EvaluationError(f"{item.where}: the wanted answer is not JSON: {item.wanted[:60]!r}.") from None
+                raise DataError(f"{item.where}: the wanted answer is not JSON: {item.wanted[:60]!r}.") from None

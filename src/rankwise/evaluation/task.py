@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rankwise.evaluation.items import Items
-from rankwise.evaluation.scoring import side
+from rankwise.evaluation.scoring import refuse_unfit, side
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.evaluations import Sample, Side
 from rankwise.run.records import Announce
@@ -28,6 +28,11 @@ class Task(Protocol):
     @property
     def settings(self) -> dict[str, Any]: ...
 
+    @property
+    def left_out(self) -> int:
+        """Items that the model's context does not hold."""
+        ...
+
     def side(self, model: LoadedModel, who: str, announce: Announce) -> Side: ...
 
     def facts(self) -> tuple[int, str]:
@@ -39,15 +44,22 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class OwnTask:
-    """`together` answers are written at once."""
+    """`together` answers are written at once. What cannot be scored is refused when it is made."""
 
     spec: TaskSpec
     items: Items
     together: int
 
+    def __post_init__(self) -> None:
+        refuse_unfit(self.spec, self.items.items)
+
     @property
     def name(self) -> str:
         return self.spec.task
+
+    @property
+    def left_out(self) -> int:
+        return self.items.too_long
 
     @property
     def data(self) -> str:

@@ -98,6 +98,8 @@ class Evaluation(Spec):
     format: Literal[1] = 1
     task: str
     n: int
+    left_out: int = 0
+    """Items that the model's context does not hold."""
     items_sha256: str
     """Of the items as they were asked: only equal ones are compared item against item."""
     data: str
@@ -123,6 +125,7 @@ class Evaluation(Spec):
         return {
             "task": self.task,
             "n": self.n,
+            "left_out": self.left_out,
             "model": self.model,
             "against": self.against,
             "metrics": {name: one.model_dump() for name, one in self.tuned.metrics.items()},

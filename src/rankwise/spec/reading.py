@@ -89,6 +89,11 @@ def read_settings(file: Path, kind: type[_Kind], over: Mapping[str, Any]) -> _Ki
         raise SpecError(problems_of(error, kind, tree.origin)) from None
 
 
+def read_values(file: Path) -> dict[str, Any]:
+    """A file of settings that are not ours, as plain values; tags and directives are refused."""
+    return _read_file(file).values
+
+
 def read_data(files: Iterable[str], settings: Iterable[Setting]) -> DataSpec:
     """The rows named on a command line: one source, or several. What says how rows are read holds for each."""
     tree, named = _Tree(), list(files)

@@ -36,8 +36,8 @@ class TaskSpec(Reading):
     data: Annotated[str, Field(min_length=1)]
     """A file, a folder of files, or hub:organisation/name; a .txt file is read as one running text."""
     score: tuple[Score, ...] = ("loss",)
-    """`loss`: nats per token of the wanted answers. `accuracy`, `f1`, `matthews`: one of several choices, the one that
-    is likeliest for its length. The others look at what the model writes."""
+    """`loss`: nats per token of the wanted answers. `accuracy`, `f1`, `matthews`: one of several choices, the
+    likeliest; where rows have choices of their own, for its length. The others look at what is written."""
     ask: str | None = None
     """A question with {columns} in it."""
     answer: str | None = None
@@ -89,8 +89,28 @@ class TaskSpec(Reading):
             raise ValueError(f"choices are scored by {', '.join(CHOSEN)}")
         if self.ask is None and (self.choices is not None or self.lettered):
             raise ValueError("where choices come from is said together with ask")
+        if isinstance(self.choices, tuple) and (
+            len(set(self.choices)) < max(2, len(self.choices)) or not all(one.strip() for one in self.choices)
+        ):
+            raise ValueError("choices are two or more, each once and none empty")
         if self.chosen and self.written:
             raise ValueError(f"a task scores choices ({', '.join(CHOSEN)}) or what is written; make two of it")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_in_vain(self) -> Self:
+        """A setting that changes nothing was meant to change something."""
+        vain = {
+            "a running text (.txt) is scored by loss as it stands": _OF_ROWS if self.running_text else (),
+            "with ask, a row is read by its columns as they are named": _OF_FORMS if self.ask is not None else (),
+            "a table with header is one file": ("split", "subset", "revision") if self.header else (),
+            "without the chat template there is no system message": () if self.chat else ("system",),
+            "nothing is written for the scores that are named": () if self.written else ("max_new_tokens",),
+        }
+        for why, names in vain.items():
+            said = [name for name in names if getattr(self, name) != _default(name)]
+            if said:
+                raise ValueError(f"{why}; leave out {', '.join(said)}, which would change nothing")
         return self
 
     @property
@@ -104,7 +124,19 @@ class TaskSpec(Reading):
 
     @property
     def running_text(self) -> bool:
-        return self.data.lower().endswith(".txt")
+        return is_running_text(self.data)
+
+
+def is_running_text(data: str) -> bool:
+    return data.lower().endswith(".txt")
+
+
+_OF_FORMS = ("format", "columns", "labels")
+_OF_ROWS = (*_OF_FORMS, "score", "ask", "answer", "choices", "header", "system", "split", "subset", "revision")
+
+
+def _default(name: str) -> Any:
+    return TaskSpec.model_fields[name].get_default(call_default_factory=True)
 
 
 def _raw(file: str, ask: str, *, score: tuple[str, ...] = ("accuracy",), **more: Any) -> dict[str, Any]:
@@ -112,7 +144,7 @@ def _raw(file: str, ask: str, *, score: tuple[str, ...] = ("accuracy",), **more:
 
 
 def _glue(file: str, ask: str, labels: tuple[str, ...], *score: str, **more: Any) -> dict[str, Any]:
-    return {"data": f"glue/{file}", "ask": ask, "labels": labels, "choices": labels, "score": score, **more}
+    return {"data": f"glue/{file}", "ask": ask, "choices": labels, "score": score, **more}
 
 
 BUILT_IN: dict[str, dict[str, Any]] = {

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import SpecError
+from rankwise.errors import RankwiseError, SpecError, first_line
 from rankwise.evaluation.harness import PREFIX, HarnessTask
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.items import Items, items_of, items_of_documents
 from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.questions import drawn, identities
 from rankwise.evaluation.retention import retention
 from rankwise.evaluation.sides import Sides, of_two, with_and_without
 from rankwise.evaluation.task import OwnTask, Task
@@ -31,15 +32,16 @@ from rankwise.run.evaluations import (
     Retention,
     Side,
     evaluation_path,
+    read_evaluation,
     stamped,
     write_evaluation,
 )
 from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
-from rankwise.spec.tasks import TaskSpec, task_named
+from rankwise.spec.tasks import TaskSpec, is_running_text, task_named
 from rankwise.verbs.ask import open_for_asking
 from rankwise.verbs.held import held_to_measure
-from rankwise.verbs.measured_rows import rows_to_measure
+from rankwise.verbs.measured_rows import refuse_training_files, rows_to_measure
 from rankwise.verbs.methods import model_of
 from rankwise.verbs.page import write_page
 
@@ -56,6 +58,8 @@ class Subject:
     against: str | None = None
     base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
     sides: Sides | None = None
+    system: str | None = None
+    """The system message that the run's rows were trained with."""
 
 
 def evaluate(
@@ -83,18 +87,38 @@ def evaluated(
         with subject.base() as other:
             base = asked.side(other, str(subject.against), announce)
     n, items = asked.facts()
-    found = Evaluation(
-        task=asked.name, n=n, items_sha256=items, data=asked.data, model=subject.name, against=subject.against,
-        tuned=tuned, base=base, differences=_differences(tuned, base), retention=kept,
-        samples=asked.samples(tuned, base), settings=asked.settings | _held(subject.model), **stamped(),
-    )  # fmt: skip
     place = out or (evaluation_path(subject.run, asked.name) if subject.run is not None else None)
+    held = _held(subject.model)
+    kept = _instead_of(place, items, kept, held, announce) if place is not None and out is None else kept
+    found = Evaluation(
+        task=asked.name, n=n, left_out=asked.left_out, items_sha256=items, data=asked.data,
+        model=subject.name, against=subject.against, tuned=tuned, base=base, differences=_differences(tuned, base),
+        retention=kept, samples=asked.samples(tuned, base), settings=asked.settings | held, **stamped(),
+    )  # fmt: skip
     if place is not None:
         write_evaluation(place, found)
         announce(Said(f"written to {place}"))
     if subject.run is not None and out is None:
         write_page(subject.run, announce)
     return found
+
+
+def _instead_of(
+    place: Path, items: str, kept: Retention | None, held: dict[str, Any], announce: Announce
+) -> Retention | None:
+    """What is said of an evaluation that is written over, and what stays of it: what was forgotten, where that was not
+    measured again and the model is held as it was."""
+    if not place.exists():
+        return kept
+    try:
+        before = read_evaluation(place)
+    except RankwiseError as error:
+        announce(Said(f"{place} is replaced; it could not be read ({first_line(error)})"))
+        return kept
+    if before.items_sha256 != items:
+        announce(Said(f"{place} held {before.n:,} other items of {before.data} ({before.made}) and is replaced"))
+    same = all(before.settings.get(name) == held[name] for name in ("fingerprint", "dtype"))
+    return before.retention if kept is None and same else kept
 
 
 def open_subject(
@@ -104,7 +128,11 @@ def open_subject(
     run = find_run(target)
     if run is None:
         model = load(held_to_measure(ModelSpec(name=target, trust_code=trust_code), dtype), announce)
-        return _beside(model, target, against, dtype, announce) if against else Subject(target, model, None)
+        return (
+            _beside(model, target, ModelSpec(name=against, trust_code=trust_code), dtype, announce)
+            if against
+            else Subject(target, model, None)
+        )
     if against is not None:
         raise SpecError([f'"{target}" is a run, and a run is held against its own base; leave out --against.'])
     asked = open_for_asking(
@@ -122,13 +150,13 @@ def open_subject(
 
     name, against = run.folder.name, run.manifest().base_model.name
     if not base:
-        return Subject(name, asked.model, run)
-    return Subject(name, asked.model, run, against, without, with_and_without(asked.tuned))
+        return Subject(name, asked.model, run, system=asked.system)
+    return Subject(name, asked.model, run, against, without, with_and_without(asked.tuned), asked.system)
 
 
-def _beside(model: LoadedModel, target: str, against: str, dtype: str, announce: Announce) -> Subject:
-    other = load(held_to_measure(ModelSpec(name=against), dtype), announce)
-    return Subject(target, model, None, against, lambda: nullcontext(other), of_two(other, model))
+def _beside(model: LoadedModel, target: str, against: ModelSpec, dtype: str, announce: Announce) -> Subject:
+    other = load(held_to_measure(against, dtype), announce)
+    return Subject(target, model, None, against.name, lambda: nullcontext(other), of_two(other, model))
 
 
 def _retention(subject: Subject, text: str | None, announce: Announce) -> Retention | None:
@@ -146,23 +174,40 @@ def asked_of(
 ) -> Task:  # fmt: skip
     if isinstance(task, str) and task.startswith(PREFIX):
         return HarnessTask(task.removeprefix(PREFIX), rows, together)
-    spec, items = _items(subject, data if task is None else task, None if task is None else data, rows, announce)
+    spec, items = _items(subject, task, data, rows, announce)
     if items.too_long:
-        announce(Said(f"{items.too_long:,} rows are longer than the model's context and are left out"))
+        with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
+        announce(Said(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out"))
     return OwnTask(spec, items, together)
 
 
 def _items(
     subject: Subject, task: str | TaskSpec | None, data: str | None, rows: int | None, announce: Announce
 ) -> tuple[TaskSpec, Items]:
+    run = subject.run
+    if task is None and (run is None or (data is not None and is_running_text(data))):
+        if data is None:
+            raise SpecError(["which task? Give --task NAME, a YAML file, or a file of rows."])
+        task, data = data, None
     if task is not None:
         spec = task if isinstance(task, TaskSpec) else task_named(task, data, rows)
-        return spec, items_of(spec, subject.model)
-    if subject.run is None:
-        raise SpecError(["which task? Give --task NAME, a YAML file, or a file of rows."])
-    held_out = rows_to_measure(subject.run, subject.model, None, announce)
-    spec = TaskSpec(task=HELD_OUT, data=held_out.about)
-    return spec, items_of_documents(list(held_out.documents)[:rows], subject.model)
+        return _of_task(spec, subject)
+    assert run is not None
+    found = rows_to_measure(run, subject.model, data, announce)
+    about = TaskSpec(task=HELD_OUT, data=found.about) if data is None else task_named(data)
+    spec = about.model_copy(update={"rows": rows})
+    chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]
+    return spec, items_of_documents(chosen, subject.model)
+
+
+def _of_task(spec: TaskSpec, subject: Subject) -> tuple[TaskSpec, Items]:
+    """A run is asked with the system message that it was trained with, unless the task has another."""
+    if spec.chat and not spec.running_text and spec.system is None:
+        spec = spec.model_copy(update={"system": subject.system})
+    items = items_of(spec, subject.model)
+    if subject.run is not None:
+        refuse_training_files(subject.run, identities(spec))
+    return spec, items
 
 
 def _differences(tuned: Side, base: Side | None) -> dict[str, Difference]:

@@ -7,7 +7,7 @@ because a file is another now, are refused, and so is the very file that was tra
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,30 @@ def _others(run: RunDirectory, spec: DataSpec, data: str, writing: Writing, anno
     }
     prepared = prepare(DataSpec(**said, path=data), writing, announce)
     refuse_fatal(prepared.receipt)
-    trained = {file.sha256: file.name for file in run.receipt().files}
-    for file in prepared.receipt.files:
-        if file.sha256 in trained:
-            raise DataError(f"{file.name}: is among the data of the run ({trained[file.sha256]}). Give other rows.")
+    refuse_training_files(run, {file.sha256: file.name for file in prepared.receipt.files})
     return Measurable(prepared.trained_rows, data)
+
+
+def refuse_training_files(run: RunDirectory, files: Mapping[str, str]) -> None:
+    """`files` are names by SHA-256. What a model has learned by heart says nothing of what it can do."""
+    trained = _trained(run)
+    for identity, name in files.items():
+        if identity in trained:
+            raise DataError(f"{name}: is among the data of the run ({trained[identity]}). Give other rows.")
+
+
+def _trained(run: RunDirectory) -> dict[str, str]:
+    """Names by SHA-256, without the files of the run's evaluation source, which its receipt names last."""
+    files, apart = list(run.receipt().files), run.experiment().data.evaluation
+    seen: set[str] = set()
+    while apart is not None and files and _is_of(files[-1].name, apart.path) and files[-1].name not in seen:
+        seen.add(files.pop().name)
+    return {file.sha256: file.name for file in files}
+
+
+def _is_of(name: str, path: str) -> bool:
+    path = os.path.expanduser(path)  # noqa: PTH111
+    return name == path or name.startswith(path.rstrip("/") + "/")
 
 
 def _own(run: RunDirectory, spec: DataSpec, writing: Writing, announce: Announce) -> Measurable:
