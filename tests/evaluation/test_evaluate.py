@@ -220,6 +220,7 @@ def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
     ids = model.tokenizer.encode(file.read_text())
     assert [token for item in items for token in item.documents[0].ids[1:]] == ids
     assert sum(item.documents[0].supervised for item in items) == len(ids)
+    assert [item.documents[0].ids[0] for item in items[1:]] == [item.documents[0].ids[-1] for item in items[:-1]]
     assert all(len(item.documents[0].ids) <= model.context_length + 1 for item in items)
 
 

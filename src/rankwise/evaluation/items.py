@@ -198,16 +198,18 @@ def _document(before: str, after: str, model: LoadedModel) -> Tokens:
 
 
 def _blocks(task: TaskSpec, model: LoadedModel) -> tuple[Item, ...]:
-    """A running text in pieces, each of which follows the token that texts begin with."""
+    """A running text in pieces, each of which is given the last token before it: for the first, the one that texts begin
+    with. So every token is scored once, as lm-eval's rolling windows do it."""
     text, hub = _text(task.data), model.tokenizer.hub
     start = hub.bos_token_id if hub.bos_token_id is not None else model.tokenizer.pad_id
     ids = prompt_ids(model.tokenizer.guarded(text), model.tokenizer)
     size = min(BLOCK, model.context_length or BLOCK)
     pieces = [ids[place : place + size] for place in range(0, len(ids), size)]
+    before = [start, *(piece[-1] for piece in pieces)]
     return tuple(
         Item(
             f"{task.data}, tokens from {number * size:,}", "", model.tokenizer.readable(pieces[number]),
-            (Tokens((start, *pieces[number]), (False,) + (True,) * len(pieces[number])),),
+            (Tokens((before[number], *pieces[number]), (False,) + (True,) * len(pieces[number])),),
         )
         for number in drawn(len(pieces), task)
     )  # fmt: skip

@@ -63,7 +63,7 @@ class Side(Spec):
 
 
 class Retention(Spec):
-    """What a tuned model does to text that it was never trained on, against its base: both in nats per token.
+    """What a tuned model does to text that is not among its files, against its base: both in nats per token.
 
     `kl` is KL(base || tuned), with its interval in `low` and `high`; `delta_nll` is by how much the text's own tokens
     became less likely.
