@@ -35,7 +35,7 @@ from rankwise.verbs.demo import write_rows
 
 ADAPTERS, FULL = ("lora", "adalora"), "full"
 METHODS = (*ADAPTERS, FULL)
-QUICK_ROWS, QUICK_MEASURED = 160, 120
+QUICK_ROWS, QUICK_MEASURED = 112, 80
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Plan:
 
 QUICK = Plan(
     {"lora": (2e-3, 4e-3), "adalora": (2e-3, 4e-3), "full": (1e-4, 3e-4)}, (0, 1, 2), {"orders": QUICK_ROWS},
-    most_rates=3,
+    blocks=4, most_rates=2,
 )  # fmt: skip
 LEFT_OUT = {
     "(6) lora is as good as full with little data": "quick mode has one number of rows; lab/claims.py has several",
