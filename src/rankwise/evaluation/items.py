@@ -198,8 +198,8 @@ def _document(before: str, after: str, model: LoadedModel) -> Tokens:
 
 
 def _blocks(task: TaskSpec, model: LoadedModel) -> tuple[Item, ...]:
-    """A running text in pieces, each of which is given the last token before it: for the first, the one that texts begin
-    with. So every token is scored once, as lm-eval's rolling windows do it."""
+    """A running text in pieces, each given the last token before it, and the first one the token that texts begin with:
+    every token is scored once, as lm-eval's rolling windows do it."""
     text, hub = _text(task.data), model.tokenizer.hub
     start = hub.bos_token_id if hub.bos_token_id is not None else model.tokenizer.pad_id
     ids = prompt_ids(model.tokenizer.guarded(text), model.tokenizer)
