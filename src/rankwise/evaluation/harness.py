@@ -120,9 +120,9 @@ def _is_file(asked: str) -> bool:
 def _harness(asked: str) -> Iterator[tuple[Any, Any, Any]]:
     values = _plain_task(Path(asked)) if _is_file(asked) else None
     try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SpecError([f"{PREFIX}{asked} needs lm-eval: pip install 'rankwise[lm-eval]'."]) from None
     if values is None:
