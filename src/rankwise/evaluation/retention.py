@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.intervals import measured
-from rankwise.evaluation.metrics import Metric, share
+from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.sides import Forward, Sides
 from rankwise.evaluation.text import Text
 from rankwise.run.evaluations import Measured, Retention
@@ -64,7 +64,7 @@ def change_of(blocks: Sequence[Compared]) -> Measured:
 
 
 def _mean(rows: list[list[float]]) -> Measured:
-    return measured(Metric(share, more_is_better=False), rows)
+    return measured(METRICS["loss"], rows)
 
 
 def compared(base: Forward, tuned: Sequence[Forward], text: Text, announce: Announce = silent) -> list[list[Compared]]:

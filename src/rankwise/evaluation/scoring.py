@@ -17,7 +17,7 @@ from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.items import Item
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.metrics import class_row, json_fields, number_in, rating_in, rating_rows, rows_of
-from rankwise.models.generation import answers_to
+from rankwise.models.generation import answers_in_turn
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.evaluations import Side
 from rankwise.run.records import Announce, Progressed
@@ -106,24 +106,19 @@ def answers(
     items: Sequence[Item], model: LoadedModel, most: int, announce: Announce, together: int, what: str
 ) -> list[str]:
     """What the model writes, in the order of the items."""
-    order = sorted(range(len(items)), key=lambda at: (-len(items[at].given), items[at].given))
-    spec, texts = GenerationSpec(max_new_tokens=most), [""] * len(items)
-    for begin in range(0, len(order), together):
-        batch = order[begin : begin + together]
-        announce(Progressed(what, begin, len(order), "answers"))
-        try:
-            written = answers_to(model, [items[at].given for at in batch], spec)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise ResourceError(
-                    f"out of memory while answering {len(batch)} prompts at once, the longest of "
-                    f"{len(items[batch[0]].given):,} tokens. Lower --batch-size {together}, or give --dtype bfloat16."
-                ) from None
-            raise
-        for at, one in zip(batch, written, strict=True):
-            texts[at] = one.text
-    announce(Progressed(what, len(order), len(order), "answers"))
-    return texts
+    prompts, spec = [item.given for item in items], GenerationSpec(max_new_tokens=most)
+    try:
+        written = answers_in_turn(
+            model, prompts, spec, together, lambda done: announce(Progressed(what, done, len(prompts), "answers"))
+        )
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                f"out of memory while answering {min(together, len(prompts))} prompts at once, the longest of "
+                f"{max(map(len, prompts)):,} tokens. Lower --batch-size {together}, or give --dtype bfloat16."
+            ) from None
+        raise
+    return [one.text for one in written]
 
 
 def _rows(metric: str, written: Sequence[str], items: Sequence[Item], task: TaskSpec) -> Rows:

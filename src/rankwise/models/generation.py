@@ -76,6 +76,22 @@ def answers_to(
     return [read_answer(row, template, seconds) for row in made[:, inputs.shape[1] :].tolist()]
 
 
+def answers_in_turn(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, together: int,
+    told: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:  # fmt: skip
+    """To any number of prompts, `together` at once, those of like length beside each other; in the prompts' order.
+    `told` hears how many are done."""
+    order = sorted(range(len(prompts)), key=lambda at: (-len(prompts[at]), tuple(prompts[at])))
+    found: dict[int, Answer] = {}
+    for begin in range(0, len(order), together):
+        told(begin)
+        batch = order[begin : begin + together]
+        found |= zip(batch, answers_to(model, [prompts[at] for at in batch], spec), strict=True)
+    told(len(order))
+    return [found[at] for at in range(len(prompts))]
+
+
 @contextmanager
 def _seeded(spec: GenerationSpec) -> Iterator[None]:
     """Draw from the seed, and leave the caller's own random numbers as they were."""

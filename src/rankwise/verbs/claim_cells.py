@@ -31,6 +31,7 @@ from rankwise.evaluation.sides import Forward, Sides, with_and_without
 from rankwise.evaluation.text import Text
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
+from rankwise.models.precision import computes_bfloat16
 from rankwise.run.claims import CellResult, Point
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal, cut_journal, read_journal
@@ -44,8 +45,8 @@ from rankwise.verbs.beginning import begin
 from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.methods import lent
 from rankwise.verbs.preparing import Writing, prepare
-from rankwise.verbs.questions import asking_of
 from rankwise.verbs.session import Session
+from rankwise.verbs.tracked_prompts import asking_of
 
 MARKS = (0.125, 0.25, 0.5, 1.0)
 """Shares of the run after which it is measured."""
@@ -178,17 +179,8 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: _Held, text: Text, a
     outside = _documents(task.outside, model) if task.outside is not None else []
     tuned, ranks = begin(experiment, model, prepared.trained_rows, silent, None)
     lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
-    session = Session(
-        experiment,
-        RunDirectory.named(experiment.run),
-        model,
-        tuned,
-        ranks,
-        prepared,
-        silent,
-        lowest,
-        asking_of(experiment.evaluation, model, prepared),
-    )
+    run, asking = RunDirectory.named(experiment.run), asking_of(experiment.evaluation, model, prepared)
+    session = Session(experiment, run, model, tuned, ranks, prepared, silent, lowest, asking)
     measured = list(prepared.measured_rows)
     choosing, measured = measured[: len(measured) // 2], measured[len(measured) // 2 :]
     meter, trainable = _Meter(model, tuned, measured, text, held, task.name), session.trainable
@@ -271,7 +263,7 @@ def _documents(file: Path, model: LoadedModel) -> list[Tokens]:
 def products_in_bfloat16(wanted: bool) -> Iterator[None]:
     """Of matrices that are held in float32, where torch and the processor can."""
     matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
-    if not (wanted and matmul is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not (wanted and matmul is not None and computes_bfloat16(torch.device("cpu"))[0]):
         yield
         return
     before = matmul.fp32_precision

@@ -115,7 +115,7 @@ def claims(
     tasks = [_orders(folder)] if tasks is None else tasks
     loaded = load(ModelSpec(name=model), announce)
     text = text_for(loaded, blocks=plan.blocks)
-    work = _Work(plan, Cells(tasks, loaded, folder / "cells.jsonl", text, silent, until), announce)
+    work = _Work(plan, Cells(tasks, loaded, folder / "cells.jsonl", text, announce, until), announce)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     peaks = _Peaks(folder / "peaks.json", tasks[0], loaded, announce)
     del loaded

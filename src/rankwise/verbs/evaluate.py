@@ -135,13 +135,8 @@ def open_subject(
         )
     if against is not None:
         raise SpecError([f'"{target}" is a run, and a run is held against its own base; leave out --against.'])
-    asked = open_for_asking(
-        target,
-        announce,
-        force_base=force_base,
-        trust_code=trust_code,
-        held=held_to_measure(model_of(run, trust_code), dtype),
-    )
+    held = held_to_measure(model_of(run, trust_code), dtype)
+    asked = open_for_asking(target, announce, force_base=force_base, trust_code=trust_code, held=held)
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:

@@ -17,14 +17,14 @@ import torch
 
 from rankwise.data.batches import Batch
 from rankwise.evaluation.metrics import METRICS, rows_of
-from rankwise.models.generation import answers_to
+from rankwise.models.generation import answers_in_turn
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.records import LossRecord, SampleRecord, ScoreRecord
 from rankwise.spec.generation import GenerationSpec
 from rankwise.training.judging import Evaluated
 from rankwise.training.losses import Loss, mean_loss
 from rankwise.training.randomness import undrawn
-from rankwise.verbs.questions import Asking, Question
+from rankwise.verbs.tracked_prompts import Asking, Prompt
 
 TOGETHER = 16
 """Answers that are made together."""
@@ -57,11 +57,11 @@ class Measuring:
 
     def samples(self, step: int) -> list[SampleRecord]:
         with self._aside(learning=False):
-            questions = self.asking.samples
-            given = self._answers(questions)
+            prompts = self.asking.samples
+            given = self._answers(prompts)
         return [
             SampleRecord(step=step, prompt=one.prompt, wanted=one.wanted, answer=answer)
-            for one, answer in zip(questions, given, strict=True)
+            for one, answer in zip(prompts, given, strict=True)
         ]
 
     @contextmanager
@@ -86,23 +86,16 @@ class Measuring:
         return [LossRecord(step=step, loss=loss, supervised_tokens=tokens, documents=self.documents)]
 
     def _scores(self, step: int) -> list[ScoreRecord]:
-        questions = self.asking.scored
-        given, wanted = self._answers(questions), [one.wanted or "" for one in questions]
+        prompts = self.asking.scored
+        given, wanted = self._answers(prompts), [one.wanted or "" for one in prompts]
         return [
             ScoreRecord(step=step, metric=metric, value=score(metric, given, wanted), n=len(given))
             for metric in self.metrics
         ]
 
-    def _answers(self, questions: Sequence[Question]) -> list[str]:
-        """Those to prompts of like length are made together."""
-        order = sorted(range(len(questions)), key=lambda index: len(questions[index].ids))
-        found = [""] * len(questions)
+    def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
         spec = GenerationSpec(max_new_tokens=self.asking.max_new_tokens)
-        for begin in range(0, len(order), TOGETHER):
-            part = order[begin : begin + TOGETHER]
-            for index, answer in zip(part, answers_to(self.model, [questions[i].ids for i in part], spec), strict=True):
-                found[index] = answer.text
-        return found
+        return [one.text for one in answers_in_turn(self.model, [one.ids for one in prompts], spec, TOGETHER)]
 
 
 def score(metric: str, given: Sequence[str], wanted: Sequence[str]) -> float:

@@ -26,8 +26,8 @@ from rankwise.verbs.forms import Forms
 from rankwise.verbs.measuring import Measuring
 from rankwise.verbs.methods import allocator_of, write
 from rankwise.verbs.preparing import facts_of, told
-from rankwise.verbs.questions import Asking
 from rankwise.verbs.resuming import Past
+from rankwise.verbs.tracked_prompts import Asking
 from rankwise.verbs.tracking import Tracked, Tracking, judge_of, refuse_no_choice
 
 

@@ -28,9 +28,9 @@ from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.methods import lent, named
 from rankwise.verbs.page import write_page
 from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal
-from rankwise.verbs.questions import asking_of
 from rankwise.verbs.resuming import Past, changed_since, check_settings, ranks_before_training, take_up
 from rankwise.verbs.session import Session
+from rankwise.verbs.tracked_prompts import asking_of
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ LONGEST, UNKNOWN = 256, 64
 
 
 @dataclass(frozen=True)
-class Question:
+class Prompt:
     prompt: str
     """As people read it."""
     ids: tuple[int, ...]
@@ -39,8 +39,8 @@ class Question:
 class Asking:
     """`scored` are answered at every evaluation, `samples` before the first step and after the last."""
 
-    scored: tuple[Question, ...]
-    samples: tuple[Question, ...]
+    scored: tuple[Prompt, ...]
+    samples: tuple[Prompt, ...]
     max_new_tokens: int
 
     @property
@@ -52,7 +52,7 @@ class Asking:
 def asking_of(spec: TrackingSpec, model: LoadedModel, prepared: Prepared) -> Asking:
     """Refuses what could not be asked, before anything is written."""
     count = max(spec.answers, SAMPLES if spec.prompts is None else 0)
-    rows = _questions(model, prepared, count)
+    rows = _prompts(model, prepared, count)
     named = [_named(model, prompt, prepared.receipt.system) for prompt in spec.prompts or ()]
     longest = max((row.wanted_tokens for row in rows), default=0)
     limit = spec.max_new_tokens or (min(LONGEST, longest + longest // 2 + 1) if longest else UNKNOWN)
@@ -66,13 +66,13 @@ def asking_of(spec: TrackingSpec, model: LoadedModel, prepared: Prepared) -> Ask
     return Asking(tuple(scored), tuple(samples), limit)
 
 
-def _questions(model: LoadedModel, prepared: Prepared, count: int) -> list[Question]:
+def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]:
     """Of so many of the held-out rows, spread over them, so that each source is asked of."""
     rows = prepared.measured_rows if count else ()
     places = [index for index, row in enumerate(rows) if _last_answer(row)[0] > 0]
     spread = [places[number * len(places) // count] for number in range(count)] if len(places) > count else places
     frame = _frame(model, prepared.receipt.system)
-    found = [_question(model, rows[index], frame) for index in spread]
+    found = [_prompt(model, rows[index], frame) for index in spread]
     return [one for one in found if one is not None]
 
 
@@ -87,7 +87,7 @@ def _last_answer(row: Tokens) -> tuple[int, int]:
     return (int(given[-1]) + 1 if len(given) else 0), end
 
 
-def _question(model: LoadedModel, row: Tokens, frame: tuple[str, str]) -> Question | None:
+def _prompt(model: LoadedModel, row: Tokens, frame: tuple[str, str]) -> Prompt | None:
     begin, end = _last_answer(row)
     ids = [int(token) for token in row.ids[:end]]
     wanted = read_answer(ids[begin:], model.template)
@@ -95,7 +95,7 @@ def _question(model: LoadedModel, row: Tokens, frame: tuple[str, str]) -> Questi
         return None
     before, behind = frame
     prompt = model.tokenizer.decode(ids[:begin]).removeprefix(before).removesuffix(behind)
-    return Question(prompt, tuple(ids[:begin]), wanted.text, wanted.tokens)
+    return Prompt(prompt, tuple(ids[:begin]), wanted.text, wanted.tokens)
 
 
 def _frame(model: LoadedModel, system: str | None) -> tuple[str, str]:
@@ -108,34 +108,34 @@ def _frame(model: LoadedModel, system: str | None) -> tuple[str, str]:
     return before, behind
 
 
-def _named(model: LoadedModel, prompt: str, system: str | None) -> Question:
+def _named(model: LoadedModel, prompt: str, system: str | None) -> Prompt:
     if BREAK in prompt:
         raise SpecError(["a prompt of evaluation.prompts has the noncharacter U+FDD0, which no text should have."])
-    return Question(prompt, tuple(asking_ids(model, [*_opening(system), Message("user", prompt)])))
+    return Prompt(prompt, tuple(asking_ids(model, [*_opening(system), Message("user", prompt)])))
 
 
 def _opening(system: str | None) -> list[Message]:
     return [Message("system", system)] if system else []
 
 
-def _refuse_long(questions: Sequence[Question], new: int, context: int) -> None:
-    if questions:
+def _refuse_long(prompts: Sequence[Prompt], new: int, context: int) -> None:
+    if prompts:
         raise SpecError(
             [
                 f"evaluation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens, which with {new:,} new ones is "
                 f"more than the model's context holds ({context:,}). Shorten it, or lower evaluation.max_new_tokens."
-                for one in questions
+                for one in prompts
             ]
         )
 
 
-def _refuse_unscorable(spec: TrackingSpec, questions: Sequence[Question]) -> None:
-    if spec.metrics and not questions:
+def _refuse_unscorable(spec: TrackingSpec, prompts: Sequence[Prompt]) -> None:
+    if spec.metrics and not prompts:
         raise SpecError(
             [f"evaluation wants {spec.metrics[0]} of answers to held-out rows, and none of these asks for an answer."]
         )
     for metric in spec.metrics:
-        for one in questions:
+        for one in prompts:
             assert one.wanted is not None, "it is of a row"
             try:
                 rows_of(metric, [""], [one.wanted], None)
