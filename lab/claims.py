@@ -26,7 +26,7 @@ from rankwise.verbs.claims import Plan, claims
 
 Rows = list[tuple[str, str]]
 MEASURED, OUTSIDE = 120, 60
-TRAINED = {"e2e": 400, "dolly": 200, "gsm8k": 200, "superbowl": 300}
+TRAINED = {"e2e": 200, "dolly": 120, "gsm8k": 100, "superbowl": 200}
 PLAN = Plan(
     rates={"lora": (2e-3, 4e-3), "adalora": (2e-3, 4e-3), "full": (1e-4, 3e-4)},
     seeds=(0, 1, 2),
