@@ -30,6 +30,9 @@ class TrainingSpec(Spec):
     weight_decay: Number = Field(0.0, ge=0, lt=1)
     plain: bool = False
     """Without the fast forms of what is computed (kernels/), which some models have. Results differ in rounding."""
+    recomputed_blocks: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000, strict=True)] = "auto"
+    """How many of the lowest blocks that learn keep only what goes into them and are computed again in the backward
+    pass: memory for time, and the same numbers. `auto`: as many as free memory makes necessary."""
     clip: Number = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
     seed: Seed = 0

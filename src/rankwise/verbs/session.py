@@ -160,7 +160,8 @@ class Session:
     def forms(self) -> Forms:
         spec, longest = self.experiment.training, self.prepared.longest
         largest = max(longest, min(spec.micro_batch_tokens, spec.batch_size * longest))
-        return Forms(self.model, self.tuned, longest, largest, self.lowest, self.announce)
+        twice = spec.recomputed_blocks
+        return Forms(self.model, self.tuned, longest, largest, self.lowest, twice, self.announce)
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""
