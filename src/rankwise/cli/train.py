@@ -74,6 +74,14 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="[default: by the method and the model's width]", show_default=False)
     ] = None,
+    auto_batch: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto-batch",
+            help="Where memory runs out, compute less at once; the rows of a step stay the same.",
+            show_default=False,
+        ),
+    ] = None,
     plain: Annotated[
         bool | None, typer.Option("--plain", help="Without the fast forms of what is computed.", show_default=False)
     ] = None,

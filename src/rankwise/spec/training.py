@@ -20,6 +20,8 @@ class TrainingSpec(Spec):
     micro_batch_tokens: PositiveInt = 2048
     """Padded tokens computed at once. Bounds the memory, changes no result (without dropout): the loss of a step is the
     mean over the supervised tokens of all its rows, however they are portioned."""
+    auto_batch: bool = False
+    """Where memory runs out, begin the step again with half of micro_batch_tokens; its rows stay the same."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
     """`auto`: 2e-3 at width 576, falling with the width of the model; a twentieth of it where the whole model learns
     (see training/schedules.py)."""
