@@ -58,6 +58,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", _gated()),
     "qwen2": ("qwen2", _gated(tie_word_embeddings=True)),
     "qwen3": ("qwen3", _gated(head_dim=10)),
+    "qwen3, wide": ("qwen3", _gated()),
     "qwen3, biases": ("qwen3", _gated(attention_bias=True)),
     "gemma": ("gemma", _gated(head_dim=10, num_key_value_heads=1)),
     "gemma2": ("gemma2", _gated(head_dim=10)),

@@ -6,10 +6,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 from torch import nn
 
 from planning_models import SMALL, on_meta, shape_of_small, written_config
 from rankwise.adapters.adapter_set import AdapterSet, inject
+from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.peft_format import write_peft
 from rankwise.adapters.targets import host_view
 from rankwise.errors import RankwiseError, TargetError
@@ -132,6 +135,35 @@ def test_adalora_is_counted_as_it_is_injected(name: str, budget: str) -> None:
         assert counted.trainable == adapters.added
     finally:
         adapters.eject()
+
+
+@pytest.mark.parametrize("unit", ["triplets", "parameters"])
+@pytest.mark.parametrize("budget", ["2", "40 triplets", "4k parameters", "30KB", "1000 triplets"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_what_is_left_is_what_the_allocator_leaves(name: str, budget: str, unit: str, tmp_path: Path) -> None:
+    spec = AdaLoraSpec(budget=budget, budget_unit=unit, warmup=0, interval=1)
+    adapters = inject(on_cpu(name), spec)
+    allocator = RankAllocator(adapters, spec, steps=3)
+    left = parameters_of(shape_of_small(name), spec).left
+    assert left is not None
+    assert (left.first, left.amount) == (allocator.schedule.first, allocator.schedule.last)
+    assert (left.unit, left.mean_rank) == (allocator.budget.unit, allocator.budget.mean_rank)
+    optimizer = torch.optim.AdamW(allocator.groups)
+    for step in range(3):
+        for parameter in adapters.parameters():
+            assert parameter.grad is not None
+            parameter.grad.copy_(torch.randn(parameter.shape))
+        optimizer.step()
+        allocator.stepped(step, optimizer)
+    write_peft(adapters, tmp_path / "adapter", base_model=name)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    with safe_open(file, "np") as tensors:
+        written = sum(tensors.get_tensor(key).size for key in tensors.keys())  # noqa: SIM118
+    assert left.least <= written <= left.most
+    assert left.least <= left.even <= left.most
+    most = parameters_of(shape_of_small(name), spec).file_bytes
+    assert most is not None
+    assert file.stat().st_size <= most
 
 
 def test_a_whole_model_trains_whole() -> None:

@@ -33,7 +33,7 @@ class Encoder(Config):
     head: ClassVar[str | None] = None
 
     def contradictions(self) -> Iterator[str]:
-        yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size and num_attention_heads")
+        yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size", "num_attention_heads")
 
     def block(self, suffix: str = "", more: tuple[str, ...] = ()) -> Iterator[Layer]:
         width, inner = self.hidden_size, self.intermediate_size
@@ -89,9 +89,9 @@ class DebertaV2(Encoder):
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
-        yield from uneven(self.conv_groups, self.hidden_size, "hidden_size and conv_groups")
+        yield from uneven(self.conv_groups, self.hidden_size, "hidden_size", "conv_groups")
         if self.attention_head_size not in (None, self.hidden_size // self.num_attention_heads):
-            yield f"attention_head_size is {self.attention_head_size}, and the heads do not make up hidden_size"
+            yield f'"attention_head_size" is {self.attention_head_size}, and the heads do not make up "hidden_size"'
 
     def layers(self) -> Iterator[Layer]:
         width = self.hidden_size

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rankwise.planning.shape import Blocks, Layer
+from rankwise.spec.spec import shown
 
 Width = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 Heads = Annotated[int, Field(ge=1, le=10_000, strict=True)]
@@ -47,7 +48,9 @@ class Config(BaseModel):
         given = dict(value)
         for other, own in cls.aliases.items():
             if other in given and given.setdefault(own, given[other]) != given[other]:
-                raise ValueError(f"{own} is {given[own]!r} and {other}, the same setting, {given[other]!r}")
+                raise ValueError(
+                    f'"{own}" is {shown(given[own])} and "{other}", the same setting, {shown(given[other])}'
+                )
         return given
 
     @model_validator(mode="after")
@@ -83,6 +86,6 @@ def foreign_to(config: dict[str, Any]) -> list[str]:
     return [f'"{key}" ({what})' for key, what in FOREIGN.items() if config.get(key) not in (None, False, 0, {}, [])]
 
 
-def uneven(inside: int, whole: int, names: str) -> Iterator[str]:
+def uneven(inside: int, whole: int, name_of_whole: str, name_of_inside: str) -> Iterator[str]:
     if whole % inside:
-        yield f"{names} are {whole} and {inside}, which do not divide"
+        yield f'"{name_of_whole}" is {whole}, which "{name_of_inside}" ({inside}) does not divide'

@@ -106,10 +106,10 @@ class Bart(Config):
     }  # fmt: skip
 
     def contradictions(self) -> Iterator[str]:
-        yield from uneven(self.encoder_attention_heads, self.d_model, "d_model and encoder_attention_heads")
-        yield from uneven(self.decoder_attention_heads, self.d_model, "d_model and decoder_attention_heads")
+        yield from uneven(self.encoder_attention_heads, self.d_model, "d_model", "encoder_attention_heads")
+        yield from uneven(self.decoder_attention_heads, self.d_model, "d_model", "decoder_attention_heads")
         if not self.tie_word_embeddings:
-            yield "tie_word_embeddings is false, and how the tables are held then is not known here"
+            yield '"tie_word_embeddings" is false, and how the tables are held then is not known here'
 
     def layers(self) -> Iterator[Layer]:
         words, width = "model.shared", self.d_model

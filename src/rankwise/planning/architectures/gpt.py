@@ -38,7 +38,7 @@ class Gpt(Config):
     }  # fmt: skip
 
     def contradictions(self) -> Iterator[str]:
-        yield from uneven(self.n_head, self.n_embd, "n_embd and n_head")
+        yield from uneven(self.n_head, self.n_embd, "n_embd", "n_head")
 
     @property
     def inner(self) -> int:
@@ -103,7 +103,7 @@ class GptNeoX(Config):
     attention_bias: Flag = True
 
     def contradictions(self) -> Iterator[str]:
-        yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size and num_attention_heads")
+        yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size", "num_attention_heads")
 
     def layers(self) -> Iterator[Layer]:
         words, width, inner, bias = "gpt_neox.embed_in", self.hidden_size, self.intermediate_size, self.attention_bias
@@ -142,7 +142,7 @@ class Opt(Config):
     tie_word_embeddings: Flag = True
 
     def contradictions(self) -> Iterator[str]:
-        yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size and num_attention_heads")
+        yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size", "num_attention_heads")
 
     def layers(self) -> Iterator[Layer]:
         words, width = "model.decoder.embed_tokens", self.hidden_size

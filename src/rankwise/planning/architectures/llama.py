@@ -37,8 +37,8 @@ class LlamaLike(Config):
 
     def contradictions(self) -> Iterator[str]:
         if self.head_dim is None or self.divided:
-            yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size and num_attention_heads")
-        yield from uneven(self.shared, self.num_attention_heads, "num_attention_heads and num_key_value_heads")
+            yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size", "num_attention_heads")
+        yield from uneven(self.shared, self.num_attention_heads, "num_attention_heads", "num_key_value_heads")
 
     @property
     def shared(self) -> int:

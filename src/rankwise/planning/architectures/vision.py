@@ -37,9 +37,9 @@ class Vision(Config):
 
     def contradictions(self) -> Iterator[str]:
         if self.head_dim is None:
-            yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size and num_attention_heads")
+            yield from uneven(self.num_attention_heads, self.hidden_size, "hidden_size", "num_attention_heads")
         if any(patch > image for patch, image in zip(_pair(self.patch_size), _pair(self.image_size), strict=True)):
-            yield f"patch_size is {self.patch_size} and image_size {self.image_size}, so an image has no patch"
+            yield f'"patch_size" is {self.patch_size} and "image_size" {self.image_size}, so an image has no patch'
 
     @property
     def size(self) -> int:
