@@ -30,6 +30,8 @@ class T5(Config):
     num_heads: Heads
     relative_attention_num_buckets: Width = 32
     feed_forward_proj: Annotated[str, Field(pattern=r"^(gated-)?[A-Za-z0-9_]+$")] = "relu"
+    is_gated_act: Flag | None = None
+    """Decides where it is given, also against `feed_forward_proj`."""
 
     made_by: ClassVar[str] = "AutoModelForSeq2SeqLM"
     aliases: ClassVar[dict[str, str]] = {
@@ -44,7 +46,8 @@ class T5(Config):
 
     @property
     def gated(self) -> bool:
-        return self.feed_forward_proj.startswith("gated-")
+        said = self.feed_forward_proj.startswith("gated-")
+        return said if self.is_gated_act is None else self.is_gated_act
 
     @property
     def depths(self) -> dict[str, int]:
