@@ -23,6 +23,10 @@ class Layer:
     """Parameters of the bias; of `other`, all of its parameters."""
     shares: str | None = None
     """The path of the layer whose weight this one reads."""
+    parts: tuple[int, ...] = ()
+    """Outputs of the query, the key and the value, where one layer makes all three."""
+    kernel: tuple[int, int] | None = None
+    """Of a convolution over images."""
 
     @property
     def parameters(self) -> int:
@@ -42,12 +46,12 @@ class Blocks:
     gated: bool
     causal: bool
     window: int | None = None
-    """Tokens that attention looks back, where it does not see all."""
+    """Tokens that attention looks back, where no block sees all."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """`stacks` are its blocks: one stack, or encoder and decoder."""
+    """`stacks` are its blocks: one stack, or encoder and decoder. `layers` are in the model's order."""
 
     name: str
     family: str
@@ -59,6 +63,8 @@ class ModelShape:
     context: int | None
     head: str | None
     """The path of the layer that makes logits, which `all-linear` leaves alone."""
+    made_by: str = ""
+    """The class of transformers whose model this is; that of a model without a task's head is AutoModel."""
 
     @property
     def parameters(self) -> int:
