@@ -6,20 +6,16 @@ from typing import Any
 
 from rankwise.planning.shape import Blocks, Layer, ModelShape
 
+SIZE = ("width", "inner", "count", "heads", "key_value_heads", "head_size", "vocabulary", "tied")
 SIZES: dict[str, dict[str, Any]] = {
-    "smollm2-135m": dict(
-        width=576, inner=1536, count=30, heads=9, key_value_heads=3, head_size=64, vocabulary=49152, tied=True
-    ),
-    "llama-2-7b": dict(
-        width=4096, inner=11008, count=32, heads=32, key_value_heads=32, head_size=128, vocabulary=32000, tied=False
-    ),
-    "llama-3.1-8b": dict(
-        width=4096, inner=14336, count=32, heads=32, key_value_heads=8, head_size=128, vocabulary=128256, tied=False
-    ),
-    "qwen2.5-7b": dict(
-        width=3584, inner=18944, count=28, heads=28, key_value_heads=4, head_size=128, vocabulary=152064, tied=False
-    ),
-    "tiny": dict(width=64, inner=96, count=3, heads=4, key_value_heads=2, head_size=16, vocabulary=128, tied=False),
+    name: dict(zip(SIZE, size, strict=True))
+    for name, size in {
+        "smollm2-135m": (576, 1536, 30, 9, 3, 64, 49152, True),
+        "llama-2-7b": (4096, 11008, 32, 32, 32, 128, 32000, False),
+        "llama-3.1-8b": (4096, 14336, 32, 32, 8, 128, 128256, False),
+        "qwen2.5-7b": (3584, 18944, 28, 28, 4, 128, 152064, False),
+        "tiny": (64, 96, 3, 4, 2, 16, 128, False),
+    }.items()
 }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planned_shapes import SIZES, adapted, encoder_decoder, image_classifier, llama
 
+from planned_shapes import SIZES, adapted, encoder_decoder, image_classifier, llama
 from rankwise.planning.operations import Load, mean_rank_factor, operations, penalty_operations
 from rankwise.spec.adapters import AdaLoraSpec
 

@@ -30,6 +30,3 @@ class Estimate:
     def times(self, factor: float) -> Estimate:
         assert factor >= 0, factor
         return Estimate(self.low * factor, self.likely * factor, self.high * factor)
-
-    def at_least(self, least: float) -> Estimate:
-        return Estimate(max(self.low, least), max(self.likely, least), max(self.high, least))
