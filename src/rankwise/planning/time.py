@@ -149,8 +149,10 @@ def speed_of(device: Device, dtype: str, blocks: int) -> Speed | None:
     return Speed(rate, _efficiency(device, dtype), launch, device.source)
 
 
-def duration(step: Step, steps: int, by: Speed | Probe) -> Duration:
+def duration(step: Step, steps: int, by: Speed | Probe, *, error: float = 0.0) -> Duration:
+    """`error`: by what share the tokens of a step may be others than was estimated."""
     seconds = _probed(step, by) if isinstance(by, Probe) else _assumed(step, by)
+    seconds = Estimate(seconds.low * max(0.0, 1 - error), seconds.likely, seconds.high * (1 + error))
     return Duration(seconds, steps, seconds.times(steps), by)
 
 
