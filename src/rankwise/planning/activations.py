@@ -81,13 +81,10 @@ def kept(
     """Bytes of all blocks from `lowest` on, of which the first `recomputed` keep their input alone. `ranks` by the
     block's number."""
     stack = shape.stacks[-1]
-    total = 0.0
-    for block in range(lowest, stack.count):
-        again = block < lowest + recomputed
-        total += (
-            number * stack.width if again
-            else kept_per_token(shape, stack, ranks.get(block, 0.0), number, form, whole=whole)
-        )  # fmt: skip
-    if recomputed:  # while it is computed again, one of them keeps everything
-        total += kept_per_token(shape, stack, ranks.get(lowest, 0.0), number, form, whole=whole)
+    bare = kept_per_token(shape, stack, 0.0, number, form, whole=whole)
+    again = min(recomputed, stack.count - lowest)
+    own = number * sum(rank for block, rank in ranks.items() if block >= lowest + again)
+    total = again * number * stack.width + (stack.count - lowest - again) * bare + own
+    if again:  # while it is computed again, one of them keeps everything
+        total += bare + number * ranks.get(lowest, 0.0)
     return total * tokens

@@ -90,6 +90,13 @@ class PlannedRows:
     def steps(self, training: TrainingSpec) -> int:
         return training.total_steps(max(1, round(self.documents.likely)))
 
+    def shorter(self, limit: int) -> PlannedRows:
+        """Without the documents that are longer, as far as those that were drawn tell."""
+        lengths = tuple(length for length in self.lengths if length <= limit)
+        left = sum(lengths) / max(1, sum(self.lengths))
+        fields = vars(self) | {name: getattr(self, name).times(left) for name in ("documents", "tokens", "supervised")}
+        return PlannedRows(**fields | {"lengths": lengths, "longest": min(limit, self.longest)})
+
     @property
     def load(self) -> Load:
         """What was drawn, as a sample of what goes through the model."""

@@ -1,8 +1,13 @@
-"""Whether a name can be the hub's, and whether the hub can be asked. Its client is imported when it is needed."""
+"""Whether a name can be the hub's, what of it is here, and whether the hub can be asked. Its client is imported when it
+is needed.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+from rankwise.run.cache import cache_folder
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the client reads it
 
@@ -16,6 +21,20 @@ def could_be_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def folder_here(name: str) -> Path | None:
+    """The folder of a starter, or of a model of the hub, whose tokenizer is on this disk already."""
+    if "/" not in name:
+        markers = sorted((cache_folder() / "models").glob(f"{name}-*.folder")) if name.isprintable() else []
+        folders = [cache_folder() / "models" / marker.read_text(encoding="utf-8").strip() for marker in markers]
+        return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+    if not could_be_hub_id(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "tokenizer.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def hub_answers(seconds: float = 3.0) -> bool:
