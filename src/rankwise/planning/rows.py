@@ -25,7 +25,7 @@ from rankwise.spec.training import TrainingSpec
 NORMAL = 1.96
 """Standard errors on either side that hold 95 %."""
 CHARACTERS, OF_GUESSED = 4.0, Estimate(0.9, 1.0, 1.6)
-"""Characters of one token, and how many times the tokens so guessed the real ones may be: 0.96 (LIMA) to 1.53 times
+"""Characters of one token, and how many times the tokens so guessed the real ones may be: 0.96 (LIMA) to 1.54 times
 (GSM8K, where each digit is a token) on eight English data sets, by the starter's tokenizer and template, which adds a
 system message of its own (lab/characters.py, lab/LOG.md). Other languages, and code, have fewer characters a token."""
 AROUND_MESSAGE, AFTER_ANSWER = 5, 1

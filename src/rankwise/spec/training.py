@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from rankwise.spec.spec import Number, PositiveInt, Seed, Spec
 
+AT_WIDTH_576 = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
+"""What `auto` is there, by the method; training/schedules.py says why."""
+
 
 class TrainingSpec(Spec):
     epochs: Annotated[Number, Field(gt=0, le=1000)] | None = None
@@ -55,6 +58,10 @@ class TrainingSpec(Spec):
     def rows_per_step(self, rows: int) -> int:
         """No row is taken twice in one step."""
         return min(self.batch_size, rows)
+
+    def highest_rate(self, width: int, method: str) -> float:
+        """The learning rate after the warm-up, of a model of this width."""
+        return AT_WIDTH_576[method] * (576 / width) ** 0.8 if self.learning_rate == "auto" else self.learning_rate
 
     def total_steps(self, rows: int) -> int:
         """Enough that every row is seen `epochs` times; the last step is filled up from the next pass."""
