@@ -49,7 +49,9 @@ def _parameters(made: Plan) -> Iterator[str]:
         yield _row("", f"from {left.first:,} {left.unit} to {left.amount:,}: {left.least:,} to {left.most:,} parameters")
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
         yield _row(
-            "adapter", f"{most}{_size(counted.file_bytes)} as it is written, {_size(counted.file_bytes_half)} in 16 bits"
+            "adapter",
+            f"{most}{_size(counted.file_bytes)} as it is written, in float32; in float16 {_size(2 * counted.written)} of "
+            f"numbers, {_size(counted.file_bytes_half)} with their names",
         )
     if remark := made.remark:
         yield _row("note", remark)

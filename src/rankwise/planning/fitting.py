@@ -41,11 +41,22 @@ class Remedy:
 
 def fit_of(made: Forecast, device: Device, longest: int) -> Fit:
     room, blocks = device.usable, made.shape.stacks[-1].count - made.job.lowest
-    twice = next((count for count in range(blocks + 1) if _peak(made, recomputed=count) <= room), None)
+    twice = 0 if made.peak <= room else least_recomputed(made, room, blocks)
     return Fit(
         device, made.peak, made.peak <= room, twice,
         most_at_once(made, room, longest, made.job.recomputed), most_at_once(made, room, longest, blocks),
     )  # fmt: skip
+
+
+def least_recomputed(made: Forecast, room: int, blocks: int) -> int | None:
+    """How many blocks must be computed twice; None where all of them do not do."""
+    if blocks < 1 or _peak(made, recomputed=blocks) > room:
+        return None
+    low, high = 0, blocks
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _peak(made, recomputed=middle) <= room else (middle, high)
+    return high
 
 
 def most_at_once(made: Forecast, room: int, longest: int, recomputed: int) -> int:
@@ -66,27 +77,28 @@ def most_at_once(made: Forecast, room: int, longest: int, recomputed: int) -> in
     return max(longest, low // STEP_OF_TOKENS * STEP_OF_TOKENS)
 
 
-def remedies(made: Forecast, room: int, longest: int, other: Callable[[str], Forecast]) -> list[Remedy]:
-    """Changes after which it fits, the cheapest first. `other` forecasts the same with one setting changed."""
+def remedies(made: Forecast, room: int, longest: int, other: Callable[[str], Forecast | None]) -> list[Remedy]:
+    """Changes after which it fits, the cheapest first. `other` forecasts the same with one setting changed,
+    if that means anything there."""
     return [remedy for remedy in _tried(made, room, longest, other) if remedy.peak <= room]
 
 
-def _tried(made: Forecast, room: int, longest: int, other: Callable[[str], Forecast]) -> Iterator[Remedy]:
+def _tried(made: Forecast, room: int, longest: int, other: Callable[[str], Forecast | None]) -> Iterator[Remedy]:
     job, blocks = made.job, made.shape.stacks[-1].count - made.job.lowest
     if 0 < (tokens := most_at_once(made, room, longest, job.recomputed)) < job.tokens:
         yield Remedy(
             f"training.micro_batch_tokens={tokens}", _peak(made, tokens=tokens, learned=_learned(job, tokens)),
             "the same result; more and smaller pieces, which a processor computes a little slower",
         )  # fmt: skip
-    half = next((count for count in range(1, blocks + 1) if _peak(made, recomputed=count) <= room), None)
-    if half is not None and half > job.recomputed:
-        slower = 1 + (AGAIN - 1) * half / blocks
+    twice = least_recomputed(made, room, blocks)
+    if twice is not None and twice > job.recomputed:
+        slower = 1 + (AGAIN - 1) * twice / blocks
         yield Remedy(
-            f"training.recomputed_blocks={half}", _peak(made, recomputed=half),
+            f"training.recomputed_blocks={twice}", _peak(made, recomputed=twice),
             f"the same result, in about {slower:.2f} times the time",
         )  # fmt: skip
     least = most_at_once(made, room, longest, blocks)
-    if 0 < least < job.tokens and half is None:
+    if 0 < least < job.tokens and twice is None:
         peak = _peak(made, tokens=least, learned=_learned(job, least), recomputed=blocks)
         price = f"the same result, in about {AGAIN:.2f} times the time"
         yield Remedy(f"training.recomputed_blocks={blocks} training.micro_batch_tokens={least}", peak, price)
@@ -101,7 +113,7 @@ def _tried(made: Forecast, room: int, longest: int, other: Callable[[str], Forec
 
 
 def _changed(
-    made: Forecast, change: str, price: str, longest: int, other: Callable[[str], Forecast]
+    made: Forecast, change: str, price: str, longest: int, other: Callable[[str], Forecast | None]
 ) -> Iterator[Remedy]:
     method = made.job.method
     useless = {
@@ -113,7 +125,7 @@ def _changed(
         return
     said = f"data.max_length={longest // 2}" if change == "data.max_length" else change
     changed = other(said)
-    if changed.peak < made.peak:
+    if changed is not None and changed.peak < made.peak:
         yield Remedy(said, changed.peak, price)
 
 

@@ -75,9 +75,10 @@ def form_of(shape: ModelShape, spec: Adapting, training: TrainingSpec, device: D
 
 def forecast(
     shape: ModelShape, spec: Adapting, training: TrainingSpec, device: Device, dtype: str, amount: AtOnce,
+    counted: Parameters | None = None,
 ) -> Forecast:  # fmt: skip
-    """`dtype` is what the base is held in; a whole model that learns is held in float32."""
-    counted = parameters_of(shape, spec)
+    """`dtype` is what the base is held in; a whole model that learns is held in float32. `counted` saves counting."""
+    counted = counted or parameters_of(shape, spec)
     form = form_of(shape, spec, training, device)
     asked, blocks = training.recomputed_blocks, shape.stacks[-1].count
     ranks = ranks_by_block(counted)

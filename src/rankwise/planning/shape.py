@@ -7,6 +7,7 @@ kernel. A tied head reads the embedding's weight and has none of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 Kind = Literal["linear", "conv1d", "conv2d", "embedding", "other"]
@@ -66,6 +67,6 @@ class ModelShape:
     made_by: str = ""
     """The class of transformers whose model this is; that of a model without a task's head is AutoModel."""
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)

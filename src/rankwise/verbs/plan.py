@@ -15,11 +15,12 @@ from rankwise.errors import SpecError
 from rankwise.planning.advice import Advice, Asked, advise
 from rankwise.planning.devices import CARDS, COMMON_MACS, Device, apple, find_device
 from rankwise.planning.fitting import Fit, Remedy, fit_of, remedies
-from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, operations_of
+from rankwise.planning.forecast import Adapting, AtOnce, Forecast, at_once, forecast, operations_of
 from rankwise.planning.machine import graphics_cards, this_machine
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.papers import GPT3_REMARK, GPT3_SAID
+from rankwise.planning.parameters import Parameters
 from rankwise.planning.reading import shape_of
 from rankwise.planning.rows import PlannedRows, average_step
 from rankwise.planning.shape import ModelShape
@@ -42,8 +43,6 @@ class Plan:
     rows: PlannedRows | None
     amount: AtOnce
     made: Forecast
-    others: dict[str, Forecast]
-    """The methods that were not asked for, with what is usual for them."""
     speed: Speed | Probe | None
     watts: float | None = None
     price: float | None = None
@@ -106,7 +105,7 @@ class Plan:
     @cached_property
     def fits_elsewhere(self) -> list[Fit]:
         """On cards that are known, of the method that was asked for."""
-        return [fit_of(self.on(device).made, device, self.amount.longest) for device in known_devices()]
+        return [fit_of(self.on(device), device, self.amount.longest) for device in known_devices()]
 
     @cached_property
     def remedies(self) -> list[Remedy]:
@@ -127,10 +126,27 @@ class Plan:
             ranks={one.layer.path: sum(one.ranks) for one in adapted}, context=self.shape.context,
         ))  # fmt: skip
 
-    def on(self, device: Device) -> Plan:
-        return planned(self.asked, self.shape, device, self.rows, None)
+    def on(self, device: Device) -> Forecast:
+        return self._of(self.asked, self.asked.adapter, device, self.made.parameters)
 
-    def _changed(self, setting: str) -> Forecast:
+    @cached_property
+    def methods(self) -> dict[str, Forecast]:
+        """The one that was asked for, and the others with what is usual for them."""
+        usual = {"lora": LoraSpec(), "adalora": AdaLoraSpec(), "full": FullSpec()}
+        others = {
+            method: self._of(self.asked, spec, self.device)
+            for method, spec in usual.items()
+            if method != self.asked.adapter.method
+        }
+        return {self.asked.adapter.method: self.made} | others
+
+    def _of(self, asked: Planned, spec: Adapting, device: Device, counted: Parameters | None = None) -> Forecast:
+        dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
+        return forecast(self.shape, spec, asked.training, device, dtype, self.amount, counted)
+
+    def _changed(self, setting: str) -> Forecast | None:
+        if setting.startswith("data.") and self.asked.data is None:
+            return None
         changed = with_settings(self.asked, setting)
         rows, data = self.rows, changed.data
         limit = _limit(changed, self.shape)
@@ -180,10 +196,6 @@ class Plan:
             "trained_by_rankwise": self.trained,
         }  # fmt: skip
 
-    @property
-    def methods(self) -> dict[str, Forecast]:
-        return {self.made.job.method: self.made} | self.others
-
 
 def plan(
     asked: Planned, *, device: str | None = None, watts: float | None = None, price: float | None = None,
@@ -206,14 +218,8 @@ def planned(
     amount = at_once(rows, asked.training, _limit(asked, shape))
     dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
     made = forecast(shape, asked.adapter, asked.training, device, dtype, amount)
-    usual = {"lora": LoraSpec(), "adalora": AdaLoraSpec(), "full": FullSpec()}
-    others = {
-        method: forecast(shape, spec, asked.training, device, dtype, amount)
-        for method, spec in usual.items()
-        if method != asked.adapter.method
-    }
     speed = measured or speed_of(device, made.job.dtype, shape.stacks[-1].count)
-    return Plan(asked, shape, device, rows, amount, made, others, speed, watts or device.watts, price)
+    return Plan(asked, shape, device, rows, amount, made, speed, watts or device.watts, price)
 
 
 def known_devices() -> list[Device]:
