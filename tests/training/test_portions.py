@@ -1,4 +1,4 @@
-"""Memory that runs out: with smaller micro-batches a step is begun again, and what is learned is as if it had been so."""
+"""Memory that runs out: a step is begun again with less at once, and what is learned is as if it always had been."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rankwise.models.causal import SupervisedLogits
 from rankwise.run.records import Said, StepRecord, silent
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.spec.training import TrainingSpec
-from rankwise.training.losses import summed
 from rankwise.training.loop import train
+from rankwise.training.losses import summed
 from rankwise.training.portions import Halving
 from rankwise.training.state import TrainState, adamw
 
@@ -29,7 +29,9 @@ def documents() -> list[Tokens]:
             for length in LENGTHS]  # fmt: skip
 
 
-def trained(tokens: int, method: str, room: int | None = None, announce=silent) -> tuple[list[torch.Tensor], TrainState]:
+def trained(
+    tokens: int, method: str, room: int | None = None, announce=silent
+) -> tuple[list[torch.Tensor], TrainState]:
     """With a loss that asks torch for more memory than there is where more than `room` tokens come at once."""
     torch.manual_seed(0)
     model = tiny_model("llama").double()

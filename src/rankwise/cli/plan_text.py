@@ -41,17 +41,20 @@ def _parameters(made: Plan) -> Iterator[str]:
         return
     yield _row(
         "parameters",
-        f"{most}{counted.trainable:,} of {counted.total:,} learn ({counted.share:.4%}), {counted.ratio:,.0f} times fewer",
+        f"{most}{counted.trainable:,} of {counted.total:,} learn ({counted.share:.4%}), {counted.ratio:,.0f} times "
+        "fewer",
     )
     for leaf, (layers, trainable) in counted.by_leaf.items():
         yield _row("", f"{leaf:<18}{layers:>5} layers  {trainable:>15,}")
     if (left := counted.left) is not None:
-        yield _row("", f"from {left.first:,} {left.unit} to {left.amount:,}: {left.least:,} to {left.most:,} parameters")
+        yield _row(
+            "", f"from {left.first:,} {left.unit} to {left.amount:,}: {left.least:,} to {left.most:,} parameters"
+        )
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
         yield _row(
             "adapter",
-            f"{most}{_size(counted.file_bytes)} as it is written, in float32; in float16 {_size(2 * counted.written)} of "
-            f"numbers, {_size(counted.file_bytes_half)} with their names",
+            f"{most}{_size(counted.file_bytes)} as it is written, in float32; in float16 "
+            f"{_size(2 * counted.written)} of numbers, {_size(counted.file_bytes_half)} with their names",
         )
     if remark := made.remark:
         yield _row("note", remark)
@@ -128,7 +131,8 @@ def _speed(made: Plan) -> str:
     speed = made.speed
     assert speed is not None, "asked before"
     if isinstance(speed, Probe):
-        return f"measured: {speed.constant:.3g} s and {speed.per_token * 1e3:.3g} ms a token, {speed.when}, {speed.machine}"
+        line = f"{speed.constant:.3g} s and {speed.per_token * 1e3:.3g} ms a token"
+        return f"measured: {line}, {speed.when}, {speed.machine}"
     share = speed.efficiency.share
     return (
         f"assumed: {share.likely:.0%} ({share.low:.0%} to {share.high:.0%}) of {speed.rate / 1e12:,.3g} TFLOP/s; "
@@ -157,7 +161,7 @@ def _remedies(made: Plan) -> Iterator[str]:
     if not found:
         yield _row("to change", "nothing here makes it fit: a smaller model, or a device with more memory, would")
     for at, remedy in enumerate(found):
-        yield _row("" if at else "to change", f"--set {remedy.change}  ({_size(remedy.peak)}): {remedy.price}")
+        yield _row("" if at else "to change", f"{remedy.settings}  ({_size(remedy.peak)}): {remedy.price}")
 
 
 def _advice(made: Plan) -> Iterator[str]:

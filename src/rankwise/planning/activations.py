@@ -1,7 +1,7 @@
 """What a forward pass keeps for its backward pass, by arithmetic, in bytes of one token and one block.
 
-In the fast form (kernels/), with b bytes a number, width d, queries q, keys and values k, feed-forward f (twice where it
-is gated) and adapters of ranks r:
+In the fast form (kernels/), with b bytes a number, width d, queries q, keys and values k, feed-forward f (twice where
+it is gated) and adapters of ranks r:
 
     b (d + d) of what goes into the two norms, their roots;  b (q + 2 k);  b q of what attention gives;  b f;  b sum r
 
@@ -61,8 +61,12 @@ def kept_per_token(
         inputs = 1 if parts.one_input else parts.norms
         fed = number * stack.inner * (2 if stack.gated else 1)
         return number * stack.width * inputs + roots + attention + fed + number * ranks
-    return _plain_norms(parts, stack, number, whole=whole) + roots + attention + EXACT * stack.heads + number * (
-        ranks + stack.inner * (4 if stack.gated else 2)
+    return (
+        _plain_norms(parts, stack, number, whole=whole)
+        + roots
+        + attention
+        + EXACT * stack.heads
+        + number * (ranks + stack.inner * (4 if stack.gated else 2))
     )
 
 

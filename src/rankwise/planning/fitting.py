@@ -33,10 +33,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Remedy:
-    change: str
-    """As `--set` takes it."""
+    changes: tuple[str, ...]
+    """Each as `--set` takes it."""
     peak: int
     price: str
+
+    @property
+    def settings(self) -> str:
+        return " ".join(f"--set {change}" for change in self.changes)
 
 
 def fit_of(made: Forecast, device: Device, longest: int) -> Fit:
@@ -87,21 +91,22 @@ def _tried(made: Forecast, room: int, longest: int, other: Callable[[str], Forec
     job, blocks = made.job, made.shape.stacks[-1].count - made.job.lowest
     if 0 < (tokens := most_at_once(made, room, longest, job.recomputed)) < job.tokens:
         yield Remedy(
-            f"training.micro_batch_tokens={tokens}", _peak(made, tokens=tokens, learned=_learned(job, tokens)),
+            (f"training.micro_batch_tokens={tokens}",), _peak(made, tokens=tokens, learned=_learned(job, tokens)),
             "the same result; more and smaller pieces, which a processor computes a little slower",
         )  # fmt: skip
     twice = least_recomputed(made, room, blocks)
     if twice is not None and twice > job.recomputed:
         slower = 1 + (AGAIN - 1) * twice / blocks
         yield Remedy(
-            f"training.recomputed_blocks={twice}", _peak(made, recomputed=twice),
+            (f"training.recomputed_blocks={twice}",), _peak(made, recomputed=twice),
             f"the same result, in about {slower:.2f} times the time",
         )  # fmt: skip
     least = most_at_once(made, room, longest, blocks)
     if 0 < least < job.tokens and twice is None:
         peak = _peak(made, tokens=least, learned=_learned(job, least), recomputed=blocks)
         price = f"the same result, in about {AGAIN:.2f} times the time"
-        yield Remedy(f"training.recomputed_blocks={blocks} training.micro_batch_tokens={least}", peak, price)
+        changes = (f"training.recomputed_blocks={blocks}", f"training.micro_batch_tokens={least}")
+        yield Remedy(changes, peak, price)
     for change, price in (
         ("model.dtype=bfloat16", "numbers of 8 bits instead of 24: single steps differ by some hundredths of a nat"),
         ("adapter.method=lora", "an adapter learns instead of the whole model"),
@@ -126,7 +131,7 @@ def _changed(
     said = f"data.max_length={longest // 2}" if change == "data.max_length" else change
     changed = other(said)
     if changed is not None and changed.peak < made.peak:
-        yield Remedy(said, changed.peak, price)
+        yield Remedy((said,), changed.peak, price)
 
 
 def _learned(job: Job, tokens: int) -> int:

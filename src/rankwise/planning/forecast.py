@@ -1,7 +1,7 @@
 """What one training would hold and compute: the job that a method, a model, rows and a device come to.
 
-The largest micro-batch decides the memory. Rows of a step lie in it up to `micro_batch_tokens`, a longer document alone;
-a step that has less is one micro-batch, of as many tokens as the fullest step is likely to have.
+The largest micro-batch decides the memory. Rows of a step lie in it up to `micro_batch_tokens`, a longer document
+alone; a step that has less is one micro-batch, of as many tokens as the fullest step is likely to have.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def forecast(
     form = form_of(shape, spec, training, device)
     asked, blocks = training.recomputed_blocks, shape.stacks[-1].count
     ranks = ranks_by_block(counted)
-    lowest = min(ranks, default=0) if ranks and None not in ranks else 0
+    numbers = [block for block in ranks if block is not None]
+    lowest = min(numbers) if numbers and len(numbers) == len(ranks) else 0
     job = Job(
         method=spec.method, form=form, dtype="float32" if isinstance(spec, FullSpec) else dtype,
         trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},

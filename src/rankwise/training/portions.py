@@ -43,8 +43,8 @@ class Halving:
             if (after := _largest(smaller.at(step))) < before:
                 self.batches = smaller
                 self.announce(Said(
-                    f"out of memory with {before:,} tokens at once; going on with training.micro_batch_tokens={tokens}, "
-                    f"{after:,} at once in this step. A step still has the same rows"
+                    f"out of memory with {before:,} tokens at once; going on with training.micro_batch_tokens="
+                    f"{tokens}, {after:,} at once in this step. A step still has the same rows"
                 ))  # fmt: skip
                 return True
         return False

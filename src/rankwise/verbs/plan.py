@@ -109,7 +109,7 @@ class Plan:
 
     @cached_property
     def remedies(self) -> list[Remedy]:
-        return remedies(self.made, self.device.usable, self.amount.longest, self._changed)
+        return remedies(self.made, self.device.usable, self.amount.longest, self.changed)
 
     @cached_property
     def advice(self) -> list[Advice]:
@@ -144,7 +144,8 @@ class Plan:
         dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
         return forecast(self.shape, spec, asked.training, device, dtype, self.amount, counted)
 
-    def _changed(self, setting: str) -> Forecast | None:
+    def changed(self, setting: str) -> Forecast | None:
+        """The same with one setting otherwise; None where that means nothing here."""
         if setting.startswith("data.") and self.asked.data is None:
             return None
         changed = with_settings(self.asked, setting)
@@ -261,4 +262,3 @@ def _refuse_negative(**given: float | None) -> None:
              if value is not None and not 0 < value < 1e9]  # fmt: skip
     if wrong:
         raise SpecError(wrong)
-

@@ -16,7 +16,7 @@ def known_models() -> list[dict[str, Any]]:
             "name": known.name, "parameters": f"{(shape := shape_of(known.name)).parameters:,}",
             "family": shape.family, "hub": " ".join(known.hub),
         }
-        for known in CATALOGUE
+        for known in CATALOGUE.values()
     ]  # fmt: skip
 
 
