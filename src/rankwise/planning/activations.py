@@ -26,16 +26,21 @@ EXACT = 4
 """Bytes of a number in float32."""
 ONE_INPUT = frozenset({"gpt_neox", "gptj"})
 """Attention and feed-forward layer begin from one and the same x."""
+EAGER = frozenset({"gemma2"})
+"""Attention in small operations, since its scores are capped: they are kept for each pair of tokens."""
 
 
 @dataclass(frozen=True)
 class BlockParts:
-    """Of one block: how many norms the stream goes through, and how many numbers the norms of heads take."""
+    """Of one block: how many norms the stream goes through, how many numbers the norms of heads take and how many
+    roots they have, and what a family's code keeps besides, in numbers."""
 
     layer_norm: bool
     norms: int
     normed_heads: int
+    head_roots: int
     one_input: bool
+    besides: Mapping[Form, int]
 
 
 def parts_of(shape: ModelShape, stack: Blocks) -> BlockParts:
@@ -43,31 +48,43 @@ def parts_of(shape: ModelShape, stack: Blocks) -> BlockParts:
     first = [layer for layer in shape.layers if layer.kind == "other" and ".0." in layer.path]
     of_stream = [layer for layer in first if layer.bias in (stack.width, 2 * stack.width)]
     of_heads = [layer for layer in first if layer.bias == stack.head_size != stack.width]
-    heads = stack.heads * stack.head_size + stack.key_value_heads * stack.head_size if of_heads else 0
+    roots = stack.heads + stack.key_value_heads if of_heads else 0
     layer_norm = any(layer.bias == 2 * stack.width for layer in of_stream)
-    return BlockParts(layer_norm, max(1, len(of_stream)), heads, shape.family in ONE_INPUT)
+    one_input = shape.family in ONE_INPUT
+    return BlockParts(
+        layer_norm, max(1, len(of_stream)), roots * stack.head_size, roots, one_input, _besides(shape.family, stack)
+    )
+
+
+def _besides(family: str, stack: Blocks) -> Mapping[Form, int]:
+    """GPT-NeoX, Phi-3: v is a part of the layer that made q and k too, so all of that stays though both were turned
+    since. GPT-2, GPT-J: the activation is written out in small operations, each with a result of its own. OPT's gives
+    what goes on and needs nothing else."""
+    queries, keys = stack.heads * stack.head_size, stack.key_value_heads * stack.head_size
+    plain = {
+        "gpt_neox": 3 * queries, "phi3": 2 * queries + keys, "gpt2": 3 * stack.inner, "gptj": 3 * stack.inner,
+        "opt": -stack.inner,
+    }  # fmt: skip
+    return {"fast": 2 * queries if family == "gpt_neox" else 0, "plain": plain.get(family, 0)}
 
 
 def kept_per_token(
-    shape: ModelShape, stack: Blocks, ranks: float, number: int, form: Form, *, whole: bool
-) -> float:  # fmt: skip
+    shape: ModelShape, stack: Blocks, ranks: float, number: int, form: Form, *, whole: bool, longest: int = 0
+) -> float:
     """Bytes of a token in one block. `ranks` is the sum over its adapters, `number` the bytes of a number in the
-    format of the model, `whole` whether its own weights learn."""
+    format of the model, `whole` whether its own weights learn, `longest` the tokens of the longest document."""
     parts = parts_of(shape, stack)
     queries, keys = stack.heads * stack.head_size, stack.key_value_heads * stack.head_size
-    attention = number * (2 * queries + 2 * keys) + number * parts.normed_heads
-    roots = EXACT * parts.norms * (2 if parts.layer_norm else 1)
+    attention = number * (2 * queries + 2 * keys + parts.besides[form])
+    roots = EXACT * (parts.norms * (2 if parts.layer_norm else 1) + parts.head_roots)
     if form == "fast":
         inputs = 1 if parts.one_input else parts.norms
         fed = number * stack.inner * (2 if stack.gated else 1)
-        return number * stack.width * inputs + roots + attention + fed + number * ranks
-    return (
-        _plain_norms(parts, stack, number, whole=whole)
-        + roots
-        + attention
-        + EXACT * stack.heads
-        + number * (ranks + stack.inner * (4 if stack.gated else 2))
-    )
+        return number * (stack.width * inputs + parts.normed_heads + ranks) + roots + attention + fed
+    scores = 2 * EXACT * stack.heads * longest if shape.family in EAGER else EXACT * stack.heads
+    fed = number * (ranks + stack.inner * (4 if stack.gated else 2))
+    of_heads = (EXACT + number * whole) * parts.normed_heads
+    return _plain_norms(parts, stack, number, whole=whole) + of_heads + roots + attention + scores + fed
 
 
 def _plain_norms(parts: BlockParts, stack: Blocks, number: int, *, whole: bool) -> int:
@@ -80,12 +97,12 @@ def _plain_norms(parts: BlockParts, stack: Blocks, number: int, *, whole: bool) 
 
 def kept(
     shape: ModelShape, ranks: Mapping[int, float], number: int, form: Form, tokens: int, *, whole: bool,
-    recomputed: int = 0, lowest: int = 0,
+    recomputed: int = 0, lowest: int = 0, longest: int = 0,
 ) -> float:  # fmt: skip
     """Bytes of all blocks from `lowest` on, of which the first `recomputed` keep their input alone. `ranks` by the
     block's number."""
     stack = shape.stacks[-1]
-    bare = kept_per_token(shape, stack, 0.0, number, form, whole=whole)
+    bare = kept_per_token(shape, stack, 0.0, number, form, whole=whole, longest=longest)
     again = min(recomputed, stack.count - lowest)
     own = number * sum(rank for block, rank in ranks.items() if block >= lowest + again)
     total = again * number * stack.width + (stack.count - lowest - again) * bare + own

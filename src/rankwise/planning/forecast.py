@@ -87,7 +87,7 @@ def forecast(
     job = Job(
         method=spec.method, form=form, dtype="float32" if isinstance(spec, FullSpec) else dtype,
         trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},
-        tokens=amount.tokens, learned=amount.learned, lowest=lowest,
+        tokens=amount.tokens, learned=amount.learned, longest=amount.longest, lowest=lowest,
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest),
     )  # fmt: skip
     place = PROCESSOR if device.kind == "processor" else GPU

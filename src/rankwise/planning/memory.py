@@ -57,6 +57,8 @@ class Job:
     ranks: Mapping[int, float]
     tokens: int
     learned: int
+    longest: int
+    """Tokens of the longest document."""
     lowest: int = 0
     recomputed: int = 0
 
@@ -93,8 +95,9 @@ def weights_bytes(shape: ModelShape, dtype: str) -> float:
 def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
     number, whole, count = int(FORMATS[job.dtype]), job.method == "full", job.trainable
     held = kept(
-        shape, job.ranks, number, job.form, job.tokens, whole=whole, recomputed=job.recomputed, lowest=job.lowest
-    )
+        shape, job.ranks, number, job.form, job.tokens, whole=whole, recomputed=job.recomputed, lowest=job.lowest,
+        longest=job.longest,
+    )  # fmt: skip
     averages = 8 * count if job.method == "adalora" else 0
     logits = _logits(shape, job, number)
     share = place.overhead[job.form]
