@@ -150,6 +150,15 @@ def test_more_of_anything_is_never_less(lengths, rank, share):
     assert operations(llama(window=8), load, adapted(shape, rank)).total <= base
 
 
+@pytest.mark.parametrize(("causal", "pairs"), [(True, 8 * 100 - 8**2 / 2), (False, 2 * (8 * 100 - 8**2 / 2))])
+def test_a_window_bounds_the_pairs_that_see_each_other(causal, pairs):
+    load, ranks = Load((100,), 100), adapted(llama(), 4)
+    windowed = operations(llama(causal=causal, window=8), load, ranks)
+    assert windowed.attention == 3 * 4 * pairs * 64  # three blocks, four heads of 16
+    whole = operations(llama(causal=causal), load, ranks)
+    assert operations(llama(causal=causal, window=100), load, ranks) == whole
+
+
 @given(lengths)
 def test_one_long_sequence_costs_more_than_its_parts(lengths):
     shape = llama()
