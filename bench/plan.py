@@ -3,8 +3,9 @@
     python bench/plan.py [--json] [--only 1,5,9] [--time] [--rows 240] [--out bench/results/TITLE]
 
 Rows of Dolly; SmolLM2-135M, and a model of the shape of SmolLM2-360M with random weights. Each training is a
-`rankwise train` of its own for three steps, whose forecast (from config.json and a sample of the rows) and peak it
-prints; a method that learns everything is float32 always. A finished one is kept in the cache folder and not run again.
+`rankwise train` of its own for three steps, whose peak is held against what `rankwise plan` says by config.json and a
+sample of the rows; a method that learns everything is float32 always. A finished one is kept in the cache folder and
+not run again.
 
 --time: `rankwise plan --probe`, then a training of two dozen steps; the forecast of seconds against those it took.
 """
@@ -113,10 +114,10 @@ def kept(name: str, make: Any) -> dict[str, Any]:
 def memory(case: Case, number: int, rows: int) -> dict[str, Any]:
     run = f"memory-{number}"
     found = kept(run, lambda: told("train", words_of(case, rows, "--run", run, "--steps", "3", "--restart")))
-    forecast = found["forecast"]
+    parts = told("plan", words_of(case, rows, "--steps", "3"))["memory_bytes"]
     return asdict(case) | {
-        "number": number, "measured": found["peak_rss_bytes"], "forecast": forecast["peak_bytes"],
-        "off": forecast["peak_bytes"] / found["peak_rss_bytes"] - 1, "parts": forecast["memory"],
+        "number": number, "measured": found["peak_rss_bytes"], "forecast": parts["peak"],
+        "off": parts["peak"] / found["peak_rss_bytes"] - 1, "parts": parts,
     }  # fmt: skip
 
 

@@ -47,8 +47,8 @@ def test_what_was_forecast_is_written_beside_what_it_took(small):
     assert found["peak_bytes"]["off"] == pytest.approx(forecast.peak_bytes / results.peak_rss_bytes - 1)
     page = report("small")
     assert "Forecast and fact" in page.page.read_text()
-    cost = next(one for one in json.loads(page.data.read_text())["sections"] if one["id"] == "cost")
-    assert cost["data"]["forecast"]["seconds"]["fact"] == results.train_seconds
+    cost = json.loads(page.data.read_text())["cost"]
+    assert cost["forecast"]["seconds"]["fact"] == results.train_seconds
 
 
 def test_what_cannot_fit_is_not_begun_unless_told_otherwise(small, monkeypatch):

@@ -7,9 +7,9 @@
     activations   planning/activations.py, for the tokens of one micro-batch
     logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
                   the format, in the plain one
-    overhead      what activations and logits take beyond that: what a block's backward pass holds on its way, and
-                  holes between pieces of memory
-    process       python and its libraries, and the code of products that oneDNN keeps
+    overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; and holes between
+                  pieces of memory, as a share of activations and logits
+    process       python and its libraries, and on a processor what oneDNN keeps of products in bfloat16
 
 The first seven are arithmetic; the last two are measured (bench/memory_forecast.py) and hold for a processor. On a GPU
 both are assumed.
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rankwise.planning.activations import EXACT, Form, kept
+from rankwise.planning.activations import EXACT, Form, kept, kept_per_token
 from rankwise.planning.shape import ModelShape
 
 Method = Literal["lora", "adalora", "full"]
@@ -31,15 +31,19 @@ HEAD_ROWS = 256
 
 @dataclass(frozen=True)
 class Place:
-    """`process` bytes are there before anything; `overhead` is the share that `activations` and `logits` need more."""
+    """`process` bytes are there before anything and `products` more where products are in 16 bits; a block's backward
+    pass takes `backward` times what a block keeps, and holes are the share `holes` of activations and logits."""
 
     process: float
-    overhead: Mapping[Form, float]
+    products: float
+    backward: float
+    holes: Mapping[Form, float]
     measured: bool
 
 
-PROCESSOR = Place(process=0.62e9, overhead={"fast": 0.26, "plain": 0.15}, measured=True)
-GPU = Place(process=0.6e9, overhead={"fast": 0.1, "plain": 0.1}, measured=False)
+PROCESSOR = Place(0.42e9, 0.41e9, 3.5, {"fast": 0.055, "plain": 0.13}, measured=True)
+"""Of six trainings of the starter (lab/LOG.md), torch 2.13."""
+GPU = Place(0.6e9, 0.0, 3.5, {"fast": 0.1, "plain": 0.1}, measured=False)
 FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
 BLOCK_OF_SCALES = 64
 """Numbers of NF4 that share a scale of 4 bytes; of int8 each output has one."""
@@ -100,9 +104,14 @@ def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
     )  # fmt: skip
     averages = 8 * count if job.method == "adalora" else 0
     logits = _logits(shape, job, number)
-    share = place.overhead[job.form]
+    of_block = job.tokens * kept_per_token(
+        shape, shape.stacks[-1], max(job.ranks.values(), default=0.0), number, job.form, whole=whole,
+        longest=job.longest,
+    )  # fmt: skip
+    process = place.process + (place.products if number < EXACT else 0.0)
+    share = place.holes[job.form]
     return Memory((
-        Part("process", place.process, "measured" if place.measured else "assumed"),
+        Part("process", process, "measured" if place.measured else "assumed"),
         Part("weights", weights_bytes(shape, job.dtype), f"{shape.parameters:,} x {FORMATS[job.dtype]:g}"),
         Part("adapter", 0 if whole else EXACT * count, "in the weights" if whole else f"{count:,} x 4"),
         Part("gradients", EXACT * count, f"{count:,} x 4"),
@@ -110,7 +119,10 @@ def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
         Part("averages", averages, f"{count:,} x 8" if averages else "AdaLoRA's alone"),
         Part("activations", held, f"{job.tokens:,} tokens x {held / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
-        Part("overhead", share * (held + logits), f"{share:.0%} of activations and logits"),
+        Part(
+            "overhead", place.backward * of_block + share * (held + logits),
+            f"{place.backward:g} x a block's {of_block / 1e6:,.1f} MB, {share:.1%} of activations and logits",
+        ),
     ))  # fmt: skip
 
 
