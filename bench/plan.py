@@ -7,7 +7,7 @@ Rows of Dolly; SmolLM2-135M, and a model of the shape of SmolLM2-360M with rando
 sample of the rows; a method that learns everything is float32 always. A finished one is kept in the cache folder and
 not run again.
 
---time: `rankwise plan --probe`, then a training of two dozen steps; the forecast of seconds against those it took.
+--time: `rankwise plan --probe`, then a training of ten steps; the forecast of seconds against those it took.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def memory(case: Case, number: int, rows: int) -> dict[str, Any]:
 
 def seconds(case: Case, number: int, rows: int) -> dict[str, Any]:
     run = f"time-{number}"
-    planned = kept(f"{run}-plan", lambda: told("plan", words_of(case, rows, "--steps", "24", "--probe")))
-    found = kept(run, lambda: told("train", words_of(case, rows, "--run", run, "--steps", "24", "--restart")))
+    planned = kept(f"{run}-plan", lambda: told("plan", words_of(case, rows, "--steps", "10", "--probe")))
+    found = kept(run, lambda: told("train", words_of(case, rows, "--run", run, "--steps", "10", "--restart")))
     return asdict(case) | {
         "number": number, "measured": found["train_seconds"], "forecast": planned["seconds"],
         "off": planned["seconds"] / found["train_seconds"] - 1,

@@ -1,4 +1,4 @@
-"""`rankwise plan`: the counts of the papers, the keys that programs read, no torch, and a clear word where it cannot."""
+"""`rankwise plan`: the counts of the papers, the keys that programs read, no torch, clear words where it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What autograd holds after a forward pass is what the arithmetic says, in both forms and for every family that has one."""
+"""What autograd holds after a forward pass is what the arithmetic says, in both forms and for every family."""
 
 from __future__ import annotations
 

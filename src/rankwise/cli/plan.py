@@ -18,7 +18,7 @@ def plan(
     model: Annotated[str | None, typer.Option(show_default=False,
         help="A name of the list (--models), hub id, folder with a config.json, or .gguf file.")] = None,
     data: Annotated[str | None, typer.Option(show_default=False, help="File or folder of rows.")] = None,
-    method: Annotated[str | None, typer.Option(show_default=False, help="lora, adalora, full.  [default: lora]")] = None,
+    method: Annotated[str | None, typer.Option(show_default=False, help="lora (by default), adalora, full.")] = None,
     rank: Annotated[int | None, typer.Option(show_default=False, help="Of lora.  [default: 16]")] = None,
     budget: Annotated[str | None, typer.Option(show_default=False,
         help="Of adalora: a mean rank (8), 600k parameters, or the adapter's size (2MB).  [default: 8]")] = None,

@@ -7,8 +7,9 @@
     activations   planning/activations.py, for the tokens of one micro-batch
     logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
                   the format, in the plain one
-    overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; and holes between
-                  pieces of memory, as a share of activations and logits
+    overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; holes between
+                  pieces of memory, as a share of activations and logits; and where the whole model learns, the
+                  gradients of the table of words and of the head before they are one
     process       python and its libraries, and on a processor what oneDNN keeps of products in bfloat16
 
 The first seven are arithmetic; the last two are measured (bench/memory_forecast.py) and hold for a processor. On a GPU
@@ -41,9 +42,9 @@ class Place:
     measured: bool
 
 
-PROCESSOR = Place(0.42e9, 0.41e9, 3.5, {"fast": 0.055, "plain": 0.13}, measured=True)
+PROCESSOR = Place(0.42e9, 0.41e9, 3.5, 0.055, measured=True)
 """Of six trainings of the starter (lab/LOG.md), torch 2.13."""
-GPU = Place(0.6e9, 0.0, 3.5, {"fast": 0.1, "plain": 0.1}, measured=False)
+GPU = Place(0.6e9, 0.0, 3.5, 0.1, measured=False)
 FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
 BLOCK_OF_SCALES = 64
 """Numbers of NF4 that share a scale of 4 bytes; of int8 each output has one."""
@@ -109,7 +110,7 @@ def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
         longest=job.longest,
     )  # fmt: skip
     process = place.process + (place.products if number < EXACT else 0.0)
-    share = place.holes[job.form]
+    tables = 2 * EXACT * shape.vocabulary * shape.stacks[-1].width if whole else 0
     return Memory((
         Part("process", process, "measured" if place.measured else "assumed"),
         Part("weights", weights_bytes(shape, job.dtype), f"{shape.parameters:,} x {FORMATS[job.dtype]:g}"),
@@ -120,8 +121,9 @@ def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
         Part("activations", held, f"{job.tokens:,} tokens x {held / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
         Part(
-            "overhead", place.backward * of_block + share * (held + logits),
-            f"{place.backward:g} x a block's {of_block / 1e6:,.1f} MB, {share:.1%} of activations and logits",
+            "overhead", place.backward * of_block + place.holes * (held + logits) + tables,
+            f"{place.backward:g} x a block's {of_block / 1e6:,.1f} MB, {place.holes:.1%} of activations and logits"
+            + (", the table's gradient twice" if whole else ""),
         ),
     ))  # fmt: skip
 
