@@ -8,8 +8,9 @@
     logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
                   the format, in the plain one
     overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; holes between
-                  pieces of memory, as a share of activations and logits; and where the whole model learns, the
-                  gradients of the table of words and of the head before they are one
+                  pieces of memory, as shares of activations and logits, and of the optimizer's averages, which come
+                  after the first step; and where the whole model learns, the gradients of the table of words and of
+                  the head before they are one
     process       python and its libraries, and on a processor what oneDNN keeps of products in bfloat16
 
 The first seven are arithmetic; the last two are measured (bench/memory_forecast.py) and hold for a processor. On a GPU
@@ -33,7 +34,8 @@ HEAD_ROWS = 256
 @dataclass(frozen=True)
 class Place:
     """`process` bytes are there before anything and `products` more where products are in 16 bits; a block's backward
-    pass takes `backward` times what a block keeps, and holes are the share `holes` of activations and logits."""
+    pass takes `backward` times what a block keeps, and holes are the share `holes` of activations and logits, and
+    OF_AVERAGES of the optimizer's averages."""
 
     process: float
     products: float
@@ -42,6 +44,7 @@ class Place:
     measured: bool
 
 
+OF_AVERAGES = 0.1
 PROCESSOR = Place(0.42e9, 0.41e9, 3.5, 0.055, measured=True)
 """Of six trainings of the starter (lab/LOG.md), torch 2.13."""
 GPU = Place(0.6e9, 0.0, 3.5, 0.1, measured=False)
@@ -121,8 +124,9 @@ def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
         Part("activations", held, f"{job.tokens:,} tokens x {held / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
         Part(
-            "overhead", place.backward * of_block + place.holes * (held + logits) + tables,
-            f"{place.backward:g} x a block's {of_block / 1e6:,.1f} MB, {place.holes:.1%} of activations and logits"
+            "overhead", place.backward * of_block + place.holes * (held + logits) + OF_AVERAGES * 8 * count + tables,
+            f"{place.backward:g} x a block's {of_block / 1e6:,.1f} MB, {place.holes:.1%} of activations and logits, "
+            f"{OF_AVERAGES:.0%} of the averages"
             + (", the table's gradient twice" if whole else ""),
         ),
     ))  # fmt: skip
