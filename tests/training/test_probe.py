@@ -47,7 +47,8 @@ def test_every_method_is_probed_in_its_form(rows, tiny_folder, steps, method, pl
     )
     found = probing.probe(asked)
     assert found.constant == pytest.approx(0.5) and found.per_token == pytest.approx(0.01)
-    (few, _), (many, learned) = steps
+    assert len(steps) == 2 * (probing.COUNTED + 1)
+    (few, _), (many, learned) = steps[0], steps[-1]
     assert 0 < few < many
     made = plan(asked, measured=found)
     assert many == pytest.approx(made.step.tokens, rel=0.3)

@@ -1,9 +1,10 @@
-"""How fast this machine trains this model: two steps of different size, each made once before it counts.
+"""How fast this machine trains this model: steps of two sizes, after one of each that does not count.
 
     seconds of a step = constant + per_token x tokens
 
 The documents are random, as long as the rows are and with as large a share learned; nothing is kept of what was
-learned. EVA's start, which only looks at rows, is left out.
+learned. Those of each step have other lengths, as in training: a processor's library makes its products anew for every
+number of tokens that it has not met. EVA's start, which only looks at rows, is left out.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ STEPS, RATE = 1000, 1e-9
 """Of the run that AdaLoRA takes it for, so that no rank is decided; and so small a rate that nothing changes."""
 LARGEST, SMALLER = 4096, 4
 """Tokens of the larger step at most, and by how much the other is smaller."""
+COUNTED = 2
+"""Steps of each size that count."""
 
 
 def probe(asked: Planned, announce: Announce = silent) -> Probe:
@@ -51,19 +54,20 @@ def probe(asked: Planned, announce: Announce = silent) -> Probe:
     longest, spec = made.amount.longest, asked.training
     forms = Forms(model, tuned, longest, made.amount.tokens, 0, spec.recomputed_blocks, announce)
     form = "plain" if spec.plain else forms.chosen(0)
-    large = _documents(made, model, min(LARGEST, max(round(made.step.tokens), longest)))
-    small = _documents(made, model, max(1, _tokens(large) // SMALLER))
+    most = min(LARGEST, max(round(made.step.tokens), longest))
     with forms.computing(form, packing=False) as (loss_of, arrange):
         tuned.train()
-        seconds = [
-            _seconds(state, arrange(documents, spec.micro_batch_tokens), loss_of) for documents in (small, large)
-        ]
+        small, large = (
+            _mean(state, [
+                arrange(_documents(made, model, tokens, turn), spec.micro_batch_tokens) for turn in range(COUNTED + 1)
+            ], loss_of)
+            for tokens in (max(1, most // SMALLER), most)
+        )  # fmt: skip
         tuned.train(False)
     name = processor_name() if device.type == "cpu" else str(device)
-    found = Probe.of((_tokens(small), seconds[0]), (_tokens(large), seconds[1]), machine=name, when=now())
+    found = Probe.of(small, large, machine=name, when=now())
     announce(Said(
-        f"probed in the {form} form: {_tokens(small):,} tokens took {seconds[0]:.2f} s and {_tokens(large):,} "
-        f"{seconds[1]:.2f} s"
+        f"probed in the {form} form: {small[0]:,.0f} tokens took {small[1]:.2f} s and {large[0]:,.0f} {large[1]:.2f} s"
     ))  # fmt: skip
     return found
 
@@ -77,15 +81,16 @@ def _tuned(asked: Planned, model: LoadedModel) -> Tuned:
     return inject(model.module, spec, seed=asked.training.seed)
 
 
-def _documents(made: Plan, model: LoadedModel, tokens: int) -> list[Tokens]:
-    """About so many tokens, in documents as the rows have them; of a single one its first tokens."""
-    wanted, share = made.load.lengths, made.load.supervised / max(1, made.load.tokens)
+def _documents(made: Plan, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
+    """About so many tokens, in documents as the rows have them, others at each turn; of a single one its first."""
+    share, wanted = made.load.supervised / max(1, made.load.tokens), _mixed(made.load.lengths)
+    first = turn * len(wanted) // (COUNTED + 1)
     lengths: list[int] = []
-    for length in cycle(_mixed(wanted)):
+    for length in cycle(wanted[first:] + wanted[:first]):
         lengths.append(min(length, max(1, tokens - sum(lengths))))
         if sum(lengths) >= tokens:
             break
-    found = random_documents(model.vocabulary, lengths, torch.Generator().manual_seed(0))
+    found = random_documents(model.vocabulary, lengths, torch.Generator().manual_seed(turn))
     return [_learned(one, share) for one in found]
 
 
@@ -102,12 +107,14 @@ def _learned(document: Tokens, share: float) -> Tokens:
     return Tokens(document.ids, (False,) * first + (True,) * (count - first))
 
 
-def _tokens(documents: Sequence[Tokens]) -> int:
-    return sum(len(one.ids) - 1 for one in documents)
+def _mean(state: TrainState, steps: Sequence[Sequence[Batch]], loss_of: Loss) -> tuple[float, float]:
+    """Tokens and seconds of a step, over all but the first."""
+    seconds = [_seconds(state, batches, loss_of) for batches in steps][1:]
+    tokens = [sum(batch.tokens for batch in batches) for batches in steps][1:]
+    return sum(tokens) / len(tokens), sum(seconds) / len(seconds)
 
 
 def _seconds(state: TrainState, batches: Sequence[Batch], loss_of: Loss) -> float:
-    optimizer_step(state, batches, loss_of, 0.0)
     began = time.perf_counter()
     optimizer_step(state, batches, loss_of, 0.0)
     return time.perf_counter() - began
