@@ -54,9 +54,11 @@ def plan(
             return
         asked = read_planned(config, [*settings_of(flags), *(parse_setting(text) for text in set_ or [])])
         from rankwise.verbs.plan import plan as plan_verb
+        from rankwise.verbs.plan import refuse_elsewhere
 
         measured = None
         if probe:
+            refuse_elsewhere(device)
             from rankwise.cli.allocator import keep_memory
             from rankwise.cli.display import Display
             from rankwise.verbs.probe import probe as probe_verb

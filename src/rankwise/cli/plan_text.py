@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rankwise.verbs.plan import Plan
 
 COLUMN = 14
+PROBE = "; --probe measures it"
 
 
 def lines_of(made: Plan) -> list[str]:
@@ -88,6 +89,8 @@ def _memory(made: Plan) -> Iterator[str]:
         cells = "".join(f"{_size(forecast.memory[part.name]):>12}" for forecast in methods.values())
         yield _row(f"  {part.name}", f"{cells}   {part.formula}")
     yield _row("  peak", "".join(f"{_size(forecast.peak):>12}" for forecast in methods.values()))
+    formats = ", ".join(f"{_size(amount)} in {dtype}" for dtype, amount in made.weights_by_format.items())
+    yield _row("", f"the weights alone: {formats} (trained over are float32 and bfloat16)")
 
 
 def _fit(made: Plan) -> Iterator[str]:
@@ -110,7 +113,7 @@ def _time(made: Plan) -> Iterator[str]:
     yield _row("operations", f"{made.flops_per_token / 1e9:,.3g} GFLOP a token")
     told, speed = made.duration, made.speed
     if told is None or speed is None:
-        yield _row("time", "not known for this device; --probe measures it")
+        yield _row("time", "not known for this device" + (PROBE if made.here else ""))
         return
     step = f"{told.step.likely:.3g} s a step"
     if made.steps is None:
@@ -134,9 +137,8 @@ def _speed(made: Plan) -> str:
         line = f"{speed.constant:.3g} s and {speed.per_token * 1e3:.3g} ms a token"
         return f"measured: {line}, {speed.when}, {speed.machine}"
     share = speed.efficiency.share
-    return (
-        f"assumed: {share.likely:.0%} ({share.low:.0%} to {share.high:.0%}) of {speed.rate / 1e12:,.3g} TFLOP/s; "
-        "--probe measures it"
+    return f"assumed: {share.likely:.0%} ({share.low:.0%} to {share.high:.0%}) of {speed.rate / 1e12:,.3g} TFLOP/s" + (
+        PROBE if made.here else ""
     )
 
 

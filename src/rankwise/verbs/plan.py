@@ -31,6 +31,8 @@ from rankwise.spec.planning import Planned
 from rankwise.spec.reading import with_settings
 from rankwise.verbs.planned_rows import rows_of
 
+HERE = (None, "auto", "cpu", "cuda", "mps")
+"""Names of what this machine has."""
 UNKNOWN_LENGTH = 1024
 """Tokens of a document, where no rows are given and no limit is."""
 
@@ -46,6 +48,8 @@ class Plan:
     speed: Speed | Probe | None
     watts: float | None = None
     price: float | None = None
+    here: bool = True
+    """Whether the device is one of this machine, so that its speed can be measured."""
 
     @property
     def trained(self) -> bool:
@@ -106,6 +110,10 @@ class Plan:
     def fits_elsewhere(self) -> list[Fit]:
         """On cards that are known, of the method that was asked for."""
         return [fit_of(self.on(device), device, self.amount.longest) for device in known_devices()]
+
+    @property
+    def weights_by_format(self) -> dict[str, int]:
+        return {dtype: round(weights_bytes(self.shape, dtype)) for dtype in FORMATS}
 
     @cached_property
     def remedies(self) -> list[Remedy]:
@@ -170,7 +178,7 @@ class Plan:
             "memory_bytes_of_methods": {
                 method: _memory(made) | {"peak": made.peak} for method, made in self.methods.items()
             },
-            "weights_bytes": {dtype: round(weights_bytes(self.shape, dtype)) for dtype in FORMATS},
+            "weights_bytes": self.weights_by_format,
             "device": self.device.name, "form": self.made.job.form, "dtype": self.made.job.dtype,
             "fits": self.fit.fits, "blocks_to_recompute": self.fit.recomputed,
             "largest_micro_batch_tokens": self.fit.tokens,
@@ -204,23 +212,31 @@ def plan(
 ) -> Plan:  # fmt: skip
     """`device` is one of the list (`rtx-4090`) or `cpu`; by default the card or the processor that is here."""
     _refuse_negative(watts=watts, price=price)
+    if measured is not None:
+        refuse_elsewhere(device)
     shape = shape_of(asked.model.name)
     folder = Path(asked.model.name).expanduser()
     rows = None
     if asked.data is not None:
         rows = rows_of(asked.data, folder if folder.is_dir() else folder_here(asked.model.name), shape.context)
-    return planned(asked, shape, _device(device, asked), rows, measured, watts, price)
+    return planned(asked, shape, _device(device, asked), rows, measured, watts, price, here=device in HERE)
+
+
+def refuse_elsewhere(device: str | None) -> None:
+    """Before a probe, which measures this machine."""
+    if device not in HERE:
+        raise SpecError([f'a probe measures this machine, and the plan is for "{device}". Leave out one of them.'])
 
 
 def planned(
     asked: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
-    watts: float | None = None, price: float | None = None,
+    watts: float | None = None, price: float | None = None, *, here: bool = True,
 ) -> Plan:  # fmt: skip
     amount = at_once(rows, asked.training, _limit(asked, shape))
     dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
     made = forecast(shape, asked.adapter, asked.training, device, dtype, amount)
     speed = measured or speed_of(device, made.job.dtype, shape.stacks[-1].count)
-    return Plan(asked, shape, device, rows, amount, made, speed, watts or device.watts, price)
+    return Plan(asked, shape, device, rows, amount, made, speed, watts or device.watts, price, here)
 
 
 def known_devices() -> list[Device]:
@@ -228,9 +244,9 @@ def known_devices() -> list[Device]:
 
 
 def _device(name: str | None, asked: Planned) -> Device:
-    if name not in (None, "auto", "cpu", "cuda", "mps"):
+    if name not in HERE:
         return find_device(name)
-    wanted = name if name not in (None, "auto") else asked.model.device
+    wanted = asked.model.device if name is None or name == "auto" else name
     cards = [] if wanted == "cpu" else graphics_cards()
     if cards:
         return cards[0]
