@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -99,6 +100,11 @@ def words_of(case: Case, rows: int, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def trained(run: str, words: list[str]) -> dict[str, Any]:
+    shutil.rmtree(FOLDER / "runs" / run, ignore_errors=True)
+    return told("train", [*words, "--run", run])
+
+
 def told(verb: str, words: list[str]) -> dict[str, Any]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
@@ -120,7 +126,7 @@ def kept(name: str, make: Any) -> dict[str, Any]:
 
 def memory(case: Case, number: int, rows: int) -> dict[str, Any]:
     run = f"memory-{number}"
-    found = kept(run, lambda: told("train", words_of(case, rows, "--run", run, "--steps", "3", "--restart")))
+    found = kept(run, lambda: trained(run, words_of(case, rows, "--steps", "3")))
     parts = told("plan", words_of(case, rows, "--steps", "3"))["memory_bytes"]
     return asdict(case) | {
         "number": number, "measured": found["peak_rss_bytes"], "forecast": parts["peak"],
@@ -131,7 +137,7 @@ def memory(case: Case, number: int, rows: int) -> dict[str, Any]:
 def seconds(case: Case, number: int, rows: int) -> dict[str, Any]:
     run = f"time-{number}"
     planned = kept(f"{run}-plan", lambda: told("plan", words_of(case, rows, "--steps", "10", "--probe")))
-    found = kept(run, lambda: told("train", words_of(case, rows, "--run", run, "--steps", "10", "--restart")))
+    found = kept(run, lambda: trained(run, words_of(case, rows, "--steps", "10")))
     return asdict(case) | {
         "number": number, "measured": found["train_seconds"], "forecast": planned["seconds"],
         "off": planned["seconds"] / found["train_seconds"] - 1,
