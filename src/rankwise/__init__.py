@@ -6,6 +6,7 @@ brings no torch.
     load        a base model by starter name, hub id, folder or GGUF file
     inject      lay an adapter over a module; the AdapterSet it returns takes it out again
     eva_choices     ranks and a start for it from inputs that the model gets
+    plan        what a training would take, before anything is loaded
     train       an Experiment into a finished run
     generate    one answer from a run
     evaluate    a run beside its base, or a model, by a task: numbers with intervals
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rankwise.spec.experiment import Experiment as Experiment
     from rankwise.spec.generation import GenerationSpec as GenerationSpec
     from rankwise.spec.models import ModelSpec as ModelSpec
+    from rankwise.spec.planning import Planned as Planned
     from rankwise.spec.tasks import TaskSpec as TaskSpec
     from rankwise.spec.training import TrainingSpec as TrainingSpec
     from rankwise.verbs.ask import open_for_asking as open_for_asking
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from rankwise.verbs.export import export as export
     from rankwise.verbs.generate import generate as generate
     from rankwise.verbs.inspect import inspect as inspect
+    from rankwise.verbs.plan import plan as plan
     from rankwise.verbs.report import report as report
     from rankwise.verbs.strength import strength as strength
     from rankwise.verbs.train import train as train
@@ -66,6 +69,7 @@ _HOMES = {
     "LoadedModel": "rankwise.models.loaded",
     "LoraSpec": "rankwise.spec.adapters",
     "ModelSpec": "rankwise.spec.models",
+    "Planned": "rankwise.spec.planning",
     "RankAllocator": "rankwise.adapters.allocation",
     "RankwiseError": "rankwise.errors",
     "TrainingSpec": "rankwise.spec.training",
@@ -80,6 +84,7 @@ _HOMES = {
     "inspect": "rankwise.verbs.inspect",
     "load": "rankwise.models.loading",
     "open_for_asking": "rankwise.verbs.ask",
+    "plan": "rankwise.verbs.plan",
     "read_peft": "rankwise.adapters.peft_format",
     "report": "rankwise.verbs.report",
     "strength": "rankwise.verbs.strength",

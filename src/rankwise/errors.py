@@ -86,11 +86,15 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
+NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+"""What torch says on a processor: on Windows, and elsewhere."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Known by name and text, so that nobody has to import torch to ask."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error))
+        and (type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in NO_MEMORY))
     )
 
 

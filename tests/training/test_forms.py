@@ -103,7 +103,7 @@ def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
 
 def test_memory_is_counted_with_the_dropout_that_a_run_has(small, monkeypatch):
     found = []
-    monkeypatch.setattr(forms, "recomputed", lambda needed, free, blocks: found.append(needed) or 0)
+    monkeypatch.setattr(forms, "recomputed", lambda needed, free, blocks, least: found.append(needed) or 0)
     for number, dropout in enumerate((0.0, 0.3)):
         adapter = rankwise.LoraSpec(rank=8, dropout=dropout)
         rankwise.train(small.model_copy(update={"run": f"run-{number}", "adapter": adapter}))
@@ -115,6 +115,41 @@ def test_where_memory_is_short_blocks_are_computed_twice_and_nothing_else_change
     monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
     listener = Listener()
     tight = rankwise.train(small, announce=listener)
+    assert any("blocks are computed twice" in text for text in listener.said)
+    weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"plain": True}], ids=["fast", "plain"])
+def test_as_many_blocks_are_computed_twice_as_asked_for_and_nothing_else_changes(small, settings, monkeypatch):
+    found = []
+    blocks, loss = forms.computed_twice, forms.FastLoss
+
+    def plain(given):
+        found.append(len(given))
+        return blocks(given)
+
+    def fast(module, **named):
+        found.extend([named["recomputed"]] if "recomputed" in named else [])
+        return loss(module, **named)
+
+    monkeypatch.setattr(forms, "computed_twice", plain)
+    monkeypatch.setattr(forms, "FastLoss", fast)
+    weights = []
+    for asked in (0, 1, 99):
+        training = small.training.model_copy(update={"recomputed_blocks": asked, **settings})
+        run = rankwise.train(small.model_copy(update={"run": f"run-{asked}", "training": training}))
+        weights.append((run.run.adapter / "adapter_model.safetensors").read_bytes())
+    assert found == [0, 1, 2]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_where_memory_is_short_the_plain_form_computes_blocks_twice_too(small, monkeypatch):
+    plain = small.model_copy(update={"training": small.training.model_copy(update={"plain": True})})
+    usual = rankwise.train(plain.model_copy(update={"run": "usual"}))
+    monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
+    listener = Listener()
+    tight = rankwise.train(plain, announce=listener)
     assert any("blocks are computed twice" in text for text in listener.said)
     weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
     assert weights[0] == weights[1]

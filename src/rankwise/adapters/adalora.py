@@ -13,7 +13,6 @@ go to the value and be spared at the query.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -118,8 +117,3 @@ def _vectors(rank: int, width: int, generator: torch.Generator, *, orthonormal: 
     """`orthonormal` rows: the regulariser has nothing to mend at the start."""
     drawn = torch.randn(width, rank, generator=generator)
     return torch.linalg.qr(drawn).Q.T.contiguous() if orthonormal else drawn.T.contiguous() * GAUSSIAN
-
-
-def initial_rank(budget: float, widths: tuple[int, int], initial: float) -> int:
-    """At the start `initial` times the mean rank that is left at the end, and never more than fits."""
-    return max(1, min(math.ceil(budget * initial - 1e-9), *widths))

@@ -16,13 +16,13 @@ from torch import nn
 from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapted import Adapted
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.budget import budget_of
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.hosts import adalora_for, features_of, lora_for
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, choose, chosen_paths
 from rankwise.errors import TargetError, TrainingError, some
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec, check_strength
+from rankwise.spec.budget import budget_of
 
 _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.adapter_set import AdapterSet
-from rankwise.adapters.budget import Budget, Schedule, budget_of
+from rankwise.adapters.budget import Schedule
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.held import Held, order_of
 from rankwise.adapters.importance import Importance
@@ -24,6 +24,7 @@ from rankwise.adapters.triplets import Triplets
 from rankwise.errors import RunError, TrainingError
 from rankwise.run.records import RankRecord
 from rankwise.spec.adapters import AdaLoraSpec
+from rankwise.spec.budget import Budget, budget_of
 
 
 class Allocator(Protocol):

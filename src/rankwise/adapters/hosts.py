@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA, initial_rank
+from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.adapter import Adapter, Applied, on_conv2d, on_embedding, on_linear
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.fused import Split
 from rankwise.adapters.lora import LoRA
 from rankwise.kernels.linear import is_conv1d
 from rankwise.spec.adapters import AdaLoraSpec
+from rankwise.spec.budget import initial_rank
+from rankwise.spec.matching import HostKind
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -39,8 +41,17 @@ def takes_dora(module: nn.Module) -> bool:
     return is_linear(module) or is_conv1d(module)
 
 
+def kind_of(module: nn.Module) -> HostKind | None:
+    """None for what cannot be adapted."""
+    if is_linear(module):
+        return "linear"
+    if is_conv1d(module):
+        return "conv1d"
+    return "embedding" if is_embedding(module) else "conv2d" if is_conv2d(module) else None
+
+
 def is_host(module: nn.Module) -> bool:
-    return is_linear(module) or is_conv1d(module) or is_embedding(module) or is_conv2d(module)
+    return kind_of(module) is not None
 
 
 def is_transposed(module: nn.Module) -> bool:

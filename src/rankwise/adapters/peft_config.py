@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
-from rankwise.adapters.targets import matcher
 from rankwise.errors import AdapterError, some
 from rankwise.spec.adapters import Rank
+from rankwise.spec.matching import matcher
 from rankwise.spec.spec import Number, problems_of
 
 LARGEST = 5_000_000

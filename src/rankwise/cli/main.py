@@ -21,6 +21,7 @@ from rankwise.cli.evaluate import evaluate
 from rankwise.cli.export import export
 from rankwise.cli.inspect import inspect
 from rankwise.cli.models import models
+from rankwise.cli.plan import plan
 from rankwise.cli.report import report
 from rankwise.cli.strength import strength
 from rankwise.cli.train import train
@@ -72,7 +73,7 @@ def group(
 
 
 for command in (
-    demo, train, chat, generate, evaluate, inspect, compare, report, strength, export, claims, doctor,
+    demo, plan, train, chat, generate, evaluate, inspect, compare, report, strength, export, claims, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data, name="data")

@@ -72,6 +72,7 @@ FLAGS = {
     "steps": ("--steps", "training.steps"),
     "batch_size": ("--batch-size", "training.batch_size"),
     "learning_rate": ("--learning-rate", "training.learning_rate"),
+    "auto_batch": ("--auto-batch", "training.auto_batch"),
     "plain": ("--plain", "training.plain"),
     "max_length": ("--max-length", "data.max_length"),
     "held_out": ("--held-out", "data.held_out"),

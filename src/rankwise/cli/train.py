@@ -23,7 +23,7 @@ from rankwise.cli.options import (
     settings_of,
 )
 from rankwise.run.directory import RunDirectory
-from rankwise.run.manifest import Results
+from rankwise.run.manifest import Forecasted, Results
 from rankwise.spec.reading import parse_setting, read_experiment
 
 
@@ -74,6 +74,14 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="[default: by the method and the model's width]", show_default=False)
     ] = None,
+    auto_batch: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto-batch",
+            help="Where memory runs out, compute less at once; the rows of a step stay the same.",
+            show_default=False,
+        ),
+    ] = None,
     plain: Annotated[
         bool | None, typer.Option("--plain", help="Without the fast forms of what is computed.", show_default=False)
     ] = None,
@@ -99,6 +107,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished run from its last checkpoint; same settings.")
     ] = False,
+    force_memory: Annotated[
+        bool, typer.Option("--force-memory", help="Begin even where the forecast says that memory does not suffice.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -111,23 +122,28 @@ def train(
 
         keep_memory()
         with Display(quiet) as display:
-            trained = train_verb(experiment, announce=display, restart=restart, resume=resume)
+            trained = train_verb(
+                experiment, announce=display, restart=restart, resume=resume, force_memory=force_memory
+            )
         if as_json:
             print_json(trained.summary())
             return
         results = trained.manifest.results
         assert results is not None, "only a finished run is returned"
-        _tell(experiment.run, experiment.adapter.result, results)
+        _tell(experiment.run, experiment.adapter.result, results, trained.manifest.forecast)
 
 
 AS = {"adapter": "PEFT's format", "model": "float32, as transformers loads it"}
 
 
-def _tell(run: str, result: str, results: Results) -> None:
+def _tell(run: str, result: str, results: Results, forecast: Forecasted | None) -> None:
     typer.echo(
         f"{run}: {results.steps} steps in {results.train_seconds:.0f} s ({results.tokens_per_second:,.0f} tokens/s), "
         f"loss {results.loss:.3f}, peak memory {results.peak_rss_bytes / 1e9:.1f} GB"
     )
+    if forecast is not None:
+        time = "" if forecast.seconds is None else f" and {forecast.seconds:.0f} s"
+        typer.echo(f"forecast were {forecast.peak_bytes / 1e9:.1f} GB{time} of training")
     if results.held_out_loss_before is not None and results.held_out_loss_after is not None:
         change = results.held_out_loss_after - results.held_out_loss_before
         typer.echo(

@@ -38,7 +38,7 @@ def records(path: Path, seen: Seen = lambda share: None, header: list[str] | Non
     """
     with path.open("rb") as file:
         head = file.read(4096)
-    kind = _kind(path, head)
+    kind = kind_of(path, head)
     if kind in (parquet, arrow):
         need("pyarrow", f"{path}: reading {kind.__name__.capitalize()}")
     if header is not None and kind is not _table:
@@ -57,7 +57,7 @@ def _records_of(kind: Kind, path: Path, head: bytes, seen: Seen) -> Iterator[Rec
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def _kind(path: Path, head: bytes) -> Kind:
+def kind_of(path: Path, head: bytes) -> Kind:
     suffix = path.suffix.lower()
     if head.startswith(b"PAR1") or suffix == ".parquet":
         return parquet
@@ -65,10 +65,10 @@ def _kind(path: Path, head: bytes) -> Kind:
         return arrow
     if suffix in (".csv", ".tsv"):
         return _table
-    return _json_list if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else _json_lines
+    return json_list if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else json_lines
 
 
-def _json_lines(path: Path, seen: Seen) -> Iterator[Record]:
+def json_lines(path: Path, seen: Seen) -> Iterator[Record]:
     """Read in bytes, so that one line that is no text costs only itself."""
     size = max(1, path.stat().st_size)
     with path.open("rb") as file:
@@ -91,12 +91,12 @@ def _json_lines(path: Path, seen: Seen) -> Iterator[Record]:
                         "line or all in one list; this looks like settings."
                     )
             if line.strip():
-                yield where, _row_of_line(line, where)
+                yield where, row_of_line(line, where)
 
 
-def _row_of_line(line: bytes, where: str) -> Row | DataError:
+def row_of_line(line: bytes, where: str) -> Row | DataError:
     try:
-        return _checked(loads(line.decode("utf-8")), where)
+        return checked(loads(line.decode("utf-8")), where)
     except UnicodeDecodeError as error:
         return DataError(f"{where}: is not UTF-8 text (byte {error.start} of the line).")
     except json.JSONDecodeError as error:
@@ -107,13 +107,13 @@ def _row_of_line(line: bytes, where: str) -> Row | DataError:
         return DataError(f"{where}: is JSON nested too deeply, or with a number too long, to be a row.")
 
 
-def _checked(row: Any, where: str) -> Row | DataError:
+def checked(row: Any, where: str) -> Row | DataError:
     if isinstance(row, dict):
         return row
     return DataError(f"{where}: holds a {type(row).__name__}; a row is one JSON object.")
 
 
-def _json_list(path: Path, seen: Seen) -> Iterator[Record]:
+def json_list(path: Path, seen: Seen) -> Iterator[Record]:
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         text = content.decode("utf-8")
@@ -147,7 +147,7 @@ def _elements(path: Path, text: str, seen: Seen) -> Iterator[Record]:
         except (RecursionError, ValueError):
             raise DataError(f"{where}: is JSON nested too deeply, or with a number too long, to be a row.") from None
         seen(place / len(text))
-        yield where, row if isinstance(row, DataError) else _checked(row, where)
+        yield where, row if isinstance(row, DataError) else checked(row, where)
         place = skip(text, place).end()
     if (rest := skip(text, place + 1).end()) != len(text):
         _cut_off(path, text, rest)
@@ -178,6 +178,14 @@ def _bad_rows(path: Path, quoting: Any, header: list[str] | None) -> float:
 
 
 def _cells(path: Path, delimiter: str, quoting: Any, header: list[str] | None) -> Iterator[Record]:
+    for where, names, cells in lines_of_table(path, delimiter, quoting, header):
+        yield where, row_of_cells(names, cells, where)
+
+
+def lines_of_table(
+    path: Path, delimiter: str = ",", quoting: Any = csv.QUOTE_MINIMAL, header: list[str] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Where each row stands, the names of the columns and its cells."""
     csv.field_size_limit(LONGEST_LINE)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
@@ -189,12 +197,12 @@ def _cells(path: Path, delimiter: str, quoting: Any, header: list[str] | None) -
                 if names is None:
                     names = column_names(row, where)
                 elif row:
-                    yield where, _row_of_cells(names, row, where)
+                    yield where, names, row
         except csv.Error as error:
             raise DataError(f"{path}:{rows.line_num}: is not {path.suffix[1:].upper()}: {error}.") from None
 
 
-def _row_of_cells(names: list[str], cells: list[str], where: str) -> Row | DataError:
+def row_of_cells(names: list[str], cells: list[str], where: str) -> Row | DataError:
     if len(cells) != len(names):
         return DataError(f"{where}: has {len(cells)} cells, and the first line names {len(names)} columns.")
     if any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):

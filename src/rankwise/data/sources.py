@@ -74,7 +74,7 @@ class Reading:
             for where, row in raw_records(part):
                 part.rows += 1
                 try:
-                    yield self._examples(part, where, row)
+                    yield self.examples(part, where, row)
                 except DataError as error:
                     self.skipped.append((where, str(error)))
                     of_no_form = part.format is None and not isinstance(row, DataError)
@@ -82,7 +82,8 @@ class Reading:
                         break  # the same would be said of every row
             part.share = 1.0
 
-    def _examples(self, part: Part, where: str, row: Any) -> list[Example]:
+    def examples(self, part: Part, where: str, row: Any) -> list[Example]:
+        """Of one row as it stands in the file; the first one decides for the form of the others."""
         if isinstance(row, DataError):
             raise row
         try:

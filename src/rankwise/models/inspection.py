@@ -7,14 +7,12 @@ unless its commit was named, and neither is code that a setting asks for from el
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ModelError, RemoteCodeError, some
+from rankwise.run.foreign import read_json as read_json
 from rankwise.run.writing import sha256_of
-
-LARGEST_CONFIG = 10_000_000
 
 
 def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
@@ -74,22 +72,6 @@ def _texts(value: Any) -> list[str]:
     """Every text inside a value of JSON."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [value] if isinstance(value, str) else [text for item in inside for text in _texts(item)]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > LARGEST_CONFIG:
-            raise ModelError(f"{file} has {file.stat().st_size:,} bytes, too many for settings.")
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read ({error.strerror}); this folder holds no model.") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{file} is damaged: it is not JSON.") from None
-    if not isinstance(loaded, dict):
-        raise ModelError(f"{file} is damaged: it holds a {type(loaded).__name__}.")
-    return loaded
 
 
 def fingerprint(folder: Path) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.data.batches import Batch
+from rankwise.data.batches import Batch, collate
+from rankwise.models.causal import random_documents
 from rankwise.models.fast import FastLoss, probe
 
 SMALL, LARGE = (40, 24), (150, 106)
@@ -46,8 +48,23 @@ def kept_bytes(loss_of: Callable[[Batch], Tensor], batch: Batch, module: nn.Modu
 
 def kept_by(module: nn.Module, lowest: int = 0) -> Kept:
     """By the fast form of the blocks from `lowest` on, with every token learned."""
-    loss_of = FastLoss(module, lowest=lowest)
     batches = [probe(module, lengths, torch.Generator().manual_seed(0)) for lengths in (SMALL, LARGE)]
-    few, many = (kept_bytes(loss_of, batch, module) for batch in batches)
-    per_token = (many - few) / (batches[1].tokens - batches[0].tokens)
-    return Kept(few - per_token * batches[0].tokens, per_token)
+    return _line(FastLoss(module, lowest=lowest), batches, module)
+
+
+def kept_by_plain(module: nn.Module, loss_of: Callable[[Batch], Tensor]) -> Kept:
+    """By the model's own code, with every token learned."""
+    model: Any = module
+    vocabulary, device = model.get_input_embeddings().num_embeddings, next(module.parameters()).device
+    batches = [
+        collate(random_documents(vocabulary, [length], torch.Generator().manual_seed(0))).to(device)
+        for length in (SMALL[0], LARGE[0])
+    ]
+    return _line(loss_of, batches, module)
+
+
+def _line(loss_of: Callable[[Batch], Tensor], batches: Sequence[Batch], module: nn.Module) -> Kept:
+    """Through two sizes."""
+    (small, few), (large, many) = ((batch.inputs.numel(), kept_bytes(loss_of, batch, module)) for batch in batches)
+    per_token = (many - few) / (large - small)
+    return Kept(few - per_token * small, per_token)

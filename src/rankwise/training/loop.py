@@ -4,25 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rankwise.data.batches import Batches
-from rankwise.run.records import Announce
+from rankwise.run.records import Announce, RankRecord, StepRecord
 from rankwise.training.losses import Loss
+from rankwise.training.portions import Portions
 from rankwise.training.state import TrainState
-from rankwise.training.step import optimizer_step
+from rankwise.training.step import NoRoom, optimizer_step
 
 
 def train(
     state: TrainState,
-    batches: Batches,
+    portions: Portions,
     *,
     loss_of: Loss,
     announce: Announce,
     after_step: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
     while not state.finished:
-        record, plan = optimizer_step(state, batches.at(state.step), loss_of, batches.epoch(state.step + 1))
+        record, plan = _step(state, portions, loss_of)
         announce(record)
         if plan is not None:
             announce(plan)
         after_step(state)
     return state
+
+
+def _step(state: TrainState, portions: Portions, loss_of: Loss) -> tuple[StepRecord, RankRecord | None]:
+    while (done := _attempt(state, portions, loss_of)) is None:
+        state.optimizer.zero_grad(set_to_none=False)
+    return done
+
+
+def _attempt(state: TrainState, portions: Portions, loss_of: Loss) -> tuple[StepRecord, RankRecord | None] | None:
+    """None where memory ran out and less is taken at once from now on."""
+    try:
+        return optimizer_step(state, portions.at(state.step), loss_of, portions.epoch(state.step + 1))
+    except NoRoom:
+        if not portions.halve(state.step):
+            raise
+    return None

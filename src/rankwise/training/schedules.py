@@ -23,12 +23,9 @@ SHAPES = {
 }
 
 
-AT_WIDTH_576 = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
-
-
 def learning_rate(spec: TrainingSpec, width: int, method: str = "lora") -> float:
     """The highest rate of the run."""
-    return AT_WIDTH_576[method] * (576 / width) ** 0.8 if spec.learning_rate == "auto" else spec.learning_rate
+    return spec.highest_rate(width, method)
 
 
 def rate_factor(spec: TrainingSpec, step: int, steps: int) -> float:

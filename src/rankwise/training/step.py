@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from rankwise.data.batches import Batch
-from rankwise.errors import TrainingError
+from rankwise.errors import TrainingError, is_out_of_memory
 from rankwise.run.records import RankRecord, StepRecord
 from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState
@@ -22,10 +22,11 @@ def optimizer_step(
     """Learn from all micro-batches at once; the loss is the mean over their supervised tokens together.
 
     What keeps an adapter's factors apart is no part of that loss: its gradient is added once, before clipping.
+    NoRoom where memory runs out before the update.
     """
     began = time.perf_counter()
     supervised = sum(int(batch.supervised.sum()) for batch in batches)
-    loss = sum(_backward(batch.to(state.device), loss_of, supervised) for batch in batches)
+    loss = _learn(state, batches, loss_of, supervised)
     state.allocator.penalise()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip).item()
     _check_finite(state, loss, norm)
@@ -49,6 +50,19 @@ def optimizer_step(
         resident_bytes=psutil.Process().memory_info().rss,
     )
     return record, plan
+
+
+class NoRoom(MemoryError):
+    """Memory ran out before anything was updated; gradients are half done."""
+
+
+def _learn(state: TrainState, batches: Sequence[Batch], loss_of: Loss, supervised: int) -> float:
+    try:
+        return sum(_backward(batch.to(state.device), loss_of, supervised) for batch in batches)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise NoRoom(str(error)) from None
+        raise
 
 
 def _backward(batch: Batch, loss_of: Loss, supervised: int) -> float:

@@ -4,25 +4,28 @@ fast with its chains of small operations made into loops by torch's compiler.
 A run is begun in one form and keeps it, since results differ in rounding. The model itself is asked first whether a
 form agrees with the plain one. Compiling takes seconds and saves a few hundredths of a run: a short one does without.
 
-What a fast form keeps for the backward pass has to fit into the memory that is there; if it does not, the lowest blocks
-are computed twice. That changes time and memory and no number, so it is looked at anew whenever a run goes on.
+What a form keeps for the backward pass has to fit into the memory that is there; if it does not, the lowest blocks are
+computed twice, or as many of them as was asked for. That changes time and memory and no number, so it is looked at anew
+whenever a run goes on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 import torch
+from torch import nn
 
 from rankwise.adapters.tuned import Tuned
 from rankwise.data.batches import Arrange, Batch, portion
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
-from rankwise.errors import RunError, is_out_of_memory
+from rankwise.errors import RunError, SpecError, is_out_of_memory
 from rankwise.kernels.regions import compiled_regions
 from rankwise.models.causal import SupervisedLogits, check_packs
 from rankwise.models.fast import (
@@ -35,8 +38,9 @@ from rankwise.models.fast import (
     lowest_that_learns,
     probe,
 )
-from rankwise.models.kept import kept_by
+from rankwise.models.kept import Kept, kept_by, kept_by_plain
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.recomputed import blocks_in_order, computed_twice
 from rankwise.run.cache import cache_folder
 from rankwise.run.manifest import Form
 from rankwise.run.memory import available_memory
@@ -48,6 +52,8 @@ NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does 
 ADVICE = "--restart begins it again in another."
 LONG = 1200.0
 """Seconds. A thirtieth of it, what compiling saves (lab/LOG.md), is several times what compiling takes."""
+BYTES_OF_LEARNING = 12
+"""Of each number that learns: a gradient and AdamW's two averages."""
 KEPT_SHARE, PREFIX_SHARE = 0.7, 0.15
 """Of free memory: what may be kept for the backward pass, and of what lies below the lowest block that learns."""
 
@@ -55,13 +61,14 @@ KEPT_SHARE, PREFIX_SHARE = 0.7, 0.15
 @dataclass(frozen=True)
 class Forms:
     """Of a model and what learns of it, for documents of at most `longest` tokens and at most `largest` tokens at once.
-    The blocks below `lowest` do not learn."""
+    The blocks below `lowest` do not learn; `twice` is how many are to be computed twice."""
 
     model: LoadedModel
     tuned: Tuned
     longest: int
     largest: int
     lowest: int
+    twice: int | Literal["auto"]
     announce: Announce
 
     def chosen(self, tokens: int) -> Form:
@@ -88,7 +95,9 @@ class Forms:
         if form == "plain":
             if packing:
                 check_packs(module, self.model.vocabulary)
-            yield summed(SupervisedLogits(module)), pack if packing else portion
+            loss_of = summed(SupervisedLogits(module))
+            with computed_twice(self._fitting_blocks(loss_of)):
+                yield loss_of, pack if packing else portion
             return
         if not is_fast(module, self.longest):
             raise RunError(f"the run was begun in the {form} form, which this model does not have here; {ADVICE}")
@@ -143,13 +152,40 @@ class Forms:
             ) from error
 
     def _fitting(self) -> FastLoss:
-        module, free, blocks = self.model.module, available_memory(), blocks_of(self.model.module) - self.lowest
+        module, free = self.model.module, available_memory()
+        twice = self._twice(blocks_of(module) - self.lowest, free, lambda: (kept_by(module, self.lowest), 0.0))
+        return FastLoss(module, lowest=self.lowest, recomputed=twice, room=int(free * PREFIX_SHARE))
+
+    def _fitting_blocks(self, loss_of: Loss) -> list[nn.Module]:
+        """Of the plain form, in which gradients and the optimizer's averages may be most of what is still to come."""
+        module = self.model.module
+        blocks = learning(blocks_in_order(module))
+        if self.twice != "auto" and self.twice and not blocks:
+            raise SpecError(
+                [f"training.recomputed_blocks is {self.twice}, and in {type(module).__name__} no blocks are known that "
+                 "could be computed twice. Leave it out, or lower training.micro_batch_tokens."]
+            )  # fmt: skip
+
+        def counted() -> tuple[Kept, float]:
+            with computed_twice(blocks):
+                least = kept_by_plain(module, loss_of).of(self.largest)
+            return kept_by_plain(module, loss_of), least
+
+        learned = sum(parameter.numel() for parameter in self.tuned.parameters())
+        free = free_on(self.model.precision.device) - BYTES_OF_LEARNING * learned
+        return blocks[: self._twice(len(blocks), max(0, free), counted)] if blocks else []
+
+    def _twice(self, blocks: int, free: int, counted: Callable[[], tuple[Kept, float]]) -> int:
+        """`counted` tells what all blocks keep, and what is left of it if all are computed twice."""
+        if self.twice != "auto":
+            return min(self.twice, blocks)
         with self._learning():
-            needed = kept_by(module, self.lowest).of(self.largest)
-        twice = recomputed(needed, free, blocks)
+            kept, least = counted()
+        needed = kept.of(self.largest)
+        twice = recomputed(needed, free, blocks, least)
         if twice:
             self.announce(Said(_told(twice, blocks, self.largest, needed, free)))
-        return FastLoss(module, lowest=self.lowest, recomputed=twice, room=int(free * PREFIX_SHARE))
+        return twice
 
 
 def lowest_of(model: LoadedModel, spec: TrainingSpec, rows: int, longest: int) -> int:
@@ -165,10 +201,25 @@ def _told(twice: int, blocks: int, tokens: int, needed: float, free: float) -> s
     )
 
 
-def recomputed(needed: float, free: float, blocks: int) -> int:
-    """How many blocks must not keep what they need, where all together need so many bytes."""
+def recomputed(needed: float, free: float, blocks: int, least: float = 0.0) -> int:
+    """How many blocks must not keep what they need, where all together need so many bytes, and `least` if none does."""
     room = free * KEPT_SHARE
-    return min(blocks, ceil((needed - room) / (needed / blocks))) if needed > room else 0
+    return min(blocks, ceil((needed - room) / max(1.0, (needed - least) / blocks))) if needed > room else 0
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return available_memory()
+
+
+def learning(blocks: list[nn.Module]) -> list[nn.Module]:
+    """From the first on in which something learns."""
+    first = next((at for at, block in enumerate(blocks) if any(one.requires_grad for one in block.parameters())), 0)
+    return blocks[first:]
 
 
 @contextmanager

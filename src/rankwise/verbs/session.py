@@ -20,6 +20,7 @@ from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import save, size_of
 from rankwise.training.loop import train as train_loop
 from rankwise.training.losses import Loss
+from rankwise.training.portions import Halving
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.verbs.forms import Forms
@@ -118,6 +119,7 @@ class Session:
         """From the first measurement to the last."""
         spec, rows = self.experiment.training, self.prepared.trained_rows
         batches = Batches(rows, spec.rows_per_step(len(rows)), spec.micro_batch_tokens, spec.seed, arrange)
+        portions = Halving(batches, hear) if spec.auto_batch else batches
         tracking = self._tracking(state, past, hear, loss_of, arrange)
         if state.step == 0:
             if self.ranks is not None:
@@ -132,7 +134,7 @@ class Session:
         self.tuned.train()
         began, aside = time.perf_counter(), tracking.measuring.seconds
         try:
-            train_loop(state, batches, loss_of=loss_of, announce=hear, after_step=after_step)
+            train_loop(state, portions, loss_of=loss_of, announce=hear, after_step=after_step)
         finally:
             self.tuned.train(False)
         seconds = past.seconds + time.perf_counter() - began - (tracking.measuring.seconds - aside)
@@ -160,7 +162,8 @@ class Session:
     def forms(self) -> Forms:
         spec, longest = self.experiment.training, self.prepared.longest
         largest = max(longest, min(spec.micro_batch_tokens, spec.batch_size * longest))
-        return Forms(self.model, self.tuned, longest, largest, self.lowest, self.announce)
+        twice = spec.recomputed_blocks
+        return Forms(self.model, self.tuned, longest, largest, self.lowest, twice, self.announce)
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""

@@ -14,7 +14,7 @@ from typing import Any
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.adapters.tuned import Tuned
-from rankwise.errors import Interrupted, RankwiseError, ResourceError, SpecError, is_out_of_memory, some
+from rankwise.errors import Interrupted, RankwiseError, SpecError, is_out_of_memory, some
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory
@@ -24,6 +24,7 @@ from rankwise.run.writing import need_space
 from rankwise.spec.experiment import Experiment
 from rankwise.training.state import TrainState
 from rankwise.verbs.beginning import begin
+from rankwise.verbs.foresight import Foresight, foresee, out_of_memory
 from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.methods import lent, named
 from rankwise.verbs.page import write_page
@@ -46,21 +47,29 @@ class Trained:
         """What `rankwise train --json` prints."""
         results = self.manifest.results
         assert results is not None, "only a finished run is returned"
-        return {"run": str(self.run.folder), self.run.result.name: str(self.run.result), **results.model_dump()}
+        forecast = self.manifest.forecast
+        return {
+            "run": str(self.run.folder), self.run.result.name: str(self.run.result), **results.model_dump(),
+            "forecast": None if forecast is None else forecast.model_dump(),
+        }  # fmt: skip
 
 
 def train(
     experiment: Experiment, *, announce: Announce = silent, restart: bool = False, resume: bool = False,
-    model: LoadedModel | None = None,
+    model: LoadedModel | None = None, force_memory: bool = False,
 ) -> Trained:  # fmt: skip
     """Train an adapter or a whole model; the result lies in `runs/NAME`. A `model` that is loaded already saves loading
-    it again; the method full learns on a copy of it."""
+    it again; the method full learns on a copy of it. ResourceError where the plan says that it cannot fit into memory,
+    unless `force_memory`."""
     if restart and resume:
         raise SpecError(["--restart begins again from nothing and --resume goes on; give one of them."])
     run = RunDirectory.named(experiment.run)
     with run.claimed(restart=restart, resume=resume):
         if resume:
             check_settings(run, experiment)
+        foreseen = foresee(experiment)
+        if foreseen is not None and not resume:
+            foreseen.check(announce, force=force_memory)
         loaded = load(experiment.base, announce) if model is None else lent(model, experiment)
         if loaded.spec != experiment.base:
             raise SpecError(
@@ -78,7 +87,8 @@ def train(
                 announce(Said(_shared(shared)))
             lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
             session = Session(experiment, run, loaded, tuned, ranks, prepared, announce, lowest, asking)
-            return Trained(run, _recorded(run, session, resume=resume), named(tuned, loaded, run), tuned)
+            manifest = _recorded(run, session, foreseen, resume=resume)
+            return Trained(run, manifest, named(tuned, loaded, run), tuned)
         except BaseException:
             if isinstance(tuned, AdapterSet):  # a model that was given is to be what it was
                 tuned.eject()
@@ -92,13 +102,13 @@ def _shared(paths: list[str]) -> str:
     )
 
 
-def _begun(run: RunDirectory, session: Session, state: TrainState, *, resume: bool) -> Past:
+def _begun(run: RunDirectory, session: Session, state: TrainState, foreseen: Foresight | None, *, resume: bool) -> Past:
     """From here on the folder holds a run that is running."""
     need_space(run.folder, session.bytes_written(state))
     form: Form = "plain" if resume else session.form()  # a run that goes on keeps the one it was begun in
     manifest = Manifest(
         status="running", base_model=session.model.facts, data=facts_of(session.prepared), learning_rate=session.rate,
-        form=form,
+        form=form, forecast=None if foreseen is None else foreseen.recorded(),
     )  # fmt: skip
     if resume:
         past = take_up(run, state, manifest, session.prepared.receipt)
@@ -115,10 +125,10 @@ def _begun(run: RunDirectory, session: Session, state: TrainState, *, resume: bo
     return past
 
 
-def _recorded(run: RunDirectory, session: Session, *, resume: bool) -> Manifest:
+def _recorded(run: RunDirectory, session: Session, foreseen: Foresight | None, *, resume: bool) -> Manifest:
     """Begin the run or take it up, and do the work; however it ends, the manifest says so."""
     state = session.state()
-    past = _begun(run, session, state, resume=resume)
+    past = _begun(run, session, state, foreseen, resume=resume)
     manifest = past.manifest
     try:
         results = session.work(state, past)
@@ -133,19 +143,16 @@ def _recorded(run: RunDirectory, session: Session, *, resume: bool) -> Manifest:
             run.forget_results()
         with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
             run.write_manifest(ended)
-        raise _told(error, run, session.experiment.adapter.result) from None
+        raise _told(error, run, session.experiment.adapter.result, foreseen) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(run, session.announce)
     return finished
 
 
-def _told(error: BaseException, run: RunDirectory, result: str) -> BaseException:
+def _told(error: BaseException, run: RunDirectory, result: str, foreseen: Foresight | None) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         message = f"stopped. {run.folder} keeps the metrics so far and holds no {result}. Use {run.ways_on}."
         return Interrupted(message, getattr(error, "exit_code", 130))
     if is_out_of_memory(error):
-        return ResourceError(
-            "out of memory while training. Lower training.micro_batch_tokens (the result stays the same), "
-            "or --max-length."
-        )
+        return out_of_memory(foreseen)
     return error

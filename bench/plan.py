@@ -1,0 +1,182 @@
+"""A plan held against what was measured: memory over fifteen trainings, and time after a probe.
+
+    python bench/plan.py [--json] [--only 1,5,9] [--time] [--rows 240] [--out bench/results/TITLE]
+
+Rows of Dolly; SmolLM2-135M, and a model of the shape of SmolLM2-360M with random weights. Each training is a
+`rankwise train` of its own for three steps, whose peak is held against what `rankwise plan` says by config.json and a
+sample of the rows; a method that learns everything is float32 always. A finished one is kept in the cache folder and
+not run again.
+
+--time: `rankwise plan --probe`, then a training of ten steps; the forecast of seconds against those it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from telling import parser_of, tell
+
+from rankwise.run.cache import cache_folder
+
+FOLDER = cache_folder() / "bench-plan"
+SHAPE = {
+    "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
+    "num_key_value_heads": 5, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+}  # fmt: skip
+STARTER, RANDOM = "smollm2-135m", "random-360m"
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    method: str
+    dtype: str
+    micro_batch_tokens: int
+    max_length: int
+    recomputed: int | str = "auto"
+    batch_size: int = 16
+    plain: bool = False
+
+
+CASES = (
+    Case(STARTER, "lora", "bfloat16", 2048, 512),
+    Case(STARTER, "lora", "bfloat16", 1024, 256),
+    Case(STARTER, "lora", "float32", 2048, 512),
+    Case(STARTER, "lora", "bfloat16", 4096, 1024, 30, 32),
+    Case(STARTER, "adalora", "bfloat16", 2048, 512),
+    Case(STARTER, "adalora", "float32", 1024, 256, 15),
+    Case(STARTER, "full", "float32", 2048, 512),
+    Case(STARTER, "full", "float32", 1024, 256, 30),
+    Case(RANDOM, "lora", "bfloat16", 2048, 512),
+    Case(RANDOM, "adalora", "bfloat16", 4096, 1024, 32, 32),
+    Case(RANDOM, "lora", "float32", 1024, 256),
+    Case(RANDOM, "full", "float32", 512, 512, "auto", 4),
+    Case(STARTER, "lora", "bfloat16", 2048, 512, plain=True),
+    Case(STARTER, "full", "float32", 1536, 512, 15),
+    Case(RANDOM, "lora", "bfloat16", 1024, 512, 16),
+)
+UNSEEN = 3
+"""The last ones: by none of them was anything of a plan fitted."""
+TIMED = (CASES[0], CASES[4], CASES[7])
+
+
+def model_of(name: str) -> str:
+    """A folder of random weights, made once."""
+    if name == STARTER:
+        return name
+    folder = FOLDER / RANDOM
+    if not (folder / "model.safetensors").is_file():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+        from rankwise.models.sources import find
+        from rankwise.run.records import silent
+        from rankwise.spec.models import ModelSpec
+
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.bfloat16)
+        AutoTokenizer.from_pretrained(find(ModelSpec(name=STARTER), silent).folder).save_pretrained(folder)
+        model.save_pretrained(folder)
+    return str(folder)
+
+
+def words_of(case: Case, rows: int, *more: str) -> list[str]:
+    data = Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"
+    dtype = [] if case.method == "full" else ["--set", f"model.dtype={case.dtype}"]
+    return [
+        "--model", model_of(case.model), "--data", str(data), "--method", case.method, "--batch-size",
+        str(case.batch_size), "--max-length", str(case.max_length), "--set", f"data.rows={rows}",
+        "--set", f"training.micro_batch_tokens={case.micro_batch_tokens}",
+        "--set", f"training.recomputed_blocks={case.recomputed}", *dtype, *(["--plain"] if case.plain else []),
+        "--json", *more,
+    ]  # fmt: skip
+
+
+def trained(run: str, words: list[str]) -> dict[str, Any]:
+    shutil.rmtree(FOLDER / "runs" / run, ignore_errors=True)
+    return told("train", [*words, "--run", run])
+
+
+def told(verb: str, words: list[str]) -> dict[str, Any]:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "rankwise", verb, *words], cwd=FOLDER, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def kept(name: str, make: Any) -> dict[str, Any]:
+    file = FOLDER / "done" / f"{name}.json"
+    if not file.is_file():
+        found = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found))
+    return json.loads(file.read_text())
+
+
+def memory(case: Case, number: int, rows: int) -> dict[str, Any]:
+    run = f"memory-{number}"
+    found = kept(run, lambda: trained(run, words_of(case, rows, "--steps", "3")))
+    parts = told("plan", words_of(case, rows, "--steps", "3"))["memory_bytes"]
+    return asdict(case) | {
+        "number": number, "measured": found["peak_rss_bytes"], "forecast": parts["peak"],
+        "off": parts["peak"] / found["peak_rss_bytes"] - 1, "parts": parts,
+    }  # fmt: skip
+
+
+def seconds(case: Case, number: int, rows: int) -> dict[str, Any]:
+    run = f"time-{number}"
+    planned = kept(f"{run}-plan", lambda: told("plan", words_of(case, rows, "--steps", "10", "--probe")))
+    found = kept(run, lambda: trained(run, words_of(case, rows, "--steps", "10")))
+    return asdict(case) | {
+        "number": number, "measured": found["train_seconds"], "forecast": planned["seconds"],
+        "off": planned["seconds"] / found["train_seconds"] - 1,
+    }  # fmt: skip
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print("| model | method | format | at once | longest | recomputed | forecast | measured | off |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        amounts = (
+            f"{row[key] / 1e9:.2f} GB" if "parts" in row else f"{row[key]:.0f} s" for key in ("forecast", "measured")
+        )
+        cells = (row[key] for key in ("model", "method", "dtype", "micro_batch_tokens", "max_length", "recomputed"))
+        print(f"| {' | '.join(map(str, (*cells, *amounts)))} | {row['off']:+.1%} |")
+    off = [abs(row["off"]) for row in rows]
+    lowest = min(row["off"] for row in rows)
+    print(f"\nmedian {statistics.median(off):.1%}, worst {max(off):.1%}, lowest {lowest:+.1%}")
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--rows", type=int, default=240)
+    parser.add_argument("--time", action="store_true")
+    asked = parser.parse_args()
+    chosen = [int(one) for one in asked.only.split(",")] if asked.only else range(1, len(CASES) + 1)
+    rows = []
+    for number in chosen:
+        case = CASES[number - 1]
+        if not asked.time:
+            rows.append(memory(case, number, asked.rows))
+        elif case in TIMED:
+            rows.append(seconds(case, number, asked.rows))
+        else:
+            continue
+        print(f"{number}: {rows[-1]['off']:+.1%}", file=sys.stderr, flush=True)
+    tell(asked, rows, show, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

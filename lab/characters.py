@@ -1,0 +1,71 @@
+"""How many characters a token has, and how far a plan's tokens are from those that are trained on.
+
+    python lab/characters.py DATA
+
+DATA is the folder of data sets that CONTRIBUTING names. Of each set: the characters of one token of the starter's
+tokenizer, without what the template adds; then the tokens of all rows as a training encodes them, and by how much the
+plan is off that counts the tokens of some rows, and the one that takes them from characters.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rankwise.data.glance import glance
+from rankwise.data.preparation import prepare_data
+from rankwise.data.receipt import Tally
+from rankwise.models.chat_templates import ChatTemplate
+from rankwise.models.loading import load_tokenizer
+from rankwise.models.sources import find
+from rankwise.run.records import silent
+from rankwise.spec.data import DataSpec
+from rankwise.spec.models import ModelSpec
+from rankwise.verbs.planned_rows import by_tokenizer, rows_of
+from rankwise.verbs.preparing import Writing
+
+SETS = {
+    "dolly": "dolly/train_alpaca.jsonl", "alpaca": "alpaca/train.json", "gsm8k": "gsm8k/train.jsonl",
+    "lima": "lima/train.json", "oasst": "oasst/trees.jsonl", "superbowl": "superbowl_facts/train.jsonl",
+    "self-instruct": "self_instruct/seed_tasks.jsonl", "vicuna": "sharegpt/vicuna_dummy_conversation.json",
+}  # fmt: skip
+LONGEST = 8192
+
+
+def characters_of_token(spec: DataSpec, tokenizer: Path) -> float:
+    seen = glance(spec, spec.all_sources[0])
+    texts = [
+        text
+        for row in seen.drawn
+        for example in row.examples
+        for text in ([example.text] if example.text else [message.whole for message in example.messages])
+    ]
+    return sum(map(len, texts)) / sum(by_tokenizer(tokenizer)(texts))
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    starter = ModelSpec(name="smollm2-135m")
+    tokenizer, name, _ = load_tokenizer(starter)
+    model = find(starter, silent).folder
+    writing = Writing(tokenizer, ChatTemplate.of_model(tokenizer), name, LONGEST)
+    print("| set | rows | characters / token | tokens | learned | counted | from characters | seconds of a plan |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, file in SETS.items():
+        spec = DataSpec(path=str(folder / file), max_length=LONGEST, on_bad_row="skip")
+        receipt = prepare_data(spec, writing.encoder(spec), Tally(), silent, model=None, template=None).receipt
+        assert receipt.tokens and receipt.supervised_tokens
+        ratio = characters_of_token(spec, model / "tokenizer.json")
+        began = time.perf_counter()
+        counted = rows_of(spec, model)
+        seconds = time.perf_counter() - began
+        guessed = rows_of(spec)
+        off = [f"{plan.tokens.likely / receipt.tokens - 1:+.1%}" for plan in (counted, guessed)]
+        learned = f"{receipt.supervised_tokens / receipt.tokens:.0%}"
+        cells = (name, receipt.rows, f"{ratio:.2f}", f"{receipt.tokens:,}", learned, *off, f"{seconds:.2f}")
+        print("|", " | ".join(map(str, cells)), "|")
+
+
+if __name__ == "__main__":
+    main()

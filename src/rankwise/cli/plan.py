@@ -1,0 +1,89 @@
+"""`rankwise plan`: what a training would take, before it is paid for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from rankwise.cli.display import print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import ConfigFile, Format, Json, MaxLength, Quiet, Recipe, Set, settings_of
+from rankwise.cli.visible import visible
+from rankwise.spec.reading import parse_setting, read_planned
+
+
+def plan(
+    config: ConfigFile = None,
+    model: Annotated[str | None, typer.Option(show_default=False,
+        help="A name of the list (--models), hub id, folder with a config.json, or .gguf file.")] = None,
+    data: Annotated[str | None, typer.Option(show_default=False, help="File or folder of rows.")] = None,
+    method: Annotated[str | None, typer.Option(show_default=False, help="lora (by default), adalora, full.")] = None,
+    rank: Annotated[int | None, typer.Option(show_default=False, help="Of lora.  [default: 16]")] = None,
+    budget: Annotated[str | None, typer.Option(show_default=False,
+        help="Of adalora: a mean rank (8), 600k parameters, or the adapter's size (2MB).  [default: 8]")] = None,
+    targets: Annotated[str | None, typer.Option(show_default=False,
+        help="all-linear, names (q_proj,v_proj) or a regular expression.")] = None,
+    layers: Annotated[str | None, typer.Option(show_default=False, help="Blocks to adapt: 0-3,7.")] = None,
+    epochs: Annotated[float | None, typer.Option(show_default=False, help="Passes over rows.  [default: 2]")] = None,
+    steps: Annotated[int | None, typer.Option(show_default=False, help="Optimizer steps, instead.")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default=False, help="Rows per step.  [default: 16]")] = None,
+    plain: Annotated[bool | None, typer.Option("--plain", show_default=False, help="Without the fast forms.")] = None,
+    recipe: Recipe = None,
+    format: Format = None,
+    max_length: MaxLength = None,
+    device: Annotated[str | None, typer.Option(show_default=False,
+        help="What to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: what is here]")] = None,
+    watts: Annotated[float | None, typer.Option(show_default=False,
+        help="What it draws, for the energy.  [default: the card's own limit]")] = None,
+    price: Annotated[float | None, typer.Option(show_default=False, help="For an hour, in any currency.")] = None,
+    probe: Annotated[bool, typer.Option("--probe",
+        help="Load the model and make two steps, to know the speed rather than assume it.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="List the models that are known by name.")] = False,
+    papers: Annotated[bool, typer.Option("--papers",
+        help="The counts that the papers of LoRA and AdaLoRA print, beside ours.")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Say what a training would take: parameters, memory, time, what it fits on, and what to change if it does not."""
+    flags: dict[str, Any] = dict(locals()) | {"device": None}
+    with failures_told(as_json):
+        if models or papers:
+            _listed(models, as_json)
+            return
+        asked = read_planned(config, [*settings_of(flags), *(parse_setting(text) for text in set_ or [])])
+        from rankwise.verbs.plan import plan as plan_verb
+        from rankwise.verbs.plan import refuse_elsewhere
+
+        measured = None
+        if probe:
+            refuse_elsewhere(device)
+            from rankwise.cli.allocator import keep_memory
+            from rankwise.cli.display import Display
+            from rankwise.verbs.probe import probe as probe_verb
+
+            keep_memory()
+            with Display(quiet) as display:
+                measured = probe_verb(asked, announce=display)
+        made = plan_verb(asked, device=device, watts=watts, price=price, measured=measured)
+        if as_json:
+            print_json(made.summary())
+        else:
+            from rankwise.cli.plan_text import lines_of
+
+            typer.echo(visible("\n".join(lines_of(made))))
+
+
+def _listed(models: bool, as_json: bool) -> None:
+    from rankwise.verbs.plan_lists import counts_of_papers, known_models
+
+    rows = known_models() if models else counts_of_papers()
+    if as_json:
+        print_json({"models" if models else "papers": rows})
+        return
+    keys = list(rows[0])
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in keys if key != "remark"}
+    typer.echo("  ".join(key.replace("_", " ").ljust(widths.get(key, 0)) for key in keys))
+    for row in rows:
+        typer.echo("  ".join(str(row[key]).ljust(widths.get(key, 0)) for key in keys).rstrip())

@@ -1,0 +1,194 @@
+"""A plan as people read it: what learns, what is held, whether it fits, how long it takes, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rankwise.planning.estimate import Estimate
+    from rankwise.verbs.plan import Plan
+
+COLUMN = 14
+PROBE = "; --probe measures it"
+
+
+def lines_of(made: Plan) -> list[str]:
+    parts = (_model, _parameters, _rows, _memory, _fit, _time, _devices, _remedies, _advice)
+    return [line for part in parts for line in part(made)]
+
+
+def _row(name: str, text: str) -> str:
+    return f"{name:<{COLUMN}}{text}"
+
+
+def _model(made: Plan) -> Iterator[str]:
+    shape, job = made.shape, made.made.job
+    yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(made)}")
+    yield _row("training", f"{job.method} in {job.dtype} on {made.device.name}, {job.form} form")
+    if not made.trained:
+        yield _row("", "rankwise trains causal language models; of this one only the parameters are planned")
+
+
+def _blocks(made: Plan) -> str:
+    return " + ".join(f"{stack.count} blocks of width {stack.width:,}" for stack in made.shape.stacks)
+
+
+def _parameters(made: Plan) -> Iterator[str]:
+    counted = made.made.parameters
+    most = "" if counted.exact else "at most "
+    if counted.trainable == counted.total:
+        yield _row("parameters", f"all {counted.total:,} learn")
+        return
+    yield _row(
+        "parameters",
+        f"{most}{counted.trainable:,} of {counted.total:,} learn ({counted.share:.4%}), {counted.ratio:,.0f} times "
+        "fewer",
+    )
+    for leaf, (layers, trainable) in counted.by_leaf.items():
+        yield _row("", f"{leaf:<18}{layers:>5} layers  {trainable:>15,}")
+    if (left := counted.left) is not None:
+        yield _row(
+            "", f"from {left.first:,} {left.unit} to {left.amount:,}: {left.least:,} to {left.most:,} parameters"
+        )
+    if counted.file_bytes is not None and counted.file_bytes_half is not None:
+        yield _row(
+            "adapter",
+            f"{most}{_size(counted.file_bytes)} as it is written, in float32; in float16 "
+            f"{_size(2 * counted.written)} of numbers, {_size(counted.file_bytes_half)} with their names",
+        )
+    if remark := made.remark:
+        yield _row("note", remark)
+
+
+def _rows(made: Plan) -> Iterator[str]:
+    rows = made.rows
+    if rows is None:
+        if made.trained:
+            yield _row("rows", f"none given (--data): full micro-batches, documents of {made.amount.longest:,} tokens")
+        return
+    about = "" if rows.exact else "about "
+    yield _row(
+        "rows",
+        f"{about}{rows.documents.likely:,.0f} documents, {rows.tokens.likely:,.0f} tokens"
+        f"{_between(rows.tokens, '{:,.0f}')}, {rows.supervised_share:.0%} of them learned; median {rows.median:,}, "
+        f"longest {rows.longest:,} tokens",
+    )
+    if rows.too_long >= 1:
+        yield _row("", f"about {rows.too_long:,.0f} are longer than the limit")
+    if made.steps is not None:
+        yield _row("steps", f"{made.steps:,} of about {made.step.tokens:,.0f} tokens")
+
+
+def _memory(made: Plan) -> Iterator[str]:
+    if not made.trained:
+        return
+    methods = made.methods
+    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   {made.made.job.method}'s:")
+    for part in made.made.memory.parts:
+        cells = "".join(f"{_size(forecast.memory[part.name]):>12}" for forecast in methods.values())
+        yield _row(f"  {part.name}", f"{cells}   {part.formula}")
+    yield _row("  peak", "".join(f"{_size(forecast.peak):>12}" for forecast in methods.values()))
+    formats = ", ".join(f"{_size(amount)} in {dtype}" for dtype, amount in made.weights_by_format.items())
+    yield _row("", f"the weights alone: {formats} (trained over are float32 and bfloat16)")
+
+
+def _fit(made: Plan) -> Iterator[str]:
+    if not made.trained:
+        return
+    fit = made.fit
+    room = f"{_size(fit.device.usable)} on {fit.device.name}"
+    if fit.fits:
+        text = f"yes: {_size(fit.peak)} of {room}; up to {fit.tokens:,} tokens fit at once"
+    elif fit.recomputed is not None:
+        text = f"with {fit.recomputed} of {made.shape.stacks[-1].count} blocks computed twice, into {room}"
+    else:
+        text = f"no: {_size(fit.peak)}, and there are {room}"
+    yield _row("fits", text)
+
+
+def _time(made: Plan) -> Iterator[str]:
+    if not made.trained:
+        return
+    yield _row("operations", f"{made.flops_per_token / 1e9:,.3g} GFLOP a token")
+    told, speed = made.duration, made.speed
+    if told is None or speed is None:
+        yield _row("time", "not known for this device" + (PROBE if made.here else ""))
+        return
+    step = f"{told.step.likely:.3g} s a step"
+    if made.steps is None:
+        yield _row("time", f"{step}{_between(told.step, '{:.2g}')}")
+    else:
+        yield _row("time", f"{_duration(told.total.likely)}{_spread(told.total)}, {step}")
+    yield _row("", _speed(made))
+    cost = made.cost
+    if cost is not None and cost.kilowatt_hours is not None:
+        yield _row("energy", f"{cost.kilowatt_hours.likely:.3g} kWh at {made.watts:g} W")
+    if cost is not None and cost.money is not None:
+        yield _row("money", f"{cost.money.likely:,.2f}{_between(cost.money, '{:,.2f}')} at {made.price:g} an hour")
+
+
+def _speed(made: Plan) -> str:
+    from rankwise.planning.time import Probe
+
+    speed = made.speed
+    assert speed is not None, "asked before"
+    if isinstance(speed, Probe):
+        line = f"{speed.constant:.3g} s and {speed.per_token * 1e3:.3g} ms a token"
+        return f"measured: {line}, {speed.when}, {speed.machine}"
+    share = speed.efficiency.share
+    return f"assumed: {share.likely:.0%} ({share.low:.0%} to {share.high:.0%}) of {speed.rate / 1e12:,.3g} TFLOP/s" + (
+        PROBE if made.here else ""
+    )
+
+
+def _devices(made: Plan) -> Iterator[str]:
+    if not made.trained:
+        return
+    fits = made.fits_elsewhere
+    groups = {
+        "fits on": [fit.device.name for fit in fits if fit.fits],
+        "if recomputed": [fit.device.name for fit in fits if not fit.fits and fit.recomputed is not None],
+        "too large for": [fit.device.name for fit in fits if fit.recomputed is None],
+    }
+    for name, devices in groups.items():
+        if devices:
+            yield _row(name, " ".join(devices))
+
+
+def _remedies(made: Plan) -> Iterator[str]:
+    if not made.trained or made.fit.fits:
+        return
+    found = made.remedies
+    if not found:
+        yield _row("to change", "nothing here makes it fit: a smaller model, or a device with more memory, would")
+    for at, remedy in enumerate(found):
+        yield _row("" if at else "to change", f"{remedy.settings}  ({_size(remedy.peak)}): {remedy.price}")
+
+
+def _advice(made: Plan) -> Iterator[str]:
+    for at, advice in enumerate(made.advice):
+        yield _row("" if at else "advice", advice.text)
+        yield _row("", f"  {advice.why} ({advice.source})")
+
+
+def _size(amount: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if amount >= size:
+            return f"{amount / size:.1f} {unit}"
+    return f"{amount / 1e3:.1f} kB" if amount else "0"
+
+
+def _between(estimate: Estimate, form: str) -> str:
+    return "" if estimate.exact else f" ({form.format(estimate.low)} to {form.format(estimate.high)})"
+
+
+def _spread(estimate: Estimate) -> str:
+    return "" if estimate.exact else f" ({_duration(estimate.low)} to {_duration(estimate.high)})"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,46 @@
+"""The size of adapter_model.safetensors, from the shapes of its factors alone.
+
+    8 bytes   length of the header, which is padded to a multiple of 8
+    header    JSON: for each tensor its name, type, shape and place, in the order of the names
+    numbers   of all tensors, one after another
+
+as `adapters/peft_format.py` writes it; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+
+from rankwise.planning.shape import Layer
+
+PREFIX = "base_model.model."
+
+
+def size_of_file(ranks: Sequence[tuple[Layer, int]], *, dora: bool = False, half: bool = False) -> int:
+    """In bytes. `half`: in 16 bits."""
+    size, kind = (2, "F16") if half else (4, "F32")
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    tensors = sorted(tensor for layer, rank in ranks for tensor in _tensors(layer, rank, dora=dora))
+    for name, shape in tensors:
+        begin, end = end, end + size * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + end
+
+
+def _tensors(layer: Layer, rank: int, *, dora: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    A, B, path = (rank, layer.inputs), (layer.outputs, rank), f"{PREFIX}{layer.path}"
+    if layer.kind == "embedding":
+        yield f"{path}.lora_embedding_A", A
+        yield f"{path}.lora_embedding_B", B
+        return
+    if layer.kernel is not None:
+        A = (rank, layer.inputs // math.prod(layer.kernel), *layer.kernel)
+        B = (*B, 1, 1)
+    yield f"{path}.lora_A.weight", A
+    yield f"{path}.lora_B.weight", B
+    if dora:
+        yield f"{path}.lora_magnitude_vector", (layer.outputs,)

@@ -1,0 +1,204 @@
+"""What published or own evidence would have a training do otherwise; nothing where there is none.
+
+    bits that the rows hold      1 for each supervised token of one pass (a loss of 0.69 nats a token; Schulman et al.)
+    bits that an adapter holds   2 for each parameter that learns
+    tokens of a model made anew  20 for each parameter (Hoffmann et al. 2022)
+
+An advice is data: what to do, the arithmetic, where it comes from and the setting that would do it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rankwise.planning.rows import PlannedRows
+from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
+from rankwise.spec.data import DataSpec
+from rankwise.spec.training import TrainingSpec
+
+SCHULMAN = 'Schulman et al. 2025, "LoRA Without Regret", thinkingmachines.ai/blog/lora'
+BIDERMAN = 'Biderman et al. 2024, "LoRA Learns Less and Forgets Less", arXiv 2405.09673'
+CHINCHILLA = "Hoffmann et al. 2022, arXiv 2203.15556"
+ADALORA = "Zhang et al. 2023 (AdaLoRA), arXiv 2303.10512, Table 14"
+REPEATED = 'Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", arXiv 2305.16264'
+OWN = "lab/adalora.md"
+BITS_OF_TOKEN, BITS_OF_PARAMETER, TOKENS_OF_PARAMETER = 1, 2, 20
+AMPLE, LEAST_RANK = 1000, 8
+"""How many times what the rows hold an adapter may hold before a smaller one is named, and the smallest that is: on E2E
+rank 2 held fifty times its rows and was yet 0.02 nats worse than rank 8 (lab/adalora.md)."""
+HIGH, LOW, HIGH_FOR_WHOLE = 8.0, 0.25, 10.0
+"""Times `auto`. At width 576 1.6e-2 was worse than 8e-3 in every sweep and 5e-4 was the worst rate of all sweeps that
+had it (lab/adalora.md); ten times is what adapters want more than whole models."""
+LARGE_BATCH, SHORT_RUN, MANY_EPOCHS, LARGE_RANK = 32, 100, 4, 256
+"""A rank of 256 was as good as the whole model on sets of instructions (Schulman et al.)."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    text: str
+    why: str
+    """The arithmetic, or what was found."""
+    source: str
+    change: tuple[str, str] | None = None
+    """A setting, as `--set` takes it, and its value."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A training as it was asked for, with what a plan found of it."""
+
+    adapter: LoraSpec | AdaLoraSpec | FullSpec
+    training: TrainingSpec
+    data: DataSpec
+    rows: PlannedRows
+    width: int
+    parameters: int
+    """Of the model."""
+    trainable: int
+    ends: int
+    """Inputs and outputs of all linear layers but the head: parameters of rank 1 over all of them."""
+    ranks: Mapping[str, float]
+    """Of the adapted layers, by their paths; none where the whole model learns."""
+    context: int | None = None
+
+    @property
+    def adapts(self) -> bool:
+        return not isinstance(self.adapter, FullSpec)
+
+    @property
+    def bits(self) -> float:
+        return self.rows.supervised.likely * BITS_OF_TOKEN
+
+    @property
+    def rank_for_rows(self) -> int:
+        """That holds what the rows do, over all linear layers."""
+        return max(1, math.ceil(self.bits / (BITS_OF_PARAMETER * self.ends)))
+
+    @property
+    def setting(self) -> str:
+        return "adapter.rank" if isinstance(self.adapter, LoraSpec) else "adapter.budget"
+
+    @property
+    def passes(self) -> float:
+        documents = max(1.0, self.rows.documents.likely)
+        rows = self.training.rows_per_step(round(documents))
+        return self.rows.steps(self.training) * rows / documents
+
+
+def advise(asked: Asked) -> list[Advice]:
+    found = (rule(asked) for rule in RULES)
+    return [advice for advice in found if advice is not None]
+
+
+def _capacity(asked: Asked) -> Advice | None:
+    holds = BITS_OF_PARAMETER * asked.trainable
+    sums = (
+        f"{asked.rows.supervised.likely:,.0f} supervised tokens hold about {asked.bits / 1e6:,.2f} Mbit, "
+        f"{asked.trainable:,} parameters some {holds / 1e6:,.2f} Mbit"
+    )
+    if not asked.adapts or not asked.ranks:
+        return None
+    rank = sum(asked.ranks.values()) / len(asked.ranks)
+    if holds < asked.bits:
+        wanted = min(4096, math.ceil(rank * asked.bits / holds))
+        text = f"The adapter is smaller than what these rows say: a rank of {wanted} would hold it."
+        return Advice(text, sums, SCHULMAN, (asked.setting, str(wanted)))
+    enough = max(LEAST_RANK, math.ceil(rank * asked.bits / holds))
+    if holds > AMPLE * asked.bits and enough < rank:
+        text = f"A rank of {enough} would hold what these rows say; a higher one learns about as well, and costs more."
+        return Advice(text, sums, f"{SCHULMAN}; {OWN}", (asked.setting, str(enough)))
+    return None
+
+
+def _whole_model(asked: Asked) -> Advice | None:
+    """Where everything learns from few rows."""
+    tokens = asked.rows.tokens.likely
+    few = tokens < TOKENS_OF_PARAMETER * asked.parameters and asked.rank_for_rows <= LARGE_RANK
+    if asked.adapts or not few:
+        return None
+    holds = BITS_OF_PARAMETER * asked.ends * asked.rank_for_rows
+    sums = (
+        f"{tokens:,.0f} tokens are {tokens / asked.parameters:.2g} for each parameter, where a model made anew wants "
+        f"{TOKENS_OF_PARAMETER}; LoRA of rank {asked.rank_for_rows} holds {holds / 1e6:,.2f} Mbit, these rows say "
+        f"{asked.bits / 1e6:,.2f}"
+    )
+    text = "These rows change a model and do not make one; an adapter learns them as well, for less memory and time."
+    return Advice(text, sums, f"{CHINCHILLA}; {SCHULMAN}", ("adapter.method", "lora"))
+
+
+def _rate(asked: Asked) -> Advice | None:
+    if asked.training.learning_rate == "auto":
+        return None
+    method = asked.adapter.method
+    given, auto = asked.training.learning_rate, TrainingSpec().highest_rate(asked.width, method)
+    change = ("training.learning_rate", "auto")
+    sums = f"{given:g} is {given / auto:.2g} times what auto is at width {asked.width:,}, {auto:.2g}"
+    if asked.adapts and given >= HIGH * auto:
+        found = "8 times auto was worse than 4 times in every sweep, and LoRA of rank 8 diverged"
+        return Advice("The learning rate is high for an adapter.", f"{sums}; {found}", OWN, change)
+    if asked.adapts and given <= LOW * auto:
+        text = "The learning rate is low for an adapter, which wants about ten times that of a whole model."
+        return Advice(text, f"{sums}; a quarter of auto was the worst of its sweeps", f"{SCHULMAN}; {OWN}", change)
+    if not asked.adapts and given >= HIGH_FOR_WHOLE * auto:
+        text = "The learning rate is one for adapters; a whole model learns best with about a tenth of it."
+        return Advice(text, sums, f"{SCHULMAN}; {BIDERMAN}", change)
+    return None
+
+
+def _short(asked: Asked) -> Advice | None:
+    steps = asked.rows.steps(asked.training)
+    if not asked.adapts or steps >= SHORT_RUN or asked.training.learning_rate != "auto":
+        return None
+    rate = 1.5 * asked.training.highest_rate(asked.width, asked.adapter.method)
+    sums = f"{steps} steps; 15 times the best rate of the whole model below about 100 steps, 10 times above"
+    text = f"So short a run may want a higher learning rate, such as {rate:.2g}."
+    return Advice(text, sums, SCHULMAN, ("training.learning_rate", f"{rate:.2g}"))
+
+
+def _targets(asked: Asked) -> Advice | None:
+    if not asked.ranks or not all("att" in path.lower() for path in asked.ranks):
+        return None
+    rank = max(1, asked.trainable // asked.ends)
+    sums = (
+        "at equal parameters all matrices beat queries and values on all eight tasks of GLUE (MNLI 90.30 to 89.80, "
+        f"CoLA 68.71 to 67.04); as many parameters as now are rank {rank} over all linear layers"
+    )
+    text = "Adapt every linear layer, with less rank, rather than attention alone."
+    return Advice(text, sums, f"{ADALORA}; {SCHULMAN}", ("adapter.targets", "all-linear"))
+
+
+def _batch(asked: Asked) -> Advice | None:
+    size = asked.training.rows_per_step(max(1, round(asked.rows.documents.likely)))
+    if not asked.adapts or size <= LARGE_BATCH:
+        return None
+    text = f"Take {LARGE_BATCH} rows a step, or fewer: adapters lose more from large steps than a whole model does."
+    sums = f"{size} rows a step; at 32 the gap was small, whatever the rank"
+    return Advice(text, sums, SCHULMAN, ("training.batch_size", str(LARGE_BATCH)))
+
+
+def _epochs(asked: Asked) -> Advice | None:
+    if asked.passes <= MANY_EPOCHS:
+        return None
+    text = f"More than {MANY_EPOCHS} passes teach less and less; more rows would teach more."
+    sums = (
+        f"{asked.passes:.1f} passes; in pretraining four were as good as new rows, and of more the value fell to none"
+    )
+    return Advice(text, sums, REPEATED, None)
+
+
+def _too_long(asked: Asked) -> Advice | None:
+    limit, longest = asked.data.max_length, asked.rows.longest_found
+    room = asked.context if asked.context is not None else longest
+    if asked.data.too_long != "drop" or asked.rows.too_long < 1 or limit >= room:
+        return None
+    wanted = min(room, -(-longest // 64) * 64)
+    text = f"Raise the limit to {wanted:,} tokens to keep the rows that are longer than {limit:,}, if memory allows."
+    sums = f"about {asked.rows.too_long:,.0f} are left out; the longest that was seen has {longest:,} tokens"
+    return Advice(text, sums, "the rows themselves", ("data.max_length", str(wanted)))
+
+
+RULES: tuple[Callable[[Asked], Advice | None], ...] = (
+    _capacity, _whole_model, _rate, _short, _targets, _batch, _epochs, _too_long,
+)  # fmt: skip

@@ -1,0 +1,150 @@
+"""The header of a GGUF file: settings by key, and the size of every tensor. Not a weight is read.
+
+    GGUF   u32 version   u64 tensors   u64 settings
+    each setting     key, u32 type, value; a text is a u64 length and bytes, an array a u32 type, a u64 count and values
+    each tensor      name, u32 dimensions, u64 of each, u32 type, u64 place
+
+Every count and length is checked against what a model may have and against the end of the file before it is followed,
+and long texts and arrays (the tokenizer) are passed over. Numbers have the low byte first; versions 2 and 3 are read.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rankwise.errors import ModelError
+from rankwise.spec.spec import shown
+
+MAGIC = b"GGUF"
+MOST_SETTINGS, MOST_TENSORS, MOST_ITEMS = 10_000, 100_000, 1_000_000
+LONGEST_NAME, LONGEST_KEPT, LONGEST_LIST = 1_024, 256, 4_096
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""By type, as struct writes them."""
+TEXT, ARRAY = 8, 9
+
+Value = int | float | bool | str | list[int | float]
+
+
+@dataclass
+class GgufHeader:
+    settings: dict[str, Value] = field(default_factory=dict)
+    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """By name; the first dimension is the one that runs fastest, so of a weight (O, I) it is I."""
+
+
+class _Damaged(Exception):
+    pass
+
+
+def read_gguf_header(file: Path) -> GgufHeader:
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as held:
+            return _Reader(held).header()
+    except _Damaged as error:
+        raise ModelError(f"{file} is no GGUF file that can be read: {error}.") from None
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise ModelError(f"{file} is no GGUF file that can be read: {error}.") from None
+
+
+class _Reader:
+    def __init__(self, held: mmap.mmap) -> None:
+        self._held = held
+        self._size = len(held)
+        self._place = 0
+
+    def header(self) -> GgufHeader:
+        if self._held[:4] != MAGIC:
+            raise _Damaged("it does not begin with GGUF")
+        self._place = 4
+        version = self._number("I")
+        if version not in (2, 3):
+            raise _Damaged(f"its version is {version}, and 2 and 3 are known")
+        tensors = self._count("tensors", MOST_TENSORS)
+        settings = self._count("settings", MOST_SETTINGS)
+        header = GgufHeader()
+        for _ in range(settings):
+            key = self._name("a setting")
+            value = self._value(key, self._number("I"))
+            if value is not None:
+                header.settings[key] = value
+        for _ in range(tensors):
+            name = self._name("a tensor")
+            header.tensors[name] = self._dimensions(name)
+        return header
+
+    def _take(self, size: int) -> int:
+        """The place where the next `size` bytes begin, which are there."""
+        begin = self._place
+        if size > self._size - begin:
+            raise _Damaged(f"it ends at byte {self._size:,}, in the middle of its header")
+        self._place = begin + size
+        return begin
+
+    def _number(self, form: str) -> int:
+        return struct.unpack_from(f"<{form}", self._held, self._take(struct.calcsize(f"<{form}")))[0]
+
+    def _count(self, what: str, most: int) -> int:
+        count = self._number("Q")
+        if count > most:
+            raise _Damaged(f"it claims {count:,} {what}, and {most:,} are the most that is read")
+        return count
+
+    def _name(self, what: str) -> str:
+        length = self._number("Q")
+        if not 0 < length <= LONGEST_NAME:
+            raise _Damaged(f"the name of {what} has {length:,} bytes")
+        return self._text(length, what)
+
+    def _text(self, length: int, what: str) -> str:
+        begin = self._take(length)
+        try:
+            return self._held[begin : begin + length].decode("utf-8")
+        except UnicodeDecodeError:
+            raise _Damaged(f"the text of {what} is not UTF-8") from None
+
+    def _value(self, key: str, kind: int) -> Value | None:
+        """None for what is passed over."""
+        if kind in NUMBERS:
+            return self._number(NUMBERS[kind])
+        if kind == TEXT:
+            length = self._number("Q")
+            if length <= LONGEST_KEPT:
+                return self._text(length, f'"{key}"')
+            self._take(length)
+            return None
+        if kind == ARRAY:
+            return self._array(key)
+        raise _Damaged(f"setting {shown(key)} is of type {kind}, which is not known")
+
+    def _array(self, key: str) -> list[int | float] | None:
+        kind, count = self._number("I"), self._number("Q")
+        if kind in NUMBERS:
+            form = NUMBERS[kind]
+            size = struct.calcsize(f"<{form}")
+            begin = self._take(count * size)
+            return list(struct.unpack_from(f"<{count}{form}", self._held, begin)) if count <= LONGEST_LIST else None
+        if kind != TEXT:
+            raise _Damaged(f"setting {shown(key)} is an array of type {kind}, which is not known")
+        if count > MOST_ITEMS:
+            raise _Damaged(f"setting {shown(key)} claims {count:,} texts, and {MOST_ITEMS:,} are the most that is read")
+        length_of, held, size, place = struct.Struct("<Q").unpack_from, self._held, self._size, self._place
+        for _ in range(count):  # a vocabulary, so this is the one loop that must be quick
+            if place + 8 > size:
+                self._take(size)
+            place += 8 + length_of(held, place)[0]
+        self._place = min(place, size)
+        self._take(place - self._place)
+        return None
+
+    def _dimensions(self, name: str) -> tuple[int, ...]:
+        count = self._number("I")
+        if not 1 <= count <= 4:
+            raise _Damaged(f"tensor {shown(name)} has {count:,} dimensions")
+        sizes = tuple(self._number("Q") for _ in range(count))
+        self._take(4 + 8)
+        if not all(0 < size <= 10**9 for size in sizes):
+            raise _Damaged(f"tensor {shown(name)} claims the size {sizes}")
+        return sizes

@@ -1,0 +1,145 @@
+"""What is here: this processor and its free memory, the cards that nvidia-smi tells of, or Apple's chip.
+
+A processor's rate is cores x clock x operations in each cycle, by the widest products that its flags name. It is an
+assumption: virtual machines tell a base clock, laptops a clock they cannot hold, and not every core has two units. A
+probe (time.py) knows better.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from rankwise.errors import SpecError
+from rankwise.planning.devices import GIB, RESERVED, Device, find_device, with_memory
+from rankwise.run.manifest import processor_name, usable_cores
+from rankwise.run.memory import available_memory
+
+CPUINFO = Path("/proc/cpuinfo")
+HIGHEST_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+PATIENCE = 5.0
+"""Seconds that another program may take to answer."""
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """`cycle` is operations of one core in one cycle."""
+
+    flag: str
+    dtype: str
+    cycle: int
+    source: str
+
+
+LANES = "two units of 512 bits: 16 sums each in float32"
+INSTRUCTIONS = (
+    Instructions("amx_bf16", "bfloat16", 1024, "Intel: 1,024 bfloat16 operations in each cycle of a core with AMX"),
+    Instructions("avx512_bf16", "bfloat16", 128, f"VDPBF16PS, two products for each sum (wikichip.org); {LANES}"),
+    Instructions("avx512f", "float32", 64, LANES),
+    Instructions("avx2", "float32", 32, "two units of 256 bits: 8 sums each in float32"),
+)
+"""The first that a processor has decides for its dtype."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    name: str
+    cores: int
+    clock: float | None
+    """Cycles per second, as the system tells it."""
+    flags: frozenset[str]
+
+    def instructions(self, dtype: str) -> Instructions | None:
+        return next((known for known in INSTRUCTIONS if known.flag in self.flags and known.dtype == dtype), None)
+
+    def rate(self, dtype: str) -> float | None:
+        known = self.instructions(dtype)
+        return self.cores * self.clock * known.cycle if known is not None and self.clock else None
+
+
+def this_machine() -> Device:
+    """Its processor as a device, with the memory that is free now. A Mac's is its GPU."""
+    mac = _mac()
+    if mac is not None:
+        return mac
+    found = processor()
+    known = found.instructions("bfloat16") or found.instructions("float32")
+    clock = f"{found.clock / 1e9:.2f} GHz" if found.clock else "an unknown clock"
+    how = f"{known.cycle} operations a cycle ({known.flag}; {known.source})" if known else "no products that are known"
+    return Device(
+        found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"), None, None,
+        f"assumed: {found.cores} cores x {clock} x {how}",
+    )  # fmt: skip
+
+
+def processor() -> Processor:
+    text = CPUINFO.read_text() if CPUINFO.exists() else ""
+    return read_processor(text, processor_name(), usable_cores(), _highest_clock())
+
+
+def read_processor(cpuinfo: str, name: str, cores: int, highest: float | None = None) -> Processor:
+    """`highest`, or the clock in the name, or the fastest that a core runs with now."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    flags = frozenset(found[1].split()) if found is not None else frozenset()
+    named = re.search(r"@ ([\d.]+)GHz", name)
+    told = [float(clock) * 1e6 for clock in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", cpuinfo, re.MULTILINE)]
+    clock = highest or (float(named[1]) * 1e9 if named is not None else max(told, default=None))
+    return Processor(name, cores, clock, flags)
+
+
+def graphics_cards() -> list[Device]:
+    """The cards that nvidia-smi names, with the memory that is free now; none where it is not there or does not
+    answer."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    asked = [command, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    return read_cards(_answer(asked))
+
+
+def read_cards(text: str) -> list[Device]:
+    """Of a card that is not known the memory is all that can be said."""
+    cards = []
+    for line in text.splitlines():
+        name, *memory = [cell.strip() for cell in line.split(",")]
+        if len(memory) != 2 or not all(amount.isdecimal() for amount in memory):
+            continue
+        total, free = (int(amount) * 1024**2 for amount in memory)
+        try:
+            known = find_device(f"{name}-{round(total / GIB)}gb" if re.search(r"A100|V100", name) else name)
+        except SpecError:
+            known = Device(name, "consumer", total, RESERVED["consumer"], None, None, None, None, "nvidia-smi")
+        cards.append(with_memory(known, min(total, free + known.reserved)))
+    return cards
+
+
+def _mac() -> Device | None:
+    if sys.platform != "darwin" or platform.machine() != "arm64":
+        return None
+    chip = _answer(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]).strip()
+    try:
+        return find_device(f"{chip}-{round(psutil.virtual_memory().total / GIB)}gb")
+    except SpecError:
+        return None
+
+
+def _answer(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode(errors="replace")
+
+
+def _highest_clock() -> float | None:
+    try:
+        return float(HIGHEST_CLOCK.read_text()) * 1e3
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,143 @@
+"""The most memory that a run holds, part by part, each with its formula.
+
+    weights       parameters x bytes of the format they are held in
+    adapter       4 bytes each: what learns is float32         (a whole model learns in its own weights)
+    gradients     4 bytes for each that learns
+    optimizer     8, AdamW's two averages;   averages   8 more, AdaLoRA's importance, and 1 for each rank's scores
+    activations   planning/activations.py, for the tokens of one micro-batch
+    logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
+                  the format, in the plain one
+    overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; holes between
+                  pieces of memory, as shares of activations and logits, and of the optimizer's averages, which come
+                  after the first step; and where the whole model learns, the gradients of the table of words and of
+                  the head before they are one
+    process       python and its libraries, and on a processor what oneDNN keeps of products in bfloat16
+
+The first seven are arithmetic; the last two are measured (bench/memory_forecast.py) and hold for a processor. On a GPU
+both are assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rankwise.planning.activations import EXACT, Form, kept, kept_per_token
+from rankwise.planning.shape import ModelShape
+
+Method = Literal["lora", "adalora", "full"]
+HEAD_ROWS = 256
+"""As kernels/loss.py takes them; a test compares both."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """`process` bytes are there before anything and `products` more where products are in 16 bits; a block's backward
+    pass takes `backward` times what a block keeps, and holes are the share `holes` of activations and logits, and
+    OF_AVERAGES of the optimizer's averages."""
+
+    process: float
+    products: float
+    backward: float
+    holes: Mapping[Form, float]
+    measured: bool
+
+
+OF_AVERAGES = 0.1
+PROCESSOR = Place(0.42e9, 0.41e9, 3.5, 0.055, measured=True)
+"""Of six trainings of the starter (lab/LOG.md), torch 2.13."""
+GPU = Place(0.6e9, 0.0, 3.5, 0.1, measured=False)
+FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
+BLOCK_OF_SCALES = 64
+"""Numbers of NF4 that share a scale of 4 bytes; of int8 each output has one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is held and computed at once. `ranks` are sums over a block's adapters as training begins; `tokens` those
+    of the largest micro-batch with padding, `learned` how many of them have a loss."""
+
+    method: Method
+    form: Form
+    dtype: str
+    trainable: int
+    ranks: Mapping[int, float]
+    tokens: int
+    learned: int
+    longest: int
+    """Tokens of the longest document."""
+    lowest: int = 0
+    recomputed: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    bytes: float
+    formula: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    parts: tuple[Part, ...]
+
+    @property
+    def peak(self) -> int:
+        return round(sum(part.bytes for part in self.parts))
+
+    def __getitem__(self, name: str) -> float:
+        return next(part.bytes for part in self.parts if part.name == name)
+
+
+def weights_bytes(shape: ModelShape, dtype: str) -> float:
+    """8 and 4 bits are for linear layers but the head; what else there is stays in 16 bits."""
+    if dtype not in ("int8", "nf4"):
+        return shape.parameters * FORMATS[dtype]
+    linear = [layer for layer in shape.layers if layer.kind in ("linear", "conv1d") and layer.path != shape.head]
+    numbers = sum(layer.inputs * layer.outputs for layer in linear)
+    scales = sum(layer.outputs for layer in linear) if dtype == "int8" else numbers / BLOCK_OF_SCALES
+    return numbers * FORMATS[dtype] + EXACT * scales + (shape.parameters - numbers) * FORMATS["bfloat16"]
+
+
+def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
+    number, whole, count = int(FORMATS[job.dtype]), job.method == "full", job.trainable
+    held = kept(
+        shape, job.ranks, number, job.form, job.tokens, whole=whole, recomputed=job.recomputed, lowest=job.lowest,
+        longest=job.longest,
+    )  # fmt: skip
+    averages = 8 * count if job.method == "adalora" else 0
+    logits = _logits(shape, job, number)
+    of_block = job.tokens * kept_per_token(
+        shape, shape.stacks[-1], max(job.ranks.values(), default=0.0), number, job.form, whole=whole,
+        longest=job.longest,
+    )  # fmt: skip
+    process = place.process + (place.products if number < EXACT else 0.0)
+    tables = 2 * EXACT * shape.vocabulary * shape.stacks[-1].width if whole else 0
+    return Memory((
+        Part("process", process, "measured" if place.measured else "assumed"),
+        Part("weights", weights_bytes(shape, job.dtype), f"{shape.parameters:,} x {FORMATS[job.dtype]:g}"),
+        Part("adapter", 0 if whole else EXACT * count, "in the weights" if whole else f"{count:,} x 4"),
+        Part("gradients", EXACT * count, f"{count:,} x 4"),
+        Part("optimizer", 8 * count, f"{count:,} x 8"),
+        Part("averages", averages, f"{count:,} x 8" if averages else "AdaLoRA's alone"),
+        Part("activations", held, f"{job.tokens:,} tokens x {held / max(1, job.tokens):,.0f}"),
+        Part("logits", logits, _of_logits(shape, job)),
+        Part(
+            "overhead", place.backward * of_block + place.holes * (held + logits) + OF_AVERAGES * 8 * count + tables,
+            f"{place.backward:g} x a block's {of_block / 1e6:,.1f} MB, {place.holes:.1%} of activations and logits, "
+            f"{OF_AVERAGES:.0%} of the averages"
+            + (", the table's gradient twice" if whole else ""),
+        ),
+    ))  # fmt: skip
+
+
+def _logits(shape: ModelShape, job: Job, number: int) -> float:
+    if job.form == "fast":
+        return min(HEAD_ROWS, job.learned) * shape.vocabulary * (number + EXACT)
+    return job.learned * shape.vocabulary * (2 * EXACT + (number if number < EXACT else 0))
+
+
+def _of_logits(shape: ModelShape, job: Job) -> str:
+    rows = min(HEAD_ROWS, job.learned) if job.form == "fast" else job.learned
+    return f"{rows:,} tokens x {shape.vocabulary:,}, in two formats"

@@ -1,0 +1,96 @@
+"""A model's name into its shape, without a weight: from the list here, a folder, a GGUF file, or the hub's config.json.
+
+The list comes first, so that what it knows is answered without a network; then what is on this disk, the hub client's
+cache last; and only what is nowhere is asked for, one small file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankwise.errors import ModelError, did_you_mean, first_line, some
+from rankwise.planning.architectures.known import shape_of_config
+from rankwise.planning.catalogue import BY_NAME, CATALOGUE, known_as
+from rankwise.planning.gguf_config import shape_of_gguf
+from rankwise.planning.shape import ModelShape
+from rankwise.run.foreign import read_json
+from rankwise.run.hub import could_be_hub_id, hub_answers, is_offline
+from rankwise.spec.spec import shown
+
+CONFIG = "config.json"
+LONGEST_NAME = 256
+
+
+def shape_of(name: str) -> ModelShape:
+    """`name` is one of the list, a folder with a config.json, that file, a .gguf file, or a model of the hub."""
+    known = known_as(name)
+    if known is not None:
+        return shape_of_config(known.config, known.name, f'"{known.name}"')
+    path = _path_of(name)
+    if path is not None and path.is_dir():
+        return _of_file(path / CONFIG, name)
+    if path is not None and path.exists():
+        return _of_path(path, name)
+    if not could_be_hub_id(name):
+        raise ModelError(f"{shown(name)} is no folder or file here.{_listed(name)}")
+    return _of_file(_cached(name) or _fetched(name), name)
+
+
+def _path_of(name: str) -> Path | None:
+    try:
+        return Path(name).expanduser() if 0 < len(name) < LONGEST_NAME and "\0" not in name else None
+    except RuntimeError:  # the home of nobody
+        return None
+
+
+def _of_path(path: Path, name: str) -> ModelShape:
+    if not path.is_file():
+        raise ModelError(f"{path} is no ordinary file.")
+    if path.suffix.lower() == ".gguf":
+        return shape_of_gguf(path)
+    if path.suffix.lower() == ".json":
+        return _of_file(path, name)
+    raise ModelError(
+        f"{path} is a file; a plan reads a folder, its config.json, a .gguf file, a name of the list or of the hub."
+    )
+
+
+def _of_file(file: Path, name: str) -> ModelShape:
+    return shape_of_config(read_json(file), name, str(file))
+
+
+def _cached(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    held = try_to_load_from_cache(name, CONFIG)
+    return Path(held) if isinstance(held, str) else None
+
+
+def _fetched(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    if not hub_answers():
+        raise ModelError(
+            f'model "{name}" is not in the list and no folder or file here, its config.json is not cached, and the hub '
+            f"{'is switched off (HF_HUB_OFFLINE)' if is_offline() else 'cannot be reached'}.{_listed(name)}"
+        )
+    try:
+        return Path(hf_hub_download(name, CONFIG))
+    except GatedRepoError:
+        raise ModelError(
+            f'the hub asks for an account to show "{name}". Log in with "hf auth login" and try again.'
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(f'the hub has no model "{name}".{_listed(name)}') from None
+    except EntryNotFoundError:
+        raise ModelError(f'"{name}" has no config.json on the hub.') from None
+    except Exception as error:  # whatever the client's transport raises when a connection ends in the middle
+        raise ModelError(f'the config.json of "{name}" could not be downloaded: {first_line(error)}') from None
+
+
+def _listed(name: str) -> str:
+    """One of each family, since the list is long."""
+    first = {known.config["model_type"]: known.name for known in reversed(CATALOGUE.values())}
+    some_of_it = some(reversed(first.values()), 20)
+    return f"{did_you_mean(name.lower(), BY_NAME)} The list has {len(CATALOGUE)} models, as {some_of_it}."

@@ -1,0 +1,216 @@
+"""How many rows and tokens a training would have, from some of its rows.
+
+The tokens of all rows are estimated from the rows that were drawn, by the ratio of tokens to size: N rows of size X in
+all, n drawn with tokens t and sizes x, R = sum t / sum x,
+
+    T = R X,    standard error = N sqrt((1 - n / N) / n) s,    s^2 = sum (t - R x)^2 / (n - 1),
+
+or by their mean where that is the more certain (rows that are left out for their length have no tokens, however large).
+The interval is 95 %. Where tokens were not counted but taken from characters, it is as wide as that guess besides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from rankwise.planning.estimate import Estimate
+from rankwise.planning.operations import Load, Operations
+from rankwise.planning.time import Step
+from rankwise.spec.data import TooLong
+from rankwise.spec.training import TrainingSpec
+
+NORMAL = 1.96
+"""Standard errors on either side that hold 95 %."""
+CHARACTERS, OF_GUESSED = 4.0, Estimate(0.9, 1.0, 1.6)
+"""Characters of one token, and how many times the tokens so guessed the real ones may be: 0.96 (LIMA) to 1.54 times
+(GSM8K, where each digit is a token) on eight English data sets, by the starter's tokenizer and template, which adds a
+system message of its own (lab/characters.py, lab/LOG.md). Other languages, and code, have fewer characters a token."""
+AROUND_MESSAGE, AFTER_ANSWER = 5, 1
+"""Tokens that a template adds where it cannot be asked: in ChatML `<|im_start|>`, the role, a line break, `<|im_end|>`
+and a line break. Of these the end of an answer is learned."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One document of the rows that were read: its tokens, those of them that are learned, and the size of its row."""
+
+    tokens: int
+    supervised: int
+    size: float
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was read of a source. `rows` and `size` are of all its rows that are asked for, `documents` of the drawn."""
+
+    rows: int
+    size: float
+    drawn_rows: int
+    whole: bool
+    """Whether the drawn rows are those that are asked for."""
+    documents: tuple[Drawn, ...]
+    longest: int
+    """Tokens of the longest row that was seen, the largest among them."""
+    exact: bool
+    """Whether tokens were counted by the model's tokenizer."""
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    documents: Estimate
+    """That are trained on in one pass, each as often as its source's weight says."""
+    tokens: Estimate
+    supervised: Estimate
+    too_long: float
+    """Documents that are left out for their length, cut or split."""
+    median: int
+    p90: int
+    p99: int
+    longest: int
+    """That may be trained on: the longest that was found, or the limit."""
+    longest_found: int
+    lengths: tuple[int, ...]
+    """Of the documents that were drawn and are kept."""
+    exact: bool
+    """All rows were read, and their tokens counted by the model's own tokenizer. A template's own tokens are near."""
+
+    @property
+    def supervised_share(self) -> float:
+        return self.supervised.likely / self.tokens.likely if self.tokens.likely else 0.0
+
+    @property
+    def error(self) -> float:
+        """The larger half of the interval of tokens, as a share."""
+        likely = self.tokens.likely
+        return max(self.tokens.high - likely, likely - self.tokens.low) / likely if likely else 0.0
+
+    def steps(self, training: TrainingSpec) -> int:
+        return training.total_steps(max(1, round(self.documents.likely)))
+
+    def shorter(self, limit: int) -> PlannedRows:
+        """Without the documents that are longer, as far as those that were drawn tell."""
+        lengths = tuple(length for length in self.lengths if length <= limit)
+        left = sum(lengths) / max(1, sum(self.lengths))
+        fields = vars(self) | {name: getattr(self, name).times(left) for name in ("documents", "tokens", "supervised")}
+        return PlannedRows(**fields | {"lengths": lengths, "longest": min(limit, self.longest)})
+
+    @property
+    def load(self) -> Load:
+        """What was drawn, as a sample of what goes through the model."""
+        return Load(self.lengths, self.supervised_share * sum(self.lengths))
+
+
+def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weight: float = 1.0) -> PlannedRows:
+    kept = [_kept(document, limit, too_long) for document in read.documents]
+    left = [document for document in kept if document.supervised > 0]
+    lengths = sorted(document.tokens for document in left)
+    tokens, supervised, documents = (
+        _of_all([value(document) for document in kept], [document.size for document in kept], read).times(weight)
+        for value in (_tokens, _supervised, lambda document: float(document.supervised > 0))
+    )
+    over = sum(document.tokens > limit for document in read.documents)
+    cut = over * weight * (1 if read.whole else read.rows / read.drawn_rows)
+    quantiles = (_quantile(lengths, percent) for percent in (50, 90, 99))
+    return PlannedRows(
+        documents, _wider(tokens, read), _wider(supervised, read), cut, *quantiles,
+        longest=min(read.longest, limit), longest_found=read.longest, lengths=tuple(lengths),
+        exact=read.whole and read.exact,
+    )  # fmt: skip
+
+
+def together(parts: Sequence[PlannedRows]) -> PlannedRows:
+    """Several sources as one; each gives as many of the lengths as its share of the documents asks for."""
+    assert parts
+    return reduce(_joined, parts)
+
+
+def without_held_out(rows: PlannedRows, held_out: int) -> PlannedRows:
+    """The rows that are kept to measure with are not trained on."""
+    documents = rows.documents.likely
+    left = max(0.0, 1 - held_out / documents) if documents else 0.0
+    fields = vars(rows) | {name: getattr(rows, name).times(left) for name in ("documents", "tokens", "supervised")}
+    return PlannedRows(**fields)
+
+
+def average_step(made: Operations, rows: PlannedRows, training: TrainingSpec) -> Step:
+    """Of all steps, where `made` are the operations of `rows.load`."""
+    count = training.rows_per_step(max(1, round(rows.documents.likely)))
+    each = count / max(1, len(rows.lengths))
+    tokens = sum(rows.lengths) * each
+    return Step(made.total * each, tokens, max(1, math.ceil(tokens / training.micro_batch_tokens)))
+
+
+def _kept(document: Drawn, limit: int, too_long: TooLong) -> Drawn:
+    over = document.tokens - limit
+    if over <= 0 or too_long == "split":
+        return document
+    if too_long == "drop":
+        return Drawn(0, 0, document.size)
+    supervised = document.supervised - over if too_long == "truncate" else min(document.supervised, limit)
+    return Drawn(limit if supervised > 0 else 0, max(0, supervised), document.size)
+
+
+def _of_all(values: Sequence[float], sizes: Sequence[float], read: Counted) -> Estimate:
+    """Of the drawn documents to those of all rows."""
+    drawn, rows = read.drawn_rows, read.rows
+    total = sum(values)
+    if read.whole or not total:
+        return Estimate.exactly(total)
+    ratio = total / sum(sizes) if sum(sizes) else 0.0
+    mean = total / len(values)
+    spreads = (
+        (ratio * read.size, _deviation([value - ratio * size for value, size in zip(values, sizes, strict=True)])),
+        (total * rows / drawn, _deviation([value - mean for value in values])),
+    )
+    estimate, deviation = min(spreads, key=lambda found: found[1]) if ratio else spreads[1]
+    documents, unseen = rows * len(values) / drawn, 1 - drawn / rows
+    error = deviation * (documents * math.sqrt(unseen / len(values)) if unseen > 0 else math.sqrt(documents))
+    return Estimate.within(estimate, NORMAL * error, least=total if unseen > 0 else 0.0)
+
+
+def _deviation(residuals: Sequence[float]) -> float:
+    return math.sqrt(sum(residual**2 for residual in residuals) / max(1, len(residuals) - 1))
+
+
+def _wider(estimate: Estimate, read: Counted) -> Estimate:
+    """By what is not known of the characters of a token."""
+    if read.exact:
+        return estimate
+    return Estimate(estimate.low * OF_GUESSED.low, estimate.likely, estimate.high * OF_GUESSED.high)
+
+
+def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
+    shares = [part.documents.likely / max(1, len(part.lengths)) for part in (one, other)]
+    least = max(1e-9, min(share for share in shares if share) if any(shares) else 1.0)
+    lengths = sorted(
+        length
+        for part, share in zip((one, other), shares, strict=True)
+        for length in part.lengths * max(1, min(20, round(share / least)))
+    )
+    documents, tokens, supervised = (
+        _sum(getattr(one, name), getattr(other, name)) for name in ("documents", "tokens", "supervised")
+    )
+    return PlannedRows(
+        documents, tokens, supervised, one.too_long + other.too_long, *(_quantile(lengths, q) for q in (50, 90, 99)),
+        longest=max(one.longest, other.longest), longest_found=max(one.longest_found, other.longest_found),
+        lengths=tuple(lengths), exact=one.exact and other.exact,
+    )  # fmt: skip
+
+
+def _sum(one: Estimate, other: Estimate) -> Estimate:
+    return Estimate(one.low + other.low, one.likely + other.likely, one.high + other.high)
+
+
+def _quantile(ordered: Sequence[int], percent: int) -> int:
+    return ordered[min(len(ordered) - 1, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else 0
+
+
+def _tokens(document: Drawn) -> float:
+    return document.tokens
+
+
+def _supervised(document: Drawn) -> float:
+    return document.supervised

@@ -1,0 +1,181 @@
+"""How long a step takes and the whole run, what energy it needs and what it costs.
+
+    seconds = operations / (rate x efficiency)     by assumption, and on a GPU no less than its kernels take to start
+    seconds = a + b x tokens                       as a probe measured it: two steps of different size
+
+Both factors are told with where they come from. What an assumption is worth is seen from its width: the same model is
+trained at a quarter of a card's peak by one program and at half by another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rankwise.errors import RunError
+from rankwise.planning.devices import Device, Kind
+from rankwise.planning.estimate import Estimate
+
+SECONDS_OF_HOUR = 3600
+JOULES_OF_KILOWATT_HOUR = 3.6e6
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Operations that a training makes, as a share of the rate that was assumed."""
+
+    share: Estimate
+    source: str
+
+
+CARDS = (
+    "PEFT's own run on an L40S, 7,198 tokens/s of Llama-3.2-3B: 26 %; half of it at least, which is a guess; at most "
+)
+EFFICIENCIES: dict[Kind, Efficiency] = {
+    "datacentre": Efficiency(
+        Estimate(0.13, 0.26, 0.43),
+        CARDS + "NeMo AutoModel's on an H100, 12,473 tokens/s of Llama-3-8B, 402 TFLOP/s as it counts: 43 % of 989",
+    ),
+    "consumer": Efficiency(
+        Estimate(0.13, 0.26, 0.60),
+        CARDS + "torchtune's README on an RTX 4090, 3,083 tokens/s of Llama-3.1-8B, packed and compiled: 60 % of 165",
+    ),
+    "apple": Efficiency(
+        Estimate(0.13, 0.26, 0.39),
+        "mlx-lm's LORA.md on an M1 Max, 250 tokens/s of Mistral-7B with 4 layers that learn: 39 % at most; for torch "
+        "two thirds of it and a third, which is a guess",
+    ),
+}
+PROCESSORS = {
+    "avx512_bf16": Efficiency(
+        Estimate(0.40, 0.73, 1.02),
+        "docs/speed.md on two cores that tell 2.6 GHz and run faster: the starter 482 GFLOP/s in the fast form and 264 "
+        "in the plain one, 7B parameters 679, of 665 assumed",
+    ),
+    "amx_bf16": Efficiency(
+        Estimate(0.17, 0.24, 0.34),
+        "products on two cores with AMX made 1.8 to 2.4 TFLOP/s of 5.3 assumed; of that a half on the starter and "
+        "three quarters on 7B parameters, as docs/speed.md has it of another processor",
+    ),
+    "float32": Efficiency(
+        Estimate(0.20, 0.40, 0.80),
+        "docs/speed.md: the whole starter in float32, 9.91 s for some 1,750 tokens on two cores: 132 GFLOP/s of 332; "
+        "half and twice of it are a guess",
+    ),
+}
+LAUNCH = Estimate(1.37e-3, 4.1e-3, 4.1e-3)
+"""Seconds of one block for a micro-batch, however little there is to compute: axolotl's PR 2324 has 41.2 ms forward for
+the 30 blocks of SmolLM2-135M on an H100 (512 tokens, LoRA). The backward pass is taken as twice that; at least, as
+nothing."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    rate: float
+    """Operations per second that were assumed."""
+    efficiency: Efficiency
+    launch: Estimate
+    """Seconds that a micro-batch takes at least."""
+    source: str
+    """Of the rate."""
+    origin: Literal["assumed"] = "assumed"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step is on average."""
+
+    operations: float
+    tokens: float
+    micro_batches: float = 1.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Steps that were made: seconds = constant + per_token x tokens."""
+
+    constant: float
+    per_token: float
+    machine: str
+    when: str
+    spread: float = 0.015
+    """By how much single steps were off the line, as a share; bench/scaling.py had 1.5 % from 512 to 8,192 tokens."""
+    origin: Literal["measured"] = "measured"
+
+    @classmethod
+    def of(
+        cls, small: tuple[float, float], large: tuple[float, float], *, machine: str, when: str, spread: float = 0.015
+    ) -> Probe:
+        """Through two steps (tokens, seconds). Where the larger one took no longer, nothing is known of the slope."""
+        (few, short), (many, long) = small, large
+        assert 0 < few < many, (few, many)
+        if not 0 < short < long:
+            raise RunError(
+                f"the probe's step of {many:,.0f} tokens took {long:.3g} s and that of {few:,.0f} took {short:.3g} s, "
+                "so this machine was busy with something else. Probe again."
+            )
+        slope = min((long - short) / (many - few), long / many)  # else a step of no tokens would take less than none
+        return cls(long - slope * many, slope, machine, when, spread)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of steps so large that the constant is nothing."""
+        return 1 / self.per_token
+
+
+@dataclass(frozen=True)
+class Duration:
+    step: Estimate
+    """Seconds, as `total`."""
+    steps: int
+    total: Estimate
+    by: Speed | Probe
+
+
+@dataclass(frozen=True)
+class Cost:
+    kilowatt_hours: Estimate | None
+    money: Estimate | None
+    """In the currency of the price."""
+
+
+def speed_of(device: Device, dtype: str, blocks: int) -> Speed | None:
+    """None where no rate is known: then only a probe can tell."""
+    rate = device.rate(dtype)
+    if rate is None:
+        return None
+    cuda = device.kind in ("datacentre", "consumer")
+    launch = LAUNCH.times(blocks) if cuda else Estimate.exactly(0.0)
+    return Speed(rate, _efficiency(device, dtype), launch, device.source)
+
+
+def duration(step: Step, steps: int, by: Speed | Probe, *, error: float = 0.0) -> Duration:
+    """`error`: by what share the tokens of a step may be others than was estimated."""
+    seconds = _probed(step, by) if isinstance(by, Probe) else _assumed(step, by)
+    seconds = Estimate(seconds.low * max(0.0, 1 - error), seconds.likely, seconds.high * (1 + error))
+    return Duration(seconds, steps, seconds.times(steps), by)
+
+
+def cost(seconds: Estimate, *, watts: float | None = None, price: float | None = None) -> Cost:
+    """`price` is for an hour."""
+    energy = seconds.times(watts / JOULES_OF_KILOWATT_HOUR) if watts is not None else None
+    return Cost(energy, seconds.times(price / SECONDS_OF_HOUR) if price is not None else None)
+
+
+def _assumed(step: Step, speed: Speed) -> Estimate:
+    share, launch = speed.efficiency.share, speed.launch.times(step.micro_batches)
+    low, likely, high = (step.operations / (speed.rate * part) for part in (share.high, share.likely, share.low))
+    return Estimate(max(low, launch.low), max(likely, launch.likely), max(high, launch.high))
+
+
+def _probed(step: Step, probe: Probe) -> Estimate:
+    seconds = probe.constant + probe.per_token * step.tokens
+    return Estimate.within(seconds, probe.spread * seconds)
+
+
+def _efficiency(device: Device, dtype: str) -> Efficiency:
+    if device.kind != "processor":
+        return EFFICIENCIES[device.kind]
+    if dtype == "float32":
+        return PROCESSORS["float32"]
+    return PROCESSORS["amx_bf16" if "amx_bf16" in device.source else "avx512_bf16"]

@@ -1,0 +1,167 @@
+"""`rankwise plan`: the counts of the papers, the keys that programs read, no torch, clear words where it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import rankwise as package
+from rankwise.cli.main import app
+from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
+
+KEYS = {
+    "total_parameters", "trainable_parameters", "adapter_bytes", "memory_bytes", "flops_per_token", "seconds", "fits",
+}  # fmt: skip
+PARTS = {
+    "process", "weights", "adapter", "gradients", "optimizer", "averages", "activations", "logits", "overhead", "peak",
+}  # fmt: skip
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def planned(*words):
+    result = rankwise("plan", *words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = {"prompt": "Name a town by the sea, and say why people go there.", "completion": "Brighton, for its pier."}
+    file.write_text((json.dumps(row) + "\n") * 120)
+    return file
+
+
+@pytest.mark.parametrize(("rank", "trainable"), [(1, 4_718_592), (4, 18_874_368), (8, 37_748_736)])
+def test_gpt_3_as_in_the_paper(rank, trainable):
+    words = ("--model", "gpt3-175b", "--method", "lora", "--rank", rank, "--targets", "q_proj,v_proj")
+    told = planned(*words)
+    assert told["trainable_parameters"] == trainable
+    assert 174e9 < told["total_parameters"] < 176e9
+    assert told["trainable_by_layer"] == {
+        leaf: {"layers": 96, "parameters": trainable // 2} for leaf in ("q_proj", "v_proj")
+    }
+    text = rankwise("plan", *words).stdout
+    assert f"{trainable:,} of 174,604,283,904" in text
+    if rank == 4:
+        assert "9,285 times fewer" in text and "37.7 MB" in text and not told["fits"]
+
+
+def test_what_programs_read():
+    told = planned("--model", "smollm2-135m", "--device", "rtx-4090", "--steps", 100, "--watts", 300, "--price", 0.5)
+    assert KEYS <= told.keys() and set(told["memory_bytes"]) == PARTS
+    parts = {name: size for name, size in told["memory_bytes"].items() if name != "peak"}
+    assert sum(parts.values()) == pytest.approx(told["memory_bytes"]["peak"], abs=len(parts))
+    assert told["fits"] is True and told["seconds_low"] <= told["seconds"] <= told["seconds_high"]
+    assert told["kilowatt_hours"]["likely"] == pytest.approx(told["seconds"] * 300 / 3.6e6)
+    assert told["money"]["likely"] == pytest.approx(told["seconds"] * 0.5 / 3600)
+    assert set(told["memory_bytes_of_methods"]) == {"lora", "adalora", "full"}
+    assert {"rtx-3060-12gb", "h200", "m3-max-64gb"} <= told["devices"].keys()
+    assert set(told["weights_bytes"]) >= {"float32", "bfloat16", "int8", "nf4"}
+
+
+def test_a_model_too_large_for_its_card_is_told_what_would_fit():
+    told = planned("--model", "llama-2-7b", "--device", "rtx-3060-12gb", "--method", "full")
+    assert not told["fits"] and told["blocks_to_recompute"] is None
+    fitting = planned("--model", "llama-2-7b", "--device", "rtx-4090")
+    assert not fitting["fits"] and 0 < fitting["blocks_to_recompute"] <= 32
+    assert fitting["remedies"] and all(
+        remedy["peak"] <= fitting["devices"]["rtx-4090"]["usable"] for remedy in fitting["remedies"]
+    )
+    for remedy in fitting["remedies"]:
+        words = [word for change in remedy["changes"] for word in ("--set", change)]
+        assert planned("--model", "llama-2-7b", "--device", "rtx-4090", *words)["fits"], remedy
+
+
+def test_rows_make_steps_and_tokens_and_advice(rows):
+    told = planned("--model", "smollm2-135m", "--data", rows, "--device", "rtx-4090", "--epochs", 3)
+    assert told["steps"] == 23 and told["tokens"]["low"] <= told["tokens"]["likely"] <= told["tokens"]["high"]
+    assert told["seconds"] > 0 and all(advice["source"] for advice in told["advice"])
+    text = rankwise("plan", "--model", "smollm2-135m", "--data", rows, "--device", "rtx-4090").stdout
+    assert "about 120 documents" in text or "120 documents" in text
+
+
+def test_the_same_file_of_settings_is_trained_and_planned(tmp_path, rows):
+    file = tmp_path / "train.yaml"
+    file.write_text(f"model: smollm2-135m\ndata: {rows}\nrun: mine\nadapter:\n  rank: 4\nevaluation:\n  keep: last\n")
+    assert planned(file, "--device", "h100")["trainable_parameters"] == 4_884_480 // 4
+    wrong = rankwise("plan", file, "--set", "training.step=3")
+    assert wrong.exit_code == 2 and "training.step" in wrong.output and "Traceback" not in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "no-such-model"), "no-such-model"),
+        (("--model", "smollm2-135m", "--device", "rtx-9999"), "rtx-9999"),
+        (("--model", "smollm2-135m", "--device", "h100", "--probe"), "measures this machine"),
+        (("--model", "smollm2-135m", "--targets", "q_prj"), "q_proj"),
+        (("--model", "smollm2-135m", "--price", "-3"), "price"),
+        (("--model", "smollm2-135m", "--method", "prefix"), "lora, adalora or full"),
+        (("--model", "smollm2-135m", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
+        ((), "model"),
+    ],
+)
+def test_mistakes_are_named(words, said):
+    result = rankwise("plan", *words)
+    assert result.exit_code == 2 and said in result.output and "Traceback" not in result.output
+
+
+def test_lists():
+    papers = json.loads(rankwise("plan", "--papers", "--json").stdout)["papers"]
+    misprints = [row for row in papers if row["agrees"] == "no"]
+    assert {row["model"] for row in papers} >= {
+        "gpt3-175b", "roberta-base", "roberta-large", "deberta-v2-xxlarge", "gpt2-medium", "gpt2-large",
+        "deberta-v3-base",
+    }  # fmt: skip
+    assert misprints and all(row["remark"] for row in misprints)
+    models = {row["name"] for row in json.loads(rankwise("plan", "--models", "--json").stdout)["models"]}
+    assert {"gpt3-175b", "llama-2-7b", "gpt-j-6b", "smollm2-135m", "bert-base-uncased"} <= models
+
+
+def test_torch_is_not_imported(rows):
+    program = (
+        "import sys\nfrom rankwise.cli.main import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    words = ["plan", "--model", "smollm2-135m", "--data", str(rows)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])},
+    )  # fmt: skip
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "4,884,480" in done.stdout and "rankwise" in loaded
+    assert not {"torch", "transformers", "tensorflow"} & loaded
+
+
+@pytest.mark.parametrize("spec", [LoraSpec(rank=4), AdaLoraSpec(budget="4"), FullSpec()])
+def test_a_plan_counts_what_training_makes(spec, tiny_folder):
+    """Of a model in a folder: total and trainable, to the last one."""
+    from rankwise.adapters.adapter_set import inject
+    from rankwise.adapters.allocation import RankAllocator
+    from rankwise.models.loading import load
+
+    words = ("--set", f"adapter.method={spec.method}", *(
+        ("--rank", 4) if spec.method == "lora" else ("--budget", "4") if spec.method == "adalora" else ()
+    ))  # fmt: skip
+    told = planned("--model", tiny_folder, *words)
+    module = load(str(tiny_folder)).module
+    total = sum(parameter.numel() for parameter in module.parameters())
+    assert told["total_parameters"] == total
+    if isinstance(spec, FullSpec):
+        assert told["trainable_parameters"] == total
+        return
+    adapters = inject(module, spec)
+    if isinstance(spec, AdaLoraSpec):
+        RankAllocator(adapters, spec, 10)
+    assert told["trainable_parameters"] == sum(parameter.numel() for parameter in adapters.parameters())

@@ -1,0 +1,135 @@
+"""What autograd holds after a forward pass is what the arithmetic says, in both forms and for every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.whole import WholeModel
+from rankwise.data.batches import collate
+from rankwise.data.flat import flat
+from rankwise.kernels.loss import ROWS
+from rankwise.models.causal import SupervisedLogits, random_documents
+from rankwise.models.fast import FastLoss, is_fast
+from rankwise.models.kept import kept_bytes
+from rankwise.planning.activations import kept
+from rankwise.planning.architectures.known import shape_of_config
+from rankwise.planning.forecast import FAST
+from rankwise.planning.memory import HEAD_ROWS
+from rankwise.spec.adapters import LoraSpec
+from rankwise.training.losses import summed
+
+VOCABULARY, LENGTH = 64, 96
+GATED = {
+    "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 16,
+}  # fmt: skip
+CONFIGS = {
+    "llama": GATED, "mistral": GATED, "qwen3": GATED, "gemma": GATED,
+    "gemma3_text": GATED | {"sliding_window": 256, "query_pre_attn_scalar": 16},
+    "qwen2": {key: value for key, value in GATED.items() if key != "head_dim"},
+    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256},
+    "gpt_neox": {
+        "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 256,
+    },
+}  # fmt: skip
+BARE = {key: value for key, value in GATED.items() if key != "head_dim"}
+PLAIN = {
+    "smollm3": BARE | {"pad_token_id": 0}, "phi3": BARE | {"pad_token_id": 0},
+    "gemma2": GATED | {"sliding_window": 256, "query_pre_attn_scalar": 16},
+    "stablelm": BARE | {"num_attention_heads": 2, "num_key_value_heads": 2, "partial_rotary_factor": 0.5},
+    "gptj": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256, "rotary_dim": 8},
+    "opt": {
+        "vocab_size": VOCABULARY, "hidden_size": 48, "ffn_dim": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "max_position_embeddings": 256, "word_embed_proj_dim": 48,
+    },
+}  # fmt: skip
+"""Families without a fast form."""
+NEAR = {"fast": 0.02, "plain": 0.12}
+"""Shares of what is held. Of families other than Llama's the plain form's own code keeps somewhat more or less."""
+
+
+def made(family: str, dtype: torch.dtype, method: str, blocks: int = 3):
+    named = "n_layer" if family in ("gpt2", "gptj") else "num_hidden_layers"
+    config = AutoConfig.for_model(family, **(CONFIGS | PLAIN)[family] | {named: blocks})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    shape = shape_of_config(config.to_dict(), family, family)
+    spec = LoraSpec(rank=4)
+    tuned = WholeModel(model, dict) if method == "full" else inject(model, spec)
+    ranks = {} if method == "full" else dict.fromkeys(range(blocks), 4.0 * len(tuned.parts) / blocks)
+    return model, shape, ranks
+
+
+def held(model, form: str, count: int) -> int:
+    documents = random_documents(VOCABULARY, [LENGTH] * count, torch.Generator().manual_seed(0))
+    if form == "fast":
+        return kept_bytes(FastLoss(model), flat(documents, 10**9)[0], model)
+    return kept_bytes(summed(SupervisedLogits(model)), collate(documents), model)
+
+
+def of_a_block(family: str, dtype: torch.dtype, method: str, form: str) -> tuple[float, float]:
+    """Bytes that a token keeps in one more block: as held, and as said."""
+    found, said = [], []
+    for blocks in (2, 3):
+        model, shape, ranks = made(family, dtype, method, blocks)
+        found.append((held(model, form, 3) - held(model, form, 1)) / (2 * LENGTH))
+        said.append(kept(shape, ranks, torch.finfo(dtype).bits // 8, form, 1, whole=method == "full", longest=LENGTH))
+    return found[1] - found[0], said[1] - said[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("form", ["fast", "plain"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_token_keeps_what_the_arithmetic_says(family, form, dtype):
+    found, said = of_a_block(family, dtype, "lora", form)
+    assert said == pytest.approx(found, rel=NEAR[form])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", PLAIN)
+def test_so_does_one_of_a_family_without_a_fast_form(family, dtype):
+    found, said = of_a_block(family, dtype, "lora", "plain")
+    assert said == pytest.approx(found, rel=NEAR["plain"])
+
+
+@pytest.mark.parametrize("family", CONFIGS | PLAIN)
+def test_where_weights_learn_a_token_keeps_more(family):
+    found, said = of_a_block(family, torch.float32, "full", "plain")
+    assert said == pytest.approx(found, rel=NEAR["plain"])
+
+
+def test_llama_is_exact():
+    """By hand, of SmolLM2-135M: width 576, 9 heads and 3 of keys of 64, 1,536, rank 16 on seven layers."""
+    shape = shape_of_config(
+        {"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+         "max_position_embeddings": 8192, "tie_word_embeddings": True}, "starter", "starter")  # fmt: skip
+    ranks = dict.fromkeys(range(30), 112.0)
+    assert kept(shape, ranks, 2, "fast", 1, whole=False) == 30 * 11752
+    assert kept(shape, ranks, 4, "fast", 1, whole=False) == 30 * 23496
+    assert kept(shape, ranks, 2, "plain", 1, whole=False) == 30 * 22540
+    assert kept(shape, ranks, 4, "plain", 1, whole=False) == 30 * 40428
+    assert kept(shape, {}, 4, "plain", 1, whole=True) == 30 * 44588
+
+
+def test_blocks_computed_twice_keep_their_input_and_one_of_them_everything():
+    shape = shape_of_config({"model_type": "llama", **{k: v for k, v in GATED.items() if k != "head_dim"}}, "a", "a")
+    each = kept(shape, {}, 2, "fast", 1, whole=False) / 3
+    assert kept(shape, {}, 2, "fast", 1, whole=False, recomputed=2) == pytest.approx(2 * 2 * 48 + 2 * each)
+    assert kept(shape, {}, 2, "fast", 10, whole=False, lowest=1) == pytest.approx(20 * each)
+
+
+def test_the_families_with_a_fast_form_are_those_that_have_one():
+    assert set(CONFIGS) == FAST
+    for family in CONFIGS:
+        model, *_ = made(family, torch.float32, "lora", 2)
+        assert is_fast(model, LENGTH), family
+    others = AutoConfig.for_model("gptj", vocab_size=64, n_embd=48, n_layer=2, n_head=4, n_positions=64, rotary_dim=8)
+    assert not is_fast(AutoModelForCausalLM.from_config(others), LENGTH)
+
+
+def test_the_head_takes_as_many_rows_at_once_as_the_plan_says():
+    assert HEAD_ROWS == ROWS

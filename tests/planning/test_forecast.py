@@ -1,0 +1,98 @@
+"""What a plan says of memory, of what fits and of what to change: laws of the arithmetic, and its three methods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rankwise.planning.devices import find_device
+from rankwise.planning.fitting import fit_of, least_recomputed, most_at_once, remedies
+from rankwise.planning.forecast import AtOnce, at_once, forecast
+from rankwise.planning.machine import this_machine
+from rankwise.planning.memory import weights_bytes
+from rankwise.planning.reading import shape_of
+from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
+from rankwise.spec.training import TrainingSpec
+
+STARTER = shape_of("smollm2-135m")
+SEVEN = shape_of("llama-2-7b")
+TRAINING, AMOUNT = TrainingSpec(), AtOnce(2048, 700, 512)
+CARD = find_device("rtx-4090")
+HERE = replace(this_machine(), memory=int(20e9))
+
+
+def of(spec, shape=STARTER, training=TRAINING, device=HERE, dtype="bfloat16", amount=AMOUNT):
+    return forecast(shape, spec, training, device, dtype, amount)
+
+
+def test_each_part_is_what_its_formula_says():
+    made = of(AdaLoraSpec(budget="8"))
+    count = made.parameters.trainable
+    memory = made.memory
+    assert memory["weights"] == 2 * STARTER.parameters
+    assert memory["adapter"] == memory["gradients"] == 4 * count
+    assert memory["optimizer"] == memory["averages"] == 8 * count
+    assert memory.peak == round(sum(part.bytes for part in memory.parts))
+    whole = of(FullSpec())
+    assert whole.job.dtype == "float32" and whole.memory["adapter"] == 0
+    assert whole.memory["weights"] + whole.memory["gradients"] + whole.memory["optimizer"] == 16 * STARTER.parameters
+
+
+@pytest.mark.parametrize("spec", [LoraSpec(), AdaLoraSpec(), FullSpec()])
+def test_memory_grows_with_what_is_computed_and_falls_with_what_is_computed_twice(spec):
+    sizes = [of(spec, amount=AtOnce(tokens, tokens // 3, 256)).peak for tokens in (256, 512, 1024, 2048, 4096)]
+    assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
+    twice = [of(spec, training=TrainingSpec(recomputed_blocks=blocks)).peak for blocks in (0, 5, 10, 20, 30)]
+    assert twice == sorted(twice, reverse=True) and len(set(twice)) == len(twice)
+
+
+def test_more_rank_holds_more_and_layers_above_hold_less():
+    assert of(LoraSpec(rank=64)).peak > of(LoraSpec(rank=8)).peak
+    assert of(LoraSpec(layers=(28, 29))).memory["activations"] < 0.1 * of(LoraSpec()).memory["activations"]
+
+
+def test_number_formats_of_weights():
+    sizes = {dtype: weights_bytes(SEVEN, dtype) for dtype in ("float32", "bfloat16", "int8", "nf4")}
+    assert sizes["float32"] == 2 * sizes["bfloat16"] == 4 * 6_738_415_616
+    assert 6.9e9 < sizes["int8"] < 7.1e9 and 3.9e9 < sizes["nf4"] < 4.3e9
+
+
+def test_what_is_said_to_fit_at_once_fits_and_a_little_more_does_not():
+    made = of(LoraSpec(), SEVEN, device=CARD)
+    for recomputed in (0, 16, 32):
+        tokens = most_at_once(made, CARD.usable, 256, recomputed)
+        share = made.job.learned / made.job.tokens
+
+        def peak(many):
+            job = replace(made.job, tokens=many, learned=round(share * many), recomputed=recomputed)  # noqa: B023
+            return made.with_job(job).peak
+
+        assert tokens > 0 and peak(tokens) <= CARD.usable < peak(tokens + 128)
+
+
+def test_as_few_blocks_are_computed_twice_as_make_it_fit():
+    made = of(LoraSpec(), SEVEN, device=CARD)
+    twice = least_recomputed(made, CARD.usable, 32)
+    assert twice is not None and made.peak > CARD.usable
+    assert made.with_job(replace(made.job, recomputed=twice)).peak <= CARD.usable
+    assert made.with_job(replace(made.job, recomputed=twice - 1)).peak > CARD.usable
+    assert fit_of(made, CARD, 512).recomputed == twice
+    assert least_recomputed(made, 10**9, 32) is None
+
+
+@pytest.mark.parametrize("spec", [LoraSpec(), AdaLoraSpec(), FullSpec()])
+@pytest.mark.parametrize("room", [1.5e9, 2e9, 3e9, 4.5e9, 6e9])
+def test_every_remedy_is_forecast_to_fit(spec, room):
+    made = of(spec, dtype="float32")
+
+    def other(setting):
+        return {"adapter.method=lora": of(LoraSpec()), "model.dtype=bfloat16": of(spec)}.get(setting)
+
+    for remedy in remedies(made, int(room), 512, other):
+        assert remedy.peak <= room and remedy.price and remedy.changes
+
+
+def test_a_step_that_is_smaller_than_a_micro_batch_is_what_is_held():
+    assert at_once(None, TRAINING, 1024) == AtOnce(2048, 2048, 1024)
+    assert at_once(None, TrainingSpec(batch_size=1), 300) == AtOnce(300, 300, 300)

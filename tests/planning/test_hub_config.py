@@ -1,0 +1,99 @@
+"""Of a model on the hub a plan fetches its config.json and nothing else, once; and says so where it cannot.
+
+The hub is a small server on this machine that answers as the real one does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import rankwise
+from planning_models import SMALL, shape_of_small, written_config
+
+PROGRAM = """
+import sys
+from rankwise.errors import ModelError
+from rankwise.planning.reading import shape_of
+try:
+    print(shape_of(sys.argv[1]).parameters)
+except ModelError as error:
+    print(error)
+print("torch" in sys.modules)
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, list[str]]]:
+    """Its address and the list of what it was asked for."""
+    asked: list[str] = []
+    config = json.dumps(written_config(*SMALL["gpt2"])).encode()
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.respond(body=False)
+
+        def do_GET(self) -> None:
+            self.respond(body=True)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def respond(self, body: bool) -> None:
+            asked.append(f"{self.command} {self.path}")
+            there = self.path == "/org/tiny/resolve/main/config.json"
+            content = config if there else b""
+            self.send_response(200 if there or self.path == "/" else 404)
+            if not there and self.path != "/":
+                named = "EntryNotFound" if self.path.startswith("/org/bare/") else "RepoNotFound"
+                self.send_header("X-Error-Code", named)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def planned(name: str, endpoint: str, home: Path) -> list[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"} | {
+        "PYTHONPATH": str(Path(rankwise.__file__).parents[1]), "HF_ENDPOINT": endpoint, "HF_HOME": str(home),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=True, env=environment
+    )
+    return done.stdout.splitlines()
+
+
+def test_the_config_alone_is_fetched_and_the_next_plan_asks_nobody(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, asked = hub
+    wanted = [str(shape_of_small("gpt2").parameters), "False"]
+    assert planned("org/tiny", endpoint, tmp_path) == wanted
+    assert {line.partition(" ")[2] for line in asked} == {"/", "/org/tiny/resolve/main/config.json"}
+    asked.clear()
+    assert planned("org/tiny", endpoint, tmp_path) == wanted
+    assert asked == []
+
+
+def test_what_the_hub_does_not_have_is_told(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    assert 'the hub has no model "org/none"' in planned("org/none", hub[0], tmp_path)[0]
+    assert '"org/bare" has no config.json on the hub' in planned("org/bare", hub[0], tmp_path)[0]
+
+
+def test_a_hub_that_cannot_be_reached_is_told(tmp_path: Path) -> None:
+    assert "the hub cannot be reached" in planned("org/tiny", "http://127.0.0.1:9", tmp_path)[0]

@@ -1,0 +1,74 @@
+"""A plan's parts load neither torch nor transformers, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rankwise
+
+SOURCE = Path(rankwise.__file__).parent
+WHOLE = """
+import sys
+from pathlib import Path
+from rankwise.planning.advice import Asked, advise
+from rankwise.planning.devices import DEVICES
+from rankwise.planning.machine import graphics_cards, this_machine
+from rankwise.planning.operations import operations
+from rankwise.planning.rows import average_step
+from rankwise.planning.shape import Blocks, Layer, ModelShape
+from rankwise.planning.time import cost, duration, speed_of
+from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.data import DataSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.verbs.planned_rows import rows_of
+
+folder = Path(sys.argv[1])
+data, training, ranks = DataSpec(path=str(folder / "rows.jsonl")), TrainingSpec(), {"h.0.attn.q": 4}
+layers = (Layer("wte", "embedding", 50, 8), Layer("h.0.attn.q", "linear", 8, 8), Layer("head", "linear", 8, 50))
+shape = ModelShape("m", "m", layers, (Blocks(1, 8, 1, 1, 8, 8, False, True),), 50, 64, "head")
+rows = rows_of(data, folder, 64)
+step = average_step(operations(shape, rows.load, ranks), rows, training)
+for device in (this_machine(), *graphics_cards(), DEVICES["h100"]):
+    speed = speed_of(device, device.dtype, 1)
+    if speed is not None:
+        cost(duration(step, rows.steps(training), speed).total, watts=device.watts, price=1.0)
+print(advise(Asked(LoraSpec(), training, data, rows, 8, 1000, 64, 16, ranks)))
+"""
+
+
+def loaded_after(program: str, *argv: str) -> set[str]:
+    tail = "\nimport sys\nprint('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program + tail, *argv],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(SOURCE.parent)},
+    )  # fmt: skip
+    return set(done.stdout.rpartition("LOADED ")[2].split())
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (SOURCE / "planning").glob("[a-z]*.py")))
+def test_no_part_loads_torch(module):
+    loaded = loaded_after(f"import rankwise.planning.{module}")
+    assert "rankwise" in loaded and not loaded & {"torch", "transformers", "tokenizers", "jinja2"}
+
+
+def test_a_whole_plan_loads_no_torch(tmp_path, family_folder):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "one", "completion": "two"}) + "\n")
+    for file in family_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    loaded = loaded_after(WHOLE, str(tmp_path))
+    assert {"tokenizers", "jinja2"} <= loaded and not loaded & {"torch", "transformers"}
+
+
+@pytest.fixture
+def family_folder(tmp_path_factory):
+    from families import BY_NAME, hub_of
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    hub_of(BY_NAME["chatml"], "gpt2").save_pretrained(folder)
+    return folder

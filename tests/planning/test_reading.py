@@ -1,0 +1,208 @@
+"""Where shapes come from, what is refused and with what words, and that none of it brings torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rankwise
+from planning_models import SMALL, shape_of_small, written_config
+from rankwise.errors import ModelError, RankwiseError
+from rankwise.planning.architectures.known import FAMILIES
+from rankwise.planning.reading import shape_of
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 97, "hidden_size": 24, "intermediate_size": 44, "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}  # fmt: skip
+DEEP = "[" * 100_000
+
+
+def _of(name: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": SMALL[name][0]} | SMALL[name][1] | changes
+
+
+def _without(*keys: str) -> dict[str, Any]:
+    return {key: value for key, value in LLAMA.items() if key not in keys}
+
+
+HOSTILE: dict[str, tuple[Any, str]] = {
+    "no JSON": ("{", "not JSON"),
+    "empty": ("", "not JSON"),
+    "a list": ([1, 2], "holds a list"),
+    "null": (None, "holds a NoneType"),
+    "deep": (DEEP, "not JSON"),
+    "not UTF-8": (b"\xff\xfe{}", "not JSON"),
+    "a long number": ('{"model_type": "llama", "hidden_size": ' + "9" * 5000 + "}", "not JSON"),
+    "nothing": ({}, '"model_type" is missing'),
+    "no model_type": (_without("model_type"), '"model_type" is missing'),
+    "another model_type": (
+        LLAMA | {"model_type": "lama"},
+        "model_type 'lama' is not known here. Did you mean \"llama\"",
+    ),
+    "a model_type that is none": (LLAMA | {"model_type": ["llama"]}, "model_type ['llama'] is not known"),
+    "experts": (LLAMA | {"model_type": "mixtral", "num_local_experts": 8}, '"num_local_experts" (experts)'),
+    "experts in a known one": (LLAMA | {"num_experts": 8}, '"num_experts" (experts)'),
+    "quantised": (LLAMA | {"quantization_config": {"bits": 4}}, '"quantization_config" (quantised weights)'),
+    "two models": (LLAMA | {"text_config": {"hidden_size": 3}}, '"text_config"'),
+    "uneven blocks": (LLAMA | {"per_layer_config": {"1": {"hidden_size": 3}}}, '"per_layer_config"'),
+    "crossed": (_of("bert", add_cross_attention=True), '"add_cross_attention"'),
+    "a missing width": (_without("hidden_size"), '"hidden_size" is required'),
+    "no sizes at all": ({"model_type": "llama"}, '"num_attention_heads" is required'),
+    "negative": (LLAMA | {"hidden_size": -24}, '"hidden_size" is -24'),
+    "zero heads": (LLAMA | {"num_attention_heads": 0}, '"num_attention_heads" is 0'),
+    "a billion blocks": (LLAMA | {"num_hidden_layers": 10**9}, '"num_hidden_layers" is 1000000000'),
+    "a huge width": (LLAMA | {"hidden_size": 10**300}, '"hidden_size" is 1000'),
+    "a huge vocabulary": (LLAMA | {"vocab_size": 10**12}, '"vocab_size" is 1000000000000'),
+    "NaN": ('{"model_type": "llama", "hidden_size": NaN}', '"hidden_size" is nan'),
+    "infinity": ('{"model_type": "llama", "hidden_size": Infinity}', '"hidden_size" is inf'),
+    "a float": (LLAMA | {"hidden_size": 24.0}, '"hidden_size" is 24.0'),
+    "a text": (LLAMA | {"hidden_size": "24"}, "\"hidden_size\" is '24'"),
+    "a boolean": (LLAMA | {"hidden_size": True}, '"hidden_size" is True'),
+    "null for a number": (LLAMA | {"hidden_size": None}, '"hidden_size" is None'),
+    "a nest": (LLAMA | {"hidden_size": {"a": [{"b": 1}]}}, '"hidden_size" is {'),
+    "a number for a switch": (LLAMA | {"tie_word_embeddings": 1}, '"tie_word_embeddings" is 1'),
+    "a text for a switch": (LLAMA | {"mlp_bias": "false"}, "\"mlp_bias\" is 'false'"),
+    "heads that do not divide": (
+        LLAMA | {"num_attention_heads": 5},
+        '"hidden_size" is 24, which "num_attention_heads" (5)',
+    ),
+    "shared heads that do not": (
+        LLAMA | {"num_key_value_heads": 3},
+        '"num_attention_heads" is 4, which "num_key_value_heads" (3)',
+    ),
+    "two names, two values": (_of("gpt2", hidden_size=48), '"n_embd" is 24 and "hidden_size", the same setting, 48'),
+    "an unknown activation": (_of("t5", feed_forward_proj="a-b-c"), "\"feed_forward_proj\" is 'a-b-c'"),
+    "untied BART": (_of("bart", tie_word_embeddings=False), '"tie_word_embeddings" is false'),
+    "a patch too large": (_of("vit", patch_size=31), "an image has no patch"),
+    "three sides": (_of("vit", image_size=[1, 2, 3]), '"image_size'),
+    "no side": (_of("vit", image_size=[]), '"image_size'),
+    "a million labels": (_of("bert", type_vocab_size=10**6), '"type_vocab_size" is 1000000'),
+    "positions of nothing": (_of("deberta-v3", pos_att_type=7), '"pos_att_type'),
+}
+
+
+@pytest.mark.timeout(60)  # where one hangs
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_config_that_cannot_be_planned_is_refused_by_name_at_once(case: str, tmp_path: Path) -> None:
+    content, told = HOSTILE[case]
+    file = tmp_path / "config.json"
+    written = content if isinstance(content, str | bytes) else json.dumps(content)
+    file.write_bytes(written if isinstance(written, bytes) else written.encode())
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError) as caught:
+            shape_of(str(tmp_path))
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert str(file) in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_all_that_stands_against_a_config_is_told_at_once(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "hidden_size": -1, "num_experts": 4, "quantization_config": {"bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        shape_of(str(tmp_path))
+    for told in ("vocab_size", "hidden_size", "num_hidden_layers", "num_experts", "quantization_config"):
+        assert f'"{told}"' in str(caught.value)
+
+
+def test_the_largest_config_that_is_read_takes_neither_time_nor_memory(tmp_path: Path) -> None:
+    config = LLAMA | {"hidden_size": 1_000_000, "num_hidden_layers": 2_000, "num_attention_heads": 10_000}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 10**8}))
+    tracemalloc.start()
+    try:
+        assert shape_of(str(tmp_path)).parameters > 10**12
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match=r"config\.json is no ordinary file"):
+        shape_of(str(tmp_path))
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(ModelError, match="no ordinary file"):
+        shape_of(str(tmp_path / "model.gguf"))
+
+
+def test_a_config_of_many_megabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(10_000_001)
+    with pytest.raises(ModelError, match="too many for settings"):
+        shape_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "../..//x y", "~nobody-here/x", "a/b/c"])
+def test_a_name_that_can_be_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="is no folder or file here"):
+        shape_of(name)
+
+
+def test_a_name_that_is_nowhere_says_what_is_known() -> None:
+    with pytest.raises(ModelError) as caught:
+        shape_of("gpt3-175")
+    assert "the hub is switched off (HF_HUB_OFFLINE)" in str(caught.value)
+    assert 'Did you mean "gpt3-175b"?' in str(caught.value)
+
+
+def test_a_folder_without_a_config_holds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no model"):
+        shape_of(str(tmp_path))
+
+
+def test_a_folder_and_its_config_alike(tiny_folder: Path) -> None:
+    assert shape_of(str(tiny_folder)).layers == shape_of(str(tiny_folder / "config.json")).layers
+    with pytest.raises(ModelError, match="is a file; a plan reads"):
+        shape_of(str(tiny_folder / "model.safetensors"))
+
+
+def test_the_hub_client_s_cache_is_read_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(written_config(*SMALL["gpt2"])))
+    (tmp_path / "models--org--tiny" / "refs").mkdir()
+    (tmp_path / "models--org--tiny" / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert shape_of("org/tiny").layers == shape_of_small("gpt2").layers
+
+
+def test_the_families_that_were_promised_are_known() -> None:
+    promised = (
+        "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text stablelm gpt_neox gptj gpt2 opt bert roberta deberta-v2 t5 "
+        "bart vit dinov2 phi3"
+    )
+    assert set(promised.split()) <= FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", ["gpt3-175b", "meta-llama/Llama-2-7b-hf", "t5-11b"])
+def test_a_plan_brings_no_torch(name: str) -> None:
+    program = (
+        "import sys\n"
+        "from rankwise.planning.reading import shape_of\n"
+        "from rankwise.planning.parameters import parameters_of\n"
+        "from rankwise.planning.papers import ROWS\n"
+        "from rankwise.spec.adapters import AdaLoraSpec, LoraSpec\n"
+        "shape = shape_of(sys.argv[1])\n"
+        "parameters_of(shape, LoraSpec()), parameters_of(shape, AdaLoraSpec())\n"
+        "print(*sorted({'torch', 'transformers', 'numpy', 'huggingface_hub'} & sys.modules.keys()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(rankwise.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program, name], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() == []
+
+
+def test_refusals_are_ours() -> None:
+    assert issubclass(ModelError, RankwiseError)

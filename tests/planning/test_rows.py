@@ -1,0 +1,279 @@
+"""Rows of a plan: what is estimated holds what a training would count."""
+
+from __future__ import annotations
+
+import json
+from math import ceil
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from families import COMBINATIONS, NAMES, written_by
+from planned_shapes import adapted, llama
+from rankwise.data.encoding import Encoder
+from rankwise.data.glance import DRAWN, glance
+from rankwise.data.preparation import prepare_data
+from rankwise.data.receipt import Tally
+from rankwise.errors import DataError, ModelError
+from rankwise.planning.operations import operations
+from rankwise.planning.rows import Counted, Drawn, average_step, planned_rows, together, without_held_out
+from rankwise.run.records import silent
+from rankwise.spec.data import DataSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.verbs.planned_rows import by_tokenizer, counted, rows_of
+from rankwise.verbs.planned_template import Around, measured
+
+
+def words(texts):
+    return [len(text.split()) for text in texts]
+
+
+def read(documents, *, rows=None, size=None, whole=None, exact=True):
+    rows = len(documents) if rows is None else rows
+    size = sum(document.size for document in documents) if size is None else size
+    whole = rows == len(documents) if whole is None else whole
+    longest = max(document.tokens for document in documents)
+    return Counted(rows, size, len(documents), whole, tuple(documents), longest, exact)
+
+
+document = st.tuples(st.integers(1, 900), st.floats(0.01, 1), st.integers(1, 4000)).map(
+    lambda parts: Drawn(parts[0], max(1, int(parts[0] * parts[1])), parts[2])
+)
+documents = st.lists(document, min_size=2, max_size=40)
+
+
+@given(documents)
+def test_what_was_read_whole_is_exact(drawn):
+    planned = planned_rows(read(drawn), limit=1000)
+    assert planned.exact and planned.tokens.exact
+    assert planned.tokens.likely == sum(document.tokens for document in drawn)
+    assert planned.supervised.likely == sum(document.supervised for document in drawn)
+    assert planned.documents.likely == len(drawn)
+    assert planned.error == planned.too_long == 0
+
+
+@given(documents, st.integers(1, 899))
+def test_rows_over_the_limit_are_left_out_cut_or_split_as_in_a_training(drawn, limit):
+    fitting = [document for document in drawn if document.tokens <= limit]
+    dropped, truncated, cut, split = (
+        planned_rows(read(drawn), limit=limit, too_long=how) for how in ("drop", "truncate", "cut-prompt", "split")
+    )
+    assert dropped.documents.likely == len(fitting)
+    assert dropped.tokens.likely == sum(document.tokens for document in fitting)
+    assert dropped.too_long == len(drawn) - len(fitting)
+    assert cut.documents.likely == len(drawn)  # the answer stays
+    assert dropped.tokens.likely <= truncated.tokens.likely <= cut.tokens.likely <= split.tokens.likely
+    assert truncated.supervised.likely <= cut.supervised.likely <= split.supervised.likely
+    assert max(dropped.lengths, default=0) <= limit and cut.longest <= limit and truncated.longest <= limit
+
+
+def test_nine_in_ten_intervals_hold_the_truth():
+    """They are of 95 %; thirty samples of three hundred rows out of five thousand."""
+    random = Random(1)
+    everything = []
+    for _ in range(5000):
+        tokens = max(2, int(random.lognormvariate(5, 0.8)))
+        everything.append(Drawn(tokens, max(1, tokens // 3), round(4 * tokens * random.uniform(0.6, 1.4))))
+    size = sum(document.size for document in everything)
+    truth = sum(document.tokens for document in everything)
+    kept = sum(document.tokens for document in everything if document.tokens <= 400)
+    held = held_of_kept = 0
+    for seed in range(30):
+        drawn = Random(seed).sample(everything, 300)
+        counts = read(drawn, rows=5000, size=size)
+        whole, short = planned_rows(counts, limit=10**6), planned_rows(counts, limit=400)
+        held += whole.tokens.low <= truth <= whole.tokens.high
+        held_of_kept += short.tokens.low <= kept <= short.tokens.high
+        assert whole.tokens.likely == pytest.approx(truth, rel=0.05)
+        assert 0 < whole.error < 0.1 and not whole.exact
+    assert held >= 27 and held_of_kept >= 27
+
+
+@given(documents, st.integers(2, 50))
+def test_more_rows_of_the_same_kind_are_as_many_times_the_tokens(drawn, times):
+    size = sum(document.size for document in drawn)
+    planned = planned_rows(read(drawn, rows=times * len(drawn), size=times * size), limit=1000)
+    assert planned.tokens.likely == pytest.approx(times * sum(document.tokens for document in drawn))
+    assert planned.documents.likely == pytest.approx(times * len(drawn))
+
+
+@given(documents)
+def test_a_weight_is_how_often_each_row_is_seen(drawn):
+    once, twice = (planned_rows(read(drawn), limit=500, weight=weight) for weight in (1.0, 2.0))
+    assert twice.documents.likely == 2 * once.documents.likely
+    assert twice.tokens.likely == 2 * once.tokens.likely
+    assert twice.lengths == once.lengths
+
+
+@given(documents, documents)
+def test_two_sources_are_their_sum(one, other):
+    apart = [planned_rows(read(drawn), limit=700) for drawn in (one, other)]
+    both = planned_rows(read([*one, *other]), limit=700)
+    joined = together(apart)
+    for name in ("documents", "tokens", "supervised"):
+        assert getattr(joined, name).likely == pytest.approx(getattr(both, name).likely)
+    assert joined.longest == both.longest and joined.too_long == pytest.approx(both.too_long)
+
+
+def test_a_guess_from_characters_says_how_wide_it_is():
+    drawn = [Drawn(100, 50, 400)] * 10
+    guessed = planned_rows(read(drawn, exact=False), limit=1000)
+    assert not guessed.exact
+    assert (guessed.tokens.low, guessed.tokens.likely, guessed.tokens.high) == (900, 1000, 1600)
+
+
+def test_held_out_rows_are_not_trained_on():
+    planned = planned_rows(read([Drawn(100, 50, 400)] * 10), limit=1000)
+    left = without_held_out(planned, 4)
+    assert left.documents.likely == 6 and left.tokens.likely == 600
+    assert without_held_out(planned, 99).documents.likely == 0
+
+
+def test_steps_are_those_of_a_training():
+    planned = planned_rows(read([Drawn(100, 50, 400)] * 10, rows=95, size=38000), limit=1000)
+    for training in (TrainingSpec(), TrainingSpec(epochs=3.0, batch_size=7), TrainingSpec(steps=11)):
+        assert planned.steps(training) == training.total_steps(95)
+
+
+def test_an_average_step_times_all_steps_is_all_that_is_computed():
+    drawn = [Drawn(tokens, tokens // 2, tokens) for tokens in (10, 200, 60, 128)]
+    planned, shape, training = planned_rows(read(drawn), limit=1000), llama(), TrainingSpec(epochs=1.0, batch_size=2)
+    made = operations(shape, planned.load, adapted(shape, 4))
+    step = average_step(made, planned, training)
+    assert 2 * step.operations == pytest.approx(made.total)
+    assert 2 * step.tokens == 398
+    assert average_step(made, planned, TrainingSpec(batch_size=4, micro_batch_tokens=100)).micro_batches == ceil(3.98)
+
+
+def data_file(folder, rows, *, kind="jsonl"):
+    path = folder / f"rows.{kind}"
+    if kind == "jsonl":
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    elif kind == "json":
+        text = json.dumps(rows)
+    else:
+        text = "prompt,completion\n" + "".join(f'"{row["prompt"]}","{row["completion"]}"\n' for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def pairs(count, seed=0):
+    random = Random(seed)
+    return [
+        {"prompt": "word " * random.randint(1, 40), "completion": "word " * random.randint(1, 30)} for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
+    rows = pairs(40)
+    spec = DataSpec(path=str(data_file(tmp_path, rows, kind=kind)))
+    seen = glance(spec, spec.all_sources[0])
+    assert seen.rows == seen.found == 40 and not seen.problems
+    planned = planned_rows(counted(seen, words, Around(0, 0, 0), exact=True), limit=1000)
+    said = [len(row["prompt"].split()) + len(row["completion"].split()) for row in rows]
+    assert planned.tokens.likely == sum(said) and planned.longest == max(said) and planned.exact
+    assert planned.supervised.likely == sum(len(row["completion"].split()) + 1 for row in rows)  # and its end
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_of_many_rows_some_are_drawn_and_the_longest_is_found(tmp_path, kind):
+    rows = pairs(4000)
+    rows[1234] = {"prompt": "word " * 900, "completion": "word"}
+    spec = DataSpec(path=str(data_file(tmp_path, rows, kind=kind)))
+    first, again = (glance(spec, spec.all_sources[0]) for _ in range(2))
+    assert first == again and len(first.drawn) == DRAWN and first.found == 4000
+    planned = planned_rows(counted(first, words, Around(0, 0, 0), exact=True), limit=1000)
+    said = sum(len(row["prompt"].split()) + len(row["completion"].split()) for row in rows)
+    assert planned.longest == 901
+    assert planned.tokens.low <= said <= planned.tokens.high and planned.error < 0.05
+
+
+def test_of_a_source_that_draws_rows_as_many_are_planned(tmp_path):
+    spec = DataSpec(path=str(data_file(tmp_path, pairs(500))), rows=50)
+    planned = rows_of(spec)
+    assert planned.documents.likely == pytest.approx(50) and not planned.exact
+
+
+def test_a_row_with_several_tasks_is_several_documents(tmp_path):
+    task = {"instruction": "add", "instances": [{"input": "1 1", "output": "2"}, {"input": "2 2", "output": "4"}]}
+    assert rows_of(DataSpec(path=str(data_file(tmp_path, [task] * 5)))).documents.likely == 10
+
+
+def test_blank_lines_and_a_mark_are_no_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n   \n{"text": "two"}')
+    spec = DataSpec(path=str(path))
+    assert glance(spec, spec.all_sources[0]).rows == 2
+
+
+def test_rows_that_cannot_be_read_are_told_and_no_part_of_the_tokens(tmp_path):
+    path = data_file(tmp_path, pairs(10))
+    path.write_text(path.read_text() + "{broken\n")
+    spec = DataSpec(path=str(path))
+    seen = glance(spec, spec.all_sources[0])
+    assert seen.unread == 1 and f"{path}:11" in seen.problems[0]
+    assert planned_rows(counted(seen, words, Around(), exact=True), limit=1000).documents.likely == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", "has no rows"), (b'{"chosen": "a", "rejected": "b"}\n', "Preference pairs"),
+        (b"{\n", "over several lines"), (b"\x1f\x8b\x08rest\n", "gzip"), (b'[{"text": "a"}, {"te', "not JSON"),
+        (b"[]", "has no rows"),
+    ],
+)  # fmt: skip
+def test_a_file_of_no_rows_is_refused_in_the_words_of_a_training(tmp_path, content, wanted):
+    path = tmp_path / "rows.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=wanted):
+        rows_of(DataSpec(path=str(path)))
+
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<s> system be kind </s> "
+    "{% endif %}<s> {{ message['role'] }} {{ message['content'] }} </s> {% endfor %}"
+)
+
+
+def test_what_a_template_adds_is_counted_once_and_around_each_message():
+    assert measured(CHATML, {}, words) == Around(message=3, conversation=5, with_system=0)
+
+
+def test_a_template_for_one_question_is_counted_for_one():
+    once = (
+        "{% if messages | length > 2 %}{{ raise_exception('one') }}{% endif %}Below is it: {{ messages[0].content }} "
+        + ("answer: {% generation %}{{ messages[1].content }}{% endgeneration %}{{ eos_token }}")
+    )
+    assert measured(once, {"eos_token": " </s>"}, words) == Around(message=0, conversation=5, with_system=5)
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no') }}", "{{ messages.__class__.__mro__[9] }}"])
+def test_a_template_that_cannot_be_rendered_is_guessed(template):
+    assert measured(template, {}, words) == Around()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
+    """To the few tokens that depend on what stands beside them."""
+    family, kind = COMBINATIONS[NAMES.index(name)]
+    template = written_by(family, kind)
+    template.tokenizer.hub.save_pretrained(tmp_path)
+    spec = DataSpec(path=str(data_file(tmp_path, pairs(60))), max_length=4096)
+    planned = rows_of(spec, tmp_path)
+    receipt = prepare_data(
+        spec, Encoder(template, template.tokenizer, spec, 4096), Tally(), silent, model=None, template=None
+    ).receipt
+    assert planned.exact and planned.documents.likely == receipt.documents == 60
+    assert planned.tokens.likely == pytest.approx(receipt.tokens, rel=0.05)
+    assert planned.supervised.likely == pytest.approx(receipt.supervised_tokens, rel=0.12)
+
+
+def test_a_tokenizer_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        by_tokenizer(path)

@@ -1,0 +1,104 @@
+"""A run is foreseen: what cannot fit is not begun, what was forecast is written down, and memory that runs out is told
+with settings that are forecast to do.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import rankwise
+from rankwise.errors import ResourceError
+from rankwise.reporting.foreseen import foreseen
+from rankwise.run.records import Said
+from rankwise.spec.training import TrainingSpec
+from rankwise.training import step
+from rankwise.verbs import foresight
+from rankwise.verbs.report import report
+
+
+@pytest.fixture
+def small(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"say {n}", "completion": f"{n} it is"} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rankwise.Experiment(
+        model=str(tiny_folder), data="rows.jsonl", training=TrainingSpec(steps=3, batch_size=4), run="small"
+    )
+
+
+def with_room(monkeypatch, room: int):
+    from rankwise.planning import machine
+
+    monkeypatch.setattr(machine, "available_memory", lambda: room)
+
+
+def test_what_was_forecast_is_written_beside_what_it_took(small):
+    trained = rankwise.train(small)
+    forecast = trained.manifest.forecast
+    assert forecast is not None and trained.summary()["forecast"] == forecast.model_dump()
+    results = trained.manifest.results
+    assert forecast.trainable_parameters == results.trainable_parameters
+    assert forecast.adapter_bytes == results.adapter_bytes and forecast.steps == results.steps == 3
+    found = foreseen(trained.manifest)
+    assert found["peak_bytes"]["forecast"] == forecast.peak_bytes
+    assert found["peak_bytes"]["off"] == pytest.approx(forecast.peak_bytes / results.peak_rss_bytes - 1)
+    page = report("small")
+    assert "Forecast and fact" in page.page.read_text()
+    cost = json.loads(page.data.read_text())["cost"]
+    assert cost["forecast"]["seconds"]["fact"] == results.train_seconds
+
+
+def test_what_cannot_fit_is_not_begun_unless_told_otherwise(small, monkeypatch):
+    with_room(monkeypatch, 10_000)
+    with pytest.raises(ResourceError, match=r"was not begun.*smaller model[^$]*--force-memory") as caught:
+        rankwise.train(small)
+    assert caught.value.exit_code == 4
+    heard: list[object] = []
+    trained = rankwise.train(small, announce=heard.append, force_memory=True)
+    assert trained.manifest.status == "finished"
+    assert any(isinstance(one, Said) and "may end for want of memory" in one.text for one in heard)
+
+
+def test_what_may_fit_is_begun_with_a_word(small, monkeypatch):
+    made = foresight.foresee(small)
+    assert made is not None
+    with_room(monkeypatch, round(0.95 * made.least))
+    heard: list[object] = []
+    rankwise.train(small, announce=heard.append)
+    assert any(isinstance(one, Said) and "may end for want of memory" in one.text for one in heard)
+
+
+def test_what_would_fit_is_offered_where_the_run_is_refused(small, monkeypatch):
+    full = small.model_copy(update={
+        "adapter": rankwise.FullSpec(), "training": TrainingSpec(steps=3, batch_size=4, recomputed_blocks=0)
+    })  # fmt: skip
+    made = foresight.foresee(full)
+    assert made is not None
+    monkeypatch.setattr(foresight, "CERTAIN", 1.0)
+    with_room(monkeypatch, made.least - 1000)
+    with pytest.raises(ResourceError, match=r"forecast to fit:\n  --set "):
+        rankwise.train(full)
+
+
+def test_memory_that_runs_out_is_told_with_what_is_forecast_to_do(small, monkeypatch):
+    def asks_for_too_much(*given):
+        return torch.empty(2**58, dtype=torch.uint8)
+
+    monkeypatch.setattr(step, "_backward", asks_for_too_much)
+    monkeypatch.setattr(foresight, "SMALLER", 0.999)
+    with pytest.raises(ResourceError, match=r"out of memory while training[^$]*--auto-batch") as caught:
+        rankwise.train(small)
+    assert caught.value.exit_code == 4
+
+
+def test_a_model_that_plans_do_not_know_is_trained_without_a_forecast(small, monkeypatch):
+    monkeypatch.setattr(foresight, "plan", _unknown)
+    trained = rankwise.train(small)
+    assert trained.manifest.forecast is None and foreseen(trained.manifest) is None
+
+
+def _unknown(asked):
+    raise rankwise.RankwiseError("an architecture of its own")
