@@ -3,7 +3,7 @@
     weights       parameters x bytes of the format they are held in
     adapter       4 bytes each: what learns is float32         (a whole model learns in its own weights)
     gradients     4 bytes for each that learns
-    optimizer     8, AdamW's two averages;   averages   8 more, AdaLoRA's importance, and 1 for each rank's scores
+    optimizer     8, AdamW's two averages;   averages   8 more, AdaLoRA's importance
     activations   planning/activations.py, for the tokens of one micro-batch
     logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
                   the format, in the plain one
@@ -13,7 +13,7 @@
                   the head before they are one
     process       python and its libraries, and on a processor what oneDNN keeps of products in bfloat16
 
-The first seven are arithmetic; the last two are measured (bench/memory_forecast.py) and hold for a processor. On a GPU
+The first seven are arithmetic; the last two are measured (bench/plan.py) and hold for a processor. On a GPU
 both are assumed.
 """
 
@@ -40,13 +40,13 @@ class Place:
     process: float
     products: float
     backward: float
-    holes: Mapping[Form, float]
+    holes: float
     measured: bool
 
 
 OF_AVERAGES = 0.1
 PROCESSOR = Place(0.42e9, 0.41e9, 3.5, 0.055, measured=True)
-"""Of six trainings of the starter (lab/LOG.md), torch 2.13."""
+"""By trainings of the starter (lab/LOG.md), torch 2.13."""
 GPU = Place(0.6e9, 0.0, 3.5, 0.1, measured=False)
 FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
 BLOCK_OF_SCALES = 64
