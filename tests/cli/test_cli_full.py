@@ -28,7 +28,7 @@ IDS = torch.arange(48).reshape(2, 24) % 96
 KEYS = {
     "run", "model", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_supervised_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
-    "adapter_bytes", "kept_step", "kept_why", "ended_early",
+    "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast",
 }  # fmt: skip
 WORDS = (
     "train", "--model", "base", "--data", "rows.jsonl", "--steps", 30, "--batch-size", 4, "--held-out", 3,

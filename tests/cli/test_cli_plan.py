@@ -72,14 +72,30 @@ def test_what_programs_read():
 def test_a_model_too_large_for_its_card_is_told_what_would_fit():
     told = planned("--model", "llama-2-7b", "--device", "rtx-3060-12gb", "--method", "full")
     assert not told["fits"] and told["blocks_to_recompute"] is None
-    fitting = planned("--model", "llama-2-7b", "--device", "rtx-4090")
-    assert not fitting["fits"] and 0 < fitting["blocks_to_recompute"] <= 32
-    assert fitting["remedies"] and all(
-        remedy["peak"] <= fitting["devices"]["rtx-4090"]["usable"] for remedy in fitting["remedies"]
-    )
-    for remedy in fitting["remedies"]:
-        words = [word for change in remedy["changes"] for word in ("--set", change)]
-        assert planned("--model", "llama-2-7b", "--device", "rtx-4090", *words)["fits"], remedy
+    by_itself = planned("--model", "llama-2-7b", "--device", "rtx-4090")
+    assert by_itself["fits"] and 0 < by_itself["blocks_to_recompute"] <= 32
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "settings"),
+    [
+        ("llama-2-7b", "rtx-4090", ["training.recomputed_blocks=0"]),
+        ("qwen3-0.6b", "m1-8gb", ["training.micro_batch_tokens=16384"]),
+        ("gemma-2-2b", "rtx-3060-12gb", ["training.micro_batch_tokens=16384"]),
+        ("pythia-2.8b", "t4", ["training.recomputed_blocks=4", "model.dtype=float32"]),
+        ("smollm2-360m", "m1-8gb", ["adapter.method=full", "training.recomputed_blocks=0"]),
+    ],
+)
+def test_every_remedy_does_what_it_says(model, device, settings):
+    asked = ["--model", model, "--device", device]
+    words = [word for setting in settings for word in ("--set", setting)]
+    told = planned(*asked, *words)
+    assert not told["fits"] and told["remedies"]
+    for remedy in told["remedies"]:
+        changes = [word for change in remedy["changes"] for word in ("--set", change)]
+        changed = planned(*asked, *words, *changes)
+        assert changed["fits"] and changed["memory_bytes"]["peak"] == remedy["peak"], remedy
+        assert "bfloat16" not in str(remedy["changes"]) or device != "t4"
 
 
 def test_rows_make_steps_and_tokens_and_advice(rows):
@@ -165,3 +181,29 @@ def test_a_plan_counts_what_training_makes(spec, tiny_folder):
     if isinstance(spec, AdaLoraSpec):
         RankAllocator(adapters, spec, 10)
     assert told["trainable_parameters"] == sum(parameter.numel() for parameter in adapters.parameters())
+
+
+def test_a_folder_comes_before_the_list_as_in_training(tmp_path, tiny_folder, monkeypatch):
+    from rankwise.models.starters import STARTERS
+    from rankwise.planning import reading
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").symlink_to(tiny_folder)
+    assert planned("--model", "gpt2")["total_parameters"] == planned("--model", tiny_folder)["total_parameters"]
+    assert set(STARTERS) == reading.STARTERS
+
+
+def test_rows_that_train_nothing_are_refused(tmp_path):
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "a " * 5000, "completion": "b " * 5000}) + "\n")
+    result = rankwise("plan", "--model", "smollm2-135m", "--data", file)
+    assert result.exit_code == 2 and "can be trained on" in result.output
+    file.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
+    result = rankwise("plan", "--model", "smollm2-135m", "--data", file)
+    assert result.exit_code == 2 and "cannot be read" in result.output
+
+
+def test_of_a_model_that_is_not_trained_here_the_parameters_are_told_alone():
+    told = planned("--model", "bert-base-uncased")
+    assert told["total_parameters"] == 109_482_240 and told["trained_by_rankwise"] is False
+    assert told["memory_bytes"] is None and told["fits"] is None and told["seconds"] is None

@@ -33,6 +33,7 @@ def with_room(monkeypatch, room: int):
     from rankwise.planning import machine
 
     monkeypatch.setattr(machine, "available_memory", lambda: room)
+    monkeypatch.setattr(foresight.Foresight, "room", property(lambda self: room))
 
 
 def test_what_was_forecast_is_written_beside_what_it_took(small):
@@ -100,5 +101,57 @@ def test_a_model_that_plans_do_not_know_is_trained_without_a_forecast(small, mon
     assert trained.manifest.forecast is None and foreseen(trained.manifest) is None
 
 
-def _unknown(asked):
+def _unknown(asked, on):
     raise rankwise.RankwiseError("an architecture of its own")
+
+
+@pytest.mark.parametrize("spec", [rankwise.LoraSpec(rank=3), rankwise.AdaLoraSpec(budget="4"), rankwise.FullSpec()])
+def test_what_is_planned_is_what_was_asked_for_however_it_was_made(small, spec):
+    asked = small.model_copy(update={"adapter": spec})
+    made = foresight.foresee(asked)
+    assert made is not None and made.plan.asked.adapter == spec
+    assert rankwise.Experiment.model_validate({**small.model_dump(), "adapter": spec}).adapter == spec
+
+
+def test_a_card_that_torch_does_not_use_decides_nothing(small, monkeypatch):
+    from rankwise.verbs import plan as planning
+
+    monkeypatch.setattr(planning, "graphics_cards", lambda: pytest.fail("nobody asks for cards"))
+    made = foresight.foresee(small)
+    assert made is not None and made.plan.device.kind == "processor"
+
+
+def test_a_template_that_breaks_hinders_no_training_that_does_not_render_it(small, tiny_folder, tmp_path):
+    import shutil
+
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").write_text("{{ 1/0 }}")
+    (tmp_path / "texts.jsonl").write_text('{"text": "one two three four"}\n' * 8)
+    model, texts = rankwise.ModelSpec(name=str(folder)), rankwise.DataSpec(path="texts.jsonl")
+    assert foresight.foresee(small.model_copy(update={"model": model, "data": texts})) is not None
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a b", "completion": "c d"}\n' * 8)
+    assert foresight.foresee(small.model_copy(update={"model": model})) is not None
+
+
+def test_whatever_goes_wrong_in_a_plan_is_said_and_the_run_goes_on(small, monkeypatch):
+    def broken(asked, on):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(foresight, "plan", broken)
+    heard: list[object] = []
+    assert rankwise.train(small, announce=heard.append).manifest.status == "finished"
+    assert any(isinstance(one, Said) and "no forecast: by nothing" in one.text for one in heard)
+
+
+def test_a_run_that_takes_less_at_once_by_itself_needs_less(small):
+    usual, helps_itself = (
+        foresight.foresee(small.model_copy(update={"training": TrainingSpec(steps=3, batch_size=12, auto_batch=auto)}))
+        for auto in (False, True)
+    )
+    assert usual is not None and helps_itself is not None and helps_itself.least < usual.least
+
+
+def test_what_the_process_holds_already_counts_as_room(small):
+    made = foresight.foresee(small)
+    assert made is not None and made.room > made.plan.device.usable + 100_000_000

@@ -49,7 +49,7 @@ def _parameters(made: Plan) -> Iterator[str]:
         yield _row("", f"{leaf:<18}{layers:>5} layers  {trainable:>15,}")
     if (left := counted.left) is not None:
         yield _row(
-            "", f"from {left.first:,} {left.unit} to {left.amount:,}: {left.least:,} to {left.most:,} parameters"
+            "", f"from {left.told[0]:,} {left.unit} to {left.told[1]:,}: {left.least:,} to {left.most:,} parameters"
         )
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
         yield _row(
@@ -96,14 +96,13 @@ def _memory(made: Plan) -> Iterator[str]:
 def _fit(made: Plan) -> Iterator[str]:
     if not made.trained:
         return
-    fit = made.fit
+    fit, twice = made.fit, made.made.job.recomputed
     room = f"{_size(fit.device.usable)} on {fit.device.name}"
+    blocks = f", with {twice} of {made.shape.stacks[-1].count} blocks computed twice" if twice else ""
     if fit.fits:
-        text = f"yes: {_size(fit.peak)} of {room}; up to {fit.tokens:,} tokens fit at once"
-    elif fit.recomputed is not None:
-        text = f"with {fit.recomputed} of {made.shape.stacks[-1].count} blocks computed twice, into {room}"
+        text = f"yes: {_size(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit at once"
     else:
-        text = f"no: {_size(fit.peak)}, and there are {room}"
+        text = f"no: {_size(fit.peak)}{blocks}, and there are {room}"
     yield _row("fits", text)
 
 
@@ -115,7 +114,7 @@ def _time(made: Plan) -> Iterator[str]:
     if told is None or speed is None:
         yield _row("time", "not known for this device" + (PROBE if made.here else ""))
         return
-    step = f"{told.step.likely:.3g} s a step"
+    step = f"{told.step.likely:.3g} s a step" + ("" if made.fit.fits else ", if it fitted")
     if made.steps is None:
         yield _row("time", f"{step}{_between(told.step, '{:.2g}')}")
     else:
@@ -147,9 +146,9 @@ def _devices(made: Plan) -> Iterator[str]:
         return
     fits = made.fits_elsewhere
     groups = {
-        "fits on": [fit.device.name for fit in fits if fit.fits],
-        "if recomputed": [fit.device.name for fit in fits if not fit.fits and fit.recomputed is not None],
-        "too large for": [fit.device.name for fit in fits if fit.recomputed is None],
+        "fits on": [fit.device.name for fit in fits if fit.fits and not fit.recomputed],
+        "if recomputed": [fit.device.name for fit in fits if fit.recomputed],
+        "too large for": [fit.device.name for fit in fits if not fit.fits and fit.recomputed is None],
     }
     for name, devices in groups.items():
         if devices:

@@ -106,6 +106,7 @@ def kept(
     again = min(recomputed, stack.count - lowest)
     own = number * sum(rank for block, rank in ranks.items() if block >= lowest + again)
     total = again * number * stack.width + (stack.count - lowest - again) * bare + own
-    if again:  # while it is computed again, one of them keeps everything
-        total += bare + number * ranks.get(lowest, 0.0)
+    if again:  # while it is computed again, one of them keeps everything, and those above keep nothing any more
+        one = bare + number * ranks.get(lowest, 0.0)
+        total = max(total, again * number * stack.width + one)
     return total * tokens

@@ -69,7 +69,7 @@ class Asked:
 
     @property
     def bits(self) -> float:
-        return self.rows.supervised.likely * BITS_OF_TOKEN
+        return self.rows.supervised.likely * BITS_OF_TOKEN * min(1.0, self.passes)
 
     @property
     def rank_for_rows(self) -> int:

@@ -34,6 +34,8 @@ class Device:
     watts: float | None
     """What it may draw (TDP). A card alone: the machine around it comes on top."""
     source: str
+    holds: Literal["bfloat16", "float32"] | None = None
+    """What `dtype: auto` becomes there, where that does not follow from the rates."""
 
     @property
     def usable(self) -> int:
@@ -42,6 +44,8 @@ class Device:
     @property
     def dtype(self) -> Literal["bfloat16", "float32"]:
         """What `dtype: auto` becomes there; of a card that is not known, what cards of these years do."""
+        if self.holds is not None:
+            return self.holds
         known = self.kind == "processor" or self.float32 is not None
         return "float32" if self.bfloat16 is None and known else "bfloat16"
 
@@ -61,6 +65,8 @@ APPLE_SOURCE = (
 )
 SHARE_OF_SMALL_MAC, SHARE_OF_LARGE_MAC, LARGE_MAC = 2 / 3, 3 / 4, 36
 LANES = 128
+SMALLEST_MAC, LARGEST_MAC = 8, 512
+"""Gigabytes that they are sold with."""
 
 
 def apple(name: str, gigabytes: int) -> Device:
@@ -161,7 +167,8 @@ DEVICES: dict[str, Device] = {
 def find_device(name: str) -> Device:
     """By its name, as people write it: `RTX 4090`, `NVIDIA H100 80GB HBM3`, `Apple M4 Max` with its memory (`64gb`)."""
     plain = _plain(name)
-    if (mac := re.fullmatch(r"(m[1-9](?:-(?:pro|max|ultra))?)-(\d+)gb", plain)) is not None and mac[1] in APPLE:
+    mac = re.fullmatch(r"(m[1-9](?:-(?:pro|max|ultra))?)-(\d{1,4})gb", plain)
+    if mac is not None and mac[1] in APPLE and SMALLEST_MAC <= int(mac[2]) <= LARGEST_MAC:
         return apple(mac[1], int(mac[2]))
     fitting = [device.name for device in CARDS if _fits(plain.split("-"), device.name)]
     if len(fitting) == 1:
@@ -182,10 +189,13 @@ def with_memory(device: Device, memory: int) -> Device:
 def _fits(words: list[str], known: str) -> bool:
     """A size of memory may be left out, and more may be said than we know, but no other model's word."""
     model, size = known.split("-"), _sizes(known.split("-"))
-    others = {"ti", "super", "laptop", "mobile", "max", "d"} | OTHER_BOARDS.get(known, set())
+    others = {"ti", "super", "laptop", "mobile", "max", "d", "mig"} | OTHER_BOARDS.get(known, set())
+    if any(re.fullmatch(r"x?\d{1,2}x?|x", word) for word in set(words) - set(model)):  # several, or a part of one
+        return False
     if not set(model) - size <= set(words) or others & set(words) - set(model):
         return False
-    return not _sizes(words) or not size or _sizes(words) == size
+    told = round(next(card.memory for card in CARDS if card.name == known) / GIB)
+    return not _sizes(words) or _sizes(words) == (size or {f"{told}gb"})
 
 
 def _sizes(words: list[str]) -> set[str]:
@@ -197,4 +207,5 @@ def _plain(name: str) -> str:
     text = re.sub(r"(\d+)-?(?:gb|gib)\b", r"\1gb", text)
     text = re.sub(r"^(?:nvidia|amd|apple|geforce|tesla|instinct)-", "", text)
     text = re.sub(r"^(?:geforce|tesla|instinct)-", "", text)
+    text = re.sub(r"^rtx(\d)", r"rtx-\1", text)
     return re.sub(r"^(\d{4})", r"rtx-\1", text)

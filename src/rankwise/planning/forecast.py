@@ -33,11 +33,20 @@ Adapting = LoraSpec | AdaLoraSpec | FullSpec
 
 @dataclass(frozen=True)
 class AtOnce:
-    """Of the largest micro-batch."""
+    """Of the largest micro-batch, whose documents have `mean` tokens where rows tell, `share` of them learned."""
 
     tokens: int
     learned: int
     longest: int
+    share: float = 1.0
+    mean: float | None = None
+
+    def learned_of(self, tokens: int) -> int:
+        """In a micro-batch of so many: of few documents some have much more to learn than the mean one."""
+        if self.mean is None:
+            return math.ceil(tokens * self.learned / max(1, self.tokens))
+        spread = DEVIATIONS * OF_SHARE / math.sqrt(max(1.0, tokens / self.mean))
+        return math.ceil(tokens * min(1.0, self.share + spread))
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ def at_once(rows: PlannedRows | None, training: TrainingSpec, limit: int) -> AtO
     mean, spread = statistics.fmean(rows.lengths), statistics.pstdev(rows.lengths)
     fullest = count * mean + DEVIATIONS * spread * math.sqrt(count)
     tokens = max(rows.longest, min(most, math.ceil(fullest)))
-    share = min(1.0, rows.supervised_share + DEVIATIONS * OF_SHARE / math.sqrt(max(1.0, tokens / mean)))
-    return AtOnce(tokens, math.ceil(tokens * share), rows.longest)
+    found = AtOnce(tokens, tokens, rows.longest, rows.supervised_share, mean)
+    return replace(found, learned=found.learned_of(tokens))
 
 
 def form_of(shape: ModelShape, spec: Adapting, training: TrainingSpec, device: Device) -> Form:

@@ -64,18 +64,23 @@ class Processor:
         return self.cores * self.clock * known.cycle if known is not None and self.clock else None
 
 
+BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""Flags of processors that multiply in it, as models/precision.py has them."""
+
+
 def this_machine() -> Device:
     """Its processor as a device, with the memory that is free now. A Mac's is its GPU."""
-    mac = _mac()
-    if mac is not None:
-        return mac
+    return _mac() or this_processor()
+
+
+def this_processor() -> Device:
     found = processor()
     known = found.instructions("bfloat16") or found.instructions("float32")
     clock = f"{found.clock / 1e9:.2f} GHz" if found.clock else "an unknown clock"
     how = f"{known.cycle} operations a cycle ({known.flag}; {known.source})" if known else "no products that are known"
     return Device(
         found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"), None, None,
-        f"assumed: {found.cores} cores x {clock} x {how}",
+        f"assumed: {found.cores} cores x {clock} x {how}", "bfloat16" if BFLOAT16 & found.flags else "float32",
     )  # fmt: skip
 
 

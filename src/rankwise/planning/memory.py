@@ -126,7 +126,7 @@ def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
         Part(
             "overhead", place.backward * of_block + place.holes * (held + logits) + OF_AVERAGES * 8 * count + tables,
             f"{place.backward:g} x a block's {of_block / 1e6:,.1f} MB, {place.holes:.1%} of activations and logits, "
-            f"{OF_AVERAGES:.0%} of the averages"
+            f"{OF_AVERAGES:.0%} of the optimizer"
             + (", the table's gradient twice" if whole else ""),
         ),
     ))  # fmt: skip

@@ -44,6 +44,8 @@ class Left:
     unit: str
     first: int
     """The same at the beginning."""
+    told: tuple[int, int]
+    """Both, the beginning's first, in the unit that they are told in: a budget of bytes is counted in parameters."""
     mean_rank: float
     least: int
     even: int
@@ -155,9 +157,10 @@ def _left(budget: Budget, costs: list[int], ranks: list[int]) -> Left:
     first = sum(cost * rank for cost, rank in zip(costs, ranks, strict=True)) + sum(budget.entries)
     first = first if budget.by_cost else sum(ranks)
     last = min(budget.last, first)
+    told = budget.told(first), budget.told(last)
     even = round(sum(cost * min(budget.mean_rank, rank) for cost, rank in zip(costs, ranks, strict=True)))
     if budget.by_cost:
-        return Left(last, budget.unit, first, budget.mean_rank, 0, min(even, last), last)
+        return Left(last, budget.unit, first, told, budget.mean_rank, min(last, min(costs)), min(even, last), last)
     bounds = []
     for dearest in (False, True):
         rest, spent = last, 0
@@ -165,4 +168,4 @@ def _left(budget: Budget, costs: list[int], ranks: list[int]) -> Left:
             spent += cost * min(rank, rest)
             rest -= min(rank, rest)
         bounds.append(spent)
-    return Left(last, budget.unit, first, budget.mean_rank, bounds[0], even, bounds[1])
+    return Left(last, budget.unit, first, told, budget.mean_rank, bounds[0], even, bounds[1])

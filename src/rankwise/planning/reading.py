@@ -1,7 +1,7 @@
-"""A model's name into its shape, without a weight: from the list here, a folder, a GGUF file, or the hub's config.json.
+"""A model's name into its shape, without a weight: from a folder, a GGUF file, the list here, or the hub's config.json.
 
-The list comes first, so that what it knows is answered without a network; then what is on this disk, the hub client's
-cache last; and only what is nowhere is asked for, one small file.
+A name means what it means to a training: a starter, then what is on this disk. What the list knows is answered without
+a network; then the hub client's cache is looked into; and only what is nowhere is asked for, one small file.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from rankwise.run.hub import could_be_hub_id, hub_answers, is_offline
 from rankwise.spec.spec import shown
 
 CONFIG = "config.json"
+STARTERS = frozenset({"smollm2-135m"})
+"""Names that a training takes before it looks at the disk (models/starters.py); a test compares both."""
 LONGEST_NAME = 256
 
 
-def shape_of(name: str) -> ModelShape:
-    """`name` is one of the list, a folder with a config.json, that file, a .gguf file, or a model of the hub."""
-    known = known_as(name)
-    if known is not None:
+def shape_of(name: str, revision: str | None = None) -> ModelShape:
+    """`name` is one of the list, a folder with a config.json, that file, a .gguf file, or a model of the hub, of which
+    `revision` may be another than the list knows."""
+    known, path = known_as(name), _path_of(name)
+    here = path is not None and path.exists() and name not in STARTERS
+    if known is not None and revision is None and not here:
         return shape_of_config(known.config, known.name, f'"{known.name}"')
-    path = _path_of(name)
     if path is not None and path.is_dir():
         return _of_file(path / CONFIG, name)
     if path is not None and path.exists():
         return _of_path(path, name)
     if not could_be_hub_id(name):
         raise ModelError(f"{shown(name)} is no folder or file here.{_listed(name)}")
-    return _of_file(_cached(name) or _fetched(name), name)
+    return _of_file(_cached(name, revision) or _fetched(name, revision), name)
 
 
 def _path_of(name: str) -> Path | None:
@@ -59,16 +62,21 @@ def _of_file(file: Path, name: str) -> ModelShape:
     return shape_of_config(read_json(file), name, str(file))
 
 
-def _cached(name: str) -> Path | None:
+def _cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    held = try_to_load_from_cache(name, CONFIG)
+    held = try_to_load_from_cache(name, CONFIG, revision=revision)
     return Path(held) if isinstance(held, str) else None
 
 
-def _fetched(name: str) -> Path:
+def _fetched(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if not hub_answers():
         raise ModelError(
@@ -76,13 +84,15 @@ def _fetched(name: str) -> Path:
             f"{'is switched off (HF_HUB_OFFLINE)' if is_offline() else 'cannot be reached'}.{_listed(name)}"
         )
     try:
-        return Path(hf_hub_download(name, CONFIG))
+        return Path(hf_hub_download(name, CONFIG, revision=revision))
     except GatedRepoError:
         raise ModelError(
             f'the hub asks for an account to show "{name}". Log in with "hf auth login" and try again.'
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(f'the hub has no model "{name}".{_listed(name)}') from None
+    except RevisionNotFoundError:
+        raise ModelError(f'the hub has no revision "{revision}" of "{name}".') from None
     except EntryNotFoundError:
         raise ModelError(f'"{name}" has no config.json on the hub.') from None
     except Exception as error:  # whatever the client's transport raises when a connection ends in the middle

@@ -117,11 +117,6 @@ class Probe:
         slope = min((long - short) / (many - few), long / many)  # else a step of no tokens would take less than none
         return cls(long - slope * many, slope, machine, when, spread)
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Of steps so large that the constant is nothing."""
-        return 1 / self.per_token
-
 
 @dataclass(frozen=True)
 class Duration:

@@ -89,11 +89,20 @@ def _read_under(file: Path | None, settings: Iterable[Setting], kind: type[_Kind
         raise SpecError(problems_of(error, kind, tree.origin)) from None
 
 
-def with_settings(asked: Planned, *texts: str) -> Planned:
-    """The same with some settings otherwise, each as `a.b=c`."""
-    tree = _Tree(asked.model_dump(mode="json", exclude_unset=True))
-    for text in texts:
-        tree.put(parse_setting(text))
+def as_planned(experiment: Experiment) -> Planned:
+    return with_settings(experiment)
+
+
+def with_settings(asked: Experiment, *texts: str) -> Planned:
+    """The same as a plan, with some settings otherwise, each as `a.b=c`. A spec that was made by its class does not say
+    its method, which is what it is all the same."""
+    values = asked.model_dump(mode="json", exclude_unset=True)
+    values["adapter"] = {"method": asked.adapter.method} | values.get("adapter", {})
+    tree = _Tree(values)
+    for setting in map(parse_setting, texts):
+        if setting.key == "adapter.method":  # what belongs to another method goes with it
+            values["adapter"] = {}
+        tree.put(setting)
     return Planned.model_validate(tree.values)
 
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rankwise.errors import RankwiseError, ResourceError
-from rankwise.planning.fitting import Remedy, remedies
+import psutil
+import torch
+
+from rankwise.errors import RankwiseError, ResourceError, first_line
+from rankwise.models.precision import choose_precision
+from rankwise.planning.devices import Device
+from rankwise.planning.fitting import Remedy
+from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.run.manifest import Forecasted
-from rankwise.run.records import Announce, Said
+from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.experiment import Experiment
-from rankwise.spec.planning import Planned
+from rankwise.spec.reading import as_planned
 from rankwise.verbs.plan import Plan, plan
 
 CERTAIN = 0.85
@@ -28,15 +34,22 @@ class Foresight:
 
     @property
     def least(self) -> int:
-        """Bytes, with as many blocks computed twice as a run may choose by itself."""
-        made, asked = self.plan.made, self.plan.asked.training.recomputed_blocks
-        if asked != "auto":
-            return made.peak
+        """Bytes, with as many blocks computed twice and as little at once as a run may choose by itself."""
+        made, training = self.plan.made, self.plan.asked.training
+        tokens = self.plan.amount.longest if training.auto_batch else made.job.tokens
         blocks = self.plan.shape.stacks[-1].count - made.job.lowest
-        return min(made.peak, made.with_job(replace(made.job, recomputed=blocks)).peak)
+        twice = blocks if training.recomputed_blocks == "auto" else made.job.recomputed
+        job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
+        return min(made.peak, made.with_job(job).peak)
+
+    @property
+    def room(self) -> int:
+        """What this process may hold in all: on a processor, what it holds already is part of the forecast."""
+        device = self.plan.device
+        return device.usable + (psutil.Process().memory_info().rss if device.kind == "processor" else 0)
 
     def check(self, announce: Announce, *, force: bool) -> None:
-        room, least = self.plan.device.usable, self.least
+        room, least = self.room, self.least
         if least <= room:
             return
         told = f"this run is forecast to hold {_gigabytes(least)}, and {_gigabytes(room)} are free"
@@ -49,8 +62,7 @@ class Foresight:
     def remedies(self) -> list[Remedy]:
         """Where memory ran out although it was forecast to do: what is forecast to need much less."""
         made = self.plan.made
-        room = min(self.plan.device.usable, round(SMALLER * made.peak))
-        return remedies(made, room, self.plan.amount.longest, self.plan.changed)[:OFFERED]
+        return self.plan.remedies_for(min(self.room, round(SMALLER * made.peak)))[:OFFERED]
 
     def recorded(self) -> Forecasted:
         made, told = self.plan.made, self.plan.duration
@@ -63,24 +75,39 @@ class Foresight:
         )  # fmt: skip
 
 
-def foresee(experiment: Experiment) -> Foresight | None:
-    """None where the plan cannot tell."""
-    asked = Planned.model_validate(experiment.model_dump(mode="json", exclude_unset=True))
+def foresee(experiment: Experiment, announce: Announce = silent) -> Foresight | None:
+    """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one."""
     try:
-        made = plan(asked)
+        made = plan(as_planned(experiment), on=_device(experiment))
     except RankwiseError:
+        return None
+    except Exception as error:
+        announce(Said(f"no forecast: {first_line(error)}"))
         return None
     return Foresight(made) if made.trained else None
 
 
-def out_of_memory(foreseen: Foresight | None) -> ResourceError:
+def _device(experiment: Experiment) -> Device:
+    """The one that torch would take, whatever else is in the machine."""
+    device = choose_precision(experiment.base).device
+    if device.type == "cpu":
+        return this_processor()
+    if device.type == "mps":
+        return this_machine()
+    free, total = torch.cuda.mem_get_info(device)
+    (card,) = read_cards(f"{torch.cuda.get_device_name(device)}, {total // 1024**2}, {free // 1024**2}")
+    return card
+
+
+def out_of_memory(foreseen: Foresight | None, auto_batch: bool) -> ResourceError:
     found = foreseen.remedies() if foreseen is not None else []
+    itself = "" if auto_batch else "\n--auto-batch lowers training.micro_batch_tokens by itself."
     if not found:
         return ResourceError(
             "out of memory while training. Lower training.micro_batch_tokens (the result stays the same), or "
-            "--max-length; --auto-batch does the first by itself."
+            f"--max-length.{itself}"
         )
-    return ResourceError(f"out of memory while training. {_listed(found)}\n--auto-batch does the first by itself.")
+    return ResourceError(f"out of memory while training. {_listed(found)}{itself}")
 
 
 def _listed(found: list[Remedy]) -> str:

@@ -6,19 +6,19 @@ probe steps said takes the place of the assumed speed (verbs/probe.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import SpecError
+from rankwise.errors import DataError, SpecError
 from rankwise.planning.advice import Advice, Asked, advise
 from rankwise.planning.devices import CARDS, COMMON_MACS, Device, apple, find_device
-from rankwise.planning.fitting import Fit, Remedy, fit_of, remedies
+from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
 from rankwise.planning.forecast import Adapting, AtOnce, Forecast, at_once, forecast, operations_of
-from rankwise.planning.machine import graphics_cards, this_machine
+from rankwise.planning.machine import graphics_cards, this_machine, this_processor
 from rankwise.planning.memory import FORMATS, weights_bytes
-from rankwise.planning.operations import Load
+from rankwise.planning.operations import Load, penalty_operations
 from rankwise.planning.papers import GPT3_REMARK, GPT3_SAID
 from rankwise.planning.parameters import Parameters
 from rankwise.planning.reading import shape_of
@@ -29,10 +29,13 @@ from rankwise.run.hub import folder_here
 from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
 from rankwise.spec.planning import Planned
 from rankwise.spec.reading import with_settings
+from rankwise.verbs.plan_summary import summary_of
 from rankwise.verbs.planned_rows import rows_of
 
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
+GPT3_TRAINABLE = 18_874_368
+"""As the paper has it: r = 4 on q and v."""
 UNKNOWN_LENGTH = 1024
 """Tokens of a document, where no rows are given and no limit is."""
 
@@ -59,9 +62,11 @@ class Plan:
     @property
     def remark(self) -> str:
         """Where a paper counts this model otherwise."""
+        trainable = self.made.parameters.trainable
         if self.shape.name != "gpt3-175b":
             return ""
-        return f"{GPT3_SAID / self.made.parameters.trainable:,.0f} times fewer by the paper's count. {GPT3_REMARK}"
+        by_paper = f"{GPT3_SAID / trainable:,.0f} times fewer by the paper's count of {GPT3_SAID / 1e6:,.1f}M."
+        return f"{by_paper} {GPT3_REMARK}" if trainable == GPT3_TRAINABLE else by_paper
 
     @cached_property
     def steps(self) -> int | None:
@@ -84,9 +89,17 @@ class Plan:
     def step(self) -> Step:
         made, training = operations_of(self.made, self.load), self.asked.training
         if self.rows is not None and self.rows.lengths:
-            return average_step(made, self.rows, training)
+            return self._with_penalty(average_step(made, self.rows, training))
         tokens = training.batch_size * self.amount.longest
-        return Step(self.flops_per_token * tokens, tokens, -(-tokens // training.micro_batch_tokens))
+        pieces = -(-tokens // training.micro_batch_tokens)
+        return self._with_penalty(Step(self.flops_per_token * tokens, tokens, pieces))
+
+    def _with_penalty(self, step: Step) -> Step:
+        """Of AdaLoRA, once a step."""
+        if not isinstance(self.asked.adapter, AdaLoraSpec):
+            return step
+        ranks = {one.layer.path: float(sum(one.ranks)) for one in self.made.parameters.adapted}
+        return replace(step, operations=step.operations + penalty_operations(self.shape, ranks))
 
     @cached_property
     def duration(self) -> Duration | None:
@@ -104,12 +117,12 @@ class Plan:
 
     @cached_property
     def fit(self) -> Fit:
-        return fit_of(self.made, self.device, self.amount.longest)
+        return fit_of(self.made, self.device, self.amount)
 
     @cached_property
     def fits_elsewhere(self) -> list[Fit]:
         """On cards that are known, of the method that was asked for."""
-        return [fit_of(self.on(device), device, self.amount.longest) for device in known_devices()]
+        return [fit_of(self.on(device), device, self.amount) for device in known_devices()]
 
     @property
     def weights_by_format(self) -> dict[str, int]:
@@ -117,7 +130,15 @@ class Plan:
 
     @cached_property
     def remedies(self) -> list[Remedy]:
-        return remedies(self.made, self.device.usable, self.amount.longest, self.changed)
+        return self.remedies_for(self.device.usable)
+
+    def remedies_for(self, room: int) -> list[Remedy]:
+        auto = self.asked.training.recomputed_blocks == "auto"
+
+        def operations(made: Forecast) -> float:
+            return operations_of(made, self.load).total
+
+        return remedies(self.made, room, Changes(self.amount, self.changed, operations, auto))
 
     @cached_property
     def advice(self) -> list[Advice]:
@@ -150,76 +171,51 @@ class Plan:
 
     def _of(self, asked: Planned, spec: Adapting, device: Device, counted: Parameters | None = None) -> Forecast:
         dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
-        return forecast(self.shape, spec, asked.training, device, dtype, self.amount, counted)
+        made = forecast(self.shape, spec, asked.training, device, dtype, self.amount, counted)
+        return _as_far_as_needed(made, asked, device)
 
-    def changed(self, setting: str) -> Forecast | None:
-        """The same with one setting otherwise; None where that means nothing here."""
-        if setting.startswith("data.") and self.asked.data is None:
+    def changed(self, *settings: str) -> Forecast | None:
+        """The same with some settings otherwise; None where they mean nothing here."""
+        lengths = [setting for setting in settings if setting.startswith("data.")]
+        if lengths and (self.rows is None or self.asked.data is None or self.asked.data.too_long == "split"):
             return None
-        changed = with_settings(self.asked, setting)
+        if "model.dtype=bfloat16" in settings and self.device.bfloat16 is None and self.device.dtype == "float32":
+            return None
+        changed = with_settings(self.asked, *settings)
         rows, data = self.rows, changed.data
         limit = _limit(changed, self.shape)
         if rows is not None and data is not None and limit < self.amount.longest:
             rows = rows.shorter(limit)
+            if not rows.lengths:
+                return None
         return planned(changed, self.shape, self.device, rows, None).made
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise plan --json` prints."""
-        counted, memory = self.made.parameters, self.made.memory
-        told = self.duration if self.steps is not None else None
-        return {
-            "model": self.shape.name, "family": self.shape.family, "method": self.asked.adapter.method,
-            "total_parameters": counted.total, "trainable_parameters": counted.trainable,
-            "times_fewer": counted.ratio,
-            "trainable_by_layer": {leaf: {"layers": n, "parameters": p} for leaf, (n, p) in counted.by_leaf.items()},
-            "adapter_bytes": counted.file_bytes, "adapter_bytes_float16": counted.file_bytes_half,
-            "memory_bytes": _memory(self.made) | {"peak": memory.peak},
-            "memory_formulas": {part.name: part.formula for part in memory.parts},
-            "memory_bytes_of_methods": {
-                method: _memory(made) | {"peak": made.peak} for method, made in self.methods.items()
-            },
-            "weights_bytes": self.weights_by_format,
-            "device": self.device.name, "form": self.made.job.form, "dtype": self.made.job.dtype,
-            "fits": self.fit.fits, "blocks_to_recompute": self.fit.recomputed,
-            "largest_micro_batch_tokens": self.fit.tokens,
-            "largest_micro_batch_tokens_recomputed": self.fit.tokens_recomputed,
-            "devices": {
-                fit.device.name: {
-                    "fits": fit.fits, "peak": fit.peak, "usable": fit.device.usable,
-                    "blocks_to_recompute": fit.recomputed, "largest_micro_batch_tokens": fit.tokens,
-                } for fit in self.fits_elsewhere
-            },
-            "flops_per_token": self.flops_per_token,
-            "steps": self.steps, "tokens_per_step": self.step.tokens,
-            "tokens": None if self.rows is None else _of(self.rows.tokens),
-            "supervised_tokens": None if self.rows is None else _of(self.rows.supervised),
-            "seconds": None if told is None else told.total.likely,
-            "seconds_low": None if told is None else told.total.low,
-            "seconds_high": None if told is None else told.total.high,
-            "seconds_per_step": None if self.duration is None else self.duration.step.likely,
-            "speed": None if self.speed is None else self.speed.origin,
-            "kilowatt_hours": None if self.cost is None else _of(self.cost.kilowatt_hours),
-            "money": None if self.cost is None else _of(self.cost.money),
-            "remedies": [vars(remedy) for remedy in self.remedies] if not self.fit.fits else [],
-            "advice": [vars(advice) for advice in self.advice],
-            "trained_by_rankwise": self.trained,
-        }  # fmt: skip
+        return summary_of(self)
 
 
 def plan(
     asked: Planned, *, device: str | None = None, watts: float | None = None, price: float | None = None,
-    measured: Probe | None = None,
+    measured: Probe | None = None, on: Device | None = None,
 ) -> Plan:  # fmt: skip
-    """`device` is one of the list (`rtx-4090`) or `cpu`; by default the card or the processor that is here."""
+    """`device` is one of the list (`rtx-4090`) or `cpu`; by default the card or the processor that is here. `on` is one
+    that is known to be used."""
     _refuse_negative(watts=watts, price=price)
     if measured is not None:
         refuse_elsewhere(device)
-    shape = shape_of(asked.model.name)
+    shape = shape_of(asked.model.name, asked.model.revision)
     folder = Path(asked.model.name).expanduser()
     rows = None
     if asked.data is not None:
         rows = rows_of(asked.data, folder if folder.is_dir() else folder_here(asked.model.name), shape.context)
-    return planned(asked, shape, _device(device, asked), rows, measured, watts, price, here=device in HERE)
+        if rows.documents.likely <= 0:
+            raise DataError(
+                f"none of these rows can be trained on: they are longer than {_limit(asked, shape):,} tokens, held "
+                "out, or ask for nothing. Raise --max-length, or give other rows."
+            )
+    found = on or _device(device, asked)
+    return planned(asked, shape, found, rows, measured, watts, price, here=device in HERE)
 
 
 def refuse_elsewhere(device: str | None) -> None:
@@ -234,9 +230,17 @@ def planned(
 ) -> Plan:  # fmt: skip
     amount = at_once(rows, asked.training, _limit(asked, shape))
     dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
-    made = forecast(shape, asked.adapter, asked.training, device, dtype, amount)
+    made = _as_far_as_needed(forecast(shape, asked.adapter, asked.training, device, dtype, amount), asked, device)
     speed = measured or speed_of(device, made.job.dtype, shape.stacks[-1].count)
     return Plan(asked, shape, device, rows, amount, made, speed, watts or device.watts, price, here)
+
+
+def _as_far_as_needed(made: Forecast, asked: Planned, device: Device) -> Forecast:
+    """With as many blocks computed twice as a training makes of it by itself."""
+    if asked.training.recomputed_blocks != "auto" or made.peak <= device.usable:
+        return made
+    twice = least_recomputed(made, device.usable)
+    return made if twice is None else made.with_job(replace(made.job, recomputed=twice))
 
 
 def known_devices() -> list[Device]:
@@ -247,30 +251,23 @@ def _device(name: str | None, asked: Planned) -> Device:
     if name not in HERE:
         return find_device(name)
     wanted = asked.model.device if name is None or name == "auto" else name
-    cards = [] if wanted == "cpu" else graphics_cards()
-    if cards:
-        return cards[0]
-    if wanted.startswith("cuda"):
+    if wanted == "cpu":
+        return this_processor()
+    cards, number = graphics_cards(), int(wanted.partition(":")[2] or 0)
+    if wanted != "mps" and number < len(cards):
+        return cards[number]
+    found = this_machine()
+    if wanted.startswith("cuda") or (wanted == "mps" and found.kind != "apple"):
         raise SpecError([
-            f'device "{wanted}" is not here: nvidia-smi names no card. Name one to plan for, such as --device rtx-4090.'
+            f'device "{wanted}" is not here, as far as can be told. Name one to plan for, such as --device rtx-4090.'
         ])  # fmt: skip
-    return this_machine()
+    return found
 
 
 def _limit(asked: Planned, shape: ModelShape) -> int:
     """Tokens of the longest document there may be."""
     limit = UNKNOWN_LENGTH if asked.data is None else asked.data.max_length
     return min(limit, shape.context or limit)
-
-
-def _memory(made: Forecast) -> dict[str, int]:
-    return {part.name: round(part.bytes) for part in made.memory.parts}
-
-
-def _of(estimate: Any) -> dict[str, float] | None:
-    if estimate is None:
-        return None
-    return {"low": estimate.low, "likely": estimate.likely, "high": estimate.high}
 
 
 def _refuse_negative(**given: float | None) -> None:

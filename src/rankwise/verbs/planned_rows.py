@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rankwise.data.example import Example, Message
 from rankwise.data.glance import Glance, Seen, glance
-from rankwise.errors import ModelError, first_line
+from rankwise.errors import DataError, ModelError, first_line
 from rankwise.planning.rows import (
     AFTER_ANSWER,
     CHARACTERS,
@@ -25,6 +25,9 @@ from rankwise.planning.rows import (
 from rankwise.spec.data import DataSpec
 from rankwise.verbs.planned_template import Around, Count, around_of
 
+LONG = 20_000
+"""Characters of a text that are counted; what follows is taken to be like it."""
+
 
 def rows_of(spec: DataSpec, folder: Path | None = None, context: int | None = None) -> PlannedRows:
     """`folder` is the model's, if it is here: its tokenizer.json and its chat template are read. `context` is the
@@ -32,14 +35,27 @@ def rows_of(spec: DataSpec, folder: Path | None = None, context: int | None = No
     tokenizer = folder / "tokenizer.json" if folder is not None else None
     exact = tokenizer is not None and tokenizer.is_file()
     count = by_tokenizer(tokenizer) if tokenizer is not None and exact else by_characters
-    around = around_of(spec, folder, count) if exact else Around()
+    found = [(source, glance(spec, source)) for source in spec.all_sources]
+    if spec.on_bad_row == "stop":
+        _refuse_unread([seen for _, seen in found])
+    talks = any(example.text is None for _, seen in found for row in seen.drawn for example in row.examples)
+    around = around_of(spec, folder, count) if exact and talks else Around()
     limit = min(spec.max_length, context or spec.max_length)
     parts = []
-    for source in spec.all_sources:
-        seen = glance(spec, source)
+    for source, seen in found:
         read = counted(seen, count, around, exact=exact, everything=spec.learned == "everything")
         parts.append(planned_rows(read, limit=limit, too_long=spec.too_long, weight=source.weight))
     return without_held_out(together(parts), spec.held_out)
+
+
+def _refuse_unread(found: Sequence[Glance]) -> None:
+    """As a training does."""
+    problems = [problem for seen in found for problem in seen.problems]
+    if problems:
+        count = sum(seen.unread for seen in found)
+        raise DataError(
+            f"{count} of the rows that were looked at cannot be read, as a training would find: {problems[0]}"
+        )
 
 
 def counted(seen: Glance, count: Count, around: Around, *, exact: bool, everything: bool = False) -> Counted:
@@ -64,7 +80,10 @@ def by_tokenizer(path: Path) -> Count:
     tokenizer.no_padding()
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(encoded) for encoded in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        begun = [text[:LONG] for text in texts]
+        encoded = tokenizer.encode_batch_fast(begun, add_special_tokens=False)
+        pairs = zip(texts, begun, encoded, strict=True)
+        return [round(len(one) * len(text) / max(1, len(first))) for text, first, one in pairs]
 
     return count
 

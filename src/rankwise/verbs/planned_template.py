@@ -58,7 +58,6 @@ def measured(template: str, settings: Mapping[str, Any], count: Count) -> Around
 
 
 def _renderer(template: str, settings: Mapping[str, Any]) -> Callable[[list[dict[str, str]]], str | None]:
-    from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -72,7 +71,7 @@ def _renderer(template: str, settings: Mapping[str, Any]) -> Callable[[list[dict
         try:
             parsed = environment.from_string(LEARNED.sub("", template))
             return parsed.render(messages=messages, tools=None, add_generation_prompt=False, **special)
-        except (TemplateError, _Refused, TypeError, ValueError, LookupError, RecursionError):
+        except Exception:  # whatever a template can raise: it is counted without then
             return None
 
     return render

@@ -67,7 +67,7 @@ def train(
     with run.claimed(restart=restart, resume=resume):
         if resume:
             check_settings(run, experiment)
-        foreseen = foresee(experiment)
+        foreseen = foresee(experiment, announce)
         if foreseen is not None and not resume:
             foreseen.check(announce, force=force_memory)
         loaded = load(experiment.base, announce) if model is None else lent(model, experiment)
@@ -143,16 +143,17 @@ def _recorded(run: RunDirectory, session: Session, foreseen: Foresight | None, *
             run.forget_results()
         with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
             run.write_manifest(ended)
-        raise _told(error, run, session.experiment.adapter.result, foreseen) from None
+        raise _told(error, run, session.experiment, foreseen) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(run, session.announce)
     return finished
 
 
-def _told(error: BaseException, run: RunDirectory, result: str, foreseen: Foresight | None) -> BaseException:
+def _told(error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
+        result = experiment.adapter.result
         message = f"stopped. {run.folder} keeps the metrics so far and holds no {result}. Use {run.ways_on}."
         return Interrupted(message, getattr(error, "exit_code", 130))
     if is_out_of_memory(error):
-        return out_of_memory(foreseen)
+        return out_of_memory(foreseen, experiment.training.auto_batch)
     return error
