@@ -10,6 +10,7 @@ from rankwise.cli.display import print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import ConfigFile, Format, Json, MaxLength, Quiet, Recipe, Set, settings_of
 from rankwise.cli.visible import visible
+from rankwise.errors import SpecError
 from rankwise.spec.reading import parse_setting, read_planned
 
 
@@ -49,6 +50,8 @@ def plan(
     """Say what a training would take: parameters, memory, time, what it fits on, and what to change if it does not."""
     flags: dict[str, Any] = dict(locals()) | {"device": None}
     with failures_told(as_json):
+        if models and papers:
+            raise SpecError(["--models and --papers are two lists; ask for one of them."])
         if models or papers:
             _listed(models, as_json)
             return

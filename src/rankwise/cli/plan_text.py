@@ -19,7 +19,7 @@ def lines_of(made: Plan) -> list[str]:
 
 
 def _row(name: str, text: str) -> str:
-    return f"{name:<{COLUMN}}{text}"
+    return f"{name:<{COLUMN}}{' '.join(text.splitlines())}"
 
 
 def _model(made: Plan) -> Iterator[str]:
@@ -46,7 +46,7 @@ def _parameters(made: Plan) -> Iterator[str]:
         "fewer",
     )
     for leaf, (layers, trainable) in counted.by_leaf.items():
-        yield _row("", f"{leaf:<18}{layers:>5} layers  {trainable:>15,}")
+        yield _row("", f"{leaf:<18}{layers:>5} layer{'s' if layers > 1 else ' '}  {trainable:>15,}")
     if (left := counted.left) is not None:
         yield _row(
             "", f"from {left.told[0]:,} {left.unit} to {left.told[1]:,}: {left.least:,} to {left.most:,} parameters"
