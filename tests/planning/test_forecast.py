@@ -96,3 +96,10 @@ def test_every_remedy_is_forecast_to_fit(spec, room):
 def test_a_step_that_is_smaller_than_a_micro_batch_is_what_is_held():
     assert at_once(None, TRAINING, 1024) == AtOnce(2048, 2048, 1024)
     assert at_once(None, TrainingSpec(batch_size=1), 300) == AtOnce(300, 300, 300)
+
+
+def test_a_block_has_the_ranks_of_all_its_adapters():
+    assert of(LoraSpec(rank=16)).job.ranks == dict.fromkeys(range(30), 7 * 16.0)
+    assert of(LoraSpec(rank=3, targets=("q_proj",), layers=(4, 9))).job.ranks == {4: 3.0, 9: 3.0}
+    assert of(LoraSpec(rank=3, targets=("q_proj",), layers=(4, 9))).job.lowest == 4
+    assert of(FullSpec()).job.ranks == {} and of(FullSpec()).job.lowest == 0
