@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from rankwise.errors import ModelError
 from rankwise.planning.architectures.known import shape_of_config
+from rankwise.planning.reading import shape_of
 from rankwise.planning.shape import ModelShape
 
 MADE_BY = {
@@ -107,3 +111,15 @@ def on_meta(config: dict[str, Any]) -> nn.Module:
 def shape_of_small(name: str) -> ModelShape:
     family, settings = SMALL[name]
     return shape_of_config({"model_type": family} | settings, name, "config.json")
+
+
+def refusal(name: str) -> str:
+    """What is said of a model that cannot be planned, for which no memory may be taken."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError) as caught:
+            shape_of(name)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    return str(caught.value)

@@ -1,6 +1,6 @@
 """A hub model that is not cached is fetched when it is named, and only then; the next load asks nobody.
 
-The hub is a small server on this machine that answers as the real one does; everything else is real.
+The hub is a small server on this machine that answers as the real one does (hub_server.py); everything else is real.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-COMMIT = "a" * 40
+from hub_server import COMMIT, served
+
 LOAD = """
 import sys
 from rankwise.models.loading import load
@@ -30,55 +29,22 @@ print(model.source.name, model.source.where, len([e for e in said if isinstance(
 
 @pytest.fixture
 def hub(tiny_folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Its address and the list of what it was asked for."""
-    asked: list[str] = []
     there = [*(file.name for file in tiny_folder.iterdir()), "pytorch_model.bin", "modeling_tiny.py"]
+    oids = {file: hashlib.sha1(file.encode()).hexdigest() for file in there}
+    tree = [{"type": "file", "path": file, "size": 1, "oid": oid} for file, oid in oids.items()]
+    model = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": file} for file in there]}
 
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self._respond(body=False)
+    def answer(path: str) -> bytes | str:
+        file = tiny_folder / path.split("?")[0].rpartition("/")[2]
+        if path == "/":
+            return b""
+        if path.startswith("/api/models/org/tiny/"):
+            return json.dumps(tree if path.startswith("/api/models/org/tiny/tree/") else model).encode()
+        known = path.startswith("/org/tiny/resolve/") and file.is_file()
+        return file.read_bytes() if known else "RepoNotFound"
 
-        def do_GET(self) -> None:
-            self._respond(body=True)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def _respond(self, body: bool) -> None:
-            asked.append(f"{self.command} {self.path}")
-            name = self.path.split("?")[0].rpartition("/")[2]
-            if self.path == "/":
-                self._send(200, b"", body)
-            elif self.path.startswith("/api/models/org/tiny/tree/"):
-                files = [
-                    {"type": "file", "path": file, "size": 1, "oid": hashlib.sha1(file.encode()).hexdigest()}
-                    for file in there
-                ]
-                self._send(200, json.dumps(files).encode(), body)
-            elif self.path.startswith("/api/models/org/tiny/"):
-                files = [{"rfilename": file} for file in there]
-                self._send(200, json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": files}).encode(), body)
-            elif self.path.startswith("/org/tiny/resolve/") and (tiny_folder / name).is_file():
-                self._send(200, (tiny_folder / name).read_bytes(), body)
-            else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-        def _send(self, status: int, content: bytes, body: bool) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    server.shutdown()
+    with served(answer) as found:
+        yield found
 
 
 def load(name: str, address: str, home: Path) -> subprocess.CompletedProcess[str]:

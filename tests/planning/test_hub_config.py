@@ -1,23 +1,21 @@
 """Of a model on the hub a plan fetches its config.json and nothing else, once; and says so where it cannot.
 
-The hub is a small server on this machine that answers as the real one does.
+The hub is a small server on this machine that answers as the real one does (hub_server.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import rankwise
+from hub_server import served
 from planning_models import SMALL, shape_of_small, written_config
 
 PROGRAM = """
@@ -34,40 +32,16 @@ print("torch" in sys.modules)
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
-    """Its address and the list of what it was asked for."""
-    asked: list[str] = []
     config = json.dumps(written_config(*SMALL["gpt2"])).encode()
 
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.respond(body=False)
+    def answer(path: str) -> bytes | str:
+        if path.startswith("/org/bare/"):
+            return "EntryNotFound"
+        known = {"/": b"", "/org/tiny/resolve/main/config.json": config}
+        return known.get(path, "RepoNotFound")
 
-        def do_GET(self) -> None:
-            self.respond(body=True)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def respond(self, body: bool) -> None:
-            asked.append(f"{self.command} {self.path}")
-            there = self.path == "/org/tiny/resolve/main/config.json"
-            content = config if there else b""
-            self.send_response(200 if there or self.path == "/" else 404)
-            if not there and self.path != "/":
-                named = "EntryNotFound" if self.path.startswith("/org/bare/") else "RepoNotFound"
-                self.send_header("X-Error-Code", named)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "a" * 40)
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    server.shutdown()
-    server.server_close()
+    with served(answer) as found:
+        yield found
 
 
 def planned(name: str, endpoint: str, home: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 def epyc(name="AMD EPYC") -> Device:
     """The machine of docs/speed.md, as planning/machine.py sees one like it."""
     rate = 2 * 2.596e9 * 128
-    return Device(name, "processor", 25 * 10**9, 0, rate, rate / 2, None, None, "assumed: avx512_bf16")
+    return Device(name, "processor", 25 * 10**9, 0, rate, rate / 2, None, "assumed", flag="avx512_bf16")
 
 
 def assumed(device: Device, dtype: str = "bfloat16", blocks: int = 1) -> Speed:
@@ -145,3 +146,9 @@ def test_more_work_never_takes_less():
 
 def test_the_sizes_of_this_table_are_the_ones_that_anchors_need():
     assert {model for _, model, *_ in ANCHORS} <= SIZES.keys()
+
+
+def test_a_processor_is_as_efficient_as_its_instructions():
+    known = {flag: assumed(replace(epyc(), flag=flag)).efficiency for flag in ("amx_bf16", "avx512_bf16")}
+    assert known == {flag: PROCESSORS[flag] for flag in known}
+    assert assumed(epyc(), "float32").efficiency == PROCESSORS["float32"]

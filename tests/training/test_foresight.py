@@ -11,6 +11,8 @@ import torch
 
 import rankwise
 from rankwise.errors import ResourceError
+from rankwise.planning.devices import with_memory
+from rankwise.planning.machine import this_processor
 from rankwise.reporting.foreseen import foreseen
 from rankwise.run.records import Said
 from rankwise.spec.training import TrainingSpec
@@ -30,10 +32,8 @@ def small(tiny_folder, tmp_path, monkeypatch):
 
 
 def with_room(monkeypatch, room: int):
-    from rankwise.planning import machine
-
-    monkeypatch.setattr(machine, "available_memory", lambda: room)
-    monkeypatch.setattr(foresight.Foresight, "room", property(lambda self: room))
+    device = with_memory(this_processor(), room)
+    monkeypatch.setattr(foresight, "_device", lambda experiment: device)
 
 
 def test_what_was_forecast_is_written_beside_what_it_took(small):
@@ -154,4 +154,4 @@ def test_a_run_that_takes_less_at_once_by_itself_needs_less(small):
 
 def test_what_the_process_holds_already_counts_as_room(small):
     made = foresight.foresee(small)
-    assert made is not None and made.room > made.plan.device.usable + 100_000_000
+    assert made is not None and made.plan.device.usable > this_processor().usable + 100_000_000

@@ -128,11 +128,9 @@ def _time(made: Plan) -> Iterator[str]:
 
 
 def _speed(made: Plan) -> str:
-    from rankwise.planning.time import Probe
-
     speed = made.speed
     assert speed is not None, "asked before"
-    if isinstance(speed, Probe):
+    if speed.origin == "measured":
         line = f"{speed.constant:.3g} s and {speed.per_token * 1e3:.3g} ms a token"
         return f"measured: {line}, {speed.when}, {speed.machine}"
     share = speed.efficiency.share

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rankwise.errors import ModelError
 from rankwise.models.gguf import converted
-from rankwise.run.cache import cache_folder
+from rankwise.run.cache import cache_folder, marked_folder
 from rankwise.run.records import Announce, Progressed
 from rankwise.run.writing import need_space, sha256_of, told_when_full, write_atomic
 
@@ -72,10 +72,7 @@ def index_copy(starter: Starter, announce: Announce) -> Path:
 
 
 def index_folder(starter: Starter) -> Path | None:
-    marker = _marker(starter)
-    name = marker.read_text().strip() if marker.is_file() else ""
-    folder = cache_folder() / "models" / name
-    return folder if name.startswith("gguf-") and folder.is_dir() else None
+    return marked_folder(_marker(starter))
 
 
 def _marker(starter: Starter) -> Path:

@@ -60,12 +60,11 @@ def _besides(family: str, stack: Blocks) -> Mapping[Form, int]:
     """GPT-NeoX, Phi-3: v is a part of the layer that made q and k too, so all of that stays though both were turned
     since. GPT-2, GPT-J: the activation is written out in small operations, each with a result of its own. OPT's gives
     what goes on and needs nothing else."""
-    queries, keys = stack.heads * stack.head_size, stack.key_value_heads * stack.head_size
     plain = {
-        "gpt_neox": 3 * queries, "phi3": 2 * queries + keys, "gpt2": 3 * stack.inner, "gptj": 3 * stack.inner,
-        "opt": -stack.inner,
+        "gpt_neox": 3 * stack.queries, "phi3": 2 * stack.queries + stack.keys, "gpt2": 3 * stack.inner,
+        "gptj": 3 * stack.inner, "opt": -stack.inner,
     }  # fmt: skip
-    return {"fast": 2 * queries if family == "gpt_neox" else 0, "plain": plain.get(family, 0)}
+    return {"fast": 2 * stack.queries if family == "gpt_neox" else 0, "plain": plain.get(family, 0)}
 
 
 def kept_per_token(
@@ -74,8 +73,7 @@ def kept_per_token(
     """Bytes of a token in one block. `ranks` is the sum over its adapters, `number` the bytes of a number in the
     format of the model, `whole` whether its own weights learn, `longest` the tokens of the longest document."""
     parts = parts_of(shape, stack)
-    queries, keys = stack.heads * stack.head_size, stack.key_value_heads * stack.head_size
-    attention = number * (2 * queries + 2 * keys + parts.besides[form])
+    attention = number * (2 * stack.queries + 2 * stack.keys + parts.besides[form])
     roots = EXACT * (parts.norms * (2 if parts.layer_norm else 1) + parts.head_roots)
     if form == "fast":
         inputs = 1 if parts.one_input else parts.norms

@@ -29,13 +29,13 @@ class Device:
     bfloat16: float | None
     """Operations per second, as `float32`."""
     float32: float | None
-    bandwidth: float | None
-    """Bytes of memory per second."""
     watts: float | None
     """What it may draw (TDP). A card alone: the machine around it comes on top."""
     source: str
     holds: Literal["bfloat16", "float32"] | None = None
     """What `dtype: auto` becomes there, where that does not follow from the rates."""
+    flag: str | None = None
+    """Of a processor: the instructions by which it multiplies."""
 
     @property
     def usable(self) -> int:
@@ -60,7 +60,7 @@ upb-pc2.atlassian.net)."""
 APPLE_SOURCE = (
     "GPU cores x 128 lanes x 2 x clock; cores: tweaktown.com/news/94324, of M4 goodnewsapodcast.com, gamebastion.com, "
     "of M3 Ultra techpowerup.com; clocks: hmc-tech.com/gpu (M1 Max and Ultra, M2, M3, M4, M4 Max); float16 as fast as "
-    "float32: philipturner/metal-benchmarks; bandwidth: somagnews.com, goodnewsapodcast.com; memory for the GPU: 2/3 "
+    "float32: philipturner/metal-benchmarks; memory for the GPU: 2/3 "
     "of it up to 36 GB, 3/4 above, macOS's default: thinkdifferent.blog, stencil.io"
 )
 SHARE_OF_SMALL_MAC, SHARE_OF_LARGE_MAC, LARGE_MAC = 2 / 3, 3 / 4, 36
@@ -71,32 +71,22 @@ SMALLEST_MAC, LARGEST_MAC = 8, 512
 
 def apple(name: str, gigabytes: int) -> Device:
     """An M1 to M4 with so much memory; the most cores that the chip was sold with."""
-    cores, gigahertz, bandwidth = APPLE[name]
+    cores, gigahertz = APPLE[name]
     rate = cores * LANES * 2 * gigahertz * 1e9
     share = SHARE_OF_SMALL_MAC if gigabytes <= LARGE_MAC else SHARE_OF_LARGE_MAC
     memory = gigabytes * GIB
-    return Device(
-        f"{name}-{gigabytes}gb",
-        "apple",
-        memory,
-        memory - int(share * memory),
-        rate,
-        rate,
-        bandwidth,
-        None,
-        APPLE_SOURCE,
-    )
+    reserved = memory - int(share * memory)
+    return Device(f"{name}-{gigabytes}gb", "apple", memory, reserved, rate, rate, None, APPLE_SOURCE)
 
 
-APPLE: dict[str, tuple[int, float, float | None]] = {
-    "m1": (8, 1.296, 66.7e9), "m1-pro": (16, 1.296, 200e9), "m1-max": (32, 1.296, 400e9),
-    "m1-ultra": (64, 1.290, 800e9), "m2": (10, 1.398, 100e9), "m2-pro": (19, 1.398, 200e9),
-    "m2-max": (38, 1.398, None), "m2-ultra": (76, 1.398, 800e9), "m3": (10, 1.398, 102.4e9),
-    "m3-pro": (18, 1.398, 153.6e9), "m3-max": (40, 1.398, None), "m3-ultra": (80, 1.398, 819e9),
-    "m4": (10, 1.470, 120e9), "m4-pro": (20, 1.470, 273e9), "m4-max": (40, 1.678, 546e9),
+APPLE: dict[str, tuple[int, float]] = {
+    "m1": (8, 1.296), "m1-pro": (16, 1.296), "m1-max": (32, 1.296),
+    "m1-ultra": (64, 1.290), "m2": (10, 1.398), "m2-pro": (19, 1.398),
+    "m2-max": (38, 1.398), "m2-ultra": (76, 1.398), "m3": (10, 1.398),
+    "m3-pro": (18, 1.398), "m3-max": (40, 1.398), "m3-ultra": (80, 1.398),
+    "m4": (10, 1.470), "m4-pro": (20, 1.470), "m4-max": (40, 1.678),
 }  # fmt: skip
-"""GPU cores, their clock in GHz, bytes of memory per second. The clock of a chip that none is known for is its
-generation's."""
+"""GPU cores, and their clock in GHz. The clock of a chip that none is known for is its generation's."""
 COMMON_MACS = (
     ("m1", 8), ("m1", 16), ("m1-pro", 16), ("m1-max", 32), ("m1-ultra", 64), ("m2", 16), ("m2-pro", 32),
     ("m2-max", 64), ("m2-ultra", 128), ("m3", 16), ("m3-pro", 36), ("m3-max", 64), ("m3-ultra", 256), ("m4", 16),
@@ -106,56 +96,53 @@ COMMON_MACS = (
 
 
 def _card(
-    name: str, kind: Kind, gigabytes: float, half: float | None, single: float | None, bandwidth: float,
-    watts: float | None, source: str,
-) -> Device:  # fmt: skip
-    return Device(
-        name, kind, int(gigabytes * GIB), RESERVED[kind], half and half * TERA, single and single * TERA,
-        bandwidth * 1e9, watts, source,
-    )  # fmt: skip
+    name: str, kind: Kind, gigabytes: float, half: float | None, single: float | None, watts: float | None, source: str
+) -> Device:
+    rates = half and half * TERA, single and single * TERA
+    return Device(name, kind, int(gigabytes * GIB), RESERVED[kind], *rates, watts, source)
 
 
 GEFORCE = "SMs x 512 x boost clock, as hmc-tech.com has 165.2 for the 4090's 128 x 512 x 2.52 GHz; "
-V100 = "sysrqmts.com on the V100 PCIe: 14.13 float32, 897 GB/s, 300 W; 112 float16 (io-tech.fi), no bfloat16"
+V100 = "sysrqmts.com on the V100 PCIe: 14.13 float32, 300 W; 112 float16 (io-tech.fi), no bfloat16"
 CARDS = (
-    _card("rtx-3060-12gb", "consumer", 12, 25.5, 12.7, 360, 170,
+    _card("rtx-3060-12gb", "consumer", 12, 25.5, 12.7, 170,
           GEFORCE + "28 SMs, 1.777 GHz: sysrqmts.com, topcpu.net; 170 W: pcpartdb.com"),
-    _card("rtx-3090", "consumer", 24, 71.4, 35.7, 936, 350,
-          GEFORCE + "82 SMs of 128 lanes, 1.70 GHz, 936 GB/s, 350 W: cpu-gpu.alldbin.com"),
-    _card("rtx-4060-ti-16gb", "consumer", 16, 44.1, 22.1, 288, 165,
-          GEFORCE + "34 SMs, 2.535 GHz: thefpsreview.com; 288 GB/s, 165 W: cpu-gpu.alldbin.com"),
-    _card("rtx-4070", "consumer", 12, 58.3, 29.2, 504, 200,
-          GEFORCE + "46 SMs, 2.475 GHz, 504 GB/s, 200 W: topcpu.net"),
-    _card("rtx-4090", "consumer", 24, 165.2, 82.6, 1008, 450,
-          "hmc-tech.com/gpus: 165.2 bfloat16 (330.3 sparse), 82.58 float32, 450 W; waredb.com: 1008 GB/s"),
-    _card("rtx-5090", "consumer", 32, 209.5, 104.8, 1792, 575,
-          "codesota.com/hardware/rtx-5090: 209.5 dense, 1792 GB/s, 575 W; 170 SMs x 512 x 2.407 GHz, fpsbench.com; the "
+    _card("rtx-3090", "consumer", 24, 71.4, 35.7, 350,
+          GEFORCE + "82 SMs of 128 lanes, 1.70 GHz, 350 W: cpu-gpu.alldbin.com"),
+    _card("rtx-4060-ti-16gb", "consumer", 16, 44.1, 22.1, 165,
+          GEFORCE + "34 SMs, 2.535 GHz: thefpsreview.com; 165 W: cpu-gpu.alldbin.com"),
+    _card("rtx-4070", "consumer", 12, 58.3, 29.2, 200,
+          GEFORCE + "46 SMs, 2.475 GHz, 200 W: topcpu.net"),
+    _card("rtx-4090", "consumer", 24, 165.2, 82.6, 450,
+          "hmc-tech.com/gpus: 165.2 bfloat16 (330.3 sparse), 82.58 float32, 450 W"),
+    _card("rtx-5090", "consumer", 32, 209.5, 104.8, 575,
+          "codesota.com/hardware/rtx-5090: 209.5 dense, 575 W; 170 SMs x 512 x 2.407 GHz, fpsbench.com; the "
           "838 that is advertised is sparse, with float16 sums"),
-    _card("t4", "datacentre", 16, None, 8.1, 320, 70,
-          "hmc-tech.com/gpu: 65.1 float16, no bfloat16, 8.14 float32, 70 W; sysrqmts.com: 320 GB/s"),
-    _card("v100-16gb", "datacentre", 16, None, 14.1, 897, 300, V100),
-    _card("v100-32gb", "datacentre", 32, None, 14.1, 897, 300, V100),
-    _card("a10", "datacentre", 24, 125, 31.2, 600, 150,
-          "winston-zhang-orz/gpu-specs: 125 dense (250 sparse), 31.2 float32; 27nk.com: 600 GB/s, 150 W"),
-    _card("a10g", "datacentre", 24, 70, None, 600, None,
-          "baseten.co on A10 and A10G: 24 GB at 600 GB/s, 70 dense as quoted from it; float32 and watts not found"),
-    _card("l4", "datacentre", 24, 121, 30.3, 300, 72,
-          "grokipedia.com on L4 and L40S: 242 sparse, 300 GB/s, 72 W; fpsbench.com: 30.29 float32"),
-    _card("l40s", "datacentre", 48, 362, 91.6, 864, 350,
-          "mullet.se, from NVIDIA's datasheet: 362.05 (733 sparse), 91.6 float32, 864 GB/s, 350 W"),
-    _card("a100-40gb", "datacentre", 40, 312, 19.5, 1555, 400,
-          "glennklockwood.com/garden/processors/A100: 312 (624 sparse), 19.5 float32, 1555 GB/s, 400 W (SXM)"),
-    _card("a100-80gb", "datacentre", 80, 312, 19.5, 2039, 400,
-          "glennklockwood.com/garden/processors/A100 and thundercompute.com: 2039 GB/s, 400 W (SXM)"),
-    _card("h100", "datacentre", 80, 989.4, 66.9, 3350, 700,
-          "glennklockwood.com/garden/processors/h100: SXM, 989.4 (1978.9 sparse), 66.9 float32, 3.35 TB/s, 700 W"),
-    _card("h200", "datacentre", 140.4, 989, 66.9, 4800, 700,
-          "itkb.uw.cz 2026/06: 989 dense, 4.8 TB/s, 700 W; 143,771 MiB by nvidia-smi in public logs; float32: H100's"),
-    _card("b200", "datacentre", 179, 2250, 75.0, 8000, 1000,
-          "rooflinenotes.dev/accelerators: 2.25 PFLOPS, 8 TB/s; hmc-tech.com: 75.02 float32; 183,359 MiB and 1000 W by "
+    _card("t4", "datacentre", 16, None, 8.1, 70,
+          "hmc-tech.com/gpu: 65.1 float16, no bfloat16, 8.14 float32, 70 W"),
+    _card("v100-16gb", "datacentre", 16, None, 14.1, 300, V100),
+    _card("v100-32gb", "datacentre", 32, None, 14.1, 300, V100),
+    _card("a10", "datacentre", 24, 125, 31.2, 150,
+          "winston-zhang-orz/gpu-specs: 125 dense (250 sparse), 31.2 float32; 27nk.com: 150 W"),
+    _card("a10g", "datacentre", 24, 70, None, None,
+          "baseten.co on A10 and A10G: 24 GB, 70 dense as quoted from it; float32 and watts not found"),
+    _card("l4", "datacentre", 24, 121, 30.3, 72,
+          "grokipedia.com on L4 and L40S: 242 sparse, 72 W; fpsbench.com: 30.29 float32"),
+    _card("l40s", "datacentre", 48, 362, 91.6, 350,
+          "mullet.se, from NVIDIA's datasheet: 362.05 (733 sparse), 91.6 float32, 350 W"),
+    _card("a100-40gb", "datacentre", 40, 312, 19.5, 400,
+          "glennklockwood.com/garden/processors/A100: 312 (624 sparse), 19.5 float32, 400 W (SXM)"),
+    _card("a100-80gb", "datacentre", 80, 312, 19.5, 400,
+          "glennklockwood.com/garden/processors/A100: as the one of 40 GB"),
+    _card("h100", "datacentre", 80, 989.4, 66.9, 700,
+          "glennklockwood.com/garden/processors/h100: SXM, 989.4 (1978.9 sparse), 66.9 float32, 700 W"),
+    _card("h200", "datacentre", 140.4, 989, 66.9, 700,
+          "itkb.uw.cz 2026/06: 989 dense, 700 W; 143,771 MiB by nvidia-smi in public logs; float32: H100's"),
+    _card("b200", "datacentre", 179, 2250, 75.0, 1000,
+          "rooflinenotes.dev/accelerators: 2.25 PFLOPS; hmc-tech.com: 75.02 float32; 183,359 MiB and 1000 W by "
           "nvidia-smi in public logs"),
-    _card("mi300x", "datacentre", 192, 1307.4, 163.4, 5300, 750,
-          "hmc-tech.com: 1.31 PFLOPS (2.61 sparse), 163.43 float32; aiwiki.ai: 192 GB, 5.3 TB/s; codesota.com: 750 W"),
+    _card("mi300x", "datacentre", 192, 1307.4, 163.4, 750,
+          "hmc-tech.com: 1.31 PFLOPS (2.61 sparse), 163.43 float32; aiwiki.ai: 192 GB; codesota.com: 750 W"),
 )  # fmt: skip
 OTHER_BOARDS = {"h100": {"pcie", "nvl"}, "h200": {"nvl"}}
 """Words of the same name that mean a slower card."""

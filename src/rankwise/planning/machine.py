@@ -79,8 +79,9 @@ def this_processor() -> Device:
     clock = f"{found.clock / 1e9:.2f} GHz" if found.clock else "an unknown clock"
     how = f"{known.cycle} operations a cycle ({known.flag}; {known.source})" if known else "no products that are known"
     return Device(
-        found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"), None, None,
+        found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"), None,
         f"assumed: {found.cores} cores x {clock} x {how}", "bfloat16" if BFLOAT16 & found.flags else "float32",
+        known and known.flag,
     )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def read_cards(text: str) -> list[Device]:
         try:
             known = find_device(f"{name}-{round(total / GIB)}gb" if re.search(r"A100|V100", name) else name)
         except SpecError:
-            known = Device(name, "consumer", total, RESERVED["consumer"], None, None, None, None, "nvidia-smi")
+            known = Device(name, "consumer", total, RESERVED["consumer"], None, None, None, "nvidia-smi")
         cards.append(with_memory(known, min(total, free + known.reserved)))
     return cards
 

@@ -94,9 +94,8 @@ def weights_bytes(shape: ModelShape, dtype: str) -> float:
     """8 and 4 bits are for linear layers but the head; what else there is stays in 16 bits."""
     if dtype not in ("int8", "nf4"):
         return shape.parameters * FORMATS[dtype]
-    linear = [layer for layer in shape.layers if layer.kind in ("linear", "conv1d") and layer.path != shape.head]
-    numbers = sum(layer.inputs * layer.outputs for layer in linear)
-    scales = sum(layer.outputs for layer in linear) if dtype == "int8" else numbers / BLOCK_OF_SCALES
+    numbers = sum(layer.inputs * layer.outputs for layer in shape.linear)
+    scales = sum(layer.outputs for layer in shape.linear) if dtype == "int8" else numbers / BLOCK_OF_SCALES
     return numbers * FORMATS[dtype] + EXACT * scales + (shape.parameters - numbers) * FORMATS["bfloat16"]
 
 

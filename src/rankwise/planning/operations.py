@@ -145,7 +145,7 @@ class _Count:
 
     def attention(self, place: Place) -> float:
         blocks, cross = self.shape.stacks[place.stack], place == core(place.stack, place.block, cross=True)
-        return 4.0 * self.pairs[place.stack, cross] * blocks.heads * blocks.head_size
+        return 4.0 * self.pairs[place.stack, cross] * blocks.queries
 
     @cached_property
     def pairs(self) -> dict[tuple[int, bool], float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from rankwise.planning.estimate import Estimate
@@ -67,8 +67,6 @@ class PlannedRows:
     too_long: float
     """Documents that are left out for their length, cut or split."""
     median: int
-    p90: int
-    p99: int
     longest: int
     """That may be trained on: the longest that was found, or the limit."""
     longest_found: int
@@ -93,9 +91,15 @@ class PlannedRows:
     def shorter(self, limit: int) -> PlannedRows:
         """Without the documents that are longer, as far as those that were drawn tell."""
         lengths = tuple(length for length in self.lengths if length <= limit)
-        left = sum(lengths) / max(1, sum(self.lengths))
-        fields = vars(self) | {name: getattr(self, name).times(left) for name in ("documents", "tokens", "supervised")}
-        return PlannedRows(**fields | {"lengths": lengths, "longest": min(limit, self.longest)})
+        left = self.share(sum(lengths) / max(1, sum(self.lengths)))
+        return replace(left, lengths=lengths, longest=min(limit, self.longest))
+
+    def share(self, left: float) -> PlannedRows:
+        """So many of them, as all are."""
+        return replace(
+            self, documents=self.documents.times(left), tokens=self.tokens.times(left),
+            supervised=self.supervised.times(left),
+        )  # fmt: skip
 
     @property
     def load(self) -> Load:
@@ -113,9 +117,8 @@ def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weigh
     )
     over = sum(document.tokens > limit for document in read.documents)
     cut = over * weight * (1 if read.whole else read.rows / read.drawn_rows)
-    quantiles = (_quantile(lengths, percent) for percent in (50, 90, 99))
     return PlannedRows(
-        documents, _wider(tokens, read), _wider(supervised, read), cut, *quantiles,
+        documents, _wider(tokens, read), _wider(supervised, read), cut, _median(lengths),
         longest=min(read.longest, limit), longest_found=read.longest, lengths=tuple(lengths),
         exact=read.whole and read.exact,
     )  # fmt: skip
@@ -130,9 +133,7 @@ def together(parts: Sequence[PlannedRows]) -> PlannedRows:
 def without_held_out(rows: PlannedRows, held_out: int) -> PlannedRows:
     """The rows that are kept to measure with are not trained on."""
     documents = rows.documents.likely
-    left = max(0.0, 1 - held_out / documents) if documents else 0.0
-    fields = vars(rows) | {name: getattr(rows, name).times(left) for name in ("documents", "tokens", "supervised")}
-    return PlannedRows(**fields)
+    return rows.share(max(0.0, 1 - held_out / documents) if documents else 0.0)
 
 
 def average_step(made: Operations, rows: PlannedRows, training: TrainingSpec) -> Step:
@@ -194,7 +195,7 @@ def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
         _sum(getattr(one, name), getattr(other, name)) for name in ("documents", "tokens", "supervised")
     )
     return PlannedRows(
-        documents, tokens, supervised, one.too_long + other.too_long, *(_quantile(lengths, q) for q in (50, 90, 99)),
+        documents, tokens, supervised, one.too_long + other.too_long, _median(lengths),
         longest=max(one.longest, other.longest), longest_found=max(one.longest_found, other.longest_found),
         lengths=tuple(lengths), exact=one.exact and other.exact,
     )  # fmt: skip
@@ -204,8 +205,8 @@ def _sum(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(one.low + other.low, one.likely + other.likely, one.high + other.high)
 
 
-def _quantile(ordered: Sequence[int], percent: int) -> int:
-    return ordered[min(len(ordered) - 1, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else 0
+def _median(ordered: Sequence[int]) -> int:
+    return ordered[(len(ordered) - 1) // 2] if ordered else 0
 
 
 def _tokens(document: Drawn) -> float:

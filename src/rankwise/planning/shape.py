@@ -49,6 +49,16 @@ class Blocks:
     window: int | None = None
     """Tokens that attention looks back, where no block sees all."""
 
+    @property
+    def queries(self) -> int:
+        """Numbers of a token's queries, in all heads together."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """And of its keys, or values."""
+        return self.key_value_heads * self.head_size
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -66,6 +76,11 @@ class ModelShape:
     """The path of the layer that makes logits, which `all-linear` leaves alone."""
     made_by: str = ""
     """The class of transformers whose model this is; that of a model without a task's head is AutoModel."""
+
+    @cached_property
+    def linear(self) -> tuple[Layer, ...]:
+        """The linear layers but the head, as `all-linear` means them."""
+        return tuple(one for one in self.layers if one.kind in ("linear", "conv1d") and one.path != self.head)
 
     @cached_property
     def parameters(self) -> int:

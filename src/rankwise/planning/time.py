@@ -173,4 +173,4 @@ def _efficiency(device: Device, dtype: str) -> Efficiency:
         return EFFICIENCIES[device.kind]
     if dtype == "float32":
         return PROCESSORS["float32"]
-    return PROCESSORS["amx_bf16" if "amx_bf16" in device.source else "avx512_bf16"]
+    return PROCESSORS["amx_bf16" if device.flag == "amx_bf16" else "avx512_bf16"]

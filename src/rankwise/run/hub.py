@@ -5,9 +5,10 @@ is needed.
 from __future__ import annotations
 
 import os
+from glob import escape
 from pathlib import Path
 
-from rankwise.run.cache import cache_folder
+from rankwise.run.cache import cache_folder, marked_folder
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the client reads it
 
@@ -26,9 +27,8 @@ def could_be_hub_id(name: str) -> bool:
 def folder_here(name: str) -> Path | None:
     """The folder of a starter, or of a model of the hub, whose tokenizer is on this disk already."""
     if "/" not in name:
-        markers = sorted((cache_folder() / "models").glob(f"{name}-*.folder")) if name.isprintable() else []
-        folders = [cache_folder() / "models" / marker.read_text(encoding="utf-8").strip() for marker in markers]
-        return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+        markers = sorted((cache_folder() / "models").glob(f"{escape(name)}-*.folder"))
+        return next((folder for marker in markers if (folder := marked_folder(marker)) is not None), None)
     if not could_be_hub_id(name):
         return None
     from huggingface_hub import try_to_load_from_cache

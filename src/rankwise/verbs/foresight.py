@@ -13,7 +13,7 @@ import torch
 
 from rankwise.errors import RankwiseError, ResourceError, first_line
 from rankwise.models.precision import choose_precision
-from rankwise.planning.devices import Device
+from rankwise.planning.devices import Device, with_memory
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.run.manifest import Forecasted
@@ -42,14 +42,8 @@ class Foresight:
         job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
         return min(made.peak, made.with_job(job).peak)
 
-    @property
-    def room(self) -> int:
-        """What this process may hold in all: on a processor, what it holds already is part of the forecast."""
-        device = self.plan.device
-        return device.usable + (psutil.Process().memory_info().rss if device.kind == "processor" else 0)
-
     def check(self, announce: Announce, *, force: bool) -> None:
-        room, least = self.room, self.least
+        room, least = self.plan.device.usable, self.least
         if least <= room:
             return
         told = f"this run is forecast to hold {_gigabytes(least)}, and {_gigabytes(room)} are free"
@@ -62,7 +56,7 @@ class Foresight:
     def remedies(self) -> list[Remedy]:
         """Where memory ran out although it was forecast to do: what is forecast to need much less."""
         made = self.plan.made
-        return self.plan.remedies_for(min(self.room, round(SMALLER * made.peak)))[:OFFERED]
+        return self.plan.remedies_for(min(self.plan.device.usable, round(SMALLER * made.peak)))[:OFFERED]
 
     def recorded(self) -> Forecasted:
         made, told = self.plan.made, self.plan.duration
@@ -88,10 +82,12 @@ def foresee(experiment: Experiment, announce: Announce = silent) -> Foresight | 
 
 
 def _device(experiment: Experiment) -> Device:
-    """The one that torch would take, whatever else is in the machine."""
+    """The one that torch would take, whatever else is in the machine. What this process holds already is part of what
+    is forecast, so it counts as free."""
     device = choose_precision(experiment.base).device
     if device.type == "cpu":
-        return this_processor()
+        found = this_processor()
+        return with_memory(found, found.memory + psutil.Process().memory_info().rss)
     if device.type == "mps":
         return this_machine()
     free, total = torch.cuda.mem_get_info(device)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rankwise.errors import DataError, SpecError
 from rankwise.planning.advice import Advice, Asked, advise
-from rankwise.planning.devices import CARDS, COMMON_MACS, Device, apple, find_device
+from rankwise.planning.devices import DEVICES, Device, find_device
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
 from rankwise.planning.forecast import Adapting, AtOnce, Forecast, at_once, forecast, operations_of
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor
@@ -122,7 +122,7 @@ class Plan:
     @cached_property
     def fits_elsewhere(self) -> list[Fit]:
         """On cards that are known, of the method that was asked for."""
-        return [fit_of(self.on(device), device, self.amount) for device in known_devices()]
+        return [fit_of(self.on(device), device, self.amount) for device in DEVICES.values()]
 
     @property
     def weights_by_format(self) -> dict[str, int]:
@@ -145,34 +145,28 @@ class Plan:
         if self.rows is None or not self.trained:
             return []
         adapted = self.made.parameters.adapted
-        linear = [one for one in self.shape.layers if one.kind in ("linear", "conv1d") and one.path != self.shape.head]
         data = self.asked.data
         assert data is not None, "there are rows"
         return advise(Asked(
             adapter=self.asked.adapter, training=self.asked.training, data=data, rows=self.rows,
             width=self.shape.stacks[-1].width, parameters=self.shape.parameters,
-            trainable=self.made.parameters.trainable, ends=sum(one.inputs + one.outputs for one in linear),
+            trainable=self.made.parameters.trainable, ends=sum(one.inputs + one.outputs for one in self.shape.linear),
             ranks={one.layer.path: sum(one.ranks) for one in adapted}, context=self.shape.context,
         ))  # fmt: skip
 
     def on(self, device: Device) -> Forecast:
-        return self._of(self.asked, self.asked.adapter, device, self.made.parameters)
+        return _forecast(self.asked, self.shape, device, self.amount, counted=self.made.parameters)
 
     @cached_property
     def methods(self) -> dict[str, Forecast]:
         """The one that was asked for, and the others with what is usual for them."""
         usual = {"lora": LoraSpec(), "adalora": AdaLoraSpec(), "full": FullSpec()}
         others = {
-            method: self._of(self.asked, spec, self.device)
+            method: _forecast(self.asked, self.shape, self.device, self.amount, spec)
             for method, spec in usual.items()
             if method != self.asked.adapter.method
         }
         return {self.asked.adapter.method: self.made} | others
-
-    def _of(self, asked: Planned, spec: Adapting, device: Device, counted: Parameters | None = None) -> Forecast:
-        dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
-        made = forecast(self.shape, spec, asked.training, device, dtype, self.amount, counted)
-        return _as_far_as_needed(made, asked, device)
 
     def changed(self, *settings: str) -> Forecast | None:
         """The same with some settings otherwise; None where they mean nothing here."""
@@ -229,22 +223,23 @@ def planned(
     watts: float | None = None, price: float | None = None, *, here: bool = True,
 ) -> Plan:  # fmt: skip
     amount = at_once(rows, asked.training, _limit(asked, shape))
-    dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
-    made = _as_far_as_needed(forecast(shape, asked.adapter, asked.training, device, dtype, amount), asked, device)
+    made = _forecast(asked, shape, device, amount)
     speed = measured or speed_of(device, made.job.dtype, shape.stacks[-1].count)
     return Plan(asked, shape, device, rows, amount, made, speed, watts or device.watts, price, here)
 
 
-def _as_far_as_needed(made: Forecast, asked: Planned, device: Device) -> Forecast:
-    """With as many blocks computed twice as a training makes of it by itself."""
+def _forecast(
+    asked: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: Adapting | None = None,
+    counted: Parameters | None = None,
+) -> Forecast:  # fmt: skip
+    """Of what is asked for or of another method, with as many blocks computed twice as a training makes of it by
+    itself."""
+    dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
+    made = forecast(shape, spec or asked.adapter, asked.training, device, dtype, amount, counted)
     if asked.training.recomputed_blocks != "auto" or made.peak <= device.usable:
         return made
     twice = least_recomputed(made, device.usable)
     return made if twice is None else made.with_job(replace(made.job, recomputed=twice))
-
-
-def known_devices() -> list[Device]:
-    return [*CARDS, *(apple(name, size) for name, size in COMMON_MACS)]
 
 
 def _device(name: str | None, asked: Planned) -> Device:
