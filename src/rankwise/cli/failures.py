@@ -18,14 +18,16 @@ from typing import NoReturn
 
 from rankwise.cli.visible import visible
 from rankwise.errors import Interrupted, RankwiseError, ResourceError, is_out_of_memory
+from rankwise.run.stopping import ask_to_stop, forget
 
 
 @contextmanager
 def failures_told(as_json: bool) -> Iterator[None]:
-    signal.signal(signal.SIGTERM, _end)
-    hangup = getattr(signal, "SIGHUP", None)  # a closed terminal sends it, and nohup has it ignored
-    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
-        signal.signal(hangup, _end)
+    forget()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a closed terminal sends the last; Windows has none
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and `&` have it
+            signal.signal(number, _end)
     try:
         yield
         sys.stdout.flush()
@@ -56,7 +58,7 @@ def _silence() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted("told to end.", 128 + number)
+    ask_to_stop(KeyboardInterrupt() if number == signal.SIGINT else Interrupted("told to end.", 128 + number))
 
 
 def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:

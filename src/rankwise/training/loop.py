@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rankwise.run.records import Announce, RankRecord, StepRecord
+from rankwise.run.stopping import heed
 from rankwise.training.losses import Loss
 from rankwise.training.portions import Portions
 from rankwise.training.state import TrainState
@@ -25,6 +26,7 @@ def train(
         if plan is not None:
             announce(plan)
         after_step(state)
+        heed()
     return state
 
 

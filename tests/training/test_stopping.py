@@ -1,0 +1,81 @@
+"""A request to stop that code below Python has swallowed still stops a training, one step later at most."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.allocation import FixedRanks
+from rankwise.cli.failures import failures_told
+from rankwise.data.batches import Batches
+from rankwise.data.tokens import Tokens
+from rankwise.models.causal import SupervisedLogits
+from rankwise.run.records import StepRecord
+from rankwise.run.stopping import forget, heed
+from rankwise.spec.adapters import LoraSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.training.loop import train
+from rankwise.training.losses import summed
+from rankwise.training.state import TrainState, adamw
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_before():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    forget()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_request_that_was_swallowed_is_heeded(number, code, capsys):
+    with pytest.raises(SystemExit) as left, failures_told(as_json=False):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            pass  # as a guard of compiled code does
+        else:
+            pytest.fail("nothing was raised where the signal came")
+        heed()
+    assert left.value.code == code
+    assert capsys.readouterr().err.startswith("rankwise: ")
+
+
+def test_a_request_to_an_earlier_command_stops_no_later_one():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(SystemExit), failures_told(as_json=False):
+            signal.raise_signal(number)
+        with failures_told(as_json=False):
+            heed()
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a shell does this for what it starts in the background
+    with failures_told(as_json=False):
+        signal.raise_signal(signal.SIGINT)
+        heed()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_whose_step_swallows_the_request_ends_after_that_step(number):
+    model = tiny_model("llama")
+    allocator = FixedRanks(inject(model, LoraSpec(rank=2)))
+    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-3, 9, 1.0, torch.device("cpu"))
+    plain, heard = summed(SupervisedLogits(model)), []
+
+    def loss_of(batch):
+        if state.step == 2:
+            with suppress(KeyboardInterrupt):  # as a guard of compiled code does
+                signal.raise_signal(number)
+        return plain(batch)
+
+    rows = [Tokens((5, 6, 7, 8), (False, True, True, True))] * 4
+    with pytest.raises(SystemExit), failures_told(as_json=False):
+        train(state, Batches(rows, 2, 64, 0), loss_of=loss_of, announce=heard.append)
+    assert [record.step for record in heard if isinstance(record, StepRecord)] == [1, 2, 3]
