@@ -28,8 +28,8 @@ from rankwise.verbs.claims import Plan, claims
 
 Rows = list[tuple[str, str]]
 OUTSIDE = 60
-MEASURED = {"e2e": 120, "dolly": 80, "superbowl": 80, "gsm8k": 80}
-TRAINED = {"e2e": 200, "dolly": 80, "superbowl": 120, "gsm8k": 60}
+MEASURED = {"e2e": 120, "dolly": 80, "superbowl": 60, "gsm8k": 60}
+TRAINED = {"e2e": 200, "dolly": 80, "superbowl": 100, "gsm8k": 60}
 PLAN = Plan(
     rates={"lora": (2e-3, 4e-3), "adalora": (4e-3, 8e-3), "full": (1e-4, 3e-4)},
     seeds=(0, 1, 2),
@@ -53,6 +53,10 @@ def shuffled(rows: Rows, seed: int) -> Rows:
     return rows
 
 
+def shorter(rows: Rows, characters: int) -> Rows:
+    return [row for row in rows if len(row[0]) + len(row[1]) < characters]
+
+
 def e2e() -> tuple[Rows, Rows]:
     with data("e2e/devset.csv").open(encoding="utf-8") as file:
         rows = [(row["mr"], row["ref"]) for row in csv.DictReader(file)]
@@ -65,13 +69,13 @@ def e2e() -> tuple[Rows, Rows]:
 
 def dolly() -> tuple[Rows, Rows]:
     rows = [(row["prompt"], row["response"]) for row in lines("dolly/train.jsonl")]
-    rows = shuffled([row for row in rows if len(row[0]) + len(row[1]) < 1000], 2)
+    rows = shuffled(shorter(rows, 1000), 2)
     return rows[MEASURED["dolly"] :], rows
 
 
 def gsm8k() -> tuple[Rows, Rows]:
     trained, measured = (
-        shuffled([(row["question"], row["answer"]) for row in lines(f"gsm8k/{name}.jsonl")], 3)
+        shuffled(shorter([(row["question"], row["answer"]) for row in lines(f"gsm8k/{name}.jsonl")], 500), 3)
         for name in ("train", "test")
     )
     return trained, measured
@@ -80,7 +84,7 @@ def gsm8k() -> tuple[Rows, Rows]:
 def superbowl() -> tuple[Rows, Rows]:
     rows = [(row["prompt"], row["completion"])
             for name in ("train", "valid") for row in lines(f"superbowl_facts/{name}.jsonl")]  # fmt: skip
-    rows = shuffled(list(dict.fromkeys(row for row in rows if len(row[0]) + len(row[1]) < 600)), 4)
+    rows = shuffled(list(dict.fromkeys(shorter(rows, 600))), 4)
     return rows[MEASURED["superbowl"] :], rows
 
 
