@@ -15,52 +15,55 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import geometric_mean, mean
-from typing import Any
 
-from rankwise.evaluation.claims import Curve, equal_loss, kl_at
+from rankwise.evaluation.claims import Curve, curve, equal_loss, kl_at
+from rankwise.run.claims import CellResult
 
 METHODS = {"lora": "#0072b2", "adalora": "#d55e00", "full": "#333333"}
 LEVELS = (0.0, 0.05, 0.1, 0.2)
 """Nats per token above the lowest loss that all runs at the best rates have reached."""
 
-Cells = dict[tuple[str, int], dict[str, dict[float, list[dict[str, Any]]]]]
+Rates = dict[float, list[CellResult]]
+Cells = dict[tuple[str, int], dict[str, Rates]]
 
 
 def read(file: Path) -> Cells:
+    """By task and number of rows, method and rate; the first seed first."""
     found: Cells = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        cell = row["cell"]
-        if cell["method"] in METHODS:
-            found[cell["task"], cell["rows"]][cell["method"]][cell["rate"]].append({**row["result"], **cell})
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    for row in sorted(lines, key=lambda row: row["cell"]["seed"]):
+        cell, result = row["cell"], CellResult(**row["result"])
+        if cell["method"] in METHODS and result.failed is None:
+            found[cell["task"], cell["rows"]][cell["method"]][cell["rate"]].append(result)
     return found
 
 
-def curve(result: dict[str, Any]) -> Curve:
-    return [(point["loss"], point["kl"]) for point in result["points"]]
+def loss(rows: list[list[float]]) -> float:
+    return sum(nats for nats, _ in rows) / sum(tokens for _, tokens in rows)
 
 
-def best(rates: dict[float, list[dict[str, Any]]]) -> float:
-    return min(rates, key=lambda rate: rates[rate][0]["choosing"])
+def best(rates: Rates) -> float:
+    return min(rates, key=lambda rate: loss(rates[rate][0].choosing))
 
 
-def rate_rows(methods: dict[str, dict[float, list[dict[str, Any]]]]) -> Iterator[str]:
+def rate_rows(methods: dict[str, Rates]) -> Iterator[str]:
     for method in METHODS:
         for rate, runs in sorted(methods.get(method, {}).items()):
             mark = " (best)" if rate == best(methods[method]) else ""
-            loss, kl = (mean(run["points"][-1][name] for run in runs) for name in ("loss", "kl"))
-            seconds = mean(run["seconds"] for run in runs)
+            ends = [run.points[-1] for run in runs]
             yield (
-                f"| {method} | {rate:g}{mark} | {len(runs)} | {runs[0]['choosing']:.4f} | {loss:.4f} | {kl:.4f} "
-                f"| {seconds:.0f} |"
+                f"| {method} | {rate:g}{mark} | {len(runs)} | {loss(runs[0].choosing):.4f} "
+                f"| {mean(end.loss for end in ends):.4f} | {mean(end.kl for end in ends):.4f} "
+                f"| {mean(run.seconds for run in runs):.0f} |"
             )
 
 
-def curve_rows(methods: dict[str, dict[float, list[dict[str, Any]]]]) -> Iterator[str]:
+def curve_rows(methods: dict[str, Rates]) -> Iterator[str]:
     chosen = {method: [curve(run) for run in rates[best(rates)]] for method, rates in methods.items()}
     lowest = equal_loss([one for each in chosen.values() for one in each])
-    for above in LEVELS if lowest is not None else ():
-        level = lowest + above
+    if lowest is None:
+        return
+    for level in (lowest + above for above in LEVELS):
         for method in METHODS:
             every = [curve(run) for runs in methods.get(method, {}).values() for run in runs[:1]]
             yield f"| {level:.3f} | {method} | {_kl(chosen.get(method, []), level)} | {_least(every, level)} |"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import rankwise
 from rankwise.data.orders import TEST, TRAIN, order_examples
+from rankwise.errors import TrainingError
 from rankwise.evaluation.text import text_for
 from rankwise.models.loading import load
 from rankwise.run.records import silent
-from rankwise.verbs.claim_cells import Cell, Cells, ClaimTask, experiment_of
+from rankwise.verbs import claim_runs
+from rankwise.verbs.claim_cells import Cells
+from rankwise.verbs.claim_runs import Cell, ClaimTask, experiment_of
 from rankwise.verbs.claims import Plan, claims
 from rankwise.verbs.demo import write_rows
 
@@ -39,14 +43,36 @@ def test_a_cell_is_a_training(task, tmp_path, tiny_folder, monkeypatch, method, 
     found = cells(task, tmp_path, tiny_folder).result(cell)
     trained = rankwise.train(experiment_of(cell, task, str(tiny_folder)))
     results = trained.manifest.results
-    nats, tokens = (sum(column) for column in zip(*found.rows, strict=True))
-    assert nats / tokens == pytest.approx(found.points[-1].loss, rel=1e-3)
-    both = (found.choosing + found.points[-1].loss) / 2  # of halves whose tokens are about as many
-    assert both == pytest.approx(results.held_out_loss_after, rel=0.02)
-    assert found.points[-1].loss < found.points[0].loss - 0.01
-    assert found.trainable == results.trainable_parameters
-    assert (found.points[0].kl, found.points[0].delta_nll) == (0, 0)
-    assert found.points[-1].kl > 0
+    nats, tokens = (sum(column) for column in zip(*found.choosing, *found.rows, strict=True))
+    assert nats / tokens == pytest.approx(results.held_out_loss_after, rel=1e-4)
+    base, *_, last = found.points
+    assert last.loss < base.loss - 0.01
+    assert base.kl == 0 and all(kl == 0 for kl, _ in base.blocks), "before training it is its base"
+    assert last.kl > 0 and [point.step for point in found.points] == [0, 1, 2, 3]
+
+
+def test_adalora_counts_once_its_ranks_are_decided(task, tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = cells(task, tmp_path, tiny_folder).result(Cell("orders", "adalora", 16, 0.02, 0))
+    assert [point.whole for point in found.points] == [True, False, False, True, True]
+
+
+def test_a_rate_that_is_too_high_is_a_result_and_not_the_end(task, tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = Plan({**PLAN.rates, "full": (0.001, 10.0)}, (0, 1), PLAN.rows, blocks=2, most_rates=2)
+    plain = claim_runs.train_loop
+
+    def loop(state, *given, **named):
+        if state.rate(0) > 1:
+            raise TrainingError("step 1 of 3: the loss is nan")
+        return plain(state, *given, **named)
+
+    monkeypatch.setattr(claim_runs, "train_loop", loop)
+    found = claims(tmp_path, str(tiny_folder), tasks=[task], plan=plan)
+    rows = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    failed = [row["cell"]["rate"] for row in rows if row["result"]["failed"]]
+    assert failed == [10.0]
+    assert found.facts["rates"]["orders 12 full"] == "0.001 of 0.001, 10, of which it is the last"
 
 
 def test_what_is_finished_is_not_run_again(task, tmp_path, tiny_folder, monkeypatch):
@@ -64,6 +90,9 @@ def test_a_cell_of_other_conditions_is_not_taken_for_it(task, tmp_path, tiny_fol
     cell = Cell("orders", "lora", 12, 0.01, 0)
     cells(task, tmp_path, tiny_folder).result(cell)
     assert cell.key in cells(task, tmp_path, tiny_folder).done
+    other = Cells([replace(task, batch=2)], load(str(tiny_folder)), tmp_path / "cells.jsonl",
+                  text_for(load(str(tiny_folder)), blocks=2, length=64), silent, None)  # fmt: skip
+    assert cell.key not in other.done, "another batch size is another training"
     write_rows(task.measured, order_examples(8, TEST, 2))
     assert cell.key not in cells(task, tmp_path, tiny_folder).done
 
@@ -103,7 +132,7 @@ def test_a_rate_at_the_end_of_its_list_is_not_the_best_yet(task, tmp_path, tiny_
     monkeypatch.chdir(tmp_path)
     claims(tmp_path, str(tiny_folder), tasks=[task], plan=PLAN)
     cells_done = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
-    tried = {row["cell"]["rate"]: row["result"]["choosing"] for row in cells_done
+    tried = {row["cell"]["rate"]: sum(nats for nats, _ in row["result"]["choosing"]) for row in cells_done
              if row["cell"]["method"] == "full" and row["cell"]["seed"] == 0}  # fmt: skip
     best = min(tried, key=lambda rate: tried[rate])
     assert len(tried) == 5 or min(tried) < best < max(tried)

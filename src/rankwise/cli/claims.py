@@ -42,6 +42,6 @@ def claims(
 def _line(claim: Claim) -> str:
     if claim.value is None:
         return f"{claim.answer:<14} {claim.claim}: {claim.why}"
-    interval = "" if claim.low == claim.high else f" ({claim.low:.4g} to {claim.high:.4g})"
+    interval = "" if claim.low is None else f" ({claim.low:.4g} to {claim.high:.4g})"
     why = f"; {claim.why}" if claim.why else ""
     return f"{claim.answer:<14} {claim.claim}: {claim.value:.4g}{interval}, wanted {claim.wanted}{why}"

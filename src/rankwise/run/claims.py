@@ -26,27 +26,45 @@ class Claim(Spec):
 
 
 class Point(Spec):
-    """A run after `step` steps: loss on its task in nats per token, and what it does to text it never saw."""
+    """A run after `step` steps: what it does to its task, and to text that it never saw."""
 
     step: int
-    loss: float
-    kl: float
-    delta_nll: float
+    rows: list[list[float]]
+    """Of the items that are reported: nats and tokens."""
+    blocks: list[list[float]]
+    """Of the text: KL from the base, and positions."""
+    whole: bool = True
+    """False while AdaLoRA is above its budget."""
+
+    @property
+    def loss(self) -> float:
+        return _share(self.rows)
+
+    @property
+    def kl(self) -> float:
+        return _share(self.blocks)
 
 
 class CellResult(Spec):
     """One run of one method at one learning rate and seed."""
 
     points: list[Point]
-    """From the base on."""
-    rows: list[list[float]]
-    """Of the measured items after the last step: nats and tokens."""
-    choosing: float
-    """The loss after the last step on other items, by which a learning rate is chosen."""
+    """From the base on; nothing after it where the run failed."""
+    choosing: list[list[float]]
+    """Of other items after the last step: nats and tokens. By these a learning rate is chosen."""
     outside: list[list[float]]
     """Of items of another source; empty where there is none."""
-    trainable: int
     seconds: float
+    failed: str | None = None
+
+    @property
+    def rows(self) -> list[list[float]]:
+        return self.points[-1].rows
+
+
+def _share(sums: list[list[float]]) -> float:
+    above, below = (sum(column) for column in zip(*sums, strict=True))
+    return above / below
 
 
 class Claims(Spec):
