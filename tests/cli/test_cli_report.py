@@ -116,3 +116,16 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(rows, tmp_path):
     assert json.loads(done.stdout)["steps"] == 2
     assert json.loads(Path("runs/r/manifest.json").read_text())["status"] == "finished"
     assert not Path("runs/r/report.html").exists()
+
+
+def test_a_name_that_no_disk_takes_is_a_mistake_and_a_long_one_of_ours_fits():
+    made_run("a")
+    refused = rankwise("report", "a", "--out", "n" * 300 + ".html")
+    assert refused.exit_code == 2 and "cannot be written" in refused.stderr
+    Path("copies").mkdir()
+    name = "山" * 80  # 240 bytes
+    Path("runs/a").rename(Path("copies") / name)
+    made_run("b")
+    made = rankwise("report", "b", f"copies/{name}", "--json")
+    assert made.exit_code == 0, made.stderr
+    assert Path(json.loads(made.stdout)["page"]).exists()

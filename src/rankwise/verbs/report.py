@@ -13,10 +13,11 @@ from rankwise.reporting.document import BEGINS, BEGINS_DATA, Document
 from rankwise.reporting.training import training_report
 from rankwise.run.directory import REPORTS, RunDirectory
 from rankwise.run.opened import open_candidates, open_for_reading
-from rankwise.run.writing import write_atomic
+from rankwise.run.writing import told_when_full, write_atomic
 from rankwise.verbs.compare import compare
 
 LONGEST_NAME = 100
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def report(names: str | Sequence[str], out: str | Path | None = None) -> Reporte
         candidates = open_candidates(listed)
         document = comparison_report(candidates, compare(listed).comparisons)
         others = "-".join(one.name.replace("/", "-") for one in candidates[1:])
-        usual = candidates[0].folder / f"against-{others[:LONGEST_NAME]}.html"
+        short = others.encode()[:LONGEST_NAME].decode(errors="ignore")
+        usual = candidates[0].folder / f"against-{short}.html"
     return _written(document, Path(out) if out is not None else usual)
 
 
@@ -66,8 +68,9 @@ def _written(document: Document, page: Path) -> Reported:
 
 def _check_free(path: Path, begins: str) -> None:
     """An earlier report is written anew; anything else stays as it is."""
-    if not path.exists():
-        return
+    with told_when_full(path):
+        if not path.exists():
+            return
     ours = path.is_file() and path.open("rb").read(len(begins.encode())) == begins.encode()
     if not ours:
         raise RunError(f"{path} is there already and is no report. Choose another name with --out.")
