@@ -78,6 +78,6 @@ def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float],
             announce(event)
 
         found = likelihoods(model.module, documents, heard, "Measuring what is learned")
-        return [[one.nats, float(one.tokens)] for one in found]
+        return [one.sums for one in found]
 
     return losses
