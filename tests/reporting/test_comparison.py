@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -83,7 +84,8 @@ def test_other_items_are_shown_and_not_compared():
 @pytest.mark.parametrize(
     ("other", "said"),
     [({"text_sha256": "cd" * 32}, "texts differ"), ({"fingerprint": "beef"}, "base models differ"),
-     ({"evaluated": False}, "of a alone")],
+     ({"evaluated": False}, "of a alone"), ({"kept": {"dtype": "bfloat16"}}, "held in"),
+     ({"kept": {"base": "beef"}}, "base models differ")],
 )  # fmt: skip
 def test_what_was_kept_is_compared_on_one_text_and_one_base_alone(other, said):
     made_run("a")
@@ -119,6 +121,34 @@ def test_a_file_of_an_evaluation_stands_for_a_run():
     assert found.a == "alone" and found.tasks[0].differences["exact"].verdict == "better"
     assert found.settings == [] and "name its run" in found.retention.incomparable
     assert "alone" in report(["alone.json", "b"], "out.html").page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("bases", "said"),
+    [(("f00d", "f00d"), None), (("f00d", "beef"), "base models differ"), ((None, "f00d"), "evaluate it again")],
+)
+def test_what_whole_models_kept_is_compared_where_their_bases_are_one(bases, said):
+    """Two evaluations that stand alone were once told apart by the models that were evaluated, not by their bases."""
+    for name, base in zip("ab", bases, strict=True):
+        run = made_run(name, kept={"base": base, "dtype": "float32"})
+        evaluation = read_evaluation(evaluation_path(run, "task"))
+        write_evaluation(Path(f"{name}.json"), evaluation.model_copy(update={"settings": {"fingerprint": f"own {name}"}}))
+    for names in (("a.json", "b.json"), ("b.json", "a.json")):
+        found = one(*names).retention
+        assert (found.verdict is None) == (said is not None) and (said or "") in (found.incomparable or "")
+
+
+def test_what_was_kept_is_as_old_as_its_measurement():
+    """Carried into an evaluation of today it would else stand before what was measured yesterday."""
+    run = made_run("a")
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    for task, made, sha256 in (("carried", "2026-01-01", "cd" * 32), ("late", None, "ef" * 32)):
+        kept = evaluation.retention.model_copy(update={"sha256": sha256, "made": made})
+        when = {"carried": "2026-03-03", "late": "2026-02-02"}[task]
+        write_evaluation(
+            evaluation_path(run, task), evaluation.model_copy(update={"task": task, "retention": kept, "made": when})
+        )
+    assert open_candidate("a").retention.sha256 == "ef" * 32
 
 
 def test_tasks_of_one_side_alone_are_named():

@@ -83,6 +83,12 @@ class Retention(Spec):
     """Of the tokens that were read: only equal ones can be compared."""
     blocks: int
     positions: int
+    base: str | None = None
+    """The fingerprint of the base; a KL is compared only with one from the same. Older files have none."""
+    dtype: str | None = None
+    """In which both were held."""
+    made: str | None = None
+    """When it was measured, which may be earlier than the evaluation that it stands in."""
 
 
 class Sample(Spec):

@@ -135,14 +135,16 @@ def _incomparable(a: Candidate, b: Candidate, one: Retention | None, other: Rete
         return f"it was measured of {b.name if one is None else a.name} alone"
     if one.sha256 != other.sha256:
         return "the texts differ"
-    bases = [_base_of(side) for side in (a, b)]
+    bases = _base_of(a, one), _base_of(b, other)
     if None in bases:
-        return "the base of one is not known; name its run"
-    return None if bases[0] == bases[1] else "the base models differ"
+        return "the base of one is not known; evaluate it again, or name its run"
+    if bases[0] != bases[1]:
+        return "the base models differ"
+    if one.dtype != other.dtype:
+        return f"one was held in {one.dtype or 'a format not known'}, the other in {other.dtype or 'one not known'}"
+    return None
 
 
-def _base_of(one: Candidate) -> Any:
-    """By its fingerprint; an evaluation that stands alone has it among its settings."""
-    if one.run is not None:
-        return one.run.manifest.base_model.fingerprint
-    return next((found.settings.get("fingerprint") for found in one.evaluations.values() if found.retention), None)
+def _base_of(side: Candidate, kept: Retention) -> str | None:
+    """By its fingerprint, which files of older evaluations do not have; a run knows it."""
+    return kept.base or (side.run.manifest.base_model.fingerprint if side.run is not None else None)
