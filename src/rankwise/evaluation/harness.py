@@ -21,6 +21,7 @@ from rankwise.evaluation.intervals import scores
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.evaluations import Sample, Scores, Side
 from rankwise.run.records import Announce, Said
+from rankwise.spec.tasks import OF_LM_EVAL
 
 PREFIX = "lm-eval:"
 KNOWN = {"acc_norm": "accuracy", "acc": "accuracy_unnormalised", "exact_match": "exact"}
@@ -53,7 +54,7 @@ class HarnessTask:
     @property
     def name(self) -> str:
         """Beside our own tasks of the same name."""
-        return f"lm-eval-{self.asked}"
+        return f"{OF_LM_EVAL}{self.asked}"
 
     @property
     def data(self) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from rankwise.run.evaluations import Evaluation, Side
 from rankwise.run.manifest import Results
 from rankwise.spec.experiment import Experiment
+from rankwise.spec.tasks import BUILT_IN, HELD_OUT
 
-HELD_OUT = "held-out"
-"""The task of the rows that a run held out itself."""
 FEW, MANY = 5, 1000
 CHOOSING = ("accuracy", "f1", "matthews")
 CHOICES = {
@@ -64,12 +63,18 @@ def _of_choices(evaluation: Evaluation) -> list[str]:
 def chance(evaluation: Evaluation) -> float | None:
     """What who always chooses the same, or at random, gets right; None where the number of choices is not known."""
     listed = evaluation.settings.get("choices")
-    many = len(listed) if isinstance(listed, list) and listed else CHOICES.get(evaluation.task)
+    many = len(listed) if isinstance(listed, list) and listed else _choices_of_public(evaluation)
     shares = [1 / many] if many else []
     rows = _class_rows(evaluation.tuned)
     if rows and evaluation.n:
         shares.append(max(sum(row[at] for row in rows) for at in range(2, len(rows[0]), 3)) / evaluation.n)
     return max(shares, default=None)
+
+
+def _choices_of_public(evaluation: Evaluation) -> int | None:
+    """A name alone says nothing: the task has to be asked as the public one is."""
+    same = evaluation.settings.get("ask") == BUILT_IN.get(evaluation.task, {}).get("ask")
+    return CHOICES.get(evaluation.task) if same else None
 
 
 def _class_rows(side: Side) -> list[list[float]]:

@@ -26,7 +26,6 @@ from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.sources import find
-from rankwise.run.cautions import HELD_OUT
 from rankwise.run.directory import RunDirectory, find_run
 from rankwise.run.evaluations import (
     Difference,
@@ -41,7 +40,7 @@ from rankwise.run.evaluations import (
 from rankwise.run.opened import retention_in
 from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
-from rankwise.spec.tasks import TaskSpec, is_running_text, task_named
+from rankwise.spec.tasks import HELD_OUT, TaskSpec, is_running_text, refuse_taken, task_named, task_of_rows
 from rankwise.verbs.ask import open_for_asking
 from rankwise.verbs.base import base_of
 from rankwise.verbs.held import held_to_measure
@@ -203,11 +202,11 @@ def _items(
             raise SpecError(["which task? Give --task NAME, a YAML file, or a file of rows."])
         task, data = data, None
     if task is not None:
-        spec = task if isinstance(task, TaskSpec) else task_named(task, data, rows)
+        spec = refuse_taken(task, "TaskSpec") if isinstance(task, TaskSpec) else task_named(task, data, rows)
         return _of_task(spec, subject)
     assert run is not None
     found = rows_to_measure(run, subject.model, data, announce)
-    about = TaskSpec(task=HELD_OUT, data=found.about) if data is None else task_named(data)
+    about = TaskSpec(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
     spec = about.model_copy(update={"rows": rows})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]
     return spec, items_of_documents(chosen, subject.model)
