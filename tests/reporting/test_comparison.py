@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import rankwise
+from rankwise.cli.main import app
 from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
 from rankwise.run.comparisons import differing
@@ -197,6 +199,43 @@ def test_other_settings_of_the_asking_are_told():
     path = evaluation_path(run, "task")
     write_evaluation(path, read_evaluation(path).model_copy(update={"settings": {"max_new_tokens": 9}}))
     assert "max_new_tokens" in {each.key for each in one("a", "b").tasks[0].settings}
+
+
+@pytest.mark.parametrize(
+    ("metric", "a", "b", "said"),
+    [
+        ("loss", {"tokenizer": "x"}, {"tokenizer": "y"}, "tokenizer"),
+        ("loss", {"template": "x"}, {"template": "y"}, "chat template"),
+        ("loss", {"system": "x"}, {}, "system message"),
+        ("loss", {"chat": False}, {}, "use of the template"),
+        ("loss", {"chat": False, "template": "x"}, {"chat": False, "template": "y"}, None),
+        ("loss", {"max_new_tokens": 9}, {}, None),
+        ("exact", {"tokenizer": "x", "template": "x", "system": "x"}, {}, None),
+        ("exact", {"max_new_tokens": 9}, {}, "limit of new tokens"),
+        ("exact", {"max_new_tokens": 128}, {}, None),
+        ("exact", {"filter": "x"}, {"filter": "y"}, "filter"),
+        ("regex", {"pattern": "x"}, {"pattern": "y"}, "pattern"),
+        ("accuracy", {"tokenizer": "x", "template": "x", "max_new_tokens": 9}, {}, None),
+    ],
+)
+def test_of_equal_items_no_number_is_taken_from_one_of_something_else(metric, a, b, said):
+    """Nats per token of one tokenizer were once called better than those of another."""
+    for name, asked in (("a", a), ("b", b)):
+        run = made_run(name)
+        path = evaluation_path(run, "task")
+        evaluation = read_evaluation(path)
+        side = Side(scores={metric: scores(metric, [[1.0, 1.0]] * evaluation.n)}, seconds=1.0)
+        write_evaluation(path, evaluation.model_copy(update={"tuned": side, "settings": asked}))
+    for names in (("a", "b"), ("b", "a")):
+        task = one(*names).tasks[0]
+        assert task.unpaired is None and set(task.differences) == ({metric} if said is None else set())
+        assert set(task.set_apart) == (set() if said is None else {metric})
+        assert (said or "") in task.set_apart.get(metric, "")
+    told = report(["a", "b"], "out.html")
+    assert (f"{metric} is not compared: the two had another" in told.page.read_text()) == (said is not None)
+    assert ("can be called better" in told.verdict) == (said is not None)
+    printed = CliRunner().invoke(app, ["compare", "a", "b"]).stdout
+    assert (f"task: {metric} is not compared" in printed) == (said is not None)
 
 
 def test_sums_that_do_not_belong_to_the_items_are_refused():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankwise.errors import RunError
+from rankwise.evaluation.comparable import set_apart
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.run.comparisons import ComparedRetention, ComparedTask, Comparison, Differing, differing
@@ -67,24 +68,24 @@ def _task(a: Evaluation, b: Evaluation) -> ComparedTask:
             f"the items differ ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so they are shown and not compared; "
             "evaluate both on the same items"
         )
+    shared = [] if unpaired else [name for name in a.tuned.scores if name in b.tuned.scores and name in METRICS]
+    why = {metric: said for metric in shared if (said := set_apart(metric, a, b))}
     return ComparedTask(
         task=a.task, n_a=a.n, n_b=b.n, a=a.tuned.metrics, b=b.tuned.metrics,
-        differences={} if unpaired else _differences(a, b), unpaired=unpaired,
-        settings=differing(a.settings, b.settings),
+        differences=_differences(a, b, [metric for metric in shared if metric not in why]), unpaired=unpaired,
+        set_apart=why, settings=differing(a.settings, b.settings),
     )  # fmt: skip
 
 
-def _differences(a: Evaluation, b: Evaluation) -> dict[str, Difference]:
-    """Of the metrics that both have and that are known here."""
+def _differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> dict[str, Difference]:
     found = {}
-    for metric in a.tuned.scores:
-        if metric in b.tuned.scores and metric in METRICS:
-            one, other = (_sums(evaluation, metric) for evaluation in (a, b))
-            if len(one[0]) != len(other[0]):
-                raise RunError(
-                    f"{a.task}: the two evaluations count {metric} in different ways; evaluate one of them again."
-                )
-            found[metric] = _difference(metric, one, other)
+    for metric in metrics:
+        one, other = (_sums(evaluation, metric) for evaluation in (a, b))
+        if len(one[0]) != len(other[0]):
+            raise RunError(
+                f"{a.task}: the two evaluations count {metric} in different ways; evaluate one of them again."
+            )
+        found[metric] = _difference(metric, one, other)
     return found
 
 
