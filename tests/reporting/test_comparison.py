@@ -134,7 +134,9 @@ def test_what_whole_models_kept_is_compared_where_their_bases_are_one(bases, sai
     for name, base in zip("ab", bases, strict=True):
         run = made_run(name, kept={"base": base, "dtype": "float32"})
         evaluation = read_evaluation(evaluation_path(run, "task"))
-        write_evaluation(Path(f"{name}.json"), evaluation.model_copy(update={"settings": {"fingerprint": f"own {name}"}}))
+        write_evaluation(
+            Path(f"{name}.json"), evaluation.model_copy(update={"settings": {"fingerprint": f"own {name}"}})
+        )
     for names in (("a.json", "b.json"), ("b.json", "a.json")):
         found = one(*names).retention
         assert (found.verdict is None) == (said is not None) and (said or "") in (found.incomparable or "")

@@ -1,7 +1,7 @@
 """Which of two evaluations' numbers on the same items may be subtracted, and which not for how they came about.
 
 Items are the same where question and answer are, whatever the tokenizer. A loss in nats per token is then still of
-other tokens, behind another prompt; an answer that was cut elsewhere, or searched by another pattern, is another answer.
+other tokens, behind another prompt; an answer that was cut elsewhere, or searched by another pattern, is another one.
 """
 
 from __future__ import annotations

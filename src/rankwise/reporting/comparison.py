@@ -63,7 +63,9 @@ def _sentence(one: Comparison) -> str:
     counts = counted(list(paired.values()))
     where = next(iter(paired)) if len(paired) == 1 else f"{len(paired)} tasks"
     if not paired and any(task.set_apart for task in one.tasks):
-        return f"nothing that was measured of {one.b} and {one.a} alike can be compared, so neither can be called better"
+        return (
+            f"nothing that was measured of {one.b} and {one.a} alike can be compared, so neither can be called better"
+        )
     if not paired:
         return f"{one.b} and {one.a} were not evaluated on the same items, so neither can be called better"
     if set(counts) == {"cannot tell"}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankwise.run.evaluations import Evaluation, Side
+from rankwise.run.evaluations import Evaluation, Side, StrengthCurve
 from rankwise.run.manifest import Results
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.tasks import BUILT_IN, HELD_OUT
@@ -32,6 +32,17 @@ def cautions(evaluation: Evaluation, experiment: Experiment | None, results: Res
     if any(metric in CHOOSING for metric in evaluation.tuned.scores):
         found += _of_choices(evaluation)
     return found
+
+
+def cautions_of_strength(curve: StrengthCurve, experiment: Experiment, results: Results | None) -> list[str]:
+    """The strength that is recommended is one more choice by the same rows."""
+    how = chosen_by_held_out(experiment, results) if curve.own_rows else ""
+    if not how:
+        return []
+    return [
+        f"strength: the rows it was measured on {how}, so the gain on them flatters. Measure on rows that took no part "
+        "in the choice: rankwise strength RUN --data FILE"
+    ]
 
 
 def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:

@@ -165,6 +165,8 @@ class StrengthCurve(Spec):
     """The smallest of these strengths that keeps 95 % of the largest gain of any up to 1; 1 where nothing is gained."""
     why: str | None = None
     """Why it is 1, where no gain could be told from none."""
+    own_rows: bool = False
+    """Whether the rows of the task are those that the run measured on itself."""
     made: str
 
 
