@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from telling import parser_of, tell
 
-from rankwise.evaluation.harness import HarnessTask
 from rankwise.evaluation.items import Item, items_of
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.models.loaded import LoadedModel
@@ -60,7 +59,7 @@ def compared(name: str, rows: int, model: LoadedModel, folder: Path) -> dict[str
         file.write_text("".join(islice(lines, rows)), encoding="utf-8")
     ask, choices, right = WORDS[name]
     task.write_text(TASK.format(name=name, rows=file, ask=ask, choices=choices, right=right), encoding="utf-8")
-    theirs = HarnessTask(str(task), None, 8)._samples(model)
+    theirs = samples_of_lm_eval(name, folder, model)
     items = items_of(task_named(name, str(file)), model).items
     flat = iter(likelihoods(model.module, [one for item in items for one in item.documents]))
     nats = [[next(flat).nats for _ in item.documents] for item in items]
@@ -76,6 +75,20 @@ def compared(name: str, rows: int, model: LoadedModel, folder: Path) -> dict[str
             f"{metric}_ties_among_them": sum(_margin(nats[at], sizes[at], items[at]) < TIE for at in differing),
         }
     return found
+
+
+def samples_of_lm_eval(name: str, folder: Path, model: LoadedModel) -> list[dict[str, Any]]:
+    """Of the task file that was written into the folder, item by item."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    found: Any = simple_evaluate(
+        model=HFLM(pretrained=model.module, tokenizer=model.tokenizer.hub, batch_size=8),  # pyright: ignore[reportArgumentType]
+        tasks=[name], task_manager=TaskManager(include_path=str(folder), include_defaults=False), bootstrap_iters=0,
+        log_samples=True,
+    )  # fmt: skip
+    return sorted(found["samples"][name], key=lambda one: one["doc_id"])
 
 
 def _pick(nats: list[float], sizes: tuple[int, ...]) -> int:

@@ -38,7 +38,7 @@ def plain(where):
 def made_run(
     name="r", *, said=plain, steps=24, status="finished", held_out=True, evaluated=True, during=True, method="adalora",
     receipt=True, better=0.6, fingerprint="f00d", text_sha256="ab" * 32, items="a" * 64, path="rows.jsonl",
-    tracking=None,
+    tracking=None, kept=None,
 ):  # fmt: skip
     """In `runs/NAME` of the working folder. `said` gives each text that somebody else could have written."""
     run = RunDirectory.named(name)
@@ -56,7 +56,7 @@ def made_run(
         run.write_receipt(receipt_of(said))
     write_journal(run, said, steps, held_out, method, during)
     if evaluated:
-        evaluation = evaluation_of(run, said, better, text_sha256, items)
+        evaluation = evaluation_of(run, said, better, text_sha256, items, kept=kept)
         write_evaluation(evaluation_path(run, "task"), evaluation)
         write_strength(run, strength(said))
     return run
@@ -124,7 +124,7 @@ def write_journal(run, said, steps, held_out, method, during):
     run.metrics.write_text("".join(lines))
 
 
-def evaluation_of(run, said, better, text_sha256, items, n=40):
+def evaluation_of(run, said, better, text_sha256, items, n=40, kept=None):
     metric = said("exact")
     base = [[float(item % 5 == 0), 1.0] for item in range(n)]
     tuned = [[float(item < better * n), 1.0] for item in range(n)]
@@ -135,7 +135,7 @@ def evaluation_of(run, said, better, text_sha256, items, n=40):
         differences={metric: difference(METRICS["exact"], base, tuned)},
         retention=Retention(
             kl=0.02, low=0.017, high=0.024, delta_nll=0.005, delta_nll_low=-0.001, delta_nll_high=0.01,
-            agreement=0.96, text=said("text"), sha256=text_sha256, blocks=16, positions=8000,
+            agreement=0.96, text=said("text"), sha256=text_sha256, blocks=16, positions=8000, **(kept or {}),
         ),
         samples=[Sample(prompt=said("prompt"), wanted=said("wanted"), base=said("before"), tuned=said("after"))],
         made=MADE, versions=VERSIONS, settings={said("setting"): said("value")},

@@ -98,9 +98,23 @@ def test_a_text_of_ones_own_and_none(home):
 
 def test_what_was_measured_stays_where_it_is_not_measured_again(home):
     before = found("evaluate", "measured")
+    file = home / "runs/measured/evaluations/held-out.json"
+    stored = json.loads(file.read_text())
+    stored["retention"]["made"] = before["retention"]["made"] = "2020-02-02T00:00:00+00:00"
+    file.write_text(json.dumps(stored))
     again = found("evaluate", "measured", "--no-retention", "--no-base")
     assert again["base"] is None
     assert again["retention"] == before["retention"]
+
+
+def test_what_was_kept_names_the_base_and_how_both_were_held(home, tiny_folder):
+    own = json.loads((home / "runs/measured/manifest.json").read_text())["base_model"]["fingerprint"]
+    kept = found("evaluate", "measured")["retention"]
+    assert (kept["base"], kept["dtype"]) == (own, "float32")
+    beside = found("evaluate", tiny_folder, "--against", tiny_folder, "--task", "rows.jsonl", "--dtype", "bfloat16")
+    assert (beside["retention"]["base"], beside["retention"]["dtype"]) == (own, "bfloat16")
+    told = found("evaluate", "measured", "--force-base")["retention"]
+    assert told["base"] == own
 
 
 def test_an_evaluation_that_is_replaced_by_one_of_other_items_is_named(home):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from rankwise.adapters.peft_format import read_peft
 from rankwise.cli.main import app
 from rankwise.run.directory import RunDirectory
 from rankwise.run.evaluations import read_strength
+from rankwise.verbs.measured_rows import spread
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 QUICK = ("--blocks", 2)
@@ -103,6 +105,36 @@ def test_in_words_it_says_what_is_recommended_and_how_to_have_it(home):
     assert float(starred.split("*")[0]) == curve.recommended
     assert f"rankwise export runs/given --to FOLDER --strength {curve.recommended:g}" in lines[-1]
     assert all(ord(sign) < 127 for sign in "".join(lines[:9]))
+
+
+def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home, tiny_folder, monkeypatch):
+    """The first hundred were once taken, which may all be of one source, and called all of them."""
+    files = []
+    for start in (0, 40):
+        files.append(f"from{start}.jsonl")
+        Path(files[-1]).write_text(rows_of(12, start))
+    sources = json.dumps([{"path": file} for file in files])
+    words = ("--model", tiny_folder, "--steps", 2, "--held-out", 10, "--keep", "best", "--evaluate-every", 1)
+    result = rankwise("train", *words, "--run", "many", "--set", f"data.sources={sources}")
+    assert result.exit_code == 0, result.output
+    monkeypatch.setattr("rankwise.verbs.strength.MOST", 5)
+    result = rankwise("strength", "many", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "task: 5 of the 10 documents held out, 5 documents" in result.stdout
+    assert "chose the step that was kept" in result.stdout
+    assert "strength: the rows it was measured on chose" in Path("runs/many/report.html").read_text()
+    Path("others.jsonl").write_text(rows_of(7, 80))
+    result = rankwise("strength", "many", "--data", "others.jsonl", *QUICK)
+    assert "5 of the 7 documents of others.jsonl" in result.stdout and "chose the step" not in result.stdout
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 499, 500, 501])
+def test_rows_are_spread_over_all_of_them(count):
+    rows = list(range(500))
+    found = spread(rows, count)
+    assert len(found) == len(set(found)) == min(count, 500) and found == sorted(found)
+    gaps = {b - a for a, b in pairwise([*found, 500])}
+    assert max(gaps) - min(gaps) <= 1, "evenly"
 
 
 def test_a_run_is_measured_from_elsewhere_too(home, tmp_path, monkeypatch):

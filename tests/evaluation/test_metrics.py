@@ -88,6 +88,18 @@ def test_a_rating_is_the_first_number_within_what_is_wanted():
     assert [row[2] for row in rating_rows(answers, wanted)] == [0, 1, 2, 3, 4, 5]
 
 
+def test_where_a_scale_of_ratings_begins_changes_no_correlation():
+    """An answer in words was 0, brought into the range: the lowest end of 1 to 5, and the middle of -2 to 2."""
+    found = []
+    for begin in (1, 0, -2, -5):
+        wanted = [str(begin + step) for step in range(5)]
+        answers = ["alike", str(begin + 3), str(begin - 9), "none", str(begin + 4)]
+        rows = rating_rows(answers, wanted)
+        assert [row[1] - begin for row in rows] == [0, 3, 0, 0, 4]
+        found.append(float(pearson(np.array(rows).sum(0))))
+    assert found == pytest.approx([found[0]] * 4)
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=3, max_size=20))
 def test_pearson_is_numpys(pairs):

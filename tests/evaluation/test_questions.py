@@ -166,6 +166,16 @@ def test_an_unknown_task_names_the_nearest(monkeypatch):
         task_named("arc_easy")
 
 
+@pytest.mark.parametrize("name", ["held-out", "Held-Out", "boolq", "lm-eval-piqa"])
+def test_no_task_of_ones_own_passes_for_another(tmp_path, name):
+    """A file called held-out.jsonl once replaced the evaluation of the rows that a run held out."""
+    (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert task_named(str(tmp_path / f"{name}.jsonl")).task == f"{name}-rows"
+    (tmp_path / "mine.yaml").write_text(f"task: {name}\ndata: rows.jsonl\n")
+    with pytest.raises(SpecError, match=rf"mine.yaml: .*call yours otherwise, such as task: my-{name}"):
+        task_named(str(tmp_path / "mine.yaml"))
+
+
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if BUILT_IN[name].get("ask")])
 def test_every_row_of_the_public_sets_is_asked(name, shared_data, monkeypatch):
     monkeypatch.setenv("RANKWISE_DATA", str(shared_data))

@@ -8,6 +8,8 @@ import pytest
 
 from rankwise.errors import SpecError
 from rankwise.evaluation.harness import HarnessTask
+from rankwise.models.loading import load
+from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import TaskSpec
 from rankwise.verbs.evaluate import evaluate
 
@@ -61,70 +63,92 @@ def rows(tmp_path):
     return file
 
 
-def test_both_score_the_same_rows_alike(tiny_folder, rows, tmp_path, monkeypatch):
+@pytest.fixture
+def asked_by_lm_eval(tiny_folder, tmp_path, monkeypatch):
+    """lm-eval itself, on a task file that is written here: what it keeps of each item, by task."""
     pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    (tmp_path / "mine.yaml").write_text(TASK.format(rows=rows))
-    theirs = evaluate(str(tiny_folder), f"lm-eval:{tmp_path / 'mine.yaml'}", out=tmp_path / "theirs.json")
+    model = load(ModelSpec(name=str(tiny_folder), dtype="float32"))
+
+    def asked(name, text):
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(text)
+        return simple_evaluate(
+            model=HFLM(pretrained=model.module, tokenizer=model.tokenizer.hub), tasks=[name], bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False), log_samples=True,
+        )["samples"]  # fmt: skip
+
+    return asked
+
+
+def test_both_score_the_same_rows_alike(asked_by_lm_eval, tiny_folder, rows, tmp_path):
+    task = HarnessTask("mine", None, 4)
+    theirs = task.scored(asked_by_lm_eval("mine", TASK.format(rows=rows)))
     ask = TaskSpec(task="mine", data=str(rows), ask="{query}", score="accuracy", chat=False)
     ours = evaluate(str(tiny_folder), ask, out=tmp_path / "ours.json")
-    assert theirs.n == ours.n == 12
+    assert task.facts()[0] == ours.n == 12
     for metric in ("accuracy", "accuracy_unnormalised"):
-        assert theirs.tuned.scores[metric] == ours.tuned.scores[metric]
+        assert theirs[metric] == ours.tuned.scores[metric]
     assert 0 < ours.tuned.metrics["accuracy"].value < 1
 
 
-CODE = """\
-import pathlib
-pathlib.Path({mark!r}).write_text("was run")
-def run(documents):
-    return documents
-"""
+def test_several_filters_are_one_sample_for_each_item(asked_by_lm_eval, rows):
+    task = HarnessTask("twice", None, 4)
+    found = task.scored(asked_by_lm_eval("twice", FILTERED.format(rows=rows)))
+    assert (task.name, task.facts()[0]) == ("lm-eval-twice", 12)
+    assert found["exact"].measured.value == 1, "the first filter finds nothing, which is what is wanted"
+    assert task.settings["filter"] == "nothing"
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("process_docs: !function evil.run\n", "asks for an object"),
-        ("include: other.yml\n", "include"),
-        ('"incl\\x75de": [other.yml]\n', "include"),
-        ("unsafe_code: true\n", "unsafe_code"),
-        ("metric_list: [{metric: evil}]\n", 'metric "evil"'),
-        ("metric_list: [{metric: acc, hf_evaluate: true}]\n", "hf_evaluate"),
-        ("dataset_path: pandas\n", "pandas"),
-    ],
-)
-def test_code_in_a_task_is_refused_and_not_run(tmp_path, text, problem):
-    mark = tmp_path / "mark"
-    (tmp_path / "evil.py").write_text(CODE.format(mark=str(mark)))
-    (tmp_path / "other.yml").write_text("process_docs: !function evil.run\n")
-    file = tmp_path / "bad.yaml"
-    file.write_text("task: bad\n" + text)
-    with pytest.raises(SpecError, match=problem):
-        HarnessTask(str(file), None, 4)._samples(None)  # pyright: ignore
-    assert not mark.exists()
+def test_rows_that_are_asked_in_other_words_are_other_items(asked_by_lm_eval, rows):
+    """Row and target have the same hashes: two wordings were once held against each other item by item."""
+    hashes = []
+    for ask in ("{{query}}", "{{query}} Say it.", "{{query}}"):
+        task = HarnessTask("mine", None, 4)
+        task.scored(asked_by_lm_eval("mine", TASK.format(rows=rows).replace("{{query}}", ask)))
+        hashes.append(task.facts()[1])
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
-def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(SpecError, match=r"nowhere.yaml: there is no such file"):
-        HarnessTask("nowhere.yaml", None, 4)._samples(None)  # pyright: ignore
+SAMPLE = {
+    "doc_id": 0, "doc_hash": "d", "target_hash": "t", "prompt_hash": "p", "metrics": ["acc"], "acc": 1.0,
+    "arguments": [("What?", " this"), ("What?", " that")],
+}  # fmt: skip
 
 
-def test_what_lies_beside_a_task_is_not_read(tiny_folder, rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize("other", [{"prompt_hash": "q"}, {"arguments": [("What?", " this"), ("What?", " those")]}])
+def test_an_item_is_what_the_model_was_given(other):
+    hashes = []
+    for sample in (SAMPLE, SAMPLE | other):
+        task = HarnessTask("mine", None, 4)
+        assert task.scored({"mine": [sample]})["accuracy_unnormalised"].sums == [[1.0, 1.0]]
+        hashes.append(task.facts()[1])
+    assert hashes[0] != hashes[1]
+
+
+def test_a_task_that_lm_eval_does_not_have_is_not_looked_for_among_files(tiny_folder, tmp_path, monkeypatch):
+    """lm-eval takes a name that it does not know for a path."""
     pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    (tmp_path / "mine.yaml").write_text(TASK.format(rows=rows))
-    (tmp_path / "evil.py").write_text(CODE.format(mark=str(tmp_path / "mark")))
-    (tmp_path / "beside.yaml").write_text(TASK.format(rows=rows) + "process_docs: !function evil.run\n")
-    assert evaluate(str(tiny_folder), f"lm-eval:{tmp_path / 'mine.yaml'}", rows=5).n == 5
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "arc_eazy").write_text(TASK.format(rows="rows.jsonl"))
+    with pytest.raises(SpecError, match=r'no task "arc_eazy".*Did you mean'):
+        evaluate(str(tiny_folder), "lm-eval:arc_eazy")
+
+
+# lm-eval renders templates outside of any sandbox, so that this once ran a command
+TEMPLATE = "task: bad\ndoc_to_text: \"{{ cycler.__init__.__globals__.os.popen('touch mark').read() }}\"\n"
+
+
+@pytest.mark.parametrize("name", ["bad.yaml", "./bad.yaml", "sub/bad.YML", "./bad", "../bad", "/bad", "", "~bad"])
+def test_a_file_is_refused_whatever_is_in_it(tiny_folder, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for file in ("bad.yaml", "bad", "sub/bad.YML"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(TEMPLATE)
+    with pytest.raises(SpecError, match=r"task file of ours .*docs/evaluation.md"):
+        evaluate(str(tiny_folder), f"lm-eval:{name}")
     assert not (tmp_path / "mark").exists()
-
-
-def test_several_filters_are_one_sample_for_each_item(tiny_folder, rows, tmp_path, monkeypatch):
-    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    (tmp_path / "twice.yaml").write_text(FILTERED.format(rows=rows))
-    found = evaluate(str(tiny_folder), f"lm-eval:{tmp_path / 'twice.yaml'}")
-    assert (found.task, found.n) == ("lm-eval-twice", 12)
-    assert found.tuned.metrics["exact"].value == 1, "the first filter finds nothing, which is what is wanted"
-    assert found.settings["filter"] == "nothing"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import rankwise
+from rankwise.cli.main import app
 from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
 from rankwise.run.comparisons import differing
@@ -83,7 +86,8 @@ def test_other_items_are_shown_and_not_compared():
 @pytest.mark.parametrize(
     ("other", "said"),
     [({"text_sha256": "cd" * 32}, "texts differ"), ({"fingerprint": "beef"}, "base models differ"),
-     ({"evaluated": False}, "of a alone")],
+     ({"evaluated": False}, "of a alone"), ({"kept": {"dtype": "bfloat16"}}, "held in"),
+     ({"kept": {"base": "beef"}}, "base models differ")],
 )  # fmt: skip
 def test_what_was_kept_is_compared_on_one_text_and_one_base_alone(other, said):
     made_run("a")
@@ -119,6 +123,36 @@ def test_a_file_of_an_evaluation_stands_for_a_run():
     assert found.a == "alone" and found.tasks[0].differences["exact"].verdict == "better"
     assert found.settings == [] and "name its run" in found.retention.incomparable
     assert "alone" in report(["alone.json", "b"], "out.html").page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("bases", "said"),
+    [(("f00d", "f00d"), None), (("f00d", "beef"), "base models differ"), ((None, "f00d"), "evaluate it again")],
+)
+def test_what_whole_models_kept_is_compared_where_their_bases_are_one(bases, said):
+    """Two evaluations that stand alone were once told apart by the models that were evaluated, not by their bases."""
+    for name, base in zip("ab", bases, strict=True):
+        run = made_run(name, kept={"base": base, "dtype": "float32"})
+        evaluation = read_evaluation(evaluation_path(run, "task"))
+        write_evaluation(
+            Path(f"{name}.json"), evaluation.model_copy(update={"settings": {"fingerprint": f"own {name}"}})
+        )
+    for names in (("a.json", "b.json"), ("b.json", "a.json")):
+        found = one(*names).retention
+        assert (found.verdict is None) == (said is not None) and (said or "") in (found.incomparable or "")
+
+
+def test_what_was_kept_is_as_old_as_its_measurement():
+    """Carried into an evaluation of today it would else stand before what was measured yesterday."""
+    run = made_run("a")
+    evaluation = read_evaluation(evaluation_path(run, "task"))
+    for task, made, sha256 in (("carried", "2026-01-01", "cd" * 32), ("late", None, "ef" * 32)):
+        kept = evaluation.retention.model_copy(update={"sha256": sha256, "made": made})
+        when = {"carried": "2026-03-03", "late": "2026-02-02"}[task]
+        write_evaluation(
+            evaluation_path(run, task), evaluation.model_copy(update={"task": task, "retention": kept, "made": when})
+        )
+    assert open_candidate("a").retention.sha256 == "ef" * 32
 
 
 def test_tasks_of_one_side_alone_are_named():
@@ -167,6 +201,43 @@ def test_other_settings_of_the_asking_are_told():
     path = evaluation_path(run, "task")
     write_evaluation(path, read_evaluation(path).model_copy(update={"settings": {"max_new_tokens": 9}}))
     assert "max_new_tokens" in {each.key for each in one("a", "b").tasks[0].settings}
+
+
+@pytest.mark.parametrize(
+    ("metric", "a", "b", "said"),
+    [
+        ("loss", {"tokenizer": "x"}, {"tokenizer": "y"}, "tokenizer"),
+        ("loss", {"template": "x"}, {"template": "y"}, "chat template"),
+        ("loss", {"system": "x"}, {}, "system message"),
+        ("loss", {"chat": False}, {}, "use of the template"),
+        ("loss", {"chat": False, "template": "x"}, {"chat": False, "template": "y"}, None),
+        ("loss", {"max_new_tokens": 9}, {}, None),
+        ("exact", {"tokenizer": "x", "template": "x", "system": "x"}, {}, None),
+        ("exact", {"max_new_tokens": 9}, {}, "limit of new tokens"),
+        ("exact", {"max_new_tokens": 128}, {}, None),
+        ("exact", {"filter": "x"}, {"filter": "y"}, "filter"),
+        ("regex", {"pattern": "x"}, {"pattern": "y"}, "pattern"),
+        ("accuracy", {"tokenizer": "x", "template": "x", "max_new_tokens": 9}, {}, None),
+    ],
+)
+def test_of_equal_items_no_number_is_taken_from_one_of_something_else(metric, a, b, said):
+    """Nats per token of one tokenizer were once called better than those of another."""
+    for name, asked in (("a", a), ("b", b)):
+        run = made_run(name)
+        path = evaluation_path(run, "task")
+        evaluation = read_evaluation(path)
+        side = Side(scores={metric: scores(metric, [[1.0, 1.0]] * evaluation.n)}, seconds=1.0)
+        write_evaluation(path, evaluation.model_copy(update={"tuned": side, "settings": asked}))
+    for names in (("a", "b"), ("b", "a")):
+        task = one(*names).tasks[0]
+        assert task.unpaired is None and set(task.differences) == ({metric} if said is None else set())
+        assert set(task.set_apart) == (set() if said is None else {metric})
+        assert (said or "") in task.set_apart.get(metric, "")
+    told = report(["a", "b"], "out.html")
+    assert (f"{metric} is not compared: the two had another" in told.page.read_text()) == (said is not None)
+    assert ("can be called better" in told.verdict) == (said is not None)
+    printed = CliRunner().invoke(app, ["compare", "a", "b"]).stdout
+    assert (f"task: {metric} is not compared" in printed) == (said is not None)
 
 
 def test_sums_that_do_not_belong_to_the_items_are_refused():

@@ -8,6 +8,7 @@ from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.metrics import class_row
 from rankwise.run.cautions import cautions, chance
 from rankwise.run.evaluations import Side
+from rankwise.spec.tasks import BUILT_IN
 from report_runs import evaluation_of, made_run, plain
 
 
@@ -39,8 +40,15 @@ def test_too_few_items_to_show_anything(evaluation, n):
                              (200, 0.27, ["1,000", "chance"])],
 )  # fmt: skip
 def test_choices_want_many_items_and_a_base_above_chance(evaluation, n, right, said):
-    told = cautions(chosen(evaluation, n, right, task="arc_easy"), None, None)
+    public = chosen(evaluation, n, right, task="arc_easy", settings={"ask": BUILT_IN["arc_easy"]["ask"]})
+    told = cautions(public, None, None)
     assert [word in one for word, one in zip(said, told, strict=True)] == [True] * len(said)
+
+
+def test_a_task_that_is_only_called_like_a_public_one_has_not_its_chance(evaluation):
+    """Rows of eight choices in boolq.jsonl were once held against a chance of one half."""
+    mine = chosen(evaluation, 1200, 0.5, task="boolq", settings={"ask": "{question}"})
+    assert chance(mine) is None and cautions(mine, None, None) == []
 
 
 def test_chance_is_what_is_right_for_who_always_says_the_same(evaluation):

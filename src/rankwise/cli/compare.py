@@ -49,6 +49,8 @@ def _lines(one: Comparison) -> list[str]:
     else:
         lines.append("no task was evaluated of both, so nothing can be said about which is better")
     lines += [f"{task.task}: {task.unpaired}" for task in one.tasks if task.unpaired]
+    lines += [f"{task.task}: {metric} is not compared: {why}" for task in one.tasks
+              for metric, why in task.set_apart.items()]  # fmt: skip
     lines += [line for task in one.tasks for line in _listed(f"{task.task} was asked with other", task.settings)]
     lines += [f"{name} alone was evaluated on {', '.join(only)}"
               for name, only in ((one.a, one.only_a), (one.b, one.only_b)) if only]  # fmt: skip

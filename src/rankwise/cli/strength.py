@@ -47,7 +47,7 @@ def strength(
         if as_json:
             print_json(found.summary())
         else:
-            typer.echo("\n".join([*_table(found.curve), "", *_told(found)]))
+            typer.echo("\n".join([*_table(found.curve), "", *_told(found), *_cautions(found)]))
 
 
 def _table(curve: StrengthCurve) -> list[str]:
@@ -62,6 +62,14 @@ def _table(curve: StrengthCurve) -> list[str]:
             for point in curve.points
         ),
     ]
+
+
+def _cautions(found: Strengths) -> list[str]:
+    from rankwise.run.cautions import cautions_of_strength
+    from rankwise.run.directory import open_run
+
+    run = open_run(found.run)
+    return cautions_of_strength(found.curve, run.experiment(), run.manifest().results)
 
 
 def _interval(value: float, low: float, high: float) -> str:

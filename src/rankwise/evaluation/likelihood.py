@@ -32,6 +32,11 @@ class Likelihood:
     nats: float
     tokens: int
 
+    @property
+    def sums(self) -> list[float]:
+        """Its row for `loss` (metrics.py): [nats, tokens]."""
+        return [self.nats, float(self.tokens)]
+
 
 @torch.inference_mode()
 def likelihoods(

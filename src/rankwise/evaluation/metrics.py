@@ -113,12 +113,14 @@ def rating_in(text: str) -> float | None:
 
 
 def rating_rows(answers: Sequence[str], wanted: Sequence[str]) -> list[list[float]]:
-    """For `pearson`: no answer counts for more than the ends of what is wanted, and one without a number as 0."""
+    """For `pearson`: no answer counts for more than the ends of what is wanted, and one without a number as the lowest
+    end, on whatever scale: a correlation does not depend on where a scale begins."""
     actual = [rating_in(one) or 0.0 for one in wanted]
     low, high = min(actual), max(actual)
+    given = [rating_in(answer) for answer in answers]
     return [
-        number_row(min(max(rating_in(answer) or 0.0, low), high), one)
-        for answer, one in zip(answers, actual, strict=True)
+        number_row(low if rating is None else min(max(rating, low), high), one)
+        for rating, one in zip(given, actual, strict=True)
     ]
 
 

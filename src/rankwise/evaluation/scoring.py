@@ -74,7 +74,7 @@ def _by_likelihood(
     if "loss" in task.score:
         right = [found[item.right if task.chosen else 0 :][:1] if task.chosen else found
                  for item, found in zip(items, each, strict=True)]  # fmt: skip
-        made["loss"] = [[sum(one.nats for one in own), float(sum(one.tokens for one in own))] for own in right]
+        made["loss"] = [[sum(part) for part in zip(*(one.sums for one in own), strict=True)] for own in right]
     return made | (_chosen(items, each) if task.chosen else {})
 
 

@@ -8,7 +8,8 @@ begins at token
 
 so the first is the text's beginning, the last its end, and none shares a token with another. Nothing is drawn and
 nothing is left out. Without a text of the user's it is the documentation of the Python language that every Python
-carries: English that no adapter was trained on, though other versions of Python have another.
+carries: English that is not among the run's files, though nobody knows what else its model has read, and other
+versions of Python have another.
 """
 
 from __future__ import annotations

@@ -62,6 +62,10 @@ def _sentence(one: Comparison) -> str:
     paired = {task.task: primary(task.differences)[1] for task in one.tasks if task.differences}
     counts = counted(list(paired.values()))
     where = next(iter(paired)) if len(paired) == 1 else f"{len(paired)} tasks"
+    if not paired and any(task.set_apart for task in one.tasks):
+        return (
+            f"nothing that was measured of {one.b} and {one.a} alike can be compared, so neither can be called better"
+        )
     if not paired:
         return f"{one.b} and {one.a} were not evaluated on the same items, so neither can be called better"
     if set(counts) == {"cannot tell"}:
@@ -106,6 +110,8 @@ def _task_rows(task: ComparedTask) -> list[list[Content]]:
 
 def _notes(one: Comparison) -> Markup:
     notes = [f"{task.task}: {task.unpaired}." for task in one.tasks if task.unpaired]
+    notes += [f"{task.task}: {metric} is not compared: {why}." for task in one.tasks
+              for metric, why in task.set_apart.items()]  # fmt: skip
     notes += [
         f"{task.task} was asked with other settings: "
         + "; ".join(f"{setting.key} was {setting.a} and {setting.b}" for setting in task.settings) + "."

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from rankwise.reporting.quantities import figure, interval, plural
-from rankwise.run.cautions import cautions, chosen_by_held_out
+from rankwise.run.cautions import cautions, cautions_of_strength, chosen_by_held_out
 from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
 from rankwise.run.opened import OpenedRun
 
@@ -72,6 +72,8 @@ def remarks_of(run: OpenedRun) -> list[str]:
 def _cautions(run: OpenedRun) -> list[str]:
     experiment, results = run.experiment, run.manifest.results
     found = [said for one in run.evaluations.values() for said in cautions(one, experiment, results)]
+    if run.strength is not None:
+        found += cautions_of_strength(run.strength, experiment, results)
     how = chosen_by_held_out(experiment, results)
     if how and run.history.losses and not run.evaluations:
         found.append(f"The held-out rows {how}, so the loss on them flatters.")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rankwise.run.evaluations import Evaluation, Side
+from rankwise.run.evaluations import Evaluation, Side, StrengthCurve
 from rankwise.run.manifest import Results
 from rankwise.spec.experiment import Experiment
+from rankwise.spec.tasks import BUILT_IN, HELD_OUT
 
-HELD_OUT = "held-out"
-"""The task of the rows that a run held out itself."""
 FEW, MANY = 5, 1000
 CHOOSING = ("accuracy", "f1", "matthews")
 CHOICES = {
@@ -33,6 +32,17 @@ def cautions(evaluation: Evaluation, experiment: Experiment | None, results: Res
     if any(metric in CHOOSING for metric in evaluation.tuned.scores):
         found += _of_choices(evaluation)
     return found
+
+
+def cautions_of_strength(curve: StrengthCurve, experiment: Experiment, results: Results | None) -> list[str]:
+    """The strength that is recommended is one more choice by the same rows."""
+    how = chosen_by_held_out(experiment, results) if curve.own_rows else ""
+    if not how:
+        return []
+    return [
+        f"strength: the rows it was measured on {how}, so the gain on them flatters. Measure on rows that took no part "
+        "in the choice: rankwise strength RUN --data FILE"
+    ]
 
 
 def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
@@ -64,12 +74,18 @@ def _of_choices(evaluation: Evaluation) -> list[str]:
 def chance(evaluation: Evaluation) -> float | None:
     """What who always chooses the same, or at random, gets right; None where the number of choices is not known."""
     listed = evaluation.settings.get("choices")
-    many = len(listed) if isinstance(listed, list) and listed else CHOICES.get(evaluation.task)
+    many = len(listed) if isinstance(listed, list) and listed else _choices_of_public(evaluation)
     shares = [1 / many] if many else []
     rows = _class_rows(evaluation.tuned)
     if rows and evaluation.n:
         shares.append(max(sum(row[at] for row in rows) for at in range(2, len(rows[0]), 3)) / evaluation.n)
     return max(shares, default=None)
+
+
+def _choices_of_public(evaluation: Evaluation) -> int | None:
+    """A name alone says nothing: the task has to be asked as the public one is."""
+    same = evaluation.settings.get("ask") == BUILT_IN.get(evaluation.task, {}).get("ask")
+    return CHOICES.get(evaluation.task) if same else None
 
 
 def _class_rows(side: Side) -> list[list[float]]:

@@ -33,6 +33,8 @@ class ComparedTask(Spec):
     b: dict[str, Measured]
     differences: dict[str, Difference]
     unpaired: str | None = None
+    set_apart: dict[str, str] = Field(default_factory=dict)
+    """Why no difference is given, by metric: where the items are the same, and what the metric counts is not."""
     settings: list[Differing] = Field(default_factory=list)
     """Of the evaluations, where they differ."""
 

@@ -83,6 +83,12 @@ class Retention(Spec):
     """Of the tokens that were read: only equal ones can be compared."""
     blocks: int
     positions: int
+    base: str | None = None
+    """The fingerprint of the base; a KL is compared only with one from the same. Older files have none."""
+    dtype: str | None = None
+    """In which both were held."""
+    made: str | None = None
+    """When it was measured, which may be earlier than the evaluation that it stands in."""
 
 
 class Sample(Spec):
@@ -159,6 +165,8 @@ class StrengthCurve(Spec):
     """The smallest of these strengths that keeps 95 % of the largest gain of any up to 1; 1 where nothing is gained."""
     why: str | None = None
     """Why it is 1, where no gain could be told from none."""
+    own_rows: bool = False
+    """Whether the rows of the task are those that the run measured on itself."""
     made: str
 
 

@@ -45,13 +45,22 @@ class OpenedRun:
 
 def retentions_of(evaluations: dict[str, Evaluation]) -> dict[str, Retention]:
     """The last one measured on each text, by the text's hash; the latest comes last. It is of the model and not of a
-    task."""
+    task, and may have been measured before the evaluation that it stands in."""
     found: dict[str, Retention] = {}
-    for one in sorted(evaluations.values(), key=lambda one: one.made):
-        if one.retention is not None:
-            found.pop(one.retention.sha256, None)
-            found[one.retention.sha256] = one.retention
+    kept = [known for one in evaluations.values() if (known := retention_in(one)) is not None]
+    for one in sorted(kept, key=lambda one: one.made or ""):
+        found.pop(one.sha256, None)
+        found[one.sha256] = one
     return found
+
+
+def retention_in(evaluation: Evaluation) -> Retention | None:
+    """An older file says of the evaluation alone when it was made, and how the model was held."""
+    kept = evaluation.retention
+    if kept is None:
+        return None
+    dtype = kept.dtype or evaluation.settings.get("dtype")
+    return kept.model_copy(update={"made": kept.made or evaluation.made, "dtype": dtype})
 
 
 def retention_of(evaluations: dict[str, Evaluation]) -> Retention | None:

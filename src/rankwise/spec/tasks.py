@@ -29,6 +29,10 @@ CHOSEN = ("accuracy", "f1", "matthews")
 LIKELIHOOD = ("loss", *CHOSEN)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 HOME = "RANKWISE_DATA"
+HELD_OUT = "held-out"
+"""The task of the rows that a run held out itself."""
+OF_LM_EVAL = "lm-eval-"
+"""What the names of lm-eval's tasks begin with here."""
 
 
 class TaskSpec(Reading):
@@ -202,15 +206,37 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
         if data is None:
             values["data"] = _home_of(name, values["data"])
         return TaskSpec(**values)
-    path = Path(name)
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return read_settings(path, TaskSpec, given)
+    if Path(name).suffix.lower() in (".yaml", ".yml"):
+        return refuse_taken(read_settings(Path(name), TaskSpec, given), name)
     if os.path.exists(name) or name.startswith("hub:"):  # noqa: PTH110  Path.exists raises where a name is too long
-        return TaskSpec(**{"task": _plain_name(path.stem), "data": name, **given})
+        return task_of_rows(name, **given)
     raise SpecError(
         [f'there is no task "{name}".{did_you_mean(name, BUILT_IN)} A task is one of {some(BUILT_IN, 40)}; or a YAML '
          "file with task, data and score; or a file of rows."]
     )  # fmt: skip
+
+
+def task_of_rows(data: str, **given: Any) -> TaskSpec:
+    """The loss on a file of rows. It is called by the file, but for names that say what the rows are not."""
+    name = _plain_name(Path(data).stem)
+    return TaskSpec(**{"task": f"{name[:59]}-rows" if _taken(name) else name, "data": data, **given})
+
+
+def refuse_taken(task: TaskSpec, where: str) -> TaskSpec:
+    """Results are found by their task's name, and some names say whose rows they are of. A public task is one that is
+    asked as it is, whoever made the spec."""
+    public = BUILT_IN.get(task.task)
+    if _taken(task.task) and (public is None or public.get("ask") != task.ask):
+        raise SpecError(
+            [f'{where}: the name "{task.task}" is that of another task, whose results it would replace; '
+             f"call yours otherwise, such as task: my-{task.task[:61]}"]
+        )  # fmt: skip
+    return task
+
+
+def _taken(name: str) -> bool:
+    """Capitals make no other file everywhere."""
+    return name.lower() in (HELD_OUT, *BUILT_IN) or name.lower().startswith(OF_LM_EVAL)
 
 
 def _home_of(name: str, file: str) -> str:

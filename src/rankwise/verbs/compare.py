@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankwise.errors import RunError
+from rankwise.evaluation.comparable import set_apart
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.run.comparisons import ComparedRetention, ComparedTask, Comparison, Differing, differing
@@ -67,24 +68,24 @@ def _task(a: Evaluation, b: Evaluation) -> ComparedTask:
             f"the items differ ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so they are shown and not compared; "
             "evaluate both on the same items"
         )
+    shared = [] if unpaired else [name for name in a.tuned.scores if name in b.tuned.scores and name in METRICS]
+    why = {metric: said for metric in shared if (said := set_apart(metric, a, b))}
     return ComparedTask(
         task=a.task, n_a=a.n, n_b=b.n, a=a.tuned.metrics, b=b.tuned.metrics,
-        differences={} if unpaired else _differences(a, b), unpaired=unpaired,
-        settings=differing(a.settings, b.settings),
+        differences=_differences(a, b, [metric for metric in shared if metric not in why]), unpaired=unpaired,
+        set_apart=why, settings=differing(a.settings, b.settings),
     )  # fmt: skip
 
 
-def _differences(a: Evaluation, b: Evaluation) -> dict[str, Difference]:
-    """Of the metrics that both have and that are known here."""
+def _differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> dict[str, Difference]:
     found = {}
-    for metric in a.tuned.scores:
-        if metric in b.tuned.scores and metric in METRICS:
-            one, other = (_sums(evaluation, metric) for evaluation in (a, b))
-            if len(one[0]) != len(other[0]):
-                raise RunError(
-                    f"{a.task}: the two evaluations count {metric} in different ways; evaluate one of them again."
-                )
-            found[metric] = _difference(metric, one, other)
+    for metric in metrics:
+        one, other = (_sums(evaluation, metric) for evaluation in (a, b))
+        if len(one[0]) != len(other[0]):
+            raise RunError(
+                f"{a.task}: the two evaluations count {metric} in different ways; evaluate one of them again."
+            )
+        found[metric] = _difference(metric, one, other)
     return found
 
 
@@ -135,14 +136,16 @@ def _incomparable(a: Candidate, b: Candidate, one: Retention | None, other: Rete
         return f"it was measured of {b.name if one is None else a.name} alone"
     if one.sha256 != other.sha256:
         return "the texts differ"
-    bases = [_base_of(side) for side in (a, b)]
+    bases = _base_of(a, one), _base_of(b, other)
     if None in bases:
-        return "the base of one is not known; name its run"
-    return None if bases[0] == bases[1] else "the base models differ"
+        return "the base of one is not known; evaluate it again, or name its run"
+    if bases[0] != bases[1]:
+        return "the base models differ"
+    if one.dtype != other.dtype:
+        return f"one was held in {one.dtype or 'a format not known'}, the other in {other.dtype or 'one not known'}"
+    return None
 
 
-def _base_of(one: Candidate) -> Any:
-    """By its fingerprint; an evaluation that stands alone has it among its settings."""
-    if one.run is not None:
-        return one.run.manifest.base_model.fingerprint
-    return next((found.settings.get("fingerprint") for found in one.evaluations.values() if found.retention), None)
+def _base_of(side: Candidate, kept: Retention) -> str | None:
+    """By its fingerprint, which files of older evaluations do not have; a run knows it."""
+    return kept.base or (side.run.manifest.base_model.fingerprint if side.run is not None else None)

@@ -22,9 +22,10 @@ from rankwise.evaluation.retention import retention
 from rankwise.evaluation.sides import Sides, of_two, with_and_without
 from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.text import refuse_trained_on, text_for
+from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.run.cautions import HELD_OUT
+from rankwise.models.sources import find
 from rankwise.run.directory import RunDirectory, find_run
 from rankwise.run.evaluations import (
     Difference,
@@ -36,10 +37,12 @@ from rankwise.run.evaluations import (
     stamped,
     write_evaluation,
 )
+from rankwise.run.opened import retention_in
 from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
-from rankwise.spec.tasks import TaskSpec, is_running_text, task_named
+from rankwise.spec.tasks import HELD_OUT, TaskSpec, is_running_text, refuse_taken, task_named, task_of_rows
 from rankwise.verbs.ask import open_for_asking
+from rankwise.verbs.base import base_of
 from rankwise.verbs.held import held_to_measure
 from rankwise.verbs.measured_rows import refuse_training_files, rows_to_measure
 from rankwise.verbs.methods import model_of
@@ -58,6 +61,8 @@ class Subject:
     against: str | None = None
     base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
     sides: Sides | None = None
+    origin: str | None = None
+    """The fingerprint of the base of these sides."""
     system: str | None = None
     """The system message that the run's rows were trained with."""
 
@@ -118,7 +123,7 @@ def _instead_of(
     if before.items_sha256 != items:
         announce(Said(f"{place} held {before.n:,} other items of {before.data} ({before.made}) and is replaced"))
     same = all(before.settings.get(name) == held[name] for name in ("fingerprint", "dtype"))
-    return before.retention if kept is None and same else kept
+    return retention_in(before) if kept is None and same else kept
 
 
 def open_subject(
@@ -143,15 +148,26 @@ def open_subject(
         with asked.side(base=True):
             yield asked.model
 
-    name, against = run.folder.name, run.manifest().base_model.name
+    name, trained_on = run.folder.name, run.manifest().base_model
     if not base:
         return Subject(name, asked.model, run, system=asked.system)
-    return Subject(name, asked.model, run, against, without, with_and_without(asked.tuned), asked.system)
+    return Subject(
+        name, asked.model, run, trained_on.name, without, with_and_without(asked.tuned),
+        _forced(run, asked.model, trust_code) if force_base else trained_on.fingerprint, asked.system,
+    )  # fmt: skip
 
 
 def _beside(model: LoadedModel, target: str, against: ModelSpec, dtype: str, announce: Announce) -> Subject:
     other = load(held_to_measure(against, dtype), announce)
-    return Subject(target, model, None, against.name, lambda: nullcontext(other), of_two(other, model))
+    sides = of_two(other, model)
+    return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
+
+
+def _forced(run: RunDirectory, model: LoadedModel, trust_code: str | None) -> str:
+    """A base that was forced upon the run need not be the one that it was trained on."""
+    if run.result == run.adapter:
+        return model.facts.fingerprint
+    return fingerprint(find(base_of(run, trust_code), silent).folder)
 
 
 def _retention(subject: Subject, text: str | None, announce: Announce) -> Retention | None:
@@ -160,7 +176,8 @@ def _retention(subject: Subject, text: str | None, announce: Announce) -> Retent
     read = text_for(subject.model, text)
     if subject.run is not None:
         refuse_trained_on(read, subject.run.receipt())
-    return retention(subject.sides, read, announce)
+    held = {"base": subject.origin, "dtype": subject.model.facts.dtype}
+    return retention(subject.sides, read, announce).model_copy(update=held)
 
 
 def asked_of(
@@ -185,11 +202,11 @@ def _items(
             raise SpecError(["which task? Give --task NAME, a YAML file, or a file of rows."])
         task, data = data, None
     if task is not None:
-        spec = task if isinstance(task, TaskSpec) else task_named(task, data, rows)
+        spec = refuse_taken(task, "TaskSpec") if isinstance(task, TaskSpec) else task_named(task, data, rows)
         return _of_task(spec, subject)
     assert run is not None
     found = rows_to_measure(run, subject.model, data, announce)
-    about = TaskSpec(task=HELD_OUT, data=found.about) if data is None else task_named(data)
+    about = TaskSpec(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
     spec = about.model_copy(update={"rows": rows})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]
     return spec, items_of_documents(chosen, subject.model)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from rankwise.data.tokens import Tokens
 from rankwise.errors import DataError
@@ -27,6 +27,24 @@ OF_TRAINING = ("path", "sources", "evaluation", "held_out", "split", "subset", "
 class Measurable:
     documents: Sequence[Tokens]
     about: str
+    own: bool = False
+    """Whether the run measured on them itself as it trained."""
+
+    def spread(self, most: int) -> Measurable:
+        """So many of them at most."""
+        many = len(self.documents)
+        if many <= most:
+            return self
+        of = self.about if self.about.startswith("the ") else f"the {many:,} documents of {self.about}"
+        return replace(self, documents=spread(self.documents, most), about=f"{most:,} of {of}")
+
+
+_Row = TypeVar("_Row")
+
+
+def spread(rows: Sequence[_Row], most: int) -> Sequence[_Row]:
+    """So many of them at most, evenly over all: rows stand source by source, and each has its share."""
+    return [rows[number * len(rows) // most] for number in range(most)] if len(rows) > most else rows
 
 
 def rows_to_measure(run: RunDirectory, model: LoadedModel, data: str | None, announce: Announce) -> Measurable:
@@ -86,7 +104,7 @@ def _own(run: RunDirectory, spec: DataSpec, writing: Writing, announce: Announce
             "Give some that it was not trained on: --data FILE."
         )
     about = spec.evaluation.path if spec.evaluation is not None else f"the {len(prepared.measured)} documents held out"
-    return Measurable(prepared.measured_rows, about)
+    return Measurable(prepared.measured_rows, about, own=True)
 
 
 def _from_where_it_ran(said: dict[str, Any], run: RunDirectory) -> dict[str, Any]:

@@ -52,20 +52,20 @@ def strength(
     )  # fmt: skip
     told = text_for(asked.model, text, blocks=blocks)
     refuse_trained_on(told, run.receipt())
-    rows = rows_to_measure(run, asked.model, data, announce)
+    every = rows_to_measure(run, asked.model, data, announce)
+    rows = every.spread(MOST)
+    if rows is not every:
+        announce(Said(f"measuring on {rows.about}"))
     curve = strength_curve(
         with_and_without(asked.tuned), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, announce), told,
         task=rows.about, strengths=strengths, announce=announce,
-    )  # fmt: skip
+    ).model_copy(update={"own_rows": rows.own})  # fmt: skip
     write_strength(run, curve)
     write_page(run, announce)
     return Strengths(str(run.folder), curve)
 
 
 def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float], announce: Announce) -> TaskLoss:
-    documents = rows.documents[:MOST]
-    if len(documents) < len(rows.documents):
-        announce(Said(f"measuring on the first {MOST} of {len(rows.documents):,} documents"))
     passes, number = len(with_ends(strengths)), count()
 
     def losses() -> list[list[float]]:
@@ -77,7 +77,7 @@ def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float],
                 event = replace(event, done=event.done + before * event.total, total=passes * event.total)
             announce(event)
 
-        found = likelihoods(model.module, documents, heard, "Measuring what is learned")
-        return [[one.nats, float(one.tokens)] for one in found]
+        found = likelihoods(model.module, rows.documents, heard, "Measuring what is learned")
+        return [one.sums for one in found]
 
     return losses

@@ -21,6 +21,7 @@ from rankwise.models.generation import asking_ids, read_answer
 from rankwise.models.loaded import LoadedModel
 from rankwise.spec.evaluation import TrackingSpec
 from rankwise.spec.spec import shown
+from rankwise.verbs.measured_rows import spread
 
 SAMPLES = 3
 LONGEST, UNKNOWN = 256, 64
@@ -70,9 +71,8 @@ def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]
     """Of so many of the held-out rows, spread over them, so that each source is asked of."""
     rows = prepared.measured_rows if count else ()
     places = [index for index, row in enumerate(rows) if _last_answer(row)[0] > 0]
-    spread = [places[number * len(places) // count] for number in range(count)] if len(places) > count else places
     frame = _frame(model, prepared.receipt.system)
-    found = [_prompt(model, rows[index], frame) for index in spread]
+    found = [_prompt(model, rows[index], frame) for index in spread(places, count)]
     return [one for one in found if one is not None]
 
 
