@@ -172,3 +172,19 @@ def test_mistakes_are_told_and_exit_with_two(home, words, problem):
     assert result.exit_code == 2, result.output
     assert problem in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("out", ["rows.jsonl", "runs", "rows.jsonl/x.json", "", "rows.jsonl/deep/x.json"])
+def test_a_place_that_cannot_take_the_result_is_told_before_anything_is_measured(home, tiny_folder, monkeypatch, out):
+    monkeypatch.setattr("rankwise.evaluation.task.OwnTask.side", lambda *_: pytest.fail("it was measured"))
+    before = (home / "rows.jsonl").read_bytes()
+    result = rankwise("evaluate", tiny_folder, "--task", "others.jsonl", "--out", out, "--no-retention", "--json")
+    assert result.exit_code == 2, result.output
+    assert json.loads(result.stdout)["kind"] == "RunError"
+    assert (home / "rows.jsonl").read_bytes() == before
+
+
+def test_a_result_is_written_over_an_earlier_one_alone(home, tiny_folder):
+    words = ("evaluate", tiny_folder, "--task", "others.jsonl", "--out", "deep/mine.json", "--no-retention")
+    assert found(*words) and found(*words)
+    assert json.loads((home / "deep/mine.json").read_text())["task"] == "others"

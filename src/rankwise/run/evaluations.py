@@ -10,14 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from rankwise.errors import RunError
 from rankwise.run.directory import RunDirectory, read_json
 from rankwise.run.manifest import now, versions
-from rankwise.run.writing import write_json
+from rankwise.run.writing import check_place, write_json
 from rankwise.spec.spec import Spec
 
 Verdict = Literal["better", "worse", "cannot tell"]
 LARGEST = 500_000_000
 FOLDER, STRENGTH = "evaluations", "strength.json"
+BEGINS = b'{\n  "format": 1,\n  "task": '
+"""What a file of an evaluation begins with."""
 
 
 class Measured(Spec):
@@ -174,8 +177,18 @@ def evaluation_path(run: RunDirectory, task: str) -> Path:
     return run.folder / FOLDER / f"{task}.json"
 
 
+def check_evaluation_place(path: Path) -> None:
+    """Before anything is measured: an earlier evaluation is written anew, anything else stays as it is."""
+    check_place(path)
+    if path.exists():
+        with path.open("rb") as file:
+            ours = file.read(len(BEGINS)) == BEGINS
+        if not ours:
+            raise RunError(f"{path} is there already and is no evaluation. Choose another name with --out.")
+
+
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_place(path)
     write_json(path, evaluation.model_dump(mode="json"))
 
 

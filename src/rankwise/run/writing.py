@@ -126,6 +126,16 @@ def told_when_full(path: Path) -> Iterator[None]:
         raise
 
 
+def check_place(path: Path) -> None:
+    """Before what takes long: that a file can be written there. Makes the folder."""
+    with told_when_full(path):
+        if not path.name or path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def need_space(path: Path, size: int) -> None:
     """Refuse before writing if `size` bytes (and a fifth more) do not fit."""
     existing = next(parent for parent in (path, *path.parents) if parent.exists())

@@ -32,6 +32,7 @@ from rankwise.run.evaluations import (
     Evaluation,
     Retention,
     Side,
+    check_evaluation_place,
     evaluation_path,
     read_evaluation,
     stamped,
@@ -78,6 +79,7 @@ def evaluate(
     subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
                            trust_code=trust_code)  # fmt: skip
     asked = asked_of(subject, task, data, rows, together, announce)
+    _place(subject, asked, out)
     kept = _retention(subject, text, announce) if with_retention else None
     return evaluated(subject, asked, kept, out=out, announce=announce)
 
@@ -86,13 +88,13 @@ def evaluated(
     subject: Subject, asked: Task, kept: Retention | None = None, *, out: Path | None = None,
     announce: Announce = silent,
 ) -> Evaluation:  # fmt: skip
+    place = _place(subject, asked, out)
     tuned = asked.side(subject.model, subject.name, announce)
     base = None
     if subject.base is not None:
         with subject.base() as other:
             base = asked.side(other, str(subject.against), announce)
     n, items = asked.facts()
-    place = out or (evaluation_path(subject.run, asked.name) if subject.run is not None else None)
     held = _held(subject.model)
     kept = _instead_of(place, items, kept, held, announce) if place is not None and out is None else kept
     found = Evaluation(
@@ -106,6 +108,14 @@ def evaluated(
     if subject.run is not None and out is None:
         write_page(subject.run, announce)
     return found
+
+
+def _place(subject: Subject, asked: Task, out: Path | None) -> Path | None:
+    """Where the result goes; told before anything is measured if it cannot."""
+    place = out or (evaluation_path(subject.run, asked.name) if subject.run is not None else None)
+    if place is not None:
+        check_evaluation_place(place)
+    return place
 
 
 def _instead_of(

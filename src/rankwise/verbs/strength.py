@@ -13,8 +13,9 @@ from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, wi
 from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import open_run
-from rankwise.run.evaluations import StrengthCurve, write_strength
+from rankwise.run.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.run.records import Announce, Event, Progressed, Said, silent
+from rankwise.run.writing import check_place
 from rankwise.spec.adapters import check_strength
 from rankwise.verbs.ask import open_for_asking
 from rankwise.verbs.held import held_to_measure
@@ -46,6 +47,7 @@ def strength(
     for one in strengths:
         check_strength(one)
     run = open_run(run_name)
+    check_place(run.folder / STRENGTH)
     asked = open_for_asking(
         run_name, announce, force_base=force_base, trust_code=trust_code,
         held=held_to_measure(model_of(run, trust_code)),
