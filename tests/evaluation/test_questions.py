@@ -36,6 +36,46 @@ def test_the_right_choice_by_number_letter_or_text(tmp_path, row, right):
 
 
 @pytest.mark.parametrize(
+    ("choices", "labels", "wanted"),
+    [
+        (["true", "false"], [True, False], ["true", "false"]),  # was the wrong one, by its number
+        (["False", "True"], [False, True], ["False", "True"]),
+        (["yes", "no"], [True, False], ["yes", "no"]),
+        (["bad", "good"], [True, False], ["good", "bad"]),
+        (["1", "2", "3"], [1, 2, 1], ["1", "2", "1"]),  # meant something else than the same rows as CSV
+        (["1", "2", "3", "4", "5"], [5, 1, "3"], ["5", "1", "3"]),
+        (["2", "1"], [0, 1, 0], None),  # 0 is a number and no text, so 1 cannot be told
+        (["1", "2", "3"], [1, 7], None),
+        (["a", "b"], [0, "b"], None),
+    ],
+)
+def test_labels_are_texts_where_they_are_among_the_choices(tmp_path, choices, labels, wanted):
+    rows = [{"q": "which?", "label": label} for label in labels]
+    if wanted is None:
+        with pytest.raises(DataError, match="by number, letter or text"):
+            asked(tmp_path, rows, answer="{label}", choices=choices)
+        return
+    assert [one.wanted for one in asked(tmp_path, rows, answer="{label}", choices=choices)] == wanted
+    own = asked(tmp_path, [row | {"choices": choices} for row in rows])
+    assert [choices[one.right] for one in own] == wanted
+
+
+def test_numbers_among_choices_of_other_rows_are_no_texts(tmp_path):
+    """As in questions of arithmetic, whose labels are numbers of choices that are numbers."""
+    rows = [{"q": "2 + 1?", "choices": ["1", "3"], "gold": 1}, {"q": "4 + 4?", "choices": ["8", "6"], "gold": 0}]
+    assert [one.wanted for one in asked(tmp_path, rows)] == ["3", "8"]
+
+
+def test_a_right_choice_that_is_there_twice_is_refused(tmp_path):
+    """The order of the two decided; of two that are wrong it decides nothing, and public sets have such rows."""
+    row = {"q": "which?", "choices": ["yes", "yes", "no"]}
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .*'yes', which is right, is there twice"):
+        asked(tmp_path, [row | {"gold": 1}])
+    assert asked(tmp_path, [row | {"gold": 2}])[0].wanted == "no"
+    assert asked(tmp_path, [row | {"gold": 1}], lettered=True)[0].wanted == "B"
+
+
+@pytest.mark.parametrize(
     ("row", "problem"),
     [
         ({"choices": ["a", "b"], "gold": 2}, "none of the 2 choices"),
