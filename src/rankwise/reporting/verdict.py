@@ -144,7 +144,9 @@ def _losses(run: OpenedRun) -> str:
     losses = run.history.losses
     if not losses:
         return "Nothing was measured on rows that it was not trained on, so nothing can be said about what it learned."
-    first, last = losses[0], losses[-1]
+    results = run.manifest.results
+    kept = results.kept_step if results is not None else None
+    first, last = losses[0], next((one for one in losses if one.step == kept), losses[-1])
     if len(losses) == 1:
         when = "before training" if first.step == 0 else f"after step {first.step:,}"
         return (
@@ -152,9 +154,10 @@ def _losses(run: OpenedRun) -> str:
             f"token {when}, and was measured no other time."
         )
     how = _way(first.loss, last.loss)
+    when = "" if last is losses[-1] else f" after step {last.step:,}, which was kept"
     return (
         f"The loss on {plural(last.documents, 'document')} it was not trained on {how}, from {figure(first.loss)} to "
-        f"{figure(last.loss)} nats per learned token; whether its answers are better was not measured."
+        f"{figure(last.loss)} nats per learned token{when}; whether its answers are better was not measured."
     )
 
 
