@@ -136,11 +136,15 @@ def json_fields(answer: str, wanted: str) -> list[float]:
 _NOTHING = object()
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+FieldPath = tuple[str | int, ...]
+"""Names of an object's fields and places in a list; a field "0" is no place 0."""
+
+
+def _leaves(value: Any, path: FieldPath = ()) -> dict[FieldPath, Any]:
     if isinstance(value, dict) and value:
-        return {key: leaf for name, part in value.items() for key, leaf in _leaves(part, f"{path}/{name}").items()}
+        return {deep: leaf for name, part in value.items() for deep, leaf in _leaves(part, (*path, name)).items()}
     if isinstance(value, list) and value:
-        return {key: leaf for at, part in enumerate(value) for key, leaf in _leaves(part, f"{path}/{at}").items()}
+        return {deep: leaf for at, part in enumerate(value) for deep, leaf in _leaves(part, (*path, at)).items()}
     return {path: (isinstance(value, bool), value)}  # True is no 1
 
 
