@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from rankwise.reporting.quantities import figure, interval, plural
-from rankwise.run.cautions import cautions, chosen_by_held_out
+from rankwise.run.cautions import cautions, chosen_by_held_out, of_overlap
 from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
 from rankwise.run.opened import OpenedRun
 
@@ -60,12 +60,8 @@ def remarks_of(run: OpenedRun) -> list[str]:
         why = f" ({manifest.problem})" if manifest.problem else ""
         how = "was interrupted" if status == "interrupted" else "failed"
         found.append(f"This run {how}{why} after {plural(reached, 'step')}{of}, and left nothing to use.")
-    if run.receipt and run.receipt.overlap and run.receipt.overlap.exact + run.receipt.overlap.near:
-        overlap = run.receipt.overlap
-        found.append(
-            f"{overlap.exact:,} of the {overlap.of:,} rows that were measured with ask exactly, and {overlap.near:,} "
-            "nearly, what was trained on: the loss on them flatters."
-        )
+    if shared := of_overlap(run.receipt):
+        found.append(shared)
     return found + _cautions(run)
 
 
