@@ -92,6 +92,17 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path, row, problem):
         asked(tmp_path, [{"q": "which?", **row}])
 
 
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [({"q": "a\ud800", "a": "b"}, "question"), ({"q": "a", "a": "\udfff"}, "wanted answer"),
+     ({"q": "a\0", "a": "b"}, "question")],
+)  # fmt: skip
+def test_what_no_text_should_have_is_refused_as_in_rows_of_a_known_form(tmp_path, row, what):
+    """Half a character ended in the tokenizer's TypeError."""
+    with pytest.raises(DataError, match=rf"rows.jsonl:1: the {what} has (half a character|a NUL)"):
+        asked(tmp_path, [row], answer="{a}", score="loss")
+
+
 def test_more_choices_than_letters_are_refused(tmp_path):
     row = {"q": "which?", "choices": [f"choice {at}" for at in range(27)], "gold": 0}
     with pytest.raises(DataError, match=r"rows.jsonl:1: has 27 choices"):
@@ -149,6 +160,12 @@ def test_a_table_without_names_gets_them(tmp_path):
     assert [(one.asked[0], one.wanted) for one in questions(task)] == [('He said "no', "good"), ("Yes", "bad")]
 
 
+def test_a_table_without_names_is_one_file(tmp_path):
+    for data, problem in ((tmp_path, "header names the columns of one file"), (tmp_path / "no.csv", "cannot be read")):
+        with pytest.raises(DataError, match=problem):
+            questions(TaskSpec(task="t", data=str(data), ask="{q}", answer="{a}", header=("q", "a")))
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
@@ -158,6 +175,9 @@ def test_a_table_without_names_gets_them(tmp_path):
         ({"score": "regex"}, "needs a pattern"),
         ({"score": "exact", "pattern": "x"}, "needs a pattern"),
         ({"score": "regex", "pattern": "("}, "no regular expression"),
+        ({"score": "regex", "pattern": ""}, "would be found in every answer"),
+        ({"ask": "\ud800 {q}", "answer": "{a}"}, "half a character"),
+        ({"ask": "{q}", "score": "accuracy", "choices": ["a", "\ud800"]}, "half a character"),
         ({"chat": False}, "ask has to say"),
         ({"answer": "{a}"}, "go with ask"),
         ({"choices": ["a", "b"], "ask": "x"}, "hoices are scored by"),

@@ -17,6 +17,7 @@ import numpy as np
 from rankwise.data.columnar import Record
 from rankwise.data.files import records
 from rankwise.data.sources import open_source, raw_records
+from rankwise.data.turns import text_of
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.evaluation.labels import LETTERS, Label, Place, are_texts
 from rankwise.run.writing import sha256_of
@@ -55,7 +56,7 @@ def questions(task: TaskSpec) -> list[Question]:
         try:
             if isinstance(row, DataError):
                 raise row
-            found.append(_question(task, where, row, by_text=by_text))
+            found.append(_whole(_question(task, where, row, by_text=by_text)))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -133,6 +134,15 @@ def _question(task: TaskSpec, where: str, row: dict[str, Any], *, by_text: bool)
         question = f"{asked[0]}\n{below}\nAnswer:"
         return Question(where, (question,), letters[right], letters, right)
     return Question(where, tuple(asked), choices[right], choices, right)
+
+
+def _whole(question: Question) -> Question:
+    """Its texts are such as rows of a known form may have."""
+    parts = (("question", question.asked), ("choice", question.choices), ("wanted answer", (question.wanted,)))
+    for what, texts in parts:
+        for text in texts:
+            text_of(text, question.where, what, may_be_empty=True)
+    return question
 
 
 def _refuse_unfit(task: TaskSpec, choices: tuple[str, ...], where: str) -> None:
