@@ -202,6 +202,32 @@ def test_prompts_without_room_for_their_answer_are_left_out_and_counted(tiny_fol
         items_of(task.model_copy(update={"max_new_tokens": 5000}), model)
 
 
+@pytest.mark.parametrize("score", ["loss", "exact", "accuracy"])
+def test_a_text_to_be_continued_is_left_out_where_it_does_not_fit(model, tmp_path, score):
+    """What stood first was cut away, and of a long answer nothing was left to be asked."""
+    file = tmp_path / "long.jsonl"
+    rows = [{"q": "fox " * 300, "a": "dog"}, {"q": "fox", "a": "dog " * 300}, {"q": "fox", "a": "dog"}]
+    rows = [row | {"choices": [row["a"], "land"], "gold": 0} for row in rows]
+    more = {} if score == "accuracy" else {"answer": "{a}"}
+    for kept in (3, 2):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows[:kept]))
+        task = TaskSpec(task="t", data=str(file), ask="{q}", chat=False, score=score, **more)
+        if kept == 2:
+            with pytest.raises(DataError, match="none of its 2 rows fits into the model's context"):
+                items_of(task, model)
+            return
+        found = items_of(task, model)
+        assert (len(found.items), found.too_long) == (1, 2)
+
+
+@pytest.mark.parametrize("ask", [{}, {"ask": "", "answer": "{text}", "chat": False}])
+def test_rows_that_ask_nothing_have_no_answer_that_could_be_compared(model, tmp_path, ask):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "the quick brown fox"}\n')
+    with pytest.raises(DataError, match=r"texts.jsonl:1: nothing stands before its answer"):
+        items_of(TaskSpec(task="t", data=str(file), score=("exact", "loss"), **ask), model)
+
+
 def test_rows_of_a_running_text_are_drawn_by_the_seed(model, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(" ".join(WORDS * 200))
