@@ -170,6 +170,9 @@ def test_a_damaged_model_is_named_and_not_scored(tiny_folder, rows):
     task = TaskSpec(task="t", data=str(rows))
     with pytest.raises(EvaluationError, match=r"rows.jsonl:1: .* nan .*damaged"):
         side(task, items_of(task, broken).items, broken, silent, together=4, who="")
+    task = TaskSpec(task="t", data=str(rows), score="exact", max_new_tokens=3)
+    with pytest.raises(EvaluationError, match=r"logit of an answer is nan.*damaged"):
+        side(task, items_of(task, broken).items, broken, silent, together=4, who="")
 
 
 def test_a_question_written_from_columns_is_asked_by_the_template(model, tmp_path):
@@ -264,6 +267,19 @@ def test_what_is_wanted_must_be_what_is_compared(model, rows):
         task = task.model_copy(update={"score": (score,)})
         with pytest.raises(DataError, match=r"rows.jsonl:1: .*has no number"):
             OwnTask(task, items_of(task, model), 4)
+
+
+def test_a_pattern_is_tried_on_what_is_wanted(model, tmp_path):
+    """With groups that it lacks every answer scored 0, and a slow one was known when all answers were there."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "fox", "completion": "dog " * 20}) + "\n")
+    task = TaskSpec(task="t", data=str(file), score="regex", pattern="(cat)")
+    items = items_of(task, model)
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the pattern '\(cat\)' finds nothing in the wanted answer"):
+        OwnTask(task, items, 4)
+    OwnTask(task.model_copy(update={"pattern": "cat"}), items, 4)
+    with pytest.raises(EvaluationError, match="takes more than"):
+        OwnTask(task.model_copy(update={"pattern": r"(?:.|..)+(?<!.)"}), items, 4)
 
 
 def test_f1_needs_the_same_choices_and_not_only_as_many(model, chosen):

@@ -160,15 +160,15 @@ def matching(pattern: str) -> Callable[[str, str], list[float]]:
     compiled = regex.compile(pattern)
 
     def row(answer: str, wanted: str) -> list[float]:
-        found = _searched(compiled, answer)
+        found = searched(compiled, answer)
         if found is None or not compiled.groups:
             return [float(found is not None), 1.0]
-        return [float(found == _searched(compiled, wanted)), 1.0]
+        return [float(found == searched(compiled, wanted)), 1.0]
 
     return row
 
 
-def _searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] | None:
+def searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] | None:
     try:
         found = compiled.search(text, timeout=SECONDS)
     except TimeoutError:
