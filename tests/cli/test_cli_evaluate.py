@@ -138,6 +138,18 @@ def test_the_rows_that_a_run_was_trained_on_say_nothing(home, words):
         assert "rows.jsonl: is among the data of the run" in " ".join(result.output.split())
 
 
+def test_rows_to_measure_with_that_are_those_of_training_are_told_or_refused(home, tiny_folder):
+    """As --data they were taken without a word, and as --task refused."""
+    words = ("--model", tiny_folder, "--data", "rows.jsonl", "--evaluation", "rows.jsonl", "--steps", 1)
+    assert rankwise("train", *words, "--run", "both").exit_code == 0
+    for named in ("--data", "--task"):
+        result = rankwise("evaluate", "both", named, "rows.jsonl", "--no-retention")
+        assert result.exit_code == 2, result.output
+        assert "rows.jsonl: is among the data of the run" in " ".join(result.output.split())
+    told = rankwise("evaluate", "both", "--no-retention", "--quiet").stdout
+    assert "12 of the 12 rows that were measured with ask exactly" in " ".join(told.split())
+
+
 def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
     result = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--steps", 1, "--run", "spoken",
                       "--set", "data.system=quick fox", "--set", "data.evaluation=others.jsonl")  # fmt: skip

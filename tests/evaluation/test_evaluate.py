@@ -170,6 +170,9 @@ def test_a_damaged_model_is_named_and_not_scored(tiny_folder, rows):
     task = TaskSpec(task="t", data=str(rows))
     with pytest.raises(EvaluationError, match=r"rows.jsonl:1: .* nan .*damaged"):
         side(task, items_of(task, broken).items, broken, silent, together=4, who="")
+    task = TaskSpec(task="t", data=str(rows), score="exact", max_new_tokens=3)
+    with pytest.raises(EvaluationError, match=r"logit of an answer is nan.*damaged"):
+        side(task, items_of(task, broken).items, broken, silent, together=4, who="")
 
 
 def test_a_question_written_from_columns_is_asked_by_the_template(model, tmp_path):
@@ -200,6 +203,32 @@ def test_prompts_without_room_for_their_answer_are_left_out_and_counted(tiny_fol
     assert (found.n, found.left_out, found.summary()["left_out"]) == (1, 1, 1)
     with pytest.raises(DataError, match="Lower max_new_tokens"):
         items_of(task.model_copy(update={"max_new_tokens": 5000}), model)
+
+
+@pytest.mark.parametrize("score", ["loss", "exact", "accuracy"])
+def test_a_text_to_be_continued_is_left_out_where_it_does_not_fit(model, tmp_path, score):
+    """What stood first was cut away, and of a long answer nothing was left to be asked."""
+    file = tmp_path / "long.jsonl"
+    rows = [{"q": "fox " * 300, "a": "dog"}, {"q": "fox", "a": "dog " * 300}, {"q": "fox", "a": "dog"}]
+    rows = [row | {"choices": [row["a"], "land"], "gold": 0} for row in rows]
+    more = {} if score == "accuracy" else {"answer": "{a}"}
+    for kept in (3, 2):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows[:kept]))
+        task = TaskSpec(task="t", data=str(file), ask="{q}", chat=False, score=score, **more)
+        if kept == 2:
+            with pytest.raises(DataError, match="none of its 2 rows fits into the model's context"):
+                items_of(task, model)
+            return
+        found = items_of(task, model)
+        assert (len(found.items), found.too_long) == (1, 2)
+
+
+@pytest.mark.parametrize("ask", [{}, {"ask": "", "answer": "{text}", "chat": False}])
+def test_rows_that_ask_nothing_have_no_answer_that_could_be_compared(model, tmp_path, ask):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "the quick brown fox"}\n')
+    with pytest.raises(DataError, match=r"texts.jsonl:1: nothing stands before its answer"):
+        items_of(TaskSpec(task="t", data=str(file), score=("exact", "loss"), **ask), model)
 
 
 def test_rows_of_a_running_text_are_drawn_by_the_seed(model, tmp_path):
@@ -238,6 +267,19 @@ def test_what_is_wanted_must_be_what_is_compared(model, rows):
         task = task.model_copy(update={"score": (score,)})
         with pytest.raises(DataError, match=r"rows.jsonl:1: .*has no number"):
             OwnTask(task, items_of(task, model), 4)
+
+
+def test_a_pattern_is_tried_on_what_is_wanted(model, tmp_path):
+    """With groups that it lacks every answer scored 0, and a slow one was known when all answers were there."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "fox", "completion": "dog " * 20}) + "\n")
+    task = TaskSpec(task="t", data=str(file), score="regex", pattern="(cat)")
+    items = items_of(task, model)
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the pattern '\(cat\)' finds nothing in the wanted answer"):
+        OwnTask(task, items, 4)
+    OwnTask(task.model_copy(update={"pattern": "cat"}), items, 4)
+    with pytest.raises(EvaluationError, match="takes more than"):
+        OwnTask(task.model_copy(update={"pattern": r"(?:.|..)+(?<!.)"}), items, 4)
 
 
 def test_f1_needs_the_same_choices_and_not_only_as_many(model, chosen):

@@ -36,6 +36,46 @@ def test_the_right_choice_by_number_letter_or_text(tmp_path, row, right):
 
 
 @pytest.mark.parametrize(
+    ("choices", "labels", "wanted"),
+    [
+        (["true", "false"], [True, False], ["true", "false"]),  # was the wrong one, by its number
+        (["False", "True"], [False, True], ["False", "True"]),
+        (["yes", "no"], [True, False], ["yes", "no"]),
+        (["bad", "good"], [True, False], ["good", "bad"]),
+        (["1", "2", "3"], [1, 2, 1], ["1", "2", "1"]),  # meant something else than the same rows as CSV
+        (["1", "2", "3", "4", "5"], [5, 1, "3"], ["5", "1", "3"]),
+        (["2", "1"], [0, 1, 0], None),  # 0 is a number and no text, so 1 cannot be told
+        (["1", "2", "3"], [1, 7], None),
+        (["a", "b"], [0, "b"], None),
+    ],
+)
+def test_labels_are_texts_where_they_are_among_the_choices(tmp_path, choices, labels, wanted):
+    rows = [{"q": "which?", "label": label} for label in labels]
+    if wanted is None:
+        with pytest.raises(DataError, match="by number, letter or text"):
+            asked(tmp_path, rows, answer="{label}", choices=choices)
+        return
+    assert [one.wanted for one in asked(tmp_path, rows, answer="{label}", choices=choices)] == wanted
+    own = asked(tmp_path, [row | {"choices": choices} for row in rows])
+    assert [choices[one.right] for one in own] == wanted
+
+
+def test_numbers_among_choices_of_other_rows_are_no_texts(tmp_path):
+    """As in questions of arithmetic, whose labels are numbers of choices that are numbers."""
+    rows = [{"q": "2 + 1?", "choices": ["1", "3"], "gold": 1}, {"q": "4 + 4?", "choices": ["8", "6"], "gold": 0}]
+    assert [one.wanted for one in asked(tmp_path, rows)] == ["3", "8"]
+
+
+def test_a_right_choice_that_is_there_twice_is_refused(tmp_path):
+    """The order of the two decided; of two that are wrong it decides nothing, and public sets have such rows."""
+    row = {"q": "which?", "choices": ["yes", "yes", "no"]}
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .*'yes', which is right, is there twice"):
+        asked(tmp_path, [row | {"gold": 1}])
+    assert asked(tmp_path, [row | {"gold": 2}])[0].wanted == "no"
+    assert asked(tmp_path, [row | {"gold": 1}], lettered=True)[0].wanted == "B"
+
+
+@pytest.mark.parametrize(
     ("row", "problem"),
     [
         ({"choices": ["a", "b"], "gold": 2}, "none of the 2 choices"),
@@ -50,6 +90,17 @@ def test_the_right_choice_by_number_letter_or_text(tmp_path, row, right):
 def test_a_row_that_cannot_be_asked_is_named(tmp_path, row, problem):
     with pytest.raises(DataError, match=rf"rows.jsonl:1: .*{problem}"):
         asked(tmp_path, [{"q": "which?", **row}])
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [({"q": "a\ud800", "a": "b"}, "question"), ({"q": "a", "a": "\udfff"}, "wanted answer"),
+     ({"q": "a\0", "a": "b"}, "question")],
+)  # fmt: skip
+def test_what_no_text_should_have_is_refused_as_in_rows_of_a_known_form(tmp_path, row, what):
+    """Half a character ended in the tokenizer's TypeError."""
+    with pytest.raises(DataError, match=rf"rows.jsonl:1: the {what} has (half a character|a NUL)"):
+        asked(tmp_path, [row], answer="{a}", score="loss")
 
 
 def test_more_choices_than_letters_are_refused(tmp_path):
@@ -109,6 +160,12 @@ def test_a_table_without_names_gets_them(tmp_path):
     assert [(one.asked[0], one.wanted) for one in questions(task)] == [('He said "no', "good"), ("Yes", "bad")]
 
 
+def test_a_table_without_names_is_one_file(tmp_path):
+    for data, problem in ((tmp_path, "header names the columns of one file"), (tmp_path / "no.csv", "cannot be read")):
+        with pytest.raises(DataError, match=problem):
+            questions(TaskSpec(task="t", data=str(data), ask="{q}", answer="{a}", header=("q", "a")))
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
@@ -118,6 +175,9 @@ def test_a_table_without_names_gets_them(tmp_path):
         ({"score": "regex"}, "needs a pattern"),
         ({"score": "exact", "pattern": "x"}, "needs a pattern"),
         ({"score": "regex", "pattern": "("}, "no regular expression"),
+        ({"score": "regex", "pattern": ""}, "would be found in every answer"),
+        ({"ask": "\ud800 {q}", "answer": "{a}"}, "half a character"),
+        ({"ask": "{q}", "score": "accuracy", "choices": ["a", "\ud800"]}, "half a character"),
         ({"chat": False}, "ask has to say"),
         ({"answer": "{a}"}, "go with ask"),
         ({"choices": ["a", "b"], "ask": "x"}, "hoices are scored by"),

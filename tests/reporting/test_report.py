@@ -17,6 +17,7 @@ from rankwise.errors import RunError
 from rankwise.reporting.document import Document
 from rankwise.run.directory import RunDirectory
 from rankwise.run.evaluations import evaluation_path, read_evaluation, write_evaluation
+from rankwise.run.records import LossRecord
 from rankwise.verbs.report import report
 from report_runs import made_run
 
@@ -130,6 +131,19 @@ def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():
     )
     assert "rankwise evaluate r" in json.loads(made.data.read_text())["next"]
     assert '<section id="quality">' not in made.page.read_text()
+
+
+def test_the_loss_that_is_told_is_that_of_the_step_that_was_kept():
+    """It was the last one's, also where an earlier step was kept."""
+    run = made_run(evaluated=False)
+    rows = run.metrics.read_text().splitlines()
+    kept = json.dumps(LossRecord(12, 1.2, 99, 10).as_row())
+    run.metrics.write_text("\n".join([*rows[:-1], kept, json.dumps(LossRecord(24, 2.5, 99, 10).as_row())]) + "\n")
+    manifest = run.manifest()
+    assert manifest.results is not None
+    results = manifest.results.model_copy(update={"kept_step": 12, "held_out_loss_after": 1.2})
+    run.write_manifest(manifest.model_copy(update={"results": results}))
+    assert "fell, from 2.000 to 1.200 nats per learned token after step 12, which was kept" in report("r").verdict
 
 
 def test_where_nothing_was_measured_it_says_just_that():

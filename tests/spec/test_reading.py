@@ -222,9 +222,9 @@ def test_aliases_of_aliases_do_not_grow_without_end(tmp_path):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("", "not settings of the form key: value"),
-        ("- a\n- b\n", "not settings of the form key: value"),
-        ("just text\n", "not settings of the form key: value"),
+        ("", "holds nothing, not settings of the form key: value"),
+        ("- a\n- b\n", "holds a list, not settings of the form key: value"),
+        ("just text\n", "holds 'just text', not settings of the form key: value"),
         ("a: [1\nb: 2\n", "lora.yaml:2: "),
         ("a: b: c\n", "lora.yaml:1: "),
         ("a: 1\n---\nb: 1\n", "lora.yaml:2: "),

@@ -433,6 +433,8 @@ def test_a_prompt_that_has_no_room_is_refused_and_a_row_that_has_none_is_not_ask
     long = "What is " + "93#" * 80
     with pytest.raises(SpecError, match="more than the model's context holds"):
         rankwise.train(asked("run", "lora", {"prompts": [long]}))
+    with pytest.raises(SpecError, match=r"max_new_tokens: with 9,999 new tokens .* context of 256"):
+        rankwise.train(asked("run", "lora", {"by": "exact", "answers": 2, "max_new_tokens": 9999}))
     assert not Path("runs/run").exists()
     rows = [{"prompt": long[:160] if n == 1 else "What is it?", "completion": f"It is {n}."} for n in range(3)]
     Path("measured.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

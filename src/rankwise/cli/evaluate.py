@@ -76,13 +76,14 @@ def _told(found: Evaluation) -> list[str]:
 
 
 def _cautions(target: str, found: Evaluation) -> list[str]:
-    from rankwise.run.cautions import cautions
+    from rankwise.run.cautions import HELD_OUT, cautions, of_overlap
     from rankwise.run.directory import find_run
 
     run = find_run(target)
     if run is None:
         return cautions(found, None, None)
-    return cautions(found, run.experiment(), run.manifest().results)
+    shared = of_overlap(run.receipt()) if found.task == HELD_OUT else ""
+    return [*([shared] if shared else []), *cautions(found, run.experiment(), run.manifest().results)]
 
 
 def _interval(measured: Measured) -> str:

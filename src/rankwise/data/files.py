@@ -36,8 +36,12 @@ def records(path: Path, seen: Seen = lambda share: None, header: list[str] | Non
 
     A library that is missing is told by the call; what is wrong with the file, by the iteration.
     """
-    with path.open("rb") as file:
-        head = file.read(4096)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        of_one = ", and header names the columns of one file" if header is not None and path.is_dir() else ""
+        raise DataError(f"{path}: cannot be read ({error.strerror}){of_one}.") from None
     kind = kind_of(path, head)
     if kind in (parquet, arrow):
         need("pyarrow", f"{path}: reading {kind.__name__.capitalize()}")

@@ -62,7 +62,10 @@ class Items:
 
 def items_of(task: TaskSpec, model: LoadedModel) -> Items:
     found = _all_items(task, model)
-    return _with_room(found, task, model) if task.written else found
+    if not task.written:
+        return found
+    _refuse_unasked(found, task)
+    return _with_room(found, task, model)
 
 
 def _all_items(task: TaskSpec, model: LoadedModel) -> Items:
@@ -70,15 +73,22 @@ def _all_items(task: TaskSpec, model: LoadedModel) -> Items:
         return Items(_blocks(task, model))
     if task.ask is not None:
         asked = questions(task)
-        return (
-            _conversations(asked, task, model) if task.chat else Items(tuple(_continued(one, model) for one in asked))
-        )
+        return _conversations(asked, task, model) if task.chat else _continuations(asked, task, model)
     return _of_rows(task, model)
 
 
 def items_of_documents(documents: Sequence[Tokens], model: LoadedModel) -> Items:
     """Of rows that are encoded already, such as those a run held out."""
     return Items(tuple(_item(f"document {number}", one, model) for number, one in enumerate(documents, start=1)))
+
+
+def _refuse_unasked(found: Items, task: TaskSpec) -> None:
+    nothing = next((item.where for item in found.items if not item.given), None)
+    if nothing is not None:
+        raise DataError(
+            f"{nothing}: nothing stands before its answer, so there is nothing to ask for {task.written[0]}. Give rows "
+            "with a question, or score such ones by loss alone."
+        )
 
 
 def _with_room(found: Items, task: TaskSpec, model: LoadedModel) -> Items:
@@ -175,6 +185,15 @@ def _item(where: str, document: Tokens, model: LoadedModel) -> Item:
     return Item(where, model.tokenizer.readable(given), wanted, (document,), given=tuple(given))
 
 
+def _continuations(asked: Sequence[Question], task: TaskSpec, model: LoadedModel) -> Items:
+    """Those that fit with all their choices, but for the last token, which is only predicted."""
+    made, room = [_continued(one, model) for one in asked], (model.context_length or 10**9) + 1
+    kept = tuple(item for item in made if max(len(one.ids) for one in item.documents) <= room)
+    if not kept:
+        raise DataError(f"{task.data}: none of its {len(made):,} rows fits into the model's context.")
+    return Items(kept, len(made) - len(kept))
+
+
 def _continued(question: Question, model: LoadedModel) -> Item:
     """Without a template: a text, and what is to follow."""
     many = question.choices or (question.wanted,)
@@ -192,9 +211,7 @@ def _document(before: str, after: str, model: LoadedModel) -> Tokens:
     known = tokenizer.start + tokenizer.guarded(text)
     whole = prompt_ids(known + tokenizer.guarded(gap + after), tokenizer)
     asked = len(prompt_ids(known, tokenizer))
-    room = (model.context_length or 10**9) + 1
-    ids, learned = whole[-room:], ([False] * asked + [True] * (len(whole) - asked))[-room:]
-    return Tokens(tuple(ids), tuple(learned))
+    return Tokens(tuple(whole), tuple([False] * asked + [True] * (len(whole) - asked)))
 
 
 def _blocks(task: TaskSpec, model: LoadedModel) -> tuple[Item, ...]:

@@ -138,11 +138,15 @@ def json_fields(answer: str, wanted: str) -> list[float]:
 _NOTHING = object()
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+FieldPath = tuple[str | int, ...]
+"""Names of an object's fields and places in a list; a field "0" is no place 0."""
+
+
+def _leaves(value: Any, path: FieldPath = ()) -> dict[FieldPath, Any]:
     if isinstance(value, dict) and value:
-        return {key: leaf for name, part in value.items() for key, leaf in _leaves(part, f"{path}/{name}").items()}
+        return {deep: leaf for name, part in value.items() for deep, leaf in _leaves(part, (*path, name)).items()}
     if isinstance(value, list) and value:
-        return {key: leaf for at, part in enumerate(value) for key, leaf in _leaves(part, f"{path}/{at}").items()}
+        return {deep: leaf for at, part in enumerate(value) for deep, leaf in _leaves(part, (*path, at)).items()}
     return {path: (isinstance(value, bool), value)}  # True is no 1
 
 
@@ -158,15 +162,15 @@ def matching(pattern: str) -> Callable[[str, str], list[float]]:
     compiled = regex.compile(pattern)
 
     def row(answer: str, wanted: str) -> list[float]:
-        found = _searched(compiled, answer)
+        found = searched(compiled, answer)
         if found is None or not compiled.groups:
             return [float(found is not None), 1.0]
-        return [float(found == _searched(compiled, wanted)), 1.0]
+        return [float(found == searched(compiled, wanted)), 1.0]
 
     return row
 
 
-def _searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] | None:
+def searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] | None:
     try:
         found = compiled.search(text, timeout=SECONDS)
     except TimeoutError:

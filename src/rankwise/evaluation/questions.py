@@ -6,7 +6,8 @@ A question is written from a row's columns by replacing {names} and nothing else
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import numpy as np
 from rankwise.data.columnar import Record
 from rankwise.data.files import records
 from rankwise.data.sources import open_source, raw_records
+from rankwise.data.turns import text_of
 from rankwise.errors import DataError, did_you_mean, some
+from rankwise.evaluation.labels import LETTERS, Label, Place, are_texts
 from rankwise.run.writing import sha256_of
 from rankwise.spec.data import DataSpec, Reading
 from rankwise.spec.spec import shown
@@ -24,7 +27,6 @@ from rankwise.spec.tasks import TaskSpec
 
 _COLUMN = re.compile(r"\{([^{}]+)\}")
 RIGHT = ("gold", "answer", "answerKey", "label")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ def data_spec(task: TaskSpec) -> DataSpec:
 def questions(task: TaskSpec) -> list[Question]:
     """Of a task with `ask`. All rows that cannot be asked are told at once."""
     found, problems = [], []
-    for where, row in _rows(task):
+    rows = list(_rows(task))
+    by_text = are_texts(_labels(task, rows))
+    for where, row in rows:
         try:
             if isinstance(row, DataError):
                 raise row
-            found.append(_question(task, where, row))
+            found.append(_whole(_question(task, where, row, by_text=by_text)))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -88,21 +92,39 @@ def drawn(count: int, task: TaskSpec) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def _question(task: TaskSpec, where: str, row: dict[str, Any]) -> Question:
+def _labels(task: TaskSpec, rows: Sequence[Record]) -> list[Label]:
+    """Of the rows that can be asked and that name one of several choices."""
+    found = []
+    for where, row in rows if task.chosen else ():
+        if not isinstance(row, DataError):
+            with suppress(DataError):  # told with the others
+                found.append(_label(task, where, row))
+    return [label for label in found if label.choices]
+
+
+def _label(task: TaskSpec, where: str, row: dict[str, Any]) -> Label:
     assert task.ask is not None
     asked = _asked(task.ask, row, where)
     several = len(asked) > 1
+    choices = tuple(asked) if several else _choices(task, row, where)
+    _refuse_unfit(task, choices, where)
+    return Label(_right_value(task, row, where, shared=several), choices, where)
+
+
+def _question(task: TaskSpec, where: str, row: dict[str, Any], *, by_text: bool) -> Question:
+    assert task.ask is not None
+    asked = _asked(task.ask, row, where)
     if not task.chosen:
         if task.answer is None:
             raise DataError(f'{where}: the task "{task.task}" says what to ask and not what is wanted; give answer.')
         return Question(where, tuple(asked), written(task.answer, row, where))
-    choices = tuple(asked) if several else _choices(task, row, where)
-    _refuse_unfit(task, choices, where)
-    value = _right_value(task, row, where, shared=several)
+    label = _label(task, where, row)
+    choices = label.choices
     if not choices:  # all answers that occur
-        return Question(where, tuple(asked), str(value))
-    right = _right(value, choices, where)
-    if several:  # the choice is what comes before, and what follows is the same
+        return Question(where, tuple(asked), str(label.value))
+    right = label.right(by_text=by_text)
+    _refuse_twice(task, choices, right, where)
+    if len(asked) > 1:  # the choice is what comes before, and what follows is the same
         follows = written(task.answer or "", row, where)
         _refuse_unfit(task, (follows,), where)
         return Question(where, tuple(asked), follows, (follows,) * len(asked), right)
@@ -114,12 +136,29 @@ def _question(task: TaskSpec, where: str, row: dict[str, Any]) -> Question:
     return Question(where, tuple(asked), choices[right], choices, right)
 
 
+def _whole(question: Question) -> Question:
+    """Its texts are such as rows of a known form may have."""
+    parts = (("question", question.asked), ("choice", question.choices), ("wanted answer", (question.wanted,)))
+    for what, texts in parts:
+        for text in texts:
+            text_of(text, question.where, what, may_be_empty=True)
+    return question
+
+
 def _refuse_unfit(task: TaskSpec, choices: tuple[str, ...], where: str) -> None:
     empty = next((number for number, choice in enumerate(choices, start=1) if not choice.strip()), None)
     if empty is not None:
         raise DataError(f"{where}: the choice {empty} of {len(choices)} is empty; nobody can tell how likely that is.")
     if task.lettered and len(choices) > len(LETTERS):
         raise DataError(f"{where}: has {len(choices)} choices, and there are letters for {len(LETTERS)}.")
+
+
+def _refuse_twice(task: TaskSpec, choices: tuple[str, ...], right: int, where: str) -> None:
+    """Two that are alike are as likely. Letters part them, and of wrong ones none needs to be the likelier."""
+    if not task.lettered and choices.count(choices[right]) > 1:
+        raise DataError(
+            f"{where}: the choice {shown(choices[right])}, which is right, is there twice; each has to be another."
+        )
 
 
 def _asked(ask: str, row: dict[str, Any], where: str) -> list[str]:
@@ -174,27 +213,14 @@ def _right_value(task: TaskSpec, row: dict[str, Any], where: str, *, shared: boo
         alone = _COLUMN.fullmatch(task.answer)
         return row[alone[1]] if alone and alone[1] in row else written(task.answer, row, where)
     if isinstance(task.choices, str) and _COLUMN.search(task.choices):
-        return 0  # the right one is written first
+        return Place(0)  # the right one is written first
     column = next((name for name in RIGHT if name in row), None)
     if column is None:
         raise DataError(f"{where}: which choice is right stands in none of {', '.join(RIGHT)}; say it with answer.")
     held = row.get("choices")
     if isinstance(held, dict) and row[column] in held.get("label", ()):  # ARC numbers some rows by 1, 2, 3
-        return held["label"].index(row[column])
+        return Place(held["label"].index(row[column]))
     return row[column]
-
-
-def _right(value: Any, choices: tuple[str, ...], where: str) -> int:
-    """By number, by the choice's own text, or by letter."""
-    if isinstance(value, bool):
-        value = int(value)
-    if isinstance(value, str):
-        if value in choices:
-            return choices.index(value)
-        value = int(value) if value.isascii() and value.isdigit() else LETTERS.find(value) if len(value) == 1 else -1
-    if not isinstance(value, int) or not 0 <= value < len(choices):
-        raise DataError(f"{where}: {shown(value)} is none of the {len(choices)} choices, by number, letter or text.")
-    return value
 
 
 def _with_all_answers(task: TaskSpec, found: list[Question]) -> list[Question]:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
+import regex
 
 from rankwise.errors import DataError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.items import Item
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
-from rankwise.evaluation.metrics import class_row, json_fields, number_in, rating_in, rating_rows, rows_of
+from rankwise.evaluation.metrics import class_row, json_fields, number_in, rating_in, rating_rows, rows_of, searched
 from rankwise.models.generation import answers_in_turn
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.evaluations import Side
@@ -109,8 +110,9 @@ def answers(
     prompts, spec = [item.given for item in items], GenerationSpec(max_new_tokens=most)
     try:
         written = answers_in_turn(
-            model, prompts, spec, together, lambda done: announce(Progressed(what, done, len(prompts), "answers"))
-        )
+            model, prompts, spec, together, lambda done: announce(Progressed(what, done, len(prompts), "answers")),
+            refuse_damage=True,
+        )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):
             raise ResourceError(
@@ -135,6 +137,8 @@ def refuse_unfit(task: TaskSpec, items: Sequence[Item]) -> None:
             f"{other.where}: has the choices {some(other.choices, 5)}, and {items[0].where} has "
             f"{some(items[0].choices, 5)}; {shared[0]} needs the same choices in all rows."
         )
+    if task.pattern is not None:
+        _refuse_unmatched(task.pattern, items)
     for item in items:
         if "number" in task.score and number_in(item.wanted) is None:
             raise DataError(f"{item.where}: the wanted answer has no number in it: {item.wanted[:60]!r}.")
@@ -147,3 +151,14 @@ def refuse_unfit(task: TaskSpec, items: Sequence[Item]) -> None:
                 json_fields("", item.wanted)
             except (ValueError, RecursionError):
                 raise DataError(f"{item.where}: the wanted answer is not JSON: {item.wanted[:60]!r}.") from None
+
+
+def _refuse_unmatched(pattern: str, items: Sequence[Item]) -> None:
+    """No answer has the groups of a pattern that does not find what is wanted. One that is too slow is known by that
+    too."""
+    compiled = regex.compile(pattern)
+    for item in items:
+        if searched(compiled, item.wanted) is None and compiled.groups:
+            raise DataError(
+                f"{item.where}: the pattern {pattern!r} finds nothing in the wanted answer: {item.wanted[:60]!r}."
+            )

@@ -15,7 +15,7 @@ import torch
 
 from rankwise.data.example import Message
 from rankwise.data.tokens import prompt_ids
-from rankwise.errors import ModelError
+from rankwise.errors import EvaluationError, ModelError
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.loaded import LoadedModel
 from rankwise.spec.generation import GenerationSpec
@@ -51,9 +51,10 @@ def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
 
 @torch.inference_mode()
 def answers_to(
-    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, heard: Heard | None = None
-) -> list[Answer]:
-    """To prompts that are ids already."""
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, heard: Heard | None = None,
+    *, refuse_damage: bool = False,
+) -> list[Answer]:  # fmt: skip
+    """To prompts that are ids already. What a model with damaged weights writes can be refused."""
     tokenizer, template = model.tokenizer, model.template
     _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     inputs, mask = _left_padded(prompts, tokenizer.pad_id)
@@ -67,6 +68,7 @@ def answers_to(
                 input_ids=inputs.to(model.precision.device),
                 attention_mask=mask.to(model.precision.device),
                 generation_config=_settings(model, spec),
+                logits_processor=[_refuse_damage] if refuse_damage else None,
                 stopping_criteria=_EndTexts.of(template, inputs.shape[1]),
                 streamer=_Streamer(template, heard) if heard else None,
             )
@@ -78,7 +80,7 @@ def answers_to(
 
 def answers_in_turn(
     model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, together: int,
-    told: Callable[[int], None] = lambda done: None,
+    told: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = False,
 ) -> list[Answer]:  # fmt: skip
     """To any number of prompts, `together` at once, those of like length beside each other; in the prompts' order.
     `told` hears how many are done."""
@@ -87,9 +89,22 @@ def answers_in_turn(
     for begin in range(0, len(order), together):
         told(begin)
         batch = order[begin : begin + together]
-        found |= zip(batch, answers_to(model, [prompts[at] for at in batch], spec), strict=True)
+        made = answers_to(model, [prompts[at] for at in batch], spec, refuse_damage=refuse_damage)
+        found |= zip(batch, made, strict=True)
     told(len(order))
     return [found[at] for at in range(len(prompts))]
+
+
+def _refuse_damage(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """At each token. Of what is not a number greedy decoding would take some token in silence."""
+    highest = scores.amax(-1)
+    if not bool(highest.isfinite().all()):
+        wrong = highest[~highest.isfinite()][0].item()
+        raise EvaluationError(
+            f"the highest logit of an answer is {wrong}. The model's weights are damaged, or its number format "
+            "overflows; --dtype float32 tells which."
+        )
+    return scores
 
 
 @contextmanager

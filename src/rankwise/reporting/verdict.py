@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from rankwise.reporting.quantities import figure, interval, plural
-from rankwise.run.cautions import cautions, cautions_of_strength, chosen_by_held_out
+from rankwise.run.cautions import cautions, cautions_of_strength, chosen_by_held_out, of_overlap
 from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
 from rankwise.run.opened import OpenedRun
 
@@ -60,12 +60,8 @@ def remarks_of(run: OpenedRun) -> list[str]:
         why = f" ({manifest.problem})" if manifest.problem else ""
         how = "was interrupted" if status == "interrupted" else "failed"
         found.append(f"This run {how}{why} after {plural(reached, 'step')}{of}, and left nothing to use.")
-    if run.receipt and run.receipt.overlap and run.receipt.overlap.exact + run.receipt.overlap.near:
-        overlap = run.receipt.overlap
-        found.append(
-            f"{overlap.exact:,} of the {overlap.of:,} rows that were measured with ask exactly, and {overlap.near:,} "
-            "nearly, what was trained on: the loss on them flatters."
-        )
+    if shared := of_overlap(run.receipt):
+        found.append(shared)
     return found + _cautions(run)
 
 
@@ -146,7 +142,9 @@ def _losses(run: OpenedRun) -> str:
     losses = run.history.losses
     if not losses:
         return "Nothing was measured on rows that it was not trained on, so nothing can be said about what it learned."
-    first, last = losses[0], losses[-1]
+    results = run.manifest.results
+    kept = results.kept_step if results is not None else None
+    first, last = losses[0], next((one for one in losses if one.step == kept), losses[-1])
     if len(losses) == 1:
         when = "before training" if first.step == 0 else f"after step {first.step:,}"
         return (
@@ -154,9 +152,10 @@ def _losses(run: OpenedRun) -> str:
             f"token {when}, and was measured no other time."
         )
     how = _way(first.loss, last.loss)
+    when = "" if last is losses[-1] else f" after step {last.step:,}, which was kept"
     return (
         f"The loss on {plural(last.documents, 'document')} it was not trained on {how}, from {figure(first.loss)} to "
-        f"{figure(last.loss)} nats per learned token; whether its answers are better was not measured."
+        f"{figure(last.loss)} nats per learned token{when}; whether its answers are better was not measured."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rankwise.run.evaluations import Evaluation, Side, StrengthCurve
 from rankwise.run.manifest import Results
+from rankwise.run.receipt import Receipt
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.tasks import BUILT_IN, HELD_OUT
 
@@ -52,6 +53,17 @@ def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
     if results is not None and results.ended_early:
         return "decided when training ended (evaluation.patience)"
     return ""
+
+
+def of_overlap(receipt: Receipt | None) -> str:
+    """What the run's own rows to measure with share with those it was trained on; nothing where they share none."""
+    both = receipt.overlap if receipt is not None else None
+    if both is None or not both.exact + both.near:
+        return ""
+    return (
+        f"{both.exact:,} of the {both.of:,} rows that were measured with ask exactly, and {both.near:,} nearly, what "
+        "was trained on: the loss on them flatters."
+    )
 
 
 def _of_choices(evaluation: Evaluation) -> list[str]:

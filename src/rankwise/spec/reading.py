@@ -166,7 +166,8 @@ def _read_file(file: Path) -> _Tree:
         raise SpecError([f"{file}: is not UTF-8 text (byte {error.start})."]) from None
     loaded = load_yaml(text, str(file))
     if not isinstance(loaded, dict):
-        raise SpecError([f"{file}: holds {type(loaded).__name__}, not settings of the form key: value."])
+        held = "nothing" if loaded is None else "a list" if isinstance(loaded, list) else shown(loaded)
+        raise SpecError([f"{file}: holds {held}, not settings of the form key: value."])
     tree = _Tree()
     tree.values = plain(loaded, tree.origins, str(file))
     return tree

@@ -68,11 +68,22 @@ class TaskSpec(Reading):
     def _one_score(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("ask", "answer", "choices", "system")
+    @classmethod
+    def _whole(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        try:
+            "".join(value or ()).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it has half a character (a lone surrogate)") from None
+        return value
+
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
         import regex  # late: most tasks have none
 
+        if value == "":
+            raise ValueError("it is empty, and would be found in every answer")
         try:
             regex.compile(value or "")
         except regex.error as error:

@@ -15,6 +15,7 @@ from rankwise.data.tokens import Tokens
 from rankwise.errors import DataError
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import RunDirectory
+from rankwise.run.receipt import PartFacts
 from rankwise.run.records import Announce
 from rankwise.spec.data import DataSpec
 from rankwise.verbs.preparing import Writing, prepare, refuse_fatal
@@ -51,7 +52,10 @@ def rows_to_measure(run: RunDirectory, model: LoadedModel, data: str | None, ann
     """`data` is a file, folder or hub data set; without it the run's own rows. `model` has the run's template."""
     writing = Writing(model.tokenizer, model.template, model.source.name, model.context_length)
     spec = run.experiment().data
-    if data is None or (spec.evaluation is not None and data == spec.evaluation.path):
+    if data is None:
+        return _own(run, spec, writing, announce)
+    if spec.evaluation is not None and data == spec.evaluation.path:
+        refuse_training_files(run, {file.sha256: file.name for file in _parted(run)[1]})
         return _own(run, spec, writing, announce)
     return _others(run, spec, data, writing, announce)
 
@@ -76,12 +80,18 @@ def refuse_training_files(run: RunDirectory, files: Mapping[str, str]) -> None:
 
 
 def _trained(run: RunDirectory) -> dict[str, str]:
-    """Names by SHA-256, without the files of the run's evaluation source, which its receipt names last."""
+    """Names by SHA-256."""
+    return {file.sha256: file.name for file in _parted(run)[0]}
+
+
+def _parted(run: RunDirectory) -> tuple[list[PartFacts], list[PartFacts]]:
+    """The files that were trained on, and those of the evaluation source, which the receipt names last. One that is
+    both is named twice."""
     files, apart = list(run.receipt().files), run.experiment().data.evaluation
-    seen: set[str] = set()
-    while apart is not None and files and _is_of(files[-1].name, apart.path) and files[-1].name not in seen:
-        seen.add(files.pop().name)
-    return {file.sha256: file.name for file in files}
+    measured: dict[str, PartFacts] = {}
+    while apart is not None and files and _is_of(files[-1].name, apart.path) and files[-1].name not in measured:
+        measured[files[-1].name] = files.pop()
+    return files, list(measured.values())
 
 
 def _is_of(name: str, path: str) -> bool:

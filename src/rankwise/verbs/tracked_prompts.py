@@ -59,6 +59,7 @@ def asking_of(spec: TrackingSpec, model: LoadedModel, prepared: Prepared) -> Ask
     limit = spec.max_new_tokens or (min(LONGEST, longest + longest // 2 + 1) if longest else UNKNOWN)
     room = limit if model.context_length is None else model.context_length - limit
     if model.context_length is not None:
+        _refuse_no_room(spec, rows, limit, model.context_length)
         rows = [row for row in rows if len(row.ids) <= room]
         _refuse_long([one for one in named if len(one.ids) > room], limit, model.context_length)
     scored = rows[: spec.answers]
@@ -125,6 +126,17 @@ def _refuse_long(prompts: Sequence[Prompt], new: int, context: int) -> None:
                 f"evaluation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens, which with {new:,} new ones is "
                 f"more than the model's context holds ({context:,}). Shorten it, or lower evaluation.max_new_tokens."
                 for one in prompts
+            ]
+        )
+
+
+def _refuse_no_room(spec: TrackingSpec, rows: Sequence[Prompt], new: int, context: int) -> None:
+    shortest = min((len(row.ids) for row in rows), default=0)
+    if spec.metrics and rows and shortest + new > context:
+        raise SpecError(
+            [
+                f"evaluation.max_new_tokens: with {new:,} new tokens none of the held-out rows fits into the model's "
+                f"context of {context:,}; the shortest prompt has {shortest:,}. Lower it, or give shorter rows."
             ]
         )
 
