@@ -110,7 +110,7 @@ def test_what_was_measured_stays_where_it_is_not_measured_again(home):
 def test_what_was_kept_names_the_base_and_how_both_were_held(home, tiny_folder):
     own = json.loads((home / "runs/measured/manifest.json").read_text())["base_model"]["fingerprint"]
     kept = found("evaluate", "measured")["retention"]
-    assert (kept["base"], kept["dtype"]) == (own, "float32")
+    assert (kept["base"], kept["dtype"]) == (own, "float32") and kept["made"]
     beside = found("evaluate", tiny_folder, "--against", tiny_folder, "--task", "rows.jsonl", "--dtype", "bfloat16")
     assert (beside["retention"]["base"], beside["retention"]["dtype"]) == (own, "bfloat16")
     told = found("evaluate", "measured", "--force-base")["retention"]

@@ -26,7 +26,6 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.sides import Forward, Sides
 from rankwise.evaluation.text import Text
 from rankwise.run.evaluations import Measured, Retention
-from rankwise.run.manifest import now
 from rankwise.run.records import Announce, Progressed, silent
 
 ROWS = 64
@@ -52,7 +51,7 @@ def retention(sides: Sides, text: Text, announce: Announce = silent) -> Retentio
         kl=kl.value, low=kl.low, high=kl.high,
         delta_nll=change.value, delta_nll_low=change.low, delta_nll_high=change.high,
         agreement=sum(block.agreed for block in blocks) / positions,
-        text=text.about, sha256=text.sha256, blocks=len(blocks), positions=positions, made=now(),
+        text=text.about, sha256=text.sha256, blocks=len(blocks), positions=positions,
     )  # fmt: skip
 
 

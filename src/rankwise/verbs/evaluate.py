@@ -38,6 +38,7 @@ from rankwise.run.evaluations import (
     stamped,
     write_evaluation,
 )
+from rankwise.run.manifest import now
 from rankwise.run.opened import retention_in
 from rankwise.run.records import Announce, Said, silent
 from rankwise.spec.models import ModelSpec
@@ -186,7 +187,7 @@ def _retention(subject: Subject, text: str | None, announce: Announce) -> Retent
     read = text_for(subject.model, text)
     if subject.run is not None:
         refuse_trained_on(read, subject.run.receipt())
-    held = {"base": subject.origin, "dtype": subject.model.facts.dtype}
+    held = {"base": subject.origin, "dtype": subject.model.facts.dtype, "made": now()}
     return retention(subject.sides, read, announce).model_copy(update=held)
 
 
