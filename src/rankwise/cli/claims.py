@@ -25,7 +25,7 @@ def claims(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Check the claims that LoRA is famous for, here (some 10 minutes on two cores)."""
+    """Check the claims that LoRA is famous for, here; it goes on where it was stopped."""
     with failures_told(as_json):
         from rankwise.verbs.claims import claims as claims_verb
 
