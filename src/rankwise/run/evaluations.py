@@ -178,7 +178,7 @@ def evaluation_path(run: RunDirectory, task: str) -> Path:
 
 
 def check_evaluation_place(path: Path) -> None:
-    """Before anything is measured: an earlier evaluation is written anew, anything else stays as it is."""
+    """Of a user's choice, before anything is measured: an earlier evaluation is written anew, anything else stays."""
     check_place(path)
     if path.exists():
         with path.open("rb") as file:

@@ -41,6 +41,7 @@ from rankwise.run.evaluations import (
 from rankwise.run.manifest import now
 from rankwise.run.opened import retention_in
 from rankwise.run.records import Announce, Said, silent
+from rankwise.run.writing import check_place
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import HELD_OUT, TaskSpec, is_running_text, refuse_taken, task_named, task_of_rows
 from rankwise.verbs.ask import open_for_asking
@@ -113,10 +114,14 @@ def evaluated(
 
 def _place(subject: Subject, asked: Task, out: Path | None) -> Path | None:
     """Where the result goes; told before anything is measured if it cannot."""
-    place = out or (evaluation_path(subject.run, asked.name) if subject.run is not None else None)
-    if place is not None:
-        check_evaluation_place(place)
-    return place
+    if out is not None:
+        check_evaluation_place(out)
+        return out
+    if subject.run is None:
+        return None
+    own = evaluation_path(subject.run, asked.name)
+    check_place(own)
+    return own
 
 
 def _instead_of(
