@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ DECIDED = 6
 """AdaLoRA's ranks are final after this step."""
 UNSTEADY = {"steps": STEPS, "batch_size": 3, "learning_rate": 1.0, "schedule": "constant", "warmup": 0}
 """So high a rate that the held-out loss rises again."""
+RATES = (1.0, 0.7, 0.5, 0.85, 0.35, 0.25, 0.6, 0.15, 0.1, 0.4, 0.05, 0.9, 0.3)
+"""When it does differs with a processor's rounding, so a test that needs it somewhere looks for a rate."""
 ALL = {"steps": 1, "scores": ["exact", "bleu"], "answers": 4, "max_new_tokens": 6, "prompts": ["What is land 3?"]}
 
 
@@ -97,6 +100,16 @@ def evaluations(run):
 def results(trained):
     timed = {"train_seconds", "tokens_per_second", "peak_rss_bytes"}
     return trained.manifest.results.model_dump(exclude=timed)
+
+
+def first_that(holds, asked, *given, rates=RATES, **named):
+    """Of the runs at these rates: its name, how it was asked for and what it came to."""
+    for seed, rate in product(range(3), rates):
+        name, how = f"at-{rate:g}-{seed}", {"learning_rate": rate, "seed": seed}
+        trained = rankwise.train(asked(name, *given, **named, **how))
+        if holds(name, trained):
+            return name, how, trained
+    raise AssertionError("none of these rates will do")
 
 
 # It learns the same
@@ -191,12 +204,21 @@ def test_a_score_is_that_of_the_answers_which_the_finished_run_gives_to_the_rows
     rows = [{"prompt": " ".join([word] * (6 - n)), "completion": f"{word} it is"} for n, word in enumerate(words)]
     for name in ("rows", "measured"):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rankwise.train(exactly(asked("run", "wide", evaluation, learning_rate=0.02, steps=60)))
-    spec = GenerationSpec(max_new_tokens=20)
-    texts = [rankwise.generate("run", row["prompt"], spec).adapted.text for row in rows]
-    found = {row["metric"]: (row["value"], row["n"]) for row in rows_of("run", "score") if row["step"] == 60}
+
+    def answers(name):
+        spec = GenerationSpec(max_new_tokens=20)
+        return [rankwise.generate(name, row["prompt"], spec).adapted.text for row in rows]
+
+    def in_float32(*given, **named):
+        return exactly(asked(*given, **named))
+
+    name, _, _ = first_that(
+        lambda name, _: len(set(answers(name))) > 2, in_float32, "wide", evaluation, steps=60, rates=(0.02, 0.01, 0.03)
+    )
+    texts = answers(name)
+    found = {row["metric"]: (row["value"], row["n"]) for row in rows_of(name, "score") if row["step"] == 60}
     assert set(found) == {"chrf", "exact", "rouge_l", "bleu"}
-    assert len(set(texts)) > 2 and found["chrf"][0] > 0
+    assert found["chrf"][0] > 0
     for metric, value in found.items():
         assert value == (score(metric, texts, [row["completion"] for row in rows]), 6), metric
 
@@ -222,57 +244,71 @@ def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(
 @pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
 def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, plain):
     evaluation = {"keep": "best", "steps": 1, "by": by, "answers": 0 if by == "loss" else 6, "prompts": []}
-    found = results(rankwise.train(asked("best", "lora", evaluation, plain=plain)))
-    best = Judge(by, by != "loss").best(evaluations("best"))
-    assert found["kept_step"] == best.step < STEPS, "the last would be the best by itself"
-    assert by == "loss" or best.step != Judge("loss", False).best(evaluations("best")).step, "one could be the other"
+
+    def best_of(name):
+        return Judge(by, by != "loss").best(evaluations(name))
+
+    def matters(name, trained):
+        """The last would be the best by itself, and one measure could be the other."""
+        by_loss = Judge("loss", False).best(evaluations(name)).step
+        return best_of(name).step < STEPS and (by == "loss" or best_of(name).step != by_loss)
+
+    name, how, trained = first_that(matters, asked, "lora", evaluation, plain=plain)
+    found, best = results(trained), best_of(name)
+    assert found["kept_step"] == best.step
     assert f"{best.value:.4f}" in found["kept_why"] and f"of {STEPS} evaluations" in found["kept_why"]
     # the rate is constant and rows are a function of the step, so a shorter run is the beginning of this one
-    shorter = rankwise.train(asked("shorter", "lora", {"prompts": []}, plain=plain, steps=best.step))
-    assert weights("best") == weights("shorter")
+    again = {"plain": plain, **how}
+    shorter = rankwise.train(asked("shorter", "lora", {"prompts": []}, steps=best.step, **again))
+    assert weights(name) == weights("shorter")
     assert found["held_out_loss_after"] == results(shorter)["held_out_loss_after"]
-    rankwise.train(asked("last", "lora", evaluation | {"keep": "last"}, plain=plain))
-    assert weights("last") != weights("best") and rows_of("last") == rows_of("best")
-    assert not (Path("runs") / "best" / "best").exists()
+    rankwise.train(asked("last", "lora", evaluation | {"keep": "last"}, **again))
+    assert weights("last") != weights(name) and rows_of("last") == rows_of(name)
+    assert not (Path("runs") / name / "best").exists()
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "masked"])
 def test_the_model_that_is_returned_is_the_one_that_is_kept(asked, method):
     evaluation = {"keep": "best", "steps": 1, "prompts": ["What is land 21?"], "max_new_tokens": 9}
-    trained = rankwise.train(asked("run", method, evaluation))
-    assert results(trained)["kept_step"] < STEPS
+    name, _, trained = first_that(lambda _, made: results(made)["kept_step"] < STEPS, asked, method, evaluation)
     write_peft(trained.tuned, Path("again"), base_model="x", revision=None, beside={})
-    assert Path("again/adapter_model.safetensors").read_bytes() == weights("run")
-    last = rows_of("run", "sample")[-1]
+    assert Path("again/adapter_model.safetensors").read_bytes() == weights(name)
+    last = rows_of(name, "sample")[-1]
     assert last["step"] == results(trained)["kept_step"]
-    assert rankwise.generate("run", last["prompt"], GenerationSpec(max_new_tokens=9)).adapted.text == last["answer"]
+    assert rankwise.generate(name, last["prompt"], GenerationSpec(max_new_tokens=9)).adapted.text == last["answer"]
 
 
 @pytest.mark.parametrize("method", ["adalora", "masked"])
 def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder, method):
     evaluation = {"keep": "best", "steps": 1, "prompts": []}
-    found = results(rankwise.train(asked("run", method, evaluation)))
-    records = evaluations("run")
-    everywhere, candidates = Judge("loss", False).best(records), Judge("loss", False, DECIDED).best(records)
-    assert everywhere.step < DECIDED < candidates.step < STEPS, "the rule must matter"
-    assert found["kept_step"] == candidates.step
-    final = [row for row in rows_of("run", "ranks") if row["final"]]
+
+    def bests(name):
+        return [Judge("loss", False, first).best(evaluations(name)).step for first in (1, DECIDED)]
+
+    def matters(name, trained):
+        everywhere, candidate = bests(name)
+        return everywhere < DECIDED < candidate < STEPS
+
+    name, how, trained = first_that(matters, asked, method, evaluation)
+    best = bests(name)[1]
+    assert results(trained)["kept_step"] == best
+    final = [row for row in rows_of(name, "ranks") if row["final"]]
     assert [row["step"] for row in final] == [DECIDED]
     # what lies in the checkpoint of another run after that very step, made into an adapter by itself
     with pytest.raises(Stopped):
         rankwise.train(
-            asked("other", method, {"prompts": []}, checkpoint_steps=candidates.step),
-            announce=stopping(candidates.step),
+            asked("other", method, {"prompts": []}, checkpoint_steps=best, **how),
+            announce=stopping(best),
         )
-    held = load_file(f"runs/other/checkpoints/step-{candidates.step}/state.safetensors")
-    facts = json.loads(Path(f"runs/other/checkpoints/step-{candidates.step}/state.json").read_text())["allocator"]
+    held = load_file(f"runs/other/checkpoints/step-{best}/state.safetensors")
+    facts = json.loads(Path(f"runs/other/checkpoints/step-{best}/state.json").read_text())["allocator"]
     adapters = inject(rankwise.load(str(tiny_folder)).module, METHODS[method])
     allocator = RankAllocator(adapters, METHODS[method], STEPS)
-    own = {name.removeprefix("allocator."): value for name, value in held.items() if name.startswith("allocator.")}
+    own = {key.removeprefix("allocator."): value for key, value in held.items() if key.startswith("allocator.")}
     allocator.load(Held(own, facts), torch.optim.AdamW(allocator.groups))
     adapters.settle()
     write_peft(adapters, Path("by-hand"), base_model="x", revision=None, beside={})
-    assert Path("by-hand/adapter_model.safetensors").read_bytes() == weights("run")
+    assert Path("by-hand/adapter_model.safetensors").read_bytes() == weights(name)
 
 
 def stopping(step):
@@ -397,7 +433,9 @@ def test_a_run_whose_best_is_gone_or_damaged_does_not_go_on_and_stays_as_it_is(s
         rankwise.train(stopped, resume=True)
     assert content(run.folder) == before
     kept = results(rankwise.train(stopped, restart=True))["kept_step"]
-    assert kept == Judge("loss", False).best(evaluations("it")).step  # the last one, where the processor has no bfloat16
+    assert (
+        kept == Judge("loss", False).best(evaluations("it")).step
+    )  # the last one, where the processor has no bfloat16
 
 
 def test_a_run_that_is_begun_again_forgets_what_was_best(stopped):
