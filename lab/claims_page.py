@@ -38,12 +38,8 @@ def read(file: Path) -> Cells:
     return found
 
 
-def loss(rows: list[list[float]]) -> float:
-    return sum(nats for nats, _ in rows) / sum(tokens for _, tokens in rows)
-
-
 def best(rates: Rates) -> float:
-    return min(rates, key=lambda rate: loss(rates[rate][0].choosing))
+    return min(rates, key=lambda rate: rates[rate][0].choosing_loss)
 
 
 def rate_rows(methods: dict[str, Rates]) -> Iterator[str]:
@@ -52,7 +48,7 @@ def rate_rows(methods: dict[str, Rates]) -> Iterator[str]:
             mark = " (best)" if rate == best(methods[method]) else ""
             ends = [run.points[-1] for run in runs]
             yield (
-                f"| {method} | {rate:g}{mark} | {len(runs)} | {loss(runs[0].choosing):.4f} "
+                f"| {method} | {rate:g}{mark} | {len(runs)} | {runs[0].choosing_loss:.4f} "
                 f"| {mean(end.loss for end in ends):.4f} | {mean(end.kl for end in ends):.4f} "
                 f"| {mean(run.seconds for run in runs):.0f} |"
             )

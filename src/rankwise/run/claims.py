@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Literal
 
 from rankwise.spec.spec import Spec
@@ -56,6 +57,10 @@ class CellResult(Spec):
     """Of items of another source; empty where there is none."""
     seconds: float
     failed: str | None = None
+
+    @property
+    def choosing_loss(self) -> float:
+        return _share(self.choosing) if self.failed is None else inf
 
     @property
     def rows(self) -> list[list[float]]:

@@ -192,7 +192,7 @@ class _Meter:
 
 
 def _rows(model: LoadedModel, documents: Sequence[Tokens]) -> list[list[float]]:
-    return [[one.nats, float(one.tokens)] for one in likelihoods(model.module, documents)]
+    return [one.sums for one in likelihoods(model.module, documents)]
 
 
 def _documents(file: Path, model: LoadedModel) -> list[Tokens]:

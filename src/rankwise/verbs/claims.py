@@ -8,7 +8,6 @@ What is finished is kept and not run again.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,8 +71,7 @@ class _Work:
         rates = sorted(self.plan.rates[method])
 
         def loss(rate: float) -> float:
-            tried = self._tried(task, rows, method, rate)
-            return _loss(tried.choosing) if tried.failed is None else math.inf
+            return self._told(Cell(task, method, rows, rate, self.plan.seeds[0])).choosing_loss
 
         while True:
             best = min(rates, key=loss)
@@ -104,9 +102,6 @@ class _Work:
     def base(self, task: str) -> CellResult:
         return self.cells.result(Cell(task, BASE, 0, 0.0, 0))
 
-    def _tried(self, task: str, rows: int, method: str, rate: float) -> CellResult:
-        return self._told(Cell(task, method, rows, rate, self.plan.seeds[0]))
-
     def _told(self, cell: Cell) -> CellResult:
         known = cell.key in self.cells.done
         result = self.cells.result(cell)
@@ -120,10 +115,6 @@ class _Work:
 
 class _Diverged(Exception):
     """A run at the best rate ended in numbers that are none."""
-
-
-def _loss(rows: list[list[float]]) -> float:
-    return sum(nats for nats, _ in rows) / sum(tokens for _, tokens in rows)
 
 
 def claims(
