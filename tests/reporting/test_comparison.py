@@ -251,6 +251,28 @@ def test_sums_that_do_not_belong_to_the_items_are_refused():
         compare(["a", "b"])
 
 
+@pytest.mark.parametrize("one", [[], [1.0], [1e308, 1.0], [1.0, -1e300]])
+def test_sums_that_no_metric_can_have_are_refused_by_name(one):
+    """A row too short and a number too large once ended in a traceback."""
+    for name in "ab":
+        path = evaluation_path(made_run(name), "task")
+        broken = json.loads(path.read_text())
+        broken["tuned"]["scores"]["exact"]["sums"] = [one] * broken["n"]
+        path.write_text(json.dumps(broken))
+    for command in (lambda: compare(["a", "b"]), lambda: report(["a", "b"], "out.html")):
+        with pytest.raises(RunError, match="damaged"):
+            command()
+
+
+def test_a_copy_beside_the_evaluation_of_a_task_does_not_take_its_place():
+    run = made_run("a")
+    path = evaluation_path(run, "task")
+    for copy in ("a-copy", "z-copy"):
+        other = read_evaluation(path).model_copy(update={"n": 7, "data": copy})
+        write_evaluation(path.with_name(f"{copy}.json"), other)
+    assert open_candidate("a").evaluations["task"].n == 40
+
+
 @pytest.mark.parametrize("names", [[], ["a"], ["a", "none"]])
 def test_two_runs_are_needed(names):
     made_run("a")

@@ -8,7 +8,9 @@ long after the models are gone.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from rankwise.errors import RunError
 from rankwise.run.directory import RunDirectory, read_json
@@ -17,6 +19,8 @@ from rankwise.run.writing import check_place, write_json
 from rankwise.spec.spec import Spec
 
 Verdict = Literal["better", "worse", "cannot tell"]
+Sum = Annotated[float, Field(ge=-1e100, le=1e100)]
+"""Adds up, over any number of items, to a number."""
 LARGEST = 500_000_000
 FOLDER, STRENGTH = "evaluations", "strength.json"
 BEGINS = b'{\n  "format": 1,\n  "task": '
@@ -49,7 +53,7 @@ class Scores(Spec):
     """One metric of one side: what it is, and each item's sums."""
 
     measured: Measured
-    sums: list[list[float]]
+    sums: list[list[Sum]]
 
 
 class Side(Spec):
@@ -197,9 +201,11 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def evaluations_of(run: RunDirectory) -> dict[str, Evaluation]:
-    """Those of a run, by task."""
+    """Those of a run, by task. A copy under another name does not take the place of a task's own file."""
     paths = sorted((run.folder / FOLDER).glob("*.json")) if (run.folder / FOLDER).is_dir() else []
-    return {one.task: one for one in map(read_evaluation, paths)}
+    found = [(path.stem, read_evaluation(path)) for path in paths]
+    found.sort(key=lambda each: each[0] == each[1].task)
+    return {one.task: one for _, one in found}
 
 
 def write_strength(run: RunDirectory, curve: StrengthCurve) -> None:

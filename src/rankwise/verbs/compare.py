@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rankwise.errors import RunError
 from rankwise.evaluation.comparable import set_apart
 from rankwise.evaluation.intervals import difference
@@ -65,8 +67,8 @@ def _task(a: Evaluation, b: Evaluation) -> ComparedTask:
     unpaired = None
     if a.items_sha256 != b.items_sha256:
         unpaired = (
-            f"the items differ ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so they are shown and not compared; "
-            "evaluate both on the same items"
+            f"the items differ, or stand in another order ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so they are "
+            "shown and not compared; evaluate both on the same file"
         )
     shared = [] if unpaired else [name for name in a.tuned.scores if name in b.tuned.scores and name in METRICS]
     why = {metric: said for metric in shared if (said := set_apart(metric, a, b))}
@@ -91,12 +93,22 @@ def _differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> dict[s
 
 def _sums(evaluation: Evaluation, metric: str) -> list[list[float]]:
     sums = evaluation.tuned.scores[metric].sums
-    if not sums or len(sums) != evaluation.n or len({len(row) for row in sums}) != 1 or not sums[0]:
+    whole = len(sums) == evaluation.n > 0 and len({len(row) for row in sums}) == 1 and _fit(metric, sums[0])
+    if not whole:
         raise RunError(
             f"the evaluation of {evaluation.model} on {evaluation.task} is damaged: its {metric} has {len(sums):,} "
-            f"items, and {evaluation.n:,} were asked. Evaluate it again."
+            f"items, and {evaluation.n:,} were asked, each with as many numbers as {metric} takes. Evaluate it again."
         )
     return sums
+
+
+def _fit(metric: str, row: list[float]) -> bool:
+    """Whether the metric's formula takes a row of so many numbers."""
+    try:
+        METRICS[metric].of(np.zeros(len(row)))
+    except (IndexError, ValueError):
+        return False
+    return True
 
 
 def _difference(metric: str, a: list[list[float]], b: list[list[float]]) -> Difference:
