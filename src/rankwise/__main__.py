@@ -1,5 +1,19 @@
-"""`python -m rankwise` is the command line."""
+"""The command line, as `rankwise` and as `python -m rankwise`.
 
-from rankwise.cli.main import run
+Importing it takes a third of a second, in which Ctrl-C is no traceback either.
+"""
 
-run()
+import sys
+
+
+def run() -> None:
+    try:
+        from rankwise.cli.main import app
+    except KeyboardInterrupt:
+        print("rankwise: stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+    app()
+
+
+if __name__ == "__main__":
+    run()

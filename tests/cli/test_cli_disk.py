@@ -20,7 +20,7 @@ LIMITED = (
     "import resource, sys\n"
     "size = int(sys.argv.pop(1))\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
-    "from rankwise.cli.main import run\n"
+    "from rankwise.__main__ import run\n"
     "run()\n"
 )
 

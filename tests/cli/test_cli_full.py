@@ -304,7 +304,7 @@ def test_a_restart_leaves_nothing_of_another_method(home):
 LIMITED = (
     "import resource, sys\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-    "from rankwise.cli.main import run\n"
+    "from rankwise.__main__ import run\n"
     "run()\n"
 )
 

@@ -159,3 +159,19 @@ def test_an_answer_that_is_stopped_ends_with_130_and_no_traceback(home, tiny_fol
     assert len(heard) == 5, err
     assert process.returncode == 130
     assert "Traceback" not in err and err.splitlines()[-1].startswith("rankwise: ")
+
+
+def test_ctrl_c_while_the_command_is_still_being_read_is_no_traceback():
+    """Its first third of a second is spent on imports."""
+    source = (
+        "import sys, importlib.abc\n"
+        "class Pressed(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "from rankwise.__main__ import run\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "rankwise: stopped.\n")

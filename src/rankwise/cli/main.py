@@ -78,8 +78,3 @@ for command in (
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
-
-
-def run() -> None:
-    """The console script."""
-    app()
