@@ -66,6 +66,14 @@ def test_the_promised_keys(home):
     assert "better" in rankwise("evaluate", "measured", "--task", "task.yaml").stdout
 
 
+def test_runs_of_one_base_ask_it_once(home):
+    (home / "shared.yaml").write_text("task: shared\ndata: others.jsonl\nscore: [loss, exact]\nmax_new_tokens: 6\n")
+    results = [rankwise("evaluate", run, "--task", "shared.yaml", "--json") for run in ("measured", "all")]
+    first, second = (json.loads(result.stdout)["base"] for result in results)
+    assert second == first
+    assert ["taken from the cache" in result.stderr for result in results] == [False, True]
+
+
 def test_a_model_beside_itself_forgets_nothing(home, tiny_folder):
     told = found("evaluate", tiny_folder, "--against", tiny_folder, "--task", "rows.jsonl")
     assert (told["retention"]["kl"], told["retention"]["delta_nll"]) == (0, 0)

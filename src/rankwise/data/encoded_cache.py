@@ -37,12 +37,12 @@ ARRAYS = ("ids.bin", "learned.bin", "starts.bin", "trained.bin", "measured.bin")
 def key_of(spec: DataSpec, encoder: Encoder, identity: str, model: str) -> str:
     """`identity` is that of the tokenizer and the template; `model` is named in the receipt."""
     settings = spec.model_dump(mode="json", exclude={"packing"})
-    parts = [_our_own(), settings, content_identity(spec), encoder.limit, identity, model]
+    parts = [our_own(), settings, content_identity(spec), encoder.limit, identity, model]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def _our_own() -> str:
+def our_own() -> str:
     """Changes with every line of ours, and with the libraries that render and encode."""
     package = Path(__file__).parents[1]
     code = b"".join(file.read_bytes() for file in sorted([*package.rglob("*.py"), *package.rglob("*.yaml")]))

@@ -67,6 +67,10 @@ class HarnessTask:
         rows = {"rows": self.rows} if self.rows else {}
         return {"lm-eval": version("lm_eval"), **rows, **({"filter": self._filter} if self._filter else {})}
 
+    @property
+    def identity(self) -> None:
+        """What it asks stands in lm-eval."""
+
     def side(self, model: LoadedModel, who: str, announce: Announce) -> Side:
         announce(Said(f"lm-eval asks {self.asked}, {who}"))
         began = time.perf_counter()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from rankwise.evaluation.items import Items
 from rankwise.evaluation.scoring import refuse_unfit, side
@@ -31,6 +35,11 @@ class Task(Protocol):
     @property
     def left_out(self) -> int:
         """Items that the model's context does not hold."""
+        ...
+
+    @property
+    def identity(self) -> str | None:
+        """Of all that a side depends on, beside the model; None where that is not known here."""
         ...
 
     def side(self, model: LoadedModel, who: str, announce: Announce) -> Side: ...
@@ -68,6 +77,15 @@ class OwnTask:
     @property
     def settings(self) -> dict[str, Any]:
         return self.spec.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
+
+    @property
+    def identity(self) -> str | None:
+        settings = self.spec.model_dump(mode="json", exclude={"data", "task"})
+        known = sha256(json.dumps([settings, self.together, self.items.sha256]).encode())
+        for item in self.items.items:
+            for ids in (item.given, *(part for one in item.documents for part in (one.ids, one.learned))):
+                known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
+        return known.hexdigest()
 
     def side(self, model: LoadedModel, who: str, announce: Announce) -> Side:
         return side(self.spec, self.items.items, model, announce, together=self.together, who=who)

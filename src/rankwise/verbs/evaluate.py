@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RankwiseError, SpecError, first_line
+from rankwise.evaluation.base_sides import side_of_base
 from rankwise.evaluation.harness import PREFIX, HarnessTask
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.items import Items, items_of, items_of_documents
@@ -95,7 +96,7 @@ def evaluated(
     base = None
     if subject.base is not None:
         with subject.base() as other:
-            base = asked.side(other, str(subject.against), announce)
+            base = side_of_base(asked, other, subject.origin, str(subject.against), announce)
     n, items = asked.facts()
     held = _held(subject.model)
     kept = _instead_of(place, items, kept, held, announce) if place is not None and out is None else kept
