@@ -33,7 +33,7 @@ from rankwise.verbs.evaluate import asked_of, evaluated, open_subject
 from rankwise.verbs.train import train
 
 MODEL = "smollm2-135m"
-RUNS = {"none": 0.0, "lora": 2e-3, "replay": 2e-3, "adalora": 8e-3, "full": 1e-4}
+RUNS = {"none": 0.0, "lora": 2e-3, "replay": 2e-3, "adalora": 8e-3, "full": 2e-4}
 """With the best rates of lab/claims.md for 200 rows of E2E."""
 BLOCKS, LENGTH = 16, 512
 SCORES = ("rouge_l", "bleu", "chrf")
