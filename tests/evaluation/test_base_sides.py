@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rankwise.evaluation import base_sides
 from rankwise.evaluation.base_sides import side_of_base
 from rankwise.evaluation.items import items_of
 from rankwise.evaluation.task import OwnTask
@@ -58,8 +59,9 @@ def test_nothing_else_is_taken_for_it(model, tmp_path, cache, monkeypatch):
     assert asked(task, model, "beef")[1]
     assert asked(task, replace(model, precision=replace(model.precision, dtype=torch.bfloat16)))[1]
     assert not asked(task_of(model, tmp_path), model)[1]
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert asked(task, model)[1]
+    for module, name in ((torch, "get_num_threads"), (base_sides, "installed_version")):
+        monkeypatch.setattr(module, name, lambda *_: 7)
+        assert asked(task, model)[1], name
 
 
 def test_where_the_weights_are_not_known_nothing_is_kept(model, tmp_path, cache):

@@ -1,9 +1,9 @@
 """A base's side of an evaluation, kept: runs of one base are all held against it, and it does the same each time.
 
 The key is everything that the numbers depend on: the weights by their fingerprint, the format that they are held in,
-the tokenizer, the template and the tokens that end an answer, each item as ids, the task's settings, our own code,
-torch, and the processor with its threads. An entry that was damaged does not verify, and the base is asked anew. What
-nobody has asked for in thirty days is removed when something new is kept.
+the tokenizer, the template and the tokens that end an answer, each item as ids, the task's settings, our own code, the
+libraries that compute and score, and the processor with its threads. An entry that was damaged does not verify, and the
+base is asked anew. What nobody has asked for in thirty days is removed when something new is kept.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from rankwise.evaluation.task import Task
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.cache import cache_folder
 from rankwise.run.evaluations import Side
-from rankwise.run.manifest import processor_name
+from rankwise.run.manifest import installed_version, processor_name
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import write_json
+
+COUNTED_BY = ("torch", "sacrebleu", "rouge-score")
+"""Beside what reads and renders, which our_own holds."""
 
 
 def side_of_base(task: Task, model: LoadedModel, fingerprint: str | None, who: str, announce: Announce) -> Side:
@@ -48,7 +51,8 @@ def _key(identity: str, model: LoadedModel, fingerprint: str) -> str:
     facts, template = model.facts, model.template
     parts = [
         identity, fingerprint, facts.dtype, facts.device, model.tokenizer.identity, template.identity,
-        list(template.end_ids), our_own(), torch.__version__, processor_name(), torch.get_num_threads(),
+        list(template.end_ids), our_own(), *map(installed_version, COUNTED_BY), processor_name(),
+        torch.get_num_threads(),
     ]  # fmt: skip
     return _digest(parts)
 
