@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -80,6 +81,14 @@ def test_a_damaged_entry_is_made_anew(model, tmp_path, cache, damage):
     again, was_asked = asked(task_of(model, tmp_path), model)
     assert was_asked and again.scores == first.scores
     assert not asked(task_of(model, tmp_path), model)[1]
+
+
+def test_what_nobody_asked_for_in_a_month_goes(model, tmp_path, cache):
+    asked(task_of(model, tmp_path), model)
+    (entry,) = cache.iterdir()
+    os.utime(entry, (0, 0))
+    asked(task_of(model, tmp_path, rows=6), model)
+    assert not entry.exists() and len(list(cache.iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(model, tmp_path, cache, monkeypatch):

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -23,14 +21,13 @@ from rankwise.data.documents import Documents
 from rankwise.data.encoding import Encoder
 from rankwise.data.preparation import Prepared, content_identity
 from rankwise.errors import RankwiseError
-from rankwise.run.cache import cache_folder
+from rankwise.run.cache import cache_folder, forget_old
 from rankwise.run.manifest import installed_version
 from rankwise.run.receipt import Receipt
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import published, sha256_of, write_json
 from rankwise.spec.data import DataSpec
 
-KEPT_SECONDS = 30 * 86_400
 ARRAYS = ("ids.bin", "learned.bin", "starts.bin", "trained.bin", "measured.bin")
 
 
@@ -87,13 +84,6 @@ def keep(key: str, prepared: Prepared, announce: Announce) -> None:
             receipt = prepared.receipt.model_dump(mode="json")
             hashes = {name: sha256_of(temporary / name) for name in ARRAYS} | {"receipt": _digest(receipt)}
             write_json(temporary / "facts.json", {"sha256": hashes, "receipt": receipt})
-        _forget_old(folder.parent)
+        forget_old(folder.parent)
     except (RankwiseError, OSError) as error:
         announce(Said(f"the encoded rows are not kept for the next time: {error}"))
-
-
-def _forget_old(entries: Path) -> None:
-    for entry in entries.iterdir():
-        with suppress(OSError):  # another process may be doing the same
-            if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(entry, ignore_errors=True)

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rankwise.data.encoded_cache import KEPT_SECONDS, our_own
+from rankwise.data.encoded_cache import our_own
 from rankwise.errors import RankwiseError
 from rankwise.evaluation.task import Task
 from rankwise.models.loaded import LoadedModel
-from rankwise.run.cache import cache_folder
+from rankwise.run.cache import cache_folder, forget_old
 from rankwise.run.evaluations import Side
 from rankwise.run.manifest import installed_version, processor_name
 from rankwise.run.records import Announce, Said
@@ -78,9 +76,6 @@ def _keep(file: Path, made: Side, announce: Announce) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"sha256": _digest(side), "side": side})
-        for other in file.parent.iterdir():
-            with suppress(OSError):  # another process may be doing the same
-                if time.time() - other.stat().st_mtime > KEPT_SECONDS:
-                    other.unlink()
+        forget_old(file.parent)
     except (RankwiseError, OSError) as error:
         announce(Said(f"what the base scored is not kept for the next time: {error}"))

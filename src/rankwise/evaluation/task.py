@@ -80,8 +80,7 @@ class OwnTask:
 
     @property
     def identity(self) -> str | None:
-        settings = self.spec.model_dump(mode="json", exclude={"data", "task"})
-        known = sha256(json.dumps([settings, self.together, self.items.sha256]).encode())
+        known = sha256(json.dumps([self.settings, self.together, self.items.sha256]).encode())
         for item in self.items.items:
             for ids in (item.given, *(part for one in item.documents for part in (one.ids, one.learned))):
                 known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
