@@ -15,6 +15,7 @@ from rankwise.models.loading import load
 from rankwise.run.records import silent
 from rankwise.verbs import claim_runs
 from rankwise.verbs.claim_cells import Cells
+from rankwise.verbs.claim_peaks import Peaks
 from rankwise.verbs.claim_runs import Cell, ClaimTask, experiment_of
 from rankwise.verbs.claims import Plan, claims
 from rankwise.verbs.demo import write_rows
@@ -95,6 +96,20 @@ def test_a_cell_of_other_conditions_is_not_taken_for_it(task, tmp_path, tiny_fol
     assert cell.key not in other.done, "another batch size is another training"
     write_rows(task.measured, order_examples(8, TEST, 2))
     assert cell.key not in cells(task, tmp_path, tiny_folder).done
+
+
+def test_a_peak_of_another_number_format_is_not_taken_for_it(task, tmp_path, tiny_folder, monkeypatch):
+    """Processors of one name differ in whether they compute bfloat16, and so in what LoRA's base takes."""
+    facts = load(str(tiny_folder)).facts
+    one, other = (
+        Peaks(tmp_path / "peaks.json", task, str(tiny_folder), facts.model_copy(update={"dtype": dtype}), silent)
+        for dtype in ("float32", "bfloat16")
+    )
+    measured: list[str] = []
+    monkeypatch.setattr(Peaks, "_measured", lambda peaks, method: measured.append(peaks.base.dtype) or {"bytes": 1.0})
+    for peaks in (one, one, other):
+        peaks.found(None)
+    assert measured == ["float32", "float32", "bfloat16", "bfloat16"]
 
 
 def test_a_line_that_was_torn_is_no_cell(task, tmp_path, tiny_folder, monkeypatch):

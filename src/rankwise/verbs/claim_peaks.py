@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwise.errors import EvaluationError
-from rankwise.run.manifest import installed_version, processor_name
+from rankwise.run.manifest import BaseModelFacts, installed_version, processor_name
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import sha256_of, write_json
 from rankwise.verbs.claim_cells import OutOfTime
@@ -28,11 +28,12 @@ class Peaks:
     file: Path
     task: ClaimTask
     model: str
-    fingerprint: str
+    base: BaseModelFacts
     announce: Announce
 
     def found(self, until: float | None) -> dict[str, dict[str, float]]:
-        conditions = [self.fingerprint, sha256_of(self.task.trained), processor_name(), installed_version("rankwise")]
+        base = [self.base.fingerprint, self.base.device, self.base.dtype]
+        conditions = [*base, sha256_of(self.task.trained), processor_name(), installed_version("rankwise")]
         if self.file.exists():
             kept = json.loads(self.file.read_text(encoding="utf-8"))
             if kept.get("conditions") == conditions:
