@@ -29,21 +29,25 @@ class Kept:
 
 
 def kept_bytes(loss_of: Callable[[Batch], Tensor], batch: Batch, module: nn.Module) -> int:
-    """Of the distinct storages that are kept and were not there before."""
+    """Of the distinct storages that are kept and were not there before. No graph is left: an output that is given back
+    to the node that made it would hold it for ever, and the model with it."""
     there = [*module.parameters(), *module.buffers(), batch.inputs, batch.targets]
     there += [] if batch.positions is None else [batch.positions]
     known = {value.untyped_storage().data_ptr() for value in there}
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def keep(value: Tensor) -> Tensor:
+    def keep(value: Tensor) -> None:
         storage = value.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage  # held, so that no other takes its place
-        return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    with torch.autograd.graph.saved_tensors_hooks(keep, _never):
         loss_of(batch)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def _never(_: None) -> Tensor:
+    raise AssertionError("nobody goes back through what is only counted")
 
 
 def kept_by(module: nn.Module, lowest: int = 0) -> Kept:
