@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.cli.allocator import give_back, keep_memory
+from rankwise.cli.allocator import keep_memory
 from rankwise.run.claims import Claim, Claims
 from rankwise.run.records import Event, Said
 from rankwise.verbs.claim_runs import ClaimTask
@@ -157,9 +157,8 @@ def main() -> None:
     names = options.only.split(",")
     plan = replace(PLAN, small=[(name, rows) for name, rows in PLAN.small if name in names])
     told = claims(
-        options.folder, tasks=tasks(options.folder, names), plan=plan, mode="full", minutes=minutes, announce=heard,
-        after_cell=give_back,
-    )  # fmt: skip
+        options.folder, tasks=tasks(options.folder, names), plan=plan, mode="full", minutes=minutes, announce=heard
+    )
     print(table(told))
 
 

@@ -2,9 +2,7 @@
 
 glibc hands large pieces back to the system at once, which then has to clear each page anew when it is touched: a step
 frees and asks for the same hundreds of megabytes again and again. It holds for the whole process and cannot be undone,
-so only a command that trains and then ends asks for it. One that trains again and again gives back what it does not
-hold in between, for pieces of other sizes fit badly into what earlier ones left. Elsewhere than with glibc nothing is
-done.
+so only a command that trains and then ends asks for it. Elsewhere than with glibc nothing is done.
 
 oneDNN keeps the code of each product that it ever made, by its sizes: 1,024 of them, 0.6 MB each. Documents have other
 sizes in every step and hardly one comes back, so it is told to keep what one step needs. It asks once, so this comes
@@ -16,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
 from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -28,19 +25,10 @@ PRODUCTS_KEPT = 256
 def keep_memory() -> bool:
     """For the rest of the process; whether it could be done."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
-    mallopt = _of_glibc("mallopt")
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_ARENA_MAX, 1))
-    return mallopt is not None and all(mallopt(what, value) for what, value in settings)
-
-
-def give_back() -> bool:
-    """All that is free; whether there was any."""
-    trim = _of_glibc("malloc_trim")
-    return trim is not None and bool(trim(0))
-
-
-def _of_glibc(name: str) -> Callable[..., int] | None:
+    if sys.platform != "linux":
+        return False
     try:
-        return getattr(ctypes.CDLL(None), name) if sys.platform == "linux" else None
+        mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return None
+        return False
+    return all(mallopt(what, value) for what, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_ARENA_MAX, 1)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.allocator import give_back, keep_memory
+from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import Json, Quiet
@@ -31,7 +31,7 @@ def claims(
 
         keep_memory()
         with Display(quiet) as display:
-            found = claims_verb(folder, model, minutes=minutes, announce=display, after_cell=give_back)
+            found = claims_verb(folder, model, minutes=minutes, announce=display)
         if as_json:
             print_json(found.model_dump(mode="json"))
         else:

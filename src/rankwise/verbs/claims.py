@@ -64,7 +64,6 @@ class _Work:
     plan: Plan
     cells: Cells
     announce: Announce
-    after_cell: Callable[[], object]
     rates: dict[str, str] = field(default_factory=dict)
     """The best ones, by task, rows and method, and among which."""
 
@@ -111,7 +110,6 @@ class _Work:
             became = result.failed or f"loss {last.loss:.4f}, KL {last.kl:.4f}, {result.seconds:.0f} s"
             about = f"{cell.task}, {cell.rows} rows, {cell.method} at {cell.rate:.2g}, seed {cell.seed}"
             self.announce(Said(f"{about}: {became}"))
-            self.after_cell()
         return result
 
 
@@ -122,17 +120,15 @@ class _Diverged(Exception):
 def claims(
     folder: Path, model: str = "smollm2-135m", *, tasks: Sequence[ClaimTask] | None = None, plan: Plan = QUICK,
     mode: str = "quick", minutes: float | None = None, announce: Announce = silent,
-    after_cell: Callable[[], object] = lambda: None,
 ) -> Claims:  # fmt: skip
-    """Measure what is not measured yet, and judge. With `minutes`, what is still missing then is told as missing.
-    `after_cell` is called between two trainings."""
+    """Measure what is not measured yet, and judge. With `minutes`, what is still missing then is told as missing."""
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     until = None if minutes is None else began + 60 * minutes
     tasks = [_orders(folder)] if tasks is None else tasks
     loaded = load(ModelSpec(name=model), announce)
     text = text_for(loaded, blocks=plan.blocks, length=BLOCK_LENGTH)
-    work = _Work(plan, Cells(tasks, loaded, folder / "cells.jsonl", text, announce, until), announce, after_cell)
+    work = _Work(plan, Cells(tasks, loaded, folder / "cells.jsonl", text, announce, until), announce)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
     peaks = Peaks(folder / "peaks.json", tasks[0], loaded.spec.name, loaded.facts, announce)
     facts = {"text": text.about, "processor": processor_name(), "device": loaded.facts.device, "dtype": "float32",
