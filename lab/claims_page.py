@@ -109,7 +109,7 @@ def main() -> None:
         print(f"\n### {task}, {rows} rows\n")
         print("| method | rate | seeds | loss, to choose by | loss at the end | KL at the end | seconds |")
         print("|---|---|---|---|---|---|---|", *rate_rows(methods), sep="\n")
-        print("\n| at a loss of | method | KL, best rate | KL, least of all rates |")
+        print("\n| at a loss of | method | KL, best rate | KL, least of all rates (first seed) |")
         print("|---|---|---|---|", *curve_rows(methods), sep="\n")
     draw(cells, options.picture)
 

@@ -41,6 +41,18 @@ def home(tmp_path_factory, tiny_folder):
         yield folder
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("measured", "--text", "t.txt", "--no-retention"), "nothing to compare"),
+     (("measured", "--text", "t.txt", "--no-base"), "nothing to compare"),
+     (("measured", "--task", "lm-eval:piqa", "--data", "rows.jsonl"), "has its own data"),
+     (("measured", "--task", "rows.jsonl", "--data", "others.jsonl"), "both are files of rows")],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(home, words, said):
+    result = rankwise("evaluate", *words)
+    assert result.exit_code == 2 and said in " ".join(result.output.split())
+
+
 def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
     told = found("evaluate", "measured")
     assert (told["task"], told["n"], told["model"]) == ("held-out", 4, "measured")

@@ -113,6 +113,22 @@ def test_blocks_that_differ_from_each_other_widen_the_interval():
     assert width(unlike) > 2 * width(alike)
 
 
+def test_draws_without_an_equal_loss_are_not_left_out_in_silence():
+    """A run that is hardly below its base is above it in many draws, and only the others were counted."""
+    ours = [run(rate, floor=1.99, noise=0.0) for rate in (3.0, 3.01, 2.99)]
+    theirs = [run(1.0, floor=1.0)] * 3
+    assert forgets_less("c", ours, theirs).answer == "does not hold"
+    shaken = []
+    for one in ours:
+        first, *rest = one.points
+        moved = [point.model_copy(update={"rows": [[nats + apart, tokens] for (nats, tokens), apart
+                                                   in zip(point.rows, [4.0, -4.0] * 10, strict=True)]})
+                 for point in rest]  # fmt: skip
+        shaken.append(one.model_copy(update={"points": [first, *moved]}))
+    found = forgets_less("c", shaken, theirs)
+    assert found.answer == "cannot tell" and "not surely below its base" in found.why
+
+
 def test_a_rate_that_is_as_good_and_turns_the_answer_leaves_none():
     ours, theirs = ([run(rate * factor) for factor in (0.98, 1.0, 1.03)] for rate in (0.5, 1.0))
     assert forgets_less("c", ours, theirs).answer == "holds"

@@ -259,6 +259,39 @@ def test_documents_are_asked_as_they_were_learned(model, rows):
     assert [(one.given, one.wanted) for one in again] == [(one.given, one.wanted) for one in items]
 
 
+def test_of_what_follows_nothing_every_token_is_scored(model, tmp_path):
+    """A choice of one token had a likelihood of 1, and so was always the likeliest."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"q": "", "choices": ["fox", "lazy dog"], "gold": 0}) + "\n")
+    (item,) = items_of(TaskSpec(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
+    for choice, document in zip(item.choices, item.documents, strict=True):
+        ids = model.tokenizer.encode(choice)
+        assert list(document.ids[1:]) == ids and document.supervised == len(ids)
+    with pytest.raises(DataError, match="nothing stands before its answer"):
+        items_of(TaskSpec(task="t", data=str(file), ask="{q}", answer="fox", score="exact", chat=False), model)
+
+
+def test_a_running_text_is_read_as_the_kept_one_is(model, tmp_path):
+    file = tmp_path / "text.txt"
+    plain = "the quick brown fox"
+    file.write_bytes(b"\xef\xbb\xbf" + plain.encode())
+    (item,) = items_of(TaskSpec(task="t", data=str(file)), model).items
+    assert list(item.documents[0].ids[1:]) == model.tokenizer.encode(plain), "a byte-order mark is no text"
+    file.write_text("fox \ufdd0 dog")
+    with pytest.raises(DataError, match="noncharacter"):
+        items_of(TaskSpec(task="t", data=str(file)), model)
+    with pytest.raises(DataError, match="more than"):
+        items_of(TaskSpec(task="t", data=str(big(tmp_path))), model)
+
+
+def big(folder):
+    """A file of more than what is read, without its bytes."""
+    file = folder / "big.txt"
+    with file.open("wb") as made:
+        made.truncate(60_000_000_000)
+    return file
+
+
 def test_what_is_wanted_must_be_what_is_compared(model, rows):
     task = TaskSpec(task="t", data=str(rows), score="json")
     with pytest.raises(DataError, match=r"rows.jsonl:1: .*is not JSON"):
@@ -267,6 +300,21 @@ def test_what_is_wanted_must_be_what_is_compared(model, rows):
         task = task.model_copy(update={"score": (score,)})
         with pytest.raises(DataError, match=r"rows.jsonl:1: .*has no number"):
             OwnTask(task, items_of(task, model), 4)
+
+
+def test_rouge_is_refused_where_it_reads_nothing(model, tmp_path):
+    """It gave 0 to an answer that is right to the letter."""
+    file = tmp_path / "rows.jsonl"
+    task = TaskSpec(task="t", data=str(file), score="rouge_l")
+    for wanted, refused in (("привет мир", True), ("你好世界", True), ("größer", False), ("👍", False)):
+        file.write_text(json.dumps({"prompt": "fox", "completion": wanted}) + "\n")
+        items = items_of(task, model)
+        if not refused:
+            OwnTask(task, items, 4)
+            continue
+        with pytest.raises(DataError, match=r"rows.jsonl:1: .*no Latin letters"):
+            OwnTask(task, items, 4)
+        OwnTask(task.model_copy(update={"score": ("chrf",)}), items, 4)
 
 
 def test_a_pattern_is_tried_on_what_is_wanted(model, tmp_path):

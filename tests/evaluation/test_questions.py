@@ -213,6 +213,10 @@ def test_a_task_of_three_lines(tmp_path):
     file.write_text("task: tickets\ndata: tickets.jsonl\nscore: [exact, json]\n")
     assert task_named(str(file)).score == ("exact", "json")
     assert task_named(str(file), rows=5).rows == 5
+    rows = file.with_name("rows.jsonl")
+    rows.write_text("{}")
+    with pytest.raises(SpecError, match="both are files of rows"):
+        task_named(str(rows), data="other.jsonl")
     file.write_text("task: tickets\ndata: x.jsonl\nscroe: exact\n")
     with pytest.raises(SpecError, match=r'tickets.yaml:3: unknown setting "scroe"'):
         task_named(str(file))

@@ -96,7 +96,8 @@ def test_neither_the_order_of_blocks_nor_what_is_held_at_a_time_changes_it(monke
     unsettle(adapters)
     sides, text = with_and_without(adapters), words(6, 50)
     found = retention(sides, text)
-    assert retention(sides, replace(text, blocks=text.blocks.flip(0))) == found
+    turned = retention(sides, replace(text, blocks=text.blocks.flip(0)))
+    assert turned.summary() == found.summary() and turned.sums.kl == found.sums.kl[::-1]
     monkeypatch.setattr(retaining, "ROWS", 7)
     other = retention(sides, text)
     assert other.kl == pytest.approx(found.kl, rel=1e-6) and other.agreement == found.agreement

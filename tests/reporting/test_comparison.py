@@ -17,7 +17,7 @@ from rankwise.cli.main import app
 from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
 from rankwise.run.comparisons import differing
-from rankwise.run.evaluations import Side, evaluation_path, read_evaluation, write_evaluation
+from rankwise.run.evaluations import Scores, Side, evaluation_path, read_evaluation, write_evaluation
 from rankwise.run.opened import open_candidate
 from rankwise.verbs.compare import TURNED, _difference, compare
 from rankwise.verbs.report import report
@@ -95,6 +95,47 @@ def test_what_was_kept_is_compared_on_one_text_and_one_base_alone(other, said):
     for names in (("a", "b"), ("b", "a")):
         found = one(*names).retention
         assert found.verdict is None and said in found.incomparable
+
+
+def blocks(kl, n=16):
+    """Of unlike blocks, of which each is moved by so many times its own share."""
+    return {"kl": [(kl * (1 + block), 500) for block in range(n)], "delta_nll": [(0.1, 500)] * n}
+
+
+@pytest.mark.parametrize(("other", "verdict"), [(0.9, "better"), (1.0, "cannot tell"), (1.1, "worse")])
+def test_what_was_kept_is_compared_block_by_block(other, verdict):
+    """By their own intervals, which are wide where blocks differ, these were not to be told apart."""
+    made_run("a", kept={"sums": blocks(1.0)})
+    made_run("b", kept={"sums": blocks(other)})
+    found = one("a", "b").retention
+    assert found.verdict == verdict and found.a.sums is None
+    moved = found.differences["kl"]
+    assert moved.difference == pytest.approx((other - 1) * 8.5 / 500) and moved.low <= moved.difference <= moved.high
+    assert found.differences["delta_nll"].difference == 0
+    back = one("b", "a").retention.differences["kl"]
+    assert (back.low, back.high) == (-moved.high, -moved.low)
+    html = report(["a", "b"], "out.html").page.read_text()
+    assert "difference of KL" in html and "delta_nll" not in html.split("What they kept")[0]
+
+
+def test_sums_that_are_not_those_of_its_blocks_are_told_as_damage():
+    made_run("a", kept={"sums": blocks(1.0)})
+    made_run("b", kept={"sums": blocks(1.0, n=15)})
+    for names in (("a", "b"), ("b", "a")):
+        with pytest.raises(RunError, match="damaged"):
+            one(*names)
+
+
+@pytest.mark.parametrize(("metric", "row"), [("bleu", [3.0, 3.0, *[-1.0] * 4, *[1.0] * 4]), ("loss", [1e100, 0.0])])
+def test_sums_that_no_text_has_are_told_as_damage(metric, row):
+    for name in "ab":
+        path = evaluation_path(made_run(name), "task")
+        evaluation = read_evaluation(path)
+        whole = Scores(measured=evaluation.tuned.metrics["exact"], sums=[row] * evaluation.n)
+        tuned = Side(scores={metric: whole}, seconds=1.0)
+        write_evaluation(path, evaluation.model_copy(update={"tuned": tuned}))
+    with pytest.raises(RunError, match="damaged"):
+        one("a", "b")
 
 
 def test_what_differs_in_settings_data_base_and_cost_is_listed_and_nothing_else():

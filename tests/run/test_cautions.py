@@ -35,6 +35,13 @@ def test_too_few_items_to_show_anything(evaluation, n):
     assert f"{n} item" in said and "can show nothing" in said
 
 
+def test_an_interval_without_width_is_no_certainty(evaluation):
+    right = [class_row(0, 0, 2)] * 20 + [class_row(1, 1, 2)] * 20
+    side = Side(scores={"f1": scores("f1", right)}, seconds=1.0)
+    said = [one for one in cautions(evaluation.model_copy(update={"tuned": side}), None, None) if "no width" in one]
+    assert len(said) == 1 and "7.5%" in said[0]
+
+
 @pytest.mark.parametrize(
     ("n", "right", "said"), [(1200, 0.6, []), (200, 0.6, ["1,000"]), (1200, 0.26, ["chance"]),
                              (200, 0.27, ["1,000", "chance"])],

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.errors import RunError
-from rankwise.run.journal import Journal, read_journal
+from rankwise.run.journal import Journal, cut_journal, read_journal
 from rankwise.run.records import LossRecord, StepRecord
 
 VALUES = (
@@ -47,6 +47,15 @@ def test_a_journal_torn_anywhere_gives_the_records_before_the_tear(tmp_path_fact
     read = read_journal(path)
     assert read == rows[: len(read)]
     assert len(read) - torn.count(b"\n") in (0, 1), "only the last record may be lost, and only if it is torn"
+
+
+def test_what_is_cut_can_be_appended_to(tmp_path):
+    """A last line that was whole but for its end was glued to the next."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')
+    cut_journal(path, read_journal(path))
+    wrote(path, [{"a": 3}])
+    assert read_journal(path) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
 @pytest.mark.parametrize("damage", ['{"a": 1', "", "nonsense"])

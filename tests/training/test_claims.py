@@ -9,7 +9,7 @@ import pytest
 
 import rankwise
 from rankwise.data.orders import TEST, TRAIN, order_examples
-from rankwise.errors import TrainingError
+from rankwise.errors import RunError, TrainingError
 from rankwise.evaluation.text import text_for
 from rankwise.models.loading import load
 from rankwise.run.records import silent
@@ -73,7 +73,7 @@ def test_a_rate_that_is_too_high_is_a_result_and_not_the_end(task, tmp_path, tin
     rows = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     failed = [row["cell"]["rate"] for row in rows if row["result"]["failed"]]
     assert failed == [10.0]
-    assert found.facts["rates"]["orders 12 full"] == "0.001 of 0.001, 10, of which it is the last"
+    assert found.facts["rates"]["orders 12 full"] == "0.001 of 0.001, 10, at the end of which it is"
 
 
 def test_what_is_finished_is_not_run_again(task, tmp_path, tiny_folder, monkeypatch):
@@ -110,6 +110,21 @@ def test_a_peak_of_another_number_format_is_not_taken_for_it(task, tmp_path, tin
     for peaks in (one, one, other):
         peaks.found(None)
     assert measured == ["float32", "float32", "bfloat16", "bfloat16"]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "[]", '{"conditions": 1}', "{"])
+def test_a_damaged_file_of_peaks_is_measured_again(task, tmp_path, tiny_folder, monkeypatch, damage):
+    peaks = Peaks(tmp_path / "peaks.json", task, str(tiny_folder), load(str(tiny_folder)).facts, silent)
+    peaks.file.write_text(damage)
+    monkeypatch.setattr(Peaks, "_measured", lambda *_: {"bytes": 1.0})
+    assert peaks.found(None) == {"lora": {"bytes": 1.0}, "full": {"bytes": 1.0}}
+
+
+@pytest.mark.parametrize("damage", ["5", "{}", '{"cell": {"task": "orders", "new": 1}}'])
+def test_a_line_that_is_no_cell_is_told_with_its_number(task, tmp_path, tiny_folder, damage):
+    (tmp_path / "cells.jsonl").write_text(damage + "\n")
+    with pytest.raises(RunError, match=r"cells.jsonl:1: is no finished cell"):
+        cells(task, tmp_path, tiny_folder)
 
 
 def test_a_line_that_was_torn_is_no_cell(task, tmp_path, tiny_folder, monkeypatch):

@@ -458,8 +458,11 @@ def test_a_best_among_one_is_refused_before_anything_is_written(asked):
 
 
 def test_a_metric_that_the_rows_cannot_have_is_refused_before_anything_is_written(asked):
-    with pytest.raises(SpecError, match="evaluation wants json, and this answer of a held-out row is none"):
+    with pytest.raises(SpecError, match="evaluation wants json, and an answer of the held-out rows is not JSON"):
         rankwise.train(asked("run", "lora", {"by": "json", "answers": 2}))
+    Path("measured.jsonl").write_text('{"prompt": "the quick", "completion": "brown fox"}\n' * 2)
+    with pytest.raises(SpecError, match=r"evaluation wants number, .* has no number in it"):
+        rankwise.train(asked("run", "lora", {"by": "number", "answers": 2}))
     Path("measured.jsonl").write_text('{"text": "the quick brown fox"}\n')
     with pytest.raises(SpecError, match="none of these asks for an answer"):
         rankwise.train(asked("run", "lora", {"by": "exact", "answers": 2}))

@@ -82,7 +82,11 @@ def _retention(one: Comparison) -> list[str]:
         for side in (one.retention.a, one.retention.b)
     )
     verdict = one.retention.verdict or f"not compared: {one.retention.incomparable}"
-    return [f"moved from the base, KL in nats per token: a {a}; b {b}: {verdict}"]
+    apart = "".join(
+        f"; {name} by {found.difference:+.4g} ({found.low:+.4g} to {found.high:+.4g})"
+        for name, found in one.retention.differences.items()
+    )
+    return [f"moved from the base, KL in nats per token: a {a}; b {b}{apart}: {verdict}"]
 
 
 def _listed(what: str, found: list[Differing]) -> list[str]:

@@ -83,6 +83,7 @@ def _told(found: Strengths) -> list[str]:
         f"kept: {visible(curve.text)}; KL (base || tuned) and change in nats per token, intervals of 95 %",
         f"recommended: {curve.recommended:g}, "
         + (visible(curve.why) if curve.why else "the smallest of these that keeps 95 % of the largest gain up to 1"),
-        f"written to {visible(found.run)}/strength.json; "
-        f"next: rankwise export {visible(found.run)} --to FOLDER --strength {curve.recommended:g}",
-    ]
+        f"written to {visible(found.run)}/strength.json"
+        + (f"; next: rankwise export {visible(found.run)} --to FOLDER --strength {curve.recommended:g}"
+           if curve.recommended else ""),
+    ]  # fmt: skip

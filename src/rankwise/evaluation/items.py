@@ -11,11 +11,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 
 from rankwise.data.encoding import Encoder
-from rankwise.data.example import Example, Message
+from rankwise.data.example import BREAK, Example, Message
 from rankwise.data.sources import open_source
 from rankwise.data.tokens import Tokens, prompt_ids
 from rankwise.errors import DataError
@@ -199,26 +200,28 @@ def _continued(question: Question, model: LoadedModel) -> Item:
     many = question.choices or (question.wanted,)
     befores = question.asked if len(question.asked) > 1 else question.asked * len(many)
     made = tuple(_document(before, after, model) for before, after in zip(befores, many, strict=True))
-    given = made[0].ids[: int(np.argmax(np.asarray(made[0].learned)))]
+    given = made[0].ids[: int(np.argmax(np.asarray(made[0].learned)))] if any(map(str.strip, befores)) else ()
     shown = " | ".join(question.asked)
     return Item(question.where, shown, question.wanted, made, question.right, question.choices, tuple(given))
 
 
 def _document(before: str, after: str, model: LoadedModel) -> Tokens:
-    """White space between the two belongs to what follows, where most tokenizers have it."""
+    """White space between the two belongs to what follows, where most tokenizers have it. Of what follows nothing every
+    token is scored too, as lm-eval does it."""
     tokenizer, text = model.tokenizer, before.rstrip()
-    gap = before[len(text) :] or ("" if after[:1].isspace() else " ")
+    gap = before[len(text) :] or ("" if after[:1].isspace() or not text else " ")
     known = tokenizer.start + tokenizer.guarded(text)
     whole = prompt_ids(known + tokenizer.guarded(gap + after), tokenizer)
     asked = len(prompt_ids(known, tokenizer))
+    if not asked:
+        whole, asked = [_first(model), *whole], 1
     return Tokens(tuple(whole), tuple([False] * asked + [True] * (len(whole) - asked)))
 
 
 def _blocks(task: TaskSpec, model: LoadedModel) -> tuple[Item, ...]:
     """A running text in pieces, each given the last token before it, and the first one the token that texts begin with:
     every token is scored once, as lm-eval's rolling windows do it."""
-    text, hub = _text(task.data), model.tokenizer.hub
-    start = hub.bos_token_id if hub.bos_token_id is not None else model.tokenizer.pad_id
+    text, start = _text(task.data), _first(model)
     ids = prompt_ids(model.tokenizer.guarded(text), model.tokenizer)
     size = min(BLOCK, model.context_length or BLOCK)
     pieces = [ids[place : place + size] for place in range(0, len(ids), size)]
@@ -232,18 +235,25 @@ def _blocks(task: TaskSpec, model: LoadedModel) -> tuple[Item, ...]:
     )  # fmt: skip
 
 
-def _text(path: str) -> str:
-    from pathlib import Path
+def _first(model: LoadedModel) -> int:
+    """What stands before a text that begins with nothing, so that its first token is predicted too."""
+    start = model.tokenizer.hub.bos_token_id
+    return start if start is not None else model.tokenizer.pad_id
 
+
+def _text(path: str) -> str:
     try:
-        content = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            content = file.read(LONGEST_TEXT + 1)
         if len(content) > LONGEST_TEXT:
-            raise DataError(f"{path}: has {len(content):,} bytes; a text of at most {LONGEST_TEXT:,} is read.")
-        text = content.decode("utf-8")
+            raise DataError(f"{path}: has more than {LONGEST_TEXT:,} bytes, which is the most that is read.")
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
     if not text.strip():
         raise DataError(f"{path}: holds no text.")
+    if BREAK in text:
+        raise DataError(f"{path}: has the noncharacter U+FDD0, which no text should have.")
     return text

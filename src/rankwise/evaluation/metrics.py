@@ -27,6 +27,8 @@ from rankwise.errors import EvaluationError
 Sums = NDArray[np.float64]
 SECONDS = 1.0
 """For one pattern on one text."""
+LARGEST = 1_000_000_000_000
+"""Of a wanted rating."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,15 @@ def rating_rows(answers: Sequence[str], wanted: Sequence[str]) -> list[list[floa
 
 
 def json_fields(answer: str, wanted: str) -> list[float]:
-    """Of all fields of either, how many both have with the same value; nested ones by their path."""
+    """The share of all fields of either that both have with the same value; nested ones by their path. Each item is
+    one, however many fields are made up for it."""
     leaves = _leaves(loads(wanted))
     try:
         found = _leaves(loads(_unfenced(answer)))
     except (ValueError, RecursionError):
-        return [0.0, float(len(leaves))]
+        return [0.0, 1.0]
     equal = sum(found.get(path, _NOTHING) == value for path, value in leaves.items())
-    return [float(equal), float(len(leaves | found))]
+    return [equal / len(leaves | found), 1.0]
 
 
 _NOTHING = object()
@@ -181,7 +184,7 @@ def searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] 
 
 
 def rouge_l(answer: str, wanted: str) -> list[float]:
-    """F of the longest common subsequence of stemmed words (Lin 2004)."""
+    """F of the longest common subsequence of stemmed words (Lin 2004). rouge-score knows Latin letters and digits."""
     return [_rouge().score(wanted, answer)["rougeL"].fmeasure, 1.0]
 
 
@@ -229,6 +232,23 @@ METRICS: dict[str, Metric] = {
     "chrf": _corpus("CHRF"),
 }
 """`loss` has rows [nats, tokens]; of `regex` each task has its own pattern."""
+
+
+def unfit(metric: str, wanted: str) -> str | None:
+    """Why nothing could be held against this answer by the metric."""
+    if metric == "number" and number_in(wanted) is None:
+        return "has no number in it"
+    if metric == "rouge_l" and any(map(str.isalpha, wanted)) and not rouge_l(wanted, wanted)[0]:
+        return "has no Latin letters or digits, which are all that rouge_l reads (take chrf)"
+    if metric == "json":
+        try:
+            json_fields("", wanted)
+        except (ValueError, RecursionError):
+            return "is not JSON"
+    if metric == "pearson":
+        rating = rating_in(wanted)
+        return None if rating is not None and abs(rating) <= LARGEST else f"has no number up to {LARGEST:,}"
+    return None
 
 
 def rows_of(metric: str, answers: Sequence[str], wanted: Sequence[str], pattern: str | None) -> list[list[float]]:

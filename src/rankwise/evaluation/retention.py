@@ -25,7 +25,7 @@ from rankwise.evaluation.intervals import measured
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.sides import Forward, Sides
 from rankwise.evaluation.text import Text
-from rankwise.run.evaluations import Measured, Retention
+from rankwise.run.evaluations import Measured, OfBlocks, Retention
 from rankwise.run.records import Announce, Progressed, silent
 
 ROWS = 64
@@ -46,12 +46,14 @@ class Compared:
 def retention(sides: Sides, text: Text, announce: Announce = silent) -> Retention:
     (blocks,) = compared(sides.base, [sides.tuned], text, announce)
     kl, change = kl_of(blocks), change_of(blocks)
+    sums = OfBlocks(kl=[(one.kl, one.positions) for one in blocks],
+                    delta_nll=[(one.change, one.positions) for one in blocks])  # fmt: skip
     positions = sum(block.positions for block in blocks)
     return Retention(
         kl=kl.value, low=kl.low, high=kl.high,
         delta_nll=change.value, delta_nll_low=change.low, delta_nll_high=change.high,
         agreement=sum(block.agreed for block in blocks) / positions,
-        text=text.about, sha256=text.sha256, blocks=len(blocks), positions=positions,
+        text=text.about, sha256=text.sha256, blocks=len(blocks), positions=positions, sums=sums,
     )  # fmt: skip
 
 

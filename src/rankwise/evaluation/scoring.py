@@ -17,7 +17,7 @@ from rankwise.errors import DataError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.items import Item
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
-from rankwise.evaluation.metrics import class_row, json_fields, number_in, rating_in, rating_rows, rows_of, searched
+from rankwise.evaluation.metrics import class_row, rating_rows, rows_of, searched, unfit
 from rankwise.models.generation import answers_in_turn
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.evaluations import Side
@@ -27,8 +27,6 @@ from rankwise.spec.tasks import LIKELIHOOD, TaskSpec
 
 Rows = list[list[float]]
 UNNORMALISED = "_unnormalised"
-LARGEST = 1_000_000_000_000
-"""Of a wanted rating."""
 
 
 def side(
@@ -140,17 +138,9 @@ def refuse_unfit(task: TaskSpec, items: Sequence[Item]) -> None:
     if task.pattern is not None:
         _refuse_unmatched(task.pattern, items)
     for item in items:
-        if "number" in task.score and number_in(item.wanted) is None:
-            raise DataError(f"{item.where}: the wanted answer has no number in it: {item.wanted[:60]!r}.")
-        rating = rating_in(item.wanted) if "pearson" in task.score else 0.0
-        if rating is None or abs(rating) > LARGEST:
-            raise DataError(f"{item.where}: the wanted answer has no number up to {LARGEST:,}: "
-                            f"{item.wanted[:60]!r}.")  # fmt: skip
-        if "json" in task.score:
-            try:
-                json_fields("", item.wanted)
-            except (ValueError, RecursionError):
-                raise DataError(f"{item.where}: the wanted answer is not JSON: {item.wanted[:60]!r}.") from None
+        for metric in task.score:
+            if why := unfit(metric, item.wanted):
+                raise DataError(f"{item.where}: the wanted answer {why}: {item.wanted[:60]!r}.")
 
 
 def _refuse_unmatched(pattern: str, items: Sequence[Item]) -> None:

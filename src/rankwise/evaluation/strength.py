@@ -6,7 +6,8 @@ that is recommended is the smallest of those measured, up to 1, that keeps 95 % 
 
     loss(0) - loss(s)  >=  0.95 max over t <= 1 of (loss(0) - loss(t))
 
-Where the largest gain cannot be told from none, item by item (intervals.py), it is 1, and that is said.
+Where the largest gain cannot be told from none, item by item (intervals.py), it is 1, or 0 where what was trained is
+surely worse than the base, and that is said.
 One between two of them would be a strength that nobody has measured, so none is interpolated.
 """
 
@@ -22,7 +23,7 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.retention import change_of, compared, kl_of
 from rankwise.evaluation.sides import Forward, Sides
 from rankwise.evaluation.text import Text
-from rankwise.run.evaluations import StrengthCurve, StrengthPoint
+from rankwise.run.evaluations import Difference, StrengthCurve, StrengthPoint
 from rankwise.run.manifest import now
 from rankwise.run.records import Announce, silent
 
@@ -54,10 +55,10 @@ def strength_curve(
         )
         for strength, rows, blocks in zip(asked, losses, compared(sides.base, tuned, text, announce), strict=True)
     ]  # fmt: skip
-    why = untold(points, losses)
+    instead = untold(points, losses)
     return StrengthCurve(
         task=task, n=len(losses[0]), text=text.about, sha256=text.sha256, points=points,
-        recommended=1.0 if why else recommended(points), why=why, made=now(),
+        recommended=instead[0] if instead else recommended(points), why=instead[1] if instead else None, made=now(),
     )  # fmt: skip
 
 
@@ -74,16 +75,29 @@ def _at(forward: Forward, turned: Turned, strength: float) -> Forward:
     return logits
 
 
-def untold(points: Sequence[StrengthPoint], losses: Sequence[Sequence[Sequence[float]]]) -> str | None:
-    """Why there is no gain to keep, if so. `losses` are the items' at each point, of which the first is the base's."""
-    best = min((at for at, point in enumerate(points) if point.strength <= 1), key=lambda at: points[at].loss.value)
-    found = difference(METRICS["loss"], losses[0], losses[best])
-    if found.verdict == "better":
+def untold(points: Sequence[StrengthPoint], losses: Sequence[Sequence[Sequence[float]]]) -> tuple[float, str] | None:
+    """What to take where there is no gain to keep, and why. `losses` are the items' at each point, of which the first
+    is the base's."""
+    changes = {
+        point.strength: difference(METRICS["loss"], losses[0], own)
+        for point, own in zip(points, losses, strict=True) if 0 < point.strength <= 1
+    }  # fmt: skip
+    best = min(changes, key=lambda strength: changes[strength].b)
+    if changes[best].verdict == "better":
         return None
-    return (
-        f"at no strength up to 1 can a gain be told from none (n = {found.n:,}; at {points[best].strength:g} the loss "
-        f"changes by {found.difference:+.3g}, {found.low:+.3g} to {found.high:+.3g}), so 1 is as good as any"
+    if changes[1.0].verdict == "worse":
+        return 0.0, (
+            f"the base alone: at 1 the loss is surely worse ({_change(changes[1.0])}), and at no strength up to 1 is "
+            "it surely better"
+        )
+    return 1.0, (
+        f"at no strength up to 1 can a gain be told from none (at {best:g} the loss changes by "
+        f"{_change(changes[best])}), so 1 is as good as any"
     )
+
+
+def _change(found: Difference) -> str:
+    return f"{found.difference:+.3g}, {found.low:+.3g} to {found.high:+.3g}, n = {found.n:,}"
 
 
 def recommended(points: Sequence[StrengthPoint]) -> float:

@@ -125,27 +125,28 @@ def _retention(candidates: Sequence[Candidate], comparisons: Sequence[Comparison
         return None
     first, *others = candidates
     on_texts = {found.sha256: found for one in comparisons if one.retention and (found := one.retention.a)}
-    rows: list[list[Content]] = [
-        [first.name, *_moved(found), "compared with"] for found in list(on_texts.values()) or [first.retention]
-    ]
-    kept: dict[str, Retention | None] = {first.name: first.retention}
+    of_first = list(on_texts.values()) or [first.retention]
+    rows: list[list[Content]] = [[first.name, *_moved(found), "\u2013", "compared with"] for found in of_first]
+    kept: dict[str, Retention | None] = {first.name: of_first[-1]}
     for candidate, one in zip(others, comparisons, strict=True):
         kept[candidate.name] = one.retention.b if one.retention else candidate.retention
-        rows.append([candidate.name, *_moved(kept[candidate.name]), _judged(one.retention)])
-    heads = ("run", "moved (KL)", "text less likely by", "same likeliest token", "text", "verdict")
+        rows.append([candidate.name, *_moved(kept[candidate.name]), *_judged(one.retention)])
+    heads = ("run", "moved (KL)", "text less likely by", "same likeliest token", "text", "difference of KL", "verdict")
     return Section(
         "retention", "What they kept",
-        {name: found.model_dump() if found else None for name, found in kept.items()},
-        [table(heads, rows, words=(0, 4, 5), label="retention", lead=1, judged=True)],
+        {name: found.summary() if found else None for name, found in kept.items()},
+        [table(heads, rows, words=(0, 4, 6), label="retention", lead=1, judged=True)],
         about="KL(base || tuned) in nats per token, on text that is not among the files of the run. Better is what "
-        "moved less, where the intervals are apart; what learned less also moved less, so read it beside the quality.",
+        "moved less, block by block; what learned less also moved less, so read it beside the quality.",
     )  # fmt: skip
 
 
-def _judged(found: ComparedRetention | None) -> Content:
+def _judged(found: ComparedRetention | None) -> list[Content]:
     if found is None:
-        return "\u2013"
-    return chip(found.verdict) if found.verdict else element("span", found.incomparable or "", class_="quiet")
+        return ["\u2013", "\u2013"]
+    moved = found.differences.get("kl")
+    told = f"{number(moved.difference, True)} ({interval(moved.low, moved.high, True)})" if moved else "\u2013"
+    return [told, chip(found.verdict) if found.verdict else element("span", found.incomparable or "", class_="quiet")]
 
 
 def _moved(one: Retention | None) -> list[Content]:

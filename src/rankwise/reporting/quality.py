@@ -102,7 +102,7 @@ def retention_section(run: OpenedRun) -> Section | None:
     if run.strength:
         blocks += _strength(run.strength)
     data: dict[str, Any] = {
-        "retention": run.retention.model_dump() if run.retention else None,
+        "retention": run.retention.summary() if run.retention else None,
         "strength": run.strength.model_dump() if run.strength else None,
     }
     return Section(

@@ -25,6 +25,13 @@ def cautions(evaluation: Evaluation, experiment: Experiment | None, results: Res
             f"{evaluation.task}: {_items(evaluation.n)} can show nothing, and intervals over so few are too narrow; "
             f"evaluate on {FEW} at the least, better on a hundred."
         )
+    alike = [name for name, one in evaluation.tuned.metrics.items() if one.low == one.high]
+    if alike and evaluation.n >= FEW:
+        found.append(
+            f"{evaluation.task}: {alike[0]} comes out the same whichever of the {_items(evaluation.n)} are drawn, so "
+            f"its interval has no width. That is no certainty: up to about {3 / evaluation.n:.1%} of all such items "
+            "may be otherwise."
+        )
     if evaluation.task == HELD_OUT and experiment is not None and (how := chosen_by_held_out(experiment, results)):
         found.append(
             f"{HELD_OUT}: these rows {how}, so what is measured on them flatters. Evaluate on rows that took no part "

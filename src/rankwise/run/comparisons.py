@@ -40,12 +40,15 @@ class ComparedTask(Spec):
 
 
 class ComparedRetention(Spec):
-    """`verdict` is of b, which is better where it moved less; it is given only where the intervals are apart."""
+    """`verdict` is of b, which is better where it moved less: by the blocks that both were measured on, or, where a
+    file does not have them, by whether the intervals are apart."""
 
     a: Retention | None
     b: Retention | None
     verdict: Verdict | None
     incomparable: str | None = None
+    differences: dict[str, Difference] = Field(default_factory=dict)
+    """`kl` and `delta_nll`, block by block."""
 
 
 class Comparison(Spec):

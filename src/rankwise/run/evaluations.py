@@ -69,6 +69,13 @@ class Side(Spec):
         return {name: one.measured for name, one in self.scores.items()}
 
 
+class OfBlocks(Spec):
+    """Sums over the positions of each block, with how many these are: [nats, positions]."""
+
+    kl: list[tuple[Sum, Sum]]
+    delta_nll: list[tuple[Sum, Sum]]
+
+
 class Retention(Spec):
     """What a tuned model does to text that is not among its files, against its base: both in nats per token.
 
@@ -94,8 +101,14 @@ class Retention(Spec):
     """The fingerprint of the base; a KL is compared only with one from the same. Older files have none."""
     dtype: str | None = None
     """In which both were held."""
+    sums: OfBlocks | None = None
+    """By which two are compared block by block. Older files have none."""
     made: str | None = None
     """When it was measured, which may be earlier than the evaluation that it stands in."""
+
+    def summary(self) -> dict[str, Any]:
+        """As it is told, without the blocks' own."""
+        return self.model_dump(exclude={"sums"})
 
 
 class Sample(Spec):
@@ -144,7 +157,7 @@ class Evaluation(Spec):
             "metrics": {name: one.model_dump() for name, one in self.tuned.metrics.items()},
             "base": {name: one.model_dump() for name, one in self.base.metrics.items()} if self.base else None,
             "differences": {name: one.model_dump() for name, one in self.differences.items()},
-            "retention": self.retention.model_dump() if self.retention else None,
+            "retention": self.retention.summary() if self.retention else None,
             "seconds": round(self.tuned.seconds + (self.base.seconds if self.base else 0.0), 3),
         }
 
@@ -169,9 +182,10 @@ class StrengthCurve(Spec):
     """Of the text's tokens: only equal ones can be compared."""
     points: list[StrengthPoint]
     recommended: float
-    """The smallest of these strengths that keeps 95 % of the largest gain of any up to 1; 1 where nothing is gained."""
+    """The smallest of these strengths that keeps 95 % of the largest gain of any up to 1; where no gain can be told
+    from none 1, or 0 if the loss is surely worse than the base's."""
     why: str | None = None
-    """Why it is 1, where no gain could be told from none."""
+    """Why it is 1 or 0, where no gain could be told from none."""
     own_rows: bool = False
     """Whether the rows of the task are those that the run measured on itself."""
     made: str

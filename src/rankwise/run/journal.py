@@ -49,9 +49,9 @@ class Journal:
 
 
 def cut_journal(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Leave the first lines, which read as `rows`."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    write_atomic(path, b"".join(lines[: len(rows)]))
+    """Leave the first lines, which read as `rows`, each with its end."""
+    lines = path.read_bytes().splitlines()
+    write_atomic(path, b"".join(line + b"\n" for line in lines[: len(rows)]))
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -220,6 +220,8 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         return refuse_taken(read_settings(Path(name), TaskSpec, given), name)
     if os.path.exists(name) or name.startswith("hub:"):  # noqa: PTH110  Path.exists raises where a name is too long
+        if data is not None:
+            raise SpecError([f"{name} and {data}: both are files of rows. Give one of them, by --task or by --data."])
         return task_of_rows(name, **given)
     raise SpecError(
         [f'there is no task "{name}".{did_you_mean(name, BUILT_IN)} A task is one of {some(BUILT_IN, 40)}; or a YAML '

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+from rankwise.errors import RunError
 from rankwise.evaluation.text import Text
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -42,13 +44,20 @@ class Cells:
         rows = read_journal(file) if file.exists() else []
         if file.exists() and not file.read_bytes().endswith(b"\n"):
             cut_journal(file, rows)
-        known = [(Cell(**row["cell"]), row) for row in rows if row["cell"]["task"] in self.tasks]
-        self.done = {
-            cell.key: CellResult(**row["result"]) for cell, row in known if row["conditions"] == self._conditions(cell)
-        }
+        self.done = dict(known for number, row in enumerate(rows, start=1) for known in self._read(number, row))
 
     def found(self) -> list[tuple[Cell, CellResult]]:
         return [(Cell(**json.loads(key)), result) for key, result in self.done.items()]
+
+    def _read(self, number: int, row: Any) -> list[tuple[str, CellResult]]:
+        """None where it is of other conditions."""
+        try:
+            cell, conditions = Cell(**row["cell"]), row["conditions"]
+            if cell.task not in self.tasks or conditions != self._conditions(cell):
+                return []
+            return [(cell.key, CellResult(**row["result"]))]
+        except (KeyError, TypeError, ValueError):
+            raise RunError(f"{self._file}:{number}: is no finished cell of the claims. Remove this line.") from None
 
     def result(self, cell: Cell) -> CellResult:
         """OutOfTime where no time is left for another one."""

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankwise.errors import EvaluationError
 from rankwise.run.manifest import BaseModelFacts, installed_version, processor_name
@@ -34,15 +35,21 @@ class Peaks:
     def found(self, until: float | None) -> dict[str, dict[str, float]]:
         base = [self.base.fingerprint, self.base.device, self.base.dtype]
         conditions = [*base, sha256_of(self.task.trained), processor_name(), installed_version("rankwise")]
-        if self.file.exists():
-            kept = json.loads(self.file.read_text(encoding="utf-8"))
-            if kept.get("conditions") == conditions:
-                return kept["found"]
+        if (kept := self._kept()) is not None and kept.get("conditions") == conditions:
+            return kept["found"]
         if until is not None and time.monotonic() > until:
             raise OutOfTime
         found = {method: self._measured(method) for method in ("lora", FULL)}
         write_json(self.file, {"conditions": conditions, "found": found})
         return found
+
+    def _kept(self) -> dict[str, Any] | None:
+        """None where the file is not there or damaged, so that it is measured again."""
+        try:
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return kept if isinstance(kept, dict) and isinstance(kept.get("found"), dict) else None
 
     def _measured(self, method: str) -> dict[str, float]:
         self.announce(Said(f"measuring the memory of three steps, {method}"))

@@ -77,7 +77,7 @@ class _Work:
             best = min(rates, key=loss)
             inside = rates[0] < best < rates[-1]
             if len(rates) >= self.plan.most_rates or inside:
-                end = "" if inside else ", of which it is the last"
+                end = "" if inside else ", at the end of which it is"
                 self.rates[f"{task} {rows} {method}"] = f"{best:g} of {', '.join(f'{rate:g}' for rate in rates)}{end}"
                 return best
             rates = sorted([*rates, best * 2 if best == rates[-1] else best / 2])

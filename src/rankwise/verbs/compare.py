@@ -87,7 +87,14 @@ def _differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> dict[s
             raise RunError(
                 f"{a.task}: the two evaluations count {metric} in different ways; evaluate one of them again."
             )
-        found[metric] = _difference(metric, one, other)
+        try:
+            with np.errstate(all="ignore"):
+                found[metric] = _difference(metric, one, other)
+        except ValueError:  # no number comes of them
+            raise RunError(
+                f"{a.task}: the items of {a.model} or {b.model} have sums that {metric} cannot have: an evaluation is "
+                "damaged. Evaluate both again."
+            ) from None
     return found
 
 
@@ -127,10 +134,25 @@ def _retention(a: Candidate, b: Candidate) -> ComparedRetention | None:
     if one is None and other is None:
         return None
     why = _incomparable(a, b, one, other)
+    told = [kept and kept.model_copy(update={"sums": None}) for kept in (one, other)]
     if why or one is None or other is None:
-        return ComparedRetention(a=one, b=other, verdict=None, incomparable=why)
-    verdict: Verdict = "better" if other.high < one.low else "worse" if other.low > one.high else "cannot tell"
-    return ComparedRetention(a=one, b=other, verdict=verdict)
+        return ComparedRetention(a=told[0], b=told[1], verdict=None, incomparable=why)
+    found = _by_blocks(one, other)
+    apart: Verdict = "better" if other.high < one.low else "worse" if other.low > one.high else "cannot tell"
+    verdict = found["kl"].verdict if found else apart
+    return ComparedRetention(a=told[0], b=told[1], verdict=verdict, differences=found)
+
+
+def _by_blocks(one: Retention, other: Retention) -> dict[str, Difference]:
+    """Both are means over positions of which less is better, as a loss is."""
+    if one.sums is None or other.sums is None:
+        return {}
+    pairs = {"kl": (one.sums.kl, other.sums.kl), "delta_nll": (one.sums.delta_nll, other.sums.delta_nll)}
+    if any(len(rows) != one.blocks for pair in pairs.values() for rows in pair):
+        raise RunError(
+            f"of {one.text} one has {one.blocks:,} blocks, and not as many sums: it is damaged. Evaluate again."
+        )
+    return {name: _difference("loss", *([list(row) for row in rows] for rows in pair)) for name, pair in pairs.items()}
 
 
 def _on_one_text(a: Candidate, b: Candidate) -> tuple[Retention | None, Retention | None]:

@@ -81,6 +81,11 @@ def evaluate(
     kept of the base is measured on `text` (evaluation/text.py), where there is something to hold it against."""
     subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
                            trust_code=trust_code)  # fmt: skip
+    if text is not None and not (with_retention and subject.sides is not None):
+        raise SpecError(
+            ["--text is what two models are compared on, and here is nothing to compare: leave it out, or evaluate a "
+             "run with its base, or a model --against another, with --retention."]
+        )  # fmt: skip
     asked = asked_of(subject, task, data, rows, together, announce)
     _place(subject, asked, out)
     kept = _retention(subject, text, announce) if with_retention else None
@@ -202,6 +207,8 @@ def asked_of(
     announce: Announce,
 ) -> Task:  # fmt: skip
     if isinstance(task, str) and task.startswith(PREFIX):
+        if data is not None:
+            raise SpecError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
         return HarnessTask(task.removeprefix(PREFIX), rows, together)
     spec, items = _items(subject, task, data, rows, announce)
     if items.too_long:

@@ -15,7 +15,7 @@ from rankwise.data.example import BREAK, Message
 from rankwise.data.preparation import Prepared
 from rankwise.data.tokens import Tokens
 from rankwise.errors import SpecError, TemplateError
-from rankwise.evaluation.metrics import rows_of
+from rankwise.evaluation.metrics import unfit
 from rankwise.models.chat_templates import PROBE
 from rankwise.models.generation import asking_ids, read_answer
 from rankwise.models.loaded import LoadedModel
@@ -149,9 +149,7 @@ def _refuse_unscorable(spec: TrackingSpec, prompts: Sequence[Prompt]) -> None:
     for metric in spec.metrics:
         for one in prompts:
             assert one.wanted is not None, "it is of a row"
-            try:
-                rows_of(metric, [""], [one.wanted], None)
-            except ValueError:
+            if why := unfit(metric, one.wanted):
                 raise SpecError(
-                    [f"evaluation wants {metric}, and this answer of a held-out row is none: {shown(one.wanted)}."]
-                ) from None
+                    [f"evaluation wants {metric}, and an answer of the held-out rows {why}: {shown(one.wanted)}."]
+                )
