@@ -34,20 +34,21 @@ HEAD_ROWS = 256
 @dataclass(frozen=True)
 class Place:
     """`process` bytes are there before anything and `products` more where products are in 16 bits; a block's backward
-    pass takes `backward` times what a block keeps, and holes are the share `holes` of activations and logits, and
-    OF_AVERAGES of the optimizer's averages."""
+    pass takes `backward` times what a block keeps, `plain` times in the plain form, and holes are the share `holes` of
+    activations and logits, and OF_AVERAGES of the optimizer's averages."""
 
     process: float
     products: float
     backward: float
+    plain: float
     holes: float
     measured: bool
 
 
 OF_AVERAGES = 0.1
-PROCESSOR = Place(0.42e9, 0.41e9, 3.5, 0.055, measured=True)
+PROCESSOR = Place(0.42e9, 0.41e9, 3.5, 1.0, 0.055, measured=True)
 """By trainings of the starter (lab/LOG.md), torch 2.13."""
-GPU = Place(0.6e9, 0.0, 3.5, 0.1, measured=False)
+GPU = Place(0.6e9, 0.0, 3.5, 3.5, 0.1, measured=False)
 FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
 BLOCK_OF_SCALES = 64
 """Numbers of NF4 that share a scale of 4 bytes; of int8 each output has one."""
@@ -111,6 +112,7 @@ def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
         shape, shape.stacks[-1], max(job.ranks.values(), default=0.0), number, job.form, whole=whole,
         longest=job.longest,
     )  # fmt: skip
+    times = place.plain if job.form == "plain" else place.backward
     process = place.process + (place.products if number < EXACT else 0.0)
     tables = 2 * EXACT * shape.vocabulary * shape.stacks[-1].width if whole else 0
     return Memory((
@@ -123,8 +125,8 @@ def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
         Part("activations", held, f"{job.tokens:,} tokens x {held / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
         Part(
-            "overhead", place.backward * of_block + place.holes * (held + logits) + OF_AVERAGES * 8 * count + tables,
-            f"{place.backward:g} x a block's {of_block / 1e6:,.1f} MB, {place.holes:.1%} of activations and logits, "
+            "overhead", times * of_block + place.holes * (held + logits) + OF_AVERAGES * 8 * count + tables,
+            f"{times:g} x a block's {of_block / 1e6:,.1f} MB, {place.holes:.1%} of activations and logits, "
             f"{OF_AVERAGES:.0%} of the optimizer"
             + (", the table's gradient twice" if whole else ""),
         ),
