@@ -32,7 +32,7 @@ from rankwise.verbs.demo import write_rows
 
 ADAPTERS = ("lora", "adalora")
 METHODS = (*ADAPTERS, FULL)
-QUICK_ROWS, QUICK_MEASURED = 64, 48
+QUICK_ROWS, QUICK_MEASURED = 48, 48
 
 
 @dataclass(frozen=True)
