@@ -180,7 +180,7 @@ def decided(record: RankRecord) -> str:
         f"{len(record.ranks):,} layers, {record.mean_rank:.2f} on average "
         f"(budget {record.budget:,} of {record.of:,} {record.unit})"
         + (f"; {shares}" if shares else "")
-        + (f"; {empty:,} layers have none" if empty else "")
+        + (f"; {empty:,} layer{'s have' if empty > 1 else ' has'} none" if empty else "")
     )
 
 

@@ -97,6 +97,8 @@ class Held:
 
     model: LoadedModel
     logits: dict[bytes, Tensor] = field(default_factory=dict)
+    begun: dict[str, Point] = field(default_factory=dict)
+    """By task: before its first step a run of any method is its base."""
 
     def base_of(self, tuned: Tuned) -> Forward:
         """As `tuned` without what was learned. A block of 128 tokens takes 25 MB on the starter."""
@@ -129,7 +131,7 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, an
     rows = list(prepared.measured_rows)
     meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)
     tuned.train(False)
-    meter.measure(0)
+    meter.begin(task.name)
     began, before = time.perf_counter(), meter.seconds
     try:
         steps = _train(session, meter, announce)
@@ -180,6 +182,12 @@ class _Meter:
     def __post_init__(self) -> None:
         self.points: list[Point] = []
         self.sides = Sides(self.held.base_of(self.tuned), with_and_without(self.tuned).tuned)
+
+    def begin(self, task: str) -> None:
+        if task not in self.held.begun:
+            self.measure(0)
+            self.held.begun[task] = self.points.pop()
+        self.points.append(self.held.begun[task])
 
     def measure(self, step: int) -> None:
         began = time.perf_counter()

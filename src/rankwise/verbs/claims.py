@@ -32,7 +32,7 @@ from rankwise.verbs.demo import write_rows
 
 ADAPTERS = ("lora", "adalora")
 METHODS = (*ADAPTERS, FULL)
-QUICK_ROWS, QUICK_MEASURED = 48, 48
+QUICK_ROWS, QUICK_MEASURED = 40, 32
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Plan:
 BLOCK_LENGTH = 128
 QUICK = Plan(
     {"lora": (1e-3, 2e-3, 4e-3), "adalora": (4e-3, 8e-3, 16e-3), "full": (5e-5, 1e-4, 2e-4)}, (0, 1, 2),
-    {"orders": QUICK_ROWS}, blocks=8, most_rates=3,
+    {"orders": QUICK_ROWS}, blocks=6, most_rates=3,
 )  # fmt: skip
 LEFT_OUT = {
     "(6) lora is as good as full with little data": "quick mode has one number of rows; lab/claims.py has several",
