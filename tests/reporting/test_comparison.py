@@ -118,6 +118,15 @@ def test_what_was_kept_is_compared_block_by_block(other, verdict):
     assert "difference of KL" in html and "delta_nll" not in html.split("What they kept")[0]
 
 
+def test_a_block_without_positions_is_told_as_damage():
+    """Its mean is no number, which was a traceback."""
+    made_run("a", kept={"sums": blocks(1.0)})
+    path = evaluation_path(made_run("b", kept={"sums": blocks(1.0)}), "task")
+    path.write_text(path.read_text().replace("500.0", "0.0"))
+    with pytest.raises(RunError, match="damaged"):
+        one("a", "b")
+
+
 def test_sums_that_are_not_those_of_its_blocks_are_told_as_damage():
     made_run("a", kept={"sums": blocks(1.0)})
     made_run("b", kept={"sums": blocks(1.0, n=15)})

@@ -21,6 +21,7 @@ from rankwise.spec.spec import Spec
 Verdict = Literal["better", "worse", "cannot tell"]
 Sum = Annotated[float, Field(ge=-1e100, le=1e100)]
 """Adds up, over any number of items, to a number."""
+Positions = Annotated[float, Field(ge=1, le=1e12)]
 LARGEST = 500_000_000
 FOLDER, STRENGTH = "evaluations", "strength.json"
 BEGINS = b'{\n  "format": 1,\n  "task": '
@@ -72,8 +73,8 @@ class Side(Spec):
 class OfBlocks(Spec):
     """Sums over the positions of each block, with how many these are: [nats, positions]."""
 
-    kl: list[tuple[Sum, Sum]]
-    delta_nll: list[tuple[Sum, Sum]]
+    kl: list[tuple[Sum, Positions]]
+    delta_nll: list[tuple[Sum, Positions]]
 
 
 class Retention(Spec):
