@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.data.example import Message
 from rankwise.errors import ModelError
-from rankwise.models.generation import answer, answers
+from rankwise.models.generation import answer, answers_in_turn, asking_ids
 from rankwise.models.loading import load
 from rankwise.spec.generation import GenerationSpec
 from rankwise.spec.models import ModelSpec
@@ -41,12 +41,16 @@ def folder(tiny_folder, tmp_path):
     return shutil.copytree(tiny_folder, tmp_path / "model")
 
 
+def prompt_ids(model):
+    return [asking_ids(model, asked(prompt)) for prompt in PROMPTS]
+
+
 def facts(given):
     return given.text, given.tokens, given.stopped
 
 
 def test_several_prompts_together_are_answered_as_each_alone(tiny):
-    together = answers(tiny, [asked(prompt) for prompt in PROMPTS], SHORT)
+    together = answers_in_turn(tiny, prompt_ids(tiny), SHORT)
     alone = [answer(tiny, asked(prompt), SHORT) for prompt in PROMPTS]
     assert [facts(given) for given in together] == [facts(given) for given in alone]
     assert len({given.text for given in together}) == len(PROMPTS)
@@ -93,7 +97,7 @@ def test_an_answer_ends_before_the_first_end_token_whichever_of_them_it_is(tiny,
 
 def test_in_company_a_short_answer_is_cut_at_its_own_end(tiny, folder):
     model = ending_at(folder, 2, likeliest(tiny, "hi", 24)[3])
-    together = answers(model, [asked(prompt) for prompt in PROMPTS], SHORT)
+    together = answers_in_turn(model, prompt_ids(model), SHORT)
     assert [facts(given) for given in together] == [facts(answer(model, asked(prompt), SHORT)) for prompt in PROMPTS]
     assert together[0].stopped == "end" and together[0].tokens <= 3
     assert len({given.tokens for given in together}) > 1

@@ -31,7 +31,8 @@ def evaluate(
     retention: Annotated[bool, typer.Option(help="Measure what became of text that was not in the data.")] = True,
     text: Annotated[str | None, typer.Option(show_default=False,
         help="That text: a file, or rows with a text.  [default: the documentation that every Python carries]")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 16,
+    batch_size: Annotated[int | None, typer.Option(min=1, show_default=False,
+        help="Answers that are written at once, at most.  [default: 64; of a task of lm-eval 16]")] = None,
     dtype: Annotated[str, typer.Option(
         help="float32, bfloat16, or auto: float32 on a processor, where answers do not depend on the batch.")] = "auto",
     out: Annotated[Path | None, typer.Option(show_default=False,

@@ -28,6 +28,8 @@ KNOWN = {"acc_norm": "accuracy", "acc": "accuracy_unnormalised", "exact_match": 
 """Its names and ours, for metrics that are a mean over items."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 FILES = (".yaml", ".yml")
+ASKED_TOGETHER = 16
+"""Documents, whose logits are all kept."""
 Found = Mapping[str, Any]
 """What lm-eval keeps of one item."""
 

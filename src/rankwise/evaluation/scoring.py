@@ -114,7 +114,7 @@ def answers(
     except Exception as error:
         if is_out_of_memory(error):
             raise ResourceError(
-                f"out of memory while answering {min(together, len(prompts))} prompts at once, the longest of "
+                f"out of memory while answering up to {min(together, len(prompts))} prompts at once, the longest of "
                 f"{max(map(len, prompts)):,} tokens. Lower --batch-size {together}, or give --dtype bfloat16."
             ) from None
         raise

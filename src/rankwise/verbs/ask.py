@@ -10,7 +10,8 @@ from rankwise.adapters.tuned import Tuned
 from rankwise.data.example import BREAK, Message
 from rankwise.errors import DataError
 from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.generation import Answer, Heard, answer
+from rankwise.models.decoding import Answer, Heard
+from rankwise.models.generation import answer
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import open_run

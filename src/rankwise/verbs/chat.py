@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rankwise.data.example import Message
 from rankwise.errors import SpecError
-from rankwise.models.generation import Answer, Heard
+from rankwise.models.decoding import Answer, Heard
 from rankwise.spec.generation import GenerationSpec
 from rankwise.verbs.ask import Asked
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rankwise.data.example import Example
 from rankwise.data.orders import TEST, TRAIN, order_examples
-from rankwise.models.generation import answers
+from rankwise.models.generation import answers_in_turn, asking_ids
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.manifest import Results, peak_rss
@@ -28,7 +28,7 @@ from rankwise.spec.models import ModelSpec
 from rankwise.spec.training import TrainingSpec
 from rankwise.verbs.train import train
 
-TRAINED_ROWS, TEST_ROWS, TOGETHER = 400, 100, 25
+TRAINED_ROWS, TEST_ROWS = 400, 100
 LONGEST_ANSWER = 64
 
 
@@ -115,16 +115,10 @@ def write_rows(file: Path, examples: list[Example]) -> None:
 
 
 def _answers(model: LoadedModel, examples: list[Example], what: str, announce: Announce) -> list[str]:
-    """Greedy answers without white space around them; rows of like length are asked together."""
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index].messages[-2].content))
-    found = [""] * len(examples)
-    for done in range(0, len(order), TOGETHER):
-        announce(Progressed(what, done, len(order), "rows"))
-        part = order[done : done + TOGETHER]
-        given = answers(
-            model, [examples[index].messages[:-1] for index in part], GenerationSpec(max_new_tokens=LONGEST_ANSWER)
-        )
-        for index, answer in zip(part, given, strict=True):
-            found[index] = answer.text.strip()
-    announce(Progressed(what, len(order), len(order), "rows"))
-    return found
+    """Greedy answers without white space around them."""
+    prompts = [asking_ids(model, example.messages[:-1]) for example in examples]
+    given = answers_in_turn(
+        model, prompts, GenerationSpec(max_new_tokens=LONGEST_ANSWER),
+        told=lambda done: announce(Progressed(what, done, len(prompts), "rows")),
+    )  # fmt: skip
+    return [one.text.strip() for one in given]

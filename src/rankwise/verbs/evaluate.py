@@ -14,7 +14,7 @@ from typing import Any
 
 from rankwise.errors import RankwiseError, SpecError, first_line
 from rankwise.evaluation.base_sides import side_of_base
-from rankwise.evaluation.harness import PREFIX, HarnessTask
+from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.items import Items, items_of, items_of_documents
 from rankwise.evaluation.metrics import METRICS
@@ -23,6 +23,7 @@ from rankwise.evaluation.retention import retention
 from rankwise.evaluation.sides import Sides, of_two, with_and_without
 from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.text import refuse_trained_on, text_for
+from rankwise.models.generation import TOGETHER
 from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -52,8 +53,6 @@ from rankwise.verbs.measured_rows import refuse_training_files, rows_to_measure
 from rankwise.verbs.methods import model_of
 from rankwise.verbs.page import write_page
 
-TOGETHER = 16
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -74,7 +73,7 @@ class Subject:
 def evaluate(
     target: str, task: str | TaskSpec | None = None, *, data: str | None = None, rows: int | None = None,
     against: str | None = None, base: bool = True, with_retention: bool = True, text: str | None = None,
-    together: int = TOGETHER, dtype: str = "auto", out: Path | None = None, announce: Announce = silent,
+    together: int | None = None, dtype: str = "auto", out: Path | None = None, announce: Announce = silent,
     force_base: bool = False, trust_code: str | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder) or a model. Without a task it is the loss on what the run held out. What is
@@ -203,18 +202,18 @@ def _retention(subject: Subject, text: str | None, announce: Announce) -> Retent
 
 
 def asked_of(
-    subject: Subject, task: str | TaskSpec | None, data: str | None, rows: int | None, together: int,
+    subject: Subject, task: str | TaskSpec | None, data: str | None, rows: int | None, together: int | None,
     announce: Announce,
 ) -> Task:  # fmt: skip
     if isinstance(task, str) and task.startswith(PREFIX):
         if data is not None:
             raise SpecError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
-        return HarnessTask(task.removeprefix(PREFIX), rows, together)
+        return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
     spec, items = _items(subject, task, data, rows, announce)
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
         announce(Said(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out"))
-    return OwnTask(spec, items, together)
+    return OwnTask(spec, items, together or TOGETHER)
 
 
 def _items(

@@ -8,7 +8,7 @@ from typing import Any
 
 from rankwise.data.example import Message
 from rankwise.errors import DataError, SpecError
-from rankwise.models.generation import Answer, Heard
+from rankwise.models.decoding import Answer, Heard
 from rankwise.run.records import Announce, silent
 from rankwise.spec.generation import GenerationSpec
 from rankwise.verbs.ask import Asked, open_for_asking

@@ -26,9 +26,6 @@ from rankwise.training.losses import Loss, mean_loss
 from rankwise.training.randomness import undrawn
 from rankwise.verbs.tracked_prompts import Asking, Prompt
 
-TOGETHER = 16
-"""Answers that are made together."""
-
 
 class Learner(Protocol):
     """What is trained: an AdapterSet, for one."""
@@ -95,7 +92,7 @@ class Measuring:
 
     def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
         spec = GenerationSpec(max_new_tokens=self.asking.max_new_tokens)
-        return [one.text for one in answers_in_turn(self.model, [one.ids for one in prompts], spec, TOGETHER)]
+        return [one.text for one in answers_in_turn(self.model, [one.ids for one in prompts], spec)]
 
 
 def score(metric: str, given: Sequence[str], wanted: Sequence[str]) -> float:

@@ -17,7 +17,8 @@ from rankwise.data.tokens import Tokens
 from rankwise.errors import SpecError, TemplateError
 from rankwise.evaluation.metrics import unfit
 from rankwise.models.chat_templates import PROBE
-from rankwise.models.generation import asking_ids, read_answer
+from rankwise.models.decoding import read_answer
+from rankwise.models.generation import asking_ids
 from rankwise.models.loaded import LoadedModel
 from rankwise.spec.evaluation import TrackingSpec
 from rankwise.spec.spec import shown

@@ -1,0 +1,59 @@
+"""Keys and values of what was read, with room for what is yet to come.
+
+transformers' own cache makes all keys and values anew for each token, which is as much memory traffic as the attention
+over them. Here a token is written behind the others, and only when the room is full is all of it copied.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+ROOM = 64
+"""Positions that are made at once."""
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values (B, heads, T, head size), which are the beginning of larger tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rooms: list[Tensor | None] = [None, None]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self._rooms[0] = _appended(self.keys, self._rooms[0], key_states)
+        self.values, self._rooms[1] = _appended(self.values, self._rooms[1], value_states)
+        return self.keys, self.values
+
+
+def _appended(held: Tensor | None, room: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
+    """`held` is the beginning of `room`, or of nothing where somebody has replaced it, say by fewer rows."""
+    past = 0 if held is None or not held.numel() else held.shape[-2]
+    length = past + new.shape[-2]
+    if held is None or room is None or room.data_ptr() != held.data_ptr() or room.shape[-2] < length:
+        room = new.new_empty((*new.shape[:2], length + ROOM, new.shape[-1]))
+        if held is not None and past:
+            room[:, :, :past] = held
+    room[:, :, past:length] = new
+    return room[:, :, :length], room
+
+
+def roomy_cache(module: nn.Module) -> dict[str, Any]:
+    """As the argument that `generate` takes it by; nothing for a model that does not keep keys and values alone."""
+    model: Any = module
+    taken = inspect.signature(model.forward).parameters
+    name = next((name for name in ("cache", "past_key_values") if name in taken), None)
+    usual = getattr(model, "_supports_default_dynamic_cache", None)
+    if name is None or usual is None or not usual() or model.config.is_encoder_decoder:
+        return {}
+    cache = DynamicCache(config=model.config)
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return {}
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return {name: cache}
