@@ -45,6 +45,7 @@ def home(tmp_path_factory, tiny_folder):
     ("words", "said"),
     [(("measured", "--text", "t.txt", "--no-retention"), "nothing to compare"),
      (("measured", "--text", "t.txt", "--no-base"), "nothing to compare"),
+     (("no/such-model", "--text", "t.txt"), "nothing to compare"),  # before a model is looked for
      (("measured", "--task", "lm-eval:piqa", "--data", "rows.jsonl"), "has its own data"),
      (("measured", "--task", "rows.jsonl", "--data", "others.jsonl"), "both are files of rows")],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from rankwise.models import generation
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.decoding import STAGE, decode
 from rankwise.models.generation import PADDING, TOKENS, answers_in_turn, batches
@@ -177,6 +179,14 @@ def test_prompts_are_put_together_by_length_within_their_bounds(lengths, new, to
             or len(sizes) * (sizes[0] + new) > TOKENS
             or sum(sizes[0] - size for size in sizes) > PADDING * new
         )
+
+
+def test_weights_are_laid_out_once_for_all_batches_or_not_at_all(tiny, monkeypatch):
+    laid_out = []
+    monkeypatch.setattr(generation, "prepared", lambda module: nullcontext(laid_out.append(module)))
+    for wanted in (True, False):
+        answers_in_turn(tiny, prompts_of([5, 9, 2]), GenerationSpec(max_new_tokens=2), 1, lay_out=wanted)
+    assert laid_out == [tiny.module]
 
 
 def test_answers_come_in_the_order_of_their_prompts_and_no_prompt_is_no_answer(tiny):

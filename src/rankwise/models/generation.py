@@ -6,6 +6,7 @@ The prompt is what training rendered before an answer, and decoding ends at the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from rankwise.data.example import Message
 from rankwise.data.tokens import prompt_ids
@@ -38,13 +39,14 @@ def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
 
 def answers_in_turn(
     model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, together: int = TOGETHER,
-    told: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = False,
+    told: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = False, lay_out: bool = True,
 ) -> list[Answer]:  # fmt: skip
     """To any number of prompts, which are ids already, at most `together` at once; in the prompts' order. `told` hears
-    how many are done. What a model with damaged weights writes can be refused."""
+    how many are done. What a model with damaged weights writes can be refused. To `lay_out` the weights is faster and
+    takes their memory once more."""
     _check_room(model, max(map(len, prompts), default=0), spec.max_new_tokens)
     found: dict[int, Answer] = {}
-    with prepared(model.module):
+    with prepared(model.module) if lay_out else nullcontext():
         for batch in batches(prompts, spec.max_new_tokens, together):
             told(len(found))
             made = decode(model, [prompts[at] for at in batch], spec, refuse_damage=refuse_damage)

@@ -78,13 +78,14 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder) or a model. Without a task it is the loss on what the run held out. What is
     kept of the base is measured on `text` (evaluation/text.py), where there is something to hold it against."""
-    subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
-                           trust_code=trust_code)  # fmt: skip
-    if text is not None and not (with_retention and subject.sides is not None):
+    compared = against is not None if find_run(target) is None else base
+    if text is not None and not (with_retention and compared):
         raise SpecError(
             ["--text is what two models are compared on, and here is nothing to compare: leave it out, or evaluate a "
              "run with its base, or a model --against another, with --retention."]
         )  # fmt: skip
+    subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
+                           trust_code=trust_code)  # fmt: skip
     asked = asked_of(subject, task, data, rows, together, announce)
     _place(subject, asked, out)
     kept = _retention(subject, text, announce) if with_retention else None

@@ -26,6 +26,10 @@ from rankwise.training.losses import Loss, mean_loss
 from rankwise.training.randomness import undrawn
 from rankwise.verbs.tracked_prompts import Asking, Prompt
 
+TOGETHER = 16
+"""Answers that are made together: few, and from the weights as they lie, since a run is to need the memory that was
+forecast for its training."""
+
 
 class Learner(Protocol):
     """What is trained: an AdapterSet, for one."""
@@ -92,7 +96,8 @@ class Measuring:
 
     def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
         spec = GenerationSpec(max_new_tokens=self.asking.max_new_tokens)
-        return [one.text for one in answers_in_turn(self.model, [one.ids for one in prompts], spec)]
+        ids = [one.ids for one in prompts]
+        return [one.text for one in answers_in_turn(self.model, ids, spec, TOGETHER, lay_out=False)]
 
 
 def score(metric: str, given: Sequence[str], wanted: Sequence[str]) -> float:
