@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.conftest import tiny_model
 from transformers import (
@@ -161,6 +161,7 @@ def test_a_cache_of_transformers_takes_rooms_by_the_name_its_models_know(tiny):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 3000), max_size=150), st.integers(1, 200), st.integers(1, 70))
+@example([200] * 64, 200, 64)
 def test_prompts_are_put_together_by_length_within_their_bounds(lengths, new, together):
     prompts = [[7] * length for length in lengths]
     made = batches(prompts, new, together)
