@@ -91,10 +91,39 @@ def test_bfloat16_is_rounded_once_from_the_exact_product():
     torch.testing.assert_close(y.float(), x.float() @ layer.weight.float().T, rtol=2**-7, atol=2**-9)
 
 
+def modes():
+    return torch.overrides._get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize("why", ["memory is short", "memory fails", "nothing to lay out"])
 @torch.inference_mode()
-def test_where_memory_is_short_nothing_is_laid_out(monkeypatch):
-    monkeypatch.setattr(module_under_test, "SHARE", 2**40)
+def test_where_nothing_is_laid_out_nothing_is_in_the_way(monkeypatch, why):
     model, x = tower(), torch.randn(3, WIDTH)
-    with prepared(model), Counted() as counted:
-        assert torch.equal(model(x), tower()(x))
-    assert counted.prepared() == 0
+    if why == "memory is short":
+        bytes_of_both = 2 * 4 * 2 * WIDTH**2
+        monkeypatch.setattr(module_under_test, "available_memory", lambda: 2 * bytes_of_both - 1)
+    elif why == "memory fails":
+        monkeypatch.setattr(module_under_test, "_laid_out", lambda weight: torch.empty(2**46))
+    else:
+        model = nn.Sequential(model[1])
+    with prepared(model):
+        assert not modes()
+        assert torch.equal(model(x), tower()(x) if len(model) > 1 else x.tanh())
+
+
+@torch.inference_mode()
+def test_what_the_prepared_product_would_read_wrongly_goes_the_plain_way():
+    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(3, WIDTH)
+    layer.bias.data = torch.randn(2 * WIDTH)[::2]
+    plain = layer(x)
+    with prepared(layer):
+        assert torch.equal(layer(x), plain)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+
+
+def test_gradients_are_those_of_the_plain_product():
+    model, x = tower(), torch.randn(3, WIDTH, requires_grad=True)
+    with prepared(model):
+        model(x).sum().backward()
+    assert x.grad is not None and model[0].weight.grad is not None

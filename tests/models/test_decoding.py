@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -103,6 +104,28 @@ def test_a_model_that_keeps_more_than_keys_and_values_is_left_its_own_cache(tiny
     assert bool(kept) == (name in KEPT_IN_ROOM)
 
 
+@pytest.mark.parametrize("at", [9, STAGE - 2])
+def test_an_end_of_several_tokens_ends_an_answer_where_it_does_alone(tiny, at):
+    """Within a stage, and across the border of two."""
+    prompts = prompts_of([12, 9, 5])
+    free = alone(tiny.module, prompts[0], [2])
+    template = ChatTemplate.of_model(tiny.tokenizer)
+    vars(template).update(end_ids=(), end_texts=(tiny.tokenizer.decode(free[at : at + 3]),))
+    model = replace(tiny, template=template)
+    each = [decode(model, [prompt], LONG)[0] for prompt in prompts]
+    for found, one in zip(decode(model, prompts, LONG), each, strict=True):
+        assert (found.text, found.tokens, found.stopped) == (one.text, one.tokens, one.stopped)
+    assert [(one.tokens, one.stopped) for one in each] == [(at + 3, "end"), *[(LONG.max_new_tokens, "length")] * 2]
+
+
+def test_what_else_stops_generate_ends_the_answers(tiny, monkeypatch):
+    """Its own reasons are none of ours, and nothing is written behind them."""
+    generate = tiny.module.generate
+    monkeypatch.setattr(tiny.module, "generate", lambda **given: generate(**given, max_time=0.0))
+    found = decode(tiny, prompts_of([5, 9]), LONG)
+    assert [(one.tokens, one.stopped) for one in found] == [(1, "length")] * 2
+
+
 def test_rows_that_have_ended_are_not_computed_on(tiny, monkeypatch):
     prompts = prompts_of([12] * 6)
     free = [alone(tiny.module, prompt, [2]) for prompt in prompts]
@@ -144,6 +167,14 @@ def test_a_roomy_layer_holds_what_a_usual_one_holds(steps, seed):
                 assert torch.equal(mine, theirs)
         assert roomy.get_seq_length() == usual.get_seq_length()
         assert roomy.get_mask_sizes(3) == usual.get_mask_sizes(3)
+
+
+def test_rows_that_are_left_out_are_held_by_nothing():
+    layer = RoomyLayer()
+    layer.update(torch.randn(8, 2, 5, 4), torch.randn(8, 2, 5, 4))
+    old = [weakref.ref(layer.keys.untyped_storage()), weakref.ref(layer.values.untyped_storage())]
+    layer.batch_select_indices(torch.tensor([1, 3]))
+    assert not any(one() for one in old)
 
 
 def test_a_token_is_written_behind_the_others_without_copying_them():
@@ -196,4 +227,5 @@ def test_answers_come_in_the_order_of_their_prompts_and_no_prompt_is_no_answer(t
     made = answers_in_turn(tiny, prompts, short, 2, told.append)
     assert [one.text for one in made] == [decode(tiny, [prompt], short)[0].text for prompt in prompts]
     assert told == [0, 2, 4, 5]
-    assert answers_in_turn(tiny, [], short) == []
+    told.clear()
+    assert answers_in_turn(tiny, [], short, 2, told.append) == [] and told == []

@@ -9,47 +9,60 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rankwise.errors import is_out_of_memory
+from rankwise.run.memory import available_memory
+
 SMALLEST = 2**16
 """Elements of a weight below which laying out is not worth the call."""
-SHARE = 4
-"""At most one part in so many of the machine's memory is spent on it."""
 
 
 @contextmanager
 def prepared(module: nn.Module) -> Iterator[None]:
-    """For passes without gradients, during which no weight changes. Costs the weights' memory once more; where that is
-    too much, or the processor or the number format has no such product, nothing is done."""
+    """For passes during which no weight changes. Costs the weights' memory once more; where less than twice that is
+    free, or the processor or the number format has no such product, the module is left as it is."""
     weights = _weights(module)
-    if sum(weight.nbytes for weight in weights) * SHARE > psutil.virtual_memory().total:
-        weights = []
-    with _PreparedLinear(weights):
+    laid_out: dict[int, tuple[Tensor, Tensor]] = {}
+    if sum(weight.nbytes for weight in weights) * 2 <= available_memory():
+        try:  # the weight is held too, since an id is known only as long as its owner lives
+            laid_out = {id(weight): (weight, _laid_out(weight)) for weight in weights}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+    with _PreparedLinear(laid_out) if laid_out else nullcontext():
         yield
 
 
 class _PreparedLinear(TorchFunctionMode):
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, laid_out: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self._weights = weights  # held, since an id is known only as long as its owner lives
-        self._laid_out: Mapping[int, Tensor] = {
-            id(weight): torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None) for weight in weights
-        }
+        self._laid_out = laid_out
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is nn.functional.linear and not kwargs and (laid_out := self._laid_out.get(id(args[1]))) is not None:
+        if func is nn.functional.linear and not kwargs and (known := self._laid_out.get(id(args[1]))) is not None:
             x, bias = args[0], args[2] if len(args) > 2 else None
-            if x.dtype == args[1].dtype:
-                return torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
+            if _as_it_reads(x, known[0], bias):
+                return torch.ops.mkldnn._linear_pointwise(x, known[1], bias, "none", [], "")
         return func(*args, **(kwargs or {}))
+
+
+def _as_it_reads(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """The product takes a bias for contiguous, whatever its strides, and knows neither gradients nor autocast."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.dtype != weight.dtype:
+        return False
+    return bias is None or (bias.is_contiguous() and bias.dtype == x.dtype)
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
 
 def _weights(module: nn.Module) -> list[Tensor]:

@@ -62,8 +62,8 @@ def decode(
             )
             seconds = time.perf_counter() - began
             answers = [read_answer(row, template, seconds) for row in made[:, begin:].tolist()]
-            last = made.shape[1] == end or not cache
-            going = [at for at, answer in enumerate(answers) if answer.stopped == "length" and not last]
+            whole = made.shape[1] - ids.shape[1] == new and made.shape[1] < end
+            going = [at for at, answer in enumerate(answers) if answer.stopped == "length" and whole]
             found |= {rows[at]: answer for at, answer in enumerate(answers) if at not in going}
             mask = torch.cat([mask, mask.new_ones(len(rows), made.shape[1] - ids.shape[1])], 1)[going]
             ids, rows = made[going], [rows[at] for at in going]
@@ -76,7 +76,9 @@ def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0) ->
     """What an answer's ids say up to their end. Of a row that was cut there may be none."""
     end = next((place for place, token in enumerate(ids) if token in template.end_ids), None)
     kept = ids if end is None else ids[:end]
-    ended = end is not None or template.has_end_text(kept)
+    ended = end is not None
+    if template.has_end_text(kept):  # in company there is padding behind it
+        ended, kept = True, next(ids[:size] for size in range(1, len(ids) + 1) if template.has_end_text(ids[:size]))
     return Answer(template.answer_text(kept), len(kept), "end" if ended else "length", seconds)
 
 

@@ -44,7 +44,9 @@ def answers_in_turn(
     """To any number of prompts, which are ids already, at most `together` at once; in the prompts' order. `told` hears
     how many are done. What a model with damaged weights writes can be refused. To `lay_out` the weights is faster and
     takes their memory once more."""
-    _check_room(model, max(map(len, prompts), default=0), spec.max_new_tokens)
+    if not prompts:
+        return []
+    _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     found: dict[int, Answer] = {}
     with prepared(model.module) if lay_out else nullcontext():
         for batch in batches(prompts, spec.max_new_tokens, together):

@@ -31,6 +31,10 @@ class RoomyLayer(DynamicLayer):
         self.values, self._rooms[1] = _appended(self.values, self._rooms[1], value_states)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._rooms = [None, None]  # else all that is left out would be held until the next token
+        super().batch_select_indices(indices)
+
 
 def _appended(held: Tensor | None, room: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
     """`held` is the beginning of `room`, or of nothing where somebody has replaced it, say by fewer rows."""
@@ -45,7 +49,8 @@ def _appended(held: Tensor | None, room: Tensor | None, new: Tensor) -> tuple[Te
 
 
 def roomy_cache(module: nn.Module) -> dict[str, Any]:
-    """As the argument that `generate` takes it by; nothing for a model that does not keep keys and values alone."""
+    """As the argument that `generate` takes it by; nothing for a model with layers that
+    keep something else, or keys and values of another layer."""
     model: Any = module
     taken = inspect.signature(model.forward).parameters
     name = next((name for name in ("cache", "past_key_values") if name in taken), None)

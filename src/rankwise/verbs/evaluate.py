@@ -78,7 +78,7 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder) or a model. Without a task it is the loss on what the run held out. What is
     kept of the base is measured on `text` (evaluation/text.py), where there is something to hold it against."""
-    compared = against is not None if find_run(target) is None else base
+    compared = bool(against) if find_run(target) is None else base
     if text is not None and not (with_retention and compared):
         raise SpecError(
             ["--text is what two models are compared on, and here is nothing to compare: leave it out, or evaluate a "
