@@ -17,6 +17,7 @@ import inspect
 import os
 import statistics
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ MODEL = "smollm2-135m"
 RUNS = {"none": 0.0, "lora": 2e-3, "replay": 2e-3, "adalora": 8e-3, "full": 2e-4}
 """With the best rates of lab/claims.md for 200 rows of E2E."""
 BLOCKS, LENGTH = 16, 512
+KEPT = {"KL": ("kl", "low", "high"), "change of NLL": ("delta_nll", "delta_nll_low", "delta_nll_high")}
 SCORES = ("rouge_l", "bleu", "chrf")
 TASK = {"task": "e2e", "score": ("loss", *SCORES), "max_new_tokens": 96}
 
@@ -82,7 +84,7 @@ def cell(name: str, seed: int, made: dict[str, Path]) -> dict[str, Any]:
     return {
         "metrics": found.summary()["metrics"],
         "base": found.summary()["base"],
-        "texts": {text: one.model_dump(mode="json") for text, one in kept.items()},
+        "texts": {text: one.model_dump(mode="json") | {"text": text} for text, one in kept.items()},
     }
 
 
@@ -100,9 +102,9 @@ def run(folder: Path, seeds: list[int]) -> None:
                 print(f"{name}, seed {seed}: loss {result['metrics']['loss']['value']:.4f}", flush=True)
 
 
-def around(one: dict[str, float], digits: int = 4) -> str:
-    value, low, high = (one[key] for key in ("value" if "value" in one else "kl", "low", "high"))
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+def around(one: dict[str, float], *keys: str) -> str:
+    value, low, high = (one[key] for key in keys or ("value", "low", "high"))
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def table(folder: Path) -> str:
@@ -112,10 +114,26 @@ def table(folder: Path) -> str:
     for row in rows:
         scored = " | ".join(f"{row['metrics'][name]['value']:.3g}" for name in SCORES)
         told.append(f"| {row['run']} | {row['seed']} | {row['rate']:g} | {around(row['metrics']['loss'])} | {scored} |")
-    told += ["", f"| run | seed | {' | '.join(f'KL, {text}' for text in texts)} |", f"|---|---|{'---|' * len(texts)}"]
-    told += [f"| {row['run']} | {row['seed']} | {' | '.join(around(row['texts'][text]) for text in texts)} |"
-             for row in rows]  # fmt: skip
-    return "\n".join(told)
+    for what, keys in KEPT.items():
+        told += ["", f"| run | seed | {' | '.join(f'{what}, {text}' for text in texts)} |",
+                 f"|---|---|{'---|' * len(texts)}"]  # fmt: skip
+        told += [f"| {row['run']} | {row['seed']} | {' | '.join(around(row['texts'][text], *keys) for text in texts)} |"
+                 for row in rows]  # fmt: skip
+    return "\n".join([*told, *means(rows, texts)])
+
+
+def means(rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[str]:
+    """Over seeds, and KL as a share of LoRA's."""
+    told = ["", f"| mean of seeds | loss | {' | '.join(f'KL, {text} (of LoRA)' for text in texts)} |",
+            f"|---|---|{'---|' * len(texts)}"]  # fmt: skip
+    of = {name: [row for row in rows if row["run"] == name] for name in RUNS}
+    kl = {name: [statistics.mean(row["texts"][text]["kl"] for row in own) for text in texts]
+          for name, own in of.items() if own}  # fmt: skip
+    for name, found in kl.items():
+        loss = statistics.mean(row["metrics"]["loss"]["value"] for row in of[name])
+        each = [f"{one:.3f} ({one / lora:.2f})" for one, lora in zip(found, kl["lora"], strict=True)]
+        told.append(f"| {name} | {loss:.3f} | {' | '.join(each)} |")
+    return told
 
 
 def main() -> None:
