@@ -67,6 +67,12 @@ def test_a_model_held_against_itself_does_not_differ(tiny_folder, rows, tmp_path
     assert read_evaluation(tmp_path / "found.json") == found
 
 
+@pytest.mark.parametrize("together", [0, -1])
+def test_as_many_answers_at_once_as_none_is_refused(tiny_folder, rows, together):
+    with pytest.raises(SpecError, match=f"batch-size is {together}"):
+        evaluate(str(tiny_folder), TaskSpec(task="t", data=str(rows), score="exact"), together=together)
+
+
 def test_loss_is_that_of_each_document_alone(model, rows):
     items = items_of(TaskSpec(task="t", data=str(rows)), model).items
     for item, found in zip(items, likelihoods(model.module, [one.documents[0] for one in items]), strict=True):

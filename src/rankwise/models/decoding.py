@@ -78,7 +78,7 @@ def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0) ->
     kept = ids if end is None else ids[:end]
     ended = end is not None
     if template.has_end_text(kept):  # in company there is padding behind it
-        ended, kept = True, next(ids[:size] for size in range(1, len(ids) + 1) if template.has_end_text(ids[:size]))
+        ended, kept = True, next(kept[:size] for size in range(1, len(kept) + 1) if template.has_end_text(kept[:size]))
     return Answer(template.answer_text(kept), len(kept), "end" if ended else "length", seconds)
 
 

@@ -84,6 +84,8 @@ def evaluate(
             ["--text is what two models are compared on, and here is nothing to compare: leave it out, or evaluate a "
              "run with its base, or a model --against another, with --retention."]
         )  # fmt: skip
+    if together is not None and together < 1:
+        raise SpecError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
     subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
                            trust_code=trust_code)  # fmt: skip
     asked = asked_of(subject, task, data, rows, together, announce)
