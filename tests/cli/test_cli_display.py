@@ -21,7 +21,16 @@ from typer.testing import CliRunner
 
 from rankwise.cli.display import Display, decided, rank_line, sampled
 from rankwise.cli.main import app
-from rankwise.run.records import LossRecord, Progressed, RankRecord, Said, SampleRecord, ScoreRecord, StepRecord
+from rankwise.run.records import (
+    LossRecord,
+    Progressed,
+    RankRecord,
+    Said,
+    SampleRecord,
+    ScoreRecord,
+    StepRecord,
+    Warned,
+)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +152,7 @@ RANKS = st.builds(
 EVENTS = st.one_of(
     RANKS,
     st.builds(Said, texts),
+    st.builds(Warned, texts),
     st.builds(Progressed, texts, counts | numbers, counts | numbers, st.sampled_from(["bytes", "rows"])),
     st.builds(LossRecord, counts, st.floats(), counts, counts),
     st.builds(ScoreRecord, counts, texts, st.floats(), counts),
@@ -189,6 +199,20 @@ def test_a_name_with_brackets_is_shown_to_the_letter(event, terminal, monkeypatc
         display(event)
     words = event.text if isinstance(event, Said) else event.what
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_warning_is_shown_to_the_quiet_too_and_the_training_line_goes_on(quiet, terminal, monkeypatch, capsys):
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "200")
+    with Display(quiet) as display:
+        for event in (stepped(1), Warned("rows [1/2] {x} are too long"), stepped(100)):
+            display(event)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert shown.count("warning: rows [1/2] {x} are too long") == 1
+    assert ("Training" in shown) == (not quiet)
 
 
 def test_an_error_inside_the_display_closes_the_live_line(monkeypatch, capsys):

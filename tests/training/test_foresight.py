@@ -14,7 +14,7 @@ from rankwise.errors import ResourceError
 from rankwise.planning.devices import with_memory
 from rankwise.planning.machine import this_processor
 from rankwise.reporting.foreseen import foreseen
-from rankwise.run.records import Said
+from rankwise.run.records import Said, Warned
 from rankwise.spec.training import TrainingSpec
 from rankwise.training import step
 from rankwise.verbs import foresight
@@ -60,7 +60,7 @@ def test_what_cannot_fit_is_not_begun_unless_told_otherwise(small, monkeypatch):
     heard: list[object] = []
     trained = rankwise.train(small, announce=heard.append, force_memory=True)
     assert trained.manifest.status == "finished"
-    assert any(isinstance(one, Said) and "may end for want of memory" in one.text for one in heard)
+    assert any(isinstance(one, Warned) and "may end for want of memory" in one.text for one in heard)
 
 
 def test_what_may_fit_is_begun_with_a_word(small, monkeypatch):
@@ -69,7 +69,7 @@ def test_what_may_fit_is_begun_with_a_word(small, monkeypatch):
     with_room(monkeypatch, round(0.95 * made.least))
     heard: list[object] = []
     rankwise.train(small, announce=heard.append)
-    assert any(isinstance(one, Said) and "may end for want of memory" in one.text for one in heard)
+    assert any(isinstance(one, Warned) and "may end for want of memory" in one.text for one in heard)
 
 
 def test_what_would_fit_is_offered_where_the_run_is_refused(small, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import rankwise
 from rankwise.errors import RunError
 from rankwise.kernels.regions import REGIONS
-from rankwise.run.records import Said, StepRecord
+from rankwise.run.records import Said, StepRecord, Warned
 from rankwise.spec.training import TrainingSpec
 from rankwise.verbs import forms
 
@@ -31,7 +31,7 @@ class Listener:
         self.losses: dict[int, float] = {}
 
     def __call__(self, event: object) -> None:
-        if isinstance(event, Said):
+        if isinstance(event, Said | Warned):
             self.said.append(event.text)
         if isinstance(event, StepRecord):
             self.losses[event.step] = event.loss

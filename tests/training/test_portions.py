@@ -12,7 +12,7 @@ from rankwise.data.batches import Batches
 from rankwise.data.tokens import Tokens
 from rankwise.errors import is_out_of_memory
 from rankwise.models.causal import SupervisedLogits
-from rankwise.run.records import Said, StepRecord, silent
+from rankwise.run.records import StepRecord, Warned, silent
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.spec.training import TrainingSpec
 from rankwise.training.loop import train
@@ -59,7 +59,7 @@ def test_what_is_learned_is_as_if_it_had_been_small_from_the_beginning(method):
     halved, _ = trained(128, method, room=64, announce=heard.append)
     small, _ = trained(64, method)
     assert all(torch.equal(one, other) for one, other in zip(halved, small, strict=True))
-    said = [event.text for event in heard if isinstance(event, Said)]
+    said = [event.text for event in heard if isinstance(event, Warned)]
     assert len(said) == 1 and "training.micro_batch_tokens=64" in said[0]
     assert [event.step for event in heard if isinstance(event, StepRecord)] == [1, 2, 3, 4, 5, 6]
 

@@ -28,6 +28,7 @@ from rankwise.run.records import (
     SampleRecord,
     ScoreRecord,
     StepRecord,
+    Warned,
 )
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -52,6 +53,7 @@ class Display(AbstractContextManager["Display"]):
     def __init__(self, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal and not quiet
+        self._warnings = Console(stderr=True, highlight=False) if quiet else self._console
         self._progress = Bar(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=10),
             TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[facts]}", markup=False),
@@ -76,6 +78,8 @@ class Display(AbstractContextManager["Display"]):
             case Said(text):
                 self._close()
                 self._console.print(text, markup=False, soft_wrap=True)
+            case Warned(text):
+                self._warnings.print(f"warning: {text}", markup=False, soft_wrap=True)
             case ScoreRecord():  # the loss of the same evaluation is told next
                 self._scores.append(event)
             case LossRecord():

@@ -13,7 +13,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
 from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import Announce, Said, silent
+from rankwise.run.records import Announce, Warned, silent
 from rankwise.spec.models import ModelSpec
 
 
@@ -59,7 +59,7 @@ def _module(source: Source, dtype: Any, trusted: bool, announce: Announce) -> An
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
     if report["unexpected_keys"]:
         unused = sorted(report["unexpected_keys"])
-        announce(Said(f"{len(unused)} weights of {source.folder} have no place in this model, such as {unused[0]}"))
+        announce(Warned(f"{len(unused)} weights of {source.folder} have no place in this model, such as {unused[0]}"))
     return module
 
 

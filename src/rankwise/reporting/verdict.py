@@ -62,6 +62,8 @@ def remarks_of(run: OpenedRun) -> list[str]:
         found.append(f"This run {how}{why} after {plural(reached, 'step')}{of}, and left nothing to use.")
     if shared := of_overlap(run.receipt):
         found.append(shared)
+    of_data = run.receipt.warnings if run.receipt is not None else ()  # those are shown beside the rows
+    found += [f"Warning: {warning}" for warning in manifest.warnings if warning not in of_data]
     return found + _cautions(run)
 
 

@@ -107,6 +107,8 @@ class Manifest(Spec):
     results: Results | None = None
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What changed results or memory without being asked for, as the terminal showed it."""
 
 
 def now() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -96,6 +96,14 @@ class Said:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """Something that changes results or memory and that nobody asked for. It is shown with --quiet too, and a run keeps
+    it in its manifest."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Progressed:
     """How far a long piece of work is, apart from training steps. `done` and `total` count `unit`s."""
 
@@ -105,9 +113,33 @@ class Progressed:
     unit: str
 
 
-Event = Said | Progressed | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
+Event = Said | Warned | Progressed | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
 Announce = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
     """The listener of those who do not want to hear."""
+
+
+@dataclass
+class Warnings:
+    """A listener that passes every event on and collects the warnings among them, each text once.
+
+    `changed` is called with all of them when there is a new one.
+    """
+
+    announce: Announce
+    texts: tuple[str, ...] = ()
+    changed: Callable[[tuple[str, ...]], None] = field(default=lambda texts: None)
+
+    def __call__(self, event: Event) -> None:
+        self.announce(event)
+        if isinstance(event, Warned):
+            self.add(event.text)
+
+    def add(self, *texts: str, first: bool = False) -> None:
+        """Those of an earlier process come `first`."""
+        together = (*texts, *self.texts) if first else (*self.texts, *texts)
+        before, self.texts = self.texts, tuple(dict.fromkeys(together))
+        if self.texts != before:
+            self.changed(self.texts)

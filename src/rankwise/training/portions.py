@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rankwise.data.batches import Batch, Batches
-from rankwise.run.records import Announce, Said
+from rankwise.run.records import Announce, Warned
 
 
 class Portions(Protocol):
@@ -42,7 +42,7 @@ class Halving:
             smaller = replace(self.batches, micro_batch_tokens=tokens)
             if (after := _largest(smaller.at(step))) < before:
                 self.batches = smaller
-                self.announce(Said(
+                self.announce(Warned(
                     f"out of memory with {before:,} tokens at once; going on with training.micro_batch_tokens="
                     f"{tokens}, {after:,} at once in this step. A step still has the same rows"
                 ))  # fmt: skip

@@ -30,7 +30,7 @@ from rankwise.evaluation.text import Text
 from rankwise.models.loaded import LoadedModel
 from rankwise.run.claims import CellResult, Point
 from rankwise.run.directory import RunDirectory
-from rankwise.run.records import Announce, silent
+from rankwise.run.records import Announce, Warnings, silent
 from rankwise.run.writing import sha256_of
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.tasks import TaskSpec
@@ -127,7 +127,7 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, an
     tuned, ranks = begin(experiment, model, prepared.trained_rows, silent, None)
     lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
     run, asking = RunDirectory.named(experiment.run), asking_of(experiment.evaluation, model, prepared)
-    session = Session(experiment, run, model, tuned, ranks, prepared, silent, lowest, asking)
+    session = Session(experiment, run, model, tuned, ranks, prepared, Warnings(silent), lowest, asking)
     rows = list(prepared.measured_rows)
     meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)
     tuned.train(False)

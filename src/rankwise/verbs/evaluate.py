@@ -42,7 +42,7 @@ from rankwise.run.evaluations import (
 )
 from rankwise.run.manifest import now
 from rankwise.run.opened import retention_in
-from rankwise.run.records import Announce, Said, silent
+from rankwise.run.records import Announce, Said, Warned, silent
 from rankwise.run.writing import check_place
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import HELD_OUT, TaskSpec, is_running_text, refuse_taken, task_named, task_of_rows
@@ -142,10 +142,10 @@ def _instead_of(
     try:
         before = read_evaluation(place)
     except RankwiseError as error:
-        announce(Said(f"{place} is replaced; it could not be read ({first_line(error)})"))
+        announce(Warned(f"{place} is replaced; it could not be read ({first_line(error)})"))
         return kept
     if before.items_sha256 != items:
-        announce(Said(f"{place} held {before.n:,} other items of {before.data} ({before.made}) and is replaced"))
+        announce(Warned(f"{place} held {before.n:,} other items of {before.data} ({before.made}) and is replaced"))
     same = all(before.settings.get(name) == held[name] for name in ("fingerprint", "dtype"))
     return retention_in(before) if kept is None and same else kept
 
@@ -215,7 +215,7 @@ def asked_of(
     spec, items = _items(subject, task, data, rows, announce)
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
-        announce(Said(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out"))
+        announce(Warned(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out"))
     return OwnTask(spec, items, together or TOGETHER)
 
 

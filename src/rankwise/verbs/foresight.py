@@ -17,7 +17,7 @@ from rankwise.planning.devices import Device, with_memory
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.run.manifest import Forecasted
-from rankwise.run.records import Announce, Said, silent
+from rankwise.run.records import Announce, Said, Warned, silent
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.reading import as_planned
 from rankwise.verbs.plan import Plan, plan
@@ -48,7 +48,7 @@ class Foresight:
             return
         told = f"this run is forecast to hold {_gigabytes(least)}, and {_gigabytes(room)} are free"
         if force or CERTAIN * least <= room:
-            announce(Said(f"{told}; it may end for want of memory"))
+            announce(Warned(f"{told}; it may end for want of memory"))
             return
         found = _listed(self.plan.remedies) or "Nothing in its settings would make it fit: take a smaller model."
         raise ResourceError(f"{told}, so it was not begun. {found}\n--force-memory begins it all the same.")

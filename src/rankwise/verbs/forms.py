@@ -44,7 +44,7 @@ from rankwise.models.recomputed import blocks_in_order, computed_twice
 from rankwise.run.cache import cache_folder
 from rankwise.run.manifest import Form
 from rankwise.run.memory import available_memory
-from rankwise.run.records import Announce, Said
+from rankwise.run.records import Announce, Said, Warned
 from rankwise.spec.training import TrainingSpec
 from rankwise.training.losses import Loss, summed
 
@@ -77,7 +77,9 @@ class Forms:
             self.announce(Said(f"computed in the plain form: {self._why_plain()}"))
             return "plain"
         if not self._agrees():
-            self.announce(Said("the fast form does not agree with the plain one on this model, which is used instead"))
+            self.announce(
+                Warned("the fast form does not agree with the plain one on this model, which is used instead")
+            )
             return "plain"
         form: Form = "compiled" if self._seconds_per_token() * tokens > LONG and self._compiles() else "fast"
         self.announce(Said(f"computed in the {form} form, which agrees with the plain one (--plain)"))
@@ -184,7 +186,7 @@ class Forms:
         needed = kept.of(self.largest)
         twice = recomputed(needed, free, blocks, least)
         if twice:
-            self.announce(Said(_told(twice, blocks, self.largest, needed, free)))
+            self.announce(Warned(_told(twice, blocks, self.largest, needed, free)))
         return twice
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankwise.errors import first_line
 from rankwise.run.directory import RunDirectory
-from rankwise.run.records import Announce, Said
+from rankwise.run.records import Announce, Warned
 
 
 def write_page(run: RunDirectory, announce: Announce) -> None:
@@ -14,4 +14,4 @@ def write_page(run: RunDirectory, announce: Announce) -> None:
 
         report_of(run)
     except Exception as error:
-        announce(Said(f"the report was not written ({first_line(error)}); try rankwise report {run.folder.name}"))
+        announce(Warned(f"the report was not written ({first_line(error)}); try rankwise report {run.folder.name}"))

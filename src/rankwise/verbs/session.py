@@ -15,7 +15,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
 from rankwise.run.manifest import Form, Results, peak_rss
-from rankwise.run.records import Announce, Event, Progressed, RankRecord, Said, StepRecord
+from rankwise.run.records import Announce, Event, Progressed, RankRecord, Said, StepRecord, Warned, Warnings
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import save, size_of
 from rankwise.training.loop import train as train_loop
@@ -41,7 +41,7 @@ class Session:
     ranks: RankRecord | None
     """Given out before training."""
     prepared: Prepared
-    announce: Announce
+    announce: Warnings
     lowest: int
     """The block below which nothing learns (forms.py)."""
     asking: Asking
@@ -104,7 +104,7 @@ class Session:
         seen = list(past.seen)
 
         def hear(event: Event) -> None:
-            if not isinstance(event, Said | Progressed):
+            if not isinstance(event, Said | Warned | Progressed):
                 journal.append(event.as_row())
             if isinstance(event, StepRecord):
                 seen.append(event)
@@ -188,7 +188,7 @@ class Session:
         if len(idle) >= parts:
             raise TrainingError(f"none of the {parts} {kind} got a gradient, so nothing was learned.")
         if idle:
-            self.announce(Said(f"{len(idle)} of {parts} {kind} never got a gradient: {some(idle, 3)}"))
+            self.announce(Warned(f"{len(idle)} of {parts} {kind} never got a gradient: {some(idle, 3)}"))
 
     def _results(self, seen: list[StepRecord], tracked: Tracked, seconds: float) -> Results:
         """`loss` is the mean over the last tenth of the steps."""

@@ -19,7 +19,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory
 from rankwise.run.manifest import Form, Manifest, now
-from rankwise.run.records import Announce, Said, silent
+from rankwise.run.records import Announce, Said, Warned, Warnings, silent
 from rankwise.run.writing import need_space
 from rankwise.spec.experiment import Experiment
 from rankwise.training.state import TrainState
@@ -50,7 +50,7 @@ class Trained:
         forecast = self.manifest.forecast
         return {
             "run": str(self.run.folder), self.run.result.name: str(self.run.result), **results.model_dump(),
-            "forecast": None if forecast is None else forecast.model_dump(),
+            "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
         }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def train(
     unless `force_memory`."""
     if restart and resume:
         raise SpecError(["--restart begins again from nothing and --resume goes on; give one of them."])
-    run = RunDirectory.named(experiment.run)
+    run, announce = RunDirectory.named(experiment.run), Warnings(announce)
     with run.claimed(restart=restart, resume=resume):
         if resume:
             check_settings(run, experiment)
@@ -84,7 +84,7 @@ def train(
         tuned, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
         try:
             if shared := tables_of_the_head(loaded.module, tuned.parts):
-                announce(Said(_shared(shared)))
+                announce(Warned(_shared(shared)))
             lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
             session = Session(experiment, run, loaded, tuned, ranks, prepared, announce, lowest, asking)
             manifest = _recorded(run, session, foreseen, resume=resume)
@@ -116,12 +116,14 @@ def _begun(run: RunDirectory, session: Session, state: TrainState, foreseen: For
         past = Past(manifest)
         run.begin(session.experiment)
         run.write_receipt(session.prepared.receipt)
+    if resume and (change := changed_since(past.manifest)):
+        session.announce(Warned(change))
+    session.announce.add(*past.manifest.warnings, first=True)
+    past.manifest = past.manifest.model_copy(update={"warnings": session.announce.texts})
     run.write_manifest(past.manifest)
     session.announce(Said("\n".join(filter(None, (session.describe(), state.allocator.plan())))))
     if resume:
         session.announce(Said(f"going on after step {state.step}"))
-        if change := changed_since(past.manifest):
-            session.announce(Said(change))
     return past
 
 
@@ -129,16 +131,22 @@ def _recorded(run: RunDirectory, session: Session, foreseen: Foresight | None, *
     """Begin the run or take it up, and do the work; however it ends, the manifest says so."""
     state = session.state()
     past = _begun(run, session, state, foreseen, resume=resume)
-    manifest = past.manifest
+    manifest, heard = past.manifest, session.announce
+    heard.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
         results = session.work(state, past)
-        finished = manifest.model_copy(update={"status": "finished", "ended": now(), "results": results})
+        heard.changed = lambda texts: None
+        update = {"status": "finished", "ended": now(), "results": results, "warnings": heard.texts}
+        finished = manifest.model_copy(update=update)
         run.write_manifest(finished)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         ended = manifest.model_copy(
-            update={"status": status, "ended": now(), "problem": str(error) or type(error).__name__}
-        )
+            update={
+                "status": status, "ended": now(), "problem": str(error) or type(error).__name__,
+                "warnings": heard.texts,
+            }
+        )  # fmt: skip
         with suppress(OSError):
             run.forget_results()
         with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
