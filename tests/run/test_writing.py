@@ -6,12 +6,15 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rankwise.errors import ResourceError, RunError
 from rankwise.run.writing import ABANDONED, need_space, published, sha256_of, told_when_full, write_atomic, write_json
@@ -220,3 +223,32 @@ def test_what_a_killed_process_left_beside_a_folder_goes_when_it_is_made_again(t
     for left in tmp_path.iterdir():
         os.utime(left, (0, time.time() - ABANDONED - 60))
     assert made("out") == kept
+
+
+@pytest.mark.parametrize(
+    ("mask", "files", "folders"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_files_of_a_folder_have_the_mode_that_the_umask_gives(tmp_path, mask, files, folders):
+    # safetensors writes through a private temporary file, which nobody else can read
+    before = os.umask(mask)
+    try:
+        with published(tmp_path / "made") as temporary:
+            save_file({"weight": torch.ones(2)}, temporary / "model.safetensors")
+            (temporary / "within").mkdir()
+            save_file({"weight": torch.ones(2)}, temporary / "within" / "model.safetensors")
+            write_json(temporary / "settings.json", {})
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").rglob("*")}
+    assert {path.name: mode for path, mode in modes.items() if path.is_file()} == {
+        "model.safetensors": files, "settings.json": files,
+    }  # fmt: skip
+    assert len(modes) == 4 and modes[tmp_path / "made" / "within"] == folders
+
+
+def test_a_link_in_a_published_folder_leaves_its_target_alone(tmp_path):
+    (tmp_path / "elsewhere").write_text("private")
+    (tmp_path / "elsewhere").chmod(0o600)
+    with published(tmp_path / "made") as temporary:
+        (temporary / "link").symlink_to(tmp_path / "elsewhere")
+    assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o600

@@ -70,7 +70,9 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
         with told_when_full(folder):
             temporary.mkdir()
             yield temporary
+            readable = temporary.stat().st_mode & 0o666
             for file in temporary.rglob("*"):
+                _give_mode(file, readable)
                 _flush(file)
             _take_name(temporary, folder, first_stays)
             _flush(folder.parent)
@@ -97,6 +99,13 @@ def _take_name(temporary: Path, folder: Path, first_stays: bool) -> None:
             raise
         if not first_stays:
             raise RunError(f"{folder} is there already and is not overwritten.") from None
+
+
+def _give_mode(path: Path, mode: int) -> None:
+    """That of any new file here. Libraries that write through a private temporary file, such as safetensors, leave its
+    mode, and nobody else could read what they wrote."""
+    if path.is_file() and not path.is_symlink():
+        path.chmod(mode)
 
 
 def _flush(path: Path) -> None:
