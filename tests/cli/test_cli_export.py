@@ -23,6 +23,8 @@ from rankwise.adapters.stored import StoredAdapter, check_alike, read_stored
 from rankwise.cli.main import app
 from rankwise.errors import AdapterError
 from rankwise.spec.adapters import LoraSpec
+from rankwise.verbs.engines import ENGINES
+from rankwise.verbs.export import FORMATS
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 
@@ -275,3 +277,19 @@ def test_a_merged_model_that_is_another_is_not_left_behind(home, monkeypatch):
 def test_a_place_that_no_system_has_is_told(home):
     result = rankwise("export", "fixed", "--to", "p/" * 2500 + "x")
     assert result.exit_code == 2 and "cannot be written (File name too long)" in result.stderr
+
+
+@pytest.mark.parametrize("format", ["peft", "portable", "merged"])
+def test_an_export_ends_by_saying_how_it_is_loaded(home, format):
+    result = rankwise("export", "fixed", "--to", "out", "--format", format)
+    assert result.exit_code == 0, result.output
+    last = result.stdout.splitlines()[-1]
+    call = {"peft": "PeftModel", "portable": "vllm serve", "merged": 'AutoModelForCausalLM.from_pretrained("out")'}
+    assert last.startswith("load it with") and call[format] in last and "FOLDER" not in last
+
+
+def test_the_documentation_lists_the_engines_that_a_refusal_points_to():
+    rows = (Path(__file__).parents[2] / "docs" / "export.md").read_text().replace("`", "").splitlines()
+    for engine in ENGINES:
+        assert f"| {engine.name} | {engine.format} | {engine.use} |" in rows
+    assert {engine.format for engine in ENGINES} == set(FORMATS)

@@ -290,6 +290,10 @@ MISTAKES = [
     Mistake("export below a file", exporting(to="rows.jsonl/x"), "RunError", ("rows.jsonl/x", "cannot be written")),
     Mistake("export to a long name", exporting(to=TOO_LONG), "RunError", (TOO_LONG[:40], "cannot be written")),
     Mistake("export as nothing known", exporting("--format", "portabel"), "SpecError", ("portabel", '"portable"')),
+    Mistake("export for llama.cpp", exporting("--format", "gguf"), "SpecError", (
+        "yet", "peft, portable, merged", "llama.cpp", "--format merged", "convert_hf_to_gguf.py", "docs/export.md")),
+    Mistake("export for Ollama", exporting("--format", "ollama"), "SpecError", ("yet", "--format merged", "Modelfile")),
+    Mistake("export for MLX", exporting("--format", "MLX"), "SpecError", ("yet", "--format merged", "mlx_lm")),
     Mistake("export into a run", exporting(to="runs/good/new"), "RunError", ("inside the run good",)),
     Mistake("merge with no format", exporting("--dtype", "float32"), "SpecError", ("format merged",)),
     Mistake("merge as nothing known", exporting("--format", "merged", "--dtype", "bf16"), "SpecError", ("bfloat16",)),

@@ -10,6 +10,7 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import ForceBase, Json, Quiet, RunName
+from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
     from rankwise.verbs.export import Exported
@@ -50,7 +51,9 @@ def export(
         if as_json:
             print_json(exported.summary())
         else:
-            typer.echo(_told(exported))
+            from rankwise.verbs.engines import loaded_with
+
+            typer.echo(visible(f"{_told(exported)}\n{loaded_with(exported.format, exported.to)}"))
 
 
 def _told(found: Exported) -> str:

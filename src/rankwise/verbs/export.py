@@ -22,6 +22,7 @@ from rankwise.run.directory import open_run
 from rankwise.run.records import Announce, silent
 from rankwise.run.writing import need_space, told_when_full
 from rankwise.spec.adapters import ExportFormat, check_strength
+from rankwise.verbs.engines import wanted_for, way_to
 from rankwise.verbs.merging import DTYPES, Merged, beside, export_merged
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
@@ -84,7 +85,7 @@ def _check(format: str, dtype: str | None, strength: float, *, force_base: bool)
     check_strength(strength)
     problems = []
     if format not in FORMATS:
-        problems.append(f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {", ".join(FORMATS)}.')
+        problems.append(_unknown(format))
     elif format != "merged" and (dtype is not None or force_base):
         problems.append(f"dtype and force-base are for the format merged; {format} needs no base model.")
     if dtype is not None and dtype not in DTYPES:
@@ -93,6 +94,13 @@ def _check(format: str, dtype: str | None, strength: float, *, force_base: bool)
         problems.append("at strength 0 there is nothing to export: that is the base model itself.")
     if problems:
         raise SpecError(problems)
+
+
+def _unknown(format: str) -> str:
+    known, engine = ", ".join(FORMATS), wanted_for(format)
+    if engine is None:
+        return f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {known}.'
+    return f'the format "{format}" cannot be written yet; those that can are {known}. {way_to(engine)}'
 
 
 def _check_free(folder: Path) -> None:
