@@ -58,6 +58,7 @@ def test_specs_and_runs_bring_no_torch():
         ["export"],
         ["report"],
         ["compare"],
+        ["runs"],
     ],
     ids=str,
 )

@@ -23,6 +23,7 @@ from rankwise.cli.inspect import inspect
 from rankwise.cli.models import models
 from rankwise.cli.plan import plan
 from rankwise.cli.report import report
+from rankwise.cli.runs import runs
 from rankwise.cli.strength import strength
 from rankwise.cli.train import train
 
@@ -78,3 +79,4 @@ for command in (
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
+app.add_typer(runs, name="runs")

@@ -11,6 +11,7 @@ from rankwise.spec.reading import Setting
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 RunName = Annotated[str, typer.Argument(help="A finished run: its name, or its folder.", show_default=False)]
 Base = Annotated[bool, typer.Option("--base", help="Ask the untouched base model.")]
 Both = Annotated[bool, typer.Option("--both", help="Ask the run's model and the base.")]

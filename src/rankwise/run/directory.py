@@ -136,6 +136,15 @@ class RunDirectory:
                     self.folder.rmdir()
             os.close(lock)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other writer out of a run that is there, whatever state it is in."""
+        lock = self._locked()
+        try:
+            yield
+        finally:
+            os.close(lock)
+
     def begin(self, experiment: Experiment) -> None:
         """Remove what an unfinished attempt left, and write what was asked.
 

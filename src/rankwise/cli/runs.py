@@ -1,0 +1,155 @@
+"""`rankwise runs`: the runs of this folder in a table; one in detail; renamed; deleted."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.display import Display, print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import Json, Quiet, Yes
+from rankwise.cli.visible import visible
+from rankwise.errors import SpecError, some
+
+if TYPE_CHECKING:
+    from rankwise.run.listing import ListedRun
+    from rankwise.verbs.runs import ShownRun
+
+runs = typer.Typer(help="List the runs of this folder; show, rename or delete one.", no_args_is_help=False)
+HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "held-out", "size", "ended")
+LONGEST = 40
+Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
+
+
+@runs.callback(invoke_without_command=True)
+def group(context: typer.Context, as_json: Json = False) -> None:
+    if context.invoked_subcommand is None:
+        list_runs(as_json)
+
+
+@runs.command("list")
+def list_runs(as_json: Json = False) -> None:
+    """List the runs of this folder, the newest first."""
+    with failures_told(as_json):
+        from rankwise.verbs.runs import runs as runs_verb
+
+        found = runs_verb()
+        if as_json:
+            print_json(found.summary())
+        elif found.runs:
+            typer.echo(visible(_table(found.runs)))
+        else:
+            typer.echo("There are no runs in runs/ yet. `rankwise train` makes one.")
+
+
+def _table(found: list[ListedRun]) -> str:
+    rows = [HEADS, *map(_row, found)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADS))]
+    lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{run.name}: {run.problem}" for run in found if run.status == "unreadable"]
+    return "\n".join(lines)
+
+
+def _row(run: ListedRun) -> tuple[str, ...]:
+    return (
+        _one_line(run.name), run.status, _one_line(run.model or "-"), run.method or "-", _count(run.rows),
+        _count(run.steps), _loss(run.loss), _loss(run.held_out_loss), megabytes(run.bytes),
+        (run.ended or "-").replace("T", " ")[:16],
+    )  # fmt: skip
+
+
+def _one_line(text: str) -> str:
+    bare = " ".join(text.split())
+    return bare if len(bare) <= LONGEST else f"…{bare[1 - LONGEST :]}"
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+@runs.command()
+def show(name: Name, as_json: Json = False) -> None:
+    """Show what is known of one run, and what lies in its folder."""
+    with failures_told(as_json):
+        from rankwise.verbs.runs import show as show_verb
+
+        shown = show_verb(name)
+        if as_json:
+            print_json(shown.summary())
+        else:
+            typer.echo(visible("\n".join(_facts(shown))))
+
+
+def _facts(shown: ShownRun) -> list[str]:
+    run = shown.run
+    facts = {
+        "folder": f"{shown.folder}, {megabytes(run.bytes)}", "status": run.status, "problem": run.problem,
+        "model": run.model, "method": run.method, "rows": run.rows, "steps": run.steps, "loss": run.loss,
+        "held-out loss": run.held_out_loss, "started": run.started, "ended": run.ended,
+    }  # fmt: skip
+    manifest = shown.manifest or {}
+    if manifest:
+        facts |= {"data": manifest["data"]["path"], "command": " ".join(manifest["command"]),
+                  "resumed": len(manifest["resumed"]) or None}  # fmt: skip
+    facts |= {"evaluated on": some(shown.evaluations) or None}
+    lines = [f"{key:<14} {value}" for key, value in facts.items() if value is not None]
+    return [*lines, "", *(f"{name:<28} {megabytes(size):>12}" for name, size in shown.parts.items())]
+
+
+@runs.command()
+def rename(
+    old: Name,
+    new: Annotated[str, typer.Argument(help="Its new name, which no other run has.", show_default=False)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give a run another name. Its evaluations and the pages that name it follow."""
+    with failures_told(as_json):
+        from rankwise.verbs.runs import rename_run
+
+        with Display(quiet) as display:
+            renamed = rename_run(old, new, display)
+        if as_json:
+            print_json(renamed.summary())
+        else:
+            pages = f"; written anew: {some(renamed.pages)}" if renamed.pages else ""
+            typer.echo(f"{renamed.old} is {renamed.new} now{pages}")
+
+
+@runs.command()
+def delete(
+    names: Annotated[list[str], typer.Argument(help="The runs' names.", show_default=False)],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Delete runs with all that lies in their folders. If one of them cannot be deleted, none is."""
+    with failures_told(as_json):
+        from rankwise.verbs.runs import delete_runs, deletion
+
+        planned = deletion(names)
+        confirm(f"Delete {some(planned.names)} and free {megabytes(planned.bytes)}?", yes)
+        deleted = delete_runs(names)
+        if as_json:
+            print_json(deleted.summary())
+        else:
+            typer.echo(f"Deleted {some(deleted.names)}: {megabytes(deleted.bytes)} are free again.")
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask on a terminal; elsewhere --yes is the answer, and without it nothing is done."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise SpecError([f"{question} Nobody can be asked here; give --yes to do it."])
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)
