@@ -103,6 +103,7 @@ def _facts(shown: ShownRun) -> list[str]:
                   "resumed": len(manifest["resumed"]) or None}  # fmt: skip
     facts |= {"evaluated on": some(shown.evaluations) or None}
     lines = [f"{key:<14} {value}" for key, value in facts.items() if value is not None]
+    lines += [f"{'warning':<14} {warning}" for warning in manifest.get("warnings", ())]
     return [*lines, "", *(f"{name:<28} {megabytes(size):>12}" for name, size in shown.parts.items())]
 
 
