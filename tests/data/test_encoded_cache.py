@@ -145,6 +145,8 @@ CHANGES = {
     "rows": [{}, {"rows": 2}, {"rows": 3}],
     "licence": [{}, {"licence": "MIT"}],
     "held_out": [{}, {"held_out": 1}, {"held_out": 2}],
+    "held_out_order": [{"held_out": 1}, {"held_out": 1, "held_out_order": "last"}],
+    "group": [{"held_out": 1}, {"held_out": 1, "group": "prompt"}, {"held_out": 1, "group": "completion"}],
     "recipe": [{}, {"recipe": "alpaca"}, {"recipe": "dolly"}],
     "system": [{}, {"system": ""}, {"system": "Be kind."}],
     "max_length": [{}, {"max_length": 30}, {"max_length": 31}],

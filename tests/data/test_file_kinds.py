@@ -564,7 +564,7 @@ def test_the_last_rows_of_each_source_are_held_out_by_its_size(sizes, held_out, 
     for number, size in enumerate(sizes):
         as_lines(tmp_path / f"{number}.jsonl", rows_of(number, size))
     sources = [{"path": str(tmp_path / f"{number}.jsonl"), "weight": 2} for number in range(len(sizes))]
-    made = prepared(sources=sources, held_out=held_out)
+    made = prepared(sources=sources, held_out=held_out, held_out_order="last")
     measured = [writing.tokenizer.decode(row.ids) for row in made.measured_rows]
     trained = [writing.tokenizer.decode(row.ids) for row in made.trained_rows]
     for number, (size, share) in enumerate(zip(sizes, shares, strict=True)):
@@ -619,7 +619,7 @@ def test_questions_that_are_measured_and_trained_on_are_counted(tmp_path, prepar
 def test_a_question_that_is_held_out_and_trained_on_is_counted(tmp_path, prepared):
     rows = rows_of("x", 10)
     as_lines(tmp_path / "rows.jsonl", [*rows, rows[2], rows[4]])
-    receipt = prepared(tmp_path / "rows.jsonl", held_out=3).receipt
+    receipt = prepared(tmp_path / "rows.jsonl", held_out=3, held_out_order="last").receipt
     assert receipt.overlap is not None and (receipt.overlap.exact, receipt.overlap.of) == (2, 3)
     assert receipt.duplicates == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -303,3 +304,13 @@ def test_what_a_killed_process_was_writing_is_no_obstacle_and_is_removed(tmp_pat
     with run.claimed(restart=False):
         run.begin(EXPERIMENT)
     assert not list(run.folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(("held_out", "order"), [(3, "last"), (0, "seed")])
+def test_a_spec_from_before_there_was_an_order_held_out_the_last_rows(held_out, order):
+    run = written()
+    file = run.folder / "spec.json"
+    spec = json.loads(file.read_text())
+    del spec["data"]["held_out_order"], spec["data"]["group"]
+    file.write_text(json.dumps(spec | {"data": spec["data"] | {"held_out": held_out}}))
+    assert run.experiment().data.held_out_order == order

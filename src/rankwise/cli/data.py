@@ -12,7 +12,9 @@ from rankwise.cli.failures import failures_told
 from rankwise.cli.options import (
     Evaluation,
     Format,
+    Group,
     HeldOut,
+    HeldOutOrder,
     Json,
     MaxLength,
     OnBadRow,
@@ -22,7 +24,7 @@ from rankwise.cli.options import (
     settings_of,
 )
 from rankwise.cli.visible import visible
-from rankwise.errors import RankwiseError, SpecError, did_you_mean
+from rankwise.errors import RankwiseError, SpecError, did_you_mean, some
 from rankwise.run.receipt import MOST_LISTED
 from rankwise.spec.data import DataSpec
 from rankwise.spec.models import ModelSpec
@@ -51,6 +53,8 @@ def check(
     max_length: MaxLength = None,
     on_bad_row: OnBadRow = None,
     held_out: HeldOut = None,
+    held_out_order: HeldOutOrder = None,
+    group: Group = None,
     evaluation: Evaluation = None,
     set_: Set = None,
     as_json: Json = False,
@@ -149,6 +153,11 @@ def _lines(receipt: Receipt) -> list[tuple[str, str]]:
     why = ", ".join(f"{count:,} {reason}" for reason, count in receipt.skipped_why.items())
     apart = f", {receipt.held_out:,} to measure with" if receipt.held_out else ""
     lines = [("rows", f"{receipt.rows:,}, kept {receipt.kept:,}{apart}" + (f", left out: {why}" if why else ""))]
+    if receipt.hold_out is not None:
+        lines.append(("held out", receipt.hold_out.describe()))
+    if receipt.labels:
+        counts = some((f"{label} {count:,}" for label, count in receipt.labels.items()), 12)
+        lines.append(("labels", counts))
     if receipt.evaluation is not None:
         measured = receipt.evaluation
         why = ", ".join(f"{count:,} {reason}" for reason, count in measured.skipped_why.items())

@@ -55,7 +55,17 @@ MaxLength = Annotated[
     int | None, typer.Option(help="Of a row, in tokens.  [default: 1024, or the recipe's]", show_default=False)
 ]
 HeldOut = Annotated[
-    int | None, typer.Option(help="Last rows kept apart to measure the loss on.  [default: 0]", show_default=False)
+    int | None, typer.Option(help="Rows kept apart to measure the loss on.  [default: 0]", show_default=False)
+]
+HeldOutOrder = Annotated[
+    str | None,
+    typer.Option(
+        help="seed: draw them, of each label its share; last: the last rows.  [default: seed]", show_default=False
+    ),
+]
+Group = Annotated[
+    str | None,
+    typer.Option(help="A column: rows that share its value are all held out or all trained on.", show_default=False),
 ]
 
 FLAGS = {
@@ -77,6 +87,8 @@ FLAGS = {
     "plain": ("--plain", "training.plain"),
     "max_length": ("--max-length", "data.max_length"),
     "held_out": ("--held-out", "data.held_out"),
+    "held_out_order": ("--held-out-order", "data.held_out_order"),
+    "group": ("--group", "data.group"),
     "seed": ("--seed", "training.seed"),
     "recipe": ("--recipe", "data.recipe"),
     "format": ("--format", "data.format"),

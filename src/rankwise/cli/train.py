@@ -13,7 +13,9 @@ from rankwise.cli.options import (
     ConfigFile,
     Evaluation,
     Format,
+    Group,
     HeldOut,
+    HeldOutOrder,
     Json,
     MaxLength,
     OnBadRow,
@@ -90,6 +92,8 @@ def train(
     max_length: MaxLength = None,
     on_bad_row: OnBadRow = None,
     held_out: HeldOut = None,
+    held_out_order: HeldOutOrder = None,
+    group: Group = None,
     evaluation: Evaluation = None,
     evaluate_every: Annotated[
         int | None,

@@ -61,7 +61,7 @@ class TextIndex:
     def add(self, texts: Sequence[str]) -> None:
         for text in texts:
             said = _said(text)
-            digest = blake2b(said.encode(), digest_size=16).digest()
+            digest = _digest(said)
             row = self._rows.setdefault(digest, len(self._firsts))
             if row < len(self._firsts):
                 self._copies[self._length] = row
@@ -93,6 +93,15 @@ class TextIndex:
 
     def _matrix(self) -> np.ndarray:
         return np.frombuffer(self._signatures, dtype=np.uint32).reshape(-1, COMPONENTS)
+
+
+def digest_of(text: str) -> bytes:
+    """The same for texts that are the same but for case, white space and compatible characters."""
+    return _digest(_said(text))
+
+
+def _digest(said: str) -> bytes:
+    return blake2b(said.encode(), digest_size=16).digest()
 
 
 def _said(text: str) -> str:

@@ -55,6 +55,8 @@ class Example:
     """What could be called, each a JSON schema in OpenAI's form."""
     text: str | None = None
     """Instead of messages."""
+    group: str | None = None
+    """The row's value of data.group."""
 
     @property
     def asked(self) -> str:

@@ -1,6 +1,6 @@
 """Sources into documents and their receipt, in one pass, a thousand rows at a time.
 
-Which rows are held out and how often each is seen in a pass is decided by row numbers afterwards, so every row is
+Which rows are held out (hold_out.py) and how often each is seen in a pass is decided afterwards, so every row is
 encoded once. Without a tokenizer everything is counted that can be counted without tokens.
 """
 
@@ -15,10 +15,13 @@ import numpy as np
 from rankwise.data.documents import Chosen, Documents
 from rankwise.data.encoding import Encoder
 from rankwise.data.example import Example
+from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
+from rankwise.data.labels import Labels
 from rankwise.data.licences import find_licence, normalised, strictest
 from rankwise.data.receipt import Tally, fatal_problems, overlap_of, warnings_of
+from rankwise.data.source_rows import SourceRows, numbers_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
-from rankwise.run.receipt import EvaluationFacts, OverlapFacts, PartFacts, Receipt, TemplateFacts
+from rankwise.run.receipt import EvaluationFacts, HoldOutFacts, OverlapFacts, PartFacts, Receipt, TemplateFacts
 from rankwise.run.records import Announce, Progressed
 from rankwise.spec.data import DataSpec
 
@@ -46,17 +49,6 @@ class Prepared:
         return int(np.concatenate([self.trained_rows.lengths, self.measured_rows.lengths]).max()) - 1
 
 
-@dataclass
-class _Source:
-    """What one source gave: for each row that is kept, its documents' numbers."""
-
-    reading: Reading
-    weight: float
-    rows: list[range] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-    held_out: int = 0
-
-
 def prepare_data(
     spec: DataSpec, encoder: Encoder | None, tally: Tally, announce: Announce, *,
     model: str | None, template: TemplateFacts | None,
@@ -65,13 +57,16 @@ def prepare_data(
     trained = [work.read(open_source(spec, source), source.weight) for source in spec.all_sources]
     apart = replace(work, tally=tally.anew())
     measured = [apart.read(open_source(spec, spec.evaluation), 1.0)] if spec.evaluation is not None else []
-    _hold_out(trained, spec.held_out)
+    candidates = [source.candidates(spec) for source in trained]
+    for source, chosen in zip(trained, hold_out(candidates, spec), strict=True):
+        source.apart = chosen
     rng = np.random.default_rng([spec.seed, 2])
-    numbers = np.concatenate([np.empty(0, np.int64), *(_weighted(source, rng) for source in trained)])
-    held_out = [source.rows[len(source.rows) - source.held_out :] for source in trained]
-    numbers_apart = _numbers([row for rows in (*held_out, *(source.rows for source in measured)) for row in rows])
+    numbers = np.concatenate([np.empty(0, np.int64), *(source.weighted(rng) for source in trained)])
+    held_out = [source.side(source.rows, apart=True) for source in trained]
+    numbers_apart = numbers_of([row for rows in (*held_out, *(source.rows for source in measured)) for row in rows])
     overlap = _overlap(trained, measured) if work.compares else None
-    receipt = _receipt(work, apart.tally, trained, measured, len(numbers), overlap)
+    facts = facts_of(candidates, [source.apart for source in trained], spec)
+    receipt = _receipt(work, apart.tally, trained, measured, len(numbers), overlap, facts)
     return Prepared(Documents.gathered(work.documents), numbers, numbers_apart, receipt)
 
 
@@ -89,8 +84,8 @@ class _Preparation:
     def compares(self) -> bool:
         return bool(self.spec.held_out) or self.spec.evaluation is not None
 
-    def read(self, reading: Reading, weight: float) -> _Source:
-        source = _Source(reading, weight)
+    def read(self, reading: Reading, weight: float) -> SourceRows:
+        source = SourceRows(reading, weight)
         told = 0
         for chunk in reading.chunks():
             self._told(reading, told)
@@ -99,8 +94,7 @@ class _Preparation:
                 self.tally.read(row)
             for row, documents in zip(chunk, self._encoded(chunk), strict=True):
                 if documents or self.encoder is None:
-                    source.rows.append(documents)
-                    source.asked.append("\n".join(example.asked for example in row) if self.compares else "")
+                    source.add(row, documents, self.spec)
         self.tally.unreadable(reading.skipped)
         return source
 
@@ -128,47 +122,15 @@ class _Preparation:
         return made
 
 
-def _hold_out(sources: Sequence[_Source], count: int) -> None:
-    """The last rows of each source, its share of `count` by its size; what rounding leaves goes where it took most."""
-    total = sum(len(source.rows) for source in sources)
-    count = min(count, total)
-    if not count:
-        return
-    for source in sources:
-        source.held_out = count * len(source.rows) // total
-    left = count - sum(source.held_out for source in sources)
-    for source in sorted(sources, key=lambda source: (-(count * len(source.rows) % total), -len(source.rows)))[:left]:
-        source.held_out += 1
-
-
-def _numbers(rows: Sequence[range]) -> np.ndarray:
-    return np.array([number for row in rows for number in row], np.int64)
-
-
-def _weighted(source: _Source, rng: np.random.Generator) -> np.ndarray:
-    """Every row as often as the whole part of the weight, and of the rest as many as it says, drawn."""
-    rows = source.rows[: len(source.rows) - source.held_out]
-    times = int(source.weight)
-    drawn = rng.permutation(len(rows))[: round((source.weight - times) * len(rows))]
-    return np.concatenate([np.tile(_numbers(rows), times), _numbers([rows[index] for index in sorted(drawn)])])
-
-
-def _weighed_out(source: _Source) -> list[str]:
-    rows = len(source.rows) - source.held_out
-    if rows < 1 or round(source.weight * rows):
-        return []
-    return [f"{source.reading.source.path}: the weight {source.weight:g} leaves none of its {rows:,} rows to train on."]
-
-
-def _overlap(trained: Sequence[_Source], measured: Sequence[_Source]) -> OverlapFacts:
-    apart = [text for source in trained for text in source.asked[len(source.asked) - source.held_out :]]
-    apart += [text for source in measured for text in source.asked]
-    return overlap_of(apart, (source.asked[: len(source.asked) - source.held_out] for source in trained))
+def _overlap(trained: Sequence[SourceRows], measured: Sequence[SourceRows]) -> OverlapFacts:
+    apart = [text for source in trained for text in source.side(source.prompts, apart=True)]
+    apart += [text for source in measured for text in source.prompts]
+    return overlap_of(apart, (source.side(source.prompts, apart=False) for source in trained))
 
 
 def _receipt(
-    work: _Preparation, apart: Tally, sources: Sequence[_Source], measured: Sequence[_Source], trained: int,
-    overlap: OverlapFacts | None,
+    work: _Preparation, apart: Tally, sources: Sequence[SourceRows], measured: Sequence[SourceRows], trained: int,
+    overlap: OverlapFacts | None, facts: HoldOutFacts | None,
 ) -> Receipt:  # fmt: skip
     tally, spec, encodes = work.tally, work.spec, work.encoder is not None
     parts = [(source.reading, part) for source in (*sources, *measured) for part in source.reading.parts]
@@ -176,9 +138,12 @@ def _receipt(
     said = tally.said.duplicates()
     limit = work.encoder.limit if work.encoder is not None else None
     name = ", ".join(dict.fromkeys(source.reading.source.path for source in sources))
-    held = sum(source.held_out for source in sources)
+    held = facts.rows if facts is not None else 0
+    labels = Labels.together(source.labels for source in sources)
     fatal = fatal_problems(tally, spec, limit=limit, trained=trained if encodes else tally.kept - held, name=name)
-    fatal = fatal or [problem for source in sources for problem in _weighed_out(source)]
+    if spec.group is not None and facts is None and not fatal:
+        fatal += [f"{name}: all rows are of one group by {spec.group}, so none can be held out."]
+    fatal = fatal or [problem for source in sources for problem in source.weighed_out()]
     if spec.evaluation is not None:
         fatal += fatal_problems(apart, spec, limit=limit, trained=apart.kept, name=spec.evaluation.path)
     return Receipt(
@@ -192,6 +157,9 @@ def _receipt(
         skipped_why=dict(tally.skipped),
         skipped_rows=tuple(tally.skipped_rows),
         held_out=held or apart.kept,
+        hold_out=facts,
+        labels=dict(labels.counts.most_common(MOST_LABELS)) if labels else None,
+        distinct_labels=len(labels.counts) if labels else None,
         evaluation=_evaluation(apart, encodes) if spec.evaluation is not None else None,
         documents=tally.documents if encodes else None,
         tokens=tally.tokens if encodes else None,
@@ -216,6 +184,8 @@ def _receipt(
         template=work.template,
         warnings=(
             *warnings_of(tally, overlap, len(said.near), len(said.exact)),
+            *labels.remarks(),
+            *labels.never_trained(facts),
             *(f"to measure with: {warning}" for warning in warnings_of(apart, None, 0, 0)),
         ),
         fatal=tuple(fatal),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.run.writing import sha256_of
 from rankwise.spec.data import DataSpec, Rows
+from rankwise.spec.spec import shown
 
 CHUNK = 1000
 
@@ -96,10 +97,28 @@ class Reading:
             part.format = self._form(row, where)
         given = self.source.format != "auto"
         refuse_other_form(renamed(row, self.source.columns, where), part.format, where, given=given)
-        return parse_row(
+        examples = parse_row(
             row, part.format, where,
             system=self.spec.system, columns=self.source.columns, labels=self.source.labels,
         )  # fmt: skip
+        return self._grouped(examples, row, where)
+
+    def _grouped(self, examples: list[Example], row: dict[str, Any], where: str) -> list[Example]:
+        """With the row's value of data.group."""
+        column = self.spec.group
+        if column is None:
+            return examples
+        if column not in row:
+            raise DataError(
+                f"{where}: has no column {column!r} (data.group); it has {some(map(shown, row), 8)}."
+                f"{did_you_mean(column, row)}"
+            )
+        value = row[column]
+        if value is None or value == "":
+            return examples
+        if not isinstance(value, str | int | float):
+            raise DataError(f"{where}: the group ({column}) is {shown(value)}; a text or a number is wanted.")
+        return [replace(example, group=str(value)) for example in examples]
 
     def _form(self, row: dict[str, Any], where: str) -> str:
         if self.source.format != "auto":

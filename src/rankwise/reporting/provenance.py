@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from rankwise.errors import some
 from rankwise.reporting.document import Section, as_code, code, facts, folded, listed, paragraph, table
 from rankwise.reporting.foreseen import foreseen, foreseen_table
 from rankwise.reporting.markup import Content, Markup, element
@@ -55,7 +56,7 @@ def _counts(receipt: Receipt) -> Markup:
     pairs: list[tuple[str, Content]] = [
         ("form", receipt.format),
         ("rows", f"{receipt.rows:,}, of which {receipt.kept:,} kept and {receipt.skipped:,} left out"),
-        ("held out", plural(receipt.held_out, "row")),
+        ("held out", receipt.hold_out.describe() if receipt.hold_out else plural(receipt.held_out, "row")),
         ("documents", count(receipt.documents)),
         ("tokens", count(receipt.tokens)),
         ("learned tokens", learned),
@@ -66,6 +67,8 @@ def _counts(receipt: Receipt) -> Markup:
         ("recipe", receipt.recipe or "none"),
         ("system message", receipt.system or "none that all rows share"),
     ]
+    if receipt.labels:
+        pairs.append(("labels", some((f"{label} {many:,}" for label, many in receipt.labels.items()), 20)))
     if lengths:
         pairs.append(("tokens a document", f"median {lengths.median:,}, 99 of 100 up to {lengths.p99:,}, longest "
                       f"{lengths.longest:,}"))  # fmt: skip

@@ -14,11 +14,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -111,7 +111,7 @@ class RunDirectory:
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
 
     def experiment(self) -> Experiment:
-        return read_json(self.folder / "spec.json", Experiment)
+        return read_json(self.folder / "spec.json", Experiment, read_as=_as_then)
 
     def manifest(self) -> Manifest:
         return read_json(self.folder / "manifest.json", Manifest)
@@ -268,12 +268,22 @@ def open_any_run(name: str) -> RunDirectory:
     raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
 
 
-def read_json(path: Path, kind: type[_Kind], largest: int = LARGEST_JSON) -> _Kind:
+def _as_then(spec: Any) -> Any:
+    """A spec from before there was a choice held out the last rows."""
+    data = spec.get("data") if isinstance(spec, dict) else None
+    if isinstance(data, dict) and data.get("held_out") and "held_out_order" not in data:
+        return spec | {"data": data | {"held_out_order": "last"}}
+    return spec
+
+
+def read_json(
+    path: Path, kind: type[_Kind], largest: int = LARGEST_JSON, read_as: Callable[[Any], Any] = lambda content: content
+) -> _Kind:
     """One of a run's own files, or a RunError that names what is wrong with it."""
     try:
         if path.stat().st_size > largest:
             raise RunError(f"{path} has {path.stat().st_size:,} bytes; a run's own file is never that large.")
-        return kind(**json.loads(path.read_text(encoding="utf-8")))
+        return kind(**read_as(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise RunError(f"{path} is missing: this folder is not a whole run.") from None
     except (ValueError, TypeError, RecursionError, ValidationError, OSError) as error:

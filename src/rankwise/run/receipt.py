@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from rankwise.errors import some
 from rankwise.spec.spec import Spec
 
 RECEIPT = "receipt.json"
@@ -55,6 +56,37 @@ class OverlapFacts(Spec):
     of: int
 
 
+class HoldOutFacts(Spec):
+    """Which of the rows that are kept are measured and not trained on."""
+
+    order: Literal["seed", "last"]
+    seed: int | None
+    """None where the last rows are held out."""
+    requested: int
+    rows: int
+    of: int
+    """Rows that are kept."""
+    labels: dict[str, int] | None
+    """Held-out rows of each label, the hundred most frequent; None where rows have no labels."""
+    group: str | None
+    """The column whose groups are on one side whole."""
+    groups: int | None
+    groups_in_all: int | None
+
+    def describe(self) -> str:
+        """In one sentence."""
+        text = f"Held out {self.rows:,} of {self.of:,} rows"
+        text += f" by seed {self.seed}" if self.order == "seed" else ", the last of each source"
+        if self.group is not None:
+            text += (
+                f", {self.groups:,} of {self.groups_in_all:,} groups by {self.group} (asked for: {self.requested:,})"
+            )
+        if self.labels:
+            listed = some((f"{label} {count:,}" for label, count in self.labels.items()), 8)
+            text += f"{', stratified' if self.order == 'seed' else ''} by label: {listed}"
+        return f"{text}."
+
+
 class EvaluationFacts(Spec):
     """Rows of the evaluation source, which are counted nowhere else in the receipt."""
 
@@ -89,7 +121,12 @@ class Receipt(Spec):
     skipped_rows: tuple[Skipped, ...]
     """The first hundred."""
     held_out: int
-    """Rows that are measured and not trained on: the last of those kept, or those kept of the evaluation source."""
+    """Rows that are measured and not trained on: some of those kept, or those kept of the evaluation source."""
+    hold_out: HoldOutFacts | None = None
+    """Which of those kept. None for an evaluation source."""
+    labels: dict[str, int] | None = None
+    """Rows of each label, the hundred most frequent; None where rows have no labels."""
+    distinct_labels: int | None = None
     evaluation: EvaluationFacts | None = None
     documents: int | None
     tokens: int | None

@@ -95,7 +95,12 @@ class DataSpec(Reading):
     evaluation: EvaluationSpec | None = None
     """Rows of their own, never trained on; the loss on them is measured before and after."""
     held_out: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Instead of `evaluation`: the last N rows that are kept, of several sources each its share."""
+    """Instead of `evaluation`: N of the rows that are kept, of several sources each its share."""
+    held_out_order: Literal["seed", "last"] = "seed"
+    """`seed` draws them by data.seed, of each label its share where rows have labels; `last` takes the last ones."""
+    group: Annotated[str, Field(min_length=1)] | None = None
+    """A column of the rows, such as a customer's number: rows with the same value are all held out or all trained on,
+    so that N is approximate. A row without a value is alone."""
     recipe: str | None = None
     """A seed recipe: its template, its rule for long rows, and its settings under those given here."""
     system: str | None = None
@@ -113,7 +118,7 @@ class DataSpec(Reading):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """`skip` leaves out what cannot be read or rendered, and lists it in the receipt."""
     seed: Seed = 0
-    """For drawing rows by `rows` and `weight`."""
+    """For drawing rows by `rows`, `weight` and `held_out`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -145,11 +150,19 @@ class DataSpec(Reading):
             raise ValueError(f"of several sources each has its own {extra[0]}; write it there")
         if self.held_out and self.evaluation is not None:
             raise ValueError("what is measured is said by held_out and by evaluation; give one of them")
+        self._refuse_without_hold_out()
         try:
             _ = self.all_sources  # its own checks
         except SpecError as error:
             raise ValueError("; ".join(problem.rstrip(".") for problem in error.problems)) from None
         return self
+
+    def _refuse_without_hold_out(self) -> None:
+        given = [f"group {self.group}"] if self.group is not None else []
+        if not self.held_out and (given := given + ["held_out_order last"] * (self.held_out_order == "last")):
+            raise ValueError(f"{given[0]} says which rows are held out, and none are: give held_out, or leave it out")
+        if self.group is not None and self.held_out_order == "last":
+            raise ValueError("held_out_order last takes the last rows whatever their group; leave out it or group")
 
     @property
     def all_sources(self) -> tuple[SourceSpec, ...]:

@@ -20,7 +20,10 @@ from rankwise.run.records import Announce
 from rankwise.spec.data import DataSpec
 from rankwise.verbs.preparing import Writing, prepare, refuse_fatal
 
-OF_TRAINING = ("path", "sources", "evaluation", "held_out", "split", "subset", "revision", "rows", "licence", "packing")
+OF_TRAINING = (
+    "path", "sources", "evaluation", "held_out", "held_out_order", "group", "split", "subset", "revision", "rows",
+    "licence", "packing",
+)  # fmt: skip
 """What is said of the rows that were trained on, and of no others."""
 
 

@@ -20,6 +20,8 @@ from rankwise.training.judging import Evaluated
 from rankwise.training.state import TrainState
 from rankwise.verbs.tracking import check_kept
 
+SAID_OF_ROWS = {"warnings", "hold_out", "labels", "distinct_labels"}
+"""Of a receipt: what follows from the rows and the settings, and what receipts of earlier versions lack."""
 _Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord)
 
 
@@ -62,7 +64,7 @@ def ranks_before_training(run: RunDirectory, experiment: Experiment) -> RankReco
 def take_up(run: RunDirectory, state: TrainState, now: Manifest, receipt: Receipt) -> Past:
     """Restore `state`; `now` is the manifest that a new run would have. What is refused is left as it is."""
     step, begun = run.steps_saved[-1], run.manifest()
-    _check_same(run, "the data", begun=run.receipt(), now=receipt, but={"warnings"})
+    _check_same(run, "the data", begun=run.receipt(), now=receipt, but=SAID_OF_ROWS)
     _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name", "source"})
     rows, past = _until(step, run, begun)
     check_kept(run, state, run.experiment().evaluation, past.evaluations)

@@ -1,0 +1,144 @@
+"""Which rows are held out: drawn by the seed, of each source and each label its share, with whole groups.
+
+A unit is a set of rows that stay on one side: those of one group (data.group), else those that ask the same. Units are
+drawn in the order of a permutation of the rows, and each is taken while its source and label still lack so many rows.
+Rows that ask the same are parted only where N could not be filled otherwise, groups never: with groups N is
+approximate. `last` takes the last rows of each source, as runs did before there was a choice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankwise.run.receipt import HoldOutFacts
+from rankwise.spec.data import DataSpec
+
+MOST_LABELS = 100
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The rows of one source that are kept, as far as holding out looks at them: lists of one length, or empty where
+    nobody asked for it."""
+
+    size: int
+    labels: Sequence[str]
+    prompts: Sequence[Hashable]
+    groups: Sequence[str | None]
+
+
+def hold_out(sources: Sequence[Candidates], spec: DataSpec) -> list[np.ndarray]:
+    """For each source, whether each of its rows is held out."""
+    sizes = [source.size for source in sources]
+    count = min(spec.held_out, sum(sizes))
+    if not count:
+        return [np.zeros(size, bool) for size in sizes]
+    if spec.held_out_order == "last":
+        return [np.arange(size) >= size - share for size, share in zip(sizes, shares(count, sizes), strict=True)]
+    chosen = _by_seed(sources, count, spec)
+    return np.split(chosen, np.cumsum(sizes)[:-1])
+
+
+def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: DataSpec) -> HoldOutFacts | None:
+    """What was held out, in numbers."""
+    count = int(sum(one.sum() for one in apart))
+    if not count:
+        return None
+    pairs = list(zip(sources, apart, strict=True))
+    labelled = any(source.labels for source in sources)
+    labels = Counter(source.labels[row] for source, one in pairs if source.labels for row in np.flatnonzero(one).tolist())
+    groups = {source.groups[row] for source, one in pairs if spec.group for row in np.flatnonzero(one).tolist()} - {None}
+    every = {group for source in sources for group in source.groups} - {None}
+    return HoldOutFacts(
+        order=spec.held_out_order, requested=spec.held_out, rows=count, of=sum(source.size for source in sources),
+        seed=spec.seed if spec.held_out_order == "seed" else None,
+        labels=dict(labels.most_common(MOST_LABELS)) if labelled else None,
+        group=spec.group, groups=len(groups) if spec.group else None, groups_in_all=len(every) if spec.group else None,
+    )  # fmt: skip
+
+
+def shares(count: int, sizes: Sequence[int]) -> list[int]:
+    """`count` divided by size; what rounding leaves goes where it took most."""
+    total = sum(sizes)
+    if not total:
+        return [0 for _ in sizes]
+    found = [count * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda index: (-(count * sizes[index] % total), -sizes[index]))
+    for index in by_remainder[: count - sum(found)]:
+        found[index] += 1
+    return found
+
+
+def _by_seed(sources: Sequence[Candidates], count: int, spec: DataSpec) -> np.ndarray:
+    strata = [(number, label) for number, source in enumerate(sources) for label in source.labels or [""] * source.size]
+    total = len(strata)
+    order = np.random.default_rng([spec.seed, 3]).permutation(total).tolist()
+    units = _units([value for source in sources for value in (source.groups if spec.group else source.prompts)], order)
+    lacking = _quotas(sources, strata, count)
+    draw = _Draw(np.zeros(total, bool), strata, lacking, count)
+    rows = [[row] for row in order]
+    for parts in [units] if spec.group else [units, rows]:
+        draw.by_share(parts)
+    for parts in [units] if spec.group else [units, rows]:
+        draw.whatever_fits(parts)
+    if spec.group:
+        draw.nearest(units)
+    return draw.chosen
+
+
+def _units(values: Sequence[Hashable], order: Sequence[int]) -> list[list[int]]:
+    """Rows of one value together, by the first of them in the order; a row without a value is a unit alone."""
+    if not values:
+        return [[row] for row in order]
+    found: dict[Hashable, list[int]] = {}
+    for row in order:
+        value = values[row]
+        found.setdefault((row,) if value is None else value, []).append(row)
+    return list(found.values())
+
+
+def _quotas(sources: Sequence[Candidates], strata: Sequence[tuple[int, str]], count: int) -> dict[tuple[int, str], int]:
+    """Rows wanted of each label of each source. The only row with its label is rather trained on."""
+    sizes = Counter(strata)
+    quotas: dict[tuple[int, str], int] = {}
+    for number, share in enumerate(shares(count, [source.size for source in sources])):
+        own = [stratum for stratum in sizes if stratum[0] == number]
+        common = [sizes[stratum] if sizes[stratum] > 1 or len(own) == 1 else 0 for stratum in own]
+        quotas |= zip(own, shares(min(share, sum(common)), common), strict=True)
+    return quotas
+
+
+@dataclass
+class _Draw:
+    chosen: np.ndarray
+    strata: Sequence[tuple[int, str]]
+    lacking: dict[tuple[int, str], int]
+    left: int
+
+    def by_share(self, units: Sequence[list[int]]) -> None:
+        for unit in units:
+            stratum = self.strata[unit[0]]
+            if len(unit) > 1:
+                stratum = Counter(self.strata[row] for row in unit).most_common(1)[0][0]
+            if len(unit) <= self.lacking[stratum] and not self.chosen[unit].any():
+                self.lacking[stratum] -= len(unit)
+                self._take(unit)
+
+    def whatever_fits(self, units: Sequence[list[int]]) -> None:
+        for unit in units:
+            if len(unit) <= self.left and not self.chosen[unit].any():
+                self._take(unit)
+
+    def nearest(self, units: Sequence[list[int]]) -> None:
+        """One group more, if that comes nearer to N or nothing would be held out, and others are left to train on."""
+        rest = sorted((unit for unit in units if not self.chosen[unit[0]]), key=len)
+        if len(rest) > 1 and (len(rest[0]) < 2 * self.left or not self.chosen.any()):
+            self._take(rest[0])
+
+    def _take(self, unit: list[int]) -> None:
+        self.chosen[unit] = True
+        self.left -= len(unit)

@@ -1,0 +1,127 @@
+"""The labels of rows, where they have some: how many rows each has, and spellings that should be one.
+
+Rows of the classification form have labels. So have others whose only answer is one of few distinct texts. Two labels
+that differ by case, spaces or the form of a Unicode character are two classes to the model; mostly somebody meant one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from sys import intern
+from unicodedata import normalize
+
+from rankwise.data.example import Example
+from rankwise.errors import some
+from rankwise.run.receipt import HoldOutFacts
+from rankwise.spec.spec import shown
+
+MOST_DISTINCT = 50
+ROWS_OF_EACH = 5
+"""On average at least, for answers that nobody called labels."""
+LONGEST = 200
+MOST_LISTED = 100
+SHORTEST = 4
+"""Characters of a label that may be a misspelling: "up" and "us" are two."""
+
+
+@dataclass
+class Labels:
+    """Labels of one kind of rows as they come by."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    """Where each label stands first."""
+    named: bool = True
+    """Whether every row was of the classification form."""
+    none: bool = False
+    """A row was met that has no label, or there are too many different ones."""
+
+    def add(self, row: Sequence[Example], *, classification: bool) -> str:
+        """The row's label; "" where it has none."""
+        if self.none:
+            return ""
+        label = label_of(row)
+        self.named = self.named and classification
+        if label is None or (not self.named and (len(label) > LONGEST or len(self.counts) > MOST_DISTINCT)):
+            self.none = True
+            return ""
+        self.counts[label] += 1
+        self.first.setdefault(label, row[0].where)
+        return intern(label)
+
+    @classmethod
+    def together(cls, parts: Iterable[Labels]) -> Labels:
+        """Of several sources, those that have labels."""
+        found = cls()
+        for part in parts:
+            if part:
+                found.counts += part.counts
+                found.first = part.first | found.first
+        return found
+
+    def __bool__(self) -> bool:
+        """Whether these are labels."""
+        distinct = len(self.counts)
+        few = 1 < distinct <= MOST_DISTINCT and self.counts.total() >= ROWS_OF_EACH * distinct
+        return not self.none and distinct > 0 and (self.named or few)
+
+    def remarks(self) -> list[str]:
+        """Pairs of spellings that look like one label."""
+        return [*self._same_but_for_spelling(), *self._rare_misspellings()] if self else []
+
+    def never_trained(self, facts: HoldOutFacts | None) -> list[str]:
+        """Labels of which every row is held out."""
+        held_out = facts.labels or {} if facts is not None else {}
+        lost = [shown(label) for label, count in held_out.items() if count == self.counts[label]]
+        return [f"labels that are held out whole, so that nothing is trained on them: {some(lost, 8)}"] if lost else []
+
+    def _same_but_for_spelling(self) -> Iterator[str]:
+        folded: dict[str, list[str]] = {}
+        for label, _ in self.counts.most_common():
+            folded.setdefault(_folded(label), []).append(label)
+        for spellings in folded.values():
+            for other in spellings[1:]:
+                alike = normalize("NFKC", other) == normalize("NFKC", spellings[0])
+                pair = " and ".join(self._counted(label, ascii if alike else shown) for label in (other, spellings[0]))
+                yield f"labels that differ only by case, spaces or the form of a character: {pair}"
+
+    def _rare_misspellings(self) -> Iterator[str]:
+        frequent = [label for label, count in self.counts.most_common(MOST_LISTED) if count >= ROWS_OF_EACH]
+        for rare in (label for label, count in self.counts.items() if count == 1):
+            near = next((label for label in frequent if _one_letter_apart(_folded(rare), _folded(label))), None)
+            if near is not None:
+                yield (
+                    f"a label that occurs once and is one letter away from a frequent one: {self._counted(rare)} and "
+                    f"{self._counted(near)}"
+                )
+
+    def _counted(self, label: str, written: Callable[[str], str] = shown) -> str:
+        count = self.counts[label]
+        rows = f"{count:,} row{'s' if count > 1 else ''}"
+        return f"{written(label)} ({rows}, first {self.first[label]})"
+
+
+def label_of(row: Sequence[Example]) -> str | None:
+    """The only answer of a row that has one."""
+    if len(row) != 1 or row[0].text is not None:
+        return None
+    answers = [message for message in row[0].messages if message.role == "assistant"]
+    return answers[0].content if len(answers) == 1 and not answers[0].tool_calls else None
+
+
+def _folded(label: str) -> str:
+    return " ".join(normalize("NFKC", normalize("NFKC", label).casefold()).split())
+
+
+def _one_letter_apart(one: str, other: str) -> bool:
+    """One letter is missing, added or another. Numbers that differ are meant to."""
+    short, long = sorted((one, other), key=len)
+    if one == other or len(short) < SHORTEST or len(long) - len(short) > 1:
+        return False
+    same = next((index for index, letter in enumerate(short) if letter != long[index]), len(short))
+    differing = {*short[same : same + 1], *long[same : same + 1]}
+    if any(letter.isdigit() for letter in differing):
+        return False
+    return short[same + (len(short) == len(long)) :] == long[same + 1 :]

@@ -1,0 +1,73 @@
+"""The rows of one source that are kept: their documents' numbers, and what decides which side each is on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from rankwise.data.duplicates import digest_of
+from rankwise.data.example import Example
+from rankwise.data.hold_out import Candidates
+from rankwise.data.labels import Labels
+from rankwise.data.sources import Reading
+from rankwise.spec.data import DataSpec
+
+_Value = TypeVar("_Value")
+
+
+@dataclass
+class SourceRows:
+    """Lists of one length; those that nobody asks for are empty."""
+
+    reading: Reading
+    weight: float
+    rows: list[range] = field(default_factory=list)
+    """The numbers of each row's documents."""
+    prompts: list[str] = field(default_factory=list)
+    groups: list[str | None] = field(default_factory=list)
+    labels: Labels = field(default_factory=Labels)
+    label_of_row: list[str] = field(default_factory=list)
+    apart: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    """Whether each of the rows is held out."""
+
+    def add(self, row: Sequence[Example], documents: range, spec: DataSpec) -> None:
+        self.rows.append(documents)
+        if spec.held_out or spec.evaluation is not None:
+            self.prompts.append("\n".join(example.asked for example in row))
+        if spec.group is not None:
+            self.groups.append(row[0].group)
+        classification = all(part.format == "classification" for part in self.reading.parts if part.format)
+        self.label_of_row.append(self.labels.add(row, classification=classification))
+        if self.labels.none:
+            self.label_of_row.clear()
+
+    def candidates(self, spec: DataSpec) -> Candidates:
+        by_prompt = spec.held_out > 0 and spec.held_out_order == "seed" and spec.group is None
+        prompts = [digest_of(text) for text in self.prompts] if by_prompt else []
+        return Candidates(len(self.rows), self.label_of_row if self.labels else [], prompts, self.groups)
+
+    def side(self, values: Sequence[_Value], *, apart: bool) -> list[_Value]:
+        """Those of the rows that are held out, or of the others."""
+        return [value for value, out in zip(values, self.apart.tolist(), strict=True) if out == apart]
+
+    def weighted(self, rng: np.random.Generator) -> np.ndarray:
+        """Every row that is trained on as often as the whole part of the weight, and of the rest as many as it says,
+        drawn."""
+        rows = self.side(self.rows, apart=False)
+        times = int(self.weight)
+        drawn = rng.permutation(len(rows))[: round((self.weight - times) * len(rows))]
+        return np.concatenate([np.tile(numbers_of(rows), times), numbers_of([rows[index] for index in sorted(drawn)])])
+
+    def weighed_out(self) -> list[str]:
+        rows = len(self.side(self.rows, apart=False))
+        if rows < 1 or round(self.weight * rows):
+            return []
+        path = self.reading.source.path
+        return [f"{path}: the weight {self.weight:g} leaves none of its {rows:,} rows to train on."]
+
+
+def numbers_of(rows: Sequence[range]) -> np.ndarray:
+    return np.array([number for row in rows for number in row], np.int64)
