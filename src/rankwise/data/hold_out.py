@@ -48,10 +48,10 @@ def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: D
     count = int(sum(one.sum() for one in apart))
     if not count:
         return None
-    pairs = list(zip(sources, apart, strict=True))
+    held_out = [(source, one.nonzero()[0].tolist()) for source, one in zip(sources, apart, strict=True)]
     labelled = any(source.labels for source in sources)
-    labels = Counter(source.labels[row] for source, one in pairs if source.labels for row in np.flatnonzero(one).tolist())
-    groups = {source.groups[row] for source, one in pairs if spec.group for row in np.flatnonzero(one).tolist()} - {None}
+    labels = Counter(source.labels[row] for source, rows in held_out if source.labels for row in rows)
+    groups = {source.groups[row] for source, rows in held_out if spec.group for row in rows} - {None}
     every = {group for source in sources for group in source.groups} - {None}
     return HoldOutFacts(
         order=spec.held_out_order, requested=spec.held_out, rows=count, of=sum(source.size for source in sources),
