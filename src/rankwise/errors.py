@@ -9,7 +9,8 @@
     ├── TargetError                 2   a target names no layer that can be adapted
     ├── AdapterError                2   an adapter file is damaged, foreign or does not fit
     ├── RunError                    2   a run is missing, finished or unreadable
-    │   └── RunBusyError            3   another process is writing this run
+    │   ├── RunBusyError            3   another process is writing this run
+    │   └── ResultError             2   a run's result is not what training wrote
     ├── TrainingError               1   training started and could not go on
     ├── EvaluationError             1   an evaluation started and could not go on
     └── ResourceError               4   out of disk or memory
@@ -66,6 +67,10 @@ class RunError(RankwiseError):
 
 class RunBusyError(RunError):
     exit_code = 3
+
+
+class ResultError(RunError):
+    pass
 
 
 class TrainingError(RankwiseError):

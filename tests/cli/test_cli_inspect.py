@@ -60,7 +60,7 @@ def home(prepared, tmp_path, monkeypatch):
 
 def test_a_lora_has_one_rank_and_no_history(home):
     found = facts("fixed")
-    assert set(found) == {"run", "ranks", "mean_rank", "total_rank", "parameters", "bytes", "history"}
+    assert set(found) == {"run", "ranks", "mean_rank", "total_rank", "parameters", "bytes", "history", "integrity"}
     assert set(found["ranks"].values()) == {4} and len(found["ranks"]) == 14
     assert (found["mean_rank"], found["total_rank"], found["history"]) == (4, 56, [])
     tensors = load_file(home / "runs" / "fixed" / "adapter" / "adapter_model.safetensors")
@@ -145,10 +145,10 @@ def test_factors_that_do_not_belong_together_are_refused(home):
     tensors = load_file(file)
     key = next(key for key in tensors if "lora_A" in key)
     save_file(tensors | {key: torch.zeros(9, 3)}, file)
-    result = rankwise("inspect", "fixed")
+    result = rankwise("inspect", "fixed", "--force-result")
     assert result.exit_code == 2 and "where its rank is 4" in result.stderr
     save_file({}, file)
-    result = rankwise("inspect", "fixed")
+    result = rankwise("inspect", "fixed", "--force-result")
     assert result.exit_code == 2 and "has no factors" in result.stderr
 
 
@@ -192,7 +192,9 @@ def test_what_export_would_refuse_is_not_shown(home, damage, said):
     damage(config, tensors, next(key for key in tensors if "lora_A" in key))
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / WEIGHTS)
-    shown, exported = rankwise("inspect", "fixed"), rankwise("export", "fixed", "--to", "out")
+    shown, exported = (
+        rankwise(*words, "--force-result") for words in (("inspect", "fixed"), ("export", "fixed", "--to", "out"))
+    )
     assert shown.exit_code == exported.exit_code == 2
     assert shown.stderr == exported.stderr and said in shown.stderr
 
@@ -236,5 +238,5 @@ def test_the_parts_of_a_fused_layer_are_shown_apart(hub_tokenizer, tmp_path, mon
 def test_an_error_shows_what_would_steer_a_terminal(home):
     file = home / "runs" / "fixed" / "adapter" / WEIGHTS
     save_file(load_file(file) | {"base_model.model.\x1b[31mq.lora_A.weight": torch.zeros(4, 2)}, file)
-    result = rankwise("inspect", "fixed")
+    result = rankwise("inspect", "fixed", "--force-result")
     assert result.exit_code == 2 and "\x1b" not in result.stderr and r"\x1b[31mq" in result.stderr

@@ -28,6 +28,8 @@ from rankwise.adapters.peft_adalora import read_triplets
 from rankwise.adapters.peft_config import PeftConfig, commonest, pattern_of, read_config, tidy
 from rankwise.adapters.peft_factors import CONFIG, PREFIX, WEIGHTS, Factors, read_factors, refuse_turned_dora
 from rankwise.adapters.targets import Choice, host_view
+from rankwise.run.integrity import check_folder
+from rankwise.run.records import silent
 from rankwise.run.writing import published, write_json
 
 
@@ -94,8 +96,16 @@ def read_peft(
 ) -> AdapterSet:
     """Lay the adapter in `folder` over `model`, or over a model that has adapters already by `into`.
 
-    PEFT's LoRA or AdaLoRA; either becomes plain LoRA.
+    PEFT's LoRA or AdaLoRA; either becomes plain LoRA. One that lies in a run must be what training wrote.
     """
+    check_folder(Path(folder), silent)
+    return lay_peft(model, folder, name=name, into=into)
+
+
+def lay_peft(
+    model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None
+) -> AdapterSet:
+    """The same without a look at the run that it lies in."""
     config = read_config(Path(folder) / CONFIG)
     file, modules = Path(folder) / WEIGHTS, host_view(model)
     if isinstance(config, PeftConfig):

@@ -14,6 +14,7 @@ from rankwise.cli.options import (
     Base,
     Both,
     ForceBase,
+    ForceResult,
     Json,
     MaxNewTokens,
     Quiet,
@@ -43,6 +44,7 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     force_base: ForceBase = False,
+    force_result: ForceResult = False,
     trust_code: TrustCode = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -57,7 +59,7 @@ def generate(
         with Display(quiet) as display:
             generated = generate_verb(
                 run, asked, spec, system=system, context=context, base=base, both=both, announce=display,
-                force_base=force_base, trust_code=trust_code,
+                force_base=force_base, force_result=force_result, trust_code=trust_code,
                 heard=_aloud if streamed else None,
             )  # fmt: skip
         if as_json:
@@ -79,6 +81,7 @@ def chat(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     force_base: ForceBase = False,
+    force_result: ForceResult = False,
     trust_code: TrustCode = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -90,7 +93,9 @@ def chat(
         from rankwise.verbs.chat import Chat
 
         with Display(quiet) as display:
-            asked = open_for_asking(run, display, force_base=force_base, trust_code=trust_code)
+            asked = open_for_asking(
+                run, display, force_base=force_base, force_result=force_result, trust_code=trust_code
+            )
         talk = Chat.begin(asked, spec, base=base, both=both, system=system)
         interrupted = _converse(talk, aloud=not as_json)
         if as_json:

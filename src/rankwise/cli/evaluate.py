@@ -10,7 +10,7 @@ import typer
 from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ForceBase, Json, Quiet, TrustCode
+from rankwise.cli.options import ForceBase, ForceResult, Json, Quiet, TrustCode
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(show_default=False,
         help="Where to write the result.  [default: the run's folder]")] = None,
     force_base: ForceBase = False,
+    force_result: ForceResult = False,
     trust_code: TrustCode = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -51,7 +52,7 @@ def evaluate(
             found = evaluate_verb(
                 target, task, data=data, rows=rows, against=against, base=base,
                 with_retention=retention, text=text, together=batch_size, dtype=dtype,
-                out=out, announce=display, force_base=force_base, trust_code=trust_code,
+                out=out, announce=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
             )  # fmt: skip
         if as_json:
             print_json(found.summary())

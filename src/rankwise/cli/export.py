@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ForceBase, Json, Quiet, RunName
+from rankwise.cli.options import ForceBase, ForceResult, Json, Quiet, RunName
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def export(
         ),
     ] = None,
     force_base: ForceBase = False,
+    force_result: ForceResult = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +48,10 @@ def export(
     with failures_told(as_json), Display(quiet) as display:
         from rankwise.verbs.export import export as export_verb
 
-        exported = export_verb(run, to, format, strength=strength, dtype=dtype, force_base=force_base, announce=display)
+        exported = export_verb(
+            run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
+            announce=display,
+        )  # fmt: skip
         if as_json:
             print_json(exported.summary())
         else:

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import print_json
+from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import Json
+from rankwise.cli.options import ForceResult, Json
 from rankwise.cli.rank_map import Cell, rank_tables
 from rankwise.cli.visible import visible
+from rankwise.errors import some
 
 if TYPE_CHECKING:
+    from rankwise.run.integrity import Integrity
     from rankwise.run.records import RankRecord
     from rankwise.verbs.inspect import Inspected
 
@@ -24,13 +26,14 @@ def inspect(
     run: Annotated[
         str, typer.Argument(help="A finished run (its name or folder), or an adapter's folder.", show_default=False)
     ],
+    force_result: ForceResult = False,
     as_json: Json = False,
 ) -> None:
     """Show the rank of each layer of an adapter."""
-    with failures_told(as_json):
+    with failures_told(as_json), Display() as display:
         from rankwise.verbs.inspect import inspect as inspect_verb
 
-        inspected = inspect_verb(run)
+        inspected = inspect_verb(run, force_result=force_result, announce=display)
         if as_json:
             print_json(inspected.summary())
         else:
@@ -38,12 +41,26 @@ def inspect(
 
 
 def _tell(found: Inspected) -> None:
-    if not found.ranks:
+    if found.ranks:
+        _tell_ranks(found)
+    else:
         typer.echo(
             f"{visible(found.run)}: no adapter, the whole model was trained\n"
             f"{found.parameters:,} parameters, {found.bytes / 1e6:,.2f} MB"
         )
-        return
+    if found.integrity is not None:
+        typer.echo(visible(_verified(found.integrity)))
+
+
+def _verified(found: Integrity) -> str:
+    if found.status == "not recorded":
+        return "the run has no hashes of its result, so nobody can tell whether a file was changed"
+    if found.status == "verified":
+        return f"{found.files:,} files of the result have the SHA-256 that training recorded"
+    return f"not what training wrote: {some([*found.changed, *found.missing, *found.added])}"
+
+
+def _tell_ranks(found: Inspected) -> None:
     from rich.console import Console
     from rich.text import Text
 

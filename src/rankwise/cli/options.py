@@ -28,6 +28,10 @@ Seed = Annotated[int, typer.Option(help="For drawing with a temperature.")]
 ForceBase = Annotated[
     bool, typer.Option("--force-base", help="Use the run's base model even if its weights have changed.")
 ]
+ForceResult = Annotated[
+    bool,
+    typer.Option("--force-result", help="Use the run's result even if its files are not those that training wrote."),
+]
 TrustCode = Annotated[
     str | None,
     typer.Option("--trust-code", help="Commit of the base model whose Python code may run.", show_default=False),

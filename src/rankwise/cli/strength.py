@@ -8,7 +8,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ForceBase, Json, Quiet, RunName, TrustCode
+from rankwise.cli.options import ForceBase, ForceResult, Json, Quiet, RunName, TrustCode
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def strength(
     ] = None,
     blocks: Annotated[int, typer.Option(help="Of 512 tokens, read of the text.")] = 16,
     force_base: ForceBase = False,
+    force_result: ForceResult = False,
     trust_code: TrustCode = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -42,8 +43,9 @@ def strength(
 
         with Display(quiet) as display:
             found = strength_verb(
-                run, text=text, data=data, blocks=blocks, force_base=force_base, trust_code=trust_code, announce=display
-            )
+                run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
+                trust_code=trust_code, announce=display,
+            )  # fmt: skip
         if as_json:
             print_json(found.summary())
         else:

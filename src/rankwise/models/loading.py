@@ -13,13 +13,19 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
 from rankwise.models.tokenizer import HubTokenizer
+from rankwise.run.integrity import check_folder
 from rankwise.run.records import Announce, Warned, silent
 from rankwise.spec.models import ModelSpec
 
 
 def load(model: ModelSpec | str, announce: Announce = silent) -> LoadedModel:
-    """Load a base model by starter name, hub id, folder or GGUF file."""
+    """Load a base model by starter name, hub id, folder or GGUF file. What a run made must be what training wrote."""
     spec = model if isinstance(model, ModelSpec) else ModelSpec(name=model)
+    check_folder(Path(spec.name).expanduser(), announce)
+    return load_unchecked(spec, announce)
+
+
+def load_unchecked(spec: ModelSpec, announce: Announce = silent) -> LoadedModel:
     precision = choose_precision(spec)
     source = find(spec, announce)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit

@@ -57,6 +57,12 @@ class RunDirectory:
         """What was learned: an adapter, or a whole model."""
         return self.folder / self.experiment().adapter.result
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder holds a run at all, finished or not."""
+        names = ("manifest.json", "spec.json")
+        return all(os.path.isfile(self.folder / name) for name in names)  # noqa: PTH113  is_file raises on long names
+
     def forget_results(self) -> None:
         self._remove(*(self.folder / name for name in RESULTS))
 

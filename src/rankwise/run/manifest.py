@@ -105,6 +105,9 @@ class Manifest(Spec):
     forecast: Forecasted | None = None
     """None where the plan does not know the model."""
     results: Results | None = None
+    result_sha256: dict[str, str] | None = None
+    """Of every file of the result, by path in the run's folder (run/integrity.py). None in runs of earlier versions and
+    in those that did not finish."""
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()
     warnings: tuple[str, ...] = ()

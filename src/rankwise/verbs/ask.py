@@ -13,8 +13,9 @@ from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.decoding import Answer, Heard
 from rankwise.models.generation import answer
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
-from rankwise.run.directory import open_run
+from rankwise.models.loading import load_unchecked
+from rankwise.run.directory import RunDirectory, open_run
+from rankwise.run.integrity import check_result
 from rankwise.run.records import Announce, silent
 from rankwise.spec.generation import GenerationSpec
 from rankwise.spec.models import ModelSpec
@@ -57,13 +58,21 @@ class Asked:
 
 
 def open_for_asking(
-    run_name: str, announce: Announce = silent, *, force_base: bool = False, trust_code: str | None = None,
-    held: ModelSpec | None = None,
+    run_name: str, announce: Announce = silent, *, force_base: bool = False, force_result: bool = False,
+    trust_code: str | None = None, held: ModelSpec | None = None,
 ) -> Asked:  # fmt: skip
-    """Load what a run needs to answer. The base is the one that the run began with, or is refused. `held` says in which
-    number format and where the model is held."""
+    """Load what a run needs to answer. The base is the one that the run began with, or is refused, and so is a result
+    that is not what training wrote. `held` says in which number format and where the model is held."""
     run = open_run(run_name)
-    model = load(held or model_of(run, trust_code), announce)
+    check_result(run, announce, force=force_result)
+    return open_checked(run, announce, force_base=force_base, trust_code=trust_code, held=held)
+
+
+def open_checked(
+    run: RunDirectory, announce: Announce, *, force_base: bool, trust_code: str | None, held: ModelSpec | None
+) -> Asked:
+    """The same for a run whose result was checked."""
+    model = load_unchecked(held or model_of(run, trust_code), announce)
     tuned = tuned_of(run, model, announce, trust_code, force_base=force_base)
     receipt = run.receipt()
     if receipt.template is not None:

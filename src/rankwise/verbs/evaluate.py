@@ -74,7 +74,7 @@ def evaluate(
     target: str, task: str | TaskSpec | None = None, *, data: str | None = None, rows: int | None = None,
     against: str | None = None, base: bool = True, with_retention: bool = True, text: str | None = None,
     together: int | None = None, dtype: str = "auto", out: Path | None = None, announce: Announce = silent,
-    force_base: bool = False, trust_code: str | None = None,
+    force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder) or a model. Without a task it is the loss on what the run held out. What is
     kept of the base is measured on `text` (evaluation/text.py), where there is something to hold it against."""
@@ -87,7 +87,7 @@ def evaluate(
     if together is not None and together < 1:
         raise SpecError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
     subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
-                           trust_code=trust_code)  # fmt: skip
+                           force_result=force_result, trust_code=trust_code)  # fmt: skip
     asked = asked_of(subject, task, data, rows, together, announce)
     _place(subject, asked, out)
     kept = _retention(subject, text, announce) if with_retention else None
@@ -152,7 +152,7 @@ def _instead_of(
 
 def open_subject(
     target: str, against: str | None = None, *, base: bool = True, dtype: str = "auto", announce: Announce = silent,
-    force_base: bool = False, trust_code: str | None = None,
+    force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
 ) -> Subject:  # fmt: skip
     run = find_run(target)
     if run is None:
@@ -165,7 +165,9 @@ def open_subject(
     if against is not None:
         raise SpecError([f'"{target}" is a run, and a run is held against its own base; leave out --against.'])
     held = held_to_measure(model_of(run, trust_code), dtype)
-    asked = open_for_asking(target, announce, force_base=force_base, trust_code=trust_code, held=held)
+    asked = open_for_asking(
+        target, announce, force_base=force_base, force_result=force_result, trust_code=trust_code, held=held
+    )
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:

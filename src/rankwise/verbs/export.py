@@ -19,6 +19,7 @@ from typing import Any, get_args
 from rankwise.adapters.stored import StoredAdapter, check_alike, read_stored
 from rankwise.errors import RunError, SpecError, did_you_mean
 from rankwise.run.directory import open_run
+from rankwise.run.integrity import check_result
 from rankwise.run.records import Announce, silent
 from rankwise.run.writing import need_space, told_when_full
 from rankwise.spec.adapters import ExportFormat, check_strength
@@ -50,7 +51,7 @@ class Exported:
 
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
-    force_base: bool = False, announce: Announce = silent,
+    force_base: bool = False, force_result: bool = False, announce: Announce = silent,
 ) -> Exported:  # fmt: skip
     """Write what a run trained as the folder `to`, which must not be there yet, with its change times `strength`.
     `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it is that of the base
@@ -59,6 +60,7 @@ def export(
     _check(format, dtype, strength, force_base=force_base)
     run = open_run(run_name)
     _check_free(folder)
+    check_result(run, announce, force=force_result)
     if format == "merged":
         merged = export_merged(run, folder, announce, dtype, strength, force_base=force_base)
         return Exported(str(run.folder), str(folder), format, _size(folder), merged=merged, strength=strength)

@@ -44,6 +44,7 @@ def generate(
     heard: Heard | None = None,
     announce: Announce = silent,
     force_base: bool = False,
+    force_result: bool = False,
     trust_code: str | None = None,
 ) -> Generated:
     """Ask a run by its name, or one opened for asking already. `system` replaces the one the run was trained with;
@@ -54,7 +55,7 @@ def generate(
     if base and both:
         raise SpecError(["--base asks the base alone and --both asks it too; give one of them."])
     asked = (
-        open_for_asking(str(run), announce, force_base=force_base, trust_code=trust_code)
+        open_for_asking(str(run), announce, force_base=force_base, force_result=force_result, trust_code=trust_code)
         if isinstance(run, str | Path)
         else run
     )

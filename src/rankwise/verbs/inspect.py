@@ -8,7 +8,7 @@ was trained has no ranks.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from rankwise.adapters.peft_factors import CONFIG, WEIGHTS
 from rankwise.adapters.stored import read_ranks_stored
 from rankwise.models.saving import numbers_in
 from rankwise.run.directory import RunDirectory, open_run
+from rankwise.run.integrity import Integrity, check_folder, check_result
 from rankwise.run.journal import read_ranks
-from rankwise.run.records import RankRecord
+from rankwise.run.records import Announce, RankRecord, silent
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Inspected:
     parameters: int
     bytes: int
     history: list[RankRecord]
+    integrity: Integrity | None = None
+    """None for an adapter that is of no run."""
 
     @property
     def total_rank(self) -> int:
@@ -42,14 +45,20 @@ class Inspected:
         return {
             "run": self.run, "ranks": self.ranks, "mean_rank": self.mean_rank, "total_rank": self.total_rank,
             "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
+            "integrity": None if self.integrity is None else self.integrity.summary(),
         }  # fmt: skip
 
 
-def inspect(name: str) -> Inspected:
+def inspect(name: str, *, force_result: bool = False, announce: Announce = silent) -> Inspected:
     """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
     if os.path.isfile(Path(name) / CONFIG):  # noqa: PTH113  is_file raises where a name is too long
-        return _inspected(name, Path(name), [])
+        return replace(_inspected(name, Path(name), []), integrity=check_folder(Path(name), announce))
     run: RunDirectory = open_run(name)
+    integrity = check_result(run, announce, force=force_result)
+    return replace(_of_run(run), integrity=integrity)
+
+
+def _of_run(run: RunDirectory) -> Inspected:
     if run.result != run.adapter:
         size = sum(file.stat().st_size for file in run.result.glob("*.safetensors"))
         return Inspected(str(run.folder), {}, numbers_in(run.result).total(), size, [])

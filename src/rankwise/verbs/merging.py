@@ -28,7 +28,7 @@ from rankwise.run.evaluations import STRENGTH
 from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import need_space, published, write_json
-from rankwise.verbs.ask import Asked, open_for_asking
+from rankwise.verbs.ask import Asked, open_checked
 from rankwise.verbs.methods import model_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,6 +50,7 @@ class Merged:
 def export_merged(
     run: RunDirectory, folder: Path, announce: Announce, dtype: str | None, strength: float = 1.0, *, force_base: bool
 ) -> Merged:
+    """Of a run whose result was checked."""
     if run.experiment().model.trust_code is not None:
         raise RunError(f"{run.folder} was trained on a model that brings code of its own, which a folder cannot be "
                        "trusted with. Export the adapter as peft or portable.")  # fmt: skip
@@ -59,7 +60,7 @@ def export_merged(
     need_space(folder.absolute(), numbers * wanted.itemsize)
     held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
-    asked = open_for_asking(str(run.folder), announce, force_base=force_base, held=spec)
+    asked = open_checked(run, announce, force_base=force_base, trust_code=None, held=spec)
     live, change = _settled(asked, strength)
     with published(folder) as temporary:
         announce(Said("Writing the merged model"))

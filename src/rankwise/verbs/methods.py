@@ -14,7 +14,7 @@ import torch
 
 from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
-from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.peft_format import lay_peft, write_peft
 from rankwise.adapters.tuned import Tuned
 from rankwise.adapters.whole import AllWeights, WholeModel
 from rankwise.models.loaded import LoadedModel
@@ -81,6 +81,6 @@ def tuned_of(
     name, trained_on = run.folder.name, run.manifest().base_model
     if run.result == run.adapter:
         check_base(model, trained_on, name, "lay the adapter over it", force=force_base)
-        return read_peft(model.module, run.result)
+        return lay_peft(model.module, run.result)
     base = base_of(run, trust_code)
     return WholeModel(model.module, partial(base_weights, base, trained_on, name, announce, force=force_base))

@@ -39,8 +39,8 @@ class Strengths:
 
 def strength(
     run_name: str, *, text: str | None = None, data: str | None = None, blocks: int = BLOCKS,
-    strengths: Sequence[float] = STRENGTHS, force_base: bool = False, trust_code: str | None = None,
-    announce: Announce = silent,
+    strengths: Sequence[float] = STRENGTHS, force_base: bool = False, force_result: bool = False,
+    trust_code: str | None = None, announce: Announce = silent,
 ) -> Strengths:  # fmt: skip
     """Measure a run at several strengths; the curve lies in `runs/NAME/strength.json`. `text` is what the model was not
     trained on (evaluation/text.py), `data` rows of its task, by default those that it held out."""
@@ -49,7 +49,7 @@ def strength(
     run = open_run(run_name)
     check_place(run.folder / STRENGTH)
     asked = open_for_asking(
-        run_name, announce, force_base=force_base, trust_code=trust_code,
+        run_name, announce, force_base=force_base, force_result=force_result, trust_code=trust_code,
         held=held_to_measure(model_of(run, trust_code)),
     )  # fmt: skip
     told = text_for(asked.model, text, blocks=blocks)

@@ -18,6 +18,7 @@ from rankwise.errors import Interrupted, RankwiseError, SpecError, is_out_of_mem
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.run.directory import RunDirectory
+from rankwise.run.integrity import hashes_of
 from rankwise.run.manifest import Form, Manifest, now
 from rankwise.run.records import Announce, Said, Warned, Warnings, silent
 from rankwise.run.writing import need_space
@@ -137,7 +138,7 @@ def _recorded(run: RunDirectory, session: Session, foreseen: Foresight | None, *
         results = session.work(state, past)
         heard.changed = lambda texts: None
         update = {"status": "finished", "ended": now(), "results": results, "warnings": heard.texts}
-        finished = manifest.model_copy(update=update)
+        finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run)})
         run.write_manifest(finished)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

@@ -1,0 +1,271 @@
+"""A result that is not what training wrote is refused by every reader, file by file, and read only when forced.
+
+One LoRA run and one whole model are trained; every test tampers with a copy of hard links, replacing files and never
+writing into one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import rankwise as package
+from rankwise.cli.main import app
+from rankwise.errors import ResultError
+from rankwise.run.writing import sha256_of
+from rankwise.spec.generation import GenerationSpec
+
+ROWS = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(8)]
+WEIGHTS, CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
+
+
+def rankwise(*words, typed=None):
+    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("integrity")
+    shutil.copytree(tiny_folder, folder / "base")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    words = ("--model", "base", "--data", "rows.jsonl", "--held-out", 2, "--steps", 2, "--plain", "--quiet")
+    with contextlib.chdir(folder):
+        for more in (
+            ("--run", "lora", "--rank", 2, "--targets", "q_proj,v_proj"),
+            ("--run", "whole", "--method", "full"),
+        ):
+            result = rankwise("train", *words, *more)
+            assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def home(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "home", copy_function=os.link)
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+def replace(path, content):
+    """A new file of that name: the old one is also another test's."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def retensored(run, change):
+    tensors = load_file(run / WEIGHTS)
+    (run / WEIGHTS).unlink()
+    save_file(change(tensors), run / WEIGHTS, metadata={"format": "pt"})
+
+
+def resettled(run, **settings):
+    replace(run / CONFIG, json.dumps(json.loads((run / CONFIG).read_text()) | settings, indent=2).encode())
+
+
+def flip_a_bit(run):
+    content = bytearray((run / WEIGHTS).read_bytes())
+    content[-5] ^= 1
+    replace(run / WEIGHTS, bytes(content))
+
+
+def remove_a_layer(run):
+    retensored(run, lambda tensors: {key: value for key, value in tensors.items() if "layers.0" not in key})
+
+
+def double_b(run):
+    retensored(run, lambda tensors: {key: value * (1 + ("lora_B" in key)) for key, value in tensors.items()})
+
+
+def repeat_a_header_key(run):
+    """Its last entry once more at the end, with the place of the first: parsers take the later one."""
+    content = (run / WEIGHTS).read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = content[8 : 8 + size].rstrip()
+    entries = [(key, value) for key, value in json.loads(header).items() if key.endswith("q_proj.lora_A.weight")]
+    longer = header[:-1] + f',"{entries[-1][0]}":{json.dumps(entries[0][1])}}}'.encode()
+    longer += b" " * (-len(longer) % 8)
+    replace(run / WEIGHTS, struct.pack("<Q", len(longer)) + longer + content[8 + size :])
+
+
+TAMPERING = {
+    "bit flipped": (flip_a_bit, "changed", WEIGHTS),
+    "layer removed": (remove_a_layer, "changed", WEIGHTS),
+    "use_rslora flipped": (lambda run: resettled(run, use_rslora=True), "changed", CONFIG),
+    "B doubled": (double_b, "changed", WEIGHTS),
+    "header key twice": (repeat_a_header_key, "changed", WEIGHTS),
+    "alpha as text": (lambda run: resettled(run, lora_alpha="4"), "changed", CONFIG),
+    "base renamed": (lambda run: resettled(run, base_model_name_or_path="else"), "changed", CONFIG),
+    "weights gone": (lambda run: (run / WEIGHTS).unlink(), "missing", WEIGHTS),
+    "settings gone": (lambda run: (run / CONFIG).unlink(), "missing", CONFIG),
+    "all gone": (lambda run: shutil.rmtree(run / "adapter"), "missing", "adapter"),
+    "token added": (lambda run: replace(run / "adapter/added_tokens.json", b'{"x": 1}'), "added", "added_tokens.json"),
+    "template added": (lambda run: replace(run / "adapter/chat_template.jinja", b"x"), "added", "chat_template.jinja"),
+    "receipt edited": (
+        lambda run: replace(run / "receipt.json", (run / "receipt.json").read_bytes() + b" "), "changed", "receipt.json"
+    ),
+}  # fmt: skip
+SHORT = GenerationSpec(max_new_tokens=2)
+READERS = {
+    "generate": ("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2),
+    "chat": ("chat", "lora", "--max-new-tokens", 2),
+    "evaluate": ("evaluate", "lora", "--no-retention"),
+    "inspect": ("inspect", "lora"),
+    "strength": ("strength", "lora", "--text", "text.txt", "--blocks", 2),
+    "export": ("export", "lora", "--to", "out"),
+    "export portable": ("export", "lora", "--to", "out", "--format", "portable"),
+    "export merged": ("export", "lora", "--to", "out", "--format", "merged"),
+}
+CALLS = {
+    "generate": lambda force: package.generate("lora", "hi", SHORT, force_result=force),
+    "open_for_asking": lambda force: package.open_for_asking("runs/lora", force_result=force),
+    "evaluate": lambda force: package.evaluate("lora", with_retention=False, force_result=force),
+    "inspect": lambda force: package.inspect("lora", force_result=force),
+    "strength": lambda force: package.strength("lora", text="text.txt", blocks=2, force_result=force),
+    "export": lambda force: package.export("lora", "out", force_result=force),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_every_reader_refuses_what_training_did_not_write(home, name):
+    tamper, how, file = TAMPERING[name]
+    tamper(home / "runs" / "lora")
+    before = sorted(home.rglob("*"))
+    for words in READERS.values():
+        result = rankwise(*words, typed="hi\n")
+        assert result.exit_code == 2 and result.stdout == "", (words, result.output)
+        (line,) = result.stderr.splitlines()
+        assert f"runs/lora/{file}" in line or file in line, line
+        assert {"changed": "was changed", "missing": "is missing", "added": "was added"}[how] in line
+        assert "--force-result" in line
+    for call in CALLS.values():
+        with pytest.raises(ResultError, match="--force-result"):
+            call(False)
+    assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", READERS.values(), ids=list(READERS))
+def test_forced_it_says_what_differs_and_goes_on(home, words):
+    double_b(home / "runs" / "lora")
+    result = rankwise(*words, "--force-result", typed="hi\n")
+    assert result.exit_code == 0, result.output
+    assert WEIGHTS in result.stderr and "not what training wrote" in result.stderr
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
+def test_python_forces_it_by_an_argument(home, call):
+    flip_a_bit(home / "runs" / "lora")
+    call(True)
+
+
+@pytest.mark.parametrize("name", ["alpha as text", "weights gone", "settings gone", "all gone", "receipt gone"])
+def test_forced_reading_of_what_cannot_be_read_is_still_one_clear_error(home, name):
+    remove_receipt = (lambda run: (run / "receipt.json").unlink(), "missing", "receipt.json")
+    tamper, _, file = TAMPERING.get(name, remove_receipt)
+    tamper(home / "runs" / "lora")
+    told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2, "--force-result")
+    assert isinstance(told.exception, SystemExit | None) and "Traceback" not in told.stderr
+    assert told.exit_code == (0 if name == "alpha as text" else 2) and file in told.stderr
+
+
+def test_nothing_is_said_of_what_training_wrote(home):
+    told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
+    assert told.exit_code == 0 and told.stderr == ""
+    assert package.inspect("lora").summary()["integrity"]["status"] == "verified"
+
+
+def test_all_problems_are_named_at_once_one_to_a_line(home):
+    run = home / "runs" / "lora"
+    flip_a_bit(run)
+    (run / CONFIG).unlink()
+    replace(run / "adapter" / "vocab.txt", b"a")
+    told = rankwise("generate", "lora", "--prompt", "hi").stderr.splitlines()
+    assert len(told) == 3
+    for line, file in zip(told, (WEIGHTS, CONFIG, "adapter/vocab.txt"), strict=True):
+        assert file in line and "--force-result" in line
+
+
+def test_the_manifest_has_the_hash_of_every_file_of_the_result(home):
+    for name, result in (("lora", "adapter"), ("whole", "model")):
+        run = home / "runs" / name
+        recorded = json.loads((run / "manifest.json").read_text())["result_sha256"]
+        files = [path for path in (run / result).rglob("*") if path.is_file()] + [run / "receipt.json"]
+        assert recorded == {path.relative_to(run).as_posix(): sha256_of(path) for path in files}
+        assert any(key.endswith(".safetensors") for key in recorded)
+
+
+def test_what_no_program_loads_may_be_edited_and_is_mentioned(home):
+    run = home / "runs" / "lora"
+    replace(run / "adapter" / "NOTES.md", b"mine")
+    told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
+    assert told.exit_code == 0 and "adapter/NOTES.md" in told.stderr
+
+
+def test_a_run_of_an_earlier_version_is_read_and_said(home):
+    file = home / "runs" / "lora" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["result_sha256"]
+    replace(file, json.dumps(manifest).encode())
+    double_b(home / "runs" / "lora")
+    told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
+    assert told.exit_code == 0 and told.stderr.count("unchecked") == 1
+    assert json.loads(rankwise("inspect", "lora", "--json").stdout)["integrity"]["status"] == "not recorded"
+    assert "no hashes" in rankwise("inspect", "lora").stdout
+
+
+def test_inspect_shows_whether_the_result_verifies(home):
+    run = home / "runs" / "lora"
+    files = len(json.loads((run / "manifest.json").read_text())["result_sha256"])
+    assert f"{files} files of the result have the SHA-256" in rankwise("inspect", "lora").stdout
+    flip_a_bit(run)
+    told = rankwise("inspect", "lora", "--force-result")
+    assert f"not what training wrote: {WEIGHTS}" in told.stdout
+    facts = json.loads(rankwise("inspect", "lora", "--force-result", "--json").stdout)["integrity"]
+    assert facts == {
+        "status": "changed", "files": files, "changed": [WEIGHTS], "missing": [], "added": [], "other": []
+    }  # fmt: skip
+
+
+def test_a_folder_inside_a_run_is_checked_too_and_a_copy_outside_is_not(home):
+    run = home / "runs" / "lora"
+    double_b(run)
+    shutil.copytree(run / "adapter", home / "mine")
+    model = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+    for read in (lambda folder: package.inspect(str(folder)), lambda folder: package.read_peft(model, folder)):
+        with pytest.raises(ResultError, match="copy the folder"):
+            read(run / "adapter")
+        read(home / "mine")
+
+
+def test_a_whole_model_is_checked_wherever_it_is_read(home):
+    file = home / "runs" / "whole" / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    replace(file, bytes(content))
+    for words in (
+        ("generate", "whole", "--prompt", "hi", "--max-new-tokens", 2),
+        ("inspect", "whole"),
+        ("export", "whole", "--to", "out", "--format", "merged"),
+    ):
+        refused = rankwise(*words)
+        assert refused.exit_code == 2 and "model/model.safetensors was changed" in refused.stderr, refused.output
+        assert rankwise(*words, "--force-result").exit_code == 0
+    with pytest.raises(ResultError, match="copy the folder"):
+        package.load(str(file.parent))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_cannot_be_read_is_an_error_and_not_a_traceback(home):
+    run = home / "runs" / "lora"
+    replace(run / WEIGHTS, (run / WEIGHTS).read_bytes())
+    (run / WEIGHTS).chmod(0)
+    assert "cannot be read" in rankwise("inspect", "lora").stderr
