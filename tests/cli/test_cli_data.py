@@ -155,25 +155,51 @@ def test_the_words_hold_the_same_numbers_as_the_json(words):
     share = round(100 * facts["supervised_tokens"] / max(1, facts["tokens"]))
     assert numbers(said["tokens"])[0::2] == [facts["tokens"], facts["supervised_tokens"]]
     assert abs(numbers(said["tokens"])[1] - share) <= 1
-    assert numbers(said["end of answer learned"]) == [facts["eos_supervised"], facts["documents"]]
-    assert numbers(said["cut to fit"]) == [facts["truncated"], facts["unsupervised"]]
-    assert numbers(said["answers found"]) == list(facts["masks"].values())
-    assert said["asked as taught"] == "yes" and facts["template_parity"]
+    assert numbers(said["end token in the loss"]) == [facts["eos_supervised"], facts["documents"]]
+    cut = [facts["truncated"], facts["unsupervised"]]
+    assert ("truncated" in said) == (any(cut) or not facts["fatal"]), "a refusal has no line of zeros"
+    assert numbers(said.get("truncated", "0, 0")) == cut
+    assert numbers(said["answers located"]) == list(facts["masks"].values())
+    assert said["inference prompt"] == "the same as in training" and facts["template_parity"]
     lengths = facts["lengths"]
     found = numbers(said["length in tokens"].replace("90 %", "").replace("99 %", ""))
     assert found == [lengths[key] for key in ("median", "p90", "p99", "longest", "suggested_max_length")]
-    assert numbers(said["said before"]) == [facts["duplicates"], facts["near_duplicates"]]
+    assert numbers(said["duplicate rows"]) == [facts["duplicates"], facts["near_duplicates"]]
     if facts["overlap"]:
-        assert numbers(said["asked in training"]) == [facts["overlap"][key] for key in ("exact", "near", "of")]
+        assert numbers(said["prompts trained on"]) == [facts["overlap"][key] for key in ("exact", "near", "of")]
     assert said["strictest licence"] == facts["licence"]
     for file in facts["files"]:
         assert f"{file['name']}: {file['rows']} rows in {file['format']} form" in result.stdout
-    for key, word in (("warnings", "note"), ("fatal", "fatal")):
+    for key, word in (("warnings", "warning"), ("fatal", "error")):
         assert [f"{word}: {text}" for text in facts[key]] == [
             f"{word}: {text}" for text in facts[key] if f"{word}: {text}" in result.stdout
         ]
-    last = "this must not be trained on" if facts["fatal"] else "nothing stands against training on it"
+    last = f"No errors found. Warnings: {len(facts['warnings'])}." if facts["warnings"] else "No problems found."
+    last = "Fix the errors above before training on these rows." if facts["fatal"] else last
     assert result.stdout.splitlines()[-1] == last
+
+
+def test_a_refusal_comes_first_and_nothing_that_counts_zero_follows():
+    Path("bad.jsonl").write_text('{"passage": "a"}\n')
+    lines = rankwise("data", "check", "bad.jsonl", "--model", "model").stdout.splitlines()
+    facts = told("check", "bad.jsonl", code=2)
+    problems = facts["fatal"][0].splitlines()
+    assert lines[: len(problems)] == [f"error: {problems[0]}", *problems[1:]]
+    assert [line.split()[0] for line in lines[len(problems) :]] == ["bad.jsonl:", "rows", "Fix"]
+
+
+def test_one_bad_row_of_many_says_how_to_go_on_without_it():
+    write("rows.jsonl", [*rows_of(999), "{"])
+    facts = told("check", "rows.jsonl", code=2)
+    way_out = "1 of 1,000 rows cannot be used. To leave them out, use --on-bad-row skip."
+    assert facts["advice"] == [way_out]
+    lines = rankwise("data", "check", "rows.jsonl", "--model", "model").stdout.splitlines()
+    assert lines[0].startswith("error: rows.jsonl:1000: is not JSON") and lines[1] == way_out
+    stopped = rankwise("train", "--data", "rows.jsonl", "--model", "model", "--run", "run")
+    assert (stopped.exit_code, stopped.stderr.splitlines()[-1]) == (2, way_out)
+    assert told("check", "rows.jsonl", "--on-bad-row", "skip")["advice"] == []
+    write("rows.jsonl", ["{", "{"])
+    assert told("check", "rows.jsonl", code=2)["advice"] == [], "no other row is left"
 
 
 def test_rows_left_out_are_named_with_their_line():

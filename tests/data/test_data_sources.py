@@ -195,12 +195,16 @@ def test_one_json_list_is_read_element_by_element(rows, before):
     shift = before.count(b"\n")
     assert form == "prompt"
     assert contents(examples) == [("a", "b")] * 3
-    assert [example.where.rpartition(":")[2] for example in examples] == [str(line + shift) for line in (2, 4, 4)]
+    assert [example.where.rpartition(":")[2] for example in examples] == [
+        f"{line + shift} (element {number})" for number, line in enumerate((2, 4, 4), start=1)
+    ]
 
 
 def test_one_bad_row_of_a_json_list_is_named(problem):
     told = problem(b"[" + GOOD.strip() + b",\n3,\n" + GOOD.strip() + b',\n{"prompt": "a"}]').splitlines()
-    assert [line.partition(": ")[0] for line in told] == ["rows.jsonl:2", "rows.jsonl:4"]
+    assert [line.partition(": ")[0] for line in told] == [
+        "rows.jsonl:2 (element 2)", "rows.jsonl:4 (element 4)",
+    ]  # fmt: skip
     assert "holds a int" in told[0] and "no 'completion'" in told[1]
 
 
@@ -215,7 +219,7 @@ def test_one_bad_row_of_a_json_list_is_named(problem):
         ),
         (b"[" + GOOD + b",\n{]", ["rows.jsonl:3: is not JSON", "column 2"]),
         (b"[" + GOOD + b',\n"\xff"]', ["rows.jsonl:3: is not UTF-8"]),
-        (b"[" + GOOD + b"," + b"[" * 100_000, ["rows.jsonl:2: ", "nested too deeply"]),
+        (b"[" + GOOD + b"," + b"[" * 100_000, ["rows.jsonl:2 (element 2): ", "nested too deeply"]),
     ],
 )
 def test_a_damaged_json_list_is_told_with_its_line(damage, content, wanted):

@@ -589,7 +589,7 @@ def test_what_is_fatal_stops_the_check_and_the_training_with_the_same_words_and_
     assert [part for part in said if part not in "\n".join(receipt.fatal)] == [], receipt.fatal
     with pytest.raises(DataError) as caught:
         train(experiment)
-    assert str(caught.value) == "\n".join(receipt.fatal)
+    assert str(caught.value) == "\n".join([*receipt.fatal, *receipt.advice])
     assert not Path("runs/new").exists()
     Path("new.yaml").write_text(json.dumps(experiment.model_dump(mode="json", exclude_unset=True)))
     result = CliRunner().invoke(app, ["train", "new.yaml"])

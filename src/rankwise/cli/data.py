@@ -32,7 +32,7 @@ from rankwise.spec.reading import parse_setting, read_data
 from rankwise.spec.recipe import RECIPES, recipe_named
 
 if TYPE_CHECKING:
-    from rankwise.run.receipt import Receipt
+    from rankwise.run.receipt import PartFacts, Receipt
     from rankwise.verbs.data import Shown
 
 data = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
@@ -131,62 +131,95 @@ def _spec(files: list[str], flags: dict[str, Any], set_: list[str] | None) -> Da
 
 
 def _tell(receipt: Receipt) -> None:
+    """What must stop a training comes first; where something does, lines that count nothing are left out."""
+    for problem in receipt.fatal:
+        typer.echo(f"error: {problem}")
+    for advice in receipt.advice:
+        typer.echo(advice)
     for file in receipt.files:
-        typer.echo(f"{file.name}: {file.rows:,} rows in {file.format or 'no known'} form, licence {file.licence}")
+        typer.echo(_about(file))
     for name in receipt.left_aside:
-        typer.echo(f"{name}: of another split, left aside")
-    for label, value in _lines(receipt):
-        typer.echo(f"{label:<22}{value}")
+        typer.echo(f"{name}: belongs to another split and is not read")
+    for label, value, count in _lines(receipt):
+        if count or not receipt.fatal:
+            typer.echo(f"{label:<22}{value}")
     for warning in receipt.warnings:
-        typer.echo(f"note: {warning}")
+        typer.echo(f"warning: {warning}")
     listed = receipt.skipped_rows[:5] if not receipt.fatal else ()
     for skipped in listed:
         typer.echo(f"left out: {skipped.why}")
     if listed and receipt.skipped > len(listed):
         typer.echo(f"left out: {receipt.skipped - len(listed):,} more; --json lists the first {MOST_LISTED}")
-    for problem in receipt.fatal:
-        typer.echo(f"fatal: {problem}")
-    typer.echo("this must not be trained on" if receipt.fatal else "nothing stands against training on it")
+    typer.echo(_verdict(receipt))
 
 
-def _lines(receipt: Receipt) -> list[tuple[str, str]]:
-    why = ", ".join(f"{count:,} {reason}" for reason, count in receipt.skipped_why.items())
-    apart = f", {receipt.held_out:,} to measure with" if receipt.held_out else ""
-    lines = [("rows", f"{receipt.rows:,}, kept {receipt.kept:,}{apart}" + (f", left out: {why}" if why else ""))]
+def _about(file: PartFacts) -> str:
+    return f"{file.name}: {file.rows:,} rows in {file.format or 'no known'} form, licence {file.licence}"
+
+
+def _verdict(receipt: Receipt) -> str:
+    if receipt.fatal:
+        return "Fix the errors above before training on these rows."
+    return f"No errors found. Warnings: {len(receipt.warnings)}." if receipt.warnings else "No problems found."
+
+
+def _lines(receipt: Receipt) -> list[tuple[str, str, int]]:
+    """A label, what it says, and what it counts."""
+    apart = f", {receipt.held_out:,} for validation" if receipt.held_out else ""
+    left_out = _left_out(receipt.skipped_why)
+    lines = [("rows", f"{receipt.rows:,}, kept {receipt.kept:,}{apart}{left_out}", receipt.rows)]
     if receipt.hold_out is not None:
-        lines.append(("held out", receipt.hold_out.describe()))
+        lines.append(("held out", receipt.hold_out.describe(), receipt.held_out))
     if receipt.labels:
         counts = some((f"{label} {count:,}" for label, count in receipt.labels.items()), 12)
-        lines.append(("labels", counts))
+        lines.append(("labels", counts, len(receipt.labels)))
     if receipt.evaluation is not None:
-        measured = receipt.evaluation
-        why = ", ".join(f"{count:,} {reason}" for reason, count in measured.skipped_why.items())
-        lines.append(("rows to measure with", f"{measured.rows:,}" + (f", left out: {why}" if why else "")))
-    if receipt.tokens is not None and receipt.supervised_tokens is not None:
-        share = receipt.supervised_tokens / max(1, receipt.tokens)
-        masks = ", ".join(f"{count:,} by {method}" for method, count in receipt.masks.items())
-        lines += [
-            ("tokens", f"{receipt.tokens:,}, {share:.0%} of them learned ({receipt.supervised_tokens:,})"),
-            ("end of answer learned", f"in {receipt.eos_supervised:,} of {receipt.documents:,} documents"),
-            ("cut to fit", f"{receipt.truncated:,}; nothing left to learn in {receipt.unsupervised:,}"),
-            ("answers found", masks or "none"),
-            ("asked as taught", "yes" if receipt.template_parity else f"not in {receipt.template_parity_broken:,}"),
-        ]
+        validation = receipt.evaluation
+        text = f"{validation.rows:,}{_left_out(validation.skipped_why)}"
+        lines.append(("validation rows", text, validation.rows))
+    lines += _token_lines(receipt)
     if receipt.lengths is not None:
         found = receipt.lengths
         lines.append((
             "length in tokens",
             f"median {found.median:,}, 90 % {found.p90:,}, 99 % {found.p99:,}, longest {found.longest:,}; "
             f"--max-length {found.suggested_max_length} would hold 99 %",
+            found.longest,
         ))  # fmt: skip
-    lines.append(("said before", f"{receipt.duplicates:,} exactly, {receipt.near_duplicates:,} nearly"))
+    repeated = receipt.duplicates + receipt.near_duplicates
+    lines.append(("duplicate rows", f"{receipt.duplicates:,} exact, {receipt.near_duplicates:,} near", repeated))
     if receipt.overlap is not None:
         both = receipt.overlap
-        lines.append(("asked in training", f"{both.exact:,} exactly, {both.near:,} nearly, of {both.of:,} to measure"))
-    lines.append(("strictest licence", receipt.licence))
+        text = f"{both.exact:,} exact, {both.near:,} near, of {both.of:,} validation rows"
+        lines.append(("prompts trained on", text, both.of))
+    lines.append(("strictest licence", receipt.licence, receipt.kept))
     if receipt.template is not None:
-        lines.append(("template", f"{receipt.template.kind} ({receipt.template.sha256[:12]})"))
+        lines.append(("template", f"{receipt.template.kind} ({receipt.template.sha256[:12]})", receipt.kept))
     return lines
+
+
+def _token_lines(receipt: Receipt) -> list[tuple[str, str, int]]:
+    if receipt.tokens is None or receipt.supervised_tokens is None:
+        return []
+    share = receipt.supervised_tokens / max(1, receipt.tokens)
+    masks = ", ".join(f"{count:,} by {method}" for method, count in receipt.masks.items())
+    cut, emptied = receipt.truncated or 0, receipt.unsupervised or 0
+    differs = receipt.template_parity_broken or 0
+    asked = "the same as in training" if receipt.template_parity else f"differs from training in {differs:,}"
+    tokens = f"{receipt.tokens:,}, {share:.0%} of them in the loss ({receipt.supervised_tokens:,})"
+    ends = f"in {receipt.eos_supervised:,} of {receipt.documents:,} sequences"
+    return [
+        ("tokens", tokens, receipt.tokens),
+        ("end token in the loss", ends, receipt.documents or 0),
+        ("truncated", f"{cut:,}; no loss tokens left in {emptied:,}", cut + emptied),
+        ("answers located", masks or "none", len(receipt.masks)),
+        ("inference prompt", asked, receipt.documents or 0),
+    ]
+
+
+def _left_out(reasons: dict[str, int]) -> str:
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    return f", left out: {why}" if why else ""
 
 
 def _show(shown: Shown) -> None:

@@ -130,17 +130,17 @@ def json_list(path: Path, seen: Seen) -> Iterator[Record]:
 
 
 def _elements(path: Path, text: str, seen: Seen) -> Iterator[Record]:
-    """Element by element, so that each has its line."""
+    """Element by element, so that each has its line and its number: a list may stand on one line."""
     decoder = json.JSONDecoder(object_pairs_hook=once)
     skip = json.decoder.WHITESPACE.match  # pyright: ignore[reportAttributeAccessIssue]
-    place, line, counted, first = skip(text, skip(text, 0).end() + 1).end(), 1, 0, True
+    place, line, counted, number = skip(text, skip(text, 0).end() + 1).end(), 1, 0, 0
     while text[place : place + 1] != "]":
-        if not first:
+        if number:
             if text[place : place + 1] != ",":
                 _cut_off(path, text, place)
             place = skip(text, place + 1).end()
-        line, counted, first = line + text.count("\n", counted, place), place, False
-        where = f"{path}:{line}"
+        line, counted, number = line + text.count("\n", counted, place), place, number + 1
+        where = f"{path}:{line} (element {number})"
         try:
             row, place = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:

@@ -170,7 +170,7 @@ def _listed(path: Path) -> list[Record] | None:
         rows = json.loads(path.read_bytes().removeprefix(MARK))
     except (ValueError, RecursionError):
         return None
-    named = ((f"{path} (row {number})", row) for number, row in enumerate(rows, start=1))
+    named = ((f"{path} (element {number})", row) for number, row in enumerate(rows, start=1))
     return [(where, checked(row, where)) for where, row in named]
 
 

@@ -18,7 +18,7 @@ from rankwise.data.example import Example
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.labels import Labels
 from rankwise.data.licences import find_licence, normalised, strictest
-from rankwise.data.receipt import Tally, fatal_problems, overlap_of, warnings_of
+from rankwise.data.receipt import Tally, advice_on, fatal_problems, overlap_of, warnings_of
 from rankwise.data.source_rows import SourceRows, numbers_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
 from rankwise.run.receipt import EvaluationFacts, HoldOutFacts, OverlapFacts, PartFacts, Receipt, TemplateFacts
@@ -189,6 +189,7 @@ def _receipt(
             *(f"to measure with: {warning}" for warning in warnings_of(apart, None, 0, 0)),
         ),
         fatal=tuple(fatal),
+        advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
     )
 
 

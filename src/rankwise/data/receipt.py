@@ -200,6 +200,14 @@ def fatal_problems(tally: Tally, spec: DataSpec, *, limit: int | None, trained: 
     return found
 
 
+def advice_on(tally: Tally, spec: DataSpec) -> list[str]:
+    """What to do about bad rows among good ones."""
+    bad = len(tally.unread) + (0 if tally.guessed else len(tally.unwritten))
+    if not bad or not tally.kept or spec.on_bad_row == "skip":
+        return []
+    return [f"{bad:,} of {tally.rows:,} rows cannot be used. To leave them out, use --on-bad-row skip."]
+
+
 def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: int) -> list[str]:
     """What a careful person would want to know before paying."""
     checks = [

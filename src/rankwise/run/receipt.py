@@ -160,3 +160,5 @@ class Receipt(Spec):
     warnings: tuple[str, ...]
     fatal: tuple[str, ...]
     """Why this must not be trained on."""
+    advice: tuple[str, ...] = ()
+    """What can be done about it."""

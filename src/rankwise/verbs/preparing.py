@@ -65,7 +65,7 @@ def count_only(spec: DataSpec, announce: Announce) -> Receipt:
 
 def refuse_fatal(receipt: Receipt) -> None:
     if receipt.fatal:
-        raise DataError("\n".join(receipt.fatal))
+        raise DataError("\n".join([*receipt.fatal, *receipt.advice]))
 
 
 def facts_of(prepared: Prepared) -> DataFacts:
