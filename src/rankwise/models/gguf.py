@@ -1,21 +1,24 @@
 """A GGUF file into a folder of safetensors, once. Weights are dequantised to float32, so the noise of their
 quantisation stays and nothing is added; the next load takes a second instead of a quarter of a minute.
 
-The folder is named for the file's SHA-256: another file, or the same one changed, is converted anew.
+The folder is named for the file's SHA-256: another file, or the same one changed, is converted anew. The tensors are
+checked each time, also of files that were converted before there was a check.
 """
 
 from __future__ import annotations
 
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
+from rankwise.models.gguf_tensors import check_tensors
 from rankwise.models.quiet import hush
 from rankwise.run.cache import cache_folder
-from rankwise.run.records import Announce, Said
+from rankwise.run.records import Announce, Said, Warned
 from rankwise.run.writing import need_space, published, sha256_of
 
 MAGIC = b"GGUF"
@@ -26,6 +29,14 @@ def converted(file: Path, announce: Announce) -> Path:
     with file.open("rb") as opened:
         if opened.read(4) != MAGIC:
             raise ModelError(f"{file} is not a GGUF file (it does not begin with GGUF).")
+    hush()
+    with _refused(file):
+        unused = check_tensors(file)
+    if unused:
+        announce(Warned(
+            f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} not read: the positions in long "
+            "texts are those of the architecture, not those that the file asks for"
+        ))  # fmt: skip
     folder = cache_folder() / "models" / f"gguf-{sha256_of(file)[:16]}"
     if not folder.is_dir():
         need_space(folder, 7 * file.stat().st_size)
@@ -35,22 +46,31 @@ def converted(file: Path, announce: Announce) -> Path:
     return folder
 
 
+@contextmanager
+def _refused(file: Path) -> Iterator[None]:
+    """Whatever a damaged file makes the readers raise names the file; each of them has kinds of its own."""
+    try:
+        yield
+    except RankwiseError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"{file} cannot be converted: {first_line(error)}") from None
+
+
 def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hush()
-    try:
-        # In a folder of its own, so that nothing else beside the file is read. The converter's bar has no switch.
-        with TemporaryDirectory() as alone, redirect_stderr(StringIO()):
-            Path(alone, file.name).symlink_to(file.absolute())
-            only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(alone, **only)
-            model: Any = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **only)
-    except (ValueError, KeyError, IndexError, OSError, NotImplementedError) as error:
-        raise ModelError(
-            f"{file} cannot be converted: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+    # In a folder of its own, so that nothing else beside the file is read. The converter's bar has no switch.
+    with _refused(file), TemporaryDirectory() as alone, redirect_stderr(StringIO()):
+        Path(alone, file.name).symlink_to(file.absolute())
+        only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(alone, **only)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, output_loading_info=True, **only)
+    model, report = loaded
+    _check_all_was_read(file, report)
     # Its weights are plain now; what says otherwise would make transformers refuse to save and later to load them.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -58,3 +78,12 @@ def _convert(file: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _check_all_was_read(file: Path, report: Any) -> None:
+    """What was not read is random now. Tied weights are not among what is missing."""
+    missing, other = sorted(report["missing_keys"]), sorted(str(one) for one in report["mismatched_keys"])
+    problems = [f"{len(missing)} of the model's weights are missing: {some(missing, 4)}."] if missing else []
+    problems += [f"{len(other)} have another shape than in the model: {some(other, 4)}."] if other else []
+    if problems:
+        raise ModelError("\n  ".join([f"{file} cannot be converted; download or make the file again:", *problems]))

@@ -36,7 +36,7 @@ NOT_OF_THE_MODEL = "rope_"
 
 def shape_of_gguf(file: Path) -> ModelShape:
     header = read_gguf_header(file)
-    config = _config(header, file)
+    config = config_of_gguf(header, file)
     shape = shape_of_config(config, str(file), str(file))
     held = sum(math.prod(size) for name, size in header.tensors.items() if not name.startswith(NOT_OF_THE_MODEL))
     if held != shape.parameters:
@@ -47,7 +47,8 @@ def shape_of_gguf(file: Path) -> ModelShape:
     return replace(shape, name=file.name)
 
 
-def _config(header: GgufHeader, file: Path) -> dict[str, Any]:
+def config_of_gguf(header: GgufHeader, file: Path) -> dict[str, Any]:
+    """What decides of which weights the model is made."""
     family = header.settings.get("general.architecture")
     if not isinstance(family, str) or family not in FAMILIES:
         told = 'setting "general.architecture" is missing' if family is None else f"architecture {shown(family)}"

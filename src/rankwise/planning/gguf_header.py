@@ -2,7 +2,7 @@
 
     GGUF   u32 version   u64 tensors   u64 settings
     each setting     key, u32 type, value; a text is a u64 length and bytes, an array a u32 type, a u64 count and values
-    each tensor      name, u32 dimensions, u64 of each, u32 type, u64 place
+    each tensor      name, u32 dimensions, u64 of each, u32 type, u64 offset
 
 Every count and length is checked against what a model may have and against the end of the file before it is followed,
 and long texts and arrays (the tokenizer) are passed over. Numbers have the low byte first; versions 2 and 3 are read.
@@ -24,6 +24,8 @@ LONGEST_NAME, LONGEST_KEPT, LONGEST_LIST = 1_024, 256, 4_096
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """By type, as struct writes them."""
 TEXT, ARRAY = 8, 9
+ALIGNMENT, LARGEST_ALIGNMENT = 32, 1 << 20
+"""Bytes; the first where the file does not say."""
 
 Value = int | float | bool | str | list[int | float]
 
@@ -33,6 +35,14 @@ class GgufHeader:
     settings: dict[str, Value] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """By name; the first dimension is the one that runs fastest, so of a weight (O, I) it is I."""
+    types: dict[str, int] = field(default_factory=dict)
+    """In which format each tensor's numbers are stored."""
+    offsets: dict[str, int] = field(default_factory=dict)
+    """Bytes from where the tensors begin to each."""
+    begin: int = 0
+    """Of the tensors: the first byte after the header that `general.alignment` divides."""
+    size: int = 0
+    """Of the file, in bytes."""
 
 
 class _Damaged(Exception):
@@ -67,12 +77,21 @@ class _Reader:
         header = GgufHeader()
         for _ in range(settings):
             key = self._name("a setting")
+            if key in header.settings:
+                raise _Damaged(f"setting {shown(key)} is there twice")
             value = self._value(key, self._number("I"))
             if value is not None:
                 header.settings[key] = value
         for _ in range(tensors):
             name = self._name("a tensor")
+            if name in header.tensors:
+                raise _Damaged(f"tensor {shown(name)} is there twice")
             header.tensors[name] = self._dimensions(name)
+            header.types[name], header.offsets[name] = self._number("I"), self._number("Q")
+        alignment = header.settings.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or not 0 < alignment <= LARGEST_ALIGNMENT or alignment & (alignment - 1):
+            raise _Damaged(f'setting "general.alignment" is {shown(alignment)}; a power of two is needed')
+        header.begin, header.size = -(-self._place // alignment) * alignment, self._size
         return header
 
     def _take(self, size: int) -> int:
@@ -144,7 +163,6 @@ class _Reader:
         if not 1 <= count <= 4:
             raise _Damaged(f"tensor {shown(name)} has {count:,} dimensions")
         sizes = tuple(self._number("Q") for _ in range(count))
-        self._take(4 + 8)
         if not all(0 < size <= 10**9 for size in sizes):
             raise _Damaged(f"tensor {shown(name)} claims the size {sizes}")
         return sizes
