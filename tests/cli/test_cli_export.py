@@ -102,6 +102,14 @@ def test_what_peft_reads_is_what_the_run_holds_to_the_byte(home):
         assert (home / "out" / name).read_bytes() == (home / "runs" / "given" / "adapter" / name).read_bytes()
 
 
+def test_an_exported_adapter_names_the_base_that_it_is_given(home):
+    words = ("export", "fixed", "--to", "out", "--base-model", "organisation/model")
+    assert rankwise(*words).exit_code == 0
+    config = json.loads((home / "out" / "adapter_config.json").read_text())
+    own = json.loads((home / "runs" / "fixed" / "adapter" / "adapter_config.json").read_text())
+    assert config == own | {"base_model_name_or_path": "organisation/model"}
+
+
 def test_no_base_model_is_needed(home):
     file = home / "runs" / "given" / "spec.json"
     asked = json.loads(file.read_text())

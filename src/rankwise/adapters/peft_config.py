@@ -25,7 +25,7 @@ WrittenAlpha = Annotated[Number, Field(gt=0, le=1e8)]
 """Scale times rank: more than an alpha that is asked for, where it was divided by less than the rank."""
 HARMLESS = {
     "auto_mapping", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
-    "layers_pattern", "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size", "revision",
+    "layers_pattern", "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size",
     "task_type",
 }  # fmt: skip
 HARMLESS_TO_ADALORA = HARMLESS | {
@@ -41,6 +41,8 @@ class _Declared(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     base_model_name_or_path: str | None = None
+    revision: str | None = None
+    """Of the base model."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str | None = None
     lora_bias: Literal[False] = False

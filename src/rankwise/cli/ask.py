@@ -12,6 +12,7 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import (
     Base,
+    BaseModel,
     Both,
     ForceBase,
     ForceResult,
@@ -43,6 +44,7 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     trust_code: TrustCode = None,
@@ -59,7 +61,7 @@ def generate(
         with Display(quiet) as display:
             generated = generate_verb(
                 run, asked, spec, system=system, context=context, base=base, both=both, announce=display,
-                force_base=force_base, force_result=force_result, trust_code=trust_code,
+                force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model,
                 heard=_aloud if streamed else None,
             )  # fmt: skip
         if as_json:
@@ -80,6 +82,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     trust_code: TrustCode = None,
@@ -94,8 +97,9 @@ def chat(
 
         with Display(quiet) as display:
             asked = open_for_asking(
-                run, display, force_base=force_base, force_result=force_result, trust_code=trust_code
-            )
+                run, display, force_base=force_base, force_result=force_result, trust_code=trust_code,
+                base_model=base_model,
+            )  # fmt: skip
         talk = Chat.begin(asked, spec, base=base, both=both, system=system)
         interrupted = _converse(talk, aloud=not as_json)
         if as_json:

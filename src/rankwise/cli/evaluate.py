@@ -10,7 +10,7 @@ import typer
 from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ForceBase, ForceResult, Json, Quiet, TrustCode
+from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, TrustCode
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", show_default=False,
-                                          help="A run (its name or folder), or a model as --model takes it.")],
+        help="A run (its name or folder), a PEFT adapter's folder, or a model as --model takes it.")],
     task: Annotated[str | None, typer.Option(show_default=False,
         help="A built-in task, a YAML file, or a file of rows.  [default: the rows that the run held out]")] = None,
     data: Annotated[str | None, typer.Option(show_default=False, help="Where the task's rows are.")] = None,
@@ -37,6 +37,7 @@ def evaluate(
         help="float32, bfloat16, or auto: float32 on a processor, where answers do not depend on the batch.")] = "auto",
     out: Annotated[Path | None, typer.Option(show_default=False,
         help="Where to write the result.  [default: the run's folder]")] = None,
+    base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     trust_code: TrustCode = None,
@@ -53,6 +54,7 @@ def evaluate(
                 target, task, data=data, rows=rows, against=against, base=base,
                 with_retention=retention, text=text, together=batch_size, dtype=dtype,
                 out=out, announce=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
+                base_model=base_model,
             )  # fmt: skip
         if as_json:
             print_json(found.summary())

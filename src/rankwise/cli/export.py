@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ForceBase, ForceResult, Json, Quiet, RunName
+from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     quiet: Quiet = False,
@@ -50,7 +51,7 @@ def export(
 
         exported = export_verb(
             run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
-            announce=display,
+            base_model=base_model, announce=display,
         )  # fmt: skip
         if as_json:
             print_json(exported.summary())

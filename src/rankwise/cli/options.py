@@ -12,7 +12,10 @@ from rankwise.spec.reading import Setting
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
-RunName = Annotated[str, typer.Argument(help="A finished run: its name, or its folder.", show_default=False)]
+RunName = Annotated[
+    str,
+    typer.Argument(help="A finished run (its name or folder), or the folder of a PEFT adapter.", show_default=False),
+]
 Base = Annotated[bool, typer.Option("--base", help="Ask the untouched base model.")]
 Both = Annotated[bool, typer.Option("--both", help="Ask the run's model and the base.")]
 System = Annotated[
@@ -31,6 +34,12 @@ ForceBase = Annotated[
 ForceResult = Annotated[
     bool,
     typer.Option("--force-result", help="Use the run's result even if its files are not those that training wrote."),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model", help="Base model, in place of the one that the run or the adapter names.", show_default=False
+    ),
 ]
 TrustCode = Annotated[
     str | None,

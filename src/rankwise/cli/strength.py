@@ -8,7 +8,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ForceBase, ForceResult, Json, Quiet, RunName, TrustCode
+from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def strength(
         typer.Option(help="Rows of its task, never trained on.  [default: those the run held out]", show_default=False),
     ] = None,
     blocks: Annotated[int, typer.Option(help="Of 512 tokens, read of the text.")] = 16,
+    base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     trust_code: TrustCode = None,
@@ -44,7 +45,7 @@ def strength(
         with Display(quiet) as display:
             found = strength_verb(
                 run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
-                trust_code=trust_code, announce=display,
+                trust_code=trust_code, base_model=base_model, announce=display,
             )  # fmt: skip
         if as_json:
             print_json(found.summary())
@@ -68,9 +69,11 @@ def _table(curve: StrengthCurve) -> list[str]:
 
 def _cautions(found: Strengths) -> list[str]:
     from rankwise.run.cautions import cautions_of_strength
-    from rankwise.run.directory import open_run
+    from rankwise.run.directory import find_run
 
-    run = open_run(found.run)
+    run = find_run(found.run)
+    if run is None:  # an adapter's folder, of which less is known
+        return []
     return cautions_of_strength(found.curve, run.experiment(), run.manifest().results)
 
 
@@ -85,7 +88,7 @@ def _told(found: Strengths) -> list[str]:
         f"kept: {visible(curve.text)}; KL (base || tuned) and change in nats per token, intervals of 95 %",
         f"recommended: {curve.recommended:g}, "
         + (visible(curve.why) if curve.why else "the smallest of these that keeps 95 % of the largest gain up to 1"),
-        f"written to {visible(found.run)}/strength.json"
-        + (f"; next: rankwise export {visible(found.run)} --to FOLDER --strength {curve.recommended:g}"
+        (f"written to {visible(found.run)}/strength.json; " if found.kept else "")
+        + (f"next: rankwise export {visible(found.run)} --to FOLDER --strength {curve.recommended:g}"
            if curve.recommended else ""),
     ]  # fmt: skip

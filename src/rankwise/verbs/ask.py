@@ -1,25 +1,26 @@
-"""Ask a finished run's model, or the base that it began with: what `generate` and `chat` share."""
+"""Ask a finished run, or an adapter's folder, or the base that it began with: what `generate` and `chat` share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rankwise.adapters.tuned import Tuned
 from rankwise.data.example import BREAK, Message
-from rankwise.errors import DataError
+from rankwise.errors import DataError, ModelError
+from rankwise.models.beside import other_tokens, templates_in
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.decoding import Answer, Heard
 from rankwise.models.generation import answer
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load_unchecked
-from rankwise.run.directory import RunDirectory, open_run
-from rankwise.run.integrity import check_result
-from rankwise.run.records import Announce, silent
+from rankwise.run.records import Announce, Warned, silent
 from rankwise.spec.generation import GenerationSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.verbs.methods import model_of, tuned_of
+from rankwise.verbs.opening import Opened, open_tuned
 
 SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 
@@ -58,23 +59,39 @@ class Asked:
 
 
 def open_for_asking(
-    run_name: str, announce: Announce = silent, *, force_base: bool = False, force_result: bool = False,
-    trust_code: str | None = None, held: ModelSpec | None = None,
+    run: str | Opened, announce: Announce = silent, *, force_base: bool = False, force_result: bool = False,
+    trust_code: str | None = None, base_model: str | None = None, held: ModelSpec | None = None,
 ) -> Asked:  # fmt: skip
-    """Load what a run needs to answer. The base is the one that the run began with, or is refused, and so is a result
-    that is not what training wrote. `held` says in which number format and where the model is held."""
-    run = open_run(run_name)
-    check_result(run, announce, force=force_result)
-    return open_checked(run, announce, force_base=force_base, trust_code=trust_code, held=held)
-
-
-def open_checked(
-    run: RunDirectory, announce: Announce, *, force_base: bool, trust_code: str | None, held: ModelSpec | None
-) -> Asked:
-    """The same for a run whose result was checked."""
-    model = load_unchecked(held or model_of(run, trust_code), announce)
-    tuned = tuned_of(run, model, announce, trust_code, force_base=force_base)
-    receipt = run.receipt()
-    if receipt.template is not None:
+    """Load what a run, or an adapter's folder, needs to answer. The base is the one that it was trained on, or is
+    refused, and so is a run's result that is not what training wrote; `base_model` names another place for the base.
+    `held` says in which number format and where the model is held."""
+    opened = run
+    if not isinstance(opened, Opened):
+        opened = open_tuned(opened, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    model = _loaded(opened, held or model_of(opened), announce)
+    tuned = tuned_of(opened, model, announce, force_base=force_base)
+    receipt = opened.receipt
+    if receipt is not None and receipt.template is not None:
         model = replace(model, template=ChatTemplate.of_receipt(model.tokenizer, receipt.template))
-    return Asked(model, tuned, receipt.system)
+    elif opened.run is None:
+        model = _with_what_lies_beside(opened.folder, model, announce)
+    return Asked(model, tuned, None if receipt is None else receipt.system)
+
+
+def _loaded(opened: Opened, spec: ModelSpec, announce: Announce) -> LoadedModel:
+    try:
+        return load_unchecked(spec, announce)
+    except ModelError as error:
+        if type(error) is not ModelError or not opened.is_adapter:
+            raise
+        raise ModelError(f"{error} {opened.called} names this base model; --base-model names another place.") from None
+
+
+def _with_what_lies_beside(folder: Path, model: LoadedModel, announce: Announce) -> LoadedModel:
+    """Somebody else's adapter was trained with the template in its folder, if there is one."""
+    if (other := other_tokens(folder, model.tokenizer, model.source.folder)) is not None:
+        announce(Warned(f"{folder} has another tokenizer than its base model: {other}. The base model's is used"))
+    sources = templates_in(folder)
+    if not sources:
+        return model
+    return replace(model, template=ChatTemplate(model.tokenizer, sources, "model"))

@@ -23,22 +23,22 @@ def base_of(run: RunDirectory, trust_code: str | None) -> ModelSpec:
     return spec.model_copy(update={"name": _base_name(run, spec.name), "device": "auto", "trust_code": trust_code})
 
 
-def check_base(found: LoadedModel, trained_on: BaseModelFacts, run_name: str, use: str, *, force: bool) -> None:
-    """`use` is what the base is wanted for."""
+def check_base(found: LoadedModel, trained_on: BaseModelFacts, called: str, use: str, *, force: bool) -> None:
+    """`called` is what was trained, in a sentence, and `use` what the base is wanted for."""
     if found.facts.fingerprint != trained_on.fingerprint and not force:
         raise RunError(
-            f'run "{run_name}" was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); '
+            f"{called} was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); "
             f"the one found now, from {found.facts.source}, has other weights ({found.facts.fingerprint}). "
             f"Use --force-base to {use} all the same."
         )
 
 
 def base_weights(
-    spec: ModelSpec, trained_on: BaseModelFacts, run_name: str, announce: Announce, *, force: bool = False
+    spec: ModelSpec, trained_on: BaseModelFacts, called: str, announce: Announce, *, force: bool = False
 ) -> Mapping[str, Tensor]:
     """By their names in the model, on the processor; a weight that two layers share is there once."""
     found = load(spec.model_copy(update={"device": "cpu"}), announce)
-    check_base(found, trained_on, run_name, "ask it", force=force)
+    check_base(found, trained_on, called, "ask it", force=force)
     return {name: weight.detach() for name, weight in found.module.named_parameters()}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ from rankwise.run.writing import check_place
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import HELD_OUT, TaskSpec, is_running_text, refuse_taken, task_named, task_of_rows
 from rankwise.verbs.ask import open_for_asking
-from rankwise.verbs.base import base_of
 from rankwise.verbs.held import held_to_measure
 from rankwise.verbs.measured_rows import refuse_training_files, rows_to_measure
 from rankwise.verbs.methods import model_of
+from rankwise.verbs.opening import Opened, find_opened, is_adapter_folder
 from rankwise.verbs.page import write_page
 
 
@@ -68,6 +68,8 @@ class Subject:
     """The fingerprint of the base of these sides."""
     system: str | None = None
     """The system message that the run's rows were trained with."""
+    opened: Opened | None = None
+    """The run, or the adapter's folder."""
 
 
 def evaluate(
@@ -75,10 +77,12 @@ def evaluate(
     against: str | None = None, base: bool = True, with_retention: bool = True, text: str | None = None,
     together: int | None = None, dtype: str = "auto", out: Path | None = None, announce: Announce = silent,
     force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
+    base_model: str | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Evaluate a run (by name or folder) or a model. Without a task it is the loss on what the run held out. What is
-    kept of the base is measured on `text` (evaluation/text.py), where there is something to hold it against."""
-    compared = bool(against) if find_run(target) is None else base
+    """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
+    the run held out. What is kept of the base is measured on `text` (evaluation/text.py), where there is something to
+    hold it against."""
+    compared = base if find_run(target) is not None or is_adapter_folder(target) else bool(against)
     if text is not None and not (with_retention and compared):
         raise SpecError(
             ["--text is what two models are compared on, and here is nothing to compare: leave it out, or evaluate a "
@@ -87,7 +91,7 @@ def evaluate(
     if together is not None and together < 1:
         raise SpecError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
     subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
-                           force_result=force_result, trust_code=trust_code)  # fmt: skip
+                           force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
     asked = asked_of(subject, task, data, rows, together, announce)
     _place(subject, asked, out)
     kept = _retention(subject, text, announce) if with_retention else None
@@ -153,9 +157,13 @@ def _instead_of(
 def open_subject(
     target: str, against: str | None = None, *, base: bool = True, dtype: str = "auto", announce: Announce = silent,
     force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
+    base_model: str | None = None,
 ) -> Subject:  # fmt: skip
-    run = find_run(target)
-    if run is None:
+    opened = find_opened(target, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    if opened is None:
+        if base_model is not None:
+            raise SpecError([f'--base-model {base_model}: "{target}" is no run and no adapter\'s folder, so it has no '
+                             "base model. Use --against to compare two models."])  # fmt: skip
         model = load(held_to_measure(ModelSpec(name=target, trust_code=trust_code), dtype), announce)
         return (
             _beside(model, target, ModelSpec(name=against, trust_code=trust_code), dtype, announce)
@@ -163,24 +171,22 @@ def open_subject(
             else Subject(target, model, None)
         )
     if against is not None:
-        raise SpecError([f'"{target}" is a run, and a run is held against its own base; leave out --against.'])
-    held = held_to_measure(model_of(run, trust_code), dtype)
-    asked = open_for_asking(
-        target, announce, force_base=force_base, force_result=force_result, trust_code=trust_code, held=held
-    )
+        raise SpecError(
+            [f'"{target}" is a run or an adapter, which is held against its own base; leave out --against.']
+        )
+    asked = open_for_asking(opened, announce, force_base=force_base, held=held_to_measure(model_of(opened), dtype))
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:
         with asked.side(base=True):
             yield asked.model
 
-    name, trained_on = run.folder.name, run.manifest().base_model
+    trained_on = opened.trained_on or asked.model.facts
+    own = Subject(opened.name, asked.model, opened.run, system=asked.system, opened=opened)
     if not base:
-        return Subject(name, asked.model, run, system=asked.system)
-    return Subject(
-        name, asked.model, run, trained_on.name, without, with_and_without(asked.tuned),
-        _forced(run, asked.model, trust_code) if force_base else trained_on.fingerprint, asked.system,
-    )  # fmt: skip
+        return own
+    origin = _forced(opened, asked.model) if force_base else trained_on.fingerprint
+    return replace(own, against=trained_on.name, base=without, sides=with_and_without(asked.tuned), origin=origin)
 
 
 def _beside(model: LoadedModel, target: str, against: ModelSpec, dtype: str, announce: Announce) -> Subject:
@@ -189,19 +195,19 @@ def _beside(model: LoadedModel, target: str, against: ModelSpec, dtype: str, ann
     return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
 
 
-def _forced(run: RunDirectory, model: LoadedModel, trust_code: str | None) -> str:
+def _forced(opened: Opened, model: LoadedModel) -> str:
     """A base that was forced upon the run need not be the one that it was trained on."""
-    if run.result == run.adapter:
+    if opened.is_adapter:
         return model.facts.fingerprint
-    return fingerprint(find(base_of(run, trust_code), silent).folder)
+    return fingerprint(find(opened.base, silent).folder)
 
 
 def _retention(subject: Subject, text: str | None, announce: Announce) -> Retention | None:
     if subject.sides is None:
         return None
     read = text_for(subject.model, text)
-    if subject.run is not None:
-        refuse_trained_on(read, subject.run.receipt())
+    if subject.opened is not None and subject.opened.receipt is not None:
+        refuse_trained_on(read, subject.opened.receipt)
     held = {"base": subject.origin, "dtype": subject.model.facts.dtype, "made": now()}
     return retention(subject.sides, read, announce).model_copy(update=held)
 
@@ -224,16 +230,16 @@ def asked_of(
 def _items(
     subject: Subject, task: str | TaskSpec | None, data: str | None, rows: int | None, announce: Announce
 ) -> tuple[TaskSpec, Items]:
-    run = subject.run
-    if task is None and (run is None or (data is not None and is_running_text(data))):
+    opened = subject.opened
+    if task is None and (opened is None or (data is not None and is_running_text(data))):
         if data is None:
             raise SpecError(["which task? Give --task NAME, a YAML file, or a file of rows."])
         task, data = data, None
     if task is not None:
         spec = refuse_taken(task, "TaskSpec") if isinstance(task, TaskSpec) else task_named(task, data, rows)
         return _of_task(spec, subject)
-    assert run is not None
-    found = rows_to_measure(run, subject.model, data, announce)
+    assert opened is not None
+    found = rows_to_measure(opened, subject.model, data, announce)
     about = TaskSpec(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
     spec = about.model_copy(update={"rows": rows})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]

@@ -18,13 +18,12 @@ from typing import Any, get_args
 
 from rankwise.adapters.stored import StoredAdapter, check_alike, read_stored
 from rankwise.errors import RunError, SpecError, did_you_mean
-from rankwise.run.directory import open_run
-from rankwise.run.integrity import check_result
 from rankwise.run.records import Announce, silent
 from rankwise.run.writing import need_space, told_when_full
 from rankwise.spec.adapters import ExportFormat, check_strength
 from rankwise.verbs.engines import wanted_for, way_to
 from rankwise.verbs.merging import DTYPES, Merged, beside, export_merged
+from rankwise.verbs.opening import open_tuned
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
 
@@ -51,30 +50,37 @@ class Exported:
 
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
-    force_base: bool = False, force_result: bool = False, announce: Announce = silent,
+    force_base: bool = False, force_result: bool = False, base_model: str | None = None,
+    announce: Announce = silent,
 ) -> Exported:  # fmt: skip
-    """Write what a run trained as the folder `to`, which must not be there yet, with its change times `strength`.
-    `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it is that of the base
-    model's files, or of a full run's own."""
+    """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
+    change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
+    is that of the base model's files, or of a full run's own. An exported adapter names `base_model` as its base."""
     folder = Path(to)
     _check(format, dtype, strength, force_base=force_base)
-    run = open_run(run_name)
     _check_free(folder)
-    check_result(run, announce, force=force_result)
+    opened = open_tuned(run_name, announce, force_result=force_result, base_model=base_model)
     if format == "merged":
-        merged = export_merged(run, folder, announce, dtype, strength, force_base=force_base)
-        return Exported(str(run.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
-    if run.result != run.adapter:
-        raise RunError(f"{run.folder} has no adapter: its whole model was trained. Use --format merged.")
-    files = beside(run, strength)
-    held = read_stored(run.adapter)
+        merged = export_merged(opened, folder, announce, dtype, strength, force_base=force_base)
+        return Exported(str(opened.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
+    if not opened.is_adapter:
+        raise RunError(f"{opened.folder} has no adapter: its whole model was trained. Use --format merged.")
+    files = beside(opened, strength)
+    held = _naming(read_stored(opened.result), base_model)
     turned = held.turned(strength)
     written = turned.portable() if format == "portable" else turned
     check_alike(written, _wanted(held, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
         written.write(folder, files)
-    return Exported(str(run.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
+    return Exported(str(opened.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
+
+
+def _naming(held: StoredAdapter, base_model: str | None) -> StoredAdapter:
+    """With another name for the base: a hub's id, or where it lies on the machine that will load it."""
+    if base_model is None:
+        return held
+    return replace(held, settings=held.settings | {"base_model_name_or_path": base_model, "revision": None})
 
 
 def _wanted(held: StoredAdapter, strength: float) -> StoredAdapter:

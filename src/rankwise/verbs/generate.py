@@ -46,16 +46,24 @@ def generate(
     force_base: bool = False,
     force_result: bool = False,
     trust_code: str | None = None,
+    base_model: str | None = None,
 ) -> Generated:
-    """Ask a run by its name, or one opened for asking already. `system` replaces the one the run was trained with;
-    `context` is what the question is about, as Alpaca's rows have an input and Dolly's a context.
+    """Ask a run by its name, an adapter by its folder, or one opened for asking already. `system` replaces the one the
+    run was trained with; `context` is what the question is about, as Alpaca's rows have an input and Dolly's a context.
     """
     if not prompt.strip():
         raise DataError("the prompt is empty.")
     if base and both:
         raise SpecError(["--base asks the base alone and --both asks it too; give one of them."])
     asked = (
-        open_for_asking(str(run), announce, force_base=force_base, force_result=force_result, trust_code=trust_code)
+        open_for_asking(
+            str(run),
+            announce,
+            force_base=force_base,
+            force_result=force_result,
+            trust_code=trust_code,
+            base_model=base_model,
+        )
         if isinstance(run, str | Path)
         else run
     )

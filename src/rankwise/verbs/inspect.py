@@ -7,18 +7,18 @@ was trained has no ranks.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.adapters.peft_factors import CONFIG, WEIGHTS
+from rankwise.adapters.peft_factors import WEIGHTS
 from rankwise.adapters.stored import read_ranks_stored
 from rankwise.models.saving import numbers_in
-from rankwise.run.directory import RunDirectory, open_run
+from rankwise.run.directory import RunDirectory, find_run, open_run
 from rankwise.run.integrity import Integrity, check_folder, check_result
 from rankwise.run.journal import read_ranks
 from rankwise.run.records import Announce, RankRecord, silent
+from rankwise.verbs.opening import is_adapter_folder
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Inspected:
 
 def inspect(name: str, *, force_result: bool = False, announce: Announce = silent) -> Inspected:
     """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
-    if os.path.isfile(Path(name) / CONFIG):  # noqa: PTH113  is_file raises where a name is too long
+    if find_run(name) is None and is_adapter_folder(name):
         return replace(_inspected(name, Path(name), []), integrity=check_folder(Path(name), announce))
     run: RunDirectory = open_run(name)
     integrity = check_result(run, announce, force=force_result)

@@ -18,6 +18,7 @@ from rankwise.run.directory import RunDirectory
 from rankwise.run.receipt import PartFacts
 from rankwise.run.records import Announce
 from rankwise.spec.data import DataSpec
+from rankwise.verbs.opening import Opened
 from rankwise.verbs.preparing import Writing, prepare, refuse_fatal
 
 OF_TRAINING = (
@@ -51,9 +52,11 @@ def spread(rows: Sequence[_Row], most: int) -> Sequence[_Row]:
     return [rows[number * len(rows) // most] for number in range(most)] if len(rows) > most else rows
 
 
-def rows_to_measure(run: RunDirectory, model: LoadedModel, data: str | None, announce: Announce) -> Measurable:
+def rows_to_measure(opened: Opened, model: LoadedModel, data: str | None, announce: Announce) -> Measurable:
     """`data` is a file, folder or hub data set; without it the run's own rows. `model` has the run's template."""
-    writing = Writing(model.tokenizer, model.template, model.source.name, model.context_length)
+    writing, run = Writing(model.tokenizer, model.template, model.source.name, model.context_length), opened.run
+    if run is None:
+        return _of_folder(opened, data, writing, announce)
     spec = run.experiment().data
     if data is None:
         return _own(run, spec, writing, announce)
@@ -61,6 +64,19 @@ def rows_to_measure(run: RunDirectory, model: LoadedModel, data: str | None, ann
         refuse_training_files(run, {file.sha256: file.name for file in _parted(run)[1]})
         return _own(run, spec, writing, announce)
     return _others(run, spec, data, writing, announce)
+
+
+def _of_folder(opened: Opened, data: str | None, writing: Writing, announce: Announce) -> Measurable:
+    """An adapter's folder holds no rows. Those that it was trained on are known where rankwise wrote it, unless rows of
+    an evaluation source are listed among them."""
+    if data is None:
+        raise DataError(f"{opened.folder} holds no rows to measure with. Give some it was not trained on: --data FILE.")
+    prepared, receipt = prepare(DataSpec(path=data), writing, announce), opened.receipt
+    refuse_fatal(prepared.receipt)
+    if receipt is not None and receipt.evaluation is None:
+        _refuse_trained({file.sha256: file.name for file in receipt.files},
+                        {file.sha256: file.name for file in prepared.receipt.files})  # fmt: skip
+    return Measurable(prepared.trained_rows, data)
 
 
 def _others(run: RunDirectory, spec: DataSpec, data: str, writing: Writing, announce: Announce) -> Measurable:
@@ -76,7 +92,10 @@ def _others(run: RunDirectory, spec: DataSpec, data: str, writing: Writing, anno
 
 def refuse_training_files(run: RunDirectory, files: Mapping[str, str]) -> None:
     """`files` are names by SHA-256. What a model has learned by heart says nothing of what it can do."""
-    trained = _trained(run)
+    _refuse_trained(_trained(run), files)
+
+
+def _refuse_trained(trained: Mapping[str, str], files: Mapping[str, str]) -> None:
     for identity, name in files.items():
         if identity in trained:
             raise DataError(f"{name}: is among the data of the run ({trained[identity]}). Give other rows.")

@@ -23,13 +23,13 @@ from rankwise.errors import AdapterError, RunError
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.saving import save, stored_as
-from rankwise.run.directory import RunDirectory
 from rankwise.run.evaluations import STRENGTH
 from rankwise.run.receipt import RECEIPT
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import need_space, published, write_json
-from rankwise.verbs.ask import Asked, open_checked
+from rankwise.verbs.ask import Asked, open_for_asking
 from rankwise.verbs.methods import model_of
+from rankwise.verbs.opening import BASE_FACTS, Opened
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
@@ -48,24 +48,24 @@ class Merged:
 
 
 def export_merged(
-    run: RunDirectory, folder: Path, announce: Announce, dtype: str | None, strength: float = 1.0, *, force_base: bool
+    opened: Opened, folder: Path, announce: Announce, dtype: str | None, strength: float = 1.0, *, force_base: bool
 ) -> Merged:
-    """Of a run whose result was checked."""
-    if run.experiment().model.trust_code is not None:
-        raise RunError(f"{run.folder} was trained on a model that brings code of its own, which a folder cannot be "
+    """Of what was opened, and so checked."""
+    if opened.run is not None and opened.run.experiment().model.trust_code is not None:
+        raise RunError(f"{opened.folder} was trained on a model that brings code of its own, which a folder cannot be "
                        "trusted with. Export the adapter as peft or portable.")  # fmt: skip
-    trained = model_of(run, None)
+    trained = model_of(opened)
     stored, numbers = stored_as(trained, announce)
     wanted = stored if dtype is None else DTYPES[dtype]
     need_space(folder.absolute(), numbers * wanted.itemsize)
     held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
-    asked = open_checked(run, announce, force_base=force_base, trust_code=None, held=spec)
+    asked = open_for_asking(opened, announce, force_base=force_base, held=spec)
     live, change = _settled(asked, strength)
     with published(folder) as temporary:
         announce(Said("Writing the merged model"))
         save(asked.model, temporary, wanted)
-        for file, value in beside(run, strength).items():
+        for file, value in beside(opened, strength).items():
             write_json(temporary / file, value)
         weights = _hashes(asked.model)
         del asked  # the merged one is loaded in its place
@@ -94,10 +94,12 @@ def _settled(asked: Asked, strength: float) -> tuple[Tensor, float | None]:
     return _logits(asked.model), None
 
 
-def beside(run: RunDirectory, strength: float) -> dict[str, Any]:
+def beside(opened: Opened, strength: float) -> dict[str, Any]:
     """What lies in an exported folder as JSON beside the tensors, by file name."""
-    receipt = {RECEIPT: run.receipt().model_dump(mode="json")}
-    return receipt if strength == 1 else receipt | {STRENGTH: {"run": run.folder.name, "strength": strength}}
+    receipt = {} if opened.receipt is None else {RECEIPT: opened.receipt.model_dump(mode="json")}
+    facts = {} if opened.trained_on is None else {BASE_FACTS: opened.trained_on.model_dump(mode="json")}
+    files = receipt | facts
+    return files if strength == 1 else receipt | {STRENGTH: {"run": opened.name, "strength": strength}}
 
 
 def _logits(model: LoadedModel) -> Tensor:

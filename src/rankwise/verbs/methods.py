@@ -22,12 +22,13 @@ from rankwise.models.saving import save
 from rankwise.models.sources import find
 from rankwise.run.directory import RunDirectory
 from rankwise.run.receipt import RECEIPT
-from rankwise.run.records import Announce, silent
+from rankwise.run.records import Announce, Warned, silent
 from rankwise.run.writing import published, write_json
 from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.models import ModelSpec
-from rankwise.verbs.base import base_of, base_weights, check_base
+from rankwise.verbs.base import base_weights, check_base
+from rankwise.verbs.opening import BASE_FACTS, Opened
 
 
 def lent(model: LoadedModel, experiment: Experiment) -> LoadedModel:
@@ -37,7 +38,7 @@ def lent(model: LoadedModel, experiment: Experiment) -> LoadedModel:
 
 def whole(model: LoadedModel, run_name: str, announce: Announce) -> WholeModel:
     """About to learn."""
-    return WholeModel(model.module, partial(base_weights, model.spec, model.facts, run_name, announce))
+    return WholeModel(model.module, partial(base_weights, model.spec, model.facts, f'run "{run_name}"', announce))
 
 
 def allocator_of(tuned: Tuned, spec: LoraSpec | AdaLoraSpec | FullSpec, steps: int) -> Allocator:
@@ -52,7 +53,8 @@ def allocator_of(tuned: Tuned, spec: LoraSpec | AdaLoraSpec | FullSpec, steps: i
 def write(tuned: Tuned, model: LoadedModel, run: RunDirectory, revision: str | None, receipt: dict[str, Any]) -> None:
     """What was learned, as `run.result`, whole or not at all."""
     if isinstance(tuned, AdapterSet):
-        write_peft(tuned, run.result, base_model=model.source.name, revision=revision, beside={RECEIPT: receipt})
+        beside = {RECEIPT: receipt, BASE_FACTS: model.facts.model_dump(mode="json")}
+        write_peft(tuned, run.result, base_model=model.source.name, revision=revision, beside=beside)
         return
     with published(run.result) as temporary:
         save(model, temporary, torch.float32)
@@ -67,20 +69,24 @@ def named(tuned: Tuned, model: LoadedModel, run: RunDirectory) -> LoadedModel:
     return replace(model, spec=spec, source=find(spec, silent))
 
 
-def model_of(run: RunDirectory, trust_code: str | None) -> ModelSpec:
-    """What is loaded to ask a run: its base, for the adapter to be laid over, or the model that it made."""
-    if run.result == run.adapter:
-        return base_of(run, trust_code)
-    return ModelSpec(name=str(run.result), dtype="float32")
+def model_of(opened: Opened) -> ModelSpec:
+    """What is loaded to ask it: its base, for the adapter to be laid over, or the whole model that was trained."""
+    return opened.base if opened.is_adapter else ModelSpec(name=str(opened.result), dtype="float32")
 
 
-def tuned_of(
-    run: RunDirectory, model: LoadedModel, announce: Announce, trust_code: str | None, *, force_base: bool
-) -> Tuned:
-    """Of a finished run, with the model that `model_of` names. A base that nobody asks is not looked for."""
-    name, trained_on = run.folder.name, run.manifest().base_model
-    if run.result == run.adapter:
-        check_base(model, trained_on, name, "lay the adapter over it", force=force_base)
-        return lay_peft(model.module, run.result)
-    base = base_of(run, trust_code)
-    return WholeModel(model.module, partial(base_weights, base, trained_on, name, announce, force=force_base))
+def tuned_of(opened: Opened, model: LoadedModel, announce: Announce, *, force_base: bool) -> Tuned:
+    """With the model that `model_of` names. The base of a whole model is not looked for until somebody asks it."""
+    base, trained_on = opened.base_named, opened.trained_on
+    if not opened.is_adapter:
+        assert base is not None and trained_on is not None, "a run records its base"
+        return WholeModel(
+            model.module, partial(base_weights, base, trained_on, opened.called, announce, force=force_base)
+        )
+    if trained_on is not None:
+        check_base(model, trained_on, opened.called, "lay the adapter over it", force=force_base)
+    else:
+        announce(Warned(
+            f"{opened.folder} does not record the weights that it was trained on, so {model.source.name} from "
+            f"{model.source.where} could not be checked against them"
+        ))  # fmt: skip
+    return lay_peft(model.module, opened.result)

@@ -12,7 +12,6 @@ from rankwise.evaluation.sides import with_and_without
 from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
 from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.models.loaded import LoadedModel
-from rankwise.run.directory import open_run
 from rankwise.run.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.run.records import Announce, Event, Progressed, Said, silent
 from rankwise.run.writing import check_place
@@ -21,6 +20,7 @@ from rankwise.verbs.ask import open_for_asking
 from rankwise.verbs.held import held_to_measure
 from rankwise.verbs.measured_rows import Measurable, rows_to_measure
 from rankwise.verbs.methods import model_of
+from rankwise.verbs.opening import open_tuned
 from rankwise.verbs.page import write_page
 
 BLOCKS, MOST = 16, 100
@@ -31,6 +31,8 @@ BLOCKS, MOST = 16, 100
 class Strengths:
     run: str
     curve: StrengthCurve
+    kept: bool = True
+    """Whether it is stored: a run's is, and an adapter's folder stays as it is."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise strength --json` prints."""
@@ -40,21 +42,21 @@ class Strengths:
 def strength(
     run_name: str, *, text: str | None = None, data: str | None = None, blocks: int = BLOCKS,
     strengths: Sequence[float] = STRENGTHS, force_base: bool = False, force_result: bool = False,
-    trust_code: str | None = None, announce: Announce = silent,
+    trust_code: str | None = None, base_model: str | None = None, announce: Announce = silent,
 ) -> Strengths:  # fmt: skip
-    """Measure a run at several strengths; the curve lies in `runs/NAME/strength.json`. `text` is what the model was not
-    trained on (evaluation/text.py), `data` rows of its task, by default those that it held out."""
+    """Measure a run, or an adapter's folder, at several strengths; a run's curve lies in `runs/NAME/strength.json`.
+    `text` is what the model was not trained on (evaluation/text.py), `data` rows of its task, by default those that a
+    run held out."""
     for one in strengths:
         check_strength(one)
-    run = open_run(run_name)
-    check_place(run.folder / STRENGTH)
-    asked = open_for_asking(
-        run_name, announce, force_base=force_base, force_result=force_result, trust_code=trust_code,
-        held=held_to_measure(model_of(run, trust_code)),
-    )  # fmt: skip
+    opened = open_tuned(run_name, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    if opened.run is not None:
+        check_place(opened.folder / STRENGTH)
+    asked = open_for_asking(opened, announce, force_base=force_base, held=held_to_measure(model_of(opened)))
     told = text_for(asked.model, text, blocks=blocks)
-    refuse_trained_on(told, run.receipt())
-    every = rows_to_measure(run, asked.model, data, announce)
+    if opened.receipt is not None:
+        refuse_trained_on(told, opened.receipt)
+    every = rows_to_measure(opened, asked.model, data, announce)
     rows = every.spread(MOST)
     if rows is not every:
         announce(Said(f"measuring on {rows.about}"))
@@ -62,9 +64,10 @@ def strength(
         with_and_without(asked.tuned), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, announce), told,
         task=rows.about, strengths=strengths, announce=announce,
     ).model_copy(update={"own_rows": rows.own})  # fmt: skip
-    write_strength(run, curve)
-    write_page(run, announce)
-    return Strengths(str(run.folder), curve)
+    if opened.run is not None:
+        write_strength(opened.run, curve)
+        write_page(opened.run, announce)
+    return Strengths(str(opened.folder), curve, kept=opened.run is not None)
 
 
 def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float], announce: Announce) -> TaskLoss:

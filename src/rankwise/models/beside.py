@@ -1,0 +1,73 @@
+"""Tokenizer and chat template that lie beside an adapter in its folder, as PEFT and TRL leave them there.
+
+The folder may be anybody's: the files are read as text and JSON, up to a size, and a template runs in the sandbox that
+every chat template runs in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import AdapterError, some
+from rankwise.models.tokenizer import HubTokenizer
+from rankwise.run.foreign import read_json
+from rankwise.run.writing import sha256_of
+
+LARGEST_TEMPLATE, LARGEST_TOKENIZER = 1_000_000, 100_000_000
+"""Bytes."""
+TEMPLATE, MORE_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG = (
+    "chat_template.jinja", "additional_chat_templates", "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
+
+
+def templates_in(folder: Path) -> dict[str, str]:
+    """The Jinja text by name, of which one is "default"; nothing where there is none. Files win over settings."""
+    config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    found = _named(config.get("chat_template"))
+    if (folder / TEMPLATE).is_file():
+        found = {"default": _text(folder / TEMPLATE)}
+        found |= {file.stem: _text(file) for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    return found if "default" in found else {}
+
+
+def _named(value: Any) -> dict[str, str]:
+    """In a tokenizer's settings: one text, or a list of {name, template}."""
+    if isinstance(value, str):
+        return {"default": value}
+    entries = [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    pairs = [(one.get("name"), one.get("template")) for one in entries]
+    return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+
+
+def _text(file: Path) -> str:
+    if not file.is_file() or file.stat().st_size > LARGEST_TEMPLATE:
+        raise AdapterError(f"{file} is no file of up to {LARGEST_TEMPLATE:,} bytes, as a chat template is.")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{file} cannot be read as UTF-8 text ({type(error).__name__}).") from None
+
+
+def other_tokens(folder: Path, base: HubTokenizer, base_folder: Path) -> str | None:
+    """How the tokenizer in the folder differs from the base model's in the numbers of its tokens, in a few words."""
+    file, own = folder / TOKENIZER, base_folder / TOKENIZER
+    if not file.is_file() or (own.is_file() and sha256_of(file) == sha256_of(own)):
+        return None
+    theirs, ours = _vocabulary(file), base.hub.get_vocab()
+    other = [token for token, number in theirs.items() if ours.get(token, number) != number]
+    added = [token for token in theirs if token not in ours]
+    if other:
+        return f"{len(other):,} tokens have other numbers there, such as {other[0]!r}"
+    return f"it has {len(added):,} tokens more, such as {some(map(repr, added), 3)}" if added else None
+
+
+def _vocabulary(file: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    if file.stat().st_size > LARGEST_TOKENIZER:
+        raise AdapterError(f"{file} has {file.stat().st_size:,} bytes, too many for a tokenizer.")
+    try:
+        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing more special
+        raise AdapterError(f"{file} is no tokenizer that can be read: {error}") from None
