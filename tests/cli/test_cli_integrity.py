@@ -109,7 +109,10 @@ TAMPERING = {
     "settings gone": (lambda run: (run / CONFIG).unlink(), "missing", CONFIG),
     "all gone": (lambda run: shutil.rmtree(run / "adapter"), "missing", "adapter"),
     "token added": (lambda run: replace(run / "adapter/added_tokens.json", b'{"x": 1}'), "added", "added_tokens.json"),
-    "template added": (lambda run: replace(run / "adapter/chat_template.jinja", b"x"), "added", "chat_template.jinja"),
+    "template changed": (
+        lambda run: replace(run / "adapter/chat_template.jinja", b"x"), "changed", "chat_template.jinja",
+    ),
+    "code added": (lambda run: replace(run / "adapter/tokenizer.py", b"x"), "added", "tokenizer.py"),
     "receipt edited": (
         lambda run: replace(run / "receipt.json", (run / "receipt.json").read_bytes() + b" "), "changed", "receipt.json"
     ),

@@ -116,8 +116,9 @@ def test_a_finished_run_is_these_files_and_no_leftovers(run):
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == {
         ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors", "adapter/receipt.json", "adapter/base_model.json", "report.html",
-        "report.json",
+        "adapter/adapter_model.safetensors", "adapter/receipt.json", "adapter/base_model.json",
+        "adapter/tokenizer.json", "adapter/tokenizer_config.json", "adapter/chat_template.jinja", "adapter/README.md",
+        "report.html", "report.json",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ that is not finite) is refused by name, all such problems at once, before the mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ def write_peft(
     revision: str | None = None,
     task_type: str | None = None,
     beside: Mapping[str, Any] | None = None,
+    fill: Callable[[Path], None] | None = None,
 ) -> None:
     """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
 
     However it was trained it is written as LoRA (DoRA as DoRA, which two factors cannot tell). Layers of rank 0 are
     left out, as they change nothing and PEFT refuses them. `beside` are values to lie in the same folder as JSON, by
-    file name. `task_type` is PEFT's; by default CAUSAL_LM for a model that generates.
+    file name, and `fill` writes what else is to lie there. `task_type` is PEFT's; by default CAUSAL_LM for a model that
+    generates.
     """
     adapters.check_decided(name)
     written = adapters.adapters(name)
@@ -69,6 +71,8 @@ def write_peft(
         write_json(temporary / CONFIG, settings)
         for file, value in (beside or {}).items():
             write_json(temporary / file, value)
+        if fill is not None:
+            fill(temporary)
 
 
 def _written(adapter: Adapter) -> Factors:

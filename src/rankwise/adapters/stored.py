@@ -11,7 +11,7 @@ in float64, so that no change is ever laid out as a matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,9 @@ class StoredAdapter:
         factors = {path: part.padded(self.rank) for path, part in self.factors.items()}
         return StoredAdapter(self.settings | uniform, factors, self.keys)
 
-    def write(self, folder: Path, beside: Mapping[str, Any]) -> None:
-        """Whole or not at all, and read back before it takes its name."""
+    def write(self, folder: Path, beside: Mapping[str, Any], fill: Callable[[Path], None] | None = None) -> None:
+        """Whole or not at all, and read back before it takes its name. `beside` lies there as JSON, by file name, and
+        `fill` writes what else is to lie there."""
         tensors = {
             key: tensor.contiguous()
             for path, part in self.factors.items()
@@ -92,6 +93,8 @@ class StoredAdapter:
             write_json(temporary / CONFIG, self.settings)
             for file, value in beside.items():
                 write_json(temporary / file, value)
+            if fill is not None:
+                fill(temporary)
             check_alike(read_stored(temporary), self, folder)
 
 

@@ -12,10 +12,12 @@ from typing import Any
 from rankwise.errors import AdapterError, some
 from rankwise.models.tokenizer import HubTokenizer
 from rankwise.run.foreign import read_json
-from rankwise.run.writing import sha256_of
+from rankwise.run.writing import sha256_of, write_atomic
 
 LARGEST_TEMPLATE, LARGEST_TOKENIZER = 1_000_000, 100_000_000
 """Bytes."""
+COPIED = ("added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.model", "vocab.json")
+"""Of a tokenizer, beside the files that are named below."""
 TEMPLATE, MORE_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG = (
     "chat_template.jinja", "additional_chat_templates", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
@@ -47,6 +49,22 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise AdapterError(f"{file} cannot be read as UTF-8 text ({type(error).__name__}).") from None
+
+
+def copy_tokenizer(source: Path, target: Path) -> bool:
+    """Tokenizer and templates of one folder into another; whether there is a tokenizer at all. A link out of the folder
+    is not followed, but for the hub client's cache, so that no other file of its reader's is copied."""
+    whole = source.resolve()
+    allowed = [whole, *(parent / "blobs" for parent in whole.parents[1:2])]
+    names = [TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, *COPIED]
+    names += [f"{MORE_TEMPLATES}/{file.name}" for file in sorted((source / MORE_TEMPLATES).glob("*.jinja"))]
+    for name in names:
+        found = (source / name).resolve()
+        own = any(found.is_relative_to(folder) for folder in allowed)
+        if own and found.is_file() and found.stat().st_size <= LARGEST_TOKENIZER:
+            (target / name).parent.mkdir(exist_ok=True)
+            write_atomic(target / name, found.read_bytes())
+    return (target / TOKENIZER).is_file() and (target / TOKENIZER_CONFIG).is_file()
 
 
 def other_tokens(folder: Path, base: HubTokenizer, base_folder: Path) -> str | None:

@@ -46,12 +46,20 @@ def save(model: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
     module: Any = model.module.to(dtype)
     module.save_pretrained(folder)
     _save_settings(model, folder)
+    save_tokenizer(model, folder)
+
+
+def save_tokenizer(model: LoadedModel, folder: Path) -> None:
+    """With the template that answers are asked for with, and the base's list of special tokens where it has one."""
     tokenizer = model.tokenizer.hub
     own, tokenizer.chat_template = tokenizer.chat_template, template_text(model.template)
     try:
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = own
+    special = model.source.folder / "special_tokens_map.json"
+    if special.is_file():
+        write_json(folder / special.name, read_json(special))
 
 
 def _save_settings(model: LoadedModel, folder: Path) -> None:

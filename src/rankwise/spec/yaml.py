@@ -7,6 +7,7 @@ values than there is memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -58,6 +59,15 @@ def plain(
         if isinstance(node, kind):
             return kind(node)
     return None if node is None else str(node)
+
+
+def dump_yaml(value: dict[str, Any]) -> str:
+    """As YAML that reads back as the same value, with its keys in their order; whatever its texts are."""
+    yaml, written = YAML(typ="rt", pure=True), StringIO()
+    yaml.default_flow_style = False
+    yaml.width = 10_000
+    yaml.dump(value, written)
+    return written.getvalue()
 
 
 @dataclass

@@ -21,6 +21,7 @@ from rankwise.errors import RunError, SpecError, did_you_mean
 from rankwise.run.records import Announce, silent
 from rankwise.run.writing import need_space, told_when_full
 from rankwise.spec.adapters import ExportFormat, check_strength
+from rankwise.verbs.adapter_folder import filled_by_export
 from rankwise.verbs.engines import wanted_for, way_to
 from rankwise.verbs.merging import DTYPES, Merged, beside, export_merged
 from rankwise.verbs.opening import open_tuned
@@ -72,8 +73,15 @@ def export(
     check_alike(written, _wanted(held, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
-        written.write(folder, files)
+        written.write(folder, files, filled_by_export(opened, written, _change(format, strength), announce))
     return Exported(str(opened.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
+
+
+def _change(format: str, strength: float) -> str:
+    """What the model card says of how this adapter differs from the run's own."""
+    uniform = "It was exported with one rank and one alpha for all layers." if format == "portable" else ""
+    turned = f"It was exported at strength {strength:g}: its change is so many times what was trained."
+    return " ".join(filter(None, (uniform, turned if strength != 1 else "")))
 
 
 def _naming(held: StoredAdapter, base_model: str | None) -> StoredAdapter:

@@ -5,6 +5,7 @@ Everything else, training itself above all, treats both alike (adapters/tuned.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -27,8 +28,10 @@ from rankwise.run.writing import published, write_json
 from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.models import ModelSpec
+from rankwise.verbs.adapter_folder import base_recorded, filled_by_training
 from rankwise.verbs.base import base_weights, check_base
-from rankwise.verbs.opening import BASE_FACTS, Opened
+from rankwise.verbs.card import CardFacts
+from rankwise.verbs.opening import BASE_FACTS, AdapterBase, Opened
 
 
 def lent(model: LoadedModel, experiment: Experiment) -> LoadedModel:
@@ -50,11 +53,19 @@ def allocator_of(tuned: Tuned, spec: LoraSpec | AdaLoraSpec | FullSpec, steps: i
     return FixedRanks(tuned, b_rate=spec.b_rate)
 
 
-def write(tuned: Tuned, model: LoadedModel, run: RunDirectory, revision: str | None, receipt: dict[str, Any]) -> None:
+def write(
+    tuned: Tuned, model: LoadedModel, run: RunDirectory, revision: str | None, receipt: dict[str, Any],
+    card: Callable[[AdapterBase, list[int]], CardFacts],
+) -> None:  # fmt: skip
     """What was learned, as `run.result`, whole or not at all."""
     if isinstance(tuned, AdapterSet):
-        beside = {RECEIPT: receipt, BASE_FACTS: model.facts.model_dump(mode="json")}
-        write_peft(tuned, run.result, base_model=model.source.name, revision=revision, beside=beside)
+        base = base_recorded(model)
+        ranks = [adapter.rank for adapter in tuned.adapters().values() if adapter.rank]
+        write_peft(
+            tuned, run.result, base_model=model.source.name_for_peft, revision=revision,
+            beside={RECEIPT: receipt, BASE_FACTS: base.model_dump(mode="json")},
+            fill=filled_by_training(model, card(base, ranks)),
+        )  # fmt: skip
         return
     with published(run.result) as temporary:
         save(model, temporary, torch.float32)

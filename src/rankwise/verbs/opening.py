@@ -27,6 +27,12 @@ BASE_FACTS = "base_model.json"
 """Beside an adapter that rankwise wrote: its base model's name, source and fingerprint."""
 
 
+class AdapterBase(BaseModelFacts):
+    """What lies in that file."""
+
+    licence: str = "unknown"
+
+
 @dataclass(frozen=True)
 class Opened:
     name: str
@@ -105,12 +111,18 @@ def _of_run(run: RunDirectory, trust_code: str | None) -> Opened:
 
 
 def _of_folder(folder: Path, trust_code: str | None) -> Opened:
-    facts, receipt = folder / BASE_FACTS, folder / RECEIPT
+    receipt = folder / RECEIPT
     return Opened(
         str(folder), folder, folder, _named_in(folder, trust_code),
-        read_json(facts, BaseModelFacts) if facts.is_file() else None,
+        recorded_base(folder),
         read_json(receipt, Receipt) if receipt.is_file() else None,
     )  # fmt: skip
+
+
+def recorded_base(folder: Path) -> AdapterBase | None:
+    """As it lies beside an adapter that rankwise wrote."""
+    file = folder / BASE_FACTS
+    return read_json(file, AdapterBase) if file.is_file() else None
 
 
 def _named_in(folder: Path, trust_code: str | None) -> ModelSpec | None:

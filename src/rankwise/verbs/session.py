@@ -23,9 +23,12 @@ from rankwise.training.losses import Loss
 from rankwise.training.portions import Halving
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
+from rankwise.verbs.adapter_folder import say_what_peft_reads
+from rankwise.verbs.card import CardFacts
 from rankwise.verbs.forms import Forms
 from rankwise.verbs.measuring import Measuring
 from rankwise.verbs.methods import allocator_of, write
+from rankwise.verbs.opening import AdapterBase
 from rankwise.verbs.preparing import facts_of, told
 from rankwise.verbs.resuming import Past
 from rankwise.verbs.tracked_prompts import Asking
@@ -96,9 +99,16 @@ class Session:
     def work(self, state: TrainState, past: Past) -> Results:
         with Journal(self.run.metrics) as journal:
             seen, tracked, seconds = self._train(journal, state, past)
-        receipt = self.prepared.receipt.model_dump(mode="json")
-        write(self.tuned, self.model, self.run, self.experiment.model.revision, receipt)
-        return self._results(seen, tracked, seconds)
+        receipt, results = self.prepared.receipt, self._results(seen, tracked, seconds)
+
+        def card(base: AdapterBase, ranks: list[int]) -> CardFacts:
+            return CardFacts(self.experiment, base, base.licence, receipt, results, self.rate, ranks)
+
+        revision = self.experiment.model.revision
+        write(self.tuned, self.model, self.run, revision, receipt.model_dump(mode="json"), card)
+        say_what_peft_reads(self.tuned, self.model, self.announce)
+        written = sum(file.stat().st_size for file in self.run.result.glob("*.safetensors"))
+        return results.model_copy(update={"adapter_bytes": written})
 
     def _train(self, journal: Journal, state: TrainState, past: Past) -> tuple[list[StepRecord], Tracked, float]:
         seen = list(past.seen)
@@ -205,7 +215,7 @@ class Session:
             peak_rss_bytes=peak_rss(),
             trainable_parameters=self.trainable,
             total_parameters=together - self.tuned.added,
-            adapter_bytes=sum(file.stat().st_size for file in self.run.result.glob("*.safetensors")),
+            adapter_bytes=0,  # nothing is written yet
             kept_step=tracked.kept_step,
             kept_why=tracked.kept_why,
             ended_early=tracked.ended_early,
