@@ -223,7 +223,7 @@ def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_fold
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told.keys() == {
-        "run", "to", "format", "strength", "bytes", "dtype", "logits_difference", "logits_change",
+        "run", "to", "format", "strength", "bytes", "dtype", "logits_difference", "logits_change", "rounding",
     }  # fmt: skip
     assert told["dtype"] == (dtype or ("bfloat16" if run == "half" else "float32"))
     wanted = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
@@ -239,6 +239,7 @@ def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_fold
         ours, theirs = (model(input_ids=IDS).logits for model in (exact, wanted))
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
     assert told["logits_difference"] < 0.1 < told["logits_change"]
+    assert told["rounding"] == torch.finfo(found.dtype).eps / 2 and "rounding" not in result.stderr
     assert told["bytes"] == sum(file.stat().st_size for file in whole.glob("*.safetensors"))
     settings = json.loads((whole / "generation_config.json").read_text())
     own = json.loads((base / "generation_config.json").read_text())
@@ -280,6 +281,14 @@ def test_a_merged_model_that_is_another_is_not_left_behind(home, monkeypatch):
     result = rankwise("export", "fixed", "--to", "whole", "--format", "merged")
     assert result.exit_code == 2 and "would not be the trained model" in result.stderr, result.output
     assert not any("whole" in path.name for path in home.iterdir())
+
+
+def test_a_change_that_rounding_hides_is_warned_of(home):
+    words = ("export", "fixed", "--to", "whole", "--format", "merged", "--strength", 0.001, "--quiet", "--dtype")
+    coarse, fine = rankwise(*words, "bfloat16"), rankwise(*words[:3], "exact", *words[4:], "float32")
+    assert coarse.exit_code == fine.exit_code == 0, coarse.output + fine.output
+    assert "rounding to bfloat16" in coarse.stderr and "--dtype float32" in coarse.stderr and fine.stderr == ""
+    assert "bfloat16 rounds a weight by up to 0.0039 of itself" in coarse.stdout
 
 
 def test_a_place_that_no_system_has_is_told(home):

@@ -69,5 +69,6 @@ def _told(found: Exported) -> str:
     change = merged.logits_change
     return (
         f"{what} of {merged.dtype}; loaded again, its logits differ by {merged.logits_difference:.2g} of the largest "
-        "from the trained model's" + ("" if change is None else f", and the adapter changes them by {change:.2g}")
+        f"from the trained model's ({merged.dtype} rounds a weight by up to {merged.rounding:.2g} of itself)"
+        + ("" if change is None else f", and the adapter changes them by {change:.2g}")
     )

@@ -25,7 +25,7 @@ from rankwise.models.loading import load
 from rankwise.models.saving import save, stored_as
 from rankwise.run.evaluations import STRENGTH
 from rankwise.run.receipt import RECEIPT
-from rankwise.run.records import Announce, Said
+from rankwise.run.records import Announce, Said, Warned
 from rankwise.run.writing import need_space, published, write_json
 from rankwise.verbs.ask import Asked, open_for_asking
 from rankwise.verbs.methods import model_of
@@ -34,6 +34,8 @@ from rankwise.verbs.opening import BASE_FACTS, Opened
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 """Of the largest logit. On the starter rounding made 5e-6 in float32 and 0.01 in bfloat16."""
+HIDDEN = 0.25
+"""Of an adapter's own change: where rounding makes more than this, much of what was learned may be lost."""
 TEXT = "The river had risen in the night, and 27 boats lay on the grass. Nobody knew whose they were; the oldest of "
 "us said: count the oars first, then ask. def count(oars): return sum(oars) // 2"
 
@@ -45,6 +47,13 @@ class Merged:
     """The largest, from the trained model with its adapter beside it, as a share of the largest logit."""
     logits_change: float | None
     """The same from the base model: what an adapter does."""
+    rounding: float
+    """By how much of itself the number format may round a weight, to hold the difference against."""
+
+    @property
+    def hidden(self) -> bool:
+        """Whether rounding is not small beside what was learned."""
+        return self.logits_change is not None and self.logits_difference > HIDDEN * self.logits_change
 
 
 def export_merged(
@@ -77,7 +86,13 @@ def export_merged(
                 f"its weights are {'as merged' if same else 'not those that were merged'}. Nothing is written; export "
                 "the adapter as peft or portable."
             )
-    return Merged(str(wanted).removeprefix("torch."), difference, change)
+    made = Merged(str(wanted).removeprefix("torch."), difference, change, torch.finfo(wanted).eps / 2)
+    if made.hidden:
+        announce(Warned(
+            f"{folder}: rounding to {made.dtype} changes the logits by {difference:.2g} of the largest and the adapter "
+            f"by {change:.2g}, so much of what was learned may be lost. --dtype float32 keeps it"
+        ))  # fmt: skip
+    return made
 
 
 def _settled(asked: Asked, strength: float) -> tuple[Tensor, float | None]:
