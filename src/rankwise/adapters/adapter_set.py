@@ -140,6 +140,13 @@ class AdapterSet:
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
         return [parameter for adapter in self.adapters(name).values() for parameter in adapter.parameters()]
 
+    def named_parameters(self, name: str = "default") -> dict[str, nn.Parameter]:
+        return {
+            f"{path}.{own}": parameter
+            for path, adapter in self.adapters(name).items()
+            for own, parameter in adapter.named_parameters()
+        }
+
     @property
     def parts(self) -> list[str]:
         return list(self.adapters())

@@ -28,6 +28,7 @@ from rankwise.adapters.peft_adalora import read_triplets
 from rankwise.adapters.peft_config import PeftConfig, commonest, pattern_of, read_config, tidy
 from rankwise.adapters.peft_factors import CONFIG, PREFIX, WEIGHTS, Factors, read_factors, refuse_turned_dora
 from rankwise.adapters.targets import Choice, host_view
+from rankwise.errors import AdapterError, some
 from rankwise.run.integrity import check_folder
 from rankwise.run.records import silent
 from rankwise.run.writing import published, write_json
@@ -59,6 +60,8 @@ def write_peft(
     for path, part in parts.items():
         for key, value in zip(_keys(path, hosts[path], part), _shaped(part, hosts[path]), strict=True):
             tensors[key] = value.contiguous()
+    if spoiled := [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]:
+        raise AdapterError(f"{folder} is not written, for these are not finite: {some(spoiled, 4)}.")
     given = {
         "base_model_name_or_path": base_model,
         "lora_dropout": max((adapter.dropout for adapter in written.values()), default=0.0),

@@ -32,6 +32,10 @@ class Tuned(Protocol):
         """Those that learn."""
         ...
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by their names in the model."""
+        ...
+
     def train(self, learning: bool = True) -> None:
         """Turn on or off what is done while learning alone. The model's own dropout stays off."""
         ...

@@ -44,6 +44,9 @@ class WholeModel:
     def parts(self) -> list[str]:
         return list(self.weights)
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return self.weights
+
     def parameters(self) -> list[nn.Parameter]:
         return list(self.weights.values())
 

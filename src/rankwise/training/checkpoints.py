@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankwise.adapters.held import Held
-from rankwise.errors import RunError, TrainingError, some
+from rankwise.errors import RunError, some
 from rankwise.run.writing import published, sha256_of, write_json
+from rankwise.training.finite import check_finite, not_finite
 from rankwise.training.randomness import random_states, set_random_states
 from rankwise.training.state import TrainState
 
@@ -72,9 +73,7 @@ def _write(state: TrainState, folder: Path, beside: dict[str, Tensor]) -> None:
     held = state.allocator.state()
     tensors = {f"allocator.{name}": value for name, value in held.tensors.items()} | beside
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    spoiled = _not_finite(tensors)
-    if spoiled:  # the one before this is worth more
-        raise TrainingError(f"after step {state.step} of {state.steps} these are not finite: {some(spoiled, 3)}.")
+    check_finite(tensors, state)  # the checkpoint before this one is worth more
     with published(folder) as temporary:
         save_file(tensors, temporary / TENSORS)
         facts = {
@@ -147,7 +146,7 @@ def _read_tensors(file: Path, written: dict[str, Any]) -> dict[str, Tensor]:
         raise _damaged(file, "it is missing") from None
     except (OSError, SafetensorError) as error:
         raise _damaged(file, str(error)) from None
-    spoiled = _not_finite(tensors)
+    spoiled = not_finite(tensors)
     if spoiled:
         raise _damaged(file, f"not finite: {some(spoiled, 3)}")
     return tensors
@@ -155,12 +154,6 @@ def _read_tensors(file: Path, written: dict[str, Any]) -> dict[str, Tensor]:
 
 def _damaged(file: Path, why: str) -> RunError:
     return RunError(f"{file} is damaged ({why}), so the run cannot go on from it; --restart begins it again.")
-
-
-def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
-    return [
-        name for name, value in tensors.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
-    ]
 
 
 def _under(head: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from rankwise.run.manifest import Form, Results, peak_rss
 from rankwise.run.records import Announce, Event, Progressed, RankRecord, Said, StepRecord, Warned, Warnings
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import save, size_of
+from rankwise.training.finite import averages_of, check_finite
 from rankwise.training.loop import train as train_loop
 from rankwise.training.losses import Loss
 from rankwise.training.portions import Halving
@@ -138,6 +139,9 @@ class Session:
             torch.manual_seed(spec.seed)
 
         def after_step(state: TrainState) -> None:
+            if state.finished or tracking.is_due(state) or self._saves(state):
+                parameters = self.tuned.named_parameters()
+                check_finite(parameters | averages_of(parameters, state), state)
             tracking.after_step(state)
             self._save(state, journal)
 
@@ -151,6 +155,7 @@ class Session:
         self._check_that_all_learned(state)
         tracked = tracking.choose(state)
         self.tuned.settle()
+        check_finite(self.tuned.named_parameters(), state)
         tracking.close(tracked)
         return tracked, seconds
 
@@ -161,9 +166,12 @@ class Session:
         judge = judge_of(spec, state.allocator)
         return Tracking(spec, self.interval, judge, measuring, self.run, hear, past.evaluations)
 
+    def _saves(self, state: TrainState) -> bool:
+        return not state.finished and state.step % self.experiment.training.checkpoint_interval(state.steps) == 0
+
     def _save(self, state: TrainState, journal: Journal) -> None:
         """The one before it goes when the new one is there."""
-        if not state.finished and state.step % self.experiment.training.checkpoint_interval(state.steps) == 0:
+        if self._saves(state):
             journal.sync()
             save(state, self.run.checkpoint(state.step))
             self.run.forget_checkpoints(but=state.step)

@@ -7,11 +7,12 @@ With AdaLoRA an evaluation counts once the ranks are decided: before that the ad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rankwise.adapters.allocation import Allocator, RankAllocator
-from rankwise.errors import SpecError
+from rankwise.errors import SpecError, TrainingError
 from rankwise.evaluation.metrics import METRICS
 from rankwise.run.directory import RunDirectory
 from rankwise.run.records import Announce, LossRecord, Said
@@ -51,9 +52,13 @@ class Tracking:
         self._evaluate(0, learning=False)
         self._sample(0)
 
+    def is_due(self, state: TrainState) -> bool:
+        """Whether there is an evaluation after this step."""
+        return state.finished or state.step % self.interval == 0
+
     def after_step(self, state: TrainState) -> None:
         """Before a checkpoint of this step, which so stands for an evaluation that is whole."""
-        if state.finished or state.step % self.interval == 0:
+        if self.is_due(state):
             self._evaluate(state.step, learning=True)
             self._keep(state)
             self._end(state)
@@ -75,6 +80,7 @@ class Tracking:
 
     def _evaluate(self, step: int, *, learning: bool) -> None:
         for record in self.measuring.evaluate(step, learning=learning):
+            _check_loss(record)
             self.records.append(record)
             self.hear(record)
 
@@ -111,6 +117,16 @@ class Tracking:
 
     def _loss(self, step: int) -> LossRecord | None:
         return next((one for one in self.records if isinstance(one, LossRecord) and one.step == step), None)
+
+
+def _check_loss(record: Evaluated) -> None:
+    """A loss that is no number stops a training, on held-out rows as on those that are learned."""
+    if isinstance(record, LossRecord) and not math.isfinite(record.loss):
+        when = f"after step {record.step}" if record.step else "before the first step"
+        raise TrainingError(
+            f"the held-out loss {when} is {record.loss}. Try --set model.dtype=float32"
+            f"{', or a learning rate some times lower' if record.step else ''}, with --restart."
+        )
 
 
 def judge_of(spec: TrackingSpec, allocator: Allocator) -> Judge:

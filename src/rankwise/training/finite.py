@@ -1,0 +1,45 @@
+"""Whether all that learned still is numbers, looked at before it is measured, saved or written.
+
+A loss tells of the parameters that a step used, before it changed them. What the last step made of them, and the row of
+a token that no text has, no loss tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rankwise.errors import TrainingError, some
+from rankwise.training.state import TrainState
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those with a NaN or an infinity."""
+    return [name for name, value in tensors.items() if value.is_floating_point() and not _is_finite(value.detach())]
+
+
+def check_finite(tensors: Mapping[str, Tensor], state: TrainState) -> None:
+    """TrainingError that names the tensors and the step."""
+    if spoiled := not_finite(tensors):
+        raise TrainingError(
+            f"after step {state.step} of {state.steps} these are not finite: {some(spoiled, 3)}. They are not written. "
+            "Try a learning rate some times lower, or --set model.dtype=float32, with --restart."
+        )
+
+
+def averages_of(parameters: Mapping[str, Tensor], state: TrainState) -> dict[str, Tensor]:
+    """The optimizer's averages of each parameter, by what they are and whose. AdaLoRA's are those of flat tensors."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    known = [names.get(id(parameter), f"flat tensor {number}") for number, parameter in enumerate(state.parameters)]
+    return {
+        f"{key} of {name}": value
+        for name, parameter in zip(known, state.parameters, strict=True)
+        for key, value in state.optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _is_finite(value: Tensor) -> bool:
+    """The smallest and the largest are NaN where anything is, and are found without a tensor of as many truths."""
+    return value.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(value))

@@ -1,0 +1,165 @@
+"""What the last update makes is looked at: a NaN is an error of the training, named, and never a finished run.
+
+The NaN comes in where a real one would, through the optimizer's averages or by an update that is too large.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import rankwise
+from conftest import tiny_model
+from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.peft_format import write_peft
+from rankwise.errors import AdapterError, TrainingError
+from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
+from rankwise.spec.training import TrainingSpec
+from rankwise.training.finite import not_finite
+from rankwise.training.losses import mean_loss
+from rankwise.verbs import measuring, session
+
+STEPS = 12
+METHODS = {
+    "lora": LoraSpec(rank=2, targets=("q_proj", "v_proj")),
+    "dora": LoraSpec(rank=2, targets=("q_proj", "v_proj"), dora=True),
+    "adalora": AdaLoraSpec(budget=2, targets=("q_proj", "v_proj")),
+    "full": FullSpec(),
+}
+LEARNED = {"lora": "q_proj.A", "dora": "q_proj.A", "adalora": "v_proj.P", "full": "model.embed_tokens.weight"}
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(8)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("base").symlink_to(tiny_folder)
+
+
+def experiment(method, held_out=0, **more):
+    data = {"path": "rows.jsonl", "held_out": held_out}
+    training = TrainingSpec(steps=STEPS, batch_size=2, plain=True, checkpoint_steps=5)
+    return rankwise.Experiment(
+        model="./base", data=data, run="r", adapter=METHODS[method], training=training, **more
+    )  # fmt: skip
+
+
+def poisoned(monkeypatch, change, step):
+    """Before that update `change` is done to the first parameter that learns and to its averages."""
+    real, count = session.adamw, iter(range(1, STEPS + 1))
+
+    def adamw(allocator, spec):
+        optimizer = real(allocator, spec)
+
+        def before(*_):
+            if next(count) == step:
+                parameter = optimizer.param_groups[0]["params"][0]
+                change(parameter, optimizer.state[parameter])
+
+        optimizer.register_step_pre_hook(before)
+        return optimizer
+
+    monkeypatch.setattr(session, "adamw", adamw)
+
+
+def nan_in_average(parameter, averages):
+    averages["exp_avg"].view(-1)[0] = float("nan")
+
+
+def refused(spec):
+    with pytest.raises(TrainingError) as caught:
+        rankwise.train(spec)
+    manifest = json.loads(Path("runs/r/manifest.json").read_text())
+    assert caught.value.exit_code == 1
+    assert (manifest["status"], manifest["problem"]) == ("failed", str(caught.value))
+    assert manifest["result_sha256"] is None and manifest["results"] is None
+    assert not any(Path("runs/r", name).exists() for name in ("adapter", "model"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("held_out", [0, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_nan_of_the_last_update_is_an_error_of_the_training(monkeypatch, method, held_out):
+    poisoned(monkeypatch, nan_in_average, STEPS)
+    said = refused(experiment(method, held_out))
+    assert f"after step {STEPS} of {STEPS}" in said and LEARNED[method] in said and "learning rate" in said
+    assert [path.name for path in Path("runs/r/checkpoints").iterdir()] == ["step-10"]
+
+
+def test_the_run_can_go_on_from_its_checkpoint(monkeypatch):
+    with monkeypatch.context() as patch:
+        poisoned(patch, nan_in_average, STEPS)
+        refused(experiment("lora"))
+    trained = rankwise.train(experiment("lora"), resume=True)
+    straight = rankwise.train(experiment("lora").model_copy(update={"run": "straight"}))
+    one, other = ((run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (trained, straight))
+    assert one == other
+
+
+def test_a_nan_of_the_last_update_fails_where_the_best_step_would_be_kept_too(monkeypatch):
+    poisoned(monkeypatch, nan_in_average, STEPS)
+    said = refused(experiment("lora", 2, evaluation={"keep": "best", "steps": 3}))
+    assert f"after step {STEPS}" in said
+
+
+def test_a_nan_before_an_evaluation_is_named_and_not_measured(monkeypatch):
+    poisoned(monkeypatch, nan_in_average, 3)
+    said = refused(experiment("lora", 2, evaluation={"steps": 3}))
+    assert f"after step 3 of {STEPS}" in said
+    assert "NaN" not in Path("runs/r/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("step", [5, STEPS])
+def test_an_infinite_average_by_which_nothing_learns_is_found_at_checkpoints_and_at_the_end(monkeypatch, step):
+    poisoned(monkeypatch, lambda parameter, averages: averages["exp_avg_sq"].view(-1)[0].fill_(math.inf), step)
+    said = refused(experiment("lora"))
+    assert f"after step {step}" in said and "exp_avg_sq of model.layers.0.self_attn.q_proj.A" in said
+
+
+def test_what_becomes_infinite_as_triplets_are_folded_is_found(monkeypatch):
+    real = session.Session._check_that_all_learned
+
+    def then_grow(self, state):
+        real(self, state)
+        with torch.no_grad():
+            state.allocator.triplets.vectors.fill_(1e30)
+            state.allocator.triplets.strengths.fill_(1e30)
+
+    monkeypatch.setattr(session.Session, "_check_that_all_learned", then_grow)
+    said = refused(experiment("adalora"))
+    assert "q_proj.B" in said and "not finite" in said
+
+
+@pytest.mark.parametrize(("evaluation", "when"), [(1, "before the first step"), (2, f"after step {STEPS}")])
+def test_a_held_out_loss_that_is_no_number_is_an_error_of_the_training(monkeypatch, evaluation, when):
+    count = iter(range(1, 9))
+
+    def loss(*words):
+        found, tokens = mean_loss(*words)
+        return (float("nan") if next(count) == evaluation else found), tokens
+
+    monkeypatch.setattr(measuring, "mean_loss", loss)
+    assert f"held-out loss {when} is nan" in refused(experiment("lora", 2, evaluation={"steps": STEPS}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_number_among_many_is_enough(dtype, value):
+    spoiled = torch.zeros(50, 50, dtype=dtype)
+    spoiled[17, 31] = value
+    whole = {"largest": torch.full((9,), torch.finfo(dtype).max, dtype=dtype), "empty": torch.empty(0, dtype=dtype)}
+    assert not_finite(whole | {"spoiled": spoiled, "step": torch.tensor(3)}) == ["spoiled"]
+
+
+def test_an_adapter_that_is_not_finite_is_not_written(tmp_path):
+    adapters = inject(tiny_model("llama"), LoraSpec(rank=2, targets=("q_proj",)))
+    with torch.no_grad():
+        adapters.parameters()[-1].view(-1)[0] = math.inf
+    with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj\.lora_B"):
+        write_peft(adapters, tmp_path / "a", base_model="tiny")
+    assert not (tmp_path / "a").exists()
