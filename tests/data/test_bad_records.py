@@ -163,7 +163,7 @@ ROWS = [
     Bad("a number for an answer", "prompt", {"prompt": "a", "completion": 7}, ("completion is 7",)),
     Bad("NaN for an answer", "prompt", b'{"prompt": "a", "completion": NaN}', ("completion is nan",)),
     Bad("an object for an answer", "prompt", {"prompt": "a", "completion": {}}, ("completion is {}",)),
-    Bad("an empty list for an answer", "prompt", {"prompt": "a", "completion": []}, ("no answer to learn",)),
+    Bad("an empty list for an answer", "prompt", {"prompt": "a", "completion": []}, ("a list without any text",)),
     Bad("an empty answer", "prompt", {"prompt": "a", "completion": ""}, ("completion is empty",)),
     Bad("an answer of white space", "prompt", {"prompt": "a", "completion": " \n\t\u3000"}, ("completion is empty",)),
     Bad("an empty question", "prompt", {"prompt": "", "completion": "b"}, ("prompt is empty",)),

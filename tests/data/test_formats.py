@@ -202,7 +202,7 @@ def test_a_bad_conversation_is_told_with_turn_value_and_wish(turns, wanted):
         ({"instruction": "a", "outputs": "b"}, "alpaca", ["no 'output'", "'outputs'", '"outputs"?']),
         ({"prompt": 1, "completion": "b"}, "prompt", ["the prompt is 1", "text is wanted"]),
         ({"prompt": "a", "completion": None}, "prompt", ["the completion is None", "text is wanted"]),
-        ({"prompt": "a", "response": ["x"]}, "prompt", ["turn 2", "'x'", "a role and a content are wanted"]),
+        ({"prompt": "a", "response": ["x", 3]}, "prompt", ["turn 2", "'x'", "a role and a content are wanted"]),
         ({"prompt": "a", "response": "  "}, "prompt", ["the response is empty"]),
         ({"instruction": "", "output": "b"}, "alpaca", ["the instruction is empty"]),
         ({"instruction": "a", "output": {}}, "alpaca", ["the output is {}", "text is wanted"]),
@@ -249,7 +249,7 @@ def test_a_character_that_stands_for_something_else_here_is_told_with_its_place(
 
 @pytest.mark.parametrize("value", ["x" * 100_000, ["x" * 100_000], {"x": "x" * 100_000}])
 def test_a_long_value_is_shown_short(value):
-    message = problem({"prompt": "a", "completion": [value]}, "prompt")
+    message = problem({"prompt": "a", "completion": [value, 3]}, "prompt")
     assert len(message) < 300
 
 

@@ -106,11 +106,15 @@ def test_rows_are_named_by_a_path_or_by_sources_and_not_by_both_or_neither():
 
 @pytest.mark.parametrize("name", Reading.model_fields)
 def test_what_belongs_to_a_source_is_refused_beside_several(name):
-    value = {"columns": {"prompt": "q"}, "labels": ["a"], "rows": 3, "format": "text"}.get(name, "x")
-    [problem] = problems(sources=["a", "b"], **{name: value})
-    assert "sources" in problem and name in problem.lower() and "each" in problem
+    value = {
+        "columns": {"prompt": "q"}, "labels": ["a"], "rows": 3, "format": "text", "prompt": "{q}", "completion": "{a}",
+        "alternatives": "each",
+    }.get(name, "x")  # fmt: skip
+    pair = {"prompt": {"completion": "{a}"}, "completion": {"prompt": "{q}"}}.get(name, {})
+    [problem] = problems(sources=["a", "b"], **{name: value} | pair)
+    assert "sources" in problem and (name in problem.lower() or pair) and "each" in problem
     path = "hub:o/d" if name in ("subset", "revision") else "a"
-    assert getattr(DataSpec(sources=[{"path": path, name: value}]).sources[0], name) is not None
+    assert getattr(DataSpec(sources=[{"path": path, name: value} | pair]).sources[0], name) is not None
 
 
 def test_held_out_and_evaluation_contradict_each_other():

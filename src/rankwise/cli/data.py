@@ -10,6 +10,7 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import (
+    CompletionColumns,
     Evaluation,
     Format,
     Group,
@@ -18,9 +19,11 @@ from rankwise.cli.options import (
     Json,
     MaxLength,
     OnBadRow,
+    PromptColumns,
     Quiet,
     Recipe,
     Set,
+    SystemColumns,
     settings_of,
 )
 from rankwise.cli.visible import visible
@@ -50,6 +53,9 @@ def check(
     model: Model = None,
     recipe: Recipe = None,
     format: Format = None,
+    prompt: PromptColumns = None,
+    completion: CompletionColumns = None,
+    system: SystemColumns = None,
     max_length: MaxLength = None,
     on_bad_row: OnBadRow = None,
     held_out: HeldOut = None,
@@ -84,6 +90,9 @@ def preview(
     first: Annotated[int, typer.Option(help="From which on.", min=1)] = 1,
     recipe: Recipe = None,
     format: Format = None,
+    prompt: PromptColumns = None,
+    completion: CompletionColumns = None,
+    system: SystemColumns = None,
     max_length: MaxLength = None,
     on_bad_row: OnBadRow = None,
     set_: Set = None,

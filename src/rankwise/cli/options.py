@@ -59,6 +59,24 @@ Format = Annotated[
     str | None,
     typer.Option(help="Form of the rows, instead of the one found by their keys.  [default: auto]", show_default=False),
 ]
+PromptColumns = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt", help='What is asked, with columns in braces: "Summarise: {dialogue}".', show_default=False
+    ),
+]
+CompletionColumns = Annotated[
+    str | None,
+    typer.Option("--completion", help='The answer to --prompt, likewise: "{summary}".', show_default=False),
+]
+SystemColumns = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        help="System message for rows that bring none; beside --prompt it may have {columns} too.",
+        show_default=False,
+    ),
+]
 OnBadRow = Annotated[
     str | None,
     typer.Option(help="skip: leave out rows that cannot be used, and list them.  [default: stop]", show_default=False),
@@ -105,6 +123,9 @@ FLAGS = {
     "seed": ("--seed", "training.seed"),
     "recipe": ("--recipe", "data.recipe"),
     "format": ("--format", "data.format"),
+    "prompt": ("--prompt", "data.prompt"),
+    "completion": ("--completion", "data.completion"),
+    "system": ("--system", "data.system"),
     "on_bad_row": ("--on-bad-row", "data.on_bad_row"),
     "evaluation": ("--evaluation", "data.evaluation"),
     "evaluate_every": ("--evaluate-every", "evaluation.steps"),

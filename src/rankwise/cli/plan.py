@@ -8,7 +8,19 @@ import typer
 
 from rankwise.cli.display import print_json
 from rankwise.cli.failures import failures_told
-from rankwise.cli.options import ConfigFile, Format, Json, MaxLength, Quiet, Recipe, Set, settings_of
+from rankwise.cli.options import (
+    CompletionColumns,
+    ConfigFile,
+    Format,
+    Json,
+    MaxLength,
+    PromptColumns,
+    Quiet,
+    Recipe,
+    Set,
+    SystemColumns,
+    settings_of,
+)
 from rankwise.cli.visible import visible
 from rankwise.errors import SpecError
 from rankwise.spec.reading import parse_setting, read_planned
@@ -32,6 +44,9 @@ def plan(
     plain: Annotated[bool | None, typer.Option("--plain", show_default=False, help="Without the fast forms.")] = None,
     recipe: Recipe = None,
     format: Format = None,
+    prompt: PromptColumns = None,
+    completion: CompletionColumns = None,
+    system: SystemColumns = None,
     max_length: MaxLength = None,
     device: Annotated[str | None, typer.Option(show_default=False,
         help="What to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: what is here]")] = None,

@@ -10,6 +10,7 @@ from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import (
+    CompletionColumns,
     ConfigFile,
     Evaluation,
     Format,
@@ -19,9 +20,11 @@ from rankwise.cli.options import (
     Json,
     MaxLength,
     OnBadRow,
+    PromptColumns,
     Quiet,
     Recipe,
     Set,
+    SystemColumns,
     settings_of,
 )
 from rankwise.run.directory import RunDirectory
@@ -89,6 +92,9 @@ def train(
     ] = None,
     recipe: Recipe = None,
     format: Format = None,
+    prompt: PromptColumns = None,
+    completion: CompletionColumns = None,
+    system: SystemColumns = None,
     max_length: MaxLength = None,
     on_bad_row: OnBadRow = None,
     held_out: HeldOut = None,

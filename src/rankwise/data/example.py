@@ -57,6 +57,8 @@ class Example:
     """Instead of messages."""
     group: str | None = None
     """The row's value of data.group."""
+    alternatives: tuple[str, ...] = ()
+    """Other texts that are right as well as the last answer; they are not learned."""
 
     @property
     def asked(self) -> str:

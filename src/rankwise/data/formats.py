@@ -8,23 +8,39 @@ refused, never lost in silence. The turns of a conversation are read in turns.py
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from rankwise.data.columns import Row, answered, renamed
 from rankwise.data.example import Example, Message
-from rankwise.data.turns import read_tools, read_turns, refuse_unheard, text_of, turns_of_history, turns_of_prompt
-from rankwise.errors import DataError, did_you_mean, some
+from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
+from rankwise.data.proposals import no_form
+from rankwise.data.turns import (
+    read_tools,
+    read_turns,
+    refuse_unheard,
+    text_of,
+    texts_of,
+    turns_of_history,
+    turns_of_prompt,
+)
+from rankwise.errors import DataError, some
 from rankwise.spec.spec import shown
 
-Row = dict[str, Any]
-RIVALS = (
-    ("messages", "conversations"), ("prompt", "question"), ("completion", "response", "answer"), ("output", "response"),
+ASKED, ANSWERED = ("prompt", "question"), ("completion", "response", "answer", "answers")
+CLASSIFIED = (
+    ("text",), ("sentence1", "sentence2"), ("question", "sentence"), ("premise", "hypothesis"),
+    ("question1", "question2"), ("sentence",),
 )  # fmt: skip
-ASKED, ANSWERED = ("prompt", "question"), ("completion", "response", "answer")
-ABOUT, SYSTEM = ("input", "context"), ("system", "system_prompt")  # two names for one thing each
-FIELDS = (
-    "messages", "conversations", "tools", "system", "system_prompt", "prompt", "question", "completion", "response",
-    "answer", "text", "text_pair", "label", "instruction", "input", "output", "history", "context", "instances",
-)  # fmt: skip
+"""What stands beside a label: a text, or two that are compared. The names are ours and those of GLUE."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What is said of rows beside their form: names of labels, and whether each of several answers is a row."""
+
+    labels: tuple[str, ...]
+    each: bool
 
 
 def form_of(row: Row) -> str | None:
@@ -36,13 +52,7 @@ def find_format(row: Row, where: str) -> str:
     form = form_of(row)
     if form is not None:
         return form
-    hint = " Preference pairs (chosen, rejected) cannot be trained on yet." if "chosen" in row else ""
-    raise DataError(
-        f"{where}: the keys {some(map(shown, row), 8)} are no form of row that is known. Known are messages; "
-        "conversations; prompt (or question) with completion, response or answer; instruction with output or "
-        "response; input (or context) and system beside each of these; text, with or without label; Self-Instruct "
-        f"tasks; OpenAssistant trees. Other names of columns are told by data.columns.{hint}"
-    )
+    raise DataError(no_form(row, where))
 
 
 def parse_row(
@@ -53,27 +63,16 @@ def parse_row(
     system: str | None = None,
     columns: Mapping[str, str] | None = None,
     labels: tuple[str, ...] = (),
+    alternatives: Literal["first", "each"] = "first",
 ) -> list[Example]:
-    """Mostly one example; a Self-Instruct task gives one for each of its instances."""
+    """Mostly one example; a Self-Instruct task gives one for each of its instances, and `each` one for each answer."""
     row = renamed(row, columns or {}, where)
     refuse_unheard(row, where, "row", ("images", "image", "audios", "audio", "videos", "video"))
-    _refuse_rivals(row, where)
+    refuse_rivals(row, where)
     if form in ("messages", "sharegpt", "prompt") and isinstance(row.get("label"), bool):
         raise DataError(f"{where}: the label is {row['label']}; rows of preferences cannot be trained on yet.")
-    return [_with_system(example, system) for example in PARSERS[form](row, where, labels)]
-
-
-def renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
-    """The row with our names of its columns."""
-    if not columns:
-        return row
-    missing = [theirs for theirs in columns.values() if theirs not in row]
-    if missing:
-        near = did_you_mean(missing[0], row)
-        raise DataError(f"{where}: has no column {missing[0]!r}; it has {some(map(shown, row), 8)}.{near}")
-    taken = set(columns.values())
-    kept = {key: value for key, value in row.items() if key not in taken and key not in columns}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items()}
+    how = How(labels, alternatives == "each")
+    return [_with_system(example, system) for example in PARSERS[form](row, where, how)]
 
 
 def refuse_other_form(row: Row, form: str, where: str, *, given: bool) -> None:
@@ -88,66 +87,29 @@ def refuse_other_form(row: Row, form: str, where: str, *, given: bool) -> None:
         )
 
 
-def _refuse_rivals(row: Row, where: str) -> None:
-    for names in RIVALS:
-        said = {name: row[name] for name in names if row.get(name)}
-        if len({repr(value) for value in said.values()}) > 1:
-            raise _two_names(said, where)
-
-
 def _with_system(example: Example, system: str | None) -> Example:
     if system is None or example.text is not None or example.messages[0].role == "system":
         return example
-    return Example((Message("system", system), *example.messages), example.where, example.tools)
+    return replace(example, messages=(Message("system", system), *example.messages))
 
 
-def _messages(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+def _messages(row: Row, where: str, how: How) -> list[Example]:
     return [_conversation(row, where, "messages")]
 
 
-def _sharegpt(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+def _sharegpt(row: Row, where: str, how: How) -> list[Example]:
     return [_conversation(row, where, "conversations", skip_first_answer=True)]
 
 
 def _conversation(row: Row, where: str, key: str, *, skip_first_answer: bool = False) -> Example:
-    _require(row, where, key, key)
+    require(row, where, key, key)
     refuse_unheard(row, where, "row", ("functions", "function_call"))
     turns = read_turns(row[key], where, key, skip_first_answer=skip_first_answer)
     return Example(_after_system(row, turns, where), where, read_tools(row.get("tools"), where))
 
 
-def _texts(row: Row, where: str, names: tuple[str, ...]) -> dict[str, str]:
-    there = (name for name in names if row.get(name) is not None)
-    return {name: text_of(row[name], where, name, may_be_empty=True) for name in there}
-
-
-def _not_blank(texts: dict[str, str]) -> dict[str, str]:
-    return {name: text for name, text in texts.items() if text.strip()}
-
-
-def _two_names(said: Mapping[str, Any], where: str) -> DataError:
-    both = " and ".join(f"{name} {shown(text)}" for name, text in said.items())
-    return DataError(f"{where}: has {both}, two names of one thing; leave out one, or choose by data.columns.")
-
-
-def _context(row: Row, where: str) -> str:
-    """What the question is about, to the letter: whether spaces alone count is the template's to say."""
-    texts = _texts(row, where, ABOUT)
-    said = _not_blank(texts)
-    if len(said) > 1:
-        raise _two_names(said, where)
-    return next(filter(None, (said or texts).values()), "")
-
-
-def _system(row: Row, where: str) -> str:
-    said = _not_blank(_texts(row, where, SYSTEM))
-    if len(set(said.values())) > 1:
-        raise _two_names(said, where)
-    return next(iter(said.values()), "")
-
-
 def _after_system(row: Row, turns: tuple[Message, ...], where: str) -> tuple[Message, ...]:
-    system, first = _system(row, where), turns[0]
+    system, first = system_of(row, where), turns[0]
     if not system or (first.role == "system" and first.content == system):
         return turns
     if first.role == "system":
@@ -158,59 +120,83 @@ def _after_system(row: Row, turns: tuple[Message, ...], where: str) -> tuple[Mes
     return (Message("system", system), *turns)
 
 
-def _prompt(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+def _prompt(row: Row, where: str, how: How) -> list[Example]:
     asked = next((key for key in ASKED if key in row), ASKED[0])
-    answered = next((key for key in ANSWERED if key in row), ANSWERED[0])
-    _require(row, where, "prompt", asked, answered)
+    answers_in = next((key for key in ANSWERED if key in row), ANSWERED[0])
+    require(row, where, "prompt", asked, answers_in)
     refuse_unheard(row, where, "row", ("history",))
-    if isinstance(row[asked], list) or isinstance(row[answered], list):
+    answers = _answers(row, answers_in, where)
+    if isinstance(row[asked], list) or (answers is None and isinstance(row[answers_in], list)):
         refuse_unheard(row, where, "row", ABOUT)
-        turns = _after_system(row, turns_of_prompt(row[asked], row[answered], where), where)
-        return [Example(turns, where, read_tools(row.get("tools"), where))]
+        learned = row[answers_in] if answers is None else answers[0]
+        turns = _after_system(row, turns_of_prompt(row[asked], learned, where), where)
+        tools = read_tools(row.get("tools"), where)
+        if answers is not None:
+            return answered(turns[:-1], answers, where, each=how.each, tools=tools)
+        return [Example(turns, where, tools)]
     refuse_unheard(row, where, "row", ("tools",))
-    pair = text_of(row[asked], where, asked), text_of(row[answered], where, answered)
-    return [_pair(*pair, where, context=_context(row, where), system=_system(row, where))]
+    question = text_of(row[asked], where, asked)
+    answers = answers or (text_of(row[answers_in], where, answers_in),)
+    return answered(_given(question, row, where), answers, where, each=how.each)
 
 
-def _alpaca(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
-    _require(row, where, "alpaca", "instruction", "output")
-    return [_instruction(row, where, "output")]
+def _answers(row: Row, key: str, where: str) -> tuple[str, ...] | None:
+    """Of a list of texts all; of one text beside a list under the name answers, that text and the list's."""
+    several = texts_of(row[key], where, key)
+    if key == "answers" or not row.get("answers") or not isinstance(row[key], str):
+        return several
+    others = texts_of(row["answers"], where, "answers")
+    if others is None:
+        raise DataError(f'{where}: "answers" is {shown(row["answers"])}; a list of texts is wanted.')
+    return tuple(dict.fromkeys((text_of(row[key], where, key), *others)))
 
 
-def _dolly(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
-    _require(row, where, "dolly", "instruction", "response")
-    return [_instruction(row, where, "response")]
+def _alpaca(row: Row, where: str, how: How) -> list[Example]:
+    require(row, where, "alpaca", "instruction", "output")
+    return _instruction(row, where, "output", how)
 
 
-def _instruction(row: Row, where: str, answer: str) -> Example:
-    instruction = text_of(row["instruction"], where, "instruction")
-    context = _context(row, where)
+def _dolly(row: Row, where: str, how: How) -> list[Example]:
+    require(row, where, "dolly", "instruction", "response")
+    return _instruction(row, where, "response", how)
+
+
+def _instruction(row: Row, where: str, answers_in: str, how: How) -> list[Example]:
+    given = _given(text_of(row["instruction"], where, "instruction"), row, where)
     refuse_unheard(row, where, "row", ("tools",))
+    *first, asked = given
     earlier = turns_of_history(row.get("history"), where)
-    output = text_of(row[answer], where, answer)
-    return _pair(instruction, output, where, context=context, system=_system(row, where), earlier=earlier)
+    answers = texts_of(row[answers_in], where, answers_in) or (text_of(row[answers_in], where, answers_in),)
+    return answered((*first, *earlier, asked), answers, where, each=how.each)
 
 
-def _self_instruct(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
-    _require(row, where, "self-instruct", "instruction", "instances")
+def _self_instruct(row: Row, where: str, how: How) -> list[Example]:
+    require(row, where, "self-instruct", "instruction", "instances")
     refuse_unheard(row, where, "row", (*ABOUT, *SYSTEM, "history", "tools"))
     instances = row["instances"]
     if not isinstance(instances, list) or not instances or not all(isinstance(item, dict) for item in instances):
         raise DataError(f'{where}: "instances" is {shown(instances)}; a list of input and output is wanted.')
     flat = [{"instruction": row["instruction"], **instance} for instance in instances]
-    return [example for item in flat for example in _alpaca(item, where, labels)]
+    return [example for item in flat for example in _alpaca(item, where, how)]
 
 
-def _text(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
-    _require(row, where, "text", "text")
+def _text(row: Row, where: str, how: How) -> list[Example]:
+    require(row, where, "text", "text")
     return [Example((), where, text=text_of(row["text"], where, "text"))]
 
 
-def _classification(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
-    _require(row, where, "classification", "text", "label")
-    pair = "" if row.get("text_pair") is None else text_of(row["text_pair"], where, "text_pair")
-    asked, answered = text_of(row["text"], where, "text"), _label(row["label"], labels, where)
-    return [_pair(asked, answered, where, context=pair, system=_system(row, where))]
+def _classification(row: Row, where: str, how: How) -> list[Example]:
+    first, *second = classified(row) or CLASSIFIED[0]
+    require(row, where, "classification", first, "label")
+    beside = second[0] if second else "text_pair"
+    pair = "" if row.get(beside) is None else text_of(row[beside], where, beside)
+    asked, label = text_of(row[first], where, first), _label(row["label"], how.labels, where)
+    return answered((*_system(row, where), Message("user", asked, pair)), (label,), where, each=False)
+
+
+def classified(row: Row) -> tuple[str, ...] | None:
+    """Which of the names for what a label is given to the row has."""
+    return next((names for names in CLASSIFIED if all(name in row for name in names)), None)
 
 
 def _label(value: Any, labels: tuple[str, ...], where: str) -> str:
@@ -227,9 +213,9 @@ def _label(value: Any, labels: tuple[str, ...], where: str) -> str:
     raise DataError(f"{where}: the label {shown(value)} is none of the {len(labels)} names in data.labels.")
 
 
-def _tree(row: Row, where: str, labels: tuple[str, ...]) -> list[Example]:
+def _tree(row: Row, where: str, how: How) -> list[Example]:
     """The best-ranked path through a tree of OpenAssistant messages, as long as it ends with an answer."""
-    _require(row, where, "oasst-trees", "prompt")
+    require(row, where, "oasst-trees", "prompt")
     node, path = row["prompt"], []
     while isinstance(node, dict):
         path.append({"role": {"prompter": "user"}.get(str(node.get("role")), node.get("role")),
@@ -251,21 +237,15 @@ def _rank(reply: Row) -> float:
     return rank if isinstance(rank, int) else float("inf")
 
 
-def _pair(
-    asked: str, answered: str, where: str, *, context: str = "", system: str = "", earlier: tuple[Message, ...] = ()
-) -> Example:
-    first = (Message("system", system),) if system else ()
-    return Example((*first, *earlier, Message("user", asked, context), Message("assistant", answered)), where)
+def _given(asked: str, row: Row, where: str) -> tuple[Message, ...]:
+    """A question with what it is about, after the row's system message."""
+    context = context_of(row, where)
+    return (*_system(row, where), Message("user", asked, context))
 
 
-def _require(row: Row, where: str, form: str, *keys: str) -> None:
-    missing = [key for key in keys if key not in row]
-    if missing:
-        near = "".join(did_you_mean(key, row) for key in missing)
-        raise DataError(
-            f"{where}: no {' and no '.join(map(repr, missing))} in a row of the {form} form; "
-            f"the row has {some(map(shown, row), 8) or 'no keys'}.{near}"
-        )
+def _system(row: Row, where: str) -> tuple[Message, ...]:
+    said = system_of(row, where)
+    return (Message("system", said),) if said else ()
 
 
 SIGNS: dict[str, Callable[[Row], bool]] = {
@@ -276,10 +256,10 @@ SIGNS: dict[str, Callable[[Row], bool]] = {
     "alpaca": lambda row: "instruction" in row and "output" in row,
     "dolly": lambda row: "instruction" in row and "response" in row,
     "prompt": lambda row: any(key in row for key in ASKED) and any(key in row for key in ANSWERED),
-    "classification": lambda row: "text" in row and "label" in row,
+    "classification": lambda row: "label" in row and classified(row) is not None,
     "text": lambda row: "text" in row,
 }
-PARSERS: dict[str, Callable[[Row, str, tuple[str, ...]], list[Example]]] = {
+PARSERS: dict[str, Callable[[Row, str, How], list[Example]]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "oasst-trees": _tree,

@@ -56,7 +56,8 @@ def prepare_data(
     work = _Preparation(spec, encoder, tally, announce, model, template)
     trained = [work.read(open_source(spec, source), source.weight) for source in spec.all_sources]
     apart = replace(work, tally=tally.anew())
-    measured = [apart.read(open_source(spec, spec.evaluation), 1.0)] if spec.evaluation is not None else []
+    to_measure = spec.measured_source
+    measured = [apart.read(open_source(spec, to_measure), 1.0)] if to_measure is not None else []
     candidates = [source.candidates(spec) for source in trained]
     for source, chosen in zip(trained, hold_out(candidates, spec), strict=True):
         source.apart = chosen
@@ -215,7 +216,7 @@ def _facts(reading: Reading, part: Part) -> PartFacts:
 def content_identity(spec: DataSpec) -> str:
     """Changes with any byte of any source."""
     digest = sha256()
-    for source in (*spec.all_sources, *((spec.evaluation,) if spec.evaluation is not None else ())):
+    for source in filter(None, (*spec.all_sources, spec.measured_source)):
         reading = open_source(spec, source)
         for part in reading.parts:
             licence = find_licence(part.folder) if part.folder is not None else None

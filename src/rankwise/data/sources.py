@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from rankwise.data.columnar import Record
+from rankwise.data.columns import from_columns, refuse_unfilled, renamed
 from rankwise.data.example import Example
+from rankwise.data.fields import FIELDS
 from rankwise.data.files import SUFFIXES, records
-from rankwise.data.formats import FIELDS, find_format, parse_row, refuse_other_form, renamed
+from rankwise.data.formats import find_format, parse_row, refuse_other_form
 from rankwise.data.hub import HUB, Part, hub_part
 from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.errors import DataError, did_you_mean, some
@@ -93,13 +95,19 @@ class Reading:
             raise DataError(f"{where}: is nested too deeply to be a row.") from None
 
     def _parse(self, part: Part, where: str, row: dict[str, Any]) -> list[Example]:
+        source, system = self.source, self.system
+        if source.prompt is not None and source.completion is not None:
+            part.format = "columns"
+            each = source.alternatives == "each"
+            examples = from_columns(row, source.prompt, source.completion, system, where, each=each)
+            return self._grouped(examples, row, where)
+        refuse_unfilled(system, row, where)
         if part.format is None:
             part.format = self._form(row, where)
-        given = self.source.format != "auto"
-        refuse_other_form(renamed(row, self.source.columns, where), part.format, where, given=given)
+        refuse_other_form(renamed(row, source.columns, where), part.format, where, given=source.format != "auto")
         examples = parse_row(
             row, part.format, where,
-            system=self.spec.system, columns=self.source.columns, labels=self.source.labels,
+            system=system, columns=source.columns, labels=source.labels, alternatives=source.alternatives,
         )  # fmt: skip
         return self._grouped(examples, row, where)
 
@@ -119,6 +127,11 @@ class Reading:
         if not isinstance(value, str | int | float):
             raise DataError(f"{where}: the group ({column}) is {shown(value)}; a text or a number is wanted.")
         return [replace(example, group=str(value)) for example in examples]
+
+    @property
+    def system(self) -> str | None:
+        """The source's own, or that of all."""
+        return self.source.system if self.source.system is not None else self.spec.system
 
     def _form(self, row: dict[str, Any], where: str) -> str:
         if self.source.format != "auto":
@@ -141,7 +154,8 @@ def open_source(spec: DataSpec, source: Rows) -> Reading:
     if unknown:
         raise DataError(
             f'data.columns names "{unknown[0]}", which is no field of any form.{did_you_mean(unknown[0], FIELDS)} '
-            f"On the left stands one of {', '.join(FIELDS)}; on the right the column that holds it."
+            f"On the left stands one of {', '.join(FIELDS)}; on the right the column that holds it, as in "
+            "--set data.columns.prompt=question --set data.columns.completion=sql."
         )
     if source.path.startswith(HUB):
         return Reading(spec, source, [hub_part(source)])

@@ -205,6 +205,23 @@ def text_of(value: Any, where: str, what: str, *, may_be_empty: bool = False) ->
     return value
 
 
+def texts_of(value: Any, where: str, what: str) -> tuple[str, ...] | None:
+    """Several answers that are all right, each once: a list of texts, or as SQuAD has them. None of anything else."""
+    listed = value.get("text") if isinstance(value, dict) else value
+    parts = listed if isinstance(listed, list) else []
+    if parts and all(isinstance(one, dict) and set(one) & _SPOKEN == {"text"} for one in parts):
+        listed = [one["text"] for one in parts]
+    if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+        return None
+    if not listed:
+        raise DataError(f"{where}: the {what} is a list without any text.")
+    return tuple(dict.fromkeys(text_of(one, where, f"{what} {number}") for number, one in enumerate(listed, start=1)))
+
+
+_SPOKEN = {"text", "type", "role", "from", "content", "value"}
+"""What a part of a message has; an answer of SQuAD has its text and where it begins."""
+
+
 def refuse_unheard(holder: dict[str, Any], where: str, what: str, keys: tuple[str, ...]) -> None:
     """What would change the conversation and cannot be followed yet must not be lost in silence."""
     there = [key for key in keys if holder.get(key)]

@@ -6,9 +6,10 @@ import os
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rankwise.errors import SpecError
+from rankwise.spec.column_text import column_text
 from rankwise.spec.recipe import RECIPES, recipe_named
 from rankwise.spec.spec import Number, PositiveInt, Seed, Spec
 
@@ -26,6 +27,13 @@ Format = Literal[
 ]
 TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
 OF_HUB = ("subset", "revision")
+BY = ("prompt", "completion", "columns")
+"""What says of which columns a row is made."""
+SHARED = (*BY, "labels", "alternatives")
+
+
+def _given(spec: Spec, name: str) -> bool:
+    return getattr(spec, name) != type(spec).model_fields[name].get_default(call_default_factory=True)
 
 
 class Reading(Spec):
@@ -35,6 +43,12 @@ class Reading(Spec):
     """Found by the keys of each file's first row."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Where a field has another name: `instruction: question` reads the instruction from the column question."""
+    prompt: str | None = None
+    """What is asked, written from any columns: `Summarise: {dialogue}`. It goes with `completion`."""
+    completion: str | None = None
+    """The answer, likewise: `{summary}`. A column alone may hold a list of texts that are all right."""
+    alternatives: Literal["first", "each"] = "first"
+    """Of an answer that is given as a list of texts: learn the first, or make a row of each."""
     labels: tuple[str, ...] = ()
     """Names of the labels 0, 1, 2, … of a classification source."""
     split: str | None = None
@@ -57,11 +71,35 @@ class Reading(Spec):
             raise ValueError(f'the column "{twice[0]}" is named twice')
         return value
 
+    @field_validator("prompt", "completion")
+    @classmethod
+    def _closed_braces(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        columns = column_text(value).columns
+        if not value.strip():
+            raise ValueError("it is empty; write a text with {columns} in it")
+        if info.field_name == "completion" and not columns:
+            raise ValueError("it names no column in braces, so every answer would be the same; write {column}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_read(self) -> Self:
+        if (self.prompt is None) != (self.completion is None):
+            given, other = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
+            raise ValueError(f"{given} and {other} go together; {other} is not given")
+        said = [name for name in ("format", "columns", "labels") if _given(self, name)]
+        if self.prompt is not None and said:
+            raise ValueError(f"prompt and completion say how rows are read, and so does {said[0]}; give one of them")
+        return self
+
 
 class Rows(Reading):
     """A file, a folder of files, or `hub:organisation/name`."""
 
     path: str = Field(min_length=1)
+    system: str | None = None
+    """A system message for rows of this source, instead of the one for all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -104,7 +142,7 @@ class DataSpec(Reading):
     recipe: str | None = None
     """A seed recipe: its template, its rule for long rows, and its settings under those given here."""
     system: str | None = None
-    """A system message for rows that bring none."""
+    """A system message for rows that bring none. Beside `prompt` it may have {columns} in it too."""
     max_length: PositiveInt = 1024
     """Tokens."""
     too_long: TooLong = "drop"
@@ -141,11 +179,7 @@ class DataSpec(Reading):
     def _whole(self) -> Self:
         if (self.path is None) == (not self.sources):
             raise ValueError("name the rows to train on: a path, or several sources")
-        said = (
-            name
-            for name, field in Reading.model_fields.items()
-            if getattr(self, name) != field.get_default(call_default_factory=True)
-        )
+        said = (name for name in Reading.model_fields if _given(self, name))
         if self.sources and (extra := sorted(said)):
             raise ValueError(f"of several sources each has its own {extra[0]}; write it there")
         if self.held_out and self.evaluation is not None:
@@ -163,6 +197,17 @@ class DataSpec(Reading):
             raise ValueError(f"{given[0]} says which rows are held out, and none are: give held_out, or leave it out")
         if self.group is not None and self.held_out_order == "last":
             raise ValueError("held_out_order last takes the last rows whatever their group; leave out it or group")
+
+    @property
+    def measured_source(self) -> EvaluationSpec | None:
+        """The rows to measure with. Unless it says itself of which columns its rows are made, they are made of those
+        that all rows to train on are made of."""
+        own = self.evaluation
+        if own is None or any(_given(own, name) for name in ("format", *BY)):
+            return own
+        every = [{name: getattr(source, name) for name in SHARED} for source in self.all_sources]
+        shared = every[0] if all(one == every[0] for one in every) else {}
+        return own.model_copy(update={name: value for name, value in shared.items() if not _given(own, name)})
 
     @property
     def all_sources(self) -> tuple[SourceSpec, ...]:

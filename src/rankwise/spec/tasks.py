@@ -146,7 +146,7 @@ def is_running_text(data: str) -> bool:
     return data.lower().endswith(".txt")
 
 
-_OF_FORMS = ("format", "columns", "labels")
+_OF_FORMS = ("format", "columns", "labels", "prompt", "completion", "alternatives")
 _OF_ROWS = (*_OF_FORMS, "score", "ask", "answer", "choices", "header", "system", "split", "subset", "revision")
 
 

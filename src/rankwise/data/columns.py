@@ -1,0 +1,134 @@
+"""A row's columns by their names: put into texts, called otherwise, and guessed where no form fits.
+
+A text of columns (spec/column_text.py) gets the columns' values as the file has them: text to the letter, numbers as
+they are written, a list of texts line by line. What cannot be written so is refused with file and line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from rankwise.data.example import Example, Message
+from rankwise.data.turns import text_of, texts_of
+from rankwise.errors import DataError, did_you_mean, some
+from rankwise.spec.column_text import Column, column_text
+from rankwise.spec.spec import shown
+
+Row = dict[str, Any]
+
+
+def from_columns(
+    row: Row, prompt: str, completion: str, system: str | None, where: str, *, each: bool = False
+) -> list[Example]:
+    """Mostly one example; `each` makes one of every answer in a list."""
+    first = () if not (said := filled(system or "", row, where, "system")).strip() else (Message("system", said),)
+    asked = Message("user", _not_empty(filled(prompt, row, where, "prompt"), prompt, row, where, "prompt"))
+    alone = column_text(completion).alone
+    listed = texts_of(row.get(alone), where, alone) if alone is not None else None
+    answers = listed or (
+        _not_empty(filled(completion, row, where, "completion"), completion, row, where, "completion"),
+    )
+    return answered((*first, asked), answers, where, each=each)
+
+
+def answered(
+    given: tuple[Message, ...], answers: tuple[str, ...], where: str, *, each: bool, tools: tuple[Any, ...] = ()
+) -> list[Example]:
+    """What is given, with its first answer or with each; the others are alternatives."""
+    return [
+        Example(
+            (*given, Message("assistant", answer)), where, tools,
+            alternatives=tuple(other for other in answers if other != answer),
+        )
+        for answer in (answers if each else answers[:1])
+    ]  # fmt: skip
+
+
+def filled(text: str, row: Row, where: str, what: str) -> str:
+    """The text with the row's values in it."""
+    parts = column_text(text).parts
+    unknown = [part.name for part in parts if isinstance(part, Column) and part.name not in row]
+    if unknown:
+        raise DataError(f"{where}: the {what} names {_missing(unknown[0], row)}{_only_names(unknown[0])}")
+    return "".join(part if isinstance(part, str) else _written(row[part.name], where, part.name) for part in parts)
+
+
+def _missing(name: str, row: Iterable[str]) -> str:
+    return f'the column "{name}", and the row has none of this name; it has {listed_columns(row)}.{_near(name, row)}'
+
+
+def _only_names(name: str) -> str:
+    if not any(mark in name for mark in ".[:!"):
+        return ""
+    return " Braces hold the name of a column and nothing else; write {{ and }} for braces that are text."
+
+
+def listed_columns(row: Iterable[str]) -> str:
+    return some(map(shown, row), 8) or "no columns"
+
+
+def _near(name: str, row: Iterable[str]) -> str:
+    """Capitals alone are near too."""
+    row = [key for key in row if key.isprintable()]
+    same = next((key for key in row if key.casefold().strip() == name.casefold().strip()), None)
+    return f' Did you mean "{same}"?' if same is not None else did_you_mean(name, row)
+
+
+def _written(value: Any, where: str, name: str) -> str:
+    if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
+        return "\n".join(_written(one, where, name) for one in value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return format(Decimal(repr(value)), "f")
+    if isinstance(value, str):
+        return text_of(value, where, f'column "{name}"', may_be_empty=True)
+    if value is None:
+        raise DataError(f'{where}: the column "{name}" is empty (null); a text or a number is wanted.')
+    if isinstance(value, list) and any(isinstance(one, dict) and {"role", "from"} & set(one) for one in value):
+        raise DataError(
+            f'{where}: the column "{name}" holds turns of a conversation, which no text can hold; leave out prompt and '
+            "completion, and such rows are read as conversations."
+        )
+    raise DataError(f'{where}: the column "{name}" is {shown(value)}; a text, a number or a list of texts is wanted.')
+
+
+def _not_empty(text: str, pattern: str, row: Row, where: str, what: str) -> str:
+    """A text whose columns are all empty says nothing of its row."""
+    named = column_text(pattern).columns
+    if not text.strip() or (named and not any(_written(row[name], where, name).strip() for name in named)):
+        empty = f": {some(map(shown, named), 8)} hold nothing" if named else ""
+        raise DataError(f"{where}: the {what} is empty{empty}.")
+    return text
+
+
+def refuse_unfilled(system: str | None, row: Row, where: str) -> None:
+    """A system message with a {column} in it, where nothing would put the column's text in its place."""
+    there = next((name for name in row if f"{{{name}}}" in (system or "")), None)
+    if there is not None:
+        raise DataError(
+            f"{where}: the system message has {{{there}}} in it, and columns are put into texts only beside --prompt "
+            "and --completion (data.prompt, data.completion), which say of which columns a row is made. Give them, or "
+            f"write the system message without {{{there}}}."
+        )
+
+
+def renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
+    """The row with our names of its columns."""
+    if not columns:
+        return row
+    missing = next(((ours, theirs) for ours, theirs in columns.items() if theirs not in row), None)
+    if missing is not None:
+        ours, theirs = missing
+        raise DataError(
+            f"{where}: data.columns.{ours}={theirs} names a column that the row does not have; it has "
+            f"{listed_columns(row)}.{_near(theirs, row)}"
+        )
+    taken = set(columns.values())
+    kept = {key: value for key, value in row.items() if key not in taken and key not in columns}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items()}

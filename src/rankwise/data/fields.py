@@ -1,0 +1,69 @@
+"""What the fields of a row are called, whatever its form: two names for one thing, and what must be there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rankwise.data.columns import Row
+from rankwise.data.turns import text_of
+from rankwise.errors import DataError, did_you_mean, some
+from rankwise.spec.spec import shown
+
+RIVALS = (
+    ("messages", "conversations"), ("prompt", "question"), ("completion", "response", "answer"),
+    ("output", "response"),
+)  # fmt: skip
+ABOUT, SYSTEM = ("input", "context"), ("system", "system_prompt")  # two names for one thing each
+FIELDS = (
+    "messages", "conversations", "tools", "system", "system_prompt", "prompt", "question", "completion", "response",
+    "answer", "answers", "text", "text_pair", "label", "instruction", "input", "output", "history", "context",
+    "instances",
+)  # fmt: skip
+
+
+def refuse_rivals(row: Row, where: str) -> None:
+    for names in RIVALS:
+        said = {name: row[name] for name in names if row.get(name)}
+        if len({repr(value) for value in said.values()}) > 1:
+            raise two_names(said, where)
+
+
+def _texts(row: Row, where: str, names: tuple[str, ...]) -> dict[str, str]:
+    there = (name for name in names if row.get(name) is not None)
+    return {name: text_of(row[name], where, name, may_be_empty=True) for name in there}
+
+
+def _not_blank(texts: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if text.strip()}
+
+
+def two_names(said: Mapping[str, Any], where: str) -> DataError:
+    both = " and ".join(f"{name} {shown(text)}" for name, text in said.items())
+    return DataError(f"{where}: has {both}, two names of one thing; leave out one, or choose by data.columns.")
+
+
+def context_of(row: Row, where: str) -> str:
+    """What the question is about, to the letter: whether spaces alone count is the template's to say."""
+    texts = _texts(row, where, ABOUT)
+    said = _not_blank(texts)
+    if len(said) > 1:
+        raise two_names(said, where)
+    return next(filter(None, (said or texts).values()), "")
+
+
+def system_of(row: Row, where: str) -> str:
+    said = _not_blank(_texts(row, where, SYSTEM))
+    if len(set(said.values())) > 1:
+        raise two_names(said, where)
+    return next(iter(said.values()), "")
+
+
+def require(row: Row, where: str, form: str, *keys: str) -> None:
+    missing = [key for key in keys if key not in row]
+    if missing:
+        near = "".join(did_you_mean(key, row) for key in missing)
+        raise DataError(
+            f"{where}: no {' and no '.join(map(repr, missing))} in a row of the {form} form; "
+            f"the row has {some(map(shown, row), 8) or 'no keys'}.{near}"
+        )
