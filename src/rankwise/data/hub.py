@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.data.columnar import Record, Seen, need
-from rankwise.data.licences import find_licence
+from rankwise.data.licences import find_licence, recognised
 from rankwise.errors import DataError, first_line, some
 from rankwise.spec.data import Rows
 
@@ -70,7 +70,7 @@ def _fetched(name: str, subset: str | None, split: str | None, revision: str | N
             raise DataError(f"{HUB}{name}: has the splits {some(map(str, loaded))}; name one with data.split.")
         loaded = loaded[only]
     assert isinstance(loaded, Dataset)
-    return loaded, loaded.info.license or _card_licence(name, revision)
+    return loaded, recognised(loaded.info.license or "") or _card_licence(name, revision)
 
 
 def _hub_records(rows: Any, label: str, names: dict[str, list[str]]) -> Iterator[Record]:
@@ -102,5 +102,4 @@ def _card_licence(name: str, revision: str | None) -> str | None:
         card = hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)
     except Exception:  # whatever the hub's client raises: a data set without a card, or no network any more
         return None
-    found = find_licence(Path(card).parent)
-    return found.name if found is not None else None
+    return find_licence(Path(card).parent)

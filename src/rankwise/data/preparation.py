@@ -17,7 +17,7 @@ from rankwise.data.encoding import Encoder
 from rankwise.data.example import Example
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.labels import Labels
-from rankwise.data.licences import find_licence, normalised, strictest
+from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
 from rankwise.data.receipt import Tally, advice_on, fatal_problems, overlap_of, warnings_of
 from rankwise.data.source_rows import SourceRows, numbers_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
@@ -208,8 +208,8 @@ def _evaluation(apart: Tally, encodes: bool) -> EvaluationFacts:
 
 def _facts(reading: Reading, part: Part) -> PartFacts:
     given = reading.source.licence or part.licence
-    found = find_licence(part.folder) if given is None and part.folder is not None else None
-    licence = normalised(given) if given is not None else found.name if found is not None else "unknown"
+    found = find_licence(part.folder) if given is None and part.folder is not None else UNKNOWN
+    licence = normalised(given) if given is not None else found
     return PartFacts(name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence)
 
 
@@ -219,7 +219,7 @@ def content_identity(spec: DataSpec) -> str:
     for source in filter(None, (*spec.all_sources, spec.measured_source)):
         reading = open_source(spec, source)
         for part in reading.parts:
-            licence = find_licence(part.folder) if part.folder is not None else None
-            digest.update(f"{part.name}\0{part.identity()}\0{licence.name if licence else ''}\0".encode())
+            licence = find_licence(part.folder) if part.folder is not None else ""
+            digest.update(f"{part.name}\0{part.identity()}\0{licence}\0".encode())
         digest.update("\0".join(reading.left_aside).encode())
     return digest.hexdigest()
