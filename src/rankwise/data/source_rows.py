@@ -39,7 +39,7 @@ class SourceRows:
             self.prompts.append("\n".join(example.asked for example in row))
         if spec.group is not None:
             self.groups.append(row[0].group)
-        classification = all(part.format == "classification" for part in self.reading.parts if part.format)
+        classification = {part.format for part in self.reading.parts} - {None} == {"classification"}
         self.label_of_row.append(self.labels.add(row, classification=classification))
         if self.labels.none:
             self.label_of_row.clear()

@@ -24,6 +24,7 @@ from rankwise.data.files import SUFFIXES, records
 from rankwise.data.formats import find_format, parse_row, refuse_other_form
 from rankwise.data.hub import HUB, Part, hub_part
 from rankwise.data.splits import chosen_files, split_word, visible
+from rankwise.data.unsupported import refuse_file, refuse_folder, refuse_row
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.run.writing import sha256_of
 from rankwise.spec.data import DataSpec, Rows
@@ -102,6 +103,7 @@ class Reading:
             examples = from_columns(row, source.prompt, source.completion, system, where, each=each)
             return self._grouped(examples, row, where)
         refuse_unfilled(system, row, where)
+        refuse_row(row, source.columns, where)
         if part.format is None:
             part.format = self._form(row, where)
         refuse_other_form(renamed(row, source.columns, where), part.format, where, given=source.format != "auto")
@@ -181,6 +183,7 @@ def _nearby(path: Path) -> str:
 def _file_part(path: Path) -> Part:
     if not path.is_file():
         raise DataError(f"{path}: is not a file of rows.")
+    refuse_file(path)
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: cannot be read (Permission denied).")
     return Part(str(path), lambda seen: records(path, seen), lambda: sha256_of(path), path.parent)
@@ -192,6 +195,7 @@ def _open_folder(spec: DataSpec, source: Rows, folder: Path) -> Reading:
     saved = (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()  # datasets' own layout
     suffixes = (".arrow",) if saved else SUFFIXES
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and visible(path, folder))
+    refuse_folder(folder, files)
     if not files:
         raise DataError(f"{folder}: holds no file of rows ({', '.join(SUFFIXES)}).")
     chosen = chosen_files(files, folder, source.split)

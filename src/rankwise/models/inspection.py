@@ -18,6 +18,7 @@ from rankwise.run.writing import sha256_of
 def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
     """Refuse a folder that could not be loaded, or only by running what it brings."""
     config = read_json(folder / "config.json")
+    refuse_vision(config, str(folder))
     if not any(folder.glob("*.safetensors")):
         pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
         hint = (
@@ -35,6 +36,20 @@ def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else read_json(folder / name) if (folder / name).is_file() else {}
         _refuse_code(folder, name, settings, trusted or _is_native(config))
+
+
+def refuse_vision(config: dict[str, Any], name: str) -> None:
+    """A model of images, which would be refused later for its lack of a tokenizer or of weights that fit."""
+    from transformers.models.auto import modeling_auto
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    if kind in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES or "image_size" in config:
+        raise ModelError(
+            f"{name} is a vision model ({kind}). Vision models are not supported yet: rankwise trains causal language "
+            f"models only. rankwise plan --model {name} counts its parameters."
+        )
 
 
 def _is_native(config: dict[str, Any]) -> bool:

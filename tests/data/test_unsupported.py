@@ -1,0 +1,121 @@
+"""Images, arrays and preferences are refused in a sentence that says what is possible, and what is said works."""
+
+import json
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rankwise.data.sources import open_source
+from rankwise.errors import DataError, ModelError
+from rankwise.models.sources import find
+from rankwise.run.records import silent
+from rankwise.spec.data import DataSpec
+from rankwise.spec.models import ModelSpec
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 40
+VIT = {"model_type": "vit", "hidden_size": 32, "image_size": 32, "patch_size": 8}
+
+
+def examples(path, **said):
+    """All of them, or the first problem."""
+    spec = DataSpec(path=str(path), **said)
+    reading = open_source(spec, spec.all_sources[0])
+    found = [example for chunk in reading.chunks() for row in chunk for example in row]
+    for _, problem in reading.skipped:
+        raise DataError(problem)
+    return found
+
+
+def as_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "names", [["cat/1.png", "dog/2.JPG"], ["1.webp", "metadata.jsonl"], ["1.jpeg", "metadata.csv"]]
+)
+def test_a_folder_of_images_is_refused(names, tmp_path):
+    folder = tmp_path / "pictures"
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(PNG if "metadata" not in name else b'{"file_name": "1.webp", "text": "a cat"}\n')
+    with pytest.raises(DataError, match=r"is a folder of images, such as .*text only today.*rankwise plan --model"):
+        examples(folder)
+
+
+def test_images_beside_rows_are_passed_over(tmp_path):
+    (tmp_path / "figure.png").write_bytes(PNG)
+    as_lines(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "b"}])
+    assert len(examples(tmp_path)) == 1
+
+
+def test_an_image_and_arrays_are_refused(tmp_path):
+    (tmp_path / "cat.png").write_bytes(PNG)
+    with pytest.raises(DataError, match=r"cat\.png: is an image\. Images are not supported yet"):
+        examples(tmp_path / "cat.png")
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "digits.npz", "w") as file:
+        file.writestr("x.npy", b"never read")
+    for path in (folder, folder / "digits.npz"):
+        with pytest.raises(DataError, match=r"NumPy arrays.*Arrays are not supported yet.*one JSON object a line"):
+            examples(path)
+
+
+def test_rows_of_images_are_refused(tmp_path):
+    image = {"bytes": PNG, "path": None}
+    pq.write_table(pa.Table.from_pylist([{"picture": image, "label": 3}]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r'rows\.parquet:1: holds an image in the column "picture"'):
+        examples(tmp_path / "rows.parquet")
+    row = {"image": "1.png", "prompt": "What is it?", "completion": "A cat"}
+    with pytest.raises(DataError, match=r'rows\.jsonl:1: holds an image in the column "image"'):
+        examples(as_lines(tmp_path / "rows.jsonl", [row]))
+    assert len(examples(as_lines(tmp_path / "rows.jsonl", [row | {"image": None}]))) == 1
+
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [({"prompt": "q", "chosen": "good", "rejected": "bad"}, "completion"),
+     ({"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[1:]}, "completion"),
+     ({"chosen": TURNS, "rejected": TURNS}, "messages"),
+     ({"chosen": "Human: q Assistant: good", "rejected": "Human: q Assistant: bad"}, "text")],
+)  # fmt: skip
+def test_preference_pairs_are_refused_with_a_way_to_learn_the_chosen_that_works(row, field, tmp_path):
+    file = as_lines(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match=r"Preference pairs are not supported yet") as refused:
+        examples(file)
+    assert f"--set data.columns.{field}=chosen" in str(refused.value)
+    (example,) = examples(file, columns={field: "chosen"})
+    assert "good" in (example.text or example.messages[-1].content)
+
+
+def test_rows_with_a_verdict_are_refused(tmp_path):
+    rows = [{"prompt": "q", "completion": "a", "label": verdict} for verdict in (True, False)]
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: its label is True.*KTO.*keep the rows whose label is true"):
+        examples(as_lines(tmp_path / "rows.jsonl", rows))
+
+
+@pytest.mark.parametrize("config", [VIT, {"model_type": "clip", "vision_config": {}}, {"model_type": "dinov2"}])
+def test_a_vision_model_is_refused_by_its_config_alone(config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"is a vision model .*trains causal language models only.*rankwise plan"):
+        find(ModelSpec(name=str(tmp_path)), silent)
+
+
+def test_a_vision_model_of_the_hub_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch):
+    from huggingface_hub import constants, file_download
+
+    folder = tmp_path / "models--google--vit-tiny"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc" / "config.json").write_text(json.dumps(VIT))
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path), raising=False)
+    with pytest.raises(ModelError, match=r"google/vit-tiny is a vision model \(vit\)"):
+        find(ModelSpec(name="google/vit-tiny"), silent)
