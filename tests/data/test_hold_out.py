@@ -99,6 +99,10 @@ def test_another_seed_draws_others_and_a_label_that_occurs_once_is_trained_on():
     drawn = {tuple(np.flatnonzero(chosen([rows(labels, prompts=range(61))], 20, seed=seed)[0])) for seed in range(8)}
     assert len(drawn) == 8
     assert not any(60 in one for one in drawn)
+    for count in range(1, 60):
+        assert not chosen([rows(labels, prompts=range(61))], count)[0][60]
+    (one,) = chosen([rows([str(n) for n in range(9)], prompts=["Write a poem."] * 9)], 3)
+    assert one.sum() == 3, "labels that all occur once are no reason to hold out none"
 
 
 @given(count=st.integers(0, 50), sizes=st.lists(st.integers(0, 20), max_size=6))

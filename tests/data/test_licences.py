@@ -180,7 +180,7 @@ def test_only_the_beginning_of_a_long_readme_is_read(tmp_path):
     assert find_licence(tmp_path) == "unknown"
     (tmp_path / "README.md").write_text("x\n" * (LARGEST_FILE // 2 - 20) + "Licence: MIT\n")
     assert find_licence(tmp_path) == "MIT"
-    (tmp_path / "README.md").write_text("x\n" * (LARGEST_FILE // 2 - 11) + "Licence: CC BY 4.0 but not for sale\n")
+    (tmp_path / "README.md").write_text("x\n" * (LARGEST_FILE // 2 - 9) + "Licence: CC BY 4.0 but not for sale\n")
     assert find_licence(tmp_path) == "unknown", "a line that is cut is no line"
 
 

@@ -53,7 +53,7 @@ def find_licence(folder: Path) -> str:
         text = _beginning(folder / name)
         metadata = [recognised(one) or UNKNOWN for one in _of_metadata(text)]
         lines = [recognised(one.strip(" \t*_.")) or UNKNOWN for one in _STATEMENT.findall(text)]
-        if metadata and UNKNOWN not in metadata:  # the formal statement; what a line adds can only be stricter
+        if metadata:  # the formal statement; what a line adds can only be stricter
             lines = [one for one in lines if one != UNKNOWN]
         if metadata or lines:
             return strictest([*metadata, *lines])
