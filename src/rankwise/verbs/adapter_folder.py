@@ -29,8 +29,7 @@ LARGEST_CARD = 1_000_000
 def base_recorded(model: LoadedModel) -> AdapterBase:
     """The base's facts as they lie beside an adapter, with its licence where somebody says it."""
     starter = next((one.licence for one in STARTERS.values() if one.hub_id == model.source.name), None)
-    found = None if starter is not None else find_licence(model.source.folder)
-    licence = starter or (UNKNOWN if found is None else found.name)
+    licence = starter or find_licence(model.source.folder)
     return AdapterBase(**model.facts.model_dump(), licence=licence)
 
 
@@ -70,7 +69,8 @@ def _card_of(opened: Opened, adapter: StoredAdapter, change: str) -> str | None:
     base = recorded_base(opened.result)
     return card(
         CardFacts(
-            opened.run.experiment(), manifest.base_model, UNKNOWN if base is None else base.licence, receipt,
+            opened.run.experiment(), opened.trained_on or manifest.base_model,
+            UNKNOWN if base is None else base.licence, receipt,
             manifest.results, manifest.learning_rate, ranks, change,
         )
     )  # fmt: skip
