@@ -108,6 +108,11 @@ def test_an_exported_adapter_names_the_base_that_it_is_given(home):
     config = json.loads((home / "out" / "adapter_config.json").read_text())
     own = json.loads((home / "runs" / "fixed" / "adapter" / "adapter_config.json").read_text())
     assert config == own | {"base_model_name_or_path": "organisation/model"}
+    ours, theirs = (home / folder / "base_model.json" for folder in ("runs/fixed/adapter", "out"))
+    before, after = json.loads(ours.read_text()), json.loads(theirs.read_text())
+    assert after["name"] == "organisation/model" and after["fingerprint"] == before["fingerprint"]
+    card = (home / "out" / "README.md").read_text()
+    assert "\nbase_model: organisation/model\n" in card and before["name"] not in card + theirs.read_text()
 
 
 def test_no_base_model_is_needed(home):

@@ -18,6 +18,9 @@ from typing import Any, get_args
 
 from rankwise.adapters.stored import StoredAdapter, check_alike, read_stored
 from rankwise.errors import RunError, SpecError, did_you_mean
+from rankwise.models.sources import LOCAL
+from rankwise.run.hub import could_be_hub_id
+from rankwise.run.manifest import BaseModelFacts
 from rankwise.run.records import Announce, silent
 from rankwise.run.writing import need_space, told_when_full
 from rankwise.spec.adapters import ExportFormat, check_strength
@@ -66,6 +69,7 @@ def export(
         return Exported(str(opened.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
     if not opened.is_adapter:
         raise RunError(f"{opened.folder} has no adapter: its whole model was trained. Use --format merged.")
+    opened = replace(opened, trained_on=_renamed(opened.trained_on, base_model))
     files = beside(opened, strength)
     held = _naming(read_stored(opened.result), base_model)
     turned = held.turned(strength)
@@ -82,6 +86,14 @@ def _change(format: str, strength: float) -> str:
     uniform = "It was exported with one rank and one alpha for all layers." if format == "portable" else ""
     turned = f"It was exported at strength {strength:g}: its change is so many times what was trained."
     return " ".join(filter(None, (uniform, turned if strength != 1 else "")))
+
+
+def _renamed(facts: BaseModelFacts | None, base_model: str | None) -> BaseModelFacts | None:
+    """What is recorded of the base, under the name that it is given: the old one may be a path of this machine."""
+    if facts is None or base_model is None:
+        return facts
+    on_hub = could_be_hub_id(base_model) and not os.path.exists(base_model)  # noqa: PTH110  it may be no path
+    return facts.model_copy(update={"name": base_model, "source": "hub, as named at export" if on_hub else LOCAL})
 
 
 def _naming(held: StoredAdapter, base_model: str | None) -> StoredAdapter:
