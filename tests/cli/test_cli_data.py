@@ -23,6 +23,7 @@ from rankwise.cli.main import app
 from rankwise.models.starters import STARTERS
 from rankwise.run.receipt import Receipt
 from rankwise.spec.recipe import RECIPES, recipe_named
+from rankwise.verbs.preparing import told as lines_before_training
 
 KEYS = {
     "format", "rows", "kept", "skipped", "tokens", "supervised_tokens", "eos_supervised", "truncated", "unsupervised",
@@ -200,6 +201,18 @@ def test_one_bad_row_of_many_says_how_to_go_on_without_it():
     assert told("check", "rows.jsonl", "--on-bad-row", "skip")["advice"] == []
     write("rows.jsonl", ["{", "{"])
     assert told("check", "rows.jsonl", code=2)["advice"] == [], "no other row is left"
+
+
+def test_how_a_table_is_written_is_said_by_the_check_before_the_training_and_in_json():
+    Path("rows.csv").write_bytes("prompt;completion;\r\nGröße;drei Fuß;\r\nfünf;sechs;\r\n".encode("cp1252"))
+    layout = "separated by semicolons, encoded as cp1252 (a guess), 1 empty column without a name left out"
+    checked = rankwise("data", "check", "rows.csv", "--model", "model").stdout
+    assert f"rows.csv: 2 rows in prompt form, {layout}, licence unknown\n" in checked
+    [file] = told("check", "rows.csv")["files"]
+    assert file["layout"] == {"encoding": "cp1252 (a guess)", "delimiter": ";", "sheet": None, "unnamed_columns": 1}
+    receipt = Receipt(**told("check", "rows.csv"))
+    assert f"rows.csv: {layout}" in lines_before_training(receipt)
+    assert [told("check", "rows.jsonl")["files"][0]["layout"]] == [None]
 
 
 def test_rows_left_out_are_named_with_their_line():

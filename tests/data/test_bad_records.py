@@ -411,6 +411,7 @@ PAIRS = good("prompt", 6)
 LIST = json.dumps(PAIRS, indent=1).encode()
 CSV = b"prompt,completion\n" + b"".join(f"question {n},answer {n}\n".encode() for n in range(6))
 TSV = CSV.replace(b",", b"\t")
+MIXED = CSV.replace(b"answer 2", b"\xe9").replace(b"answer 3", "é ü".encode())
 PARQUET, ARROW, STREAM = parquet(PAIRS), arrow(PAIRS), arrow(PAIRS, pa.ipc.new_stream)
 HOLLOW = PARQUET[:8] + bytes(len(PARQUET) - 300) + PARQUET[-292:]
 WITH_NULL = [*PAIRS[:2], {"prompt": "a", "completion": None}, *PAIRS[2:]]
@@ -467,19 +468,17 @@ REFUSED = [
     BadFile("a CSV with an unclosed quote", "x.csv", CSV.replace(b"question 2", b'"question 2'), ("is not CSV",)),
     BadFile("a CSV with a stray quote", "x.csv", CSV.replace(b"question 2", b'"question" 2'), ("is not CSV",), ":4"),
     BadFile("a CSV with a column twice", "x.csv", CSV.replace(b"completion", b"prompt", 1), ("each once",), ":1"),
-    BadFile("a CSV with a nameless column", "x.csv", CSV.replace(b"completion", b"", 1), ("name the columns",), ":1"),
+    BadFile("a CSV with a nameless column", "x.csv", CSV.replace(b"completion", b"", 1), ("has no name",), ":2"),
     BadFile("a CSV without a line of names", "x.csv", CSV.partition(b"\n")[2], ("no form",), ":2"),
     BadFile("a CSV behind a blank line", "x.csv", b"\n" + CSV, ("names 0 columns",), ":2"),
-    BadFile("a CSV with semicolons", "x.csv", CSV.replace(b",", b";"), ("'prompt;completion'",), ":2"),
     BadFile("a CSV whose cell has no end", "x.csv", CSV + b"a" * 17_000_000 + b",b\n", ("is not CSV",)),
     BadFile("UTF-16", "x.jsonl", lines(*PAIRS).decode().encode("utf-16"), ("UTF-16",)),
-    BadFile("UTF-16, the other way", "x.csv", b"\xfe\xff" + CSV.decode().encode("utf-16-be"), ("UTF-16",)),
-    BadFile("UTF-16 without a mark", "x.jsonl", lines(*PAIRS).decode().encode("utf-16-le"), ("is not JSON",), ":1"),
+    BadFile("UTF-16 without a mark", "x.jsonl", lines(*PAIRS).decode().encode("utf-16-le"), ("UTF-16",)),
     BadFile("UTF-32", "x.jsonl", lines(*PAIRS).decode().encode("utf-32"), ("UTF-",)),
     BadFile("gzip", "x.jsonl", b"\x1f\x8b\x08\0" + bytes(60), ("gzip",)),
     BadFile("gzip under its own name", "x.jsonl.gz", b"\x1f\x8b\x08\0" + bytes(60), ("gzip",)),
     BadFile("zip", "x.jsonl", b"PK\x03\x04" + bytes(60), ("zip",)),
-    BadFile("a spreadsheet", "x.xlsx", b"PK\x03\x04" + bytes(60), ("zip",)),
+    BadFile("a spreadsheet", "x.xlsx", b"PK\x03\x04" + bytes(60), ("no workbook",)),
     BadFile("zstd", "x.jsonl", b"\x28\xb5\x2f\xfd" + bytes(60), ("zstd",)),
     BadFile("a pickle", "x.jsonl", pickle.dumps(PAIRS, 4), ("pickle",)),
     BadFile("a later pickle", "x.pkl", pickle.dumps(PAIRS, 5)),
@@ -511,6 +510,9 @@ READ = [
     BadFile("lines under the name of a list", "x.json", lines(*PAIRS), kept=6),
     BadFile("a CSV with a byte order mark", "x.csv", b"\xef\xbb\xbf" + CSV, kept=6),
     BadFile("a CSV with Windows line ends", "x.csv", CSV.replace(b"\n", b"\r\n"), kept=6),
+    BadFile("a CSV with semicolons", "x.csv", CSV.replace(b",", b";"), kept=6),
+    BadFile("a CSV in UTF-16", "x.csv", b"\xfe\xff" + CSV.decode().encode("utf-16-be"), kept=6),
+    BadFile("a CSV in cp1252", "x.csv", CSV.replace(b"answer 2", b"\xe9"), kept=6),
     BadFile("names in capitals on the file", "X.JSONL", lines(*PAIRS), kept=6),
     BadFile("a TSV with stray quotes", "x.tsv", STRAY, kept=6),
     BadFile("Parquet under the name of lines", "x.jsonl", PARQUET, kept=6),
@@ -525,7 +527,7 @@ READ = [
             ":2 (element 1)", 6, 1),
     BadFile("a CSV row too short", "x.csv", CSV.replace(b",answer 2", b""), ("has 1 cells",), ":4", 5, 1),
     BadFile("a CSV row too long", "x.csv", CSV.replace(b"answer 2", b"answer, 2"), ("has 3 cells",), ":4", 5, 1),
-    BadFile("a CSV row that is no UTF-8", "x.csv", CSV.replace(b"answer 2", b"\xe9"), ("not UTF-8",), ":4", 5, 1),
+    BadFile("a CSV row that is no UTF-8", "x.csv", MIXED, ("not UTF-8",), ":4", 5, 1),
     BadFile("a CSV row with a NUL", "x.csv", CSV.replace(b"answer 2", b"a\0"), ("NUL",), ":4", 5, 1),
     BadFile("a CSV row with an empty cell", "x.csv", CSV.replace(b"answer 2", b""), ("is empty",), ":4", 5, 1),
     BadFile("a TSV row too short", "x.tsv", TSV.replace(b"\tanswer 2", b""), ("has 1 cells",), ":4", 5, 1),
@@ -569,7 +571,7 @@ def test_what_is_unusual_is_read_and_what_is_bad_in_it_costs_only_itself(bad, wr
 
 @pytest.mark.parametrize("damage", [b"bad\xff\tz\n", b"bad\n", b"a\tb\tc\n"], ids=["no UTF-8", "too short", "too long"])
 def test_a_bad_row_of_a_table_does_not_change_how_its_neighbours_are_read(writing, tmp_path, damage):
-    rows = b'prompt\tcompletion\n"say ""hi"""\t"a\tb"\n"two\nlines"\tyes\n'
+    rows = 'prompt\tcompletion\n"say ""hi"""\t"a\tb"\n"two\nlines"\té ü\n'.encode()
     clean, file = tmp_path / "clean.tsv", tmp_path / "rows.tsv"
     clean.write_bytes(rows)
     file.write_bytes(rows + damage)

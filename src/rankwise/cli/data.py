@@ -163,7 +163,8 @@ def _tell(receipt: Receipt) -> None:
 
 
 def _about(file: PartFacts) -> str:
-    return f"{file.name}: {file.rows:,} rows in {file.format or 'no known'} form, licence {file.licence}"
+    layout = f", {file.layout.describe()}" if file.layout is not None else ""
+    return f"{file.name}: {file.rows:,} rows in {file.format or 'no known'} form{layout}, licence {file.licence}"
 
 
 def _verdict(receipt: Receipt) -> str:

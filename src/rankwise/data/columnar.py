@@ -24,7 +24,7 @@ def find_damage(items: Iterator[Any]) -> None:
 
 def column_names(row: list[str], where: str) -> list[str]:
     if len(set(row)) != len(row) or not all(name.strip() for name in row):
-        raise DataError(f"{where}: the first line must name the columns, each once; it names {row[:8]}.")
+        raise DataError(f"{where}: the first line must name the columns, each once; it names {shown(row[:8])}.")
     return row
 
 
@@ -106,6 +106,6 @@ def _row_of_values(names: list[str], cells: tuple[Any, ...], where: str) -> Row 
     return dict(zip(names, cells, strict=True))
 
 
-def need(module: str, what: str) -> None:
+def need(module: str, what: str, extra: str = "data") -> None:
     if find_spec(module) is None:
-        raise DataError(f"{what} needs {module}, which is not installed: pip install 'rankwise[data]'.")
+        raise DataError(f"{what} needs {module}, which is not installed: pip install 'rankwise[{extra}]'.")

@@ -1,4 +1,4 @@
-"""What a data file holds, row by row: JSON lines, a JSON list, CSV or TSV, Parquet, Arrow.
+"""What a data file holds, row by row: JSON lines, a JSON list, a table (CSV, TSV, Excel), Parquet, Arrow.
 
 The kind is told by the file's first bytes where they tell it, and by its name otherwise. A row that cannot be read
 comes out as the problem it is, with its `file:line`, so that one bad row costs only itself. Damage after which nothing
@@ -8,31 +8,41 @@ first row is given: nobody could say how many rows of such a file are lost.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rankwise.data.columnar import Record, Seen, arrow, column_names, find_damage, need, parquet
+from rankwise.data.columnar import Record, Seen, arrow, find_damage, need, parquet
 from rankwise.data.formats import Row
 from rankwise.data.strict_json import GivenTwice, loads, once
+from rankwise.data.tables import Note, table_records
+from rankwise.data.text_encoding import encoding_by_mark
+from rankwise.data.workbooks import WORKBOOKS, holds_workbook, why_no_workbook, workbook_records
 from rankwise.errors import DataError
+from rankwise.spec.data import Reading
 
 LONGEST_LINE = 16_000_000
-Kind = Callable[[Path, Seen], Iterator[Record]]
+Kind = Callable[..., Iterator[Record]]
 NOT_TEXT = {
     b"\x1f\x8b": "is compressed (gzip)", b"PK\x03\x04": "is a zip archive", b"\x28\xb5\x2f\xfd": "is compressed (zstd)",
-    b"\xff\xfe": "is UTF-16 text", b"\xfe\xff": "is UTF-16 text", b"\x80\x04": "is a pickle, which is never read",
-    b"SQLite": "is a database",
+    b"\x80\x04": "is a pickle, which is never read", b"SQLite": "is a database",
 }  # fmt: skip
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *WORKBOOKS, ".parquet", ".arrow")
+SETTINGS = {"delimiter": table_records, "encoding": table_records, "sheet": workbook_records}
+"""Settings of one kind of file, and the kind."""
+AS_DETECTED = Reading()
 
 
-def records(path: Path, seen: Seen = lambda share: None, header: list[str] | None = None) -> Iterator[Record]:
+def records(
+    path: Path,
+    seen: Seen = lambda share: None,
+    header: list[str] | None = None,
+    source: Reading = AS_DETECTED,
+    note: Note = lambda layout: None,
+) -> Iterator[Record]:
     """Every row of the file, or the reason why it is none, with `file:line` (`file:row` where there are no lines).
-    `header` names the columns of a table that does not.
+    `header` names the columns of a table that does not; `note` is given how a table is written.
 
     A library that is missing is told by the call; what is wrong with the file, by the iteration.
     """
@@ -45,18 +55,41 @@ def records(path: Path, seen: Seen = lambda share: None, header: list[str] | Non
     kind = kind_of(path, head)
     if kind in (parquet, arrow):
         need("pyarrow", f"{path}: reading {kind.__name__.capitalize()}")
-    if header is not None and kind is not _table:
+    if kind is workbook_records:
+        need("openpyxl", f"{path}: reading a workbook", extra="excel")
+    if header is not None and kind is not table_records:
         raise DataError(f"{path}: is no CSV or TSV file, so its columns have their names already; leave out header.")
-    kind = kind if header is None else partial(_table, header=header)
-    return _records_of(kind, path, head, seen)
+    _refuse_without_effect(path, kind, source)
+    return _records_of(kind, path, head, seen, lambda: _open(kind, path, seen, header, source, note))
 
 
-def _records_of(kind: Kind, path: Path, head: bytes, seen: Seen) -> Iterator[Record]:
+def _refuse_without_effect(path: Path, kind: Kind, source: Reading) -> None:
+    for setting, only in SETTINGS.items():
+        if getattr(source, setting) is not None and kind is not only:
+            what = "a CSV or TSV file" if only is table_records else "an Excel workbook"
+            raise DataError(f"{path}: data.{setting} is a setting of {what}, and this is none. Leave it out.")
+
+
+def _open(
+    kind: Kind, path: Path, seen: Seen, header: list[str] | None, source: Reading, note: Note
+) -> Iterator[Record]:
+    if kind is table_records:
+        return table_records(path, source, header, note)
+    return workbook_records(path, source, note) if kind is workbook_records else kind(path, seen)
+
+
+def _records_of(
+    kind: Kind, path: Path, head: bytes, seen: Seen, opened: Callable[[], Iterator[Record]]
+) -> Iterator[Record]:
+    if (why := why_no_workbook(path, head)) is not None:
+        raise DataError(f"{path}: {why}.")
     for mark, what in NOT_TEXT.items():
-        if head.startswith(mark):
-            raise DataError(f"{path}: {what}; give JSON lines, a JSON list, CSV, TSV, Parquet or Arrow.")
+        if head.startswith(mark) and kind is not workbook_records:
+            raise DataError(f"{path}: {what}; give JSON lines, a JSON list, CSV, TSV, Excel (.xlsx), Parquet or Arrow.")
+    if kind in (json_lines, json_list) and (found := encoding_by_mark(head)) and not found.codec.startswith("utf-8"):
+        raise DataError(f"{path}: is {found.label} text, and JSON must be UTF-8. Save it as UTF-8.")
     try:
-        yield from kind(path, seen)
+        yield from opened()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
@@ -67,8 +100,10 @@ def kind_of(path: Path, head: bytes) -> Kind:
         return parquet
     if head.startswith(b"ARROW1") or suffix == ".arrow":
         return arrow
+    if suffix in WORKBOOKS or (head.startswith(b"PK\x03\x04") and holds_workbook(path)):
+        return workbook_records
     if suffix in (".csv", ".tsv"):
-        return _table
+        return table_records
     return json_list if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else json_lines
 
 
@@ -102,7 +137,7 @@ def row_of_line(line: bytes, where: str) -> Row | DataError:
     try:
         return checked(loads(line.decode("utf-8")), where)
     except UnicodeDecodeError as error:
-        return DataError(f"{where}: is not UTF-8 text (byte {error.start} of the line).")
+        return DataError(f"{where}: is not UTF-8 text (byte {error.start} of the line). Save the file as UTF-8.")
     except json.JSONDecodeError as error:
         return DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}.")
     except GivenTwice as error:
@@ -123,7 +158,9 @@ def json_list(path: Path, seen: Seen) -> Iterator[Record]:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: is not UTF-8 text (byte {error.start} of the file).") from None
+        raise DataError(
+            f"{path}:{line}: is not UTF-8 text (byte {error.start} of the file). Save it as UTF-8."
+        ) from None
     del content
     find_damage(_elements(path, text, lambda share: None))
     yield from _elements(path, text, seen)
@@ -162,53 +199,3 @@ def _cut_off(path: Path, text: str, place: int) -> None:
     if not text[place:].strip():
         raise DataError(f"{path}:{line}: the JSON list ends in the middle: its closing ] is missing.")
     raise DataError(f"{path}:{line}: is not JSON: {text[place:].lstrip()[:20]!r} where a comma or the end is wanted.")
-
-
-def _table(path: Path, seen: Seen, header: list[str] | None = None) -> Iterator[Record]:
-    """With a row of names on top. A tab-separated file whose quotes make no table is one without quoting."""
-    delimiter, quoting = ",", csv.QUOTE_MINIMAL
-    if path.suffix.lower() == ".tsv":
-        quoted, bare = (_bad_rows(path, quoting, header) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE))
-        delimiter, quoting = "\t", csv.QUOTE_MINIMAL if quoted <= bare else csv.QUOTE_NONE
-    find_damage(_cells(path, delimiter, quoting, header))
-    return _cells(path, delimiter, quoting, header)
-
-
-def _bad_rows(path: Path, quoting: Any, header: list[str] | None) -> float:
-    try:
-        return sum(isinstance(row, DataError) for _, row in _cells(path, "\t", quoting, header))
-    except DataError:
-        return float("inf")
-
-
-def _cells(path: Path, delimiter: str, quoting: Any, header: list[str] | None) -> Iterator[Record]:
-    for where, names, cells in lines_of_table(path, delimiter, quoting, header):
-        yield where, row_of_cells(names, cells, where)
-
-
-def lines_of_table(
-    path: Path, delimiter: str = ",", quoting: Any = csv.QUOTE_MINIMAL, header: list[str] | None = None
-) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Where each row stands, the names of the columns and its cells."""
-    csv.field_size_limit(LONGEST_LINE)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
-        names = header
-        try:
-            line = 1
-            for row in rows:
-                where, line = f"{path}:{line}", rows.line_num + 1
-                if names is None:
-                    names = column_names(row, where)
-                elif row:
-                    yield where, names, row
-        except csv.Error as error:
-            raise DataError(f"{path}:{rows.line_num}: is not {path.suffix[1:].upper()}: {error}.") from None
-
-
-def row_of_cells(names: list[str], cells: list[str], where: str) -> Row | DataError:
-    if len(cells) != len(names):
-        return DataError(f"{where}: has {len(cells)} cells, and the first line names {len(names)} columns.")
-    if any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
-        return DataError(f"{where}: is not UTF-8 text.")
-    return dict(zip(names, cells, strict=True))

@@ -21,9 +21,6 @@ from rankwise.data.files import (
     json_lines,
     json_list,
     kind_of,
-    lines_of_table,
-    records,
-    row_of_cells,
     row_of_line,
 )
 from rankwise.data.hub import Part
@@ -124,8 +121,6 @@ def _index(part: Part) -> _Index:
             kind = kind_of(path, file.read(4096))
     if kind is json_lines:
         return _lines(part, path)
-    if path.suffix.lower() == ".csv" and kind is not None:
-        return _table(part, path)
     found = _listed(path) if kind is json_list else None
     found = list(raw_records(part)) if found is None else found
     return _Index(part, found.__getitem__, [_length(row) for _, row in found])
@@ -149,18 +144,8 @@ def _lines(part: Part, path: Path) -> _Index:
         return where, row_of_line(line.removeprefix(MARK), where)
 
     if sizes:
-        next(iter(records(path)), None)  # what is wrong with the file is told by its first row
+        next(iter(part.open(part.seen)), None)  # what is wrong with the file is told by its first row
     return _Index(part, row, sizes)
-
-
-def _table(part: Part, path: Path) -> _Index:
-    rows = list(lines_of_table(path))
-
-    def row(index: int) -> Record:
-        where, names, cells = rows[index]
-        return where, row_of_cells(names, cells, where)
-
-    return _Index(part, row, [sum(map(len, cells)) for _, _, cells in rows])
 
 
 def _listed(path: Path) -> list[Record] | None:

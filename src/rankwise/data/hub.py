@@ -13,6 +13,7 @@ from typing import Any
 from rankwise.data.columnar import Record, Seen, need
 from rankwise.data.licences import find_licence, recognised
 from rankwise.errors import DataError, first_line, some
+from rankwise.run.receipt import LayoutFacts
 from rankwise.spec.data import Rows
 
 HUB = "hub:"
@@ -29,12 +30,17 @@ class Part:
     folder: Path | None = None
     licence: str | None = None
     format: str | None = None
+    layout: LayoutFacts | None = None
+    """Of a table: how it is written."""
     rows: int = 0
     share: float = 0.0
     """How much of it has been read, where that is known."""
 
     def seen(self, share: float) -> None:
         self.share = share
+
+    def note(self, layout: LayoutFacts) -> None:
+        self.layout = layout
 
 
 def hub_part(source: Rows) -> Part:

@@ -210,7 +210,9 @@ def _facts(reading: Reading, part: Part) -> PartFacts:
     given = reading.source.licence or part.licence
     found = find_licence(part.folder) if given is None and part.folder is not None else UNKNOWN
     licence = normalised(given) if given is not None else found
-    return PartFacts(name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence)
+    return PartFacts(
+        name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence, layout=part.layout
+    )
 
 
 def content_identity(spec: DataSpec) -> str:

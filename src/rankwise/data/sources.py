@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.data.columnar import Record
+from rankwise.data.columnar import Record, Seen
 from rankwise.data.columns import from_columns, refuse_unfilled, renamed
 from rankwise.data.example import Example
 from rankwise.data.fields import FIELDS
@@ -170,7 +170,7 @@ def open_source(spec: DataSpec, source: Rows) -> Reading:
         return _open_folder(spec, source, path)
     if source.split is not None:
         raise DataError(f"{path}: is one file and has no splits; leave out data.split.")
-    return Reading(spec, source, [_file_part(path)])
+    return Reading(spec, source, [_file_part(path, source)])
 
 
 def _nearby(path: Path) -> str:
@@ -180,13 +180,18 @@ def _nearby(path: Path) -> str:
     return did_you_mean(path.name, here)
 
 
-def _file_part(path: Path) -> Part:
+def _file_part(path: Path, source: Rows) -> Part:
     if not path.is_file():
         raise DataError(f"{path}: is not a file of rows.")
     refuse_file(path)
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: cannot be read (Permission denied).")
-    return Part(str(path), lambda seen: records(path, seen), lambda: sha256_of(path), path.parent)
+
+    def opened(seen: Seen) -> Iterator[Record]:
+        return records(path, seen, source=source, note=part.note)
+
+    part = Part(str(path), opened, lambda: sha256_of(path), path.parent)
+    return part
 
 
 def _open_folder(spec: DataSpec, source: Rows, folder: Path) -> Reading:
@@ -204,4 +209,4 @@ def _open_folder(spec: DataSpec, source: Rows, folder: Path) -> Reading:
         splits = some(sorted({split_word(path, folder) for path in files}))
         raise DataError(f"{folder}: has no {what}. Its splits are {splits}; name one with data.split.")
     left = [str(path.relative_to(folder)) for path in files if path not in chosen]
-    return Reading(spec, source, [_file_part(path) for path in chosen], left)
+    return Reading(spec, source, [_file_part(path, source) for path in chosen], left)

@@ -77,7 +77,7 @@ def identities(task: TaskSpec) -> dict[str, str]:
 
 def _rows(task: TaskSpec) -> Iterator[Record]:
     if task.header:
-        yield from records(Path(task.data), header=list(task.header))
+        yield from records(Path(task.data), header=list(task.header), source=task)
         return
     spec = data_spec(task)
     for part in open_source(spec, spec.all_sources[0]).parts:

@@ -12,6 +12,32 @@ MOST_LISTED = 100
 """Rows left out that are listed one by one."""
 
 
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
+
+class LayoutFacts(Spec):
+    """How a table is written: as detected, or as the settings say."""
+
+    encoding: str | None = None
+    """None for a workbook."""
+    delimiter: str | None = None
+    """None for a workbook, and for a table of one column."""
+    sheet: str | None = None
+    unnamed_columns: int = 0
+    """Empty columns at the end whose name is empty too; they are left out."""
+
+    def describe(self) -> str:
+        if self.sheet is not None:
+            return f'sheet "{self.sheet}"'
+        delimiter = DELIMITERS.get(self.delimiter or "", repr(self.delimiter))
+        columns = f"separated by {delimiter}" if self.delimiter is not None else "one column"
+        several = "s" if self.unnamed_columns > 1 else ""
+        dropped = (
+            f", {self.unnamed_columns} empty column{several} without a name left out" if self.unnamed_columns else ""
+        )
+        return f"{columns}, encoded as {self.encoding}{dropped}"
+
+
 class PartFacts(Spec):
     """One file, or one split of a hub data set."""
 
@@ -20,6 +46,8 @@ class PartFacts(Spec):
     format: str | None
     rows: int
     licence: str
+    layout: LayoutFacts | None = None
+    """Of CSV, TSV and workbooks."""
 
 
 class TemplateFacts(Spec):

@@ -27,6 +27,8 @@ Format = Literal[
 ]
 TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
 OF_HUB = ("subset", "revision")
+OF_TABLES = ("delimiter", "encoding", "sheet")
+DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 BY = ("prompt", "completion", "columns")
 """What says of which columns a row is made."""
 SHARED = (*BY, "labels", "alternatives")
@@ -62,6 +64,30 @@ class Reading(Spec):
     """Draw this many, by the seed; all without it."""
     licence: str | None = None
     """Of the data, where you know it."""
+    delimiter: str | None = None
+    """What separates the columns of a CSV or TSV file: comma, semicolon, tab, pipe, or another character. Detected
+    without it."""
+    encoding: str | None = None
+    """Of a CSV or TSV file, such as utf-8, utf-16 or cp1252. Detected without it."""
+    sheet: str | None = None
+    """Which sheet of an Excel workbook. Without it the only one that has rows."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        value = DELIMITER_NAMES.get(value or "", value)
+        if value is not None and (len(value) != 1 or value.isalnum() or value in '"\r\n\0'):
+            raise ValueError(f"it is one character, or one of {', '.join(DELIMITER_NAMES)}")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            " ".encode(value or "utf-8")
+        except (LookupError, ValueError):
+            raise ValueError("no text encoding has this name; known are utf-8, utf-16, cp1252 and more") from None
+        return value
 
     @field_validator("columns")
     @classmethod
@@ -111,6 +137,9 @@ class Rows(Reading):
         given = [name for name in OF_HUB if getattr(self, name) is not None]
         if given and not self.path.startswith("hub:"):
             raise ValueError(f"only a hub data set (hub:organisation/name) has a {given[0]}")
+        given = [name for name in OF_TABLES if getattr(self, name) is not None]
+        if given and self.path.startswith("hub:"):
+            raise ValueError(f"only a file has a {given[0]}, and {self.path} is a hub data set")
         return self
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rankwise.errors import SpecError, did_you_mean, some
-from rankwise.spec.data import Reading
+from rankwise.spec.data import OF_TABLES, Reading
 from rankwise.spec.reading import read_settings
 from rankwise.spec.spec import PositiveInt, Seed
 
@@ -147,7 +147,9 @@ def is_running_text(data: str) -> bool:
 
 
 _OF_FORMS = ("format", "columns", "labels", "prompt", "completion", "alternatives")
-_OF_ROWS = (*_OF_FORMS, "score", "ask", "answer", "choices", "header", "system", "split", "subset", "revision")
+_OF_ROWS = (
+    *_OF_FORMS, *OF_TABLES, "score", "ask", "answer", "choices", "header", "system", "split", "subset", "revision",
+)  # fmt: skip
 
 
 def _default(name: str) -> Any:

@@ -96,6 +96,7 @@ def told(receipt: Receipt) -> Sequence[str]:
         lines.append(f"{receipt.skipped:,} of {receipt.rows:,} rows are left out: {why}; receipt.json lists {listed}")
     if receipt.truncated:
         lines.append(f"{receipt.truncated:,} rows are cut or split to fit")
+    lines += [f"{file.name}: {file.layout.describe()}" for file in receipt.files if file.layout is not None]
     return [*lines, *receipt.warnings, f"licence of the data: {receipt.licence}"]
 
 

@@ -1,0 +1,245 @@
+"""Tables of text: their encoding and what separates their columns are detected, and said.
+
+The first line names the columns, so it decides: what separates it into two or more columns. Where several characters
+do, the one that separates every row into as many; where that is no decision either, the file is refused with each
+reading. Python's `csv` reads the rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.data.columnar import Record, column_names
+from rankwise.data.formats import Row
+from rankwise.data.text_encoding import Encoding, detect_encoding
+from rankwise.errors import DataError
+from rankwise.run.receipt import DELIMITERS, LayoutFacts
+from rankwise.spec.data import Reading
+from rankwise.spec.spec import shown
+
+LONGEST_CELL = 16_000_000
+HEAD, HEAD_ROWS = 1 << 18, 1000
+Note = Callable[[LayoutFacts], None]
+"""Is given how the file is written, before its first row."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file and how it is read."""
+
+    path: Path
+    encoding: Encoding
+    delimiter: str
+    quoting: Any = csv.QUOTE_MINIMAL
+    skipped_lines: int = 0
+    """1 where the first line is Excel's `sep=;`."""
+
+    def rows(self) -> Iterator[tuple[str, list[str]]]:
+        """Where each row stands, and its cells; the line of names is the first."""
+        csv.field_size_limit(LONGEST_CELL)
+        with self.path.open(encoding=self.encoding.codec, errors="surrogateescape", newline="") as file:
+            lines = _without_mark(file)
+            for _ in range(self.skipped_lines):
+                next(lines)
+            rows = csv.reader(lines, delimiter=self.delimiter, quoting=self.quoting, strict=True)
+            line = 1 + self.skipped_lines
+            try:
+                for row in rows:
+                    where, line = f"{self.path}:{line}", rows.line_num + 1 + self.skipped_lines
+                    yield where, row
+            except csv.Error as error:
+                place = f"{self.path}:{rows.line_num + self.skipped_lines}"
+                raise DataError(f"{place}: is not {self.path.suffix[1:].upper()}: {_reason(error)}.") from None
+            except UnicodeDecodeError as error:
+                label, reason = self.encoding.label, error.reason
+                raise DataError(f"{self.path}:{line}: is not {label} text from here on ({reason}).") from None
+
+
+def table_records(path: Path, source: Reading, header: list[str] | None, note: Note) -> Iterator[Record]:
+    """`header` names the columns of a table that does not."""
+    table = detect_table(path, source, header)
+    names, width = _columns(table, header)
+    note(_layout(table, len(names), width - len(names)))
+    rows = table.rows()
+    if header is None:
+        next(rows, None)
+    return ((where, _row(table, names, width, cells, where)) for where, cells in rows if cells)
+
+
+def _layout(table: Table, columns: int, dropped: int) -> LayoutFacts:
+    delimiter = table.delimiter if columns + dropped > 1 else None
+    return LayoutFacts(encoding=table.encoding.label, delimiter=delimiter, unnamed_columns=dropped)
+
+
+def _columns(table: Table, header: list[str] | None) -> tuple[list[str], int]:
+    """The names, and how many cells the line of names has. All is read, so that damage is known before any row."""
+    names, width = header or [], len(header or [])
+    for number, (where, cells) in enumerate(table.rows()):
+        if header is None and number == 0:
+            if any("\0" in cell for cell in cells):
+                raise DataError(f"{where}: is not text: it has NUL bytes. Give CSV, or name the file by what it is.")
+            names, width = _without_unnamed(cells), len(cells)
+            names = column_names(names, where)
+        elif len(cells) == width and any(cell.strip() for cell in cells[len(names) :]):
+            column = next(n for n in range(len(names), width) if cells[n].strip())
+            raise DataError(
+                f"{where}: the column {column + 1} holds {shown(cells[column])} and has no name in the first line. "
+                "Name it there, or empty it."
+            )
+    return names, width
+
+
+def _without_unnamed(cells: list[str]) -> list[str]:
+    """Without empty cells at the end, which a spreadsheet writes for columns that were used once."""
+    named = len(cells)
+    while named > 1 and not cells[named - 1].strip():
+        named -= 1
+    return cells[:named] if any(cell.strip() for cell in cells) else cells
+
+
+def _row(table: Table, names: list[str], width: int, cells: list[str], where: str) -> Row | DataError:
+    if len(cells) not in (len(names), width):
+        return DataError(f"{where}: has {len(cells)} cells, and the first line names {len(names)} columns.")
+    cells = cells[: len(names)]
+    if any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
+        return DataError(f"{where}: is not {table.encoding.label} text.")
+    return dict(zip(names, cells, strict=True))
+
+
+def detect_table(path: Path, source: Reading, header: list[str] | None = None) -> Table:
+    encoding = detect_encoding(path, source.encoding)
+    head, whole = _head(path, encoding)
+    marked = re.match(r"sep=(.)\r?[\n\r]", head)
+    if marked is not None and source.delimiter in (None, marked[1]):
+        return _quoted(Table(path, encoding, marked[1], skipped_lines=1), header)
+    default = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = source.delimiter or _delimiter(path, _Splits(head, whole, len(header or [])), default)
+    return _quoted(Table(path, encoding, delimiter), header)
+
+
+def _quoted(table: Table, header: list[str] | None) -> Table:
+    """Tab-separated text whose quotes make no table is text without quoting."""
+    if table.delimiter != "\t":
+        return table
+    bare = Table(table.path, table.encoding, "\t", csv.QUOTE_NONE, table.skipped_lines)
+    return table if _bad_rows(table, header) <= _bad_rows(bare, header) else bare
+
+
+def _bad_rows(table: Table, header: list[str] | None) -> float:
+    width = len(header) if header is not None else None
+    bad = 0
+    try:
+        for where, cells in table.rows():
+            if width is None:
+                width = len(column_names(_without_unnamed(cells), where)) and len(cells)
+            elif cells and len(cells) != width:
+                bad += 1
+    except DataError:
+        return float("inf")
+    return bad
+
+
+class _Splits:
+    """The first rows of a file, separated by each delimiter."""
+
+    def __init__(self, head: str, whole: bool, columns: int) -> None:
+        self.rows: dict[str, list[list[str]]] = {}
+        self.broken: set[str] = set()
+        """Delimiters with which quotes do not close where they should."""
+        for delimiter in DELIMITERS:
+            self.rows[delimiter] = self._split(head, whole, delimiter)
+        self.wide = [one for one, rows in self.rows.items() if rows and _fits(len(rows[0]), columns)]
+
+    def _split(self, head: str, whole: bool, delimiter: str) -> list[list[str]]:
+        csv.field_size_limit(LONGEST_CELL)
+        rows: list[list[str]] = []
+        try:
+            for row in csv.reader(io.StringIO(head, newline=""), delimiter=delimiter, strict=True):
+                if row:
+                    rows.append(row)
+                if len(rows) > HEAD_ROWS:
+                    break
+        except csv.Error:
+            if whole:
+                self.broken.add(delimiter)
+        return rows if whole or len(rows) < 2 else rows[:-1]
+
+    def share(self, delimiter: str) -> float:
+        """Of the rows that have as many cells as the first one."""
+        rows = self.rows[delimiter]
+        return sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+
+    def only_names(self, delimiters: list[str]) -> bool:
+        """Whether these stand in the first line alone: as characters of one name, if there are rows."""
+        rows = [row for one in delimiters for row in self.rows[one][1:]]
+        return bool(rows) and all(len(row) == 1 for row in rows)
+
+    def even(self, delimiter: str) -> bool:
+        return delimiter not in self.broken and self.share(delimiter) == 1
+
+
+def _fits(width: int, columns: int) -> bool:
+    return width == columns if columns else width > 1
+
+
+def _delimiter(path: Path, splits: _Splits, default: str) -> str:
+    wide = splits.wide
+    if not wide or (wide != [default] and splits.only_names(wide)):
+        return _of_one_column(path, splits, default)
+    if len(wide) == 1 or default == "\t" in wide:
+        return wide[0] if len(wide) == 1 else default
+    even = [one for one in wide if splits.even(one)]
+    if len(even) == 1:
+        return even[0]
+    ranked = sorted(even or wide, key=splits.share, reverse=True)
+    if not even and splits.share(ranked[0]) > 2 * splits.share(ranked[1]):
+        return ranked[0]
+    readings = ", or ".join(f"separated by {DELIMITERS[one]}, with the columns {_names(splits, one)}" for one in ranked)
+    raise DataError(f"{path}: can be read in more than one way: {readings}. Set data.delimiter to the right one.")
+
+
+def _names(splits: _Splits, delimiter: str) -> str:
+    return " and ".join(shown(name) for name in splits.rows[delimiter][0][:4])
+
+
+def _of_one_column(path: Path, splits: _Splits, default: str) -> str:
+    """The first line is one name. Then nothing in the rows separates cells, or the names of others are missing."""
+    for delimiter, rows in splits.rows.items():
+        widths = {len(row) for row in rows[1:]}
+        if len(widths) == 1 and (width := widths.pop()) > 1 and delimiter not in splits.broken:
+            other = "tab" if delimiter != "\t" else "comma"
+            raise DataError(
+                f"{path}: can be read in more than one way: the first line names one column ({shown(rows[0][0])}), and "
+                f"{DELIMITERS[delimiter]} separate every row into {width}. Name all columns in the first line, or set "
+                f"data.delimiter to {other} if each line is one cell."
+            )
+    unsplit = [one for one, rows in splits.rows.items() if rows and {len(row) for row in rows} == {1}]
+    return default if default in unsplit or not unsplit else unsplit[0]
+
+
+def _head(path: Path, encoding: Encoding) -> tuple[str, bool]:
+    """The first characters, and whether they are all."""
+    try:
+        with path.open(encoding=encoding.codec, errors="surrogateescape", newline="") as file:
+            text = file.read(HEAD)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not {encoding.label} text ({error.reason}).") from None
+    return text.removeprefix("\ufeff"), len(text) < HEAD
+
+
+def _without_mark(lines: Iterator[str]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield line.removeprefix("\ufeff") if number == 0 else line
+
+
+def _reason(error: csv.Error) -> str:
+    text = str(error)
+    if "field larger" in text:
+        return f"a cell has more than {LONGEST_CELL:,} characters, as if a quote were never closed"
+    return "a quote is never closed" if "unexpected end" in text else text

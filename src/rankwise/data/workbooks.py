@@ -1,0 +1,150 @@
+"""Rows of an Excel workbook, read by openpyxl: one sheet, whose first row that is not empty names the columns.
+
+Cells become the text that a CSV of them would hold. A formula gives the value that Excel stored beside it; one without
+a stored value is a bad row, since nothing here computes formulas. How much is unpacked is bounded before any is read.
+"""
+
+from __future__ import annotations
+
+import datetime
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from rankwise.data.columnar import Record, column_names
+from rankwise.data.formats import Row
+from rankwise.data.tables import Note
+from rankwise.errors import DataError, first_line, some
+from rankwise.run.receipt import LayoutFacts
+from rankwise.spec.data import Reading
+
+MOST_BYTES = 500_000_000
+WORKBOOKS = (".xlsx", ".xlsm")
+OLD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
+Cells = list[tuple[int, list[Any]]]
+"""The number of each row that is not empty, and its cells."""
+
+
+def holds_workbook(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return "xl/workbook.xml" in archive.namelist()
+    except (BadZipFile, OSError, ValueError):
+        return False
+
+
+def why_no_workbook(path: Path, head: bytes) -> str | None:
+    """For a file that Excel or a like program wrote and that is none of today's workbooks."""
+    if head.startswith(OLD):
+        if ENCRYPTED in path.read_bytes():
+            return "is a workbook with a password; save it without one, or as CSV"
+        if path.suffix.lower() in (".xls", ".xlt", *WORKBOOKS):
+            return "is a workbook of Excel 97-2003 (.xls); open it and save it as .xlsx or CSV"
+        return "is a document of an old Office program; save the rows as .xlsx or CSV"
+    if b"application/vnd.oasis.opendocument.spreadsheet" in head[:200]:
+        return "is an OpenDocument spreadsheet; save it as .xlsx or CSV"
+    return None
+
+
+def workbook_records(path: Path, source: Reading, note: Note) -> Iterator[Record]:
+    sheet, cells = _sheet(path, source.sheet)
+    note(LayoutFacts(sheet=sheet))
+    (first, names), *rows = cells or [(1, [])]
+    names = [_text(name) for name in names]
+    column_names(names, f"{path}:{first}")
+    for number, values in rows:
+        where = f"{path}:{number}"
+        yield where, _row(names, values, where)
+
+
+def _row(names: list[str], values: list[Any], where: str) -> Row | DataError:
+    if len(values) > len(names):
+        return DataError(f"{where}: has {len(values)} cells, and the first row names {len(names)} columns.")
+    for name, value in zip(names, values, strict=False):
+        if isinstance(value, DataError):
+            return DataError(f"{where}: the column {name!r} {value}.")
+    return dict(zip(names, [*map(_text, values), *[""] * (len(names) - len(values))], strict=True))
+
+
+def _sheet(path: Path, name: str | None) -> tuple[str, Cells]:
+    """The sheet of this name, or the only one that has rows."""
+    try:
+        sheets = _read(path, name)
+    except DataError:
+        raise
+    except Exception as error:  # the library's own, and whatever a damaged archive or XML raises
+        raise DataError(f"{path}: is damaged, or no workbook that can be read: {first_line(error)}") from None
+    filled = {title: cells for title, cells in sheets.items() if len(cells) > 1} or {
+        title: cells for title, cells in sheets.items() if cells
+    }
+    if len(filled) > 1:
+        raise DataError(f"{path}: has rows in the sheets {some(map(repr, filled))}. Name one of them with data.sheet.")
+    return next(iter((filled or sheets).items()), ("", []))
+
+
+def _read(path: Path, name: str | None) -> dict[str, Cells]:
+    from openpyxl import load_workbook
+
+    _refuse_bomb(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of features that are not read: styles, checks of what is typed in
+        stored, written = (
+            load_workbook(path, read_only=True, data_only=data_only, keep_links=False) for data_only in (True, False)
+        )
+        try:
+            titles = [sheet.title for sheet in stored.worksheets]
+            if name is not None and name not in titles:
+                raise DataError(f"{path}: has no sheet {name!r}; its sheets are {some(map(repr, titles))}.")
+            return {title: _cells(stored[title], written[title]) for title in titles if name in (None, title)}
+        finally:
+            stored.close()
+            written.close()
+
+
+def _refuse_bomb(path: Path) -> None:
+    """An archive gives no more of a member than its directory says, so the sum bounds what is read."""
+    with ZipFile(path) as archive:
+        if "xl/workbook.xml" not in archive.namelist():
+            raise DataError(f"{path}: is a zip archive without an Excel workbook in it.")
+        size = sum(member.file_size for member in archive.infolist())
+    if size > MOST_BYTES:
+        raise DataError(
+            f"{path}: would unpack to {size:,} bytes, more than {MOST_BYTES:,}. Save the rows as CSV, or in several "
+            "files."
+        )
+
+
+def _cells(stored: Any, written: Any) -> Cells:
+    for sheet in (stored, written):
+        sheet.reset_dimensions()  # what the file says of its own size may be wrong
+    cells: Cells = []
+    for number, (values, formulas) in enumerate(zip(stored.rows, written.rows, strict=True), start=1):
+        row = [_value(value, formula) for value, formula in zip(values, formulas, strict=True)]
+        while row and row[-1] in (None, ""):
+            row.pop()
+        if row:
+            cells.append((number, row))
+    return cells
+
+
+def _value(stored: Any, written: Any) -> Any:
+    if stored.data_type == "e":
+        return DataError(f"holds the error {stored.value}")
+    if stored.value is None and written.data_type == "f" and stored.data_type == "n":
+        return DataError("holds a formula whose value is not stored; open the file in Excel and save it")
+    return stored.value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        return value.date().isoformat()
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
