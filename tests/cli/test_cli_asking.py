@@ -120,7 +120,9 @@ def test_drawing_follows_the_seed(home):
 def test_chat_answers_its_first_line_as_generate_does(both):
     talk = objects("chat", "plain", "--both", *SHORT, typed=f"{QUESTION}\n")
     assert set(talk) == {"run", "turns"} and talk["run"] == "plain"
-    assert talk["turns"] == [{"user": QUESTION, "adapted": both["answer"], "base": both["base_answer"]}]
+    expected = {"user": QUESTION, "adapted": both["answer"], "base": both["base_answer"]}
+    stopped = {"adapted_stopped": both["answer_stopped"], "base_stopped": both["base_answer_stopped"]}
+    assert talk["turns"] == [expected | stopped]
 
 
 def test_chat_speaks_each_answer_on_its_own_line_and_names_the_sides_when_there_are_two(both):
@@ -135,13 +137,71 @@ def test_chat_remembers_new_forgets_and_quit_ends(both):
     first, second = remembered["turns"]
     assert first["base"] == both["base_answer"] != second["base"]
     forgotten = objects("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n/new\n{QUESTION}\n")
-    assert forgotten["turns"][-1] == {"user": QUESTION, "base": both["base_answer"]}
+    assert forgotten["turns"][-1]["base"] == both["base_answer"]
 
 
 def test_new_keeps_the_system_message(home):
     talk = objects("chat", "polite", "--base", *SHORT, typed=f"hello\n/new\n{QUESTION}\n")
     alone = objects("generate", "polite", "--base", "--prompt", QUESTION, *SHORT)
     assert talk["turns"][-1]["base"] == alone["base_answer"]
+
+
+def test_system_sets_shows_and_clears_the_message_and_the_conversation_goes_on(both):
+    def of_base(*flags):
+        return objects("generate", "plain", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
+
+    lines = ["/system", "/system the dog jumps lazy", "/system", QUESTION, "/new", "/system none", "/system", QUESTION]
+    result = rankwise("chat", "plain", "--base", "--json", *SHORT, typed="\n".join([*lines, "/system none", QUESTION]))
+    first, second, third = (turn["base"] for turn in json.loads(result.stdout)["turns"])
+    assert first == of_base("--system", "the dog jumps lazy") != second == of_base() != third
+    assert result.stderr.splitlines() == [
+        "there is no system message", "system message: the dog jumps lazy", "there is no system message",
+    ]  # fmt: skip
+
+
+def test_a_new_system_message_takes_the_place_of_the_one_of_training(home):
+    talk = objects("chat", "polite", "--base", *SHORT, typed=f"/system the dog jumps\n{QUESTION}\n/new\n{QUESTION}\n")
+    alone = objects("generate", "polite", "--base", "--prompt", QUESTION, "--system", "the dog jumps", *SHORT)
+    assert [turn["base"] for turn in talk["turns"]] == [alone["base_answer"]] * 2
+
+
+def test_several_lines_through_a_pipe_are_one_message(home):
+    prompt = f"{QUESTION}\n\n  /new"
+    talk = objects("chat", "plain", "--base", *SHORT, typed=f'"""\n{prompt}\n"""\n')
+    alone = objects("generate", "plain", "--base", "--prompt", prompt, *SHORT)
+    assert [(turn["user"], turn["base"]) for turn in talk["turns"]] == [(prompt, alone["base_answer"])]
+
+
+def test_what_a_person_is_told_is_not_among_the_answers(both):
+    result = rankwise("chat", "plain", *SHORT, typed=f"/help\n/sytem x\n{QUESTION}\n")
+    assert (result.exit_code, result.stdout) == (0, f"{both['answer']}\n")
+    assert "/system" in result.stderr and 'Did you mean "/system"?' in result.stderr
+
+
+def test_a_message_that_is_never_closed_is_an_error(home):
+    result = rankwise("chat", "plain", *SHORT, typed='"""\nhello\n')
+    assert result.exit_code == 2 and "never closed" in result.stderr and result.stdout == ""
+
+
+def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
+    from rankwise.models import decoding
+
+    # a random model rarely loops for long before its context ends, so here sixteen tokens are a loop
+    monkeypatch.setattr(decoding, "repeats", lambda ids: True)
+    monkeypatch.setattr(decoding, "loop_at", lambda ids: 16 if len(ids) >= 16 else None)
+    told, long = "[stopped: the answer repeats itself]", ("--max-new-tokens", 40, "--system", "x")
+    found = objects("generate", "plain", "--base", "--prompt", QUESTION, *long)
+    assert (found["base_answer_stopped"], found["base_answer_tokens"]) == ("repetition", 16)
+    for words in (("generate", "--prompt", QUESTION), ("chat",)):
+        result = rankwise(words[0], "plain", "--base", *words[1:], *long, typed=QUESTION)
+        assert result.stdout == f"{found['base_answer']}\n" and result.stderr == f"{told}\n"
+        off = rankwise(words[0], "plain", "--base", *words[1:], *long, "--no-repetition-check", typed=QUESTION)
+        assert off.stdout.startswith(found["base_answer"]) and len(off.stdout) > len(result.stdout)
+        assert off.stderr == ""
+    talk = objects("chat", "plain", "--base", *long, typed=QUESTION)
+    assert talk["turns"][0]["base_stopped"] == "repetition"
+    both = rankwise("generate", "plain", "--both", "--prompt", QUESTION, *long)
+    assert f"base: {told}" in both.stderr
 
 
 def test_a_conversation_that_has_grown_too_long_says_so_and_goes_on_after_new(home):

@@ -28,6 +28,13 @@ TopP = Annotated[
     typer.Option("--top-p", help="With a temperature: draw from the likeliest tokens that hold this probability."),
 ]
 Seed = Annotated[int, typer.Option(help="For drawing with a temperature.")]
+RepetitionCheck = Annotated[
+    bool,
+    typer.Option(
+        "--repetition-check/--no-repetition-check",
+        help="Stop an answer that writes the same words again and again.",
+    ),
+]
 ForceBase = Annotated[
     bool, typer.Option("--force-base", help="Use the run's base model even if its weights have changed.")
 ]

@@ -105,7 +105,7 @@ def answers(
     items: Sequence[Item], model: LoadedModel, most: int, announce: Announce, together: int, what: str
 ) -> list[str]:
     """What the model writes, in the order of the items."""
-    prompts, spec = [item.given for item in items], GenerationSpec(max_new_tokens=most)
+    prompts, spec = [item.given for item in items], GenerationSpec(max_new_tokens=most, repetition_check=False)
     try:
         written = answers_in_turn(
             model, prompts, spec, together, lambda done: announce(Progressed(what, done, len(prompts), "answers")),

@@ -1,7 +1,7 @@
 """The tokens that a model writes after prompts, greedily or drawn, until each answer has ended.
 
 transformers' `generate` decodes. It goes on with all rows until the last has ended, so of many rows it is asked for a
-few tokens at a time, and goes on with those that have not ended (and what is kept of them).
+few tokens at a time (STAGE), and goes on with those that have not ended (and what is kept of them).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor
 from rankwise.errors import EvaluationError
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.repetition import STAGE, loop_at, repeats
 from rankwise.spec.generation import GenerationSpec
 
 Heard = Callable[[str], None]
-STAGE = 16
-"""Tokens after which rows that have ended are left out."""
+Stopped = Literal["end", "length", "repetition"]
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
     tokens: int
-    stopped: Literal["end", "length"]
+    stopped: Stopped
     seconds: float
     """From the beginning of what was asked together with it."""
 
@@ -56,12 +56,13 @@ def decode(
                 attention_mask=mask,
                 generation_config=_settings(model, spec, new),
                 logits_processor=[_refuse_damage] if refuse_damage else None,
-                stopping_criteria=_EndTexts.of(template, begin),
+                stopping_criteria=[*_EndTexts.of(template, begin), *_Loops.of(spec, begin)],
                 streamer=_Streamer(template, heard) if heard else None,
                 **cache,
             )
             seconds = time.perf_counter() - began
-            answers = [read_answer(row, template, seconds) for row in made[:, begin:].tolist()]
+            written = made[:, begin:].tolist()
+            answers = [read_answer(row, template, seconds, loops=spec.repetition_check) for row in written]
             whole = made.shape[1] - ids.shape[1] == new and made.shape[1] < end
             going = [at for at, answer in enumerate(answers) if answer.stopped == "length" and whole]
             found |= {rows[at]: answer for at, answer in enumerate(answers) if at not in going}
@@ -72,14 +73,18 @@ def decode(
     return [found[row] for row in range(len(prompts))]
 
 
-def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0) -> Answer:
-    """What an answer's ids say up to their end. Of a row that was cut there may be none."""
+def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0, *, loops: bool = False) -> Answer:
+    """What an answer's ids say up to their end. Of a row that was cut there may be none. With `loops`, where it was
+    found to repeat itself is an end too."""
     end = next((place for place, token in enumerate(ids) if token in template.end_ids), None)
     kept = ids if end is None else ids[:end]
     ended = end is not None
     if template.has_end_text(kept):  # in company there is padding behind it
         ended, kept = True, next(kept[:size] for size in range(1, len(kept) + 1) if template.has_end_text(kept[:size]))
-    return Answer(template.answer_text(kept), len(kept), "end" if ended else "length", seconds)
+    stopped: Stopped = "end" if ended else "length"
+    if loops and (looping := loop_at(kept)) is not None:  # in company there is padding behind it, which may be an end
+        stopped, kept = "repetition", kept[:looping]
+    return Answer(template.answer_text(kept), len(kept), stopped, seconds)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -146,6 +151,23 @@ class _EndTexts:
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         ended = [self._template.has_end_text(row) for row in input_ids[:, self._prompt :].tolist()]
         return torch.tensor(ended, device=input_ids.device)
+
+
+class _Loops:
+    """Stops an answer that repeats itself."""
+
+    def __init__(self, prompt: int) -> None:
+        self._prompt = prompt
+
+    @classmethod
+    def of(cls, spec: GenerationSpec, prompt: int) -> list[_Loops]:
+        return [cls(prompt)] if spec.repetition_check else []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        written = input_ids[:, self._prompt :]
+        if written.shape[1] % STAGE:
+            return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
+        return torch.tensor([repeats(row) for row in written.tolist()], device=input_ids.device)
 
 
 class _Streamer:

@@ -14,3 +14,5 @@ class GenerationSpec(Spec):
     top_p: Number = Field(1.0, gt=0, le=1)
     """With a temperature: draw from the likeliest tokens that together hold this probability."""
     seed: Seed = 0
+    repetition_check: bool = True
+    """Stop an answer that writes the same tokens again and again (models/repetition.py)."""

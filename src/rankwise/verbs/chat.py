@@ -19,7 +19,7 @@ class Chat:
     spec: GenerationSpec
     sides: dict[str, list[Message]]
     said: list[dict[str, str]] = field(default_factory=list)
-    """Every turn so far: "user" and each side that answered."""
+    """Every turn so far: "user", each side that answered, and why each answer ended (`SIDE_stopped`)."""
 
     @classmethod
     def begin(cls, asked: Asked, spec: GenerationSpec, *, base: bool, both: bool, system: str | None) -> Chat:
@@ -39,12 +39,26 @@ class Chat:
         spec = self.spec.model_copy(update={"seed": self.spec.seed + len(self.said) - 1})
         answer = self.asked.answer(history, spec, base=side == "base", heard=heard)
         self.sides[side] = [*history, Message("assistant", answer.text)]
-        self.said[-1][side] = answer.text
+        self.said[-1] |= {side: answer.text, f"{side}_stopped": answer.stopped}
         return answer
 
     def turns(self) -> list[dict[str, str]]:
         """What `rankwise chat --json` prints as `turns`: those that anybody answered."""
         return [turn for turn in self.said if len(turn) > 1]
+
+    @property
+    def system(self) -> str | None:
+        """The system message, which all sides share."""
+        first = next(iter(next(iter(self.sides.values()))), None)
+        return first.content if first is not None and first.role == "system" else None
+
+    def set_system(self, text: str | None) -> None:
+        """From the next turn on; what was said so far stays. None: there is none."""
+        before = [Message("system", text)] if text else []
+        self.sides = {
+            name: [*before, *(message for message in history if message.role != "system")]
+            for name, history in self.sides.items()
+        }
 
     def forget(self) -> None:
         """Begin again, keeping the system message."""

@@ -95,7 +95,7 @@ class Measuring:
         ]
 
     def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        spec = GenerationSpec(max_new_tokens=self.asking.max_new_tokens)
+        spec = GenerationSpec(max_new_tokens=self.asking.max_new_tokens, repetition_check=False)
         ids = [one.ids for one in prompts]
         return [one.text for one in answers_in_turn(self.model, ids, spec, TOGETHER, lay_out=False)]
 

@@ -1,0 +1,90 @@
+"""A conversation on a terminal or through a pipe: messages and commands in, answers on stdout, remarks on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from rankwise.cli.typed import HELP, QUOTES, Typed, Typing
+from rankwise.cli.visible import visible
+from rankwise.errors import Interrupted, RankwiseError, SpecError
+
+if TYPE_CHECKING:
+    from rankwise.models.decoding import Answer
+    from rankwise.verbs.chat import Chat
+
+REPEATS = "[stopped: the answer repeats itself]"
+NO_SYSTEM = "none"
+
+
+def converse(talk: Chat, *, aloud: bool) -> bool:
+    """Until it is ended; whether that was by Ctrl-C. What was said so far is kept."""
+    typing = Typing()
+    if typing.terminal:
+        remark(f"Enter sends a line. For several lines, paste them or put them between two lines of {QUOTES}. /help")
+    try:
+        while (typed := _typed(typing)) is not None and typed.command != "/quit":
+            _obey(talk, typed) if typed.command else _say(talk, typed.text, aloud)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _typed(typing: Typing) -> Typed | None:
+    """What is no command is said, and the next is read."""
+    while True:
+        try:
+            return typing.next()
+        except SpecError as error:
+            remark(f"rankwise: {error}")
+
+
+def _obey(talk: Chat, typed: Typed) -> None:
+    match typed.command:
+        case "/new":
+            talk.forget()
+        case "/help":
+            remark(HELP)
+        case "/system" if typed.text:
+            talk.set_system(None if typed.text == NO_SYSTEM else typed.text)
+        case "/system":
+            remark("there is no system message" if talk.system is None else f"system message: {talk.system}")
+
+
+def _say(talk: Chat, text: str, aloud: bool) -> None:
+    if not text:
+        return
+    try:
+        talk.ask(text)
+        for side in talk.sides:
+            _answer(talk, side, aloud)
+    except RankwiseError as error:  # such as a conversation that has grown too long: the talk goes on
+        remark(f"rankwise: {error} /new begins again.")
+
+
+def _answer(talk: Chat, side: str, aloud: bool) -> None:
+    if aloud and len(talk.sides) > 1:
+        typer.echo(f"{side}: ", nl=False)
+    answer = talk.answer(side, speak if aloud else None)
+    if aloud:
+        typer.echo()
+    tell_repetition(answer)
+
+
+def tell_repetition(answer: Answer, side: str = "") -> None:
+    if answer.stopped == "repetition":
+        sys.stdout.flush()
+        remark(f"{side}{REPEATS}")
+
+
+def remark(text: str) -> None:
+    print(visible(text), file=sys.stderr, flush=True)
+
+
+def speak(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
