@@ -59,6 +59,7 @@ def test_specs_and_runs_bring_no_torch():
         ["report"],
         ["compare"],
         ["runs"],
+        ["cache"],
     ],
     ids=str,
 )

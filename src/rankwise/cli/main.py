@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from rankwise import __version__
 from rankwise.cli.ask import chat, generate
+from rankwise.cli.cache import cache
 from rankwise.cli.claims import claims
 from rankwise.cli.compare import compare
 from rankwise.cli.data import data
@@ -80,3 +81,4 @@ for command in (
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
 app.add_typer(runs, name="runs")
+app.add_typer(cache, name="cache")

@@ -17,9 +17,9 @@ from typing import Any
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.models.quiet import hush
-from rankwise.run.cache import cache_folder
+from rankwise.run.cache import SOURCE, cache_folder
 from rankwise.run.records import Announce, Said, Warned
-from rankwise.run.writing import need_space, published, sha256_of
+from rankwise.run.writing import need_space, published, sha256_of, write_json
 
 MAGIC = b"GGUF"
 
@@ -43,6 +43,7 @@ def converted(file: Path, announce: Announce) -> Path:
         announce(Said(f"Converting {file.name} to safetensors, once (about 20 s for 100 MB)"))
         with published(folder, first_stays=True) as temporary:
             _convert(file, temporary)
+            write_json(temporary / SOURCE, {"file": file.name})
     return folder
 
 

@@ -14,7 +14,7 @@ from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line,
 from rankwise.models.gguf import converted
 from rankwise.models.inspection import inspect_folder, read_json, refuse_vision
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
-from rankwise.run.cache import cache_folder
+from rankwise.run.cache import cache_folder, mark_used
 from rankwise.run.hub import could_be_hub_id, hub_answers, is_offline
 from rankwise.run.records import Announce, Said
 from rankwise.run.writing import told_when_full
@@ -52,6 +52,7 @@ class Source:
 
 def find(spec: ModelSpec, announce: Announce) -> Source:
     source = _find(spec, announce)
+    mark_used(source.folder)
     inspect_folder(source.folder, trusted=spec.trust_code is not None and spec.trust_code == source.commit)
     return source
 

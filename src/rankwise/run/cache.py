@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 import platformdirs
 
 KEPT_SECONDS = 30 * 86_400
+SOURCE = "gguf_source.json"
+"""In the folder of a model that was made from a GGUF file: what the file was called."""
 
 
 def marked_folder(marker: Path) -> Path | None:
@@ -18,6 +21,25 @@ def marked_folder(marker: Path) -> Path | None:
     name = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
     folder = marker.parent / name
     return folder if name.startswith("gguf-") and folder.is_dir() else None
+
+
+def source_of(folder: Path) -> str | None:
+    """What a model was made from: the name of its file, or that of the starter whose it is; None where nobody knows."""
+    try:
+        named = json.loads((folder / SOURCE).read_text(encoding="utf-8"))["file"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        named = None
+    if isinstance(named, str):
+        return named
+    markers = (marker for marker in sorted(folder.parent.glob("*.folder")) if marked_folder(marker) == folder)
+    return next((marker.name.rpartition("-")[0] for marker in markers), None)
+
+
+def mark_used(folder: Path) -> None:
+    """That a model of ours was asked for now; a folder that lies elsewhere is left as it is."""
+    if folder.parent == cache_folder() / "models":
+        with suppress(OSError):
+            os.utime(folder)
 
 
 def cache_folder() -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rankwise.models.sources import cached_conversions, cached_hub_models, find
 from rankwise.models.starters import STARTERS, index_folder
+from rankwise.run.cache import source_of
 from rankwise.run.records import Announce, silent
 from rankwise.spec.models import ModelSpec
 
@@ -34,8 +35,9 @@ def known_models() -> list[KnownModel]:
     return [
         *starters,
         *(KnownModel(name, "hub", True, _size(folder), str(folder)) for name, folder in hub.items()),
-        *(KnownModel(str(f), "converted GGUF", True, _size(f), "") for f in cached_conversions() if f not in made),
-    ]
+        *(KnownModel(str(folder), "converted GGUF", True, _size(folder), source_of(folder) or "")
+          for folder in cached_conversions() if folder not in made),
+    ]  # fmt: skip
 
 
 def pull(name: str, revision: str | None = None, announce: Announce = silent) -> KnownModel:

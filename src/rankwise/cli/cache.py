@@ -1,0 +1,91 @@
+"""`rankwise cache`: what the cache folder holds, and `rankwise cache clean`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.display import print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import Json, Yes
+from rankwise.cli.runs import confirm, megabytes
+from rankwise.cli.visible import visible
+
+if TYPE_CHECKING:
+    from rankwise.run.cached import Cached
+    from rankwise.verbs.cache import Cache
+
+cache = typer.Typer(help="Show what the cache folder holds; clean it.", no_args_is_help=False)
+LISTED = ("models", "other")
+"""Kinds whose entries are named one by one."""
+
+
+@cache.callback(invoke_without_command=True)
+def show(context: typer.Context, as_json: Json = False) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    with failures_told(as_json):
+        from rankwise.verbs.cache import cache as cache_verb
+
+        found = cache_verb()
+        if as_json:
+            print_json(found.summary())
+        else:
+            typer.echo(visible("\n".join(_lines(found))))
+
+
+def _lines(found: Cache) -> list[str]:
+    from rankwise.run.cached import KINDS
+
+    lines = [f"{found.folder}: {megabytes(found.bytes)}"]
+    for kind in [*KINDS, "other"]:
+        entries = [entry for entry in found.entries if entry.kind == kind]
+        if not entries:
+            continue
+        about = KINDS[kind].about if kind in KINDS else "not ours, or behind a link; `clean` leaves it alone"
+        lines.append(_line(kind, len(entries), sum(one.bytes for one in entries), max(map(_used, entries)), about))
+        lines += [f"  {_line(one.path.name, None, one.bytes, _used(one), one.source or '')}".rstrip()
+                  for one in entries if kind in LISTED]  # fmt: skip
+    return [*lines, "Models of the hub lie in the hub's own cache; `hf cache` lists and removes them."]
+
+
+def _line(name: str, count: int | None, size: int, used: str, about: str) -> str:
+    many = "" if count is None else f"{count:,} {'entry' if count == 1 else 'entries'}"
+    return f"{name:<24} {many:>14} {megabytes(size):>14}  last used {used}  {about}"
+
+
+def _used(entry: Cached) -> str:
+    return entry.last_used[:10]
+
+
+@cache.command()
+def clean(
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="downloads, models, rows, scores or compiled; may be given often.  [default: all]", show_default=False
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="Only what was last used so long ago: 36h, 30d or 2w.", show_default=False)
+    ] = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what can be made again. What a running process uses stays."""
+    with failures_told(as_json):
+        from rankwise.verbs.cache import clean as clean_verb
+        from rankwise.verbs.cache import planned
+
+        plan = planned(kind or (), older_than)
+        if plan.removed:
+            entries = "1 entry" if len(plan.removed) == 1 else f"{len(plan.removed):,} entries"
+            confirm(f"Remove {entries} of the cache and free {megabytes(plan.bytes)}?", yes)
+        cleaned = clean_verb(kind or (), older_than) if plan.removed else plan
+        if as_json:
+            print_json(cleaned.summary())
+            return
+        typer.echo(f"{megabytes(cleaned.bytes)} are free again.")
+        for entry in cleaned.in_use:
+            typer.echo(visible(f"{entry.path} stays: {entry.in_use}."), err=True)
