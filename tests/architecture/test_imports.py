@@ -51,6 +51,7 @@ def test_specs_and_runs_bring_no_torch():
         ["demo"],
         ["chat"],
         ["generate"],
+        ["predict"],
         ["doctor"],
         ["models"],
         ["inspect"],

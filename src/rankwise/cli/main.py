@@ -23,6 +23,7 @@ from rankwise.cli.export import export
 from rankwise.cli.inspect import inspect
 from rankwise.cli.models import models
 from rankwise.cli.plan import plan
+from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.runs import runs
 from rankwise.cli.strength import strength
@@ -75,7 +76,7 @@ def group(
 
 
 for command in (
-    demo, plan, train, chat, generate, evaluate, inspect, compare, report, strength, export, claims, doctor,
+    demo, plan, train, chat, generate, predict, evaluate, inspect, compare, report, strength, export, claims, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data, name="data")

@@ -1,0 +1,103 @@
+"""`rankwise predict`: every row of a file answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.conversing import remark
+from rankwise.cli.display import Display, print_json
+from rankwise.cli.failures import failures_told
+from rankwise.cli.options import (
+    Base,
+    BaseModel,
+    ForceBase,
+    ForceResult,
+    Json,
+    MaxNewTokens,
+    Quiet,
+    RepetitionCheck,
+    RunName,
+    Seed,
+    System,
+    Temperature,
+    TopP,
+    TrustCode,
+)
+from rankwise.errors import SpecError, some
+from rankwise.spec.generation import GenerationSpec
+
+if TYPE_CHECKING:
+    from rankwise.verbs.predict import Predicted
+
+
+def predict(
+    run: RunName,
+    data: Annotated[str, typer.Option(help="Rows to answer: a file, a folder, or hub:NAME.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File to write: .jsonl or .csv.", show_default=False)],
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What to ask, with columns in braces: 'Summarise: {dialogue}'.  [default: as in training]",
+            show_default=False,
+        ),
+    ] = None,
+    system: System = None,
+    column: Annotated[str, typer.Option(help="Name of the column for the answers.")] = "prediction",
+    base: Base = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    repetition_check: RepetitionCheck = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows that are answered at once, at most.")] = 64,
+    on_bad_row: Annotated[
+        str, typer.Option(help="skip: answer the others, and say in a column `error` what is wrong.")
+    ] = "stop",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+    base_model: BaseModel = None,
+    force_base: ForceBase = False,
+    force_result: ForceResult = False,
+    trust_code: TrustCode = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer every row of a file, and write the rows with their answers.
+
+    Rows are read as those that the run was trained on, and need no answer. All columns are kept, in the same order.
+    """
+    with failures_told(as_json):
+        if on_bad_row not in ("stop", "skip"):
+            raise SpecError([f'--on-bad-row "{on_bad_row}": stop or skip is wanted.'])
+        spec = GenerationSpec(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            repetition_check=repetition_check,
+        )  # fmt: skip
+        from rankwise.verbs.predict import predict as predict_verb
+
+        with Display(quiet) as display:
+            predicted = predict_verb(
+                run, data, out, spec, prompt=prompt, system=system, column=column, base=base, batch_size=batch_size,
+                skip_bad_rows=on_bad_row == "skip", overwrite=overwrite, announce=display,
+                force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model,
+            )  # fmt: skip
+        if as_json:
+            print_json(predicted.summary())
+        else:
+            _tell(predicted)
+
+
+def _tell(predicted: Predicted) -> None:
+    found = predicted.summary()
+    typer.echo(
+        f"{found['out']}: {found['answered']:,} of {found['rows']:,} rows answered, {found['tokens']:,} tokens in "
+        f"{found['seconds']:.1f} s"
+    )
+    if found["errors"]:
+        remark(f'{len(found["errors"]):,} rows could not be answered; the column "error" says why.')
+    if predicted.repeated:
+        remark(f"[stopped: the answer repeats itself] in {some(predicted.repeated, 8)}")
+    if cut := found["stopped"].get("length"):
+        remark(f"{cut:,} answers reached --max-new-tokens and are cut there.")

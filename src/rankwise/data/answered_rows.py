@@ -1,0 +1,48 @@
+"""Rows with something added to each, as the bytes of a file: JSON lines, or CSV where its name ends so."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import DataError
+
+SUFFIXES = (".jsonl", ".csv")
+
+
+def check_name(out: Path) -> None:
+    if out.suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"{out}: answers are written as {' or '.join(SUFFIXES)}; end the name of --out with one of these."
+        )
+
+
+def file_of(rows: Sequence[dict[str, Any]], out: Path) -> bytes:
+    return _csv(rows) if out.suffix.lower() == ".csv" else b"".join(map(_line, rows))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a character
+        return json.dumps(row, default=str).encode() + b"\n"
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Each column that any row has; a cell that holds more than a text or a number is JSON."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue().encode(errors="replace")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict | list | bool):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None else value
