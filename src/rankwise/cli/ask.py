@@ -75,7 +75,7 @@ def generate(
             typer.echo(f"adapted: {generated.adapted.text}\nbase:    {generated.base.text}")
         for side, given in (("adapted: ", generated.adapted), ("base: ", generated.base)):
             if given is not None:
-                tell_repetition(given, side if both else "")
+                tell_repetition(given.stopped, side if both else "")
 
 
 def chat(

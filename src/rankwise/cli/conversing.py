@@ -12,7 +12,6 @@ from rankwise.cli.visible import visible
 from rankwise.errors import Interrupted, RankwiseError, SpecError
 
 if TYPE_CHECKING:
-    from rankwise.models.decoding import Answer
     from rankwise.verbs.chat import Chat
 
 REPEATS = "[stopped: the answer repeats itself]"
@@ -72,11 +71,11 @@ def _answer(talk: Chat, side: str, aloud: bool) -> None:
     answer = talk.answer(side, speak if aloud else None)
     if aloud:
         typer.echo()
-    tell_repetition(answer)
+    tell_repetition(answer.stopped)
 
 
-def tell_repetition(answer: Answer, side: str = "") -> None:
-    if answer.stopped == "repetition":
+def tell_repetition(stopped: str, side: str = "") -> None:
+    if stopped == "repetition":
         sys.stdout.flush()
         remark(f"{side}{REPEATS}")
 
