@@ -51,6 +51,7 @@ def matched_paths(modules: Modules, spec: AdapterSpec) -> list[str]:
             raise TargetError(_nothing_in_layers(target, spec.layers, modules))
         chosen.update(found)
     paths = [path for path in modules if path in chosen]
+    _refuse_absent_blocks(paths, spec, modules)
     _refuse_tied_head(paths, modules)
     if isinstance(spec, LoraSpec) and spec.dora:
         _refuse_without_rows(paths, modules)
@@ -112,6 +113,29 @@ def _named(target: str, modules: Modules, *, also_head: bool = False) -> list[st
 
 def _in_layers(path: str, layers: tuple[int, ...] | None) -> bool:
     return layers is None or layer_number(path) in layers
+
+
+def _refuse_absent_blocks(paths: list[str], spec: AdapterSpec, modules: Modules) -> None:
+    """Each block that is asked for has a layer to adapt."""
+    absent = sorted(set(spec.layers or ()) - {layer_number(path) for path in paths})
+    if absent:
+        there = {layer_number(path) for target in spec.targets for path in _named(target, modules, also_head=True)}
+        blocks = ranges(number for number in there if number is not None)
+        raise TargetError(
+            f"layers {ranges(absent)} are asked for, and the targets are in blocks {blocks} of this model. Name blocks "
+            "of these (--layers)."
+        )
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """0, 1, 2 and 5 as "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return some(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _nothing_in_layers(target: str, layers: tuple[int, ...] | None, modules: Modules) -> str:
