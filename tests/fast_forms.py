@@ -16,9 +16,10 @@ from rankwise.data.tokens import Tokens
 from rankwise.kernels import attention as attention_kernel
 from rankwise.kernels import entrance, linear
 from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
+from rankwise.models.agreement import agrees
 from rankwise.models.causal import SupervisedLogits
 from rankwise.models.decoders import gemma, gpt2, llama, neox, parts
-from rankwise.models.fast import FastLoss, agrees
+from rankwise.models.fast import FastLoss
 from rankwise.training.losses import summed
 
 

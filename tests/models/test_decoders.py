@@ -16,8 +16,9 @@ from transformers import (
 
 from fast_forms import assert_every_fault_is_found, assert_the_plain_one, unsettle
 from rankwise.adapters.adapter_set import inject
+from rankwise.models.agreement import agrees
 from rankwise.models.causal import SupervisedLogits
-from rankwise.models.fast import agrees, is_fast
+from rankwise.models.fast import is_fast
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 
 NEOX = {

@@ -15,8 +15,9 @@ from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.data.tokens import Tokens
 from rankwise.errors import ModelError
+from rankwise.models.agreement import agrees
 from rankwise.models.causal import SupervisedLogits
-from rankwise.models.fast import FastLoss, agrees, is_fast
+from rankwise.models.fast import FastLoss, is_fast
 from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 from rankwise.training.losses import summed
 

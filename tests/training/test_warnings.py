@@ -8,13 +8,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import rankwise
+from conftest import tiny_model
+from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.effect import effect_of
 from rankwise.cli.main import app
+from rankwise.errors import ResourceError, TrainingError
+from rankwise.models.agreement import Agreement
+from rankwise.planning.devices import with_memory
+from rankwise.planning.machine import this_processor
 from rankwise.run.records import Said, StepRecord, Warned, Warnings
 from rankwise.spec.training import TrainingSpec
-from rankwise.verbs import resuming
+from rankwise.verbs import foresight, forms, resuming
 from rankwise.verbs import train as training
 from rankwise.verbs.report import report
 
@@ -118,3 +126,110 @@ def test_a_resume_with_other_versions_warns_with_quiet_too(small):
     (line,) = result.stderr.splitlines()
     assert line.startswith("warning: ") and "torch was 1.0 and is " in line
     assert line.removeprefix("warning: ") in json.loads(path.read_text())["warnings"]
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """A fast form that does not agree, as the model's own comparison would say it."""
+    found = Agreement(False, "the two forms differ in bfloat16, logits by 9.00% and gradients by 20.00%")
+    monkeypatch.setattr(forms, "agreement", lambda *given: found)
+    return found
+
+
+def test_a_fall_back_to_the_plain_form_is_warned_of_with_its_distance_and_forecast_anew(small, apart):
+    usual = foresight.foresee(small)
+    trained = rankwise.train(small)
+    manifest = trained.manifest
+    assert manifest.form == "plain" and manifest.forecast.peak_bytes > usual.plan.made.peak
+    fallen, again = manifest.warnings
+    assert fallen == f"computed in the plain form, which takes more time and memory: {apart.why}"
+    assert again.startswith("the forecast is ") and " in the plain form, not " in again
+    plain = rankwise.train(small.model_copy(update={
+        "run": "plain", "training": small.training.model_copy(update={"plain": True}),
+    })).manifest  # fmt: skip
+    assert manifest.forecast.memory == plain.forecast.memory and plain.warnings == ()
+    assert f"Warning: {fallen}" in json.loads(report("small").data.read_text())["remarks"]
+
+
+def test_what_cannot_fit_in_the_plain_form_is_not_begun(small, apart, monkeypatch):
+    plain = small.model_copy(update={"training": small.training.model_copy(update={"plain": True})})
+    fast, usual = (foresight.foresee(one) for one in (small, plain))
+    room = (fast.least + usual.least) // 2
+    assert fast.least < room < usual.least
+    monkeypatch.setattr(foresight, "CERTAIN", 1.0)
+    monkeypatch.setattr(foresight, "_device", lambda experiment: with_memory(this_processor(), room))
+    with pytest.raises(ResourceError, match="was not begun"):
+        rankwise.train(small)
+    assert not Path("runs/small/manifest.json").exists()
+    assert rankwise.train(small, force_memory=True).manifest.form == "plain"
+
+
+def test_a_run_that_goes_on_keeps_the_form_it_was_begun_in(small, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(forms, "agreement", lambda *given: Agreement(False, "apart"))
+        with pytest.raises(Stopped):
+            rankwise.train(small, announce=stop_after(2))
+    manifest = rankwise.train(small, resume=True).manifest
+    assert manifest.form == "plain" and any("apart" in one for one in manifest.warnings)
+
+
+@pytest.mark.parametrize(
+    ("training", "alpha", "value"), [({"learning_rate": 1e-300}, 32.0, "1e-300"), ({}, 1e-30, "1e-30")]
+)
+def test_a_run_that_changed_nothing_is_an_error_that_names_the_value(small, training, alpha, value):
+    spec = small.training.model_copy(update=training)
+    adapter = rankwise.LoraSpec(alpha=alpha)
+    with pytest.raises(TrainingError, match="nothing was learned") as caught:
+        rankwise.train(small.model_copy(update={"training": spec, "adapter": adapter}))
+    assert f"({value})" in str(caught.value) and caught.value.exit_code == 1
+    assert json.loads(Path("runs/small/manifest.json").read_text())["status"] == "failed"
+    assert not Path("runs/small/adapter").exists()
+
+
+@pytest.mark.parametrize("spec", [rankwise.LoraSpec(rank=2, dora=True), rankwise.AdaLoraSpec(budget="2")])
+def test_other_adapters_that_changed_nothing_are_found_too(small, spec):
+    training = small.training.model_copy(update={"learning_rate": 1e-300, "steps": 30})
+    with pytest.raises(TrainingError, match="nothing was learned"):
+        rankwise.train(small.model_copy(update={"training": training, "adapter": spec}))
+
+
+def test_a_change_below_the_rounding_of_the_base_is_warned_of(small):
+    training = small.training.model_copy(update={"learning_rate": 1e-7})
+    model = small.model.model_copy(update={"dtype": "bfloat16"})
+    manifest = rankwise.train(small.model_copy(update={"training": training, "model": model})).manifest
+    (warning,) = [one for one in manifest.warnings if one.startswith("the largest change")]
+    assert "training.learning_rate (1e-07)" in warning and "0.0039" in warning
+    usual = rankwise.train(small.model_copy(update={"run": "usual", "model": model})).manifest
+    assert not [one for one in usual.warnings if one.startswith("the largest change")]
+
+
+def test_documents_longer_than_the_window_are_computed_in_the_plain_form_with_a_warning(tiny_folder, monkeypatch):
+    from rankwise.models.loading import load
+
+    model = load(str(tiny_folder))
+    model.module.config.sliding_window = 20
+    heard = []
+    for longest in (20, 21):
+        one = forms.Forms(model, inject(model.module, rankwise.LoraSpec(rank=2)), longest, 64, 0, "auto", heard.append)
+        assert one.chosen(100) == ("fast" if longest == 20 else "plain")
+        one.tuned.eject()
+    (warned,) = [event.text for event in heard if isinstance(event, Warned)]
+    assert "the longest has 21 tokens, more than the model's sliding window" in warned
+
+
+@pytest.mark.parametrize("kind", ["linear", "dora", "adalora"])
+def test_the_share_of_a_change_is_that_of_the_matrices(kind):
+    model = tiny_model("llama")
+    spec = {"linear": rankwise.LoraSpec(rank=3), "dora": rankwise.LoraSpec(rank=3, dora=True),
+            "adalora": rankwise.AdaLoraSpec(budget="3")}[kind]  # fmt: skip
+    adapters = inject(model, spec)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    shares = {
+        path: (adapter.delta().norm() / adapters.host(path).weight.norm()).item()
+        for path, adapter in adapters.adapters().items()
+    }
+    found = effect_of(adapters)
+    assert found.path == max(shares, key=shares.__getitem__)
+    assert found.share == pytest.approx(shares[found.path], rel=1e-4)

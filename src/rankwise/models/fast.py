@@ -2,25 +2,23 @@
 
 What is computed is what transformers computes: each block's parts are taken from its own modules, adapted or not, and
 only how they are put together is written here (decoders/). A model is known by the class of its blocks; any other, and
-any part that a kernel does not take, goes the plain way. `agrees` compares both on the model itself, logits and
-gradients, before a run relies on it.
+any part that a kernel does not take, goes the plain way. Before a run relies on it, both are compared on the model
+itself (agreement.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
-from rankwise.errors import ModelError, is_out_of_memory, some
 from rankwise.kernels.attention import BLOCK
 from rankwise.kernels.loss import head_loss
 from rankwise.models.causal import random_documents
@@ -33,8 +31,7 @@ from rankwise.models.prefix import Prefix
 
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)
-"""Lengths of the documents that `agrees` looks at."""
-NOISE = 0.02
+"""Lengths of the documents that both forms are compared on."""
 
 
 class FastLoss:
@@ -149,47 +146,6 @@ def has_weights_that_learn(module: nn.Module) -> bool:
     return any(_learns(part) for part in module.modules())
 
 
-def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Callable[[Batch], Tensor]) -> bool:
-    """Whether logits and gradients on random documents are those of `plain` (a batch to its logits), within the
-    rounding of the number format. `learned` are moved meanwhile, since what starts at zero would tell nothing. A model
-    whose own weights are not finite is refused."""
-    model: Any = module
-    head, generator = model.get_output_embeddings(), torch.Generator().manual_seed(0)
-    batch = probe(module, PROBED, generator)
-    before = [parameter.detach().clone() for parameter in learned]
-    try:
-        with torch.no_grad():
-            for parameter in learned:
-                parameter += NOISE * torch.randn(parameter.shape, generator=generator).to(parameter)
-        logits = plain(batch)
-        wanted = F.cross_entropy(logits.float(), batch.targets[0], reduction="sum")
-        ours = torch.cat([part.flatten() for part in _gradients(FastLoss(module)(batch), learned)])
-        theirs = torch.cat([part.flatten() for part in _gradients(wanted, learned)])
-        with torch.no_grad():
-            found = head(FastLoss(module).hidden(batch, torch.arange(batch.tokens)))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return False
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(learned, before, strict=True):
-                parameter.copy_(value)
-    if not logits.isfinite().all():
-        check_finite(module)
-    rounding = torch.finfo(next(module.parameters()).dtype).eps
-    return _near(found, logits, max(1e-4, 3 * rounding)) and _near(ours, theirs, max(1e-3, 48 * rounding))
-
-
-def check_finite(module: nn.Module) -> None:
-    spoiled = [name for name, value in module.named_parameters() if not value.isfinite().all()]
-    if spoiled:
-        raise ModelError(
-            f"weights of the model are NaN or infinite: {some(spoiled, 3)}. Nothing can be learned over them; fetch or "
-            "convert the model again."
-        )
-
-
 def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> Batch:
     """Random documents of such lengths, or of as many tokens as the model has positions for and sees at once."""
     model: Any = module
@@ -198,16 +154,6 @@ def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     (batch,) = flat(random_documents(vocabulary, [min(one, most) for one in lengths], generator), sum(lengths))
     return batch
-
-
-def _gradients(total: Tensor, learned: Sequence[nn.Parameter]) -> list[Tensor]:
-    found = torch.autograd.grad(total, list(learned), allow_unused=True) if learned else ()
-    return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(learned, found, strict=True)]
-
-
-def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
-    """So that NaN is not."""
-    return bool((found.double() - wanted.double()).norm() <= share * wanted.double().norm())
 
 
 def _known(module: Any) -> tuple[Decoder, Any]:

@@ -48,7 +48,7 @@ def foreseen_table(manifest: Manifest) -> Markup:
     return element(
         "aside",
         element("h3", "Forecast and fact"),
-        paragraph(f"What `rankwise plan` said before the model was loaded, for {forecast.device}."),
+        paragraph(f"What `rankwise plan` said before the training began, for {forecast.device}."),
         table(("what", "forecast", "fact", "off by"), rows, words=(0,), label="forecast and fact"),
     )
 

@@ -6,6 +6,7 @@ no reason: the run itself says what is wrong with them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import psutil
@@ -16,7 +17,7 @@ from rankwise.models.precision import choose_precision
 from rankwise.planning.devices import Device, with_memory
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
-from rankwise.run.manifest import Forecasted
+from rankwise.run.manifest import Forecasted, Form
 from rankwise.run.records import Announce, Said, Warned, silent
 from rankwise.spec.experiment import Experiment
 from rankwise.spec.reading import as_planned
@@ -71,14 +72,31 @@ class Foresight:
 
 def foresee(experiment: Experiment, announce: Announce = silent) -> Foresight | None:
     """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one."""
+    return _planned(lambda: plan(as_planned(experiment), on=_device(experiment)), announce)
+
+
+def _planned(planned: Callable[[], Plan], announce: Announce) -> Foresight | None:
     try:
-        made = plan(as_planned(experiment), on=_device(experiment))
+        made = planned()
     except RankwiseError:
         return None
     except Exception as error:
         announce(Said(f"no forecast: {first_line(error)}"))
         return None
     return Foresight(made) if made.trained else None
+
+
+def foresee_form(foreseen: Foresight | None, form: Form, announce: Announce) -> Foresight | None:
+    """Anew where a run is computed in the plain form, and the forecast took the fast one for granted."""
+    if foreseen is None or form != "plain" or foreseen.plan.made.job.form == "plain":
+        return foreseen
+    asked, device = foreseen.plan.asked, foreseen.plan.device
+    training = asked.training.model_copy(update={"plain": True})
+    again = _planned(lambda: plan(asked.model_copy(update={"training": training}), on=device), announce)
+    if again is not None:
+        before, now = foreseen.plan.made.peak, again.plan.made.peak
+        announce(Warned(f"the forecast is {_gigabytes(now)} of memory in the plain form, not {_gigabytes(before)}"))
+    return again
 
 
 def _device(experiment: Experiment) -> Device:

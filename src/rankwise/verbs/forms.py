@@ -27,11 +27,11 @@ from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.errors import RunError, SpecError, is_out_of_memory
 from rankwise.kernels.regions import compiled_regions
+from rankwise.models.agreement import Agreement, agreement
 from rankwise.models.causal import SupervisedLogits, check_packs
 from rankwise.models.fast import (
     PROBED,
     FastLoss,
-    agrees,
     blocks_of,
     has_weights_that_learn,
     is_fast,
@@ -74,20 +74,25 @@ class Forms:
     def chosen(self, tokens: int) -> Form:
         """For a new run over so many tokens in all."""
         if not is_fast(self.model.module, self.longest):
-            self.announce(Said(f"computed in the plain form: {self._why_plain()}"))
+            kind = Warned if is_fast(self.model.module, 1) else Said
+            self.announce(kind(f"computed in the plain form: {self._why_plain()}"))
             return "plain"
-        if not self._agrees():
-            self.announce(
-                Warned("the fast form does not agree with the plain one on this model, which is used instead")
-            )
+        found = self._agreement()
+        if not found.agrees:
+            self.announce(Warned(f"computed in the plain form, which takes more time and memory: {found.why}"))
             return "plain"
         form: Form = "compiled" if self._seconds_per_token() * tokens > LONG and self._compiles() else "fast"
-        self.announce(Said(f"computed in the {form} form, which agrees with the plain one (--plain)"))
+        self.announce(Said(f"computed in the {form} form, which agrees with the plain one (--plain): {found.why}"))
         return form
 
     def _why_plain(self) -> str:
         if has_weights_that_learn(self.model.module):
             return "the kernels take the model's own weights as they are, and here those learn"
+        if is_fast(self.model.module, 1):
+            return (
+                f"the kernels see whole documents, and the longest has {self.longest:,} tokens, more than the model's "
+                "sliding window. With a lower --max-length the fast form takes less time and memory"
+            )
         return "no kernels fit this model, its device and these documents"
 
     @contextmanager
@@ -108,11 +113,11 @@ class Forms:
                 self._try_compiled()
             yield self._fitting(), flat
 
-    def _agrees(self) -> bool:
-        return agrees(self.model.module, self.tuned.parameters(), SupervisedLogits(self.model.module))
+    def _agreement(self) -> Agreement:
+        return agreement(self.model.module, self.tuned.parameters(), SupervisedLogits(self.model.module))
 
     def _seconds_per_token(self) -> float:
-        """By a small step, which is slower for each token than a large one; `agrees` has made one before."""
+        """By a small step, which is slower for each token than a large one; the comparison has made one before."""
         batch = probe(self.model.module, PROBED, torch.Generator())
         with self._learning():
             began = time.perf_counter()
@@ -135,10 +140,11 @@ class Forms:
     def _compiles(self) -> bool:
         began = time.perf_counter()
         with _compiled():
-            works = self._agrees()
+            found = self._agreement()
         seconds = time.perf_counter() - began
-        self.announce(Said(f"compiled in {seconds:.0f} s" if works else NO_COMPILER))
-        return works
+        why_not = NO_COMPILER if found.failed else f"not compiled: {found.why}"
+        self.announce(Said(f"compiled in {seconds:.0f} s" if found.agrees else why_not))
+        return found.agrees
 
     def _try_compiled(self) -> None:
         """Whatever a compiler that is missing or broken raises is told as that."""

@@ -97,7 +97,7 @@ def told(receipt: Receipt) -> Sequence[str]:
     if receipt.truncated:
         lines.append(f"{receipt.truncated:,} rows are cut or split to fit")
     lines += [f"{file.name}: {file.layout.describe()}" for file in receipt.files if file.layout is not None]
-    return [*lines, *receipt.warnings, f"licence of the data: {receipt.licence}"]
+    return [*lines, f"licence of the data: {receipt.licence}"]
 
 
 def _tally(writing: Writing) -> Tally:

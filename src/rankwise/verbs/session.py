@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.effect import effect_of
 from rankwise.adapters.tuned import Tuned
 from rankwise.data.batches import Arrange, Batches
 from rankwise.data.preparation import Prepared
@@ -16,6 +18,7 @@ from rankwise.run.directory import RunDirectory
 from rankwise.run.journal import Journal
 from rankwise.run.manifest import Form, Results, peak_rss
 from rankwise.run.records import Announce, Event, Progressed, RankRecord, Said, StepRecord, Warned, Warnings
+from rankwise.spec.adapters import LoraSpec
 from rankwise.spec.experiment import Experiment
 from rankwise.training.checkpoints import save, size_of
 from rankwise.training.finite import averages_of, check_finite
@@ -155,6 +158,7 @@ class Session:
         self._check_that_all_learned(state)
         tracked = tracking.choose(state)
         self.tuned.settle()
+        self._check_that_it_changes_something()
         check_finite(self.tuned.named_parameters(), state)
         tracking.close(tracked)
         return tracked, seconds
@@ -207,6 +211,15 @@ class Session:
             raise TrainingError(f"none of the {parts} {kind} got a gradient, so nothing was learned.")
         if idle:
             self.announce(Warned(f"{len(idle)} of {parts} {kind} never got a gradient: {some(idle, 3)}"))
+
+    def _check_that_it_changes_something(self) -> None:
+        """Of what is kept. A whole model's weights are not looked at: the base is not here to compare them with."""
+        if isinstance(self.tuned, AdapterSet):
+            spec = self.experiment.adapter
+            scale = f"adapter.alpha ({spec.alpha:g})" if isinstance(spec, LoraSpec) else "adapter.scale"
+            warning = effect_of(self.tuned).check(f"training.learning_rate ({self.rate:g}) or {scale}")
+            if warning is not None:
+                self.announce(Warned(warning))
 
     def _results(self, seen: list[StepRecord], tracked: Tracked, seconds: float) -> Results:
         """`loss` is the mean over the last tenth of the steps."""

@@ -25,7 +25,7 @@ from rankwise.run.writing import need_space
 from rankwise.spec.experiment import Experiment
 from rankwise.training.state import TrainState
 from rankwise.verbs.beginning import begin
-from rankwise.verbs.foresight import Foresight, foresee, out_of_memory
+from rankwise.verbs.foresight import Foresight, foresee, foresee_form, out_of_memory
 from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.methods import lent, named
 from rankwise.verbs.page import write_page
@@ -88,7 +88,7 @@ def train(
                 announce(Warned(_shared(shared)))
             lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
             session = Session(experiment, run, loaded, tuned, ranks, prepared, announce, lowest, asking)
-            manifest = _recorded(run, session, foreseen, resume=resume)
+            manifest = _recorded(run, session, foreseen, resume=resume, force_memory=force_memory)
             return Trained(run, manifest, named(tuned, loaded, run), tuned)
         except BaseException:
             if isinstance(tuned, AdapterSet):  # a model that was given is to be what it was
@@ -103,10 +103,11 @@ def _shared(paths: list[str]) -> str:
     )
 
 
-def _begun(run: RunDirectory, session: Session, state: TrainState, foreseen: Foresight | None, *, resume: bool) -> Past:
+def _begun(
+    run: RunDirectory, session: Session, state: TrainState, form: Form, foreseen: Foresight | None, *, resume: bool
+) -> Past:
     """From here on the folder holds a run that is running."""
     need_space(run.folder, session.bytes_written(state))
-    form: Form = "plain" if resume else session.form()  # a run that goes on keeps the one it was begun in
     manifest = Manifest(
         status="running", base_model=session.model.facts, data=facts_of(session.prepared), learning_rate=session.rate,
         form=form, forecast=None if foreseen is None else foreseen.recorded(),
@@ -123,15 +124,24 @@ def _begun(run: RunDirectory, session: Session, state: TrainState, foreseen: For
     past.manifest = past.manifest.model_copy(update={"warnings": session.announce.texts})
     run.write_manifest(past.manifest)
     session.announce(Said("\n".join(filter(None, (session.describe(), state.allocator.plan())))))
+    for warning in session.prepared.receipt.warnings:
+        session.announce(Warned(warning))
     if resume:
         session.announce(Said(f"going on after step {state.step}"))
     return past
 
 
-def _recorded(run: RunDirectory, session: Session, foreseen: Foresight | None, *, resume: bool) -> Manifest:
+def _recorded(
+    run: RunDirectory, session: Session, foreseen: Foresight | None, *, resume: bool, force_memory: bool
+) -> Manifest:
     """Begin the run or take it up, and do the work; however it ends, the manifest says so."""
     state = session.state()
-    past = _begun(run, session, state, foreseen, resume=resume)
+    form = run.manifest().form if resume else session.form()
+    again = foresee_form(foreseen, form, session.announce)
+    if again is not None and again is not foreseen and not resume:
+        again.check(session.announce, force=force_memory)
+    foreseen = again
+    past = _begun(run, session, state, form, foreseen, resume=resume)
     manifest, heard = past.manifest, session.announce
     heard.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:

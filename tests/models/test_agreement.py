@@ -1,0 +1,114 @@
+"""A fast form is given up for another formula, or for rounding more than the plain one; not for rounding less."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from fast_forms import faults_of, plant
+from rankwise.adapters.adapter_set import inject
+from rankwise.models import agreement as comparison
+from rankwise.models.agreement import agreement
+from rankwise.models.causal import SupervisedLogits
+from rankwise.models.fast import FastLoss
+from rankwise.spec.adapters import LoraSpec
+
+SHORT = torch.bfloat16
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """In bfloat16, where rounding is made out to explain nothing."""
+    usual = comparison._limits
+    monkeypatch.setattr(comparison, "_limits", lambda dtype: (1e-9, 1e-9) if dtype == SHORT else usual(dtype))
+    return tiny_model("llama").to(SHORT)
+
+
+def noisy(x, share):
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).to(x)
+    return x + share * x.detach().std() * noise if x.dtype == SHORT else x
+
+
+def rough_plain(model, share):
+    """A plain form that rounds more than this one does."""
+    plain = SupervisedLogits(model)
+    return lambda batch: noisy(plain(batch), share)
+
+
+def rough_fast(monkeypatch, share):
+    hidden = FastLoss.hidden
+    monkeypatch.setattr(FastLoss, "hidden", lambda self, *given: noisy(hidden(self, *given), share))
+
+
+def test_the_form_that_rounds_less_is_taken(model):
+    adapters = inject(model, LoraSpec(rank=3))
+    found = agreement(model, adapters.parameters(), rough_plain(model, 0.3))
+    assert found.agrees and "the fast form differs from float32 in its logits by " in found.why
+
+
+def test_the_form_that_rounds_more_is_given_up_and_the_distances_are_told(model, monkeypatch):
+    adapters = inject(model, LoraSpec(rank=3))
+    rough_fast(monkeypatch, 0.3)
+    found = agreement(model, adapters.parameters(), SupervisedLogits(model))
+    assert not found.agrees and not found.failed
+    shares = [float(word.rstrip("%,")) for word in found.why.split() if word.rstrip(",").endswith("%")]
+    ours, theirs = shares[0], shares[2]
+    assert ours > 10 > theirs
+
+
+def test_gradients_alone_decide_too(model, monkeypatch):
+    adapters = inject(model, LoraSpec(rank=3))
+    by_kernels = comparison._by_kernels
+
+    def rough(module, *given):
+        found = by_kernels(module, *given)
+        return comparison.Computed(
+            found.logits, found.gradients * (1.5 if next(module.parameters()).dtype == SHORT else 1)
+        )
+
+    monkeypatch.setattr(comparison, "_by_kernels", rough)
+    assert not agreement(model, adapters.parameters(), rough_plain(model, 0.05)).agrees
+
+
+@pytest.mark.parametrize("fault", faults_of())
+def test_a_formula_that_differs_is_found_however_roughly_the_plain_form_rounds(model, fault, monkeypatch):
+    adapters = inject(model, LoraSpec(rank=3, alpha=30))
+    plant(monkeypatch, *faults_of()[fault])
+    found = agreement(model, adapters.parameters(), rough_plain(model, 10.0))
+    assert not found.agrees and (found.failed or "in float32 they differ too" in found.why)
+
+
+def test_where_memory_is_short_nothing_is_computed_in_float32(model, monkeypatch):
+    adapters = inject(model, LoraSpec(rank=3))
+    monkeypatch.setattr(comparison, "available_memory", lambda: 1000)
+    found = agreement(model, adapters.parameters(), rough_plain(model, 0.3))
+    assert not found.agrees and "0.0 GB are free" in found.why
+
+
+def test_the_model_is_left_as_it_was(model):
+    adapters = inject(model, LoraSpec(rank=3))
+    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: (value.dtype, value.data_ptr(), value.clone()) for name, value in everything.items()}
+    agreement(model, adapters.parameters(), rough_plain(model, 0.3))
+    for name, (dtype, place, value) in before.items():
+        now = everything[name]
+        assert now.dtype == dtype and now.data_ptr() == place and torch.equal(now, value), name
+
+
+def test_in_float32_there_is_nothing_more_exact_to_ask(monkeypatch):
+    model = tiny_model("llama")
+    adapters = inject(model, LoraSpec(rank=3))
+    rough_fast(monkeypatch, 0.0)
+    plain = SupervisedLogits(model)
+    found = agreement(model, adapters.parameters(), lambda batch: 1.1 * plain(batch))
+    assert not found.agrees and found.why.startswith("the two forms differ in float32, logits by ")
+
+
+def test_a_form_that_cannot_be_computed_is_told_as_that(model, monkeypatch):
+    def broken(self, *given):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(FastLoss, "hidden", broken)
+    found = agreement(model, inject(model, LoraSpec(rank=3)).parameters(), SupervisedLogits(model))
+    assert found.failed and not found.agrees and "no such kernel" in found.why
