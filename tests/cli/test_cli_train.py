@@ -24,7 +24,7 @@ from rankwise.run.journal import read_journal
 KEYS = {
     "run", "adapter", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_supervised_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
-    "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast",
+    "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings",
 }  # fmt: skip
 STEPS = 30
 RECIPE = ("--batch-size", "4", "--rank", "4", "--learning-rate", "0.02", "--steps", str(STEPS), "--held-out", "3")

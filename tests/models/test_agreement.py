@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_model
 from fast_forms import faults_of, plant
 from rankwise.adapters.adapter_set import inject
+from rankwise.kernels.regions import REGIONS
 from rankwise.models import agreement as comparison
 from rankwise.models.agreement import agreement
 from rankwise.models.causal import SupervisedLogits
@@ -112,3 +113,14 @@ def test_a_form_that_cannot_be_computed_is_told_as_that(model, monkeypatch):
     monkeypatch.setattr(FastLoss, "hidden", broken)
     found = agreement(model, inject(model, LoraSpec(rank=3)).parameters(), SupervisedLogits(model))
     assert found.failed and not found.agrees and "no such kernel" in found.why
+
+
+def test_compiled_regions_are_not_compiled_for_float32_too(model, monkeypatch):
+    seen = set()
+    for region in REGIONS:
+        monkeypatch.setattr(
+            region, "compiled", lambda *given, plain=region.plain: seen.add(given[0].dtype) or plain(*given)
+        )
+    before = [region.compiled for region in REGIONS]
+    found = agreement(model, inject(model, LoraSpec(rank=3)).parameters(), rough_plain(model, 0.3))
+    assert found.agrees and seen == {SHORT} and [region.compiled for region in REGIONS] == before

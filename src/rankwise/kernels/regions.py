@@ -59,6 +59,19 @@ def compiled_regions(cache: Path) -> Iterator[None]:
             os.environ[FOLDER] = folder
 
 
+@contextmanager
+def plain_regions() -> Iterator[None]:
+    """Inside, none is compiled: another number format would be compiled anew, and torch does so only a few times."""
+    before = [region.compiled for region in REGIONS]
+    try:
+        for region in REGIONS:
+            region.compiled = None
+        yield
+    finally:
+        for region, compiled in zip(REGIONS, before, strict=True):
+            region.compiled = compiled
+
+
 def _keep_distutils() -> None:
     """The compiler asks setuptools where Python's headers are, and setuptools may refuse to be loaded in a process in
     which it cannot put its own distutils in place of Python's. It need not, where Python still has one."""

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from rankwise.data.batches import Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
+from rankwise.kernels.regions import plain_regions
 from rankwise.models.fast import PROBED, FastLoss, probe
 from rankwise.run.memory import available_memory
 
@@ -101,7 +102,7 @@ def _judged(
         return Agreement(
             False, f"{told}; to compute both in float32 takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
         )
-    with _in_float32(module):
+    with _in_float32(module), plain_regions():
         exact_usual, exact_fast = _by_plain(plain, batch, learned), _by_kernels(module, batch, learned)
     exactly = _distance(exact_fast, exact_usual)
     if not exactly.within(*_limits(torch.float32)):
