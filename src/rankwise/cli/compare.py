@@ -51,14 +51,16 @@ def _lines(one: Comparison) -> list[str]:
     lines += [f"{task.task}: {task.unpaired}" for task in one.tasks if task.unpaired]
     lines += [f"{task.task}: {metric} is not compared: {why}" for task in one.tasks
               for metric, why in task.set_apart.items()]  # fmt: skip
+    lines += [f"{task.task}: {metric} cannot tell: {found.undecided}" for task in one.tasks
+              for metric, found in task.differences.items() if found.undecided]  # fmt: skip
     lines += [line for task in one.tasks for line in _listed(f"{task.task} was asked with other", task.settings)]
     lines += [f"{name} alone was evaluated on {', '.join(only)}"
               for name, only in ((one.a, one.only_a), (one.b, one.only_b)) if only]  # fmt: skip
     lines += _retention(one)
-    for what, found in (("settings", one.settings), ("data", one.data), ("base model", one.base_model),
-                        ("cost", one.cost), ("versions and machine", one.made_with)):  # fmt: skip
+    for what, found in (("settings", one.settings), ("data", one.data), ("base model", one.base_model)):
         lines += _listed(what, found)
-    return lines
+    lines += _cost(one.cost)
+    return lines + _listed("versions and machine", one.made_with)
 
 
 def _rows(task: ComparedTask) -> list[tuple[str, ...]]:
@@ -90,13 +92,27 @@ def _retention(one: Comparison) -> list[str]:
 
 
 def _listed(what: str, found: list[Differing]) -> list[str]:
+    """What both have and is not the same. A setting that only one method has says nothing about the other."""
     if not found:
         return []
-    shown = [f"  {one.key}: {_short(one.a)} and {_short(one.b)}" for one in found[:MOST_DIFFERING]]
-    rest = len(found) - len(shown)
-    return [f"{what}:", *shown, *([f"  and {rest} more (--json has all)"] if rest else [])]
+    both = [one for one in found if not one.one_sided]
+    shown = [f"  {one.key}: {_short(one.a)} and {_short(one.b)}" for one in both[:MOST_DIFFERING]]
+    rest, alone = len(both) - len(shown), len(found) - len(both)
+    more = [f"  and {rest} more (--json has all)"] if rest else []
+    only = [f"  {alone} that only one of the two has (--json lists them)"] if alone else []
+    return [f"{what}:", *shown, *more, *only]
+
+
+def _cost(found: list[Differing]) -> list[str]:
+    from rankwise.reporting.costs import COSTS, cost_text
+
+    shown = [f"  {COSTS[one.key][0]}: {cost_text(one.key, one.a)} and {cost_text(one.key, one.b)}"
+             for one in found if one.key in COSTS]  # fmt: skip
+    return ["cost:", *shown] if shown else []
 
 
 def _short(value: object) -> str:
-    said = "none" if value is None else " ".join(str(value).split())
+    from rankwise.reporting.quantities import recorded
+
+    said = " ".join(recorded(value).split())
     return said if len(said) <= LONGEST_VALUE else f"{said[: LONGEST_VALUE - 3]}..."

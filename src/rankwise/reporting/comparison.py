@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rankwise.reporting.charts import losses_chart
+from rankwise.reporting.costs import COSTS, cost_text
 from rankwise.reporting.document import Document, Section, figure, folded, paragraph, table
 from rankwise.reporting.markup import Content, Markup, element, joined
 from rankwise.reporting.quality import chip, difference_cells, value
-from rankwise.reporting.quantities import duration, interval, share, size
 from rankwise.reporting.quantities import figure as number
+from rankwise.reporting.quantities import interval, recorded, share
 from rankwise.reporting.verdict import counted, primary
 from rankwise.run.comparisons import ComparedRetention, ComparedTask, Comparison, Differing
 from rankwise.run.evaluations import Retention
-from rankwise.run.manifest import Results
 from rankwise.run.opened import Candidate
-
-COSTS: tuple[tuple[str, Callable[[Results], str]], ...] = (
-    ("learned parameters", lambda one: f"{one.trainable_parameters:,}"),
-    ("saved", lambda one: size(one.adapter_bytes)),
-    ("steps", lambda one: f"{one.steps:,}"),
-    ("time", lambda one: duration(one.train_seconds)),
-    ("tokens a second", lambda one: f"{one.tokens_per_second:,.0f}"),
-    ("peak memory", lambda one: size(one.peak_rss_bytes)),
-    ("loss at the end", lambda one: number(one.loss)),
-    ("held-out loss", lambda one: "not measured" if one.held_out_loss_after is None else
-     number(one.held_out_loss_after)),
-)  # fmt: skip
 
 
 def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Document:
@@ -153,7 +141,7 @@ def _moved(one: Retention | None) -> list[Content]:
     if one is None:
         return ["not measured", "\u2013", "\u2013", "\u2013"]
     moved = f"{number(one.kl)} ({interval(one.low, one.high)})"
-    return [moved, number(one.delta_nll, True), share(one.agreement, 1), one.text]
+    return [moved, number(one.delta_nll, True), share(one.agreement, 1), one.measured_on]
 
 
 def _losses(candidates: Sequence[Candidate]) -> Section | None:
@@ -172,8 +160,14 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
     if not any(results.values()):
         return None
     rows: list[list[Content]] = [
-        [name, *(told(found) if (found := results.get(one.name)) else "\u2013" for one in candidates)]
-        for name, told in COSTS
+        [
+            called,
+            *(
+                cost_text(name, getattr(found, name)) if (found := results.get(one.name)) else "\u2013"
+                for one in candidates
+            ),
+        ]
+        for name, (called, _) in COSTS.items()
     ]
     elsewhere = any(one.made_with for one in comparisons)
     return Section(
@@ -196,7 +190,7 @@ def _differing(
         of = [next((one for one in each if one.key == name), None) for each in found]
         first = next(one.a for one in of if one is not None)
         rows[name] = [name, _value(first), *(_value(one.b) if one else element("em", "the same") for one in of)]
-        if first is None or any(one is not None and one.b is None for one in of):
+        if any(one is not None and one.one_sided for one in of):
             one_sided.add(name)
     data = [
         {"of": one.name, "differing": [each.model_dump() for each in listed]}
@@ -211,6 +205,4 @@ def _differing(
 
 
 def _value(value: object) -> Content:
-    if value is None:
-        return element("em", "none")
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return element("em", recorded(value)) if value is None else recorded(value)

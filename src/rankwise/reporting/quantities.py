@@ -35,6 +35,15 @@ def chance(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def recorded(value: object) -> str:
+    """A setting, or another value that a run keeps."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def count(value: int | None) -> str:
     return "not counted" if value is None else f"{value:,}"
 

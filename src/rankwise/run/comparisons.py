@@ -21,6 +21,11 @@ class Differing(Spec):
     a: Any = None
     b: Any = None
 
+    @property
+    def one_sided(self) -> bool:
+        """Such as a setting that only one of two methods has."""
+        return self.a is None or self.b is None
+
 
 class ComparedTask(Spec):
     """`differences` has the metrics that both sides have, unless `unpaired` says why no item can be held against its
