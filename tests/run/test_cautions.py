@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.evaluation.intervals import scores
-from rankwise.evaluation.metrics import class_row
+from rankwise.evaluation.intervals import difference, scores
+from rankwise.evaluation.metrics import METRICS, class_row
 from rankwise.run.cautions import cautions, chance
-from rankwise.run.evaluations import Side
+from rankwise.run.evaluations import Difference, Side
+from rankwise.run.score_text import verdict_text
 from rankwise.spec.tasks import BUILT_IN
 from report_runs import evaluation_of, made_run, plain
 
@@ -50,6 +51,23 @@ def test_choices_want_many_items_and_a_base_above_chance(evaluation, n, right, s
     public = chosen(evaluation, n, right, task="arc_easy", settings={"ask": BUILT_IN["arc_easy"]["ask"]})
     told = cautions(public, None, None)
     assert [word in one for word, one in zip(said, told, strict=True)] == [True] * len(said)
+
+
+def test_few_items_are_not_remarked_after_a_clear_verdict(evaluation):
+    few = chosen(evaluation, 50, 0.6)
+    assert len(cautions(few, None, None)) == 1 and "14 percentage points" in cautions(few, None, None)[0]
+    rows = [[[float(at < right), 1.0] for at in range(50)] for right in (10, 45)]
+    clear = few.model_copy(update={"differences": {"accuracy": difference(METRICS["accuracy"], *rows)}})
+    assert clear.differences["accuracy"].verdict == "better" and cautions(clear, None, None) == []
+
+
+def test_why_nothing_can_be_told_is_said_where_interval_and_test_disagree():
+    apart = Difference(a=0, b=0.08, difference=0.08, low=0.006, high=0.155, p=0.0575, n=60, verdict="cannot tell")
+    assert "the interval excludes 0" in verdict_text(apart) and "p = 0.058" in verdict_text(apart)
+    around = apart.model_copy(update={"low": -0.01, "p": 0.03})
+    assert "the interval includes 0" in verdict_text(around) and "p = 0.03" in verdict_text(around)
+    for plain_one in ({"low": -0.01}, {"p": 0.01, "verdict": "better"}):
+        assert apart.model_copy(update=plain_one).undecided is None
 
 
 def test_a_task_that_is_only_called_like_a_public_one_has_not_its_chance(evaluation):

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from rankwise.evaluation.metrics import METRICS, Metric, Sums, share
-from rankwise.run.evaluations import Difference, Measured, Scores
+from rankwise.run.evaluations import LEVEL, Difference, Measured, Scores, Verdict
 
 RESAMPLES, SEED = 2000, 0
-LEVEL, QUANTILE = 0.05, 1.959963984540054
+QUANTILE = 1.959963984540054
 TOGETHER = 20_000_000
 """Numbers drawn at a time."""
 
@@ -61,7 +61,7 @@ def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequenc
     )  # fmt: skip
 
 
-def _verdict(metric: Metric, low: float, high: float, p: float) -> str:
+def _verdict(metric: Metric, low: float, high: float, p: float) -> Verdict:
     if p >= LEVEL or low <= 0 <= high:
         return "cannot tell"
     return "better" if (low > 0) == metric.more_is_better else "worse"

@@ -119,7 +119,7 @@ def retention_facts(one: Retention) -> Markup:
         ("the text became less likely by",
          f"{number(one.delta_nll, True)} nats per token ({interval(one.delta_nll_low, one.delta_nll_high, True)})"),
         ("same likeliest token", share(one.agreement, 1)),
-        ("text", f"{one.text}; {plural(one.positions, 'position')}"),
+        ("text", f"{one.measured_on}; {plural(one.positions, 'position')}"),
     ])  # fmt: skip
 
 

@@ -75,10 +75,11 @@ def of_overlap(receipt: Receipt | None) -> str:
 
 def _of_choices(evaluation: Evaluation) -> list[str]:
     found = []
-    if evaluation.n < MANY:
+    clear = any(one.verdict != "cannot tell" for name, one in evaluation.differences.items() if name in CHOOSING)
+    if evaluation.n < MANY and not clear:
         found.append(
-            f"{evaluation.task}: a choice between answers tells little over {_items(evaluation.n)}; it takes about "
-            f"{MANY:,}."
+            f"{evaluation.task}: an accuracy that is measured on {_items(evaluation.n)} can be wrong by "
+            f"{_points(evaluation.n)} percentage points; on {MANY:,} items it would be {_points(MANY)}."
         )
     least, base = chance(evaluation), evaluation.base
     accuracy = base.metrics.get("accuracy") if base is not None else None
@@ -112,6 +113,11 @@ def _class_rows(side: Side) -> list[list[float]]:
     rows = next((side.scores[metric].sums for metric in ("f1", "matthews") if metric in side.scores), [])
     widths = {len(row) for row in rows}
     return rows if len(widths) == 1 and min(widths) and min(widths) % 3 == 0 else []
+
+
+def _points(n: int) -> int:
+    """Half of the 95 % interval of a share of one half, which is the widest."""
+    return round(98 / n**0.5)
 
 
 def _items(n: int) -> str:

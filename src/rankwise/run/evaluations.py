@@ -17,10 +17,13 @@ from rankwise.run.directory import RunDirectory, read_json
 from rankwise.run.manifest import now, versions
 from rankwise.run.writing import check_place, write_json
 from rankwise.spec.spec import Spec
+from rankwise.spec.tasks import MEANINGS
 
 Verdict = Literal["better", "worse", "cannot tell"]
 Sum = Annotated[float, Field(ge=-1e100, le=1e100)]
 """Adds up, over any number of items, to a number."""
+LEVEL = 0.05
+"""Of the paired test, below which a difference is a verdict; intervals are of 1 - LEVEL."""
 Positions = Annotated[float, Field(ge=1, le=1e12)]
 LARGEST = 500_000_000
 FOLDER, STRENGTH = "evaluations", "strength.json"
@@ -49,6 +52,18 @@ class Difference(Spec):
     verdict: Verdict
     """Of b: `better` and `worse` heed whether more of the metric is better."""
 
+    @property
+    def undecided(self) -> str | None:
+        """Why nothing can be told, where the interval alone or the test alone would tell it."""
+        if self.verdict != "cannot tell" or (self.low <= 0 <= self.high and self.p >= LEVEL):
+            return None
+        if self.low <= 0 <= self.high:
+            return f"the paired test has p = {self.p:.2g}, but the interval includes 0; a verdict needs both"
+        return (
+            f"the interval excludes 0, but the paired test decides against it: p = {self.p:.2g}, and a verdict needs p "
+            f"below {LEVEL:g}"
+        )
+
 
 class Scores(Spec):
     """One metric of one side: what it is, and each item's sums."""
@@ -75,6 +90,8 @@ class OfBlocks(Spec):
 
     kl: list[tuple[Sum, Positions]]
     delta_nll: list[tuple[Sum, Positions]]
+    numbers: list[int] | None = None
+    """Which blocks of the text they are, where not all of them were needed."""
 
 
 class Retention(Spec):
@@ -95,9 +112,12 @@ class Retention(Spec):
     text: str
     """Its name, and what of it was read."""
     sha256: str
-    """Of the tokens that were read: only equal ones can be compared."""
+    """Of the text's tokens: only equal ones can be compared."""
     blocks: int
+    """Those that were measured."""
     positions: int
+    available: int | None = None
+    """Blocks of the text, where not all of them were needed."""
     base: str | None = None
     """The fingerprint of the base; a KL is compared only with one from the same. Older files have none."""
     dtype: str | None = None
@@ -106,6 +126,13 @@ class Retention(Spec):
     """By which two are compared block by block. Older files have none."""
     made: str | None = None
     """When it was measured, which may be earlier than the evaluation that it stands in."""
+
+    @property
+    def measured_on(self) -> str:
+        """The text, and how much of it."""
+        if self.available is None:
+            return self.text
+        return f"{self.text}, of which {self.blocks} were enough"
 
     def summary(self) -> dict[str, Any]:
         """As it is told, without the blocks' own."""
@@ -142,6 +169,8 @@ class Evaluation(Spec):
     retention: Retention | None
     samples: list[Sample]
     """The first few items."""
+    labels: dict[str, int] | None = None
+    """The choices with how many rows have each, where the task names none and the answers that occur are taken."""
     made: str
     versions: dict[str, str]
     settings: dict[str, Any]
@@ -157,7 +186,11 @@ class Evaluation(Spec):
             "against": self.against,
             "metrics": {name: one.model_dump() for name, one in self.tuned.metrics.items()},
             "base": {name: one.model_dump() for name, one in self.base.metrics.items()} if self.base else None,
-            "differences": {name: one.model_dump() for name, one in self.differences.items()},
+            "differences": {
+                name: one.model_dump() | {"undecided": one.undecided} for name, one in self.differences.items()
+            },
+            "labels": self.labels,
+            "metric_meanings": {name: MEANINGS[name] for name in self.tuned.metrics if name in MEANINGS},
             "retention": self.retention.summary() if self.retention else None,
             "seconds": round(self.tuned.seconds + (self.base.seconds if self.base else 0.0), 3),
         }

@@ -23,8 +23,27 @@ from rankwise.spec.reading import read_settings
 from rankwise.spec.spec import PositiveInt, Seed
 
 Score = Literal[
-    "loss", "accuracy", "f1", "matthews", "pearson", "exact", "number", "json", "regex", "rouge_l", "bleu", "chrf"
+    "loss", "accuracy", "f1", "matthews", "pearson", "exact", "number", "json", "regex", "rouge_1", "rouge_2",
+    "rouge_l", "bleu", "chrf",
 ]  # fmt: skip
+MEANINGS = {
+    "loss": "nats per token of the reference answers, end token included; lower is better",
+    "accuracy": "the share of items for which the model finds the right choice the most likely",
+    "accuracy_unnormalised": "accuracy without dividing a choice's log-likelihood by its length",
+    "f1": "F1 of each class, averaged over classes (macro F1)",
+    "matthews": "the correlation of predicted and true classes: 0 is chance, 1 is perfect",
+    "pearson": "the correlation of the number in the answer with the number in the reference",
+    "exact": "the share of answers that equal a reference, letter for letter, apart from white space around them",
+    "number": "the share of answers whose final number equals that of a reference",
+    "json": "the share of JSON fields that have the right value, averaged over items",
+    "regex": "the share of answers in which the pattern finds the same as in a reference",
+    "rouge_1": "F1 of the words that answer and reference share (ROUGE-1)",
+    "rouge_2": "F1 of the pairs of neighbouring words that answer and reference share (ROUGE-2)",
+    "rouge_l": "F1 of the longest sequence of words that answer and reference share in order (ROUGE-L)",
+    "bleu": "precision of the sequences of 1 to 4 words, with a penalty for short answers (sacreBLEU, 0 to 100)",
+    "chrf": "F-score of the sequences of 1 to 6 characters (sacreBLEU's chrF2, 0 to 100)",
+}
+"""One line about each metric, for whoever reads a score."""
 CHOSEN = ("accuracy", "f1", "matthews")
 LIKELIHOOD = ("loss", *CHOSEN)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -44,11 +63,12 @@ class TaskSpec(Reading):
     likeliest; where rows have choices of their own, for its length. The others look at what is written."""
     ask: str | None = None
     """A question with {columns} in it."""
-    answer: str | None = None
-    """What is wanted, likewise. For choices it is the right one's number, letter or text."""
+    answer: str | tuple[str, ...] | None = None
+    """What is wanted, likewise. For choices it is the right one's number, letter or text. For text metrics it may be
+    several references: a list of such texts, or a column that holds a list."""
     choices: str | tuple[str, ...] | None = None
-    """A column that holds each row's choices, a text of {columns} with ; between them, or the choices of all rows. By
-    default the column choices, or all answers that occur."""
+    """A column that holds each row's choices (a list, or a JSON list as text), a text of {columns} with ; between them,
+    or the choices of all rows. By default the column choices, or all answers that occur."""
     lettered: bool = False
     """Write the choices below the question as A, B, C …, and choose between the letters."""
     header: tuple[str, ...] = ()
@@ -98,6 +118,9 @@ class TaskSpec(Reading):
             raise ValueError("the score regex needs a pattern, and nothing else has one")
         if self.ask is None and not self.chat:
             raise ValueError("without the chat template, ask has to say what is asked")
+        if isinstance(self.answer, tuple) and (self.chosen or not self.answer or "pearson" in self.score):
+            raise ValueError("several answers are references for text metrics, such as rouge_l; of choices and ratings "
+                             "one is right")  # fmt: skip
         if self.ask is None and (self.answer is not None or self.header):
             raise ValueError("answer and header go with ask; rows of a known form say themselves what is wanted")
         if (self.choices is not None or self.lettered) and not self.chosen:
@@ -220,7 +243,8 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
             values["data"] = _home_of(name, values["data"])
         return TaskSpec(**values)
     if Path(name).suffix.lower() in (".yaml", ".yml"):
-        return refuse_taken(read_settings(Path(name), TaskSpec, given), name)
+        default = {"task": _own_name(Path(name).stem)}
+        return refuse_taken(read_settings(Path(name), TaskSpec, given, default), name)
     if os.path.exists(name) or name.startswith("hub:"):  # noqa: PTH110  Path.exists raises where a name is too long
         if data is not None:
             raise SpecError([f"{name} and {data}: both are files of rows. Give one of them, by --task or by --data."])
@@ -232,9 +256,8 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
 
 
 def task_of_rows(data: str, **given: Any) -> TaskSpec:
-    """The loss on a file of rows. It is called by the file, but for names that say what the rows are not."""
-    name = _plain_name(Path(data).stem)
-    return TaskSpec(**{"task": f"{name[:59]}-rows" if _taken(name) else name, "data": data, **given})
+    """The loss on a file of rows, called by the file's name."""
+    return TaskSpec(**{"task": _own_name(Path(data).stem), "data": data, **given})
 
 
 def refuse_taken(task: TaskSpec, where: str) -> TaskSpec:
@@ -263,6 +286,8 @@ def _home_of(name: str, file: str) -> str:
     return os.path.join(home, file)  # noqa: PTH118
 
 
-def _plain_name(stem: str) -> str:
+def _own_name(stem: str) -> str:
+    """A task without a name is called by its file, but for names that say what it is not."""
     kept = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in stem).strip("-")
-    return kept[:64] or "rows"
+    name = kept[:64] or "rows"
+    return f"{name[:59]}-rows" if _taken(name) else name

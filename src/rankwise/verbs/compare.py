@@ -17,7 +17,7 @@ from rankwise.evaluation.comparable import set_apart
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.run.comparisons import ComparedRetention, ComparedTask, Comparison, Differing, differing
-from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
+from rankwise.run.evaluations import Difference, Evaluation, OfBlocks, Retention, Verdict
 from rankwise.run.opened import Candidate, open_candidates, retentions_of
 
 TURNED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
@@ -147,12 +147,26 @@ def _by_blocks(one: Retention, other: Retention) -> dict[str, Difference]:
     """Both are means over positions of which less is better, as a loss is."""
     if one.sums is None or other.sums is None:
         return {}
-    pairs = {"kl": (one.sums.kl, other.sums.kl), "delta_nll": (one.sums.delta_nll, other.sums.delta_nll)}
-    if any(len(rows) != one.blocks for pair in pairs.values() for rows in pair):
+    sides = _blocks(one, one.sums), _blocks(other, other.sums)
+    shared = [number for number in sides[0] if number in sides[1]]
+    if not shared:
+        return {}
+    rows = [[side[number] for number in shared] for side in sides]
+    return {
+        name: _difference("loss", *([list(pair[at]) for pair in side] for side in rows))
+        for at, name in enumerate(("kl", "delta_nll"))
+    }
+
+
+def _blocks(kept: Retention, sums: OfBlocks) -> dict[int, tuple[tuple[float, float], tuple[float, float]]]:
+    """Sums of KL and of dNLL by the block's number in the text: of one text two may have needed other blocks."""
+    numbers = list(range(kept.blocks)) if sums.numbers is None else sums.numbers
+    if not kept.blocks == len(numbers) == len(set(numbers)) == len(sums.kl) == len(sums.delta_nll):
         raise RunError(
-            f"of {one.text} one has {one.blocks:,} blocks, and not as many sums: it is damaged. Evaluate again."
+            f"of {kept.text} {kept.blocks:,} blocks were measured, and there are not as many sums: it is damaged. "
+            "Evaluate again."
         )
-    return {name: _difference("loss", *([list(row) for row in rows] for rows in pair)) for name, pair in pairs.items()}
+    return dict(zip(numbers, zip(sums.kl, sums.delta_nll, strict=True), strict=True))
 
 
 def _on_one_text(a: Candidate, b: Candidate) -> tuple[Retention | None, Retention | None]:
