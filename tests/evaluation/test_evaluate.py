@@ -17,7 +17,7 @@ from rankwise.evaluation.scoring import answers, side
 from rankwise.evaluation.task import OwnTask
 from rankwise.models.loading import load
 from rankwise.run.evaluations import read_evaluation
-from rankwise.run.records import silent
+from rankwise.run.records import Said, silent
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import TaskSpec
 from rankwise.verbs.evaluate import evaluate
@@ -353,6 +353,51 @@ def test_a_control_token_in_a_text_is_text(model, tmp_path):
 def test_a_model_needs_a_task_and_a_run_needs_nothing_beside_it(tiny_folder, rows):
     with pytest.raises(SpecError, match="which task"):
         evaluate(str(tiny_folder))
+
+
+def test_an_answer_is_held_against_every_reference_of_its_row(model, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"q": "fox", "a": ["no", "land town"]}) + "\n")
+    task = TaskSpec(task="t", data=str(file), ask="{q}", answer="{a}", score=("exact", "rouge_1"), max_new_tokens=4)
+    items = items_of(task, model)
+    (item,) = items.items
+    assert (item.wanted, item.references) == ("no", ("no", "land town"))
+    written = answers(items.items, model, 4, silent, 1, "")[0]
+    right = replace(items.items[0], alternatives=(written,))
+    assert side(task, [right], model, silent, together=1, who="").metrics["exact"].value == 1
+    assert replace(items, items=(right,)).sha256 != items.sha256, "other references are other items"
+
+
+def test_the_task_comes_first_and_is_announced_as_soon_as_it_is_known(tiny_folder, rows, monkeypatch):
+    told = []
+    monkeypatch.setattr("rankwise.evaluation.base_sides._recalled", lambda _: None)
+
+    def heard(event):
+        what = event.text if isinstance(event, Said) else event.what
+        if not told or told[-1] != what:
+            told.append(what)
+
+    task = TaskSpec(task="t", data=str(rows), score="exact", max_new_tokens=2)
+    found = evaluate(str(tiny_folder), task, against=str(tiny_folder), announce=heard)
+    scored = f"t, {tiny_folder}: exact {found.tuned.metrics['exact'].value:.4g}"
+    places = [at for at, text in enumerate(told) if text.startswith(scored)]
+    answering, forgetting = ([at for at, text in enumerate(told) if text.startswith(what)]
+                             for what in ("Answering t", "Measuring what is forgotten"))  # fmt: skip
+    assert len(places) == 2 and len(answering) == 2
+    assert answering[0] < places[0] < answering[1] < places[1] < forgetting[0]
+    assert "cannot tell with n = 20" in told[places[1]]
+
+
+def test_choices_that_the_task_does_not_name_are_told(tiny_folder, tmp_path):
+    file = tmp_path / "labelled.jsonl"
+    made = [{"prompt": f"{WORDS[at]} fox", "completion": ("dog", "land", "dog")[at % 3]} for at in range(9)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
+    told = []
+    found = evaluate(str(tiny_folder), TaskSpec(task="t", data=str(file), score="accuracy"),
+                     announce=lambda event: told.append(getattr(event, "text", "")))  # fmt: skip
+    assert any("chooses among the 2 different answers" in text and "dog (6), land (3)" in text for text in told)
+    assert found.summary()["labels"] == {"dog": 6, "land": 3}
+    assert "accuracy" in found.summary()["metric_meanings"]
 
 
 def test_equal_documents_are_computed_once_and_told_twice(model, rows):

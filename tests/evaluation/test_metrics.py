@@ -29,6 +29,7 @@ from rankwise.evaluation.metrics import (
 
 ANSWERS = ["the cat sat on the mat", "a dog barked at night", "rain falls", "", "the end of the road"]
 WANTED = ["a cat sat on the mat", "the dog barked all night", "rain falls", "something", "the end of a road"]
+ALONE = [(one,) for one in WANTED]
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
@@ -36,24 +37,54 @@ def test_corpus_metrics_are_sacrebleus(name):
     from sacrebleu import metrics
 
     theirs = {"bleu": metrics.BLEU(), "chrf": metrics.CHRF()}[name].corpus_score(ANSWERS, [WANTED]).score
-    rows = rows_of(name, ANSWERS, WANTED, None)
+    rows = rows_of(name, ANSWERS, ALONE, None)
     assert measured(METRICS[name], rows).value == pytest.approx(theirs, rel=1e-12)
 
 
-def test_rouge_l_is_the_mean_of_rouge_scores_own():
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_several_references_are_counted_as_sacrebleu_counts_them(name):
+    """Also where items have different numbers of them."""
+    from sacrebleu import metrics
+
+    references = [(one, f"{ANSWERS[at]} today", "something else")[: 1 + (at + 1) % 3] for at, one in enumerate(WANTED)]
+    streams = [[own[at] if at < len(own) else None for own in references] for at in range(3)]
+    theirs = {"bleu": metrics.BLEU(), "chrf": metrics.CHRF()}[name].corpus_score(ANSWERS, streams).score
+    found = measured(METRICS[name], rows_of(name, ANSWERS, references, None)).value
+    assert found == pytest.approx(theirs, rel=1e-12)
+    assert found != measured(METRICS[name], rows_of(name, ANSWERS, ALONE, None)).value
+
+
+@pytest.mark.parametrize(("name", "kind"), [("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")])
+def test_rouge_is_the_mean_of_rouge_scores_own(name, kind):
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    theirs = np.mean(
-        [scorer.score(one, answer)["rougeL"].fmeasure for answer, one in zip(ANSWERS, WANTED, strict=True)]
-    )
-    assert measured(METRICS["rouge_l"], rows_of("rouge_l", ANSWERS, WANTED, None)).value == pytest.approx(theirs)
+    scorer = RougeScorer([kind], use_stemmer=True)
+    theirs = np.mean([scorer.score(one, answer)[kind].fmeasure for answer, one in zip(ANSWERS, WANTED, strict=True)])
+    assert measured(METRICS[name], rows_of(name, ANSWERS, ALONE, None)).value == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "references", "earned"),
+    [
+        ("exact", "Rome", ["rome", "Rome", "Roma"], 1.0),
+        ("exact", "Rom", ["rome", "Rome", "Roma"], 0.0),
+        ("number", "so it is 7", ["8", "7"], 1.0),
+        ("json", '{"a": 1}', ['{"a": 2}', '{"a": 1, "b": 1}'], 0.5),
+        ("rouge_1", "the cat", ["a dog", "cat the"], 1.0),
+        ("rouge_2", "the cat sat", ["a dog", "the cat"], 2 / 3),
+        ("rouge_l", "the cat", ["cat the", "a dog"], 0.5),
+    ],
+)
+def test_of_several_references_the_best_counts(name, answer, references, earned):
+    for order in (references, references[::-1]):
+        assert rows_of(name, [answer], [order], None) == [[pytest.approx(earned), 1.0]]
+    assert rows_of("regex", ["is B"], [["is A", "is B"]], r"is (\w)") == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.text is not None])
 def test_the_order_of_items_changes_nothing(name):
     answers, wanted = (list(ANSWERS), list(WANTED)) if name != "json" else (['{"a": 1}', "no", "{}"], ['{"a": 1}'] * 3)
-    rows = rows_of(name, answers, wanted, None)
+    rows = rows_of(name, answers, [(one,) for one in wanted], None)
     before = measured(METRICS[name], rows)
     random.Random(0).shuffle(rows)
     assert measured(METRICS[name], rows) == before

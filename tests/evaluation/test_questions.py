@@ -11,9 +11,9 @@ from rankwise.evaluation.questions import questions
 from rankwise.spec.tasks import BUILT_IN, TaskSpec, task_named
 
 
-def asked(tmp_path, rows, **task):
+def asked(tmp_path, written, **task):
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in written))
     return questions(TaskSpec(**{"task": "t", "data": str(file), "ask": "{q}", "score": "accuracy"} | task))
 
 
@@ -139,6 +139,66 @@ def test_rows_without_choices_choose_between_all_answers(tmp_path):
     assert [one.right for one in found] == [0, 1, 0]
 
 
+def test_labels_are_counted_over_all_rows(tmp_path):
+    rows = [{"q": f"sky {at}?", "label": ("blue", "grey", "blue")[at % 3]} for at in range(9)]
+    found = asked(tmp_path, rows, rows=2)
+    assert len(found) == 2 and {one.labels for one in found} == {(("blue", 6), ("grey", 3))}
+    assert not asked(tmp_path, [{"q": "which?", "choices": ["a", "b"], "gold": 0}])[0].labels
+
+
+@pytest.mark.parametrize(("rows", "labels", "fits"), [(12, 6, True), (12, 7, False), (3, 2, True), (200, 50, True),
+                                                      (200, 51, False), (4, 1, False)])  # fmt: skip
+def test_answers_that_are_hardly_labels_are_not_chosen_between(tmp_path, rows, labels, fits):
+    """An accuracy among answers that nobody sees says nothing."""
+    made = [{"q": f"q {at}", "label": f"answer {at % labels}"} for at in range(rows)]
+    if fits:
+        assert len(asked(tmp_path, made)[0].choices) == labels
+        return
+    with pytest.raises(DataError, match=rf"score: \[accuracy\] without choices .*{labels} different.*score: \[exact\]"):
+        asked(tmp_path, made)
+
+
+@pytest.mark.parametrize("named", ["choices", "{choices}", "options", "{options}"])
+@pytest.mark.parametrize("form", ["list", "json"])
+def test_choices_of_a_row_are_a_list_or_a_list_as_text(tmp_path, named, form):
+    column = named.strip("{}")
+    several = ["a, or so", "b; or not"]
+    row = {"q": "which?", column: several if form == "list" else json.dumps(several), "answer": "b; or not"}
+    (question,) = asked(tmp_path, [row], choices=named)
+    assert question.choices == tuple(several) and question.right == 1
+
+
+def test_choices_with_semicolons_in_one_column_have_their_right_one_elsewhere(tmp_path):
+    """The first was taken as the right one, whatever the column answer said."""
+    (question,) = asked(tmp_path, [{"q": "which?", "options": "x; y; z", "answer": "y"}], choices="{options}")
+    assert question.choices == ("x", "y", "z") and question.wanted == "y"
+
+
+def test_choices_in_no_known_form_are_refused_with_the_way_to_write_them(tmp_path):
+    for text in ("A. x\nB. y", "x; y"):
+        with pytest.raises(DataError, match=r'rows.jsonl:1: .*write it as JSON, \["first", "second"\]'):
+            asked(tmp_path, [{"q": "which?", "options": text, "answer": "x"}], choices="options")
+
+
+@pytest.mark.parametrize(
+    ("answer", "references"),
+    [("{a}", ["one", "two"]), (["{b}", "{c}"], ["three", "four"]), (["{c}", "{a}", "{c}"], ["four", "one", "two"]),
+     ("so {b}", ["so three"])],
+)  # fmt: skip
+def test_references_come_from_a_list_or_from_several_columns(tmp_path, answer, references):
+    row = {"q": "which?", "a": ["one", "two"], "b": "three", "c": "four"}
+    (question,) = asked(tmp_path, [row], answer=answer, score="rouge_l")
+    assert [question.wanted, *question.alternatives] == references
+
+
+@pytest.mark.parametrize(("held", "problem"), [([], "one or more reference"), ([{"a": 1}], "one or more reference")])
+def test_references_are_texts(tmp_path, held, problem):
+    with pytest.raises(DataError, match=rf"rows.jsonl:1: .*{problem}"):
+        asked(tmp_path, [{"q": "which?", "a": held}], answer="{a}", score="exact")
+    with pytest.raises(DataError, match="pearson compares with one number"):
+        asked(tmp_path, [{"q": "which?", "a": ["1", "2"]}], answer="{a}", score="pearson")
+
+
 def test_letters_stand_below_the_question(tmp_path):
     (question,) = asked(tmp_path, [{"q": "which?", "choices": ["x", "y"], "gold": 1}], lettered=True)
     assert question.asked == ("which?\nA. x\nB. y\nAnswer:",)
@@ -200,6 +260,7 @@ def test_a_table_without_names_is_one_file(tmp_path):
         ),
         ({"data": "text.txt", "score": "exact"}, "leave out score, which would change nothing"),
         ({"data": "text.txt", "ask": "{q}"}, "leave out ask, which would change nothing"),
+        ({"ask": "{q}", "score": "accuracy", "answer": ["{a}", "{b}"]}, "references for text metrics"),
         ({"max_new_tokens": 5}, "leave out max_new_tokens, which would change nothing"),
     ],
 )
@@ -213,6 +274,8 @@ def test_a_task_of_three_lines(tmp_path):
     file.write_text("task: tickets\ndata: tickets.jsonl\nscore: [exact, json]\n")
     assert task_named(str(file)).score == ("exact", "json")
     assert task_named(str(file), rows=5).rows == 5
+    file.write_text("data: tickets.jsonl\nscore: [exact, json]\n")
+    assert task_named(str(file)).task == "tickets", "without a name it is called as its file is"
     rows = file.with_name("rows.jsonl")
     rows.write_text("{}")
     with pytest.raises(SpecError, match="both are files of rows"):

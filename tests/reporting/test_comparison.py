@@ -160,6 +160,39 @@ def test_what_differs_in_settings_data_base_and_cost_is_listed_and_nothing_else(
     assert [each.key for each in found.cost] == ["steps"]
 
 
+def test_the_terminal_rounds_and_leaves_out_what_only_one_method_has():
+    for name, rate, method in (("a", 0.1 + 0.2, "lora"), ("b", 0.0007, "adalora")):
+        run = made_run(name, method=method)
+        found = run.manifest()
+        costs = found.results.model_copy(
+            update={"loss": 1 / 3 + rate, "peak_rss_bytes": 1_745_829_888 + int(rate * 1e9)}
+        )
+        run.write_manifest(found.model_copy(update={"results": costs}))
+    printed = CliRunner().invoke(app, ["compare", "a", "b"]).stdout
+    assert "loss at the end: 0.633 and 0.334" in printed and "peak memory: 2.05 GB and 1.75 GB" in printed
+    assert "1745829888" not in printed and "0.33403333" not in printed
+    assert " and none" not in printed and "that only one of the two has" in printed
+    listed = {one.key for one in compare(["a", "b"]).comparisons[0].settings if one.one_sided}
+    assert listed and not any(f"  {key}:" in printed for key in listed)
+
+
+def test_of_one_text_the_blocks_that_both_needed_are_compared():
+    """One stopped at the first look, the other went on."""
+    whole = [(float(at % 5) + 1, 10.0) for at in range(32)]
+    runs = {"a": list(range(32)), "b": list(range(0, 32, 4))}
+    for name, numbers in runs.items():
+        run = made_run(name)
+        rows = [(whole[at][0] + (name == "b"), 10.0) for at in numbers]
+        file = run.folder / "evaluations/task.json"
+        stored = json.loads(file.read_text())
+        stored["retention"] |= {"blocks": len(numbers), "sums": {"kl": rows, "delta_nll": rows,
+                                "numbers": None if len(numbers) == 32 else numbers}}  # fmt: skip
+        file.write_text(json.dumps(stored))
+    kept = compare(["a", "b"]).comparisons[0].retention
+    assert kept.differences["kl"].n == 8 and kept.differences["kl"].difference == pytest.approx(0.1)
+    assert kept.verdict == "worse"
+
+
 def test_differing_finds_each_leaf_once():
     found = differing({"x": {"y": 1, "z": 2}, "same": 0}, {"x": {"y": 3}, "same": 0, "new": None, "w": 4})
     assert [(each.key, each.a, each.b) for each in found] == [("x.y", 1, 3), ("x.z", 2, None), ("w", None, 4)]

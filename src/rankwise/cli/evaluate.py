@@ -14,7 +14,7 @@ from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet,
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rankwise.run.evaluations import Difference, Evaluation, Measured
+    from rankwise.run.evaluations import Evaluation
 
 
 def evaluate(
@@ -31,6 +31,9 @@ def evaluate(
     retention: Annotated[bool, typer.Option(help="Measure what became of text that was not in the data.")] = True,
     text: Annotated[str | None, typer.Option(show_default=False,
         help="That text: a file, or rows with a text.  [default: the documentation that every Python carries]")] = None,
+    blocks: Annotated[int | None, typer.Option(min=1, show_default=False,
+        help="Measure that on exactly this many blocks of 512 tokens.  [default: 8, 16 or 32, as the interval needs]",
+    )] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, show_default=False,
         help="Answers that are written at once, at most.  [default: 64; of a task of lm-eval 16]")] = None,
     dtype: Annotated[str, typer.Option(
@@ -52,7 +55,7 @@ def evaluate(
         with Display(quiet) as display:
             found = evaluate_verb(
                 target, task, data=data, rows=rows, against=against, base=base,
-                with_retention=retention, text=text, together=batch_size, dtype=dtype,
+                with_retention=retention, text=text, blocks=blocks, together=batch_size, dtype=dtype,
                 out=out, announce=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
                 base_model=base_model,
             )  # fmt: skip
@@ -63,16 +66,22 @@ def evaluate(
 
 
 def _told(found: Evaluation) -> list[str]:
+    from rankwise.run.score_text import labels_text, measured_text, verdict_text
+    from rankwise.spec.tasks import MEANINGS
+
     lines = [f"{found.task}, {found.n:,} items of {found.data}, intervals of 95 %"]
     width = max(map(len, found.tuned.metrics))
     for metric, measured in found.tuned.metrics.items():
-        line = f"  {metric:<{width}}  {_interval(measured)}"
+        line = f"  {metric:<{width}}  {measured_text(measured)}"
         if metric in found.differences:
-            line += f"   base {found.differences[metric].a:.4g}: {_judged(found.differences[metric])}"
+            line += f"   base {found.differences[metric].a:.4g}: {verdict_text(found.differences[metric])}"
         lines.append(line)
+    lines += [f"  {metric}: {MEANINGS[metric]}" for metric in found.tuned.metrics if metric in MEANINGS]
+    if found.labels:
+        lines.append(labels_text(found.labels))
     if (kept := found.retention) is not None:
         lines.append(
-            f"on {kept.text}: KL(base || tuned) {kept.kl:.4f} nats per token "
+            f"on {kept.measured_on}: KL(base || tuned) {kept.kl:.4f} nats per token "
             f"({kept.low:.4f} to {kept.high:.4f}); its own tokens {kept.delta_nll:+.4f} nats less likely "
             f"({kept.delta_nll_low:+.4f} to {kept.delta_nll_high:+.4f}); same likeliest token at {kept.agreement:.1%}"
         )
@@ -88,12 +97,3 @@ def _cautions(target: str, found: Evaluation) -> list[str]:
         return cautions(found, None, None)
     shared = of_overlap(run.receipt()) if found.task == HELD_OUT else ""
     return [*([shared] if shared else []), *cautions(found, run.experiment(), run.manifest().results)]
-
-
-def _interval(measured: Measured) -> str:
-    return f"{measured.value:.4g} ({measured.low:.4g} to {measured.high:.4g})"
-
-
-def _judged(found: Difference) -> str:
-    verdict = found.verdict if found.verdict != "cannot tell" else f"cannot tell with n = {found.n:,}"
-    return f"{verdict}, difference {found.difference:+.4g} ({found.low:+.4g} to {found.high:+.4g})"

@@ -42,6 +42,8 @@ class HarnessTask:
     left_out: int = 0
     _hashes: list[str] = field(default_factory=list)
     _filter: str = ""
+    labels: tuple[tuple[str, int], ...] = ()
+    """Its tasks name their choices."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.asked) or self.asked.lower().endswith(FILES):

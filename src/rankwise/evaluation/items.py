@@ -32,7 +32,7 @@ LONGEST_TEXT = 50_000_000
 @dataclass(frozen=True)
 class Item:
     """`documents` are scored where they are learned: one, or one for each of `choices`. `given` are the ids before the
-    answer that is to be written."""
+    answer that is to be written, and `alternatives` are references beside `wanted`."""
 
     where: str
     prompt: str
@@ -41,6 +41,12 @@ class Item:
     right: int = -1
     choices: tuple[str, ...] = ()
     given: tuple[int, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The texts that an answer may equal."""
+        return (self.wanted, *self.alternatives)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -53,11 +59,16 @@ class Items:
     items: tuple[Item, ...]
     too_long: int = 0
     """Left out, since the model's context does not hold them, or not with the answer that is to be written."""
+    labels: tuple[tuple[str, int], ...] = ()
+    """The answers that occur in the file, the most frequent first with their counts, where these are the choices."""
 
     @property
     def sha256(self) -> str:
         """Of what is asked and wanted, whatever the tokenizer."""
-        said = [(item.prompt, item.wanted, item.right, item.choices) for item in self.items]
+        said = [
+            (item.prompt, item.wanted, item.right, item.choices, *([item.alternatives] if item.alternatives else []))
+            for item in self.items
+        ]
         return sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -74,7 +85,8 @@ def _all_items(task: TaskSpec, model: LoadedModel) -> Items:
         return Items(_blocks(task, model))
     if task.ask is not None:
         asked = questions(task)
-        return _conversations(asked, task, model) if task.chat else _continuations(asked, task, model)
+        made = _conversations(asked, task, model) if task.chat else _continuations(asked, task, model)
+        return replace(made, labels=asked[0].labels)
     return _of_rows(task, model)
 
 
@@ -101,7 +113,7 @@ def _with_room(found: Items, task: TaskSpec, model: LoadedModel) -> Items:
             f"{task.data}: with {task.max_new_tokens:,} new tokens none of its {len(found.items):,} prompts fits into "
             f"the model's context of {context:,}. Lower max_new_tokens, or give shorter rows."
         )
-    return Items(kept, found.too_long + len(found.items) - len(kept))
+    return Items(kept, found.too_long + len(found.items) - len(kept), found.labels)
 
 
 def _encoder(task: TaskSpec, model: LoadedModel) -> Encoder:
@@ -124,7 +136,7 @@ def _of_rows(task: TaskSpec, model: LoadedModel) -> Items:
             for example, question in zip(examples, asked, strict=True)
             for answer in question.choices
         ]
-        return _encoded(pairs, task, model)
+        return replace(_encoded(pairs, task, model), labels=asked[0].labels)
     return _encoded([(example, None) for example in examples], task, model)
 
 
@@ -168,7 +180,8 @@ def _encoded(pairs: Sequence[tuple[Example, Question | None]], task: TaskSpec, m
             shown = question.asked[0] if question is not None else example.asked
             items.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made)))
         if whole and question is not None:
-            items[-1] = replace(items[-1], wanted=question.wanted, right=question.right, choices=question.choices)
+            items[-1] = replace(items[-1], wanted=question.wanted, right=question.right, choices=question.choices,
+                                alternatives=question.alternatives)  # fmt: skip
         place += count
     if not items:
         raise DataError(f"{task.data}: none of its {too_long:,} rows fits into the model's context.")
@@ -202,7 +215,8 @@ def _continued(question: Question, model: LoadedModel) -> Item:
     made = tuple(_document(before, after, model) for before, after in zip(befores, many, strict=True))
     given = made[0].ids[: int(np.argmax(np.asarray(made[0].learned)))] if any(map(str.strip, befores)) else ()
     shown = " | ".join(question.asked)
-    return Item(question.where, shown, question.wanted, made, question.right, question.choices, tuple(given))
+    return Item(question.where, shown, question.wanted, made, question.right, question.choices, tuple(given),
+                question.alternatives)  # fmt: skip
 
 
 def _document(before: str, after: str, model: LoadedModel) -> Tokens:

@@ -4,7 +4,8 @@
 
 So a metric of any choice of items, drawn again or left out, is the same formula over other sums, and so are its
 interval and its difference from another model's (intervals.py). Nothing depends on the order of the items. Texts are
-compared by sacrebleu and rouge-score where these are the field's own measure.
+compared by sacrebleu and rouge-score where these are the field's own measure. An item may have several references:
+sacrebleu has its own rule for them, and every other metric counts the reference that the answer matches best.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ SECONDS = 1.0
 """For one pattern on one text."""
 LARGEST = 1_000_000_000_000
 """Of a wanted rating."""
+TextRow = Callable[[str, Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`of` takes sums (..., k) to values (...); `text` an answer and what was wanted to an item's row."""
+    """`of` takes sums (..., k) to values (...); `text` an answer and its references to an item's row."""
 
     of: Callable[[Sums], Sums]
-    text: Callable[[str, str], list[float]] | None = None
+    text: TextRow | None = None
     more_is_better: bool = True
 
 
@@ -183,20 +185,34 @@ def searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] 
     return found.groups() if found else None
 
 
-def rouge_l(answer: str, wanted: str) -> list[float]:
-    """F of the longest common subsequence of stemmed words (Lin 2004). rouge-score knows Latin letters and digits."""
-    return [_rouge().score(wanted, answer)["rougeL"].fmeasure, 1.0]
+def best(row: Callable[[str, str], list[float]]) -> TextRow:
+    """Of [earned, possible] against each reference, the one with the largest share."""
+
+    def of_references(answer: str, references: Sequence[str]) -> list[float]:
+        return max((row(answer, one) for one in references), key=lambda sums: sums[0] / sums[1])
+
+    return of_references
+
+
+def rouge(kind: str) -> Callable[[str, str], list[float]]:
+    """F of shared stemmed words (rouge1), pairs of words (rouge2), or the longest common subsequence (rougeL),
+    as Lin has it (2004). rouge-score knows Latin letters and digits."""
+
+    def row(answer: str, wanted: str) -> list[float]:
+        return [_rouge(kind).score(wanted, answer)[kind].fmeasure, 1.0]
+
+    return row
 
 
 @cache
-def _rouge() -> Any:
+def _rouge(kind: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # late: it brings nltk
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer([kind], use_stemmer=True)
 
 
 def _corpus(name: str) -> Metric:
-    """Of sacrebleu, over whole sets of texts: an item's row are its n-gram counts."""
+    """Of sacrebleu, over whole sets of texts: an item's row are its n-gram counts, against all of its references."""
 
     @cache
     def scorer() -> Any:
@@ -204,8 +220,8 @@ def _corpus(name: str) -> Metric:
 
         return getattr(metrics, name)()
 
-    def row(answer: str, wanted: str) -> list[float]:
-        (counts,) = scorer()._extract_corpus_statistics([answer], [[wanted]])
+    def row(answer: str, references: Sequence[str]) -> list[float]:
+        (counts,) = scorer()._extract_corpus_statistics([answer], [[one] for one in references])
         return [float(count) for count in counts]
 
     def of(sums: Sums) -> Sums:
@@ -223,11 +239,13 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(macro_f1),
     "matthews": Metric(matthews),
     "pearson": Metric(pearson),
-    "exact": Metric(share, exact),
-    "number": Metric(share, number),
-    "json": Metric(share, json_fields),
+    "exact": Metric(share, best(exact)),
+    "number": Metric(share, best(number)),
+    "json": Metric(share, best(json_fields)),
     "regex": Metric(share),
-    "rouge_l": Metric(share, rouge_l),
+    "rouge_1": Metric(share, best(rouge("rouge1"))),
+    "rouge_2": Metric(share, best(rouge("rouge2"))),
+    "rouge_l": Metric(share, best(rouge("rougeL"))),
     "bleu": _corpus("BLEU"),
     "chrf": _corpus("CHRF"),
 }
@@ -238,8 +256,8 @@ def unfit(metric: str, wanted: str) -> str | None:
     """Why nothing could be held against this answer by the metric."""
     if metric == "number" and number_in(wanted) is None:
         return "has no number in it"
-    if metric == "rouge_l" and any(map(str.isalpha, wanted)) and not rouge_l(wanted, wanted)[0]:
-        return "has no Latin letters or digits, which are all that rouge_l reads (take chrf)"
+    if metric.startswith("rouge_") and any(map(str.isalpha, wanted)) and not rouge("rouge1")(wanted, wanted)[0]:
+        return f"has no Latin letters or digits, which are all that {metric} reads (take chrf)"
     if metric == "json":
         try:
             json_fields("", wanted)
@@ -251,8 +269,10 @@ def unfit(metric: str, wanted: str) -> str | None:
     return None
 
 
-def rows_of(metric: str, answers: Sequence[str], wanted: Sequence[str], pattern: str | None) -> list[list[float]]:
-    """Of each item, for a metric of texts."""
-    row = matching(pattern) if metric == "regex" and pattern is not None else METRICS[metric].text
+def rows_of(
+    metric: str, answers: Sequence[str], references: Sequence[Sequence[str]], pattern: str | None
+) -> list[list[float]]:
+    """Of each item, for a metric of texts. An item has one reference or several."""
+    row = best(matching(pattern)) if metric == "regex" and pattern is not None else METRICS[metric].text
     assert row is not None, "the task's spec allows metrics of texts alone"
-    return [row(answer, one) for answer, one in zip(answers, wanted, strict=True)]
+    return [row(answer, several) for answer, several in zip(answers, references, strict=True)]

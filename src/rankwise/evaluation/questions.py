@@ -6,6 +6,7 @@ A question is written from a row's columns by replacing {names} and nothing else
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ import numpy as np
 from rankwise.data.columnar import Record
 from rankwise.data.files import records
 from rankwise.data.sources import open_source, raw_records
+from rankwise.data.strict_json import loads
 from rankwise.data.turns import text_of
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.evaluation.labels import LETTERS, Label, Place, are_texts
 from rankwise.run.writing import sha256_of
 from rankwise.spec.data import DataSpec, Reading
 from rankwise.spec.spec import shown
-from rankwise.spec.tasks import TaskSpec
+from rankwise.spec.tasks import CHOSEN, TaskSpec
 
 _COLUMN = re.compile(r"\{([^{}]+)\}")
 RIGHT = ("gold", "answer", "answerKey", "label")
@@ -32,13 +34,16 @@ RIGHT = ("gold", "answer", "answerKey", "label")
 @dataclass(frozen=True)
 class Question:
     """`asked` has one text, or one for each choice where these differ in what comes before. `right` is a number of
-    `choices`, and -1 where there are none."""
+    `choices`, and -1 where there are none. `alternatives` are further references beside `wanted`, and `labels` are all
+    answers that occur, with their counts, where these are the choices."""
 
     where: str
     asked: tuple[str, ...]
     wanted: str
     choices: tuple[str, ...] = ()
     right: int = -1
+    alternatives: tuple[str, ...] = ()
+    labels: tuple[tuple[str, int], ...] = ()
 
 
 def data_spec(task: TaskSpec) -> DataSpec:
@@ -117,7 +122,8 @@ def _question(task: TaskSpec, where: str, row: dict[str, Any], *, by_text: bool)
     if not task.chosen:
         if task.answer is None:
             raise DataError(f'{where}: the task "{task.task}" says what to ask and not what is wanted; give answer.')
-        return Question(where, tuple(asked), written(task.answer, row, where))
+        wanted, *others = _references(task, row, where)
+        return Question(where, tuple(asked), wanted, alternatives=tuple(others))
     label = _label(task, where, row)
     choices = label.choices
     if not choices:  # all answers that occur
@@ -125,7 +131,7 @@ def _question(task: TaskSpec, where: str, row: dict[str, Any], *, by_text: bool)
     right = label.right(by_text=by_text)
     _refuse_twice(task, choices, right, where)
     if len(asked) > 1:  # the choice is what comes before, and what follows is the same
-        follows = written(task.answer or "", row, where)
+        follows = written(_one_answer(task) or "", row, where)
         _refuse_unfit(task, (follows,), where)
         return Question(where, tuple(asked), follows, (follows,) * len(asked), right)
     if task.lettered:
@@ -138,7 +144,8 @@ def _question(task: TaskSpec, where: str, row: dict[str, Any], *, by_text: bool)
 
 def _whole(question: Question) -> Question:
     """Its texts are such as rows of a known form may have."""
-    parts = (("question", question.asked), ("choice", question.choices), ("wanted answer", (question.wanted,)))
+    references = (question.wanted, *question.alternatives)
+    parts = (("question", question.asked), ("choice", question.choices), ("wanted answer", references))
     for what, texts in parts:
         for text in texts:
             text_of(text, question.where, what, may_be_empty=True)
@@ -170,6 +177,31 @@ def _asked(ask: str, row: dict[str, Any], where: str) -> list[str]:
     return [written(ask, row, where)]
 
 
+def _one_answer(task: TaskSpec) -> str | None:
+    assert not isinstance(task.answer, tuple), "the spec allows several for text metrics alone"
+    return task.answer
+
+
+def _references(task: TaskSpec, row: dict[str, Any], where: str) -> list[str]:
+    """Each pattern's text, or the texts of a column that holds a list; each once."""
+    assert task.answer is not None
+    patterns = task.answer if isinstance(task.answer, tuple) else (task.answer,)
+    found = [text for pattern in patterns for text in _each(pattern, row, where)]
+    if len(found) > 1 and "pearson" in task.score:
+        raise DataError(f"{where}: has {len(found)} references, and pearson compares with one number. Give one column.")
+    return list(dict.fromkeys(found))
+
+
+def _each(pattern: str, row: dict[str, Any], where: str) -> list[str]:
+    alone = _COLUMN.fullmatch(pattern)
+    held = row.get(alone[1]) if alone else None
+    if not isinstance(held, list):
+        return [written(pattern, row, where)]
+    if not held or not all(isinstance(one, str | int | float) for one in held):
+        raise DataError(f"{where}: {pattern} holds {shown(held)}, and a list of one or more reference texts is wanted.")
+    return [str(one) for one in held]
+
+
 def written(pattern: str, row: dict[str, Any], where: str) -> str:
     def value(found: re.Match[str]) -> str:
         if found[1] not in row:
@@ -188,31 +220,68 @@ def written(pattern: str, row: dict[str, Any], where: str) -> str:
 def _choices(task: TaskSpec, row: dict[str, Any], where: str) -> tuple[str, ...]:
     if isinstance(task.choices, tuple):
         return task.choices
-    if task.choices is not None and _COLUMN.search(task.choices):
-        parts = (part.strip() for part in written(task.choices, row, where).split(";"))
-        several = tuple(dict.fromkeys(part for part in parts if part))
-        if len(several) < 2:
-            raise DataError(
-                f'{where}: "{task.choices}" gives {some(map(shown, several)) or "none"}; two or more choices '
-                "with ; between them are wanted."
-            )
-        return several
-    column = task.choices or "choices"
+    column = _column_of_choices(task)
+    if column is None:
+        return _parted(task.choices or "", written(task.choices or "", row, where), where)
     if column not in row:
         if task.choices is None:
             return ()
-        raise DataError(f'{where}: has no column "{column}" of choices. Its columns are {some(map(shown, row), 8)}.')
+        raise DataError(
+            f'{where}: has no column "{column}" of choices.{did_you_mean(column, list(row))} Its columns are '
+            f"{some(map(shown, row), 8)}."
+        )
     held = row[column]["text"] if isinstance(row[column], dict) and "text" in row[column] else row[column]
-    if not isinstance(held, list) or len(held) < 2 or not all(isinstance(one, str) for one in held):
-        raise DataError(f'{where}: "{column}" holds {shown(held)}, and a list of two or more texts is wanted.')
+    if isinstance(held, str):
+        held = _listed(held) or (_parted(task.choices, held, where) if _in_braces(task.choices) else held)
+    if not isinstance(held, list | tuple) or len(held) < 2 or not all(isinstance(one, str) for one in held):
+        raise DataError(
+            f'{where}: "{column}" holds {shown(held)}, and a list of two or more texts is wanted. In a CSV cell write '
+            f'it as JSON, ["first", "second"], or as first; second with choices: "{{{column}}}" in the task.'
+        )
     return tuple(held)
 
 
+def _in_braces(choices: object) -> bool:
+    return isinstance(choices, str) and bool(_COLUMN.search(choices))
+
+
+def _column_of_choices(task: TaskSpec) -> str | None:
+    """The one column that holds the choices, named with braces or without; None for a text of several columns."""
+    if not _in_braces(task.choices):
+        return str(task.choices or "choices")
+    alone = _COLUMN.fullmatch(str(task.choices))
+    return alone[1] if alone else None
+
+
+def _parted(pattern: object, text: str, where: str) -> tuple[str, ...]:
+    """Choices with ; between them, each once."""
+    parts = (part.strip() for part in text.split(";"))
+    several = tuple(dict.fromkeys(part for part in parts if part))
+    if len(several) < 2:
+        raise DataError(
+            f'{where}: "{pattern}" gives {some(map(shown, several)) or "none"}; two or more choices '
+            "with ; between them are wanted."
+        )
+    return several
+
+
+def _listed(text: str) -> list[Any] | None:
+    """The list that a cell holds as JSON text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
+
+
 def _right_value(task: TaskSpec, row: dict[str, Any], where: str, *, shared: bool) -> Any:
-    if task.answer is not None and not shared:
-        alone = _COLUMN.fullmatch(task.answer)
-        return row[alone[1]] if alone and alone[1] in row else written(task.answer, row, where)
-    if isinstance(task.choices, str) and _COLUMN.search(task.choices):
+    answer = _one_answer(task)
+    if answer is not None and not shared:
+        alone = _COLUMN.fullmatch(answer)
+        return row[alone[1]] if alone and alone[1] in row else written(answer, row, where)
+    if _column_of_choices(task) is None:
         return Place(0)  # the right one is written first
     column = next((name for name in RIGHT if name in row), None)
     if column is None:
@@ -231,16 +300,22 @@ def _with_all_answers(task: TaskSpec, found: list[Question]) -> list[Question]:
 
 
 def between(found: list[tuple[Question, str]], task: TaskSpec) -> list[Question]:
-    every = tuple(sorted({wanted for _, wanted in found}))
+    """All answers that occur are the choices, where they are few enough to be labels."""
+    counts = Counter(wanted for _, wanted in found)
+    every = tuple(sorted(counts))
     empty = next((one.where for one, wanted in found if not wanted.strip()), None)
     if empty is not None:
         raise DataError(f"{empty}: the answer is empty; nobody can tell how likely that is.")
-    if not 2 <= len(every) <= MOST_ANSWERS:
+    if len(every) < 2 or len(every) > min(MOST_LABELS, max(2, len(found) // 2)):
+        score = next(score for score in task.score if score in CHOSEN)
         raise DataError(
-            f"{task.data}: {len(every):,} different answers occur, and 2 to {MOST_ANSWERS} can be chosen between. "
-            "Give choices, or a score for written answers."
+            f"{task.data}: score: [{score}] without choices takes the different answers in the file as the choices, "
+            f"and its {len(found):,} rows have {len(every):,} different ones, which cannot be labels (2 to "
+            f"{MOST_LABELS}, and no more than half as many as rows): name the choices (choices:), or score what the "
+            "model writes (score: [exact])."
         )
-    return [Question(one.where, one.asked, wanted, every, every.index(wanted)) for one, wanted in found]
+    labels = tuple(counts.most_common())
+    return [Question(one.where, one.asked, wanted, every, every.index(wanted), labels=labels) for one, wanted in found]
 
 
-MOST_ANSWERS = 100
+MOST_LABELS = 50

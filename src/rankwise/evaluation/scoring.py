@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, product
 
 import numpy as np
 import regex
@@ -122,8 +122,9 @@ def answers(
 
 
 def _rows(metric: str, written: Sequence[str], items: Sequence[Item], task: TaskSpec) -> Rows:
-    wanted = [item.wanted for item in items]
-    return rating_rows(written, wanted) if metric == "pearson" else rows_of(metric, written, wanted, task.pattern)
+    if metric == "pearson":
+        return rating_rows(written, [item.wanted for item in items])
+    return rows_of(metric, written, [item.references for item in items], task.pattern)
 
 
 def refuse_unfit(task: TaskSpec, items: Sequence[Item]) -> None:
@@ -138,9 +139,9 @@ def refuse_unfit(task: TaskSpec, items: Sequence[Item]) -> None:
     if task.pattern is not None:
         _refuse_unmatched(task.pattern, items)
     for item in items:
-        for metric in task.score:
-            if why := unfit(metric, item.wanted):
-                raise DataError(f"{item.where}: the wanted answer {why}: {item.wanted[:60]!r}.")
+        for metric, reference in product(task.score, item.references):
+            if why := unfit(metric, reference):
+                raise DataError(f"{item.where}: the wanted answer {why}: {reference[:60]!r}.")
 
 
 def _refuse_unmatched(pattern: str, items: Sequence[Item]) -> None:
@@ -148,7 +149,8 @@ def _refuse_unmatched(pattern: str, items: Sequence[Item]) -> None:
     too."""
     compiled = regex.compile(pattern)
     for item in items:
-        if searched(compiled, item.wanted) is None and compiled.groups:
-            raise DataError(
-                f"{item.where}: the pattern {pattern!r} finds nothing in the wanted answer: {item.wanted[:60]!r}."
-            )
+        for reference in item.references:
+            if searched(compiled, reference) is None and compiled.groups:
+                raise DataError(
+                    f"{item.where}: the pattern {pattern!r} finds nothing in the wanted answer: {reference[:60]!r}."
+                )

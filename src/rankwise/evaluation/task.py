@@ -38,6 +38,11 @@ class Task(Protocol):
         ...
 
     @property
+    def labels(self) -> tuple[tuple[str, int], ...]:
+        """The answers that occur with their counts, where they are the choices."""
+        ...
+
+    @property
     def identity(self) -> str | None:
         """Of all that a side depends on, beside the model; None where that is not known here."""
         ...
@@ -77,6 +82,10 @@ class OwnTask:
     @property
     def settings(self) -> dict[str, Any]:
         return self.spec.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
+
+    @property
+    def labels(self) -> tuple[tuple[str, int], ...]:
+        return self.items.labels
 
     @property
     def identity(self) -> str | None:

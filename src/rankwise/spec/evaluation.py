@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from rankwise.spec.spec import PositiveInt, Spec
 
-TextMetric = Literal["exact", "number", "json", "rouge_l", "bleu", "chrf"]
+TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
 OF_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
 TIMES = 10
 READ_SHARE = 0.2

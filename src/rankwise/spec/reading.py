@@ -106,11 +106,13 @@ def with_settings(asked: Experiment, *texts: str) -> Planned:
     return Planned.model_validate(tree.values)
 
 
-def read_settings(file: Path, kind: type[_Kind], over: Mapping[str, Any]) -> _Kind:
-    """A file that holds one spec, under `over`."""
+def read_settings(
+    file: Path, kind: type[_Kind], over: Mapping[str, Any], default: Mapping[str, Any] | None = None
+) -> _Kind:
+    """A file that holds one spec, under `over` and above `default`."""
     tree = _read_file(file)
     try:
-        return kind.model_validate({**tree.values, **over})
+        return kind.model_validate({**(default or {}), **tree.values, **over})
     except ValidationError as error:
         raise SpecError(problems_of(error, kind, tree.origin)) from None
 

@@ -1,7 +1,8 @@
 """Score a run, a model, or a model against another: numbers with intervals, item by item, and what was forgotten.
 
 A run is evaluated beside its own base, which is the same model with the adapter off. A merged model, or any other, can
-be held `against` the one it came from. The result goes into the run's folder, where reports and comparisons find it.
+be held `against` the one it came from. The task is scored first, and each score is announced as soon as it is known;
+what was forgotten is measured last. The result goes into the run's folder, where reports and comparisons find it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from rankwise.evaluation.base_sides import side_of_base
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.items import Items, items_of, items_of_documents
+from rankwise.evaluation.looks import Looks
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.questions import drawn, identities
 from rankwise.evaluation.retention import retention
 from rankwise.evaluation.sides import Sides, of_two, with_and_without
 from rankwise.evaluation.task import OwnTask, Task
-from rankwise.evaluation.text import refuse_trained_on, text_for
+from rankwise.evaluation.text import BLOCKS, Text, refuse_trained_on, text_for
 from rankwise.models.generation import TOGETHER
 from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
@@ -43,6 +45,7 @@ from rankwise.run.evaluations import (
 from rankwise.run.manifest import now
 from rankwise.run.opened import retention_in
 from rankwise.run.records import Announce, Said, Warned, silent
+from rankwise.run.score_text import labels_text, score_line
 from rankwise.run.writing import check_place
 from rankwise.spec.models import ModelSpec
 from rankwise.spec.tasks import HELD_OUT, TaskSpec, is_running_text, refuse_taken, task_named, task_of_rows
@@ -75,46 +78,53 @@ class Subject:
 def evaluate(
     target: str, task: str | TaskSpec | None = None, *, data: str | None = None, rows: int | None = None,
     against: str | None = None, base: bool = True, with_retention: bool = True, text: str | None = None,
-    together: int | None = None, dtype: str = "auto", out: Path | None = None, announce: Announce = silent,
-    force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
+    blocks: int | None = None, together: int | None = None, dtype: str = "auto", out: Path | None = None,
+    announce: Announce = silent, force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
     base_model: str | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
-    the run held out. What is kept of the base is measured on `text` (evaluation/text.py), where there is something to
-    hold it against."""
+    the run held out. What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it
+    against: on as many blocks as a narrow interval takes (evaluation/looks.py), or on a fixed number of `blocks`."""
     compared = base if find_run(target) is not None or is_adapter_folder(target) else bool(against)
-    if text is not None and not (with_retention and compared):
-        raise SpecError(
-            ["--text is what two models are compared on, and here is nothing to compare: leave it out, or evaluate a "
-             "run with its base, or a model --against another, with --retention."]
-        )  # fmt: skip
+    for flag, given in (("--text", text), ("--blocks", blocks)):
+        if given is not None and not (with_retention and compared):
+            raise SpecError(
+                [f"{flag} says on what two models are compared, and here is nothing to compare: leave it out, or "
+                 "evaluate a run with its base, or a model --against another, with --retention."]
+            )  # fmt: skip
     if together is not None and together < 1:
         raise SpecError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
     subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
     asked = asked_of(subject, task, data, rows, together, announce)
     _place(subject, asked, out)
-    kept = _retention(subject, text, announce) if with_retention else None
-    return evaluated(subject, asked, kept, out=out, announce=announce)
+    read = _text(subject, text, blocks) if with_retention else None
+    return evaluated(subject, asked, read, None if blocks is not None else Looks(), out=out, announce=announce)
 
 
 def evaluated(
-    subject: Subject, asked: Task, kept: Retention | None = None, *, out: Path | None = None,
+    subject: Subject, asked: Task, text: Text | None = None, looks: Looks | None = None, *, out: Path | None = None,
     announce: Announce = silent,
 ) -> Evaluation:  # fmt: skip
+    """Without a `text` it is not measured what was forgotten."""
     place = _place(subject, asked, out)
     tuned = asked.side(subject.model, subject.name, announce)
-    base = None
+    announce(Said(score_line(asked.name, subject.name, tuned)))
+    base, differences = None, dict[str, Difference]()
     if subject.base is not None:
         with subject.base() as other:
             base = side_of_base(asked, other, subject.origin, str(subject.against), announce)
+        differences = _differences(tuned, base)
+        announce(Said(score_line(asked.name, str(subject.against), base, differences)))
     n, items = asked.facts()
     held = _held(subject.model)
+    kept = _retention(subject, text, looks, announce) if text is not None else None
     kept = _instead_of(place, items, kept, held, announce) if place is not None and out is None else kept
     found = Evaluation(
         task=asked.name, n=n, left_out=asked.left_out, items_sha256=items, data=asked.data,
-        model=subject.name, against=subject.against, tuned=tuned, base=base, differences=_differences(tuned, base),
-        retention=kept, samples=asked.samples(tuned, base), settings=asked.settings | held, **stamped(),
+        model=subject.name, against=subject.against, tuned=tuned, base=base, differences=differences,
+        retention=kept, samples=asked.samples(tuned, base), labels=dict(asked.labels) or None,
+        settings=asked.settings | held, **stamped(),
     )  # fmt: skip
     if place is not None:
         write_evaluation(place, found)
@@ -202,14 +212,21 @@ def _forced(opened: Opened, model: LoadedModel) -> str:
     return fingerprint(find(opened.base, silent).folder)
 
 
-def _retention(subject: Subject, text: str | None, announce: Announce) -> Retention | None:
+def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None:
+    """What is to be measured on, read before anything is measured: what is wrong with it is told at once."""
     if subject.sides is None:
         return None
-    read = text_for(subject.model, text)
+    read = text_for(subject.model, text, blocks=BLOCKS if blocks is None else blocks)
     if subject.opened is not None and subject.opened.receipt is not None:
         refuse_trained_on(read, subject.opened.receipt)
+    return read
+
+
+def _retention(subject: Subject, text: Text, looks: Looks | None, announce: Announce) -> Retention | None:
+    if subject.sides is None:
+        return None
     held = {"base": subject.origin, "dtype": subject.model.facts.dtype, "made": now()}
-    return retention(subject.sides, read, announce).model_copy(update=held)
+    return retention(subject.sides, text, announce, looks).model_copy(update=held)
 
 
 def asked_of(
@@ -224,6 +241,8 @@ def asked_of(
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
         announce(Warned(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out"))
+    if items.labels:
+        announce(Said(f"{spec.task}: {labels_text(dict(items.labels))}"))
     return OwnTask(spec, items, together or TOGETHER)
 
 

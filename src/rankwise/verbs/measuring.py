@@ -101,4 +101,4 @@ class Measuring:
 
 
 def score(metric: str, given: Sequence[str], wanted: Sequence[str]) -> float:
-    return float(METRICS[metric].of(np.asarray(rows_of(metric, given, wanted, None)).sum(0)))
+    return float(METRICS[metric].of(np.asarray(rows_of(metric, given, [(one,) for one in wanted], None)).sum(0)))
