@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from rankwise.errors import DataError, EvaluationError, SpecError
-from rankwise.evaluation.items import items_of, items_of_documents
+from rankwise.evaluation.items import Item, items_of, items_of_documents
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.scoring import answers, side
+from rankwise.evaluation.scoring import CUT, answers, is_wrong, side
 from rankwise.evaluation.task import OwnTask
 from rankwise.models.loading import load
 from rankwise.run.evaluations import read_evaluation
@@ -91,6 +91,33 @@ def test_neither_order_nor_company_changes_an_answer(model, rows):
     order = list(range(len(items)))
     random.Random(2).shuffle(order)
     assert answers([items[at] for at in order], model, 12, silent, 7, "") == [alone[at] for at in order]
+
+
+def test_for_exact_alone_an_answer_is_written_until_it_is_wrong(model, rows):
+    """The same hits in fewer tokens: a base that talks on is not written to its end."""
+    task = TaskSpec(task="t", data=str(rows), score="exact", max_new_tokens=40)
+    items = list(items_of(task, model).items)
+    whole = answers(items, model, 40, silent, 16, "")
+    items[3], items[4] = replace(items[3], wanted=f" {whole[3]}\n"), replace(items[4], alternatives=(whole[4],))
+    for together in (1, 16):
+        found = side(task, items, model, silent, together=together, who="")
+        assert [hit for hit, _ in found.scores["exact"].sums] == [float(at in (3, 4)) for at in range(20)]
+        assert (found.answers[3], found.answers[4]) == (whole[3], whole[4])
+        cut = [at for at, text in enumerate(found.answers) if text.endswith(CUT)]
+        assert len(cut) > 5 and all(whole[at].startswith(found.answers[at].removesuffix(CUT)) for at in cut)
+        assert all(found.answers[at] == whole[at] for at in range(20) if at not in cut)
+    both = task.model_copy(update={"score": ("exact", "rouge_l")})
+    assert side(both, items, model, silent, together=16, who="").answers == whole
+
+
+@pytest.mark.parametrize(
+    ("beginning", "wrong"),
+    [("", False), ("Ro", False), (" Rome \n", False), ("Rome,", True), ("rome", True), ("Caf\ufffd", False),
+     ("Cafe", True)],
+)  # fmt: skip
+def test_an_answer_is_wrong_once_no_reference_begins_like_it(beginning, wrong):
+    item = Item("", "", "Rome", (), alternatives=("Caf\u00e9 noir",))
+    assert is_wrong(beginning, item) is wrong
 
 
 def test_metrics_do_not_depend_on_the_order_of_rows(model, chosen, rows):

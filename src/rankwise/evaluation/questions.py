@@ -5,7 +5,6 @@ A question is written from a row's columns by replacing {names} and nothing else
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,16 +17,15 @@ import numpy as np
 from rankwise.data.columnar import Record
 from rankwise.data.files import records
 from rankwise.data.sources import open_source, raw_records
-from rankwise.data.strict_json import loads
 from rankwise.data.turns import text_of
-from rankwise.errors import DataError, did_you_mean, some
+from rankwise.errors import DataError
+from rankwise.evaluation.choices import COLUMN, choices_of, column_of_choices, written
 from rankwise.evaluation.labels import LETTERS, Label, Place, are_texts
 from rankwise.run.writing import sha256_of
 from rankwise.spec.data import DataSpec, Reading
 from rankwise.spec.spec import shown
 from rankwise.spec.tasks import CHOSEN, TaskSpec
 
-_COLUMN = re.compile(r"\{([^{}]+)\}")
 RIGHT = ("gold", "answer", "answerKey", "label")
 
 
@@ -111,7 +109,7 @@ def _label(task: TaskSpec, where: str, row: dict[str, Any]) -> Label:
     assert task.ask is not None
     asked = _asked(task.ask, row, where)
     several = len(asked) > 1
-    choices = tuple(asked) if several else _choices(task, row, where)
+    choices = tuple(asked) if several else choices_of(task, row, where)
     _refuse_unfit(task, choices, where)
     return Label(_right_value(task, row, where, shared=several), choices, where)
 
@@ -170,7 +168,7 @@ def _refuse_twice(task: TaskSpec, choices: tuple[str, ...], right: int, where: s
 
 def _asked(ask: str, row: dict[str, Any], where: str) -> list[str]:
     """A question that is one column which holds several is asked in several ways."""
-    alone = _COLUMN.fullmatch(ask)
+    alone = COLUMN.fullmatch(ask)
     value = row.get(alone[1]) if alone else None
     if isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value):
         return value
@@ -193,7 +191,7 @@ def _references(task: TaskSpec, row: dict[str, Any], where: str) -> list[str]:
 
 
 def _each(pattern: str, row: dict[str, Any], where: str) -> list[str]:
-    alone = _COLUMN.fullmatch(pattern)
+    alone = COLUMN.fullmatch(pattern)
     held = row.get(alone[1]) if alone else None
     if not isinstance(held, list):
         return [written(pattern, row, where)]
@@ -202,86 +200,12 @@ def _each(pattern: str, row: dict[str, Any], where: str) -> list[str]:
     return [str(one) for one in held]
 
 
-def written(pattern: str, row: dict[str, Any], where: str) -> str:
-    def value(found: re.Match[str]) -> str:
-        if found[1] not in row:
-            raise DataError(
-                f'{where}: has no column "{found[1]}".{did_you_mean(found[1], list(row))} Its columns are '
-                f"{some(map(shown, row), 8)}."
-            )
-        held = row[found[1]]
-        if held is None or isinstance(held, dict | list):
-            raise DataError(f'{where}: "{found[1]}" holds {shown(held)}, and a text or a number is wanted.')
-        return str(held)
-
-    return _COLUMN.sub(value, pattern)
-
-
-def _choices(task: TaskSpec, row: dict[str, Any], where: str) -> tuple[str, ...]:
-    if isinstance(task.choices, tuple):
-        return task.choices
-    column = _column_of_choices(task)
-    if column is None:
-        return _parted(task.choices or "", written(task.choices or "", row, where), where)
-    if column not in row:
-        if task.choices is None:
-            return ()
-        raise DataError(
-            f'{where}: has no column "{column}" of choices.{did_you_mean(column, list(row))} Its columns are '
-            f"{some(map(shown, row), 8)}."
-        )
-    held = row[column]["text"] if isinstance(row[column], dict) and "text" in row[column] else row[column]
-    if isinstance(held, str):
-        held = _listed(held) or (_parted(task.choices, held, where) if _in_braces(task.choices) else held)
-    if not isinstance(held, list | tuple) or len(held) < 2 or not all(isinstance(one, str) for one in held):
-        raise DataError(
-            f'{where}: "{column}" holds {shown(held)}, and a list of two or more texts is wanted. In a CSV cell write '
-            f'it as JSON, ["first", "second"], or as first; second with choices: "{{{column}}}" in the task.'
-        )
-    return tuple(held)
-
-
-def _in_braces(choices: object) -> bool:
-    return isinstance(choices, str) and bool(_COLUMN.search(choices))
-
-
-def _column_of_choices(task: TaskSpec) -> str | None:
-    """The one column that holds the choices, named with braces or without; None for a text of several columns."""
-    if not _in_braces(task.choices):
-        return str(task.choices or "choices")
-    alone = _COLUMN.fullmatch(str(task.choices))
-    return alone[1] if alone else None
-
-
-def _parted(pattern: object, text: str, where: str) -> tuple[str, ...]:
-    """Choices with ; between them, each once."""
-    parts = (part.strip() for part in text.split(";"))
-    several = tuple(dict.fromkeys(part for part in parts if part))
-    if len(several) < 2:
-        raise DataError(
-            f'{where}: "{pattern}" gives {some(map(shown, several)) or "none"}; two or more choices '
-            "with ; between them are wanted."
-        )
-    return several
-
-
-def _listed(text: str) -> list[Any] | None:
-    """The list that a cell holds as JSON text."""
-    if not text.lstrip().startswith("["):
-        return None
-    try:
-        found = loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, list) else None
-
-
 def _right_value(task: TaskSpec, row: dict[str, Any], where: str, *, shared: bool) -> Any:
     answer = _one_answer(task)
     if answer is not None and not shared:
-        alone = _COLUMN.fullmatch(answer)
+        alone = COLUMN.fullmatch(answer)
         return row[alone[1]] if alone and alone[1] in row else written(answer, row, where)
-    if _column_of_choices(task) is None:
+    if column_of_choices(task) is None:
         return Place(0)  # the right one is written first
     column = next((name for name in RIGHT if name in row), None)
     if column is None:

@@ -1,7 +1,8 @@
 """One model's side of an evaluation: what it finds likely, what it chooses, what it writes, and the scores of that.
 
-Answers are greedy. Their prompts are padded on the left and taken in an order of their own; in float32 an answer is the
-same in whatever company it is written.
+Answers are greedy. Where exact alone is asked for, one is written only until it can no longer be right. Their prompts
+are padded on the left and taken in an order of their own; in float32 an answer is the same in whatever company it is
+written.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from rankwise.spec.tasks import LIKELIHOOD, TaskSpec
 
 Rows = list[list[float]]
 UNNORMALISED = "_unnormalised"
+HALF = "\ufffd"
+"""What stands for a part of a character."""
+CUT = " \u2026"
+"""Behind an answer that was not written to its end."""
 
 
 def side(
@@ -39,7 +44,8 @@ def side(
         found |= _by_likelihood(task, items, model, announce, f"Scoring {task.task}, {who}")
     written = None
     if task.written:
-        written = answers(items, model, task.max_new_tokens, announce, together, f"Answering {task.task}, {who}")
+        what, exact = f"Answering {task.task}, {who}", task.written == ("exact",)
+        written = answers(items, model, task.max_new_tokens, announce, together, what, until_wrong=exact)
         found |= {metric: _rows(metric, written, items, task) for metric in task.written}
     assert set(task.score) <= set(found), "what cannot be scored is refused before (refuse_unfit)"
     return Side(
@@ -102,14 +108,16 @@ def same_choices(items: Sequence[Item]) -> bool:
 
 
 def answers(
-    items: Sequence[Item], model: LoadedModel, most: int, announce: Announce, together: int, what: str
-) -> list[str]:
-    """What the model writes, in the order of the items."""
+    items: Sequence[Item], model: LoadedModel, most: int, announce: Announce, together: int, what: str,
+    *, until_wrong: bool = False,
+) -> list[str]:  # fmt: skip
+    """What the model writes, in the order of the items; with `until_wrong` only as long as it can still become one of
+    the references. An answer that is cut so ends with CUT."""
     prompts, spec = [item.given for item in items], GenerationSpec(max_new_tokens=most, repetition_check=False)
     try:
         written = answers_in_turn(
             model, prompts, spec, together, lambda done: announce(Progressed(what, done, len(prompts), "answers")),
-            refuse_damage=True,
+            refuse_damage=True, settled=(lambda at, text: is_wrong(text, items[at])) if until_wrong else None,
         )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):
@@ -118,7 +126,15 @@ def answers(
                 f"{max(map(len, prompts)):,} tokens. Lower --batch-size {together}, or give --dtype bfloat16."
             ) from None
         raise
-    return [one.text for one in written]
+    cut = [until_wrong and one.stopped == "length" and one.tokens < most for one in written]
+    return [one.text.rstrip(HALF) + CUT if short else one.text for one, short in zip(written, cut, strict=True)]
+
+
+def is_wrong(beginning: str, item: Item) -> bool:
+    """Whether no answer that begins so equals a reference, but for white space around it. What stands at the end may be
+    half of a character."""
+    begun = beginning.strip().rstrip(HALF)
+    return not any(reference.strip().startswith(begun) for reference in item.references)
 
 
 def _rows(metric: str, written: Sequence[str], items: Sequence[Item], task: TaskSpec) -> Rows:

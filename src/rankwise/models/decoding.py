@@ -23,6 +23,8 @@ from rankwise.spec.generation import GenerationSpec
 
 Heard = Callable[[str], None]
 Stopped = Literal["end", "length", "repetition"]
+Settled = Callable[[int, str], bool]
+"""Whether the answer to a prompt, by its number, needs no more tokens than those of this text."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class Answer:
 @torch.inference_mode()
 def decode(
     model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, heard: Heard | None = None,
-    *, refuse_damage: bool = False,
+    *, refuse_damage: bool = False, settled: Settled | None = None,
 ) -> list[Answer]:  # fmt: skip
-    """`prompts` are ids, computed together. Only a single answer can be `heard`."""
+    """`prompts` are ids, computed together. Only a single answer can be `heard`. An answer that is
+    `settled` is not written to its end."""
     assert heard is None or len(prompts) == 1
     from rankwise.models.roomy_cache import roomy_cache
 
@@ -50,7 +53,8 @@ def decode(
     rows, found = list(range(len(prompts))), dict[int, Answer]()
     with _evaluating(model.module) as module, _seeded(spec):
         while rows:
-            new = min(STAGE, end - ids.shape[1]) if cache and len(rows) > 1 else end - ids.shape[1]
+            staged = cache and (len(rows) > 1 or settled is not None)
+            new = min(STAGE, end - ids.shape[1]) if staged else end - ids.shape[1]
             made = module.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -64,7 +68,10 @@ def decode(
             written = made[:, begin:].tolist()
             answers = [read_answer(row, template, seconds, loops=spec.repetition_check) for row in written]
             whole = made.shape[1] - ids.shape[1] == new and made.shape[1] < end
-            going = [at for at, answer in enumerate(answers) if answer.stopped == "length" and whole]
+            going = [
+                at for at, answer in enumerate(answers)
+                if answer.stopped == "length" and whole and not (settled and settled(rows[at], answer.text))
+            ]  # fmt: skip
             found |= {rows[at]: answer for at, answer in enumerate(answers) if at not in going}
             mask = torch.cat([mask, mask.new_ones(len(rows), made.shape[1] - ids.shape[1])], 1)[going]
             ids, rows = made[going], [rows[at] for at in going]

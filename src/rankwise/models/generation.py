@@ -12,7 +12,7 @@ from rankwise.data.example import Message
 from rankwise.data.tokens import prompt_ids
 from rankwise.errors import ModelError
 from rankwise.kernels.prepared import prepared
-from rankwise.models.decoding import Answer, Heard, decode
+from rankwise.models.decoding import Answer, Heard, Settled, decode
 from rankwise.models.loaded import LoadedModel
 from rankwise.spec.generation import GenerationSpec
 
@@ -40,6 +40,7 @@ def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
 def answers_in_turn(
     model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationSpec, together: int = TOGETHER,
     told: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = False, lay_out: bool = True,
+    settled: Settled | None = None,
 ) -> list[Answer]:  # fmt: skip
     """To any number of prompts, which are ids already, at most `together` at once; in the prompts' order. `told` hears
     how many are done. What a model with damaged weights writes can be refused. To `lay_out` the weights is faster and
@@ -51,10 +52,15 @@ def answers_in_turn(
     with prepared(model.module) if lay_out else nullcontext():
         for batch in batches(prompts, spec.max_new_tokens, together):
             told(len(found))
-            made = decode(model, [prompts[at] for at in batch], spec, refuse_damage=refuse_damage)
+            ended = _of_batch(settled, batch)
+            made = decode(model, [prompts[at] for at in batch], spec, refuse_damage=refuse_damage, settled=ended)
             found |= zip(batch, made, strict=True)
     told(len(found))
     return [found[at] for at in range(len(prompts))]
+
+
+def _of_batch(settled: Settled | None, batch: Sequence[int]) -> Settled | None:
+    return None if settled is None else lambda row, text: settled(batch[row], text)
 
 
 def batches(prompts: Sequence[Sequence[int]], new: int, together: int) -> list[list[int]]:
