@@ -395,6 +395,13 @@ def test_an_answer_is_held_against_every_reference_of_its_row(model, tmp_path):
     assert replace(items, items=(right,)).sha256 != items.sha256, "other references are other items"
 
 
+def test_a_list_of_answers_in_rows_of_a_known_form_are_references(model, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"question": "fox", "answer": ["land", "town"]}) + "\n")
+    (item,) = items_of(TaskSpec(task="t", data=str(file), score="exact"), model).items
+    assert item.references == ("land", "town")
+
+
 def test_the_task_comes_first_and_is_announced_as_soon_as_it_is_known(tiny_folder, rows, monkeypatch):
     told = []
     monkeypatch.setattr("rankwise.evaluation.base_sides._recalled", lambda _: None)

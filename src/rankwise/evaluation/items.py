@@ -178,7 +178,8 @@ def _encoded(pairs: Sequence[tuple[Example, Question | None]], task: TaskSpec, m
         too_long += not whole
         if whole:
             shown = question.asked[0] if question is not None else example.asked
-            items.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made)))
+            items.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made),
+                                 alternatives=example.alternatives))  # fmt: skip
         if whole and question is not None:
             items[-1] = replace(items[-1], wanted=question.wanted, right=question.right, choices=question.choices,
                                 alternatives=question.alternatives)  # fmt: skip
