@@ -132,7 +132,7 @@ def test_rows_are_encoded_once_and_read_from_the_cache_as_they_were(writing, mon
 
 # The key
 
-FOLDER = {"path": "folder"}
+FOLDER, TEXTS = {"path": "folder"}, {"prompt": "{prompt}", "completion": "{completion}"}
 CHANGES = {
     "path": [{"path": "rows.jsonl"}, {"path": "more.jsonl"}],
     "sources": [{"sources": ["rows.jsonl", "more.jsonl"]}, {"sources": ["more.jsonl", "rows.jsonl"]},
@@ -140,6 +140,10 @@ CHANGES = {
     "evaluation": [{}, {"evaluation": "more.jsonl"}, {"evaluation": {"path": "more.jsonl", "rows": 2}}],
     "format": [{}, {"format": "alpaca"}],
     "columns": [{}, {"columns": {"prompt": "completion", "completion": "prompt"}}],
+    "prompt": [TEXTS, TEXTS | {"prompt": "Q {prompt}"}],
+    "completion": [TEXTS, TEXTS | {"completion": "{prompt}"}],
+    "alternatives": [{}, {"alternatives": "each"}],
+    "ignore_columns": [{}, {"ignore_columns": ["id"]}],
     "labels": [{}, {"labels": ["a"]}],
     "split": [FOLDER, FOLDER | {"split": "valid"}],
     "rows": [{}, {"rows": 2}, {"rows": 3}],

@@ -108,7 +108,7 @@ def test_rows_are_named_by_a_path_or_by_sources_and_not_by_both_or_neither():
 def test_what_belongs_to_a_source_is_refused_beside_several(name):
     value = {
         "columns": {"prompt": "q"}, "labels": ["a"], "rows": 3, "format": "text", "prompt": "{q}", "completion": "{a}",
-        "alternatives": "each", "delimiter": ";", "encoding": "cp1252",
+        "alternatives": "each", "delimiter": ";", "encoding": "cp1252", "ignore_columns": ["x"],
     }.get(name, "x")  # fmt: skip
     pair = {"prompt": {"completion": "{a}"}, "completion": {"prompt": "{q}"}}.get(name, {})
     [problem] = problems(sources=["a", "b"], **{name: value} | pair)

@@ -84,6 +84,10 @@ SystemColumns = Annotated[
         show_default=False,
     ),
 ]
+IgnoreColumns = Annotated[
+    str | None,
+    typer.Option(help="Columns to read no row by, with commas between them.", show_default=False),
+]
 OnBadRow = Annotated[
     str | None,
     typer.Option(help="skip: leave out rows that cannot be used, and list them.  [default: stop]", show_default=False),
@@ -133,6 +137,7 @@ FLAGS = {
     "prompt": ("--prompt", "data.prompt"),
     "completion": ("--completion", "data.completion"),
     "system": ("--system", "data.system"),
+    "ignore_columns": ("--ignore-columns", "data.ignore_columns"),
     "on_bad_row": ("--on-bad-row", "data.on_bad_row"),
     "evaluation": ("--evaluation", "data.evaluation"),
     "evaluate_every": ("--evaluate-every", "evaluation.steps"),

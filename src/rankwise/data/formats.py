@@ -259,6 +259,29 @@ SIGNS: dict[str, Callable[[Row], bool]] = {
     "classification": lambda row: "label" in row and classified(row) is not None,
     "text": lambda row: "text" in row,
 }
+_SYSTEM = frozenset(SYSTEM)
+_TALK = _SYSTEM | {"tools"}
+_INSTRUCTION = _SYSTEM | {"instruction", "output", "response", "history", *ABOUT}
+USED = {
+    "messages": _TALK | {"messages"},
+    "sharegpt": _TALK | {"conversations"},
+    "oasst-trees": frozenset({"prompt"}),
+    "self-instruct": frozenset({"instruction", "instances"}),
+    "alpaca": _INSTRUCTION,
+    "dolly": _INSTRUCTION,
+    "prompt": _TALK | {*ASKED, *ANSWERED, *ABOUT},
+    "text": frozenset({"text"}),
+}
+"""The fields that a row of each form is made of."""
+
+
+def used_fields(row: Row, form: str) -> frozenset[str]:
+    if form != "classification":
+        return USED[form]
+    names = classified(row) or CLASSIFIED[0]
+    return _SYSTEM | {*names, "label"} | ({"text_pair"} if len(names) == 1 else set())
+
+
 PARSERS: dict[str, Callable[[Row, str, How], list[Example]]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,

@@ -21,6 +21,7 @@ from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
 from rankwise.data.receipt import Tally, advice_on, fatal_problems, overlap_of, warnings_of
 from rankwise.data.source_rows import SourceRows, numbers_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
+from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.run.receipt import EvaluationFacts, HoldOutFacts, OverlapFacts, PartFacts, Receipt, TemplateFacts
 from rankwise.run.records import Announce, Progressed
 from rankwise.spec.data import DataSpec
@@ -145,6 +146,10 @@ def _receipt(
     if spec.group is not None and facts is None and not fatal:
         fatal += [f"{name}: all rows are of one group by {spec.group}, so none can be held out."]
     fatal = fatal or [problem for source in sources for problem in source.weighed_out()]
+    readings = [source.reading for source in (*sources, *measured)]
+    unused = unused_columns(readings)
+    if tally.kept:
+        fatal += problems(readings, unused)
     if spec.evaluation is not None:
         fatal += fatal_problems(apart, spec, limit=limit, trained=apart.kept, name=spec.evaluation.path)
     return Receipt(
@@ -183,7 +188,9 @@ def _receipt(
         system=tally.system,
         recipe=spec.recipe,
         template=work.template,
+        unused_columns=unused,
         warnings=(
+            *(sentence(column) for column in unused if not column.stops),
             *warnings_of(tally, overlap, len(said.near), len(said.exact)),
             *labels.remarks(),
             *labels.never_trained(facts),

@@ -21,12 +21,14 @@ from rankwise.data.columns import from_columns, refuse_unfilled, renamed
 from rankwise.data.example import Example
 from rankwise.data.fields import FIELDS
 from rankwise.data.files import SUFFIXES, records
-from rankwise.data.formats import find_format, parse_row, refuse_other_form
+from rankwise.data.formats import find_format, parse_row, refuse_other_form, used_fields
 from rankwise.data.hub import HUB, Part, hub_part
 from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.data.unsupported import refuse_file, refuse_folder, refuse_row
+from rankwise.data.unused import Unused
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.run.writing import sha256_of
+from rankwise.spec.column_text import column_text
 from rankwise.spec.data import DataSpec, Rows
 from rankwise.spec.spec import shown
 
@@ -43,6 +45,8 @@ class Reading:
     left_aside: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """`file:line` and the reason."""
+    unused: dict[str, Unused] = field(default_factory=dict)
+    """Of each file, the columns that no part of its rows was made of."""
 
     @property
     def rows(self) -> int:
@@ -78,7 +82,10 @@ class Reading:
             for where, row in raw_records(part):
                 part.rows += 1
                 try:
-                    yield self.examples(part, where, row)
+                    examples = self.examples(part, where, row)
+                    assert not isinstance(row, DataError), "it was read"
+                    self.unused.setdefault(part.name, Unused()).add(row, self._used(part, row), examples)
+                    yield examples
                 except DataError as error:
                     self.skipped.append((where, str(error)))
                     of_no_form = part.format is None and not isinstance(row, DataError)
@@ -97,6 +104,7 @@ class Reading:
 
     def _parse(self, part: Part, where: str, row: dict[str, Any]) -> list[Example]:
         source, system = self.source, self.system
+        row = {name: value for name, value in row.items() if name not in source.ignore_columns}
         if source.prompt is not None and source.completion is not None:
             part.format = "columns"
             each = source.alternatives == "each"
@@ -112,6 +120,20 @@ class Reading:
             system=system, columns=source.columns, labels=source.labels, alternatives=source.alternatives,
         )  # fmt: skip
         return self._grouped(examples, row, where)
+
+    def _used(self, part: Part, row: dict[str, Any]) -> set[str]:
+        """Columns of which this row was made, and those that are left out on purpose."""
+        source, texts = self.source, (self.source.prompt, self.source.completion)
+        aside = {*source.ignore_columns, *((self.spec.group,) if self.spec.group is not None else ())}
+        if source.prompt is not None:
+            return aside.union(*(column_text(text or "").columns for text in (*texts, self.system)))
+        ours = {name: value for name, value in row.items() if name not in source.ignore_columns}
+        assert part.format is not None, "a row was read"
+        fields = used_fields(renamed(ours, source.columns, part.name), part.format)
+        taken = set(source.columns.values())
+        return aside | {
+            source.columns.get(name, name) for name in fields if name in source.columns or name not in taken
+        }
 
     def _grouped(self, examples: list[Example], row: dict[str, Any], where: str) -> list[Example]:
         """With the row's value of data.group."""

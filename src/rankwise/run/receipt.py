@@ -76,6 +76,21 @@ class Skipped(Spec):
     why: str
 
 
+class UnusedColumn(Spec):
+    """A column that no part of any row was made of."""
+
+    column: str
+    file: str
+    filled: int
+    rows: int
+    """How many the file has; of them so many are filled."""
+    example: str
+    stops: bool
+    """It must be used or left out on purpose before these rows are trained on."""
+    why: str
+    """What it holds."""
+
+
 class OverlapFacts(Spec):
     """Rows to measure with whose question is also trained on."""
 
@@ -185,6 +200,7 @@ class Receipt(Spec):
     """The system message that all rows share, if they do; answers are asked for with it too."""
     recipe: str | None
     template: TemplateFacts | None
+    unused_columns: tuple[UnusedColumn, ...] = ()
     warnings: tuple[str, ...]
     fatal: tuple[str, ...]
     """Why this must not be trained on."""

@@ -31,7 +31,7 @@ OF_TABLES = ("delimiter", "encoding", "sheet")
 DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 BY = ("prompt", "completion", "columns")
 """What says of which columns a row is made."""
-SHARED = (*BY, "labels", "alternatives")
+SHARED = (*BY, "labels", "alternatives", "ignore_columns")
 
 
 def _given(spec: Spec, name: str) -> bool:
@@ -49,6 +49,8 @@ class Reading(Spec):
     """What is asked, written from any columns: `Summarise: {dialogue}`. It goes with `completion`."""
     completion: str | None = None
     """The answer, likewise: `{summary}`. A column alone may hold a list of texts that are all right."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns without which each row is read, as if it had none of these names."""
     alternatives: Literal["first", "each"] = "first"
     """Of an answer that is given as a list of texts: learn the first, or make a row of each."""
     labels: tuple[str, ...] = ()
@@ -97,6 +99,11 @@ class Reading(Spec):
             raise ValueError(f'the column "{twice[0]}" is named twice')
         return value
 
+    @field_validator("ignore_columns", mode="before")
+    @classmethod
+    def _several_in_one(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
     @field_validator("prompt", "completion")
     @classmethod
     def _closed_braces(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -115,6 +122,10 @@ class Reading(Spec):
             given, other = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
             raise ValueError(f"{given} and {other} go together; {other} is not given")
         said = [name for name in ("format", "columns", "labels") if _given(self, name)]
+        needed = [*self.columns.values()]
+        needed += [name for text in (self.prompt, self.completion) for name in column_text(text or "").columns]
+        if both := [name for name in self.ignore_columns if name in needed]:
+            raise ValueError(f'ignore_columns leaves out the column "{both[0]}", of which rows are to be made')
         if self.prompt is not None and said:
             raise ValueError(f"prompt and completion say how rows are read, and so does {said[0]}; give one of them")
         return self

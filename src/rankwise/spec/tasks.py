@@ -169,7 +169,7 @@ def is_running_text(data: str) -> bool:
     return data.lower().endswith(".txt")
 
 
-_OF_FORMS = ("format", "columns", "labels", "prompt", "completion", "alternatives")
+_OF_FORMS = ("format", "columns", "labels", "prompt", "completion", "alternatives", "ignore_columns")
 _OF_ROWS = (
     *_OF_FORMS, *OF_TABLES, "score", "ask", "answer", "choices", "header", "system", "split", "subset", "revision",
 )  # fmt: skip

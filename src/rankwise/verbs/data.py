@@ -10,12 +10,13 @@ from typing import Any
 from rankwise.data.example import BREAK, Example
 from rankwise.data.sources import Reading, open_source
 from rankwise.data.templates import Rendering, renderings
+from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import DataError, together
 from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import cached_starter
 from rankwise.run.receipt import Receipt
-from rankwise.run.records import Announce, Said, silent
+from rankwise.run.records import Announce, Said, Warned, silent
 from rankwise.spec.data import DataSpec
 from rankwise.spec.models import ModelSpec
 from rankwise.verbs.preparing import Writing, count_only, prepare
@@ -60,15 +61,20 @@ def preview(
     if writing is None:
         raise DataError("no starter model is here to show the rows with; name one with --model.")
     writing = writing.by(data)
-    wanted = list(islice(_examples(data), first - 1, first - 1 + rows))
+    readings: list[Reading] = []
+    wanted = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
+    unused = unused_columns(readings)
+    for said in [*(sentence(column) for column in unused if not column.stops), *problems(readings, unused)]:
+        announce(Warned(said.rstrip(".")))
     if not wanted:
         raise DataError(f"there is no row {first}.")
     return [shown for example in wanted for shown in _shown(example, writing, data)]
 
 
-def _examples(data: DataSpec) -> Iterator[Example]:
+def _examples(data: DataSpec, readings: list[Reading]) -> Iterator[Example]:
     for source in data.all_sources:
         reading = open_source(data, source)
+        readings.append(reading)
         for chunk in reading.chunks():
             yield from (example for row in chunk for example in row)
         _refuse_bad(data, reading)

@@ -1,0 +1,154 @@
+"""Columns that no part of a row was made of: counted for each file, and judged by what they hold.
+
+A column stops a training if most rows have text in it that differs between rows and is not in the row's parts already:
+a passage that was meant to be asked about. Text is three words or more. What is left of it after the row's parts are
+taken out is compared, so that a column which holds the rendered row again is no text of its own. Numbers, single words,
+constants, categories and text that is there already are only named. Memory is bounded: of each column a hundred
+different values at most, by their hashes; of a long file every sixteenth row is judged and each one counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from rankwise.data.example import Example
+from rankwise.spec.spec import shown
+
+ALL_JUDGED, THEN_EACH = 2000, 16
+WORDS, LONG = 3, 20
+"""So many words are a text, and so many a long one."""
+CATEGORIES = 100
+PER_CATEGORY, PER_TEXT = 3, 50
+"""Texts that repeat so often each are categories; long ones are passages until they repeat this often."""
+KNOWN_SHARE = 0.8
+"""Of a text's words that stand in the row's parts: it is there already, in another spelling."""
+PART = 4
+"""Shorter parts stand in any text by chance."""
+MOST = 20_000
+"""Characters of a value that are looked at."""
+_WIDE = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+"""Letters of scripts that put no spaces between words."""
+
+
+@dataclass
+class Column:
+    filled: int = 0
+    example: str = ""
+    texts: int = 0
+    """Rows in which it is text that is not in the row's parts."""
+    known: int = 0
+    """Rows in which it is text that is."""
+    long: int = 0
+    values: set[int] = field(default_factory=set)
+
+    def stops(self, judged: int) -> bool:
+        return 2 * self.texts > judged and self._differs
+
+    @property
+    def _differs(self) -> bool:
+        different = len(self.values)
+        if different < 2:
+            return self.texts == 1
+        if different > min(CATEGORIES, self.texts / PER_CATEGORY):
+            return True
+        return 2 * self.long > self.texts and different >= self.texts / PER_TEXT
+
+    def why(self, judged: int) -> str:
+        if self.stops(judged):
+            return "text that no part of a row holds"
+        if self.known > self.texts:
+            return "text that the row's parts hold already"
+        if not self.texts:
+            return "no text of several words"
+        return "text in few rows" if 2 * self.texts <= judged else "few different values"
+
+
+@dataclass
+class Unused:
+    """Of one file."""
+
+    rows: int = 0
+    judged: int = 0
+    columns: dict[str, Column] = field(default_factory=dict)
+    names: dict[str, None] = field(default_factory=dict)
+    """All columns of its rows, in their order."""
+
+    def add(self, row: Mapping[str, Any], used: Iterable[str], examples: Sequence[Example]) -> None:
+        self.rows += 1
+        self.names.update(dict.fromkeys(row))
+        judges = self.rows <= ALL_JUDGED or self.rows % THEN_EACH == 0
+        self.judged += judges
+        parts = None
+        for name in row.keys() - set(used):
+            value = row[name]
+            if not _filled(value):
+                continue
+            column = self.columns.setdefault(name, Column())
+            column.filled += 1
+            column.example = column.example or shown(value)
+            text, counted = _text(value) if judges else ("", 0)
+            if counted >= WORDS:
+                parts = parts or _Parts.of(examples)
+                _judge(column, text, isinstance(value, str), parts)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a row was made into, in small letters and with single spaces."""
+
+    texts: tuple[str, ...]
+    words: frozenset[str]
+
+    @staticmethod
+    def of(examples: Sequence[Example]) -> _Parts:
+        said = {text for example in examples for text in (example.text or "", *example.alternatives)}
+        said |= {text for one in examples for turn in one.messages for text in (turn.content, turn.context)}
+        texts = sorted(filter(None, map(_plain, said)), key=len, reverse=True)
+        return _Parts(tuple(texts), frozenset(word for text in texts for word in text.split()))
+
+
+def _judge(column: Column, text: str, single: bool, parts: _Parts) -> None:
+    rest = text
+    for part in parts.texts:
+        if len(part) >= PART:
+            rest = rest.replace(part, " ")
+    again = len(text) - len(rest) > 0.3 * len(text)
+    words = rest.split()
+    unknown = sum(word not in parts.words for word in words)
+    contained = any(text in part for part in parts.texts)
+    contained |= len(parts.texts) > 1 and all(part in text for part in parts.texts)  # the whole row, written again
+    if contained or (len(words) < WORDS and not _WIDE.search(rest)) or unknown <= (1 - KNOWN_SHARE) * len(words):
+        column.known += 1
+        return
+    column.texts += 1
+    column.long += not again and single and len(words) >= LONG
+    if len(column.values) <= CATEGORIES:
+        column.values.add(hash(rest if again else text))
+
+
+def _text(value: Any) -> tuple[str, int]:
+    """The words in a value, and how many; of a list of texts each counts, numbers too."""
+    pieces = list(_pieces(value))
+    text = _plain(" ".join(pieces))
+    words = sum(len(pieces) > 1 or any(map(str.isalpha, word)) for word in text.split())
+    return text, max(words, len(_WIDE.findall(text[:100])) // 2)
+
+
+def _pieces(value: Any, depth: int = 4) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict) and depth:
+        for inside in islice(value.values() if isinstance(value, dict) else value, 50):
+            yield from _pieces(inside, depth - 1)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text[:MOST].casefold().split())
+
+
+def _filled(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})

@@ -1,0 +1,98 @@
+"""What is said of columns that are not used: facts for the receipt, a sentence for each, and why a training stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.data.fields import FIELDS
+from rankwise.data.formats import ANSWERED
+from rankwise.data.proposals import options_for
+from rankwise.data.sources import Reading
+from rankwise.data.unused import Unused
+from rankwise.errors import did_you_mean, some
+from rankwise.run.receipt import UnusedColumn
+from rankwise.spec.spec import shown
+
+ASKED_BY = ("prompt", "alpaca", "dolly", "classification")
+"""Forms whose rows a text with columns could ask instead."""
+ANSWERS = (*ANSWERED, "output", "label")
+
+
+def unused_columns(readings: Sequence[Reading]) -> tuple[UnusedColumn, ...]:
+    """Those of several files of one source together."""
+    return tuple(one for reading in readings for one in _of_source(reading))
+
+
+def _of_source(reading: Reading) -> list[UnusedColumn]:
+    files: dict[str, list[str]] = {}
+    for file, unused in reading.unused.items():
+        for name in unused.columns:
+            files.setdefault(name, []).append(file)
+    return [_fact(name, among, reading) for name, among in files.items()]
+
+
+def _fact(name: str, files: Sequence[str], reading: Reading) -> UnusedColumn:
+    every = [(reading.unused[file], reading.unused[file].columns[name]) for file in files]
+    stopping = [(unused, column) for unused, column in every if column.stops(unused.judged)]
+    unused, column = (stopping or every)[0]
+    return UnusedColumn(
+        column=name.encode(errors="backslashreplace").decode(),
+        file=files[0] if len(files) == 1 else reading.source.path,
+        filled=sum(column.filled for _, column in every), rows=sum(unused.rows for unused, _ in every),
+        example=column.example, stops=bool(stopping), why=column.why(unused.judged),
+    )  # fmt: skip
+
+
+def sentence(fact: UnusedColumn) -> str:
+    return (
+        f"the column {shown(fact.column)} of {fact.file} is not used: {fact.filled:,} of {fact.rows:,} rows fill it, "
+        f"such as {fact.example} ({fact.why})"
+    )
+
+
+def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list[str]:
+    """Why these rows must not be trained on as they are."""
+    stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
+    ways = _way_to_use(readings, stopping) if stopping else ""
+    found = [
+        f"{fact.file}: the column {shown(fact.column)} holds text in most rows, such as {fact.example}, and no part "
+        f"of a row is made of it; {ways}leave it out with --ignore-columns {fact.column} (data.ignore_columns)."
+        for fact in facts
+        if fact.stops
+    ]
+    return [*found, *_ignored_in_vain(readings)]
+
+
+def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
+    for reading in readings:
+        if reading.source.prompt is not None:
+            return f"write {' '.join(f'{{{name}}}' for name in stopping)} into --prompt (data.prompt), or "
+        for part in reading.parts:
+            unused = reading.unused.get(part.name, Unused())
+            if part.format in ASKED_BY and set(stopping) & set(unused.columns):
+                return _typed(reading, unused, stopping)
+    return ""
+
+
+def _typed(reading: Reading, unused: Unused, stopping: Sequence[str]) -> str:
+    """In the order of the columns in the file."""
+    ours = {theirs: field for field, theirs in reading.source.columns.items()}
+    fields = {name: ours.get(name, name) for name in unused.names}
+    answer = next((name for name, field in fields.items() if field in ANSWERS and name not in unused.columns), None)
+    asked = [
+        name
+        for name, field in fields.items()
+        if name in stopping or (name not in unused.columns and field in FIELDS and field not in (*ANSWERS, "history"))
+    ]
+    return f"put it into the prompt with {options_for(asked, answer)}, or " if answer is not None else ""
+
+
+def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
+    names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
+    ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
+    return [
+        f'data.ignore_columns names "{name}", which no row has; the rows have {some(map(shown, names), 8)}.'
+        f"{did_you_mean(name, names)}"
+        for name in ignored
+        if name not in names
+    ]
