@@ -28,7 +28,7 @@ IDS = torch.arange(48).reshape(2, 24) % 96
 KEYS = {
     "run", "model", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_supervised_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
-    "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast",
+    "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings",
 }  # fmt: skip
 WORDS = (
     "train", "--model", "base", "--data", "rows.jsonl", "--steps", 30, "--batch-size", 4, "--held-out", 3,
@@ -183,9 +183,9 @@ def test_base_and_both_are_what_each_side_says_alone(home):
     of_base = json.loads(done("generate", "whole", *QUESTION, "--base", "--json").stdout)["base_answer"]
     assert of_base == both["base_answer"]
     talk = CliRunner().invoke(app, ["chat", "whole", "--both", "--json", "--max-new-tokens", "12"], input=QUESTION[1])
-    assert json.loads(talk.stdout)["turns"][0] == {
-        "user": QUESTION[1], "adapted": both["answer"], "base": both["base_answer"]
-    }  # fmt: skip
+    turn = json.loads(talk.stdout)["turns"][0]
+    assert (turn["user"], turn["adapted"], turn["base"]) == (QUESTION[1], both["answer"], both["base_answer"])
+    assert {turn["adapted_stopped"], turn["base_stopped"]} <= {"end", "length"}
 
 
 def test_a_base_that_is_gone_is_missed_only_by_who_asks_it(home):

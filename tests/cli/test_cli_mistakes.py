@@ -202,7 +202,7 @@ MISTAKES = [
     Mistake("JSON list cut off", training(data="list.json"), "DataError", ("list.json:24", "not JSON")),
     Mistake("empty cell", training(data="answerless.csv"), "DataError", ("answerless.csv:2", "completion is empty")),
     Mistake("no such split", training("--set", "data.split=test"), "DataError", ("rows.jsonl", "data.split")),
-    Mistake("no such column", training("--set", "data.columns={prompt: ask}"), "DataError", ("rows.jsonl:1", "'ask'")),
+    Mistake("no such column", training("--set", "data.columns={prompt: ask}"), "DataError", ("rows.jsonl:1", "prompt=ask")),
     Mistake("other form", training("--format", "alpaca", data="long.jsonl"), "DataError", ("long.jsonl:1", "alpaca")),
     Mistake("no evaluation file", training("--evaluation", "row.jsonl"), "DataError", ("row.jsonl", '"rows.jsonl"')),
     Mistake("answers all cut", training("--recipe", "alpaca", "--max-length", 20), "DataError", ("rows.jsonl",)),
@@ -327,9 +327,10 @@ def test_a_mistake_is_told_in_one_clear_sentence_and_writes_nothing(home, mistak
     facts = json.loads(told.stdout)
     assert set(facts) == {"error", "kind", "exit_code"}
     assert (facts["kind"], facts["exit_code"]) == (mistake.kind, 2)
-    sentence = facts["error"]
-    assert plain.stderr == told.stderr == f"rankwise: {sentence}\n"
-    assert "\n" not in sentence and 15 < len(sentence) < 700
+    assert plain.stderr == told.stderr == f"rankwise: {facts['error']}\n"
+    sentence, *advice = facts["error"].split("\n")
+    assert [line for line in advice if not line.endswith("use --on-bad-row skip.")] == [] and len(advice) < 2
+    assert 15 < len(sentence) < 700
     assert [part for part in mistake.said if part not in sentence] == [], sentence
     assert everything(home) == files
 
@@ -356,7 +357,9 @@ def test_all_bad_rows_are_told_at_once(home):
     (home / "bad.jsonl").write_text(lines(GOOD[0], "{", GOOD[1], {"prompt": "hm"}))
     result = rankwise(*training(data="bad.jsonl"))
     assert result.exit_code == 2
-    assert ["bad.jsonl:2" in line or "bad.jsonl:4" in line for line in result.stderr.splitlines()] == [True, True]
+    first, second, advice = result.stderr.splitlines()
+    assert "bad.jsonl:2" in first and "bad.jsonl:4" in second
+    assert advice == "2 of 4 rows cannot be used. To leave them out, use --on-bad-row skip."
 
 
 def test_an_unknown_option_is_typers_own_error(home):
