@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
+DATA_PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 ROWS = [
     {"messages": [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}]},
     {"messages": [{"role": "user", "content": "When will it come?"}, {"role": "assistant", "content": "Tomorrow."}]},
@@ -53,11 +54,11 @@ ROWS_OF = {
 }
 
 
-def test_the_forms_of_rows_it_shows_are_those_we_read() -> None:
+def test_the_forms_of_rows_that_the_page_on_data_shows_are_those_we_read() -> None:
     from rankwise.data.formats import find_format, parse_row
     from rankwise.spec.data import Format
 
-    table = dict(re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \| (.*) \|$", README, re.MULTILINE))
+    table = dict(re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \| (.*) \|$", DATA_PAGE, re.MULTILINE))
     keys = {form: cell for forms, cell in table.items() for form in re.findall(r"[\w-]+", forms)}
     assert set(keys) == set(get_args(Format)) - {"auto"}
     for form, row in ROWS_OF.items():
