@@ -202,7 +202,7 @@ MISTAKES = [
     Mistake("JSON list cut off", training(data="list.json"), "DataError", ("list.json:24", "not JSON")),
     Mistake("empty cell", training(data="answerless.csv"), "DataError", ("answerless.csv:2", "completion is empty")),
     Mistake("no such split", training("--set", "data.split=test"), "DataError", ("rows.jsonl", "data.split")),
-    Mistake("no such column", training("--set", "data.columns={prompt: ask}"), "DataError", ("rows.jsonl:1", "prompt=ask")),
+    Mistake("no such column", training("--set", "data.columns={prompt: ask}"), "DataError", ("rows.jsonl:1", "ask")),
     Mistake("other form", training("--format", "alpaca", data="long.jsonl"), "DataError", ("long.jsonl:1", "alpaca")),
     Mistake("no evaluation file", training("--evaluation", "row.jsonl"), "DataError", ("row.jsonl", '"rows.jsonl"')),
     Mistake("answers all cut", training("--recipe", "alpaca", "--max-length", 20), "DataError", ("rows.jsonl",)),
