@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_model
 from rankwise.adapters.adapter_set import inject
 from rankwise.evaluation.looks import Looks, interval, quantile
-from rankwise.evaluation.retention import retention
+from rankwise.evaluation.retention import Compared, _both, retention
 from rankwise.evaluation.sides import Sides, with_and_without
 from rankwise.evaluation.text import Text
 from rankwise.run.evaluations import Measured
@@ -104,3 +104,5 @@ def test_no_interval_of_a_divergence_reaches_below_nothing(sides: Sides) -> None
 
     found = retention(sides, words(), looks=Never())
     assert found.blocks == 32 and found.available is None and found.sums.numbers is None and found.low >= 0
+    kl, change = _both([Compared(nats, nats, 5, 10) for nats in (0.0, 9.0)], Looks(), 2)
+    assert change.low < 0 == kl.low < kl.value == change.value and kl.high == change.high
