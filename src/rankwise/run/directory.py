@@ -119,6 +119,17 @@ class RunDirectory:
     def experiment(self) -> Experiment:
         return read_json(self.folder / "spec.json", Experiment, read_as=_as_then)
 
+    def as_begun(self, experiment: Experiment) -> Experiment:
+        """The experiment with the order of a run from before there was a choice, unless one was given."""
+        given, data = experiment.data.model_fields_set, self.experiment().data
+        if "held_out_order" in given or data.held_out_order == experiment.data.held_out_order:
+            return experiment
+        stored = json.loads((self.folder / "spec.json").read_text(encoding="utf-8"))
+        if _as_then(stored) is stored:
+            return experiment
+        same = experiment.data.model_copy(update={"held_out_order": data.held_out_order})
+        return experiment.model_copy(update={"data": same})
+
     def manifest(self) -> Manifest:
         return read_json(self.folder / "manifest.json", Manifest)
 

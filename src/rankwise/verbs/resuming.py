@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -20,8 +21,11 @@ from rankwise.training.judging import Evaluated
 from rankwise.training.state import TrainState
 from rankwise.verbs.tracking import check_kept
 
-SAID_OF_ROWS = {"warnings", "hold_out", "labels", "distinct_labels"}
-"""Of a receipt: what follows from the rows and the settings, and what receipts of earlier versions lack."""
+SAID_OF_ROWS: Mapping[str, Any] = {
+    **dict.fromkeys(("warnings", "advice", "hold_out", "labels", "distinct_labels", "unused_columns", "licence"), True),
+    "files": {"__all__": {"layout", "licence"}},
+}
+"""Of a receipt: what follows from the rows and the settings, and what earlier versions lack or read otherwise."""
 _Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord)
 
 
@@ -38,13 +42,16 @@ class Past:
         return sum(record.seconds for record in self.seen)
 
 
-def check_settings(run: RunDirectory, experiment: Experiment) -> None:
-    """Before anything is loaded."""
+def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
+    """Those of the run, or an error that names what differs; before anything is loaded. What was no setting yet when
+    the run was begun, and was not given now, is as it was then."""
+    experiment = run.as_begun(experiment)
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (run.experiment(), experiment))
     differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
     if differing:
         listed = some((f"{key} was {begun.get(key)!r} and is {asked.get(key)!r}" for key in differing), 6)
         raise RunError(f'run "{run.folder.name}" was begun with other settings: {listed}. Use them, or --restart.')
+    return experiment
 
 
 def ranks_before_training(run: RunDirectory, experiment: Experiment) -> RankRecord | None:
@@ -65,7 +72,7 @@ def take_up(run: RunDirectory, state: TrainState, now: Manifest, receipt: Receip
     """Restore `state`; `now` is the manifest that a new run would have. What is refused is left as it is."""
     step, begun = run.steps_saved[-1], run.manifest()
     _check_same(run, "the data", begun=run.receipt(), now=receipt, but=SAID_OF_ROWS)
-    _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name", "source"})
+    _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name": True, "source": True})
     rows, past = _until(step, run, begun)
     check_kept(run, state, run.experiment().evaluation, past.evaluations)
     restore(state, run.checkpoint(step))
@@ -89,7 +96,7 @@ def changed_since(manifest: Manifest) -> str | None:
     return f"the result may differ in rounding from an undisturbed run's: {some(differing, 4)}" if differing else None
 
 
-def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: set[str]) -> None:
+def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: Mapping[str, Any]) -> None:
     old, new = (leaves(one.model_dump(mode="json", exclude=but)) for one in (begun, now))
     differing = [key for key in old | new if old.get(key) != new.get(key)]
     if differing:

@@ -30,7 +30,7 @@ from rankwise.verbs.forms import lowest_of
 from rankwise.verbs.methods import lent, named
 from rankwise.verbs.page import write_page
 from rankwise.verbs.preparing import Writing, facts_of, prepare, refuse_fatal
-from rankwise.verbs.resuming import Past, changed_since, check_settings, ranks_before_training, take_up
+from rankwise.verbs.resuming import Past, changed_since, ranks_before_training, settings_of, take_up
 from rankwise.verbs.session import Session
 from rankwise.verbs.tracked_prompts import asking_of
 
@@ -67,7 +67,7 @@ def train(
     run, announce = RunDirectory.named(experiment.run), Warnings(announce)
     with run.claimed(restart=restart, resume=resume):
         if resume:
-            check_settings(run, experiment)
+            experiment = settings_of(run, experiment)
         foreseen = foresee(experiment, announce)
         if foreseen is not None and not resume:
             foreseen.check(announce, force=force_memory)

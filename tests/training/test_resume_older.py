@@ -1,0 +1,81 @@
+"""A run that an earlier version began goes on by the command that began it, although there is more to say now."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+import rankwise
+from rankwise.errors import RunError
+from rankwise.run.records import StepRecord
+from rankwise.spec.training import TrainingSpec
+
+LATER_SETTINGS = (
+    "held_out_order", "group", "prompt", "completion", "ignore_columns", "alternatives", "delimiter", "encoding",
+    "sheet",
+)  # fmt: skip
+LATER_FACTS = ("hold_out", "labels", "distinct_labels", "unused_columns", "advice")
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop(event):
+    if isinstance(event, StepRecord) and event.step == 3:
+        raise Stopped
+
+
+@pytest.fixture
+def begun(tiny_folder, tmp_path, monkeypatch):
+    """How a run is begun, of which two steps are saved."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{n},What is land {n}?,It is town {n}.\n" for n in range(12))
+    Path("rows.csv").write_text("id,prompt,completion\n" + rows)
+
+    def experiment(**data):
+        training = TrainingSpec(steps=4, batch_size=3, checkpoint_steps=2)
+        data = {"path": "rows.csv", "held_out": 3, **data}
+        return rankwise.Experiment(model=str(tiny_folder), data=data, training=training, run="older")
+
+    with contextlib.suppress(Stopped):
+        rankwise.train(experiment(held_out_order="last"), announce=stop)
+    return experiment
+
+
+def rewrite(name, change):
+    path = Path("runs/older") / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def as_an_earlier_version_wrote_it():
+    def receipt(content):
+        for name in LATER_FACTS:
+            content.pop(name)
+        for file in content["files"]:
+            file.pop("layout")
+            file["licence"] = "MIT"  # it was read out of sentences then
+        content["licence"] = "MIT"
+
+    rewrite("spec.json", lambda content: [content["data"].pop(name) for name in LATER_SETTINGS])
+    rewrite("receipt.json", receipt)
+
+
+def test_an_older_run_goes_on_by_its_own_command_with_the_rows_that_it_held_out(begun):
+    as_an_earlier_version_wrote_it()
+    with pytest.raises(RunError, match="held_out_order was 'last' and is 'seed'"):
+        rankwise.train(begun(held_out_order="seed"), resume=True)
+    trained = rankwise.train(begun(), resume=True)
+    assert (trained.manifest.status, trained.manifest.resumed[0].step) == ("finished", 2)
+    assert trained.manifest.data.measured_documents == 3
+    assert trained.run.experiment().data.held_out_order == "last"
+
+
+def test_a_run_that_was_begun_with_an_order_wants_it_again(begun):
+    with pytest.raises(RunError, match="held_out_order was 'last' and is 'seed'"):
+        rankwise.train(begun(), resume=True)
