@@ -165,6 +165,36 @@ def test_a_column_without_a_name_that_holds_something_is_refused(tmp_path):
     assert problem_of(path).startswith("rows.csv:3: the column 4 holds 'note' and has no name")
 
 
+NAMELESS = [["", "Unnamed: 0", "prompt", "", "completion"], ["0", "5", "a", "", "b"], ["1", "6", "c", "", "d"]]
+
+
+@pytest.mark.parametrize("delimiter", [*DELIMITERS, None])
+def test_columns_without_a_name_before_named_ones_have_the_names_that_pandas_gives(tmp_path, delimiter):
+    pandas = pytest.importorskip("pandas")
+    if delimiter is None:
+        path = workbook(tmp_path / "rows.xlsx", Sheet=NAMELESS)
+        expected = list(pandas.read_excel(path).columns)
+    else:
+        path = table(tmp_path / "rows.csv", written(NAMELESS, delimiter, "\n"))
+        expected = list(pandas.read_csv(path, sep=delimiter).columns)
+    rows, _ = rows_of(path)
+    assert [list(row) for row in rows] == [expected, expected]
+    assert (rows[1][expected[0]], rows[1]["prompt"], rows[1]["completion"]) == ("1", "c", "d")
+
+
+def test_the_index_that_pandas_writes_is_named_and_stops_nothing(tmp_path):
+    path = table(tmp_path / "rows.csv", ",prompt,completion\n" + "".join(f"{n},ask {n},say {n}\n" for n in range(9)))
+    receipt = count_only(DataSpec(path=str(path)), silent)
+    assert [column.column for column in receipt.unused_columns] == ["Unnamed: 0"] and not receipt.fatal
+    assert (receipt.kept, receipt.format) == (9, "prompt")
+
+
+def test_rows_without_anything_in_them_are_no_rows(tmp_path):
+    path = table(tmp_path / "rows.csv", "prompt,completion,\na,b,\n,,\n , ,\nc,d,\n,,\n")
+    rows, _ = rows_of(path)
+    assert rows == [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+
+
 # Which encoding
 
 UNCERTAIN = {

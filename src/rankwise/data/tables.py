@@ -69,7 +69,9 @@ def table_records(path: Path, source: Reading, header: list[str] | None, note: N
     rows = table.rows()
     if header is None:
         next(rows, None)
-    return ((where, _row(table, names, width, cells, where)) for where, cells in rows if cells)
+    return (
+        (where, _row(table, names, width, cells, where)) for where, cells in rows if any(cell.strip() for cell in cells)
+    )
 
 
 def _layout(table: Table, columns: int, dropped: int) -> LayoutFacts:
@@ -84,8 +86,7 @@ def _columns(table: Table, header: list[str] | None) -> tuple[list[str], int]:
         if header is None and number == 0:
             if any("\0" in cell for cell in cells):
                 raise DataError(f"{where}: is not text: it has NUL bytes. Give CSV, or name the file by what it is.")
-            names, width = _without_unnamed(cells), len(cells)
-            names = column_names(names, where)
+            names, width = column_names(named(_without_unnamed(cells)), where), len(cells)
         elif len(cells) == width and any(cell.strip() for cell in cells[len(names) :]):
             column = next(n for n in range(len(names), width) if cells[n].strip())
             raise DataError(
@@ -101,6 +102,18 @@ def _without_unnamed(cells: list[str]) -> list[str]:
     while named > 1 and not cells[named - 1].strip():
         named -= 1
     return cells[:named] if any(cell.strip() for cell in cells) else cells
+
+
+def named(cells: list[str]) -> list[str]:
+    """With pandas' names for columns that have none before others that do, such as the index that it writes first."""
+    if not any(cell.strip() for cell in cells):
+        return cells
+    names, taken = list(cells), set(cells)
+    for number, cell in enumerate(cells):
+        if not cell.strip():
+            tries = (f"Unnamed: {number}{again}" for again in ("", *(f".{more}" for more in range(1, len(cells) + 1))))
+            names[number] = next(name for name in tries if name not in taken)
+    return names
 
 
 def _row(table: Table, names: list[str], width: int, cells: list[str], where: str) -> Row | DataError:
@@ -137,7 +150,7 @@ def _bad_rows(table: Table, header: list[str] | None) -> float:
     try:
         for where, cells in table.rows():
             if width is None:
-                width = len(column_names(_without_unnamed(cells), where)) and len(cells)
+                width = len(column_names(named(_without_unnamed(cells)), where)) and len(cells)
             elif cells and len(cells) != width:
                 bad += 1
     except DataError:

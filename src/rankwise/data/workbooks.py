@@ -15,7 +15,7 @@ from zipfile import BadZipFile, ZipFile
 
 from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
-from rankwise.data.tables import Note
+from rankwise.data.tables import Note, named
 from rankwise.errors import DataError, first_line, some
 from rankwise.run.receipt import LayoutFacts
 from rankwise.spec.data import Reading
@@ -53,8 +53,7 @@ def workbook_records(path: Path, source: Reading, note: Note) -> Iterator[Record
     sheet, cells = _sheet(path, source.sheet)
     note(LayoutFacts(sheet=sheet))
     (first, names), *rows = cells or [(1, [])]
-    names = [_text(name) for name in names]
-    column_names(names, f"{path}:{first}")
+    names = column_names(named([_text(name) for name in names]), f"{path}:{first}")
     for number, values in rows:
         where = f"{path}:{number}"
         yield where, _row(names, values, where)
@@ -62,7 +61,11 @@ def workbook_records(path: Path, source: Reading, note: Note) -> Iterator[Record
 
 def _row(names: list[str], values: list[Any], where: str) -> Row | DataError:
     if len(values) > len(names):
-        return DataError(f"{where}: has {len(values)} cells, and the first row names {len(names)} columns.")
+        several = "s" if len(names) > 1 else ""
+        return DataError(
+            f"{where}: has {len(values)} cells, and the first row names {len(names)} column{several}. Name the columns "
+            "in the first row, and empty the cells to the right of them."
+        )
     for name, value in zip(names, values, strict=False):
         if isinstance(value, DataError):
             return DataError(f"{where}: the column {name!r} {value}.")
