@@ -685,3 +685,9 @@ def after(*argv):
     )  # fmt: skip
     printed, _, loaded = done.stdout.rpartition("LOADED ")
     return set(loaded.split()), printed
+
+
+def test_what_is_held_out_is_said_once():
+    result = rankwise("data", "check", "rows.jsonl", "--model", "model", "--held-out", 2)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("held out")]
+    assert line.split(maxsplit=2)[2] == "2 of 8 rows by seed 0"

@@ -139,6 +139,12 @@ def test_the_rows_to_measure_with_are_looked_at_too():
     assert receipt(evaluation={"path": "valid.jsonl", "ignore_columns": "passage"}).fatal == ()
 
 
+def test_columns_are_named_in_the_order_of_the_file():
+    names = [f"column {n}" for n in range(9)]
+    write("rows.jsonl", pairs(5, **{name: lambda n: n for name in names}))
+    assert [column.column for column in receipt().unused_columns] == names
+
+
 def test_a_column_of_several_files_is_told_once_and_stops_by_any_of_them():
     Path("folder").mkdir()
     write("folder/a.jsonl", pairs(50, note=lambda n: n))

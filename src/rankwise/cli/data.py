@@ -182,7 +182,7 @@ def _lines(receipt: Receipt) -> list[tuple[str, str, int]]:
     left_out = _left_out(receipt.skipped_why)
     lines = [("rows", f"{receipt.rows:,}, kept {receipt.kept:,}{apart}{left_out}", receipt.rows)]
     if receipt.hold_out is not None:
-        lines.append(("held out", receipt.hold_out.describe(), receipt.held_out))
+        lines.append(("held out", receipt.hold_out.counts(), receipt.held_out))
     if receipt.labels:
         counts = some((f"{label} {count:,}" for label, count in receipt.labels.items()), 12)
         lines.append(("labels", counts, len(receipt.labels)))

@@ -83,9 +83,9 @@ class Unused:
         judges = self.rows <= ALL_JUDGED or self.rows % THEN_EACH == 0
         self.judged += judges
         parts = None
-        for name in row.keys() - set(used):
-            value = row[name]
-            if not _filled(value):
+        aside = set(used)
+        for name, value in row.items():
+            if name in aside or not _filled(value):
                 continue
             column = self.columns.setdefault(name, Column())
             column.filled += 1

@@ -56,7 +56,7 @@ def _counts(receipt: Receipt) -> Markup:
     pairs: list[tuple[str, Content]] = [
         ("form", receipt.format),
         ("rows", f"{receipt.rows:,}, of which {receipt.kept:,} kept and {receipt.skipped:,} left out"),
-        ("held out", receipt.hold_out.describe() if receipt.hold_out else plural(receipt.held_out, "row")),
+        ("held out", receipt.hold_out.counts() if receipt.hold_out else plural(receipt.held_out, "row")),
         ("documents", count(receipt.documents)),
         ("tokens", count(receipt.tokens)),
         ("learned tokens", learned),

@@ -118,7 +118,11 @@ class HoldOutFacts(Spec):
 
     def describe(self) -> str:
         """In one sentence."""
-        text = f"Held out {self.rows:,} of {self.of:,} rows"
+        return f"Held out {self.counts()}."
+
+    def counts(self) -> str:
+        """The same beside the words "held out"."""
+        text = f"{self.rows:,} of {self.of:,} rows"
         text += f" by seed {self.seed}" if self.order == "seed" else ", the last of each source"
         if self.group is not None:
             text += (
@@ -127,7 +131,7 @@ class HoldOutFacts(Spec):
         if self.labels:
             listed = some((f"{label} {count:,}" for label, count in self.labels.items()), 8)
             text += f"{', stratified' if self.order == 'seed' else ''} by label: {listed}"
-        return f"{text}."
+        return text
 
 
 class EvaluationFacts(Spec):
