@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rankwise.errors import RunBusyError, RunError, SpecError, did_you_mean, some
+from rankwise.run.earlier import as_then
 from rankwise.run.manifest import Manifest
 from rankwise.run.receipt import RECEIPT, Receipt
 from rankwise.run.writing import told_when_full, write_json
@@ -117,18 +118,7 @@ class RunDirectory:
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
 
     def experiment(self) -> Experiment:
-        return read_json(self.folder / "spec.json", Experiment, read_as=_as_then)
-
-    def as_begun(self, experiment: Experiment) -> Experiment:
-        """The experiment with the order of a run from before there was a choice, unless one was given."""
-        given, data = experiment.data.model_fields_set, self.experiment().data
-        if "held_out_order" in given or data.held_out_order == experiment.data.held_out_order:
-            return experiment
-        stored = json.loads((self.folder / "spec.json").read_text(encoding="utf-8"))
-        if _as_then(stored) is stored:
-            return experiment
-        same = experiment.data.model_copy(update={"held_out_order": data.held_out_order})
-        return experiment.model_copy(update={"data": same})
+        return read_json(self.folder / "spec.json", Experiment, read_as=as_then)
 
     def manifest(self) -> Manifest:
         return read_json(self.folder / "manifest.json", Manifest)
@@ -283,14 +273,6 @@ def open_any_run(name: str) -> RunDirectory:
     known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
     listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."
     raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
-
-
-def _as_then(spec: Any) -> Any:
-    """A spec from before there was a choice held out the last rows."""
-    data = spec.get("data") if isinstance(spec, dict) else None
-    if isinstance(data, dict) and data.get("held_out") and "held_out_order" not in data:
-        return spec | {"data": data | {"held_out_order": "last"}}
-    return spec
 
 
 def read_json(

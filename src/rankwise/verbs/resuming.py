@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from rankwise.errors import RunError, some
 from rankwise.run.comparisons import leaves
 from rankwise.run.directory import RunDirectory
+from rankwise.run.earlier import as_begun
 from rankwise.run.journal import cut_journal, read_journal, read_ranks
 from rankwise.run.manifest import Manifest, Resumed
 from rankwise.run.receipt import Receipt
@@ -45,8 +46,9 @@ class Past:
 def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
     """Those of the run, or an error that names what differs; before anything is loaded. What was no setting yet when
     the run was begun, and was not given now, is as it was then."""
-    experiment = run.as_begun(experiment)
-    begun, asked = (leaves(one.model_dump(mode="json")) for one in (run.experiment(), experiment))
+    stored = run.experiment()
+    experiment = as_begun(run.folder / "spec.json", experiment)
+    begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
     if differing:
         listed = some((f"{key} was {begun.get(key)!r} and is {asked.get(key)!r}" for key in differing), 6)
