@@ -167,10 +167,10 @@ def test_the_words_hold_the_same_numbers_as_the_json(words):
     assert found == [lengths[key] for key in ("median", "p90", "p99", "longest", "suggested_max_length")]
     assert numbers(said["duplicate rows"]) == [facts["duplicates"], facts["near_duplicates"]]
     if facts["overlap"]:
-        assert numbers(said["prompts trained on"]) == [facts["overlap"][key] for key in ("exact", "near", "of")]
+        assert numbers(said["overlap with training"]) == [facts["overlap"][key] for key in ("exact", "near", "of")]
     assert said["strictest licence"] == facts["licence"]
     for file in facts["files"]:
-        assert f"{file['name']}: {file['rows']} rows in {file['format']} form" in result.stdout
+        assert f"{file['name']}: {file['rows']} rows, format {file['format']}" in result.stdout
     for key, word in (("warnings", "warning"), ("fatal", "error")):
         assert [f"{word}: {text}" for text in facts[key]] == [
             f"{word}: {text}" for text in facts[key] if f"{word}: {text}" in result.stdout
@@ -207,7 +207,7 @@ def test_how_a_table_is_written_is_said_by_the_check_before_the_training_and_in_
     Path("rows.csv").write_bytes("prompt;completion;\r\nGröße;drei Fuß;\r\nfünf;sechs;\r\n".encode("cp1252"))
     layout = "separated by semicolons, encoded as cp1252 (a guess), 1 empty column without a name left out"
     checked = rankwise("data", "check", "rows.csv", "--model", "model").stdout
-    assert f"rows.csv: 2 rows in prompt form, {layout}, licence unknown\n" in checked
+    assert f"rows.csv: 2 rows, format prompt, {layout}, licence unknown\n" in checked
     [file] = told("check", "rows.csv")["files"]
     assert file["layout"] == {"encoding": "cp1252 (a guess)", "delimiter": ";", "sheet": None, "unnamed_columns": 1}
     receipt = Receipt(**told("check", "rows.csv"))

@@ -55,9 +55,9 @@ def test_a_run_from_before_there_was_an_order_is_measured_on_the_last_rows_that_
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(("measured", "--text", "t.txt", "--no-retention"), "nothing to compare"),
-     (("measured", "--text", "t.txt", "--no-base"), "nothing to compare"),
-     (("no/such-model", "--text", "t.txt"), "nothing to compare"),  # before a model is looked for
+    [(("measured", "--text", "t.txt", "--no-retention"), "needs two models to compare"),
+     (("measured", "--text", "t.txt", "--no-base"), "needs two models to compare"),
+     (("no/such-model", "--text", "t.txt"), "needs two models to compare"),  # before a model is looked for
      (("measured", "--task", "lm-eval:piqa", "--data", "rows.jsonl"), "has its own data"),
      (("measured", "--task", "rows.jsonl", "--data", "others.jsonl"), "both are files of rows")],
 )  # fmt: skip

@@ -274,7 +274,7 @@ def test_a_long_key_is_shown_short():
     ids=str,
 )
 def test_of_two_names_of_one_part_none_is_passed_over(row):
-    with pytest.raises(DataError, match=r"^x:1: has .* and .*two names of one thing"):
+    with pytest.raises(DataError, match=r"^x:1: has .* and .*two names for the same field"):
         parse_row(row, find_format(row, "x:1"), "x:1")
 
 

@@ -21,9 +21,9 @@ def labelled(answers, *, classification=False):
 def test_a_label_spelled_otherwise_is_remarked_with_both_counts_and_places(other, shown):
     found = labelled(["returns", "billing", other] + ["billing"] * 6 + ["returns"] * 6, classification=True)
     if shown is None:  # a soft hyphen is one letter more, once
-        assert "one letter away" in found.remarks()[0]
+        assert "differs by one letter" in found.remarks()[0]
         return
-    (remark,) = [one for one in found.remarks() if "differ only by" in one]
+    (remark,) = [one for one in found.remarks() if "differ only in" in one]
     assert f"{shown} (1 row, first rows.jsonl:3) and 'billing' (7 rows, first rows.jsonl:2)" in remark
     assert "one letter" not in " ".join(found.remarks())
 

@@ -97,9 +97,9 @@ def test_options_that_are_not_used_stop(options):
         (lambda n: f"https://example.org/{n}/a", "no text of several words"),
         (lambda n: "Answer the question in one sentence.", "few different values"),
         (lambda n: f"the {PLACES[n % 3]} of questions", "few different values"),
-        (lambda n: f"What is {n} and {n}?", "the row's parts hold already"),
-        (lambda n: f"what  is {n} AND {n}?", "the row's parts hold already"),
-        (lambda n: f"Question: What is {n} and {n}? Answer: It comes to {2 * n}. The end.", "hold already"),
+        (lambda n: f"What is {n} and {n}?", "already in the prompt"),
+        (lambda n: f"what  is {n} AND {n}?", "already in the prompt"),
+        (lambda n: f"Question: What is {n} and {n}? Answer: It comes to {2 * n}. The end.", "already in the prompt"),
         (lambda n: f"a remark about row {n} alone" if n < 6 else None, "text in few rows"),
         (lambda n: {"lang": "en", "n": n}, "no text of several words"),
     ],
@@ -161,7 +161,7 @@ def test_what_is_left_out_is_not_there_and_a_name_that_no_row_has_is_refused():
     (problem,) = receipt(ignore_columns="contxt").fatal
     assert '"contxt"' in problem and 'Did you mean "context"?' in problem
     for values in ({"columns": {"prompt": "x"}}, {"prompt": "{x}", "completion": "{y}"}):
-        with pytest.raises(SpecError, match="gnore_columns leaves out"):
+        with pytest.raises(SpecError, match="is in ignore_columns, but the rows need it"):
             DataSpec(path="a", ignore_columns=["x"], **values)
 
 

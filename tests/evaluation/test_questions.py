@@ -260,7 +260,7 @@ def test_a_table_without_names_is_one_file(tmp_path):
         ),
         ({"data": "text.txt", "score": "exact"}, "leave out score, which would change nothing"),
         ({"data": "text.txt", "ask": "{q}"}, "leave out ask, which would change nothing"),
-        ({"ask": "{q}", "score": "accuracy", "answer": ["{a}", "{b}"]}, "references for text metrics"),
+        ({"ask": "{q}", "score": "accuracy", "answer": ["{a}", "{b}"]}, "work only with text metrics"),
         ({"max_new_tokens": 5}, "leave out max_new_tokens, which would change nothing"),
     ],
 )

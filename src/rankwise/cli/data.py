@@ -167,7 +167,7 @@ def _tell(receipt: Receipt) -> None:
 
 def _about(file: PartFacts) -> str:
     layout = f", {file.layout.describe()}" if file.layout is not None else ""
-    return f"{file.name}: {file.rows:,} rows in {file.format or 'no known'} form{layout}, licence {file.licence}"
+    return f"{file.name}: {file.rows:,} rows, format {file.format or 'unknown'}{layout}, licence {file.licence}"
 
 
 def _verdict(receipt: Receipt) -> str:
@@ -204,7 +204,7 @@ def _lines(receipt: Receipt) -> list[tuple[str, str, int]]:
     if receipt.overlap is not None:
         both = receipt.overlap
         text = f"{both.exact:,} exact, {both.near:,} near, of {both.of:,} validation rows"
-        lines.append(("prompts trained on", text, both.of))
+        lines.append(("overlap with training", text, both.of))
     lines.append(("strictest licence", receipt.licence, receipt.kept))
     if receipt.template is not None:
         lines.append(("template", f"{receipt.template.kind} ({receipt.template.sha256[:12]})", receipt.kept))

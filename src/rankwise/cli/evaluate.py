@@ -24,18 +24,18 @@ def evaluate(
         help="A built-in task, a YAML file, or a file of rows.  [default: the rows that the run held out]")] = None,
     data: Annotated[str | None, typer.Option(show_default=False, help="Where the task's rows are.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, show_default=False,
-        help="Draw this many, by the task's seed; of a task of lm-eval the first.")] = None,
+        help="Draw this many rows by the task's seed; of an lm-eval task, the first rows.")] = None,
     against: Annotated[str | None, typer.Option(show_default=False,
-        help="The model that a merged one comes from. A run is held against its own base.")] = None,
+        help="Model to compare with, such as the base of a merged model. A run is compared with its own base.")] = None,
     base: Annotated[bool, typer.Option(help="Evaluate the run's base too.")] = True,
-    retention: Annotated[bool, typer.Option(help="Measure what became of text that was not in the data.")] = True,
+    retention: Annotated[bool, typer.Option(help="Measure forgetting on text that was not in the data.")] = True,
     text: Annotated[str | None, typer.Option(show_default=False,
-        help="That text: a file, or rows with a text.  [default: the documentation that every Python carries]")] = None,
+        help="Text to measure forgetting on: a file, or rows with a text.  [default: Python's documentation]")] = None,
     blocks: Annotated[int | None, typer.Option(min=1, show_default=False,
-        help="Measure that on exactly this many blocks of 512 tokens.  [default: 8, 16 or 32, as the interval needs]",
+        help="Measure forgetting on exactly this many blocks of 512 tokens.  [default: 8, 16 or 32, as needed]",
     )] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, show_default=False,
-        help="Answers that are written at once, at most.  [default: 64; of a task of lm-eval 16]")] = None,
+        help="Most answers to write at once.  [default: 64; for an lm-eval task 16]")] = None,
     dtype: Annotated[str, typer.Option(
         help="float32, bfloat16, or auto: float32 on a processor, where answers do not depend on the batch.")] = "auto",
     out: Annotated[Path | None, typer.Option(show_default=False,
@@ -47,7 +47,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Score a run beside its base, or a model."""
+    """Score a run and its base, or a model."""
     with failures_told(as_json):
         from rankwise.verbs.evaluate import evaluate as evaluate_verb
 
@@ -81,8 +81,8 @@ def _told(found: Evaluation) -> list[str]:
         lines.append(labels_text(found.labels))
     if (kept := found.retention) is not None:
         lines.append(
-            f"on {kept.measured_on}: KL(base || tuned) {kept.kl:.4f} nats per token "
-            f"({kept.low:.4f} to {kept.high:.4f}); its own tokens {kept.delta_nll:+.4f} nats less likely "
+            f"forgetting on {kept.measured_on}: KL(base || tuned) {kept.kl:.4f} nats per token "
+            f"({kept.low:.4f} to {kept.high:.4f}); the text's tokens {kept.delta_nll:+.4f} nats less likely "
             f"({kept.delta_nll_low:+.4f} to {kept.delta_nll_high:+.4f}); same likeliest token at {kept.agreement:.1%}"
         )
     return lines

@@ -11,7 +11,7 @@ from rankwise.spec.reading import Setting
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 RunName = Annotated[
     str,
     typer.Argument(help="A finished run (its name or folder), or the folder of a PEFT adapter.", show_default=False),
@@ -32,7 +32,7 @@ RepetitionCheck = Annotated[
     bool,
     typer.Option(
         "--repetition-check/--no-repetition-check",
-        help="Stop an answer that writes the same words again and again.",
+        help="Stop an answer that repeats itself.",
     ),
 ]
 ForceBase = Annotated[
@@ -40,12 +40,14 @@ ForceBase = Annotated[
 ]
 ForceResult = Annotated[
     bool,
-    typer.Option("--force-result", help="Use the run's result even if its files are not those that training wrote."),
+    typer.Option("--force-result", help="Use the run's result even if its files changed after training."),
 ]
 BaseModel = Annotated[
     str | None,
     typer.Option(
-        "--base-model", help="Base model, in place of the one that the run or the adapter names.", show_default=False
+        "--base-model",
+        help="Base model to use instead of the one that the run or the adapter names.",
+        show_default=False,
     ),
 ]
 TrustCode = Annotated[
@@ -64,50 +66,56 @@ Recipe = Annotated[
 ]
 Format = Annotated[
     str | None,
-    typer.Option(help="Form of the rows, instead of the one found by their keys.  [default: auto]", show_default=False),
+    typer.Option(help="Row format, instead of the one detected from the columns.  [default: auto]", show_default=False),
 ]
 PromptColumns = Annotated[
     str | None,
     typer.Option(
-        "--prompt", help='What is asked, with columns in braces: "Summarise: {dialogue}".', show_default=False
+        "--prompt", help='The prompt, with column names in braces: "Summarise: {dialogue}".', show_default=False
     ),
 ]
 CompletionColumns = Annotated[
     str | None,
-    typer.Option("--completion", help='The answer to --prompt, likewise: "{summary}".', show_default=False),
+    typer.Option(
+        "--completion", help='The answer to learn, with column names in braces: "{summary}".', show_default=False
+    ),
 ]
 SystemColumns = Annotated[
     str | None,
     typer.Option(
         "--system",
-        help="System message for rows that bring none; beside --prompt it may have {columns} too.",
+        help="System message for rows without one. With --prompt it may contain {columns}.",
         show_default=False,
     ),
 ]
 IgnoreColumns = Annotated[
     str | None,
-    typer.Option(help="Columns to read no row by, with commas between them.", show_default=False),
+    typer.Option(help="Columns to leave out, separated by commas.", show_default=False),
 ]
 OnBadRow = Annotated[
     str | None,
     typer.Option(help="skip: leave out rows that cannot be used, and list them.  [default: stop]", show_default=False),
 ]
-Evaluation = Annotated[str | None, typer.Option(help="Rows to measure with, never trained on.", show_default=False)]
+Evaluation = Annotated[
+    str | None, typer.Option(help="File of validation rows, which are never trained on.", show_default=False)
+]
 MaxLength = Annotated[
-    int | None, typer.Option(help="Of a row, in tokens.  [default: 1024, or the recipe's]", show_default=False)
+    int | None, typer.Option(help="Longest row, in tokens.  [default: 1024, or the recipe's]", show_default=False)
 ]
 HeldOut = Annotated[
-    int | None, typer.Option(help="Rows kept apart to measure the loss on.  [default: 0]", show_default=False)
+    int | None, typer.Option(help="Number of validation rows, taken out of training.  [default: 0]", show_default=False)
 ]
 HeldOutOrder = Annotated[
     str | None,
     typer.Option(
-        help="seed: draw them, of each label its share; last: the last rows.  [default: seed]", show_default=False
+        help="seed: random rows, stratified by label; last: the last rows.  [default: seed]", show_default=False
     ),
 ]
 Group = Annotated[
     str | None,
-    typer.Option(help="A column: rows that share its value are all held out or all trained on.", show_default=False),
+    typer.Option(
+        help="A column: rows with the same value are all in training or all in validation.", show_default=False
+    ),
 ]
 
 FLAGS = {

@@ -62,7 +62,7 @@ def train(
         float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 32]", show_default=False)
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="On the adapters' input.  [default: 0]", show_default=False)
+        float | None, typer.Option(help="Dropout on the adapters' input.  [default: 0]", show_default=False)
     ] = None,
     targets: Annotated[
         str | None, typer.Option(help="all-linear, names (q_proj,v_proj) or a regular expression.", show_default=False)
@@ -84,12 +84,13 @@ def train(
         bool | None,
         typer.Option(
             "--auto-batch",
-            help="Where memory runs out, compute less at once; the rows of a step stay the same.",
+            help="If memory runs out, compute fewer tokens at once; the rows of a step stay the same.",
             show_default=False,
         ),
     ] = None,
     plain: Annotated[
-        bool | None, typer.Option("--plain", help="Without the fast forms of what is computed.", show_default=False)
+        bool | None,
+        typer.Option("--plain", help="Use the model's own code instead of the fast kernels.", show_default=False),
     ] = None,
     recipe: Recipe = None,
     format: Format = None,
@@ -105,13 +106,16 @@ def train(
     evaluation: Evaluation = None,
     evaluate_every: Annotated[
         int | None,
-        typer.Option(help="Steps between measurements on held-out rows.  [default: a tenth]", show_default=False),
+        typer.Option(help="Steps between validations.  [default: a tenth of all steps]", show_default=False),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(help="The best step by those, or the last.  [default: last]", show_default=False)
+        str | None,
+        typer.Option(
+            help="Which step to keep: best (by validation loss) or last.  [default: last]", show_default=False
+        ),
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="End after so many of those that are no better.", show_default=False)
+        int | None, typer.Option(help="Stop early after N validations without improvement.", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
     set_: Set = None,
@@ -120,7 +124,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with an unfinished run from its last checkpoint; same settings.")
     ] = False,
     force_memory: Annotated[
-        bool, typer.Option("--force-memory", help="Begin even where the forecast says that memory does not suffice.")
+        bool, typer.Option("--force-memory", help="Start even if the forecast says that memory is too small.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -154,8 +158,8 @@ def _tell(run: str, result: str, results: Results, forecast: Forecasted | None) 
         f"loss {results.loss:.3f}, peak memory {results.peak_rss_bytes / 1e9:.1f} GB"
     )
     if forecast is not None:
-        time = "" if forecast.seconds is None else f" and {forecast.seconds:.0f} s"
-        typer.echo(f"forecast were {forecast.peak_bytes / 1e9:.1f} GB{time} of training")
+        time = "" if forecast.seconds is None else f", {forecast.seconds:.0f} s"
+        typer.echo(f"Forecast: {forecast.peak_bytes / 1e9:.1f} GB{time}.")
     if results.held_out_loss_before is not None and results.held_out_loss_after is not None:
         change = results.held_out_loss_after - results.held_out_loss_before
         typer.echo(
@@ -165,7 +169,7 @@ def _tell(run: str, result: str, results: Results, forecast: Forecasted | None) 
     if results.ended_early is not None:
         typer.echo(f"ended early: {results.ended_early}")
     if results.kept_step not in (None, results.steps):
-        typer.echo(f"kept is step {results.kept_step}: {results.kept_why}")
+        typer.echo(f"kept step {results.kept_step}: {results.kept_why}")
     typer.echo(f"{result}: runs/{run}/{result} ({results.adapter_bytes / 1e6:.1f} MB, {AS[result]})")
     page = RunDirectory.named(run).page
     if page.is_file():

@@ -16,9 +16,7 @@ SUFFIXES = (".jsonl", ".csv")
 
 def check_name(out: Path) -> None:
     if out.suffix.lower() not in SUFFIXES:
-        raise DataError(
-            f"{out}: answers are written as {' or '.join(SUFFIXES)}; end the name of --out with one of these."
-        )
+        raise DataError(f"{out}: the name of --out must end in {' or '.join(SUFFIXES)}.")
 
 
 def file_of(rows: Sequence[dict[str, Any]], out: Path) -> bytes:

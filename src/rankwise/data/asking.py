@@ -35,12 +35,12 @@ def question_of(reading: Reading, part: Part, where: str, row: Any, form: str | 
     part.format = None  # of each row anew: one may have an answer and the next none
     examples = reading.examples(part, where, with_answer(row, reading.source, form, where))
     if len(examples) != 1:
-        raise DataError(f"{where}: asks {len(examples)} questions; a row that is answered asks one.")
+        raise DataError(f"{where}: has {len(examples)} questions; a row must have exactly one.")
     [example] = examples
     if example.text is not None:
         raise DataError(
-            f"{where}: is plain text and asks nothing. --prompt says what to ask: --prompt '{{text}}' asks the text "
-            "itself."
+            f"{where}: is plain text without a question. Give the question with --prompt; --prompt '{{text}}' asks the "
+            "text itself."
         )
     return Example(example.messages[:-1], where, example.tools)
 

@@ -57,13 +57,13 @@ def filled(text: str, row: Row, where: str, what: str) -> str:
 
 
 def _missing(name: str, row: Iterable[str]) -> str:
-    return f'the column "{name}", and the row has none of this name; it has {listed_columns(row)}.{_near(name, row)}'
+    return f'the column "{name}", but the row has only {listed_columns(row)}.{_near(name, row)}'
 
 
 def _only_names(name: str) -> str:
     if not any(mark in name for mark in ".[:!"):
         return ""
-    return " Braces hold the name of a column and nothing else; write {{ and }} for braces that are text."
+    return " Braces contain a column name and nothing else; write {{ and }} for literal braces."
 
 
 def listed_columns(row: Iterable[str]) -> str:
@@ -92,8 +92,8 @@ def _written(value: Any, where: str, name: str) -> str:
         raise DataError(f'{where}: the column "{name}" is empty (null); a text or a number is wanted.')
     if isinstance(value, list) and any(isinstance(one, dict) and {"role", "from"} & set(one) for one in value):
         raise DataError(
-            f'{where}: the column "{name}" holds turns of a conversation, which no text can hold; leave out prompt and '
-            "completion, and such rows are read as conversations."
+            f'{where}: the column "{name}" holds a conversation, which cannot be put into a text. Leave out prompt '
+            "and completion; then such rows are read as conversations."
         )
     raise DataError(f'{where}: the column "{name}" is {shown(value)}; a text, a number or a list of texts is wanted.')
 
@@ -102,7 +102,7 @@ def _not_empty(text: str, pattern: str, row: Row, where: str, what: str) -> str:
     """A text whose columns are all empty says nothing of its row."""
     named = column_text(pattern).columns
     if not text.strip() or (named and not any(_written(row[name], where, name).strip() for name in named)):
-        empty = f": {some(map(shown, named), 8)} hold nothing" if named else ""
+        empty = f" (nothing in {some(map(shown, named), 8)})" if named else ""
         raise DataError(f"{where}: the {what} is empty{empty}.")
     return text
 
@@ -112,9 +112,8 @@ def refuse_unfilled(system: str | None, row: Row, where: str) -> None:
     there = next((name for name in row if f"{{{name}}}" in (system or "")), None)
     if there is not None:
         raise DataError(
-            f"{where}: the system message has {{{there}}} in it, and columns are put into texts only beside --prompt "
-            "and --completion (data.prompt, data.completion), which say of which columns a row is made. Give them, or "
-            f"write the system message without {{{there}}}."
+            f"{where}: the system message contains {{{there}}}, but columns are filled in only with --prompt and "
+            "--completion (data.prompt, data.completion). Give both, or remove the braces from the system message."
         )
 
 
@@ -126,7 +125,7 @@ def renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
     if missing is not None:
         ours, theirs = missing
         raise DataError(
-            f"{where}: data.columns.{ours}={theirs} names a column that the row does not have; it has "
+            f"{where}: data.columns.{ours}={theirs} names a missing column; the row has "
             f"{listed_columns(row)}.{_near(theirs, row)}"
         )
     taken = set(columns.values())

@@ -40,7 +40,9 @@ def _not_blank(texts: dict[str, str]) -> dict[str, str]:
 
 def two_names(said: Mapping[str, Any], where: str) -> DataError:
     both = " and ".join(f"{name} {shown(text)}" for name, text in said.items())
-    return DataError(f"{where}: has {both}, two names of one thing; leave out one, or choose by data.columns.")
+    return DataError(
+        f"{where}: has {both}, two names for the same field; leave out one, or choose one with data.columns."
+    )
 
 
 def context_of(row: Row, where: str) -> str:

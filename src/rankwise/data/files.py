@@ -66,8 +66,8 @@ def records(
 def _refuse_without_effect(path: Path, kind: Kind, source: Reading) -> None:
     for setting, only in SETTINGS.items():
         if getattr(source, setting) is not None and kind is not only:
-            what = "a CSV or TSV file" if only is table_records else "an Excel workbook"
-            raise DataError(f"{path}: data.{setting} is a setting of {what}, and this is none. Leave it out.")
+            what = "CSV and TSV files" if only is table_records else "Excel workbooks"
+            raise DataError(f"{path}: data.{setting} applies only to {what}. Leave it out.")
 
 
 def _open(

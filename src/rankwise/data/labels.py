@@ -75,7 +75,7 @@ class Labels:
         """Labels of which every row is held out."""
         held_out = facts.labels or {} if facts is not None else {}
         lost = [shown(label) for label, count in held_out.items() if count == self.counts[label]]
-        return [f"labels that are held out whole, so that nothing is trained on them: {some(lost, 8)}"] if lost else []
+        return [f"all rows of these labels are held out, so they are not learned: {some(lost, 8)}"] if lost else []
 
     def _same_but_for_spelling(self) -> Iterator[str]:
         folded: dict[str, list[str]] = {}
@@ -85,7 +85,7 @@ class Labels:
             for other in spellings[1:]:
                 alike = normalize("NFKC", other) == normalize("NFKC", spellings[0])
                 pair = " and ".join(self._counted(label, ascii if alike else shown) for label in (other, spellings[0]))
-                yield f"labels that differ only by case, spaces or the form of a character: {pair}"
+                yield f"these labels differ only in case, spaces or Unicode form: {pair}"
 
     def _rare_misspellings(self) -> Iterator[str]:
         frequent = [label for label, count in self.counts.most_common(MOST_LISTED) if count >= ROWS_OF_EACH]
@@ -93,7 +93,7 @@ class Labels:
             near = next((label for label in frequent if _one_letter_apart(_folded(rare), _folded(label))), None)
             if near is not None:
                 yield (
-                    f"a label that occurs once and is one letter away from a frequent one: {self._counted(rare)} and "
+                    f"a label that occurs once differs by one letter from a frequent label: {self._counted(rare)} and "
                     f"{self._counted(near)}"
                 )
 

@@ -144,7 +144,7 @@ def _receipt(
     labels = Labels.together(source.labels for source in sources)
     fatal = fatal_problems(tally, spec, limit=limit, trained=trained if encodes else tally.kept - held, name=name)
     if spec.group is not None and facts is None and not fatal:
-        fatal += [f"{name}: all rows are of one group by {spec.group}, so none can be held out."]
+        fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can be held out."]
     fatal = fatal or [problem for source in sources for problem in source.weighed_out()]
     readings = [source.reading for source in (*sources, *measured)]
     unused = unused_columns(readings)

@@ -61,15 +61,7 @@ def proposal(row: dict[str, Any]) -> str:
     if found is None:
         return ""
     asked, answer = found
-    columns = f"--set data.columns.prompt={asked[0]} --set data.columns.completion={answer}"
-    return (
-        f" Say which columns are asked and which is learned; a guess by their names and lengths is "
-        f"{options_for(asked, answer)}" + (f", or {columns}." if len(asked) == 1 and _plain(*asked, answer) else ".")
-    )
-
-
-def _plain(*names: str) -> bool:
-    return all(name.isidentifier() for name in names)
+    return f" Name the columns of the prompt and of the answer, for example: {options_for(asked, answer)}."
 
 
 def _can_be_typed(name: str) -> bool:
@@ -88,12 +80,10 @@ def _words(value: Any) -> int:
 
 
 def no_form(row: dict[str, Any], where: str) -> str:
-    preferences = " Preference pairs (chosen, rejected) cannot be trained on yet." if "chosen" in row else ""
-    keys = ", ".join(map(shown, list(row)[:8])) or "no keys"
+    preferences = " Preference pairs (chosen, rejected) are not supported yet." if "chosen" in row else ""
+    keys = ", ".join(map(shown, list(row)[:8])) or "(none)"
     more = f" and {len(row) - 8} more" if len(row) > 8 else ""
     return (
-        f"{where}: the keys {keys}{more} are no form of row that is known.{preferences or proposal(row)} Known are "
-        "messages; conversations; prompt (or question) with completion, response or answer; instruction with output "
-        "or response; input (or context) and system beside each of these; text, with or without label; sentence with "
-        "label; Self-Instruct tasks; OpenAssistant trees."
+        f"{where}: the columns {keys}{more} match no known row format.{preferences or proposal(row)} Known formats, "
+        "such as prompt and completion, are listed in docs/data.md."
     )

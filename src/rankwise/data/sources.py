@@ -177,9 +177,8 @@ def open_source(spec: DataSpec, source: Rows) -> Reading:
     unknown = [name for name in source.columns if name not in FIELDS]
     if unknown:
         raise DataError(
-            f'data.columns names "{unknown[0]}", which is no field of any form.{did_you_mean(unknown[0], FIELDS)} '
-            f"On the left stands one of {', '.join(FIELDS)}; on the right the column that holds it, as in "
-            "--set data.columns.prompt=question --set data.columns.completion=sql."
+            f'data.columns: "{unknown[0]}" is not a known field.{did_you_mean(unknown[0], FIELDS)} Write '
+            f"FIELD=COLUMN, as in --set data.columns.prompt=question. Known fields: {', '.join(FIELDS)}."
         )
     if source.path.startswith(HUB):
         return Reading(spec, source, [hub_part(source)])

@@ -85,13 +85,15 @@ def _columns(table: Table, header: list[str] | None) -> tuple[list[str], int]:
     for number, (where, cells) in enumerate(table.rows()):
         if header is None and number == 0:
             if any("\0" in cell for cell in cells):
-                raise DataError(f"{where}: is not text: it has NUL bytes. Give CSV, or name the file by what it is.")
+                raise DataError(
+                    f"{where}: is not text: it contains NUL bytes. Give a CSV file, or correct the file name's suffix."
+                )
             names, width = column_names(named(_without_unnamed(cells)), where), len(cells)
         elif len(cells) == width and any(cell.strip() for cell in cells[len(names) :]):
             column = next(n for n in range(len(names), width) if cells[n].strip())
             raise DataError(
-                f"{where}: the column {column + 1} holds {shown(cells[column])} and has no name in the first line. "
-                "Name it there, or empty it."
+                f"{where}: the column {column + 1} holds {shown(cells[column])} but has no name in the first line. "
+                "Add a name there, or empty the cell."
             )
     return names, width
 
@@ -118,7 +120,7 @@ def named(cells: list[str]) -> list[str]:
 
 def _row(table: Table, names: list[str], width: int, cells: list[str], where: str) -> Row | DataError:
     if len(cells) not in (len(names), width):
-        return DataError(f"{where}: has {len(cells)} cells, and the first line names {len(names)} columns.")
+        return DataError(f"{where}: has {len(cells)} cells, but the first line names {len(names)} columns.")
     cells = cells[: len(names)]
     if any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
         return DataError(f"{where}: is not {table.encoding.label} text.")

@@ -59,9 +59,9 @@ class Column:
 
     def why(self, judged: int) -> str:
         if self.stops(judged):
-            return "text that no part of a row holds"
+            return "text that is not in the prompt or the answer"
         if self.known > self.texts:
-            return "text that the row's parts hold already"
+            return "text that is already in the prompt or the answer"
         if not self.texts:
             return "no text of several words"
         return "text in few rows" if 2 * self.texts <= judged else "few different values"

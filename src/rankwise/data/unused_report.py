@@ -45,8 +45,8 @@ def _fact(name: str, files: Sequence[str], reading: Reading) -> UnusedColumn:
 
 def sentence(fact: UnusedColumn) -> str:
     return (
-        f"the column {shown(fact.column)} of {fact.file} is not used: {fact.filled:,} of {fact.rows:,} rows fill it, "
-        f"such as {fact.example} ({fact.why})"
+        f"{fact.file}: the column {shown(fact.column)} is not used; {fact.filled:,} of {fact.rows:,} rows have a "
+        f"value, such as {fact.example} ({fact.why})"
     )
 
 
@@ -55,8 +55,8 @@ def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list
     stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
     ways = _way_to_use(readings, stopping) if stopping else ""
     found = [
-        f"{fact.file}: the column {shown(fact.column)} holds text in most rows, such as {fact.example}, and no part "
-        f"of a row is made of it; {ways}leave it out with --ignore-columns {fact.column} (data.ignore_columns)."
+        f"{fact.file}: the column {shown(fact.column)} holds text in most rows, such as {fact.example}, but is not "
+        f"used; {ways}leave it out with --ignore-columns {fact.column} (data.ignore_columns)."
         for fact in facts
         if fact.stops
     ]
@@ -66,7 +66,7 @@ def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list
 def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
     for reading in readings:
         if reading.source.prompt is not None:
-            return f"write {' '.join(f'{{{name}}}' for name in stopping)} into --prompt (data.prompt), or "
+            return f"add {' '.join(f'{{{name}}}' for name in stopping)} to --prompt (data.prompt), or "
         for part in reading.parts:
             unused = reading.unused.get(part.name, Unused())
             if part.format in ASKED_BY and set(stopping) & set(unused.columns):
@@ -84,14 +84,14 @@ def _typed(reading: Reading, unused: Unused, stopping: Sequence[str]) -> str:
         for name, field in fields.items()
         if name in stopping or (name not in unused.columns and field in FIELDS and field not in (*ANSWERS, "history"))
     ]
-    return f"put it into the prompt with {options_for(asked, answer)}, or " if answer is not None else ""
+    return f"add it to the prompt with {options_for(asked, answer)}, or " if answer is not None else ""
 
 
 def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
     names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
     ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
     return [
-        f'data.ignore_columns names "{name}", which no row has; the rows have {some(map(shown, names), 8)}.'
+        f'data.ignore_columns names "{name}", but no row has this column; the columns are {some(map(shown, names), 8)}.'
         f"{did_you_mean(name, names)}"
         for name in ignored
         if name not in names

@@ -63,7 +63,7 @@ def _row(names: list[str], values: list[Any], where: str) -> Row | DataError:
     if len(values) > len(names):
         several = "s" if len(names) > 1 else ""
         return DataError(
-            f"{where}: has {len(values)} cells, and the first row names {len(names)} column{several}. Name the columns "
+            f"{where}: has {len(values)} cells, but the first row names {len(names)} column{several}. Name the columns "
             "in the first row, and empty the cells to the right of them."
         )
     for name, value in zip(names, values, strict=False):
@@ -79,7 +79,7 @@ def _sheet(path: Path, name: str | None) -> tuple[str, Cells]:
     except DataError:
         raise
     except Exception as error:  # the library's own, and whatever a damaged archive or XML raises
-        raise DataError(f"{path}: is damaged, or no workbook that can be read: {first_line(error)}") from None
+        raise DataError(f"{path}: cannot be read as a workbook and may be damaged: {first_line(error)}") from None
     filled = {title: cells for title, cells in sheets.items() if len(cells) > 1} or {
         title: cells for title, cells in sheets.items() if cells
     }

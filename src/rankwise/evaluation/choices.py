@@ -46,8 +46,8 @@ def choices_of(task: TaskSpec, row: dict[str, Any], where: str) -> tuple[str, ..
         held = _listed(held) or (_parted(task.choices, held, where) if _in_braces(task.choices) else held)
     if not isinstance(held, list | tuple) or len(held) < 2 or not all(isinstance(one, str) for one in held):
         raise DataError(
-            f'{where}: "{column}" holds {shown(held)}, and a list of two or more texts is wanted. In a CSV cell write '
-            f'it as JSON, ["first", "second"], or as first; second with choices: "{{{column}}}" in the task.'
+            f'{where}: "{column}" holds {shown(held)}; a list of two or more texts is wanted. In a CSV cell write '
+            f'JSON, ["first", "second"]; or write first; second and set choices: "{{{column}}}" in the task.'
         )
     return tuple(held)
 

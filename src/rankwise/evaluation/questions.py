@@ -233,10 +233,9 @@ def between(found: list[tuple[Question, str]], task: TaskSpec) -> list[Question]
     if len(every) < 2 or len(every) > min(MOST_LABELS, max(2, len(found) // 2)):
         score = next(score for score in task.score if score in CHOSEN)
         raise DataError(
-            f"{task.data}: score: [{score}] without choices takes the different answers in the file as the choices, "
-            f"and its {len(found):,} rows have {len(every):,} different ones, which cannot be labels (2 to "
-            f"{MOST_LABELS}, and no more than half as many as rows): name the choices (choices:), or score what the "
-            "model writes (score: [exact])."
+            f"{task.data}: score: [{score}] needs choices. Its {len(found):,} rows have {len(every):,} different "
+            f"answers, which cannot be labels (2 to {MOST_LABELS}, and at most half as many as rows). Name the choices "
+            "(choices:), or score what the model writes (score: [exact])."
         )
     labels = tuple(counts.most_common())
     return [Question(one.where, one.asked, wanted, every, every.index(wanted), labels=labels) for one, wanted in found]

@@ -103,11 +103,11 @@ def _capacity(asked: Asked) -> Advice | None:
     rank = sum(asked.ranks.values()) / len(asked.ranks)
     if holds < asked.bits:
         wanted = min(4096, math.ceil(rank * asked.bits / holds))
-        text = f"The adapter is smaller than what these rows say: a rank of {wanted} would hold it."
+        text = f"The adapter is too small for what these rows contain; a rank of {wanted} would be enough."
         return Advice(text, sums, SCHULMAN, (asked.setting, str(wanted)))
     enough = max(LEAST_RANK, math.ceil(rank * asked.bits / holds))
     if holds > AMPLE * asked.bits and enough < rank:
-        text = f"A rank of {enough} would hold what these rows say; a higher one learns about as well, and costs more."
+        text = f"A rank of {enough} is enough for these rows; a higher rank learns about as well and costs more."
         return Advice(text, sums, f"{SCHULMAN}; {OWN}", (asked.setting, str(enough)))
     return None
 

@@ -75,7 +75,10 @@ def _counts(receipt: Receipt) -> Markup:
     if receipt.overlap:
         overlap = receipt.overlap
         pairs.append(
-            ("measured and trained on", f"{overlap.exact:,} exactly, {overlap.near:,} nearly, of {overlap.of:,}")
+            (
+                "validation rows with a training prompt",
+                f"{overlap.exact:,} exactly, {overlap.near:,} nearly, of {overlap.of:,}",
+            )
         )
     return facts(pairs)
 

@@ -68,8 +68,8 @@ def of_overlap(receipt: Receipt | None) -> str:
     if both is None or not both.exact + both.near:
         return ""
     return (
-        f"{both.exact:,} of the {both.of:,} rows that were measured with ask exactly, and {both.near:,} nearly, what "
-        "was trained on: the loss on them flatters."
+        f"{both.exact:,} of the {both.of:,} validation rows have the same prompt as a training row, and {both.near:,} "
+        "nearly the same: their loss is too low to judge the model by."
     )
 
 

@@ -59,10 +59,7 @@ class Difference(Spec):
             return None
         if self.low <= 0 <= self.high:
             return f"the paired test has p = {self.p:.2g}, but the interval includes 0; a verdict needs both"
-        return (
-            f"the interval excludes 0, but the paired test decides against it: p = {self.p:.2g}, and a verdict needs p "
-            f"below {LEVEL:g}"
-        )
+        return f"the interval excludes 0, but the paired test has p = {self.p:.2g}; a verdict needs p below {LEVEL:g}"
 
 
 class Scores(Spec):
@@ -132,7 +129,7 @@ class Retention(Spec):
         """The text, and how much of it."""
         if self.available is None:
             return self.text
-        return f"{self.text}, of which {self.blocks} were enough"
+        return f"{self.text} ({self.blocks} of them were enough)"
 
     def summary(self) -> dict[str, Any]:
         """As it is told, without the blocks' own."""

@@ -33,6 +33,6 @@ def labels_text(labels: Mapping[str, int]) -> str:
     """Among which answers a model chooses, where the task does not say."""
     listed = some((f"{label} ({count:,})" for label, count in labels.items()), MOST_LABELS)
     return (
-        f"the task names no choices, so the model chooses among the {len(labels)} different answers in the file, here "
-        f"with their numbers of rows: {listed}"
+        f"the task names no choices, so the model chooses among the {len(labels)} different answers in the file "
+        f"(rows of each in brackets): {listed}"
     )

@@ -47,8 +47,8 @@ def column_text(text: str) -> ColumnText:
         elif piece in ("{", "}"):
             other = "}" if piece == "{" else "{"
             raise ValueError(
-                f"the brace {piece} at character {found.start() + 1} has no {other}; write {piece}{piece} for a brace "
-                "that is text"
+                f"the brace {piece} at character {found.start() + 1} has no {other}; write {piece}{piece} for a "
+                "literal brace"
             )
         else:
             parts.append(piece[0] if piece in ("{{", "}}") else piece)

@@ -125,9 +125,9 @@ class Reading(Spec):
         needed = [*self.columns.values()]
         needed += [name for text in (self.prompt, self.completion) for name in column_text(text or "").columns]
         if both := [name for name in self.ignore_columns if name in needed]:
-            raise ValueError(f'ignore_columns leaves out the column "{both[0]}", of which rows are to be made')
+            raise ValueError(f'the column "{both[0]}" is in ignore_columns, but the rows need it')
         if self.prompt is not None and said:
-            raise ValueError(f"prompt and completion say how rows are read, and so does {said[0]}; give one of them")
+            raise ValueError(f"prompt and completion cannot be combined with {said[0]}; give only one of them")
         return self
 
 
@@ -150,7 +150,7 @@ class Rows(Reading):
             raise ValueError(f"only a hub data set (hub:organisation/name) has a {given[0]}")
         given = [name for name in OF_TABLES if getattr(self, name) is not None]
         if given and self.path.startswith("hub:"):
-            raise ValueError(f"only a file has a {given[0]}, and {self.path} is a hub data set")
+            raise ValueError(f"{given[0]} applies to files, but {self.path} is a hub data set")
         return self
 
 
@@ -221,9 +221,9 @@ class DataSpec(Reading):
             raise ValueError("name the rows to train on: a path, or several sources")
         said = (name for name in Reading.model_fields if _given(self, name))
         if self.sources and (extra := sorted(said)):
-            raise ValueError(f"of several sources each has its own {extra[0]}; write it there")
+            raise ValueError(f"with several sources, write {extra[0]} in each of them")
         if self.held_out and self.evaluation is not None:
-            raise ValueError("what is measured is said by held_out and by evaluation; give one of them")
+            raise ValueError("held_out and evaluation both choose the validation rows; give only one of them")
         self._refuse_without_hold_out()
         try:
             _ = self.all_sources  # its own checks
@@ -234,9 +234,11 @@ class DataSpec(Reading):
     def _refuse_without_hold_out(self) -> None:
         given = [f"group {self.group}"] if self.group is not None else []
         if not self.held_out and (given := given + ["held_out_order last"] * (self.held_out_order == "last")):
-            raise ValueError(f"{given[0]} says which rows are held out, and none are: give held_out, or leave it out")
+            raise ValueError(
+                f"{given[0]} has no effect without held_out; give held_out (--held-out N), or leave it out"
+            )
         if self.group is not None and self.held_out_order == "last":
-            raise ValueError("held_out_order last takes the last rows whatever their group; leave out it or group")
+            raise ValueError("held_out_order last cannot keep groups together; leave out held_out_order or group")
 
     @property
     def measured_source(self) -> EvaluationSpec | None:

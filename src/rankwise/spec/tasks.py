@@ -119,8 +119,8 @@ class TaskSpec(Reading):
         if self.ask is None and not self.chat:
             raise ValueError("without the chat template, ask has to say what is asked")
         if isinstance(self.answer, tuple) and (self.chosen or not self.answer or "pearson" in self.score):
-            raise ValueError("several answers are references for text metrics, such as rouge_l; of choices and ratings "
-                             "one is right")  # fmt: skip
+            raise ValueError("several answers work only with text metrics, such as rouge_l; choices and ratings have "
+                             "one right answer")  # fmt: skip
         if self.ask is None and (self.answer is not None or self.header):
             raise ValueError("answer and header go with ask; rows of a known form say themselves what is wanted")
         if (self.choices is not None or self.lettered) and not self.chosen:

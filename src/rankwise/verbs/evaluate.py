@@ -89,8 +89,8 @@ def evaluate(
     for flag, given in (("--text", text), ("--blocks", blocks)):
         if given is not None and not (with_retention and compared):
             raise SpecError(
-                [f"{flag} says on what two models are compared, and here is nothing to compare: leave it out, or "
-                 "evaluate a run with its base, or a model --against another, with --retention."]
+                [f"{flag} needs two models to compare. Leave it out, or evaluate a run with its base, or a model "
+                 "--against another, with --retention."]
             )  # fmt: skip
     if together is not None and together < 1:
         raise SpecError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
@@ -159,7 +159,7 @@ def _instead_of(
         announce(Warned(f"{place} is replaced; it could not be read ({first_line(error)})"))
         return kept
     if before.items_sha256 != items:
-        announce(Warned(f"{place} held {before.n:,} other items of {before.data} ({before.made}) and is replaced"))
+        announce(Warned(f"{place} is replaced; it was about {before.n:,} other items of {before.data} ({before.made})"))
     same = all(before.settings.get(name) == held[name] for name in ("fingerprint", "dtype"))
     return retention_in(before) if kept is None and same else kept
 
@@ -172,8 +172,8 @@ def open_subject(
     opened = find_opened(target, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
     if opened is None:
         if base_model is not None:
-            raise SpecError([f'--base-model {base_model}: "{target}" is no run and no adapter\'s folder, so it has no '
-                             "base model. Use --against to compare two models."])  # fmt: skip
+            raise SpecError([f'--base-model {base_model}: "{target}" is not a run or an adapter\'s folder, so it has '
+                             "no base model. Use --against to compare two models."])  # fmt: skip
         model = load(held_to_measure(ModelSpec(name=target, trust_code=trust_code), dtype), announce)
         return (
             _beside(model, target, ModelSpec(name=against, trust_code=trust_code), dtype, announce)
@@ -182,7 +182,7 @@ def open_subject(
         )
     if against is not None:
         raise SpecError(
-            [f'"{target}" is a run or an adapter, which is held against its own base; leave out --against.']
+            [f'"{target}" is a run or an adapter, which is compared with its own base; leave out --against.']
         )
     asked = open_for_asking(opened, announce, force_base=force_base, held=held_to_measure(model_of(opened), dtype))
 

@@ -101,9 +101,9 @@ def _check_out(out: Path, data: str | Path, overwrite: bool) -> None:
     check_name(out)
     check_place(out)
     if out.exists() and Path(data).exists() and out.samefile(data):
-        raise DataError(f"{out}: is the file of the rows themselves; give --out another name.")
+        raise DataError(f"{out}: is the file of --data; give --out another name.")
     if out.exists() and not overwrite:
-        raise DataError(f"{out}: is there already. Give --out another name, or --overwrite.")
+        raise DataError(f"{out}: already exists. Give --out another name, or add --overwrite.")
 
 
 def _reading(run: str | Path | Asked, data: str, prompt: str | None, system: str | None) -> DataSpec:
@@ -125,8 +125,8 @@ def _settings_of(run: RunDirectory) -> dict[str, Any]:
     every = [{name: getattr(source, name) for name in READ} for source in data.all_sources]
     if any(one != every[0] for one in every):
         raise SpecError(
-            [f'run "{run.folder.name}" was trained on sources that are read in several ways, so nobody can tell how '
-             "these rows are to be read; say it with --prompt."]
+            [f'run "{run.folder.name}" was trained on sources with different settings, so it is unclear how to '
+             "read these rows. Give the question with --prompt."]
         )  # fmt: skip
     said = {name: value for name, value in every[0].items() if value}
     return {"system": data.system, **said} if data.system is not None else said
@@ -157,15 +157,19 @@ def _refuse_taken(names: Sequence[str], rows: Sequence[Row]) -> None:
     for name in names:
         taken = next((row.where for row in rows if name in row.columns), None)
         if taken is not None and name == PROBLEM:
-            raise DataError(f'{taken}: has a column "{PROBLEM}", which is where bad rows say what is wrong; rename it.')
+            raise DataError(
+                f'{taken}: has a column "{PROBLEM}", which is reserved for problems of bad rows; rename it.'
+            )
         if taken is not None:
-            raise DataError(f'{taken}: has a column "{name}" already; name the one for answers with --column.')
+            raise DataError(f'{taken}: already has a column "{name}"; name another one for the answers with --column.')
 
 
 def _refuse_bad(rows: Sequence[Row], skip: bool) -> None:
     problems = [row.problem for row in rows if row.problem is not None]
     if problems and not skip:
-        raise DataError(f"{together(problems)}\n--on-bad-row skip answers the others, and says in these what is wrong.")
+        raise DataError(
+            f"{together(problems)}\n--on-bad-row skip answers the other rows and writes these problems into a column."
+        )
     if len(problems) == len(rows):
         raise DataError(f"{together(problems)}\nNo row can be answered.")
 
@@ -186,8 +190,8 @@ def _render(rows: Sequence[Row], asked: Asked, system: str | None, new: int) -> 
             continue
         if context is not None and len(row.ids) + new > context:
             row.problem = (
-                f"{row.where}: has {len(row.ids):,} tokens, and {new:,} more were asked for; the model's context holds "
-                f"{context:,}. Shorten it, or lower --max-new-tokens."
+                f"{row.where}: has {len(row.ids):,} tokens; with {new:,} new tokens (--max-new-tokens) it does not fit "
+                f"into the model's context of {context:,}. Shorten the row, or lower --max-new-tokens."
             )
 
 

@@ -89,7 +89,7 @@ def facts_of(prepared: Prepared) -> DataFacts:
 def told(receipt: Receipt) -> Sequence[str]:
     """The receipt in a few lines, for whoever waits for the training."""
     lines = [receipt.hold_out.describe()] if receipt.hold_out is not None else []
-    lines += [f"the end of the answer is learned in {receipt.eos_supervised:,} of {receipt.documents:,} documents"]
+    lines += [f"the end token is in the loss in {receipt.eos_supervised:,} of {receipt.documents:,} sequences"]
     if receipt.skipped:
         why = ", ".join(f"{count:,} {reason}" for reason, count in receipt.skipped_why.items())
         listed = "them" if receipt.skipped <= MOST_LISTED else f"the first {MOST_LISTED}"
