@@ -139,6 +139,6 @@ def test_a_table_that_is_the_output_head_too_is_known() -> None:
 
 @pytest.mark.parametrize(("layers", "absent"), [((1, 2, 3), "2-3"), ((0, 7), "7"), ((0, 3, 5, 6), "3, 5-6")], ids=str)
 def test_blocks_that_are_not_there_are_refused_and_those_of_the_model_named(layers, absent):
-    with pytest.raises(TargetError, match=rf"layers {absent} are asked for, and the targets are in blocks 0-1 of this"):
+    with pytest.raises(TargetError, match=rf"--layers names {absent}, but the targets are in blocks 0-1 of this"):
         choose(tiny_model("llama"), LoraSpec(layers=layers))
     assert choose(tiny_model("llama"), LoraSpec(layers=(0, 1)))

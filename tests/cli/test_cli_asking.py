@@ -180,7 +180,7 @@ def test_what_a_person_is_told_is_not_among_the_answers(both):
 
 def test_a_message_that_is_never_closed_is_an_error(home):
     result = rankwise("chat", "plain", *SHORT, typed='"""\nhello\n')
-    assert result.exit_code == 2 and "never closed" in result.stderr and result.stdout == ""
+    assert result.exit_code == 2 and "is not closed" in result.stderr and result.stdout == ""
 
 
 def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):

@@ -109,7 +109,7 @@ def test_what_json_says_agrees_with_what_lies_on_the_disk(home):
 
 def test_the_form_and_the_number_format_are_told_before(home):
     said = (home / "said.txt").read_text()
-    assert "computed in the plain form: the kernels take the model's own weights as they are, and here those" in said
+    assert "computed in the plain form: the fast kernels need frozen weights" in said
     assert "float32 on cpu" in said and "trainable parameters in 20 weights" in said
     manifest = json.loads((home / "runs" / "whole" / "manifest.json").read_text())
     assert (manifest["form"], manifest["base_model"]["dtype"], manifest["status"]) == ("plain", "float32", "finished")
@@ -202,7 +202,7 @@ def test_a_base_that_is_another_is_refused_and_named(home):
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     done("generate", "whole", *QUESTION)
     assert "has other weights" in (message := refused("generate", "whole", *QUESTION, "--both"))
-    assert "--force-base to ask it all the same" in message
+    assert "--force-base to ask it anyway" in message
     done("generate", "whole", *QUESTION, "--both", "--force-base")
 
 
@@ -362,5 +362,5 @@ def test_an_adapter_s_run_is_asked_as_before(home):
     assert not torch.equal(logits(asked.model.module), base)
     file = home / "base" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(RunError, match="--force-base to lay the adapter over it all the same"):
+    with pytest.raises(RunError, match="--force-base to apply the adapter anyway"):
         package.open_for_asking("lora")

@@ -220,7 +220,7 @@ def test_a_run_of_an_earlier_version_is_read_and_said(home):
     replace(file, json.dumps(manifest).encode())
     double_b(home / "runs" / "lora")
     told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
-    assert told.exit_code == 0 and told.stderr.count("unchecked") == 1
+    assert told.exit_code == 0 and told.stderr.count("not checked") == 1
     assert json.loads(rankwise("inspect", "lora", "--json").stdout)["integrity"]["status"] == "not recorded"
     assert "no hashes" in rankwise("inspect", "lora").stdout
 
@@ -228,10 +228,10 @@ def test_a_run_of_an_earlier_version_is_read_and_said(home):
 def test_inspect_shows_whether_the_result_verifies(home):
     run = home / "runs" / "lora"
     files = len(json.loads((run / "manifest.json").read_text())["result_sha256"])
-    assert f"{files} files of the result have the SHA-256" in rankwise("inspect", "lora").stdout
+    assert f"{files} files of the result are as training wrote them" in rankwise("inspect", "lora").stdout
     flip_a_bit(run)
     told = rankwise("inspect", "lora", "--force-result")
-    assert f"not what training wrote: {WEIGHTS}" in told.stdout
+    assert f"changed since training: {WEIGHTS}" in told.stdout
     facts = json.loads(rankwise("inspect", "lora", "--force-result", "--json").stdout)["integrity"]
     assert facts == {
         "status": "changed", "files": files, "changed": [WEIGHTS], "missing": [], "added": [], "other": []

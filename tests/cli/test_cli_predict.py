@@ -194,7 +194,7 @@ def test_a_file_that_is_there_stays_unless_it_was_said():
     Path("there.jsonl").write_text("mine")
     assert "--overwrite" in refused("plain", "--data", "rows.jsonl", "--out", "there.jsonl")
     assert Path("there.jsonl").read_text() == "mine"
-    assert "rows themselves" in refused("plain", "--data", "rows.jsonl", "--out", "./rows.jsonl", "--overwrite")
+    assert "the file of --data" in refused("plain", "--data", "rows.jsonl", "--out", "./rows.jsonl", "--overwrite")
     assert read("rows.jsonl") == [{"prompt": LAND}]
 
 
@@ -202,7 +202,11 @@ def test_a_file_that_is_there_stays_unless_it_was_said():
     ("rows", "words", "told"),
     [
         ([{"prompt": "a", "prediction": 1}], (), "--column"),
-        ([{"prompt": "a"}, {"prompt": "a", "said": 1}], ("--column", "said"), 'rows.jsonl:2: has a column "said"'),
+        (
+            [{"prompt": "a"}, {"prompt": "a", "said": 1}],
+            ("--column", "said"),
+            'rows.jsonl:2: already has a column "said"',
+        ),
         ([{"prompt": "a", "error": 1}], ("--on-bad-row", "skip"), '"error"'),
         ([{"text": "a"}], (), "plain text"),
         ([{"prompt": "a"}], ("--prompt", "{promt}"), 'Did you mean "prompt"?'),

@@ -219,7 +219,7 @@ def test_a_name_that_is_taken_is_refused_also_by_a_link_to_nowhere():
     made_run("b")
     Path("runs/c").symlink_to("nowhere")
     for new in ("a", "b", "c"):
-        assert "is there already" in refused("runs", "rename", "a", new)
+        assert "already exists" in refused("runs", "rename", "a", new)
     assert set(listed()) == {"a", "b"}
 
 

@@ -82,7 +82,7 @@ def test_several_lines_between_quotes_are_one_message_word_for_word(monkeypatch,
 
 @pytest.mark.parametrize("text", [f"{Q}\nnever closed\n", f"{Q}never\nclosed\n{Q} more\n", Q, f"/system {Q}a\n"])
 def test_quotes_that_are_never_closed_are_told_and_nothing_is_sent(monkeypatch, text):
-    with pytest.raises(DataError, match="never closed"):
+    with pytest.raises(DataError, match="is not closed"):
         piped(monkeypatch, text)
 
 

@@ -152,9 +152,9 @@ def test_a_column_that_is_not_there_is_told_with_its_near_miss(name, near):
         ({"completion": "{a}"}, "prompt is not given"),
         ({"prompt": "{a}", "completion": "b"}, "names no column"),
         ({"prompt": " ", "completion": "{b}"}, "it is empty"),
-        ({"prompt": "{a}", "completion": "{b}", "columns": {"prompt": "a"}}, "so does columns"),
-        ({"prompt": "{a}", "completion": "{b}", "format": "alpaca"}, "so does format"),
-        ({"prompt": "{a}", "completion": "{b}", "labels": ["x"]}, "so does labels"),
+        ({"prompt": "{a}", "completion": "{b}", "columns": {"prompt": "a"}}, "cannot be combined with columns"),
+        ({"prompt": "{a}", "completion": "{b}", "format": "alpaca"}, "cannot be combined with format"),
+        ({"prompt": "{a}", "completion": "{b}", "labels": ["x"]}, "cannot be combined with labels"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values, said):

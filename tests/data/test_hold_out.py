@@ -166,7 +166,7 @@ def test_the_receipt_says_which_rows_are_held_out_and_how_many_of_each_label(tmp
     )
     assert not receipt.overlap.exact
     last = prepared(sorted_rows(tmp_path), held_out=20, held_out_order="last").receipt
-    assert any("nothing is trained on them: 'trivia'" in warning for warning in last.warnings)
+    assert any("they are not learned: 'trivia'" in warning for warning in last.warnings)
 
 
 def test_rows_of_one_customer_are_on_one_side(tmp_path, prepared, writing):
@@ -176,14 +176,14 @@ def test_rows_of_one_customer_are_on_one_side(tmp_path, prepared, writing):
     assert not numbers[0] & numbers[1] and len(numbers[0]) == 6
     facts = made.receipt.hold_out
     assert (facts.rows, facts.requested, facts.groups, facts.groups_in_all) == (12, 13, 6, 30)
-    assert "6 of 30 groups by customer (asked for: 13)" in facts.describe()
+    assert "6 of 30 groups by customer (requested: 13)" in facts.describe()
 
 
 def test_a_column_of_groups_that_is_missing_or_of_one_value_is_refused(tmp_path, prepared):
     rows = [{"prompt": f"q {n}", "completion": f"a {n}", "user": "same"} for n in range(9)]
     as_lines(tmp_path / "rows.jsonl", rows)
     (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="user").receipt.fatal
-    assert "all rows are of one group by user" in problem
+    assert "all rows have the same user (data.group)" in problem
     (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="usr").receipt.fatal
     assert "rows.jsonl:1: has no column 'usr'" in problem and '"user"' in problem.replace("'", '"')
     as_lines(tmp_path / "rows.jsonl", [row | {"user": ["a"]} for row in rows])

@@ -162,7 +162,7 @@ def test_a_tab_separated_file_with_stray_quotes_is_read_without_quoting(tmp_path
 
 def test_a_column_without_a_name_that_holds_something_is_refused(tmp_path):
     path = table(tmp_path / "rows.csv", "prompt;completion;;\na;b;;\nc;d;;note\n")
-    assert problem_of(path).startswith("rows.csv:3: the column 4 holds 'note' and has no name")
+    assert problem_of(path).startswith("rows.csv:3: the column 4 holds 'note' but has no name")
 
 
 NAMELESS = [["", "Unnamed: 0", "prompt", "", "completion"], ["0", "5", "a", "", "b"], ["1", "6", "c", "", "d"]]
@@ -284,7 +284,7 @@ BROKEN = {
     "a line of names alone": (b"prompt;completion\r\n", "has no rows"),
     "half a character of UTF-16": ("prompt,completion\na,b\n".encode("utf-16") + b"a", "UTF-16"),
     "one line without an end": (b"a" * 17_000_000, "more than 16,000,000 characters"),
-    "NUL bytes": (b"\0" * 5000, "rows.csv:1: is not text: it has NUL bytes"),
+    "NUL bytes": (b"\0" * 5000, "rows.csv:1: is not text: it contains NUL bytes"),
     "long names": (b"a" * 100_000 + b";" + b"a" * 100_000 + b"\n", "each once"),
     "a quote that is never closed": (b'prompt,completion\na,"b\nc,d\n', "a quote is never closed"),
 }

@@ -154,7 +154,7 @@ def test_answers_that_are_hardly_labels_are_not_chosen_between(tmp_path, rows, l
     if fits:
         assert len(asked(tmp_path, made)[0].choices) == labels
         return
-    with pytest.raises(DataError, match=rf"score: \[accuracy\] without choices .*{labels} different.*score: \[exact\]"):
+    with pytest.raises(DataError, match=rf"score: \[accuracy\] needs choices.*{labels} different.*score: \[exact\]"):
         asked(tmp_path, made)
 
 
@@ -176,7 +176,7 @@ def test_choices_with_semicolons_in_one_column_have_their_right_one_elsewhere(tm
 
 def test_choices_in_no_known_form_are_refused_with_the_way_to_write_them(tmp_path):
     for text in ("A. x\nB. y", "x; y"):
-        with pytest.raises(DataError, match=r'rows.jsonl:1: .*write it as JSON, \["first", "second"\]'):
+        with pytest.raises(DataError, match=r'rows.jsonl:1: .*write JSON, \["first", "second"\]'):
             asked(tmp_path, [{"q": "which?", "options": text, "answer": "x"}], choices="options")
 
 

@@ -131,7 +131,7 @@ def test_a_missing_tensor_is_named_also_where_the_file_was_converted_before(writ
     file = write()
     renamed(file, Q, "blk.9.attn_q.weight")
     said = refusal(file)
-    assert f"1 tensor is missing: {Q}." in said and "no part of this model: 'blk.9.attn_q.weight'" in said
+    assert f"1 tensor is missing: {Q}." in said and "not part of this model: 'blk.9.attn_q.weight'" in said
     folder = file.parent / "cache" / "models" / f"gguf-{conversion.sha256_of(file)[:16]}"
     folder.mkdir(parents=True)
     with pytest.raises(ModelError, match="1 tensor is missing"):
@@ -180,14 +180,15 @@ def test_a_file_that_was_cut_is_refused_with_the_tensor(write):
     file = write()
     file.write_bytes(file.read_bytes()[:-1])
     last = max(read_gguf_header(file).offsets.items(), key=lambda item: item[1])[0]
-    assert f"tensor '{last}' ends at byte {file.stat().st_size + 1:,}, and the file at {file.stat().st_size:,}." in (
-        refusal(file)
+    assert (
+        f"tensor '{last}' ends at byte {file.stat().st_size + 1:,}, but the file ends at {file.stat().st_size:,}."
+        in (refusal(file))
     )
 
 
 def test_a_tensor_of_another_shape_is_named(write):
     file = write(more={Q: np.zeros((16, 64), np.float32)})
-    assert f'tensor "{Q}" has the shape (16, 64), and the model (32, 32).' in refusal(file)
+    assert f'tensor "{Q}" has the shape (16, 64), but the model needs (32, 32).' in refusal(file)
 
 
 def test_all_that_is_wrong_is_told_at_once(write):

@@ -255,7 +255,7 @@ def test_other_rows_than_those_named_are_refused_and_not_read_in_their_place(fil
     [
         ("data:\n  held_out: 2\n", 3, BOTH_OR_NEITHER),
         ("data:\n  path: a\n  sources: [b]\n", 3, BOTH_OR_NEITHER),
-        ("data:\n  sources: [a, b]\n  format: text\n", 3, "its own format"),
+        ("data:\n  sources: [a, b]\n  format: text\n", 3, "write format in each of them"),
         ("data:\n  path: a\n  held_out: 2\n  evaluation: b\n", 3, "evaluation"),
         ("data:\n  path: a\n  subset: en\n", 3, "hub data set"),
         ("data:\n  path: a\n  evaluation:\n    path: b\n    revision: main\n", 5, "hub data set"),

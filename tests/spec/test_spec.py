@@ -222,7 +222,7 @@ def test_a_source_may_be_its_path_alone_and_says_itself_how_it_is_read():
     [alone] = DataSpec(path="a", format="text", rows=3).all_sources
     assert (alone.path, alone.weight, alone.format, alone.rows) == ("a", 1, "text", 3)
     for name, value in (("format", "text"), ("rows", 3), ("columns", {"text": "body"})):
-        with pytest.raises(SpecError, match="with several sources, write"):
+        with pytest.raises(SpecError, match="ith several sources, write"):
             DataSpec(sources=["a"], **{name: value})
 
 

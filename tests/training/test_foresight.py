@@ -54,13 +54,13 @@ def test_what_was_forecast_is_written_beside_what_it_took(small):
 
 def test_what_cannot_fit_is_not_begun_unless_told_otherwise(small, monkeypatch):
     with_room(monkeypatch, 10_000)
-    with pytest.raises(ResourceError, match=r"was not begun.*smaller model[^$]*--force-memory") as caught:
+    with pytest.raises(ResourceError, match=r"was not started.*smaller model[^$]*--force-memory") as caught:
         rankwise.train(small)
     assert caught.value.exit_code == 4
     heard: list[object] = []
     trained = rankwise.train(small, announce=heard.append, force_memory=True)
     assert trained.manifest.status == "finished"
-    assert any(isinstance(one, Warned) and "may end for want of memory" in one.text for one in heard)
+    assert any(isinstance(one, Warned) and "may run out of memory" in one.text for one in heard)
 
 
 def test_what_may_fit_is_begun_with_a_word(small, monkeypatch):
@@ -69,7 +69,7 @@ def test_what_may_fit_is_begun_with_a_word(small, monkeypatch):
     with_room(monkeypatch, round(0.95 * made.least))
     heard: list[object] = []
     rankwise.train(small, announce=heard.append)
-    assert any(isinstance(one, Warned) and "may end for want of memory" in one.text for one in heard)
+    assert any(isinstance(one, Warned) and "may run out of memory" in one.text for one in heard)
 
 
 def test_what_would_fit_is_offered_where_the_run_is_refused(small, monkeypatch):

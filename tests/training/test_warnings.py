@@ -143,7 +143,7 @@ def test_a_fall_back_to_the_plain_form_is_warned_of_with_its_distance_and_foreca
     assert manifest.form == "plain" and manifest.forecast.peak_bytes > usual.plan.made.peak
     fallen, again = manifest.warnings
     assert fallen == f"computed in the plain form, which takes more time and memory: {apart.why}"
-    assert again.startswith("the forecast is ") and " in the plain form, not " in again
+    assert again.startswith("the forecast for the plain form is ") and " of memory, not " in again
     plain = rankwise.train(small.model_copy(update={
         "run": "plain", "training": small.training.model_copy(update={"plain": True}),
     })).manifest  # fmt: skip
@@ -158,7 +158,7 @@ def test_what_cannot_fit_in_the_plain_form_is_not_begun(small, apart, monkeypatc
     assert fast.least < room < usual.least
     monkeypatch.setattr(foresight, "CERTAIN", 1.0)
     monkeypatch.setattr(foresight, "_device", lambda experiment: with_memory(this_processor(), room))
-    with pytest.raises(ResourceError, match="was not begun"):
+    with pytest.raises(ResourceError, match="was not started"):
         rankwise.train(small)
     assert not Path("runs/small/manifest.json").exists()
     assert rankwise.train(small, force_memory=True).manifest.form == "plain"
@@ -214,7 +214,7 @@ def test_documents_longer_than_the_window_are_computed_in_the_plain_form_with_a_
         assert one.chosen(100) == ("fast" if longest == 20 else "plain")
         one.tuned.eject()
     (warned,) = [event.text for event in heard if isinstance(event, Warned)]
-    assert "the longest has 21 tokens, more than the model's sliding window" in warned
+    assert "the longest row has 21 tokens, more than the model's sliding window" in warned
 
 
 @pytest.mark.parametrize("kind", ["linear", "dora", "adalora"])

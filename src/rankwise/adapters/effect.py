@@ -37,7 +37,7 @@ class Effect:
         if self.share < torch.finfo(torch.float32).eps:
             raise TrainingError(f"nothing was learned: {change}, which is below the precision of float32. {advice}")
         if self.share < self.rounding:
-            return f"{change}, and rounding in the base's number format is as large as {self.rounding:.2g}. {advice}"
+            return f"{change}, less than the rounding of the base's number format ({self.rounding:.2g}). {advice}"
         return None
 
 

@@ -61,7 +61,7 @@ def write_peft(
         for key, value in zip(_keys(path, hosts[path], part), _shaped(part, hosts[path]), strict=True):
             tensors[key] = value.contiguous()
     if spoiled := [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]:
-        raise AdapterError(f"{folder} is not written, for these are not finite: {some(spoiled, 4)}.")
+        raise AdapterError(f"{folder} is not written, because these contain NaN or infinity: {some(spoiled, 4)}.")
     given = {
         "base_model_name_or_path": base_model,
         "lora_dropout": max((adapter.dropout for adapter in written.values()), default=0.0),

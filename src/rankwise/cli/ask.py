@@ -95,11 +95,11 @@ def chat(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Talk to a run. A line is a message, and an empty one is passed over.
+    """Talk to a run. Each line is a message; empty lines are skipped.
 
-    Several lines are one message where they are pasted on a terminal, or stand between two lines of \"\"\".
-    Commands: /new forgets the conversation; /system shows the system message, /system TEXT sets it and /system none
-    clears it; /help lists them; /quit, Ctrl-D or Ctrl-C ends.
+    To send several lines as one message, paste them on a terminal or put them between two lines of \"\"\".
+    Commands: /new starts a new conversation; /system shows the system message, /system TEXT sets it and /system none
+    removes it; /help lists the commands; /quit, Ctrl-D or Ctrl-C ends.
     """
     with failures_told(as_json):
         spec = GenerationSpec(

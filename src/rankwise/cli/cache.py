@@ -43,11 +43,15 @@ def _lines(found: Cache) -> list[str]:
         entries = [entry for entry in found.entries if entry.kind == kind]
         if not entries:
             continue
-        about = KINDS[kind].about if kind in KINDS else "not ours, or behind a link; `clean` leaves it alone"
+        about = (
+            KINDS[kind].about
+            if kind in KINDS
+            else "not written by rankwise, or behind a link; `clean` does not remove it"
+        )
         lines.append(_line(kind, len(entries), sum(one.bytes for one in entries), max(map(_used, entries)), about))
         lines += [f"  {_line(one.path.name, None, one.bytes, _used(one), one.source or '')}".rstrip()
                   for one in entries if kind in LISTED]  # fmt: skip
-    return [*lines, "Models of the hub lie in the hub's own cache; `hf cache` lists and removes them."]
+    return [*lines, "Models of the hub are in the hub's own cache; `hf cache` lists and removes them."]
 
 
 def _line(name: str, count: int | None, size: int, used: str, about: str) -> str:
@@ -64,16 +68,17 @@ def clean(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="downloads, models, rows, scores or compiled; may be given often.  [default: all]", show_default=False
+            help="Kind of entries: downloads, models, rows, scores or compiled. Can be repeated.  [default: all]",
+            show_default=False,
         ),
     ] = None,
     older_than: Annotated[
-        str | None, typer.Option(help="Only what was last used so long ago: 36h, 30d or 2w.", show_default=False)
+        str | None, typer.Option(help="Only entries not used for this long: 36h, 30d or 2w.", show_default=False)
     ] = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what can be made again. What a running process uses stays."""
+    """Remove entries that can be made again, except those that a running process uses."""
     with failures_told(as_json):
         from rankwise.verbs.cache import clean as clean_verb
         from rankwise.verbs.cache import planned
@@ -86,6 +91,6 @@ def clean(
         if as_json:
             print_json(cleaned.summary())
             return
-        typer.echo(f"{megabytes(cleaned.bytes)} are free again.")
+        typer.echo(f"Freed {megabytes(cleaned.bytes)}.")
         for entry in cleaned.in_use:
-            typer.echo(visible(f"{entry.path} stays: {entry.in_use}."), err=True)
+            typer.echo(visible(f"Kept {entry.path}: {entry.in_use}."), err=True)

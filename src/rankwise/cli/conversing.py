@@ -22,7 +22,8 @@ def converse(talk: Chat, *, aloud: bool) -> bool:
     """Until it is ended; whether that was by Ctrl-C. What was said so far is kept."""
     typing = Typing()
     if typing.terminal:
-        remark(f"Enter sends a line. For several lines, paste them or put them between two lines of {QUOTES}. /help")
+        how = f"For several lines, paste them or put them between two lines of {QUOTES}."
+        remark(f"Enter sends a line. {how} /help lists the commands.")
     try:
         while (typed := _typed(typing)) is not None and typed.command != "/quit":
             _obey(talk, typed) if typed.command else _say(talk, typed.text, aloud)
@@ -62,7 +63,7 @@ def _say(talk: Chat, text: str, aloud: bool) -> None:
         for side in talk.sides:
             _answer(talk, side, aloud)
     except RankwiseError as error:  # such as a conversation that has grown too long: the talk goes on
-        remark(f"rankwise: {error} /new begins again.")
+        remark(f"rankwise: {error} /new starts a new conversation.")
 
 
 def _answer(talk: Chat, side: str, aloud: bool) -> None:

@@ -65,10 +65,10 @@ def _told(found: Exported) -> str:
     turned = f" at strength {found.strength:g}" if found.strength != 1 else ""
     what = f"{found.to}: {found.format}{turned}, {found.bytes / 1e6:,.1f} MB"
     if (merged := found.merged) is None:
-        return f"{what}, rank {found.rank}; read back, and the same adapter{turned}"
+        return f"{what}, rank {found.rank}; read back and compared: the same adapter{turned}"
     change = merged.logits_change
     return (
-        f"{what} of {merged.dtype}; loaded again, its logits differ by {merged.logits_difference:.2g} of the largest "
-        f"from the trained model's ({merged.dtype} rounds a weight by up to {merged.rounding:.2g} of itself)"
-        + ("" if change is None else f", and the adapter changes them by {change:.2g}")
+        f"{what} of {merged.dtype}; read back and compared: its logits differ from the trained model's by "
+        f"{merged.logits_difference:.2g} of the largest ({merged.dtype} rounds a weight by up to {merged.rounding:.2g})"
+        + ("" if change is None else f"; the adapter changes them by {change:.2g}")
     )

@@ -54,10 +54,10 @@ def _tell(found: Inspected) -> None:
 
 def _verified(found: Integrity) -> str:
     if found.status == "not recorded":
-        return "the run has no hashes of its result, so nobody can tell whether a file was changed"
+        return "the run has no hashes of its result, so changes cannot be detected"
     if found.status == "verified":
-        return f"{found.files:,} files of the result have the SHA-256 that training recorded"
-    return f"not what training wrote: {some([*found.changed, *found.missing, *found.added])}"
+        return f"{found.files:,} files of the result are as training wrote them (SHA-256)"
+    return f"changed since training: {some([*found.changed, *found.missing, *found.added])}"
 
 
 def _tell_ranks(found: Inspected) -> None:

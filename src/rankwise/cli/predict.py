@@ -40,7 +40,7 @@ def predict(
     prompt: Annotated[
         str | None,
         typer.Option(
-            help="What to ask, with columns in braces: 'Summarise: {dialogue}'.  [default: as in training]",
+            help="The prompt, with column names in braces: 'Summarise: {dialogue}'.  [default: as in training]",
             show_default=False,
         ),
     ] = None,
@@ -52,11 +52,11 @@ def predict(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     repetition_check: RepetitionCheck = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows that are answered at once, at most.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most rows to answer at once.")] = 64,
     on_bad_row: Annotated[
-        str, typer.Option(help="skip: answer the others, and say in a column `error` what is wrong.")
+        str, typer.Option(help="skip: answer the other rows, and write the problem into a column `error`.")
     ] = "stop",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -66,11 +66,11 @@ def predict(
 ) -> None:
     """Answer every row of a file, and write the rows with their answers.
 
-    Rows are read as those that the run was trained on, and need no answer. All columns are kept, in the same order.
+    Rows are read in the same way as the training rows and need no answer. All columns are kept in their order.
     """
     with failures_told(as_json):
         if on_bad_row not in ("stop", "skip"):
-            raise SpecError([f'--on-bad-row "{on_bad_row}": stop or skip is wanted.'])
+            raise SpecError([f'--on-bad-row "{on_bad_row}": use stop or skip.'])
         spec = GenerationSpec(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
@@ -100,4 +100,4 @@ def _tell(predicted: Predicted) -> None:
     if predicted.repeated:
         remark(f"[stopped: the answer repeats itself] in {some(predicted.repeated, 8)}")
     if cut := found["stopped"].get("length"):
-        remark(f"{cut:,} answers reached --max-new-tokens and are cut there.")
+        remark(f"{cut:,} answers reached --max-new-tokens and were cut.")

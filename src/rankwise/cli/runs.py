@@ -110,11 +110,11 @@ def _facts(shown: ShownRun) -> list[str]:
 @runs.command()
 def rename(
     old: Name,
-    new: Annotated[str, typer.Argument(help="Its new name, which no other run has.", show_default=False)],
+    new: Annotated[str, typer.Argument(help="The new name, which no other run has.", show_default=False)],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Give a run another name. Its evaluations and the pages that name it follow."""
+    """Rename a run, also in its evaluations and in the reports that name it."""
     with failures_told(as_json):
         from rankwise.verbs.runs import rename_run
 
@@ -123,8 +123,8 @@ def rename(
         if as_json:
             print_json(renamed.summary())
         else:
-            pages = f"; written anew: {some(renamed.pages)}" if renamed.pages else ""
-            typer.echo(f"{renamed.old} is {renamed.new} now{pages}")
+            pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
+            typer.echo(f"Renamed {renamed.old} to {renamed.new}{pages}")
 
 
 @runs.command()
@@ -133,7 +133,7 @@ def delete(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Delete runs with all that lies in their folders. If one of them cannot be deleted, none is."""
+    """Delete runs and everything in their folders. If one of them cannot be deleted, none is deleted."""
     with failures_told(as_json):
         from rankwise.verbs.runs import delete_runs, deletion
 
@@ -143,7 +143,7 @@ def delete(
         if as_json:
             print_json(deleted.summary())
         else:
-            typer.echo(f"Deleted {some(deleted.names)}: {megabytes(deleted.bytes)} are free again.")
+            typer.echo(f"Deleted {some(deleted.names)} and freed {megabytes(deleted.bytes)}.")
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -151,6 +151,6 @@ def confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise SpecError([f"{question} Nobody can be asked here; give --yes to do it."])
+        raise SpecError([f"{question} There is no terminal to confirm on; add --yes."])
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)

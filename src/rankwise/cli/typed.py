@@ -25,14 +25,14 @@ from rankwise.errors import DataError, SpecError, did_you_mean
 
 QUOTES = '"""'
 COMMANDS = {
-    "/new": "forget the conversation and begin again; the system message stays",
-    "/system": "show the system message; with TEXT behind it, set it; with none behind it, clear it",
-    "/help": "show this",
-    "/quit": "end, as Ctrl-D and Ctrl-C do",
+    "/new": "start a new conversation; the system message stays",
+    "/system": "show the system message; /system TEXT sets it, /system none removes it",
+    "/help": "list the commands",
+    "/quit": "end, like Ctrl-D and Ctrl-C",
 }
 HELP = "\n".join(
     [*(f"{name:<10} {does}" for name, does in COMMANDS.items()),
-     f"A message of several lines: paste it, or put it between two lines of {QUOTES}."]
+     f"For a message of several lines, paste it or put it between two lines of {QUOTES}."]
 )  # fmt: skip
 PASTED = 0.05
 """Seconds in which the next line of a paste is there, where the terminal does not mark a paste."""
@@ -91,10 +91,10 @@ class Typing:
             if not first and line.rstrip() == QUOTES:
                 return "\n".join(lines)
             lines.append(line)
-        where = "at the end of a line" if first else "on a line of their own"
+        where = "at the end of a line" if first else "on a line of its own"
         raise DataError(
-            f"the message that begins with {QUOTES}{first[:40]} is never closed; {QUOTES} {where} close it. "
-            "It was not sent."
+            f"the message that begins with {QUOTES}{first[:40]} is not closed and was not sent. "
+            f"Close it with {QUOTES} {where}."
         )
 
     def _pasted(self) -> list[str]:
@@ -135,4 +135,4 @@ def _marks_pastes() -> bool:
 
 
 def not_utf8(error: UnicodeDecodeError) -> DataError:
-    return DataError(f"the prompt that came by stdin is not UTF-8 text (byte {error.start}).")
+    return DataError(f"the prompt from stdin is not UTF-8 text (byte {error.start}).")

@@ -92,8 +92,8 @@ def _written(value: Any, where: str, name: str) -> str:
         raise DataError(f'{where}: the column "{name}" is empty (null); a text or a number is wanted.')
     if isinstance(value, list) and any(isinstance(one, dict) and {"role", "from"} & set(one) for one in value):
         raise DataError(
-            f'{where}: the column "{name}" holds a conversation, which cannot be put into a text. Leave out prompt '
-            "and completion; then such rows are read as conversations."
+            f'{where}: the column "{name}" holds turns of a conversation, which cannot be put into a text. Leave '
+            "out prompt and completion; then such rows are read as conversations."
         )
     raise DataError(f'{where}: the column "{name}" is {shown(value)}; a text, a number or a list of texts is wanted.')
 

@@ -61,7 +61,7 @@ def proposal(row: dict[str, Any]) -> str:
     if found is None:
         return ""
     asked, answer = found
-    return f" Name the columns of the prompt and of the answer, for example: {options_for(asked, answer)}."
+    return f" Name the columns of the prompt and of the answer; a guess is {options_for(asked, answer)}."
 
 
 def _can_be_typed(name: str) -> bool:
@@ -84,6 +84,6 @@ def no_form(row: dict[str, Any], where: str) -> str:
     keys = ", ".join(map(shown, list(row)[:8])) or "(none)"
     more = f" and {len(row) - 8} more" if len(row) > 8 else ""
     return (
-        f"{where}: the columns {keys}{more} match no known row format.{preferences or proposal(row)} Known formats, "
-        "such as prompt and completion, are listed in docs/data.md."
+        f"{where}: the columns {keys}{more} match no known row format.{preferences or proposal(row)} Known formats "
+        "include messages, prompt and completion (or response), instruction and output; docs/data.md lists all."
     )

@@ -94,13 +94,13 @@ def _judged(
     told = f"the two forms differ in {name}, {apart}"
     if apart.within(*limits):
         return Agreement(True, told)
-    told += f", where rounding explains {limits[0]:.2%} and {limits[1]:.2%}"
+    told += f"; rounding explains {limits[0]:.2%} and {limits[1]:.2%}"
     needed, free = _bytes_in_float32(module), available_memory()
     if not needed:
         return Agreement(False, told)
     if ROOM * needed > free:
         return Agreement(
-            False, f"{told}; to compute both in float32 takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            False, f"{told}; comparing both in float32 needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
         )
     with _in_float32(module), plain_regions():
         exact_usual, exact_fast = _by_plain(plain, batch, learned), _by_kernels(module, batch, learned)

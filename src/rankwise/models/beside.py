@@ -44,7 +44,7 @@ def _named(value: Any) -> dict[str, str]:
 
 def _text(file: Path) -> str:
     if not file.is_file() or file.stat().st_size > LARGEST_TEMPLATE:
-        raise AdapterError(f"{file} is no file of up to {LARGEST_TEMPLATE:,} bytes, as a chat template is.")
+        raise AdapterError(f"{file} is no chat template: it is not a file of at most {LARGEST_TEMPLATE:,} bytes.")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -88,4 +88,4 @@ def _vocabulary(file: Path) -> dict[str, int]:
     try:
         return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises nothing more special
-        raise AdapterError(f"{file} is no tokenizer that can be read: {error}") from None
+        raise AdapterError(f"{file} cannot be read as a tokenizer: {error}") from None

@@ -34,8 +34,8 @@ def converted(file: Path, announce: Announce) -> Path:
         unused = check_tensors(file)
     if unused:
         announce(Warned(
-            f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} not read: the positions in long "
-            "texts are those of the architecture, not those that the file asks for"
+            f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} not read: long texts use the "
+            "architecture's own positions instead of those in the file"
         ))  # fmt: skip
     folder = cache_folder() / "models" / f"gguf-{sha256_of(file)[:16]}"
     if not folder.is_dir():

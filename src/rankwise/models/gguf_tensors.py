@@ -40,7 +40,7 @@ def _blocks(header: GgufHeader) -> list[str]:
     key = f"{header.settings.get('general.architecture')}.block_count"
     blocks = header.settings.get(key)
     if isinstance(blocks, int) and blocks > len(header.tensors):
-        return [f'setting "{key}" is {blocks:,}, and the file holds {len(header.tensors):,} tensors.']
+        return [f'setting "{key}" is {blocks:,}, but the file has {len(header.tensors):,} tensors.']
     return []
 
 
@@ -57,7 +57,7 @@ def _stored(header: GgufHeader) -> list[str]:
         lying.append((begin, begin + bytes_there, name))
         if begin + bytes_there > header.size:
             problems.append(
-                f"tensor {shown(name)} ends at byte {begin + bytes_there:,}, and the file at {header.size:,}."
+                f"tensor {shown(name)} ends at byte {begin + bytes_there:,}, but the file ends at {header.size:,}."
             )
     return problems + _overlaps(sorted(lying))
 
@@ -93,11 +93,11 @@ def _against(header: GgufHeader, expected: dict[str, Shape]) -> list[str]:
     if missing := sorted(expected.keys() - there.keys()):
         problems.append(f"{_tensors(missing)} missing: {some(missing, LISTED)}.")
     if over := sorted(there.keys() - expected.keys()):
-        problems.append(f"{_tensors(over)} no part of this model: {some(map(shown, over), LISTED)}.")
+        problems.append(f"{_tensors(over)} not part of this model: {some(map(shown, over), LISTED)}.")
     for name in sorted(expected.keys() & there.keys()):
         found = tuple(reversed(there[name]))
         if found != expected[name]:
-            problems.append(f'tensor "{name}" has the shape {found}, and the model {expected[name]}.')
+            problems.append(f'tensor "{name}" has the shape {found}, but the model needs {expected[name]}.')
     return problems
 
 

@@ -39,11 +39,11 @@ class Kind:
 
 
 KINDS = {
-    "downloads": Kind("downloads", r"tmp\w+", "downloads that were begun", settles=True),
+    "downloads": Kind("downloads", r"tmp\w+", "unfinished downloads", settles=True),
     "models": Kind("models", r"gguf-[0-9a-f]{16}", "models converted from GGUF"),
     "rows": Kind("encoded", r"[0-9a-f]{64}", "encoded rows"),
-    "scores": Kind("sides", r"[0-9a-f]{64}\.json", "what base models scored"),
-    "compiled": Kind("compiled", r".*", "what torch compiled", whole=True, settles=True),
+    "scores": Kind("sides", r"[0-9a-f]{64}\.json", "scores of base models"),
+    "compiled": Kind("compiled", r".*", "code that torch compiled", whole=True, settles=True),
 }
 OTHER = "other"
 SETTLED = 600

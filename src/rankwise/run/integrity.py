@@ -72,8 +72,8 @@ def check_result(run: RunDirectory, announce: Announce, *, force: bool = False, 
         announce(Said(f"{some(found.other, 8)} differ from what training wrote; no program loads them"))
     if found.status == "not recorded":
         announce(
-            Said(f'run "{run.folder.name}" is of an earlier version and has no hash of its result, which is read '
-                 "unchecked")
+            Said(f'run "{run.folder.name}" is of an earlier version and has no hashes, so its result is '
+                 "not checked")
         )  # fmt: skip
     return found
 

@@ -126,7 +126,7 @@ class HoldOutFacts(Spec):
         text += f" by seed {self.seed}" if self.order == "seed" else ", the last of each source"
         if self.group is not None:
             text += (
-                f", {self.groups:,} of {self.groups_in_all:,} groups by {self.group} (asked for: {self.requested:,})"
+                f", {self.groups:,} of {self.groups_in_all:,} groups by {self.group} (requested: {self.requested:,})"
             )
         if self.labels:
             listed = some((f"{label} {count:,}" for label, count in self.labels.items()), 8)

@@ -44,8 +44,8 @@ def check_deletable(runs: Sequence[RunDirectory]) -> None:
         staying = [name for name in dependents(run) if name not in leaving]
         if staying:
             problems.append(
-                f'run "{run.folder.name}" holds the base model of {some(staying)}, which cannot be used without it. '
-                "Delete these too, or keep it."
+                f'run "{run.folder.name}" contains the base model of {some(staying)}. '
+                "Delete these runs too, or keep all of them."
             )
     _refuse_busy(runs)
     if problems:
@@ -100,11 +100,11 @@ def check_renamable(run: RunDirectory, new: str) -> None:
             "allowed, and the first is a letter or a digit."
         )
     if os.path.lexists(RUNS / new):
-        raise RunError(f"{RUNS / new} is there already. Choose another name.")
+        raise RunError(f"{RUNS / new} already exists. Choose another name.")
     if based := dependents(run):
         raise RunError(
-            f'run "{run.folder.name}" holds the base model of {some(based)}, which would not be found under another '
-            "name. It keeps its name."
+            f'run "{run.folder.name}" contains the base model of {some(based)}, which would not find it under '
+            "another name. It was not renamed."
         )
     _refuse_busy([run])
     run.experiment()  # a run whose settings cannot be read cannot be given another name in them

@@ -127,7 +127,7 @@ class Reading(Spec):
         if both := [name for name in self.ignore_columns if name in needed]:
             raise ValueError(f'the column "{both[0]}" is in ignore_columns, but the rows need it')
         if self.prompt is not None and said:
-            raise ValueError(f"prompt and completion cannot be combined with {said[0]}; give only one of them")
+            raise ValueError(f"prompt and completion cannot be combined with {said[0]}; give one of them")
         return self
 
 
@@ -223,7 +223,7 @@ class DataSpec(Reading):
         if self.sources and (extra := sorted(said)):
             raise ValueError(f"with several sources, write {extra[0]} in each of them")
         if self.held_out and self.evaluation is not None:
-            raise ValueError("held_out and evaluation both choose the validation rows; give only one of them")
+            raise ValueError("both held_out and evaluation choose the validation rows; give one of them")
         self._refuse_without_hold_out()
         try:
             _ = self.all_sources  # its own checks
@@ -235,10 +235,12 @@ class DataSpec(Reading):
         given = [f"group {self.group}"] if self.group is not None else []
         if not self.held_out and (given := given + ["held_out_order last"] * (self.held_out_order == "last")):
             raise ValueError(
-                f"{given[0]} has no effect without held_out; give held_out (--held-out N), or leave it out"
+                f"the setting {given[0]} has no effect without held_out; give held_out (--held-out N), or leave it out"
             )
         if self.group is not None and self.held_out_order == "last":
-            raise ValueError("held_out_order last cannot keep groups together; leave out held_out_order or group")
+            raise ValueError(
+                "with held_out_order last, groups cannot be kept together; leave out held_out_order or group"
+            )
 
     @property
     def measured_source(self) -> EvaluationSpec | None:

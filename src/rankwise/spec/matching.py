@@ -122,8 +122,8 @@ def _refuse_absent_blocks(paths: list[str], spec: AdapterSpec, modules: Modules)
         there = {layer_number(path) for target in spec.targets for path in _named(target, modules, also_head=True)}
         blocks = ranges(number for number in there if number is not None)
         raise TargetError(
-            f"layers {ranges(absent)} are asked for, and the targets are in blocks {blocks} of this model. Name blocks "
-            "of these (--layers)."
+            f"--layers names {ranges(absent)}, but the targets are in blocks {blocks} of this model. Choose from "
+            "these blocks."
         )
 
 

@@ -46,7 +46,7 @@ def filled_by_export(opened: Opened, adapter: StoredAdapter, change: str, announ
 
     def fill(folder: Path) -> None:
         if not copy_tokenizer(opened.result, folder):
-            announce(Warned(f"{opened.result} has no tokenizer, so {folder} has none; take the base model's"))
+            announce(Warned(f"{opened.result} has no tokenizer, so {folder} has none; use the base model's"))
         text = _card_of(opened, adapter, change)
         if text is not None:
             write_atomic(folder / CARD, text.encode())
@@ -64,7 +64,7 @@ def _card_of(opened: Opened, adapter: StoredAdapter, change: str) -> str | None:
         return f"{text}\n\n{change}\n" if change else f"{text}\n"
     manifest, receipt = opened.run.manifest(), opened.receipt
     if manifest.results is None or receipt is None:
-        raise RunError(f"{opened.folder} has no results, as a finished run has.")
+        raise RunError(f"{opened.folder} has no results, so the run is not finished.")
     ranks = [part.rank for part in adapter.factors.values()]
     base = recorded_base(opened.result)
     return card(

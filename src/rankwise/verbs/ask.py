@@ -84,7 +84,7 @@ def _loaded(opened: Opened, spec: ModelSpec, announce: Announce) -> LoadedModel:
     except ModelError as error:
         if type(error) is not ModelError or not opened.is_adapter:
             raise
-        raise ModelError(f"{error} {opened.called} names this base model; --base-model names another place.") from None
+        raise ModelError(f"{error} It is the base model of {opened.called}; --base-model gives another one.") from None
 
 
 def _with_what_lies_beside(folder: Path, model: LoadedModel, announce: Announce) -> LoadedModel:

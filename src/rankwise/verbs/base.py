@@ -28,8 +28,8 @@ def check_base(found: LoadedModel, trained_on: BaseModelFacts, called: str, use:
     if found.facts.fingerprint != trained_on.fingerprint and not force:
         raise RunError(
             f"{called} was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); "
-            f"the one found now, from {found.facts.source}, has other weights ({found.facts.fingerprint}). "
-            f"Use --force-base to {use} all the same."
+            f"the base model found now, from {found.facts.source}, has other weights ({found.facts.fingerprint}). "
+            f"Use --force-base to {use} anyway."
         )
 
 

@@ -82,5 +82,5 @@ def seconds_of(age: str) -> float:
     """`36h`, `30d` or `2w`."""
     parts = _AGE.fullmatch(age.strip())
     if parts is None:
-        raise SpecError([f'--older-than "{age[:40]}": a number of hours, days or weeks is wanted: 36h, 30d or 2w.'])
+        raise SpecError([f'--older-than "{age[:40]}": give hours, days or weeks, such as 36h, 30d or 2w.'])
     return int(parts[1]) * SECONDS[parts[2]]

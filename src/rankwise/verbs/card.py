@@ -177,8 +177,8 @@ def _about_base(facts: CardFacts) -> str:
 def _limits(facts: CardFacts) -> str:
     return "\n".join((
         "- It has learned from the rows above and from nothing else; what it does with other questions is not known.",
-        "- A loss says how likely the wanted answers are and not how good its own are. Measure those on your task "
-        "(`rankwise evaluate`).",
-        "- It keeps the errors and the bias of its base model, and may repeat what stands in its rows.",
+        "- A loss says how likely the reference answers are, not how good its own answers are. Measure these on your "
+        "task (`rankwise evaluate`).",
+        "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
         "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
     ))  # fmt: skip

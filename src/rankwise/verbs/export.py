@@ -84,7 +84,7 @@ def export(
 def _change(format: str, strength: float) -> str:
     """What the model card says of how this adapter differs from the run's own."""
     uniform = "It was exported with one rank and one alpha for all layers." if format == "portable" else ""
-    turned = f"It was exported at strength {strength:g}: its change is so many times what was trained."
+    turned = f"It was exported at strength {strength:g}: the trained change is multiplied by this number."
     return " ".join(filter(None, (uniform, turned if strength != 1 else "")))
 
 
@@ -128,7 +128,7 @@ def _unknown(format: str) -> str:
     known, engine = ", ".join(FORMATS), wanted_for(format)
     if engine is None:
         return f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {known}.'
-    return f'the format "{format}" cannot be written yet; those that can are {known}. {way_to(engine)}'
+    return f'the format "{format}" cannot be written yet. Known: {known}. {way_to(engine)}'
 
 
 def _check_free(folder: Path) -> None:

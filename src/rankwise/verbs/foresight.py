@@ -47,12 +47,12 @@ class Foresight:
         room, least = self.plan.device.usable, self.least
         if least <= room:
             return
-        told = f"this run is forecast to hold {_gigabytes(least)}, and {_gigabytes(room)} are free"
+        told = f"this run is forecast to need {_gigabytes(least)} of memory, but {_gigabytes(room)} are free"
         if force or CERTAIN * least <= room:
-            announce(Warned(f"{told}; it may end for want of memory"))
+            announce(Warned(f"{told}; it may run out of memory"))
             return
-        found = _listed(self.plan.remedies) or "Nothing in its settings would make it fit: take a smaller model."
-        raise ResourceError(f"{told}, so it was not begun. {found}\n--force-memory begins it all the same.")
+        found = _listed(self.plan.remedies) or "No setting would make it fit; use a smaller model."
+        raise ResourceError(f"{told}, so it was not started. {found}\n--force-memory starts it anyway.")
 
     def remedies(self) -> list[Remedy]:
         """Where memory ran out although it was forecast to do: what is forecast to need much less."""
@@ -95,7 +95,7 @@ def foresee_form(foreseen: Foresight | None, form: Form, announce: Announce) -> 
     again = _planned(lambda: plan(asked.model_copy(update={"training": training}), on=device), announce)
     if again is not None:
         before, now = foreseen.plan.made.peak, again.plan.made.peak
-        announce(Warned(f"the forecast is {_gigabytes(now)} of memory in the plain form, not {_gigabytes(before)}"))
+        announce(Warned(f"the forecast for the plain form is {_gigabytes(now)} of memory, not {_gigabytes(before)}"))
     return again
 
 

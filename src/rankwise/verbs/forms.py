@@ -87,13 +87,13 @@ class Forms:
 
     def _why_plain(self) -> str:
         if has_weights_that_learn(self.model.module):
-            return "the kernels take the model's own weights as they are, and here those learn"
+            return "the fast kernels need frozen weights, and here the model's own weights are trained"
         if is_fast(self.model.module, 1):
             return (
-                f"the kernels see whole documents, and the longest has {self.longest:,} tokens, more than the model's "
-                "sliding window. With a lower --max-length the fast form takes less time and memory"
+                f"the longest row has {self.longest:,} tokens, more than the model's sliding window. With a lower "
+                "--max-length the fast form can be used, which takes less time and memory"
             )
-        return "no kernels fit this model, its device and these documents"
+        return "there are no fast kernels for this model and device"
 
     @contextmanager
     def computing(self, form: Form, packing: bool) -> Iterator[tuple[Loss, Arrange]]:

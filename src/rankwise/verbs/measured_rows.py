@@ -70,7 +70,7 @@ def _of_folder(opened: Opened, data: str | None, writing: Writing, announce: Ann
     """An adapter's folder holds no rows. Those that it was trained on are known where rankwise wrote it, unless rows of
     an evaluation source are listed among them."""
     if data is None:
-        raise DataError(f"{opened.folder} holds no rows to measure with. Give some it was not trained on: --data FILE.")
+        raise DataError(f"{opened.folder} has no validation rows. Give rows that it was not trained on: --data FILE.")
     prepared, receipt = prepare(DataSpec(path=data), writing, announce), opened.receipt
     refuse_fatal(prepared.receipt)
     if receipt is not None and receipt.evaluation is None:

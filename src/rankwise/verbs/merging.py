@@ -61,8 +61,8 @@ def export_merged(
 ) -> Merged:
     """Of what was opened, and so checked."""
     if opened.run is not None and opened.run.experiment().model.trust_code is not None:
-        raise RunError(f"{opened.folder} was trained on a model that brings code of its own, which a folder cannot be "
-                       "trusted with. Export the adapter as peft or portable.")  # fmt: skip
+        raise RunError(f"{opened.folder} was trained on a model with Python code of its own, which cannot be "
+                       "exported as merged. Export the adapter as peft or portable.")  # fmt: skip
     trained = model_of(opened)
     stored, numbers = stored_as(trained, announce)
     wanted = stored if dtype is None else DTYPES[dtype]

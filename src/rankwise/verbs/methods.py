@@ -94,10 +94,10 @@ def tuned_of(opened: Opened, model: LoadedModel, announce: Announce, *, force_ba
             model.module, partial(base_weights, base, trained_on, opened.called, announce, force=force_base)
         )
     if trained_on is not None:
-        check_base(model, trained_on, opened.called, "lay the adapter over it", force=force_base)
+        check_base(model, trained_on, opened.called, "apply the adapter", force=force_base)
     else:
         announce(Warned(
-            f"{opened.folder} does not record the weights that it was trained on, so {model.source.name} from "
-            f"{model.source.where} could not be checked against them"
+            f"{opened.folder} does not record its base model's weights, so it is unknown whether {model.source.name} "
+            f"from {model.source.where} is the right base model"
         ))  # fmt: skip
     return lay_peft(model.module, opened.result)

@@ -65,8 +65,7 @@ class Opened:
         is_file = Path(name).is_absolute() or name.startswith((".", "~")) or name.lower().endswith(".gguf")
         if is_file and not os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111  it may be no path
             raise ModelError(
-                f'{self.called} names the base model "{name}", which is not here. Name another place for it with '
-                "--base-model."
+                f'{self.called} names the base model "{name}", which is not here. Give its location with --base-model.'
             )
         return self.base_named
 

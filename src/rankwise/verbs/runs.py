@@ -117,7 +117,7 @@ def _compared_again(old: str, new: str, announce: Announce) -> list[str]:
             reported = report([new if name == old else name for name in names])
         except (RankwiseError, OSError) as error:
             announce(
-                Said(f'{page} still says "{old}" for the run "{new}"; it was not written anew: {first_line(error)}')
+                Said(f'{page} still says "{old}" for the run "{new}"; it could not be rewritten: {first_line(error)}')
             )
             continue
         made.append(str(reported.page))

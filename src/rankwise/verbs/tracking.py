@@ -125,7 +125,7 @@ def _check_loss(record: Evaluated) -> None:
         when = f"after step {record.step}" if record.step else "before the first step"
         raise TrainingError(
             f"the held-out loss {when} is {record.loss}. Try --set model.dtype=float32"
-            f"{', or a learning rate some times lower' if record.step else ''}, with --restart."
+            f"{' or a lower learning rate' if record.step else ''}, with --restart."
         )
 
 
