@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from rankwise.run.directory import RunDirectory
 from rankwise.spec.column_text import column_text
 from rankwise.spec.data import DataSpec
 from rankwise.spec.experiment import Experiment
+from shell import typed_in_bash
 
 WHERE = "rows.jsonl:7"
 NAMES = st.text(
@@ -115,7 +115,7 @@ def test_values_are_written_as_the_file_has_them(value, text):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (None, "null"), ({"x": 1}, "{'x': 1}"), ([["a"]], "[['a']]"), (float("nan"), "nan"), ("a\0b", "NUL"),
+        ({"x": 1}, "{'x': 1}"), ([["a"]], "[['a']]"), (float("nan"), "nan"), ("a\0b", "NUL"),
         ([{"role": "user", "content": "hi"}], "turns of a conversation"),
     ],
 )  # fmt: skip
@@ -279,6 +279,12 @@ PROPOSED = [
     ({"en": "dog", "de": "Hund"}, "{en}", "{de}"),
     ({"it's": "one two three", "label": 1}, "{it's}", "{label}"),
     ({"a $PATH": "one two three", "label": 1}, "{a $PATH}", "{label}"),
+    ({"Frage": "Wie viele gibt es?", "Abfrage": "SELECT a FROM b", "Betrag": "3,5"}, "{Frage}", "{Abfrage}"),
+    ({"in": "one two three", "out": "four five six", "when": "1 Jan 2024", "ok": True}, "{in}", "{out}"),
+    ({"in": "one two three", "out": "four five six", "url": "https://a.b/c", "thread_id": "abc"}, "{in}", "{out}"),
+    ({"headline": "one two three", "is_sarcastic": "0"}, "{headline}", "{is_sarcastic}"),
+    ({"Asked\nhere": "one two three", "it's\u200b": "four five six"}, "{Asked\nhere}", "{it's\u200b}"),
+    ({"a": "one two three", "b {c}": "x y z", "d": "four five six"}, "{a}", "{d}"),
 ]
 
 
@@ -288,7 +294,7 @@ def test_where_no_form_fits_the_error_says_what_to_type_and_it_works(row, prompt
         find_format(row, WHERE)
     message = str(caught.value)
     assert "a guess" in message and all(repr(name) in message for name in row)
-    typed = shlex.split(re.search(r"is (--prompt .*? --completion (?:\"[^\"]*\"|'[^']*'))", message)[1])
+    typed = typed_in_bash(re.search(r"is (--prompt .*? --completion \S.*?)(?:, or --set|\. Known)", message)[1])
     assert typed == ["--prompt", prompt, "--completion", completion]
     assert from_columns(row, prompt, completion, None, WHERE)
 
@@ -298,6 +304,32 @@ def test_nothing_is_proposed_where_it_would_be_no_guess(row):
     with pytest.raises(DataError) as caught:
         find_format(row, WHERE)
     assert "--prompt" not in str(caught.value)
+
+
+def test_where_no_column_looks_like_an_answer_the_error_says_how_to_name_one():
+    with pytest.raises(DataError) as caught:
+        find_format({"post": "one two three", "ups": 3, "downs": 4}, WHERE)
+    assert '--prompt "{post}" --completion "{COLUMN}", where COLUMN is' in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [3, 2.5, True])
+def test_a_number_for_an_answer_is_refused_with_options_that_work(answer):
+    row = {"question": "Which of these?", "choices": ["one a", "two b"], "subject": "sums", "answer": answer}
+    with pytest.raises(DataError, match=r"the answer is .*; text is wanted") as caught:
+        parse_row(row, "prompt", WHERE)
+    words = typed_in_bash(re.search(r"add (--prompt .*)\.$", str(caught.value))[1])
+    assert words == ["--prompt", "{question} {choices}", "--completion", "{answer}"]
+    (example,) = from_columns(row, words[1], words[3], None, WHERE)
+    assert example.asked == "Which of these? one a\ntwo b"
+    assert example.messages[-1].content == ("true" if answer is True else str(answer))
+
+
+def test_a_column_that_is_null_is_an_empty_cell():
+    row = {"passage": None, "question": "Who?", "answer": "He."}
+    (example,) = from_columns(row, "{passage}{question}", "{answer}", None, WHERE)
+    assert example.asked == "Who?"
+    with pytest.raises(DataError, match="the completion is empty"):
+        from_columns(row, "{question}", "{passage}", None, WHERE)
 
 
 def test_columns_by_other_names_say_how_they_are_written():

@@ -67,10 +67,10 @@ def test_an_image_and_arrays_are_refused(tmp_path):
 def test_rows_of_images_are_refused(tmp_path):
     image = {"bytes": PNG, "path": None}
     pq.write_table(pa.Table.from_pylist([{"picture": image, "label": 3}]), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r'rows\.parquet:1: holds an image in the column "picture"'):
+    with pytest.raises(DataError, match=r"rows\.parquet:1: holds an image in the column 'picture'"):
         examples(tmp_path / "rows.parquet")
     row = {"image": "1.png", "prompt": "What is it?", "completion": "A cat"}
-    with pytest.raises(DataError, match=r'rows\.jsonl:1: holds an image in the column "image"'):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: holds an image in the column 'image'"):
         examples(as_lines(tmp_path / "rows.jsonl", [row]))
     assert len(examples(as_lines(tmp_path / "rows.jsonl", [row | {"image": None}]))) == 1
 
@@ -82,6 +82,7 @@ TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "goo
     ("row", "field"),
     [({"prompt": "q", "chosen": "good", "rejected": "bad"}, "completion"),
      ({"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[1:]}, "completion"),
+     ({"instruction": "q", "chosen": "good", "rejected": "bad"}, "output"),
      ({"chosen": TURNS, "rejected": TURNS}, "messages"),
      ({"chosen": "Human: q Assistant: good", "rejected": "Human: q Assistant: bad"}, "text")],
 )  # fmt: skip
@@ -89,9 +90,18 @@ def test_preference_pairs_are_refused_with_a_way_to_learn_the_chosen_that_works(
     file = as_lines(tmp_path / "rows.jsonl", [row])
     with pytest.raises(DataError, match=r"Preference pairs are not supported yet") as refused:
         examples(file)
-    assert f"--set data.columns.{field}=chosen" in str(refused.value)
-    (example,) = examples(file, columns={field: "chosen"})
+    assert f"add --set data.columns.{field}=chosen --ignore-columns rejected." in str(refused.value)
+    (example,) = examples(file, columns={field: "chosen"}, ignore_columns="rejected")
     assert "good" in (example.text or example.messages[-1].content)
+
+
+def test_the_chosen_answer_to_a_question_by_any_name_is_proposed_with_it(tmp_path):
+    file = as_lines(tmp_path / "rows.jsonl", [{"post": "What is it now?", "chosen": "good", "rejected": "bad"}])
+    with pytest.raises(DataError, match="Preference pairs") as refused:
+        examples(file)
+    assert 'add --prompt "{post}" --completion "{chosen}" --ignore-columns rejected.' in str(refused.value)
+    (example,) = examples(file, prompt="{post}", completion="{chosen}", ignore_columns="rejected")
+    assert example.asked == "What is it now?"
 
 
 def test_rows_with_a_verdict_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rankwise.errors import SpecError
 from rankwise.run.records import silent
 from rankwise.spec.data import DataSpec
 from rankwise.verbs.preparing import count_only
+from shell import typed_in_bash
 
 PLACES = ("river", "market", "castle", "harbour", "village", "forest", "valley", "station", "garden", "library")
 
@@ -93,6 +95,10 @@ def test_options_that_are_not_used_stop(options):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
+        (lambda n: f"Tue, {n + 1:02d} Mar 2024 10:11:{n} GMT", "no text of several words"),
+        (lambda n: f"March {n}, 2024 at 9:{n} AM", "no text of several words"),
+        (lambda n: f"C:\\My Documents\\Some Folder\\file {n}.txt", "no text of several words"),
+        (lambda n: f"/home/some body/their files/text {n}.txt", "no text of several words"),
         (lambda n: n, "no text of several words"), (lambda n: f"8f3a-{n}", "no text of several words"),
         (lambda n: f"https://example.org/{n}/a", "no text of several words"),
         (lambda n: "Answer the question in one sentence.", "few different values"),
@@ -137,6 +143,28 @@ def test_the_rows_to_measure_with_are_looked_at_too():
     (column,) = receipt(evaluation="valid.jsonl").unused_columns
     assert (column.file, column.stops) == ("valid.jsonl", True)
     assert receipt(evaluation={"path": "valid.jsonl", "ignore_columns": "passage"}).fatal == ()
+
+
+@pytest.mark.parametrize("name", ["The passage", "one, two", "it's a $x", "--odd", "the {x}", "line\nbreak"])
+def test_the_ways_out_are_typed_as_printed_and_work(name, tiny_folder):
+    write("rows.jsonl", pairs(5, **{name: lambda n: f"some words about row {n}", "more": lambda n: f"as said of {n}"}))
+    for problem in receipt().fatal:
+        ways = [re.search(r"out with (.*) \(data", problem)[1], re.search(r"with (--prompt .*), or leave", problem)[1]]
+        for way in ways:
+            words = typed_in_bash(way)
+            assert rankwise("data", "check", "rows.jsonl", "--model", tiny_folder, *words).exit_code == 0, words
+
+
+def test_the_reasons_for_an_answer_are_not_proposed_for_the_prompt():
+    write("rows.jsonl", pairs(5, rationale=lambda n: f"because of the number {n} here"))
+    (problem,) = receipt().fatal
+    assert 'before the answer with --prompt "{question}" --completion "{rationale} {answer}", or' in problem
+
+
+def test_what_no_text_can_hold_is_not_proposed_for_the_prompt():
+    write("rows.jsonl", pairs(5, choices=lambda n: {"text": [f"one of {n}", "another of them"]}))
+    (problem,) = receipt().fatal
+    assert "--prompt" not in problem and "as text into the file" in problem and "--ignore-columns choices" in problem
 
 
 def test_columns_are_named_in_the_order_of_the_file():

@@ -88,8 +88,8 @@ def _written(value: Any, where: str, name: str) -> str:
         return format(Decimal(repr(value)), "f")
     if isinstance(value, str):
         return text_of(value, where, f'column "{name}"', may_be_empty=True)
-    if value is None:
-        raise DataError(f'{where}: the column "{name}" is empty (null); a text or a number is wanted.')
+    if value is None:  # as an empty cell of a table
+        return ""
     if isinstance(value, list) and any(isinstance(one, dict) and {"role", "from"} & set(one) for one in value):
         raise DataError(
             f'{where}: the column "{name}" holds turns of a conversation, which cannot be put into a text. Leave '

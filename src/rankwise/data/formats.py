@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rankwise.data.columns import Row, answered, renamed
 from rankwise.data.example import Example, Message
 from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
-from rankwise.data.proposals import no_form
+from rankwise.data.proposals import as_text, no_form
 from rankwise.data.turns import (
     read_tools,
     read_turns,
@@ -41,6 +41,8 @@ class How:
 
     labels: tuple[str, ...]
     each: bool
+    renamed: bool
+    """Whether the row's names are ours and not the file's."""
 
 
 def form_of(row: Row) -> str | None:
@@ -71,7 +73,7 @@ def parse_row(
     refuse_rivals(row, where)
     if form in ("messages", "sharegpt", "prompt") and isinstance(row.get("label"), bool):
         raise DataError(f"{where}: the label is {row['label']}; rows of preferences cannot be trained on yet.")
-    how = How(labels, alternatives == "each")
+    how = How(labels, alternatives == "each", bool(columns))
     return [_with_system(example, system) for example in PARSERS[form](row, where, how)]
 
 
@@ -135,8 +137,11 @@ def _prompt(row: Row, where: str, how: How) -> list[Example]:
             return answered(turns[:-1], answers, where, each=how.each, tools=tools)
         return [Example(turns, where, tools)]
     refuse_unheard(row, where, "row", ("tools",))
-    question = text_of(row[asked], where, asked)
-    answers = answers or (text_of(row[answers_in], where, answers_in),)
+    question, answer = text_of(row[asked], where, asked), row[answers_in]
+    if isinstance(answer, int | float) and not how.renamed:
+        hint = as_text(row, asked, answers_in)
+        raise DataError(f"{where}: the {answers_in} is {shown(answer)}; text is wanted.{hint}")
+    answers = answers or (text_of(answer, where, answers_in),)
     return answered(_given(question, row, where), answers, where, each=how.each)
 
 

@@ -6,8 +6,9 @@ holds some words, else the longest text. Numbers, web addresses and words alone 
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.spec.spec import shown
@@ -22,50 +23,122 @@ QUESTIONS = (
     "prompt", "question", "instruction", "query", "dialogue", "dialog", "document", "article", "review", "sentence",
     "source", "input", "context", "text", "mr",
 )  # fmt: skip
+REASONS = ("rationale", "reasoning", "explanation", "thought", "thoughts", "cot", "chain_of_thought", "steps")
+"""What leads to an answer, and is learned with it."""
+ASIDE = (
+    "id", "index", "idx", "url", "link", "date", "datum", "created", "created_at", "updated_at", "timestamp", "status",
+    "lang", "language", "author", "user", "username", "email", "file", "filename", "path", "split",
+)  # fmt: skip
+"""What is said of a row and is no part of it."""
 MOST_WORDS_APART = 3
 """A column of at least so many words asks something."""
 
 
-def options_for(prompt: Sequence[str], completion: str) -> str:
+def options_for(prompt: Sequence[str], completion: Sequence[str]) -> str:
     """As they are typed."""
-    asked, learned = " ".join(f"{{{name}}}" for name in prompt), f"{{{completion}}}"
+    asked, learned = (" ".join(f"{{{name}}}" for name in names) for names in (prompt, completion))
     return f"--prompt {_quoted(asked)} --completion {_quoted(learned)}"
 
 
+def ignoring(names: Sequence[str]) -> str:
+    """As it is typed; a name with a comma in it is no part of a list with commas between."""
+    if any("," in name or name != name.strip() for name in names):
+        return f"--set {_quoted(f'data.ignore_columns={json.dumps(list(names), ensure_ascii=False)}')}"
+    listed = ",".join(names)
+    return f"--ignore-columns {listed if shlex.quote(listed) == listed else _quoted(listed)}"
+
+
 def _quoted(text: str) -> str:
+    if not text.isprintable():
+        return f"$'{''.join(map(_escaped, text))}'"
     return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character, f"\\u{ord(character):04x}")
 
 
 def guessed(row: dict[str, Any]) -> tuple[list[str], str] | None:
     """The columns of the question and that of the answer, or nothing where that would be no guess."""
     named = {name.casefold().strip(): name for name in reversed(row)}
-    written = [
-        name for name, value in row.items() if _is_written(value) and name.isprintable() and not set(name) & set("{}")
-    ]
+    written = [name for name, value in row.items() if _is_written(value) and can_be_typed(name)]
+    texts = texts_among({name: row[name] for name in written})
     answer = next((named[one] for one in ANSWERS if one in named and named[one] in written), None)
-    asking = [name for name in written if name != answer and _words(row[name]) >= MOST_WORDS_APART]
-    if answer is None and len(texts := [name for name in written if isinstance(row[name], str)]) > 1:
-        answer = texts[-1]
-        asking = [name for name in asking if name != answer]
+    if answer is None:
+        answer = _unnamed_answer(written, texts)
     rest = [name for name in written if name != answer]
     if answer is None or not rest:
         return None
     known = [named[one] for one in QUESTIONS if named.get(one) in rest]
     longest = max(rest, key=lambda name: len(str(row[name])))
+    asking = [name for name in texts if name != answer and _words(row[name]) >= MOST_WORDS_APART]
     return (asking or known[:1] or [longest]), answer
+
+
+def _unnamed_answer(written: Sequence[str], texts: Sequence[str]) -> str | None:
+    """The last text. What has no letters is an answer only where a single text is beside it and nothing else."""
+    if len(texts) > 1:
+        return texts[-1]
+    other = [name for name in written if name not in texts]
+    return other[0] if len(texts) == len(other) == 1 and not _is_aside(other[0]) else None
+
+
+def texts_among(row: Mapping[str, Any]) -> list[str]:
+    """Columns of words: no numbers, dates, addresses, and nothing that is only said of the row."""
+    return [
+        name
+        for name, value in row.items()
+        if isinstance(value, str | list) and _is_written(value) and _says(value) and not _is_aside(name)
+    ]
+
+
+def as_text(row: Mapping[str, Any], asked: str, answer: str) -> str:
+    """How a number that is the answer is learned, as a sentence."""
+    beside = {name for name in texts_among(row) if _words(row[name]) >= MOST_WORDS_APART}
+    prompt = [name for name in row if name != answer and (name == asked or name in beside) and can_be_typed(name)]
+    return f" To learn it as it is written, add {options_for(prompt, [answer])}."
+
+
+def _says(value: Any) -> bool:
+    words = (" ".join(value) if isinstance(value, list) else str(value)).split()
+    return 2 * sum(map(_is_word, words)) > len(words)
+
+
+def _is_word(text: str) -> bool:
+    signs = [character for character in text if character.isalnum()]
+    return 2 * sum(map(str.isalpha, signs)) > len(signs) and "://" not in text and "@" not in text
+
+
+def _is_aside(name: str) -> bool:
+    name = name.casefold().strip()
+    return name in ASIDE or name.endswith(("_id", " id", "-id"))
 
 
 def proposal(row: dict[str, Any]) -> str:
     """For these very columns: what to type, as a sentence, or nothing."""
     found = guessed(row)
     if found is None:
-        return ""
+        return _without_answer(row)
     asked, answer = found
-    return f" Name the columns of the prompt and of the answer; a guess is {options_for(asked, answer)}."
+    return f" Name the columns of the prompt and of the answer; a guess is {options_for(asked, [answer])}."
 
 
-def _can_be_typed(name: str) -> bool:
-    return name.isprintable() and not set(name) & set("{}")
+def _without_answer(row: dict[str, Any]) -> str:
+    texts = [name for name in texts_among(row) if can_be_typed(name)]
+    if not texts or sum(map(can_be_typed, row)) < 2:
+        return ""
+    return (
+        f" Name the columns of the prompt and of the answer: {options_for(texts, ['COLUMN'])}, where COLUMN is the "
+        "column of the answer."
+    )
+
+
+def can_be_typed(name: str) -> bool:
+    return bool(name) and not any(one in "{}\0" or "\ud800" <= one <= "\udfff" for one in name)
 
 
 def _is_written(value: Any) -> bool:

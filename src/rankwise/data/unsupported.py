@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rankwise.data.proposals import can_be_typed, ignoring, options_for, texts_among
 from rankwise.errors import DataError
+from rankwise.spec.spec import shown
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npz", ".npy")
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
+IMAGE_MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 CONVERSATIONS = ("messages", "conversations")
 ASKED = ("prompt", "question")
 TEXT_ONLY = (
@@ -46,11 +49,11 @@ def refuse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -
     """A row with an image, or one that says which of two answers is the better or whether one is good."""
     image = next((name for name, value in row.items() if _is_image(name, value)), None)
     if image is not None:
-        raise DataError(f'{where}: holds an image in the column "{image}". {TEXT_ONLY}')
+        raise DataError(f"{where}: holds an image in the column {shown(image)}. {TEXT_ONLY}")
     if "chosen" in row and "rejected" in row and "chosen" not in columns.values():
         raise DataError(
             f"{where}: is a preference pair (chosen, rejected). Preference pairs are not supported yet; to learn the "
-            f"chosen answers alone, add --set data.columns.{_field_of_chosen(row)}=chosen."
+            f"chosen answers alone, add {_chosen_alone(row)} {ignoring(['rejected'])}."
         )
     if isinstance(row.get("label"), bool) and any(name in row for name in (*CONVERSATIONS, *ASKED)):
         raise DataError(
@@ -63,13 +66,18 @@ def _is_image(name: str, value: Any) -> bool:
     """As `datasets` writes one ({bytes, path}), or as its name says."""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return True
-    return isinstance(value, bytes) or (name in IMAGE_COLUMNS and bool(value))
+    return (isinstance(value, bytes) and value.startswith(IMAGE_MARKS)) or (name in IMAGE_COLUMNS and bool(value))
 
 
-def _field_of_chosen(row: Mapping[str, Any]) -> str:
-    """What the chosen answer is: a whole conversation, the answer to a prompt, or a text."""
+def _chosen_alone(row: Mapping[str, Any]) -> str:
+    """The options that make a conversation, an answer or a text of it."""
     chosen = row["chosen"]
     turns = chosen if isinstance(chosen, list) else []
     if any(isinstance(turn, dict) and turn.get("role") == "user" for turn in turns):
-        return "messages"
-    return "completion" if any(name in row for name in ASKED) else "text"
+        return "--set data.columns.messages=chosen"
+    for field, asked in (("completion", ASKED), ("output", ("instruction",))):
+        if any(name in row for name in asked):
+            return f"--set data.columns.{field}=chosen"
+    others = {name: value for name, value in row.items() if name not in ("chosen", "rejected") and can_be_typed(name)}
+    texts = texts_among(others)
+    return options_for(texts, ["chosen"]) if texts else "--set data.columns.text=chosen"

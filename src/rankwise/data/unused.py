@@ -2,9 +2,9 @@
 
 A column stops a training if most rows have text in it that differs between rows and is not in the row's parts already:
 a passage that was meant to be asked about. Text is three words or more. What is left of it after the row's parts are
-taken out is compared, so that a column which holds the rendered row again is no text of its own. Numbers, single words,
-constants, categories and text that is there already are only named. Memory is bounded: of each column a hundred
-different values at most, by their hashes; of a long file every sixteenth row is judged and each one counted.
+taken out is compared, so that a column which holds the rendered row again is no text of its own. Numbers, dates, paths,
+single words, constants, categories and text that is there already are only named. Memory is bounded: of each column a
+hundred different values at most, by their hashes; of a long file every sixteenth row is judged and each one counted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ PART = 4
 """Shorter parts stand in any text by chance."""
 MOST = 20_000
 """Characters of a value that are looked at."""
+_PATH = re.compile(r"(?:[a-z]:|\.{1,2}|~)?([\\/])[^\\/]+\1.*\S")
+"""A file's name with its folders."""
 _WIDE = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 """Letters of scripts that put no spaces between words."""
 
@@ -43,6 +45,8 @@ class Column:
     known: int = 0
     """Rows in which it is text that is."""
     long: int = 0
+    writable: bool = True
+    """Whether a text with {columns} in it could hold each of its values."""
     values: set[int] = field(default_factory=set)
 
     def stops(self, judged: int) -> bool:
@@ -90,6 +94,7 @@ class Unused:
             column = self.columns.setdefault(name, Column())
             column.filled += 1
             column.example = column.example or shown(value)
+            column.writable = column.writable and _writable(value)
             text, counted = _text(value) if judges else ("", 0)
             if counted >= WORDS:
                 parts = parts or _Parts.of(examples)
@@ -134,8 +139,16 @@ def _text(value: Any) -> tuple[str, int]:
     """The words in a value, and how many; of a list of texts each counts, numbers too."""
     pieces = list(_pieces(value))
     text = _plain(" ".join(pieces))
-    words = sum(len(pieces) > 1 or any(map(str.isalpha, word)) for word in text.split())
+    every = text.split()
+    words = sum(len(pieces) > 1 or any(map(str.isalpha, word)) for word in every)
+    if len(pieces) == 1 and ((len(every) < LONG and 2 * words <= len(every)) or _PATH.fullmatch(text)):
+        return text, 0
     return text, max(words, len(_WIDE.findall(text[:100])) // 2)
+
+
+def _writable(value: Any) -> bool:
+    every = value if isinstance(value, list) else [value]
+    return all(isinstance(one, str | int | float) for one in every)
 
 
 def _pieces(value: Any, depth: int = 4) -> Iterable[str]:

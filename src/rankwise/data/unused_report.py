@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rankwise.data.fields import FIELDS
 from rankwise.data.formats import ANSWERED
-from rankwise.data.proposals import options_for
+from rankwise.data.proposals import REASONS, can_be_typed, ignoring, options_for
 from rankwise.data.sources import Reading
 from rankwise.data.unused import Unused
 from rankwise.errors import did_you_mean, some
@@ -56,7 +56,8 @@ def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list
     ways = _way_to_use(readings, stopping) if stopping else ""
     found = [
         f"{fact.file}: the column {shown(fact.column)} holds text in most rows, such as {fact.example}, but is not "
-        f"used; {ways}leave it out with --ignore-columns {fact.column} (data.ignore_columns)."
+        f"used; {ways}leave {'it' if len(stopping) == 1 else 'them'} out with {ignoring(stopping)} "
+        "(data.ignore_columns)."
         for fact in facts
         if fact.stops
     ]
@@ -64,27 +65,47 @@ def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list
 
 
 def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
+    """Empty where rows of this form have no prompt."""
     for reading in readings:
-        if reading.source.prompt is not None:
-            return f"add {' '.join(f'{{{name}}}' for name in stopping)} to --prompt (data.prompt), or "
+        writable = [name for name in stopping if _is_writable(name, reading)]
+        rest = [name for name in stopping if name not in writable]
         for part in reading.parts:
             unused = reading.unused.get(part.name, Unused())
-            if part.format in ASKED_BY and set(stopping) & set(unused.columns):
-                return _typed(reading, unused, stopping)
+            if reading.source.prompt is None and (
+                part.format not in ASKED_BY or not set(stopping) & set(unused.columns)
+            ):
+                continue
+            if not writable:
+                return "write its values as text into the file and use that, or "
+            if reading.source.prompt is not None:
+                return f"add {' '.join(f'{{{name}}}' for name in writable)} to --prompt (data.prompt), or "
+            return _typed(reading, unused, writable, f" {ignoring(rest)}" if rest else "")
     return ""
 
 
-def _typed(reading: Reading, unused: Unused, stopping: Sequence[str]) -> str:
-    """In the order of the columns in the file."""
+def _is_writable(name: str, reading: Reading) -> bool:
+    among = [unused.columns[name] for unused in reading.unused.values() if name in unused.columns]
+    return can_be_typed(name) and bool(among) and all(column.writable for column in among)
+
+
+def _typed(reading: Reading, unused: Unused, stopping: Sequence[str], more: str) -> str:
+    """In the order of the columns in the file. What leads to an answer stands before it."""
     ours = {theirs: field for field, theirs in reading.source.columns.items()}
-    fields = {name: ours.get(name, name) for name in unused.names}
+    fields = {name: ours.get(name, name) for name in unused.names if can_be_typed(name)}
     answer = next((name for name, field in fields.items() if field in ANSWERS and name not in unused.columns), None)
+    reasons = [name for name in stopping if name.casefold() in REASONS]
     asked = [
         name
         for name, field in fields.items()
-        if name in stopping or (name not in unused.columns and field in FIELDS and field not in (*ANSWERS, "history"))
+        if (name in stopping and name not in reasons)
+        or (name not in unused.columns and field in FIELDS and field not in (*ANSWERS, "history"))
     ]
-    return f"add it to the prompt with {options_for(asked, answer)}, or " if answer is not None else ""
+    if answer is None:
+        return ""
+    what = "it" if len(stopping) == 1 else "them"
+    how = f"put {what} before the answer with" if reasons == list(stopping) else f"add {what} to the prompt with"
+    how = how if not reasons or reasons == list(stopping) else f"use {what} with"
+    return f"{how} {options_for(asked, [*reasons, answer])}{more}, or "
 
 
 def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
