@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import tiny_model
 from fast_forms import faults_of, plant
@@ -124,3 +125,58 @@ def test_compiled_regions_are_not_compiled_for_float32_too(model, monkeypatch):
     before = [region.compiled for region in REGIONS]
     found = agreement(model, inject(model, LoraSpec(rank=3)).parameters(), rough_plain(model, 0.3))
     assert found.agrees and seen == {SHORT} and [region.compiled for region in REGIONS] == before
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that was made inside, of each number format."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(one, torch.Tensor):
+                self.found[one.dtype] = max(self.found.get(one.dtype, 0), one.numel())
+        return made
+
+
+@pytest.fixture
+def wide(model, monkeypatch):
+    monkeypatch.setattr(comparison, "LOGITS", 2**14)
+    monkeypatch.setattr(comparison, "EXACT", 2**10)
+    return tiny_model("llama", vocab=1024).to(SHORT)
+
+
+def test_with_a_large_vocabulary_the_comparison_stays_small(wide):
+    adapters = inject(wide, LoraSpec(rank=3))
+    with Largest() as largest:
+        agreement(wide, adapters.parameters(), rough_plain(wide, 0.3))
+    assert largest.found[torch.float64] == 2**10
+    assert max(largest.found[torch.float32], largest.found[SHORT]) < sum(comparison.PROBED) * 1024 / 2
+
+
+@pytest.mark.parametrize("fault", faults_of())
+def test_with_a_large_vocabulary_a_formula_that_differs_is_still_found(wide, fault, monkeypatch):
+    adapters = inject(wide, LoraSpec(rank=3, alpha=30))
+    plant(monkeypatch, *faults_of()[fault])
+    assert not agreement(wide, adapters.parameters(), rough_plain(wide, 10.0)).agrees
+
+
+def test_positions_are_of_every_document_and_the_last_of_all(wide):
+    batch = comparison.probe(wide, comparison.PROBED, torch.Generator())
+    chosen = comparison._at_fewer_positions(wide, batch).supervised[0]
+    assert chosen.sum() == 16 and chosen[-1]
+    assert all(part.any() for part in chosen.split(batch.lengths))
+
+
+@pytest.mark.parametrize("spoiled", [None, float("nan"), float("inf")])
+def test_a_distance_in_parts_is_the_distance(spoiled):
+    numbers = torch.Generator().manual_seed(0)
+    found, other = (torch.randn(3, comparison.EXACT // 2, generator=numbers) for _ in range(2))
+    if spoiled is not None:
+        found[2, 5] = spoiled
+    share = comparison._share(found, other)
+    expected = (found.double() - other.double()).norm().item() / other.double().norm().item()
+    assert share == pytest.approx(expected, nan_ok=True)

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import hypot, inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.data.batches import Batch
+from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
 from rankwise.kernels.regions import plain_regions
 from rankwise.models.fast import PROBED, FastLoss, probe
@@ -29,6 +31,12 @@ from rankwise.run.memory import available_memory
 NOISE = 0.02
 ROOM = 1.25
 """How much more than a float32 copy of the weights has to be free for one to be made."""
+
+LOGITS = 2**23
+"""Numbers. With a large vocabulary, logits of fewer positions are compared."""
+LEAST_POSITIONS = 16
+EXACT = 2**18
+"""Numbers that are there in float64 at a time."""
 
 Logits = Callable[[Batch], Tensor]
 
@@ -68,7 +76,7 @@ class Agreement:
 
 def agreement(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) -> Agreement:
     """`plain` maps a batch to logits. A model whose own weights are not finite is refused."""
-    batch = probe(module, PROBED, generator := torch.Generator().manual_seed(0))
+    batch = _at_fewer_positions(module, probe(module, PROBED, generator := torch.Generator().manual_seed(0)))
     with _moved(learned, generator):
         try:
             usual = _by_plain(plain, batch, learned)
@@ -84,6 +92,18 @@ def agreement(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits)
 
 def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) -> bool:
     return agreement(module, learned, plain).agrees
+
+
+def _at_fewer_positions(module: nn.Module, batch: Batch) -> Batch:
+    """At most as many tokens are learned as LOGITS allows, spread over all documents; every token is still read."""
+    model: Any = module
+    most = max(LEAST_POSITIONS, LOGITS // model.get_output_embeddings().weight.shape[0])
+    if most >= batch.tokens:
+        return batch
+    chosen = torch.linspace(0, batch.tokens - 1, most).round().long()
+    targets = torch.full_like(batch.targets, IGNORED)
+    targets[0, chosen] = batch.targets[0, chosen]
+    return replace(batch, targets=targets)
 
 
 def _judged(
@@ -137,14 +157,14 @@ def _moved(learned: Sequence[nn.Parameter], generator: torch.Generator) -> Itera
 
 def _by_plain(plain: Logits, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
     logits = plain(batch)
-    loss = F.cross_entropy(logits.float(), batch.targets[0], reduction="sum")
+    loss = F.cross_entropy(logits.float(), batch.targets[batch.supervised], reduction="sum")
     return Computed(logits.detach(), _gradients(loss, learned))
 
 
 def _by_kernels(module: nn.Module, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
     gradients = _gradients(FastLoss(module)(batch), learned)
     with torch.no_grad():
-        hidden = FastLoss(module).hidden(batch, torch.arange(batch.tokens))
+        hidden = FastLoss(module).hidden(batch, batch.supervised[0].nonzero()[:, 0])
         return Computed(module.get_output_embeddings()(hidden), gradients)  # pyright: ignore[reportCallIssue]
 
 
@@ -161,8 +181,11 @@ def _distance(found: Computed, other: Computed) -> Distance:
 
 
 def _share(found: Tensor, other: Tensor) -> float:
-    apart, whole = (found.double() - other.double()).norm().item(), other.double().norm().item()
-    return apart / whole if whole else 0.0 if apart == 0.0 else float("inf")
+    """Part by part, since float64 copies of the logits would be the largest tensors of a run."""
+    parts = list(zip(found.flatten().split(EXACT), other.flatten().split(EXACT), strict=True))
+    apart = hypot(*((one.double() - two.double()).norm().item() for one, two in parts))
+    whole = hypot(*(two.double().norm().item() for _, two in parts))
+    return apart / whole if whole else 0.0 if apart == 0.0 else inf
 
 
 def _short(module: nn.Module) -> list[Tensor]:
