@@ -249,6 +249,42 @@ def test_a_folder_inside_a_run_is_checked_too_and_a_copy_outside_is_not(home):
         read(home / "mine")
 
 
+def test_a_folder_inside_a_run_is_checked_whatever_its_path(home, monkeypatch):
+    run = home / "runs" / "lora"
+    double_b(run)
+    (home / "link").symlink_to(run / "adapter")
+    monkeypatch.chdir(run / "adapter")
+    for path in (".", "../adapter", home / "link"):
+        refused = rankwise("generate", path, "--prompt", "hi")
+        assert refused.exit_code == 2 and "was changed after training" in refused.stderr, (path, refused.output)
+
+
+def test_a_result_that_lies_behind_a_link_is_checked_too(home):
+    run = home / "runs" / "lora"
+    double_b(run)
+    (run / "adapter").rename(home / "moved")
+    (run / "adapter").symlink_to(home / "moved")
+    for path in ("lora", run / "adapter"):
+        assert "was changed after training" in rankwise("generate", path, "--prompt", "hi").stderr
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._adapter_model.safetensors", "._adapter_config.json"])
+def test_hidden_files_that_a_system_leaves_are_only_mentioned(home, name):
+    replace(home / "runs" / "lora" / "adapter" / name, b"x")
+    read = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
+    assert read.exit_code == 0 and f"loaded by no program: adapter/{name}" in read.stderr
+
+
+def test_a_renamed_run_has_its_new_name_on_its_card_and_verifies(home):
+    assert rankwise("runs", "rename", "lora", "my_new.name").exit_code == 0
+    run = home / "runs" / "my_new.name"
+    assert "\n# my\\_new.name\n" in (run / "adapter" / "README.md").read_text()
+    assert json.loads(rankwise("inspect", "my_new.name", "--json").stdout)["integrity"]["status"] == "verified"
+    replace(run / "adapter" / "README.md", b"# Mine\n")
+    assert rankwise("runs", "rename", "my_new.name", "again").exit_code == 0
+    assert (home / "runs" / "again" / "adapter" / "README.md").read_bytes() == b"# Mine\n"
+
+
 def test_a_whole_model_is_checked_wherever_it_is_read(home):
     file = home / "runs" / "whole" / "model" / "model.safetensors"
     content = bytearray(file.read_bytes())

@@ -302,3 +302,16 @@ def test_links_are_never_followed(tmp_path):
     assert listed()["b"]["bytes"] - size < 1000 < size
     objects("runs", "delete", "b", "--yes")
     assert (outside / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("file", ["spec.json", "manifest.json", "receipt.json", "metrics.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(file):
+    made_run("piped")
+    made_run("whole")
+    Path("runs/piped", file).unlink()
+    os.mkfifo(Path("runs/piped", file))
+    for words in (("report", "piped"), ("compare", "piped", "whole"), ("generate", "piped", "--prompt", "hi")):
+        refused(*words)
+    assert listed()["whole"]["status"] == "finished"
+    assert rankwise("runs", "rename", "whole", "other").exit_code == 0
+    assert rankwise("runs", "delete", "other", "--yes").exit_code == 0

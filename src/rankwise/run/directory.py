@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -280,8 +281,11 @@ def read_json(
 ) -> _Kind:
     """One of a run's own files, or a RunError that names what is wrong with it."""
     try:
-        if path.stat().st_size > largest:
-            raise RunError(f"{path} has {path.stat().st_size:,} bytes; a run's own file is never that large.")
+        there = path.stat()
+        if not S_ISREG(there.st_mode):  # a pipe would be waited for
+            raise RunError(f"{path} is not a file.")
+        if there.st_size > largest:
+            raise RunError(f"{path} has {there.st_size:,} bytes; a run's own file is never that large.")
         return kind(**read_as(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise RunError(f"{path} is missing: this folder is not a whole run.") from None

@@ -69,7 +69,7 @@ def check_result(run: RunDirectory, announce: Announce, *, force: bool = False, 
         differing = some([*found.changed, *found.missing, *found.added], 8)
         announce(Warned(f'the result of run "{run.folder.name}" is not what training wrote: {differing}'))
     if found.other:
-        announce(Said(f"{some(found.other, 8)} differ from what training wrote; no program loads them"))
+        announce(Said(f"not as training wrote them, and loaded by no program: {some(found.other, 8)}"))
     if found.status == "not recorded":
         announce(
             Said(f'run "{run.folder.name}" is of an earlier version and has no hashes, so its result is '
@@ -79,11 +79,12 @@ def check_result(run: RunDirectory, announce: Announce, *, force: bool = False, 
 
 
 def check_folder(folder: Path, announce: Announce) -> Integrity | None:
-    """The same for a result that is named by its own folder; None where it is of no run."""
-    run = RunDirectory(folder.absolute().parent)
-    if folder.name not in RESULTS or not run.is_run or run.result.name != folder.name:
-        return None
-    return check_result(run, announce, way_out=COPY)
+    """The same for a result that is named by its own folder, also as "." or by a link; None where it is of no run."""
+    for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  the link itself may lie in a run
+        run = RunDirectory(path.parent)
+        if path.name in RESULTS and run.is_run and run.result.name == path.name:
+            return check_result(run, announce, way_out=COPY)
+    return None
 
 
 def compare_result(run: RunDirectory) -> Integrity:
@@ -110,8 +111,9 @@ def _differs(path: Path, recorded: Mapping[str, str], name: str) -> bool:
 
 
 def _is_loaded(name: str) -> bool:
+    """Hidden files are of the system, such as those that macOS writes beside each file on a foreign disk."""
     path = Path(name)
-    return path.suffix.lower() in LOADED or path.name in LOADED_NAMES
+    return not path.name.startswith(".") and (path.suffix.lower() in LOADED or path.name in LOADED_NAMES)
 
 
 def _files(run: RunDirectory) -> list[str]:

@@ -55,6 +55,8 @@ def cut_journal(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RunError(f"{path} is not a file.")
     lines = path.read_bytes().splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):

@@ -91,6 +91,11 @@ def card(facts: CardFacts) -> str:
     return f"---\n{dump_yaml(_front_matter(facts))}---\n\n" + "\n\n".join(parts) + "\n"
 
 
+def retitled(text: str, run: str) -> str:
+    """A card whose run has another name now."""
+    return re.sub(r"^# .*$", lambda _: f"# {escaped(run)}", text, count=1, flags=re.MULTILINE)
+
+
 def escaped(text: str) -> str:
     """Somebody's text as one line that Markdown shows and does not obey."""
     return _OBEYED.sub(r"\\\1", one_line(text))

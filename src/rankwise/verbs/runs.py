@@ -18,6 +18,7 @@ from rankwise.run.evaluations import FOLDER
 from rankwise.run.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
 from rankwise.run.records import Announce, Said, silent
 from rankwise.run.upkeep import check_deletable, check_renamable, delete, entry, rename
+from rankwise.run.writing import sha256_of, write_atomic
 from rankwise.verbs.page import write_page
 
 BETWEEN = " \u00b7 "
@@ -98,10 +99,22 @@ def rename_run(old: str, new: str, announce: Announce = silent) -> RenamedRun:
     check_renamable(run, new)
     before = run.folder.name
     renamed = rename(run, new)
+    _retitle_card(renamed, new)
     pages = [str(renamed.page)] if renamed.page.exists() else []
     if pages:
         write_page(renamed, announce)
     return RenamedRun(before, new, pages + _compared_again(before, new, announce))
+
+
+def _retitle_card(run: RunDirectory, new: str) -> None:
+    """The heading of the adapter's model card, and its hash in the manifest. A card that somebody edited stays."""
+    from rankwise.verbs.card import CARD, retitled  # late: a list of runs need not wait for what a card is made of
+
+    manifest, card = run.manifest(), run.result / CARD
+    name, recorded = card.relative_to(run.folder).as_posix(), manifest.result_sha256 or {}
+    if name in recorded and card.is_file() and sha256_of(card) == recorded[name]:
+        write_atomic(card, retitled(card.read_text(encoding="utf-8"), new).encode())
+        run.write_manifest(manifest.model_copy(update={"result_sha256": {**recorded, name: sha256_of(card)}}))
 
 
 def _compared_again(old: str, new: str, announce: Announce) -> list[str]:
