@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import psutil
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -169,6 +172,17 @@ def test_positions_are_of_every_document_and_the_last_of_all(wide):
     chosen = comparison._at_fewer_positions(wide, batch).supervised[0]
     assert chosen.sum() == 16 and chosen[-1]
     assert all(part.any() for part in chosen.split(batch.lengths))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such memory to give back")
+def test_the_float32_copy_is_no_memory_of_the_process_afterwards():
+    """Of 160 MB in parts that are small enough for the allocator to keep them."""
+    many = torch.nn.Sequential(*(torch.nn.Linear(1000, 1000, bias=False).to(SHORT) for _ in range(40)))
+    torch.empty(8_000_000)  # from here on the allocator keeps what is smaller
+    before = psutil.Process().memory_info().rss
+    with comparison._in_float32(many):
+        beside = torch.ones(1_000_000)  # lies behind it
+    assert psutil.Process().memory_info().rss - before < 40e6 and len(beside)
 
 
 @pytest.mark.parametrize("spoiled", [None, float("nan"), float("inf")])

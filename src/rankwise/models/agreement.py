@@ -26,7 +26,7 @@ from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
 from rankwise.kernels.regions import plain_regions
 from rankwise.models.fast import PROBED, FastLoss, probe
-from rankwise.run.memory import available_memory
+from rankwise.run.memory import available_memory, give_back
 
 NOISE = 0.02
 ROOM = 1.25
@@ -210,6 +210,7 @@ def _in_float32(module: nn.Module) -> Iterator[None]:
     finally:
         for one, data in zip(short, before, strict=True):
             one.data = data
+        give_back()
 
 
 def check_finite(module: nn.Module) -> None:
