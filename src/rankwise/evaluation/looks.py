@@ -9,6 +9,10 @@ happens to look narrow would make it too narrow. Here each look has its share of
 intervals hold together with at least 95 %, and so does the one at which it stops, whatever the rule. That makes the
 interval a quarter wider at 32 blocks than one for a number that is fixed before.
 
+Student's interval takes blocks for independent and near to normal. In simulations of 1,500 texts it held the mean of
+lognormal blocks in 97 % (sigma 0.3), 95 % (0.7), 93 % (1.0) and 83 % (1.5); in 54 % where one block in twenty had ten
+times the KL of the others, since a look may see none of these; and in 67 % where neighbouring blocks correlate by 0.7.
+
 Each look is spread over the whole text: every fourth block, then every second, then all. The blocks of one look are
 among those of the next, and the last look is the whole text.
 """
