@@ -7,7 +7,9 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: demo test check format examples bench wheel gpu clean
+.PHONY: install demo test check format examples bench wheel gpu clean
+
+install: $(RUN_READY)  ## rankwise alone, in .venv
 
 demo: $(RUN_READY)  ## train a real model on this machine and show before and after
 	$(BIN)/rankwise demo

@@ -167,7 +167,8 @@ def _tell(receipt: Receipt) -> None:
 
 def _about(file: PartFacts) -> str:
     layout = f", {file.layout.describe()}" if file.layout is not None else ""
-    return f"{file.name}: {file.rows:,} rows, format {file.format or 'unknown'}{layout}, licence {file.licence}"
+    rows = f"{file.rows:,} rows, format {file.format}" if file.format else f"unknown format, rows read: {file.rows:,}"
+    return f"{file.name}: {rows}{layout}, licence {file.licence}"
 
 
 def _verdict(receipt: Receipt) -> str:
