@@ -155,7 +155,7 @@ def test_an_evaluation_that_is_replaced_by_one_of_other_items_is_named(home):
     told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-retention")
     assert "is replaced" not in told.output
     told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-retention", "--rows", 5)
-    assert "others.json held 12 other items of others.jsonl" in " ".join(told.output.split())
+    assert "is replaced; it was about 12 other items of others.jsonl" in " ".join(told.output.split())
 
 
 def test_held_out_rows_are_drawn(home):
@@ -180,7 +180,7 @@ def test_rows_to_measure_with_that_are_those_of_training_are_told_or_refused(hom
         assert result.exit_code == 2, result.output
         assert "rows.jsonl: is among the data of the run" in " ".join(result.output.split())
     told = rankwise("evaluate", "both", "--no-retention", "--quiet").stdout
-    assert "12 of the 12 rows that were measured with ask exactly" in " ".join(told.split())
+    assert "12 of the 12 validation rows have the same prompt as a training row" in " ".join(told.split())
 
 
 def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
