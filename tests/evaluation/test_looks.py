@@ -85,7 +85,7 @@ def test_what_does_not_differ_takes_the_first_look_alone(sides: Sides) -> None:
     assert (found.kl, found.low, found.high) == (0, 0, 0)
     assert len(asked) == found.blocks == 8 and found.available == 32 and found.positions == 96
     assert found.sums is not None and found.sums.numbers == list(range(0, 32, 4))
-    assert "of which 8 were enough" in found.measured_on
+    assert "8 of them were enough" in found.measured_on
 
 
 def test_the_blocks_of_a_look_are_measured_as_all_are(sides: Sides) -> None:
