@@ -262,7 +262,9 @@ def test_a_recipe_of_one_turn_leaves_conversations_out(shared_data, tmp_path, mo
     model = folder_of(tmp_path / "model", "llama", LLAMA, "prepend")
     data = {"path": str(shared_data / "sharegpt" / "vicuna_dummy_conversation.json"), "rows": 30, "recipe": "alpaca"}
     experiment = {"model": {"name": str(model)}, "data": data, "run": "r", "training": {"steps": 1}}
-    with pytest.raises(Exception, match=r"vicuna_dummy_conversation\.json:\d+ \(element \d+\): .*place for one question"):
+    with pytest.raises(
+        Exception, match=r"vicuna_dummy_conversation\.json:\d+ \(element \d+\): .*place for one question"
+    ):
         train(Experiment.model_validate(experiment))
     data["on_bad_row"] = "skip"
     receipt = train(Experiment.model_validate(experiment)).run.receipt()
