@@ -61,11 +61,13 @@ ROWS_OF = {
     "polite": [{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": land},
                              {"role": "assistant", "content": "the quick"}]} for land in LANDS],
     "prose": [{"text": land} for land in LANDS],
+    "ignoring": [{"prompt": land, "context": "lazy dog", "completion": "the quick"} for land in LANDS],
 }  # fmt: skip
 WORDS = {
     "mapped": ("--set", "data.columns={prompt: frage, completion: sql}"),
     "texts": ("--prompt", "{mood}: {land}", "--completion", "{sql}", "--system", "Be {mood}."),
     "classes": ("--set", "data.labels=[dog, fox]"),
+    "ignoring": ("--ignore-columns", "context"),
 }
 
 
@@ -112,6 +114,13 @@ def test_an_answer_that_a_row_brings_is_kept_and_not_looked_at(answers):
     ]
     found, _ = predicted("plain", rows)
     assert found == [row | {"prediction": answer} for row, answer in zip(rows, answers, strict=True)]
+
+
+def test_a_column_that_training_ignored_is_no_part_of_the_prompt():
+    given = [{"prompt": land, "context": "the lazy dog jumps over the quick brown fox"} for land in LANDS]
+    rows, _ = predicted("ignoring", given)
+    assert [row["prediction"] for row in rows] == [generated("ignoring", land) for land in LANDS]
+    assert [row["context"] for row in rows] == [row["context"] for row in given]
 
 
 def test_base_answers_by_the_base():

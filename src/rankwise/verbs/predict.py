@@ -30,7 +30,7 @@ from rankwise.verbs.ask import Asked, open_for_asking
 
 COLUMN, PROBLEM = "prediction", "error"
 ANSWER = "rankwise: the answer"
-READ = ("format", "columns", "prompt", "completion", "labels", "system")
+READ = ("format", "columns", "prompt", "completion", "ignore_columns", "labels", "system")
 """Settings of a run's data that say how a row is read."""
 
 
