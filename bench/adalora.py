@@ -25,23 +25,23 @@ from typing import Any
 
 import torch
 
-from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
+from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice
-from rankwise.cli.allocator import keep_memory
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Arrange, Batch, Batches, portion
-from rankwise.data.encoding import Encoder
 from rankwise.data.flat import flat
 from rankwise.data.sources import open_source
-from rankwise.models.fast import FastLoss
+from rankwise.forward.fused import FastLoss
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.run.manifest import machine, versions
-from rankwise.run.records import silent
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
-from rankwise.spec.data import DataSpec
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.runs.manifest import machine, versions
+from rankwise.runs.records import silent
+from rankwise.system.allocator import keep_memory
+from rankwise.text.encode import Encoder
 from rankwise.training.losses import token_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
@@ -53,7 +53,7 @@ Step = Callable[[], None]
 
 
 def rows_of(model: LoadedModel, count: int, batch: int, arrange: Arrange) -> Batches:
-    spec = DataSpec(path=str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"), max_length=512)
+    spec = DataConfig(path=str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"), max_length=512)
     reading = open_source(spec, spec.all_sources[0])
     examples = [example for chunk in reading.chunks() for row in chunk for example in row][: 3 * count]
     outcomes = Encoder(model.template, model.tokenizer, spec, 512).encode(examples)
@@ -65,7 +65,7 @@ def ours(
     model: LoadedModel, adapters: AdapterSet, name: str, allocator: Allocator, batches: Batches, first: int
 ) -> Step:
     """Counts its own steps from `first`; the rows are the same for whoever is at the same number of calls."""
-    spec = TrainingSpec()
+    spec = TrainingConfig()
     state = TrainState(allocator, adamw(allocator, spec), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"), first)
     loss_of, calls = FastLoss(model.module), [0]
 
@@ -101,15 +101,15 @@ def abba(one: Step, other: Step, pairs: int) -> dict[str, Any]:
 
 def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     adapters = AdapterSet(model.module)
-    spec = AdaLoraSpec(budget=f"{rank}", interval=1)
-    adapters.add(LoraSpec(rank=round(rank * spec.initial)), "lora")
+    spec = AdaLoraConfig(budget=f"{rank}", interval=1)
+    adapters.add(LoraConfig(rank=round(rank * spec.initial)), "lora")
     adapters.add(spec, "adalora")
     allocator = RankAllocator(adapters, spec, STEPS, "adalora")
     inside = allocator.schedule.warmup + 100
     ada = ours(model, adapters, "adalora", allocator, batches, inside)
     lora = ours(model, adapters, "lora", FixedRanks(adapters, "lora"), batches, inside)
     before = abba(ada, lora, pairs)
-    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
+    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
                        allocator.schedule.decided)  # fmt: skip
     adapters.activate("adalora")
     optimizer_step(state, batches.at(0), FastLoss(model.module), 0.0)
@@ -152,16 +152,18 @@ def peft_step(module: Any, batches: Batches, after: Callable[[int], None]) -> St
 
 def peft_pair(batches: Batches, rank: int, pairs: int) -> dict[str, Any]:
     """Two copies of the model, since peft's methods do not share one."""
-    from peft import AdaLoraConfig, LoraConfig, get_peft_model
+    from peft import AdaLoraConfig as PeftAdaLoraConfig
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
 
     first = round(rank * 1.5)
-    adalora = AdaLoraConfig(
+    adalora = PeftAdaLoraConfig(
         target_r=rank, init_r=first, tinit=STEPS // 10, tfinal=STEPS * 4 // 10, deltaT=1, total_step=STEPS,
         lora_alpha=2 * first, target_modules="all-linear", task_type="CAUSAL_LM",
     )  # fmt: skip
-    lora = LoraConfig(r=first, lora_alpha=2 * first, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = PeftLoraConfig(r=first, lora_alpha=2 * first, target_modules="all-linear", task_type="CAUSAL_LM")
     modules = [
-        get_peft_model(load(ModelSpec(name="smollm2-135m"), silent).module, config) for config in (adalora, lora)
+        get_peft_model(load(ModelConfig(name="smollm2-135m"), silent).module, config) for config in (adalora, lora)
     ]
     for module in modules:
         module.train()
@@ -181,7 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--gate", action="store_true")
     asked = parser.parse_args()
-    model = load(ModelSpec(name="smollm2-135m"), silent)
+    model = load(ModelConfig(name="smollm2-135m"), silent)
     keep_memory()
     count = asked.rows * (asked.pairs + 1)
     batches = rows_of(model, count, asked.rows, flat)

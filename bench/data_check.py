@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rankwise.run.manifest import machine, versions
+from rankwise.runs.manifest import machine, versions
 
 ROWS = 100_000
 
@@ -59,8 +59,8 @@ def finished(process: subprocess.Popen[str], began: float) -> dict[str, Any]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"data check ended with {status}: {output[:500]}")
-    receipt = json.loads(output)
-    return {"seconds": time.perf_counter() - began, "peak_bytes": usage.ru_maxrss * 1024, "receipt": receipt}
+    data_report = json.loads(output)
+    return {"seconds": time.perf_counter() - began, "peak_bytes": usage.ru_maxrss * 1024, "data_report": data_report}
 
 
 def one(file: Path, cache: Path) -> dict[str, Any]:
@@ -79,11 +79,13 @@ def main() -> None:
         began = time.perf_counter()
         both = [check(file, folder / "shared") for _ in range(2)]
         shared = [finished(process, began) for process in both]
-        assert all(run["receipt"] == cold[0]["receipt"] for run in [*cold, again, *shared]), "the receipts differ"
-    receipt = cold[0]["receipt"]
+        assert all(run["data_report"] == cold[0]["data_report"] for run in [*cold, again, *shared]), (
+            "the data reports differ"
+        )
+    data_report = cold[0]["data_report"]
     result = {
-        "rows": receipt["rows"],
-        "tokens_per_row": receipt["tokens"] / receipt["documents"],
+        "rows": data_report["rows"],
+        "tokens_per_row": data_report["tokens"] / data_report["documents"],
         "seconds": [run["seconds"] for run in cold],
         "median_seconds": statistics.median(run["seconds"] for run in cold),
         "peak_bytes": max(run["peak_bytes"] for run in cold),

@@ -67,7 +67,7 @@ def measure(source: Path, folder: Path, cache: Path) -> dict[str, Any]:
         raise SystemExit("".join(lines))
     found = json.loads((folder / "runs/sst/evaluations/short.json").read_text())
     return {
-        "seconds": seconds, "score_at": first, "kl": found["retention"]["kl"], "blocks": found["retention"]["blocks"],
+        "seconds": seconds, "score_at": first, "kl": found["forgetting"]["kl"], "blocks": found["forgetting"]["blocks"],
         "hits": [found[side]["scores"]["exact"]["sums"] for side in ("tuned", "base")],
         "sides": [found[side]["seconds"] for side in ("tuned", "base")],
     }  # fmt: skip

@@ -27,13 +27,13 @@ from telling import parser_of, tell
 from torch import Tensor
 from train_step import Served, in_turns
 
-from rankwise.adapters.whole import AllWeights, WholeModel
-from rankwise.cli.allocator import keep_memory
+from rankwise.adapters.full import AllWeights, WholeModel
+from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batches
-from rankwise.models.causal import SupervisedLogits
+from rankwise.forward.reference import SupervisedLogits
 from rankwise.models.loading import load
-from rankwise.run.records import silent
-from rankwise.spec.models import ModelSpec
+from rankwise.runs.records import silent
+from rankwise.system.allocator import keep_memory
 from rankwise.training.losses import summed
 from rankwise.training.state import TrainState
 from rankwise.training.step import optimizer_step
@@ -45,9 +45,9 @@ FULL_RATE = 1e-5
 
 def full_training(name: str, count: int) -> tuple[TrainState, Batches, Any]:
     keep_memory()
-    model = load(ModelSpec(name="smollm2-135m", dtype=FULL[name]), silent)
+    model = load(ModelConfig(name="smollm2-135m", dtype=FULL[name]), silent)
     state = state_of(AllWeights(WholeModel(model.module, dict)), FULL_RATE)  # nobody asks for the base
-    batches = Batches(documents(model, count, CASE), CASE.batch, CASE.micro_batch_tokens, 0)
+    batches = Batches(documents(model, count, CASE), CASE.batch, CASE.max_batch_tokens, 0)
     return state, batches, summed(SupervisedLogits(model.module))
 
 

@@ -24,8 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.data.batches import Batch, collate
 from rankwise.data.flat import flat
-from rankwise.models.causal import SupervisedLogits
-from rankwise.models.fast import FastLoss
+from rankwise.forward.fused import FastLoss
+from rankwise.forward.reference import SupervisedLogits
 from rankwise.training.losses import summed
 from rankwise.training.step import optimizer_step
 

@@ -32,12 +32,12 @@ def sizes_of(shape: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def starter_shape() -> dict[str, Any]:
+    from rankwise.config.models import ModelConfig
     from rankwise.models.inspection import read_json
     from rankwise.models.sources import find
-    from rankwise.run.records import silent
-    from rankwise.spec.models import ModelSpec
+    from rankwise.runs.records import silent
 
-    return read_json(find(ModelSpec(name="smollm2-135m"), silent).folder / "config.json")
+    return read_json(find(ModelConfig(name="smollm2-135m"), silent).folder / "config.json")
 
 
 def gemm_rate() -> float:

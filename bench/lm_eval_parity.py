@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from telling import parser_of, tell
 
-from rankwise.evaluation.items import Item, items_of
+from rankwise.config.models import ModelConfig
+from rankwise.config.tasks import BUILT_IN, task_named
 from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.requests import Item, items_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.tasks import BUILT_IN, task_named
 
 WORDS = {  # how lm-eval is asked to put it: question, choices, the right one
     "arc_easy": ("{{query}}\\nAnswer:", "choices", "gold"),
@@ -123,7 +123,7 @@ def perplexities(blocks: int, model: LoadedModel) -> dict[str, Any]:
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    model = load(ModelSpec(name="smollm2-135m", dtype="float32"))
+    model = load(ModelConfig(name="smollm2-135m", dtype="float32"))
     with TemporaryDirectory() as folder:
         os.environ.setdefault("HF_DATASETS_CACHE", f"{folder}/hub")
         found = [compared(task, options.rows, model, Path(folder)) for task in options.tasks.split(",")]

@@ -32,16 +32,16 @@ from stacks import CASES, REFERENCE, USUAL
 from telling import parser_of, tell
 
 import rankwise
-from rankwise.cli.allocator import keep_memory
-from rankwise.data.encoding import Encoder
+from rankwise.config.data import DataConfig, EvaluationConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.sources import open_source
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.run.records import Event, StepRecord
-from rankwise.spec.data import DataSpec, EvaluationSpec
-from rankwise.spec.experiment import Experiment
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.runs.records import Event, StepRecord
+from rankwise.system.allocator import keep_memory
+from rankwise.text.encode import Encoder
 
 FORMS = {REFERENCE: ("float32", True), "fast": ("bfloat16", False), "plain": ("bfloat16", True)}
 """By number format, and whether the plain form is asked for."""
@@ -54,7 +54,7 @@ def drawn(model: LoadedModel, count: int) -> tuple[list[str], list[str]]:
     """Lines of the file that fit, to train on and to measure with; the measured are the same however many train."""
     file = Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
-    spec = DataSpec(path=str(file), max_length=LONGEST)
+    spec = DataConfig(path=str(file), max_length=LONGEST)
     examples = [one for chunk in open_source(spec, spec.all_sources[0]).chunks() for row in chunk for one in row]
     assert len(examples) == len(lines), "each line is a row"
     outcomes = Encoder(model.template, model.tokenizer, spec, LONGEST).encode(examples)
@@ -67,7 +67,7 @@ def drawn(model: LoadedModel, count: int) -> tuple[list[str], list[str]]:
 
 
 def write_rows(folder: Path, count: int) -> None:
-    trained, measured = drawn(load(ModelSpec(name="smollm2-135m")), count)
+    trained, measured = drawn(load(ModelConfig(name="smollm2-135m")), count)
     for name, lines in (("train", trained), ("measure", measured)):
         (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -75,10 +75,10 @@ def write_rows(folder: Path, count: int) -> None:
 def experiment_of(form: str, seed: int, steps: int) -> Experiment:
     dtype, plain = FORMS[form]
     return Experiment(
-        model=ModelSpec(name="smollm2-135m", dtype=dtype),
-        data=DataSpec(path="train.jsonl", evaluation=EvaluationSpec(path="measure.jsonl"), max_length=LONGEST),
+        model=ModelConfig(name="smollm2-135m", dtype=dtype),
+        data=DataConfig(path="train.jsonl", evaluation=EvaluationConfig(path="measure.jsonl"), max_length=LONGEST),
         run=f"{form}-{seed}",
-        training=TrainingSpec(steps=steps, batch_size=BATCH, plain=plain, seed=seed),
+        training=TrainingConfig(steps=steps, batch_size=BATCH, plain=plain, seed=seed),
     )
 
 
@@ -97,7 +97,7 @@ def trained(form: str, seed: int, rows: int, steps: int) -> Cell:
     return {
         **key_of(form, seed, rows, steps), "learning_rate": manifest.learning_rate,
         "losses": [record.loss for record in seen],
-        "supervised_tokens": [record.supervised_tokens for record in seen],
+        "loss_tokens": [record.loss_tokens for record in seen],
         "held_out_before": results.held_out_loss_before, "held_out_after": results.held_out_loss_after,
         "seconds": results.train_seconds, "tokens_per_second": results.tokens_per_second,
     }  # fmt: skip
@@ -148,7 +148,7 @@ def gaps(cells: list[Cell]) -> list[dict[str, Any]]:
         reference = references.get(cell["seed"])
         if reference is None or cell is reference:
             continue
-        assert cell["supervised_tokens"] == reference["supervised_tokens"], "both had the same rows"
+        assert cell["loss_tokens"] == reference["loss_tokens"], "both had the same rows"
         each = [abs(one - other) for one, other in zip(cell["losses"], reference["losses"], strict=True)]
         rows.append(
             {

@@ -1,6 +1,6 @@
 """How much memory this process holds and has held, from a moment on that can be chosen.
 
-The peak of a process (`peak_rss` of run/manifest.py) has loading a model in it. Linux lets it be put back to what is
+The peak of a process (`peak_rss` of runs/manifest.py) has loading a model in it. Linux lets it be put back to what is
 held now.
 """
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from telling import parser_of, tell
 
-from rankwise.run.cache import cache_folder
+from rankwise.system.cache import cache_folder
 
 FOLDER = cache_folder() / "bench-plan"
 SHAPE = {
@@ -39,7 +39,7 @@ class Case:
     model: str
     method: str
     dtype: str
-    micro_batch_tokens: int
+    max_batch_tokens: int
     max_length: int
     recomputed: int | str = "auto"
     batch_size: int = 16
@@ -77,13 +77,13 @@ def model_of(name: str) -> str:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+        from rankwise.config.models import ModelConfig
         from rankwise.models.sources import find
-        from rankwise.run.records import silent
-        from rankwise.spec.models import ModelSpec
+        from rankwise.runs.records import silent
 
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.bfloat16)
-        AutoTokenizer.from_pretrained(find(ModelSpec(name=STARTER), silent).folder).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(find(ModelConfig(name=STARTER), silent).folder).save_pretrained(folder)
         model.save_pretrained(folder)
     return str(folder)
 
@@ -94,8 +94,8 @@ def words_of(case: Case, rows: int, *more: str) -> list[str]:
     return [
         "--model", model_of(case.model), "--data", str(data), "--method", case.method, "--batch-size",
         str(case.batch_size), "--max-length", str(case.max_length), "--set", f"data.rows={rows}",
-        "--set", f"training.micro_batch_tokens={case.micro_batch_tokens}",
-        "--set", f"training.recomputed_blocks={case.recomputed}", *dtype, *(["--plain"] if case.plain else []),
+        "--set", f"training.max_batch_tokens={case.max_batch_tokens}",
+        "--set", f"training.activation_checkpointing={case.recomputed}", *dtype, *(["--plain"] if case.plain else []),
         "--json", *more,
     ]  # fmt: skip
 
@@ -151,7 +151,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         amounts = (
             f"{row[key] / 1e9:.2f} GB" if "parts" in row else f"{row[key]:.0f} s" for key in ("forecast", "measured")
         )
-        cells = (row[key] for key in ("model", "method", "dtype", "micro_batch_tokens", "max_length", "recomputed"))
+        cells = (row[key] for key in ("model", "method", "dtype", "max_batch_tokens", "max_length", "recomputed"))
         print(f"| {' | '.join(map(str, (*cells, *amounts)))} | {row['off']:+.1%} |")
     off = [abs(row["off"]) for row in rows]
     lowest = min(row["off"] for row in rows)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rankwise.run.directory import open_run
+from rankwise.runs.directory import open_run
 
 PAGE = """# {title}
 
@@ -22,7 +22,7 @@ PAGE = """# {title}
 | | |
 |---|---|
 | data | {data_file}, {trained_documents} rows trained on, {measured_documents} held out, {rows_too_long} too long |
-| tokens an epoch | {tokens:,}, of which {supervised_tokens:,} learned |
+| tokens an epoch | {tokens:,}, of which {loss_tokens:,} learned |
 | base model | {base} |
 | trainable parameters | {trainable_parameters:,} of {total_parameters:,} |
 | steps, learning rate | {steps}, {learning_rate:g} |

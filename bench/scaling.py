@@ -32,17 +32,17 @@ from saved import arithmetic
 from stacks import CASES, USUAL, lora_state
 from telling import parser_of, tell
 
-from rankwise.cli.allocator import keep_memory
+from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
-from rankwise.data.tokens import Tokens
-from rankwise.models.causal import random_documents
-from rankwise.models.fast import FastLoss
-from rankwise.models.kept import kept_bytes
+from rankwise.forward.activation_memory import kept_bytes
+from rankwise.forward.fused import FastLoss
+from rankwise.forward.reference import random_documents
 from rankwise.models.loading import load
-from rankwise.run.manifest import peak_rss
-from rankwise.run.records import silent
-from rankwise.spec.models import ModelSpec
+from rankwise.runs.manifest import peak_rss
+from rankwise.runs.records import silent
+from rankwise.system.allocator import keep_memory
+from rankwise.text.tokenize import Tokens
 from rankwise.training.step import optimizer_step
 
 LENGTH, LONGER, MICRO, WHOLE = 256, 512, 2048, 10**9
@@ -60,7 +60,7 @@ def half_learned(vocabulary: int, count: int, length: int) -> list[Tokens]:
 
 
 def starter() -> Any:
-    return load(ModelSpec(name="smollm2-135m", dtype="bfloat16"), silent).module
+    return load(ModelConfig(name="smollm2-135m", dtype="bfloat16"), silent).module
 
 
 def micro_batches(case: Case, vocabulary: int) -> list[Batch]:
@@ -92,7 +92,7 @@ def row_of(case: Case, seconds: list[float], parts: int) -> dict[str, Any]:
     median = statistics.median(seconds)
     return {
         "tokens": count * length, "documents": count, "length": length,
-        "micro_batch_tokens": None if micro == WHOLE else micro, "micro_batches": parts,
+        "max_batch_tokens": None if micro == WHOLE else micro, "micro_batches": parts,
         "seconds": median, "tokens_per_second": count * length / median, "all": seconds,
     }  # fmt: skip
 
@@ -134,11 +134,11 @@ def line(tokens: Sequence[int], values: Sequence[float]) -> dict[str, float] | N
 
 
 def lines(rows: list[dict[str, Any]], memory: list[dict[str, int]], kept: list[dict[str, int]]) -> dict[str, Any]:
-    whole = [row for row in rows if row["length"] == LENGTH and row["micro_batch_tokens"] is None]
+    whole = [row for row in rows if row["length"] == LENGTH and row["max_batch_tokens"] is None]
     small = [row for row in whole if row["tokens"] <= MICRO]
     chosen: dict[str, tuple[list[Any], str]] = {
         "seconds_in_one": (whole, "seconds"),
-        "seconds_in_parts": (small + [row for row in rows if row["micro_batch_tokens"] == MICRO], "seconds"),
+        "seconds_in_parts": (small + [row for row in rows if row["max_batch_tokens"] == MICRO], "seconds"),
         "seconds_of_longer": ([row for row in rows if row["length"] == LONGER], "seconds"),
         "grown_bytes": (memory, "grown_bytes"),
         "saved_bytes": (kept, "saved_bytes"),
@@ -169,7 +169,7 @@ def measured(sizes: list[int], rows: list[int], rounds: int) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     print(f"{'tokens':>8}{'documents':>11}{'micro':>8}{'s/step':>10}{'tokens/s':>10}")
     for row in found["time"]:
-        micro = row["micro_batch_tokens"] or "all"
+        micro = row["max_batch_tokens"] or "all"
         print(
             f"{row['tokens']:>8}{row['documents']:>5} x {row['length']:>3}{micro:>8}{row['seconds']:>10.3f}"
             f"{row['tokens_per_second']:>10,.0f}"

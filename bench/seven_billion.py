@@ -29,11 +29,11 @@ from telling import parser_of, tell
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.adapters.adapter_set import inject
-from rankwise.cli.allocator import keep_memory
-from rankwise.models.fast import FastLoss, is_fast
-from rankwise.run.manifest import peak_rss
-from rankwise.spec.adapters import LoraSpec
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.forward.fused import FastLoss, is_fast
+from rankwise.runs.manifest import peak_rss
+from rankwise.system.allocator import keep_memory
 from rankwise.training.step import optimizer_step
 
 DOCUMENTS, INJECTIONS, DEVIATION = 2, 5, 0.02
@@ -108,7 +108,7 @@ def trained(layers: int, steps: int) -> dict[str, Any]:
     return {
         "weight_bytes": weights, "base_parameters": weights // 2, "seconds_to_make": made,
         "trainable_parameters": sum(parameter.numel() for parameter in state.parameters),
-        "seconds_to_inject": injected, "tokens": record.tokens, "supervised_tokens": record.supervised_tokens,
+        "seconds_to_inject": injected, "tokens": record.tokens, "loss_tokens": record.loss_tokens,
         "before_bytes": before, "peak_bytes": peak_rss(), "steps": rows,
     }  # fmt: skip
 
@@ -123,7 +123,7 @@ def injections(layers: int) -> list[float]:
     module, seconds = without_weights(layers), list[float]()
     for _ in range(INJECTIONS):
         began = time.perf_counter()
-        adapters = inject(module, LoraSpec(rank=CASE.rank, alpha=CASE.alpha))
+        adapters = inject(module, LoraConfig(rank=CASE.rank, alpha=CASE.alpha))
         seconds.append(time.perf_counter() - began)
         adapters.eject()
     return seconds
@@ -134,7 +134,7 @@ def measured(layers: int, steps: int) -> dict[str, Any]:
     rates = [gemm_rate()]
     found = trained_apart(layers, steps)
     rates.append(gemm_rate())
-    needed = operations([LENGTH] * DOCUMENTS, found["supervised_tokens"], CASE.rank, shape_of(layers))
+    needed = operations([LENGTH] * DOCUMENTS, found["loss_tokens"], CASE.rank, shape_of(layers))
     for row in found["steps"]:
         row["tokens_per_second"] = found["tokens"] / row["seconds"]
         row["percent_of_limit"] = 100 * needed / row["seconds"] / statistics.median(rates)

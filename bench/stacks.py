@@ -37,7 +37,7 @@ class Case:
     longest: int = 512
     dropout: float = 0.0
     joined: bool = False
-    micro_batch_tokens: int = 2048
+    max_batch_tokens: int = 2048
 
     @property
     def alpha(self) -> int:
@@ -51,13 +51,13 @@ CASES = {
     "long": Case(batch=2, longest=2048, joined=True),
     "rank-256": Case(rank=256),
     "dropout": Case(dropout=0.05),
-    "small-pieces": Case(micro_batch_tokens=1024),
+    "small-pieces": Case(max_batch_tokens=1024),
 }
 
 
 def rankwise_stack(name: str, count: int, case: Case) -> Step:
     from rankwise.kernels.regions import REGIONS, compiled_regions
-    from rankwise.run.cache import cache_folder
+    from rankwise.system.cache import cache_folder
     from rankwise.training.step import optimizer_step
 
     state, batches, loss_of = rankwise_training(name, count, case)
@@ -74,23 +74,23 @@ def rankwise_stack(name: str, count: int, case: Case) -> Step:
 
 def rankwise_training(name: str, count: int, case: Case) -> tuple[Any, Any, Any]:
     """State, batches and loss, as `optimizer_step` takes them."""
-    from rankwise.cli.allocator import keep_memory
+    from rankwise.config.models import ModelConfig
     from rankwise.data.batches import Batches, portion
     from rankwise.data.flat import flat
-    from rankwise.models.causal import SupervisedLogits
-    from rankwise.models.fast import FastLoss, is_fast
+    from rankwise.forward.fused import FastLoss, is_fast
+    from rankwise.forward.reference import SupervisedLogits
     from rankwise.models.loading import load
-    from rankwise.run.records import silent
-    from rankwise.spec.models import ModelSpec
+    from rankwise.runs.records import silent
+    from rankwise.system.allocator import keep_memory
     from rankwise.training.losses import summed
 
     fast = name in (OURS, "rankwise-compiled")
     keep_memory()
     dtype = "float32" if name == REFERENCE else "bfloat16"
-    model = load(ModelSpec(name="smollm2-135m", dtype=dtype), silent)
+    model = load(ModelConfig(name="smollm2-135m", dtype=dtype), silent)
     state = lora_state(model.module, case)
     rows = documents(model, count, case)
-    batches = Batches(rows, case.batch, case.micro_batch_tokens, 0, flat if fast else portion)
+    batches = Batches(rows, case.batch, case.max_batch_tokens, 0, flat if fast else portion)
     assert not fast or is_fast(model.module, case.longest), "what is timed is what a run would do"
     loss_of = FastLoss(model.module) if fast else summed(SupervisedLogits(model.module))
     return state, batches, loss_of
@@ -98,11 +98,11 @@ def rankwise_training(name: str, count: int, case: Case) -> tuple[Any, Any, Any]
 
 def lora_state(module: Any, case: Case) -> Any:
     """Of a training that adapts all linear layers of `module`, which it injects."""
-    from rankwise.adapters.adapter_set import inject
     from rankwise.adapters.allocation import FixedRanks
-    from rankwise.spec.adapters import LoraSpec
+    from rankwise.adapters.set import inject
+    from rankwise.config.adapters import LoraConfig
 
-    adapters = inject(module, LoraSpec(rank=case.rank, alpha=case.alpha, dropout=case.dropout))
+    adapters = inject(module, LoraConfig(rank=case.rank, alpha=case.alpha, dropout=case.dropout))
     adapters.train()
     return state_of(FixedRanks(adapters))
 
@@ -110,10 +110,10 @@ def lora_state(module: Any, case: Case) -> Any:
 def state_of(allocator: Any, rate: float = RATE) -> Any:
     import torch
 
-    from rankwise.spec.training import TrainingSpec
+    from rankwise.config.training import TrainingConfig
     from rankwise.training.state import TrainState, adamw
 
-    optimizer = adamw(allocator, TrainingSpec())
+    optimizer = adamw(allocator, TrainingConfig())
     return TrainState(allocator, optimizer, lambda step: rate, 10**6, 1.0, torch.device("cpu"))
 
 
@@ -123,28 +123,29 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
     length together, padded on the right and so without a mask; `packed`: that, with rows packed and kept apart by their
     positions."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
 
-    from rankwise.cli.allocator import keep_memory
+    from rankwise.config.models import ModelConfig
     from rankwise.data.batches import Batches, portion, real_places
     from rankwise.data.packing import pack
     from rankwise.models.loading import load
-    from rankwise.run.records import silent
-    from rankwise.spec.models import ModelSpec
+    from rankwise.runs.records import silent
+    from rankwise.system.allocator import keep_memory
 
     best = name in ("peft-best", "peft-packed")
     if best:
         keep_memory()
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
-    model = load(ModelSpec(name="smollm2-135m", dtype="float32" if name == "peft-fp32" else "bfloat16"), silent)
+    model = load(ModelConfig(name="smollm2-135m", dtype="float32" if name == "peft-fp32" else "bfloat16"), silent)
     first = first_factors(model, case)
-    module: Any = get_peft_model(model.module, LoraConfig(**peft_settings(case)), autocast_adapter_dtype=not best)
+    module: Any = get_peft_model(model.module, PeftLoraConfig(**peft_settings(case)), autocast_adapter_dtype=not best)
     begin_at(module, first)
     module.train()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=best)
     arrange = pack if name == "peft-packed" else portion
-    batches = Batches(documents(model, count, case), case.batch, case.micro_batch_tokens if best else 10**9, 0, arrange)
+    batches = Batches(documents(model, count, case), case.batch, case.max_batch_tokens if best else 10**9, 0, arrange)
 
     def loss_of(batch: Any, supervised: int, mask: torch.Tensor | None) -> torch.Tensor:
         places = {} if batch.positions is None else {"position_ids": batch.positions}
@@ -182,10 +183,10 @@ def peft_settings(case: Case) -> dict[str, Any]:
 
 def first_factors(model: Any, case: Case) -> dict[str, Any]:
     """What rankwise begins with, by path."""
-    from rankwise.adapters.adapter_set import inject
-    from rankwise.spec.adapters import LoraSpec
+    from rankwise.adapters.set import inject
+    from rankwise.config.adapters import LoraConfig
 
-    ours = inject(model.module, LoraSpec(rank=case.rank, alpha=case.alpha))
+    ours = inject(model.module, LoraConfig(rank=case.rank, alpha=case.alpha))
     first = {path: adapter.factors()[0].detach().clone() for path, adapter in ours.adapters().items()}
     ours.eject()
     return first
@@ -213,21 +214,21 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
     before its callbacks hear of a step (taking rows, padding them) is not in its time."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
+    from peft import PeftLoraConfig, get_peft_model
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
-    from rankwise.cli.allocator import keep_memory
+    from rankwise.config.models import ModelConfig
     from rankwise.data.batches import Batches
     from rankwise.models.loading import load
-    from rankwise.run.records import silent
-    from rankwise.spec.models import ModelSpec
+    from rankwise.runs.records import silent
+    from rankwise.system.allocator import keep_memory
 
     best = name == "trl-best"
     if best:
         keep_memory()
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
-    model = load(ModelSpec(name="smollm2-135m", dtype="bfloat16" if best else "float32"), silent)
+    model = load(ModelConfig(name="smollm2-135m", dtype="bfloat16" if best else "float32"), silent)
     batches = Batches(documents(model, count, case), case.batch, 10**9, 0)
     rows = [row for number in range(steps) for row in batches.rows_of(number)]
     data = Dataset.from_list(
@@ -251,7 +252,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
         save_strategy="no", train_sampling_strategy="sequential", completion_only_loss=True, use_cpu=True,
         bf16=name == "trl-bf16", disable_tqdm=True, **own,
     )  # fmt: skip
-    first, adapter = first_factors(model, case), LoraConfig(**peft_settings(case))
+    first, adapter = first_factors(model, case), PeftLoraConfig(**peft_settings(case))
     given: dict[str, Any] = {"model": model.module, "peft_config": adapter}
     if best:
         given = {"model": get_peft_model(model.module, adapter, autocast_adapter_dtype=False)}
@@ -263,12 +264,12 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
 
 
 def documents(model: Any, count: int, case: Case) -> list[Any]:
-    from rankwise.data.encoding import Encoder
+    from rankwise.config.data import DataConfig
     from rankwise.data.sources import open_source
-    from rankwise.data.tokens import Tokens
-    from rankwise.spec.data import DataSpec
+    from rankwise.text.encode import Encoder
+    from rankwise.text.tokenize import Tokens
 
-    spec = DataSpec(path=str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"), max_length=512)
+    spec = DataConfig(path=str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"), max_length=512)
     reading = open_source(spec, spec.all_sources[0])
     examples = [example for chunk in reading.chunks() for row in chunk for example in row]
     outcomes = Encoder(model.template, model.tokenizer, spec, 512).encode(

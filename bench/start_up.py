@@ -24,8 +24,8 @@ from typing import Any
 
 from telling import parser_of, tell
 
-from rankwise.run.cache import cache_folder
-from rankwise.run.journal import read_journal
+from rankwise.runs.metrics_log import read_metrics_log
+from rankwise.system.cache import cache_folder
 
 COMMAND = Path(sys.executable).with_name("rankwise")
 NEW, KNOWN = "new rows", "known rows"
@@ -58,7 +58,7 @@ def new_cache(folder: Path) -> Path:
 def first_step(metrics: Path) -> dict[str, Any] | None:
     if not metrics.exists():
         return None
-    return next((row for row in read_journal(metrics) if row["kind"] == "step"), None)
+    return next((row for row in read_metrics_log(metrics) if row["kind"] == "step"), None)
 
 
 def started(folder: Path, cache: Path, name: str) -> dict[str, float]:

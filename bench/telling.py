@@ -30,7 +30,7 @@ def tell(
 
 def keep(title: Path, found: dict[str, Any]) -> None:
     """As TITLE.json, with what it was measured on."""
-    from rankwise.run.manifest import machine, versions
+    from rankwise.runs.manifest import machine, versions
 
     facts = {"versions": versions(), "machine": {key: value for key, value in machine().items() if key != "system"}}
     title.parent.mkdir(parents=True, exist_ok=True)

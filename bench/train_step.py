@@ -5,7 +5,7 @@
 
 Each stack (stacks.py) is a process of its own, so that its memory is its own. Every other stack makes its steps in
 turns with rankwise, one at a time, in the order ABBA, so that a machine whose speed drifts does so for both. Memory is
-kept (cli/allocator.py) by ours and by those at their best. TRL counts accuracy and entropy too, as it always does. A
+kept (system/allocator.py) by ours and by those at their best. TRL counts accuracy and entropy too, as it always does. A
 process's first step is not counted. `--case` names what rankwise should be slower at: one row a step, rows of 2,048
 tokens, rank 256, dropout.
 
@@ -47,7 +47,7 @@ class Served:
         self._began = time.perf_counter()
 
     def end(self, loss: float, **more: Any) -> None:
-        from rankwise.run.manifest import peak_rss
+        from rankwise.runs.manifest import peak_rss
 
         row = {"loss": loss, "seconds": time.perf_counter() - self._began, "rss": peak_rss(), **more}
         print(json.dumps(row), flush=True)
@@ -130,12 +130,12 @@ def measured(names: list[str], count: int, rounds: int, case: str) -> dict[str, 
 
 
 def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
+    from rankwise.config.models import ModelConfig
     from rankwise.data.batches import Batches, asked
     from rankwise.models.loading import load
-    from rankwise.run.records import silent
-    from rankwise.spec.models import ModelSpec
+    from rankwise.runs.records import silent
 
-    batches = Batches(documents(load(ModelSpec(name="smollm2-135m"), silent), count, case), case.batch, 2048, 0)
+    batches = Batches(documents(load(ModelConfig(name="smollm2-135m"), silent), count, case), case.batch, 2048, 0)
     rate, shaped = statistics.median(found["gemm"]), statistics.median(found["shaped"])
     reference = [row["loss"] for row in found["reference"]]
     steps_rows = [batches.rows_of(number) for number in range(len(reference))]

@@ -86,11 +86,11 @@ def train(model: Any, tokenizer: Any) -> list[float]:
 
 
 def starter() -> str:
+    from rankwise.config.models import ModelConfig
     from rankwise.models.sources import find
-    from rankwise.run.records import silent
-    from rankwise.spec.models import ModelSpec
+    from rankwise.runs.records import silent
 
-    return str(find(ModelSpec(name="smollm2-135m"), silent).folder)
+    return str(find(ModelConfig(name="smollm2-135m"), silent).folder)
 
 
 def main() -> None:

@@ -14,21 +14,21 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.generation import GenerationConfig
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, collate
 from rankwise.data.formats import find_format, parse_row
 from rankwise.data.packing import pack
-from rankwise.data.templates import render
-from rankwise.data.tokens import tokenise
-from rankwise.models.causal import SupervisedLogits
-from rankwise.models.generation import answer
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.inference.generate import answer
 from rankwise.models.loading import load
-from rankwise.spec.adapters import LoraSpec
-from rankwise.spec.generation import GenerationSpec
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.text.rendering import render
+from rankwise.text.tokenize import tokenise
 from rankwise.training.losses import summed, token_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
@@ -38,7 +38,7 @@ LINE = '{"prompt": "What is the name of the smallest planet?", "completion": "Me
 
 def main() -> None:
     torch.manual_seed(0)
-    model = load(ModelSpec(name="smollm2-135m", device="cpu"))
+    model = load(ModelConfig(name="smollm2-135m", device="cpu"))
 
     row = json.loads(LINE)
     form = find_format(row, "here:1")
@@ -66,17 +66,17 @@ def main() -> None:
     forward = SupervisedLogits(model.module)
     with torch.no_grad():
         before = forward(batch)
-        adapters = inject(model.module, LoraSpec(rank=8))
+        adapters = inject(model.module, LoraConfig(rank=8))
         assert torch.equal(forward(batch), before), "freshly injected is the base, bit for bit"
     print(f"6  adapted   {len(adapters.layers)} layers, {sum(p.numel() for p in adapters.parameters()):,} parameters")
 
     total, count = token_loss(before, batch)
     print(f"7  loss      {total.item():.2f} nats over {count} tokens: {total.item() / count:.3f} each")
 
-    spec = TrainingSpec(steps=8, batch_size=1)
+    spec = TrainingConfig(steps=8, batch_size=1)
     allocator = FixedRanks(adapters)
     state = TrainState(allocator, adamw(allocator, spec), lambda step: 1e-3, 8, spec.clip, torch.device("cpu"))
-    batches = Batches([tokens], spec.batch_size, spec.micro_batch_tokens, spec.seed)
+    batches = Batches([tokens], spec.batch_size, spec.max_batch_tokens, spec.seed)
     losses = [
         optimizer_step(state, batches.at(step), summed(forward), 0.0)[0].loss for step in range(spec.total_steps(1))
     ]
@@ -98,7 +98,7 @@ def main() -> None:
         assert torch.equal(forward(batch), trained), "read(write(adapter)) is the adapter"
     print(f"11 written   and read again: {len(again.layers)} layers, {size / 1e6:.1f} MB, the same logits")
 
-    said = answer(model, example.messages[:-1], GenerationSpec(max_new_tokens=24))
+    said = answer(model, example.messages[:-1], GenerationConfig(max_new_tokens=24))
     print(f"   asked     {said.text!r} (stopped by {said.stopped})")
 
 

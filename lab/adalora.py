@@ -30,12 +30,12 @@ from typing import Any
 
 import torch
 
+from rankwise.commands.train import train
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.run.records import silent
-from rankwise.spec.experiment import Experiment
-from rankwise.spec.models import ModelSpec
-from rankwise.verbs.train import train
+from rankwise.runs.records import silent
 
 STEPS = {"e2e": 100, "superbowl": 60}
 BATCH, TRAINED, MEASURED, LONGEST = 8, 800, 150, 128
@@ -182,7 +182,7 @@ class Lab:
         if key not in self.done:
             if time.monotonic() > self.until:
                 raise TimeoutError
-            self._model = self._model or load(ModelSpec(name="smollm2-135m"), silent)
+            self._model = self._model or load(ModelConfig(name="smollm2-135m"), silent)
             row = {"cell": asdict(cell), **run(cell, self._model, self.folder, len(self.done))}
             with self.file.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -13,17 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-from rankwise.data.glance import glance
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
 from rankwise.data.preparation import prepare_data
-from rankwise.data.receipt import Tally
-from rankwise.models.chat_templates import ChatTemplate
+from rankwise.data.preparing import Writing
+from rankwise.data.report import Tally
+from rankwise.data.sample import glance
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import find
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.spec.models import ModelSpec
-from rankwise.verbs.planned_rows import by_tokenizer, rows_of
-from rankwise.verbs.preparing import Writing
+from rankwise.planning.planned_rows import by_tokenizer, rows_of
+from rankwise.runs.records import silent
+from rankwise.text.chat_template import ChatTemplate
 
 SETS = {
     "dolly": "dolly/train_alpaca.jsonl", "alpaca": "alpaca/train.json", "gsm8k": "gsm8k/train.jsonl",
@@ -33,7 +33,7 @@ SETS = {
 LONGEST = 8192
 
 
-def characters_of_token(spec: DataSpec, tokenizer: Path) -> float:
+def characters_of_token(spec: DataConfig, tokenizer: Path) -> float:
     seen = glance(spec, spec.all_sources[0])
     texts = [
         text
@@ -46,24 +46,24 @@ def characters_of_token(spec: DataSpec, tokenizer: Path) -> float:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    starter = ModelSpec(name="smollm2-135m")
+    starter = ModelConfig(name="smollm2-135m")
     tokenizer, name, _ = load_tokenizer(starter)
     model = find(starter, silent).folder
     writing = Writing(tokenizer, ChatTemplate.of_model(tokenizer), name, LONGEST)
     print("| set | rows | characters / token | tokens | learned | counted | from characters | seconds of a plan |")
     print("|---|---|---|---|---|---|---|---|")
     for name, file in SETS.items():
-        spec = DataSpec(path=str(folder / file), max_length=LONGEST, on_bad_row="skip")
-        receipt = prepare_data(spec, writing.encoder(spec), Tally(), silent, model=None, template=None).receipt
-        assert receipt.tokens and receipt.supervised_tokens
+        spec = DataConfig(path=str(folder / file), max_length=LONGEST, on_bad_row="skip")
+        data_report = prepare_data(spec, writing.encoder(spec), Tally(), silent, model=None, template=None).data_report
+        assert data_report.tokens and data_report.loss_tokens
         ratio = characters_of_token(spec, model / "tokenizer.json")
         began = time.perf_counter()
         counted = rows_of(spec, model)
         seconds = time.perf_counter() - began
         guessed = rows_of(spec)
-        off = [f"{plan.tokens.likely / receipt.tokens - 1:+.1%}" for plan in (counted, guessed)]
-        learned = f"{receipt.supervised_tokens / receipt.tokens:.0%}"
-        cells = (name, receipt.rows, f"{ratio:.2f}", f"{receipt.tokens:,}", learned, *off, f"{seconds:.2f}")
+        off = [f"{plan.tokens.likely / data_report.tokens - 1:+.1%}" for plan in (counted, guessed)]
+        learned = f"{data_report.loss_tokens / data_report.tokens:.0%}"
+        cells = (name, data_report.rows, f"{ratio:.2f}", f"{data_report.tokens:,}", learned, *off, f"{seconds:.2f}")
         print("|", " | ".join(map(str, cells)), "|")
 
 

@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.cli.allocator import keep_memory
-from rankwise.run.claims import Claim, Claims
-from rankwise.run.records import Event, Said
-from rankwise.verbs.claim_runs import ClaimTask
-from rankwise.verbs.claims import Plan, claims
+from rankwise.commands.claim_runs import ClaimTask
+from rankwise.commands.claims import Plan, claims
+from rankwise.runs.claims import Claim, Claims
+from rankwise.runs.records import Event, Said
+from rankwise.system.allocator import keep_memory
 
 Rows = list[tuple[str, str]]
 OUTSIDE = 40

@@ -3,7 +3,7 @@
     python lab/forgetting.py FOLDER [--seeds 0,1,2]    run what is not done yet
     python lab/forgetting.py FOLDER --table            the tables of what is done
 
-The rows of E2E that lab/claims.py trains on and measures with, each method at its best rate there. Retention is
+The rows of E2E that lab/claims.py trains on and measures with, each method at its best rate there. Forgetting is
 measured on three texts that no run has seen: the documentation of Python, WikiText-2's validation part, and source code
 of Python's own library. `replay` is LoRA with rows of Dolly mixed in, one to four of E2E; `none` is the model against
 itself, whose KL has to be exactly 0. Answers are written to the questions that the loss is of. Finished cells lie in
@@ -23,15 +23,15 @@ from typing import Any
 
 from claims import MEASURED, TRAINED, Rows, data, dolly, e2e, shuffled, written
 
-from rankwise.cli.allocator import keep_memory
-from rankwise.evaluation.retention import retention
+from rankwise.commands.evaluate import asked_of, evaluated, open_subject
+from rankwise.commands.train import train
+from rankwise.config.experiment import Experiment
+from rankwise.config.tasks import TaskConfig
+from rankwise.evaluation.forgetting import forgetting
 from rankwise.evaluation.text import text_for
-from rankwise.run.journal import Journal, read_journal
-from rankwise.run.records import silent
-from rankwise.spec.experiment import Experiment
-from rankwise.spec.tasks import TaskSpec
-from rankwise.verbs.evaluate import asked_of, evaluated, open_subject
-from rankwise.verbs.train import train
+from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
+from rankwise.runs.records import silent
+from rankwise.system.allocator import keep_memory
 
 MODEL = "smollm2-135m"
 RUNS = {"none": 0.0, "lora": 2e-3, "replay": 2e-3, "adalora": 8e-3, "full": 2e-4}
@@ -76,10 +76,10 @@ def cell(name: str, seed: int, made: dict[str, Path]) -> dict[str, Any]:
     wikitext = data("retention/wikitext-2/valid.txt")
     texts = {"documentation": None, "wikitext-2": str(wikitext), "code": str(made["code"])}
     kept = {
-        text: retention(subject.sides, text_for(subject.model, source, blocks=BLOCKS, length=LENGTH), silent)
+        text: forgetting(subject.sides, text_for(subject.model, source, blocks=BLOCKS, length=LENGTH), silent)
         for text, source in texts.items()
     }
-    task = TaskSpec(data=str(made["measured"]), **TASK)
+    task = TaskConfig(data=str(made["measured"]), **TASK)
     found = evaluated(subject, asked_of(subject, task, None, None, 16, silent), out=made["code"].with_name("last.json"))
     return {
         "metrics": found.summary()["metrics"],
@@ -92,13 +92,13 @@ def run(folder: Path, seeds: list[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     made, file = {name: path.resolve() for name, path in files(folder).items()}, (folder / "forgetting.jsonl").resolve()
     os.chdir(folder)
-    done = [(row["run"], row["seed"]) for row in (read_journal(file) if file.exists() else [])]
+    done = [(row["run"], row["seed"]) for row in (read_metrics_log(file) if file.exists() else [])]
     for seed in seeds:
         for name in RUNS:
             if (name, seed) not in done and (name != "none" or seed == seeds[0]):
                 result = cell(name, seed, made)
-                with Journal(file) as journal:
-                    journal.append({"run": name, "seed": seed, "rate": RUNS[name], **result})
+                with MetricsLog(file) as metrics_log:
+                    metrics_log.append({"run": name, "seed": seed, "rate": RUNS[name], **result})
                 print(f"{name}, seed {seed}: loss {result['metrics']['loss']['value']:.4f}", flush=True)
 
 
@@ -108,7 +108,7 @@ def around(one: dict[str, float], *keys: str) -> str:
 
 
 def table(folder: Path) -> str:
-    rows = read_journal(folder / "forgetting.jsonl")
+    rows = read_metrics_log(folder / "forgetting.jsonl")
     texts = list(rows[0]["texts"])
     told = ["| run | seed | rate | loss | ROUGE-L | BLEU | chrF |", "|---|---|---|---|---|---|---|"]
     for row in rows:

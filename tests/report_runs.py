@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 
+from rankwise.config.experiment import Experiment
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
-from rankwise.run.directory import RunDirectory
-from rankwise.run.evaluations import (
+from rankwise.runs.data_report import DataReport, LengthFacts, OverlapFacts, PartFacts, Skipped, TemplateFacts
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.evaluations import (
     Evaluation,
+    Forgetting,
     Measured,
-    Retention,
     Sample,
     Side,
     StrengthCurve,
@@ -20,10 +22,8 @@ from rankwise.run.evaluations import (
     write_evaluation,
     write_strength,
 )
-from rankwise.run.manifest import BaseModelFacts, DataFacts, Manifest, Results, Resumed
-from rankwise.run.receipt import LengthFacts, OverlapFacts, PartFacts, Receipt, Skipped, TemplateFacts
-from rankwise.run.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
-from rankwise.spec.experiment import Experiment
+from rankwise.runs.manifest import BaseModelFacts, DataFacts, Manifest, Results, Resumed
+from rankwise.runs.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
 
 VERSIONS = {"python": "3.11.7", "rankwise": "0.1.0", "torch": "2.13.0"}
 MACHINE = {"system": "Linux", "processor": "some", "cores": 2, "memory_bytes": 8_000_000_000}
@@ -37,7 +37,7 @@ def plain(where):
 
 def made_run(
     name="r", *, said=plain, steps=24, status="finished", held_out=True, evaluated=True, during=True, method="adalora",
-    receipt=True, better=0.6, fingerprint="f00d", text_sha256="ab" * 32, items="a" * 64, path="rows.jsonl",
+    data_report=True, better=0.6, fingerprint="f00d", text_sha256="ab" * 32, items="a" * 64, path="rows.jsonl",
     tracking=None, kept=None,
 ):  # fmt: skip
     """In `runs/NAME` of the working folder. `said` gives each text that somebody else could have written."""
@@ -50,11 +50,11 @@ def made_run(
         data={"path": path, "system": said("system"), "columns": {"prompt": said("column")}}
         | ({"held_out": 10} if tracking else {}),
     )  # fmt: skip
-    (run.folder / "spec.json").write_text(json.dumps(experiment.model_dump(mode="json")))
+    (run.folder / "config.json").write_text(json.dumps(experiment.model_dump(mode="json")))
     run.write_manifest(manifest(said, status, steps, held_out, fingerprint, path))
-    if receipt:
-        run.write_receipt(receipt_of(said))
-    write_journal(run, said, steps, held_out, method, during)
+    if data_report:
+        run.write_data_report(data_report_of(said))
+    write_metrics_log(run, said, steps, held_out, method, during)
     if evaluated:
         evaluation = evaluation_of(run, said, better, text_sha256, items, kept=kept)
         write_evaluation(evaluation_path(run, "task"), evaluation)
@@ -72,7 +72,7 @@ def manifest(said, status, steps, held_out, fingerprint, path):
         ),
         data=DataFacts(
             path=path, sha256="0" * 64, format="prompt", rows=40, trained_documents=30, measured_documents=10,
-            rows_too_long=0, tokens=900, supervised_tokens=300,
+            rows_too_long=0, tokens=900, loss_tokens=300,
         ),
         learning_rate=1e-3,
         results=results(steps, held_out) if status == "finished" else None,
@@ -84,18 +84,18 @@ def manifest(said, status, steps, held_out, fingerprint, path):
 def results(steps, held_out):
     return Results(
         steps=steps, loss=0.5, held_out_loss_before=2.0 if held_out else None,
-        held_out_loss_after=0.7 if held_out else None, held_out_supervised_tokens=99 if held_out else None,
+        held_out_loss_after=0.7 if held_out else None, held_out_loss_tokens=99 if held_out else None,
         train_seconds=75.0, tokens_per_second=480.0, peak_rss_bytes=1_500_000_000, trainable_parameters=1_200_000,
         total_parameters=134_515_008, adapter_bytes=4_900_000,
     )  # fmt: skip
 
 
-def receipt_of(said):
-    return Receipt(
+def data_report_of(said):
+    return DataReport(
         format="prompt", model="m", rows=40, kept=39, skipped=1, skipped_why={said("why"): 1},
         files=(PartFacts(name=said("file"), sha256="1" * 64, format="prompt", rows=40, licence=said("licence")),),
         skipped_rows=(Skipped(where=said("where"), why=said("why")),), held_out=10, documents=39, tokens=900,
-        supervised_tokens=300, eos_supervised=39, truncated=0, unsupervised=0,
+        loss_tokens=300, eos_supervised=39, truncated=0, unsupervised=0,
         lengths=LengthFacts(median=20, p90=30, p99=40, longest=41, suggested_max_length=64), masks={"prefix": 39},
         template_parity=True, template_parity_broken=0, duplicates=0, near_duplicates=1,
         overlap=OverlapFacts(exact=1, near=0, of=10), double_start=0, control_tokens_as_text=0,
@@ -106,7 +106,7 @@ def receipt_of(said):
     )  # fmt: skip
 
 
-def write_journal(run, said, steps, held_out, method, during):
+def write_metrics_log(run, said, steps, held_out, method, during):
     rows = [LossRecord(0, 2.0, 99, 10)] if held_out else []
     layers = [f"model.layers.{block}.{kind}" for block in range(3) for kind in ("self_attn.q_proj", said("layer"))]
     for step in range(1, steps + 1):
@@ -133,7 +133,7 @@ def evaluation_of(run, said, better, text_sha256, items, n=40, kept=None):
         tuned=Side(scores={metric: scores("exact", tuned), said("key"): scores("exact", tuned)}, seconds=3.0),
         base=Side(scores={metric: scores("exact", base), said("key"): scores("exact", base)}, seconds=2.0),
         differences={metric: difference(METRICS["exact"], base, tuned)},
-        retention=Retention(
+        forgetting=Forgetting(
             kl=0.02, low=0.017, high=0.024, delta_nll=0.005, delta_nll_low=-0.001, delta_nll_high=0.01,
             agreement=0.96, text=said("text"), sha256=text_sha256, blocks=16, positions=8000, **(kept or {}),
         ),

@@ -24,71 +24,71 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rankwise.adapters.adapter_set import AdapterSet as AdapterSet
-    from rankwise.adapters.adapter_set import inject as inject
     from rankwise.adapters.allocation import RankAllocator as RankAllocator
     from rankwise.adapters.eva import eva_choices as eva_choices
     from rankwise.adapters.peft_format import read_peft as read_peft
     from rankwise.adapters.peft_format import write_peft as write_peft
+    from rankwise.adapters.set import AdapterSet as AdapterSet
+    from rankwise.adapters.set import inject as inject
+    from rankwise.commands.compare import compare as compare
+    from rankwise.commands.demo import demo as demo
+    from rankwise.commands.evaluate import evaluate as evaluate
+    from rankwise.commands.export import export as export
+    from rankwise.commands.generate import generate as generate
+    from rankwise.commands.inspect import inspect as inspect
+    from rankwise.commands.report import report as report
+    from rankwise.commands.strength import strength as strength
+    from rankwise.commands.train import train as train
+    from rankwise.config.adapters import AdaLora as AdaLora
+    from rankwise.config.adapters import AdaLoraConfig as AdaLoraConfig
+    from rankwise.config.adapters import FullConfig as FullConfig
+    from rankwise.config.adapters import LoraConfig as LoraConfig
+    from rankwise.config.data import DataConfig as DataConfig
+    from rankwise.config.experiment import Experiment as Experiment
+    from rankwise.config.generation import GenerationConfig as GenerationConfig
+    from rankwise.config.models import ModelConfig as ModelConfig
+    from rankwise.config.planning import Planned as Planned
+    from rankwise.config.tasks import TaskConfig as TaskConfig
+    from rankwise.config.training import TrainingConfig as TrainingConfig
     from rankwise.errors import RankwiseError as RankwiseError
+    from rankwise.inference.tuned_model import open_for_asking as open_for_asking
     from rankwise.models.loaded import LoadedModel as LoadedModel
     from rankwise.models.loading import load as load
-    from rankwise.spec.adapters import AdaLora as AdaLora
-    from rankwise.spec.adapters import AdaLoraSpec as AdaLoraSpec
-    from rankwise.spec.adapters import FullSpec as FullSpec
-    from rankwise.spec.adapters import LoraSpec as LoraSpec
-    from rankwise.spec.data import DataSpec as DataSpec
-    from rankwise.spec.experiment import Experiment as Experiment
-    from rankwise.spec.generation import GenerationSpec as GenerationSpec
-    from rankwise.spec.models import ModelSpec as ModelSpec
-    from rankwise.spec.planning import Planned as Planned
-    from rankwise.spec.tasks import TaskSpec as TaskSpec
-    from rankwise.spec.training import TrainingSpec as TrainingSpec
-    from rankwise.verbs.ask import open_for_asking as open_for_asking
-    from rankwise.verbs.compare import compare as compare
-    from rankwise.verbs.demo import demo as demo
-    from rankwise.verbs.evaluate import evaluate as evaluate
-    from rankwise.verbs.export import export as export
-    from rankwise.verbs.generate import generate as generate
-    from rankwise.verbs.inspect import inspect as inspect
-    from rankwise.verbs.plan import plan as plan
-    from rankwise.verbs.report import report as report
-    from rankwise.verbs.strength import strength as strength
-    from rankwise.verbs.train import train as train
+    from rankwise.planning.plan import plan as plan
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AdaLora": "rankwise.spec.adapters",
-    "AdaLoraSpec": "rankwise.spec.adapters",
-    "AdapterSet": "rankwise.adapters.adapter_set",
-    "DataSpec": "rankwise.spec.data",
-    "Experiment": "rankwise.spec.experiment",
-    "FullSpec": "rankwise.spec.adapters",
-    "GenerationSpec": "rankwise.spec.generation",
+    "AdaLora": "rankwise.config.adapters",
+    "AdaLoraConfig": "rankwise.config.adapters",
+    "AdapterSet": "rankwise.adapters.set",
+    "DataConfig": "rankwise.config.data",
+    "Experiment": "rankwise.config.experiment",
+    "FullConfig": "rankwise.config.adapters",
+    "GenerationConfig": "rankwise.config.generation",
     "LoadedModel": "rankwise.models.loaded",
-    "LoraSpec": "rankwise.spec.adapters",
-    "ModelSpec": "rankwise.spec.models",
-    "Planned": "rankwise.spec.planning",
+    "LoraConfig": "rankwise.config.adapters",
+    "ModelConfig": "rankwise.config.models",
+    "Planned": "rankwise.config.planning",
     "RankAllocator": "rankwise.adapters.allocation",
     "RankwiseError": "rankwise.errors",
-    "TrainingSpec": "rankwise.spec.training",
-    "compare": "rankwise.verbs.compare",
-    "demo": "rankwise.verbs.demo",
-    "TaskSpec": "rankwise.spec.tasks",
+    "TrainingConfig": "rankwise.config.training",
+    "compare": "rankwise.commands.compare",
+    "demo": "rankwise.commands.demo",
+    "TaskConfig": "rankwise.config.tasks",
     "eva_choices": "rankwise.adapters.eva",
-    "evaluate": "rankwise.verbs.evaluate",
-    "export": "rankwise.verbs.export",
-    "generate": "rankwise.verbs.generate",
-    "inject": "rankwise.adapters.adapter_set",
-    "inspect": "rankwise.verbs.inspect",
+    "evaluate": "rankwise.commands.evaluate",
+    "export": "rankwise.commands.export",
+    "generate": "rankwise.commands.generate",
+    "inject": "rankwise.adapters.set",
+    "inspect": "rankwise.commands.inspect",
     "load": "rankwise.models.loading",
-    "open_for_asking": "rankwise.verbs.ask",
-    "plan": "rankwise.verbs.plan",
+    "open_for_asking": "rankwise.inference.tuned_model",
+    "plan": "rankwise.planning.plan",
     "read_peft": "rankwise.adapters.peft_format",
-    "report": "rankwise.verbs.report",
-    "strength": "rankwise.verbs.strength",
-    "train": "rankwise.verbs.train",
+    "report": "rankwise.commands.report",
+    "strength": "rankwise.commands.strength",
+    "train": "rankwise.commands.train",
     "write_peft": "rankwise.adapters.peft_format",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

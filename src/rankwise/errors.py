@@ -1,7 +1,7 @@
 """Every error a user can meet. Each is one sentence or a short list: what, where, the value found, what to do.
 
     RankwiseError (ValueError)      exit code
-    ├── SpecError                   2   a setting is unknown, missing or wrong
+    ├── ConfigError                   2   a setting is unknown, missing or wrong
     ├── DataError                   2   a data file or row cannot be used (file:line)
     │   └── TemplateError           2   a conversation cannot be cut into learned and given text
     ├── ModelError                  2   a base model is missing, damaged or refused
@@ -29,7 +29,7 @@ class RankwiseError(ValueError):
     exit_code = 2
 
 
-class SpecError(RankwiseError):
+class ConfigError(RankwiseError):
     """All problems of one specification at once."""
 
     def __init__(self, problems: list[str]) -> None:

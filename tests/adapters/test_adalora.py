@@ -19,15 +19,15 @@ from torch.nn import functional as F
 
 from conftest import tiny_model
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.budget import Schedule, budget_of
 from rankwise.adapters.keeping import PASSES, keep_best, keep_worth
 from rankwise.adapters.peft_format import WEIGHTS, read_peft, write_peft
-from rankwise.adapters.stored import read_stored
+from rankwise.adapters.set import inject
 from rankwise.adapters.triplets import Triplets
-from rankwise.errors import SpecError, TrainingError
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
+from rankwise.adapters.weights import read_stored
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.errors import ConfigError, TrainingError
 
 RATE = 1e-2
 
@@ -58,7 +58,7 @@ def data(seed=0, rows=12):
 def adapted(spec=None, *, model=None, steps=20):
     """In float64, with an optimizer that a trainer would use."""
     model = model or net()
-    adapters = inject(model, spec or AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"]), seed=3)
+    adapters = inject(model, spec or AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"]), seed=3)
     for adapter in adapters.adapters().values():
         adapter.double()
     allocator = RankAllocator(adapters, adapters_spec(spec), steps)
@@ -69,7 +69,7 @@ def adapted(spec=None, *, model=None, steps=20):
 
 
 def adapters_spec(spec):
-    return spec or AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"])
+    return spec or AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"])
 
 
 def loss_of(model, seed):
@@ -101,7 +101,7 @@ def test_injected_and_untrained_it_is_the_base_bit_for_bit(architecture, start):
     model = tiny_model(architecture)
     ids = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(1))
     before = model(input_ids=ids)[0]
-    adapters = inject(model, AdaLoraSpec(budget=3, start=start))
+    adapters = inject(model, AdaLoraConfig(budget=3, start=start))
     assert torch.equal(model(input_ids=ids)[0], before)
     assert all(not adapter.delta().any() for adapter in adapters.adapters().values())
     assert torch.equal(adapters.eject()(input_ids=ids)[0], before)
@@ -219,7 +219,7 @@ def test_what_is_worth_most_for_its_cost_is_kept_within_the_budget(scores, costs
     more=st.integers(0, 50), interval=st.one_of(st.just("auto"), st.integers(1, 20)),
 )  # fmt: skip
 def test_the_budget_starts_at_the_first_ends_at_the_last_and_never_rises(steps, warmup, final, last, more, interval):
-    spec = AdaLoraSpec(warmup=warmup, final=final, interval=interval)
+    spec = AdaLoraConfig(warmup=warmup, final=final, interval=interval)
     schedule = Schedule.of(spec, last + more, last, steps)
     budgets = [schedule.budget(step) for step in range(steps)]
     assert all(later <= earlier for earlier, later in pairwise(budgets))
@@ -242,7 +242,7 @@ def test_the_budget_is_the_authors_and_not_the_paper_s_misprint():
      ("1 triplets", 2, ["up", "mid", "down"])],
 )  # fmt: skip
 def test_at_the_end_exactly_the_budget_lives(budget, initial, targets):
-    spec = AdaLoraSpec(budget=budget, initial=initial, targets=targets, warmup=0.2, final=0.3)
+    spec = AdaLoraConfig(budget=budget, initial=initial, targets=targets, warmup=0.2, final=0.3)
     model, adapters, allocator, optimizer = adapted(spec, steps=12)
     asked = allocator.schedule.last
     kind, amount = spec.asked
@@ -260,7 +260,7 @@ def test_at_the_end_exactly_the_budget_lives(budget, initial, targets):
 
 @pytest.mark.parametrize("budget", ["60 parameters", "100 parameters", "1.2k parameters"])
 def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
-    spec = AdaLoraSpec(budget=budget, initial=3, targets=["up", "mid", "down"])
+    spec = AdaLoraConfig(budget=budget, initial=3, targets=["up", "mid", "down"])
     model, adapters, allocator, optimizer = adapted(spec, steps=12)
     for step in range(12):
         one_step(model, allocator, optimizer, step)
@@ -278,12 +278,12 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
     ], ids=str,
 )  # fmt: skip
 def test_a_budget_that_is_not_one_triplet_is_refused_and_the_smallest_told(budget, targets, least):
-    with pytest.raises(SpecError, match=r"is less than one triplet on these [13] layers") as caught:
-        inject(net(), AdaLoraSpec(budget=budget, targets=targets))
+    with pytest.raises(ConfigError, match=r"is less than one triplet on these [13] layers") as caught:
+        inject(net(), AdaLoraConfig(budget=budget, targets=targets))
     if least is not None:
         size = str(caught.value).partition("smallest there is has ")[2].removesuffix(f" {least}.")
         enough = {"parameters": "{} parameters", "bytes": "{}B"}[least].format(int(size.replace(",", "")))
-        spec = AdaLoraSpec(budget=enough, targets=targets)
+        spec = AdaLoraConfig(budget=enough, targets=targets)
         model, adapters, allocator, optimizer = adapted(spec, steps=3)
         for step in range(3):
             one_step(model, allocator, optimizer, step)
@@ -292,16 +292,16 @@ def test_a_budget_that_is_not_one_triplet_is_refused_and_the_smallest_told(budge
 
 def test_a_budget_is_what_the_cheapest_layer_costs_and_no_mixture_of_several():
     path, name = "x" * 120, "a"
-    with pytest.raises(SpecError, match="the smallest there is has"):
-        budget_of(AdaLoraSpec(budget="536B"), [72, 68], [0, 1], [name, path])
+    with pytest.raises(ConfigError, match="the smallest there is has"):
+        budget_of(AdaLoraConfig(budget="536B"), [72, 68], [0, 1], [name, path])
     least = 4 * 72 + 64 + 228
-    assert budget_of(AdaLoraSpec(budget=f"{least}B"), [72, 68], [0, 1], [name, path]).last == 72 + 57
-    with pytest.raises(SpecError, match=f"has {least} bytes"):
-        budget_of(AdaLoraSpec(budget=f"{least - 1}B"), [72, 68], [0, 1], [name, path])
+    assert budget_of(AdaLoraConfig(budget=f"{least}B"), [72, 68], [0, 1], [name, path]).last == 72 + 57
+    with pytest.raises(ConfigError, match=f"has {least} bytes"):
+        budget_of(AdaLoraConfig(budget=f"{least - 1}B"), [72, 68], [0, 1], [name, path])
 
 
 def test_a_run_of_one_step_tells_its_triplets_apart():
-    spec = AdaLoraSpec(budget="4 triplets", initial=3, targets=["up", "mid", "down"])
+    spec = AdaLoraConfig(budget="4 triplets", initial=3, targets=["up", "mid", "down"])
     model, _, allocator, optimizer = adapted(spec, steps=1)
     before = [part.P.clone() for part in allocator.triplets.parts]
     _, plan = one_step(model, allocator, optimizer, 0)
@@ -312,8 +312,8 @@ def test_a_run_of_one_step_tells_its_triplets_apart():
 
 @pytest.mark.parametrize("budget", ["0", "-1", "two", "3 GBs", "", "1e3", "5000", "9" * 400 + " triplets"])
 def test_a_budget_that_is_none_is_told(budget):
-    with pytest.raises(SpecError, match=r'setting "budget" is .*: a'):
-        AdaLoraSpec(budget=budget)
+    with pytest.raises(ConfigError, match=r'setting "budget" is .*: a'):
+        AdaLoraConfig(budget=budget)
 
 
 # 6
@@ -360,7 +360,7 @@ def test_gradients_that_were_cut_off_from_the_buffers_are_told_and_not_trained_o
 
 @pytest.mark.parametrize("form", ["paper", "reference"])
 def test_k_micro_batches_are_one_batch_for_scores_and_penalty(form):
-    spec = AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"], penalty=form)
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], penalty=form)
     x = torch.cat([data(seed)[0] for seed in range(4)])
     y = torch.cat([data(seed)[1] for seed in range(4)])
     found = []
@@ -393,7 +393,7 @@ def test_the_ranks_are_decided_also_when_the_very_step_was_skipped(missed):
 
 
 def test_without_a_final_phase_they_are_decided_at_the_last_step():
-    spec = AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"], final=0)
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], final=0)
     model, _adapters, allocator, optimizer = adapted(spec, steps=6)
     for step in range(6):
         assert not allocator.final
@@ -437,8 +437,8 @@ def shrunk_step(model, allocator, optimizer, step):
 
 
 def test_training_after_the_shrink_is_masked_training():
-    spec = AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"], shrink=True)
-    wide = AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"], shrink=False)
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], shrink=True)
+    wide = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], shrink=False)
     x, _ = data(99)
     shrunk, _, shrunk_allocator, shrunk_optimizer = adapted(spec, steps=20)
     masked, _, masked_allocator, masked_optimizer = adapted(wide, steps=20)
@@ -499,7 +499,7 @@ def test_the_shrink_takes_the_same_rows_of_the_optimizer_s_averages():
 
 
 def test_a_retired_triplet_can_come_back():
-    spec = AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"], strength_rate=16)
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], strength_rate=16)
     model, _adapters, allocator, optimizer = adapted(spec, steps=200)
     retired = torch.zeros(len(allocator.triplets), dtype=torch.bool)
     back = retired.clone()
@@ -524,7 +524,7 @@ def test_what_is_retired_has_strength_zero_and_its_vectors_stay():
 
 
 def test_a_layer_without_gradients_has_no_importance_and_loses_its_ranks_first():
-    spec = AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "unused"], orthogonality=0)
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "unused"], orthogonality=0)
     model, adapters, allocator, optimizer = adapted(spec, steps=20)
     for step in range(20):
         if step == 12:
@@ -540,7 +540,7 @@ def test_a_layer_without_gradients_has_no_importance_and_loses_its_ranks_first()
 def test_a_fused_layer_gets_ranks_for_each_part_and_is_one_lora_at_the_end():
     for architecture, leaf in (("gpt2", "c_attn"), ("neox", "query_key_value")):
         model = tiny_model(architecture).double()
-        adapters = inject(model, AdaLoraSpec(budget=2, initial=2, targets=[leaf]))
+        adapters = inject(model, AdaLoraConfig(budget=2, initial=2, targets=[leaf]))
         [*fused] = adapters.adapters().values()
         assert all(isinstance(adapter, FusedAdaLoRA) and adapter.names == ("q", "k", "v") for adapter in fused)
         generator = torch.Generator().manual_seed(0)
@@ -562,7 +562,7 @@ def test_a_fused_layer_gets_ranks_for_each_part_and_is_one_lora_at_the_end():
 def test_only_the_value_s_outputs_change_when_only_it_has_strength():
     model = tiny_model("neox")
     heads, width = model.config.num_attention_heads, model.config.hidden_size
-    adapters = inject(model, AdaLoraSpec(budget=2, targets=["query_key_value"]))
+    adapters = inject(model, AdaLoraConfig(budget=2, targets=["query_key_value"]))
     adapter = next(iter(adapters.adapters().values()))
     adapter.parts[2].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, width)).view(heads, 3, width // heads)
@@ -580,10 +580,10 @@ def test_a_budget_of_bytes_has_room_for_the_header_of_one_wide_layer_too(path):
     }
     written = 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + last
     for size in range(written - 8, written + 8):
-        budget = budget_of(AdaLoraSpec(budget=f"{size}B"), [inside + outside], [0], [path])
+        budget = budget_of(AdaLoraConfig(budget=f"{size}B"), [inside + outside], [0], [path])
         kept = (budget.last - budget.entries[0]) // (inside + outside)
         assert kept < rank or size >= written
-    budget = budget_of(AdaLoraSpec(budget=f"{written + 400}B"), [inside + outside], [0], [path])
+    budget = budget_of(AdaLoraConfig(budget=f"{written + 400}B"), [inside + outside], [0], [path])
     assert (budget.last - budget.entries[0]) // (inside + outside) == rank
 
 
@@ -596,7 +596,7 @@ def test_a_fused_layer_of_another_layout_is_adapted_whole(name):
     config = getattr(transformers, f"{name}Config")(**sizes | more)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     leaf = "c_attn" if name == "GPTBigCode" else "qkv_proj"
-    [adapter] = inject(model, AdaLoraSpec(budget=2, targets=[leaf])).adapters().values()
+    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=[leaf])).adapters().values()
     assert isinstance(adapter, AdaLoRA)
 
 
@@ -604,7 +604,7 @@ def test_bloom_s_fused_layer_is_parted_for_each_head():
     from transformers import BloomConfig, BloomForCausalLM
 
     model = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=50))
-    [adapter] = inject(model, AdaLoraSpec(budget=2, targets=["query_key_value"])).adapters().values()
+    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["query_key_value"])).adapters().values()
     assert isinstance(adapter, FusedAdaLoRA)
     adapter.parts[1].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, 32)).view(4, 3, 8)
@@ -616,7 +616,7 @@ def test_phi_3_s_fused_layer_has_fewer_keys_and_values_than_queries():
 
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
     model = Phi3ForCausalLM(Phi3Config(**sizes, num_hidden_layers=1, vocab_size=50, pad_token_id=0))
-    [adapter] = inject(model, AdaLoraSpec(budget=2, targets=["qkv_proj"])).adapters().values()
+    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["qkv_proj"])).adapters().values()
     assert [part.P.shape[1] for part in adapter.parts] == [32, 16, 16]
     adapter.parts[1].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, 32))[0]
@@ -634,7 +634,7 @@ def test_a_fused_layer_in_thirds_is_parted_in_thirds(name):
               "vocab_size": 50, "pad_token_id": 0}
     )  # fmt: skip
     model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**sizes))
-    [adapter] = inject(model, AdaLoraSpec(budget=2, targets=["Wqkv"])).adapters().values()
+    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["Wqkv"])).adapters().values()
     adapter.parts[2].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, 32))[0]
     assert not changed[:64].any() and changed[64:].abs().min() > 0
@@ -643,15 +643,15 @@ def test_a_fused_layer_in_thirds_is_parted_in_thirds(name):
 @pytest.mark.parametrize("beta", ["beta1", "beta2"])
 def test_averages_that_forget_everything_score_nothing_and_are_refused(beta):
     # the uncertainty of what is its own average is zero, so all scores would be equal
-    with pytest.raises(SpecError, match=beta):
-        AdaLoraSpec(**{beta: 0.0})
+    with pytest.raises(ConfigError, match=beta):
+        AdaLoraConfig(**{beta: 0.0})
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
 @pytest.mark.parametrize("size", ["2kB", "3000B", "5kB", "12kB", "20kB"])
 def test_a_budget_of_bytes_is_the_size_of_the_file(architecture, size, tmp_path):
     model = tiny_model(architecture)
-    spec = AdaLoraSpec(budget=size, initial=2)
+    spec = AdaLoraConfig(budget=size, initial=2)
     adapters = inject(model, spec)
     allocator = RankAllocator(adapters, spec, 6)
     optimizer = torch.optim.AdamW(allocator.groups, lr=RATE)
@@ -684,8 +684,8 @@ class Vision(nn.Module):
         return self.grouped(self.deep(torch.tanh(self.patch(x))))
 
 
-@pytest.mark.parametrize("spec", [AdaLoraSpec(budget=2, targets=["patch", "deep"]),
-                                  LoraSpec(rank=3, targets=["patch", "deep"])], ids=["adalora", "lora"])  # fmt: skip
+@pytest.mark.parametrize("spec", [AdaLoraConfig(budget=2, targets=["patch", "deep"]),
+                                  LoraConfig(rank=3, targets=["patch", "deep"])], ids=["adalora", "lora"])  # fmt: skip
 def test_a_convolution_s_correction_is_that_of_its_delta(spec):
     torch.manual_seed(0)
     model = Vision()
@@ -711,7 +711,7 @@ def test_a_convolution_s_correction_is_that_of_its_delta(spec):
 @pytest.mark.parametrize("portable", [False, True])
 def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
     model = tiny_model(architecture)
-    spec = AdaLoraSpec(budget="9 triplets", initial=3)
+    spec = AdaLoraConfig(budget="9 triplets", initial=3)
     adapters = inject(model, spec)
     allocator = RankAllocator(adapters, spec, 8)
     optimizer = torch.optim.AdamW(allocator.groups, lr=5e-2)
@@ -744,7 +744,7 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
 
 
 def test_without_the_shrink_what_is_written_has_the_ranks_that_are_left(tmp_path):
-    spec = AdaLoraSpec(budget=2, initial=2, targets=["up", "mid", "down"], shrink=False)
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], shrink=False)
     model, adapters, allocator, optimizer = adapted(spec, steps=20)
     for step in range(20):
         one_step(model, allocator, optimizer, step)

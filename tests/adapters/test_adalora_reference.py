@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import RankAllocator
-from rankwise.spec.adapters import AdaLoraSpec
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig
 
 WIDTHS = {"first": (6, 10), "second": (10, 10), "third": (10, 3)}
 RATE, STEPS, INITIAL = 5e-3, 60, 3
@@ -97,7 +97,7 @@ def test_scores_masks_and_weights_are_the_reference_s_at_every_step(interval, ga
     x = torch.randn(STEPS, 16, 6, generator=generator, dtype=torch.float64)
     y = torch.randn(STEPS, 16, 3, generator=generator, dtype=torch.float64)
     warmup, final = round(0.1 * STEPS), round(0.3 * STEPS)
-    spec = AdaLoraSpec(
+    spec = AdaLoraConfig(
         compat="reference", budget=2, initial=1.5, scale=16 / (INITIAL + 1e-5), interval=interval, final=0.3,
         orthogonality=gamma,
     )  # fmt: skip

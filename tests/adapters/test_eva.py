@@ -10,28 +10,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel
 from peft.tuners.lora.eva import get_eva_state_dict
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from conftest import tiny_model
 from rankwise.adapters import eva
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.eva import Sketch, eva_choices, give_out, leading
+from rankwise.adapters.set import inject
+from rankwise.commands.train import train
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import collate, portions_of, real_places
-from rankwise.data.tokens import Tokens
-from rankwise.errors import SpecError, TargetError
-from rankwise.run.journal import read_journal
-from rankwise.run.records import RankRecord, Said
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
-from rankwise.spec.data import DataSpec
-from rankwise.spec.experiment import Experiment
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.training import TrainingSpec
-from rankwise.verbs.train import train
+from rankwise.errors import ConfigError, TargetError
+from rankwise.runs.metrics_log import read_metrics_log
+from rankwise.runs.records import RankRecord, Said
+from rankwise.text.tokenize import Tokens
 
-EVA = LoraSpec(rank=4, alpha=8, start="eva")
+EVA = LoraConfig(rank=4, alpha=8, start="eva")
 
 
 def batches(count=3, seed=0, shape=(3, 20)):
@@ -76,7 +77,7 @@ def test_a_is_the_exact_svd_of_all_inputs_where_the_sketch_holds_everything(arch
     # rho so large that no direction is ever cut away
     model, ids = tiny_model(architecture), batches()
     inputs = inputs_of(model, ids)
-    choices = eva_choices(model, LoraSpec(rank=4, start="eva", eva_rho=64), running(model, ids))
+    choices = eva_choices(model, LoraConfig(rank=4, start="eva", eva_rho=64), running(model, ids))
     assert choices
     for choice in choices:
         A, X = choice.A, inputs[choice.path]
@@ -94,9 +95,9 @@ def test_a_is_the_exact_svd_of_all_inputs_where_the_sketch_holds_everything(arch
 def test_ranks_are_those_that_the_exact_spectra_give(architecture):
     model, ids = tiny_model(architecture), batches()
     inputs = inputs_of(model, ids)
-    spec = LoraSpec(rank=4, alpha=8, start="eva", eva_rho=3)
+    spec = LoraConfig(rank=4, alpha=8, start="eva", eva_rho=3)
     found = {choice.path: choice for choice in eva_choices(model, spec, running(model, ids))}
-    paths = list(inject(tiny_model(architecture), LoraSpec(rank=4)).layers)
+    paths = list(inject(tiny_model(architecture), LoraConfig(rank=4)).layers)
     costs = {path: sum(model.get_submodule(path).weight.shape) for path in paths}
     shares = [
         (values[i].item() / values.sum().item(), path)
@@ -164,8 +165,8 @@ def test_the_best_get_a_rank_until_one_would_exceed_the_budget_and_ties_go_to_th
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 6), rho=st.floats(1, 4))
 def test_a_model_gets_no_more_parameters_than_without_eva_and_nearly_as_many(seed, rank, rho):
     model = tiny_model("llama", seed=seed)
-    choices = eva_choices(model, LoraSpec(rank=rank, start="eva", eva_rho=rho), running(model, batches(seed=seed)))
-    costs = {path: sum(layer.host.weight.shape) for path, layer in inject(model, LoraSpec(rank=1)).layers.items()}
+    choices = eva_choices(model, LoraConfig(rank=rank, start="eva", eva_rho=rho), running(model, batches(seed=seed)))
+    costs = {path: sum(layer.host.weight.shape) for path, layer in inject(model, LoraConfig(rank=1)).layers.items()}
     spent, budget = sum(choice.rank * costs[choice.path] for choice in choices), rank * sum(costs.values())
     assert budget - max(costs.values()) < spent <= budget
     assert all(1 <= choice.rank <= round(rank * rho) for choice in choices)
@@ -173,7 +174,7 @@ def test_a_model_gets_no_more_parameters_than_without_eva_and_nearly_as_many(see
 
 def test_rho_of_one_gives_every_layer_what_was_asked():
     model = tiny_model("llama")
-    spec = LoraSpec(rank=4, start="eva", eva_rho=1, rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 5})
+    spec = LoraConfig(rank=4, start="eva", eva_rho=1, rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 5})
     choices = eva_choices(model, spec, running(model, batches()))
     assert [c.rank for c in choices] == [2 if "q_proj" in c.path else 4 for c in choices] and len(choices) == 14
     assert {c.scale for c in choices if "q_proj" in c.path} == {2.5}
@@ -257,7 +258,7 @@ class Reusing(nn.Module):
 def test_only_what_is_the_same_input_is_shared():
     torch.manual_seed(0)
     model, x = Reusing(), torch.randn(50, 6)
-    spec = LoraSpec(rank=3, start="eva", targets=("twice", "once", "late", "unused"))
+    spec = LoraConfig(rank=3, start="eva", targets=("twice", "once", "late", "unused"))
     found = {c.path: c for c in eva_choices(model, spec, lambda real: [model(x), model(2 * x)])}
     with torch.no_grad():
         seen = {
@@ -275,14 +276,14 @@ def test_directions_that_no_input_has_get_no_rank():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16))
     x = torch.randn(30, 2) @ torch.randn(2, 16)
-    (choice,) = eva_choices(model, LoraSpec(rank=5, start="eva", targets="0"), lambda real: model(x))
+    (choice,) = eva_choices(model, LoraConfig(rank=5, start="eva", targets="0"), lambda real: model(x))
     assert choice.rank == 2
     with pytest.raises(TargetError, match="nothing to start from"):
-        eva_choices(model, LoraSpec(start="eva", targets="0"), lambda real: model(0 * x))
+        eva_choices(model, LoraConfig(start="eva", targets="0"), lambda real: model(0 * x))
     with pytest.raises(TargetError, match="nothing to start from"):
-        eva_choices(model, LoraSpec(start="eva", targets="0"), lambda real: None)
+        eva_choices(model, LoraConfig(start="eva", targets="0"), lambda real: None)
     with pytest.raises(TargetError, match="not finite"):
-        eva_choices(model, LoraSpec(start="eva", targets="0"), lambda real: model(x / 0))
+        eva_choices(model, LoraConfig(start="eva", targets="0"), lambda real: model(x / 0))
 
 
 class Pictures(nn.Module):
@@ -292,7 +293,7 @@ class Pictures(nn.Module):
 
 
 def test_what_has_no_vectors_as_input_is_refused_by_name():
-    spec = LoraSpec(start="eva", targets=("table", "conv", "linear"))
+    spec = LoraConfig(start="eva", targets=("table", "conv", "linear"))
     with pytest.raises(TargetError, match=r'"table" \(Embedding\), "conv" \(Conv2d\)\. Leave them out'):
         eva_choices(Pictures(), spec, lambda real: None)
 
@@ -305,14 +306,14 @@ def test_a_layer_whose_padding_cannot_be_told_is_refused():
         model(torch.randn(3, 4))
 
     with pytest.raises(TargetError, match="which of its rows are padding"):
-        eva_choices(model, LoraSpec(start="eva", targets="0"), run_batches)
+        eva_choices(model, LoraConfig(start="eva", targets="0"), run_batches)
     assert not model[0]._forward_pre_hooks
 
 
 def test_what_was_in_training_mode_is_again_and_dropout_was_off():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 4)).train()
     x = torch.ones(9, 4)
-    (choice,) = eva_choices(model, LoraSpec(rank=1, start="eva", targets="1"), lambda real: model(x))
+    (choice,) = eva_choices(model, LoraConfig(rank=1, start="eva", targets="1"), lambda real: model(x))
     torch.testing.assert_close(choice.A, torch.full((1, 4), 0.5))
     assert model.training and model[0].training and not torch.is_inference(choice.A)
 
@@ -320,7 +321,7 @@ def test_what_was_in_training_mode_is_again_and_dropout_was_off():
 def test_a_second_adapter_starts_from_what_the_hosts_see():
     model = tiny_model("llama")
     plain = eva_choices(model, EVA, running(model, batches()))
-    adapters = inject(model, LoraSpec(rank=2), name="first")
+    adapters = inject(model, LoraConfig(rank=2), name="first")
     choices = eva_choices(model, EVA, running(model, batches()))
     assert_equal(plain, choices)
     adapters.add(EVA, "second", choices=choices)
@@ -330,7 +331,7 @@ def test_a_second_adapter_starts_from_what_the_hosts_see():
 def test_choices_and_the_start_belong_together():
     model = tiny_model("llama")
     choices = eva_choices(model, EVA, running(model, batches()))
-    for spec, given_choices in ((EVA, None), (LoraSpec(), choices), (AdaLoraSpec(), choices)):
+    for spec, given_choices in ((EVA, None), (LoraConfig(), choices), (AdaLoraConfig(), choices)):
         with pytest.raises(TargetError, match="eva_choices"):
             inject(model, spec, choices=given_choices)
 
@@ -347,13 +348,15 @@ def test_choices_and_the_start_belong_together():
     ],
 )
 def test_settings_that_mean_nothing_are_refused(asked):
-    with pytest.raises(SpecError):
-        LoraSpec(**asked)
+    with pytest.raises(ConfigError):
+        LoraConfig(**asked)
 
 
-@pytest.mark.parametrize("spec", [LoraSpec(), LoraSpec(start="eva"), LoraSpec(start="eva", eva_rho=1, eva_batches=3)])
+@pytest.mark.parametrize(
+    "spec", [LoraConfig(), LoraConfig(start="eva"), LoraConfig(start="eva", eva_rho=1, eva_batches=3)]
+)
 def test_a_spec_is_read_back_equal(spec):
-    assert LoraSpec(**json.loads(spec.model_dump_json())) == spec
+    assert LoraConfig(**json.loads(spec.model_dump_json())) == spec
 
 
 def test_the_subspace_is_that_of_peft_s_eva_where_inputs_have_no_mean():
@@ -362,9 +365,9 @@ def test_the_subspace_is_that_of_peft_s_eva_where_inputs_have_no_mean():
     model = nn.Sequential(nn.Linear(24, 12))
     x = torch.randn(400, 24) * 0.7 ** torch.arange(24)
     x = torch.cat([x, -x])
-    (ours,) = eva_choices(model, LoraSpec(rank=4, start="eva", eva_rho=2, targets="0"), lambda real: model(x))
+    (ours,) = eva_choices(model, LoraConfig(rank=4, start="eva", eva_rho=2, targets="0"), lambda real: model(x))
     theirs = get_eva_state_dict(
-        model, [x], LoraConfig(r=4, target_modules=["0"], init_lora_weights="eva"),
+        model, [x], PeftLoraConfig(r=4, target_modules=["0"], init_lora_weights="eva"),
         forward_fn=lambda module, batch: module(batch), prepare_model_inputs_fn=None, prepare_layer_inputs_fn=None,
         show_progress_bar=False,
     )["0"]  # fmt: skip
@@ -382,9 +385,9 @@ def home(tmp_path):
 
 def experiment(model, name="eva", **adapter):
     return Experiment(
-        model=ModelSpec(name=str(model), dtype="float32"), data=DataSpec(path="rows.jsonl"), run=name,
-        adapter=LoraSpec(**{"rank": 4, "alpha": 8, "start": "eva"} | adapter),
-        training=TrainingSpec(steps=12, batch_size=4, learning_rate=0.02, micro_batch_tokens=128),
+        model=ModelConfig(name=str(model), dtype="float32"), data=DataConfig(path="rows.jsonl"), run=name,
+        adapter=LoraConfig(**{"rank": 4, "alpha": 8, "start": "eva"} | adapter),
+        training=TrainingConfig(steps=12, batch_size=4, learning_rate=0.02, max_batch_tokens=128),
     )  # fmt: skip
 
 
@@ -403,9 +406,9 @@ def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
     (said,) = [event.text for event in heard if isinstance(event, Said) and event.text.startswith("EVA looked at")]
     assert f"{sum(told.ranks.values())} ranks on {len(parts)} of 14 layers" in said
     assert said.endswith(f"{written:,} parameters of {told.budget:,}")
-    journal = read_journal(trained.run.metrics)
-    assert journal[0]["kind"] == "ranks" and journal[0]["ranks"] == told.ranks
-    losses = [row["loss"] for row in journal if row["kind"] == "step"]
+    metrics_log = read_metrics_log(trained.run.metrics)
+    assert metrics_log[0]["kind"] == "ranks" and metrics_log[0]["ranks"] == told.ranks
+    losses = [row["loss"] for row in metrics_log if row["kind"] == "step"]
     assert losses[-1] < losses[0]
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), adapter).eval()
     layers = {
@@ -426,7 +429,7 @@ def test_a_run_again_is_the_same_bytes(home, tiny_folder):
 
 
 def test_as_many_micro_batches_are_looked_at_as_asked_and_never_more_than_a_pass(home, tiny_folder, monkeypatch):
-    from rankwise.verbs import beginning
+    from rankwise.methods import beginning
 
     seen = []
     look = beginning.eva_choices

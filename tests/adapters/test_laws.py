@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from conftest import ARCHITECTURES, tiny_model
-from rankwise.adapters.adapted import Adapted
-from rankwise.adapters.adapter_set import AdapterSet, inject
-from rankwise.adapters.hosts import oriented
-from rankwise.errors import SpecError, TargetError
-from rankwise.spec.adapters import LoraSpec
+from rankwise.adapters.base_layers import oriented
+from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.config.adapters import LoraConfig
+from rankwise.errors import ConfigError, TargetError
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 EMBEDDINGS = {"llama": "embed_tokens", "gpt2": "wte", "neox": "embed_in", "gptj": "wte", "bert": "word_embeddings"}
@@ -37,7 +37,7 @@ def randomise(adapters: AdapterSet, name: str = "default", seed: int = 1) -> Non
 def test_injected_and_untrained_is_the_base_bit_for_bit(architecture: str, dtype: torch.dtype) -> None:
     model = tiny_model(architecture).to(dtype)
     before = logits(model)
-    adapters = inject(model, LoraSpec(rank=3, targets=("all-linear", EMBEDDINGS[architecture]), dropout=0.1))
+    adapters = inject(model, LoraConfig(rank=3, targets=("all-linear", EMBEDDINGS[architecture]), dropout=0.1))
     assert len(adapters.layers) >= 8
     assert torch.equal(logits(model), before)
 
@@ -47,7 +47,7 @@ def test_a_trained_adapter_changes_the_model_and_ejecting_restores_it_object_for
     model = tiny_model(architecture)
     before, modules = logits(model), dict(model.named_modules())
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    adapters = inject(model, LoraSpec(targets=("all-linear", EMBEDDINGS[architecture])))
+    adapters = inject(model, LoraConfig(targets=("all-linear", EMBEDDINGS[architecture])))
     randomise(adapters)
     assert not torch.allclose(logits(model), before)
     assert adapters.eject() is model
@@ -71,7 +71,7 @@ def hosts() -> dict[str, tuple[nn.Module, torch.Tensor]]:
 def test_the_delta_added_to_the_weight_gives_what_the_adapter_gives(kind: str) -> None:
     host, x = hosts()[kind]
     model = nn.Sequential(host).double()
-    adapters = inject(model, LoraSpec(rank=2, alpha=3.0, targets=("0",)))
+    adapters = inject(model, LoraConfig(rank=2, alpha=3.0, targets=("0",)))
     adapters.adapters()["0"].double()
     if kind == "embedding":
         adapters.adapters()["0"].dtype = torch.float64
@@ -90,7 +90,7 @@ def test_the_delta_added_to_the_weight_gives_what_the_adapter_gives(kind: str) -
 def test_lora_is_alpha_over_rank_times_b_times_a_written_out() -> None:
     host, x = hosts()["linear"]
     model = nn.Sequential(host)
-    adapters = inject(model, LoraSpec(rank=2, alpha=5.0, targets=("0",)))
+    adapters = inject(model, LoraConfig(rank=2, alpha=5.0, targets=("0",)))
     randomise(adapters)
     adapter = adapters.adapters()["0"]
     expected = F.linear(x, host.weight, host.bias) + 5.0 / 2 * x @ adapter.A.T @ adapter.B.T
@@ -99,7 +99,7 @@ def test_lora_is_alpha_over_rank_times_b_times_a_written_out() -> None:
 
 def test_a_starts_uniform_within_one_over_root_inputs_and_b_at_zero() -> None:
     model = nn.Sequential(nn.Linear(400, 50))
-    adapter = inject(model, LoraSpec(rank=64, targets=("0",))).adapters()["0"]
+    adapter = inject(model, LoraConfig(rank=64, targets=("0",))).adapters()["0"]
     assert adapter.A.abs().max() <= 1 / 20 and adapter.A.abs().max() > 0.049
     assert abs(adapter.A.std().item() - 1 / (3 * 400) ** 0.5) < 2e-3
     assert torch.count_nonzero(adapter.B) == 0
@@ -115,8 +115,8 @@ def test_two_active_adapters_add_up_and_none_is_the_base() -> None:
     host, x = hosts()["linear"]
     model = nn.Sequential(host)
     base = model(x)
-    adapters = inject(model, LoraSpec(rank=2, targets=("0",)), name="one")
-    adapters.add(LoraSpec(rank=3, targets=("0",)), name="two", seed=1)
+    adapters = inject(model, LoraConfig(rank=2, targets=("0",)), name="one")
+    adapters.add(LoraConfig(rank=3, targets=("0",)), name="two", seed=1)
     randomise(adapters, "one", 1)
     randomise(adapters, "two", 2)
     assert adapters.active == ("two",)
@@ -133,8 +133,8 @@ def test_two_active_adapters_add_up_and_none_is_the_base() -> None:
 
 def test_an_adapter_named_like_the_beginning_of_another_is_not_confused_with_it() -> None:
     # Peft finds its layers by substring, so that "task" also means "task2".
-    adapters = inject(tiny_model("llama"), LoraSpec(rank=1, targets=("q_proj",)), name="task")
-    adapters.add(LoraSpec(rank=2, targets=("v_proj",)), name="task2")
+    adapters = inject(tiny_model("llama"), LoraConfig(rank=1, targets=("q_proj",)), name="task")
+    adapters.add(LoraConfig(rank=2, targets=("v_proj",)), name="task2")
     assert set(adapters.adapters("task")) == {f"model.layers.{block}.self_attn.q_proj" for block in (0, 1)}
     adapters.activate("task")
     assert adapters.active == ("task",)
@@ -143,7 +143,7 @@ def test_an_adapter_named_like_the_beginning_of_another_is_not_confused_with_it(
 def test_disabled_is_the_base_and_restores_what_was_there_nested_too() -> None:
     model = tiny_model("gpt2")
     base = logits(model)
-    adapters = inject(model, LoraSpec(rank=2))
+    adapters = inject(model, LoraConfig(rank=2))
     randomise(adapters)
     adapted = logits(model)
     with adapters.disabled():
@@ -159,7 +159,7 @@ def test_disabled_is_the_base_and_restores_what_was_there_nested_too() -> None:
 
 def test_only_the_adapter_learns_and_it_is_held_in_float32() -> None:
     model = tiny_model("llama").to(torch.bfloat16)
-    adapters = inject(model, LoraSpec(rank=2, targets=("all-linear", "embed_tokens")))
+    adapters = inject(model, LoraConfig(rank=2, targets=("all-linear", "embed_tokens")))
     model(input_ids=IDS).logits.float().sum().backward()
     learned = adapters.parameters()
     assert all(parameter.dtype == torch.float32 for parameter in learned)
@@ -173,7 +173,7 @@ def test_only_the_adapter_learns_and_it_is_held_in_float32() -> None:
 def test_the_base_s_own_dropout_stays_off_while_the_adapters_train() -> None:
     # GPT-2 has three dropouts; with them on, a step would depend on how it is portioned.
     model = tiny_model("gpt2")
-    adapters = inject(model, LoraSpec(rank=2, dropout=0.5))
+    adapters = inject(model, LoraConfig(rank=2, dropout=0.5))
     randomise(adapters)
     adapters.train()
     training = [name for name, module in model.named_modules() if module.training]
@@ -185,7 +185,7 @@ def test_the_base_s_own_dropout_stays_off_while_the_adapters_train() -> None:
 
 def test_dropout_acts_in_training_alone() -> None:
     model = nn.Sequential(nn.Linear(64, 8)).eval()
-    adapters = inject(model, LoraSpec(rank=4, targets=("0",), dropout=0.5))
+    adapters = inject(model, LoraConfig(rank=4, targets=("0",), dropout=0.5))
     randomise(adapters)
     x = torch.randn(4, 64)
     assert torch.equal(model(x), model(x))
@@ -198,8 +198,8 @@ def test_dropout_acts_in_training_alone() -> None:
 def test_a_layer_used_in_two_places_is_adapted_and_restored_in_both() -> None:
     shared = nn.Linear(4, 4)
     model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
-    adapters = inject(model, LoraSpec(rank=1, targets=("a",)))
-    assert model["a"] is model["b"][0] and isinstance(model["a"], Adapted)
+    adapters = inject(model, LoraConfig(rank=1, targets=("a",)))
+    assert model["a"] is model["b"][0] and isinstance(model["a"], AdapterWrapper)
     adapters.eject()
     assert model["a"] is shared and model["b"][0] is shared
 
@@ -207,27 +207,27 @@ def test_a_layer_used_in_two_places_is_adapted_and_restored_in_both() -> None:
 def test_a_failed_injection_leaves_the_model_as_it_was() -> None:
     model = tiny_model("llama")
     with pytest.raises(TargetError):
-        inject(model, LoraSpec(targets=("q_proj", "q_prj")))
-    assert not any(isinstance(module, Adapted) for module in model.modules())
+        inject(model, LoraConfig(targets=("q_proj", "q_prj")))
+    assert not any(isinstance(module, AdapterWrapper) for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_injecting_twice_and_names_that_are_taken_or_wrong_are_refused() -> None:
     model = tiny_model("llama")
-    adapters = inject(model, LoraSpec(targets=("q_proj",)))
+    adapters = inject(model, LoraConfig(targets=("q_proj",)))
     with pytest.raises(TargetError, match="has adapters already"):
-        inject(model, LoraSpec(targets=("v_proj",)))
+        inject(model, LoraConfig(targets=("v_proj",)))
     with pytest.raises(TargetError, match='"default" already'):
-        adapters.add(LoraSpec(targets=("v_proj",)))
+        adapters.add(LoraConfig(targets=("v_proj",)))
     with pytest.raises(TargetError, match=r"'a\.b'"):
-        adapters.add(LoraSpec(targets=("v_proj",)), name="a.b")
+        adapters.add(LoraConfig(targets=("v_proj",)), name="a.b")
     with pytest.raises(TargetError, match='no adapter "other"; its adapters are default'):
         adapters.activate("other")
 
 
 def test_a_model_can_still_ask_an_adapted_layer_for_what_its_host_has() -> None:
     model = tiny_model("gpt2")
-    inject(model, LoraSpec(targets=("c_attn",)))
+    inject(model, LoraConfig(targets=("c_attn",)))
     layer = model.transformer.h[0].attn.c_attn
     assert layer.nf == 96 and layer.weight is layer.host.weight
     with pytest.raises(AttributeError):
@@ -236,5 +236,5 @@ def test_a_model_can_still_ask_an_adapted_layer_for_what_its_host_has() -> None:
 
 def test_a_rank_of_zero_or_a_scale_of_zero_is_refused() -> None:
     for wrong in ({"rank": 0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"rank": 5000}, {"dropout": 1.0}):
-        with pytest.raises(SpecError):
-            LoraSpec(**wrong)
+        with pytest.raises(ConfigError):
+            LoraConfig(**wrong)

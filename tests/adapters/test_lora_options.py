@@ -17,18 +17,18 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from conftest import tiny_model
-from rankwise.adapters.adapted import Adapted
-from rankwise.adapters.adapter_set import AdapterSet, inject
 from rankwise.adapters.allocation import FixedRanks
-from rankwise.adapters.hosts import oriented
+from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.peft_format import CONFIG, WEIGHTS, read_peft, write_peft
-from rankwise.adapters.stored import check_alike, read_stored
-from rankwise.errors import AdapterError, SpecError, TargetError
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
-from rankwise.spec.experiment import Experiment
-from rankwise.spec.training import TrainingSpec
+from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.weights import check_alike, read_stored
+from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.commands.train import train
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.training import TrainingConfig
+from rankwise.errors import AdapterError, ConfigError, TargetError
 from rankwise.training.state import adamw
-from rankwise.verbs.train import train
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -62,7 +62,7 @@ def hosts() -> dict[str, nn.Module]:
 
 def test_the_scale_is_alpha_over_rank_or_over_its_root() -> None:
     pattern = {"k_proj": 9}
-    spec = LoraSpec(rank=16, alpha=8.0, targets=("q_proj", "k_proj"), rank_pattern=pattern)
+    spec = LoraConfig(rank=16, alpha=8.0, targets=("q_proj", "k_proj"), rank_pattern=pattern)
     wanted = {"rank": (8 / 16, 8 / 9), "sqrt-rank": (8 / 4, 8 / 3)}
     for scaling, (q, k) in wanted.items():
         adapters = inject(tiny_model("llama"), spec.model_copy(update={"scaling": scaling}))
@@ -71,7 +71,7 @@ def test_the_scale_is_alpha_over_rank_or_over_its_root() -> None:
 
 
 def test_a_scale_by_the_root_is_written_as_alpha_over_rank_and_read_back_up_to_the_largest(tmp_path: Path) -> None:
-    spec = LoraSpec(rank=9, alpha=1e6, scaling="sqrt-rank", targets=("q_proj",))
+    spec = LoraConfig(rank=9, alpha=1e6, scaling="sqrt-rank", targets=("q_proj",))
     write_peft(inject(tiny_model("llama"), spec), tmp_path, base_model="tiny")
     settings = json.loads((tmp_path / CONFIG).read_text())
     assert (settings["r"], settings["lora_alpha"], settings["use_rslora"]) == (9, 3_000_000, False)
@@ -81,13 +81,13 @@ def test_a_scale_by_the_root_is_written_as_alpha_over_rank_and_read_back_up_to_t
 # a faster B
 
 
-def first_step(spec: LoraSpec, **training: Any) -> tuple[AdapterSet, dict[str, dict[str, torch.Tensor]]]:
+def first_step(spec: LoraConfig, **training: Any) -> tuple[AdapterSet, dict[str, dict[str, torch.Tensor]]]:
     """How far each parameter goes in one step of AdamW, by path and name."""
     model = tiny_model("llama")
     adapters = inject(model, spec)
     unsettle(adapters)
     allocator = FixedRanks(adapters, b_rate=spec.b_rate)
-    optimizer = adamw(allocator, TrainingSpec(**training))
+    optimizer = adamw(allocator, TrainingConfig(**training))
     for group in optimizer.param_groups:
         group["lr"] = 1e-3 * group["rate"]
     before = {path: copy.deepcopy(adapter.state_dict()) for path, adapter in adapters.adapters().items()}
@@ -105,7 +105,7 @@ def typical(moves: torch.Tensor) -> float:
 
 
 def test_b_steps_faster_by_its_rate_and_of_an_embedding_a_does() -> None:
-    spec = LoraSpec(rank=2, b_rate=16.0, targets=("q_proj", "down_proj", "embed_tokens"))
+    spec = LoraConfig(rank=2, b_rate=16.0, targets=("q_proj", "down_proj", "embed_tokens"))
     _, moved = first_step(spec)
     for path, move in moved.items():
         fast, slow = ("A", "B") if "embed" in path else ("B", "A")
@@ -114,14 +114,14 @@ def test_b_steps_faster_by_its_rate_and_of_an_embedding_a_does() -> None:
 
 
 def test_with_a_rate_of_one_everything_is_one_group_as_before() -> None:
-    adapters, moved = first_step(LoraSpec(rank=2, targets=("q_proj", "embed_tokens")))
+    adapters, moved = first_step(LoraConfig(rank=2, targets=("q_proj", "embed_tokens")))
     [group] = FixedRanks(adapters).groups
     assert group["rate"] == 1.0 and [*map(id, group["params"])] == [*map(id, adapters.parameters())]
     assert all(typical(move[name]) == pytest.approx(1e-3, rel=1e-2) for move in moved.values() for name in move)
 
 
 def test_every_parameter_is_in_one_group_and_a_magnitude_does_not_decay() -> None:
-    spec = LoraSpec(rank=2, b_rate=4.0, dora=True)
+    spec = LoraConfig(rank=2, b_rate=4.0, dora=True)
     adapters, moved = first_step(spec, weight_decay=0.5)
     groups = FixedRanks(adapters, b_rate=4.0).groups
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
@@ -161,7 +161,7 @@ def test_an_adapted_layer_is_x_times_the_changed_weight_and_the_bias_as_it_was(
 ) -> None:
     host = hosts()[kind].double()
     model = nn.Sequential(host)
-    adapters = inject(model, LoraSpec(rank=2, alpha=3.0, targets=("0",), dora=dora, scaling=scaling))
+    adapters = inject(model, LoraConfig(rank=2, alpha=3.0, targets=("0",), dora=dora, scaling=scaling))
     adapter = adapters.adapters()["0"].double()
     unsettle(adapters)
     x = torch.randn(2, 3, 5, dtype=torch.float64)
@@ -175,7 +175,7 @@ def test_an_adapted_layer_is_x_times_the_changed_weight_and_the_bias_as_it_was(
 @pytest.mark.parametrize("kind", hosts())
 def test_each_output_s_weights_are_as_long_as_its_magnitude_and_point_where_lora_points(kind: str) -> None:
     host = hosts()[kind].double()
-    adapters = inject(nn.Sequential(host), LoraSpec(rank=2, alpha=3.0, targets=("0",), dora=True))
+    adapters = inject(nn.Sequential(host), LoraConfig(rank=2, alpha=3.0, targets=("0",), dora=True))
     adapter = adapters.adapters()["0"].double()
     unsettle(adapters)
     weight = (host.weight.T if kind == "conv1d" else host.weight).detach()
@@ -189,7 +189,7 @@ def test_each_output_s_weights_are_as_long_as_its_magnitude_and_point_where_lora
 def test_untrained_it_is_the_base_within_rounding_also_with_dropout(architecture: str, dtype: torch.dtype) -> None:
     model = tiny_model(architecture).to(dtype)
     before = logits(model)
-    adapters = inject(model, LoraSpec(rank=3, dora=True, dropout=0.5))
+    adapters = inject(model, LoraConfig(rank=3, dora=True, dropout=0.5))
     adapters.train()
     assert (logits(model) - before).abs().max() <= torch.finfo(dtype).eps * before.abs().max()
     assert all(parameter.dtype == torch.float32 for parameter in adapters.parameters())
@@ -198,7 +198,7 @@ def test_untrained_it_is_the_base_within_rounding_also_with_dropout(architecture
 def test_dropout_meets_the_low_rank_part_alone() -> None:
     host = hosts()["linear"]
     model = nn.Sequential(host)
-    adapters = inject(model, LoraSpec(rank=2, targets=("0",), dora=True, dropout=0.99))
+    adapters = inject(model, LoraConfig(rank=2, targets=("0",), dora=True, dropout=0.99))
     unsettle(adapters)
     adapters.train()
     torch.manual_seed(1)
@@ -210,7 +210,7 @@ def test_dropout_meets_the_low_rank_part_alone() -> None:
 
 def test_the_host_is_no_part_of_the_adapter_and_a_copy_of_the_model_has_its_own() -> None:
     model = nn.Sequential(hosts()["linear"])
-    adapters = inject(model, LoraSpec(rank=2, targets=("0",), dora=True))
+    adapters = inject(model, LoraConfig(rank=2, targets=("0",), dora=True))
     adapter = adapters.adapters()["0"]
     assert list(adapter.state_dict()) == ["A", "B", "magnitude"] and not list(adapter.children())
     assert sum(parameter.numel() for parameter in adapters.parameters()) == 2 * 5 + 7 * 2 + 7
@@ -230,7 +230,7 @@ def test_an_output_without_weights_stays_without_and_breaks_nothing() -> None:
     with torch.no_grad():
         host.weight[1] = 0
     model = nn.Sequential(host)
-    adapters = inject(model, LoraSpec(rank=2, targets=("0",), dora=True))
+    adapters = inject(model, LoraConfig(rank=2, targets=("0",), dora=True))
     x = torch.randn(4, 5)
     y = model(x)
     assert torch.allclose(y, host(x))
@@ -241,17 +241,17 @@ def test_an_output_without_weights_stays_without_and_breaks_nothing() -> None:
 def test_what_has_no_row_for_an_output_is_refused_and_nothing_is_laid() -> None:
     model = tiny_model("llama")
     with pytest.raises(TargetError, match=r'"model\.embed_tokens" \(Embedding\).*adapter\.dora=false'):
-        inject(model, LoraSpec(dora=True, targets=("all-linear", "embed_tokens")))
-    assert not any(isinstance(module, Adapted) for module in model.modules())
+        inject(model, LoraConfig(dora=True, targets=("all-linear", "embed_tokens")))
+    assert not any(isinstance(module, AdapterWrapper) for module in model.modules())
     with pytest.raises(TargetError, match=r'"1" \(Conv2d\)'):
-        inject(nn.Sequential(nn.Linear(4, 4), nn.Conv2d(3, 4, 3)), LoraSpec(dora=True, targets=("0", "1")))
+        inject(nn.Sequential(nn.Linear(4, 4), nn.Conv2d(3, 4, 3)), LoraConfig(dora=True, targets=("0", "1")))
 
 
 def test_it_is_active_alone_where_another_acts() -> None:
     model = tiny_model("llama")
-    adapters = inject(model, LoraSpec(targets=("q_proj", "k_proj")), name="plain")
-    adapters.add(LoraSpec(targets=("q_proj",), dora=True), name="dora")
-    adapters.add(LoraSpec(targets=("v_proj",)), name="elsewhere")
+    adapters = inject(model, LoraConfig(targets=("q_proj", "k_proj")), name="plain")
+    adapters.add(LoraConfig(targets=("q_proj",), dora=True), name="dora")
+    adapters.add(LoraConfig(targets=("v_proj",)), name="elsewhere")
     for names in (("plain", "dora"), ("dora", "elsewhere", "plain"), ("dora", "dora")):
         with pytest.raises(TargetError, match=r'adapter "dora" is DoRA.*Activate it alone'):
             adapters.activate(*names)
@@ -261,7 +261,7 @@ def test_it_is_active_alone_where_another_acts() -> None:
 
 
 def written(folder: Path) -> Path:
-    adapters = inject(tiny_model("llama"), LoraSpec(rank=4, alpha=8, targets=("q_proj", "v_proj"), dora=True))
+    adapters = inject(tiny_model("llama"), LoraConfig(rank=4, alpha=8, targets=("q_proj", "v_proj"), dora=True))
     unsettle(adapters)
     write_peft(adapters, folder, base_model="tiny")
     return folder
@@ -270,7 +270,7 @@ def written(folder: Path) -> Path:
 def test_what_is_written_is_read_back_the_same_also_beside_another(tmp_path: Path) -> None:
     written(tmp_path / "a")
     model = tiny_model("llama")
-    adapters = inject(model, LoraSpec(targets=("q_proj",)), name="first")
+    adapters = inject(model, LoraConfig(targets=("q_proj",)), name="first")
     read_peft(model, tmp_path / "a", name="second", into=adapters)
     adapters.settle("second")
     write_peft(adapters, tmp_path / "b", base_model="tiny", name="second")
@@ -324,7 +324,7 @@ def test_broken_magnitudes_are_refused_by_name(key: str, value: torch.Tensor | N
     with pytest.raises(AdapterError) as caught:
         read_peft(model, tmp_path)
     assert said in str(caught.value)
-    assert not any(isinstance(module, Adapted) for module in model.modules())
+    assert not any(isinstance(module, AdapterWrapper) for module in model.modules())
 
 
 # the settings
@@ -340,11 +340,11 @@ def test_broken_magnitudes_are_refused_by_name(key: str, value: torch.Tensor | N
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(values: dict[str, Any]) -> None:
     [name] = values
-    with pytest.raises(SpecError, match=f'setting "{name}"'):
-        LoraSpec(**values)
+    with pytest.raises(ConfigError, match=f'setting "{name}"'):
+        LoraConfig(**values)
 
 
 @pytest.mark.parametrize("name", ["scaling", "b_rate", "dora"])
 def test_they_are_options_of_plain_lora_alone(name: str) -> None:
-    with pytest.raises(SpecError, match=f'unknown setting "{name}"'):
-        AdaLoraSpec(**{name: LoraSpec.model_fields[name].default})
+    with pytest.raises(ConfigError, match=f'unknown setting "{name}"'):
+        AdaLoraConfig(**{name: LoraConfig.model_fields[name].default})

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from conftest import tiny_model
-from rankwise.adapters.adapted import Adapted
-from rankwise.adapters.adapter_set import AdapterSet, inject
-from rankwise.adapters.merging import merge
+from rankwise.adapters.merge import merge
+from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TrainingError
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 
@@ -33,16 +33,16 @@ def unsettle(adapters: AdapterSet) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "gptj"])
 @pytest.mark.parametrize(
-    "spec", [LoraSpec(rank=3, alpha=5), LoraSpec(rank=3, dora=True), LoraSpec(rank=2, scaling="sqrt-rank")]
+    "spec", [LoraConfig(rank=3, alpha=5), LoraConfig(rank=3, dora=True), LoraConfig(rank=2, scaling="sqrt-rank")]
 )
-def test_merged_is_the_adapted_model(architecture: str, spec: LoraSpec) -> None:
+def test_merged_is_the_adapted_model(architecture: str, spec: LoraConfig) -> None:
     model = tiny_model(architecture)
     base = copy.deepcopy(model)
     adapters = inject(model, spec)
     unsettle(adapters)
     wanted = logits(model.double())
     merged = merge(adapters)
-    assert merged is model and not any(isinstance(module, Adapted) for module in merged.modules())
+    assert merged is model and not any(isinstance(module, AdapterWrapper) for module in merged.modules())
     assert (logits(base) - wanted).abs().max() > 1e-2
     assert (logits(merged) - wanted).abs().max() < 1e-12
     assert merged.state_dict().keys() == base.state_dict().keys()
@@ -50,7 +50,7 @@ def test_merged_is_the_adapted_model(architecture: str, spec: LoraSpec) -> None:
 
 def test_triplets_are_merged_when_they_are_decided() -> None:
     model = tiny_model("llama")
-    adapters = inject(model, AdaLoraSpec(budget=2))
+    adapters = inject(model, AdaLoraConfig(budget=2))
     with pytest.raises(TrainingError, match="not decided"):
         merge(adapters)
     unsettle(adapters)
@@ -63,7 +63,7 @@ def test_triplets_are_merged_when_they_are_decided() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_are_rounded_once_to_what_they_were(dtype: torch.dtype) -> None:
     model = tiny_model("llama").to(dtype)
-    adapters = inject(model, LoraSpec(rank=3))
+    adapters = inject(model, LoraConfig(rank=3))
     unsettle(adapters)
     path, adapter = next(iter(adapters.adapters().items()))
     wanted = (adapters.host(path).weight.double() + adapter.delta().double()).to(dtype)
@@ -76,7 +76,7 @@ def test_a_table_that_is_the_head_too_is_parted_from_it(tmp_path) -> None:
     model = tiny_model("gpt2").double()
     assert model.lm_head.weight is model.transformer.wte.weight
     head = model.lm_head.weight.clone()
-    adapters = inject(model, LoraSpec(rank=2, targets=("wte", "c_attn")))
+    adapters = inject(model, LoraConfig(rank=2, targets=("wte", "c_attn")))
     unsettle(adapters)
     wanted = logits(model.double())
     merged = merge(adapters)

@@ -13,19 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import tiny_model
-from rankwise.adapters.adapted import Adapted
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.peft_format import CONFIG, WEIGHTS, read_peft, write_peft
+from rankwise.adapters.set import inject
+from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError, RankwiseError
-from rankwise.spec.adapters import LoraSpec
 
 PREFIX = "base_model.model."
 OTHER_WEIGHTS = "may not bring other weights"
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
-def written(folder: Path, spec: LoraSpec | None = None) -> Path:
-    adapters = inject(tiny_model("llama"), spec or LoraSpec(rank=4, alpha=8, targets=("q_proj", "v_proj")))
+def written(folder: Path, spec: LoraConfig | None = None) -> Path:
+    adapters = inject(tiny_model("llama"), spec or LoraConfig(rank=4, alpha=8, targets=("q_proj", "v_proj")))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in adapters.parameters():
@@ -37,14 +37,14 @@ def written(folder: Path, spec: LoraSpec | None = None) -> Path:
 @pytest.mark.parametrize(
     "spec",
     [
-        LoraSpec(rank=4, alpha=8, targets=("q_proj", "v_proj")),
-        LoraSpec(
+        LoraConfig(rank=4, alpha=8, targets=("q_proj", "v_proj")),
+        LoraConfig(
             rank=3, alpha=7.3, rank_pattern={"q_proj": 5, "layers.1.mlp.down_proj": 1}, alpha_pattern={"k_proj": 0.7}
         ),
-        LoraSpec(rank=2, targets=("all-linear", "embed_tokens", "lm_head"), layers=None, dropout=0.25),
+        LoraConfig(rank=2, targets=("all-linear", "embed_tokens", "lm_head"), layers=None, dropout=0.25),
     ],
 )
-def test_what_is_written_is_read_back_the_same(spec: LoraSpec, tmp_path: Path) -> None:
+def test_what_is_written_is_read_back_the_same(spec: LoraConfig, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     written(tmp_path / "a", spec)
@@ -63,7 +63,7 @@ def test_what_is_written_is_read_back_the_same(spec: LoraSpec, tmp_path: Path) -
 def test_a_second_adapter_is_read_over_the_first(tmp_path: Path) -> None:
     written(tmp_path)
     model = tiny_model("llama")
-    adapters = inject(model, LoraSpec(rank=1, targets=("o_proj",)), name="first")
+    adapters = inject(model, LoraConfig(rank=1, targets=("o_proj",)), name="first")
     assert read_peft(model, tmp_path, name="second", into=adapters) is adapters
     assert set(adapters.names) == {"first", "second"}
     assert adapters.active == ("second",)
@@ -156,7 +156,7 @@ def assert_refused(folder: Path, said: str) -> None:
     assert said in str(caught.value)
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
-    assert not any(isinstance(module, Adapted) for module in model.modules())
+    assert not any(isinstance(module, AdapterWrapper) for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

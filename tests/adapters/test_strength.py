@@ -11,28 +11,28 @@ from torch import nn
 
 from conftest import tiny_model
 from fast_forms import in_float64, rows
-from rankwise.adapters.adapter_set import AdapterSet, inject
-from rankwise.adapters.hosts import oriented
+from rankwise.adapters.base_layers import oriented
+from rankwise.adapters.full import WholeModel
 from rankwise.adapters.peft_format import read_peft, write_peft
-from rankwise.adapters.stored import check_alike, read_stored
-from rankwise.adapters.whole import WholeModel
+from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.weights import check_alike, read_stored
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.data.batches import portion
 from rankwise.data.flat import flat
-from rankwise.errors import AdapterError, SpecError
-from rankwise.models.causal import SupervisedLogits
-from rankwise.models.fast import FastLoss
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
+from rankwise.errors import AdapterError, ConfigError
+from rankwise.forward.fused import FastLoss
+from rankwise.forward.reference import SupervisedLogits
 from rankwise.training.losses import summed
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = {
-    "lora": ("llama", LoraSpec(rank=3, alpha=5, targets=("all-linear", "embed_tokens"))),
-    "root": ("llama", LoraSpec(rank=3, scaling="sqrt-rank")),
-    "adalora": ("llama", AdaLoraSpec(budget=3)),
-    "fused": ("gpt2", AdaLoraSpec(budget=3)),
-    "parted": ("neox", AdaLoraSpec(budget=3)),
-    "dora": ("llama", LoraSpec(rank=3, dora=True)),
-    "dora with biases": ("gpt2", LoraSpec(rank=3, dora=True)),
+    "lora": ("llama", LoraConfig(rank=3, alpha=5, targets=("all-linear", "embed_tokens"))),
+    "root": ("llama", LoraConfig(rank=3, scaling="sqrt-rank")),
+    "adalora": ("llama", AdaLoraConfig(budget=3)),
+    "fused": ("gpt2", AdaLoraConfig(budget=3)),
+    "parted": ("neox", AdaLoraConfig(budget=3)),
+    "dora": ("llama", LoraConfig(rank=3, dora=True)),
+    "dora with biases": ("gpt2", LoraConfig(rank=3, dora=True)),
 }
 
 
@@ -171,9 +171,9 @@ def test_the_fast_form_is_turned_with_it(kind: str) -> None:
 def test_all_active_adapters_are_turned_together_and_no_other() -> None:
     layer = nn.Linear(5, 7).double()
     model = nn.Sequential(layer)
-    adapters = inject(model, LoraSpec(rank=2, targets=("0",)), name="one")
+    adapters = inject(model, LoraConfig(rank=2, targets=("0",)), name="one")
     for name in ("two", "idle"):
-        adapters.add(LoraSpec(rank=2, targets=("0",)), name=name)
+        adapters.add(LoraConfig(rank=2, targets=("0",)), name=name)
     for name in adapters.names:
         unsettle(adapters, name)
     adapters.activate("one", "two")
@@ -228,6 +228,6 @@ def test_dora_s_files_cannot_tell_a_strength(tmp_path: Path) -> None:
 def test_a_strength_that_means_nothing_is_refused(strength: float) -> None:
     adapters = adapted("lora")
     before = logits(adapters.model)
-    with pytest.raises(SpecError, match="a strength is from 0"), adapters.scaled(strength):
+    with pytest.raises(ConfigError, match="a strength is from 0"), adapters.scaled(strength):
         pass
     assert torch.equal(logits(adapters.model), before)

@@ -6,14 +6,14 @@ import pytest
 from torch import nn
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.set import inject
 from rankwise.adapters.targets import choose, layer_number, tables_of_the_head
+from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError
-from rankwise.spec.adapters import LoraSpec
 
 
 def paths(architecture: str, **spec: object) -> list[str]:
-    return [choice.path for choice in choose(tiny_model(architecture), LoraSpec(**spec))]
+    return [choice.path for choice in choose(tiny_model(architecture), LoraConfig(**spec))]
 
 
 def leaves(architecture: str, **spec: object) -> set[str]:
@@ -63,7 +63,7 @@ def test_layers_keeps_the_blocks_named() -> None:
 
 
 def test_patterns_give_ranks_and_alphas_and_the_first_match_decides() -> None:
-    spec = LoraSpec(
+    spec = LoraConfig(
         rank=4,
         alpha=8,
         targets=("q_proj", "v_proj"),
@@ -109,7 +109,7 @@ def test_a_head_tied_to_the_embedding_is_refused_and_an_untied_one_is_not() -> N
 
 def test_a_module_that_torch_reads_without_calling_is_no_host() -> None:
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "out": nn.Linear(8, 8)})
-    assert [choice.path for choice in choose(model, LoraSpec())] == ["out"]
+    assert [choice.path for choice in choose(model, LoraConfig())] == ["out"]
 
 
 @pytest.mark.parametrize("pattern", [r"(.|.)+[xyz]", r"(?:(\w)|(\w)|\.)+(?!)"])
@@ -125,8 +125,8 @@ def test_an_expression_that_is_none_is_refused() -> None:
 
 def test_a_second_adapter_sees_hosts_and_not_the_first_adapter() -> None:
     model = tiny_model("llama")
-    adapters = inject(model, LoraSpec(rank=2))
-    adapters.add(LoraSpec(rank=2), name="second")
+    adapters = inject(model, LoraConfig(rank=2))
+    adapters.add(LoraConfig(rank=2), name="second")
     assert set(adapters.adapters("second")) == set(adapters.adapters("default"))
     assert not any("host" in path or "adapters" in path for path in adapters.layers)
 
@@ -140,5 +140,5 @@ def test_a_table_that_is_the_output_head_too_is_known() -> None:
 @pytest.mark.parametrize(("layers", "absent"), [((1, 2, 3), "2-3"), ((0, 7), "7"), ((0, 3, 5, 6), "3, 5-6")], ids=str)
 def test_blocks_that_are_not_there_are_refused_and_those_of_the_model_named(layers, absent):
     with pytest.raises(TargetError, match=rf"--layers names {absent}, but the targets are in blocks 0-1 of this"):
-        choose(tiny_model("llama"), LoraSpec(layers=layers))
-    assert choose(tiny_model("llama"), LoraSpec(layers=(0, 1)))
+        choose(tiny_model("llama"), LoraConfig(layers=layers))
+    assert choose(tiny_model("llama"), LoraConfig(layers=(0, 1)))

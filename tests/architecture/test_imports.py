@@ -38,7 +38,7 @@ def test_the_package_alone_brings_nothing_large():
 
 
 def test_specs_and_runs_bring_no_torch():
-    loaded, _ = loaded_after("import rankwise.spec.reading, rankwise.run.directory, rankwise.run.journal")
+    loaded, _ = loaded_after("import rankwise.config.reading, rankwise.runs.directory, rankwise.runs.metrics_log")
     assert "pydantic" in loaded
     assert not loaded & HEAVY
 

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 import rankwise
 from rankwise import errors
 from rankwise.cli.main import app
-from rankwise.spec.experiment import Experiment
-from rankwise.spec.generation import GenerationSpec
-from rankwise.spec.recipe import RECIPES, Recipe, recipe_named
-from rankwise.spec.spec import Spec
-from rankwise.spec.tasks import TaskSpec
+from rankwise.config.base import Config
+from rankwise.config.experiment import Experiment
+from rankwise.config.generation import GenerationConfig
+from rankwise.config.recipe import RECIPES, Recipe, recipe_named
+from rankwise.config.tasks import TaskConfig
 
 SOURCE = Path(rankwise.__file__).parent
 FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
@@ -127,7 +127,7 @@ def spec_classes():
             yield from (
                 thing
                 for thing in vars(module).values()
-                if isinstance(thing, type) and issubclass(thing, Spec) and thing.__module__ == module.__name__
+                if isinstance(thing, type) and issubclass(thing, Config) and thing.__module__ == module.__name__
             )
 
 
@@ -152,10 +152,10 @@ def settings_of(*specs):
         held = [field.annotation for field in spec.model_fields.values()]
         for kind in held:
             held += get_args(kind)
-        yield from settings_of(*(kind for kind in held if isinstance(kind, type) and issubclass(kind, Spec)))
+        yield from settings_of(*(kind for kind in held if isinstance(kind, type) and issubclass(kind, Config)))
 
 
-SETTINGS = sorted(set(settings_of(Experiment, GenerationSpec, TaskSpec)), key=str)
+SETTINGS = sorted(set(settings_of(Experiment, GenerationConfig, TaskConfig)), key=str)
 
 
 @pytest.mark.parametrize(("spec", "field"), SETTINGS, ids=lambda value: getattr(value, "__name__", value))
@@ -167,8 +167,8 @@ def test_every_setting_has_an_effect(spec, field):
 def test_the_search_for_settings_finds_them_all():
     found = {spec for spec, _ in SETTINGS}
     assert {spec.__name__ for spec in found} == {
-        "Experiment", "ModelSpec", "DataSpec", "SourceSpec", "EvaluationSpec", "LoraSpec", "AdaLoraSpec",
-        "FullSpec", "TrainingSpec", "GenerationSpec", "TaskSpec", "TrackingSpec",
+        "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "EvaluationConfig", "LoraConfig", "AdaLoraConfig",
+        "FullConfig", "TrainingConfig", "GenerationConfig", "TaskConfig", "ValidationConfig",
     }  # fmt: skip
     # every other class of spec/ is the base of one of these, an experiment as it is planned, with the same settings,
     # or a recipe, which we wrote and no user sets
@@ -213,7 +213,7 @@ def test_the_tree_drawn_in_errors_is_the_tree_there_is():
     drawn = drawn_tree()
     assert set(drawn) == set(classes)
     for name, (parent, code) in drawn.items():
-        made = {"SpecError": ([],), "Interrupted": ("x",)}.get(name)
+        made = {"ConfigError": ([],), "Interrupted": ("x",)}.get(name)
         error = classes[name](*(made or ("x",)))
         assert [base.__name__ for base in classes[name].__bases__] == [parent]
         assert code is None or error.exit_code == code

@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from rankwise.config.models import ModelConfig
+from rankwise.methods.model_card import CardFacts, card, escaped
 from rankwise.models.sources import find
-from rankwise.run.directory import RunDirectory
-from rankwise.run.manifest import BaseModelFacts
-from rankwise.run.records import silent
-from rankwise.spec.models import ModelSpec
-from rankwise.verbs.card import CardFacts, card, escaped
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.manifest import BaseModelFacts
+from rankwise.runs.records import silent
 
 HOSTILE = "x](javascript:1) <script>alert(1)</script> | `# a: {b} *c* _d_ www.evil.example &lt; \u202e\n---\n- e: f"
 
@@ -137,7 +137,7 @@ def test_the_config_names_a_folder_in_full_and_a_run_finds_its_base_as_before(ho
     train(given.format(home=home), run)
     config = json.loads((home / "runs" / run / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(home / "models" / "tiny")
-    assert json.loads((home / "runs" / run / "spec.json").read_text())["model"]["name"] == given.format(home=home)
+    assert json.loads((home / "runs" / run / "config.json").read_text())["model"]["name"] == given.format(home=home)
     moved = shutil.copytree(home / "models", home / f"moved-{run}" / "models")
     shutil.copytree(home / "runs" / run, moved.parent / "runs" / run)
     monkeypatch.chdir(moved.parent / "runs")
@@ -146,7 +146,7 @@ def test_the_config_names_a_folder_in_full_and_a_run_finds_its_base_as_before(ho
 
 
 def test_a_starter_keeps_the_hub_s_name(starter_folder):
-    source = find(ModelSpec(name="smollm2-135m"), silent)
+    source = find(ModelConfig(name="smollm2-135m"), silent)
     assert source.name_for_peft == "HuggingFaceTB/SmolLM2-135M-Instruct" and source.folder == starter_folder
 
 
@@ -185,9 +185,9 @@ def test_what_somebody_wrote_is_shown_and_not_obeyed():
 def test_a_hostile_name_of_a_base_reads_back_as_itself(home):
     run = RunDirectory(home / "runs" / "mine")
     base = BaseModelFacts(name=HOSTILE, source=HOSTILE, fingerprint="f", dtype="float32", device="cpu")
-    receipt, results = run.receipt(), run.manifest().results
-    receipt = receipt.model_copy(update={"licence": HOSTILE})
-    facts = CardFacts(run.experiment(), base, HOSTILE, receipt, results, 0.01, [3, 3])
+    data_report, results = run.data_report(), run.manifest().results
+    data_report = data_report.model_copy(update={"licence": HOSTILE})
+    facts = CardFacts(run.experiment(), base, HOSTILE, data_report, results, 0.01, [3, 3])
     front, text = card(facts).removeprefix("---\n").split("\n---\n", 1)
     read = YAML(typ="safe", pure=True).load(front)
     line = " ".join(HOSTILE.replace("\u202e", " ").split())

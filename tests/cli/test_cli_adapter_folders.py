@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import rankwise as library
 from conftest import tiny_model
 from rankwise.cli.main import app
-from rankwise.spec.generation import GenerationSpec
+from rankwise.config.generation import GenerationConfig
 
 PROMPT = "What is land 1?"
 THEIRS = (
@@ -85,7 +85,7 @@ def test_an_adapter_of_peft_answers_as_with_peft_by_the_template_that_lies_besid
     words = ("generate", "theirs", "--prompt", PROMPT, "--max-new-tokens", 8)
     answer = told(*words)["answer"]
     assert answer.strip() == wanted != ""
-    assert library.generate("theirs", PROMPT, GenerationSpec(max_new_tokens=8)).adapted.text == answer
+    assert library.generate("theirs", PROMPT, GenerationConfig(max_new_tokens=8)).adapted.text == answer
     assert told(*words, "--base")["base_answer"] != answer
     (home / "theirs" / "chat_template.jinja").unlink()
     by_base, _ = with_peft(tiny_folder, home / "theirs", AutoTokenizer.from_pretrained(tiny_folder).chat_template)
@@ -102,7 +102,7 @@ def test_a_runs_own_adapter_folder_answers_as_the_run(home):
 
 
 def test_an_adapter_folder_is_evaluated_as_its_run_is(home):
-    words = ("--data", "others.jsonl", "--no-retention")
+    words = ("--data", "others.jsonl", "--no-forgetting")
     of_run, of_folder = (told("evaluate", name, *words) for name in ("mine", "ours"))
     assert of_run["metrics"] == of_folder["metrics"] and of_run["n"] == of_folder["n"] == 6
     assert sorted(path.name for path in (home / "ours").iterdir()) == sorted(
@@ -168,7 +168,7 @@ def test_a_base_that_is_not_here_is_named_with_the_way_out(home, tiny_folder, na
 
 
 def test_the_base_of_a_run_can_lie_elsewhere(home, tiny_folder):
-    file = home / "runs" / "mine" / "spec.json"
+    file = home / "runs" / "mine" / "config.json"
     spec = json.loads(file.read_text())
     file.write_text(json.dumps(spec | {"model": spec["model"] | {"name": "/nowhere/base"}}))
     words = ("generate", "mine", "--prompt", PROMPT, "--max-new-tokens", 4)

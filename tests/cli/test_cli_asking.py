@@ -184,7 +184,7 @@ def test_a_message_that_is_never_closed_is_an_error(home):
 
 
 def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
-    from rankwise.models import decoding
+    from rankwise.inference import decoding
 
     # a random model rarely loops for long before its context ends, so here sixteen tokens are a loop
     monkeypatch.setattr(decoding, "repeats", lambda ids: True)
@@ -241,12 +241,12 @@ def test_base_and_both_exclude_each_other(home, verb):
 
 
 def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
-    # A run may be somebody else's: its spec.json must not make us run the code of a model.
+    # A run may be somebody else's: its config.json must not make us run the code of a model.
     from pathlib import Path
 
-    from rankwise.verbs.ask import open_for_asking
+    from rankwise.inference.tuned_model import open_for_asking
 
-    file = Path("runs/plain/spec.json")
+    file = Path("runs/plain/config.json")
     before = file.read_text()
     spec = json.loads(before)
     spec["model"] |= {"trust_code": "f" * 40, "device": "cuda:7"}

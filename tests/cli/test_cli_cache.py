@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.errors import SpecError
-from rankwise.run.cache import SOURCE, source_of
-from rankwise.verbs.cache import seconds_of
+from rankwise.commands.cache import seconds_of
+from rankwise.errors import ConfigError
+from rankwise.system.cache import SOURCE, source_of
 
 MODEL, OTHER_MODEL = "gguf-0123456789abcdef", "gguf-fedcba9876543210"
 ROWS, SCORES = "ab" * 32, f"{'cd' * 32}.json"
@@ -123,7 +123,7 @@ def test_ages_are_read(age, seconds):
 
 @pytest.mark.parametrize("age", ["30", "d", "-1d", "1.5d", "a month", "", "9999999d"])
 def test_other_ages_are_refused(age):
-    with pytest.raises(SpecError, match="30d"):
+    with pytest.raises(ConfigError, match="30d"):
         seconds_of(age)
 
 

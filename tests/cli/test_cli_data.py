@@ -1,4 +1,4 @@
-"""`rankwise data`: one receipt as JSON, the same numbers as words, and exit 2 where nothing must be trained on.
+"""`rankwise data`: one data report as JSON, the same numbers as words, and exit 2 where nothing must be trained on.
 
 What a recipe writes is then trained on and asked for in the same words.
 """
@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 
 import rankwise as package
 from rankwise.cli.main import app
+from rankwise.config.recipe import RECIPES, recipe_named
+from rankwise.data.preparing import told as lines_before_training
 from rankwise.models.starters import STARTERS
-from rankwise.run.receipt import Receipt
-from rankwise.spec.recipe import RECIPES, recipe_named
-from rankwise.verbs.preparing import told as lines_before_training
+from rankwise.runs.data_report import DataReport
 
 KEYS = {
-    "format", "rows", "kept", "skipped", "tokens", "supervised_tokens", "eos_supervised", "truncated", "unsupervised",
+    "format", "rows", "kept", "skipped", "tokens", "loss_tokens", "eos_supervised", "truncated", "unsupervised",
     "duplicates", "near_duplicates", "overlap", "template_parity", "fatal",
 }  # fmt: skip
 HEAVY = {
@@ -122,8 +122,8 @@ def refused(*words):
 def test_check_prints_one_object_with_every_promised_key_and_exits_by_what_is_fatal(words, code):
     facts = told("check", *words, code=code)
     assert set(facts) >= KEYS
-    assert set(facts) == set(Receipt.model_fields)
-    assert Receipt(**facts).model_dump(mode="json") == facts
+    assert set(facts) == set(DataReport.model_fields)
+    assert DataReport(**facts).model_dump(mode="json") == facts
     assert bool(facts["fatal"]) == (code == 2)
     assert isinstance(facts["fatal"], list)
     assert (facts["overlap"] is None) == ("--held-out" not in words and "--evaluation" not in words)
@@ -153,8 +153,8 @@ def test_the_words_hold_the_same_numbers_as_the_json(words):
 
     measured = [facts["held_out"]] if facts["held_out"] else []
     assert numbers(said["rows"]) == [facts["rows"], facts["kept"], *measured, *facts["skipped_why"].values()]
-    share = round(100 * facts["supervised_tokens"] / max(1, facts["tokens"]))
-    assert numbers(said["tokens"])[0::2] == [facts["tokens"], facts["supervised_tokens"]]
+    share = round(100 * facts["loss_tokens"] / max(1, facts["tokens"]))
+    assert numbers(said["tokens"])[0::2] == [facts["tokens"], facts["loss_tokens"]]
     assert abs(numbers(said["tokens"])[1] - share) <= 1
     assert numbers(said["end token in the loss"]) == [facts["eos_supervised"], facts["documents"]]
     cut = [facts["truncated"], facts["unsupervised"]]
@@ -210,8 +210,8 @@ def test_how_a_table_is_written_is_said_by_the_check_before_the_training_and_in_
     assert f"rows.csv: 2 rows, format prompt, {layout}, licence unknown\n" in checked
     [file] = told("check", "rows.csv")["files"]
     assert file["layout"] == {"encoding": "cp1252 (a guess)", "delimiter": ";", "sheet": None, "unnamed_columns": 1}
-    receipt = Receipt(**told("check", "rows.csv"))
-    assert f"rows.csv: {layout}" in lines_before_training(receipt)
+    data_report = DataReport(**told("check", "rows.csv"))
+    assert f"rows.csv: {layout}" in lines_before_training(data_report)
     assert [told("check", "rows.jsonl")["files"][0]["layout"]] == [None]
 
 
@@ -229,7 +229,7 @@ def test_several_files_are_counted_together_and_a_folder_by_its_training_split()
     one, other, both = (
         told("check", *files) for files in (["rows.jsonl"], ["more.jsonl"], ["rows.jsonl", "more.jsonl"])
     )
-    for key in ("rows", "kept", "documents", "tokens", "supervised_tokens", "eos_supervised"):
+    for key in ("rows", "kept", "documents", "tokens", "loss_tokens", "eos_supervised"):
         assert both[key] == one[key] + other[key]
     assert [file["name"] for file in both["files"]] == ["rows.jsonl", "more.jsonl"]
     folder = told("check", "folder")
@@ -261,7 +261,7 @@ def test_other_names_of_columns_are_told_for_one_file_and_for_several(files):
     assert "columns" in "".join(told("check", *files, code=2)["fatal"])
     facts, plain = told("check", *files, *columns), told("check", "rows.jsonl")
     assert facts["format"] == "prompt"
-    for key in ("rows", "kept", "tokens", "supervised_tokens", "eos_supervised"):
+    for key in ("rows", "kept", "tokens", "loss_tokens", "eos_supervised"):
         assert facts[key] == plain[key] * len(files)
 
 
@@ -394,13 +394,13 @@ def test_preview_shows_to_the_letter_what_is_given_and_what_is_learned():
         assert whole(row) == (
             f"<|im_start|>user\n{held['prompt']}<|im_end|>\n<|im_start|>assistant\n{held['completion']}<|im_end|>\n"
         )
-        assert set(row) == {"where", "segments", "tokens", "supervised_tokens", "left_out"}
+        assert set(row) == {"where", "segments", "tokens", "loss_tokens", "left_out"}
         assert row["left_out"] is None
     counted = told("check", "rows.jsonl")
     every = shown("rows.jsonl", "--rows", 100)
     assert len(every) == counted["rows"]
     assert sum(row["tokens"] for row in every) == counted["tokens"]
-    assert sum(row["supervised_tokens"] for row in every) == counted["supervised_tokens"]
+    assert sum(row["loss_tokens"] for row in every) == counted["loss_tokens"]
 
 
 @pytest.mark.parametrize(("rows", "first"), [(1, 1), (2, 4), (100, 7), (3, 8)])
@@ -429,7 +429,7 @@ def test_elsewhere_than_on_a_terminal_every_line_says_whether_it_is_learned():
     rows = shown("rows.jsonl", "--rows", 2)
     assert found["learned"] == "".join(map(learned, rows))
     assert len(found["given"]) + len(found["learned"]) == sum(len(whole(row)) for row in rows)
-    assert heads == [f"{row['where']}: {row['tokens']} tokens, {row['supervised_tokens']} learned" for row in rows]
+    assert heads == [f"{row['where']}: {row['tokens']} tokens, {row['loss_tokens']} learned" for row in rows]
 
 
 def test_a_long_name_of_a_file_does_not_break_the_line_that_a_program_reads():
@@ -514,7 +514,7 @@ def test_a_row_that_is_cut_is_shown_cut():
     assert row["tokens"] == 40
     assert learned(row) and ("the quick brown fox " * 20).startswith(learned(row))
     counted = told("check", "long.jsonl", "--max-length", 40, "--set", "data.too_long=truncate", code=2)
-    assert (counted["tokens"], counted["supervised_tokens"]) == (row["tokens"], row["supervised_tokens"])
+    assert (counted["tokens"], counted["loss_tokens"]) == (row["tokens"], row["loss_tokens"])
 
 
 def test_a_conversation_that_is_split_is_shown_in_its_parts():
@@ -565,7 +565,7 @@ def test_a_misspelt_recipe_is_told_with_the_nearest():
     result = rankwise("data", "recipes", "alpca", "--json")
     assert result.exit_code == 2
     facts = json.loads(result.stdout)
-    assert facts["kind"] == "SpecError" and 'Did you mean "alpaca"?' in facts["error"]
+    assert facts["kind"] == "ConfigError" and 'Did you mean "alpaca"?' in facts["error"]
     assert all(name in facts["error"] for name in RECIPES)
 
 
@@ -582,18 +582,18 @@ def run(home):
     return home / "runs" / "first"
 
 
-def test_a_run_by_a_recipe_keeps_the_receipt_that_the_check_gave_beside_itself_and_its_adapter(run):
-    receipt = json.loads((run / "receipt.json").read_text())
-    assert receipt == json.loads((run / "adapter" / "receipt.json").read_text())
-    assert receipt == told("check", "alpaca.jsonl", "--recipe", "alpaca")
-    assert (receipt["recipe"], receipt["template"]["kind"]) == ("alpaca", "recipe alpaca")
-    assert receipt["template"]["sources"]["default"] == recipe_named("alpaca").template
-    spec = json.loads((run / "spec.json").read_text())
+def test_a_run_by_a_recipe_keeps_the_data_report_that_the_check_gave_beside_itself_and_its_adapter(run):
+    data_report = json.loads((run / "data_report.json").read_text())
+    assert data_report == json.loads((run / "adapter" / "data_report.json").read_text())
+    assert data_report == told("check", "alpaca.jsonl", "--recipe", "alpaca")
+    assert (data_report["recipe"], data_report["template"]["kind"]) == ("alpaca", "recipe alpaca")
+    assert data_report["template"]["sources"]["default"] == recipe_named("alpaca").template
+    spec = json.loads((run / "config.json").read_text())
     assert (spec["data"]["recipe"], spec["data"]["max_length"], spec["data"]["too_long"]) == ("alpaca", 512, "truncate")
     assert (spec["training"]["schedule"], spec["training"]["epochs"], spec["training"]["steps"]) == ("cosine", None, 2)
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["data"]["tokens"] == receipt["tokens"]
-    assert manifest["data"]["supervised_tokens"] == receipt["supervised_tokens"]
+    assert manifest["data"]["tokens"] == data_report["tokens"]
+    assert manifest["data"]["loss_tokens"] == data_report["loss_tokens"]
 
 
 def asked_tokens(name, *words):
@@ -607,7 +607,7 @@ def test_what_generate_asks_with_a_context_is_as_long_as_what_stood_before_the_a
     for number, row in enumerate(alpaca_rows(4), start=1):
         [trained] = shown("alpaca.jsonl", "--recipe", "alpaca", "--first", number, "--rows", 1)
         context = ("--context", row["input"]) if row["input"] else ()
-        given_tokens = trained["tokens"] - trained["supervised_tokens"]
+        given_tokens = trained["tokens"] - trained["loss_tokens"]
         assert asked_tokens("first", "--prompt", row["instruction"], *context) == given_tokens
 
 

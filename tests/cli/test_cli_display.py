@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli.display import Display, decided, rank_line, sampled
 from rankwise.cli.main import app
-from rankwise.run.records import (
+from rankwise.runs.records import (
     LossRecord,
     Progressed,
     RankRecord,
@@ -326,7 +326,7 @@ def test_a_training_that_ends_early_says_so_and_what_it_kept(home, tiny_folder):
     words += ["--evaluate-every", "1", "--patience", "1", "--keep", "best", "--set", "training.schedule=constant"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    spec = json.loads((home / "runs" / "early" / "spec.json").read_text())["evaluation"]
+    spec = json.loads((home / "runs" / "early" / "config.json").read_text())["evaluation"]
     assert (spec["steps"], spec["patience"], spec["keep"]) == (1, 1, "best")
     found = json.loads((home / "runs" / "early" / "manifest.json").read_text())["results"]
     assert found["kept_step"] + 1 == found["steps"] < 12

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.run.records import silent
-from rankwise.verbs.evaluate import asked_of, open_subject
+from rankwise.commands.evaluate import asked_of, open_subject
+from rankwise.runs.records import silent
 
 ROWS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} for n in range(12)]
 
@@ -44,18 +44,18 @@ def home(tmp_path_factory, tiny_folder):
 def test_a_run_from_before_there_was_an_order_is_measured_on_the_last_rows_that_it_held_out(home, tiny_folder):
     words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 2, "--held-out", 4)
     assert rankwise("train", *words, "--run", "older", "--held-out-order", "last").exit_code == 0
-    file = home / "runs/older/spec.json"
+    file = home / "runs/older/config.json"
     spec = json.loads(file.read_text())
     assert spec["data"].pop("held_out_order") == "last" and spec["data"].pop("group") is None
     file.write_text(json.dumps(spec))
     after = json.loads((home / "runs/older/manifest.json").read_text())["results"]["held_out_loss_after"]
-    figures = found("evaluate", "older", "--no-retention")["metrics"]
+    figures = found("evaluate", "older", "--no-forgetting")["metrics"]
     assert figures["loss"]["value"] == pytest.approx(after, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(("measured", "--text", "t.txt", "--no-retention"), "needs two models to compare"),
+    [(("measured", "--text", "t.txt", "--no-forgetting"), "needs two models to compare"),
      (("measured", "--text", "t.txt", "--no-base"), "needs two models to compare"),
      (("no/such-model", "--text", "t.txt"), "needs two models to compare"),  # before a model is looked for
      (("measured", "--task", "lm-eval:piqa", "--data", "rows.jsonl"), "has its own data"),
@@ -74,7 +74,7 @@ def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
     assert told["base"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_before"], rel=0.02)
     assert (home / "runs/measured/evaluations/held-out.json").exists()
     assert "held-out" in (home / "runs/measured/report.html").read_text()
-    kept = told["retention"]
+    kept = told["forgetting"]
     assert {"kl", "delta_nll", "low", "high"} <= set(kept)
     assert 0 < kept["low"] <= kept["kl"] <= kept["high"]
 
@@ -82,7 +82,7 @@ def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
 def test_the_promised_keys(home):
     (home / "task.yaml").write_text("task: lands\ndata: others.jsonl\nscore: [loss, exact]\nmax_new_tokens: 8\n")
     told = found("evaluate", "measured", "--task", "task.yaml")
-    assert {"task", "n", "metrics", "retention"} <= set(told)
+    assert {"task", "n", "metrics", "forgetting"} <= set(told)
     for measured in told["metrics"].values():
         assert set(measured) == {"value", "low", "high"}
         assert measured["low"] <= measured["value"] <= measured["high"]
@@ -101,9 +101,9 @@ def test_runs_of_one_base_ask_it_once(home):
 
 def test_a_model_beside_itself_forgets_nothing(home, tiny_folder):
     told = found("evaluate", tiny_folder, "--against", tiny_folder, "--task", "rows.jsonl")
-    assert (told["retention"]["kl"], told["retention"]["delta_nll"]) == (0, 0)
+    assert (told["forgetting"]["kl"], told["forgetting"]["delta_nll"]) == (0, 0)
     assert told["differences"]["loss"]["verdict"] == "cannot tell"
-    assert found("evaluate", tiny_folder, "--task", "rows.jsonl")["retention"] is None
+    assert found("evaluate", tiny_folder, "--task", "rows.jsonl")["forgetting"] is None
 
 
 def test_what_is_printed_steers_no_terminal_and_claims_no_more_than_is_known(home, tiny_folder):
@@ -118,48 +118,48 @@ def test_what_is_printed_steers_no_terminal_and_claims_no_more_than_is_known(hom
 def test_rows_that_chose_the_step_are_said_to_flatter(home, tiny_folder):
     words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 4, "--held-out", 4, "--keep", "best")
     assert rankwise("train", *words, "--run", "best").exit_code == 0
-    assert "chose the step that was kept" in rankwise("evaluate", "best", "--no-retention", "--quiet").stdout
+    assert "chose the step that was kept" in rankwise("evaluate", "best", "--no-forgetting", "--quiet").stdout
 
 
 def test_a_text_of_ones_own_and_none(home):
     (home / "text.txt").write_text("the quick brown fox jumps over the lazy dog " * 2000)
     told = found("evaluate", "measured", "--text", "text.txt")
-    assert told["retention"]["text"].startswith("text.txt: 32 blocks")
+    assert told["forgetting"]["text"].startswith("text.txt: 32 blocks")
     (home / "runs/measured/evaluations/held-out.json").unlink()
-    assert found("evaluate", "measured", "--no-retention")["retention"] is None
+    assert found("evaluate", "measured", "--no-forgetting")["forgetting"] is None
 
 
 def test_what_was_measured_stays_where_it_is_not_measured_again(home):
     before = found("evaluate", "measured")
     file = home / "runs/measured/evaluations/held-out.json"
     stored = json.loads(file.read_text())
-    stored["retention"]["made"] = before["retention"]["made"] = "2020-02-02T00:00:00+00:00"
+    stored["forgetting"]["made"] = before["forgetting"]["made"] = "2020-02-02T00:00:00+00:00"
     file.write_text(json.dumps(stored))
-    again = found("evaluate", "measured", "--no-retention", "--no-base")
+    again = found("evaluate", "measured", "--no-forgetting", "--no-base")
     assert again["base"] is None
-    assert again["retention"] == before["retention"]
+    assert again["forgetting"] == before["forgetting"]
 
 
 def test_what_was_kept_names_the_base_and_how_both_were_held(home, tiny_folder):
     own = json.loads((home / "runs/measured/manifest.json").read_text())["base_model"]["fingerprint"]
-    kept = found("evaluate", "measured")["retention"]
+    kept = found("evaluate", "measured")["forgetting"]
     assert (kept["base"], kept["dtype"]) == (own, "float32") and kept["made"]
     beside = found("evaluate", tiny_folder, "--against", tiny_folder, "--task", "rows.jsonl", "--dtype", "bfloat16")
-    assert (beside["retention"]["base"], beside["retention"]["dtype"]) == (own, "bfloat16")
-    told = found("evaluate", "measured", "--force-base")["retention"]
+    assert (beside["forgetting"]["base"], beside["forgetting"]["dtype"]) == (own, "bfloat16")
+    told = found("evaluate", "measured", "--force-base")["forgetting"]
     assert told["base"] == own
 
 
 def test_an_evaluation_that_is_replaced_by_one_of_other_items_is_named(home):
-    found("evaluate", "measured", "--data", "others.jsonl", "--no-retention")
-    told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-retention")
+    found("evaluate", "measured", "--data", "others.jsonl", "--no-forgetting")
+    told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-forgetting")
     assert "is replaced" not in told.output
-    told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-retention", "--rows", 5)
+    told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-forgetting", "--rows", 5)
     assert "is replaced; it was about 12 other items of others.jsonl" in " ".join(told.output.split())
 
 
 def test_held_out_rows_are_drawn(home):
-    assert found("evaluate", "measured", "--no-retention", "--rows", 2)["n"] == 2
+    assert found("evaluate", "measured", "--no-forgetting", "--rows", 2)["n"] == 2
 
 
 @pytest.mark.parametrize("words", [("--task", "rows.jsonl"), ("--data", "rows.jsonl"), ("--task", "learned.yaml")])
@@ -176,10 +176,10 @@ def test_rows_to_measure_with_that_are_those_of_training_are_told_or_refused(hom
     words = ("--model", tiny_folder, "--data", "rows.jsonl", "--evaluation", "rows.jsonl", "--steps", 1)
     assert rankwise("train", *words, "--run", "both").exit_code == 0
     for named in ("--data", "--task"):
-        result = rankwise("evaluate", "both", named, "rows.jsonl", "--no-retention")
+        result = rankwise("evaluate", "both", named, "rows.jsonl", "--no-forgetting")
         assert result.exit_code == 2, result.output
         assert "rows.jsonl: is among the data of the run" in " ".join(result.output.split())
-    told = rankwise("evaluate", "both", "--no-retention", "--quiet").stdout
+    told = rankwise("evaluate", "both", "--no-forgetting", "--quiet").stdout
     assert "12 of the 12 validation rows have the same prompt as a training row" in " ".join(told.split())
 
 
@@ -188,7 +188,7 @@ def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
                       "--set", "data.system=quick fox", "--set", "data.evaluation=others.jsonl")  # fmt: skip
     assert result.exit_code == 0, result.output
     (home / "asked.yaml").write_text("task: asked\ndata: others.jsonl\nscore: exact\nmax_new_tokens: 4\n")
-    found("evaluate", "spoken", "--task", "asked.yaml", "--no-retention")
+    found("evaluate", "spoken", "--task", "asked.yaml", "--no-forgetting")
     stored = json.loads((home / "runs/spoken/evaluations/asked.json").read_text())
     assert stored["settings"]["system"] == "quick fox"
     subject = open_subject("spoken")
@@ -223,13 +223,13 @@ def test_mistakes_are_told_and_exit_with_two(home, words, problem):
 def test_a_place_that_cannot_take_the_result_is_told_before_anything_is_measured(home, tiny_folder, monkeypatch, out):
     monkeypatch.setattr("rankwise.evaluation.task.OwnTask.side", lambda *_: pytest.fail("it was measured"))
     before = (home / "rows.jsonl").read_bytes()
-    result = rankwise("evaluate", tiny_folder, "--task", "others.jsonl", "--out", out, "--no-retention", "--json")
+    result = rankwise("evaluate", tiny_folder, "--task", "others.jsonl", "--out", out, "--no-forgetting", "--json")
     assert result.exit_code == 2, result.output
     assert json.loads(result.stdout)["kind"] == "RunError"
     assert (home / "rows.jsonl").read_bytes() == before
 
 
 def test_a_result_is_written_over_an_earlier_one_alone(home, tiny_folder):
-    words = ("evaluate", tiny_folder, "--task", "others.jsonl", "--out", "deep/mine.json", "--no-retention")
+    words = ("evaluate", tiny_folder, "--task", "others.jsonl", "--out", "deep/mine.json", "--no-forgetting")
     assert found(*words) and found(*words)
     assert json.loads((home / "deep/mine.json").read_text())["task"] == "others"

@@ -16,15 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.peft_factors import Factors
 from rankwise.adapters.peft_format import read_peft, write_peft
-from rankwise.adapters.stored import StoredAdapter, check_alike, read_stored
+from rankwise.adapters.set import inject
+from rankwise.adapters.weights import StoredAdapter, check_alike, read_stored
 from rankwise.cli.main import app
+from rankwise.commands.export import FORMATS
+from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
-from rankwise.spec.adapters import LoraSpec
-from rankwise.verbs.engines import ENGINES
-from rankwise.verbs.export import FORMATS
+from rankwise.exporting.engines import ENGINES
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 
@@ -98,7 +98,7 @@ def test_a_portable_adapter_says_one_rank_and_one_alpha_and_no_pattern(home):
 
 def test_what_peft_reads_is_what_the_run_holds_to_the_byte(home):
     assert rankwise("export", "given", "--to", "out").exit_code == 0
-    for name in ("adapter_model.safetensors", "adapter_config.json", "receipt.json"):
+    for name in ("adapter_model.safetensors", "adapter_config.json", "data_report.json"):
         assert (home / "out" / name).read_bytes() == (home / "runs" / "given" / "adapter" / name).read_bytes()
 
 
@@ -116,7 +116,7 @@ def test_an_exported_adapter_names_the_base_that_it_is_given(home):
 
 
 def test_no_base_model_is_needed(home):
-    file = home / "runs" / "given" / "spec.json"
+    file = home / "runs" / "given" / "config.json"
     asked = json.loads(file.read_text())
     file.write_text(json.dumps(asked | {"model": asked["model"] | {"name": "./nowhere"}}))
     assert rankwise("export", "given", "--to", "out", "--format", "portable").exit_code == 0
@@ -126,7 +126,7 @@ def test_no_base_model_is_needed(home):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_files_of_any_lora_are_made_portable(architecture, rslora, tmp_path):
     leaves = ("q_proj", "down_proj", "embed_tokens") if architecture == "llama" else ("c_attn", "mlp.c_proj", "wte")
-    spec = LoraSpec(rank=3, alpha=7, targets=leaves, rank_pattern={leaves[0]: 5}, alpha_pattern={leaves[1]: 0.3})
+    spec = LoraConfig(rank=3, alpha=7, targets=leaves, rank_pattern={leaves[0]: 5}, alpha_pattern={leaves[1]: 0.3})
     adapters = inject(tiny_model(architecture), spec)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_files_of_any_lora_are_made_portable(architecture, rslora, tmp_path):
 
 def test_filters_of_a_convolution_are_padded_as_filters(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
-    adapters = inject(model, LoraSpec(rank=2, alpha=3, targets=("0", "1"), rank_pattern={"1": 4}))
+    adapters = inject(model, LoraConfig(rank=2, alpha=3, targets=("0", "1"), rank_pattern={"1": 4}))
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.normal_()
@@ -256,7 +256,7 @@ def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_fold
 
 
 def test_a_weight_that_is_not_on_the_disk_as_it_was_merged_leaves_nothing(home, monkeypatch):
-    from rankwise.verbs import merging
+    from rankwise.exporting import merge as merging
 
     def damaged(model, folder, dtype):
         save(model, folder, dtype)
@@ -274,7 +274,7 @@ def test_a_weight_that_is_not_on_the_disk_as_it_was_merged_leaves_nothing(home, 
 
 
 def test_a_merged_model_that_is_another_is_not_left_behind(home, monkeypatch):
-    from rankwise.verbs import merging
+    from rankwise.exporting import merge as merging
 
     def half(adapters):
         for adapter in adapters.adapters().values():

@@ -17,16 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 import rankwise as package
-from rankwise.adapters.whole import WholeModel
+from rankwise.adapters.full import WholeModel
 from rankwise.cli.main import app
-from rankwise.errors import RunError, SpecError
+from rankwise.errors import ConfigError, RunError
 from rankwise.models.precision import choose_precision
-from rankwise.run.directory import RunDirectory
-from rankwise.run.records import StepRecord
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.records import StepRecord
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KEYS = {
-    "run", "model", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_supervised_tokens",
+    "run", "model", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_loss_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
     "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings",
 }  # fmt: skip
@@ -118,11 +118,11 @@ def test_the_form_and_the_number_format_are_told_before(home):
 def test_a_finished_run_is_these_files_and_no_leftovers(home):
     run = home / "runs" / "whole"
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
-        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "model/config.json",
+        ".lock", "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "model/config.json",
         "model/model.safetensors", "model/generation_config.json", "model/tokenizer.json",
-        "model/tokenizer_config.json", "model/chat_template.jinja", "model/receipt.json", "report.html", "report.json",
+        "model/tokenizer_config.json", "model/chat_template.jinja", "model/data_report.json", "report.html", "report.json",
     }  # fmt: skip
-    assert (run / "model" / "receipt.json").read_bytes() == (run / "receipt.json").read_bytes()
+    assert (run / "model" / "data_report.json").read_bytes() == (run / "data_report.json").read_bytes()
 
 
 def test_transformers_loads_the_model_that_was_trained(home):
@@ -140,7 +140,7 @@ def test_transformers_loads_the_model_that_was_trained(home):
 
 def test_what_training_hands_over_is_what_was_written(home):
     asked_for = package.Experiment(
-        model="base", data="rows.jsonl", run="handed", adapter=package.FullSpec(), training={"steps": 3}
+        model="base", data="rows.jsonl", run="handed", adapter=package.FullConfig(), training={"steps": 3}
     )
     trained = package.train(asked_for)
     assert torch.equal(logits(trained.model.module), logits(theirs("runs/handed/model")))
@@ -150,9 +150,9 @@ def test_what_training_hands_over_is_what_was_written(home):
     # what it is called is what it has become: nobody takes it for the base
     assert trained.model.spec.name == "runs/handed/model"
     assert trained.model.facts.fingerprint != trained.manifest.base_model.fingerprint
-    with pytest.raises(SpecError, match="the experiment asks for another"):
+    with pytest.raises(ConfigError, match="the experiment asks for another"):
         package.train(asked_for.model_copy(update={"run": "more"}), model=trained.model)
-    on_it = asked_for.model_copy(update={"run": "more", "model": package.ModelSpec(name="runs/handed/model")})
+    on_it = asked_for.model_copy(update={"run": "more", "model": package.ModelConfig(name="runs/handed/model")})
     assert package.train(on_it, model=trained.model).manifest.status == "finished"
 
 
@@ -274,7 +274,7 @@ def test_a_run_that_failed_has_no_model_and_goes_on_to_the_same_bytes(home):
         if isinstance(event, StepRecord) and event.step == 17:
             raise Stopped
 
-    experiment = package.Experiment.model_validate(json.loads((home / "runs" / "straight" / "spec.json").read_text()))
+    experiment = package.Experiment.model_validate(json.loads((home / "runs" / "straight" / "config.json").read_text()))
     with pytest.raises(Stopped):
         package.train(experiment.model_copy(update={"run": "stopped"}), announce=stop)
     run = home / "runs" / "stopped"
@@ -340,7 +340,7 @@ def test_what_does_not_go_with_it_is_refused_and_nothing_begun(home, words, said
 
 
 def test_weights_that_learn_are_float32_whatever_the_machine_computes_in():
-    for spec in (package.FullSpec(), {"method": "full"}):
+    for spec in (package.FullConfig(), {"method": "full"}):
         experiment = package.Experiment(model="m", data="d", run="r", adapter=spec)
         assert experiment.model.dtype == "auto", "what was asked is kept as it was asked"
         assert choose_precision(experiment.base).dtype == torch.float32
@@ -349,9 +349,9 @@ def test_weights_that_learn_are_float32_whatever_the_machine_computes_in():
 
 def test_a_recipe_s_settings_of_an_adapter_are_left_out():
     given = {"model": "m", "data": {"path": "d", "recipe": "alpaca-lora"}, "run": "r"}
-    for spec in (package.FullSpec(), {"method": "full"}):
+    for spec in (package.FullConfig(), {"method": "full"}):
         experiment = package.Experiment(**given, adapter=spec)
-        assert experiment.adapter == package.FullSpec() and experiment.training.epochs == 3
+        assert experiment.adapter == package.FullConfig() and experiment.training.epochs == 3
     assert package.Experiment(**given).adapter.rank == 8
 
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.peft_format import WEIGHTS, write_peft
+from rankwise.adapters.set import inject
 from rankwise.cli.main import app
 from rankwise.cli.rank_map import rank_tables
-from rankwise.spec.adapters import LoraSpec
+from rankwise.config.adapters import LoraConfig
 
 
 def rankwise(*words):
@@ -87,7 +87,7 @@ def test_ranks_that_were_only_silenced_count_as_taken_away(home, tiny_folder):
     assert facts("silenced")["total_rank"] == 42
 
 
-def test_a_journal_that_cannot_be_right_does_not_outvote_the_file(home):
+def test_a_metrics_log_that_cannot_be_right_does_not_outvote_the_file(home):
     file = home / "runs" / "given" / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows:
@@ -127,7 +127,7 @@ def test_a_terminal_with_colours_gets_the_same_table_in_shades(home, monkeypatch
 
 
 def test_a_folder_of_any_lora_will_do(tmp_path):
-    spec = LoraSpec(rank=3, targets=("c_attn", "attn.c_proj", "mlp.c_proj", "wte"), rank_pattern={r"h\.1\..*": 5})
+    spec = LoraConfig(rank=3, targets=("c_attn", "attn.c_proj", "mlp.c_proj", "wte"), rank_pattern={r"h\.1\..*": 5})
     write_peft(inject(tiny_model("gpt2"), spec), tmp_path / "a", base_model="tiny")
     found = facts(tmp_path / "a")
     assert found["ranks"] == {
@@ -199,7 +199,7 @@ def test_what_export_would_refuse_is_not_shown(home, damage, said):
     assert shown.stderr == exported.stderr and said in shown.stderr
 
 
-def test_a_lost_journal_costs_the_history_alone(home):
+def test_a_lost_metrics_log_costs_the_history_alone(home):
     whole = facts("given")
     (home / "runs" / "given" / "metrics.jsonl").unlink()
     left = facts("given")

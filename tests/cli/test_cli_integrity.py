@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 import rankwise as package
 from rankwise.cli.main import app
+from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ResultError
-from rankwise.run.writing import sha256_of
-from rankwise.spec.generation import GenerationSpec
+from rankwise.system.files import sha256_of
 
 ROWS = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(8)]
 WEIGHTS, CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
@@ -113,15 +113,15 @@ TAMPERING = {
         lambda run: replace(run / "adapter/chat_template.jinja", b"x"), "changed", "chat_template.jinja",
     ),
     "code added": (lambda run: replace(run / "adapter/tokenizer.py", b"x"), "added", "tokenizer.py"),
-    "receipt edited": (
-        lambda run: replace(run / "receipt.json", (run / "receipt.json").read_bytes() + b" "), "changed", "receipt.json"
+    "data report edited": (
+        lambda run: replace(run / "data_report.json", (run / "data_report.json").read_bytes() + b" "), "changed", "data_report.json"
     ),
 }  # fmt: skip
-SHORT = GenerationSpec(max_new_tokens=2)
+SHORT = GenerationConfig(max_new_tokens=2)
 READERS = {
     "generate": ("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2),
     "chat": ("chat", "lora", "--max-new-tokens", 2),
-    "evaluate": ("evaluate", "lora", "--no-retention"),
+    "evaluate": ("evaluate", "lora", "--no-forgetting"),
     "inspect": ("inspect", "lora"),
     "strength": ("strength", "lora", "--text", "text.txt", "--blocks", 2),
     "export": ("export", "lora", "--to", "out"),
@@ -131,7 +131,7 @@ READERS = {
 CALLS = {
     "generate": lambda force: package.generate("lora", "hi", SHORT, force_result=force),
     "open_for_asking": lambda force: package.open_for_asking("runs/lora", force_result=force),
-    "evaluate": lambda force: package.evaluate("lora", with_retention=False, force_result=force),
+    "evaluate": lambda force: package.evaluate("lora", with_forgetting=False, force_result=force),
     "inspect": lambda force: package.inspect("lora", force_result=force),
     "strength": lambda force: package.strength("lora", text="text.txt", blocks=2, force_result=force),
     "export": lambda force: package.export("lora", "out", force_result=force),
@@ -170,10 +170,10 @@ def test_python_forces_it_by_an_argument(home, call):
     call(True)
 
 
-@pytest.mark.parametrize("name", ["alpha as text", "weights gone", "settings gone", "all gone", "receipt gone"])
+@pytest.mark.parametrize("name", ["alpha as text", "weights gone", "settings gone", "all gone", "data report gone"])
 def test_forced_reading_of_what_cannot_be_read_is_still_one_clear_error(home, name):
-    remove_receipt = (lambda run: (run / "receipt.json").unlink(), "missing", "receipt.json")
-    tamper, _, file = TAMPERING.get(name, remove_receipt)
+    remove_data_report = (lambda run: (run / "data_report.json").unlink(), "missing", "data_report.json")
+    tamper, _, file = TAMPERING.get(name, remove_data_report)
     tamper(home / "runs" / "lora")
     told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2, "--force-result")
     assert isinstance(told.exception, SystemExit | None) and "Traceback" not in told.stderr
@@ -201,7 +201,7 @@ def test_the_manifest_has_the_hash_of_every_file_of_the_result(home):
     for name, result in (("lora", "adapter"), ("whole", "model")):
         run = home / "runs" / name
         recorded = json.loads((run / "manifest.json").read_text())["result_sha256"]
-        files = [path for path in (run / result).rglob("*") if path.is_file()] + [run / "receipt.json"]
+        files = [path for path in (run / result).rglob("*") if path.is_file()] + [run / "data_report.json"]
         assert recorded == {path.relative_to(run).as_posix(): sha256_of(path) for path in files}
         assert any(key.endswith(".safetensors") for key in recorded)
 

@@ -144,15 +144,15 @@ def damaged_manifest(home):
 
 
 def damaged_spec(home):
-    (home / "runs" / "good" / "spec.json").write_text("[]")
+    (home / "runs" / "good" / "config.json").write_text("[]")
 
 
-def damaged_receipt(home):
-    (home / "runs" / "good" / "receipt.json").write_text('{"version": 1, "rows": ')
+def damaged_data_report(home):
+    (home / "runs" / "good" / "data_report.json").write_text('{"version": 1, "rows": ')
 
 
-def without_receipt(home):
-    (home / "runs" / "good" / "receipt.json").unlink()
+def without_data_report(home):
+    (home / "runs" / "good" / "data_report.json").unlink()
 
 
 def broken_metrics(home):
@@ -210,28 +210,28 @@ MISTAKES = [
     Mistake("rows too long", training("--max-length", 5), "DataError", ("rows.jsonl", "5 tokens", "--max-length")),
     Mistake("rows beyond the context", training(data="long.jsonl"), "DataError", ("long.jsonl", "256 tokens")),
     # settings
-    Mistake("unknown YAML key", ("train", "unknown.yaml"), "SpecError", ("unknown.yaml:5", "adapter.rnk", '"rank"')),
-    Mistake("YAML key twice", ("train", "twice.yaml"), "SpecError", ("twice.yaml:4", '"run"')),
-    Mistake("YAML asks for an object", ("train", "object.yaml"), "SpecError", ("object.yaml", "tag")),
-    Mistake("YAML of a private tag", ("train", "tagged.yaml"), "SpecError", ("tagged.yaml", "tag", "!secret")),
-    Mistake("YAML without data", ("train", "lacking.yaml"), "SpecError", ('"data"', "required")),
-    Mistake("no YAML file", ("train", "nowhere.yaml"), "SpecError", ("nowhere.yaml", "cannot be read")),
-    Mistake("unknown --set key", training("--set", "adapter.rnk=4"), "SpecError", ("--set", "adapter.rnk", '"rank"')),
-    Mistake("--set without =", training("--set", "adapter.rank"), "SpecError", ("adapter.rank", "key=value")),
-    Mistake("unknown form", training("--format", "chat"), "SpecError", ("--format", "data.format", "alpaca")),
-    Mistake("unknown recipe", training("--recipe", "alpacca"), "SpecError", ("--recipe", "alpacca", "vicuna")),
-    Mistake("unknown rule", training("--on-bad-row", "no"), "SpecError", ("--on-bad-row", "data.on_bad_row", "skip")),
+    Mistake("unknown YAML key", ("train", "unknown.yaml"), "ConfigError", ("unknown.yaml:5", "adapter.rnk", '"rank"')),
+    Mistake("YAML key twice", ("train", "twice.yaml"), "ConfigError", ("twice.yaml:4", '"run"')),
+    Mistake("YAML asks for an object", ("train", "object.yaml"), "ConfigError", ("object.yaml", "tag")),
+    Mistake("YAML of a private tag", ("train", "tagged.yaml"), "ConfigError", ("tagged.yaml", "tag", "!secret")),
+    Mistake("YAML without data", ("train", "lacking.yaml"), "ConfigError", ('"data"', "required")),
+    Mistake("no YAML file", ("train", "nowhere.yaml"), "ConfigError", ("nowhere.yaml", "cannot be read")),
+    Mistake("unknown --set key", training("--set", "adapter.rnk=4"), "ConfigError", ("--set", "adapter.rnk", '"rank"')),
+    Mistake("--set without =", training("--set", "adapter.rank"), "ConfigError", ("adapter.rank", "key=value")),
+    Mistake("unknown form", training("--format", "chat"), "ConfigError", ("--format", "data.format", "alpaca")),
+    Mistake("unknown recipe", training("--recipe", "alpacca"), "ConfigError", ("--recipe", "alpacca", "vicuna")),
+    Mistake("unknown rule", training("--on-bad-row", "no"), "ConfigError", ("--on-bad-row", "data.on_bad_row", "skip")),
     Mistake(
-        "measured twice", training("--held-out", 1, "--evaluation", "rows.jsonl"), "SpecError",
+        "measured twice", training("--held-out", 1, "--evaluation", "rows.jsonl"), "ConfigError",
         ("held_out", "evaluation"),
     ),
-    Mistake("rank 0", training("--rank", 0), "SpecError", ("--rank", "adapter.rank", "0")),
-    Mistake("steps and epochs", training("--steps", 2, "--epochs", 2), "SpecError", ("epochs and steps",)),
-    Mistake("dtype not there", training("--set", "model.dtype=float16"), "SpecError", ("model.dtype", "float16")),
+    Mistake("rank 0", training("--rank", 0), "ConfigError", ("--rank", "adapter.rank", "0")),
+    Mistake("steps and epochs", training("--steps", 2, "--epochs", 2), "ConfigError", ("epochs and steps",)),
+    Mistake("dtype not there", training("--set", "model.dtype=float16"), "ConfigError", ("model.dtype", "float16")),
     Mistake("device not there", training("--set", "model.device=cuda:99"), "ModelError", ('"cuda:99"', "cpu")),
-    Mistake("run name with ..", training(run="../up"), "SpecError", ("--run", "../up")),
-    Mistake("run name with /", training(run="a/b"), "SpecError", ("--run", "a/b")),
-    Mistake("run name absolute", training(run="/tmp"), "SpecError", ("--run", "/tmp")),
+    Mistake("run name with ..", training(run="../up"), "ConfigError", ("--run", "../up")),
+    Mistake("run name with /", training(run="a/b"), "ConfigError", ("--run", "a/b")),
+    Mistake("run name absolute", training(run="/tmp"), "ConfigError", ("--run", "/tmp")),
     # targets
     Mistake("wrong target", training("--targets", "q_prj"), "TargetError", ('"q_prj"', 'Did you mean "q_proj"')),
     Mistake("one wrong target", training("--targets", "q_proj,v_pro"), "TargetError", ('"v_pro"', '"v_proj"')),
@@ -270,9 +270,9 @@ MISTAKES = [
     Mistake("no adapter", asking(), "ResultError", ("runs/good/adapter", "missing"), without_adapter),
     Mistake("adapter config", asking(), "ResultError", ("adapter_config.json", "changed"), damaged_adapter_config),
     Mistake("damaged manifest", asking(), "RunError", ("manifest.json", "damaged"), damaged_manifest),
-    Mistake("damaged spec", asking(), "RunError", ("spec.json", "damaged"), damaged_spec),
-    Mistake("damaged receipt", asking(), "ResultError", ("receipt.json", "changed"), damaged_receipt),
-    Mistake("no receipt", asking(), "ResultError", ("receipt.json", "missing"), without_receipt),
+    Mistake("damaged spec", asking(), "RunError", ("config.json", "damaged"), damaged_spec),
+    Mistake("damaged data report", asking(), "ResultError", ("data_report.json", "changed"), damaged_data_report),
+    Mistake("no data report", asking(), "ResultError", ("data_report.json", "missing"), without_data_report),
     Mistake("other base", asking(), "RunError", ("base", "other weights", "--force-base"), changed_weights),
     Mistake("other base in chat", ("chat", "good"), "RunError", ("other weights",), changed_weights, "hi\n"),
     # looking and giving away
@@ -289,26 +289,26 @@ MISTAKES = [
     Mistake("export over a file", exporting(to="rows.jsonl"), "RunError", ("rows.jsonl", "there already")),
     Mistake("export below a file", exporting(to="rows.jsonl/x"), "RunError", ("rows.jsonl/x", "cannot be written")),
     Mistake("export to a long name", exporting(to=TOO_LONG), "RunError", (TOO_LONG[:40], "cannot be written")),
-    Mistake("export as nothing known", exporting("--format", "portabel"), "SpecError", ("portabel", '"portable"')),
-    Mistake("export for llama.cpp", exporting("--format", "gguf"), "SpecError", (
+    Mistake("export as nothing known", exporting("--format", "portabel"), "ConfigError", ("portabel", '"portable"')),
+    Mistake("export for llama.cpp", exporting("--format", "gguf"), "ConfigError", (
         "yet", "peft, portable, merged", "llama.cpp", "--format merged", "convert_hf_to_gguf.py", "docs/export.md")),
-    Mistake("export for Ollama", exporting("--format", "ollama"), "SpecError", ("yet", "--format merged", "Modelfile")),
-    Mistake("export for MLX", exporting("--format", "MLX"), "SpecError", ("yet", "--format merged", "mlx_lm")),
+    Mistake("export for Ollama", exporting("--format", "ollama"), "ConfigError", ("yet", "--format merged", "Modelfile")),
+    Mistake("export for MLX", exporting("--format", "MLX"), "ConfigError", ("yet", "--format merged", "mlx_lm")),
     Mistake("export into a run", exporting(to="runs/good/new"), "RunError", ("inside the run good",)),
-    Mistake("merge with no format", exporting("--dtype", "float32"), "SpecError", ("format merged",)),
-    Mistake("merge as nothing known", exporting("--format", "merged", "--dtype", "bf16"), "SpecError", ("bfloat16",)),
+    Mistake("merge with no format", exporting("--dtype", "float32"), "ConfigError", ("format merged",)),
+    Mistake("merge as nothing known", exporting("--format", "merged", "--dtype", "bf16"), "ConfigError", ("bfloat16",)),
     Mistake("export a cut adapter", exporting(), "ResultError", ("safetensors", "changed"), damaged_adapter),
     Mistake("export no adapter", exporting(), "ResultError", ("runs/good/adapter", "missing"), without_adapter),
-    Mistake("export no receipt", exporting(), "ResultError", ("receipt.json", "missing"), without_receipt),
+    Mistake("export no data report", exporting(), "ResultError", ("data_report.json", "missing"), without_data_report),
     # questions
     Mistake("empty prompt", asking(prompt=" "), "DataError", ("prompt is empty",)),
     Mistake("empty stdin", asking(prompt="-"), "DataError", ("prompt is empty",), None, ""),
     Mistake("prompt too long", asking(prompt="dog " * 300), "ModelError", ("context", "256", "--max-new-tokens")),
     Mistake("prompt of broken bytes", asking(prompt="caf\udce9"), "DataError", ("prompt",)),
     Mistake("stdin of broken bytes", asking(prompt="-"), "DataError", ("prompt",), None, b"caf\xe9"),
-    Mistake("no new tokens", asking("--max-new-tokens", 0), "SpecError", ("max_new_tokens", "0")),
-    Mistake("cold temperature", asking("--temperature", -1), "SpecError", ("temperature", "-1")),
-    Mistake("top_p of nothing", asking("--top-p", 0), "SpecError", ("top_p", "0")),
+    Mistake("no new tokens", asking("--max-new-tokens", 0), "ConfigError", ("max_new_tokens", "0")),
+    Mistake("cold temperature", asking("--temperature", -1), "ConfigError", ("temperature", "-1")),
+    Mistake("top_p of nothing", asking("--top-p", 0), "ConfigError", ("top_p", "0")),
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import rankwise as package
 from rankwise.cli.main import app
-from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 
 KEYS = {
     "total_parameters", "trainable_parameters", "adapter_bytes", "memory_bytes", "flops_per_token", "seconds", "fits",
@@ -79,11 +79,11 @@ def test_a_model_too_large_for_its_card_is_told_what_would_fit():
 @pytest.mark.parametrize(
     ("model", "device", "settings"),
     [
-        ("llama-2-7b", "rtx-4090", ["training.recomputed_blocks=0"]),
-        ("qwen3-0.6b", "m1-8gb", ["training.micro_batch_tokens=16384"]),
-        ("gemma-2-2b", "rtx-3060-12gb", ["training.micro_batch_tokens=16384"]),
-        ("pythia-2.8b", "t4", ["training.recomputed_blocks=4", "model.dtype=float32"]),
-        ("smollm2-360m", "m1-8gb", ["adapter.method=full", "training.recomputed_blocks=0"]),
+        ("llama-2-7b", "rtx-4090", ["training.activation_checkpointing=0"]),
+        ("qwen3-0.6b", "m1-8gb", ["training.max_batch_tokens=16384"]),
+        ("gemma-2-2b", "rtx-3060-12gb", ["training.max_batch_tokens=16384"]),
+        ("pythia-2.8b", "t4", ["training.activation_checkpointing=4", "model.dtype=float32"]),
+        ("smollm2-360m", "m1-8gb", ["adapter.method=full", "training.activation_checkpointing=0"]),
     ],
 )
 def test_every_remedy_does_what_it_says(model, device, settings):
@@ -160,11 +160,11 @@ def test_torch_is_not_imported(rows):
     assert not {"torch", "transformers", "tensorflow"} & loaded
 
 
-@pytest.mark.parametrize("spec", [LoraSpec(rank=4), AdaLoraSpec(budget="4"), FullSpec()])
+@pytest.mark.parametrize("spec", [LoraConfig(rank=4), AdaLoraConfig(budget="4"), FullConfig()])
 def test_a_plan_counts_what_training_makes(spec, tiny_folder):
     """Of a model in a folder: total and trainable, to the last one."""
-    from rankwise.adapters.adapter_set import inject
     from rankwise.adapters.allocation import RankAllocator
+    from rankwise.adapters.set import inject
     from rankwise.models.loading import load
 
     words = ("--set", f"adapter.method={spec.method}", *(
@@ -174,11 +174,11 @@ def test_a_plan_counts_what_training_makes(spec, tiny_folder):
     module = load(str(tiny_folder)).module
     total = sum(parameter.numel() for parameter in module.parameters())
     assert told["total_parameters"] == total
-    if isinstance(spec, FullSpec):
+    if isinstance(spec, FullConfig):
         assert told["trainable_parameters"] == total
         return
     adapters = inject(module, spec)
-    if isinstance(spec, AdaLoraSpec):
+    if isinstance(spec, AdaLoraConfig):
         RankAllocator(adapters, spec, 10)
     assert told["trainable_parameters"] == sum(parameter.numel() for parameter in adapters.parameters())
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 import rankwise as library
 from rankwise.cli.main import app
-from rankwise.spec.generation import GenerationSpec
-from rankwise.verbs import predict as verb
-from rankwise.verbs.ask import open_for_asking
+from rankwise.commands import predict as verb
+from rankwise.config.generation import GenerationConfig
+from rankwise.inference.tuned_model import open_for_asking
 
 SHORT = ("--max-new-tokens", "6")
 LANDS = [f"What is the capital of land {number}?" + " Tell me." * (number % 3) for number in range(5)]
@@ -50,7 +50,7 @@ def read(name):
 
 
 def generated(run, prompt, **given):
-    return library.generate(run, prompt, GenerationSpec(max_new_tokens=6), **given).adapted.text
+    return library.generate(run, prompt, GenerationConfig(max_new_tokens=6), **given).adapted.text
 
 
 ROWS_OF = {
@@ -125,7 +125,7 @@ def test_a_column_that_training_ignored_is_no_part_of_the_prompt():
 
 def test_base_answers_by_the_base():
     found, _ = predicted("plain", [{"prompt": LANDS[0]}], "--base")
-    base = library.generate("plain", LANDS[0], GenerationSpec(max_new_tokens=6), base=True).base
+    base = library.generate("plain", LANDS[0], GenerationConfig(max_new_tokens=6), base=True).base
     assert found[0]["prediction"] == base.text
 
 
@@ -253,7 +253,7 @@ def test_what_is_stopped_on_the_way_leaves_no_file(monkeypatch):
 
 
 def test_answers_that_repeat_themselves_are_named(monkeypatch):
-    from rankwise.models import decoding
+    from rankwise.inference import decoding
 
     monkeypatch.setattr(decoding, "repeats", lambda ids: True)
     monkeypatch.setattr(decoding, "loop_at", lambda ids: 16 if len(ids) >= 16 else None)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import rankwise as package
 from rankwise.cli.main import app
-from rankwise.run.journal import read_journal
+from rankwise.runs.metrics_log import read_metrics_log
 
 STEPS, EVERY = 120, 7
 LORA = ("--rank", 2, "--dropout", 0.3)
@@ -54,8 +54,8 @@ def weights(run):
 
 
 def told(run):
-    """What the journal tells apart from time and memory."""
-    rows = read_journal(run / "metrics.jsonl")
+    """What the metrics log tells apart from time and memory."""
+    rows = read_metrics_log(run / "metrics.jsonl")
     return [
         {key: row[key] for key in row if key not in ("seconds", "tokens_per_second", "resident_bytes")} for row in rows
     ]
@@ -121,10 +121,10 @@ def assert_is_as_if_never_stopped(run, whole, times):
         "trainable_parameters",
     ):
         assert ours[key] == theirs[key], key
-    seconds = sum(row["seconds"] for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step")
+    seconds = sum(row["seconds"] for row in read_metrics_log(run / "metrics.jsonl") if row["kind"] == "step")
     assert ours["train_seconds"] >= seconds
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter", "report.html",
+        ".lock", "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "adapter", "report.html",
         "report.json",
     }  # fmt: skip
 

@@ -12,10 +12,10 @@ from tests.report_runs import made_run
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.run.directory import RunDirectory
-from rankwise.run.listing import writer_of
-from rankwise.run.opened import open_for_reading
-from rankwise.verbs.report import report
+from rankwise.commands.report import report
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.listing import writer_of
+from rankwise.runs.opened import open_for_reading
 
 
 def rankwise(*words, typed=None):
@@ -103,11 +103,11 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_a_running_one_runs_an
 DAMAGE = {
     "no manifest": lambda run: (run / "manifest.json").unlink(),
     "cut manifest": lambda run: (run / "manifest.json").write_text('{"status": "fin'),
-    "no settings": lambda run: (run / "spec.json").unlink(),
-    "settings of another version": lambda run: (run / "spec.json").write_text('{"nothing": "such"}'),
+    "no settings": lambda run: (run / "config.json").unlink(),
+    "settings of another version": lambda run: (run / "config.json").write_text('{"nothing": "such"}'),
     "manifest a folder": lambda run: ((run / "manifest.json").unlink(), (run / "manifest.json").mkdir()),
     "manifest a pipe": lambda run: ((run / "manifest.json").unlink(), os.mkfifo(run / "manifest.json")),
-    "settings a pipe": lambda run: ((run / "spec.json").unlink(), os.mkfifo(run / "spec.json")),
+    "settings a pipe": lambda run: ((run / "config.json").unlink(), os.mkfifo(run / "config.json")),
 }
 
 
@@ -134,10 +134,12 @@ def test_foreign_things_in_the_runs_folder_break_nothing():
     assert {name: run["status"] for name, run in listed().items()} == {"whole": "finished", "photos": "unreadable"}
 
 
-@pytest.mark.parametrize("journal", ["", "not JSON\n{}\n", '{"kind": "step", "step": "x", "loss": {}}\n', "[1]\n3\n"])
-def test_a_damaged_journal_costs_the_list_only_what_stood_in_it(journal):
+@pytest.mark.parametrize(
+    "metrics log", ["", "not JSON\n{}\n", '{"kind": "step", "step": "x", "loss": {}}\n', "[1]\n3\n"]
+)
+def test_a_damaged_metrics_log_costs_the_list_only_what_stood_in_it(metrics_log):
     run = made_run("r", status="failed")
-    run.metrics.write_text(journal)
+    run.metrics.write_text(metrics_log)
     assert listed()["r"]["status"] == "failed" and listed()["r"]["steps"] is None
     assert rankwise("runs").exit_code == 0
 
@@ -236,7 +238,7 @@ def test_a_run_that_is_being_written_stays(words):
 @pytest.mark.parametrize("words", [("rename", "a", "b"), ("delete", "a", "--yes")])
 def test_a_run_that_holds_the_model_of_another_stays(words):
     made_run("a")
-    child = made_run("child").folder / "spec.json"
+    child = made_run("child").folder / "config.json"
     content = json.loads(child.read_text())
     content["model"]["name"] = "runs/a/model"
     child.write_text(json.dumps(content))
@@ -304,7 +306,7 @@ def test_links_are_never_followed(tmp_path):
     assert (outside / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize("file", ["spec.json", "manifest.json", "receipt.json", "metrics.jsonl"])
+@pytest.mark.parametrize("file", ["config.json", "manifest.json", "data_report.json", "metrics.jsonl"])
 def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(file):
     made_run("piped")
     made_run("whole")

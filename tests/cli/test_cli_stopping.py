@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.run.journal import read_journal
+from rankwise.runs.metrics_log import read_metrics_log
 
 NEVER = 1_000_000
 
@@ -72,10 +72,10 @@ def assert_can_only_be_begun_again_when_asked(run, model):
     assert refused.exit_code == 2 and "--restart" in refused.stderr
     again = rankwise(*train_words(model, run.name, "--steps", 4, "--restart"))
     assert again.exit_code == 0, again.output
-    assert [row["step"] for row in read_journal(run / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_metrics_log(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert (run / "adapter" / "adapter_model.safetensors").exists() and status(run) == "finished"
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter", "report.html",
+        ".lock", "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "adapter", "report.html",
         "report.json",
     }  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_a_training_that_is_stopped_says_so_and_keeps_its_metrics_but_no_adapter
     assert err.splitlines()[-1] == f"rankwise: {facts['error']}"
     assert f"runs/{run.name}" in facts["error"] and "--restart" in facts["error"]
     assert status(run) == "interrupted" and not (run / "adapter").exists()
-    steps = [row["step"] for row in read_journal(run / "metrics.jsonl")]
+    steps = [row["step"] for row in read_metrics_log(run / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
     assert rankwise("generate", run.name, "--prompt", "hi").exit_code == 2
     assert_can_only_be_begun_again_when_asked(run, tiny_folder)
@@ -141,7 +141,7 @@ def test_a_second_trainer_is_kept_out_by_three_and_the_first_is_unharmed(home, t
         out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     assert json.loads(out)["steps"] == 200
-    assert [row["step"] for row in read_journal(run / "metrics.jsonl")] == list(range(1, 201))
+    assert [row["step"] for row in read_metrics_log(run / "metrics.jsonl")] == list(range(1, 201))
     assert status(run) == "finished" and (run / "adapter" / "adapter_model.safetensors").exists()
 
 

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import rankwise as library
 from rankwise.adapters.peft_format import read_peft
 from rankwise.cli.main import app
-from rankwise.run.directory import RunDirectory
-from rankwise.run.evaluations import read_strength
-from rankwise.verbs.measured_rows import spread
+from rankwise.evaluation.validation_rows import spread
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.evaluations import read_strength
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 QUICK = ("--blocks", 2)
@@ -84,14 +84,14 @@ def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home
 
 def test_at_strength_one_it_is_what_an_evaluation_finds(home):
     """Of a model that is held in bfloat16, too: both measure in float32 on a processor."""
-    words = ("--model", json.loads((home / "runs/kept/spec.json").read_text())["model"]["name"])
+    words = ("--model", json.loads((home / "runs/kept/config.json").read_text())["model"]["name"])
     words += ("--data", "rows.jsonl", "--steps", 8, "--held-out", 4, "--set", "model.dtype=bfloat16", "--rank", 4)
     result = rankwise("train", *words, "--learning-rate", 0.05, "--run", "half")
     assert result.exit_code == 0, result.output
     told = [rankwise(verb, "half", "--blocks", 32, "--json") for verb in ("strength", "evaluate")]
     curve, evaluation = (json.loads(one.stdout) for one in told)
     (whole,) = [point for point in curve["points"] if point["strength"] == 1]
-    assert whole["kl"]["value"] == evaluation["retention"]["kl"] > 0
+    assert whole["kl"]["value"] == evaluation["forgetting"]["kl"] > 0
     assert curve["points"][0]["kl"]["value"] == 0
 
 
@@ -118,7 +118,7 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
     words = ("--model", tiny_folder, "--steps", 2, "--held-out", 10, "--keep", "best", "--evaluate-every", 1)
     result = rankwise("train", *words, "--run", "many", "--set", f"data.sources={sources}")
     assert result.exit_code == 0, result.output
-    monkeypatch.setattr("rankwise.verbs.strength.MOST", 5)
+    monkeypatch.setattr("rankwise.commands.strength.MOST", 5)
     result = rankwise("strength", "many", *QUICK)
     assert result.exit_code == 0, result.output
     assert "task: 5 of the 10 documents held out, 5 documents" in result.stdout

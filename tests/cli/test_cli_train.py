@@ -19,10 +19,10 @@ from conftest import tiny_model
 from rankwise import __version__
 from rankwise.cli.main import app
 from rankwise.models.inspection import fingerprint
-from rankwise.run.journal import read_journal
+from rankwise.runs.metrics_log import read_metrics_log
 
 KEYS = {
-    "run", "adapter", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_supervised_tokens",
+    "run", "adapter", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_loss_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
     "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings",
 }  # fmt: skip
@@ -67,7 +67,7 @@ def weights(run: Path) -> bytes:
 
 
 def spec_of(home: Path, name: str) -> dict:
-    spec = json.loads((home / "runs" / name / "spec.json").read_text())
+    spec = json.loads((home / "runs" / name / "config.json").read_text())
     assert spec.pop("run") == name
     return spec
 
@@ -91,19 +91,19 @@ def test_what_json_says_agrees_with_what_lies_on_the_disk(told, run, home, tiny_
 
 def test_tokens_per_second_are_the_tokens_of_all_steps_in_the_time_they_took(told, run):
     facts = json.loads(told)
-    tokens = sum(row["tokens"] for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step")
+    tokens = sum(row["tokens"] for row in read_metrics_log(run / "metrics.jsonl") if row["kind"] == "step")
     assert facts["tokens_per_second"] * facts["train_seconds"] == pytest.approx(tokens)
 
 
 def test_the_loss_falls_in_training_and_on_rows_held_out(told, run):
-    losses = [row["loss"] for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step"]
+    losses = [row["loss"] for row in read_metrics_log(run / "metrics.jsonl") if row["kind"] == "step"]
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
     facts = json.loads(told)
     assert facts["held_out_loss_after"] < facts["held_out_loss_before"] - 0.1
 
 
 def test_metrics_hold_each_step_once_and_the_measurements_of_the_held_out_rows(run, told):
-    rows = read_journal(run / "metrics.jsonl")
+    rows = read_metrics_log(run / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, STEPS + 1))
     held_out = [row for row in rows if row["kind"] == "held_out"]
     assert [(row["step"], row["documents"]) for row in held_out] == [(step, 3) for step in (*range(0, STEPS, 4), STEPS)]
@@ -115,8 +115,8 @@ def test_metrics_hold_each_step_once_and_the_measurements_of_the_held_out_rows(r
 def test_a_finished_run_is_these_files_and_no_leftovers(run):
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert found == {
-        ".lock", "spec.json", "receipt.json", "manifest.json", "metrics.jsonl", "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors", "adapter/receipt.json", "adapter/base_model.json",
+        ".lock", "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors", "adapter/data_report.json", "adapter/base_model.json",
         "adapter/tokenizer.json", "adapter/tokenizer_config.json", "adapter/chat_template.jinja", "adapter/README.md",
         "report.html", "report.json",
     }  # fmt: skip
@@ -144,20 +144,20 @@ def test_the_manifest_says_what_made_the_run(run, home, tiny_folder):
     assert manifest["learning_rate"] == 0.02
 
 
-def test_the_receipt_says_what_the_rows_were_and_goes_with_the_adapter(run, home):
-    receipt = json.loads((run / "receipt.json").read_text())
-    assert json.loads((run / "adapter" / "receipt.json").read_text()) == receipt
-    assert (receipt["rows"], receipt["kept"], receipt["held_out"], receipt["skipped"]) == (15, 15, 3, 0)
-    (file,) = receipt["files"]
+def test_the_data_report_says_what_the_rows_were_and_goes_with_the_adapter(run, home):
+    data_report = json.loads((run / "data_report.json").read_text())
+    assert json.loads((run / "adapter" / "data_report.json").read_text()) == data_report
+    assert (data_report["rows"], data_report["kept"], data_report["held_out"], data_report["skipped"]) == (15, 15, 3, 0)
+    (file,) = data_report["files"]
     assert (file["name"], file["format"], file["rows"]) == ("rows.jsonl", "prompt", 15)
     assert file["sha256"] == hashlib.sha256((home / "rows.jsonl").read_bytes()).hexdigest()
-    assert receipt["documents"] == receipt["eos_supervised"] == 15 and receipt["template_parity"] is True
-    assert receipt["template"]["kind"] == "model" and receipt["system"] is None and receipt["fatal"] == []
+    assert data_report["documents"] == data_report["eos_supervised"] == 15 and data_report["template_parity"] is True
+    assert data_report["template"]["kind"] == "model" and data_report["system"] is None and data_report["fatal"] == []
     manifest = json.loads((run / "manifest.json").read_text())
-    steps = [row for row in read_journal(run / "metrics.jsonl") if row["kind"] == "step"]
-    assert manifest["data"]["supervised_tokens"] < receipt["supervised_tokens"] < receipt["tokens"], "3 are held out"
+    steps = [row for row in read_metrics_log(run / "metrics.jsonl") if row["kind"] == "step"]
+    assert manifest["data"]["loss_tokens"] < data_report["loss_tokens"] < data_report["tokens"], "3 are held out"
     # of 30 steps of 4 of the 12 rows, 3 are a pass
-    assert sum(row["supervised_tokens"] for row in steps) == manifest["data"]["supervised_tokens"] * STEPS / 3
+    assert sum(row["loss_tokens"] for row in steps) == manifest["data"]["loss_tokens"] * STEPS / 3
 
 
 def test_the_same_command_under_another_name_gives_the_same_bytes(run, home, tiny_folder):
@@ -179,7 +179,7 @@ def test_the_seed_decides_both_the_first_factors_and_the_order_of_the_rows(home,
         words = ("--run", f"seed-{seed}", "--steps", 1, "--batch-size", 4, "--seed", seed)
         assert rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", *words).exit_code == 0
         run = home / "runs" / f"seed-{seed}"
-        losses.append(read_journal(run / "metrics.jsonl")[0]["loss"])
+        losses.append(read_metrics_log(run / "metrics.jsonl")[0]["loss"])
         factors.append(load_file(run / "adapter" / "adapter_model.safetensors"))
     # B starts at zero: A has had no gradient yet, and the loss is the base's on whichever rows came first
     assert all((factors[0][key] != factors[1][key]).any() for key in factors[0] if "lora_A" in key)
@@ -236,9 +236,9 @@ def test_rows_too_long_are_left_out_whole_and_counted(home, tiny_folder):
     data = json.loads((home / "runs" / "lengths" / "manifest.json").read_text())["data"]
     assert (data["rows"], data["trained_documents"], data["rows_too_long"]) == (16, 15, 1)
     assert "1 of 16 rows are left out: 1 too long" in result.stderr
-    receipt = json.loads((home / "runs" / "lengths" / "receipt.json").read_text())
-    assert (receipt["rows"], receipt["kept"], receipt["skipped_why"]) == (16, 15, {"too long": 1})
-    [skipped] = receipt["skipped_rows"]
+    data_report = json.loads((home / "runs" / "lengths" / "data_report.json").read_text())
+    assert (data_report["rows"], data_report["kept"], data_report["skipped_why"]) == (16, 15, {"too long": 1})
+    [skipped] = data_report["skipped_rows"]
     assert skipped["where"] == "mixed.jsonl:16" and "more than 100" in skipped["why"]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import rankwise
 from rankwise.cli.typed import COMMANDS, HELP, Typed, Typing
-from rankwise.errors import DataError, SpecError
+from rankwise.errors import ConfigError, DataError
 
 Q = '"""'
 READ = """
@@ -111,7 +111,7 @@ def test_commands_are_known_and_other_text_is_text(monkeypatch, line, found):
 def test_what_is_nearly_a_command_is_not_sent_as_a_message(monkeypatch, line, meant):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{line}\nafter\n"))
     typing = Typing()
-    with pytest.raises(SpecError, match=meant):
+    with pytest.raises(ConfigError, match=meant):
         typing.next()
     assert typing.next() == Typed("after")
 

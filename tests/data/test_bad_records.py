@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from rankwise.config.data import DataConfig
+from rankwise.data.preparing import Writing, prepare
 from rankwise.errors import DataError, RankwiseError
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import Writing, prepare
+from rankwise.runs.records import silent
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
 
 WITH_TOOLS = (
     "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
@@ -350,18 +350,18 @@ def test_a_bad_row_is_told_and_never_trained_on(bad, writing, tmp_path):
     clean, file = tmp_path / "clean.jsonl", tmp_path / "rows.jsonl"
     clean.write_bytes(lines(*rows))
     file.write_bytes(lines(rows[0], rows[1], bad.row, rows[2], rows[3]))
-    without = prepare(DataSpec(path=str(clean), **bad.settings), writing, silent)
-    assert not without.receipt.fatal and without.receipt.format == bad.form
+    without = prepare(DataConfig(path=str(clean), **bad.settings), writing, silent)
+    assert not without.data_report.fatal and without.data_report.format == bad.form
     for mode in ("stop", "skip"):
-        prepared = prepare(DataSpec(path=str(file), on_bad_row=mode, **bad.settings), writing, silent)
-        receipt = prepared.receipt
+        prepared = prepare(DataConfig(path=str(file), on_bad_row=mode, **bad.settings), writing, silent)
+        data_report = prepared.data_report
         assert documents(prepared) == documents(without), "the good rows and nothing else"
-        assert (receipt.rows, receipt.kept, receipt.skipped) == (5, 4, 1)
-        assert sum(receipt.skipped_why.values()) == 1
-        (skipped,) = receipt.skipped_rows
+        assert (data_report.rows, data_report.kept, data_report.skipped) == (5, 4, 1)
+        assert sum(data_report.skipped_why.values()) == 1
+        (skipped,) = data_report.skipped_rows
         assert skipped.where == f"{file}:3"
         assert_told(skipped.why, f"{file}:3: ", bad.said)
-        assert receipt.fatal == ((skipped.why,) if mode == "stop" and bad.stops else ())
+        assert data_report.fatal == ((skipped.why,) if mode == "stop" and bad.stops else ())
 
 
 @pytest.mark.parametrize("bad", [bad for bad in ROWS if bad.stops], ids=lambda bad: bad.name)
@@ -369,18 +369,18 @@ def test_bad_rows_alone_are_no_data_even_if_bad_ones_are_to_be_skipped(bad, writ
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\n" + lines(bad.row, bad.row))
     for form in ("auto", bad.form):
-        spec = DataSpec(path=str(file), on_bad_row="skip", **(bad.settings | {"format": form}))
+        spec = DataConfig(path=str(file), on_bad_row="skip", **(bad.settings | {"format": form}))
         try:
             prepared = prepare(spec, writing, silent)
         except DataError as error:  # a file that begins with a list is a list
             assert_told(str(error), f"{file}:", ())
             continue
-        receipt = prepared.receipt
-        if form == "auto" and receipt.format not in ("", bad.form):  # good rows of another form
+        data_report = prepared.data_report
+        if form == "auto" and data_report.format not in ("", bad.form):  # good rows of another form
             continue
-        assert (receipt.kept, len(prepared.trained)) == (0, 0)
-        assert receipt.fatal
-        assert all(problem.startswith(f"{file}:") for problem in receipt.fatal[0].splitlines())
+        assert (data_report.kept, len(prepared.trained)) == (0, 0)
+        assert data_report.fatal
+        assert all(problem.startswith(f"{file}:") for problem in data_report.fatal[0].splitlines())
 
 
 def assert_told(message, begins, said):
@@ -542,12 +542,12 @@ def test_a_bad_file_is_refused_with_its_name_even_if_bad_rows_are_to_be_skipped(
     file.write_bytes(bad.content)
     for mode in ("stop", "skip"):
         try:
-            prepared = prepare(DataSpec(path=str(file), on_bad_row=mode), writing, silent)
+            prepared = prepare(DataConfig(path=str(file), on_bad_row=mode), writing, silent)
         except DataError as error:
             assert_told(str(error), f"{file}{bad.where}", bad.said)
             continue
-        assert (prepared.receipt.kept, len(prepared.trained)) == (0, 0)
-        (problems,) = prepared.receipt.fatal
+        assert (prepared.data_report.kept, len(prepared.trained)) == (0, 0)
+        (problems,) = prepared.data_report.fatal
         assert_told(problems.splitlines()[0], f"{file}{bad.where}", bad.said)
         assert all(problem.startswith(f"{file}:") for problem in problems.splitlines()[1:20])
 
@@ -557,15 +557,15 @@ def test_what_is_unusual_is_read_and_what_is_bad_in_it_costs_only_itself(bad, wr
     file = tmp_path / bad.file
     file.write_bytes(bad.content)
     for mode in ("stop", "skip"):
-        prepared = prepare(DataSpec(path=str(file), on_bad_row=mode), writing, silent)
-        receipt = prepared.receipt
+        prepared = prepare(DataConfig(path=str(file), on_bad_row=mode), writing, silent)
+        data_report = prepared.data_report
         if mode == "stop" and bad.lost:
-            assert_told(receipt.fatal[0], f"{file}{bad.where}: ", bad.said)
+            assert_told(data_report.fatal[0], f"{file}{bad.where}: ", bad.said)
             continue
-        assert not receipt.fatal
-        assert (receipt.kept, receipt.skipped, len(prepared.trained)) == (bad.kept, bad.lost, bad.kept)
-        assert [skipped.where for skipped in receipt.skipped_rows] == ([f"{file}{bad.where}"] if bad.lost else [])
-        for skipped in receipt.skipped_rows:
+        assert not data_report.fatal
+        assert (data_report.kept, data_report.skipped, len(prepared.trained)) == (bad.kept, bad.lost, bad.kept)
+        assert [skipped.where for skipped in data_report.skipped_rows] == ([f"{file}{bad.where}"] if bad.lost else [])
+        for skipped in data_report.skipped_rows:
             assert_told(skipped.why, f"{file}{bad.where}: ", bad.said)
 
 
@@ -575,11 +575,11 @@ def test_a_bad_row_of_a_table_does_not_change_how_its_neighbours_are_read(writin
     clean, file = tmp_path / "clean.tsv", tmp_path / "rows.tsv"
     clean.write_bytes(rows)
     file.write_bytes(rows + damage)
-    wanted = prepare(DataSpec(path=str(clean)), writing, silent)
-    assert wanted.receipt.kept == 2
-    prepared = prepare(DataSpec(path=str(file), on_bad_row="skip"), writing, silent)
+    wanted = prepare(DataConfig(path=str(clean)), writing, silent)
+    assert wanted.data_report.kept == 2
+    prepared = prepare(DataConfig(path=str(file), on_bad_row="skip"), writing, silent)
     assert documents(prepared) == documents(wanted)
-    assert [skipped.where for skipped in prepared.receipt.skipped_rows] == [f"{file}:5"]
+    assert [skipped.where for skipped in prepared.data_report.skipped_rows] == [f"{file}:5"]
 
 
 def test_a_line_of_50_megabytes_costs_only_itself(writing, tmp_path):
@@ -589,12 +589,12 @@ def test_a_line_of_50_megabytes_costs_only_itself(writing, tmp_path):
         for _ in range(50):
             opened.write(b"x" * 1_000_000)
         opened.write(b'", "completion": "b"}\n' + lines(PAIRS[1]))
-    prepared = prepare(DataSpec(path=str(file), on_bad_row="skip"), writing, silent)
+    prepared = prepare(DataConfig(path=str(file), on_bad_row="skip"), writing, silent)
     assert len(prepared.trained) == 2
-    (skipped,) = prepared.receipt.skipped_rows
+    (skipped,) = prepared.data_report.skipped_rows
     assert_told(skipped.why, f"{file}:2: ", ("longer than", "bytes"))
-    stopped = prepare(DataSpec(path=str(file)), writing, silent)
-    assert stopped.receipt.fatal == (skipped.why,)
+    stopped = prepare(DataConfig(path=str(file)), writing, silent)
+    assert stopped.data_report.fatal == (skipped.why,)
 
 
 # Paths
@@ -647,7 +647,7 @@ def test_what_is_no_file_of_rows_is_refused_with_its_name(make, writing, tmp_pat
     make(path)
     for mode in ("stop", "skip"):
         with pytest.raises(DataError) as caught:
-            prepare(DataSpec(path=str(path), on_bad_row=mode), writing, silent)
+            prepare(DataConfig(path=str(path), on_bad_row=mode), writing, silent)
         assert_told(str(caught.value), f"{path}: ", ())
 
 
@@ -657,7 +657,7 @@ def test_what_is_no_file_of_rows_is_refused_with_its_name(make, writing, tmp_pat
 )
 def test_a_path_of_no_file_is_refused(path, writing):
     with pytest.raises(RankwiseError) as caught:
-        prepare(DataSpec(path=path), writing, silent)
+        prepare(DataConfig(path=path), writing, silent)
     assert str(caught.value)
 
 
@@ -667,15 +667,15 @@ def test_a_file_that_may_not_be_read_is_told(writing, tmp_path):
     file.write_bytes(lines(*PAIRS))
     file.chmod(0)
     with pytest.raises(DataError) as caught:
-        prepare(DataSpec(path=str(file)), writing, silent)
+        prepare(DataConfig(path=str(file)), writing, silent)
     assert_told(str(caught.value), f"{file}: ", ("cannot be read",))
 
 
 def test_one_bad_file_of_a_folder_is_told_by_its_own_name(writing, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(*PAIRS))
     (tmp_path / "b.jsonl").write_bytes(lines(PAIRS[0], b"{"))
-    receipt = prepare(DataSpec(path=str(tmp_path)), writing, silent).receipt
-    assert_told(receipt.fatal[0], f"{tmp_path / 'b.jsonl'}:2: ", ("is not JSON",))
+    data_report = prepare(DataConfig(path=str(tmp_path)), writing, silent).data_report
+    assert_told(data_report.fatal[0], f"{tmp_path / 'b.jsonl'}:2: ", ("is not JSON",))
 
 
 # Any damage
@@ -694,17 +694,21 @@ def told_or_read(file, writing, **more):
     """What no damage may break: an error that names the file, or rows that are all accounted for."""
     for mode in ("stop", "skip"):
         try:
-            spec = DataSpec(path=str(file), on_bad_row=mode, max_length=100_000, **more)
+            spec = DataConfig(path=str(file), on_bad_row=mode, max_length=100_000, **more)
             prepared = prepare(spec, writing, silent)
         except DataError as error:
             assert str(error).startswith(str(file)), error
             continue
-        receipt = prepared.receipt
-        assert receipt.rows == receipt.kept + receipt.skipped == receipt.kept + len(receipt.skipped_rows)
-        assert receipt.kept or receipt.fatal
-        assert all(skipped.why.startswith(f"{file}:") for skipped in receipt.skipped_rows)
+        data_report = prepared.data_report
+        assert (
+            data_report.rows
+            == data_report.kept + data_report.skipped
+            == data_report.kept + len(data_report.skipped_rows)
+        )
+        assert data_report.kept or data_report.fatal
+        assert all(skipped.why.startswith(f"{file}:") for skipped in data_report.skipped_rows)
         if mode == "stop":
-            assert bool(receipt.fatal) == bool(receipt.skipped) or not receipt.rows
+            assert bool(data_report.fatal) == bool(data_report.skipped) or not data_report.rows
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -805,13 +809,13 @@ def checked(*words):
 def test_the_check_tells_a_bad_row(bad, tiny_folder, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(lines(PAIRS[0], bad.row, PAIRS[1]))
-    receipt, code = checked(file, "--model", tiny_folder)
+    data_report, code = checked(file, "--model", tiny_folder)
     assert code == 2
-    assert receipt["fatal"] == [receipt["skipped_rows"][0]["why"]]
-    assert_told(receipt["fatal"][0], f"{file}:2: ", bad.said)
-    receipt, code = checked(file, "--model", tiny_folder, "--on-bad-row", "skip")
-    assert (code, receipt["fatal"], receipt["kept"], receipt["skipped"]) == (0, [], 2, 1)
-    assert receipt["skipped_rows"][0]["where"] == f"{file}:2"
+    assert data_report["fatal"] == [data_report["skipped_rows"][0]["why"]]
+    assert_told(data_report["fatal"][0], f"{file}:2: ", bad.said)
+    data_report, code = checked(file, "--model", tiny_folder, "--on-bad-row", "skip")
+    assert (code, data_report["fatal"], data_report["kept"], data_report["skipped"]) == (0, [], 2, 1)
+    assert data_report["skipped_rows"][0]["where"] == f"{file}:2"
 
 
 @pytest.mark.parametrize("bad", REFUSED, ids=lambda bad: bad.name)
@@ -829,9 +833,9 @@ def test_the_check_without_a_model_tells_bad_rows_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     file = tmp_path / "rows.jsonl"
     file.write_bytes(lines(PAIRS[0], {"prompt": "a"}, PAIRS[1]))
-    receipt, code = checked(file)
+    data_report, code = checked(file)
     assert code == 2
-    assert_told(receipt["fatal"][0], f"{file}:2: ", ("no 'completion'",))
+    assert_told(data_report["fatal"][0], f"{file}:2: ", ("no 'completion'",))
 
 
 @pytest.mark.parametrize("content", [lines(PAIRS[0], b"{", PAIRS[1]), lines(*PAIRS) + b"\xff", LIST[:-20]])
@@ -846,13 +850,13 @@ def test_a_training_on_bad_rows_ends_before_it_began_and_leaves_nothing(content,
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == ["rows.jsonl"]
 
 
-def test_a_training_that_skips_a_bad_row_lists_it_in_its_receipt(tiny_folder, tmp_path, monkeypatch):
+def test_a_training_that_skips_a_bad_row_lists_it_in_its_data_report(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_bytes(lines(PAIRS[0], b"{", PAIRS[1]))
     words = ("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "r", "--steps", 1, "--rank", 1)
     result = rankwise(*words, "--on-bad-row", "skip")
     assert result.exit_code == 0, result.output
     assert "1 of 3 rows are left out" in result.stderr
-    receipt = json.loads((tmp_path / "runs" / "r" / "receipt.json").read_text())
-    assert (receipt["kept"], receipt["skipped"]) == (2, 1)
-    assert receipt["skipped_rows"][0]["where"] == "rows.jsonl:2"
+    data_report = json.loads((tmp_path / "runs" / "r" / "data_report.json").read_text())
+    assert (data_report["kept"], data_report["skipped"]) == (2, 1)
+    assert data_report["skipped_rows"][0]["where"] == "rows.jsonl:2"

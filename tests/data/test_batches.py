@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.data.batches import IGNORED, Batch, Batches, collate, padded_length, portion
-from rankwise.data.example import Example, Message
 from rankwise.data.packing import pack
-from rankwise.data.templates import render
-from rankwise.data.tokens import Tokens, tokenise
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Example, Message
+from rankwise.text.rendering import render
+from rankwise.text.tokenize import Tokens, tokenise
+from rankwise.text.tokenizer import HubTokenizer
 
 PAIRS = st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=2, max_size=40)
 ROW = PAIRS.map(lambda pairs: Tokens(tuple(i for i, _ in pairs), tuple(learned for _, learned in pairs)))

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from rankwise.config.column_text import column_text
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
 from rankwise.data.columns import from_columns
 from rankwise.data.formats import find_format, parse_row
 from rankwise.data.sources import open_source
-from rankwise.errors import DataError, SpecError
-from rankwise.run.directory import RunDirectory
-from rankwise.spec.column_text import column_text
-from rankwise.spec.data import DataSpec
-from rankwise.spec.experiment import Experiment
+from rankwise.errors import ConfigError, DataError
+from rankwise.runs.directory import RunDirectory
 from shell import typed_in_bash
 
 WHERE = "rows.jsonl:7"
@@ -48,7 +48,7 @@ def texts(examples):
 
 def read(name, **settings):
     """The texts of each row, and what was left out."""
-    spec = DataSpec(path=name, **settings)
+    spec = DataConfig(path=name, **settings)
     reading = open_source(spec, spec.all_sources[0])
     rows = [row for chunk in reading.chunks() for row in chunk]
     return [texts(row) for row in rows], [why for _, why in reading.skipped]
@@ -82,8 +82,8 @@ def test_a_text_of_columns_is_its_parts_one_after_another(parts):
 def test_braces_that_do_not_close_are_refused_with_the_setting(text):
     with pytest.raises(ValueError, match="brace"):
         column_text(text)
-    with pytest.raises(SpecError) as caught:
-        DataSpec(path="a", prompt=text, completion="{a}")
+    with pytest.raises(ConfigError) as caught:
+        DataConfig(path="a", prompt=text, completion="{a}")
     assert 'setting "prompt" is' in str(caught.value) and "brace" in str(caught.value)
 
 
@@ -158,15 +158,15 @@ def test_a_column_that_is_not_there_is_told_with_its_near_miss(name, near):
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values, said):
-    with pytest.raises(SpecError) as caught:
-        DataSpec(path="a", **values)
+    with pytest.raises(ConfigError) as caught:
+        DataConfig(path="a", **values)
     assert said in str(caught.value)
 
 
 def test_each_source_has_its_own_texts_and_system_message():
     write("one.jsonl", [{"q": "x", "a": "y", "t": "maths"}])
     write("two.jsonl", [{"body": "u", "head": "v"}])
-    spec = DataSpec(
+    spec = DataConfig(
         system="Be kind.",
         sources=[
             {"path": "one.jsonl", "prompt": "{q}", "completion": "{a}", "system": "About {t}."},
@@ -179,14 +179,14 @@ def test_each_source_has_its_own_texts_and_system_message():
 
 def test_rows_to_measure_with_are_made_of_the_same_columns_unless_they_say_of_which():
     how = {"prompt": "{q}", "completion": "{a}"}
-    assert DataSpec(path="a", evaluation="b", **how).measured_source.prompt == "{q}"
-    assert DataSpec(path="a", evaluation="b", columns={"prompt": "q"}).measured_source.columns == {"prompt": "q"}
-    assert DataSpec(sources=[{"path": "a", **how}] * 2, evaluation="b").measured_source.completion == "{a}"
+    assert DataConfig(path="a", evaluation="b", **how).measured_source.prompt == "{q}"
+    assert DataConfig(path="a", evaluation="b", columns={"prompt": "q"}).measured_source.columns == {"prompt": "q"}
+    assert DataConfig(sources=[{"path": "a", **how}] * 2, evaluation="b").measured_source.completion == "{a}"
     own = {"path": "b", "prompt": "{x}", "completion": "{y}"}
-    assert DataSpec(path="a", evaluation=own, **how).measured_source.prompt == "{x}"
-    assert DataSpec(path="a", evaluation={"path": "b", "format": "alpaca"}, **how).measured_source.prompt is None
-    assert DataSpec(sources=[{"path": "a", **how}, "c"], evaluation="b").measured_source.prompt is None
-    assert DataSpec(path="a", **how).measured_source is None
+    assert DataConfig(path="a", evaluation=own, **how).measured_source.prompt == "{x}"
+    assert DataConfig(path="a", evaluation={"path": "b", "format": "alpaca"}, **how).measured_source.prompt is None
+    assert DataConfig(sources=[{"path": "a", **how}, "c"], evaluation="b").measured_source.prompt is None
+    assert DataConfig(path="a", **how).measured_source is None
 
 
 def test_a_run_keeps_its_texts():
@@ -194,7 +194,7 @@ def test_a_run_keeps_its_texts():
     run.folder.mkdir()
     data = {"path": "a", "prompt": "Q: {q}", "completion": "{a}", "system": "On {t}."}
     run.begin(Experiment(model="m", run="r", data=data))
-    assert run.experiment().data == DataSpec(**data)
+    assert run.experiment().data == DataConfig(**data)
 
 
 def test_a_system_message_with_a_column_is_refused_where_nothing_would_fill_it():
@@ -334,7 +334,7 @@ def test_a_column_that_is_null_is_an_empty_cell():
 
 def test_columns_by_other_names_say_how_they_are_written():
     with pytest.raises(DataError) as caught:
-        open_source(spec := DataSpec(path="x", columns={"question_": "q"}), spec.all_sources[0])
+        open_source(spec := DataConfig(path="x", columns={"question_": "q"}), spec.all_sources[0])
     assert "--set data.columns.prompt=question" in str(caught.value)
     write("rows.jsonl", [{"question": "x", "sql": "y"}])
     _, (problem,) = read("rows.jsonl", columns={"completion": "SQL"})

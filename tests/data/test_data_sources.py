@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.data.example import BREAK
+from rankwise.config.data import DataConfig
+from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import count_only
+from rankwise.runs.records import silent
+from rankwise.text.example import BREAK
 
 TOLD = 20
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
@@ -21,7 +21,7 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
 
 def read_whole(path, **settings):
     """All examples of a source in which nothing is wrong, and the form of its rows."""
-    spec = DataSpec(path=str(path), **settings)
+    spec = DataConfig(path=str(path), **settings)
     (source,) = spec.all_sources
     reading = open_source(spec, source)
     examples = [example for chunk in reading.chunks() for row in chunk for example in row]
@@ -49,7 +49,7 @@ def problem(tmp_path):
     def read(content, **settings):
         file = tmp_path / "rows.jsonl"
         file.write_bytes(content)
-        (message,) = count_only(DataSpec(path=str(file), **settings), silent).fatal
+        (message,) = count_only(DataConfig(path=str(file), **settings), silent).fatal
         return message.replace(f"{tmp_path}/", "")
 
     return read
@@ -63,9 +63,13 @@ def damage(tmp_path):
         file = tmp_path / "rows.jsonl"
         file.write_bytes(content)
         for mode in ("skip", "stop"):
-            receipt = count_only(DataSpec(path=str(file), on_bad_row=mode, **settings), silent)
-            assert (receipt.kept, receipt.skipped, receipt.fatal) == (0, 1, (receipt.skipped_rows[0].why,))
-        return receipt.fatal[0].replace(f"{tmp_path}/", "")
+            data_report = count_only(DataConfig(path=str(file), on_bad_row=mode, **settings), silent)
+            assert (data_report.kept, data_report.skipped, data_report.fatal) == (
+                0,
+                1,
+                (data_report.skipped_rows[0].why,),
+            )
+        return data_report.fatal[0].replace(f"{tmp_path}/", "")
 
     return read
 
@@ -249,10 +253,10 @@ def test_a_damaged_file_is_a_problem_beside_those_of_the_other_files(kind, order
     good.write_bytes(GOOD * 2)
     bad.write_bytes(GOOD + b"{\n")
     sources = [str(path) for path in (damaged, good, bad)][::order]
-    stopped = count_only(DataSpec(sources=sources), silent)
+    stopped = count_only(DataConfig(sources=sources), silent)
     [problems] = stopped.fatal
     assert {problem.partition(": ")[0] for problem in problems.splitlines()} == {f"{damaged}{line}", f"{bad}:2"}
-    skipping = count_only(DataSpec(sources=sources, on_bad_row="skip"), silent)
+    skipping = count_only(DataConfig(sources=sources, on_bad_row="skip"), silent)
     assert (skipping.fatal, skipping.kept, skipping.skipped, skipping.rows) == ((), 3, 2, 5)
     assert {skipped.where for skipped in skipping.skipped_rows} == {f"{damaged}{line}", f"{bad}:2"}
     assert skipping.rows == sum(file.rows for file in skipping.files)
@@ -265,10 +269,10 @@ def test_an_empty_json_list_has_no_rows(problem):
 def test_a_row_that_is_to_be_skipped_is_counted_and_named(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD + b"{\n" + GOOD + b'{"prompt": "a"}\n')
-    receipt = count_only(DataSpec(path=str(file), on_bad_row="skip"), silent)
-    assert (receipt.rows, receipt.kept, receipt.skipped, receipt.fatal) == (4, 2, 2, ())
-    assert [skipped.where for skipped in receipt.skipped_rows] == [f"{file}:2", f"{file}:4"]
-    assert all(skipped.why.startswith(skipped.where) for skipped in receipt.skipped_rows)
+    data_report = count_only(DataConfig(path=str(file), on_bad_row="skip"), silent)
+    assert (data_report.rows, data_report.kept, data_report.skipped, data_report.fatal) == (4, 2, 2, ())
+    assert [skipped.where for skipped in data_report.skipped_rows] == [f"{file}:2", f"{file}:4"]
+    assert all(skipped.why.startswith(skipped.where) for skipped in data_report.skipped_rows)
 
 
 def test_rows_that_are_all_bad_are_no_data_even_if_bad_ones_are_to_be_skipped(problem):

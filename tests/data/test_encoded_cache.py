@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rankwise
+from rankwise.commands.data import check
+from rankwise.config.data import DataConfig, Reading
+from rankwise.config.models import ModelConfig
 from rankwise.data.encoded_cache import ARRAYS, key_of, recall
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import Said, silent
-from rankwise.spec.data import DataSpec, Reading
-from rankwise.spec.models import ModelSpec
-from rankwise.verbs.data import check
-from rankwise.verbs.preparing import Writing, prepare
+from rankwise.data.preparing import Writing, prepare
+from rankwise.runs.records import Said, silent
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
 
 ENTRY = (*ARRAYS, "facts.json")
 
@@ -91,7 +91,7 @@ def same(one, other):
         (one.documents.ids, other.documents.ids), (one.documents.learned, other.documents.learned),
         (one.documents.starts, other.documents.starts), (one.trained, other.trained), (one.measured, other.measured),
     ]  # fmt: skip
-    return one.receipt == other.receipt and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
+    return one.data_report == other.data_report and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
 
 
 def made_anew(spec, writing, monkeypatch):
@@ -102,17 +102,17 @@ def made_anew(spec, writing, monkeypatch):
         return prepare(spec, writing, silent)
 
 
-SPEC = DataSpec(path="rows.jsonl", held_out=2)
+SPEC = DataConfig(path="rows.jsonl", held_out=2)
 
 
 @pytest.mark.parametrize(
     "spec",
     [
         SPEC,
-        DataSpec(sources=[{"path": "rows.jsonl", "weight": 2.5}, "more.jsonl"], evaluation="folder/valid.jsonl"),
-        DataSpec(path="rows.jsonl", max_length=30, too_long="truncate"),
-        DataSpec(path="rows.jsonl", max_length=3),
-        DataSpec(path="rows.jsonl", recipe="dolly"),
+        DataConfig(sources=[{"path": "rows.jsonl", "weight": 2.5}, "more.jsonl"], evaluation="folder/valid.jsonl"),
+        DataConfig(path="rows.jsonl", max_length=30, too_long="truncate"),
+        DataConfig(path="rows.jsonl", max_length=3),
+        DataConfig(path="rows.jsonl", recipe="dolly"),
     ],
     ids=["one", "several", "cut", "none kept", "recipe"],
 )
@@ -169,13 +169,13 @@ OF_THE_HUB = {"subset", "revision"}
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_setting_that_may_change_documents_changes_the_key(writing, name):
-    specs = [DataSpec(**({} if "sources" in change else {"path": "rows.jsonl"}) | change) for change in CHANGES[name]]
+    specs = [DataConfig(**({} if "sources" in change else {"path": "rows.jsonl"}) | change) for change in CHANGES[name]]
     assert len({key(spec, writing) for spec in specs}) == len(specs)
     assert len({key(copy.deepcopy(spec), writing) for spec in specs}) == len(specs)
 
 
 def test_every_setting_of_rows_is_in_the_key_but_packing():
-    assert set(DataSpec.model_fields) - set(CHANGES) - OF_THE_HUB == {"packing"}
+    assert set(DataConfig.model_fields) - set(CHANGES) - OF_THE_HUB == {"packing"}
     assert set(Reading.model_fields) >= OF_THE_HUB
 
 
@@ -197,7 +197,7 @@ def test_one_bit_of_any_file_that_is_read_changes_the_key(hub_tokenizer, tmp_pat
     (folder / "folder").mkdir()
     for one, file in files.items():
         file.write_bytes(f'{{"prompt": "{one}", "completion": "fox"}}\n'.encode())
-    spec = DataSpec(sources=[files["rows"], files["more"], folder / "folder"], evaluation=files["other"])
+    spec = DataConfig(sources=[files["rows"], files["more"], folder / "folder"], evaluation=files["other"])
     before = key(spec, writing)
     content = bytearray(files[name].read_bytes())
     content[place % len(content)] ^= 1 << bit
@@ -209,9 +209,9 @@ def test_one_bit_of_any_file_that_is_read_changes_the_key(hub_tokenizer, tmp_pat
 
 
 def test_a_licence_that_is_said_later_is_no_longer_unknown(writing, home):
-    assert prepare(SPEC, writing, silent).receipt.licence == "unknown"
+    assert prepare(SPEC, writing, silent).data_report.licence == "unknown"
     (home / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert prepare(SPEC, writing, silent).receipt.licence == "MIT"
+    assert prepare(SPEC, writing, silent).data_report.licence == "MIT"
 
 
 def test_tokenizer_template_and_limit_are_in_the_key(hub_tokenizer, writing):
@@ -228,7 +228,7 @@ def test_tokenizer_template_and_limit_are_in_the_key(hub_tokenizer, writing):
     ]
     assert len({key(SPEC, one) for one in others}) == len(others)
     for one in others:  # and so one does not get what another made
-        assert prepare(SPEC, one, silent).receipt.model == one.name
+        assert prepare(SPEC, one, silent).data_report.model == one.name
     assert len(entries()) == len(others)
 
 
@@ -249,20 +249,20 @@ def test_a_folder_that_was_edited_gives_what_it_would_give_anew(tiny_folder, hom
     model = home / "model"
     shutil.copytree(tiny_folder, model)
     (model / "chat_template.jinja").write_text("{{ bos_token }}" + (model / "chat_template.jinja").read_text())
-    before = check(SPEC, ModelSpec(name=str(model)))
+    before = check(SPEC, ModelConfig(name=str(model)))
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<|endoftext|>"}))
-    after = check(SPEC, ModelSpec(name=str(model)))
+    after = check(SPEC, ModelConfig(name=str(model)))
     monkeypatch.setenv("RANKWISE_CACHE", str(home / "empty"))
-    assert after == check(SPEC, ModelSpec(name=str(model)))
+    assert after == check(SPEC, ModelConfig(name=str(model)))
     assert before.double_start == before.documents and after.double_start == 0
 
 
 def test_files_of_other_splits_that_come_and_go_are_told(writing, home):
-    spec = DataSpec(path="folder")
-    assert prepare(spec, writing, silent).receipt.left_aside == ("valid.jsonl",)
+    spec = DataConfig(path="folder")
+    assert prepare(spec, writing, silent).data_report.left_aside == ("valid.jsonl",)
     shutil.copy(home / "rows.jsonl", home / "folder" / "test.jsonl")
-    assert prepare(spec, writing, silent).receipt.left_aside == ("test.jsonl", "valid.jsonl")
+    assert prepare(spec, writing, silent).data_report.left_aside == ("test.jsonl", "valid.jsonl")
 
 
 # Damage
@@ -309,8 +309,8 @@ BROKEN = {
     if (name, change) != ("facts.json", longer)
 } | {
     f"facts.json is {text[:12]}": ("facts.json", nonsense(text))
-    for text in ("{", "[]", "null", "3", "{}", '{"sha256": {}}', '{"sha256": null, "receipt": null}', "[" * 100_000,
-                 '"\\ud800"', "\ufeff{}", '{"sha256": "abc", "receipt": {}}')
+    for text in ("{", "[]", "null", "3", "{}", '{"sha256": {}}', '{"sha256": null, "data report": null}', "[" * 100_000,
+                 '"\\ud800"', "\ufeff{}", '{"sha256": "abc", "data report": {}}')
 }  # fmt: skip
 
 
@@ -364,20 +364,20 @@ PROGRAM = """
 import json, os, sys, time
 from pathlib import Path
 from transformers import AutoTokenizer
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import Writing, prepare
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
+from rankwise.runs.records import silent
+from rankwise.config.data import DataConfig
+from rankwise.data.preparing import Writing, prepare
 hub = AutoTokenizer.from_pretrained(sys.argv[1])
 tokenizer = HubTokenizer(hub, [hub.eos_token_id])
 writing = Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
-spec = DataSpec(path="many.jsonl", held_out=2)
+spec = DataConfig(path="many.jsonl", held_out=2)
 {before}
 heard = []
 found = prepare(spec, writing, heard.append)
 parts = (found.documents.ids, found.documents.learned, found.documents.starts, found.trained, found.measured)
-print(json.dumps([found.receipt.model_dump(mode="json"), [part.tolist() for part in parts], list(map(str, heard))]))
+print(json.dumps([found.data report.model_dump(mode="json"), [part.tolist() for part in parts], list(map(str, heard))]))
 """
 WAIT = """
 Path(f"ready-{os.getpid()}").touch()
@@ -428,7 +428,7 @@ def test_two_processes_at_once_both_succeed_and_leave_one_whole_entry(home, tiny
     [name] = entries()
     assert sorted(path.name for path in (home / "cache" / "encoded" / name).iterdir()) == sorted(ENTRY)
     found = recall(name)
-    assert found.receipt.model_dump(mode="json") == first[0]
+    assert found.data_report.model_dump(mode="json") == first[0]
     assert found.documents.ids.tolist() == first[1][0]
 
 
@@ -457,7 +457,7 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole
     assert after.returncode == 0, problem
     assert json.loads(out) == undisturbed
     [whole] = [one for one in entries() if not one.startswith(".")]
-    assert recall(whole).receipt.model_dump(mode="json") == undisturbed[0]
+    assert recall(whole).data_report.model_dump(mode="json") == undisturbed[0]
 
 
 # A cache that cannot be written

@@ -1,6 +1,6 @@
 """The same rows are the same examples, whatever kind of file holds them; which of them are read is told to the row.
 
-Splits, drawing, mixing and holding out are counted exactly, and the receipt counts what files hold, not how often it is
+Splits, drawing, mixing and holding out are counted exactly, and the data report counts what files hold, not how often it is
 seen.
 """
 
@@ -27,14 +27,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rankwise.config.data import DataConfig
 from rankwise.data.files import records
+from rankwise.data.preparing import Writing, facts_of, prepare
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import Writing, facts_of, prepare
+from rankwise.runs.records import silent
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
 
 ODD = [
     'says "hi", twice',
@@ -122,7 +122,7 @@ KINDS = FLAT | NESTED
 
 
 def reading_of(path, **settings):
-    spec = DataSpec(path=str(path), **settings)
+    spec = DataConfig(path=str(path), **settings)
     reading = open_source(spec, spec.all_sources[0])
     examples = [example for chunk in reading.chunks() for row in chunk for example in row]
     return reading, examples
@@ -146,7 +146,7 @@ def writing(hub_tokenizer):
 def prepared(writing):
     def make(path=None, **settings):
         named = {} if path is None else {"path": str(path)}
-        return prepare(DataSpec(**named, **settings), writing, silent)
+        return prepare(DataConfig(**named, **settings), writing, silent)
 
     return make
 
@@ -258,8 +258,8 @@ def places(path):
 def test_a_bad_row_behind_cells_of_many_lines_is_told_with_its_own_line(tmp_path, prepared, name, delimiter):
     rows = [f"prompt{delimiter}completion", f'"a\nb\nc"{delimiter}d', f"e{delimiter}", f"f{delimiter}g"]
     (tmp_path / name).write_text("\n".join(rows))
-    receipt = prepared(tmp_path / name, on_bad_row="skip").receipt
-    assert [skipped.where for skipped in receipt.skipped_rows] == [f"{tmp_path / name}:5"]
+    data_report = prepared(tmp_path / name, on_bad_row="skip").data_report
+    assert [skipped.where for skipped in data_report.skipped_rows] == [f"{tmp_path / name}:5"]
 
 
 # Splits
@@ -273,18 +273,18 @@ def split_folder(tmp_path):
 
 def test_of_a_folder_the_training_files_are_read_and_the_others_named(split_folder, prepared):
     made = prepared(split_folder)
-    assert [Path(file.name).name for file in made.receipt.files] == [
+    assert [Path(file.name).name for file in made.data_report.files] == [
         "train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl",
     ]  # fmt: skip
-    assert made.receipt.left_aside == ("valid.jsonl",)
-    assert len(made.trained) == made.receipt.rows == 30
-    assert {file.licence for file in made.receipt.files} == {"MIT"}
+    assert made.data_report.left_aside == ("valid.jsonl",)
+    assert len(made.trained) == made.data_report.rows == 30
+    assert {file.licence for file in made.data_report.files} == {"MIT"}
 
 
 def test_another_split_is_read_if_it_is_asked_for(split_folder, prepared):
     made = prepared(split_folder, split="valid")
     assert len(made.trained) == 2
-    assert len(made.receipt.left_aside) == 2
+    assert len(made.data_report.left_aside) == 2
 
 
 def test_a_split_that_is_not_there_is_told_with_those_that_are(split_folder):
@@ -323,9 +323,9 @@ def test_what_is_for_testing_is_not_trained_on(layout, tmp_path, prepared):
         (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
         as_lines(tmp_path / "rows" / name, [{"prompt": f"{name} {number}", "completion": "yes"}])
     training = [name for name in LAYOUTS[layout] if "train" in name.lower() and "test" not in name]
-    receipt = prepared(tmp_path / "rows").receipt
-    assert [str(Path(file.name).relative_to(tmp_path / "rows")) for file in receipt.files] == training
-    assert set(receipt.left_aside) == set(LAYOUTS[layout]) - set(training)
+    data_report = prepared(tmp_path / "rows").data_report
+    assert [str(Path(file.name).relative_to(tmp_path / "rows")) for file in data_report.files] == training
+    assert set(data_report.left_aside) == set(LAYOUTS[layout]) - set(training)
 
 
 APART = ["test", "valid", "validation", "val", "dev", "eval", "evaluation", "testing", "my_test", "testset", "test1",
@@ -338,7 +338,7 @@ def test_beside_a_file_of_no_split_what_is_for_testing_is_left_aside_and_named(a
     as_lines(tmp_path / "rows" / "a.jsonl", ROWS)
     as_lines(tmp_path / "rows" / f"{apart}.jsonl", ROWS[:3])
     made = prepared(tmp_path / "rows")
-    assert made.receipt.left_aside == (f"{apart}.jsonl",)
+    assert made.data_report.left_aside == (f"{apart}.jsonl",)
     assert len(made.trained) == 30
 
 
@@ -380,10 +380,10 @@ def test_each_file_of_a_folder_has_its_own_form(tmp_path, prepared):
     (tmp_path / "rows").mkdir()
     as_lines(tmp_path / "rows" / "a.jsonl", ROWS)
     as_lines(tmp_path / "rows" / "b.jsonl", TURNS)
-    receipt = prepared(tmp_path / "rows").receipt
-    assert [file.format for file in receipt.files] == ["prompt", "messages"]
-    assert receipt.format == "prompt, messages"
-    assert receipt.duplicates == 30
+    data_report = prepared(tmp_path / "rows").data_report
+    assert [file.format for file in data_report.files] == ["prompt", "messages"]
+    assert data_report.format == "prompt, messages"
+    assert data_report.duplicates == 30
 
 
 def test_what_a_program_kept_beside_a_saved_data_set_is_none_of_its_rows(tmp_path):
@@ -486,8 +486,8 @@ def test_drawn_rows_are_those_that_can_be_read(tmp_path, prepared):
     as_lines(tmp_path / "rows.jsonl", [*ROWS[:5], {"prompt": "x"}, *ROWS[5:10], {"prompt": 7, "completion": "y"}])
     made = prepared(tmp_path / "rows.jsonl", rows=8, on_bad_row="skip")
     assert len(made.trained) == 8
-    assert (made.receipt.kept, made.receipt.skipped) == (8, 2)
-    assert made.receipt.files[0].rows == 12
+    assert (made.data_report.kept, made.data_report.skipped) == (8, 2)
+    assert made.data_report.files[0].rows == 12
 
 
 # Mixing
@@ -505,7 +505,7 @@ def test_a_row_is_seen_as_often_as_its_source_weighs_and_counted_once(weight, tm
     assert seen.pop(30) == 1
     assert set(seen.values()) <= {int(weight), int(weight) + 1} and set(seen) <= set(range(30))
     assert len(seen) == (30 if weight >= 1 else round(30 * weight))
-    assert made.receipt == once.receipt, "what the files hold is the same"
+    assert made.data_report == once.data_report, "what the files hold is the same"
     assert facts_of(made).trained_documents == len(made.trained)
     assert made.trained_rows.tokens == sum(len(row.ids) for row in made.trained_rows)
 
@@ -538,14 +538,14 @@ def test_a_weight_is_of_rows_and_a_row_of_several_tasks_is_drawn_whole(tmp_path,
     seen = Counter(made.trained.tolist())
     assert sum(seen.values()) == 45
     assert all(len({seen[3 * n + k] for k in range(3)}) == 1 for n in range(10))
-    assert (made.receipt.rows, made.receipt.documents) == (10, 30)
+    assert (made.data_report.rows, made.data_report.documents) == (10, 30)
 
 
 def test_a_weight_that_leaves_no_row_is_told(tmp_path, prepared):
     as_lines(tmp_path / "rows.jsonl", ROWS[:3])
     made = prepared(sources=[{"path": str(tmp_path / "rows.jsonl"), "weight": 0.1}])
     assert len(made.trained) == 0
-    assert made.receipt.fatal
+    assert made.data_report.fatal
 
 
 # Holding out
@@ -573,8 +573,8 @@ def test_the_last_rows_of_each_source_are_held_out_by_its_size(sizes, held_out, 
             apart = n >= size - share
             assert sum(text in row for row in measured) == apart
             assert sum(text in row for row in trained) == (0 if apart else 2)
-    assert (made.receipt.held_out, len(measured)) == (held_out, held_out)
-    assert made.receipt.rows == made.receipt.kept == sum(sizes)
+    assert (made.data_report.held_out, len(measured)) == (held_out, held_out)
+    assert made.data_report.rows == made.data_report.kept == sum(sizes)
 
 
 @pytest.mark.parametrize("held_out", [30, 31, 100])
@@ -582,7 +582,7 @@ def test_holding_out_every_row_is_told(held_out, tmp_path, prepared):
     as_lines(tmp_path / "rows.jsonl", ROWS)
     made = prepared(tmp_path / "rows.jsonl", held_out=held_out)
     assert len(made.trained) == 0
-    assert "none would be trained on" in made.receipt.fatal[0]
+    assert "none would be trained on" in made.data_report.fatal[0]
 
 
 def test_rows_to_measure_with_are_never_trained_on(tmp_path, prepared, writing):
@@ -592,11 +592,11 @@ def test_rows_to_measure_with_are_never_trained_on(tmp_path, prepared, writing):
     assert not set(made.trained.tolist()) & set(made.measured.tolist())
     assert ["of training" in writing.tokenizer.decode(row.ids) for row in made.trained_rows] == [True] * 12
     assert ["of validation" in writing.tokenizer.decode(row.ids) for row in made.measured_rows] == [True] * 5
-    receipt = made.receipt
-    assert (receipt.held_out, receipt.rows, receipt.kept) == (5, 12, 12)
-    assert [file.rows for file in receipt.files] == [12, 5]
-    assert [Path(file.name).name for file in receipt.files] == ["rows.jsonl", "valid.parquet"]
-    assert receipt.overlap is not None and (receipt.overlap.exact, receipt.overlap.of) == (0, 5)
+    data_report = made.data_report
+    assert (data_report.held_out, data_report.rows, data_report.kept) == (5, 12, 12)
+    assert [file.rows for file in data_report.files] == [12, 5]
+    assert [Path(file.name).name for file in data_report.files] == ["rows.jsonl", "valid.parquet"]
+    assert data_report.overlap is not None and (data_report.overlap.exact, data_report.overlap.of) == (0, 5)
 
 
 def test_questions_that_are_measured_and_trained_on_are_counted(tmp_path, prepared):
@@ -610,24 +610,27 @@ def test_questions_that_are_measured_and_trained_on_are_counted(tmp_path, prepar
     ]
     as_lines(tmp_path / "rows.jsonl", training)
     as_lines(tmp_path / "valid.jsonl", measured)
-    receipt = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "valid.jsonl")).receipt
-    assert receipt.overlap is not None
-    assert (receipt.overlap.exact, receipt.overlap.near, receipt.overlap.of) == (2, 1, 5)
-    assert any("2 exactly and 1 nearly, of 5" in warning for warning in receipt.warnings)
+    data_report = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "valid.jsonl")).data_report
+    assert data_report.overlap is not None
+    assert (data_report.overlap.exact, data_report.overlap.near, data_report.overlap.of) == (2, 1, 5)
+    assert any("2 exactly and 1 nearly, of 5" in warning for warning in data_report.warnings)
 
 
 def test_a_question_that_is_held_out_and_trained_on_is_counted(tmp_path, prepared):
     rows = rows_of("x", 10)
     as_lines(tmp_path / "rows.jsonl", [*rows, rows[2], rows[4]])
-    receipt = prepared(tmp_path / "rows.jsonl", held_out=3, held_out_order="last").receipt
-    assert receipt.overlap is not None and (receipt.overlap.exact, receipt.overlap.of) == (2, 3)
-    assert receipt.duplicates == 2
+    data_report = prepared(tmp_path / "rows.jsonl", held_out=3, held_out_order="last").data_report
+    assert data_report.overlap is not None and (data_report.overlap.exact, data_report.overlap.of) == (2, 3)
+    assert data_report.duplicates == 2
 
 
 def test_the_same_file_to_train_and_to_measure_with_overlaps_wholly(tmp_path, prepared):
     as_lines(tmp_path / "rows.jsonl", ROWS)
-    receipt = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "rows.jsonl")).receipt
-    assert receipt.overlap is not None and receipt.overlap.exact + receipt.overlap.near == receipt.overlap.of == 30
+    data_report = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "rows.jsonl")).data_report
+    assert (
+        data_report.overlap is not None
+        and data_report.overlap.exact + data_report.overlap.near == data_report.overlap.of == 30
+    )
 
 
 def test_a_bad_row_to_measure_with_is_told_as_one_to_train_on_is(tmp_path, prepared):
@@ -635,7 +638,7 @@ def test_a_bad_row_to_measure_with_is_told_as_one_to_train_on_is(tmp_path, prepa
     as_lines(tmp_path / "valid.jsonl", [*rows_of("validation", 2), {"prompt": "x"}])
     for mode in ("stop", "skip"):
         made = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "valid.jsonl"), on_bad_row=mode)
-        assert [f"{tmp_path / 'valid.jsonl'}:3: " in problem for problem in made.receipt.fatal] == [True] * (
+        assert [f"{tmp_path / 'valid.jsonl'}:3: " in problem for problem in made.data_report.fatal] == [True] * (
             mode == "stop"
         )
         assert (len(made.trained), len(made.measured)) == (12, 2)
@@ -647,7 +650,7 @@ def test_a_row_that_is_left_out_is_neither_held_out_nor_counted_so(place, tmp_pa
     rows[place]["completion"] = "word " * 200
     as_lines(tmp_path / "rows.jsonl", rows)
     made = prepared(tmp_path / "rows.jsonl", held_out=2, max_length=100)
-    assert (len(made.trained), len(made.measured), made.receipt.held_out) == (7, 2, 2)
+    assert (len(made.trained), len(made.measured), made.data_report.held_out) == (7, 2, 2)
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.5, 2])
@@ -697,8 +700,8 @@ def test_a_column_that_has_our_name_is_not_read_where_another_was_told(tmp_path)
 
 def test_a_column_that_no_row_has_is_told_with_the_nearest(tmp_path, prepared):
     as_lines(tmp_path / "rows.jsonl", GERMAN)
-    receipt = prepared(tmp_path / "rows.jsonl", columns={"prompt": "fragen", "completion": "antwort"}).receipt
-    assert "rows.jsonl:1: " in receipt.fatal[0] and '"frage"' in receipt.fatal[0]
+    data_report = prepared(tmp_path / "rows.jsonl", columns={"prompt": "fragen", "completion": "antwort"}).data_report
+    assert "rows.jsonl:1: " in data_report.fatal[0] and '"frage"' in data_report.fatal[0]
 
 
 def test_a_field_that_no_form_has_is_told_with_the_nearest(tmp_path, prepared):
@@ -731,8 +734,8 @@ TRAIN = "data/train-00000-of-00001.parquet"
 READ = """
 import sys
 from rankwise.data.sources import open_source
-from rankwise.spec.data import DataSpec
-spec = DataSpec(path="hub:me/tiny", **eval(sys.argv[1]))
+from rankwise.config.data import DataConfig
+spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
 reading = open_source(spec, spec.all_sources[0])
 rows = [row for chunk in reading.chunks() for row in chunk]
 print(*(f"{example.where} {example.messages[0].content}" for (example,) in rows), reading.parts[0].licence, sep="\\n")
@@ -741,15 +744,15 @@ TWICE = """
 import sys
 from urllib.request import urlopen
 from rankwise.data.preparation import content_identity
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import count_only
-spec = DataSpec(path="hub:me/tiny", **eval(sys.argv[1]))
+from rankwise.runs.records import silent
+from rankwise.config.data import DataConfig
+from rankwise.data.preparing import count_only
+spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
 asked = lambda: int(urlopen(sys.argv[2] + "/asked").read())
 content_identity(spec)
 before = asked()
-receipt = count_only(spec, silent)
-print(before > 0, asked() - before, receipt.files[0].sha256, receipt.licence)
+data report = count_only(spec, silent)
+print(before > 0, asked() - before, data report.files[0].sha256, data report.licence)
 """
 LABELLED = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
 
@@ -876,7 +879,7 @@ def test_what_a_hub_data_set_does_not_have_is_told(hub_rows, settings):
 def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(hub_rows, tmp_path):
     (tmp_path / "me" / "tiny").mkdir(parents=True)
     as_lines(tmp_path / "me" / "tiny" / "train.jsonl", [{"prompt": "of this machine", "completion": "yes"}])
-    result = hub_rows()  # `datasets` would read the folder, and the receipt would name the hub
+    result = hub_rows()  # `datasets` would read the folder, and the data report would name the hub
     assert "there is a me/tiny in this folder" in result.stderr, result.stdout + result.stderr
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.data.example import BREAK, Message
 from rankwise.data.formats import find_format, parse_row
 from rankwise.errors import DataError
+from rankwise.text.example import BREAK, Message
 
 WHERE = "rows.jsonl:7"
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.data.example import BREAK, Example, Message, ToolCall
 from rankwise.data.formats import parse_row
 from rankwise.errors import DataError
+from rankwise.text.example import BREAK, Example, Message, ToolCall
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "be kind"}

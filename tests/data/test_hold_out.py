@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankwise.config.data import DataConfig
 from rankwise.data.hold_out import Candidates, facts_of, hold_out, shares
-from rankwise.errors import SpecError
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import Writing, prepare, told
+from rankwise.data.preparing import Writing, prepare, told
+from rankwise.errors import ConfigError
+from rankwise.runs.records import silent
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
 
 
 def rows(labels=(), prompts=(), groups=(), size=None):
@@ -22,7 +22,7 @@ def rows(labels=(), prompts=(), groups=(), size=None):
 
 
 def chosen(sources, held_out, **said):
-    return hold_out(sources, DataSpec(path="rows.jsonl", held_out=held_out, **said))
+    return hold_out(sources, DataConfig(path="rows.jsonl", held_out=held_out, **said))
 
 
 def held(labels, one):
@@ -37,9 +37,9 @@ def test_rows_sorted_by_label_are_held_out_of_every_label():
     assert held(labels, one) == {"billing": 9, "returns": 8, "trivia": 8}
     (last,) = chosen([source], 25, held_out_order="last")
     assert held(labels, last) == {"trivia": 25}
-    said = facts_of([source], [one], DataSpec(path="r", held_out=25)).describe()
+    said = facts_of([source], [one], DataConfig(path="r", held_out=25)).describe()
     assert said == "Held out 25 of 130 rows by seed 0, stratified by label: billing 9, returns 8, trivia 8."
-    said = facts_of([source], [last], DataSpec(path="r", held_out=25, held_out_order="last")).describe()
+    said = facts_of([source], [last], DataConfig(path="r", held_out=25, held_out_order="last")).describe()
     assert said == "Held out 25 of 130 rows, the last of each source by label: trivia 25."
 
 
@@ -118,8 +118,8 @@ def test_shares_are_of_the_count_and_none_is_more_than_there_is(count, sizes):
      ({"held_out": 3, "held_out_order": "last", "group": "user"}, "leave out")],
 )  # fmt: skip
 def test_a_setting_that_would_say_nothing_is_refused(said, word):
-    with pytest.raises(SpecError, match=word):
-        DataSpec(path="rows.jsonl", **said)
+    with pytest.raises(ConfigError, match=word):
+        DataConfig(path="rows.jsonl", **said)
 
 
 # Of files
@@ -133,7 +133,7 @@ def writing(hub_tokenizer):
 
 @pytest.fixture
 def prepared(writing):
-    return lambda path, **said: prepare(DataSpec(path=str(path), **said), writing, silent)
+    return lambda path, **said: prepare(DataConfig(path=str(path), **said), writing, silent)
 
 
 def as_lines(path, rows):
@@ -154,18 +154,18 @@ def texts(rows, writing):
     return [writing.tokenizer.decode(row.ids) for row in rows]
 
 
-def test_the_receipt_says_which_rows_are_held_out_and_how_many_of_each_label(tmp_path, prepared, writing):
+def test_the_data_report_says_which_rows_are_held_out_and_how_many_of_each_label(tmp_path, prepared, writing):
     made = prepared(sorted_rows(tmp_path), held_out=12)
-    receipt = made.receipt
-    assert receipt.labels == {"billing": 20, "returns": 20, "trivia": 20} and receipt.distinct_labels == 3
-    assert receipt.hold_out.labels == {"billing": 4, "returns": 4, "trivia": 4}
-    for label in receipt.labels:
+    data_report = made.data_report
+    assert data_report.labels == {"billing": 20, "returns": 20, "trivia": 20} and data_report.distinct_labels == 3
+    assert data_report.hold_out.labels == {"billing": 4, "returns": 4, "trivia": 4}
+    for label in data_report.labels:
         assert sum(f"of {label}<" in text for text in texts(made.measured_rows, writing)) == 4
-    assert told(receipt)[0] == (
+    assert told(data_report)[0] == (
         "Held out 12 of 60 rows by seed 0, stratified by label: billing 4, returns 4, trivia 4."
     )
-    assert not receipt.overlap.exact
-    last = prepared(sorted_rows(tmp_path), held_out=20, held_out_order="last").receipt
+    assert not data_report.overlap.exact
+    last = prepared(sorted_rows(tmp_path), held_out=20, held_out_order="last").data_report
     assert any("they are not learned: 'trivia'" in warning for warning in last.warnings)
 
 
@@ -174,7 +174,7 @@ def test_rows_of_one_customer_are_on_one_side(tmp_path, prepared, writing):
     numbers = [{int(text.split("q ")[1].split(" ")[0]) % 30 for text in texts(rows, writing)}
                for rows in (made.measured_rows, made.trained_rows)]  # fmt: skip
     assert not numbers[0] & numbers[1] and len(numbers[0]) == 6
-    facts = made.receipt.hold_out
+    facts = made.data_report.hold_out
     assert (facts.rows, facts.requested, facts.groups, facts.groups_in_all) == (12, 13, 6, 30)
     assert "6 of 30 groups by customer (requested: 13)" in facts.describe()
 
@@ -182,12 +182,12 @@ def test_rows_of_one_customer_are_on_one_side(tmp_path, prepared, writing):
 def test_a_column_of_groups_that_is_missing_or_of_one_value_is_refused(tmp_path, prepared):
     rows = [{"prompt": f"q {n}", "completion": f"a {n}", "user": "same"} for n in range(9)]
     as_lines(tmp_path / "rows.jsonl", rows)
-    (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="user").receipt.fatal
+    (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="user").data_report.fatal
     assert "all rows have the same user (data.group)" in problem
-    (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="usr").receipt.fatal
+    (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="usr").data_report.fatal
     assert "rows.jsonl:1: has no column 'usr'" in problem and '"user"' in problem.replace("'", '"')
     as_lines(tmp_path / "rows.jsonl", [row | {"user": ["a"]} for row in rows])
-    (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="user").receipt.fatal
+    (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="user").data_report.fatal
     assert "the group (user) is ['a']; a text or a number is wanted" in problem
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rankwise.data.example import Example, Message
 from rankwise.data.labels import Labels
+from rankwise.text.example import Example, Message
 
 
 def labelled(answers, *, classification=False):

@@ -53,7 +53,7 @@ FROM_LAX_TO_STRICT = [
 SHARED = {
     "gsm8k": "MIT", "oasst": "Apache-2.0", "self_instruct": "Apache-2.0", "webnlg": "CC-BY-NC-SA-4.0",
     **dict.fromkeys(
-        ("alpaca", "cifar10", "dart", "digits", "dolly", "e2e", "glue", "glue/STS-B", "lima", "retention", "sharegpt",
+        ("alpaca", "cifar10", "dart", "digits", "dolly", "e2e", "glue", "glue/STS-B", "lima", "forgetting", "sharegpt",
          "superbowl_facts"), "unknown"),
 }  # fmt: skip
 """Each of the unknown says words that restrict or divide what they name."""

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from transformers import StableLmConfig, StableLmForCausalLM
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import FixedRanks
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import IGNORED, Batches, padded_length, portion
 from rankwise.data.packing import pack
-from rankwise.data.tokens import Tokens
-from rankwise.models.causal import SupervisedLogits
-from rankwise.spec.adapters import LoraSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.text.tokenize import Tokens
 from rankwise.training.loop import train
 from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
@@ -232,7 +232,7 @@ def test_a_changed_token_reaches_no_other_document(architecture, lengths, seed, 
     assert changed == 1
 
 
-def trained(arrange, micro_batch_tokens):
+def trained(arrange, max_batch_tokens):
     """The records of 8 steps of 6 of 20 documents, across two ends of a pass, and the adapter they made."""
     generator = np.random.default_rng(3)
     documents = []
@@ -241,25 +241,25 @@ def trained(arrange, micro_batch_tokens):
         ids = tuple(generator.integers(0, 96, length).tolist())
         documents.append(Tokens(ids, tuple(place >= given for place in range(length))))
     model = tiny_model("llama")
-    adapters = inject(model, LoraSpec(rank=4), seed=1)
+    adapters = inject(model, LoraConfig(rank=4), seed=1)
     allocator, parameters = FixedRanks(adapters), adapters.parameters()
-    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
+    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
     records = []
-    batches = Batches(documents, 6, micro_batch_tokens, 7, arrange)
+    batches = Batches(documents, 6, max_batch_tokens, 7, arrange)
     train(state, batches, loss_of=summed(SupervisedLogits(model)), announce=records.append)
     assert any(batch.positions is not None for batch in batches.at(0)) == (arrange is pack)
     return records, parameters, [len(batches.at(step)) for step in range(8)]
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [40, 64, 1000])
-def test_packed_training_is_padded_training(micro_batch_tokens):
-    padded, by_padding, _ = trained(portion, micro_batch_tokens)
-    packed, by_packing, micro_batches = trained(pack, micro_batch_tokens)
-    assert max(micro_batches) == 1 if micro_batch_tokens == 1000 else min(micro_batches) > 1
+@pytest.mark.parametrize("max_batch_tokens", [40, 64, 1000])
+def test_packed_training_is_padded_training(max_batch_tokens):
+    padded, by_padding, _ = trained(portion, max_batch_tokens)
+    packed, by_packing, micro_batches = trained(pack, max_batch_tokens)
+    assert max(micro_batches) == 1 if max_batch_tokens == 1000 else min(micro_batches) > 1
     for one, other in zip(padded, packed, strict=True):
         assert abs(one.loss - other.loss) <= 1e-5
         assert one.tokens == other.tokens
-        assert one.supervised_tokens == other.supervised_tokens
+        assert one.loss_tokens == other.loss_tokens
         assert abs(one.gradient_norm - other.gradient_norm) <= 1e-4 * one.gradient_norm
     assert padded[-1].loss != padded[0].loss
     assert max((a - b).abs().max() for a, b in zip(by_padding, by_packing, strict=True)) <= 1e-4

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.config.data import DataConfig, SourceConfig
+from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
-from rankwise.errors import DataError, SpecError
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec, SourceSpec
-from rankwise.verbs.preparing import count_only
+from rankwise.errors import ConfigError, DataError
+from rankwise.runs.records import silent
 
 FORMS = {
     "dolly/train.jsonl": "prompt",
@@ -53,7 +53,7 @@ def raw_rows(file: Path) -> list[dict]:
 
 def examples_of(path, **settings):
     """The examples of each row."""
-    spec = DataSpec(path=str(path), **settings)
+    spec = DataConfig(path=str(path), **settings)
     reading = open_source(spec, spec.all_sources[0])
     rows = [row for chunk in reading.chunks() for row in chunk]
     assert reading.skipped == []
@@ -88,16 +88,16 @@ def test_every_file_of_these_folders_is_known_here(shared_data):
 @pytest.mark.parametrize("name", FORMS)
 def test_a_file_is_read_in_its_form_with_every_row(name, shared_data):
     file = shared_data / name
-    receipt = count_only(DataSpec(path=str(file)), silent)
-    assert receipt.format == FORMS[name]
-    assert receipt.rows == receipt.kept == rows_by_readme(file.parent)[file.name] == len(raw_rows(file))
-    assert (receipt.skipped, receipt.skipped_rows, receipt.fatal) == (0, (), ())
+    data_report = count_only(DataConfig(path=str(file)), silent)
+    assert data_report.format == FORMS[name]
+    assert data_report.rows == data_report.kept == rows_by_readme(file.parent)[file.name] == len(raw_rows(file))
+    assert (data_report.skipped, data_report.skipped_rows, data_report.fatal) == (0, (), ())
 
 
 @pytest.mark.parametrize("folder", LICENCES)
 def test_the_licence_is_the_one_that_the_readme_names(folder, shared_data):
     name = next(name for name in FORMS if name.startswith(folder))
-    assert count_only(DataSpec(path=str(shared_data / name)), silent).licence == LICENCES[folder]
+    assert count_only(DataConfig(path=str(shared_data / name)), silent).licence == LICENCES[folder]
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form in ("prompt", "alpaca")])
@@ -112,8 +112,8 @@ def test_question_and_answer_are_what_the_file_holds_to_the_letter(name, shared_
 
 
 def test_rows_that_a_template_wrote_already_are_told(shared_data):
-    receipt = count_only(DataSpec(path=str(shared_data / "dolly" / "train.jsonl")), silent)
-    assert "rows that look as if a template had been written into them already: 800" in receipt.warnings
+    data_report = count_only(DataConfig(path=str(shared_data / "dolly" / "train.jsonl")), silent)
+    assert "rows that look as if a template had been written into them already: 800" in data_report.warnings
 
 
 def test_self_instruct_tasks_give_an_example_for_each_of_their_instances(shared_data):
@@ -309,7 +309,7 @@ def test_keys_that_mean_nothing_here_change_nothing(tmp_path):
 def test_a_first_line_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": \n{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
-    reading = open_source(DataSpec(path=str(file)), SourceSpec(path=str(file)))
+    reading = open_source(DataConfig(path=str(file)), SourceConfig(path=str(file)))
     assert [len(chunk) for chunk in reading.chunks()] == [1]
     assert [where.rpartition(":")[2] for where, _ in reading.skipped] == ["1", "3"]
     assert reading.rows == 3
@@ -319,16 +319,18 @@ def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path):
     link = tmp_path / "rows.jsonl"
     link.symlink_to("nowhere.jsonl")
     with pytest.raises(DataError, match=r"is a link that leads to no file \(nowhere\.jsonl\)"):
-        open_source(DataSpec(path=str(link)), SourceSpec(path=str(link)))
+        open_source(DataConfig(path=str(link)), SourceConfig(path=str(link)))
 
 
 def test_columns_the_wrong_way_round_are_told(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"q": "a", "a": "b"}\n')
     with pytest.raises(DataError, match=r'"q" is not a known field.*Known fields: messages'):
-        open_source(DataSpec(path=str(file)), SourceSpec(path=str(file), columns={"q": "prompt", "a": "completion"}))
+        open_source(
+            DataConfig(path=str(file)), SourceConfig(path=str(file), columns={"q": "prompt", "a": "completion"})
+        )
 
 
 def test_one_column_for_two_fields_is_refused():
-    with pytest.raises(SpecError, match='the column "q" is named twice'):
-        DataSpec(path="rows.jsonl", columns={"prompt": "q", "completion": "q"})
+    with pytest.raises(ConfigError, match='the column "q" is named twice'):
+        DataConfig(path="rows.jsonl", columns={"prompt": "q", "completion": "q"})

@@ -1,6 +1,6 @@
 """Tables as spreadsheets write them: every separator, encoding and line end is read alike, or refused with the reason.
 
-What was detected stands in the receipt; a plan reads the same rows as a training.
+What was detected stands in the data report; a plan reads the same rows as a training.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import zipfile
 import openpyxl
 import pytest
 
+from rankwise.config.data import DataConfig
 from rankwise.data import workbooks
-from rankwise.data.glance import glance
+from rankwise.data.preparing import count_only
+from rankwise.data.sample import glance
 from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import count_only
+from rankwise.runs.records import silent
 
 ENCODINGS = {
     "utf-8": ("utf-8", "UTF-8"),
@@ -55,7 +55,7 @@ def table(path, text, encoding="utf-8"):
 
 def rows_of(path, **settings):
     """The rows as they stand in the file, and how it was read."""
-    spec = DataSpec(path=str(path), **settings)
+    spec = DataConfig(path=str(path), **settings)
     (part,) = open_source(spec, spec.all_sources[0]).parts
     rows = [row for _, row in raw_records(part)]
     return rows, part.layout
@@ -63,8 +63,8 @@ def rows_of(path, **settings):
 
 def problem_of(path, **settings):
     """The one sentence with which the file is refused."""
-    receipt = count_only(DataSpec(path=str(path), **settings), silent)
-    (problem,) = receipt.fatal
+    data_report = count_only(DataConfig(path=str(path), **settings), silent)
+    (problem,) = data_report.fatal
     assert problem.startswith(str(path)) and "\n" not in problem and len(problem) < 600
     return problem.replace(str(path), path.name)
 
@@ -88,7 +88,7 @@ def test_a_table_is_read_in_every_encoding_with_every_separator(tmp_path, encodi
 @pytest.mark.parametrize(("encoding", "delimiter"), itertools.product(ENCODINGS, DELIMITERS), ids=repr)
 def test_a_plan_reads_the_rows_that_a_training_reads(tmp_path, encoding, delimiter):
     path = table(tmp_path / "rows.csv", written(CELLS, delimiter, "\r\n"), encoding)
-    spec = DataSpec(path=str(path))
+    spec = DataConfig(path=str(path))
     seen = glance(spec, spec.all_sources[0])
     trained = [example for chunk in open_source(spec, spec.all_sources[0]).chunks() for row in chunk for example in row]
     assert [example for row in seen.drawn for example in row.examples] == trained
@@ -184,9 +184,9 @@ def test_columns_without_a_name_before_named_ones_have_the_names_that_pandas_giv
 
 def test_the_index_that_pandas_writes_is_named_and_stops_nothing(tmp_path):
     path = table(tmp_path / "rows.csv", ",prompt,completion\n" + "".join(f"{n},ask {n},say {n}\n" for n in range(9)))
-    receipt = count_only(DataSpec(path=str(path)), silent)
-    assert [column.column for column in receipt.unused_columns] == ["Unnamed: 0"] and not receipt.fatal
-    assert (receipt.kept, receipt.format) == (9, "prompt")
+    data_report = count_only(DataConfig(path=str(path)), silent)
+    assert [column.column for column in data_report.unused_columns] == ["Unnamed: 0"] and not data_report.fatal
+    assert (data_report.kept, data_report.format) == (9, "prompt")
 
 
 def test_rows_without_anything_in_them_are_no_rows(tmp_path):
@@ -262,7 +262,7 @@ def test_a_setting_without_effect_is_refused(tmp_path, case):
     name, text, settings = IN_VAIN[case]
     with pytest.raises(DataError, match=rf"data\.{next(iter(settings))}"):
         rows_of(table(tmp_path / name, text), **settings)
-    spec = DataSpec(path=str(tmp_path / name), **settings)
+    spec = DataConfig(path=str(tmp_path / name), **settings)
     with pytest.raises(DataError, match=rf"data\.{next(iter(settings))}"):
         glance(spec, spec.all_sources[0])
 
@@ -272,7 +272,7 @@ def test_a_setting_without_effect_is_refused(tmp_path, case):
 )
 def test_a_setting_that_means_nothing_is_refused(setting, value):
     with pytest.raises(ValueError, match=setting):
-        DataSpec(path="rows.csv", **{setting: value})
+        DataConfig(path="rows.csv", **{setting: value})
 
 
 # Robust
@@ -378,7 +378,7 @@ def test_a_formula_gives_the_value_that_is_stored_and_without_one_its_row_is_bad
 
 def test_a_plan_of_a_workbook_reads_what_a_training_reads(tmp_path):
     path = workbook(tmp_path / "rows.xlsx", Data=[["prompt", "completion"], ["a", "b"], ["c", 4]])
-    spec = DataSpec(path=str(path))
+    spec = DataConfig(path=str(path))
     assert glance(spec, spec.all_sources[0]).found == 2
 
 
@@ -419,9 +419,9 @@ def test_what_is_no_workbook_is_refused_with_the_way_out(tmp_path, case, monkeyp
 # Said
 
 
-def test_the_receipt_holds_how_a_table_is_written(tmp_path):
+def test_the_data_report_holds_how_a_table_is_written(tmp_path):
     path = table(tmp_path / "rows.csv", written([[*row[:2], ""] for row in CELLS], ";", "\r\n"), "cp1252")
-    (file,) = count_only(DataSpec(path=str(path)), silent).files
+    (file,) = count_only(DataConfig(path=str(path)), silent).files
     assert file.layout.describe() == (
         "separated by semicolons, encoded as cp1252 (a guess), 1 empty column without a name left out"
     )

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError, ModelError
 from rankwise.models.sources import find
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.spec.models import ModelSpec
+from rankwise.runs.records import silent
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 40
 VIT = {"model_type": "vit", "hidden_size": 32, "image_size": 32, "patch_size": 8}
@@ -20,7 +20,7 @@ VIT = {"model_type": "vit", "hidden_size": 32, "image_size": 32, "patch_size": 8
 
 def examples(path, **said):
     """All of them, or the first problem."""
-    spec = DataSpec(path=str(path), **said)
+    spec = DataConfig(path=str(path), **said)
     reading = open_source(spec, spec.all_sources[0])
     found = [example for chunk in reading.chunks() for row in chunk for example in row]
     for _, problem in reading.skipped:
@@ -114,7 +114,7 @@ def test_rows_with_a_verdict_are_refused(tmp_path):
 def test_a_vision_model_is_refused_by_its_config_alone(config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"is a vision model .*trains causal language models only.*rankwise plan"):
-        find(ModelSpec(name=str(tmp_path)), silent)
+        find(ModelConfig(name=str(tmp_path)), silent)
 
 
 def test_a_vision_model_of_the_hub_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch):
@@ -128,4 +128,4 @@ def test_a_vision_model_of_the_hub_is_refused_before_its_weights_are_fetched(tmp
     for module in (constants, file_download):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path), raising=False)
     with pytest.raises(ModelError, match=r"google/vit-tiny is a vision model \(vit\)"):
-        find(ModelSpec(name="google/vit-tiny"), silent)
+        find(ModelConfig(name="google/vit-tiny"), silent)

@@ -10,13 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from rankwise.config.data import DataConfig
 from rankwise.data import unused as unused_module
+from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
 from rankwise.data.unused_report import problems, unused_columns
-from rankwise.errors import SpecError
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import count_only
+from rankwise.errors import ConfigError
+from rankwise.runs.records import silent
 from shell import typed_in_bash
 
 PLACES = ("river", "market", "castle", "harbour", "village", "forest", "valley", "station", "garden", "library")
@@ -48,8 +48,8 @@ def write(name, rows):
     return name
 
 
-def receipt(name="rows.jsonl", **settings):
-    return count_only(DataSpec(path=name, **settings), silent)
+def data_report(name="rows.jsonl", **settings):
+    return count_only(DataConfig(path=name, **settings), silent)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_a_passage_that_is_not_used_stops_and_the_sentence_says_the_way_out(coun
 ])  # fmt: skip
 def test_options_that_are_not_used_stop(options):
     write("rows.jsonl", pairs(12, options=options))
-    (problem,) = receipt().fatal
+    (problem,) = data_report().fatal
     assert "'options'" in problem and '--prompt "{question} {options}" --completion "{answer}"' in problem
 
 
@@ -112,7 +112,7 @@ def test_options_that_are_not_used_stop(options):
 )  # fmt: skip
 def test_what_is_no_text_of_its_own_is_named_and_stops_nothing(make, why):
     write("rows.jsonl", pairs(20, extra=make))
-    found = receipt()
+    found = data_report()
     (column,) = found.unused_columns
     assert (found.fatal, column.column, column.stops) == ((), "extra", False) and why in column.why
     assert column.filled == sum(make(n) not in (None, "") for n in range(20)) and column.rows == 20
@@ -123,32 +123,32 @@ def test_columns_that_are_used_or_empty_are_not_named():
     write(
         "rows.jsonl", pairs(5, context=lambda n: f"a long remark on {n}", system=lambda n: "Be kind.", x=lambda n: "")
     )
-    assert receipt().unused_columns == ()
+    assert data_report().unused_columns == ()
     how = {"prompt": "{question}", "completion": "{answer}", "system": "{system}"}
-    assert [column.column for column in receipt(**how).unused_columns] == ["context"]
+    assert [column.column for column in data_report(**how).unused_columns] == ["context"]
     write("rows.jsonl", pairs(5, topic=lambda n: f"a long remark on {n}"))
-    assert receipt(group="topic", held_out=2).unused_columns == () != receipt().unused_columns
+    assert data_report(group="topic", held_out=2).unused_columns == () != data_report().unused_columns
 
 
 def test_a_field_that_another_column_stands_for_is_not_used_itself():
     rows = pairs(5, sql=lambda n: f"SELECT {n} FROM table WHERE x = {n}")
     write("rows.jsonl", rows)
-    named = {column.column for column in receipt(columns={"answer": "sql"}).unused_columns}
+    named = {column.column for column in data_report(columns={"answer": "sql"}).unused_columns}
     assert named == {"answer"}
 
 
 def test_the_rows_to_measure_with_are_looked_at_too():
     write("rows.jsonl", pairs(5))
     write("valid.jsonl", passages(5))
-    (column,) = receipt(evaluation="valid.jsonl").unused_columns
+    (column,) = data_report(evaluation="valid.jsonl").unused_columns
     assert (column.file, column.stops) == ("valid.jsonl", True)
-    assert receipt(evaluation={"path": "valid.jsonl", "ignore_columns": "passage"}).fatal == ()
+    assert data_report(evaluation={"path": "valid.jsonl", "ignore_columns": "passage"}).fatal == ()
 
 
 @pytest.mark.parametrize("name", ["The passage", "one, two", "it's a $x", "--odd", "the {x}", "line\nbreak"])
 def test_the_ways_out_are_typed_as_printed_and_work(name, tiny_folder):
     write("rows.jsonl", pairs(5, **{name: lambda n: f"some words about row {n}", "more": lambda n: f"as said of {n}"}))
-    for problem in receipt().fatal:
+    for problem in data_report().fatal:
         ways = [re.search(r"out with (.*) \(data", problem)[1], re.search(r"with (--prompt .*), or leave", problem)[1]]
         for way in ways:
             words = typed_in_bash(way)
@@ -157,46 +157,46 @@ def test_the_ways_out_are_typed_as_printed_and_work(name, tiny_folder):
 
 def test_the_reasons_for_an_answer_are_not_proposed_for_the_prompt():
     write("rows.jsonl", pairs(5, rationale=lambda n: f"because of the number {n} here"))
-    (problem,) = receipt().fatal
+    (problem,) = data_report().fatal
     assert 'before the answer with --prompt "{question}" --completion "{rationale} {answer}", or' in problem
 
 
 def test_what_no_text_can_hold_is_not_proposed_for_the_prompt():
     write("rows.jsonl", pairs(5, choices=lambda n: {"text": [f"one of {n}", "another of them"]}))
-    (problem,) = receipt().fatal
+    (problem,) = data_report().fatal
     assert "--prompt" not in problem and "as text into the file" in problem and "--ignore-columns choices" in problem
 
 
 def test_columns_are_named_in_the_order_of_the_file():
     names = [f"column {n}" for n in range(9)]
     write("rows.jsonl", pairs(5, **{name: lambda n: n for name in names}))
-    assert [column.column for column in receipt().unused_columns] == names
+    assert [column.column for column in data_report().unused_columns] == names
 
 
 def test_a_column_of_several_files_is_told_once_and_stops_by_any_of_them():
     Path("folder").mkdir()
     write("folder/a.jsonl", pairs(50, note=lambda n: n))
     write("folder/b.jsonl", pairs(4, note=lambda n: f"words about row {n} here"))
-    (column,) = receipt("folder").unused_columns
+    (column,) = data_report("folder").unused_columns
     assert (column.file, column.filled, column.rows, column.stops) == ("folder", 54, 54, True)
 
 
 def test_what_is_left_out_is_not_there_and_a_name_that_no_row_has_is_refused():
     write("rows.jsonl", pairs(5, context=lambda n: f"remark {n}"))
-    spec = DataSpec(path="rows.jsonl", ignore_columns="context")
+    spec = DataConfig(path="rows.jsonl", ignore_columns="context")
     (chunk,) = open_source(spec, spec.all_sources[0]).chunks()
     assert all(example.messages[0].context == "" for row in chunk for example in row)
-    (problem,) = receipt(ignore_columns="contxt").fatal
+    (problem,) = data_report(ignore_columns="contxt").fatal
     assert '"contxt"' in problem and 'Did you mean "context"?' in problem
     for values in ({"columns": {"prompt": "x"}}, {"prompt": "{x}", "completion": "{y}"}):
-        with pytest.raises(SpecError, match="is in ignore_columns, but the rows need it"):
-            DataSpec(path="a", ignore_columns=["x"], **values)
+        with pytest.raises(ConfigError, match="is in ignore_columns, but the rows need it"):
+            DataConfig(path="a", ignore_columns=["x"], **values)
 
 
 def test_a_long_file_is_judged_by_some_of_its_rows_and_counted_by_all(monkeypatch):
     monkeypatch.setattr(unused_module, "ALL_JUDGED", 20)
     write("rows.jsonl", passages(400))
-    spec = DataSpec(path="rows.jsonl")
+    spec = DataConfig(path="rows.jsonl")
     reading = open_source(spec, spec.all_sources[0])
     assert sum(len(chunk) for chunk in reading.chunks()) == 400
     found = reading.unused["rows.jsonl"]
@@ -223,7 +223,7 @@ SETS = (
 
 @pytest.mark.parametrize("name", SETS)
 def test_no_data_set_stops_wrongly_however_few_of_its_rows_there_are(name, shared_data):
-    spec = DataSpec(path=str(shared_data / name))
+    spec = DataConfig(path=str(shared_data / name))
     for most in (3, 10, 300):
         reading = open_source(spec, spec.all_sources[0])
         for _, _ in zip(range(most), reading._parsed(), strict=False):

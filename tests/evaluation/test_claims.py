@@ -18,7 +18,7 @@ from rankwise.evaluation.claims import (
     kl_at,
     paired,
 )
-from rankwise.run.claims import CellResult, Point
+from rankwise.runs.claims import CellResult, Point
 
 BASE = 0.5
 """By how much no training is worse."""

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rankwise.errors import DataError, EvaluationError, SpecError
-from rankwise.evaluation.items import Item, items_of, items_of_documents
+from rankwise.commands.evaluate import evaluate
+from rankwise.config.models import ModelConfig
+from rankwise.config.tasks import TaskConfig
+from rankwise.errors import ConfigError, DataError, EvaluationError
 from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.requests import Item, items_of, items_of_documents
 from rankwise.evaluation.scoring import CUT, answers, is_wrong, side
 from rankwise.evaluation.task import OwnTask
 from rankwise.models.loading import load
-from rankwise.run.evaluations import read_evaluation
-from rankwise.run.records import Said, silent
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.tasks import TaskSpec
-from rankwise.verbs.evaluate import evaluate
+from rankwise.runs.evaluations import read_evaluation
+from rankwise.runs.records import Said, silent
 
 WORDS = [
     "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "refund", "glass", "radio", "order", "capital", "France",
@@ -30,7 +30,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def model(tiny_folder):
-    return load(ModelSpec(name=str(tiny_folder), dtype="float32"))
+    return load(ModelConfig(name=str(tiny_folder), dtype="float32"))
 
 
 @pytest.fixture
@@ -53,11 +53,11 @@ def chosen(tmp_path):
     made = [{"q": " ".join(draw.choices(WORDS, k=4)), "choices": draw.sample(WORDS, 3), "gold": draw.randrange(3)}
             for _ in range(15)]  # fmt: skip
     file.write_text("".join(json.dumps(row) + "\n" for row in made))
-    return made, TaskSpec(task="chosen", data=str(file), ask="{q}", score="accuracy", chat=False)
+    return made, TaskConfig(task="chosen", data=str(file), ask="{q}", score="accuracy", chat=False)
 
 
 def test_a_model_held_against_itself_does_not_differ(tiny_folder, rows, tmp_path):
-    task = TaskSpec(task="t", data=str(rows), score=("loss", "exact", "rouge_l", "bleu"), max_new_tokens=8)
+    task = TaskConfig(task="t", data=str(rows), score=("loss", "exact", "rouge_l", "bleu"), max_new_tokens=8)
     found = evaluate(str(tiny_folder), task, against=str(tiny_folder), out=tmp_path / "found.json")
     assert set(found.differences) == {"loss", "exact", "rouge_l", "bleu"}
     for one in found.differences.values():
@@ -69,12 +69,12 @@ def test_a_model_held_against_itself_does_not_differ(tiny_folder, rows, tmp_path
 
 @pytest.mark.parametrize("together", [0, -1])
 def test_as_many_answers_at_once_as_none_is_refused(tiny_folder, rows, together):
-    with pytest.raises(SpecError, match=f"batch-size is {together}"):
-        evaluate(str(tiny_folder), TaskSpec(task="t", data=str(rows), score="exact"), together=together)
+    with pytest.raises(ConfigError, match=f"batch-size is {together}"):
+        evaluate(str(tiny_folder), TaskConfig(task="t", data=str(rows), score="exact"), together=together)
 
 
 def test_loss_is_that_of_each_document_alone(model, rows):
-    items = items_of(TaskSpec(task="t", data=str(rows)), model).items
+    items = items_of(TaskConfig(task="t", data=str(rows)), model).items
     for item, found in zip(items, likelihoods(model.module, [one.documents[0] for one in items]), strict=True):
         ids, learned = torch.tensor([item.documents[0].ids]), torch.tensor(item.documents[0].learned)
         with torch.no_grad():
@@ -84,7 +84,7 @@ def test_loss_is_that_of_each_document_alone(model, rows):
 
 
 def test_neither_order_nor_company_changes_an_answer(model, rows):
-    items = list(items_of(TaskSpec(task="t", data=str(rows)), model).items)
+    items = list(items_of(TaskConfig(task="t", data=str(rows)), model).items)
     alone = answers(items, model, 12, silent, 1, "")
     assert answers(items, model, 12, silent, 16, "") == alone
     assert len(set(alone)) > 5, "a model that says one thing would show nothing"
@@ -95,7 +95,7 @@ def test_neither_order_nor_company_changes_an_answer(model, rows):
 
 def test_for_exact_alone_an_answer_is_written_until_it_is_wrong(model, rows):
     """The same hits in fewer tokens: a base that talks on is not written to its end."""
-    task = TaskSpec(task="t", data=str(rows), score="exact", max_new_tokens=40)
+    task = TaskConfig(task="t", data=str(rows), score="exact", max_new_tokens=40)
     items = list(items_of(task, model).items)
     whole = answers(items, model, 40, silent, 16, "")
     items[3], items[4] = replace(items[3], wanted=f" {whole[3]}\n"), replace(items[4], alternatives=(whole[4],))
@@ -121,7 +121,7 @@ def test_an_answer_is_wrong_once_no_reference_begins_like_it(beginning, wrong):
 
 
 def test_metrics_do_not_depend_on_the_order_of_rows(model, chosen, rows):
-    for task in (chosen[1], TaskSpec(task="t", data=str(rows), score="loss")):
+    for task in (chosen[1], TaskConfig(task="t", data=str(rows), score="loss")):
         items = list(items_of(task, model).items)
         before = side(task, items, model, silent, together=4, who="")
         random.Random(3).shuffle(items)
@@ -153,7 +153,7 @@ def test_rows_of_a_classification_choose_by_the_chat_template(model, tmp_path):
     file = tmp_path / "labelled.jsonl"
     texts = [(" ".join(WORDS[at : at + 3]), ("good", "bad")[at % 2]) for at in range(8)]
     file.write_text("".join(json.dumps({"prompt": text, "completion": label}) + "\n" for text, label in texts))
-    task = TaskSpec(task="t", data=str(file), score=("accuracy", "f1", "matthews"))
+    task = TaskConfig(task="t", data=str(file), score=("accuracy", "f1", "matthews"))
     items = items_of(task, model).items
     assert [item.wanted for item in items] == [label for _, label in texts]
     assert all(len(item.documents) == 2 and item.sizes == (3, 4) for item in items)
@@ -167,7 +167,7 @@ def test_a_label_is_not_taken_for_its_length(model, tmp_path):
     short, long = "fox", "the capital of France is Paris the capital of France is Paris"
     rows = [{"q": "brown " + WORDS[at], "label": (short, long)[at % 2]} for at in range(6)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = TaskSpec(task="t", data=str(file), ask="{q}", chat=False, choices=(short, long), score=("f1", "accuracy"))
+    task = TaskConfig(task="t", data=str(file), ask="{q}", chat=False, choices=(short, long), score=("f1", "accuracy"))
     items = items_of(task, model).items
     found = side(task, items, model, silent, together=4, who="")
     assert list(found.scores) == ["f1", "accuracy"]
@@ -182,7 +182,7 @@ def test_a_row_keeps_its_own_system_message_when_answers_are_chosen(model, tmp_p
     file = tmp_path / "spoken.jsonl"
     rows = [{"system": f"quick {name}", "prompt": "brown fox", "completion": name} for name in ("dog", "land")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    items = items_of(TaskSpec(task="t", data=str(file), score="accuracy"), model).items
+    items = items_of(TaskConfig(task="t", data=str(file), score="accuracy"), model).items
     for item, row in zip(items, rows, strict=True):
         assert all(f"system\nquick {row['completion']}" in model.tokenizer.readable(one.ids) for one in item.documents)
 
@@ -192,18 +192,18 @@ def test_other_choices_are_other_items(model, tmp_path):
     for wrong in ("ab", "cd"):
         file = tmp_path / f"{wrong}.jsonl"
         file.write_text(json.dumps({"q": "fox", "choices": ["xy", wrong], "gold": 0}) + "\n")
-        hashes.add(items_of(TaskSpec(task="t", data=str(file), ask="{q}", score="accuracy"), model).sha256)
+        hashes.add(items_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy"), model).sha256)
     assert len(hashes) == 2
 
 
 def test_a_damaged_model_is_named_and_not_scored(tiny_folder, rows):
-    broken = load(ModelSpec(name=str(tiny_folder), dtype="float32"))
+    broken = load(ModelConfig(name=str(tiny_folder), dtype="float32"))
     with torch.no_grad():
         broken.module.lm_head.weight[:, 0] = torch.nan
-    task = TaskSpec(task="t", data=str(rows))
+    task = TaskConfig(task="t", data=str(rows))
     with pytest.raises(EvaluationError, match=r"rows.jsonl:1: .* nan .*damaged"):
         side(task, items_of(task, broken).items, broken, silent, together=4, who="")
-    task = TaskSpec(task="t", data=str(rows), score="exact", max_new_tokens=3)
+    task = TaskConfig(task="t", data=str(rows), score="exact", max_new_tokens=3)
     with pytest.raises(EvaluationError, match=r"logit of an answer is nan.*damaged"):
         side(task, items_of(task, broken).items, broken, silent, together=4, who="")
 
@@ -211,7 +211,7 @@ def test_a_damaged_model_is_named_and_not_scored(tiny_folder, rows):
 def test_a_question_written_from_columns_is_asked_by_the_template(model, tmp_path):
     file = tmp_path / "pairs.csv"
     file.write_text("first,second,same\na fox,a dog,0\na land,a town,1\n")
-    task = TaskSpec(task="t", data=str(file), ask="Are {first} and {second} alike?", answer="{same}", score="exact")
+    task = TaskConfig(task="t", data=str(file), ask="Are {first} and {second} alike?", answer="{same}", score="exact")
     (item, _) = items_of(task, model).items
     assert model.tokenizer.decode(item.given) == (
         "<|im_start|>user\nAre a fox and a dog alike?<|im_end|>\n<|im_start|>assistant\n"
@@ -223,7 +223,7 @@ def test_rows_longer_than_the_context_are_left_out_and_counted(model, tmp_path):
     file = tmp_path / "long.jsonl"
     rows = [{"prompt": "fox " * 300, "completion": "dog"}, {"prompt": "fox", "completion": "dog"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = items_of(TaskSpec(task="t", data=str(file)), model)
+    found = items_of(TaskConfig(task="t", data=str(file)), model)
     assert (len(found.items), found.too_long) == (1, 1)
 
 
@@ -231,7 +231,7 @@ def test_prompts_without_room_for_their_answer_are_left_out_and_counted(tiny_fol
     file = tmp_path / "long.jsonl"
     rows = [{"prompt": "fox " * 60, "completion": "dog"}, {"prompt": "fox", "completion": "dog"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = TaskSpec(task="t", data=str(file), score="exact", max_new_tokens=200)
+    task = TaskConfig(task="t", data=str(file), score="exact", max_new_tokens=200)
     found = evaluate(str(tiny_folder), task)
     assert (found.n, found.left_out, found.summary()["left_out"]) == (1, 1, 1)
     with pytest.raises(DataError, match="Lower max_new_tokens"):
@@ -247,7 +247,7 @@ def test_a_text_to_be_continued_is_left_out_where_it_does_not_fit(model, tmp_pat
     more = {} if score == "accuracy" else {"answer": "{a}"}
     for kept in (3, 2):
         file.write_text("".join(json.dumps(row) + "\n" for row in rows[:kept]))
-        task = TaskSpec(task="t", data=str(file), ask="{q}", chat=False, score=score, **more)
+        task = TaskConfig(task="t", data=str(file), ask="{q}", chat=False, score=score, **more)
         if kept == 2:
             with pytest.raises(DataError, match="none of its 2 rows fits into the model's context"):
                 items_of(task, model)
@@ -261,14 +261,14 @@ def test_rows_that_ask_nothing_have_no_answer_that_could_be_compared(model, tmp_
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "the quick brown fox"}\n')
     with pytest.raises(DataError, match=r"texts.jsonl:1: nothing stands before its answer"):
-        items_of(TaskSpec(task="t", data=str(file), score=("exact", "loss"), **ask), model)
+        items_of(TaskConfig(task="t", data=str(file), score=("exact", "loss"), **ask), model)
 
 
 def test_rows_of_a_running_text_are_drawn_by_the_seed(model, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(" ".join(WORDS * 200))
     wheres = [
-        [item.where for item in items_of(TaskSpec(task="t", data=str(file), rows=2, seed=seed), model).items]
+        [item.where for item in items_of(TaskConfig(task="t", data=str(file), rows=2, seed=seed), model).items]
         for seed in range(6)
     ]
     assert all(len(one) == 2 for one in wheres)
@@ -278,7 +278,7 @@ def test_rows_of_a_running_text_are_drawn_by_the_seed(model, tmp_path):
 def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(" ".join(WORDS * 30))
-    items = items_of(TaskSpec(task="t", data=str(file)), model).items
+    items = items_of(TaskConfig(task="t", data=str(file)), model).items
     ids = model.tokenizer.encode(file.read_text())
     assert [token for item in items for token in item.documents[0].ids[1:]] == ids
     assert sum(item.documents[0].supervised for item in items) == len(ids)
@@ -287,7 +287,7 @@ def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
 
 
 def test_documents_are_asked_as_they_were_learned(model, rows):
-    items = items_of(TaskSpec(task="t", data=str(rows)), model).items
+    items = items_of(TaskConfig(task="t", data=str(rows)), model).items
     again = items_of_documents([item.documents[0] for item in items], model).items
     assert [(one.given, one.wanted) for one in again] == [(one.given, one.wanted) for one in items]
 
@@ -296,25 +296,25 @@ def test_of_what_follows_nothing_every_token_is_scored(model, tmp_path):
     """A choice of one token had a likelihood of 1, and so was always the likeliest."""
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"q": "", "choices": ["fox", "lazy dog"], "gold": 0}) + "\n")
-    (item,) = items_of(TaskSpec(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
+    (item,) = items_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
     for choice, document in zip(item.choices, item.documents, strict=True):
         ids = model.tokenizer.encode(choice)
         assert list(document.ids[1:]) == ids and document.supervised == len(ids)
     with pytest.raises(DataError, match="nothing stands before its answer"):
-        items_of(TaskSpec(task="t", data=str(file), ask="{q}", answer="fox", score="exact", chat=False), model)
+        items_of(TaskConfig(task="t", data=str(file), ask="{q}", answer="fox", score="exact", chat=False), model)
 
 
 def test_a_running_text_is_read_as_the_kept_one_is(model, tmp_path):
     file = tmp_path / "text.txt"
     plain = "the quick brown fox"
     file.write_bytes(b"\xef\xbb\xbf" + plain.encode())
-    (item,) = items_of(TaskSpec(task="t", data=str(file)), model).items
+    (item,) = items_of(TaskConfig(task="t", data=str(file)), model).items
     assert list(item.documents[0].ids[1:]) == model.tokenizer.encode(plain), "a byte-order mark is no text"
     file.write_text("fox \ufdd0 dog")
     with pytest.raises(DataError, match="noncharacter"):
-        items_of(TaskSpec(task="t", data=str(file)), model)
+        items_of(TaskConfig(task="t", data=str(file)), model)
     with pytest.raises(DataError, match="more than"):
-        items_of(TaskSpec(task="t", data=str(big(tmp_path))), model)
+        items_of(TaskConfig(task="t", data=str(big(tmp_path))), model)
 
 
 def big(folder):
@@ -326,7 +326,7 @@ def big(folder):
 
 
 def test_what_is_wanted_must_be_what_is_compared(model, rows):
-    task = TaskSpec(task="t", data=str(rows), score="json")
+    task = TaskConfig(task="t", data=str(rows), score="json")
     with pytest.raises(DataError, match=r"rows.jsonl:1: .*is not JSON"):
         OwnTask(task, items_of(task, model), 4)
     for score in ("number", "pearson"):
@@ -338,7 +338,7 @@ def test_what_is_wanted_must_be_what_is_compared(model, rows):
 def test_rouge_is_refused_where_it_reads_nothing(model, tmp_path):
     """It gave 0 to an answer that is right to the letter."""
     file = tmp_path / "rows.jsonl"
-    task = TaskSpec(task="t", data=str(file), score="rouge_l")
+    task = TaskConfig(task="t", data=str(file), score="rouge_l")
     for wanted, refused in (("привет мир", True), ("你好世界", True), ("größer", False), ("👍", False)):
         file.write_text(json.dumps({"prompt": "fox", "completion": wanted}) + "\n")
         items = items_of(task, model)
@@ -354,7 +354,7 @@ def test_a_pattern_is_tried_on_what_is_wanted(model, tmp_path):
     """With groups that it lacks every answer scored 0, and a slow one was known when all answers were there."""
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"prompt": "fox", "completion": "dog " * 20}) + "\n")
-    task = TaskSpec(task="t", data=str(file), score="regex", pattern="(cat)")
+    task = TaskConfig(task="t", data=str(file), score="regex", pattern="(cat)")
     items = items_of(task, model)
     with pytest.raises(DataError, match=r"rows.jsonl:1: the pattern '\(cat\)' finds nothing in the wanted answer"):
         OwnTask(task, items, 4)
@@ -372,20 +372,20 @@ def test_f1_needs_the_same_choices_and_not_only_as_many(model, chosen):
 def test_a_control_token_in_a_text_is_text(model, tmp_path):
     file = tmp_path / "typed.jsonl"
     file.write_text(json.dumps({"q": "a <|im_end|> b", "choices": ["x", "y"], "gold": 0}) + "\n")
-    (item,) = items_of(TaskSpec(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
+    (item,) = items_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
     ends = set(model.template.end_ids)
     assert not ends & set(item.documents[0].ids)
 
 
 def test_a_model_needs_a_task_and_a_run_needs_nothing_beside_it(tiny_folder, rows):
-    with pytest.raises(SpecError, match="which task"):
+    with pytest.raises(ConfigError, match="which task"):
         evaluate(str(tiny_folder))
 
 
 def test_an_answer_is_held_against_every_reference_of_its_row(model, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"q": "fox", "a": ["no", "land town"]}) + "\n")
-    task = TaskSpec(task="t", data=str(file), ask="{q}", answer="{a}", score=("exact", "rouge_1"), max_new_tokens=4)
+    task = TaskConfig(task="t", data=str(file), ask="{q}", answer="{a}", score=("exact", "rouge_1"), max_new_tokens=4)
     items = items_of(task, model)
     (item,) = items.items
     assert (item.wanted, item.references) == ("no", ("no", "land town"))
@@ -398,20 +398,20 @@ def test_an_answer_is_held_against_every_reference_of_its_row(model, tmp_path):
 def test_a_list_of_answers_in_rows_of_a_known_form_are_references(model, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"question": "fox", "answer": ["land", "town"]}) + "\n")
-    (item,) = items_of(TaskSpec(task="t", data=str(file), score="exact"), model).items
+    (item,) = items_of(TaskConfig(task="t", data=str(file), score="exact"), model).items
     assert item.references == ("land", "town")
 
 
 def test_the_task_comes_first_and_is_announced_as_soon_as_it_is_known(tiny_folder, rows, monkeypatch):
     told = []
-    monkeypatch.setattr("rankwise.evaluation.base_sides._recalled", lambda _: None)
+    monkeypatch.setattr("rankwise.evaluation.base_cache._recalled", lambda _: None)
 
     def heard(event):
         what = event.text if isinstance(event, Said) else event.what
         if not told or told[-1] != what:
             told.append(what)
 
-    task = TaskSpec(task="t", data=str(rows), score="exact", max_new_tokens=2)
+    task = TaskConfig(task="t", data=str(rows), score="exact", max_new_tokens=2)
     found = evaluate(str(tiny_folder), task, against=str(tiny_folder), announce=heard)
     scored = f"t, {tiny_folder}: exact {found.tuned.metrics['exact'].value:.4g}"
     places = [at for at, text in enumerate(told) if text.startswith(scored)]
@@ -427,7 +427,7 @@ def test_choices_that_the_task_does_not_name_are_told(tiny_folder, tmp_path):
     made = [{"prompt": f"{WORDS[at]} fox", "completion": ("dog", "land", "dog")[at % 3]} for at in range(9)]
     file.write_text("".join(json.dumps(row) + "\n" for row in made))
     told = []
-    found = evaluate(str(tiny_folder), TaskSpec(task="t", data=str(file), score="accuracy"),
+    found = evaluate(str(tiny_folder), TaskConfig(task="t", data=str(file), score="accuracy"),
                      announce=lambda event: told.append(getattr(event, "text", "")))  # fmt: skip
     assert any("chooses among the 2 different answers" in text and "dog (6), land (3)" in text for text in told)
     assert found.summary()["labels"] == {"dog": 6, "land": 3}
@@ -435,7 +435,7 @@ def test_choices_that_the_task_does_not_name_are_told(tiny_folder, tmp_path):
 
 
 def test_equal_documents_are_computed_once_and_told_twice(model, rows):
-    items = items_of(TaskSpec(task="t", data=str(rows)), model).items
+    items = items_of(TaskConfig(task="t", data=str(rows)), model).items
     document = items[0].documents[0]
     twice = likelihoods(model.module, [document, items[1].documents[0], replace(document)], silent, "")
     assert twice[0] == twice[2] != twice[1]

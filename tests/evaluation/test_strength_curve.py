@@ -7,24 +7,24 @@ import torch
 
 from conftest import tiny_model
 from fast_forms import rows
-from rankwise.adapters.adapter_set import inject
-from rankwise.adapters.whole import WholeModel
+from rankwise.adapters.full import WholeModel
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import portion
+from rankwise.evaluation.base_and_tuned import with_and_without
+from rankwise.evaluation.forgetting import forgetting
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.retention import retention
-from rankwise.evaluation.sides import with_and_without
 from rankwise.evaluation.strength import recommended, strength_curve, untold
 from rankwise.evaluation.text import Text
-from rankwise.models.causal import SupervisedLogits
-from rankwise.run.evaluations import Measured, StrengthPoint
-from rankwise.spec.adapters import LoraSpec
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.runs.evaluations import Measured, StrengthPoint
 from rankwise.training.losses import mean_loss, summed
 
 TEXT = Text(torch.randint(96, (4, 41), generator=torch.Generator().manual_seed(5)), "random words", "0" * 64, ())
 
 
 def adapted(size: float = 0.1):
-    adapters = inject(tiny_model("llama"), LoraSpec(rank=3))
+    adapters = inject(tiny_model("llama"), LoraConfig(rank=3))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapters.parameters():
@@ -59,7 +59,7 @@ def test_the_ends_of_the_curve_are_the_base_and_the_trained_model():
     assert [point.strength for point in curve.points] == [0, 0.5, 1]
     base, half, whole = curve.points
     assert (base.kl.value, base.delta_nll) == (0, 0)
-    kept = retention(with_and_without(adapters), TEXT)
+    kept = forgetting(with_and_without(adapters), TEXT)
     assert (whole.kl.value, whole.kl.low, whole.kl.high, whole.delta_nll) == (
         kept.kl, kept.low, kept.high, kept.delta_nll,
     )  # fmt: skip

@@ -12,18 +12,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import FixedRanks
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
-from rankwise.data.example import Example, Message
-from rankwise.data.templates import render
-from rankwise.data.tokens import tokenise
-from rankwise.models.causal import SupervisedLogits
+from rankwise.forward.reference import SupervisedLogits
 from rankwise.models.loading import load
-from rankwise.run.records import StepRecord
-from rankwise.spec.adapters import LoraSpec
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.runs.records import StepRecord
+from rankwise.text.example import Example, Message
+from rankwise.text.rendering import render
+from rankwise.text.tokenize import tokenise
 from rankwise.training.loop import train
 from rankwise.training.losses import summed
 from rankwise.training.schedules import rate_factor
@@ -48,11 +48,11 @@ def test_one_row_keeps_every_law_on_the_way(starter_folder: Path) -> None:
 
 def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) -> None:
     flat = flat_lora()
-    loaded = load(ModelSpec(name=str(tiny_folder), dtype="float32", device="cpu"))
+    loaded = load(ModelConfig(name=str(tiny_folder), dtype="float32", device="cpu"))
     plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
     expected = flat.train(plain, loaded.tokenizer.hub)
 
-    adapters = inject(loaded.module, LoraSpec(rank=flat.RANK, alpha=flat.ALPHA))
+    adapters = inject(loaded.module, LoraConfig(rank=flat.RANK, alpha=flat.ALPHA))
     wrapped = {path: module for path, module in plain.named_modules() if isinstance(module, flat.LoraLinear)}
     assert set(wrapped) == set(adapters.layers)
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) 
         for path, adapter in adapters.adapters().items():
             adapter.A.copy_(starts[path])
 
-    spec = TrainingSpec(steps=flat.STEPS, batch_size=len(flat.ROWS), warmup=0.0)
+    spec = TrainingConfig(steps=flat.STEPS, batch_size=len(flat.ROWS), warmup=0.0)
     examples = [Example((Message("user", q), Message("assistant", a)), "flat") for q, a in flat.ROWS]
     rows = [tokenise(render(example, loaded.template), loaded.tokenizer) for example in examples]
     allocator = FixedRanks(adapters)

@@ -31,7 +31,7 @@ def test_the_python_runs(starter_folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_yaml_is_a_whole_experiment(tmp_path: Path) -> None:
-    from rankwise.spec.reading import read_experiment
+    from rankwise.config.reading import read_experiment
 
     (text,) = blocks("yaml")
     (tmp_path / "my-first.yaml").write_text(text)
@@ -55,8 +55,8 @@ ROWS_OF = {
 
 
 def test_the_forms_of_rows_that_the_page_on_data_shows_are_those_we_read() -> None:
+    from rankwise.config.data import Format
     from rankwise.data.formats import find_format, parse_row
-    from rankwise.spec.data import Format
 
     table = dict(re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \| (.*) \|$", DATA_PAGE, re.MULTILINE))
     keys = {form: cell for forms, cell in table.items() for form in re.findall(r"[\w-]+", forms)}

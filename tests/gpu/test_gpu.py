@@ -9,17 +9,21 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import FixedRanks, RankAllocator
-from rankwise.adapters.merging import merge
+from rankwise.adapters.merge import merge
 from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.generation import GenerationConfig
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, collate
-from rankwise.data.example import Message
 from rankwise.data.flat import flat
-from rankwise.data.tokens import Tokens
+from rankwise.forward.fused import FastLoss
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.inference.generate import answer
 from rankwise.kernels.activation import Activated, plain_activated
 from rankwise.kernels.attention import causal_attention, plain_causal_attention
-from rankwise.kernels.entrance import Straight, entered
 from rankwise.kernels.linear import Piece, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
 from rankwise.kernels.norm import (
@@ -30,16 +34,12 @@ from rankwise.kernels.norm import (
     plain_rms_norm,
     plain_shifted_rms_norm,
 )
+from rankwise.kernels.prologue import Straight, entered
 from rankwise.kernels.rotary import plain_rotated, rotated
-from rankwise.models.causal import SupervisedLogits
-from rankwise.models.fast import FastLoss
-from rankwise.models.generation import answer
 from rankwise.models.loading import load
-from rankwise.run.records import StepRecord
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
-from rankwise.spec.generation import GenerationSpec
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.runs.records import StepRecord
+from rankwise.text.example import Message
+from rankwise.text.tokenize import Tokens
 from rankwise.training.loop import train
 from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
@@ -51,10 +51,10 @@ IDS = torch.arange(48).reshape(2, 24) % 96
 
 def losses(device: str, dtype: torch.dtype) -> list[float]:
     model = tiny_model("llama").to(device, dtype)
-    adapters = inject(model, LoraSpec(rank=4))
+    adapters = inject(model, LoraConfig(rank=4))
     rows = [Tokens(tuple(range(k, k + 20)), (False,) * 5 + (True,) * 15) for k in range(8)]
     allocator = FixedRanks(adapters)
-    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 1e-2, 10, 1.0, torch.device(device))
+    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 10, 1.0, torch.device(device))
     records: list[StepRecord] = []
     train(state, Batches(rows, 4, 64, 0), loss_of=summed(SupervisedLogits(model)), announce=records.append)
     return [record.loss for record in records]
@@ -65,7 +65,7 @@ def test_an_untrained_adapter_changes_nothing() -> None:
     ids = IDS.to(DEVICE)
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        inject(model, LoraSpec(targets=("all-linear", "embed_tokens")))
+        inject(model, LoraConfig(targets=("all-linear", "embed_tokens")))
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
@@ -79,7 +79,7 @@ def test_training_follows_the_processor() -> None:
 
 def test_an_adapter_goes_to_disk_and_back(tmp_path: Path) -> None:
     model = tiny_model("gpt2").to(DEVICE)
-    adapters = inject(model, LoraSpec(rank=3))
+    adapters = inject(model, LoraConfig(rank=3))
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.normal_()
@@ -91,8 +91,8 @@ def test_an_adapter_goes_to_disk_and_back(tmp_path: Path) -> None:
 
 
 def test_the_starter_answers(starter_folder: Path) -> None:
-    model = load(ModelSpec(name="smollm2-135m", device=str(DEVICE)))
-    said = answer(model, [Message("user", "What is the capital of France?")], GenerationSpec(max_new_tokens=32))
+    model = load(ModelConfig(name="smollm2-135m", device=str(DEVICE)))
+    said = answer(model, [Message("user", "What is the capital of France?")], GenerationConfig(max_new_tokens=32))
     assert "Paris" in said.text and said.stopped == "end"
 
 
@@ -124,7 +124,7 @@ def test_kernels_are_their_plain_twins(dtype: torch.dtype) -> None:
 def test_the_fast_form_computes_what_the_plain_one_does(kind: str, recomputed: int) -> None:
     """A run takes it on processors only; here it is asked for by name."""
     model = tiny_model(kind).to(DEVICE)
-    adapters = inject(model, LoraSpec(rank=4))
+    adapters = inject(model, LoraConfig(rank=4))
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 0.1)
@@ -143,7 +143,7 @@ def test_ranks_are_decided_as_on_the_processor(budget: str) -> None:
     ranks = []
     for device in ("cpu", str(DEVICE)):
         model = tiny_model("llama").to(device)
-        spec = AdaLoraSpec(budget=budget)
+        spec = AdaLoraConfig(budget=budget)
         adapters = inject(model, spec)
         allocator = RankAllocator(adapters, spec, 6)
         optimizer = torch.optim.AdamW(allocator.groups, lr=1e-2)

@@ -22,7 +22,6 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.kernels import attention, loss
 from rankwise.kernels.activation import Activated, plain_activated
 from rankwise.kernels.attention import causal_attention, plain_causal_attention
-from rankwise.kernels.entrance import Entrance, Straight, entered
 from rankwise.kernels.linear import Piece, piece_of, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
 from rankwise.kernels.norm import (
@@ -33,6 +32,7 @@ from rankwise.kernels.norm import (
     plain_rms_norm,
     plain_shifted_rms_norm,
 )
+from rankwise.kernels.prologue import Entrance, Straight, entered
 from rankwise.kernels.rotary import plain_rotated, rotated
 
 

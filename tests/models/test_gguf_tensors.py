@@ -17,7 +17,7 @@ from rankwise.models import gguf as conversion
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.planning.gguf_header import read_gguf_header
-from rankwise.run.records import Said, Warned, silent
+from rankwise.runs.records import Said, Warned, silent
 
 BLOCKS, HEADS, SHARED = 2, 4, 2
 Q = "blk.0.attn_q.weight"

@@ -67,10 +67,10 @@ import json, os
 from pathlib import Path
 from rankwise.errors import RemoteCodeError
 from rankwise.models.loading import load
-from rankwise.spec.models import ModelSpec
+from rankwise.config.models import ModelConfig
 def tried(name, commit):
     try:
-        outcome = type(load(ModelSpec(name=name, trust_code=commit)).module).__name__
+        outcome = type(load(ModelConfig(name=name, trust_code=commit)).module).__name__
     except RemoteCodeError as error:
         outcome = "refused" if "modeling_x.py" in str(error) else str(error)
     return [outcome, Path(os.environ["CANARY"]).exists()]

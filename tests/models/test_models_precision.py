@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankwise.errors import ModelError, SpecError
+from rankwise.config.models import ModelConfig
+from rankwise.errors import ConfigError, ModelError
 from rankwise.models.loading import load
 from rankwise.models.precision import choose_precision, computes_bfloat16
-from rankwise.spec.models import ModelSpec
 
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def test_auto_is_bfloat16_exactly_where_the_device_computes_it():
-    precision = choose_precision(ModelSpec(name="any", device="cpu"))
+    precision = choose_precision(ModelConfig(name="any", device="cpu"))
     able, why = computes_bfloat16(torch.device("cpu"))
     assert precision.dtype == (torch.bfloat16 if able else torch.float32)
     assert precision.why == why
@@ -33,7 +33,7 @@ def test_a_processor_has_bfloat16_if_and_only_if_the_system_lists_the_feature():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_was_asked_for_is_what_is_loaded(tiny_folder, dtype):
-    loaded = load(ModelSpec(name=str(tiny_folder), dtype=dtype, device="cpu"))
+    loaded = load(ModelConfig(name=str(tiny_folder), dtype=dtype, device="cpu"))
     assert {str(parameter.dtype) for parameter in loaded.module.parameters()} == {f"torch.{dtype}"}
     assert loaded.facts.dtype == dtype and loaded.precision.why == "asked for"
 
@@ -44,10 +44,10 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(device):
     if there.get(device):
         pytest.skip(f"{device} is there")
     with pytest.raises(ModelError, match=f'"{device}".*cpu'):
-        choose_precision(ModelSpec(name="any", device=device))
+        choose_precision(ModelConfig(name="any", device=device))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0;", "meta", ""])
 def test_a_device_of_no_known_kind_is_no_setting(device):
-    with pytest.raises(SpecError, match="device"):
-        ModelSpec(name="any", device=device)
+    with pytest.raises(ConfigError, match="device"):
+        ModelConfig(name="any", device=device)

@@ -7,12 +7,12 @@ import re
 import pytest
 
 from families import FAMILIES, Family, written_by
-from rankwise.data.example import Message
+from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError
-from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.saving import template_text
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.spec.recipe import RECIPES, recipe_named
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Message
+from rankwise.text.tokenizer import HubTokenizer
 
 TALK = [Message("user", "How many oars?"), Message("assistant", "27"), Message("user", "And boats?")]
 

@@ -9,16 +9,16 @@ import sys
 import pytest
 import torch
 
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.peft_format import write_peft
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RemoteCodeError
 from rankwise.models.inspection import fingerprint
 from rankwise.models.loading import load
 from rankwise.models.sources import find
 from rankwise.models.starters import STARTERS
-from rankwise.run.records import silent
-from rankwise.spec.adapters import LoraSpec
-from rankwise.spec.models import ModelSpec
+from rankwise.runs.records import silent
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -35,7 +35,7 @@ def settle(file, **changes):
 
 def refusal(folder, kind=ModelError, **settings):
     with pytest.raises(kind) as caught:
-        load(ModelSpec(name=str(folder), **settings))
+        load(ModelConfig(name=str(folder), **settings))
     return str(caught.value)
 
 
@@ -48,12 +48,12 @@ def test_the_starters_are_known_by_name_and_each_has_the_hashes_that_check_it():
 
 
 def test_a_local_folder_is_used_where_it_lies(folder):
-    source = find(ModelSpec(name=str(folder)), silent)
+    source = find(ModelConfig(name=str(folder)), silent)
     assert (source.folder, source.name, source.where) == (folder, str(folder), "local folder")
 
 
 def test_a_folder_is_loaded_with_its_width_context_and_source(folder):
-    loaded = load(ModelSpec(name=str(folder), dtype="float32"))
+    loaded = load(ModelConfig(name=str(folder), dtype="float32"))
     assert (loaded.width, loaded.context_length) == (32, 256)
     assert loaded.facts.fingerprint == fingerprint(folder)
     assert (loaded.facts.name, loaded.facts.source, loaded.facts.dtype) == (str(folder), "local folder", "float32")
@@ -102,7 +102,7 @@ def test_a_local_folder_is_no_commit_so_no_commit_makes_its_code_run(folder, tmp
     settle(folder / "config.json", model_type=kind)
     settle(folder / file, auto_map={"AutoModelForCausalLM": "modeling_x.X", "AutoTokenizer": ["modeling_x.T", None]})
     try:
-        loaded = type(load(ModelSpec(name=str(folder), trust_code=named)).module).__name__
+        loaded = type(load(ModelConfig(name=str(folder), trust_code=named)).module).__name__
     except ModelError as error:
         loaded = type(error).__name__
     assert not canary.exists(), "its code ran"
@@ -130,7 +130,7 @@ def test_a_plain_attention_implementation_is_allowed(folder):
 def test_an_adapter_lying_in_a_models_folder_is_not_laid_over_it_unasked(folder):
     """PEFT, where it is installed, has transformers do so; neither the fingerprint nor the manifest would say it."""
     plain = load(str(folder)).module
-    adapters = inject(load(str(folder)).module, LoraSpec(rank=2))
+    adapters = inject(load(str(folder)).module, LoraConfig(rank=2))
     for adapter in adapters.adapters().values():
         torch.nn.init.ones_(adapter.B)
     write_peft(adapters, folder / "adapter", base_model=str(folder))

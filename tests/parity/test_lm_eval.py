@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from rankwise.errors import SpecError
+from rankwise.commands.evaluate import evaluate
+from rankwise.config.models import ModelConfig
+from rankwise.config.tasks import TaskConfig
+from rankwise.errors import ConfigError
 from rankwise.evaluation.harness import HarnessTask
 from rankwise.models.loading import load
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.tasks import TaskSpec
-from rankwise.verbs.evaluate import evaluate
 
 WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog", "refund", "glass", "radio", "order", "capital"]
 TASK = """\
@@ -72,7 +72,7 @@ def asked_by_lm_eval(tiny_folder, tmp_path, monkeypatch):
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    model = load(ModelSpec(name=str(tiny_folder), dtype="float32"))
+    model = load(ModelConfig(name=str(tiny_folder), dtype="float32"))
 
     def asked(name, text):
         (tmp_path / "tasks").mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def asked_by_lm_eval(tiny_folder, tmp_path, monkeypatch):
 def test_both_score_the_same_rows_alike(asked_by_lm_eval, tiny_folder, rows, tmp_path):
     task = HarnessTask("mine", None, 4)
     theirs = task.scored(asked_by_lm_eval("mine", TASK.format(rows=rows)))
-    ask = TaskSpec(task="mine", data=str(rows), ask="{query}", score="accuracy", chat=False)
+    ask = TaskConfig(task="mine", data=str(rows), ask="{query}", score="accuracy", chat=False)
     ours = evaluate(str(tiny_folder), ask, out=tmp_path / "ours.json")
     assert task.facts()[0] == ours.n == 12
     for metric in ("accuracy", "accuracy_unnormalised"):
@@ -135,7 +135,7 @@ def test_a_task_that_lm_eval_does_not_have_is_not_looked_for_among_files(tiny_fo
     pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'rankwise[lm-eval]'")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "arc_eazy").write_text(TASK.format(rows="rows.jsonl"))
-    with pytest.raises(SpecError, match=r'no task "arc_eazy".*Did you mean'):
+    with pytest.raises(ConfigError, match=r'no task "arc_eazy".*Did you mean'):
         evaluate(str(tiny_folder), "lm-eval:arc_eazy")
 
 
@@ -149,6 +149,6 @@ def test_a_file_is_refused_whatever_is_in_it(tiny_folder, tmp_path, monkeypatch,
     for file in ("bad.yaml", "bad", "sub/bad.YML"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(TEMPLATE)
-    with pytest.raises(SpecError, match=r"task file of ours .*docs/evaluation.md"):
+    with pytest.raises(ConfigError, match=r"task file of ours .*docs/evaluation.md"):
         evaluate(str(tiny_folder), f"lm-eval:{name}")
     assert not (tmp_path / "mark").exists()

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
 from conftest import ARCHITECTURES, tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.peft_format import WEIGHTS, read_peft, write_peft
-from rankwise.spec.adapters import LoraSpec
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 LEAVES = {
@@ -67,7 +68,7 @@ def test_peft_loads_ours(architecture: str, seed: int, tmp_path: Path) -> None:
     leaves = random_leaves(chance, architecture)
     ranks, alphas = random_patterns(chance, leaves)
     ranks |= {r"(layers|layer|h)\.1\..*": chance.randint(1, 9)} if chance.random() < 0.5 else {}
-    spec = LoraSpec(
+    spec = LoraConfig(
         rank=chance.randint(1, 8), alpha=chance.choice([1.0, 8.0, 13.0, 32.0]), targets=tuple(leaves),
         layers=chance.choice([None, (1,)]), rank_pattern=ranks, alpha_pattern=alphas,
     )  # fmt: skip
@@ -86,7 +87,7 @@ def test_we_load_peft_s(architecture: str, seed: int, tmp_path: Path) -> None:
     chance = random.Random(f"{architecture}{seed}")
     leaves = random_leaves(chance, architecture)
     ranks, alphas = random_patterns(chance, leaves)
-    config = LoraConfig(
+    config = PeftLoraConfig(
         r=chance.randint(1, 8), lora_alpha=chance.choice([1, 8, 13, 32]), target_modules=leaves, rank_pattern=ranks,
         alpha_pattern=alphas, use_rslora=chance.random() < 0.5, lora_dropout=0.1,
     )  # fmt: skip
@@ -101,7 +102,7 @@ def test_we_load_peft_s(architecture: str, seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_linear_means_the_same_layers_to_both(architecture: str) -> None:
-    theirs = get_peft_model(tiny_model(architecture), LoraConfig(target_modules="all-linear"))
+    theirs = get_peft_model(tiny_model(architecture), PeftLoraConfig(target_modules="all-linear"))
     adapted = {
         name.removeprefix("base_model.model.") for name, module in theirs.named_modules() if hasattr(module, "lora_A")
     }
@@ -112,7 +113,7 @@ def test_all_linear_means_the_same_layers_to_both(architecture: str) -> None:
 def test_an_adapted_embedding_goes_both_ways(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
     base = logits(model)
-    adapters = inject(model, LoraSpec(rank=4, alpha=8, targets=(LEAVES[architecture][0], EMBEDDINGS[architecture])))
+    adapters = inject(model, LoraConfig(rank=4, alpha=8, targets=(LEAVES[architecture][0], EMBEDDINGS[architecture])))
     randomise(adapters.parameters())
     (tmp_path / "ours").mkdir()
     task = None if architecture == "bert" else "CAUSAL_LM"
@@ -127,10 +128,10 @@ def test_an_adapted_embedding_goes_both_ways(architecture: str, tmp_path: Path) 
 
 
 def test_peft_s_own_reader_takes_every_key_of_our_config(tmp_path: Path) -> None:
-    adapters = inject(tiny_model("llama"), LoraSpec(rank=4, alpha=8, targets=("q_proj",), layers=(1,)))
+    adapters = inject(tiny_model("llama"), LoraConfig(rank=4, alpha=8, targets=("q_proj",), layers=(1,)))
     write_peft(adapters, tmp_path, base_model="tiny")
     ours = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert set(ours) <= set(LoraConfig().to_dict())
+    assert set(ours) <= set(PeftLoraConfig().to_dict())
     assert ours["target_modules"] == ["model.layers.1.self_attn.q_proj"]
     assert ours["lora_alpha"] == 8 and isinstance(ours["lora_alpha"], int)
 
@@ -164,7 +165,7 @@ def unsettle(model: nn.Module) -> None:
 def test_peft_loads_our_variants(architecture: str, variant: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
     base = logits(model)
-    adapters = inject(model, LoraSpec(rank=6, alpha=9.0, **shape_of(architecture), **VARIANTS[variant][0]))
+    adapters = inject(model, LoraConfig(rank=6, alpha=9.0, **shape_of(architecture), **VARIANTS[variant][0]))
     unsettle(model)
     write_peft(adapters, tmp_path, base_model="tiny")
     theirs = PeftModel.from_pretrained(tiny_model(architecture), tmp_path).eval()
@@ -177,7 +178,7 @@ def test_we_load_peft_s_variants(architecture: str, variant: str, tmp_path: Path
     spec, config = VARIANTS[variant]
     theirs = get_peft_model(
         tiny_model(architecture),
-        LoraConfig(r=6, lora_alpha=9, target_modules="all-linear", **shape_of(architecture), **config),
+        PeftLoraConfig(r=6, lora_alpha=9, target_modules="all-linear", **shape_of(architecture), **config),
     ).eval()
     unsettle(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
@@ -186,7 +187,7 @@ def test_we_load_peft_s_variants(architecture: str, variant: str, tmp_path: Path
     adapters = read_peft(model, tmp_path / "theirs")
     assert_alike(logits(model), logits(theirs), base)
     scales = {path: adapter.scale for path, adapter in adapters.adapters().items()}
-    own = inject(tiny_model(architecture), LoraSpec(rank=6, alpha=9.0, **shape_of(architecture), **spec))
+    own = inject(tiny_model(architecture), LoraConfig(rank=6, alpha=9.0, **shape_of(architecture), **spec))
     assert scales == {path: adapter.scale for path, adapter in own.adapters().items()}
     write_peft(adapters, tmp_path / "ours", base_model="tiny")
     stored = [load_file(tmp_path / folder / WEIGHTS) for folder in ("theirs", "ours")]
@@ -198,7 +199,7 @@ def test_we_load_peft_s_variants(architecture: str, variant: str, tmp_path: Path
 def test_dora_learns_as_peft_s_does(architecture: str, tmp_path: Path) -> None:
     """Gradients of A, B and the magnitude on one batch: the norm is a constant to both."""
     model = tiny_model(architecture)
-    adapters = inject(model, LoraSpec(rank=4, alpha=6.0, dora=True))
+    adapters = inject(model, LoraConfig(rank=4, alpha=6.0, dora=True))
     unsettle(model)
     write_peft(adapters, tmp_path, base_model="tiny")
     theirs = PeftModel.from_pretrained(tiny_model(architecture), tmp_path, is_trainable=True).eval()

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import tiny_model
-from rankwise.adapters.adapted import Adapted
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.peft_format import CONFIG, WEIGHTS, read_peft
+from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.errors import RankwiseError
 
 IDS = torch.arange(48).reshape(2, 24) % 96
@@ -181,7 +181,7 @@ def refused(folder: Path) -> str:
     model = tiny_model("llama")
     with pytest.raises(RankwiseError) as caught:
         read_peft(model, folder)
-    assert not any(isinstance(module, Adapted) for module in model.modules())
+    assert not any(isinstance(module, AdapterWrapper) for module in model.modules())
     return str(caught.value)
 
 

@@ -6,19 +6,19 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rankwise.adapters.adapter_set import inject
-from rankwise.adapters.whole import WholeModel
+from rankwise.adapters.full import WholeModel
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import collate
 from rankwise.data.flat import flat
+from rankwise.forward.activation_memory import kept_bytes
+from rankwise.forward.fused import FastLoss, is_fast
+from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.kernels.loss import ROWS
-from rankwise.models.causal import SupervisedLogits, random_documents
-from rankwise.models.fast import FastLoss, is_fast
-from rankwise.models.kept import kept_bytes
 from rankwise.planning.activations import kept
 from rankwise.planning.architectures.known import shape_of_config
 from rankwise.planning.forecast import FAST
 from rankwise.planning.memory import HEAD_ROWS
-from rankwise.spec.adapters import LoraSpec
 from rankwise.training.losses import summed
 
 VOCABULARY, LENGTH = 64, 96
@@ -57,7 +57,7 @@ def made(family: str, dtype: torch.dtype, method: str, blocks: int = 3):
     config = AutoConfig.for_model(family, **(CONFIGS | PLAIN)[family] | {named: blocks})
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     shape = shape_of_config(config.to_dict(), family, family)
-    spec = LoraSpec(rank=4)
+    spec = LoraConfig(rank=4)
     tuned = WholeModel(model, dict) if method == "full" else inject(model, spec)
     ranks = {} if method == "full" else dict.fromkeys(range(blocks), 4.0 * len(tuned.parts) / blocks)
     return model, shape, ranks

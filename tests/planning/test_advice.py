@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planned_shapes import adapted, llama
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.planning.advice import Asked, advise
 from rankwise.planning.rows import Counted, Drawn, planned_rows
-from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
-from rankwise.spec.data import DataSpec
-from rankwise.spec.training import TrainingSpec
 from rankwise.training.schedules import learning_rate
 
 SHAPE = llama("smollm2-135m")
@@ -27,11 +27,11 @@ def some_rows(count=1000, tokens=200, supervised=100, limit=1024):
 
 
 def asked(rank=1, *leaves, adapter=None, rows=None, context=8192, max_length=1024, **training) -> Asked:
-    ranks = adapted(SHAPE, rank, *leaves) if not isinstance(adapter, FullSpec) else {}
+    ranks = adapted(SHAPE, rank, *leaves) if not isinstance(adapter, FullConfig) else {}
     layers = {layer.path: layer for layer in SHAPE.layers}
     trainable = sum(each * (layers[path].inputs + layers[path].outputs) for path, each in ranks.items())
     return Asked(
-        adapter or LoraSpec(rank=rank), TrainingSpec(**training), DataSpec(path="d.jsonl", max_length=max_length),
+        adapter or LoraConfig(rank=rank), TrainingConfig(**training), DataConfig(path="d.jsonl", max_length=max_length),
         rows or some_rows(), 576, SHAPE.parameters, trainable or SHAPE.parameters, ENDS, ranks, context,
     )  # fmt: skip
 
@@ -51,8 +51,8 @@ def test_a_training_that_is_well_set_up_gets_none():
 CASES = [
     asked(rank=256),
     asked(rank=1, rows=some_rows(100_000, 400, 300)),
-    asked(adapter=FullSpec()),
-    asked(adapter=FullSpec(), learning_rate=2e-3),
+    asked(adapter=FullConfig()),
+    asked(adapter=FullConfig(), learning_rate=2e-3),
     asked(learning_rate=1.6e-2),
     asked(learning_rate=5e-4),
     asked(steps=50),
@@ -72,7 +72,7 @@ def test_every_advice_has_its_arithmetic_and_its_source(case):
         assert re.search(r"\d{4}|lab/|rows themselves", advice.source)
         if advice.change is not None:
             part, _, name = advice.change[0].partition(".")
-            specs = {"adapter": (LoraSpec, AdaLoraSpec), "training": (TrainingSpec,), "data": (DataSpec,)}[part]
+            specs = {"adapter": (LoraConfig, AdaLoraConfig), "training": (TrainingConfig,), "data": (DataConfig,)}[part]
             assert any(name in spec.model_fields for spec in specs)
 
 
@@ -87,7 +87,7 @@ def test_a_small_adapter_is_told_the_rank_that_holds_the_rows():
     wanted = int(changes(asked(rank=1, rows=rows))["adapter.rank"])
     assert 2 * wanted * ENDS >= rows.supervised.likely > 2 * (wanted - 1) * ENDS
     assert "adapter.rank" not in changes(asked(rank=wanted, rows=rows))
-    assert "adapter.budget" in changes(asked(rank=1, rows=rows, adapter=AdaLoraSpec(budget=1)))
+    assert "adapter.budget" in changes(asked(rank=1, rows=rows, adapter=AdaLoraConfig(budget=1)))
 
 
 def test_a_rank_far_above_what_the_rows_hold_is_said_to_be():
@@ -107,7 +107,7 @@ def test_the_advised_rank_holds_the_rows(rank, count):
 @pytest.mark.parametrize("method", ["lora", "adalora", "full"])
 @pytest.mark.parametrize("width", [64, 576, 4096])
 def test_auto_is_what_a_training_takes(method, width):
-    for spec in (TrainingSpec(), TrainingSpec(learning_rate=3e-4)):
+    for spec in (TrainingConfig(), TrainingConfig(learning_rate=3e-4)):
         assert spec.highest_rate(width, method) == learning_rate(spec, width, method)
 
 
@@ -119,9 +119,9 @@ def test_rates_are_judged_by_auto_at_the_models_width():
     wide = replace(asked(learning_rate=5e-4), width=4096)
     assert not changes(wide)  # the best of Biderman et al. there
     assert changes(replace(asked(learning_rate=2e-5), width=4096))
-    whole = asked(adapter=FullSpec(), learning_rate=2e-5, rows=some_rows(10**8))
+    whole = asked(adapter=FullConfig(), learning_rate=2e-5, rows=some_rows(10**8))
     assert not changes(replace(whole, width=4096))
-    assert changes(asked(adapter=FullSpec(), learning_rate=1e-3, rows=some_rows(10**8))) == {
+    assert changes(asked(adapter=FullConfig(), learning_rate=1e-3, rows=some_rows(10**8))) == {
         "training.learning_rate": "auto"
     }
 
@@ -134,15 +134,15 @@ def test_attention_alone_is_advised_against_and_all_linear_layers_are_not():
 
 
 def test_the_whole_model_is_advised_against_for_few_rows_only():
-    assert changes(asked(adapter=FullSpec()))["adapter.method"] == "lora"
-    assert "adapter.method" not in changes(asked(adapter=FullSpec(), rows=some_rows(10**8)))
+    assert changes(asked(adapter=FullConfig()))["adapter.method"] == "lora"
+    assert "adapter.method" not in changes(asked(adapter=FullConfig(), rows=some_rows(10**8)))
     assert "adapter.method" not in changes(asked(rank=1))
 
 
 def test_large_steps_many_passes_and_short_runs():
     assert changes(asked(batch_size=33))["training.batch_size"] == "32"
     assert "training.batch_size" not in changes(asked(batch_size=32))
-    assert "training.batch_size" not in changes(asked(adapter=FullSpec(), batch_size=99))
+    assert "training.batch_size" not in changes(asked(adapter=FullConfig(), batch_size=99))
     assert "passes" in texts(asked(epochs=4.5)) and "passes" not in texts(asked(epochs=4.0))
     assert "passes" in texts(asked(steps=1000))  # 16 rows each, of a thousand
     rate = float(changes(asked(steps=99))["training.learning_rate"])

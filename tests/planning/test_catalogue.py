@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from planning_models import on_meta
-from rankwise.adapters.adapter_set import inject
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.planning.catalogue import BY_NAME, CATALOGUE, known_as
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.reading import shape_of
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 
 PUBLISHED = {
     "llama-7b": 6_738_415_616, "llama-13b": 13_015_864_320, "llama-30b": 32_528_943_616, "llama-65b": 65_285_660_672,
@@ -63,7 +63,7 @@ def test_every_name_of_the_list_has_a_shape(name: str) -> None:
 def test_transformers_builds_what_the_list_says(name: str) -> None:
     model = on_meta(CATALOGUE[name].config)
     assert sum(parameter.numel() for parameter in model.parameters()) == shape_of(name).parameters
-    for spec in (LoraSpec(rank=1), AdaLoraSpec(budget="1")):
+    for spec in (LoraConfig(rank=1), AdaLoraConfig(budget="1")):
         adapters = inject(model, spec)
         try:
             counted = parameters_of(shape_of(name), spec)

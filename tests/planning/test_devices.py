@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from rankwise.errors import SpecError
+from rankwise.errors import ConfigError
 from rankwise.planning.devices import CARDS, DEVICES, GIB, apple, find_device
 from rankwise.planning.machine import graphics_cards, read_cards, read_processor, this_machine
-from rankwise.run.memory import available_memory
+from rankwise.system.memory import available_memory
 
 SPARSE = {"l4": 242, "l40s": 733, "a10": 250, "a100-40gb": 624, "h100": 1979, "rtx-4090": 330, "rtx-5090": 838}
 STREAMING = {
@@ -66,7 +66,7 @@ def test_names_are_understood_as_people_write_them(written, name):
     ],
 )  # fmt: skip
 def test_another_model_is_not_taken_for_one_that_is_known(written, told):
-    with pytest.raises(SpecError, match=re.escape(told)):
+    with pytest.raises(ConfigError, match=re.escape(told)):
         find_device(written)
 
 

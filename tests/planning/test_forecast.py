@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.planning.devices import find_device
 from rankwise.planning.fitting import Changes, fit_of, least_recomputed, most_at_once, remedies
 from rankwise.planning.forecast import AtOnce, at_once, forecast
 from rankwise.planning.machine import this_machine
 from rankwise.planning.memory import weights_bytes
 from rankwise.planning.reading import shape_of
-from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
-from rankwise.spec.training import TrainingSpec
 
 STARTER = shape_of("smollm2-135m")
 SEVEN = shape_of("llama-2-7b")
-TRAINING, AMOUNT = TrainingSpec(), AtOnce(2048, 700, 512)
+TRAINING, AMOUNT = TrainingConfig(), AtOnce(2048, 700, 512)
 CARD = find_device("rtx-4090")
 HERE = replace(this_machine(), memory=int(20e9))
 
@@ -27,30 +27,30 @@ def of(spec, shape=STARTER, training=TRAINING, device=HERE, dtype="bfloat16", am
 
 
 def test_each_part_is_what_its_formula_says():
-    made = of(AdaLoraSpec(budget="8"))
+    made = of(AdaLoraConfig(budget="8"))
     count = made.parameters.trainable
     memory = made.memory
     assert memory["weights"] == 2 * STARTER.parameters
     assert memory["adapter"] == memory["gradients"] == 4 * count
     assert memory["optimizer"] == memory["averages"] == 8 * count
     assert memory.peak == round(sum(part.bytes for part in memory.parts))
-    whole = of(FullSpec())
+    whole = of(FullConfig())
     assert whole.job.dtype == "float32" and whole.memory["adapter"] == 0
     assert whole.memory["weights"] + whole.memory["gradients"] + whole.memory["optimizer"] == 16 * STARTER.parameters
 
 
-@pytest.mark.parametrize("spec", [LoraSpec(), AdaLoraSpec(), FullSpec()])
+@pytest.mark.parametrize("spec", [LoraConfig(), AdaLoraConfig(), FullConfig()])
 def test_memory_grows_with_what_is_computed_and_falls_with_what_is_computed_twice(spec):
     sizes = [of(spec, amount=AtOnce(tokens, tokens // 3, 256)).peak for tokens in (256, 512, 1024, 2048, 4096)]
     assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
-    twice = [of(spec, training=TrainingSpec(recomputed_blocks=blocks)).peak for blocks in range(31)]
+    twice = [of(spec, training=TrainingConfig(activation_checkpointing=blocks)).peak for blocks in range(31)]
     assert twice[:30] == sorted(twice[:30], reverse=True) and twice[0] > twice[10] > twice[28]
     assert twice[29] <= twice[30] < twice[28], "the last block alone is as good as one that is computed again"
 
 
 def test_more_rank_holds_more_and_layers_above_hold_less():
-    assert of(LoraSpec(rank=64)).peak > of(LoraSpec(rank=8)).peak
-    assert of(LoraSpec(layers=(28, 29))).memory["activations"] < 0.1 * of(LoraSpec()).memory["activations"]
+    assert of(LoraConfig(rank=64)).peak > of(LoraConfig(rank=8)).peak
+    assert of(LoraConfig(layers=(28, 29))).memory["activations"] < 0.1 * of(LoraConfig()).memory["activations"]
 
 
 def test_number_formats_of_weights():
@@ -60,7 +60,7 @@ def test_number_formats_of_weights():
 
 
 def test_what_is_said_to_fit_at_once_fits_and_a_little_more_does_not():
-    made = of(LoraSpec(), SEVEN, device=CARD)
+    made = of(LoraConfig(), SEVEN, device=CARD)
     for recomputed in (0, 16, 32):
         tokens = most_at_once(made, CARD.usable, AMOUNT, recomputed)
 
@@ -72,7 +72,7 @@ def test_what_is_said_to_fit_at_once_fits_and_a_little_more_does_not():
 
 
 def test_as_few_blocks_are_computed_twice_as_make_it_fit():
-    made = of(LoraSpec(), SEVEN, device=CARD)
+    made = of(LoraConfig(), SEVEN, device=CARD)
     twice = least_recomputed(made, CARD.usable)
     assert twice is not None and made.peak > CARD.usable
     assert made.with_job(replace(made.job, recomputed=twice)).peak <= CARD.usable
@@ -81,13 +81,13 @@ def test_as_few_blocks_are_computed_twice_as_make_it_fit():
     assert least_recomputed(made, 10**9) is None
 
 
-@pytest.mark.parametrize("spec", [LoraSpec(), AdaLoraSpec(), FullSpec()])
+@pytest.mark.parametrize("spec", [LoraConfig(), AdaLoraConfig(), FullConfig()])
 @pytest.mark.parametrize("room", [1.5e9, 2e9, 3e9, 4.5e9, 6e9])
 def test_every_remedy_is_forecast_to_fit(spec, room):
     made = of(spec, dtype="float32")
 
     def other(*settings):
-        return {"adapter.method=lora": of(LoraSpec()), "model.dtype=bfloat16": of(spec)}.get(settings[0])
+        return {"adapter.method=lora": of(LoraConfig()), "model.dtype=bfloat16": of(spec)}.get(settings[0])
 
     for remedy in remedies(made, int(room), Changes(AMOUNT, other, lambda made: 1.0, auto=False)):
         assert remedy.peak <= room and remedy.price and remedy.changes
@@ -95,11 +95,11 @@ def test_every_remedy_is_forecast_to_fit(spec, room):
 
 def test_a_step_that_is_smaller_than_a_micro_batch_is_what_is_held():
     assert at_once(None, TRAINING, 1024) == AtOnce(2048, 2048, 1024)
-    assert at_once(None, TrainingSpec(batch_size=1), 300) == AtOnce(300, 300, 300)
+    assert at_once(None, TrainingConfig(batch_size=1), 300) == AtOnce(300, 300, 300)
 
 
 def test_a_block_has_the_ranks_of_all_its_adapters():
-    assert of(LoraSpec(rank=16)).job.ranks == dict.fromkeys(range(30), 7 * 16.0)
-    assert of(LoraSpec(rank=3, targets=("q_proj",), layers=(4, 9))).job.ranks == {4: 3.0, 9: 3.0}
-    assert of(LoraSpec(rank=3, targets=("q_proj",), layers=(4, 9))).job.lowest == 4
-    assert of(FullSpec()).job.ranks == {} and of(FullSpec()).job.lowest == 0
+    assert of(LoraConfig(rank=16)).job.ranks == dict.fromkeys(range(30), 7 * 16.0)
+    assert of(LoraConfig(rank=3, targets=("q_proj",), layers=(4, 9))).job.ranks == {4: 3.0, 9: 3.0}
+    assert of(LoraConfig(rank=3, targets=("q_proj",), layers=(4, 9))).job.lowest == 4
+    assert of(FullConfig()).job.ranks == {} and of(FullConfig()).job.lowest == 0

@@ -23,13 +23,13 @@ from rankwise.planning.operations import operations
 from rankwise.planning.rows import average_step
 from rankwise.planning.shape import Blocks, Layer, ModelShape
 from rankwise.planning.time import cost, duration, speed_of
-from rankwise.spec.adapters import LoraSpec
-from rankwise.spec.data import DataSpec
-from rankwise.spec.training import TrainingSpec
-from rankwise.verbs.planned_rows import rows_of
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.training import TrainingConfig
+from rankwise.planning.planned_rows import rows_of
 
 folder = Path(sys.argv[1])
-data, training, ranks = DataSpec(path=str(folder / "rows.jsonl")), TrainingSpec(), {"h.0.attn.q": 4}
+data, training, ranks = DataConfig(path=str(folder / "rows.jsonl")), TrainingConfig(), {"h.0.attn.q": 4}
 layers = (Layer("wte", "embedding", 50, 8), Layer("h.0.attn.q", "linear", 8, 8), Layer("head", "linear", 8, 50))
 shape = ModelShape("m", "m", layers, (Blocks(1, 8, 1, 1, 8, 8, False, True),), 50, 64, "head")
 rows = rows_of(data, folder, 64)
@@ -38,7 +38,7 @@ for device in (this_machine(), *graphics_cards(), DEVICES["h100"]):
     speed = speed_of(device, device.dtype, 1)
     if speed is not None:
         cost(duration(step, rows.steps(training), speed).total, watts=device.watts, price=1.0)
-print(advise(Asked(LoraSpec(), training, data, rows, 8, 1000, 64, 16, ranks)))
+print(advise(Asked(LoraConfig(), training, data, rows, 8, 1000, 64, 16, ranks)))
 """
 
 

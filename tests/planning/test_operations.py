@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planned_shapes import SIZES, adapted, encoder_decoder, image_classifier, llama
+from rankwise.config.adapters import AdaLoraConfig
 from rankwise.planning.operations import Load, mean_rank_factor, operations, penalty_operations
-from rankwise.spec.adapters import AdaLoraSpec
 
 ROOT = Path(__file__).parents[2]
 SMOLLM, LLAMA2, LLAMA3, QWEN = "smollm2-135m", "llama-2-7b", "llama-3.1-8b", "qwen2.5-7b"
@@ -96,7 +96,7 @@ def test_the_benchmarks_count_the_same(name, lengths, supervised):
 def test_the_stored_measurement_of_seven_billion_parameters_was_of_as_many():
     stored = json.loads((ROOT / "bench/results/seven-billion-2026-11-25.json").read_text())
     shape = llama(LLAMA2)
-    load = Load((stored["tokens"],), stored["supervised_tokens"])
+    load = Load((stored["tokens"],), stored["loss_tokens"])
     ours = operations(shape, load, adapted(shape, 16), trimmed=True).total
     assert ours == pytest.approx(stored["operations"], rel=0.01)
 
@@ -225,8 +225,8 @@ def test_an_encoder_under_a_decoder_that_learns_alone_has_no_backward_pass():
 
 
 def test_adalora_computes_with_what_it_starts_with_until_the_ranks_are_decided():
-    assert mean_rank_factor(AdaLoraSpec(initial=1.5, final=0.4)) == pytest.approx(1.5 * 0.6 + 0.4)
-    assert mean_rank_factor(AdaLoraSpec(initial=1.5, final=0.4, shrink=False)) == 1.5
-    assert mean_rank_factor(AdaLoraSpec(initial=1.0)) == 1.0
+    assert mean_rank_factor(AdaLoraConfig(initial=1.5, final=0.4)) == pytest.approx(1.5 * 0.6 + 0.4)
+    assert mean_rank_factor(AdaLoraConfig(initial=1.5, final=0.4, shrink=False)) == 1.5
+    assert mean_rank_factor(AdaLoraConfig(initial=1.0)) == 1.0
     shape = llama(count=1)
     assert penalty_operations(shape, {"model.layers.0.self_attn.q_proj": 3}) == 4 * 9 * 128

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rankwise.config.adapters import LoraConfig
 from rankwise.planning.papers import GPT3_SAID, ROWS, PaperRow, rows_of
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.reading import shape_of
-from rankwise.spec.adapters import LoraSpec
 
 EXACT = {
     ("gpt3-175b", "1"): 4_718_592, ("gpt3-175b", "4"): 18_874_368, ("gpt3-175b", "8"): 37_748_736,
@@ -26,7 +26,7 @@ def named(row: PaperRow) -> str:
 def test_a_row_agrees_with_the_paper_or_says_why_not(row: PaperRow) -> None:
     counted = parameters_of(shape_of(row.model), row.spec)
     assert row.agrees(counted) or row.remark
-    if isinstance(row.spec, LoraSpec) and (row.model, row.rank) in EXACT:
+    if isinstance(row.spec, LoraConfig) and (row.model, row.rank) in EXACT:
         assert counted.trainable == EXACT[row.model, row.rank]
 
 
@@ -39,7 +39,7 @@ def test_the_rows_that_disagree_are_these_and_no_others() -> None:
 
 
 def test_gpt3_at_rank_4() -> None:
-    counted = parameters_of(shape_of("gpt3-175b"), LoraSpec(rank=4, targets="q_proj,v_proj"))
+    counted = parameters_of(shape_of("gpt3-175b"), LoraConfig(rank=4, targets="q_proj,v_proj"))
     assert counted.trainable == counted.written == 18_874_368
     assert len(counted.adapted) == 192
     assert 2 * counted.written == 37_748_736  # 37.7 MB in fp16
@@ -50,7 +50,7 @@ def test_gpt3_at_rank_4() -> None:
 
 @pytest.mark.parametrize(("rank", "fewer"), [(1, 37_142), (4, 9_285), (8, 4_643)])
 def test_how_many_times_fewer_against_the_paper_s_figure(rank: int, fewer: int) -> None:
-    counted = parameters_of(shape_of("gpt3-175b"), LoraSpec(rank=rank, targets="q_proj,v_proj"))
+    counted = parameters_of(shape_of("gpt3-175b"), LoraConfig(rank=rank, targets="q_proj,v_proj"))
     assert round(GPT3_SAID / counted.trainable) == fewer
 
 

@@ -11,14 +11,14 @@ from safetensors import safe_open
 from torch import nn
 
 from planning_models import SMALL, on_meta, shape_of_small, written_config
-from rankwise.adapters.adapter_set import AdapterSet, inject
 from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.peft_format import write_peft
+from rankwise.adapters.set import AdapterSet, inject
 from rankwise.adapters.targets import host_view
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.errors import RankwiseError, TargetError
 from rankwise.planning.architectures.known import shape_of_config
 from rankwise.planning.parameters import parameters_of
-from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
 
 QUERY_VALUE = {
     "gpt_neox": "query_key_value", "gpt2": "c_attn", "phi3": "qkv_proj", "bert": "query,value",
@@ -60,7 +60,7 @@ def built(name: str) -> nn.Module:
     return on_meta({"model_type": family} | settings)
 
 
-def adapted(name: str, spec: LoraSpec | AdaLoraSpec) -> tuple[AdapterSet | None, str | None]:
+def adapted(name: str, spec: LoraConfig | AdaLoraConfig) -> tuple[AdapterSet | None, str | None]:
     try:
         return inject(built(name), spec), None
     except RankwiseError as error:
@@ -106,7 +106,7 @@ def test_a_written_config_tells_the_same_as_the_settings_that_were_given(name: s
 @pytest.mark.parametrize(("name", "choice"), CASES)
 def test_lora_is_counted_as_it_is_injected(name: str, choice: str) -> None:
     settings = of_family(name, choice)
-    spec = LoraSpec(rank=3, **settings)
+    spec = LoraConfig(rank=3, **settings)
     adapters, refused = adapted(name, spec)
     if adapters is None:
         with pytest.raises(TargetError) as caught:
@@ -127,7 +127,7 @@ def test_lora_is_counted_as_it_is_injected(name: str, choice: str) -> None:
 @pytest.mark.parametrize("budget", ["2", "40 triplets", "4k parameters", "30KB"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3", "bert", "t5", "vit", "opt, narrow", "bart"])
 def test_adalora_is_counted_as_it_is_injected(name: str, budget: str) -> None:
-    spec = AdaLoraSpec(budget=budget, initial=2, targets=of_family(name, "all-linear")["targets"])
+    spec = AdaLoraConfig(budget=budget, initial=2, targets=of_family(name, "all-linear")["targets"])
     adapters = inject(built(name), spec)
     try:
         counted = parameters_of(shape_of_small(name), spec)
@@ -141,7 +141,7 @@ def test_adalora_is_counted_as_it_is_injected(name: str, budget: str) -> None:
 @pytest.mark.parametrize("budget", ["2", "40 triplets", "4k parameters", "30KB", "1000 triplets"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
 def test_what_is_left_is_what_the_allocator_leaves(name: str, budget: str, unit: str, tmp_path: Path) -> None:
-    spec = AdaLoraSpec(budget=budget, budget_unit=unit, warmup=0, interval=1)
+    spec = AdaLoraConfig(budget=budget, budget_unit=unit, warmup=0, interval=1)
     adapters = inject(on_cpu(name), spec)
     allocator = RankAllocator(adapters, spec, steps=3)
     left = parameters_of(shape_of_small(name), spec).left
@@ -167,7 +167,7 @@ def test_what_is_left_is_what_the_allocator_leaves(name: str, budget: str, unit:
 
 
 def test_a_whole_model_trains_whole() -> None:
-    counted = parameters_of(shape_of_small("t5"), FullSpec())
+    counted = parameters_of(shape_of_small("t5"), FullConfig())
     assert counted.trainable == counted.total == sum(p.numel() for p in built("t5").parameters())
     assert counted.ratio == 1
     assert counted.file_bytes is None
@@ -175,7 +175,7 @@ def test_a_whole_model_trains_whole() -> None:
 
 def test_dora_is_counted_and_refused_alike() -> None:
     for targets in ("all-linear", "all-linear,wte"):
-        spec = LoraSpec(rank=3, dora=True, targets=targets)
+        spec = LoraConfig(rank=3, dora=True, targets=targets)
         if targets == "all-linear":
             model = on_cpu("gpt2")
             adapters = inject(model, spec)
@@ -205,7 +205,7 @@ def on_cpu(name: str) -> nn.Module:
     ids=str,
 )
 def test_the_file_has_the_size_that_was_planned(name: str, settings: dict[str, object], tmp_path: Path) -> None:
-    spec = LoraSpec(rank=3, **settings)
+    spec = LoraConfig(rank=3, **settings)
     model = on_cpu(name)
     for parameter in model.parameters():  # whatever lay in memory is no weight that can be written
         torch.nn.init.ones_(parameter)
@@ -218,4 +218,4 @@ def test_the_file_has_the_size_that_was_planned(name: str, settings: dict[str, o
 
 
 def test_eva_moves_ranks_and_so_is_counted_at_most() -> None:
-    assert not parameters_of(shape_of_small("llama"), LoraSpec(start="eva")).exact
+    assert not parameters_of(shape_of_small("llama"), LoraConfig(start="eva")).exact

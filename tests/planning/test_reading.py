@@ -185,9 +185,9 @@ def test_a_plan_brings_no_torch(name: str) -> None:
         "from rankwise.planning.reading import shape_of\n"
         "from rankwise.planning.parameters import parameters_of\n"
         "from rankwise.planning.papers import ROWS\n"
-        "from rankwise.spec.adapters import AdaLoraSpec, LoraSpec\n"
+        "from rankwise.config.adapters import AdaLoraConfig, LoraConfig\n"
         "shape = shape_of(sys.argv[1])\n"
-        "parameters_of(shape, LoraSpec()), parameters_of(shape, AdaLoraSpec())\n"
+        "parameters_of(shape, LoraConfig()), parameters_of(shape, AdaLoraConfig())\n"
         "print(*sorted({'torch', 'transformers', 'numpy', 'huggingface_hub'} & sys.modules.keys()))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(rankwise.__file__).parents[1])}

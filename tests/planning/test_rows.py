@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from families import COMBINATIONS, NAMES, written_by
 from planned_shapes import adapted, llama
-from rankwise.data.encoding import Encoder
-from rankwise.data.glance import DRAWN, glance
+from rankwise.config.data import DataConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.preparation import prepare_data
-from rankwise.data.receipt import Tally
+from rankwise.data.report import Tally
+from rankwise.data.sample import DRAWN, glance
 from rankwise.errors import DataError, ModelError
 from rankwise.planning.operations import operations
+from rankwise.planning.planned_rows import by_tokenizer, counted, rows_of
+from rankwise.planning.planned_template import Around, measured
 from rankwise.planning.rows import Counted, Drawn, average_step, planned_rows, together, without_held_out
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.spec.training import TrainingSpec
-from rankwise.verbs.planned_rows import by_tokenizer, counted, rows_of
-from rankwise.verbs.planned_template import Around, measured
+from rankwise.runs.records import silent
+from rankwise.text.encode import Encoder
 
 
 def words(texts):
@@ -133,18 +133,18 @@ def test_held_out_rows_are_not_trained_on():
 
 def test_steps_are_those_of_a_training():
     planned = planned_rows(read([Drawn(100, 50, 400)] * 10, rows=95, size=38000), limit=1000)
-    for training in (TrainingSpec(), TrainingSpec(epochs=3.0, batch_size=7), TrainingSpec(steps=11)):
+    for training in (TrainingConfig(), TrainingConfig(epochs=3.0, batch_size=7), TrainingConfig(steps=11)):
         assert planned.steps(training) == training.total_steps(95)
 
 
 def test_an_average_step_times_all_steps_is_all_that_is_computed():
     drawn = [Drawn(tokens, tokens // 2, tokens) for tokens in (10, 200, 60, 128)]
-    planned, shape, training = planned_rows(read(drawn), limit=1000), llama(), TrainingSpec(epochs=1.0, batch_size=2)
+    planned, shape, training = planned_rows(read(drawn), limit=1000), llama(), TrainingConfig(epochs=1.0, batch_size=2)
     made = operations(shape, planned.load, adapted(shape, 4))
     step = average_step(made, planned, training)
     assert 2 * step.operations == pytest.approx(made.total)
     assert 2 * step.tokens == 398
-    assert average_step(made, planned, TrainingSpec(batch_size=4, micro_batch_tokens=100)).micro_batches == ceil(3.98)
+    assert average_step(made, planned, TrainingConfig(batch_size=4, max_batch_tokens=100)).micro_batches == ceil(3.98)
 
 
 def data_file(folder, rows, *, kind="jsonl"):
@@ -169,7 +169,7 @@ def pairs(count, seed=0):
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     rows = pairs(40)
-    spec = DataSpec(path=str(data_file(tmp_path, rows, kind=kind)))
+    spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)))
     seen = glance(spec, spec.all_sources[0])
     assert seen.rows == seen.found == 40 and not seen.problems
     planned = planned_rows(counted(seen, words, Around(0, 0, 0), exact=True), limit=1000)
@@ -182,7 +182,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
 def test_of_many_rows_some_are_drawn_and_the_longest_is_found(tmp_path, kind):
     rows = pairs(4000)
     rows[1234] = {"prompt": "word " * 900, "completion": "word"}
-    spec = DataSpec(path=str(data_file(tmp_path, rows, kind=kind)))
+    spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)))
     first, again = (glance(spec, spec.all_sources[0]) for _ in range(2))
     assert first == again and len(first.drawn) == DRAWN and first.found == 4000
     planned = planned_rows(counted(first, words, Around(0, 0, 0), exact=True), limit=1000)
@@ -192,27 +192,27 @@ def test_of_many_rows_some_are_drawn_and_the_longest_is_found(tmp_path, kind):
 
 
 def test_of_a_source_that_draws_rows_as_many_are_planned(tmp_path):
-    spec = DataSpec(path=str(data_file(tmp_path, pairs(500))), rows=50)
+    spec = DataConfig(path=str(data_file(tmp_path, pairs(500))), rows=50)
     planned = rows_of(spec)
     assert planned.documents.likely == pytest.approx(50) and not planned.exact
 
 
 def test_a_row_with_several_tasks_is_several_documents(tmp_path):
     task = {"instruction": "add", "instances": [{"input": "1 1", "output": "2"}, {"input": "2 2", "output": "4"}]}
-    assert rows_of(DataSpec(path=str(data_file(tmp_path, [task] * 5)))).documents.likely == 10
+    assert rows_of(DataConfig(path=str(data_file(tmp_path, [task] * 5)))).documents.likely == 10
 
 
 def test_blank_lines_and_a_mark_are_no_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n   \n{"text": "two"}')
-    spec = DataSpec(path=str(path))
+    spec = DataConfig(path=str(path))
     assert glance(spec, spec.all_sources[0]).rows == 2
 
 
 def test_rows_that_cannot_be_read_are_told_and_no_part_of_the_tokens(tmp_path):
     path = data_file(tmp_path, pairs(10))
     path.write_text(path.read_text() + "{broken\n")
-    spec = DataSpec(path=str(path))
+    spec = DataConfig(path=str(path))
     seen = glance(spec, spec.all_sources[0])
     assert seen.unread == 1 and f"{path}:11" in seen.problems[0]
     assert planned_rows(counted(seen, words, Around(), exact=True), limit=1000).documents.likely == 10
@@ -230,7 +230,7 @@ def test_a_file_of_no_rows_is_refused_in_the_words_of_a_training(tmp_path, conte
     path = tmp_path / "rows.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match=wanted):
-        rows_of(DataSpec(path=str(path)))
+        rows_of(DataConfig(path=str(path)))
 
 
 CHATML = (
@@ -262,14 +262,14 @@ def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     family, kind = COMBINATIONS[NAMES.index(name)]
     template = written_by(family, kind)
     template.tokenizer.hub.save_pretrained(tmp_path)
-    spec = DataSpec(path=str(data_file(tmp_path, pairs(60))), max_length=4096)
+    spec = DataConfig(path=str(data_file(tmp_path, pairs(60))), max_length=4096)
     planned = rows_of(spec, tmp_path)
-    receipt = prepare_data(
+    data_report = prepare_data(
         spec, Encoder(template, template.tokenizer, spec, 4096), Tally(), silent, model=None, template=None
-    ).receipt
-    assert planned.exact and planned.documents.likely == receipt.documents == 60
-    assert planned.tokens.likely == pytest.approx(receipt.tokens, rel=0.05)
-    assert planned.supervised.likely == pytest.approx(receipt.supervised_tokens, rel=0.12)
+    ).data_report
+    assert planned.exact and planned.documents.likely == data_report.documents == 60
+    assert planned.tokens.likely == pytest.approx(data_report.tokens, rel=0.05)
+    assert planned.supervised.likely == pytest.approx(data_report.loss_tokens, rel=0.12)
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path):

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 import rankwise
 from rankwise.cli.main import app
+from rankwise.commands.compare import TURNED, _difference, compare
+from rankwise.commands.report import report
 from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
-from rankwise.run.comparisons import differing
-from rankwise.run.evaluations import Scores, Side, evaluation_path, read_evaluation, write_evaluation
-from rankwise.run.opened import open_candidate
-from rankwise.verbs.compare import TURNED, _difference, compare
-from rankwise.verbs.report import report
+from rankwise.runs.comparisons import differing
+from rankwise.runs.evaluations import Scores, Side, evaluation_path, read_evaluation, write_evaluation
+from rankwise.runs.opened import open_candidate
 from report_runs import made_run
 
 HITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40)
@@ -70,7 +70,7 @@ def test_a_run_is_not_told_from_itself():
     found = one("a", "a")
     same = found.tasks[0].differences["exact"]
     assert (same.difference, same.verdict) == (0, "cannot tell") and same.low <= 0 <= same.high
-    assert found.retention.verdict == "cannot tell"
+    assert found.forgetting.verdict == "cannot tell"
     assert not (found.settings or found.data or found.base_model or found.cost or found.made_with)
 
 
@@ -93,7 +93,7 @@ def test_what_was_kept_is_compared_on_one_text_and_one_base_alone(other, said):
     made_run("a")
     made_run("b", **other)
     for names in (("a", "b"), ("b", "a")):
-        found = one(*names).retention
+        found = one(*names).forgetting
         assert found.verdict is None and said in found.incomparable
 
 
@@ -107,12 +107,12 @@ def test_what_was_kept_is_compared_block_by_block(other, verdict):
     """By their own intervals, which are wide where blocks differ, these were not to be told apart."""
     made_run("a", kept={"sums": blocks(1.0)})
     made_run("b", kept={"sums": blocks(other)})
-    found = one("a", "b").retention
+    found = one("a", "b").forgetting
     assert found.verdict == verdict and found.a.sums is None
     moved = found.differences["kl"]
     assert moved.difference == pytest.approx((other - 1) * 8.5 / 500) and moved.low <= moved.difference <= moved.high
     assert found.differences["delta_nll"].difference == 0
-    back = one("b", "a").retention.differences["kl"]
+    back = one("b", "a").forgetting.differences["kl"]
     assert (back.low, back.high) == (-moved.high, -moved.low)
     html = report(["a", "b"], "out.html").page.read_text()
     assert "difference of KL" in html and "delta_nll" not in html.split("What they kept")[0]
@@ -185,10 +185,10 @@ def test_of_one_text_the_blocks_that_both_needed_are_compared():
         rows = [(whole[at][0] + (name == "b"), 10.0) for at in numbers]
         file = run.folder / "evaluations/task.json"
         stored = json.loads(file.read_text())
-        stored["retention"] |= {"blocks": len(numbers), "sums": {"kl": rows, "delta_nll": rows,
+        stored["forgetting"] |= {"blocks": len(numbers), "sums": {"kl": rows, "delta_nll": rows,
                                 "numbers": None if len(numbers) == 32 else numbers}}  # fmt: skip
         file.write_text(json.dumps(stored))
-    kept = compare(["a", "b"]).comparisons[0].retention
+    kept = compare(["a", "b"]).comparisons[0].forgetting
     assert kept.differences["kl"].n == 8 and kept.differences["kl"].difference == pytest.approx(0.1)
     assert kept.verdict == "worse"
 
@@ -204,7 +204,7 @@ def test_a_file_of_an_evaluation_stands_for_a_run():
     shutil.copy(evaluation_path(run, "task"), "alone.json")
     found = one("alone.json", "b")
     assert found.a == "alone" and found.tasks[0].differences["exact"].verdict == "better"
-    assert found.settings == [] and "name its run" in found.retention.incomparable
+    assert found.settings == [] and "name its run" in found.forgetting.incomparable
     assert "alone" in report(["alone.json", "b"], "out.html").page.read_text()
 
 
@@ -221,7 +221,7 @@ def test_what_whole_models_kept_is_compared_where_their_bases_are_one(bases, sai
             Path(f"{name}.json"), evaluation.model_copy(update={"settings": {"fingerprint": f"own {name}"}})
         )
     for names in (("a.json", "b.json"), ("b.json", "a.json")):
-        found = one(*names).retention
+        found = one(*names).forgetting
         assert (found.verdict is None) == (said is not None) and (said or "") in (found.incomparable or "")
 
 
@@ -230,12 +230,12 @@ def test_what_was_kept_is_as_old_as_its_measurement():
     run = made_run("a")
     evaluation = read_evaluation(evaluation_path(run, "task"))
     for task, made, sha256 in (("carried", "2026-01-01", "cd" * 32), ("late", None, "ef" * 32)):
-        kept = evaluation.retention.model_copy(update={"sha256": sha256, "made": made})
+        kept = evaluation.forgetting.model_copy(update={"sha256": sha256, "made": made})
         when = {"carried": "2026-03-03", "late": "2026-02-02"}[task]
         write_evaluation(
-            evaluation_path(run, task), evaluation.model_copy(update={"task": task, "retention": kept, "made": when})
+            evaluation_path(run, task), evaluation.model_copy(update={"task": task, "forgetting": kept, "made": when})
         )
-    assert open_candidate("a").retention.sha256 == "ef" * 32
+    assert open_candidate("a").forgetting.sha256 == "ef" * 32
 
 
 def test_tasks_of_one_side_alone_are_named():
@@ -269,12 +269,12 @@ def test_what_was_kept_is_compared_on_the_last_text_that_both_have():
     for name, text in (("a", "ab" * 32), ("b", "cd" * 32)):
         run = made_run(name, text_sha256=text)
         evaluation = read_evaluation(evaluation_path(run, "task"))
-        other = evaluation.retention.model_copy(update={"sha256": "ef" * 32, "text": "shared", "kl": 0.5})
-        changed = {"task": "early", "retention": other, "made": "2025-01-01T00:00:00+00:00"}
+        other = evaluation.forgetting.model_copy(update={"sha256": "ef" * 32, "text": "shared", "kl": 0.5})
+        changed = {"task": "early", "forgetting": other, "made": "2025-01-01T00:00:00+00:00"}
         write_evaluation(evaluation_path(run, "early"), evaluation.model_copy(update=changed))
-    found = one("a", "b").retention
+    found = one("a", "b").forgetting
     assert (found.a.text, found.b.text, found.verdict) == ("shared", "shared", "cannot tell")
-    assert open_candidate("a").retention.sha256 == "ab" * 32, "the last that was measured, whatever its file is called"
+    assert open_candidate("a").forgetting.sha256 == "ab" * 32, "the last that was measured, whatever its file is called"
     assert "shared" in report(["a", "b"]).page.read_text()
 
 
@@ -382,7 +382,7 @@ def test_three_runs_are_held_against_the_first_and_their_page_says_so():
     assert len(data["comparisons"]) == 2
 
 
-SECTIONS = {"comparisons", "retention", "loss", "cost", "settings", "data", "base_model", "environment"}
+SECTIONS = {"comparisons", "forgetting", "loss", "cost", "settings", "data", "base_model", "environment"}
 
 
 def test_runs_that_were_not_evaluated_are_called_neither_better_nor_worse():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.verbs.report import report
+from rankwise.commands.report import report
 from report_runs import made_run
 
 TOOL = Path(__file__).parents[2] / "bench" / "report_pages.py"

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import rankwise
+from rankwise.commands.report import report
 from rankwise.errors import RunError
 from rankwise.reporting.document import Document
-from rankwise.run.directory import RunDirectory
-from rankwise.run.evaluations import evaluation_path, read_evaluation, write_evaluation
-from rankwise.run.records import LossRecord
-from rankwise.verbs.report import report
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
+from rankwise.runs.records import LossRecord
 from report_runs import made_run
 
 
@@ -69,7 +69,7 @@ def test_page_and_data_have_the_same_sections_in_the_same_order():
     sections = re.findall(r'<section id="(\w+)">', html)
     assert sections == list(data)[list(data).index("loss") :]
     assert sections == [
-        "loss", "scores", "quality", "retention", "samples", "ranks", "data", "cost", "environment"
+        "loss", "scores", "quality", "forgetting", "samples", "ranks", "data", "cost", "environment"
     ]  # fmt: skip
 
 
@@ -190,11 +190,11 @@ def test_a_run_of_hardly_any_steps_has_a_page(steps):
     assert len(data_of()["loss"]["loss"]) == steps
 
 
-def test_a_run_without_journal_and_receipt_has_a_page_that_says_so():
-    run = made_run(receipt=False)
+def test_a_run_without_metrics_log_and_data_report_has_a_page_that_says_so():
+    run = made_run(data_report=False)
     run.metrics.unlink()
     words = words_of()
-    assert "No step was recorded." in words and "receipt.json) is missing" in words
+    assert "No step was recorded." in words and "data_report.json) is missing" in words
 
 
 def test_another_method_than_ours_needs_no_rank():
@@ -242,7 +242,7 @@ def test_numbers_of_the_page_are_those_of_the_run():
     assert data["samples"]["training"] == [row for row in rows if row["kind"] == "sample"]
     assert data["ranks"]["ranks"] == [row for row in rows if row["kind"] == "ranks"][-1]["ranks"]
     assert data["cost"]["results"] == run.manifest().results.model_dump()
-    assert data["data"]["receipt"] == run.receipt().model_dump(mode="json")
+    assert data["data"]["data_report"] == run.data_report().model_dump(mode="json")
     evaluation = read_evaluation(evaluation_path(run, "task"))
     exact = evaluation.differences["exact"]
     assert data["quality"][0]["differences"]["exact"] == exact.model_dump() | {"undecided": exact.undecided}
@@ -280,8 +280,8 @@ def test_a_loss_that_is_no_number_is_left_out_of_the_picture_and_null_in_the_dat
     ("file", "content", "said"),
     [
         ("manifest.json", "{", "manifest.json is damaged"),
-        ("spec.json", "[]", "spec.json is damaged"),
-        ("receipt.json", "{}", "receipt.json is damaged"),
+        ("config.json", "[]", "config.json is damaged"),
+        ("data_report.json", "{}", "data_report.json is damaged"),
         ("metrics.jsonl", '{"kind": "step", "step": "x"}\n', "row 0 of kind step"),
         ("metrics.jsonl", '{"kind": "sample", "step": 1, "prompt": "\\ud800"}\n', "kind sample is not text"),
         ("metrics.jsonl", 'no\n{"kind": "step"}\n', "metrics.jsonl:1"),

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import RankAllocator
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, portion
-from rankwise.data.tokens import Tokens
 from rankwise.errors import TrainingError
-from rankwise.models.causal import SupervisedLogits
-from rankwise.run.records import RankRecord, StepRecord
-from rankwise.spec.adapters import AdaLoraSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.runs.records import RankRecord, StepRecord
+from rankwise.text.tokenize import Tokens
 from rankwise.training.loop import train
 from rankwise.training.losses import mean_loss, summed
 from rankwise.training.state import TrainState, adamw
@@ -37,9 +37,9 @@ def rows(count=12, seed=0):
 
 def begun(steps=30, **settings):
     model = tiny_model("llama")
-    spec = AdaLoraSpec(**{"budget": "2", "initial": 2, "start": "gaussian", "orthogonality": 50.0} | settings)
+    spec = AdaLoraConfig(**{"budget": "2", "initial": 2, "start": "gaussian", "orthogonality": 50.0} | settings)
     allocator = RankAllocator(inject(model, spec, seed=1), spec, steps)
-    state = TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: 5e-3, steps, 1.0, CPU)
+    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 5e-3, steps, 1.0, CPU)
     return model, state
 
 

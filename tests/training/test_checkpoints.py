@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import FixedRanks, RankAllocator
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
-from rankwise.data.tokens import Tokens
 from rankwise.errors import RunError, TrainingError
-from rankwise.models.causal import SupervisedLogits
-from rankwise.run.records import StepRecord
-from rankwise.run.writing import sha256_of
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.runs.records import StepRecord
+from rankwise.system.files import sha256_of
+from rankwise.text.tokenize import Tokens
 from rankwise.training import checkpoints
 from rankwise.training.checkpoints import FACTS, TENSORS, restore, save, size_of
 from rankwise.training.loop import train
@@ -30,8 +30,8 @@ from rankwise.training.state import TrainState, adamw
 
 STEPS = 20
 TARGETS = ["q_proj", "v_proj", "down_proj"]
-LORA = LoraSpec(rank=3, dropout=0.2, targets=TARGETS)
-ADALORA = AdaLoraSpec(
+LORA = LoraConfig(rank=3, dropout=0.2, targets=TARGETS)
+ADALORA = AdaLoraConfig(
     budget=2, initial=2, dropout=0.2, targets=TARGETS, warmup=0.2, final=0.3, interval=2, importance="after"
 )
 MASKED = ADALORA.model_copy(update={"shrink": False})
@@ -69,10 +69,10 @@ class Run:
 def begun(spec, *, steps=STEPS, seed=0, architecture="llama", training=None):
     """All objects new, as in another process; torch's generator is somewhere else."""
     torch.manual_seed(99)
-    training = training or TrainingSpec(weight_decay=0.01)
+    training = training or TrainingConfig(weight_decay=0.01)
     model = tiny_model(architecture)
     adapters = inject(model, spec, seed=seed)
-    fixed = isinstance(spec, LoraSpec)
+    fixed = isinstance(spec, LoraConfig)
     allocator = FixedRanks(adapters) if fixed else RankAllocator(adapters, spec, steps)
     rate = 1e-2
     state = TrainState(
@@ -148,7 +148,7 @@ def test_the_cases_reach_every_phase():
 
 @pytest.mark.parametrize("step", [9, DECIDED + 1])
 def test_fused_layers_and_layers_that_lost_every_rank_are_restored(tmp_path, step):
-    spec = AdaLoraSpec(budget="4 triplets", initial=3, targets=["c_attn", "c_proj"], interval=2, final=0.3)
+    spec = AdaLoraConfig(budget="4 triplets", initial=3, targets=["c_attn", "c_proj"], interval=2, final=0.3)
     wanted, end = straight(spec, architecture="gpt2")
     first = begun(spec, architecture="gpt2")
     torch.manual_seed(1)
@@ -359,4 +359,4 @@ def test_another_format_and_impossible_ranks_are_refused(tmp_path, saved):
     [(None, 100, 100), (None, 101, 10), (None, 2000, 200), (None, 10**6, 500), (7, 10**6, 7), (300, 100, 300)],
 )
 def test_checkpoints_are_about_ten_a_run_and_none_in_a_short_one(given, steps, interval):
-    assert TrainingSpec(checkpoint_steps=given).checkpoint_interval(steps) == interval
+    assert TrainingConfig(checkpoint_steps=given).checkpoint_interval(steps) == interval

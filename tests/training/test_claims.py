@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 
 import rankwise
+from rankwise.commands import claim_runs
+from rankwise.commands.claim_cells import Cells
+from rankwise.commands.claim_peaks import Peaks
+from rankwise.commands.claim_runs import Cell, ClaimTask, experiment_of
+from rankwise.commands.claims import Plan, claims
+from rankwise.commands.demo import write_rows
 from rankwise.data.orders import TEST, TRAIN, order_examples
 from rankwise.errors import RunError, TrainingError
 from rankwise.evaluation.text import text_for
 from rankwise.models.loading import load
-from rankwise.run.records import silent
-from rankwise.verbs import claim_runs
-from rankwise.verbs.claim_cells import Cells
-from rankwise.verbs.claim_peaks import Peaks
-from rankwise.verbs.claim_runs import Cell, ClaimTask, experiment_of
-from rankwise.verbs.claims import Plan, claims
-from rankwise.verbs.demo import write_rows
+from rankwise.runs.records import silent
 
 PLAN = Plan({"lora": (0.01,), "adalora": (0.02,), "full": (0.001, 0.004)}, (0, 1), {"orders": 12}, blocks=2)
 LONGEST = 256

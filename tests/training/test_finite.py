@@ -14,21 +14,21 @@ import torch
 
 import rankwise
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.peft_format import write_peft
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.errors import AdapterError, TrainingError
-from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.training import measuring, session
 from rankwise.training.finite import not_finite
 from rankwise.training.losses import mean_loss
-from rankwise.verbs import measuring, session
 
 STEPS = 12
 METHODS = {
-    "lora": LoraSpec(rank=2, targets=("q_proj", "v_proj")),
-    "dora": LoraSpec(rank=2, targets=("q_proj", "v_proj"), dora=True),
-    "adalora": AdaLoraSpec(budget=2, targets=("q_proj", "v_proj")),
-    "full": FullSpec(),
+    "lora": LoraConfig(rank=2, targets=("q_proj", "v_proj")),
+    "dora": LoraConfig(rank=2, targets=("q_proj", "v_proj"), dora=True),
+    "adalora": AdaLoraConfig(budget=2, targets=("q_proj", "v_proj")),
+    "full": FullConfig(),
 }
 LEARNED = {"lora": "q_proj.A", "dora": "q_proj.A", "adalora": "v_proj.P", "full": "model.embed_tokens.weight"}
 
@@ -43,7 +43,7 @@ def workplace(tmp_path, tiny_folder, monkeypatch):
 
 def experiment(method, held_out=0, **more):
     data = {"path": "rows.jsonl", "held_out": held_out}
-    training = TrainingSpec(steps=STEPS, batch_size=2, plain=True, checkpoint_steps=5)
+    training = TrainingConfig(steps=STEPS, batch_size=2, plain=True, checkpoint_steps=5)
     return rankwise.Experiment(
         model="./base", data=data, run="r", adapter=METHODS[method], training=training, **more
     )  # fmt: skip
@@ -157,7 +157,7 @@ def test_one_number_among_many_is_enough(dtype, value):
 
 
 def test_an_adapter_that_is_not_finite_is_not_written(tmp_path):
-    adapters = inject(tiny_model("llama"), LoraSpec(rank=2, targets=("q_proj",)))
+    adapters = inject(tiny_model("llama"), LoraConfig(rank=2, targets=("q_proj",)))
     with torch.no_grad():
         adapters.parameters()[-1].view(-1)[0] = math.inf
     with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj\.lora_B"):

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import FixedRanks
-from rankwise.adapters.whole import AllWeights, WholeModel
+from rankwise.adapters.full import AllWeights, WholeModel
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, collate, portion
-from rankwise.data.tokens import Tokens
 from rankwise.errors import ModelError, RunError, TargetError
-from rankwise.models.causal import SupervisedLogits
-from rankwise.models.fast import is_fast
-from rankwise.spec.adapters import LoraSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.forward.fused import is_fast
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.loop import train
 from rankwise.training.losses import summed
@@ -26,7 +26,7 @@ from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 
 CPU, RATE, STEPS = torch.device("cpu"), 1e-2, 12
-SPEC = TrainingSpec(weight_decay=0.1, clip=0.05)
+SPEC = TrainingConfig(weight_decay=0.1, clip=0.05)
 IDS = torch.arange(48).reshape(2, 24) % 96
 ARCHITECTURES = ("llama", "gpt2", "neox", "gptj")
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_is_as_large_as_it_was_said_to_be_and_fits_nothing_else(tmp
     assert 0 <= (tmp_path / "c" / "state.safetensors").stat().st_size - said < 20_000
     with pytest.raises(RunError, match="is of other adapters"):
         restore(state_of(whole_of("gpt2")), tmp_path / "c")
-    allocator = FixedRanks(inject(tiny_model("llama"), LoraSpec(rank=2)))
+    allocator = FixedRanks(inject(tiny_model("llama"), LoraConfig(rank=2)))
     adapter = TrainState(allocator, adamw(allocator, SPEC), lambda step: RATE, STEPS, 1.0, CPU)
     with pytest.raises(RunError, match="is of other adapters"):
         restore(adapter, tmp_path / "c")
@@ -276,6 +276,6 @@ def test_no_kernel_takes_weights_that_learn() -> None:
 
 def test_a_model_with_adapters_does_not_learn_whole() -> None:
     model = copy.deepcopy(tiny_model("llama"))
-    inject(model, LoraSpec(rank=2))
+    inject(model, LoraConfig(rank=2))
     with pytest.raises(TargetError, match="has adapters already"):
         WholeModel(model, lambda: {})

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import AdapterSet, inject
 from rankwise.adapters.allocation import FixedRanks
+from rankwise.adapters.set import AdapterSet, inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch, Batches, collate, portion
-from rankwise.data.example import Example, Message
-from rankwise.data.templates import render
-from rankwise.data.tokens import Tokens, tokenise
 from rankwise.errors import TrainingError
-from rankwise.models.causal import SupervisedLogits
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import StepRecord
-from rankwise.spec.adapters import LoraSpec
-from rankwise.spec.training import TrainingSpec
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.runs.records import StepRecord
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Example, Message
+from rankwise.text.rendering import render
+from rankwise.text.tokenize import Tokens, tokenise
+from rankwise.text.tokenizer import HubTokenizer
 from rankwise.training.loop import train
 from rankwise.training.losses import mean_loss, summed, token_loss
 from rankwise.training.schedules import learning_rate, rate_factor
@@ -48,7 +48,7 @@ def random_rows(count: int, seed: int = 0) -> list[Tokens]:
 
 def adapted(architecture: str = "llama") -> tuple[torch.nn.Module, AdapterSet]:
     model = tiny_model(architecture)
-    adapters = inject(model, LoraSpec(rank=4))
+    adapters = inject(model, LoraConfig(rank=4))
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for adapter in adapters.adapters().values():
@@ -58,7 +58,7 @@ def adapted(architecture: str = "llama") -> tuple[torch.nn.Module, AdapterSet]:
 
 def state_of(adapters: AdapterSet, steps: int = 10, rate: float = 1e-2) -> TrainState:
     allocator = FixedRanks(adapters)
-    return TrainState(allocator, adamw(allocator, TrainingSpec()), lambda step: rate, steps, 1.0, CPU)
+    return TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: rate, steps, 1.0, CPU)
 
 
 def gradients(batches: list[Batch]) -> tuple[list[torch.Tensor], float]:
@@ -85,7 +85,7 @@ def test_k_micro_batches_are_one_large_batch(budget: int) -> None:
     assert abs(whole_loss - portioned_loss) <= 1e-6 * whole_loss
 
 
-def test_the_loss_of_a_step_is_the_mean_over_all_its_supervised_tokens() -> None:
+def test_the_loss_of_a_step_is_the_mean_over_all_its_loss_tokens() -> None:
     rows = random_rows(5, seed=1)
     model, adapters = adapted()
     total, count = 0.0, 0
@@ -96,7 +96,7 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_supervised_tokens() -> None
                 total -= logits[place - 1, row.ids[place]].item()
                 count += 1
     record, _ = optimizer_step(state_of(adapters), portion(rows, 50), summed(SupervisedLogits(model)), 0.0)
-    assert record.supervised_tokens == count and record.tokens == sum(len(row.ids) - 1 for row in rows)
+    assert record.loss_tokens == count and record.tokens == sum(len(row.ids) - 1 for row in rows)
     assert math.isclose(record.loss, total / count, rel_tol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_a_pad_token_equal_to_the_end_token_still_leaves_the_end_token_trained(
     assert (batch.inputs == 0).any(), "there is padding"
     assert [int((targets == end).sum()) for targets in batch.targets] == [1, 1]
     model = tiny_model("llama", vocab=len(hub_tokenizer))
-    adapters = inject(model, LoraSpec(rank=8))
+    adapters = inject(model, LoraConfig(rank=8))
     state = state_of(adapters, steps=60)
     train(state, Batches(rows, 2, 4096, 0), loss_of=summed(SupervisedLogits(model)), announce=lambda event: None)
     for example in examples:
@@ -140,7 +140,7 @@ def test_training_lowers_the_loss_and_only_the_adapter_moves(architecture: str) 
     rows = random_rows(2, seed=3)
     model = tiny_model(architecture)
     base = {name: value.clone() for name, value in model.state_dict().items()}
-    adapters = inject(model, LoraSpec(rank=8))
+    adapters = inject(model, LoraConfig(rank=8))
     records: list[StepRecord] = []
     state = state_of(adapters, 60, rate=3e-2)
     train(state, Batches(rows, 2, 100, 0), loss_of=summed(SupervisedLogits(model)), announce=records.append)
@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit() -> None:
     results = []
     for _ in range(2):
         model = tiny_model("llama").train()
-        adapters = inject(model, LoraSpec(rank=4, dropout=0.1), seed=4)
+        adapters = inject(model, LoraConfig(rank=4, dropout=0.1), seed=4)
         torch.manual_seed(4)
         batches = Batches(random_rows(8), 4, 100, 4)
         train(state_of(adapters, 5), batches, loss_of=summed(SupervisedLogits(model)), announce=lambda event: None)
@@ -203,7 +203,7 @@ def test_the_loss_is_summed_in_float32_whatever_the_model_computes_in() -> None:
 def test_the_rate_rises_then_never_rises_again_and_stays_within_its_bounds(
     warmup: float, steps: int, schedule: str
 ) -> None:
-    spec = TrainingSpec(warmup=warmup, schedule=schedule)
+    spec = TrainingConfig(warmup=warmup, schedule=schedule)
     rates = [rate_factor(spec, step, steps) for step in range(steps)]
     assert all(0 < rate <= 1 for rate in rates)
     top = rates.index(max(rates))
@@ -220,22 +220,24 @@ def test_rate_schedules_at_known_points() -> None:
         "constant": lambda p: 1.0,
     }
     for schedule, expected in by_hand.items():
-        spec = TrainingSpec(schedule=schedule, warmup=0.1)
+        spec = TrainingConfig(schedule=schedule, warmup=0.1)
         for step in (10, 37, 99):
             assert math.isclose(rate_factor(spec, step, 100), expected((step - 10) / 90), abs_tol=1e-12)
 
 
 def test_the_automatic_rate_falls_with_width_and_an_asked_one_is_kept() -> None:
-    assert learning_rate(TrainingSpec(), 576) == pytest.approx(2e-3)
-    assert learning_rate(TrainingSpec(), 4096) == pytest.approx(4.16e-4, rel=0.01)
-    assert learning_rate(TrainingSpec(learning_rate=3e-4), 4096) == 3e-4
+    assert learning_rate(TrainingConfig(), 576) == pytest.approx(2e-3)
+    assert learning_rate(TrainingConfig(), 4096) == pytest.approx(4.16e-4, rel=0.01)
+    assert learning_rate(TrainingConfig(learning_rate=3e-4), 4096) == 3e-4
     for width in (576, 4096):
-        assert learning_rate(TrainingSpec(), width, "full") == pytest.approx(learning_rate(TrainingSpec(), width) / 20)
-    assert learning_rate(TrainingSpec(learning_rate=3e-4), 576, "full") == 3e-4
+        assert learning_rate(TrainingConfig(), width, "full") == pytest.approx(
+            learning_rate(TrainingConfig(), width) / 20
+        )
+    assert learning_rate(TrainingConfig(learning_rate=3e-4), 576, "full") == 3e-4
 
 
 def test_steps_follow_epochs_and_batch_size() -> None:
-    assert TrainingSpec(epochs=2, batch_size=16).total_steps(400) == 50
-    assert TrainingSpec(epochs=0.5, batch_size=16).total_steps(10) == 1
-    assert TrainingSpec(steps=7).total_steps(400) == 7
-    assert TrainingSpec(batch_size=8).total_steps(400) == 100
+    assert TrainingConfig(epochs=2, batch_size=16).total_steps(400) == 50
+    assert TrainingConfig(epochs=0.5, batch_size=16).total_steps(10) == 1
+    assert TrainingConfig(steps=7).total_steps(400) == 7
+    assert TrainingConfig(batch_size=8).total_steps(400) == 100

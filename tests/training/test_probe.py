@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from rankwise.config.planning import Planned
 from rankwise.errors import RunError
+from rankwise.planning.plan import plan
 from rankwise.planning.time import Probe
-from rankwise.spec.planning import Planned
-from rankwise.verbs import probe as probing
-from rankwise.verbs.plan import plan
+from rankwise.training import probe as probing
 
 
 @pytest.fixture

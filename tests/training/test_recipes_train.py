@@ -15,19 +15,19 @@ from typer.testing import CliRunner
 from conftest import CHATML, tiny_model
 from families import BY_NAME, Family, hub_of
 from rankwise.cli.main import app
-from rankwise.data.example import Message
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.directory import RunDirectory
-from rankwise.run.journal import read_journal
-from rankwise.spec.adapters import LoraSpec
-from rankwise.spec.data import DataSpec
-from rankwise.spec.experiment import Experiment
-from rankwise.spec.generation import GenerationSpec
-from rankwise.spec.recipe import RECIPES, recipe_named
-from rankwise.spec.training import TrainingSpec
-from rankwise.verbs.ask import open_for_asking
-from rankwise.verbs.train import train
+from rankwise.commands.train import train
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.generation import GenerationConfig
+from rankwise.config.recipe import RECIPES, recipe_named
+from rankwise.config.training import TrainingConfig
+from rankwise.inference.tuned_model import open_for_asking
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.metrics_log import read_metrics_log
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Message
+from rankwise.text.tokenizer import HubTokenizer
 
 LLAMA = Family("llama", "", "</s>", ())
 PYTHIA = Family("pythia", "", "<|endoftext|>", (), bos=None, eos="<|endoftext|>")
@@ -93,27 +93,27 @@ def trained(request, shared_data, tmp_path_factory):
 
 def test_the_loss_is_finite_and_falls(trained):
     _, place, _, found = trained
-    losses = [row["loss"] for row in read_journal(place / found.run.metrics) if row.get("kind", "step") == "step"]
+    losses = [row["loss"] for row in read_metrics_log(place / found.run.metrics) if row.get("kind", "step") == "step"]
     assert len(losses) >= STEPS - 1
     assert all(map(math.isfinite, losses))
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.02
     assert found.manifest.status == "finished"
 
 
-def test_the_receipt_names_recipe_and_template_in_the_run_and_beside_the_adapter(trained):
+def test_the_data_report_names_recipe_and_template_in_the_run_and_beside_the_adapter(trained):
     name, place, _, found = trained
-    receipt = found.run.receipt()
-    beside = json.loads((place / found.run.adapter / "receipt.json").read_text())
-    assert beside == json.loads((place / found.run.folder / "receipt.json").read_text())
-    assert receipt.recipe == name
-    assert receipt.template.kind == f"recipe {name}"
-    assert receipt.template.sources == {"default": recipe_named(name).template}
-    assert receipt.template == found.model.template.facts
-    assert receipt.template_parity is True
-    assert receipt.template.start == ("<s>" if name in ("alpaca", "alpaca-lora", "vicuna") else "")
-    assert receipt.rows == ROWS
-    assert receipt.documents
-    learned = receipt.supervised_tokens / receipt.tokens
+    data_report = found.run.data_report()
+    beside = json.loads((place / found.run.adapter / "data_report.json").read_text())
+    assert beside == json.loads((place / found.run.folder / "data_report.json").read_text())
+    assert data_report.recipe == name
+    assert data_report.template.kind == f"recipe {name}"
+    assert data_report.template.sources == {"default": recipe_named(name).template}
+    assert data_report.template == found.model.template.facts
+    assert data_report.template_parity is True
+    assert data_report.template.start == ("<s>" if name in ("alpaca", "alpaca-lora", "vicuna") else "")
+    assert data_report.rows == ROWS
+    assert data_report.documents
+    learned = data_report.loss_tokens / data_report.tokens
     assert learned > 0.99 if name == "alpaca-lora" else learned < 0.9
 
 
@@ -139,10 +139,10 @@ def test_a_run_is_asked_in_its_recipe_s_words_whatever_the_model_s_own_template_
     recipe = ChatTemplate.of_recipe(HubTokenizer(hub, [hub.eos_token_id]), recipe_named(name))
     assert asked.model.template.text(ASKED, answer_next=True) == recipe.text(ASKED, answer_next=True)
     assert "OTHER" not in asked.model.template.text(ASKED, answer_next=True)
-    assert asked.model.template.facts == found.run.receipt().template
+    assert asked.model.template.facts == found.run.data_report().template
     assert asked.model.template.end_ids == recipe.end_ids
     assert asked.model.template.end_texts == recipe.end_texts
-    reply = asked.answer([*asked.opening(None), *ASKED], GenerationSpec(max_new_tokens=4))
+    reply = asked.answer([*asked.opening(None), *ASKED], GenerationConfig(max_new_tokens=4))
     assert reply.tokens <= 4
 
 
@@ -202,7 +202,7 @@ def test_a_recipe_s_settings_lie_under_nothing(name, built):
     if built == "mappings":
         experiment = Experiment.model_validate({"model": model, "data": data, "run": "r"})
     else:
-        experiment = Experiment(model=model, data=DataSpec(**data), run="r")
+        experiment = Experiment(model=model, data=DataConfig(**data), run="r")
     for spec, wanted in zip((experiment.data, experiment.training, experiment.adapter), SETTINGS[name], strict=True):
         assert holds(spec, wanted)
 
@@ -215,8 +215,8 @@ def test_what_the_user_says_wins_and_what_he_does_not_say_is_the_recipe_s(name, 
         experiment = Experiment.model_validate({"model": {"name": "some/model"}, "run": "r", **USER, "data": data})
     else:
         experiment = Experiment(
-            model={"name": "some/model"}, run="r", data=DataSpec(**data), training=TrainingSpec(**USER["training"]),
-            adapter=LoraSpec(**USER["adapter"]),
+            model={"name": "some/model"}, run="r", data=DataConfig(**data), training=TrainingConfig(**USER["training"]),
+            adapter=LoraConfig(**USER["adapter"]),
         )  # fmt: skip
     _, training, adapter = SETTINGS[name]
     assert holds(experiment.data, USER["data"])
@@ -229,7 +229,7 @@ def test_what_the_user_says_wins_and_what_he_does_not_say_is_the_recipe_s(name, 
 @pytest.mark.parametrize("value", [16, 128, 48, 32])
 def test_a_user_who_says_the_default_has_said_it(value):
     # 16 is the default without a recipe, and here it was asked for
-    for training in ({"batch_size": value}, TrainingSpec(batch_size=value)):
+    for training in ({"batch_size": value}, TrainingConfig(batch_size=value)):
         experiment = Experiment(
             model={"name": "m"}, data={"path": "x", "recipe": "alpaca"}, run="r", training=training
         )  # fmt: skip
@@ -267,10 +267,10 @@ def test_a_recipe_of_one_turn_leaves_conversations_out(shared_data, tmp_path, mo
     ):
         train(Experiment.model_validate(experiment))
     data["on_bad_row"] = "skip"
-    receipt = train(Experiment.model_validate(experiment)).run.receipt()
-    assert receipt.kept + receipt.skipped == 30
-    assert receipt.kept == receipt.documents > 0
-    assert receipt.skipped_why == {"cannot be written for this model": receipt.skipped}
+    data_report = train(Experiment.model_validate(experiment)).run.data_report()
+    assert data_report.kept + data_report.skipped == 30
+    assert data_report.kept == data_report.documents > 0
+    assert data_report.skipped_why == {"cannot be written for this model": data_report.skipped}
 
 
 def test_the_model_s_own_template_is_that_of_a_run_without_a_recipe(tmp_path, monkeypatch):
@@ -283,5 +283,5 @@ def test_the_model_s_own_template_is_that_of_a_run_without_a_recipe(tmp_path, mo
     hub.save_pretrained(model)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Name the capital.", "completion": "Paris."}\n' * 4)
     experiment = {"model": {"name": str(model)}, "data": "rows.jsonl", "run": "r", "training": {"steps": 1}}
-    template = train(Experiment.model_validate(experiment)).run.receipt().template
+    template = train(Experiment.model_validate(experiment)).run.data_report().template
     assert (template.kind, template.sources) == ("model", {"default": family.template})

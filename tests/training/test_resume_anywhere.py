@@ -22,15 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rankwise
+from rankwise.config.data import DataConfig
 from rankwise.data.batches import Batches, portion
-from rankwise.data.documents import Chosen, Documents
 from rankwise.data.packing import pack
-from rankwise.data.tokens import Tokens
-from rankwise.models.chat_templates import ChatTemplate
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.records import silent
-from rankwise.spec.data import DataSpec
-from rankwise.verbs.preparing import Writing, prepare
+from rankwise.data.preparing import Writing, prepare
+from rankwise.data.sequences import Chosen, Documents
+from rankwise.runs.records import silent
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenizer import HubTokenizer
 
 MARK = 1000
 """The first id of document n is MARK + n, and no other id is as large, so that it is known wherever it lies."""
@@ -59,7 +59,7 @@ import hashlib, json, sys
 from pathlib import Path
 import numpy as np
 from rankwise.data.batches import Batches, portion
-from rankwise.data.documents import Chosen, Documents
+from rankwise.data.sequences import Chosen, Documents
 from rankwise.data.packing import pack
 ARRANGE = {{"portion": portion, "pack": pack}}
 {inspect.getsource(opened)}
@@ -198,7 +198,7 @@ def test_rows_encoded_just_now_and_rows_from_the_cache_make_the_same_steps(
     tokenizer = HubTokenizer(hub_tokenizer, [hub_tokenizer.eos_token_id])
     writing = Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
     sources = [{"path": str(tmp_path / "a.jsonl"), "weight": 2.5}, {"path": str(tmp_path / "b.jsonl"), "weight": 0.5}]
-    spec = DataSpec(sources=sources, held_out=3)
+    spec = DataConfig(sources=sources, held_out=3)
     encoded, recalled = (prepare(spec, writing, silent) for _ in range(2))
     assert isinstance(recalled.documents.ids, np.memmap) and not isinstance(encoded.documents.ids, np.memmap)
     for seed in (0, 1):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import rankwise
+from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
-from rankwise.run.records import StepRecord
-from rankwise.spec.training import TrainingSpec
+from rankwise.runs.records import StepRecord
 
 LATER_SETTINGS = (
     "held_out_order", "group", "prompt", "completion", "ignore_columns", "alternatives", "delimiter", "encoding",
@@ -37,7 +37,7 @@ def begun(tiny_folder, tmp_path, monkeypatch):
     Path("rows.csv").write_text("id,prompt,completion\n" + rows)
 
     def experiment(**data):
-        training = TrainingSpec(steps=4, batch_size=3, checkpoint_steps=2)
+        training = TrainingConfig(steps=4, batch_size=3, checkpoint_steps=2)
         data = {"path": "rows.csv", "held_out": 3, **data}
         return rankwise.Experiment(model=str(tiny_folder), data=data, training=training, run="older")
 
@@ -54,7 +54,7 @@ def rewrite(name, change):
 
 
 def as_an_earlier_version_wrote_it():
-    def receipt(content):
+    def data_report(content):
         for name in LATER_FACTS:
             content.pop(name)
         for file in content["files"]:
@@ -62,8 +62,8 @@ def as_an_earlier_version_wrote_it():
             file["licence"] = "MIT"  # it was read out of sentences then
         content["licence"] = "MIT"
 
-    rewrite("spec.json", lambda content: [content["data"].pop(name) for name in LATER_SETTINGS])
-    rewrite("receipt.json", receipt)
+    rewrite("config.json", lambda content: [content["data"].pop(name) for name in LATER_SETTINGS])
+    rewrite("data_report.json", data_report)
 
 
 def test_an_older_run_goes_on_by_its_own_command_with_the_rows_that_it_held_out(begun):

@@ -20,17 +20,17 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import rankwise
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.importance import Importance
-from rankwise.spec.adapters import AdaLoraSpec
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig
 
 STEPS, WORLD, ROWS = 24, 2, 12
 TARGETS = ["up", "mid", "down"]
 SPECS = {
-    "shrunk": AdaLoraSpec(budget=2, initial=2, targets=TARGETS, interval=2),
-    "masked": AdaLoraSpec(budget=2, initial=2, targets=TARGETS, interval=1, shrink=False),
-    "by cost": AdaLoraSpec(budget="120 parameters", initial=2, targets=TARGETS, interval=3, importance="before"),
+    "shrunk": AdaLoraConfig(budget=2, initial=2, targets=TARGETS, interval=2),
+    "masked": AdaLoraConfig(budget=2, initial=2, targets=TARGETS, interval=1, shrink=False),
+    "by cost": AdaLoraConfig(budget="120 parameters", initial=2, targets=TARGETS, interval=3, importance="before"),
 }
 
 

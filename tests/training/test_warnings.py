@@ -13,18 +13,20 @@ from typer.testing import CliRunner
 
 import rankwise
 from conftest import tiny_model
-from rankwise.adapters.adapter_set import inject
 from rankwise.adapters.effect import effect_of
+from rankwise.adapters.set import inject
 from rankwise.cli.main import app
+from rankwise.commands import train as training
+from rankwise.commands.report import report
+from rankwise.config.training import TrainingConfig
 from rankwise.errors import ResourceError, TrainingError
-from rankwise.models.agreement import Agreement
+from rankwise.forward.agreement import Agreement
 from rankwise.planning.devices import with_memory
 from rankwise.planning.machine import this_processor
-from rankwise.run.records import Said, StepRecord, Warned, Warnings
-from rankwise.spec.training import TrainingSpec
-from rankwise.verbs import foresight, forms, resuming
-from rankwise.verbs import train as training
-from rankwise.verbs.report import report
+from rankwise.runs.records import Said, StepRecord, Warned, Warnings
+from rankwise.training import backend as forms
+from rankwise.training import preflight as foresight
+from rankwise.training import resume as resuming
 
 
 class Stopped(Exception):
@@ -44,7 +46,7 @@ def small(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec = TrainingSpec(steps=4, batch_size=3, checkpoint_steps=1)
+    spec = TrainingConfig(steps=4, batch_size=3, checkpoint_steps=1)
     return rankwise.Experiment(model=str(tiny_folder), data="rows.jsonl", training=spec, run="small")
 
 
@@ -178,7 +180,7 @@ def test_a_run_that_goes_on_keeps_the_form_it_was_begun_in(small, monkeypatch):
 )
 def test_a_run_that_changed_nothing_is_an_error_that_names_the_value(small, training, alpha, value):
     spec = small.training.model_copy(update=training)
-    adapter = rankwise.LoraSpec(alpha=alpha)
+    adapter = rankwise.LoraConfig(alpha=alpha)
     with pytest.raises(TrainingError, match="nothing was learned") as caught:
         rankwise.train(small.model_copy(update={"training": spec, "adapter": adapter}))
     assert f"({value})" in str(caught.value) and caught.value.exit_code == 1
@@ -186,7 +188,7 @@ def test_a_run_that_changed_nothing_is_an_error_that_names_the_value(small, trai
     assert not Path("runs/small/adapter").exists()
 
 
-@pytest.mark.parametrize("spec", [rankwise.LoraSpec(rank=2, dora=True), rankwise.AdaLoraSpec(budget="2")])
+@pytest.mark.parametrize("spec", [rankwise.LoraConfig(rank=2, dora=True), rankwise.AdaLoraConfig(budget="2")])
 def test_other_adapters_that_changed_nothing_are_found_too(small, spec):
     training = small.training.model_copy(update={"learning_rate": 1e-300, "steps": 30})
     with pytest.raises(TrainingError, match="nothing was learned"):
@@ -210,7 +212,9 @@ def test_documents_longer_than_the_window_are_computed_in_the_plain_form_with_a_
     model.module.config.sliding_window = 20
     heard = []
     for longest in (20, 21):
-        one = forms.Forms(model, inject(model.module, rankwise.LoraSpec(rank=2)), longest, 64, 0, "auto", heard.append)
+        one = forms.Forms(
+            model, inject(model.module, rankwise.LoraConfig(rank=2)), longest, 64, 0, "auto", heard.append
+        )
         assert one.chosen(100) == ("fast" if longest == 20 else "plain")
         one.tuned.eject()
     (warned,) = [event.text for event in heard if isinstance(event, Warned)]
@@ -220,8 +224,8 @@ def test_documents_longer_than_the_window_are_computed_in_the_plain_form_with_a_
 @pytest.mark.parametrize("kind", ["linear", "dora", "adalora"])
 def test_the_share_of_a_change_is_that_of_the_matrices(kind):
     model = tiny_model("llama")
-    spec = {"linear": rankwise.LoraSpec(rank=3), "dora": rankwise.LoraSpec(rank=3, dora=True),
-            "adalora": rankwise.AdaLoraSpec(budget="3")}[kind]  # fmt: skip
+    spec = {"linear": rankwise.LoraConfig(rank=3), "dora": rankwise.LoraConfig(rank=3, dora=True),
+            "adalora": rankwise.AdaLoraConfig(budget="3")}[kind]  # fmt: skip
     adapters = inject(model, spec)
     with torch.no_grad():
         for parameter in adapters.parameters():

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
-from rankwise.adapters.adapter_set import AdapterSet
 from rankwise.adapters.budget import Schedule
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.held import Held, order_of
 from rankwise.adapters.importance import Importance
 from rankwise.adapters.keeping import keep_best, keep_worth
 from rankwise.adapters.lora import LoRA
+from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.triplets import Triplets
+from rankwise.config.adapters import AdaLoraConfig
+from rankwise.config.budget import Budget, budget_of
 from rankwise.errors import RunError, TrainingError
-from rankwise.run.records import RankRecord
-from rankwise.spec.adapters import AdaLoraSpec
-from rankwise.spec.budget import Budget, budget_of
+from rankwise.runs.records import RankRecord
 
 
 class Allocator(Protocol):
@@ -131,7 +131,7 @@ class RankAllocator:
     """AdaLoRA's: warm-up with all triplets, then fewer and fewer by importance, then the final ones alone."""
 
     def __init__(
-        self, adapters: AdapterSet, spec: AdaLoraSpec, steps: int, name: str = "default",
+        self, adapters: AdapterSet, spec: AdaLoraConfig, steps: int, name: str = "default",
         told: int = 50,
     ) -> None:  # fmt: skip
         """`told` is about how many plans of a run are worth telling: each makes the host wait for the device."""

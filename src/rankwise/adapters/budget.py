@@ -5,15 +5,15 @@
            last                                                   from t = T - tf on
 
 as in the authors' code; the paper's formula subtracts tf in the numerator too and does not meet its own ends. t counts
-the optimizer steps done before this one. What a budget that was asked for comes to is in spec/budget.py.
+the optimizer steps done before this one. What a budget that was asked for comes to is in config/budget.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankwise.spec.adapters import AdaLoraSpec
-from rankwise.spec.budget import budget_of as budget_of
+from rankwise.config.adapters import AdaLoraConfig
+from rankwise.config.budget import budget_of as budget_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Schedule:
     interval: int
 
     @classmethod
-    def of(cls, spec: AdaLoraSpec, first: int, last: int, steps: int) -> Schedule:
+    def of(cls, spec: AdaLoraConfig, first: int, last: int, steps: int) -> Schedule:
         interval = min(100, max(1, steps // 200)) if spec.interval == "auto" else spec.interval
         return cls(first, last, round(spec.warmup * steps), max(1, round(spec.final * steps)), steps, interval)
 

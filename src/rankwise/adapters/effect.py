@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.adapter_set import AdapterSet
-from rankwise.adapters.hosts import weight_of
+from rankwise.adapters.base_layers import weight_of
+from rankwise.adapters.set import AdapterSet
 from rankwise.errors import TrainingError
 
 

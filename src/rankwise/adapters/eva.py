@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters.hosts import features_of, is_conv1d, is_linear
+from rankwise.adapters.base_layers import features_of, is_conv1d, is_linear
 from rankwise.adapters.targets import Choice, choose, host_view
+from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError, some
-from rankwise.spec.adapters import LoraSpec
 
 Real = Callable[[Tensor | None], None]
 RunBatches = Callable[[Real], None]
@@ -45,7 +45,7 @@ SMALLEST = 1e-6
 """Of the largest singular value: below it is rounding, not input."""
 
 
-def eva_choices(model: nn.Module, spec: LoraSpec, run_batches: RunBatches, seed: int = 0) -> list[Choice]:
+def eva_choices(model: nn.Module, spec: LoraConfig, run_batches: RunBatches, seed: int = 0) -> list[Choice]:
     """What `inject(model, spec, choices=...)` takes: layers with their rank, alpha and A. For a loop of your own:
 
     def run_batches(real):

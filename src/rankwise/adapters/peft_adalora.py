@@ -19,7 +19,7 @@ from typing import Any
 import regex
 from torch import nn
 
-from rankwise.adapters.hosts import features_of
+from rankwise.adapters.base_layers import features_of
 from rankwise.adapters.peft_config import PeftAdaLoraConfig
 from rankwise.adapters.peft_factors import (
     Factors,

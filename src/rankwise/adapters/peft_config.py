@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
+from rankwise.config.adapters import Rank
+from rankwise.config.base import Number, problems_of
+from rankwise.config.matching import matcher
 from rankwise.errors import AdapterError, some
-from rankwise.spec.adapters import Rank
-from rankwise.spec.matching import matcher
-from rankwise.spec.spec import Number, problems_of
 
 LARGEST = 5_000_000
 WrittenAlpha = Annotated[Number, Field(gt=0, le=1e8)]

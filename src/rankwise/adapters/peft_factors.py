@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.adapters.hosts import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
+from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
 from rankwise.adapters.peft_config import PeftConfig
 from rankwise.errors import AdapterError, some
 

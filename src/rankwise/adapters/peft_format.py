@@ -21,17 +21,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.adapter_set import AdapterSet
+from rankwise.adapters.base_layers import is_conv1d, is_conv2d, is_embedding, weight_of
 from rankwise.adapters.dora import DoRA
-from rankwise.adapters.hosts import is_conv1d, is_conv2d, is_embedding, weight_of
 from rankwise.adapters.peft_adalora import read_triplets
 from rankwise.adapters.peft_config import PeftConfig, commonest, pattern_of, read_config, tidy
 from rankwise.adapters.peft_factors import CONFIG, PREFIX, WEIGHTS, Factors, read_factors, refuse_turned_dora
+from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, host_view
 from rankwise.errors import AdapterError, some
-from rankwise.run.integrity import check_folder
-from rankwise.run.records import silent
-from rankwise.run.writing import published, write_json
+from rankwise.runs.integrity import check_folder
+from rankwise.runs.records import silent
+from rankwise.system.files import published, write_json
 
 
 def write_peft(

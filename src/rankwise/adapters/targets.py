@@ -1,4 +1,4 @@
-"""Which layers of a model in memory get an adapter, with what rank and scale. The rule is spec/matching.py's."""
+"""Which layers of a model in memory get an adapter, with what rank and scale. The rule is config/matching.py's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from rankwise.adapters.adapted import Adapted
-from rankwise.adapters.hosts import kind_of, weight_of
-from rankwise.spec.adapters import AdapterSpec, LoraSpec
-from rankwise.spec.matching import Seen, matched_paths, ranks_and_scales
-from rankwise.spec.matching import layer_number as layer_number
+from rankwise.adapters.base_layers import kind_of, weight_of
+from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.config.adapters import AdapterConfig, LoraConfig
+from rankwise.config.matching import Seen, matched_paths, ranks_and_scales
+from rankwise.config.matching import layer_number as layer_number
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Choice:
     A: Tensor | None = field(default=None, compare=False, repr=False)
 
 
-def choose(model: nn.Module, spec: LoraSpec) -> list[Choice]:
+def choose(model: nn.Module, spec: LoraConfig) -> list[Choice]:
     """The layers that `spec` names, in the model's order, with the rank and scale of each."""
     paths = chosen_paths(model, spec)
     return [Choice(path, *asked) for path, asked in zip(paths, ranks_and_scales(paths, spec), strict=True)]
 
 
-def chosen_paths(model: nn.Module, spec: AdapterSpec) -> list[str]:
+def chosen_paths(model: nn.Module, spec: AdapterConfig) -> list[str]:
     modules, head = host_view(model), output_head(model)
     tables = {id(weight_of(module)) for module in modules.values() if isinstance(module, nn.Embedding)}
     return matched_paths({path: _seen(module, head, tables) for path, module in modules.items()}, spec)
@@ -45,9 +45,9 @@ def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:
 
 def host_view(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by its path, as if no adapter were there: an adapted layer shows as its host."""
-    wrapped = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Adapted))
+    wrapped = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, AdapterWrapper))
     return {
-        path: module.host if isinstance(module, Adapted) else module
+        path: module.host if isinstance(module, AdapterWrapper) else module
         for path, module in model.named_modules()
         if path and not path.startswith(wrapped)
     }
@@ -57,7 +57,7 @@ def output_head(model: nn.Module) -> nn.Module | None:
     """The layer that makes logits, which `all-linear` leaves alone."""
     get = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
-    return head.host if isinstance(head, Adapted) else head
+    return head.host if isinstance(head, AdapterWrapper) else head
 
 
 def tables_of_the_head(model: nn.Module, paths: Iterable[str]) -> list[str]:

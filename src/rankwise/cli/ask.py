@@ -28,7 +28,7 @@ from rankwise.cli.options import (
     TrustCode,
 )
 from rankwise.cli.typed import not_utf8
-from rankwise.spec.generation import GenerationSpec
+from rankwise.config.generation import GenerationConfig
 
 
 def generate(
@@ -52,12 +52,12 @@ def generate(
 ) -> None:
     """Get one answer from a run."""
     with failures_told(as_json):
-        spec = GenerationSpec(
+        spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
         asked = _stdin() if prompt == "-" else prompt
-        from rankwise.verbs.generate import generate as generate_verb
+        from rankwise.commands.generate import generate as generate_verb
 
         streamed = not as_json and not both
         with Display(quiet) as display:
@@ -102,12 +102,12 @@ def chat(
     removes it; /help lists the commands; /quit, Ctrl-D or Ctrl-C ends.
     """
     with failures_told(as_json):
-        spec = GenerationSpec(
+        spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
-        from rankwise.verbs.ask import open_for_asking
-        from rankwise.verbs.chat import Chat
+        from rankwise.commands.chat import Chat
+        from rankwise.inference.tuned_model import open_for_asking
 
         with Display(quiet) as display:
             asked = open_for_asking(

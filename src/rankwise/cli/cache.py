@@ -13,8 +13,8 @@ from rankwise.cli.runs import confirm, megabytes
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rankwise.run.cached import Cached
-    from rankwise.verbs.cache import Cache
+    from rankwise.commands.cache import Cache
+    from rankwise.runs.cached import Cached
 
 cache = typer.Typer(help="Show what the cache folder holds; clean it.", no_args_is_help=False)
 LISTED = ("models", "other")
@@ -26,7 +26,7 @@ def show(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with failures_told(as_json):
-        from rankwise.verbs.cache import cache as cache_verb
+        from rankwise.commands.cache import cache as cache_verb
 
         found = cache_verb()
         if as_json:
@@ -36,7 +36,7 @@ def show(context: typer.Context, as_json: Json = False) -> None:
 
 
 def _lines(found: Cache) -> list[str]:
-    from rankwise.run.cached import KINDS
+    from rankwise.runs.cached import KINDS
 
     lines = [f"{found.folder}: {megabytes(found.bytes)}"]
     for kind in [*KINDS, "other"]:
@@ -80,8 +80,8 @@ def clean(
 ) -> None:
     """Remove entries that can be made again, except those that a running process uses."""
     with failures_told(as_json):
-        from rankwise.verbs.cache import clean as clean_verb
-        from rankwise.verbs.cache import planned
+        from rankwise.commands.cache import clean as clean_verb
+        from rankwise.commands.cache import planned
 
         plan = planned(kind or (), older_than)
         if plan.removed:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import Json, Quiet
 from rankwise.cli.visible import visible
+from rankwise.system.allocator import keep_memory
 
 if TYPE_CHECKING:
-    from rankwise.run.claims import Claim
+    from rankwise.runs.claims import Claim
 
 
 def claims(
@@ -27,7 +27,7 @@ def claims(
 ) -> None:  # fmt: skip
     """Check the claims that LoRA is famous for, here; it goes on where it was stopped."""
     with failures_told(as_json):
-        from rankwise.verbs.claims import claims as claims_verb
+        from rankwise.commands.claims import claims as claims_verb
 
         keep_memory()
         with Display(quiet) as display:

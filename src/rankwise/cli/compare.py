@@ -12,7 +12,7 @@ from rankwise.cli.options import Json
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rankwise.run.comparisons import ComparedTask, Comparison, Differing
+    from rankwise.runs.comparisons import ComparedTask, Comparison, Differing
 
 HEADS = ("task", "metric", "n", "a", "b", "difference", "95 %", "p", "verdict")
 LONGEST_VALUE, MOST_DIFFERING = 60, 12
@@ -30,7 +30,7 @@ def compare(
 ) -> None:
     """Say how evaluated runs differ, how sure that is, and what else is not the same."""
     with failures_told(as_json):
-        from rankwise.verbs.compare import compare as compare_verb
+        from rankwise.commands.compare import compare as compare_verb
 
         compared = compare_verb(runs)
         if as_json:
@@ -56,7 +56,7 @@ def _lines(one: Comparison) -> list[str]:
     lines += [line for task in one.tasks for line in _listed(f"{task.task} was asked with other", task.settings)]
     lines += [f"{name} alone was evaluated on {', '.join(only)}"
               for name, only in ((one.a, one.only_a), (one.b, one.only_b)) if only]  # fmt: skip
-    lines += _retention(one)
+    lines += _forgetting(one)
     for what, found in (("settings", one.settings), ("data", one.data), ("base model", one.base_model)):
         lines += _listed(what, found)
     lines += _cost(one.cost)
@@ -76,17 +76,17 @@ def _rows(task: ComparedTask) -> list[tuple[str, ...]]:
     return rows
 
 
-def _retention(one: Comparison) -> list[str]:
-    if one.retention is None:
+def _forgetting(one: Comparison) -> list[str]:
+    if one.forgetting is None:
         return []
     a, b = (
         f"{side.kl:.4g} ({side.low:.4g} to {side.high:.4g}) on {side.text}" if side else "not measured"
-        for side in (one.retention.a, one.retention.b)
+        for side in (one.forgetting.a, one.forgetting.b)
     )
-    verdict = one.retention.verdict or f"not compared: {one.retention.incomparable}"
+    verdict = one.forgetting.verdict or f"not compared: {one.forgetting.incomparable}"
     apart = "".join(
         f"; {name} by {found.difference:+.4g} ({found.low:+.4g} to {found.high:+.4g})"
-        for name, found in one.retention.differences.items()
+        for name, found in one.forgetting.differences.items()
     )
     return [f"moved from the base, KL in nats per token: a {a}; b {b}{apart}: {verdict}"]
 

@@ -9,10 +9,10 @@ import typer
 
 from rankwise.cli.typed import HELP, QUOTES, Typed, Typing
 from rankwise.cli.visible import visible
-from rankwise.errors import Interrupted, RankwiseError, SpecError
+from rankwise.errors import ConfigError, Interrupted, RankwiseError
 
 if TYPE_CHECKING:
-    from rankwise.verbs.chat import Chat
+    from rankwise.commands.chat import Chat
 
 REPEATS = "[stopped: the answer repeats itself]"
 NO_SYSTEM = "none"
@@ -39,7 +39,7 @@ def _typed(typing: Typing) -> Typed | None:
     while True:
         try:
             return typing.next()
-        except SpecError as error:
+        except ConfigError as error:
             remark(f"rankwise: {error}")
 
 

@@ -28,16 +28,16 @@ from rankwise.cli.options import (
     settings_of,
 )
 from rankwise.cli.visible import visible
-from rankwise.errors import RankwiseError, SpecError, did_you_mean, some
-from rankwise.run.receipt import MOST_LISTED
-from rankwise.spec.data import DataSpec
-from rankwise.spec.models import ModelSpec
-from rankwise.spec.reading import parse_setting, read_data
-from rankwise.spec.recipe import RECIPES, recipe_named
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.config.reading import parse_setting, read_data
+from rankwise.config.recipe import RECIPES, recipe_named
+from rankwise.errors import ConfigError, RankwiseError, did_you_mean, some
+from rankwise.runs.data_report import MOST_LISTED
 
 if TYPE_CHECKING:
-    from rankwise.run.receipt import PartFacts, Receipt
-    from rankwise.verbs.data import Shown
+    from rankwise.commands.data import Shown
+    from rankwise.runs.data_report import DataReport, PartFacts
 
 data = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
 
@@ -72,15 +72,15 @@ def check(
     flags: dict[str, Any] = dict(locals())
     with failures_told(as_json):
         spec = _spec(files, flags, set_)
-        from rankwise.verbs.data import check as check_verb
+        from rankwise.commands.data import check as check_verb
 
         with Display(quiet) as display:
-            receipt = check_verb(spec, ModelSpec(name=model) if model is not None else None, announce=display)
+            data_report = check_verb(spec, ModelConfig(name=model) if model is not None else None, announce=display)
         if as_json:
-            print_json(receipt.model_dump(mode="json"))
+            print_json(data_report.model_dump(mode="json"))
         else:
-            _tell(receipt)
-        if receipt.fatal:
+            _tell(data_report)
+        if data_report.fatal:
             raise typer.Exit(RankwiseError.exit_code)
 
 
@@ -106,9 +106,9 @@ def preview(
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("rows", "first")}
     with failures_told(as_json):
         spec = _spec(files, flags, set_)
-        from rankwise.verbs.data import preview as preview_verb
+        from rankwise.commands.data import preview as preview_verb
 
-        asked = ModelSpec(name=model) if model is not None else None
+        asked = ModelConfig(name=model) if model is not None else None
         with Display(quiet) as display:
             shown = preview_verb(spec, asked, rows=rows, first=first, announce=display)
         if as_json:
@@ -126,7 +126,9 @@ def recipes(
     """The seed recipes: what each learns, with which settings, and under which licence its data stand."""
     with failures_told(as_json):
         if name is not None and name not in RECIPES:
-            raise SpecError([f'there is no recipe "{name}".{did_you_mean(name, RECIPES)} Known: {", ".join(RECIPES)}.'])
+            raise ConfigError(
+                [f'there is no recipe "{name}".{did_you_mean(name, RECIPES)} Known: {", ".join(RECIPES)}.']
+            )
         found = [recipe_named(one) for one in ([name] if name is not None else RECIPES)]
         if as_json:
             print_json({"recipes": [recipe.model_dump(mode="json") for recipe in found]})
@@ -137,32 +139,32 @@ def recipes(
                 typer.echo(f"{recipe.name:<12} {recipe.title:<28} {recipe.base.architecture:<10} {recipe.rows.licence}")
 
 
-def _spec(files: list[str], flags: dict[str, Any], set_: list[str] | None) -> DataSpec:
+def _spec(files: list[str], flags: dict[str, Any], set_: list[str] | None) -> DataConfig:
     of_rows = {name: value for name, value in flags.items() if name != "model"}
     return read_data(files, [*settings_of(of_rows), *(parse_setting(text) for text in set_ or [])])
 
 
-def _tell(receipt: Receipt) -> None:
+def _tell(data_report: DataReport) -> None:
     """What must stop a training comes first; where something does, lines that count nothing are left out."""
-    for problem in receipt.fatal:
+    for problem in data_report.fatal:
         typer.echo(f"error: {problem}")
-    for advice in receipt.advice:
+    for advice in data_report.advice:
         typer.echo(advice)
-    for file in receipt.files:
+    for file in data_report.files:
         typer.echo(_about(file))
-    for name in receipt.left_aside:
+    for name in data_report.left_aside:
         typer.echo(f"{name}: belongs to another split and is not read")
-    for label, value, count in _lines(receipt):
-        if count or not receipt.fatal:
+    for label, value, count in _lines(data_report):
+        if count or not data_report.fatal:
             typer.echo(f"{label:<22}{value}")
-    for warning in receipt.warnings:
+    for warning in data_report.warnings:
         typer.echo(f"warning: {warning}")
-    listed = receipt.skipped_rows[:5] if not receipt.fatal else ()
+    listed = data_report.skipped_rows[:5] if not data_report.fatal else ()
     for skipped in listed:
         typer.echo(f"left out: {skipped.why}")
-    if listed and receipt.skipped > len(listed):
-        typer.echo(f"left out: {receipt.skipped - len(listed):,} more; --json lists the first {MOST_LISTED}")
-    typer.echo(_verdict(receipt))
+    if listed and data_report.skipped > len(listed):
+        typer.echo(f"left out: {data_report.skipped - len(listed):,} more; --json lists the first {MOST_LISTED}")
+    typer.echo(_verdict(data_report))
 
 
 def _about(file: PartFacts) -> str:
@@ -171,63 +173,67 @@ def _about(file: PartFacts) -> str:
     return f"{file.name}: {rows}{layout}, licence {file.licence}"
 
 
-def _verdict(receipt: Receipt) -> str:
-    if receipt.fatal:
+def _verdict(data_report: DataReport) -> str:
+    if data_report.fatal:
         return "Fix the errors above before training on these rows."
-    return f"No errors found. Warnings: {len(receipt.warnings)}." if receipt.warnings else "No problems found."
+    return f"No errors found. Warnings: {len(data_report.warnings)}." if data_report.warnings else "No problems found."
 
 
-def _lines(receipt: Receipt) -> list[tuple[str, str, int]]:
+def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     """A label, what it says, and what it counts."""
-    apart = f", {receipt.held_out:,} for validation" if receipt.held_out else ""
-    left_out = _left_out(receipt.skipped_why)
-    lines = [("rows", f"{receipt.rows:,}, kept {receipt.kept:,}{apart}{left_out}", receipt.rows)]
-    if receipt.hold_out is not None:
-        lines.append(("held out", receipt.hold_out.counts(), receipt.held_out))
-    if receipt.labels:
-        counts = some((f"{label} {count:,}" for label, count in receipt.labels.items()), 12)
-        lines.append(("labels", counts, len(receipt.labels)))
-    if receipt.evaluation is not None:
-        validation = receipt.evaluation
+    apart = f", {data_report.held_out:,} for validation" if data_report.held_out else ""
+    left_out = _left_out(data_report.skipped_why)
+    lines = [("rows", f"{data_report.rows:,}, kept {data_report.kept:,}{apart}{left_out}", data_report.rows)]
+    if data_report.hold_out is not None:
+        lines.append(("held out", data_report.hold_out.counts(), data_report.held_out))
+    if data_report.labels:
+        counts = some((f"{label} {count:,}" for label, count in data_report.labels.items()), 12)
+        lines.append(("labels", counts, len(data_report.labels)))
+    if data_report.evaluation is not None:
+        validation = data_report.evaluation
         text = f"{validation.rows:,}{_left_out(validation.skipped_why)}"
         lines.append(("validation rows", text, validation.rows))
-    lines += _token_lines(receipt)
-    if receipt.lengths is not None:
-        found = receipt.lengths
+    lines += _token_lines(data_report)
+    if data_report.lengths is not None:
+        found = data_report.lengths
         lines.append((
             "length in tokens",
             f"median {found.median:,}, 90 % {found.p90:,}, 99 % {found.p99:,}, longest {found.longest:,}; "
             f"--max-length {found.suggested_max_length} would hold 99 %",
             found.longest,
         ))  # fmt: skip
-    repeated = receipt.duplicates + receipt.near_duplicates
-    lines.append(("duplicate rows", f"{receipt.duplicates:,} exact, {receipt.near_duplicates:,} near", repeated))
-    if receipt.overlap is not None:
-        both = receipt.overlap
+    repeated = data_report.duplicates + data_report.near_duplicates
+    lines.append(
+        ("duplicate rows", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near", repeated)
+    )
+    if data_report.overlap is not None:
+        both = data_report.overlap
         text = f"{both.exact:,} exact, {both.near:,} near, of {both.of:,} validation rows"
         lines.append(("overlap with training", text, both.of))
-    lines.append(("strictest licence", receipt.licence, receipt.kept))
-    if receipt.template is not None:
-        lines.append(("template", f"{receipt.template.kind} ({receipt.template.sha256[:12]})", receipt.kept))
+    lines.append(("strictest licence", data_report.licence, data_report.kept))
+    if data_report.template is not None:
+        lines.append(
+            ("template", f"{data_report.template.kind} ({data_report.template.sha256[:12]})", data_report.kept)
+        )
     return lines
 
 
-def _token_lines(receipt: Receipt) -> list[tuple[str, str, int]]:
-    if receipt.tokens is None or receipt.supervised_tokens is None:
+def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
+    if data_report.tokens is None or data_report.loss_tokens is None:
         return []
-    share = receipt.supervised_tokens / max(1, receipt.tokens)
-    masks = ", ".join(f"{count:,} by {method}" for method, count in receipt.masks.items())
-    cut, emptied = receipt.truncated or 0, receipt.unsupervised or 0
-    differs = receipt.template_parity_broken or 0
-    asked = "the same as in training" if receipt.template_parity else f"differs from training in {differs:,}"
-    tokens = f"{receipt.tokens:,}, {share:.0%} of them in the loss ({receipt.supervised_tokens:,})"
-    ends = f"in {receipt.eos_supervised:,} of {receipt.documents:,} sequences"
+    share = data_report.loss_tokens / max(1, data_report.tokens)
+    masks = ", ".join(f"{count:,} by {method}" for method, count in data_report.masks.items())
+    cut, emptied = data_report.truncated or 0, data_report.unsupervised or 0
+    differs = data_report.template_parity_broken or 0
+    asked = "the same as in training" if data_report.template_parity else f"differs from training in {differs:,}"
+    tokens = f"{data_report.tokens:,}, {share:.0%} of them in the loss ({data_report.loss_tokens:,})"
+    ends = f"in {data_report.eos_supervised:,} of {data_report.documents:,} sequences"
     return [
-        ("tokens", tokens, receipt.tokens),
-        ("end token in the loss", ends, receipt.documents or 0),
+        ("tokens", tokens, data_report.tokens),
+        ("end token in the loss", ends, data_report.documents or 0),
         ("truncated", f"{cut:,}; no loss tokens left in {emptied:,}", cut + emptied),
-        ("answers located", masks or "none", len(receipt.masks)),
-        ("inference prompt", asked, receipt.documents or 0),
+        ("answers located", masks or "none", len(data_report.masks)),
+        ("inference prompt", asked, data_report.documents or 0),
     ]
 
 
@@ -242,7 +248,7 @@ def _show(shown: Shown) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    what = f"left out: {shown.left_out}" if shown.left_out else f"{shown.supervised_tokens:,} learned"
+    what = f"left out: {shown.left_out}" if shown.left_out else f"{shown.loss_tokens:,} learned"
     header = f"{visible(shown.where)}: {shown.tokens:,} tokens, {what}"
     if console.color_system is not None and not console.no_color:
         parts = ((visible(text), "black on green" if learned else "dim") for text, learned in shown.segments)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import Json, Quiet
+from rankwise.system.allocator import keep_memory
 
 if TYPE_CHECKING:
-    from rankwise.verbs.demo import Demo
+    from rankwise.commands.demo import Demo
 
 SHOWN = 3
 
@@ -25,7 +25,7 @@ def demo(
 ) -> None:
     """Train a real model on customer messages and show before and after."""
     with failures_told(as_json):
-        from rankwise.verbs.demo import demo as demo_verb
+        from rankwise.commands.demo import demo as demo_verb
 
         keep_memory()
         with Display(quiet) as display:

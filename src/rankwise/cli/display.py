@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from rankwise.cli.visible import visible
-from rankwise.run.records import (
+from rankwise.runs.records import (
     Event,
     LossRecord,
     Progressed,

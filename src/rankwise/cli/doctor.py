@@ -14,7 +14,7 @@ MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "problem": ("probl
 def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, processor, memory, disk, cached models, network."""
     with failures_told(as_json):
-        from rankwise.verbs.doctor import doctor as doctor_verb
+        from rankwise.commands.doctor import doctor as doctor_verb
 
         diagnosis = doctor_verb()
         if as_json:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, TrustCode
 from rankwise.cli.visible import visible
+from rankwise.system.allocator import keep_memory
 
 if TYPE_CHECKING:
-    from rankwise.run.evaluations import Evaluation
+    from rankwise.runs.evaluations import Evaluation
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     against: Annotated[str | None, typer.Option(show_default=False,
         help="Model to compare with, such as the base of a merged model. A run is compared with its own base.")] = None,
     base: Annotated[bool, typer.Option(help="Evaluate the run's base too.")] = True,
-    retention: Annotated[bool, typer.Option(help="Measure forgetting on text that was not in the data.")] = True,
+    forgetting: Annotated[bool, typer.Option(help="Measure forgetting on text that was not in the data.")] = True,
     text: Annotated[str | None, typer.Option(show_default=False,
         help="Text to measure forgetting on: a file, or rows with a text.  [default: Python's documentation]")] = None,
     blocks: Annotated[int | None, typer.Option(min=1, show_default=False,
@@ -49,13 +49,13 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Score a run and its base, or a model."""
     with failures_told(as_json):
-        from rankwise.verbs.evaluate import evaluate as evaluate_verb
+        from rankwise.commands.evaluate import evaluate as evaluate_verb
 
         keep_memory()
         with Display(quiet) as display:
             found = evaluate_verb(
                 target, task, data=data, rows=rows, against=against, base=base,
-                with_retention=retention, text=text, blocks=blocks, together=batch_size, dtype=dtype,
+                with_forgetting=forgetting, text=text, blocks=blocks, together=batch_size, dtype=dtype,
                 out=out, announce=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
                 base_model=base_model,
             )  # fmt: skip
@@ -66,8 +66,8 @@ def evaluate(
 
 
 def _told(found: Evaluation) -> list[str]:
-    from rankwise.run.score_text import labels_text, measured_text, verdict_text
-    from rankwise.spec.tasks import MEANINGS
+    from rankwise.config.tasks import MEANINGS
+    from rankwise.runs.score_text import labels_text, measured_text, verdict_text
 
     lines = [f"{found.task}, {found.n:,} items of {found.data}, intervals of 95 %"]
     width = max(map(len, found.tuned.metrics))
@@ -79,7 +79,7 @@ def _told(found: Evaluation) -> list[str]:
     lines += [f"  {metric}: {MEANINGS[metric]}" for metric in found.tuned.metrics if metric in MEANINGS]
     if found.labels:
         lines.append(labels_text(found.labels))
-    if (kept := found.retention) is not None:
+    if (kept := found.forgetting) is not None:
         lines.append(
             f"forgetting on {kept.measured_on}: KL(base || tuned) {kept.kl:.4f} nats per token "
             f"({kept.low:.4f} to {kept.high:.4f}); the text's tokens {kept.delta_nll:+.4f} nats less likely "
@@ -89,11 +89,11 @@ def _told(found: Evaluation) -> list[str]:
 
 
 def _cautions(target: str, found: Evaluation) -> list[str]:
-    from rankwise.run.cautions import HELD_OUT, cautions, of_overlap
-    from rankwise.run.directory import find_run
+    from rankwise.runs.directory import find_run
+    from rankwise.runs.warnings import HELD_OUT, cautions, of_overlap
 
     run = find_run(target)
     if run is None:
         return cautions(found, None, None)
-    shared = of_overlap(run.receipt()) if found.task == HELD_OUT else ""
+    shared = of_overlap(run.data_report()) if found.task == HELD_OUT else ""
     return [*([shared] if shared else []), *cautions(found, run.experiment(), run.manifest().results)]

@@ -13,7 +13,7 @@ from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet,
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rankwise.verbs.export import Exported
+    from rankwise.commands.export import Exported
 
 
 def export(
@@ -47,7 +47,7 @@ def export(
 ) -> None:
     """Write what a run trained as a folder that other programs read."""
     with failures_told(as_json), Display(quiet) as display:
-        from rankwise.verbs.export import export as export_verb
+        from rankwise.commands.export import export as export_verb
 
         exported = export_verb(
             run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
@@ -56,7 +56,7 @@ def export(
         if as_json:
             print_json(exported.summary())
         else:
-            from rankwise.verbs.engines import loaded_with
+            from rankwise.exporting.engines import loaded_with
 
             typer.echo(visible(f"{_told(exported)}\n{loaded_with(exported.format, exported.to)}"))
 

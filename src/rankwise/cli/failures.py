@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from rankwise.cli.visible import visible
 from rankwise.errors import Interrupted, RankwiseError, ResourceError, is_out_of_memory
-from rankwise.run.stopping import ask_to_stop, forget
+from rankwise.system.signals import ask_to_stop, forget
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from rankwise.cli.visible import visible
 from rankwise.errors import some
 
 if TYPE_CHECKING:
-    from rankwise.run.integrity import Integrity
-    from rankwise.run.records import RankRecord
-    from rankwise.verbs.inspect import Inspected
+    from rankwise.commands.inspect import Inspected
+    from rankwise.runs.integrity import Integrity
+    from rankwise.runs.records import RankRecord
 
 MOST_PLANS = 8
 SHADES = ("white on grey11", "white on grey23", "white on grey35", "black on grey58", "black on grey78")
@@ -31,7 +31,7 @@ def inspect(
 ) -> None:
     """Show the rank of each layer of an adapter."""
     with failures_told(as_json), Display() as display:
-        from rankwise.verbs.inspect import inspect as inspect_verb
+        from rankwise.commands.inspect import inspect as inspect_verb
 
         inspected = inspect_verb(run, force_result=force_result, announce=display)
         if as_json:

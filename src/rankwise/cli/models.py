@@ -18,7 +18,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with failures_told(as_json):
-        from rankwise.verbs.models import known_models
+        from rankwise.commands.models import known_models
 
         known = known_models()
         if as_json:
@@ -40,7 +40,7 @@ def pull(
 ) -> None:
     """Fetch a model into the cache."""
     with failures_told(as_json):
-        from rankwise.verbs.models import pull as pull_verb
+        from rankwise.commands.models import pull as pull_verb
 
         with Display(quiet) as display:
             model = pull_verb(name, revision, display)

@@ -22,8 +22,8 @@ from rankwise.cli.options import (
     settings_of,
 )
 from rankwise.cli.visible import visible
-from rankwise.errors import SpecError
-from rankwise.spec.reading import parse_setting, read_planned
+from rankwise.config.reading import parse_setting, read_planned
+from rankwise.errors import ConfigError
 
 
 def plan(
@@ -66,20 +66,20 @@ def plan(
     flags: dict[str, Any] = dict(locals()) | {"device": None}
     with failures_told(as_json):
         if models and papers:
-            raise SpecError(["--models and --papers are two lists; ask for one of them."])
+            raise ConfigError(["--models and --papers are two lists; ask for one of them."])
         if models or papers:
             _listed(models, as_json)
             return
         asked = read_planned(config, [*settings_of(flags), *(parse_setting(text) for text in set_ or [])])
-        from rankwise.verbs.plan import plan as plan_verb
-        from rankwise.verbs.plan import refuse_elsewhere
+        from rankwise.planning.plan import plan as plan_verb
+        from rankwise.planning.plan import refuse_elsewhere
 
         measured = None
         if probe:
             refuse_elsewhere(device)
-            from rankwise.cli.allocator import keep_memory
             from rankwise.cli.display import Display
-            from rankwise.verbs.probe import probe as probe_verb
+            from rankwise.system.allocator import keep_memory
+            from rankwise.training.probe import probe as probe_verb
 
             keep_memory()
             with Display(quiet) as display:
@@ -94,7 +94,7 @@ def plan(
 
 
 def _listed(models: bool, as_json: bool) -> None:
-    from rankwise.verbs.plan_lists import counts_of_papers, known_models
+    from rankwise.planning.lists import counts_of_papers, known_models
 
     rows = known_models() if models else counts_of_papers()
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rankwise.planning.estimate import Estimate
-    from rankwise.verbs.plan import Plan
+    from rankwise.planning.plan import Plan
 
 COLUMN = 14
 PROBE = "; --probe measures it"

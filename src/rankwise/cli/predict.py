@@ -26,11 +26,11 @@ from rankwise.cli.options import (
     TopP,
     TrustCode,
 )
-from rankwise.errors import SpecError, some
-from rankwise.spec.generation import GenerationSpec
+from rankwise.config.generation import GenerationConfig
+from rankwise.errors import ConfigError, some
 
 if TYPE_CHECKING:
-    from rankwise.verbs.predict import Predicted
+    from rankwise.commands.predict import Predicted
 
 
 def predict(
@@ -70,12 +70,12 @@ def predict(
     """
     with failures_told(as_json):
         if on_bad_row not in ("stop", "skip"):
-            raise SpecError([f'--on-bad-row "{on_bad_row}": use stop or skip.'])
-        spec = GenerationSpec(
+            raise ConfigError([f'--on-bad-row "{on_bad_row}": use stop or skip.'])
+        spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
-        from rankwise.verbs.predict import predict as predict_verb
+        from rankwise.commands.predict import predict as predict_verb
 
         with Display(quiet) as display:
             predicted = predict_verb(

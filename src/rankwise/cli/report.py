@@ -29,7 +29,7 @@ def report(
 ) -> None:  # fmt: skip
     """Write what a run did and how good it is as one HTML file that needs no network, and as JSON."""
     with failures_told(as_json):
-        from rankwise.verbs.report import report as report_verb
+        from rankwise.commands.report import report as report_verb
 
         made = report_verb(runs, out)
         if as_json:

@@ -11,11 +11,11 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import Json, Quiet, Yes
 from rankwise.cli.visible import visible
-from rankwise.errors import SpecError, some
+from rankwise.errors import ConfigError, some
 
 if TYPE_CHECKING:
-    from rankwise.run.listing import ListedRun
-    from rankwise.verbs.runs import ShownRun
+    from rankwise.commands.runs import ShownRun
+    from rankwise.runs.listing import ListedRun
 
 runs = typer.Typer(help="List the runs of this folder; show, rename or delete one.", no_args_is_help=False)
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "held-out", "size", "ended")
@@ -33,7 +33,7 @@ def group(context: typer.Context, as_json: Json = False) -> None:
 def list_runs(as_json: Json = False) -> None:
     """List the runs of this folder, the newest first."""
     with failures_told(as_json):
-        from rankwise.verbs.runs import runs as runs_verb
+        from rankwise.commands.runs import runs as runs_verb
 
         found = runs_verb()
         if as_json:
@@ -81,7 +81,7 @@ def megabytes(size: int) -> str:
 def show(name: Name, as_json: Json = False) -> None:
     """Show what is known of one run, and what lies in its folder."""
     with failures_told(as_json):
-        from rankwise.verbs.runs import show as show_verb
+        from rankwise.commands.runs import show as show_verb
 
         shown = show_verb(name)
         if as_json:
@@ -116,7 +116,7 @@ def rename(
 ) -> None:
     """Rename a run, also in its evaluations and in the reports that name it."""
     with failures_told(as_json):
-        from rankwise.verbs.runs import rename_run
+        from rankwise.commands.runs import rename_run
 
         with Display(quiet) as display:
             renamed = rename_run(old, new, display)
@@ -135,7 +135,7 @@ def delete(
 ) -> None:
     """Delete runs and everything in their folders. If one of them cannot be deleted, none is deleted."""
     with failures_told(as_json):
-        from rankwise.verbs.runs import delete_runs, deletion
+        from rankwise.commands.runs import delete_runs, deletion
 
         planned = deletion(names)
         confirm(f"Delete {some(planned.names)} and free {megabytes(planned.bytes)}?", yes)
@@ -151,6 +151,6 @@ def confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise SpecError([f"{question} There is no terminal to confirm on; add --yes."])
+        raise ConfigError([f"{question} There is no terminal to confirm on; add --yes."])
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)

@@ -12,8 +12,8 @@ from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet,
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rankwise.run.evaluations import StrengthCurve
-    from rankwise.verbs.strength import Strengths
+    from rankwise.commands.strength import Strengths
+    from rankwise.runs.evaluations import StrengthCurve
 
 
 def strength(
@@ -40,7 +40,7 @@ def strength(
 ) -> None:
     """Measure what a run gains and forgets at several strengths of its adapter."""
     with failures_told(as_json):
-        from rankwise.verbs.strength import strength as strength_verb
+        from rankwise.commands.strength import strength as strength_verb
 
         with Display(quiet) as display:
             found = strength_verb(
@@ -68,8 +68,8 @@ def _table(curve: StrengthCurve) -> list[str]:
 
 
 def _cautions(found: Strengths) -> list[str]:
-    from rankwise.run.cautions import cautions_of_strength
-    from rankwise.run.directory import find_run
+    from rankwise.runs.directory import find_run
+    from rankwise.runs.warnings import cautions_of_strength
 
     run = find_run(found.run)
     if run is None:  # an adapter's folder, of which less is known

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.cli.allocator import keep_memory
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import failures_told
 from rankwise.cli.options import (
@@ -28,9 +27,10 @@ from rankwise.cli.options import (
     SystemColumns,
     settings_of,
 )
-from rankwise.run.directory import RunDirectory
-from rankwise.run.manifest import Forecasted, Results
-from rankwise.spec.reading import parse_setting, read_experiment
+from rankwise.config.reading import parse_setting, read_experiment
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.manifest import Forecasted, Results
+from rankwise.system.allocator import keep_memory
 
 
 def train(
@@ -134,7 +134,7 @@ def train(
     with failures_told(as_json):
         settings = [*settings_of(flags), *(parse_setting(text) for text in set_ or [])]
         experiment = read_experiment(config, settings)
-        from rankwise.verbs.train import train as train_verb
+        from rankwise.commands.train import train as train_verb
 
         keep_memory()
         with Display(quiet) as display:

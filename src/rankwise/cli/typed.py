@@ -21,7 +21,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
-from rankwise.errors import DataError, SpecError, did_you_mean
+from rankwise.errors import ConfigError, DataError, did_you_mean
 
 QUOTES = '"""'
 COMMANDS = {
@@ -76,7 +76,7 @@ class Typing:
             return Typed("", name)
         if near := did_you_mean(name, COMMANDS) if re.fullmatch(r"/[a-z]+", name) else "":
             unknown = f'"{name}" takes no text.' if name in COMMANDS else f'there is no command "{name}".{near}'
-            raise SpecError([f"{unknown} To send it as a message, put it between {QUOTES} and {QUOTES}."])
+            raise ConfigError([f"{unknown} To send it as a message, put it between {QUOTES} and {QUOTES}."])
         return Typed("\n".join([text, *self._pasted()]).strip())  # such as a path
 
     def _quoted(self, opening: str) -> str:

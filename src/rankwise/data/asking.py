@@ -10,14 +10,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rankwise.config.column_text import column_text
+from rankwise.config.data import Rows
 from rankwise.data.columns import Row, renamed
-from rankwise.data.example import Example
 from rankwise.data.formats import ANSWERED, SIGNS
 from rankwise.data.hub import Part
 from rankwise.data.sources import Reading
 from rankwise.errors import DataError
-from rankwise.spec.column_text import column_text
-from rankwise.spec.data import Rows
+from rankwise.text.example import Example
 
 STAND_IN = "?"
 ANSWERS: Mapping[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""Stop 5: Tokens into tensors, and which rows make which step. Next: adapters/adapted.py.
+"""Stop 5: Tokens into tensors, and which rows make which step. Next: adapters/wrapper.py.
 
 Rows are padded on the right. A causal model's real tokens cannot see what stands to their right, so padding needs
 no attention mask and the id it has does not matter. Which rows a step holds is a function of (seed, step) alone.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankwise.data.tokens import Tokens
+from rankwise.text.tokenize import Tokens
 
 IGNORED = -100
 ROUND_TO = 8
@@ -105,13 +105,13 @@ class Batches:
 
     rows: Sequence[Tokens]
     batch_size: int
-    micro_batch_tokens: int
+    max_batch_tokens: int
     seed: int
     arrange: Arrange = portion
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …"""
-        return self.arrange(self.rows_of(step), self.micro_batch_tokens)
+        return self.arrange(self.rows_of(step), self.max_batch_tokens)
 
     def rows_of(self, step: int) -> list[Tokens]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
@@ -121,7 +121,7 @@ class Batches:
         return step * self.batch_size / len(self.rows)
 
     def halve(self, step: int) -> bool:
-        """Whether less is taken at once from now on: never, as these are what was asked for (training/portions.py)."""
+        """Whether less is taken at once from now on: never, as these are what was asked for (training/auto_batch.py)."""
         return False
 
     def _row(self, position: int) -> int:

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.base import shown
 from rankwise.data.formats import Row
 from rankwise.errors import DataError, first_line
-from rankwise.spec.spec import shown
 
 Record = tuple[str, Row | DataError]
 Seen = Callable[[float], None]

@@ -1,6 +1,6 @@
 """A row's columns by their names: put into texts, called otherwise, and guessed where no form fits.
 
-A text of columns (spec/column_text.py) gets the columns' values as the file has them: text to the letter, numbers as
+A text of columns (config/column_text.py) gets the columns' values as the file has them: text to the letter, numbers as
 they are written, a list of texts line by line. What cannot be written so is refused with file and line.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from rankwise.data.example import Example, Message
+from rankwise.config.base import shown
+from rankwise.config.column_text import Column, column_text
 from rankwise.data.turns import text_of, texts_of
 from rankwise.errors import DataError, did_you_mean, some
-from rankwise.spec.column_text import Column, column_text
-from rankwise.spec.spec import shown
+from rankwise.text.example import Example, Message
 
 Row = dict[str, Any]
 

@@ -17,22 +17,22 @@ from pathlib import Path
 
 import numpy as np
 
-from rankwise.data.documents import Documents
-from rankwise.data.encoding import Encoder
+from rankwise.config.data import DataConfig
 from rankwise.data.preparation import Prepared, content_identity
+from rankwise.data.sequences import Documents
 from rankwise.errors import RankwiseError
-from rankwise.run.cache import cache_folder, forget_old
-from rankwise.run.manifest import installed_version
-from rankwise.run.receipt import Receipt
-from rankwise.run.records import Announce, Said
-from rankwise.run.writing import published, sha256_of, write_json
-from rankwise.spec.data import DataSpec
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.manifest import installed_version
+from rankwise.runs.records import Announce, Said
+from rankwise.system.cache import cache_folder, forget_old
+from rankwise.system.files import published, sha256_of, write_json
+from rankwise.text.encode import Encoder
 
 ARRAYS = ("ids.bin", "learned.bin", "starts.bin", "trained.bin", "measured.bin")
 
 
-def key_of(spec: DataSpec, encoder: Encoder, identity: str, model: str) -> str:
-    """`identity` is that of the tokenizer and the template; `model` is named in the receipt."""
+def key_of(spec: DataConfig, encoder: Encoder, identity: str, model: str) -> str:
+    """`identity` is that of the tokenizer and the template; `model` is named in the data report."""
     settings = spec.model_dump(mode="json", exclude={"packing"})
     parts = [our_own(), settings, content_identity(spec), encoder.limit, identity, model]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -57,18 +57,18 @@ def recall(key: str) -> Prepared | None:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         if any(sha256_of(folder / name) != facts["sha256"][name] for name in ARRAYS):
             return None
-        if _digest(facts["receipt"]) != facts["sha256"]["receipt"]:
+        if _digest(facts["data_report"]) != facts["sha256"]["data_report"]:
             return None
-        receipt = Receipt.model_validate(facts["receipt"])
+        data_report = DataReport.model_validate(facts["data_report"])
         os.utime(folder)  # asked for
         trained, measured = (np.fromfile(folder / f"{name}.bin", np.int64) for name in ("trained", "measured"))
-        return Prepared(Documents.read(folder), trained, measured, receipt)
+        return Prepared(Documents.read(folder), trained, measured, data_report)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # missing, damaged, or of another version
         return None
 
 
-def _digest(receipt: object) -> str:
-    return sha256(json.dumps(receipt, sort_keys=True).encode()).hexdigest()
+def _digest(data_report: object) -> str:
+    return sha256(json.dumps(data_report, sort_keys=True).encode()).hexdigest()
 
 
 def keep(key: str, prepared: Prepared, announce: Announce) -> None:
@@ -81,9 +81,9 @@ def keep(key: str, prepared: Prepared, announce: Announce) -> None:
             prepared.documents.write(temporary)
             prepared.trained.tofile(temporary / "trained.bin")
             prepared.measured.tofile(temporary / "measured.bin")
-            receipt = prepared.receipt.model_dump(mode="json")
-            hashes = {name: sha256_of(temporary / name) for name in ARRAYS} | {"receipt": _digest(receipt)}
-            write_json(temporary / "facts.json", {"sha256": hashes, "receipt": receipt})
+            data_report = prepared.data_report.model_dump(mode="json")
+            hashes = {name: sha256_of(temporary / name) for name in ARRAYS} | {"data_report": _digest(data_report)}
+            write_json(temporary / "facts.json", {"sha256": hashes, "data_report": data_report})
         forget_old(folder.parent)
     except (RankwiseError, OSError) as error:
         announce(Said(f"the encoded rows are not kept for the next time: {error}"))

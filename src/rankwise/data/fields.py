@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rankwise.config.base import shown
 from rankwise.data.columns import Row
 from rankwise.data.turns import text_of
 from rankwise.errors import DataError, did_you_mean, some
-from rankwise.spec.spec import shown
 
 RIVALS = (
     ("messages", "conversations"), ("prompt", "question"), ("completion", "response", "answer"),

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from rankwise.data.batches import Batch, asked, questions
-from rankwise.data.tokens import Tokens
+from rankwise.text.tokenize import Tokens
 
 
-def flat(documents: Sequence[Tokens], micro_batch_tokens: int) -> list[Batch]:
+def flat(documents: Sequence[Tokens], max_batch_tokens: int) -> list[Batch]:
     """Micro-batches of at most so many tokens, longest documents first; one that has more is alone."""
     micro_batches: list[list[Tokens]] = []
     room = 0
     for document in sorted((one for one in documents if asked(one)), key=asked, reverse=True):
         if not micro_batches or room < asked(document):
             micro_batches.append([])
-            room = micro_batch_tokens
+            room = max_batch_tokens
         micro_batches[-1].append(document)
         room -= asked(document)
     return [_string(part) for part in micro_batches]

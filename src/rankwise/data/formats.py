@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rankwise.config.base import shown
 from rankwise.data.columns import Row, answered, renamed
-from rankwise.data.example import Example, Message
 from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
 from rankwise.data.proposals import as_text, no_form
 from rankwise.data.turns import (
@@ -25,7 +25,7 @@ from rankwise.data.turns import (
     turns_of_prompt,
 )
 from rankwise.errors import DataError, some
-from rankwise.spec.spec import shown
+from rankwise.text.example import Example, Message
 
 ASKED, ANSWERED = ("prompt", "question"), ("completion", "response", "answer", "answers")
 CLASSIFIED = (

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankwise.run.receipt import HoldOutFacts
-from rankwise.spec.data import DataSpec
+from rankwise.config.data import DataConfig
+from rankwise.runs.data_report import HoldOutFacts
 
 MOST_LABELS = 100
 
@@ -31,7 +31,7 @@ class Candidates:
     groups: Sequence[str | None]
 
 
-def hold_out(sources: Sequence[Candidates], spec: DataSpec) -> list[np.ndarray]:
+def hold_out(sources: Sequence[Candidates], spec: DataConfig) -> list[np.ndarray]:
     """For each source, whether each of its rows is held out."""
     sizes = [source.size for source in sources]
     count = min(spec.held_out, sum(sizes))
@@ -43,7 +43,7 @@ def hold_out(sources: Sequence[Candidates], spec: DataSpec) -> list[np.ndarray]:
     return np.split(chosen, np.cumsum(sizes)[:-1])
 
 
-def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: DataSpec) -> HoldOutFacts | None:
+def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: DataConfig) -> HoldOutFacts | None:
     """What was held out, in numbers."""
     count = int(sum(one.sum() for one in apart))
     if not count:
@@ -73,7 +73,7 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     return found
 
 
-def _by_seed(sources: Sequence[Candidates], count: int, spec: DataSpec) -> np.ndarray:
+def _by_seed(sources: Sequence[Candidates], count: int, spec: DataConfig) -> np.ndarray:
     strata = [(number, label) for number, source in enumerate(sources) for label in source.labels or [""] * source.size]
     total = len(strata)
     order = np.random.default_rng([spec.seed, 3]).permutation(total).tolist()

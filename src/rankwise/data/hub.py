@@ -10,11 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.data import Rows
 from rankwise.data.columnar import Record, Seen, need
 from rankwise.data.licences import find_licence, recognised
 from rankwise.errors import DataError, first_line, some
-from rankwise.run.receipt import LayoutFacts
-from rankwise.spec.data import Rows
+from rankwise.runs.data_report import LayoutFacts
 
 HUB = "hub:"
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from sys import intern
 from unicodedata import normalize
 
-from rankwise.data.example import Example
+from rankwise.config.base import shown
 from rankwise.errors import some
-from rankwise.run.receipt import HoldOutFacts
-from rankwise.spec.spec import shown
+from rankwise.runs.data_report import HoldOutFacts
+from rankwise.text.example import Example
 
 MOST_DISTINCT = 50
 ROWS_OF_EACH = 5

@@ -2,7 +2,7 @@
 
 The documents of a step are laid into rows as wide as its longest, first-fit decreasing: each, longest first, into
 the first row with room for it. Positions count anew from 0 in each document, which is how the model is told the
-borders; models/causal.py proves that it heeds them. What is left of a row is padding, a document of its own that
+borders; forward/reference.py proves that it heeds them. What is left of a row is padding, a document of its own that
 is asked nothing. The step's loss is a sum over all its supervised tokens, so packing changes nothing but speed.
 """
 
@@ -14,25 +14,25 @@ import numpy as np
 import torch
 
 from rankwise.data.batches import IGNORED, ROUND_TO, Batch, asked, collate, padded_length, questions, rounded
-from rankwise.data.tokens import Tokens
+from rankwise.text.tokenize import Tokens
 
 Row = list[Tokens]
 
 
-def pack(documents: Sequence[Tokens], micro_batch_tokens: int) -> list[Batch]:
+def pack(documents: Sequence[Tokens], max_batch_tokens: int) -> list[Batch]:
     """Micro-batches of at most so many padded tokens, widest first; a document that has more is alone in its own."""
     micro_batches: list[list[Row]] = []
-    for row in sorted(_rows(documents, micro_batch_tokens), key=_used, reverse=True):
-        if not micro_batches or _width(micro_batches[-1]) * (len(micro_batches[-1]) + 1) > micro_batch_tokens:
+    for row in sorted(_rows(documents, max_batch_tokens), key=_used, reverse=True):
+        if not micro_batches or _width(micro_batches[-1]) * (len(micro_batches[-1]) + 1) > max_batch_tokens:
             micro_batches.append([])
         micro_batches[-1].append(row)
     return [lay(rows) for rows in micro_batches]
 
 
-def _rows(documents: Sequence[Tokens], micro_batch_tokens: int) -> list[Row]:
+def _rows(documents: Sequence[Tokens], max_batch_tokens: int) -> list[Row]:
     """A document of one token asks nothing and takes no place."""
     ordered = sorted((document for document in documents if asked(document)), key=asked, reverse=True)
-    capacity = min(padded_length(ordered[0]) if ordered else 0, micro_batch_tokens // ROUND_TO * ROUND_TO)
+    capacity = min(padded_length(ordered[0]) if ordered else 0, max_batch_tokens // ROUND_TO * ROUND_TO)
     rows: list[Row] = []
     room: list[int] = []
     for document in ordered:

@@ -1,4 +1,4 @@
-"""Sources into documents and their receipt, in one pass, a thousand rows at a time.
+"""Sources into documents and their data report, in one pass, a thousand rows at a time.
 
 Which rows are held out (hold_out.py) and how often each is seen in a pass is decided afterwards, so every row is
 encoded once. Without a tokenizer everything is counted that can be counted without tokens.
@@ -12,19 +12,19 @@ from hashlib import sha256
 
 import numpy as np
 
-from rankwise.data.documents import Chosen, Documents
-from rankwise.data.encoding import Encoder
-from rankwise.data.example import Example
+from rankwise.config.data import DataConfig
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.labels import Labels
 from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
-from rankwise.data.receipt import Tally, advice_on, fatal_problems, overlap_of, warnings_of
+from rankwise.data.report import Tally, advice_on, fatal_problems, overlap_of, warnings_of
+from rankwise.data.sequences import Chosen, Documents
 from rankwise.data.source_rows import SourceRows, numbers_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
-from rankwise.run.receipt import EvaluationFacts, HoldOutFacts, OverlapFacts, PartFacts, Receipt, TemplateFacts
-from rankwise.run.records import Announce, Progressed
-from rankwise.spec.data import DataSpec
+from rankwise.runs.data_report import DataReport, EvaluationFacts, HoldOutFacts, OverlapFacts, PartFacts, TemplateFacts
+from rankwise.runs.records import Announce, Progressed
+from rankwise.text.encode import Encoder
+from rankwise.text.example import Example
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Prepared:
     documents: Documents
     trained: np.ndarray
     measured: np.ndarray
-    receipt: Receipt
+    data_report: DataReport
 
     @property
     def trained_rows(self) -> Chosen:
@@ -51,7 +51,7 @@ class Prepared:
 
 
 def prepare_data(
-    spec: DataSpec, encoder: Encoder | None, tally: Tally, announce: Announce, *,
+    spec: DataConfig, encoder: Encoder | None, tally: Tally, announce: Announce, *,
     model: str | None, template: TemplateFacts | None,
 ) -> Prepared:  # fmt: skip
     work = _Preparation(spec, encoder, tally, announce, model, template)
@@ -68,13 +68,13 @@ def prepare_data(
     numbers_apart = numbers_of([row for rows in (*held_out, *(source.rows for source in measured)) for row in rows])
     overlap = _overlap(trained, measured) if work.compares else None
     facts = facts_of(candidates, [source.apart for source in trained], spec)
-    receipt = _receipt(work, apart.tally, trained, measured, len(numbers), overlap, facts)
-    return Prepared(Documents.gathered(work.documents), numbers, numbers_apart, receipt)
+    data_report = _data_report(work, apart.tally, trained, measured, len(numbers), overlap, facts)
+    return Prepared(Documents.gathered(work.documents), numbers, numbers_apart, data_report)
 
 
 @dataclass
 class _Preparation:
-    spec: DataSpec
+    spec: DataConfig
     encoder: Encoder | None
     tally: Tally
     announce: Announce
@@ -130,10 +130,10 @@ def _overlap(trained: Sequence[SourceRows], measured: Sequence[SourceRows]) -> O
     return overlap_of(apart, (source.side(source.prompts, apart=False) for source in trained))
 
 
-def _receipt(
+def _data_report(
     work: _Preparation, apart: Tally, sources: Sequence[SourceRows], measured: Sequence[SourceRows], trained: int,
     overlap: OverlapFacts | None, facts: HoldOutFacts | None,
-) -> Receipt:  # fmt: skip
+) -> DataReport:  # fmt: skip
     tally, spec, encodes = work.tally, work.spec, work.encoder is not None
     parts = [(source.reading, part) for source in (*sources, *measured) for part in source.reading.parts]
     files = tuple(_facts(reading, part) for reading, part in parts)
@@ -152,7 +152,7 @@ def _receipt(
         fatal += problems(readings, unused)
     if spec.evaluation is not None:
         fatal += fatal_problems(apart, spec, limit=limit, trained=apart.kept, name=spec.evaluation.path)
-    return Receipt(
+    return DataReport(
         format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
         files=files,
         left_aside=tuple(name for source in (*sources, *measured) for name in source.reading.left_aside),
@@ -169,7 +169,7 @@ def _receipt(
         evaluation=_evaluation(apart, encodes) if spec.evaluation is not None else None,
         documents=tally.documents if encodes else None,
         tokens=tally.tokens if encodes else None,
-        supervised_tokens=tally.supervised_tokens if encodes else None,
+        loss_tokens=tally.loss_tokens if encodes else None,
         eos_supervised=tally.ended if encodes else None,
         truncated=tally.truncated if encodes else None,
         unsupervised=tally.unsupervised if encodes else None,
@@ -209,7 +209,7 @@ def _evaluation(apart: Tally, encodes: bool) -> EvaluationFacts:
         skipped_why=dict(apart.skipped),
         skipped_rows=tuple(apart.skipped_rows),
         truncated=apart.truncated if encodes else None,
-        supervised_tokens=apart.supervised_tokens if encodes else None,
+        loss_tokens=apart.loss_tokens if encodes else None,
     )
 
 
@@ -222,7 +222,7 @@ def _facts(reading: Reading, part: Part) -> PartFacts:
     )
 
 
-def content_identity(spec: DataSpec) -> str:
+def content_identity(spec: DataConfig) -> str:
     """Changes with any byte of any source."""
     digest = sha256()
     for source in filter(None, (*spec.all_sources, spec.measured_source)):

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rankwise.spec.spec import shown
+from rankwise.config.base import shown
 
 ANSWERS = (
     "completion", "response", "answer", "answers", "output", "target", "summary", "highlights", "sql", "label",

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from rankwise.config.data import DataConfig
 from rankwise.data.duplicates import digest_of
-from rankwise.data.example import Example
 from rankwise.data.hold_out import Candidates
 from rankwise.data.labels import Labels
 from rankwise.data.sources import Reading
-from rankwise.spec.data import DataSpec
+from rankwise.text.example import Example
 
 _Value = TypeVar("_Value")
 
@@ -33,7 +33,7 @@ class SourceRows:
     apart: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether each of the rows is held out."""
 
-    def add(self, row: Sequence[Example], documents: range, spec: DataSpec) -> None:
+    def add(self, row: Sequence[Example], documents: range, spec: DataConfig) -> None:
         self.rows.append(documents)
         if spec.held_out or spec.evaluation is not None:
             self.prompts.append("\n".join(example.asked for example in row))
@@ -44,7 +44,7 @@ class SourceRows:
         if self.labels.none:
             self.label_of_row.clear()
 
-    def candidates(self, spec: DataSpec) -> Candidates:
+    def candidates(self, spec: DataConfig) -> Candidates:
         by_prompt = spec.held_out > 0 and spec.held_out_order == "seed" and spec.group is None
         prompts = [digest_of(text) for text in self.prompts] if by_prompt else []
         return Candidates(len(self.rows), self.label_of_row if self.labels else [], prompts, self.groups)

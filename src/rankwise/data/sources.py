@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from rankwise.config.base import shown
+from rankwise.config.column_text import column_text
+from rankwise.config.data import DataConfig, Rows
 from rankwise.data.columnar import Record, Seen
 from rankwise.data.columns import from_columns, refuse_unfilled, renamed
-from rankwise.data.example import Example
 from rankwise.data.fields import FIELDS
 from rankwise.data.files import SUFFIXES, records
 from rankwise.data.formats import find_format, parse_row, refuse_other_form, used_fields
@@ -27,10 +29,8 @@ from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.data.unsupported import refuse_file, refuse_folder, refuse_row
 from rankwise.data.unused import Unused
 from rankwise.errors import DataError, did_you_mean, some
-from rankwise.run.writing import sha256_of
-from rankwise.spec.column_text import column_text
-from rankwise.spec.data import DataSpec, Rows
-from rankwise.spec.spec import shown
+from rankwise.system.files import sha256_of
+from rankwise.text.example import Example
 
 CHUNK = 1000
 
@@ -39,7 +39,7 @@ CHUNK = 1000
 class Reading:
     """A source while it is read: iterate over `chunks()`; rows that are none collect in `skipped`."""
 
-    spec: DataSpec
+    spec: DataConfig
     source: Rows
     parts: list[Part]
     left_aside: list[str] = field(default_factory=list)
@@ -173,7 +173,7 @@ def raw_records(part: Part) -> Iterator[Record]:
         yield place[0] if place else part.name, error
 
 
-def open_source(spec: DataSpec, source: Rows) -> Reading:
+def open_source(spec: DataConfig, source: Rows) -> Reading:
     unknown = [name for name in source.columns if name not in FIELDS]
     if unknown:
         raise DataError(
@@ -215,7 +215,7 @@ def _file_part(path: Path, source: Rows) -> Part:
     return part
 
 
-def _open_folder(spec: DataSpec, source: Rows, folder: Path) -> Reading:
+def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise DataError(f"{folder}: is the folder of a model, and holds no rows.")
     saved = (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()  # datasets' own layout

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.base import shown
+from rankwise.config.data import Reading
 from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
 from rankwise.data.text_encoding import Encoding, detect_encoding
 from rankwise.errors import DataError
-from rankwise.run.receipt import DELIMITERS, LayoutFacts
-from rankwise.spec.data import Reading
-from rankwise.spec.spec import shown
+from rankwise.runs.data_report import DELIMITERS, LayoutFacts
 
 LONGEST_CELL = 16_000_000
 HEAD, HEAD_ROWS = 1 << 18, 1000

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rankwise.data.example import BREAK, Message, Role, ToolCall
+from rankwise.config.base import shown
 from rankwise.data.strict_json import loads
 from rankwise.errors import DataError, did_you_mean
-from rankwise.spec.spec import shown
+from rankwise.text.example import BREAK, Message, Role, ToolCall
 
 ROLES: dict[str, Role] = {
     "system": "system", "developer": "system",

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.base import shown
 from rankwise.data.proposals import can_be_typed, ignoring, options_for, texts_among
 from rankwise.errors import DataError
-from rankwise.spec.spec import shown
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npz", ".npy")

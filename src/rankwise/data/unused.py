@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from rankwise.data.example import Example
-from rankwise.spec.spec import shown
+from rankwise.config.base import shown
+from rankwise.text.example import Example
 
 ALL_JUDGED, THEN_EACH = 2000, 16
 WORDS, LONG = 3, 20

@@ -1,17 +1,17 @@
-"""What is said of columns that are not used: facts for the receipt, a sentence for each, and why a training stops."""
+"""What is said of columns that are not used: facts for the data report, a sentence for each, and why a training stops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rankwise.config.base import shown
 from rankwise.data.fields import FIELDS
 from rankwise.data.formats import ANSWERED
 from rankwise.data.proposals import REASONS, can_be_typed, ignoring, options_for
 from rankwise.data.sources import Reading
 from rankwise.data.unused import Unused
 from rankwise.errors import did_you_mean, some
-from rankwise.run.receipt import UnusedColumn
-from rankwise.spec.spec import shown
+from rankwise.runs.data_report import UnusedColumn
 
 ASKED_BY = ("prompt", "alpaca", "dolly", "classification")
 """Forms whose rows a text with columns could ask instead."""

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+from rankwise.config.data import Reading
 from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
 from rankwise.data.tables import Note, named
 from rankwise.errors import DataError, first_line, some
-from rankwise.run.receipt import LayoutFacts
-from rankwise.spec.data import Reading
+from rankwise.runs.data_report import LayoutFacts
 
 MOST_BYTES = 500_000_000
 WORKBOOKS = (".xlsx", ".xlsm")

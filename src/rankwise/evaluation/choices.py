@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rankwise.config.base import shown
+from rankwise.config.tasks import TaskConfig
 from rankwise.data.strict_json import loads
 from rankwise.errors import DataError, did_you_mean, some
-from rankwise.spec.spec import shown
-from rankwise.spec.tasks import TaskSpec
 
 COLUMN = re.compile(r"\{([^{}]+)\}")
 
@@ -28,7 +28,7 @@ def written(pattern: str, row: dict[str, Any], where: str) -> str:
     return COLUMN.sub(value, pattern)
 
 
-def choices_of(task: TaskSpec, row: dict[str, Any], where: str) -> tuple[str, ...]:
+def choices_of(task: TaskConfig, row: dict[str, Any], where: str) -> tuple[str, ...]:
     if isinstance(task.choices, tuple):
         return task.choices
     column = column_of_choices(task)
@@ -56,7 +56,7 @@ def _in_braces(choices: object) -> bool:
     return isinstance(choices, str) and bool(COLUMN.search(choices))
 
 
-def column_of_choices(task: TaskSpec) -> str | None:
+def column_of_choices(task: TaskConfig) -> str | None:
     """The one column that holds the choices, named with braces or without; None for a text of several columns."""
     if not _in_braces(task.choices):
         return str(task.choices or "choices")

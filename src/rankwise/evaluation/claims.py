@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.evaluation.metrics import share
-from rankwise.run.claims import Answer, CellResult, Claim
+from rankwise.runs.claims import Answer, CellResult, Claim
 
 Table = NDArray[np.float64]
 Curve = Sequence[tuple[float, float]]

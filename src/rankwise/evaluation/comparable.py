@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankwise.run.evaluations import Evaluation
-from rankwise.spec.tasks import CHOSEN, LIKELIHOOD, TaskSpec, is_running_text
+from rankwise.config.tasks import CHOSEN, LIKELIHOOD, TaskConfig, is_running_text
+from rankwise.runs.evaluations import Evaluation
 
 NAMES = {
     "tokenizer": "tokenizer", "template": "chat template", "system": "system message", "chat": "use of the template",
@@ -36,5 +36,5 @@ def _depends_on(metric: str, a: Evaluation, b: Evaluation) -> tuple[str, ...]:
 
 def _setting(evaluation: Evaluation, name: str) -> Any:
     """Defaults of a task are not written down."""
-    default = TaskSpec.model_fields[name].get_default() if name in TaskSpec.model_fields else None
+    default = TaskConfig.model_fields[name].get_default() if name in TaskConfig.model_fields else None
     return evaluation.settings.get(name, default)

@@ -3,7 +3,7 @@
 Named `lm-eval:NAME`, for one of its own. It hands over what each item scored, so intervals and comparisons are those of
 every other task. Its tasks may fetch their data from the hub, which is why one has to be asked for by name. A file of a
 user's is not handed over: lm-eval renders whatever stands in it as a jinja2 template outside of any sandbox, and so
-runs any code of whoever wrote the file. Our own task files (spec/tasks.py) ask the same questions and run nothing.
+runs any code of whoever wrote the file. Our own task files (config/tasks.py) ask the same questions and run nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from rankwise.errors import EvaluationError, ResourceError, SpecError, did_you_mean, first_line, is_out_of_memory
+from rankwise.config.tasks import OF_LM_EVAL
+from rankwise.errors import ConfigError, EvaluationError, ResourceError, did_you_mean, first_line, is_out_of_memory
 from rankwise.evaluation.intervals import scores
 from rankwise.models.loaded import LoadedModel
-from rankwise.run.evaluations import Sample, Scores, Side
-from rankwise.run.records import Announce, Said
-from rankwise.spec.tasks import OF_LM_EVAL
+from rankwise.runs.evaluations import Sample, Scores, Side
+from rankwise.runs.records import Announce, Said
 
 PREFIX = "lm-eval:"
 KNOWN = {"acc_norm": "accuracy", "acc": "accuracy_unnormalised", "exact_match": "exact"}
@@ -47,7 +47,7 @@ class HarnessTask:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.asked) or self.asked.lower().endswith(FILES):
-            raise SpecError(
+            raise ConfigError(
                 [
                     f'"{PREFIX}{self.asked}": a task of lm-eval is asked for by its name alone, for in a file of its '
                     "kind anything would be run as code. Write it as a task file of ours (task, data, ask, score; "
@@ -85,7 +85,7 @@ class HarnessTask:
         """By task."""
         evaluate, wrap, manager = _harness(self.asked)
         if self.asked not in manager.all_tasks:
-            raise SpecError([f'lm-eval has no task "{self.asked}".{did_you_mean(self.asked, manager.all_tasks)}'])
+            raise ConfigError([f'lm-eval has no task "{self.asked}".{did_you_mean(self.asked, manager.all_tasks)}'])
         try:
             harness = wrap(pretrained=model.module, tokenizer=model.tokenizer.hub, batch_size=self.together)
             return evaluate(
@@ -145,5 +145,5 @@ def _harness(asked: str) -> tuple[Any, Any, Any]:
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise SpecError([f"{PREFIX}{asked} needs lm-eval: pip install 'rankwise[lm-eval]'."]) from None
+        raise ConfigError([f"{PREFIX}{asked} needs lm-eval: pip install 'rankwise[lm-eval]'."]) from None
     return simple_evaluate, HFLM, TaskManager()

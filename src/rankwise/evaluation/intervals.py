@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rankwise.evaluation.metrics import METRICS, Metric, Sums, share
-from rankwise.run.evaluations import LEVEL, Difference, Measured, Scores, Verdict
+from rankwise.runs.evaluations import LEVEL, Difference, Measured, Scores, Verdict
 
 RESAMPLES, SEED = 2000, 0
 QUANTILE = 1.959963984540054

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from rankwise.data.batches import asked, collate
-from rankwise.data.tokens import Tokens
 from rankwise.errors import EvaluationError
-from rankwise.models.causal import SupervisedLogits
-from rankwise.run.records import Announce, Progressed, silent
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.runs.records import Announce, Progressed, silent
+from rankwise.text.tokenize import Tokens
 
 LOGITS = 100_000_000
 """Numbers that are held at a time."""

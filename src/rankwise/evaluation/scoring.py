@@ -14,17 +14,17 @@ from itertools import accumulate, pairwise, product
 import numpy as np
 import regex
 
+from rankwise.config.generation import GenerationConfig
+from rankwise.config.tasks import LIKELIHOOD, TaskConfig
 from rankwise.errors import DataError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
-from rankwise.evaluation.items import Item
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.metrics import class_row, rating_rows, rows_of, searched, unfit
-from rankwise.models.generation import answers_in_turn
+from rankwise.evaluation.requests import Item
+from rankwise.inference.generate import answers_in_turn
 from rankwise.models.loaded import LoadedModel
-from rankwise.run.evaluations import Side
-from rankwise.run.records import Announce, Progressed
-from rankwise.spec.generation import GenerationSpec
-from rankwise.spec.tasks import LIKELIHOOD, TaskSpec
+from rankwise.runs.evaluations import Side
+from rankwise.runs.records import Announce, Progressed
 
 Rows = list[list[float]]
 UNNORMALISED = "_unnormalised"
@@ -35,7 +35,7 @@ CUT = " \u2026"
 
 
 def side(
-    task: TaskSpec, items: Sequence[Item], model: LoadedModel, announce: Announce, *, together: int, who: str
+    task: TaskConfig, items: Sequence[Item], model: LoadedModel, announce: Announce, *, together: int, who: str
 ) -> Side:
     """All scores of a task. `together` prompts are answered at once; `who` is the model, for whoever waits."""
     began = time.perf_counter()
@@ -55,12 +55,12 @@ def side(
     )
 
 
-def _in_order(task: TaskSpec) -> list[str]:
+def _in_order(task: TaskConfig) -> list[str]:
     return [metric for score in task.score for metric in (score, f"{score}{UNNORMALISED}")]
 
 
 def _by_likelihood(
-    task: TaskSpec, items: Sequence[Item], model: LoadedModel, announce: Announce, what: str
+    task: TaskConfig, items: Sequence[Item], model: LoadedModel, announce: Announce, what: str
 ) -> dict[str, Rows]:
     documents = [document for item in items for document in item.documents]
     places = [item.where for item in items for _ in item.documents]
@@ -113,7 +113,7 @@ def answers(
 ) -> list[str]:  # fmt: skip
     """What the model writes, in the order of the items; with `until_wrong` only as long as it can still become one of
     the references. An answer that is cut so ends with CUT."""
-    prompts, spec = [item.given for item in items], GenerationSpec(max_new_tokens=most, repetition_check=False)
+    prompts, spec = [item.given for item in items], GenerationConfig(max_new_tokens=most, repetition_check=False)
     try:
         written = answers_in_turn(
             model, prompts, spec, together, lambda done: announce(Progressed(what, done, len(prompts), "answers")),
@@ -137,13 +137,13 @@ def is_wrong(beginning: str, item: Item) -> bool:
     return not any(reference.strip().startswith(begun) for reference in item.references)
 
 
-def _rows(metric: str, written: Sequence[str], items: Sequence[Item], task: TaskSpec) -> Rows:
+def _rows(metric: str, written: Sequence[str], items: Sequence[Item], task: TaskConfig) -> Rows:
     if metric == "pearson":
         return rating_rows(written, [item.wanted for item in items])
     return rows_of(metric, written, [item.references for item in items], task.pattern)
 
 
-def refuse_unfit(task: TaskSpec, items: Sequence[Item]) -> None:
+def refuse_unfit(task: TaskConfig, items: Sequence[Item]) -> None:
     """What is wanted must be what the metrics compare; asked before a model works on it."""
     shared = [score for score in task.score if score in ("f1", "matthews")]
     if shared and not same_choices(items):

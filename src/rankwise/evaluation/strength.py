@@ -1,7 +1,7 @@
 """Gain against forgetting as a change of a model is turned up from nothing.
 
 At each strength s the model is W + s (W' - W): between the base (0) and what was trained (1), and beyond. It is
-measured on its task, in nats per learned token, and on text that it was not trained on (retention.py). The strength
+measured on its task, in nats per learned token, and on text that it was not trained on (forgetting.py). The strength
 that is recommended is the smallest of those measured, up to 1, that keeps 95 % of the largest gain any of them has:
 
     loss(0) - loss(s)  >=  0.95 max over t <= 1 of (loss(0) - loss(t))
@@ -18,14 +18,14 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
+from rankwise.evaluation.base_and_tuned import Forward, Sides
+from rankwise.evaluation.forgetting import change_of, compared, kl_of
 from rankwise.evaluation.intervals import difference, measured
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.retention import change_of, compared, kl_of
-from rankwise.evaluation.sides import Forward, Sides
 from rankwise.evaluation.text import Text
-from rankwise.run.evaluations import Difference, StrengthCurve, StrengthPoint
-from rankwise.run.manifest import now
-from rankwise.run.records import Announce, silent
+from rankwise.runs.evaluations import Difference, StrengthCurve, StrengthPoint
+from rankwise.runs.manifest import now
+from rankwise.runs.records import Announce, silent
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5)
 KEPT = 0.95

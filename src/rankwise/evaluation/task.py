@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rankwise.evaluation.items import Items
+from rankwise.config.tasks import TaskConfig
+from rankwise.evaluation.requests import Items
 from rankwise.evaluation.scoring import refuse_unfit, side
 from rankwise.models.loaded import LoadedModel
-from rankwise.run.evaluations import Sample, Side
-from rankwise.run.records import Announce
-from rankwise.spec.tasks import TaskSpec
+from rankwise.runs.evaluations import Sample, Side
+from rankwise.runs.records import Announce
 
 SAMPLES = 20
 
@@ -60,7 +60,7 @@ class Task(Protocol):
 class OwnTask:
     """`together` answers are written at once. What cannot be scored is refused when it is made."""
 
-    spec: TaskSpec
+    spec: TaskConfig
     items: Items
     together: int
 

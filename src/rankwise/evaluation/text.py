@@ -25,16 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankwise.data.example import BREAK
+from rankwise.config.data import DataConfig
 from rankwise.data.files import SUFFIXES
 from rankwise.data.hub import HUB
 from rankwise.data.sources import open_source
-from rankwise.data.tokens import prompt_ids
 from rankwise.errors import DataError, together
 from rankwise.models.loaded import LoadedModel
-from rankwise.run.receipt import Receipt
-from rankwise.run.writing import sha256_of
-from rankwise.spec.data import DataSpec
+from rankwise.runs.data_report import DataReport
+from rankwise.system.files import sha256_of
+from rankwise.text.example import BREAK
+from rankwise.text.tokenize import prompt_ids
 
 BLOCKS, LENGTH = 32, 512
 LARGEST = 4_000_000
@@ -121,7 +121,7 @@ def read_text(source: str) -> Written:
 
 
 def _of_rows(source: str) -> Written:
-    spec = DataSpec(path=source, format="text")
+    spec = DataConfig(path=source, format="text")
     reading = open_source(spec, spec.all_sources[0])
     texts: list[str] = []
     size = 0
@@ -141,9 +141,9 @@ def _limited(name: str, text: str, origins: tuple[str, ...]) -> Written:
     return Written(f"the first {LARGEST:,} characters of {name}", text[:LARGEST], origins)
 
 
-def refuse_trained_on(text: Text, receipt: Receipt) -> None:
+def refuse_trained_on(text: Text, data_report: DataReport) -> None:
     """What a run has learned says nothing of what it forgot."""
-    shared = [file.name for file in receipt.files if file.sha256 in text.origins]
+    shared = [file.name for file in data_report.files if file.sha256 in text.origins]
     if shared:
         raise DataError(
             f"{shared[0]} is among the data of the run, so that it cannot tell what the model has forgotten. "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rankwise.kernels.entrance import Entrance
+from rankwise.kernels.prologue import Entrance
 
 
 @dataclass(frozen=True)

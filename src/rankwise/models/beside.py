@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import AdapterError, some
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.foreign import read_json
-from rankwise.run.writing import sha256_of, write_atomic
+from rankwise.system.files import sha256_of, write_atomic
+from rankwise.system.foreign_json import read_json
+from rankwise.text.tokenizer import HubTokenizer
 
 LARGEST_TEMPLATE, LARGEST_TOKENIZER = 1_000_000, 100_000_000
 """Bytes."""

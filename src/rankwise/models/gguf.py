@@ -17,9 +17,9 @@ from typing import Any
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.models.quiet import hush
-from rankwise.run.cache import SOURCE, cache_folder
-from rankwise.run.records import Announce, Said, Warned
-from rankwise.run.writing import need_space, published, sha256_of, write_json
+from rankwise.runs.records import Announce, Said, Warned
+from rankwise.system.cache import SOURCE, cache_folder
+from rankwise.system.files import need_space, published, sha256_of, write_json
 
 MAGIC = b"GGUF"
 

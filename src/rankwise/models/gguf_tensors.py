@@ -12,11 +12,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.base import shown
 from rankwise.errors import ModelError, some
 from rankwise.planning.architectures.known import shape_of_config
 from rankwise.planning.gguf_config import FAMILIES, NOT_OF_THE_MODEL, config_of_gguf
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
-from rankwise.spec.spec import shown
 
 LISTED = 4
 """Tensors that one message names."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ModelError, RemoteCodeError, some
-from rankwise.run.foreign import read_json as read_json
-from rankwise.run.writing import sha256_of
+from rankwise.system.files import sha256_of
+from rankwise.system.foreign_json import read_json as read_json
 
 
 def inspect_folder(folder: Path, *, trusted: bool = False) -> None:

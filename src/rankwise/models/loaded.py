@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from rankwise.models.chat_templates import ChatTemplate
+from rankwise.config.models import ModelConfig
 from rankwise.models.inspection import fingerprint
 from rankwise.models.precision import Precision
 from rankwise.models.sources import Source
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.manifest import BaseModelFacts
-from rankwise.spec.models import ModelSpec
+from rankwise.runs.manifest import BaseModelFacts
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LoadedModel:
     tokenizer: HubTokenizer
     template: ChatTemplate
     """How conversations are written: the model's own, unless a recipe or a run says otherwise."""
-    spec: ModelSpec
+    spec: ModelConfig
     source: Source
     precision: Precision
     width: int

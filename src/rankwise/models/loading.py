@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import rankwise.models.quiet as quiet
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, first_line, is_out_of_memory
-from rankwise.models.chat_templates import ChatTemplate
 from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
-from rankwise.models.tokenizer import HubTokenizer
-from rankwise.run.integrity import check_folder
-from rankwise.run.records import Announce, Warned, silent
-from rankwise.spec.models import ModelSpec
+from rankwise.runs.integrity import check_folder
+from rankwise.runs.records import Announce, Warned, silent
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
 
 
-def load(model: ModelSpec | str, announce: Announce = silent) -> LoadedModel:
+def load(model: ModelConfig | str, announce: Announce = silent) -> LoadedModel:
     """Load a base model by starter name, hub id, folder or GGUF file. What a run made must be what training wrote."""
-    spec = model if isinstance(model, ModelSpec) else ModelSpec(name=model)
+    spec = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
     check_folder(Path(spec.name).expanduser(), announce)
     return load_unchecked(spec, announce)
 
 
-def load_unchecked(spec: ModelSpec, announce: Announce = silent) -> LoadedModel:
+def load_unchecked(spec: ModelConfig, announce: Announce = silent) -> LoadedModel:
     precision = choose_precision(spec)
     source = find(spec, announce)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
@@ -69,7 +69,7 @@ def _module(source: Source, dtype: Any, trusted: bool, announce: Announce) -> An
     return module
 
 
-def load_tokenizer(spec: ModelSpec, announce: Announce = silent) -> tuple[HubTokenizer, str, int | None]:
+def load_tokenizer(spec: ModelConfig, announce: Announce = silent) -> tuple[HubTokenizer, str, int | None]:
     """The tokenizer without the weights, the model's name, and the length of its context."""
     source = find(spec, announce)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
-from rankwise.spec.models import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Precision:
     why: str
 
 
-def choose_precision(spec: ModelSpec) -> Precision:
+def choose_precision(spec: ModelConfig) -> Precision:
     device = torch.device(_device(spec.device))
     able, why = computes_bfloat16(device)
     if spec.dtype != "auto":

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from rankwise.models.chat_templates import ChatTemplate
+from rankwise.config.models import ModelConfig
 from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sources import find
-from rankwise.run.records import Announce
-from rankwise.run.writing import write_json
-from rankwise.spec.models import ModelSpec
+from rankwise.runs.records import Announce
+from rankwise.system.files import write_json
+from rankwise.text.chat_template import ChatTemplate
 
 _MARK = re.compile(r"\{%-?\+?\s*(?:end)?generation\s*-?\+?%\}")
 
@@ -34,7 +34,7 @@ def numbers_in(folder: Path) -> Counter[str]:
     return counts
 
 
-def stored_as(spec: ModelSpec, announce: Announce) -> tuple[torch.dtype, int]:
+def stored_as(spec: ModelConfig, announce: Announce) -> tuple[torch.dtype, int]:
     """The number format that most of a model's weights have in its files, and how many numbers there are."""
     counts = numbers_in(find(spec, announce).folder)
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)

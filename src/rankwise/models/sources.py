@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
 from rankwise.models.gguf import converted
 from rankwise.models.inspection import inspect_folder, read_json, refuse_vision
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
-from rankwise.run.cache import cache_folder, mark_used
-from rankwise.run.hub import could_be_hub_id, hub_answers, is_offline
-from rankwise.run.records import Announce, Said
-from rankwise.run.writing import told_when_full
-from rankwise.spec.models import ModelSpec
+from rankwise.runs.records import Announce, Said
+from rankwise.system.cache import cache_folder, mark_used
+from rankwise.system.files import told_when_full
+from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 UNUSED = ["consolidated*", "*/*"]
@@ -50,14 +50,14 @@ class Source:
         return cls(folder, name, f"hub, commit {folder.name[:12]}", folder.name)
 
 
-def find(spec: ModelSpec, announce: Announce) -> Source:
+def find(spec: ModelConfig, announce: Announce) -> Source:
     source = _find(spec, announce)
     mark_used(source.folder)
     inspect_folder(source.folder, trusted=spec.trust_code is not None and spec.trust_code == source.commit)
     return source
 
 
-def _find(spec: ModelSpec, announce: Announce) -> Source:
+def _find(spec: ModelConfig, announce: Announce) -> Source:
     path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
     if spec.name in STARTERS and spec.revision is None:
         return _starter(STARTERS[spec.name], announce)
@@ -84,7 +84,7 @@ def _starter(starter: Starter, announce: Announce) -> Source:
     folder = index_folder(starter)
     if folder is None:
         try:
-            hub = _in_hub_cache(starter.hub_id, None) or _from_hub(ModelSpec(name=starter.hub_id), announce)
+            hub = _in_hub_cache(starter.hub_id, None) or _from_hub(ModelConfig(name=starter.hub_id), announce)
             why = "The hub cannot be reached"
         except ModelError as error:
             hub, why = None, str(error).rstrip(".")
@@ -95,7 +95,7 @@ def _starter(starter: Starter, announce: Announce) -> Source:
     return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")
 
 
-def _refuse_known_vision(spec: ModelSpec) -> None:
+def _refuse_known_vision(spec: ModelConfig) -> None:
     """Before weights are fetched, where a plan has left the config here."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -130,7 +130,7 @@ def _shards_are_there(folder: Path) -> bool:
     return all((folder / str(shard)).is_file() for shard in set(read_json(index).get("weight_map", {}).values()))
 
 
-def _from_hub(spec: ModelSpec, announce: Announce) -> Path | None:
+def _from_hub(spec: ModelConfig, announce: Announce) -> Path | None:
     """The downloaded folder, or None where the hub cannot be reached; what it answers otherwise is told."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from rankwise.errors import ModelError
 from rankwise.models.gguf import converted
-from rankwise.run.cache import cache_folder, marked_folder
-from rankwise.run.records import Announce, Progressed
-from rankwise.run.writing import need_space, sha256_of, told_when_full, write_atomic
+from rankwise.runs.records import Announce, Progressed
+from rankwise.system.cache import cache_folder, marked_folder
+from rankwise.system.files import need_space, sha256_of, told_when_full, write_atomic
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.planning.rows import PlannedRows
-from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
-from rankwise.spec.data import DataSpec
-from rankwise.spec.training import TrainingSpec
 
 SCHULMAN = 'Schulman et al. 2025, "LoRA Without Regret", thinkingmachines.ai/blog/lora'
 BIDERMAN = 'Biderman et al. 2024, "LoRA Learns Less and Forgets Less", arXiv 2405.09673'
@@ -49,9 +49,9 @@ class Advice:
 class Asked:
     """A training as it was asked for, with what a plan found of it."""
 
-    adapter: LoraSpec | AdaLoraSpec | FullSpec
-    training: TrainingSpec
-    data: DataSpec
+    adapter: LoraConfig | AdaLoraConfig | FullConfig
+    training: TrainingConfig
+    data: DataConfig
     rows: PlannedRows
     width: int
     parameters: int
@@ -65,7 +65,7 @@ class Asked:
 
     @property
     def adapts(self) -> bool:
-        return not isinstance(self.adapter, FullSpec)
+        return not isinstance(self.adapter, FullConfig)
 
     @property
     def bits(self) -> float:
@@ -78,7 +78,7 @@ class Asked:
 
     @property
     def setting(self) -> str:
-        return "adapter.rank" if isinstance(self.adapter, LoraSpec) else "adapter.budget"
+        return "adapter.rank" if isinstance(self.adapter, LoraConfig) else "adapter.budget"
 
     @property
     def passes(self) -> float:
@@ -132,7 +132,7 @@ def _rate(asked: Asked) -> Advice | None:
     if asked.training.learning_rate == "auto":
         return None
     method = asked.adapter.method
-    given, auto = asked.training.learning_rate, TrainingSpec().highest_rate(asked.width, method)
+    given, auto = asked.training.learning_rate, TrainingConfig().highest_rate(asked.width, method)
     change = ("training.learning_rate", "auto")
     sums = f"{given:g} is {given / auto:.2g} times what auto is at width {asked.width:,}, {auto:.2g}"
     if asked.adapts and given >= HIGH * auto:

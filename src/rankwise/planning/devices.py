@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rankwise.errors import SpecError, did_you_mean
+from rankwise.errors import ConfigError, did_you_mean
 
 Kind = Literal["datacentre", "consumer", "apple", "processor"]
 GIB = 1024**3
@@ -161,11 +161,11 @@ def find_device(name: str) -> Device:
     if len(fitting) == 1:
         return DEVICES[fitting[0]]
     if fitting:
-        raise SpecError([f'"{name}" is sold with several sizes of memory; say which: {" or ".join(fitting)}.'])
+        raise ConfigError([f'"{name}" is sold with several sizes of memory; say which: {" or ".join(fitting)}.'])
     if plain in APPLE:
-        raise SpecError([f'"{name}" is sold with several sizes of memory; say which, as {plain}-16gb.'])
+        raise ConfigError([f'"{name}" is sold with several sizes of memory; say which, as {plain}-16gb.'])
     known = ", ".join(DEVICES)
-    raise SpecError([f'"{name}" is no device that is known here.{did_you_mean(plain, DEVICES)} Known are {known}.'])
+    raise ConfigError([f'"{name}" is no device that is known here.{did_you_mean(plain, DEVICES)} Known are {known}.'])
 
 
 def with_memory(device: Device, memory: int) -> Device:

@@ -102,12 +102,12 @@ def remedies(made: Forecast, room: int, changes: Changes) -> list[Remedy]:
 def _tried(made: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
     job, blocks, amount = made.job, _blocks(made), changes.amount
     if 0 < (tokens := most_at_once(made, room, amount, job.recomputed)) < job.tokens:
-        yield from _with(made, changes, (f"training.micro_batch_tokens={tokens}",), "the same result, in more pieces")
+        yield from _with(made, changes, (f"training.max_batch_tokens={tokens}",), "the same result, in more pieces")
     twice = least_recomputed(made, room)
     if twice is not None and twice > job.recomputed and not changes.auto:
-        yield from _with(made, changes, (f"training.recomputed_blocks={twice}",), "the same result")
+        yield from _with(made, changes, (f"training.activation_checkpointing={twice}",), "the same result")
     if twice is None and 0 < (least := most_at_once(made, room, amount, blocks)) < job.tokens:
-        settings = (f"training.recomputed_blocks={blocks}", f"training.micro_batch_tokens={least}")
+        settings = (f"training.activation_checkpointing={blocks}", f"training.max_batch_tokens={least}")
         yield from _with(made, changes, settings, "the same result, in more pieces")
     yield from _others(made, changes)
 

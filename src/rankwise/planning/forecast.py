@@ -1,6 +1,6 @@
 """What one training would hold and compute: the job that a method, a model, rows and a device come to.
 
-The largest micro-batch decides the memory. Rows of a step lie in it up to `micro_batch_tokens`, a longer document
+The largest micro-batch decides the memory. Rows of a step lie in it up to `max_batch_tokens`, a longer document
 alone; a step that has less is one micro-batch, of as many tokens as the fullest step is likely to have.
 """
 
@@ -11,6 +11,9 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.matching import layer_number
+from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import Form
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Place, memory_of
@@ -18,9 +21,6 @@ from rankwise.planning.operations import Load, Operations, mean_rank_factor, ope
 from rankwise.planning.parameters import Parameters, parameters_of
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.shape import ModelShape
-from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
-from rankwise.spec.matching import layer_number
-from rankwise.spec.training import TrainingSpec
 
 FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox", "gpt2"})
 """Families that have a fast form on a processor (models/decoders); a test compares both."""
@@ -28,7 +28,7 @@ DEVIATIONS = 2.5
 """By how many standard deviations the fullest step of a run has more tokens than the mean one."""
 OF_SHARE = 0.25
 """By how much documents differ in the share that is learned, as one standard deviation: 0.23 of Dolly's."""
-Adapting = LoraSpec | AdaLoraSpec | FullSpec
+Adapting = LoraConfig | AdaLoraConfig | FullConfig
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Forecast:
         return self.memory.peak
 
 
-def at_once(rows: PlannedRows | None, training: TrainingSpec, limit: int) -> AtOnce:
+def at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
     """Without rows: a full micro-batch in which every token is learned, of documents as long as may be."""
-    most = training.micro_batch_tokens
+    most = training.max_batch_tokens
     if rows is None or not rows.lengths:
         tokens = max(1, min(most, limit * training.batch_size))
         return AtOnce(tokens, tokens, min(limit, tokens))
@@ -80,24 +80,24 @@ def at_once(rows: PlannedRows | None, training: TrainingSpec, limit: int) -> AtO
     return replace(found, learned=found.learned_of(tokens))
 
 
-def form_of(shape: ModelShape, spec: Adapting, training: TrainingSpec, device: Device) -> Form:
-    fast = device.kind == "processor" and shape.family in FAST and not isinstance(spec, FullSpec)
+def form_of(shape: ModelShape, spec: Adapting, training: TrainingConfig, device: Device) -> Form:
+    fast = device.kind == "processor" and shape.family in FAST and not isinstance(spec, FullConfig)
     return "fast" if fast and not training.plain else "plain"
 
 
 def forecast(
-    shape: ModelShape, spec: Adapting, training: TrainingSpec, device: Device, dtype: str, amount: AtOnce,
+    shape: ModelShape, spec: Adapting, training: TrainingConfig, device: Device, dtype: str, amount: AtOnce,
     counted: Parameters | None = None,
 ) -> Forecast:  # fmt: skip
     """`dtype` is what the base is held in; a whole model that learns is held in float32. `counted` saves counting."""
     counted = counted or parameters_of(shape, spec)
     form = form_of(shape, spec, training, device)
-    asked, blocks = training.recomputed_blocks, shape.stacks[-1].count
+    asked, blocks = training.activation_checkpointing, shape.stacks[-1].count
     ranks = ranks_by_block(counted)
     numbers = [block for block in ranks if block is not None]
     lowest = min(numbers) if numbers and len(numbers) == len(ranks) else 0
     job = Job(
-        method=spec.method, form=form, dtype="float32" if isinstance(spec, FullSpec) else dtype,
+        method=spec.method, form=form, dtype="float32" if isinstance(spec, FullConfig) else dtype,
         trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},
         tokens=amount.tokens, learned=amount.learned, longest=amount.longest, lowest=lowest,
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest),
@@ -117,10 +117,10 @@ def ranks_by_block(counted: Parameters) -> dict[int | None, float]:
 def operations_of(made: Forecast, load: Load) -> Operations:
     """Of AdaLoRA with the ranks that it has on average over a run."""
     spec, blocks = made.spec, max(1, made.shape.stacks[-1].count)
-    if isinstance(spec, FullSpec):
+    if isinstance(spec, FullConfig):
         ranks = None
     else:
-        share = mean_rank_factor(spec) / spec.initial if isinstance(spec, AdaLoraSpec) else 1.0
+        share = mean_rank_factor(spec) / spec.initial if isinstance(spec, AdaLoraConfig) else 1.0
         ranks = {planned.layer.path: share * sum(planned.ranks) for planned in made.parameters.adapted}
     fast = made.job.form == "fast"
     return operations(made.shape, load, ranks, recomputed=made.job.recomputed / blocks, trimmed=fast)

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.base import shown
 from rankwise.errors import ModelError
 from rankwise.planning.architectures.known import shape_of_config
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 from rankwise.planning.shape import ModelShape
-from rankwise.spec.spec import shown
 
 FAMILIES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text",

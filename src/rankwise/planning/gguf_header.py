@@ -15,8 +15,8 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rankwise.config.base import shown
 from rankwise.errors import ModelError
-from rankwise.spec.spec import shown
 
 MAGIC = b"GGUF"
 MOST_SETTINGS, MOST_TENSORS, MOST_ITEMS = 10_000, 100_000, 1_000_000

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from rankwise.errors import SpecError
+from rankwise.errors import ConfigError
 from rankwise.planning.devices import GIB, RESERVED, Device, find_device, with_memory
-from rankwise.run.manifest import processor_name, usable_cores
-from rankwise.run.memory import available_memory
+from rankwise.runs.manifest import processor_name, usable_cores
+from rankwise.system.memory import available_memory
 
 CPUINFO = Path("/proc/cpuinfo")
 HIGHEST_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
@@ -120,7 +120,7 @@ def read_cards(text: str) -> list[Device]:
         total, free = (int(amount) * 1024**2 for amount in memory)
         try:
             known = find_device(f"{name}-{round(total / GIB)}gb" if re.search(r"A100|V100", name) else name)
-        except SpecError:
+        except ConfigError:
             known = Device(name, "consumer", total, RESERVED["consumer"], None, None, None, "nvidia-smi")
         cards.append(with_memory(known, min(total, free + known.reserved)))
     return cards
@@ -132,7 +132,7 @@ def _mac() -> Device | None:
     chip = _answer(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]).strip()
     try:
         return find_device(f"{chip}-{round(psutil.virtual_memory().total / GIB)}gb")
-    except SpecError:
+    except ConfigError:
         return None
 
 

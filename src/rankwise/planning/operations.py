@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from rankwise.config.adapters import AdaLoraConfig
 from rankwise.planning.order import BELOW, MULTIPLIES, READS, Place, Placed, core, placed
 from rankwise.planning.shape import Blocks, Layer, ModelShape
-from rankwise.spec.adapters import AdaLoraSpec
 
 BACKWARD_OF_ATTENTION = 2.5
 
@@ -172,7 +172,7 @@ class _Count:
         return 2.0 * size * self.load.supervised, 2.0 * self.rank(layer) * _ends(layer) * self.load.supervised
 
 
-def mean_rank_factor(spec: AdaLoraSpec) -> float:
+def mean_rank_factor(spec: AdaLoraConfig) -> float:
     """The mean rank that AdaLoRA computes with over a run, as a multiple of its budget: what it starts with until the
     ranks are decided, and from then on what is kept, if the rest is taken out."""
     return spec.initial * (1 - spec.final) + spec.final if spec.shrink else spec.initial

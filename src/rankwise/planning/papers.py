@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.planning.parameters import Parameters
-from rankwise.spec.adapters import AdaLoraSpec, LoraSpec
 
 GPT3_SAID = 175_255_800_000
 """Parameters of GPT-3 as LoRA's paper gives them, against which "10,000 times fewer" is 9,285 times at r = 4."""
@@ -32,13 +32,13 @@ class PaperRow:
     table: str
     model: str
     """As the list of plans calls it."""
-    spec: LoraSpec | AdaLoraSpec
+    spec: LoraConfig | AdaLoraConfig
     said: str
     remark: str = ""
 
     @property
     def rank(self) -> str:
-        return str(self.spec.rank) if isinstance(self.spec, LoraSpec) else self.spec.budget
+        return str(self.spec.rank) if isinstance(self.spec, LoraConfig) else self.spec.budget
 
     def ours(self, counted: Parameters) -> str:
         """Of AdaLoRA, what the same rank everywhere would be: the real number lies about it."""
@@ -59,17 +59,19 @@ class PaperRow:
 
 
 def _lora(table: str, model: str, targets: tuple[str, ...], rank: int, said: str, remark: str = "") -> PaperRow:
-    return PaperRow("LoRA", table, model, LoraSpec(rank=rank, targets=targets), said, remark)
+    return PaperRow("LoRA", table, model, LoraConfig(rank=rank, targets=targets), said, remark)
 
 
 def _adalora(table: str, model: str, budget: str, said: str, remark: str = "", *, initial: float = 1.5) -> PaperRow:
     targets = ALL_SIX if model.startswith("deberta") else ("all-linear",)
-    return PaperRow("AdaLoRA", table, model, AdaLoraSpec(budget=budget, initial=initial, targets=targets), said, remark)
+    return PaperRow(
+        "AdaLoRA", table, model, AdaLoraConfig(budget=budget, initial=initial, targets=targets), said, remark
+    )
 
 
 def _lora_beside(table: str, model: str, rank: int, said: str, remark: str = "") -> PaperRow:
     targets = ALL_SIX if model.startswith("deberta") else ("all-linear",)
-    return PaperRow("AdaLoRA", table, model, LoraSpec(rank=rank, targets=targets), said, remark)
+    return PaperRow("AdaLoRA", table, model, LoraConfig(rank=rank, targets=targets), said, remark)
 
 
 ROWS: tuple[PaperRow, ...] = (

@@ -4,7 +4,7 @@
     AdaLoRA   R (I + O + 1) of each layer, or of each part of a fused one, of the R that it begins with;
               at the end as many triplets are left as the budget says, each I + O in the file
 
-The layers are those that `rankwise.inject` would take: the rule is the same one (spec/matching.py).
+The layers are those that `rankwise.inject` would take: the rule is the same one (config/matching.py).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.budget import BYTES_OF_FILE, BYTES_OF_NAMES, Budget, budget_of, initial_rank
+from rankwise.config.matching import Modules, Seen, matched_paths, ranks_and_scales
 from rankwise.planning.adapter_file import size_of_file
 from rankwise.planning.shape import Layer, ModelShape
-from rankwise.spec.adapters import AdaLoraSpec, FullSpec, LoraSpec
-from rankwise.spec.budget import BYTES_OF_FILE, BYTES_OF_NAMES, Budget, budget_of, initial_rank
-from rankwise.spec.matching import Modules, Seen, matched_paths, ranks_and_scales
 
 NAMES = {"linear": "Linear", "conv1d": "Conv1D", "conv2d": "Conv2d", "embedding": "Embedding"}
 
@@ -89,13 +89,13 @@ class Parameters:
         return {leaf: (layers[leaf], trainable[leaf]) for leaf in layers}
 
 
-def parameters_of(shape: ModelShape, spec: LoraSpec | AdaLoraSpec | FullSpec) -> Parameters:
-    if isinstance(spec, FullSpec):
+def parameters_of(shape: ModelShape, spec: LoraConfig | AdaLoraConfig | FullConfig) -> Parameters:
+    if isinstance(spec, FullConfig):
         return Parameters(spec.method, shape.parameters, shape.parameters, (), 0, None, None, exact=True)
     paths = matched_paths(seen(shape), spec)
     by_path = {layer.path: layer for layer in shape.layers}
     layers = [by_path[path] for path in paths]
-    return _lora(shape, spec, layers) if isinstance(spec, LoraSpec) else _adalora(shape, spec, layers)
+    return _lora(shape, spec, layers) if isinstance(spec, LoraConfig) else _adalora(shape, spec, layers)
 
 
 def seen(shape: ModelShape) -> Modules:
@@ -116,7 +116,7 @@ def seen(shape: ModelShape) -> Modules:
     return modules
 
 
-def _lora(shape: ModelShape, spec: LoraSpec, layers: list[Layer]) -> Parameters:
+def _lora(shape: ModelShape, spec: LoraConfig, layers: list[Layer]) -> Parameters:
     asked = ranks_and_scales([layer.path for layer in layers], spec)
     adapted = tuple(
         PlannedLayer(layer, (rank,), rank * (layer.inputs + layer.outputs) + (layer.outputs if spec.dora else 0))
@@ -130,7 +130,7 @@ def _lora(shape: ModelShape, spec: LoraSpec, layers: list[Layer]) -> Parameters:
     )  # fmt: skip
 
 
-def _adalora(shape: ModelShape, spec: AdaLoraSpec, layers: list[Layer]) -> Parameters:
+def _adalora(shape: ModelShape, spec: AdaLoraConfig, layers: list[Layer]) -> Parameters:
     parts = [layer.parts or (layer.outputs,) for layer in layers]
     places = [place for place, widths in enumerate(parts) for _ in widths]
     costs = [layers[place].inputs + layers[place].outputs for place in places]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rankwise.config.base import shown
 from rankwise.errors import ModelError, did_you_mean, first_line, some
 from rankwise.planning.architectures.known import shape_of_config
 from rankwise.planning.catalogue import BY_NAME, CATALOGUE, known_as
 from rankwise.planning.gguf_config import shape_of_gguf
 from rankwise.planning.shape import ModelShape
-from rankwise.run.foreign import read_json
-from rankwise.run.hub import could_be_hub_id, hub_answers, is_offline
-from rankwise.spec.spec import shown
+from rankwise.system.foreign_json import read_json
+from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
 
 CONFIG = "config.json"
 STARTERS = frozenset({"smollm2-135m"})

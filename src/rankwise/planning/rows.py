@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
+from rankwise.config.data import TooLong
+from rankwise.config.training import TrainingConfig
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.time import Step
-from rankwise.spec.data import TooLong
-from rankwise.spec.training import TrainingSpec
 
 NORMAL = 1.96
 """Standard errors on either side that hold 95 %."""
@@ -85,7 +85,7 @@ class PlannedRows:
         likely = self.tokens.likely
         return max(self.tokens.high - likely, likely - self.tokens.low) / likely if likely else 0.0
 
-    def steps(self, training: TrainingSpec) -> int:
+    def steps(self, training: TrainingConfig) -> int:
         return training.total_steps(max(1, round(self.documents.likely)))
 
     def shorter(self, limit: int) -> PlannedRows:
@@ -136,12 +136,12 @@ def without_held_out(rows: PlannedRows, held_out: int) -> PlannedRows:
     return rows.share(max(0.0, 1 - held_out / documents) if documents else 0.0)
 
 
-def average_step(made: Operations, rows: PlannedRows, training: TrainingSpec) -> Step:
+def average_step(made: Operations, rows: PlannedRows, training: TrainingConfig) -> Step:
     """Of all steps, where `made` are the operations of `rows.load`."""
     count = training.rows_per_step(max(1, round(rows.documents.likely)))
     each = count / max(1, len(rows.lengths))
     tokens = sum(rows.lengths) * each
-    return Step(made.total * each, tokens, max(1, math.ceil(tokens / training.micro_batch_tokens)))
+    return Step(made.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))
 
 
 def _kept(document: Drawn, limit: int, too_long: TooLong) -> Drawn:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from rankwise.reporting.figures import Panel, Sheet, chart
 from rankwise.reporting.markup import Markup, shown
 from rankwise.reporting.quantities import figure
-from rankwise.run.evaluations import StrengthCurve
-from rankwise.run.records import LossRecord, RankRecord, ScoreRecord, StepRecord
+from rankwise.runs.evaluations import StrengthCurve
+from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
 
 MOST_POINTS, LONGEST_NAME = 1200, 15
 LOG_FROM = 20.0

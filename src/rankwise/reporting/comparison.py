@@ -12,9 +12,9 @@ from rankwise.reporting.quality import chip, difference_cells, value
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import interval, recorded, share
 from rankwise.reporting.verdict import counted, primary
-from rankwise.run.comparisons import ComparedRetention, ComparedTask, Comparison, Differing
-from rankwise.run.evaluations import Retention
-from rankwise.run.opened import Candidate
+from rankwise.runs.comparisons import ComparedForgetting, ComparedTask, Comparison, Differing
+from rankwise.runs.evaluations import Forgetting
+from rankwise.runs.opened import Candidate
 
 
 def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Document:
@@ -24,7 +24,7 @@ def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Com
         ("base_model", "Base model", [one.base_model for one in comparisons]),
         ("environment", "Versions and machine", [one.made_with for one in comparisons]),
     )
-    made = [_quality(comparisons), _retention(candidates, comparisons), _losses(candidates),
+    made = [_quality(comparisons), _forgetting(candidates, comparisons), _losses(candidates),
             _cost(candidates, comparisons),
             *(_differing(key, title, candidates, found) for key, title, found in listed)]  # fmt: skip
     return Document(
@@ -62,7 +62,7 @@ def _sentence(one: Comparison) -> str:
         first, *rest = counts
         found = f"{one.b} is {first} than {one.a} on {'' if len(paired) == 1 else f'{counts[first]:,} of '}{where}"
         found += "".join(f", {'undecided' if kind == 'cannot tell' else kind} on {counts[kind]:,}" for kind in rest)
-    kept = one.retention.verdict if one.retention else None
+    kept = one.forgetting.verdict if one.forgetting else None
     moved = {"better": "less", "worse": "more"}.get(kept or "")
     return f"{found}; it moved {moved} from the base on other text" if moved else found
 
@@ -108,28 +108,28 @@ def _notes(one: Comparison) -> Markup:
     return joined([element("p", note, class_="about") for note in notes])
 
 
-def _retention(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Section | None:
-    if not any(one.retention for one in candidates):
+def _forgetting(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Section | None:
+    if not any(one.forgetting for one in candidates):
         return None
     first, *others = candidates
-    on_texts = {found.sha256: found for one in comparisons if one.retention and (found := one.retention.a)}
-    of_first = list(on_texts.values()) or [first.retention]
+    on_texts = {found.sha256: found for one in comparisons if one.forgetting and (found := one.forgetting.a)}
+    of_first = list(on_texts.values()) or [first.forgetting]
     rows: list[list[Content]] = [[first.name, *_moved(found), "\u2013", "compared with"] for found in of_first]
-    kept: dict[str, Retention | None] = {first.name: of_first[-1]}
+    kept: dict[str, Forgetting | None] = {first.name: of_first[-1]}
     for candidate, one in zip(others, comparisons, strict=True):
-        kept[candidate.name] = one.retention.b if one.retention else candidate.retention
-        rows.append([candidate.name, *_moved(kept[candidate.name]), *_judged(one.retention)])
+        kept[candidate.name] = one.forgetting.b if one.forgetting else candidate.forgetting
+        rows.append([candidate.name, *_moved(kept[candidate.name]), *_judged(one.forgetting)])
     heads = ("run", "moved (KL)", "text less likely by", "same likeliest token", "text", "difference of KL", "verdict")
     return Section(
-        "retention", "What they kept",
+        "forgetting", "What they kept",
         {name: found.summary() if found else None for name, found in kept.items()},
-        [table(heads, rows, words=(0, 4, 6), label="retention", lead=1, judged=True)],
+        [table(heads, rows, words=(0, 4, 6), label="forgetting", lead=1, judged=True)],
         about="KL(base || tuned) in nats per token, on text that is not among the files of the run. Better is what "
         "moved less, block by block; what learned less also moved less, so read it beside the quality.",
     )  # fmt: skip
 
 
-def _judged(found: ComparedRetention | None) -> list[Content]:
+def _judged(found: ComparedForgetting | None) -> list[Content]:
     if found is None:
         return ["\u2013", "\u2013"]
     moved = found.differences.get("kl")
@@ -137,7 +137,7 @@ def _judged(found: ComparedRetention | None) -> list[Content]:
     return [told, chip(found.verdict) if found.verdict else element("span", found.incomparable or "", class_="quiet")]
 
 
-def _moved(one: Retention | None) -> list[Content]:
+def _moved(one: Forgetting | None) -> list[Content]:
     if one is None:
         return ["not measured", "\u2013", "\u2013", "\u2013"]
     moved = f"{number(one.kl)} ({interval(one.low, one.high)})"

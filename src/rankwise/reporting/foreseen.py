@@ -7,7 +7,7 @@ from typing import Any
 from rankwise.reporting.document import paragraph, table
 from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import duration, size
-from rankwise.run.manifest import Forecasted, Manifest
+from rankwise.runs.manifest import Forecasted, Manifest
 
 
 def foreseen(manifest: Manifest) -> dict[str, Any] | None:

@@ -8,9 +8,9 @@ from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import plural
 from rankwise.reporting.rank_map import left_out, rank_map
-from rankwise.run.layers import rank_grid
-from rankwise.run.opened import OpenedRun
-from rankwise.run.records import LossRecord, RankRecord
+from rankwise.runs.layers import rank_grid
+from rankwise.runs.opened import OpenedRun
+from rankwise.runs.records import LossRecord, RankRecord
 
 
 def loss_section(run: OpenedRun) -> Section:
@@ -47,7 +47,7 @@ def loss_section(run: OpenedRun) -> Section:
 
 def _held_out(losses: list[LossRecord]) -> Markup:
     rows: list[list[Content]] = [
-        [f"{one.step:,}", number(one.loss), f"{one.supervised_tokens:,}", f"{one.documents:,}"] for one in losses
+        [f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.documents:,}"] for one in losses
     ]
     return table(("step", "loss", "learned tokens", "documents"), rows, label="held-out losses")
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from rankwise.config.experiment import Experiment
 from rankwise.errors import some
 from rankwise.reporting.document import Section, as_code, code, facts, folded, listed, paragraph, table
 from rankwise.reporting.foreseen import foreseen, foreseen_table
 from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import count, duration, plural, share, size
-from rankwise.run.manifest import Manifest, Results
-from rankwise.run.opened import OpenedRun
-from rankwise.run.receipt import Receipt
-from rankwise.spec.experiment import Experiment
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.manifest import Manifest, Results
+from rankwise.runs.opened import OpenedRun
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 16
@@ -27,53 +27,53 @@ SHOWN_ROWS = 20
 
 
 def data_section(run: OpenedRun) -> Section:
-    receipt, told = run.receipt, run.manifest.data
-    if receipt is None:
-        pairs = [("rows", count(told.rows)), ("form", told.format), ("learned tokens", count(told.supervised_tokens)),
+    data_report, told = run.data_report, run.manifest.data
+    if data_report is None:
+        pairs = [("rows", count(told.rows)), ("form", told.format), ("learned tokens", count(told.loss_tokens)),
                  ("sha256", told.sha256)]  # fmt: skip
         return Section(
-            "data", "Data", {"manifest": told.model_dump(), "receipt": None},
-            [paragraph("The receipt (receipt.json) is missing; this is what the manifest says."), facts(pairs)],
+            "data", "Data", {"manifest": told.model_dump(), "data_report": None},
+            [paragraph("The data report (data_report.json) is missing; this is what the manifest says."), facts(pairs)],
         )  # fmt: skip
-    blocks = [_warnings(receipt), _counts(receipt), _files(receipt), *_left_out(receipt)]
+    blocks = [_warnings(data_report), _counts(data_report), _files(data_report), *_left_out(data_report)]
     return Section(
-        "data", "Data", {"manifest": told.model_dump(), "receipt": receipt.model_dump()},
+        "data", "Data", {"manifest": told.model_dump(), "data_report": data_report.model_dump()},
         [block for block in blocks if block],
         about="As the rows were read for training: counted where they are trained on, and where they are left out.",
     )  # fmt: skip
 
 
-def _warnings(receipt: Receipt) -> Markup:
-    items = [*receipt.fatal, *receipt.warnings]
+def _warnings(data_report: DataReport) -> Markup:
+    items = [*data_report.fatal, *data_report.warnings]
     return element("div", listed(items), class_="warnings") if items else Markup("")
 
 
-def _counts(receipt: Receipt) -> Markup:
-    learned = count(receipt.supervised_tokens)
-    if receipt.tokens and receipt.supervised_tokens is not None:
-        learned += f" ({share(receipt.supervised_tokens, receipt.tokens)})"
-    lengths = receipt.lengths
+def _counts(data_report: DataReport) -> Markup:
+    learned = count(data_report.loss_tokens)
+    if data_report.tokens and data_report.loss_tokens is not None:
+        learned += f" ({share(data_report.loss_tokens, data_report.tokens)})"
+    lengths = data_report.lengths
     pairs: list[tuple[str, Content]] = [
-        ("form", receipt.format),
-        ("rows", f"{receipt.rows:,}, of which {receipt.kept:,} kept and {receipt.skipped:,} left out"),
-        ("held out", receipt.hold_out.counts() if receipt.hold_out else plural(receipt.held_out, "row")),
-        ("documents", count(receipt.documents)),
-        ("tokens", count(receipt.tokens)),
+        ("form", data_report.format),
+        ("rows", f"{data_report.rows:,}, of which {data_report.kept:,} kept and {data_report.skipped:,} left out"),
+        ("held out", data_report.hold_out.counts() if data_report.hold_out else plural(data_report.held_out, "row")),
+        ("documents", count(data_report.documents)),
+        ("tokens", count(data_report.tokens)),
         ("learned tokens", learned),
-        ("ends learned", f"{count(receipt.eos_supervised)} documents"),
-        ("cut", f"{count(receipt.truncated)} documents"),
-        ("duplicates", f"{receipt.duplicates:,} exact, {receipt.near_duplicates:,} near"),
-        ("licence", receipt.licence),
-        ("recipe", receipt.recipe or "none"),
-        ("system message", receipt.system or "none that all rows share"),
+        ("ends learned", f"{count(data_report.eos_supervised)} documents"),
+        ("cut", f"{count(data_report.truncated)} documents"),
+        ("duplicates", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near"),
+        ("licence", data_report.licence),
+        ("recipe", data_report.recipe or "none"),
+        ("system message", data_report.system or "none that all rows share"),
     ]
-    if receipt.labels:
-        pairs.append(("labels", some((f"{label} {many:,}" for label, many in receipt.labels.items()), 20)))
+    if data_report.labels:
+        pairs.append(("labels", some((f"{label} {many:,}" for label, many in data_report.labels.items()), 20)))
     if lengths:
         pairs.append(("tokens a document", f"median {lengths.median:,}, 99 of 100 up to {lengths.p99:,}, longest "
                       f"{lengths.longest:,}"))  # fmt: skip
-    if receipt.overlap:
-        overlap = receipt.overlap
+    if data_report.overlap:
+        overlap = data_report.overlap
         pairs.append(
             (
                 "validation rows with a training prompt",
@@ -83,21 +83,21 @@ def _counts(receipt: Receipt) -> Markup:
     return facts(pairs)
 
 
-def _files(receipt: Receipt) -> Markup:
-    if not receipt.files:
+def _files(data_report: DataReport) -> Markup:
+    if not data_report.files:
         return Markup("")
     rows: list[list[Content]] = [
         [one.name, one.format or "\u2013", f"{one.rows:,}", one.licence, element("code", one.sha256)]
-        for one in receipt.files
+        for one in data_report.files
     ]
     return table(("file", "form", "rows", "licence", "sha256"), rows, words=(0, 1, 3, 4), label="files", lead=1)
 
 
-def _left_out(receipt: Receipt) -> list[Markup]:
-    if not receipt.skipped:
+def _left_out(data_report: DataReport) -> list[Markup]:
+    if not data_report.skipped:
         return []
-    why = ", ".join(f"{reason}: {many:,}" for reason, many in receipt.skipped_why.items())
-    rows: list[list[Content]] = [[one.where, one.why] for one in receipt.skipped_rows[:SHOWN_ROWS]]
+    why = ", ".join(f"{reason}: {many:,}" for reason, many in data_report.skipped_why.items())
+    rows: list[list[Content]] = [[one.where, one.why] for one in data_report.skipped_rows[:SHOWN_ROWS]]
     return [folded(f"Rows left out ({why})", table(("where", "why"), rows, words=(0, 1), label="rows left out"))]
 
 

@@ -9,9 +9,9 @@ from rankwise.reporting.document import Section, facts, figure, folded, paragrap
 from rankwise.reporting.markup import Content, Markup, element, joined
 from rankwise.reporting.quantities import SIGNS, chance, interval, measured, plural, share
 from rankwise.reporting.quantities import figure as number
-from rankwise.run.evaluations import Difference, Evaluation, Measured, Retention, Sample, StrengthCurve, Verdict
-from rankwise.run.opened import OpenedRun
-from rankwise.run.records import SampleRecord
+from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, Measured, Sample, StrengthCurve, Verdict
+from rankwise.runs.opened import OpenedRun
+from rankwise.runs.records import SampleRecord
 
 LONGEST, MOST_SAMPLES, OPEN_SAMPLES = 3000, 40, 4
 WHISKER = (132, 18)
@@ -93,27 +93,27 @@ def whisker(one: Difference) -> Markup:
     )  # fmt: skip
 
 
-def retention_section(run: OpenedRun) -> Section | None:
-    if run.retention is None and run.strength is None:
+def forgetting_section(run: OpenedRun) -> Section | None:
+    if run.forgetting is None and run.strength is None:
         return None
     blocks: list[Markup] = []
-    if run.retention:
-        blocks.append(retention_facts(run.retention))
+    if run.forgetting:
+        blocks.append(forgetting_facts(run.forgetting))
     if run.strength:
         blocks += _strength(run.strength)
     data: dict[str, Any] = {
-        "retention": run.retention.summary() if run.retention else None,
+        "forgetting": run.forgetting.summary() if run.forgetting else None,
         "strength": run.strength.model_dump() if run.strength else None,
     }
     return Section(
-        "retention", "What it kept", data, blocks,
+        "forgetting", "What it kept", data, blocks,
         about="How far the tuned model moved on text that is not among its files: KL(base || tuned) over every "
         "position, in nats per token of this base's tokenizer, so it is not to be compared across bases. A model that "
         "learned less also moved less: read it beside the quality.",
     )  # fmt: skip
 
 
-def retention_facts(one: Retention) -> Markup:
+def forgetting_facts(one: Forgetting) -> Markup:
     return facts([
         ("moved by (KL)", f"{number(one.kl)} nats per token ({interval(one.low, one.high)})"),
         ("the text became less likely by",

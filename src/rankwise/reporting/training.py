@@ -5,13 +5,13 @@ from __future__ import annotations
 from rankwise.reporting.document import Document
 from rankwise.reporting.progress import loss_section, ranks_section, scores_section
 from rankwise.reporting.provenance import cost_section, data_section, environment_section
-from rankwise.reporting.quality import quality_section, retention_section, samples_section
+from rankwise.reporting.quality import forgetting_section, quality_section, samples_section
 from rankwise.reporting.quantities import duration, figure, share, size
 from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
-from rankwise.run.opened import OpenedRun
+from rankwise.runs.opened import OpenedRun
 
 SECTIONS = (
-    loss_section, scores_section, quality_section, retention_section, samples_section, ranks_section, data_section,
+    loss_section, scores_section, quality_section, forgetting_section, samples_section, ranks_section, data_section,
     cost_section, environment_section,
 )  # fmt: skip
 

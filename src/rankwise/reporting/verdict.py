@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from rankwise.reporting.quantities import figure, interval, plural
-from rankwise.run.cautions import cautions, cautions_of_strength, chosen_by_held_out, of_overlap
-from rankwise.run.evaluations import Difference, Evaluation, Retention, Verdict
-from rankwise.run.opened import OpenedRun
+from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, Verdict
+from rankwise.runs.opened import OpenedRun
+from rankwise.runs.warnings import cautions, cautions_of_strength, chosen_by_held_out, of_overlap
 
 ORDER: tuple[Verdict, ...] = ("better", "worse", "cannot tell")
 WHOLE, LOSS = 1e-9, "loss"
@@ -22,7 +22,7 @@ _Value = TypeVar("_Value")
 
 def verdict_of(run: OpenedRun) -> str:
     compared = {task: one for task, one in run.evaluations.items() if one.differences}
-    moved = _moved(run.retention)
+    moved = _moved(run.forgetting)
     if compared:
         return f"{_sentence(compared, run.manifest.base_model.name)}{f'; {moved}' if moved else ''}."
     if run.evaluations:
@@ -60,9 +60,9 @@ def remarks_of(run: OpenedRun) -> list[str]:
         why = f" ({manifest.problem})" if manifest.problem else ""
         how = "was interrupted" if status == "interrupted" else "failed"
         found.append(f"This run {how}{why} after {plural(reached, 'step')}{of}, and left nothing to use.")
-    if shared := of_overlap(run.receipt):
+    if shared := of_overlap(run.data_report):
         found.append(shared)
-    of_data = run.receipt.warnings if run.receipt is not None else ()  # those are shown beside the rows
+    of_data = run.data_report.warnings if run.data_report is not None else ()  # those are shown beside the rows
     found += [f"Warning: {warning}" for warning in manifest.warnings if warning not in of_data]
     return found + _cautions(run)
 
@@ -131,12 +131,12 @@ def _scored(evaluations: dict[str, Evaluation]) -> str:
     return f"Scored, and not compared with a base: {'; '.join(parts) or 'nothing'}"
 
 
-def _moved(retention: Retention | None) -> str:
-    if retention is None:
+def _moved(forgetting: Forgetting | None) -> str:
+    if forgetting is None:
         return ""
     return (
-        f"on text that is not among its files it moved from the base by {figure(retention.kl)} nats per token "
-        f"(KL, {interval(retention.low, retention.high)})"
+        f"on text that is not among its files it moved from the base by {figure(forgetting.kl)} nats per token "
+        f"(KL, {interval(forgetting.low, forgetting.high)})"
     )
 
 

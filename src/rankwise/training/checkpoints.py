@@ -22,9 +22,9 @@ from torch import Tensor
 
 from rankwise.adapters.held import Held
 from rankwise.errors import RunError, some
-from rankwise.run.writing import published, sha256_of, write_json
+from rankwise.system.files import published, sha256_of, write_json
 from rankwise.training.finite import check_finite, not_finite
-from rankwise.training.randomness import random_states, set_random_states
+from rankwise.training.rng import random_states, set_random_states
 from rankwise.training.state import TrainState
 
 TENSORS, FACTS = "state.safetensors", "state.json"

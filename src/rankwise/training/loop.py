@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rankwise.run.records import Announce, RankRecord, StepRecord
-from rankwise.run.stopping import heed
+from rankwise.runs.records import Announce, RankRecord, StepRecord
+from rankwise.system.signals import heed
+from rankwise.training.auto_batch import Portions
 from rankwise.training.losses import Loss
-from rankwise.training.portions import Portions
 from rankwise.training.state import TrainState
 from rankwise.training.step import NoRoom, optimizer_step
 

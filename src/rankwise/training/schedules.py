@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 
-from rankwise.spec.training import TrainingSpec
+from rankwise.config.training import TrainingConfig
 
 SHAPES = {
     "linear": lambda left: left,
@@ -25,12 +25,12 @@ SHAPES = {
 }
 
 
-def learning_rate(spec: TrainingSpec, width: int, method: str = "lora") -> float:
+def learning_rate(spec: TrainingConfig, width: int, method: str = "lora") -> float:
     """The highest rate of the run."""
     return spec.highest_rate(width, method)
 
 
-def rate_factor(spec: TrainingSpec, step: int, steps: int) -> float:
+def rate_factor(spec: TrainingConfig, step: int, steps: int) -> float:
     """What part of the highest rate step `step` of `steps` (counted from 0) is made with."""
     warm = round(spec.warmup * steps)
     if step < warm:

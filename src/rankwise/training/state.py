@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rankwise.adapters.allocation import Allocator
-from rankwise.spec.training import TrainingSpec
+from rankwise.config.training import TrainingConfig
 
 
 @dataclass
@@ -40,6 +40,6 @@ class TrainState:
             group["lr"] = rate * group["rate"]
 
 
-def adamw(allocator: Allocator, spec: TrainingSpec) -> torch.optim.Optimizer:
+def adamw(allocator: Allocator, spec: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW in one fused call; its rate is set before each step."""
     return torch.optim.AdamW(allocator.groups, lr=0.0, weight_decay=spec.weight_decay, fused=True)

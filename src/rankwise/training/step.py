@@ -11,7 +11,7 @@ import torch
 
 from rankwise.data.batches import Batch
 from rankwise.errors import TrainingError, is_out_of_memory
-from rankwise.run.records import RankRecord, StepRecord
+from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState
 
@@ -45,7 +45,7 @@ def optimizer_step(
         learning_rate=rate,
         gradient_norm=norm,
         tokens=sum(batch.tokens for batch in batches),
-        supervised_tokens=supervised,
+        loss_tokens=supervised,
         seconds=time.perf_counter() - began,
         resident_bytes=psutil.Process().memory_info().rss,
     )

@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rankwise.config.base import shown
 from rankwise.planning.shape import Blocks, Layer
-from rankwise.spec.spec import shown
 
 Width = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 Heads = Annotated[int, Field(ge=1, le=10_000, strict=True)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rankwise.config.base import problems_of, shown
 from rankwise.errors import ModelError, did_you_mean
 from rankwise.planning.architectures.bert import BERT_LIKE
 from rankwise.planning.architectures.config import Config, foreign_to
@@ -14,7 +15,6 @@ from rankwise.planning.architectures.gpt import GPT_LIKE
 from rankwise.planning.architectures.llama import LLAMA_LIKE
 from rankwise.planning.architectures.vision import VISION
 from rankwise.planning.shape import ModelShape
-from rankwise.spec.spec import problems_of, shown
 
 FAMILIES: dict[str, type[Config]] = LLAMA_LIKE | GPT_LIKE | BERT_LIKE | ENCODER_DECODERS | VISION
 """By model_type."""

@@ -1,0 +1,119 @@
+"""The frozen layers that an adapter can be laid over, and the adapter that fits each.
+
+A linear layer y = x W^T (weight (O, I)); GPT-2's Conv1D, the same with its weight stored as (I, O); an embedding,
+whose rows are the outputs; a convolution over images, whose I is channels times kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
+from rankwise.adapters.adapter import Adapter, Applied, on_conv2d, on_embedding, on_linear
+from rankwise.adapters.dora import DoRA
+from rankwise.adapters.fused import Split
+from rankwise.adapters.lora import LoRA
+from rankwise.config.adapters import AdaLoraConfig
+from rankwise.config.budget import initial_rank
+from rankwise.config.matching import HostKind
+from rankwise.kernels.linear import is_conv1d
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Attention blocks of torch read the weight of their NonDynamicallyQuantizableLinear without calling it."""
+    return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """Plain tables only: a subclass may scale its rows, and a limit on their norm would rewrite our factor."""
+    return type(module) is nn.Embedding and module.max_norm is None and not module.sparse
+
+
+def is_conv2d(module: nn.Module) -> bool:
+    """One filter over all channels; with groups, one factor would reach into channels that the other does not."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+
+
+def takes_dora(module: nn.Module) -> bool:
+    """Where one row of the weight makes one output, whose length DoRA learns."""
+    return is_linear(module) or is_conv1d(module)
+
+
+def kind_of(module: nn.Module) -> HostKind | None:
+    """None for what cannot be adapted."""
+    if is_linear(module):
+        return "linear"
+    if is_conv1d(module):
+        return "conv1d"
+    return "embedding" if is_embedding(module) else "conv2d" if is_conv2d(module) else None
+
+
+def is_host(module: nn.Module) -> bool:
+    return kind_of(module) is not None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the stored weight is (I, O)."""
+    return is_conv1d(module) or is_embedding(module)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor), f"{type(module).__name__} has no weight"
+    return weight
+
+
+def features_of(module: nn.Module) -> tuple[int, int]:
+    """(I, O) of a host."""
+    weight = weight_of(module)
+    if is_conv2d(module):
+        return weight[0].numel(), weight.shape[0]
+    rows, columns = weight.shape
+    return (rows, columns) if is_transposed(module) else (columns, rows)
+
+
+def applied_to(module: nn.Module) -> Applied:
+    """How factors act on this host."""
+    if isinstance(module, nn.Embedding):
+        return on_embedding(module)
+    return on_conv2d(module) if isinstance(module, nn.Conv2d) else on_linear
+
+
+def lora_for(
+    module: nn.Module, rank: int, scale: float, dropout: float, generator: torch.Generator, *, dora: bool = False
+) -> LoRA:
+    """A new LoRA (or DoRA) on the host's device, in float32."""
+    if dora:
+        adapter = DoRA(module, rank, scale, dropout, generator, transposed=is_transposed(module))
+    else:
+        adapter = LoRA(
+            *features_of(module), rank, scale, dropout, generator, applied_to(module), looked_up=is_embedding(module)
+        )
+    return adapter.to(weight_of(module).device)
+
+
+def adalora_for(
+    module: nn.Module, spec: AdaLoraConfig, mean_rank: float, split: Split | None, generator: torch.Generator
+) -> Adapter:
+    """A new AdaLoRA on the host's device, in float32; of a fused host one for each part."""
+    inside, outside = features_of(module)
+    dropout = 0.0 if is_embedding(module) else spec.dropout
+
+    def part(outputs: int) -> AdaLoRA:
+        rank = initial_rank(mean_rank, (inside, outputs), spec.initial)
+        return AdaLoRA(
+            inside, outputs, rank, spec.scale, dropout, generator, applied_to(module),
+            orthonormal=spec.start == "orthonormal",
+        )  # fmt: skip
+
+    if split is None:
+        return part(outside).to(weight_of(module).device)
+    fused = FusedAdaLoRA([part(len(rows)) for rows in split.rows], split.rows, split.names)
+    return fused.to(weight_of(module).device)
+
+
+def oriented(module: nn.Module, delta: Tensor) -> Tensor:
+    """A change (O, I) in the shape of the host's weight."""
+    return delta.T if is_transposed(module) else delta.view_as(weight_of(module))

@@ -1,0 +1,47 @@
+"""An adapter's change added to its base's weights: a plain model, for engines that read no adapters.
+
+    W' = W + s B A,   for DoRA m (W + s B A) / n
+
+computed in float32 and rounded once to the number format of W. A weight that two layers share, such as a table that is
+the output head too, is parted first, since only one of the two was adapted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.adapters.base_layers import oriented, weight_of
+from rankwise.adapters.set import AdapterSet
+
+
+@torch.no_grad()
+def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
+    """The base model with the change in its weights. No adapter is left over it, and none could be taken out again."""
+    adapters.check_decided(name)
+    for path, adapter in adapters.adapters(name).items():
+        host = adapters.layers[path].host
+        _part(adapters.model, host)
+        weight = weight_of(host)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        weight.copy_(weight.to(exact) + oriented(host, adapter.delta()))
+    return adapters.eject()
+
+
+def _part(model: nn.Module, host: nn.Module) -> None:
+    """Give every other module that holds this weight a copy of its own."""
+    weight = weight_of(host)
+    others = [
+        (module, name)
+        for module in model.modules()
+        if module is not host
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter is weight
+    ]
+    for module, name in others:
+        setattr(module, name, nn.Parameter(weight.clone(), requires_grad=weight.requires_grad))
+    config: Any = getattr(model, "config", None)
+    if others and config is not None:
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False

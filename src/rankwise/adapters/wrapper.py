@@ -1,0 +1,50 @@
+"""Stop 6: one host with its named adapters: y = host(x) + the sum of the active ones. Next: training/losses.py.
+
+Two small things rather than one with modes: an adapter computes a correction, this adds it. The host is the very
+object that stood here before and goes back unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankwise.adapters.adapter import Adapter
+from rankwise.kernels.linear import Piece, piece_of
+
+
+class AdapterWrapper(nn.Module):
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__()
+        self.host = host
+        self.adapters = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self.train(host.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.host(x)
+        for name in self.active:
+            y = self.adapter(name).added_to(y, x)
+        return y
+
+    def piece(self) -> Piece | None:
+        """For the kernel that computes several linear layers at once, where this is one with at most two factors."""
+        bare = piece_of(self.host)
+        if bare is None or not self.active:
+            return bare
+        pair = self.adapter(self.active[0]).pair() if len(self.active) == 1 else None
+        return None if pair is None else replace(bare, A=pair[0], B=pair[1])
+
+    def adapter(self, name: str) -> Adapter:
+        adapter = self.adapters[name]
+        assert isinstance(adapter, Adapter)
+        return adapter
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model asks of the layer it believes is here (weight, bias, in_features) the host answers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("host"), name)

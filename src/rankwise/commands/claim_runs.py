@@ -1,0 +1,208 @@
+"""One run of the claims: of one method at one rate and seed, measured on its way.
+
+It is training as `rankwise train` does it, stopped at a few steps to be measured: the loss on rows that it never sees,
+and what became of text that has nothing to do with them. All methods compute in float32, so that none is measured with
+other rounding than its base or another method.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankwise.adapters.adalora import is_decided
+from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.tuned import Tuned
+from rankwise.config.experiment import Experiment
+from rankwise.config.tasks import TaskConfig
+from rankwise.data.batches import Batches
+from rankwise.data.preparing import Writing, prepare
+from rankwise.errors import EvaluationError, TrainingError, first_line
+from rankwise.evaluation.base_and_tuned import Forward, Sides, with_and_without
+from rankwise.evaluation.forgetting import compared
+from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.requests import items_of
+from rankwise.evaluation.text import Text
+from rankwise.methods.beginning import begin
+from rankwise.methods.methods import lent
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.claims import CellResult, Point
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.records import Announce, Warnings, silent
+from rankwise.system.files import sha256_of
+from rankwise.text.tokenize import Tokens
+from rankwise.training.backend import lowest_of
+from rankwise.training.loop import train as train_loop
+from rankwise.training.session import Session
+from rankwise.training.state import TrainState
+from rankwise.training.validation_prompts import asking_of
+
+MARKS = (0.25, 0.5, 0.75)
+"""Shares of the run after which it is measured, beside its beginning and its end."""
+BASE = "base"
+"""The method that is none."""
+
+
+@dataclass(frozen=True)
+class ClaimTask:
+    """Rows to train on, rows to measure with, and rows of another source, as files. By the first half of those to
+    measure with a learning rate is chosen, and the second is reported."""
+
+    name: str
+    trained: Path
+    measured: Path
+    outside: Path | None = None
+    batch: int = 8
+    longest: int = 512
+
+    @property
+    def files(self) -> list[str]:
+        """What is in them, as SHA-256."""
+        return [sha256_of(file) for file in (self.trained, self.measured, self.outside) if file is not None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    task: str
+    method: str
+    rows: int
+    rate: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def experiment_of(cell: Cell, task: ClaimTask, model: str) -> Experiment:
+    rate = {"learning_rate": cell.rate} if cell.rate else {}
+    return Experiment(
+        model={"name": model, "dtype": "float32"}, run="cell",
+        adapter={"method": "lora" if cell.method == BASE else cell.method},
+        data={"path": str(task.trained), "rows": cell.rows or None, "max_length": task.longest, "seed": 0,
+              "evaluation": str(task.measured)},
+        training={"epochs": 1, "batch_size": task.batch, "seed": cell.seed, **rate},
+    )  # fmt: skip
+
+
+@dataclass
+class Held:
+    """A base model, and what of it every cell would measure again."""
+
+    model: LoadedModel
+    logits: dict[bytes, Tensor] = field(default_factory=dict)
+    begun: dict[str, Point] = field(default_factory=dict)
+    """By task: before its first step a run of any method is its base."""
+
+    def base_of(self, tuned: Tuned) -> Forward:
+        """As `tuned` without what was learned. A block of 128 tokens takes 25 MB on the starter."""
+        asked = with_and_without(tuned).base
+
+        def remembered(ids: Tensor) -> Tensor:
+            key = ids.numpy().tobytes()
+            if key not in self.logits:
+                self.logits[key] = asked(ids)
+            return self.logits[key]
+
+        return remembered
+
+
+def base_cell(model: LoadedModel, task: ClaimTask) -> CellResult:
+    """What no training at all would give."""
+    apart = _documents(task.outside, model) if task.outside is not None else []
+    return CellResult(points=[], choosing=[], outside=_rows(model, apart), seconds=0)
+
+
+def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, announce: Announce) -> CellResult:
+    """A run whose loss is no number any more is a result too, of a rate that is too high."""
+    model = lent(held.model, experiment)
+    prepared = prepare(experiment.data, Writing(model.tokenizer, model.template, model.source.name, None), silent)
+    outside = _documents(task.outside, model) if task.outside is not None else []
+    tuned, ranks = begin(experiment, model, prepared.trained_rows, silent, None)
+    lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
+    run, asking = RunDirectory.named(experiment.run), asking_of(experiment.evaluation, model, prepared)
+    session = Session(experiment, run, model, tuned, ranks, prepared, Warnings(silent), lowest, asking)
+    rows = list(prepared.measured_rows)
+    meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)
+    tuned.train(False)
+    meter.begin(task.name)
+    began, before = time.perf_counter(), meter.seconds
+    try:
+        steps = _train(session, meter, announce)
+        seconds = round(time.perf_counter() - began - (meter.seconds - before), 3)
+        meter.measure(steps)
+        return CellResult(
+            points=meter.points, choosing=_rows(model, rows[: len(rows) // 2]), outside=_rows(model, outside),
+            seconds=seconds,
+        )  # fmt: skip
+    except (TrainingError, EvaluationError) as error:
+        return CellResult(points=meter.points[:1], choosing=[], outside=[], seconds=0.0, failed=first_line(error))
+    finally:
+        if isinstance(tuned, AdapterSet):
+            tuned.eject()
+
+
+def _train(session: Session, meter: _Meter, announce: Announce) -> int:
+    """As a session does, with a look at what was learned at MARKS. How many steps it took."""
+    spec, trained = session.experiment.training, session.prepared.trained_rows
+    state = session.state()
+    marks = {max(1, round(share * state.steps)) for share in MARKS} - {state.steps}
+
+    def look(state: TrainState) -> None:
+        if state.step in marks:
+            session.tuned.train(False)
+            meter.measure(state.step)
+            session.tuned.train()
+
+    with session.forms.computing(session.form(), packing=False) as (loss_of, arrange):
+        batches = Batches(trained, spec.rows_per_step(len(trained)), spec.max_batch_tokens, spec.seed, arrange)
+        torch.manual_seed(spec.seed)
+        session.tuned.train()
+        train_loop(state, batches, loss_of=loss_of, announce=announce, after_step=look)
+    session.tuned.train(False)
+    session.tuned.settle()
+    return state.steps
+
+
+@dataclass
+class _Meter:
+    model: LoadedModel
+    tuned: Tuned
+    documents: Sequence[Tokens]
+    text: Text
+    held: Held
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.points: list[Point] = []
+        self.sides = Sides(self.held.base_of(self.tuned), with_and_without(self.tuned).tuned)
+
+    def begin(self, task: str) -> None:
+        if task not in self.held.begun:
+            self.measure(0)
+            self.held.begun[task] = self.points.pop()
+        self.points.append(self.held.begun[task])
+
+    def measure(self, step: int) -> None:
+        began = time.perf_counter()
+        (blocks,) = compared(self.sides.base, [self.sides.tuned], self.text)
+        kept = [[block.kl, float(block.positions)] for block in blocks]
+        adapters = self.tuned.adapters().values() if isinstance(self.tuned, AdapterSet) else ()
+        whole = step == 0 or all(map(is_decided, adapters))
+        self.points.append(Point(step=step, rows=_rows(self.model, self.documents), blocks=kept, whole=whole))
+        self.seconds += time.perf_counter() - began
+
+
+def _rows(model: LoadedModel, documents: Sequence[Tokens]) -> list[list[float]]:
+    return [one.sums for one in likelihoods(model.module, documents)]
+
+
+def _documents(file: Path, model: LoadedModel) -> list[Tokens]:
+    found = items_of(TaskConfig(task="outside", data=str(file)), replace(model, context_length=1024))
+    return [item.documents[-1] for item in found.items]

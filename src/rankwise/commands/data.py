@@ -1,0 +1,134 @@
+"""Look at rows before training on them: `check` counts what they are, `preview` shows what would be learned of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.data.preparing import Writing, count_only, prepare
+from rankwise.data.sources import Reading, open_source
+from rankwise.data.unused_report import problems, sentence, unused_columns
+from rankwise.errors import DataError, together
+from rankwise.models.loading import load_tokenizer
+from rankwise.models.sources import cached_starter
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Announce, Said, Warned, silent
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import BREAK, Example
+from rankwise.text.rendering import Rendering, renderings
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One document as the model would see it: text, and whether it is learned."""
+
+    where: str
+    segments: list[tuple[str, bool]]
+    tokens: int
+    loss_tokens: int
+    left_out: str | None = None
+    """Why it will not be trained on."""
+
+    def summary(self) -> dict[str, Any]:
+        segments = [{"text": text, "learned": learned} for text, learned in self.segments]
+        return {
+            "where": self.where,
+            "segments": segments,
+            "tokens": self.tokens,
+            "loss_tokens": self.loss_tokens,
+            "left_out": self.left_out,
+        }
+
+
+def check(data: DataConfig, model: ModelConfig | None = None, *, announce: Announce = silent) -> DataReport:
+    """The data report of these rows. Tokens are counted by `model`, or by a starter that is here already."""
+    writing = _writing(model, announce)
+    if writing is None:
+        announce(Said("no model is named and no starter is here, so tokens, masks and templates are not looked at"))
+        return count_only(data, announce)
+    return prepare(data, writing, announce).data_report
+
+
+def preview(
+    data: DataConfig, model: ModelConfig | None = None, *, rows: int = 3, first: int = 1, announce: Announce = silent
+) -> list[Shown]:
+    """Rows `first`, `first` + 1, … as they would be learned."""
+    writing = _writing(model, announce)
+    if writing is None:
+        raise DataError("no starter model is here to show the rows with; name one with --model.")
+    writing = writing.by(data)
+    readings: list[Reading] = []
+    wanted = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
+    unused = unused_columns(readings)
+    for said in [*(sentence(column) for column in unused if not column.stops), *problems(readings, unused)]:
+        announce(Warned(said.rstrip(".")))
+    if not wanted:
+        raise DataError(f"there is no row {first}.")
+    return [shown for example in wanted for shown in _shown(example, writing, data)]
+
+
+def _examples(data: DataConfig, readings: list[Reading]) -> Iterator[Example]:
+    for source in data.all_sources:
+        reading = open_source(data, source)
+        readings.append(reading)
+        for chunk in reading.chunks():
+            yield from (example for row in chunk for example in row)
+        _refuse_bad(data, reading)
+
+
+def _refuse_bad(data: DataConfig, reading: Reading) -> None:
+    if reading.skipped and data.on_bad_row == "stop":
+        raise DataError(together([why for _, why in reading.skipped]))
+
+
+def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
+    encoder = writing.encoder(data)
+    (outcome,) = encoder.encode([example])
+    if outcome.problem is not None:
+        raise DataError(outcome.problem)
+    made = renderings(example, writing.template, apart=data.answers == "apart")
+    if not outcome.documents:
+        why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after cutting"
+        return [
+            Shown(example.where, _segments(rendering, data), length, 0, why)
+            for rendering, length in zip(made, outcome.lengths, strict=True)
+        ]
+    if len(made) != len(outcome.documents) or outcome.truncated:  # cut or split: show what is left
+        return [
+            Shown(example.where, _decoded(document, writing), len(document.ids), document.supervised)
+            for document in outcome.documents
+        ]
+    return [
+        Shown(example.where, _segments(rendering, data), len(document.ids), document.supervised)
+        for rendering, document in zip(made, outcome.documents, strict=True)
+    ]
+
+
+def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
+    everything = data.learned == "everything"
+    return [(segment.text.replace(BREAK, ""), everything or segment.learned) for segment in rendering.segments]
+
+
+def _decoded(document: Any, writing: Writing) -> list[tuple[str, bool]]:
+    runs: list[tuple[list[int], bool]] = []
+    for token, learned in zip(document.ids, document.learned, strict=True):
+        if not runs or runs[-1][1] != learned:
+            runs.append(([], learned))
+        runs[-1][0].append(token)
+    return [(writing.tokenizer.decode(ids), learned) for ids, learned in runs]
+
+
+def _writing(model: ModelConfig | None, announce: Announce) -> Writing | None:
+    if model is None:
+        starter = cached_starter()
+        if starter is None:
+            return None
+        announce(Said(f"tokens are counted with {starter}, which is here; name your model with --model"))
+    else:
+        starter = model.name
+    tokenizer, name, context = load_tokenizer(model or ModelConfig(name=starter), announce)
+    return Writing(tokenizer, ChatTemplate.of_model(tokenizer), name, context, guessed=model is None)

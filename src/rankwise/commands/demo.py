@@ -1,0 +1,124 @@
+"""The whole of it on one data set that this package writes: ask the base, train, ask again, count.
+
+The data are messy customer messages and one line of strict JSON for each (data/orders.py): 400 rows to train on and
+100 to test with, which share no name, product or order number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.commands.train import train
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.generation import GenerationConfig
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
+from rankwise.data.orders import TEST, TRAIN, order_examples
+from rankwise.inference.generate import answers_in_turn, asking_ids
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.runs.manifest import Results, peak_rss
+from rankwise.runs.records import Announce, Progressed, silent
+from rankwise.system.files import told_when_full, write_atomic
+from rankwise.text.example import Example
+
+TRAINED_ROWS, TEST_ROWS = 400, 100
+LONGEST_ANSWER = 64
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    message: str
+    wanted: str
+    base: str
+    adapted: str
+
+
+@dataclass(frozen=True)
+class Demo:
+    """`base_exact` and `adapted_exact` are shares of the test rows answered to the letter."""
+
+    run: str
+    base_exact: float
+    adapted_exact: float
+    rows: list[DemoRow]
+    results: Results
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise demo --json` prints."""
+        results = self.results.model_dump()
+        keys = ("adapter_bytes", "train_seconds", "tokens_per_second", "trainable_parameters", "total_parameters")
+        return {
+            "base_exact": self.base_exact,
+            "adapted_exact": self.adapted_exact,
+            **{key: results[key] for key in keys},
+            "peak_rss_bytes": peak_rss(),
+            "test_rows": len(self.rows),
+            "run": self.run,
+        }
+
+
+def demo(model: str = "smollm2-135m", *, announce: Announce = silent, seed: int = 0) -> Demo:
+    loaded = load(ModelConfig(name=model), announce)
+    test = order_examples(TEST_ROWS, TEST, seed + 1)
+    before = _answers(loaded, test, "Asking the base model", announce)
+    rows_folder = Path("runs") / "demo-rows"
+    write_rows(rows_folder / "test.jsonl", test)
+    write_rows(rows_folder / "train.jsonl", order_examples(TRAINED_ROWS, TRAIN, seed))
+    trained = train(_experiment(model, rows_folder / "train.jsonl", seed), announce=announce, model=loaded)
+    after = _answers(loaded, test, "Asking the adapted model", announce)
+    rows = [
+        DemoRow(example.messages[-2].content, example.messages[-1].content, base, adapted)
+        for example, base, adapted in zip(test, before, after, strict=True)
+    ]
+    results = trained.manifest.results
+    assert results is not None, "only a finished run is returned"
+    return Demo(
+        run=trained.run.folder.name,
+        base_exact=sum(row.base == row.wanted for row in rows) / len(rows),
+        adapted_exact=sum(row.adapted == row.wanted for row in rows) / len(rows),
+        rows=rows,
+        results=results,
+    )
+
+
+def _experiment(model: str, file: Path, seed: int) -> Experiment:
+    name = next(name for name in _names() if not (Path("runs") / name).exists())
+    return Experiment(
+        model=ModelConfig(name=model),
+        data=DataConfig(path=str(file)),
+        run=name,
+        adapter=LoraConfig(rank=8),
+        training=TrainingConfig(epochs=2, batch_size=8, learning_rate=2e-3, seed=seed),
+    )
+
+
+def _names() -> itertools.chain[str]:
+    return itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
+
+
+def write_rows(file: Path, examples: list[Example]) -> None:
+    """As OpenAI messages, one row per line."""
+    rows = [
+        {"messages": [{"role": message.role, "content": message.content} for message in example.messages]}
+        for example in examples
+    ]
+    with told_when_full(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _answers(model: LoadedModel, examples: list[Example], what: str, announce: Announce) -> list[str]:
+    """Greedy answers without white space around them."""
+    prompts = [asking_ids(model, example.messages[:-1]) for example in examples]
+    given = answers_in_turn(
+        model, prompts, GenerationConfig(max_new_tokens=LONGEST_ANSWER),
+        told=lambda done: announce(Progressed(what, done, len(prompts), "rows")),
+    )  # fmt: skip
+    return [one.text.strip() for one in given]

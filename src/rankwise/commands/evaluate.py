@@ -1,0 +1,291 @@
+"""Score a run, a model, or a model against another: numbers with intervals, item by item, and what was forgotten.
+
+A run is evaluated beside its own base, which is the same model with the adapter off. A merged model, or any other, can
+be held `against` the one it came from. The task is scored first, and each score is announced as soon as it is known;
+what was forgotten is measured last. The result goes into the run's folder, where reports and comparisons find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rankwise.commands.page import write_page
+from rankwise.config.models import ModelConfig
+from rankwise.config.tasks import HELD_OUT, TaskConfig, is_running_text, refuse_taken, task_named, task_of_rows
+from rankwise.errors import ConfigError, RankwiseError, first_line
+from rankwise.evaluation.base_and_tuned import Sides, of_two, with_and_without
+from rankwise.evaluation.base_cache import side_of_base
+from rankwise.evaluation.forgetting import forgetting
+from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
+from rankwise.evaluation.intervals import difference
+from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.number_format import held_to_measure
+from rankwise.evaluation.requests import Items, items_of, items_of_documents
+from rankwise.evaluation.sequential import Looks
+from rankwise.evaluation.task import OwnTask, Task
+from rankwise.evaluation.task_documents import drawn, identities
+from rankwise.evaluation.text import BLOCKS, Text, refuse_trained_on, text_for
+from rankwise.evaluation.validation_rows import refuse_training_files, rows_to_measure
+from rankwise.inference.generate import TOGETHER
+from rankwise.inference.tuned_model import open_for_asking
+from rankwise.methods.methods import model_of
+from rankwise.methods.opening import Opened, find_opened, is_adapter_folder
+from rankwise.models.inspection import fingerprint
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.models.sources import find
+from rankwise.runs.directory import RunDirectory, find_run
+from rankwise.runs.evaluations import (
+    Difference,
+    Evaluation,
+    Forgetting,
+    Side,
+    check_evaluation_place,
+    evaluation_path,
+    read_evaluation,
+    stamped,
+    write_evaluation,
+)
+from rankwise.runs.manifest import now
+from rankwise.runs.opened import forgetting_in
+from rankwise.runs.records import Announce, Said, Warned, silent
+from rankwise.runs.score_text import labels_text, score_line
+from rankwise.system.files import check_place
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and what it is held against: `base` gives that for as long as it is asked, `sides` both."""
+
+    name: str
+    model: LoadedModel
+    run: RunDirectory | None
+    against: str | None = None
+    base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
+    sides: Sides | None = None
+    origin: str | None = None
+    """The fingerprint of the base of these sides."""
+    system: str | None = None
+    """The system message that the run's rows were trained with."""
+    opened: Opened | None = None
+    """The run, or the adapter's folder."""
+
+
+def evaluate(
+    target: str, task: str | TaskConfig | None = None, *, data: str | None = None, rows: int | None = None,
+    against: str | None = None, base: bool = True, with_forgetting: bool = True, text: str | None = None,
+    blocks: int | None = None, together: int | None = None, dtype: str = "auto", out: Path | None = None,
+    announce: Announce = silent, force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
+    base_model: str | None = None,
+) -> Evaluation:  # fmt: skip
+    """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
+    the run held out. What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it
+    against: on as many blocks as a narrow interval takes (evaluation/sequential.py), or on a fixed number of `blocks`."""
+    compared = base if find_run(target) is not None or is_adapter_folder(target) else bool(against)
+    for flag, given in (("--text", text), ("--blocks", blocks)):
+        if given is not None and not (with_forgetting and compared):
+            raise ConfigError(
+                [f"{flag} needs two models to compare. Leave it out, or evaluate a run with its base, or a model "
+                 "--against another, with --forgetting."]
+            )  # fmt: skip
+    if together is not None and together < 1:
+        raise ConfigError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
+    subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
+                           force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
+    asked = asked_of(subject, task, data, rows, together, announce)
+    _place(subject, asked, out)
+    read = _text(subject, text, blocks) if with_forgetting else None
+    return evaluated(subject, asked, read, None if blocks is not None else Looks(), out=out, announce=announce)
+
+
+def evaluated(
+    subject: Subject, asked: Task, text: Text | None = None, looks: Looks | None = None, *, out: Path | None = None,
+    announce: Announce = silent,
+) -> Evaluation:  # fmt: skip
+    """Without a `text` it is not measured what was forgotten."""
+    place = _place(subject, asked, out)
+    tuned = asked.side(subject.model, subject.name, announce)
+    announce(Said(score_line(asked.name, subject.name, tuned)))
+    base, differences = None, dict[str, Difference]()
+    if subject.base is not None:
+        with subject.base() as other:
+            base = side_of_base(asked, other, subject.origin, str(subject.against), announce)
+        differences = _differences(tuned, base)
+        announce(Said(score_line(asked.name, str(subject.against), base, differences)))
+    n, items = asked.facts()
+    held = _held(subject.model)
+    kept = _forgetting(subject, text, looks, announce) if text is not None else None
+    kept = _instead_of(place, items, kept, held, announce) if place is not None and out is None else kept
+    found = Evaluation(
+        task=asked.name, n=n, left_out=asked.left_out, items_sha256=items, data=asked.data,
+        model=subject.name, against=subject.against, tuned=tuned, base=base, differences=differences,
+        forgetting=kept, samples=asked.samples(tuned, base), labels=dict(asked.labels) or None,
+        settings=asked.settings | held, **stamped(),
+    )  # fmt: skip
+    if place is not None:
+        write_evaluation(place, found)
+        announce(Said(f"written to {place}"))
+    if subject.run is not None and out is None:
+        write_page(subject.run, announce)
+    return found
+
+
+def _place(subject: Subject, asked: Task, out: Path | None) -> Path | None:
+    """Where the result goes; told before anything is measured if it cannot."""
+    if out is not None:
+        check_evaluation_place(out)
+        return out
+    if subject.run is None:
+        return None
+    own = evaluation_path(subject.run, asked.name)
+    check_place(own)
+    return own
+
+
+def _instead_of(
+    place: Path, items: str, kept: Forgetting | None, held: dict[str, Any], announce: Announce
+) -> Forgetting | None:
+    """What is said of an evaluation that is written over, and what stays of it: what was forgotten, where that was not
+    measured again and the model is held as it was."""
+    if not place.exists():
+        return kept
+    try:
+        before = read_evaluation(place)
+    except RankwiseError as error:
+        announce(Warned(f"{place} is replaced; it could not be read ({first_line(error)})"))
+        return kept
+    if before.items_sha256 != items:
+        announce(Warned(f"{place} is replaced; it was about {before.n:,} other items of {before.data} ({before.made})"))
+    same = all(before.settings.get(name) == held[name] for name in ("fingerprint", "dtype"))
+    return forgetting_in(before) if kept is None and same else kept
+
+
+def open_subject(
+    target: str, against: str | None = None, *, base: bool = True, dtype: str = "auto", announce: Announce = silent,
+    force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
+    base_model: str | None = None,
+) -> Subject:  # fmt: skip
+    opened = find_opened(target, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    if opened is None:
+        if base_model is not None:
+            raise ConfigError([f'--base-model {base_model}: "{target}" is not a run or an adapter\'s folder, so it has '
+                             "no base model. Use --against to compare two models."])  # fmt: skip
+        model = load(held_to_measure(ModelConfig(name=target, trust_code=trust_code), dtype), announce)
+        return (
+            _beside(model, target, ModelConfig(name=against, trust_code=trust_code), dtype, announce)
+            if against
+            else Subject(target, model, None)
+        )
+    if against is not None:
+        raise ConfigError(
+            [f'"{target}" is a run or an adapter, which is compared with its own base; leave out --against.']
+        )
+    asked = open_for_asking(opened, announce, force_base=force_base, held=held_to_measure(model_of(opened), dtype))
+
+    @contextmanager
+    def without() -> Iterator[LoadedModel]:
+        with asked.side(base=True):
+            yield asked.model
+
+    trained_on = opened.trained_on or asked.model.facts
+    own = Subject(opened.name, asked.model, opened.run, system=asked.system, opened=opened)
+    if not base:
+        return own
+    origin = _forced(opened, asked.model) if force_base else trained_on.fingerprint
+    return replace(own, against=trained_on.name, base=without, sides=with_and_without(asked.tuned), origin=origin)
+
+
+def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, announce: Announce) -> Subject:
+    other = load(held_to_measure(against, dtype), announce)
+    sides = of_two(other, model)
+    return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
+
+
+def _forced(opened: Opened, model: LoadedModel) -> str:
+    """A base that was forced upon the run need not be the one that it was trained on."""
+    if opened.is_adapter:
+        return model.facts.fingerprint
+    return fingerprint(find(opened.base, silent).folder)
+
+
+def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None:
+    """What is to be measured on, read before anything is measured: what is wrong with it is told at once."""
+    if subject.sides is None:
+        return None
+    read = text_for(subject.model, text, blocks=BLOCKS if blocks is None else blocks)
+    if subject.opened is not None and subject.opened.data_report is not None:
+        refuse_trained_on(read, subject.opened.data_report)
+    return read
+
+
+def _forgetting(subject: Subject, text: Text, looks: Looks | None, announce: Announce) -> Forgetting | None:
+    if subject.sides is None:
+        return None
+    held = {"base": subject.origin, "dtype": subject.model.facts.dtype, "made": now()}
+    return forgetting(subject.sides, text, announce, looks).model_copy(update=held)
+
+
+def asked_of(
+    subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, together: int | None,
+    announce: Announce,
+) -> Task:  # fmt: skip
+    if isinstance(task, str) and task.startswith(PREFIX):
+        if data is not None:
+            raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
+        return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
+    spec, items = _items(subject, task, data, rows, announce)
+    if items.too_long:
+        with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
+        announce(Warned(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out"))
+    if items.labels:
+        announce(Said(f"{spec.task}: {labels_text(dict(items.labels))}"))
+    return OwnTask(spec, items, together or TOGETHER)
+
+
+def _items(
+    subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, announce: Announce
+) -> tuple[TaskConfig, Items]:
+    opened = subject.opened
+    if task is None and (opened is None or (data is not None and is_running_text(data))):
+        if data is None:
+            raise ConfigError(["which task? Give --task NAME, a YAML file, or a file of rows."])
+        task, data = data, None
+    if task is not None:
+        spec = refuse_taken(task, "TaskConfig") if isinstance(task, TaskConfig) else task_named(task, data, rows)
+        return _of_task(spec, subject)
+    assert opened is not None
+    found = rows_to_measure(opened, subject.model, data, announce)
+    about = TaskConfig(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
+    spec = about.model_copy(update={"rows": rows})
+    chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]
+    return spec, items_of_documents(chosen, subject.model)
+
+
+def _of_task(spec: TaskConfig, subject: Subject) -> tuple[TaskConfig, Items]:
+    """A run is asked with the system message that it was trained with, unless the task has another."""
+    if spec.chat and not spec.running_text and spec.system is None:
+        spec = spec.model_copy(update={"system": subject.system})
+    items = items_of(spec, subject.model)
+    if subject.run is not None:
+        refuse_training_files(subject.run, identities(spec))
+    return spec, items
+
+
+def _differences(tuned: Side, base: Side | None) -> dict[str, Difference]:
+    if base is None:
+        return {}
+    return {
+        metric: difference(METRICS[metric], base.scores[metric].sums, one.sums) for metric, one in tuned.scores.items()
+    }
+
+
+def _held(model: LoadedModel) -> dict[str, Any]:
+    facts = model.facts
+    return {
+        "dtype": facts.dtype, "fingerprint": facts.fingerprint, "template": model.template.identity,
+        "tokenizer": model.tokenizer.identity,
+    }  # fmt: skip

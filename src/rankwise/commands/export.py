@@ -1,0 +1,145 @@
+"""A finished run as a folder for others, made beside its name and read back before it is said done.
+
+peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
+portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
+merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py); all that
+           there is of a run in which the whole model learned
+
+At a strength other than 1 the change is so many times what was trained. In an adapter's files that goes into B, which
+every engine reads, and into no setting.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from rankwise.adapters.weights import StoredAdapter, check_alike, read_stored
+from rankwise.config.adapters import ExportFormat, check_strength
+from rankwise.errors import ConfigError, RunError, did_you_mean
+from rankwise.exporting.engines import wanted_for, way_to
+from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
+from rankwise.methods.adapter_folder import filled_by_export
+from rankwise.methods.opening import open_tuned
+from rankwise.models.sources import LOCAL
+from rankwise.runs.manifest import BaseModelFacts
+from rankwise.runs.records import Announce, silent
+from rankwise.system.files import need_space, told_when_full
+from rankwise.system.hub import could_be_hub_id
+
+FORMATS: tuple[str, ...] = get_args(ExportFormat)
+
+
+@dataclass(frozen=True)
+class Exported:
+    run: str
+    to: str
+    format: str
+    bytes: int
+    """Of the tensors' files."""
+    rank: int | None = None
+    """The largest of all layers, and in `portable` that of each."""
+    strength: float = 1.0
+    merged: Merged | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise export --json` prints."""
+        told = asdict(self)
+        return {key: told[key] for key in ("run", "to", "format", "strength", "bytes")} | (
+            {"rank": self.rank} if self.merged is None else asdict(self.merged)
+        )
+
+
+def export(
+    run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
+    force_base: bool = False, force_result: bool = False, base_model: str | None = None,
+    announce: Announce = silent,
+) -> Exported:  # fmt: skip
+    """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
+    change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
+    is that of the base model's files, or of a full run's own. An exported adapter names `base_model` as its base."""
+    folder = Path(to)
+    _check(format, dtype, strength, force_base=force_base)
+    _check_free(folder)
+    opened = open_tuned(run_name, announce, force_result=force_result, base_model=base_model)
+    if format == "merged":
+        merged = export_merged(opened, folder, announce, dtype, strength, force_base=force_base)
+        return Exported(str(opened.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
+    if not opened.is_adapter:
+        raise RunError(f"{opened.folder} has no adapter: its whole model was trained. Use --format merged.")
+    opened = replace(opened, trained_on=_renamed(opened.trained_on, base_model))
+    files = beside(opened, strength)
+    held = _naming(read_stored(opened.result), base_model)
+    turned = held.turned(strength)
+    written = turned.portable() if format == "portable" else turned
+    check_alike(written, _wanted(held, strength), folder)
+    with told_when_full(folder):
+        need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
+        written.write(folder, files, filled_by_export(opened, written, _change(format, strength), announce))
+    return Exported(str(opened.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
+
+
+def _change(format: str, strength: float) -> str:
+    """What the model card says of how this adapter differs from the run's own."""
+    uniform = "It was exported with one rank and one alpha for all layers." if format == "portable" else ""
+    turned = f"It was exported at strength {strength:g}: the trained change is multiplied by this number."
+    return " ".join(filter(None, (uniform, turned if strength != 1 else "")))
+
+
+def _renamed(facts: BaseModelFacts | None, base_model: str | None) -> BaseModelFacts | None:
+    """What is recorded of the base, under the name that it is given: the old one may be a path of this machine."""
+    if facts is None or base_model is None:
+        return facts
+    on_hub = could_be_hub_id(base_model) and not os.path.exists(base_model)  # noqa: PTH110  it may be no path
+    return facts.model_copy(update={"name": base_model, "source": "hub, as named at export" if on_hub else LOCAL})
+
+
+def _naming(held: StoredAdapter, base_model: str | None) -> StoredAdapter:
+    """With another name for the base: a hub's id, or where it lies on the machine that will load it."""
+    if base_model is None:
+        return held
+    return replace(held, settings=held.settings | {"base_model_name_or_path": base_model, "revision": None})
+
+
+def _wanted(held: StoredAdapter, strength: float) -> StoredAdapter:
+    """As it would be with the strength in its scale, to compare with."""
+    factors = {path: replace(part, scale=part.scale * strength) for path, part in held.factors.items()}
+    return replace(held, factors=factors)
+
+
+def _check(format: str, dtype: str | None, strength: float, *, force_base: bool) -> None:
+    check_strength(strength)
+    problems = []
+    if format not in FORMATS:
+        problems.append(_unknown(format))
+    elif format != "merged" and (dtype is not None or force_base):
+        problems.append(f"dtype and force-base are for the format merged; {format} needs no base model.")
+    if dtype is not None and dtype not in DTYPES:
+        problems.append(f'there is no dtype "{dtype}".{did_you_mean(dtype, DTYPES)} Known: {", ".join(DTYPES)}.')
+    if strength == 0:
+        problems.append("at strength 0 there is nothing to export: that is the base model itself.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _unknown(format: str) -> str:
+    known, engine = ", ".join(FORMATS), wanted_for(format)
+    if engine is None:
+        return f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {known}.'
+    return f'the format "{format}" cannot be written yet. Known: {known}. {way_to(engine)}'
+
+
+def _check_free(folder: Path) -> None:
+    if os.path.lexists(folder):
+        raise RunError(f"{folder} is there already and is not overwritten. Choose another --to.")
+    is_run = ("manifest.json", "config.json")
+    parents = folder.absolute().parents
+    inside = next((one for one in parents if all(os.path.isfile(one / name) for name in is_run)), None)  # noqa: PTH113
+    if inside is not None:
+        raise RunError(f"{folder} lies inside the run {inside.name}, which would then not be what was trained.")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,74 @@
+"""One answer from a run's model, its base, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.config.generation import GenerationConfig
+from rankwise.errors import ConfigError, DataError
+from rankwise.inference.decoding import Answer, Heard
+from rankwise.inference.tuned_model import Asked, open_for_asking
+from rankwise.runs.records import Announce, silent
+from rankwise.text.example import Message
+
+
+@dataclass(frozen=True)
+class Generated:
+    prompt: str
+    adapted: Answer | None
+    base: Answer | None
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise generate --json` prints."""
+        shown: dict[str, Any] = {"prompt": self.prompt}
+        for key, given in (("answer", self.adapted), ("base_answer", self.base)):
+            if given is not None:
+                shown[key] = given.text
+                shown[f"{key}_tokens"] = given.tokens
+                shown[f"{key}_stopped"] = given.stopped
+                shown[f"{key}_seconds"] = round(given.seconds, 3)
+        return shown
+
+
+def generate(
+    run: str | Path | Asked,
+    prompt: str,
+    spec: GenerationConfig | None = None,
+    *,
+    system: str | None = None,
+    context: str = "",
+    base: bool = False,
+    both: bool = False,
+    heard: Heard | None = None,
+    announce: Announce = silent,
+    force_base: bool = False,
+    force_result: bool = False,
+    trust_code: str | None = None,
+    base_model: str | None = None,
+) -> Generated:
+    """Ask a run by its name, an adapter by its folder, or one opened for asking already. `system` replaces the one the
+    run was trained with; `context` is what the question is about, as Alpaca's rows have an input and Dolly's a context.
+    """
+    if not prompt.strip():
+        raise DataError("the prompt is empty.")
+    if base and both:
+        raise ConfigError(["--base asks the base alone and --both asks it too; give one of them."])
+    asked = (
+        open_for_asking(
+            str(run),
+            announce,
+            force_base=force_base,
+            force_result=force_result,
+            trust_code=trust_code,
+            base_model=base_model,
+        )
+        if isinstance(run, str | Path)
+        else run
+    )
+    messages = [*asked.opening(system), Message("user", prompt, context)]
+    wanted = spec or GenerationConfig()
+    adapted = None if base else asked.answer(messages, wanted, heard=heard)
+    of_base = asked.answer(messages, wanted, base=True, heard=heard if base else None) if base or both else None
+    return Generated(prompt, adapted, of_base)

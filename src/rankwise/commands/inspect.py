@@ -1,0 +1,89 @@
+"""What an adapter is made of: the rank of each layer, and how it came to be. Loads no model.
+
+The ranks of a run that trained AdaLoRA are those its metrics log decided on at last, which knows the parts of a fused layer
+and the layers that were left without any; where metrics log and file cannot both be right, the file is. A whole model that
+was trained has no ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rankwise.adapters.peft_factors import WEIGHTS
+from rankwise.adapters.weights import read_ranks_stored
+from rankwise.methods.opening import is_adapter_folder
+from rankwise.models.saving import numbers_in
+from rankwise.runs.directory import RunDirectory, find_run, open_run
+from rankwise.runs.integrity import Integrity, check_folder, check_result
+from rankwise.runs.metrics_log import read_ranks
+from rankwise.runs.records import Announce, RankRecord, silent
+
+
+@dataclass(frozen=True)
+class Inspected:
+    run: str
+    ranks: dict[str, int]
+    """By the path of the layer; of a fused one by path and part."""
+    parameters: int
+    bytes: int
+    history: list[RankRecord]
+    integrity: Integrity | None = None
+    """None for an adapter that is of no run."""
+
+    @property
+    def total_rank(self) -> int:
+        return sum(self.ranks.values())
+
+    @property
+    def mean_rank(self) -> float:
+        return self.total_rank / max(1, len(self.ranks))
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise inspect --json` prints."""
+        return {
+            "run": self.run, "ranks": self.ranks, "mean_rank": self.mean_rank, "total_rank": self.total_rank,
+            "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
+            "integrity": None if self.integrity is None else self.integrity.summary(),
+        }  # fmt: skip
+
+
+def inspect(name: str, *, force_result: bool = False, announce: Announce = silent) -> Inspected:
+    """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
+    if find_run(name) is None and is_adapter_folder(name):
+        return replace(_inspected(name, Path(name), []), integrity=check_folder(Path(name), announce))
+    run: RunDirectory = open_run(name)
+    integrity = check_result(run, announce, force=force_result)
+    return replace(_of_run(run), integrity=integrity)
+
+
+def _of_run(run: RunDirectory) -> Inspected:
+    if run.result != run.adapter:
+        size = sum(file.stat().st_size for file in run.result.glob("*.safetensors"))
+        return Inspected(str(run.folder), {}, numbers_in(run.result).total(), size, [])
+    return _inspected(str(run.folder), run.adapter, read_ranks(run.metrics) if run.metrics.is_file() else [])
+
+
+def _inspected(name: str, folder: Path, history: list[RankRecord]) -> Inspected:
+    stored, parameters = read_ranks_stored(folder)
+    ranks, last = {path: stored[path] for path in sorted(stored, key=natural)}, history[-1] if history else None
+    if last is not None and last.final and _agree(last.ranks, ranks):
+        ranks = last.ranks
+    return Inspected(name, ranks, parameters, (folder / WEIGHTS).stat().st_size, history)
+
+
+def _agree(decided: dict[str, int], stored: dict[str, int]) -> bool:
+    """Whether every layer of the file was decided on and has room for what it was left."""
+    left: dict[str, int] = {}
+    for label, rank in decided.items():
+        outer = label.rpartition(".")[0]
+        path = label if label in stored else outer if outer in stored else label
+        left[path] = left.get(path, 0) + rank
+    fits = all(rank <= stored.get(path, 0) for path, rank in left.items()) and min(decided.values(), default=0) >= 0
+    return fits and left.keys() >= stored.keys()
+
+
+def natural(path: str) -> list[tuple[int, int, str]]:
+    """An order in which layer 10 comes after layer 9."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.split(".")]

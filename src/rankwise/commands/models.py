@@ -1,0 +1,50 @@
+"""The models that can be named: starters and what is cached; and fetching one before it is needed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rankwise.config.models import ModelConfig
+from rankwise.models.sources import cached_conversions, cached_hub_models, find
+from rankwise.models.starters import STARTERS, index_folder
+from rankwise.runs.records import Announce, silent
+from rankwise.system.cache import source_of
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    name: str
+    kind: str
+    cached: bool
+    bytes: int
+    about: str
+
+    def summary(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def known_models() -> list[KnownModel]:
+    hub = cached_hub_models()
+    starters = [
+        KnownModel(starter.name, "starter", folder is not None, _size(folder), starter.about)
+        for starter in STARTERS.values()
+        for folder in [index_folder(starter) or hub.get(starter.hub_id)]
+    ]
+    made = {folder for starter in STARTERS.values() if (folder := index_folder(starter))}
+    return [
+        *starters,
+        *(KnownModel(name, "hub", True, _size(folder), str(folder)) for name, folder in hub.items()),
+        *(KnownModel(str(folder), "converted GGUF", True, _size(folder), source_of(folder) or "")
+          for folder in cached_conversions() if folder not in made),
+    ]  # fmt: skip
+
+
+def pull(name: str, revision: str | None = None, announce: Announce = silent) -> KnownModel:
+    """Fetch a model if it is not here, and say where it lies."""
+    source = find(ModelConfig(name=name, revision=revision), announce)
+    return KnownModel(name, source.where, True, _size(source.folder), str(source.folder))
+
+
+def _size(folder: Path | None) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder else 0

@@ -1,0 +1,219 @@
+"""Every row of a file answered, many at once, and written with its answer beside it.
+
+Rows are read as the run's own were: by the same columns, texts and labels, with its system message. They need no answer
+of their own, and one that they have is not looked at. The file of answers is whole or not there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankwise.config.data import DataConfig
+from rankwise.config.generation import GenerationConfig
+from rankwise.data.answered_rows import check_name, file_of
+from rankwise.data.asking import STAND_IN, question_of
+from rankwise.data.sources import open_source, raw_records
+from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
+from rankwise.inference.decoding import Answer
+from rankwise.inference.generate import TOGETHER, answers_in_turn
+from rankwise.inference.tuned_model import Asked, open_for_asking
+from rankwise.runs.directory import RunDirectory, find_run
+from rankwise.runs.records import Announce, Progressed, silent
+from rankwise.system.files import check_place, write_atomic
+from rankwise.text.example import Example
+from rankwise.text.tokenize import prompt_ids
+
+COLUMN, PROBLEM = "prediction", "error"
+ANSWER = "rankwise: the answer"
+READ = ("format", "columns", "prompt", "completion", "ignore_columns", "labels", "system")
+"""Settings of a run's data that say how a row is read."""
+
+
+@dataclass
+class Row:
+    """One of the file: what it holds, what it asks, and what became of it."""
+
+    where: str
+    columns: dict[str, Any]
+    question: Example | None = None
+    ids: list[int] = field(default_factory=list)
+    answer: Answer | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    out: Path
+    column: str
+    rows: list[Row]
+    seconds: float
+
+    @property
+    def answers(self) -> list[Answer]:
+        return [row.answer for row in self.rows if row.answer is not None]
+
+    @property
+    def repeated(self) -> list[str]:
+        """Where the rows stand whose answers repeat themselves."""
+        return [row.where for row in self.rows if row.answer is not None and row.answer.stopped == "repetition"]
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise predict --json` prints."""
+        tokens = sum(answer.tokens for answer in self.answers)
+        return {
+            "out": str(self.out), "column": self.column, "rows": len(self.rows), "answered": len(self.answers),
+            "errors": [row.problem for row in self.rows if row.problem is not None], "tokens": tokens,
+            "seconds": round(self.seconds, 3), "stopped": dict(Counter(answer.stopped for answer in self.answers)),
+            "repeated": self.repeated,
+        }  # fmt: skip
+
+
+def predict(
+    run: str | Path | Asked, data: str | Path, out: str | Path, spec: GenerationConfig | None = None, *,
+    prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
+    batch_size: int = TOGETHER, skip_bad_rows: bool = False, overwrite: bool = False, announce: Announce = silent,
+    **opening: Any,
+) -> Predicted:  # fmt: skip
+    """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
+    `open_for_asking`."""
+    began, out = time.perf_counter(), Path(out)
+    _check_out(out, data, overwrite)
+    rows = _rows(_reading(run, str(data), prompt, system), _form_of(run), asked=prompt is not None)
+    _refuse_taken([column, *([PROBLEM] if skip_bad_rows else [])], rows)
+    _refuse_bad(rows, skip_bad_rows)
+    asked = run if isinstance(run, Asked) else open_for_asking(str(run), announce, **opening)
+    chosen = spec or GenerationConfig()
+    _render(rows, asked, system, chosen.max_new_tokens)
+    _refuse_bad(rows, skip_bad_rows)
+    with asked.side(base=base):
+        _answer([row for row in rows if row.problem is None], asked, chosen, batch_size, announce)
+    write_atomic(out, file_of([_with_answer(row, column) for row in rows], out))
+    return Predicted(out, column, rows, time.perf_counter() - began)
+
+
+def _check_out(out: Path, data: str | Path, overwrite: bool) -> None:
+    """Before anything is read."""
+    check_name(out)
+    check_place(out)
+    if out.exists() and Path(data).exists() and out.samefile(data):
+        raise DataError(f"{out}: is the file of --data; give --out another name.")
+    if out.exists() and not overwrite:
+        raise DataError(f"{out}: already exists. Give --out another name, or add --overwrite.")
+
+
+def _reading(run: str | Path | Asked, data: str, prompt: str | None, system: str | None) -> DataConfig:
+    how: dict[str, Any] = {}
+    if prompt is not None:
+        how = {"prompt": prompt, "completion": f"{{{ANSWER}}}"}
+    elif (found := _run(run)) is not None:
+        how = _settings_of(found)
+    return DataConfig(**{**how, "path": data, **({} if system is None else {"system": system})})
+
+
+def _run(run: str | Path | Asked) -> RunDirectory | None:
+    return None if isinstance(run, Asked) else find_run(str(run))
+
+
+def _settings_of(run: RunDirectory) -> dict[str, Any]:
+    """Of several sources those that all have."""
+    data = run.experiment().data
+    every = [{name: getattr(source, name) for name in READ} for source in data.all_sources]
+    if any(one != every[0] for one in every):
+        raise ConfigError(
+            [f'run "{run.folder.name}" was trained on sources with different settings, so it is unclear how to '
+             "read these rows. Give the question with --prompt."]
+        )  # fmt: skip
+    said = {name: value for name, value in every[0].items() if value}
+    return {"system": data.system, **said} if data.system is not None else said
+
+
+def _form_of(run: str | Path | Asked) -> str | None:
+    found = _run(run)
+    return None if found is None else found.manifest().data.format
+
+
+def _rows(spec: DataConfig, form: str | None, *, asked: bool) -> list[Row]:
+    reading, found = open_source(spec, spec.all_sources[0]), []
+    for part in reading.parts:
+        for where, raw in raw_records(part):
+            row = Row(where, {} if isinstance(raw, DataError) else raw)
+            try:
+                filled = raw | {ANSWER: STAND_IN} if asked and not isinstance(raw, DataError) else raw
+                row.question = question_of(reading, part, where, filled, form)
+            except DataError as error:
+                row.problem = str(error)
+            found.append(row)
+    if not found:
+        raise DataError(f"{spec.path}: holds no rows.")
+    return found
+
+
+def _refuse_taken(names: Sequence[str], rows: Sequence[Row]) -> None:
+    for name in names:
+        taken = next((row.where for row in rows if name in row.columns), None)
+        if taken is not None and name == PROBLEM:
+            raise DataError(
+                f'{taken}: has a column "{PROBLEM}", which is reserved for problems of bad rows; rename it.'
+            )
+        if taken is not None:
+            raise DataError(f'{taken}: already has a column "{name}"; name another one for the answers with --column.')
+
+
+def _refuse_bad(rows: Sequence[Row], skip: bool) -> None:
+    problems = [row.problem for row in rows if row.problem is not None]
+    if problems and not skip:
+        raise DataError(
+            f"{together(problems)}\n--on-bad-row skip answers the other rows and writes these problems into a column."
+        )
+    if len(problems) == len(rows):
+        raise DataError(f"{together(problems)}\nNo row can be answered.")
+
+
+def _render(rows: Sequence[Row], asked: Asked, system: str | None, new: int) -> None:
+    """A row that brings no system message has the one that is given, or that of the run's rows."""
+    context = asked.model.context_length
+    for row in rows:
+        if row.question is None:
+            continue
+        messages, tools = row.question.messages, row.question.tools
+        if messages[0].role != "system":
+            messages = (*asked.opening(system), *messages)
+        try:
+            row.ids = prompt_ids(asked.model.template.text(messages, tools, answer_next=True), asked.model.tokenizer)
+        except DataError as error:
+            row.problem = f"{row.where}: {error}"
+            continue
+        if context is not None and len(row.ids) + new > context:
+            row.problem = (
+                f"{row.where}: has {len(row.ids):,} tokens; with {new:,} new tokens (--max-new-tokens) it does not fit "
+                f"into the model's context of {context:,}. Shorten the row, or lower --max-new-tokens."
+            )
+
+
+def _answer(rows: Sequence[Row], asked: Asked, spec: GenerationConfig, batch_size: int, announce: Announce) -> None:
+    prompts = [row.ids for row in rows]
+    try:
+        answers = answers_in_turn(
+            asked.model, prompts, spec, batch_size,
+            lambda done: announce(Progressed("Answering", done, len(prompts), "rows")), refuse_damage=True,
+        )  # fmt: skip
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                f"out of memory while answering up to {min(batch_size, len(prompts))} rows at once, the longest of "
+                f"{max(map(len, prompts)):,} tokens. Lower --batch-size {batch_size}."
+            ) from None
+        raise
+    for row, answer in zip(rows, answers, strict=True):
+        row.answer = answer
+
+
+def _with_answer(row: Row, column: str) -> dict[str, Any]:
+    if row.answer is not None:
+        return row.columns | {column: row.answer.text}
+    return row.columns | {column: None, PROBLEM: row.problem}

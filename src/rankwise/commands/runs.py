@@ -1,0 +1,166 @@
+"""The runs of this folder: listed, looked at one by one, renamed and deleted. Loads no model.
+
+A run's name stands in its settings, its evaluations and its pages, and in the comparison pages of other runs. Renaming
+brings all of them after it; the command that made the run stays in the manifest as it was typed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankwise.commands.page import write_page
+from rankwise.errors import RankwiseError, first_line
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.evaluations import FOLDER
+from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
+from rankwise.runs.records import Announce, Said, silent
+from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
+from rankwise.system.files import sha256_of, write_atomic
+
+BETWEEN = " \u00b7 "
+"""Parts the names in the title of a comparison page."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    runs: list[ListedRun]
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise runs --json` prints."""
+        return {"runs": [run.summary() for run in self.runs]}
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """`parts` maps what lies in the run's folder to its bytes; `manifest` is None where it cannot be read."""
+
+    run: ListedRun
+    folder: Path
+    parts: dict[str, int]
+    evaluations: list[str]
+    manifest: dict[str, Any] | None
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise runs show --json` prints."""
+        return {
+            **self.run.summary(), "folder": str(self.folder), "parts": self.parts, "evaluations": self.evaluations,
+            "manifest": self.manifest,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RenamedRun:
+    old: str
+    new: str
+    pages: list[str] = field(default_factory=list)
+    """Written anew, because the old name stood in them."""
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise runs rename --json` prints."""
+        return {"old": self.old, "new": self.new, "pages": self.pages}
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """Runs that can be deleted, and what that frees."""
+
+    runs: list[RunDirectory]
+    bytes: int
+
+    @property
+    def names(self) -> list[str]:
+        return [run.folder.name for run in self.runs]
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise runs delete --json` prints."""
+        return {"deleted": self.names, "bytes": self.bytes}
+
+
+def runs() -> Runs:
+    return Runs(listed_runs())
+
+
+def show(name: str) -> ShownRun:
+    run = entry(name)
+    found = listed(run.folder.name)
+    manifest = None if found.status == UNREADABLE else run.manifest().model_dump(mode="json")
+    parts = {path.name: folder_bytes(path) if path.is_dir() else path.lstat().st_size
+             for path in sorted(run.folder.iterdir()) if not path.name.startswith(".")}  # fmt: skip
+    evaluations = sorted(path.stem for path in (run.folder / FOLDER).glob("*.json"))
+    return ShownRun(found, run.folder, parts, evaluations, manifest)
+
+
+def rename_run(old: str, new: str, announce: Announce = silent) -> RenamedRun:
+    run = entry(old)
+    check_renamable(run, new)
+    before = run.folder.name
+    renamed = rename(run, new)
+    _retitle_card(renamed, new)
+    pages = [str(renamed.page)] if renamed.page.exists() else []
+    if pages:
+        write_page(renamed, announce)
+    return RenamedRun(before, new, pages + _compared_again(before, new, announce))
+
+
+def _retitle_card(run: RunDirectory, new: str) -> None:
+    """The heading of the adapter's model card, and its hash in the manifest. A card that somebody edited stays."""
+    from rankwise.methods.model_card import (  # late: a list of runs need not wait for what a card is made of
+        CARD,
+        retitled,
+    )
+
+    manifest, card = run.manifest(), run.result / CARD
+    name, recorded = card.relative_to(run.folder).as_posix(), manifest.result_sha256 or {}
+    if name in recorded and card.is_file() and sha256_of(card) == recorded[name]:
+        write_atomic(card, retitled(card.read_text(encoding="utf-8"), new).encode())
+        run.write_manifest(manifest.model_copy(update={"result_sha256": {**recorded, name: sha256_of(card)}}))
+
+
+def _compared_again(old: str, new: str, announce: Announce) -> list[str]:
+    """The comparison pages that name the run, each made again from the runs it compares."""
+    made = []
+    for page in [page for name in run_names() for page in sorted((RUNS / name).glob("against-*.html"))]:
+        names = _names_in(page.with_suffix(".json"))
+        if old not in names:
+            continue
+        try:
+            from rankwise.commands.report import report  # late: nobody else need wait for matplotlib
+
+            reported = report([new if name == old else name for name in names])
+        except (RankwiseError, OSError) as error:
+            announce(
+                Said(f'{page} still says "{old}" for the run "{new}"; it could not be rewritten: {first_line(error)}')
+            )
+            continue
+        made.append(str(reported.page))
+        if reported.page.name != page.name:
+            page.unlink()
+            page.with_suffix(".json").unlink()
+    return made
+
+
+def _names_in(data: Path) -> list[str]:
+    try:
+        title = json.loads(data.read_text(encoding="utf-8"))["title"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return title.split(BETWEEN) if isinstance(title, str) else []
+
+
+def deletion(names: Sequence[str]) -> Deletion:
+    """Checks all of them, and changes nothing."""
+    chosen = list({run.folder.name: run for run in map(entry, names)}.values())
+    check_deletable(chosen)
+    return Deletion(chosen, sum(folder_bytes(run.folder) for run in chosen))
+
+
+def delete_runs(names: Sequence[str]) -> Deletion:
+    """All of them, or none where one cannot be deleted."""
+    planned = deletion(names)
+    for run in planned.runs:
+        delete(run)
+    return planned

@@ -1,0 +1,88 @@
+"""How far to turn up what a run has learned: what it gains and what it forgets, at several strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from rankwise.commands.page import write_page
+from rankwise.config.adapters import check_strength
+from rankwise.evaluation.base_and_tuned import with_and_without
+from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.number_format import held_to_measure
+from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
+from rankwise.evaluation.text import refuse_trained_on, text_for
+from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
+from rankwise.inference.tuned_model import open_for_asking
+from rankwise.methods.methods import model_of
+from rankwise.methods.opening import open_tuned
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
+from rankwise.runs.records import Announce, Event, Progressed, Said, silent
+from rankwise.system.files import check_place
+
+BLOCKS, MOST = 16, 100
+"""Of text, and of documents: each is asked of the model once for every strength."""
+
+
+@dataclass(frozen=True)
+class Strengths:
+    run: str
+    curve: StrengthCurve
+    kept: bool = True
+    """Whether it is stored: a run's is, and an adapter's folder stays as it is."""
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise strength --json` prints."""
+        return {"run": self.run} | self.curve.model_dump(mode="json", exclude={"format"})
+
+
+def strength(
+    run_name: str, *, text: str | None = None, data: str | None = None, blocks: int = BLOCKS,
+    strengths: Sequence[float] = STRENGTHS, force_base: bool = False, force_result: bool = False,
+    trust_code: str | None = None, base_model: str | None = None, announce: Announce = silent,
+) -> Strengths:  # fmt: skip
+    """Measure a run, or an adapter's folder, at several strengths; a run's curve lies in `runs/NAME/strength.json`.
+    `text` is what the model was not trained on (evaluation/text.py), `data` rows of its task, by default those that a
+    run held out."""
+    for one in strengths:
+        check_strength(one)
+    opened = open_tuned(run_name, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    if opened.run is not None:
+        check_place(opened.folder / STRENGTH)
+    asked = open_for_asking(opened, announce, force_base=force_base, held=held_to_measure(model_of(opened)))
+    told = text_for(asked.model, text, blocks=blocks)
+    if opened.data_report is not None:
+        refuse_trained_on(told, opened.data_report)
+    every = rows_to_measure(opened, asked.model, data, announce)
+    rows = every.spread(MOST)
+    if rows is not every:
+        announce(Said(f"measuring on {rows.about}"))
+    curve = strength_curve(
+        with_and_without(asked.tuned), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, announce), told,
+        task=rows.about, strengths=strengths, announce=announce,
+    ).model_copy(update={"own_rows": rows.own})  # fmt: skip
+    if opened.run is not None:
+        write_strength(opened.run, curve)
+        write_page(opened.run, announce)
+    return Strengths(str(opened.folder), curve, kept=opened.run is not None)
+
+
+def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float], announce: Announce) -> TaskLoss:
+    passes, number = len(with_ends(strengths)), count()
+
+    def losses() -> list[list[float]]:
+        before = next(number)
+
+        def heard(event: Event) -> None:
+            """Of all passes together."""
+            if isinstance(event, Progressed):
+                event = replace(event, done=event.done + before * event.total, total=passes * event.total)
+            announce(event)
+
+        found = likelihoods(model.module, rows.documents, heard, "Measuring what is learned")
+        return [one.sums for one in found]
+
+    return losses

@@ -1,0 +1,178 @@
+"""Wire data, model, adapter and loop together: from an Experiment to a finished run.
+
+Nothing is written before everything that can be wrong beforehand has been checked: settings, rows, model, targets.
+What was learned is written whole, then the manifest says finished. A run that fails or is stopped keeps its metrics and
+its last checkpoint and says so; it never holds an adapter or a model.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.targets import tables_of_the_head
+from rankwise.adapters.tuned import Tuned
+from rankwise.commands.page import write_page
+from rankwise.config.experiment import Experiment
+from rankwise.data.preparing import Writing, facts_of, prepare, refuse_fatal
+from rankwise.errors import ConfigError, Interrupted, RankwiseError, is_out_of_memory, some
+from rankwise.methods.beginning import begin
+from rankwise.methods.methods import lent, named
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.integrity import hashes_of
+from rankwise.runs.manifest import Form, Manifest, now
+from rankwise.runs.records import Announce, Said, Warned, Warnings, silent
+from rankwise.system.files import need_space
+from rankwise.training.backend import lowest_of
+from rankwise.training.preflight import Foresight, foresee, foresee_form, out_of_memory
+from rankwise.training.resume import Past, changed_since, ranks_before_training, settings_of, take_up
+from rankwise.training.session import Session
+from rankwise.training.state import TrainState
+from rankwise.training.validation_prompts import asking_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, and the model as it was tuned. `tuned` is the set of its adapters, or the whole model."""
+
+    run: RunDirectory
+    manifest: Manifest
+    model: LoadedModel
+    tuned: Tuned
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise train --json` prints."""
+        results = self.manifest.results
+        assert results is not None, "only a finished run is returned"
+        forecast = self.manifest.forecast
+        return {
+            "run": str(self.run.folder), self.run.result.name: str(self.run.result), **results.model_dump(),
+            "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
+        }  # fmt: skip
+
+
+def train(
+    experiment: Experiment, *, announce: Announce = silent, restart: bool = False, resume: bool = False,
+    model: LoadedModel | None = None, force_memory: bool = False,
+) -> Trained:  # fmt: skip
+    """Train an adapter or a whole model; the result lies in `runs/NAME`. A `model` that is loaded already saves loading
+    it again; the method full learns on a copy of it. ResourceError where the plan says that it cannot fit into memory,
+    unless `force_memory`."""
+    if restart and resume:
+        raise ConfigError(["--restart begins again from nothing and --resume goes on; give one of them."])
+    run, announce = RunDirectory.named(experiment.run), Warnings(announce)
+    with run.claimed(restart=restart, resume=resume):
+        if resume:
+            experiment = settings_of(run, experiment)
+        foreseen = foresee(experiment, announce)
+        if foreseen is not None and not resume:
+            foreseen.check(announce, force=force_memory)
+        loaded = load(experiment.base, announce) if model is None else lent(model, experiment)
+        if loaded.spec != experiment.base:
+            raise ConfigError(
+                [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.base}.']
+            )
+        writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, loaded.context_length)
+        prepared = prepare(experiment.data, writing, announce)
+        refuse_fatal(prepared.data_report)
+        loaded = replace(loaded, template=writing.by(experiment.data).template)
+        asking = asking_of(experiment.evaluation, loaded, prepared)
+        given = ranks_before_training(run, experiment) if resume else None
+        tuned, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
+        try:
+            if shared := tables_of_the_head(loaded.module, tuned.parts):
+                announce(Warned(_shared(shared)))
+            lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
+            session = Session(experiment, run, loaded, tuned, ranks, prepared, announce, lowest, asking)
+            manifest = _recorded(run, session, foreseen, resume=resume, force_memory=force_memory)
+            return Trained(run, manifest, named(tuned, loaded, run), tuned)
+        except BaseException:
+            if isinstance(tuned, AdapterSet):  # a model that was given is to be what it was
+                tuned.eject()
+            raise
+
+
+def _shared(paths: list[str]) -> str:
+    return (
+        f"{some(paths)} shares its weight with the output head, and the adapter changes the embedding alone. Other "
+        "programs that merge it would change both; `rankwise export --format merged` parts them first"
+    )
+
+
+def _begun(
+    run: RunDirectory, session: Session, state: TrainState, form: Form, foreseen: Foresight | None, *, resume: bool
+) -> Past:
+    """From here on the folder holds a run that is running."""
+    need_space(run.folder, session.bytes_written(state))
+    manifest = Manifest(
+        status="running", base_model=session.model.facts, data=facts_of(session.prepared), learning_rate=session.rate,
+        form=form, forecast=None if foreseen is None else foreseen.recorded(),
+    )  # fmt: skip
+    if resume:
+        past = take_up(run, state, manifest, session.prepared.data_report)
+    else:
+        past = Past(manifest)
+        run.begin(session.experiment)
+        run.write_data_report(session.prepared.data_report)
+    if resume and (change := changed_since(past.manifest)):
+        session.announce(Warned(change))
+    session.announce.add(*past.manifest.warnings, first=True)
+    past.manifest = past.manifest.model_copy(update={"warnings": session.announce.texts})
+    run.write_manifest(past.manifest)
+    session.announce(Said("\n".join(filter(None, (session.describe(), state.allocator.plan())))))
+    for warning in session.prepared.data_report.warnings:
+        session.announce(Warned(warning))
+    if resume:
+        session.announce(Said(f"going on after step {state.step}"))
+    return past
+
+
+def _recorded(
+    run: RunDirectory, session: Session, foreseen: Foresight | None, *, resume: bool, force_memory: bool
+) -> Manifest:
+    """Begin the run or take it up, and do the work; however it ends, the manifest says so."""
+    state = session.state()
+    form = run.manifest().form if resume else session.form()
+    again = foresee_form(foreseen, form, session.announce)
+    if again is not None and again is not foreseen and not resume:
+        again.check(session.announce, force=force_memory)
+    foreseen = again
+    past = _begun(run, session, state, form, foreseen, resume=resume)
+    manifest, heard = past.manifest, session.announce
+    heard.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
+    try:
+        results = session.work(state, past)
+        heard.changed = lambda texts: None
+        update = {"status": "finished", "ended": now(), "results": results, "warnings": heard.texts}
+        finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run)})
+        run.write_manifest(finished)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        ended = manifest.model_copy(
+            update={
+                "status": status, "ended": now(), "problem": str(error) or type(error).__name__,
+                "warnings": heard.texts,
+            }
+        )  # fmt: skip
+        with suppress(OSError):
+            run.forget_results()
+        with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
+            run.write_manifest(ended)
+        raise _told(error, run, session.experiment, foreseen) from None
+    run.forget_steps()  # outside: from here on nothing may take the result away
+    write_page(run, session.announce)
+    return finished
+
+
+def _told(error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None) -> BaseException:
+    if isinstance(error, KeyboardInterrupt):
+        result = experiment.adapter.result
+        message = f"stopped. {run.folder} keeps the metrics so far and holds no {result}. Use {run.ways_on}."
+        return Interrupted(message, getattr(error, "exit_code", 130))
+    if is_out_of_memory(error):
+        return out_of_memory(foreseen, experiment.training.auto_batch)
+    return error

@@ -1,0 +1,174 @@
+"""The common ancestor of all specs: frozen, unknown keys refused, every problem told at once.
+
+A spec is what was asked, not a thing that computes, so nothing here imports torch. Constructing a spec with
+wrong values raises ConfigError; nested specs are validated by the outermost one, which reports for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic._internal._model_construction import ModelMetaclass
+from pydantic_core import ErrorDetails
+
+from rankwise.errors import ConfigError, did_you_mean
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted")
+    return value
+
+
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Number = Annotated[float, BeforeValidator(_no_boolean)]
+Location = tuple[int | str, ...]
+
+
+class _ReportsAsSpecError(ModelMetaclass):
+    """Only direct construction passes through here; pydantic builds nested models without calling the class."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(problems_of(error, cls)) from None  # pyright: ignore[reportArgumentType]
+
+
+class Config(BaseModel, metaclass=_ReportsAsSpecError):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def problems_of(
+    error: ValidationError, spec: type[BaseModel], where: Callable[[Location], str] = lambda _: ""
+) -> list[str]:
+    """One sentence per problem; `where` gives the file and line (or the flag) of a location."""
+    found = []
+    for item in error.errors():
+        tagged = tuple(item["loc"])
+        item["loc"] = without_tags(tagged, spec)
+        found.append(f"{where(item['loc'])}{_sentence(item, spec, tagged)}")
+    return found
+
+
+def without_tags(location: Location, spec: type[BaseModel]) -> Location:
+    """Where a field is one of several specs, pydantic says which one it tried, and nobody wrote that."""
+    current: Any = spec
+    said: list[int | str] = []
+    for part in location:
+        inside = _inside(current, part)
+        if not _is_tag(current, part):
+            said.append(part)
+        current = inside
+    return tuple(said)
+
+
+def _is_tag(current: Any, part: int | str) -> bool:
+    options = _options(current)
+    return len(options) > 1 and part in map(_tag, options)
+
+
+def _options(annotation: Any) -> list[type[BaseModel]]:
+    """The specs that a field may be."""
+    bare = [get_args(one)[0] if get_origin(one) is Annotated else one for one in (annotation, *get_args(annotation))]
+    return [one for one in bare if _is_model(one)]
+
+
+def _tag(option: type[BaseModel]) -> Any:
+    method = option.model_fields.get("method")
+    return method.default if method is not None else None
+
+
+def _inside(current: Any, part: int | str) -> Any:
+    if _is_tag(current, part):
+        return next(option for option in _options(current) if _tag(option) == part)
+    holder = next((option for option in _options(current) if str(part) in option.model_fields), None)
+    return _without_none(holder.model_fields[str(part)].annotation) if holder is not None else None
+
+
+def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> str:
+    if item["type"] == "extra_forbidden":
+        *inside, unknown = tagged
+        if (other := _of_another_method(spec, tagged)) is not None:
+            return other
+        known = _fields_at(spec, tuple(inside))
+        listed = f" Known here: {', '.join(known)}." if known else ""
+        key = shown(".".join(map(str, item["loc"]))).strip("'\"")
+        return f'unknown setting "{key}".{did_you_mean(str(unknown), known)}{listed}'
+    key = ".".join(map(str, _written_part(tuple(item["loc"]), spec)))
+    if item["type"] == "missing":
+        return f'setting "{key}" is required and was not given.'
+    message = item["msg"].removeprefix("Value error, ")
+    problem = f"{message[:1].lower()}{message[1:]}."
+    if not key:
+        return f"{problem[:1].upper()}{problem[1:]}"
+    return f'setting "{key}" is {shown(item["input"])}: {problem}'
+
+
+INSTEAD = {"rank": "budget", "alpha": "scale", "budget": "rank", "scale": "alpha"}
+"""What one method has for a setting of another's."""
+
+
+def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
+    """A setting that is known, and not to the method that was asked for."""
+    current: Any = spec
+    *inside, name = tagged
+    for place, part in enumerate(inside):
+        if _is_tag(current, part):
+            having = [_tag(option) for option in _options(current) if name in option.model_fields]
+            if not having:
+                return None
+            key, fields = ".".join(map(str, (*inside[:place], name))), _fields_at(spec, tuple(inside[: place + 1]))
+            instead = INSTEAD.get(str(name))
+            hint = f" Use {instead}." if instead in fields else ""
+            return f'"{key}" is a setting of {" and ".join(having)}, and the method is {part}.{hint}'
+        current = _inside(current, part)
+    return None
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python prints
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _written_part(location: Location, spec: type[BaseModel]) -> list[int | str]:
+    """What the user wrote of a location: pydantic adds the branch of a union that it tried."""
+    written: list[int | str] = []
+    current: Any = spec
+    for part in location:
+        holder = next((option for option in _options(current) if part in option.model_fields), None)
+        if holder is not None:
+            current = _without_none(holder.model_fields[str(part)].annotation)
+        elif get_origin(current) in (list, tuple) and isinstance(part, int):
+            current = get_args(current)[0]
+        elif get_origin(current) in (dict, list, tuple):
+            current = None
+        else:
+            break
+        written.append(part)
+    return written
+
+
+def _without_none(annotation: Any) -> Any:
+    """`X | None` as X."""
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    return options[0] if get_origin(annotation) in (Union, UnionType) and len(options) == 1 else annotation
+
+
+def _fields_at(spec: type[BaseModel], location: Location) -> list[str]:
+    current: Any = spec
+    for part in location:
+        current = _inside(current, part)
+    return list(dict.fromkeys(name for option in _options(current) for name in option.model_fields))
+
+
+def _is_model(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseModel)

@@ -1,0 +1,177 @@
+"""YAML files and `key=value` settings into an Experiment; every problem at once, each with file and line.
+
+YAML is read as yaml.py says. Later settings win over earlier ones, over the file and over a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from rankwise.config.base import Config, Location, problems_of, shown
+from rankwise.config.data import DataConfig, Reading
+from rankwise.config.experiment import Experiment
+from rankwise.config.planning import Planned
+from rankwise.config.yaml import load_yaml, plain
+from rankwise.errors import ConfigError
+
+LARGEST_FILE = 1_000_000
+_Kind = TypeVar("_Kind", bound=Config)
+SHORTHAND = {"model": "name", "data": "path"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One dotted key and its value, with the flag it came by."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+@dataclass
+class _Tree:
+    """Nested settings, and for each location where it was written."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Location, str] = field(default_factory=dict)
+
+    def origin(self, location: Location) -> str:
+        for length in range(len(location), 0, -1):
+            if location[:length] in self.origins:
+                return f"{self.origins[location[:length]]}: "
+        return ""
+
+    def put(self, setting: Setting) -> None:
+        *parents, last = setting.key.split(".")
+        here: dict[str, Any] = self.values
+        location: Location = ()
+        for part in parents:
+            location = (*location, part)
+            child = here.get(part)
+            if isinstance(child, str) and part in SHORTHAND:
+                child = {SHORTHAND[part]: child}
+            if child is not None and not isinstance(child, dict):
+                wrong = f'{self.origin(location)}setting "{".".join(location)}" is {shown(child)}'
+                raise ConfigError([f"{wrong}, and {setting.origin} is inside it."])
+            here[part] = here = child or {}
+        here[last] = setting.value
+        self.origins[(*location, last)] = setting.origin
+
+
+def parse_setting(text: str) -> Setting:
+    """`a.b=c` as given to --set; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError([f'--set "{text}" is not of the form key=value, for example --set training.epochs=3.'])
+    return Setting(key.strip(), plain(load_yaml(value, f"--set {key}"), {}, ""), f"--set {key}")
+
+
+def read_experiment(file: Path | None, settings: Iterable[Setting] = ()) -> Experiment:
+    return _read_under(file, settings, Experiment)
+
+
+def read_planned(file: Path | None, settings: Iterable[Setting] = ()) -> Planned:
+    return _read_under(file, settings, Planned)
+
+
+def _read_under(file: Path | None, settings: Iterable[Setting], kind: type[_Kind]) -> _Kind:
+    tree = _read_file(file) if file else _Tree()
+    for setting in settings:
+        tree.put(setting)
+    try:
+        return kind.model_validate(tree.values)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, kind, tree.origin)) from None
+
+
+def as_planned(experiment: Experiment) -> Planned:
+    return with_settings(experiment)
+
+
+def with_settings(asked: Experiment, *texts: str) -> Planned:
+    """The same as a plan, with some settings otherwise, each as `a.b=c`. A spec that was made by its class does not say
+    its method, which is what it is all the same."""
+    values = asked.model_dump(mode="json", exclude_unset=True)
+    values["adapter"] = {"method": asked.adapter.method} | values.get("adapter", {})
+    tree = _Tree(values)
+    for setting in map(parse_setting, texts):
+        if setting.key == "adapter.method":  # what belongs to another method goes with it
+            values["adapter"] = {}
+        tree.put(setting)
+    return Planned.model_validate(tree.values)
+
+
+def read_settings(
+    file: Path, kind: type[_Kind], over: Mapping[str, Any], default: Mapping[str, Any] | None = None
+) -> _Kind:
+    """A file that holds one spec, under `over` and above `default`."""
+    tree = _read_file(file)
+    try:
+        return kind.model_validate({**(default or {}), **tree.values, **over})
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, kind, tree.origin)) from None
+
+
+def read_values(file: Path) -> dict[str, Any]:
+    """A file of settings that are not ours, as plain values; tags and directives are refused."""
+    return _read_file(file).values
+
+
+def read_data(files: Iterable[str], settings: Iterable[Setting]) -> DataConfig:
+    """The rows named on a command line: one source, or several. What says how rows are read holds for each."""
+    tree, named = _Tree(), list(files)
+    for setting in settings:
+        if not setting.key.startswith("data."):
+            raise ConfigError(
+                [f'{setting.origin}: "{setting.key.split(".")[0]}" is no setting of rows; those begin with data.']
+            )
+        if setting.key.split(".")[1] in ("path", "sources"):
+            raise ConfigError([f"{setting.origin}: the rows are named already ({named[0]})."])
+        tree.put(setting)
+    given = tree.values.get("data", {})
+    how = {key: given.pop(key) for key in list(given) if key in Reading.model_fields} if len(named) > 1 else {}
+    rows = {"sources": [{"path": name, **how} for name in named]} if len(named) > 1 else {"path": named[0]}
+    try:
+        return DataConfig.model_validate({**rows, **given})
+    except ValidationError as error:
+        found = problems_of(error, DataConfig, lambda location: tree.origin(("data", *_inside_source(location))))
+        raise ConfigError([_with_flag(problem, tree) for problem in found]) from None
+
+
+def _inside_source(location: Location) -> Location:
+    """What was said once for several sources, where it was said."""
+    return location[2:] if location[:1] == ("sources",) else location
+
+
+def _with_flag(problem: str, tree: _Tree) -> str:
+    """A problem of several settings together has no place of its own: the first that it names has one."""
+    if problem.startswith("--"):
+        return problem
+    words = problem.replace(",", " ").replace(";", " ").split()
+    return next((tree.origin(place) for place in tree.origins if place[-1] in words), "") + problem
+
+
+def _read_file(file: Path) -> _Tree:
+    try:
+        size = file.stat().st_size
+        if size > LARGEST_FILE:
+            raise ConfigError(
+                [f"{file}: {size:,} bytes is too large for a file of settings ({LARGEST_FILE:,} at most)."]
+            )
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError([f"{file}: cannot be read ({error.strerror})."]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{file}: is not UTF-8 text (byte {error.start})."]) from None
+    loaded = load_yaml(text, str(file))
+    if not isinstance(loaded, dict):
+        held = "nothing" if loaded is None else "a list" if isinstance(loaded, list) else shown(loaded)
+        raise ConfigError([f"{file}: holds {held}, not settings of the form key: value."])
+    tree = _Tree()
+    tree.values = plain(loaded, tree.origins, str(file))
+    return tree

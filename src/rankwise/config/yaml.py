@@ -1,0 +1,88 @@
+"""YAML by version 1.2's rules as plain values: `1e-4` is a number and `on` a word.
+
+A key given twice is an error, and so is a tag that asks for an object, a directive, or a file that stands for more
+values than there is memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
+
+from rankwise.config.base import Location
+from rankwise.errors import ConfigError
+
+MOST_VALUES = 10_000
+PLAIN_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
+
+
+def load_yaml(text: str, name: str) -> Any:
+    if text.lstrip().startswith("%"):
+        raise ConfigError([f"{name}: begins with a directive (%…); settings are YAML 1.2 and need none."])
+    try:
+        return YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        problem = (error.problem or str(error)).splitlines()[0]
+        raise ConfigError([f"{name}{line}: {problem}."]) from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            [f"{name}: is not YAML ({str(error).splitlines()[0] if str(error) else type(error).__name__})."]
+        ) from None
+
+
+def plain(
+    node: Any, origins: dict[Location, str], name: str, location: Location = (), count: _Count | None = None
+) -> Any:
+    """Ruamel's annotated nodes as plain Python values; notes the line of every key on the way."""
+    count = count or _Count()
+    count.up(name)
+    _refuse_tag(node, name)
+    if isinstance(node, CommentedMap):
+        for key in node:
+            line = node.lc.data.get(key)  # a key that was merged in has none of its own
+            if name and line:
+                origins[(*location, str(key))] = f"{name}:{line[0] + 1}"
+        return {str(key): plain(item, origins, name, (*location, str(key)), count) for key, item in node.items()}
+    if isinstance(node, list):
+        return [plain(item, origins, name, (*location, index), count) for index, item in enumerate(node)]
+    if isinstance(node, bool | ScalarBoolean):
+        return bool(node)
+    for kind in (int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return None if node is None else str(node)
+
+
+def dump_yaml(value: dict[str, Any]) -> str:
+    """As YAML that reads back as the same value, with its keys in their order; whatever its texts are."""
+    yaml, written = YAML(typ="rt", pure=True), StringIO()
+    yaml.default_flow_style = False
+    yaml.width = 10_000
+    yaml.dump(value, written)
+    return written.getvalue()
+
+
+@dataclass
+class _Count:
+    """Aliases of aliases can stand for more values than there is memory."""
+
+    values: int = 0
+
+    def up(self, name: str) -> None:
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise ConfigError([f"{name or '--set'}: stands for more than {MOST_VALUES:,} values."])
+
+
+def _refuse_tag(node: Any, name: str) -> None:
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if isinstance(tag, str) and tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
+        raise ConfigError([f'{name or "--set"}: the tag "{tag}" asks for an object; only plain values are read.'])

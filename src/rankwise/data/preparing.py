@@ -1,0 +1,113 @@
+"""Rows of files into documents that can be trained on, by the model's template or a recipe's, with their data report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+from rankwise.config.data import DataConfig
+from rankwise.config.recipe import recipe_named
+from rankwise.data.encoded_cache import keep, key_of, recall
+from rankwise.data.preparation import Prepared, prepare_data
+from rankwise.data.report import Tally
+from rankwise.errors import DataError
+from rankwise.runs.data_report import MOST_LISTED, DataReport
+from rankwise.runs.manifest import DataFacts
+from rankwise.runs.records import Announce
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.encode import Encoder
+from rankwise.text.tokenizer import HubTokenizer
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What a model's rows are written and counted with. `name` is the model's, `context` its longest text."""
+
+    tokenizer: HubTokenizer
+    template: ChatTemplate
+    name: str
+    context: int | None
+    guessed: bool = False
+    """Nobody named this model; it was here."""
+
+    def by(self, spec: DataConfig) -> Writing:
+        """With the template of the recipe, where there is one."""
+        if spec.recipe is None:
+            return self
+        return replace(self, template=ChatTemplate.of_recipe(self.tokenizer, recipe_named(spec.recipe)))
+
+    def encoder(self, spec: DataConfig) -> Encoder:
+        limit = min(spec.max_length, self.context or spec.max_length)
+        return Encoder(self.template, self.tokenizer, spec, limit)
+
+
+def prepare(spec: DataConfig, writing: Writing, announce: Announce) -> Prepared:
+    """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
+    writing = writing.by(spec)
+    encoder = writing.encoder(spec)
+    identity = f"{writing.tokenizer.identity} {writing.template.identity} {writing.guessed}"
+    key = key_of(spec, encoder, identity, writing.name)
+    prepared = recall(key)
+    if prepared is None:
+        prepared = prepare_data(
+            spec, encoder, _tally(writing), announce, model=writing.name, template=writing.template.facts
+        )
+        if key_of(spec, encoder, identity, writing.name) == key:  # else somebody wrote into a file that was being read
+            keep(key, prepared, announce)
+    return prepared
+
+
+def count_only(spec: DataConfig, announce: Announce) -> DataReport:
+    """What can be said of rows without any tokenizer."""
+    return prepare_data(spec, None, Tally(), announce, model=None, template=None).data_report
+
+
+def refuse_fatal(data_report: DataReport) -> None:
+    if data_report.fatal:
+        raise DataError("\n".join([*data_report.fatal, *data_report.advice]))
+
+
+def facts_of(prepared: Prepared) -> DataFacts:
+    """What the manifest keeps beside the data report."""
+    data_report = prepared.data_report
+    trained = prepared.trained_rows
+    hashes = [file.sha256 for file in data_report.files]
+    return DataFacts(
+        path=", ".join(file.name for file in data_report.files),
+        sha256=hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest(),
+        format=data_report.format,
+        rows=data_report.rows,
+        trained_documents=len(trained),
+        measured_documents=len(prepared.measured),
+        rows_too_long=data_report.skipped_why.get("too long", 0),
+        tokens=trained.tokens,
+        loss_tokens=trained.supervised,
+    )
+
+
+def told(data_report: DataReport) -> Sequence[str]:
+    """The data report in a few lines, for whoever waits for the training."""
+    lines = [data_report.hold_out.describe()] if data_report.hold_out is not None else []
+    lines += [f"the end token is in the loss in {data_report.eos_supervised:,} of {data_report.documents:,} sequences"]
+    if data_report.skipped:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in data_report.skipped_why.items())
+        listed = "them" if data_report.skipped <= MOST_LISTED else f"the first {MOST_LISTED}"
+        lines.append(
+            f"{data_report.skipped:,} of {data_report.rows:,} rows are left out: {why}; data_report.json lists {listed}"
+        )
+    if data_report.truncated:
+        lines.append(f"{data_report.truncated:,} rows are cut or split to fit")
+    lines += [f"{file.name}: {file.layout.describe()}" for file in data_report.files if file.layout is not None]
+    return [*lines, f"licence of the data: {data_report.licence}"]
+
+
+def _tally(writing: Writing) -> Tally:
+    tokenizer = writing.tokenizer
+    start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
+    return Tally(
+        known=frozenset(map(str, tokenizer.hub.get_added_vocab())),
+        start_id=start[0] if len(start) == 1 else tokenizer.hub.bos_token_id,
+        guards=writing.template,
+        guessed=writing.guessed,
+    )

@@ -1,0 +1,136 @@
+"""A run's model without any adapter over it, loaded again from the disk and compared with the trained model.
+
+An adapter goes into its base's weights; where the whole model learned there is none. It is done on the processor, in
+float32 unless both the base's files and the new ones are bfloat16, and rounded once. Read back, every weight must be
+the merged one bit for bit, and the logits on a text that is always the same must be the trained model's but for
+rounding; else nothing is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.adapters.full import WholeModel
+from rankwise.adapters.merge import merge
+from rankwise.adapters.set import AdapterSet
+from rankwise.errors import AdapterError, RunError
+from rankwise.inference.tuned_model import Asked, open_for_asking
+from rankwise.methods.methods import model_of
+from rankwise.methods.opening import BASE_FACTS, Opened
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.models.saving import save, stored_as
+from rankwise.runs.data_report import DATA_REPORT
+from rankwise.runs.evaluations import STRENGTH
+from rankwise.runs.records import Announce, Said, Warned
+from rankwise.system.files import need_space, published, write_json
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
+"""Of the largest logit. On the starter rounding made 5e-6 in float32 and 0.01 in bfloat16."""
+HIDDEN = 0.25
+"""Of an adapter's own change: where rounding makes more than this, much of what was learned may be lost."""
+TEXT = "The river had risen in the night, and 27 boats lay on the grass. Nobody knew whose they were; the oldest of "
+"us said: count the oars first, then ask. def count(oars): return sum(oars) // 2"
+
+
+@dataclass(frozen=True)
+class Merged:
+    dtype: str
+    logits_difference: float
+    """The largest, from the trained model with its adapter beside it, as a share of the largest logit."""
+    logits_change: float | None
+    """The same from the base model: what an adapter does."""
+    rounding: float
+    """By how much of itself the number format may round a weight, to hold the difference against."""
+
+    @property
+    def hidden(self) -> bool:
+        """Whether rounding is not small beside what was learned."""
+        return self.logits_change is not None and self.logits_difference > HIDDEN * self.logits_change
+
+
+def export_merged(
+    opened: Opened, folder: Path, announce: Announce, dtype: str | None, strength: float = 1.0, *, force_base: bool
+) -> Merged:
+    """Of what was opened, and so checked."""
+    if opened.run is not None and opened.run.experiment().model.trust_code is not None:
+        raise RunError(f"{opened.folder} was trained on a model with Python code of its own, which cannot be "
+                       "exported as merged. Export the adapter as peft or portable.")  # fmt: skip
+    trained = model_of(opened)
+    stored, numbers = stored_as(trained, announce)
+    wanted = stored if dtype is None else DTYPES[dtype]
+    need_space(folder.absolute(), numbers * wanted.itemsize)
+    held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
+    spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
+    asked = open_for_asking(opened, announce, force_base=force_base, held=spec)
+    live, change = _settled(asked, strength)
+    with published(folder) as temporary:
+        announce(Said("Writing the merged model"))
+        save(asked.model, temporary, wanted)
+        for file, value in beside(opened, strength).items():
+            write_json(temporary / file, value)
+        weights = _hashes(asked.model)
+        del asked  # the merged one is loaded in its place
+        again = load(spec.model_copy(update={"name": str(temporary)}))
+        difference, same = _difference(_logits(again), live), _hashes(again) == weights
+        if not (same and difference <= ALLOWED[wanted]):
+            raise AdapterError(
+                f"{folder} would not be the trained model: its logits differ by {difference:.2%} of the largest, and "
+                f"its weights are {'as merged' if same else 'not those that were merged'}. Nothing is written; export "
+                "the adapter as peft or portable."
+            )
+    made = Merged(str(wanted).removeprefix("torch."), difference, change, torch.finfo(wanted).eps / 2)
+    if made.hidden:
+        announce(Warned(
+            f"{folder}: rounding to {made.dtype} changes the logits by {difference:.2g} of the largest and the adapter "
+            f"by {change:.2g}, so much of what was learned may be lost. --dtype float32 keeps it"
+        ))  # fmt: skip
+    return made
+
+
+def _settled(asked: Asked, strength: float) -> tuple[Tensor, float | None]:
+    """From here on the model has that strength and no adapters: its logits, and how an adapter changed them."""
+    if isinstance(asked.tuned, AdapterSet):
+        with asked.tuned.scaled(strength):
+            live = _logits(asked.model)
+            with asked.tuned.disabled():
+                change = _difference(_logits(asked.model), live)
+            merge(asked.tuned)
+        return live, change
+    assert isinstance(asked.tuned, WholeModel), "a run has the one or the other"
+    asked.tuned.turn(strength)
+    return _logits(asked.model), None
+
+
+def beside(opened: Opened, strength: float) -> dict[str, Any]:
+    """What lies in an exported folder as JSON beside the tensors, by file name."""
+    data_report = {} if opened.data_report is None else {DATA_REPORT: opened.data_report.model_dump(mode="json")}
+    facts = {} if opened.trained_on is None else {BASE_FACTS: opened.trained_on.model_dump(mode="json")}
+    files = data_report | facts
+    return files if strength == 1 else data_report | {STRENGTH: {"run": opened.name, "strength": strength}}
+
+
+def _logits(model: LoadedModel) -> Tensor:
+    ids = torch.tensor([model.tokenizer.encode(TEXT)], device=model.precision.device)
+    with torch.inference_mode():
+        return model.module(input_ids=ids).logits.cpu().double()
+
+
+def _hashes(model: LoadedModel) -> dict[str, str]:
+    """Of each weight, in the number format that the model is held in."""
+    held = model.precision.dtype
+    return {
+        name: sha256(value.detach().to(held).contiguous().view(torch.uint8).numpy().data).hexdigest()
+        for name, value in model.module.named_parameters()
+    }
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())

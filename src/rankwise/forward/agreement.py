@@ -1,0 +1,222 @@
+"""Whether the fast form of a model computes what the plain one does, asked of the model itself before a run begins.
+
+Both compute logits and gradients of the same random documents, with adapters that were moved from where they start. Two
+forms that round differently are apart by what the number format explains, or, where rounding adds up over the blocks
+(deep models, large norms), by more. Then both are computed in float32 too, and the fast form is taken if
+
+    there it is the plain form, to what float32 rounds, and
+    in the model's own format it is no farther from float32 than the plain form is.
+
+So a formula that differs is found however much a model rounds, and no form is given up for being the more exact one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import hypot, inf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rankwise.data.batches import IGNORED, Batch
+from rankwise.errors import ModelError, first_line, is_out_of_memory, some
+from rankwise.forward.fused import PROBED, FastLoss, probe
+from rankwise.kernels.regions import plain_regions
+from rankwise.system.memory import available_memory, give_back
+
+NOISE = 0.02
+ROOM = 1.25
+"""How much more than a float32 copy of the weights has to be free for one to be made."""
+
+LOGITS = 2**23
+"""Numbers. With a large vocabulary, logits of fewer positions are compared."""
+LEAST_POSITIONS = 16
+EXACT = 2**18
+"""Numbers that are there in float64 at a time."""
+
+Logits = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """By one form in one number format."""
+
+    logits: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class Distance:
+    """||a - b|| / ||b||, of logits and of gradients."""
+
+    logits: float
+    gradients: float
+
+    def within(self, logits: float, gradients: float) -> bool:
+        """So that NaN is not."""
+        return self.logits <= logits and self.gradients <= gradients
+
+    def __str__(self) -> str:
+        return f"logits by {self.logits:.2%} and gradients by {self.gradients:.2%}"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """`why` says how far the forms are apart, or what hindered the comparison."""
+
+    agrees: bool
+    why: str
+    failed: bool = False
+    """The fast form could not be computed at all."""
+
+
+def agreement(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) -> Agreement:
+    """`plain` maps a batch to logits. A model whose own weights are not finite is refused."""
+    batch = _at_fewer_positions(module, probe(module, PROBED, generator := torch.Generator().manual_seed(0)))
+    with _moved(learned, generator):
+        try:
+            usual = _by_plain(plain, batch, learned)
+            fast = _by_kernels(module, batch, learned)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return Agreement(False, f"the fast form cannot be computed ({first_line(error)})", failed=True)
+        if not usual.logits.isfinite().all():
+            check_finite(module)
+        return _judged(module, learned, plain, batch, fast, usual)
+
+
+def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) -> bool:
+    return agreement(module, learned, plain).agrees
+
+
+def _at_fewer_positions(module: nn.Module, batch: Batch) -> Batch:
+    """At most as many tokens are learned as LOGITS allows, spread over all documents; every token is still read."""
+    model: Any = module
+    most = max(LEAST_POSITIONS, LOGITS // model.get_output_embeddings().weight.shape[0])
+    if most >= batch.tokens:
+        return batch
+    chosen = torch.linspace(0, batch.tokens - 1, most).round().long()
+    targets = torch.full_like(batch.targets, IGNORED)
+    targets[0, chosen] = batch.targets[0, chosen]
+    return replace(batch, targets=targets)
+
+
+def _judged(
+    module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits, batch: Batch, fast: Computed, usual: Computed
+) -> Agreement:
+    dtype = next(module.parameters()).dtype
+    apart, limits, name = _distance(fast, usual), _limits(dtype), str(dtype).removeprefix("torch.")
+    told = f"the two forms differ in {name}, {apart}"
+    if apart.within(*limits):
+        return Agreement(True, told)
+    told += f"; rounding explains {limits[0]:.2%} and {limits[1]:.2%}"
+    needed, free = _bytes_in_float32(module), available_memory()
+    if not needed:
+        return Agreement(False, told)
+    if ROOM * needed > free:
+        return Agreement(
+            False, f"{told}; comparing both in float32 needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+        )
+    with _in_float32(module), plain_regions():
+        exact_usual, exact_fast = _by_plain(plain, batch, learned), _by_kernels(module, batch, learned)
+    exactly = _distance(exact_fast, exact_usual)
+    if not exactly.within(*_limits(torch.float32)):
+        return Agreement(False, f"{told}, and in float32 they differ too, {exactly}")
+    ours, theirs = _distance(fast, exact_usual), _distance(usual, exact_usual)
+    nearer = ours.within(max(limits[0], theirs.logits), max(limits[1], theirs.gradients))
+    return Agreement(
+        nearer, f"in {name} the fast form differs from float32 in its {ours}, and the plain form in its {theirs}"
+    )
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    """What rounding alone explains in a model of usual depth, for logits and for gradients."""
+    rounding = torch.finfo(dtype).eps
+    return max(1e-4, 3 * rounding), max(1e-3, 48 * rounding)
+
+
+@contextmanager
+def _moved(learned: Sequence[nn.Parameter], generator: torch.Generator) -> Iterator[None]:
+    """What starts at zero would tell nothing. It is put back."""
+    before = [parameter.detach().clone() for parameter in learned]
+    try:
+        with torch.no_grad():
+            for parameter in learned:
+                parameter += NOISE * torch.randn(parameter.shape, generator=generator).to(parameter)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(learned, before, strict=True):
+                parameter.copy_(value)
+
+
+def _by_plain(plain: Logits, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
+    logits = plain(batch)
+    loss = F.cross_entropy(logits.float(), batch.targets[batch.supervised], reduction="sum")
+    return Computed(logits.detach(), _gradients(loss, learned))
+
+
+def _by_kernels(module: nn.Module, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
+    gradients = _gradients(FastLoss(module)(batch), learned)
+    with torch.no_grad():
+        hidden = FastLoss(module).hidden(batch, batch.supervised[0].nonzero()[:, 0])
+        return Computed(module.get_output_embeddings()(hidden), gradients)  # pyright: ignore[reportCallIssue]
+
+
+def _gradients(total: Tensor, learned: Sequence[nn.Parameter]) -> Tensor:
+    """One after another; nothing where nothing learns."""
+    found = torch.autograd.grad(total, list(learned), allow_unused=True) if learned else ()
+    pairs = zip(learned, found, strict=True)
+    flat = [(torch.zeros_like(one) if grad is None else grad).flatten() for one, grad in pairs]
+    return torch.cat(flat) if flat else torch.zeros(0)
+
+
+def _distance(found: Computed, other: Computed) -> Distance:
+    return Distance(_share(found.logits, other.logits), _share(found.gradients, other.gradients))
+
+
+def _share(found: Tensor, other: Tensor) -> float:
+    """Part by part, since float64 copies of the logits would be the largest tensors of a run."""
+    parts = list(zip(found.flatten().split(EXACT), other.flatten().split(EXACT), strict=True))
+    apart = hypot(*((one.double() - two.double()).norm().item() for one, two in parts))
+    whole = hypot(*(two.double().norm().item() for _, two in parts))
+    return apart / whole if whole else 0.0 if apart == 0.0 else inf
+
+
+def _short(module: nn.Module) -> list[Tensor]:
+    """Its weights and buffers of 16 bits, each once."""
+    every = {id(one): one for one in (*module.parameters(), *module.buffers())}.values()
+    return [one for one in every if one.dtype in (torch.bfloat16, torch.float16)]
+
+
+def _bytes_in_float32(module: nn.Module) -> int:
+    return sum(4 * one.numel() for one in _short(module))
+
+
+@contextmanager
+def _in_float32(module: nn.Module) -> Iterator[None]:
+    """The same numbers; what was there is put back, and not rounded anew."""
+    short = _short(module)
+    before = [one.data for one in short]
+    try:
+        for one in short:
+            one.data = one.data.float()
+        yield
+    finally:
+        for one, data in zip(short, before, strict=True):
+            one.data = data
+        give_back()
+
+
+def check_finite(module: nn.Module) -> None:
+    spoiled = [name for name, value in module.named_parameters() if not value.isfinite().all()]
+    if spoiled:
+        raise ModelError(
+            f"weights of the model are NaN or infinite: {some(spoiled, 3)}. Nothing can be learned over them; fetch or "
+            "convert the model again."
+        )

@@ -1,0 +1,170 @@
+"""The forward pass of a decoder by kernels, for a row of documents without any padding.
+
+What is computed is what transformers computes: each block's parts are taken from its own modules, adapted or not, and
+only how they are put together is written here (decoders/). A model is known by the class of its blocks; any other, and
+any part that a kernel does not take, goes the plain way. Before a run relies on it, both are compared on the model
+itself (agreement.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rankwise.data.batches import Batch
+from rankwise.data.flat import flat
+from rankwise.forward.decoders.decoder import Decoder
+from rankwise.forward.decoders.gemma import GEMMA, GEMMA3
+from rankwise.forward.decoders.gpt2 import GPT2
+from rankwise.forward.decoders.llama import LLAMA
+from rankwise.forward.decoders.neox import NeoX
+from rankwise.forward.prefix_cache import Prefix
+from rankwise.forward.reference import random_documents
+from rankwise.kernels.attention import BLOCK
+from rankwise.kernels.loss import head_loss
+
+DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
+PROBED = (BLOCK + 23, 5, 14)
+"""Lengths of the documents that both forms are compared on."""
+
+
+class FastLoss:
+    """Called with a flat batch, gives the sum of its losses in nats, as a scalar that autograd knows.
+
+    Of the blocks from `lowest` on, the first `recomputed` keep only what goes into them, and are computed again in the
+    backward pass: half as much work again for them, and the same numbers. Those below `lowest` get no gradient. Each
+    document goes through them once and what comes out is kept, as far as `room` bytes go, so they must not change.
+    """
+
+    def __init__(self, module: nn.Module, *, lowest: int = 0, recomputed: int = 0, room: int = 0) -> None:
+        self._module: Any = module
+        self._lowest, self._recomputed = lowest, recomputed
+        self._prefix = Prefix(self._below, room) if lowest else None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        places = batch.supervised[0].nonzero()[:, 0]
+        hidden = self.hidden(batch, places)
+        return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
+
+    def hidden(self, batch: Batch, places: Tensor) -> Tensor:
+        """(N, d): what the head gets at `places`, where alone the last block's own outputs are needed."""
+        assert batch.lengths is not None and batch.positions is not None, "a flat batch has both"
+        decoder, model = _known(self._module)
+        layers = decoder.layers(model)
+        x, context = decoder.start(model, batch)
+        if self._prefix is not None:
+            x = self._prefix(batch.inputs, batch.positions, batch.lengths)
+        for number in range(self._lowest, len(layers)):
+            at = places if number + 1 == len(layers) else None
+            block = partial(_block, decoder, layers[number], context=context, lengths=batch.lengths, places=at)
+            again = torch.is_grad_enabled() and number < self._lowest + self._recomputed
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        return decoder.end(model, x)
+
+    def _below(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Of one document: what goes into the lowest block that learns."""
+        decoder, model = _known(self._module)
+        lengths = (ids.shape[1],)
+        x, context = decoder.start(model, Batch(ids, ids, ids.shape[1], positions, lengths))
+        for layer in decoder.layers(model)[: self._lowest]:
+            x = _block(decoder, layer, x, context, lengths)
+        return x
+
+
+def blocks_of(module: nn.Module) -> int:
+    decoder, model = _known(module)
+    return len(decoder.layers(model))
+
+
+def lowest_that_learns(module: nn.Module) -> int:
+    """The number of the block, or 0 where something learns that comes before all of them."""
+    decoder, model = _known(module)
+    layers = decoder.layers(model)
+    learning = [number for number, layer in enumerate(layers) if any(one.requires_grad for one in layer.parameters())]
+    of_blocks = {id(one) for layer in layers for one in layer.parameters()}
+    before = any(one.requires_grad and id(one) not in of_blocks for one in model.parameters())
+    return 0 if before or not learning else learning[0]
+
+
+def is_fast(module: nn.Module, longest: int) -> bool:
+    """Whether there are kernels for this model, with documents of at most so many tokens."""
+    model: Any = module
+    decoder = _decoder_of(model)
+    if decoder is None:
+        return False
+    head, config, layers = model.get_output_embeddings(), model.config, decoder.layers(model.base_model)
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and getattr(config, "final_logit_softcapping", None) is None
+        and not any(_is_watched(part) or _drops(part) for part in module.modules())
+        and not has_weights_that_learn(module)
+        and not (getattr(config, "attention_dropout", 0.0) and any(layer.training for layer in layers))
+        and next(module.parameters()).device.type == "cpu"
+        and decoder.suits(model.base_model, longest)
+    )
+
+
+def _decoder_of(module: Any) -> Decoder | None:
+    """By the class of its blocks."""
+    for decoder in DECODERS:
+        with suppress(AttributeError):
+            layers = decoder.layers(module.base_model)
+            if isinstance(layers, nn.ModuleList) and layers and all(_is_known(layer, decoder) for layer in layers):
+                return decoder
+    return None
+
+
+def _is_known(layer: nn.Module, decoder: Decoder) -> bool:
+    """The class must be the library's own: code that comes with a model may borrow a name."""
+    return type(layer).__name__ in decoder.blocks and type(layer).__module__.startswith("transformers.models.")
+
+
+def _drops(part: nn.Module) -> bool:
+    return isinstance(part, nn.Dropout) and part.training and part.p > 0
+
+
+def _learns(part: nn.Module) -> bool:
+    """A layer of the model itself, which kernels take as frozen."""
+    theirs = type(part).__module__.startswith(("torch.nn.modules.", "transformers."))
+    return theirs and any(parameter.requires_grad for parameter in part.parameters(recurse=False))
+
+
+def _is_watched(part: nn.Module) -> bool:
+    """Somebody waits for its call, or has replaced what it does."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(part)
+
+
+def has_weights_that_learn(module: nn.Module) -> bool:
+    return any(_learns(part) for part in module.modules())
+
+
+def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> Batch:
+    """Random documents of such lengths, or of as many tokens as the model has positions for and sees at once."""
+    model: Any = module
+    limits = (getattr(model.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    most = min([max(lengths), *(limit for limit in limits if limit)])
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    (batch,) = flat(random_documents(vocabulary, [min(one, most) for one in lengths], generator), sum(lengths))
+    return batch
+
+
+def _known(module: Any) -> tuple[Decoder, Any]:
+    decoder = _decoder_of(module)
+    assert decoder is not None, "is_fast says so"
+    return decoder, module.base_model
+
+
+def _block(
+    decoder: Decoder, layer: Any, x: Tensor, context: Any, lengths: Sequence[int], places: Tensor | None = None
+) -> Tensor:
+    """(T, d) to what comes out of the block, at `places` alone where these are given."""
+    seen = decoder.attended(layer, x, context, lengths)
+    return decoder.finished(layer, x, seen) if places is None else decoder.finished(layer, x[places], seen[places])

@@ -1,0 +1,116 @@
+"""A causal model's logits where there is something to predict, and nowhere else.
+
+The output head is the widest layer of a small model and its logits the largest tensor of a step, while only the
+answers' tokens have a loss. So the hidden states are cut down to those positions just before the head; what the
+architecture does to its logits afterwards (scaling, soft caps) it does as ever, since that is element by element.
+
+Where documents share a row, the model gets their positions, no mask and no cache: only then does transformers find
+the borders, where positions start anew. An architecture that ignores them says nothing, so check_packs asks first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.data.batches import Batch, asked, collate
+from rankwise.data.packing import lay
+from rankwise.errors import ModelError, is_out_of_memory
+from rankwise.text.tokenize import Tokens
+
+PROBED = ((13, 2), (6, 9))
+"""Documents' lengths in two rows with borders in different places: some code reads the first row's positions alone."""
+LEAKED = 1e-5
+"""Of the largest logit. Computed in the same shape, a document that sees no other has the same bits, whatever the
+number format; the weakest leak measured (a tiny Lfm2 in float32) is 7e-5."""
+LEAST_ROUNDED = 1e-4
+ROUNDINGS = 8
+"""In another shape bits differ. Measured on random models of up to 24 blocks: 2e-6 of the largest logit in float32,
+up to 4 times the format's epsilon in bfloat16 and float16."""
+ADVICE = "such a model cannot learn from packed rows. Set data.packing to false."
+
+
+class SupervisedLogits:
+    """Called with a batch, gives (N, V): one row per supervised position, in the order of `batch.targets`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module: Any = module
+
+    def __call__(self, batch: Batch) -> Tensor:
+        supervised = batch.supervised
+
+        def keep(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (given[0][supervised], *given[1:])
+
+        packed = {} if batch.positions is None else {"position_ids": batch.positions}
+        hook = self._module.get_output_embeddings().register_forward_pre_hook(keep)
+        try:
+            return self._module(input_ids=batch.inputs, use_cache=False, **packed).logits
+        finally:
+            hook.remove()
+
+
+def every_logits(module: nn.Module, ids: Tensor) -> Tensor:
+    """Ids (T,) of one text, wherever they are, to logits (T, V), without gradients and without dropout."""
+    model: Any = module
+    device = next(model.parameters()).device
+    with torch.no_grad(), _without_dropout(model):
+        return model(input_ids=ids[None].to(device), use_cache=False).logits[0]
+
+
+def check_packs(module: nn.Module, vocabulary: int) -> None:
+    """Refuse a model whose logits for a document depend on what else is in its row; ids are below `vocabulary`."""
+    rows, others = _random_rows(vocabulary, 0), _random_rows(vocabulary, 1)
+    changed = [[other[0], *row[1:]] for row, other in zip(rows, others, strict=True)]
+    unchanged = torch.tensor([place > 0 for row in rows for place, part in enumerate(row) for _ in range(asked(part))])
+    device = next(module.parameters()).device
+    forward = SupervisedLogits(module)
+    with torch.no_grad(), _without_dropout(module):
+        alone = torch.cat([forward(collate([part]).to(device)) for row in rows for part in row]).float()
+        try:
+            packed, beside_others = (forward(lay(laid).to(device)).float() for laid in (rows, changed))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(f"{type(module).__name__} takes no positions of its tokens ({error}); {ADVICE}") from error
+    largest = alone.abs().max()
+    leaked = ((packed - beside_others)[unchanged.to(device)].abs().max() / largest).item()
+    differing = ((packed - alone).abs().max() / largest).item()
+    if not (leaked <= LEAKED and differing <= _rounding(module)):  # so that NaN is refused too
+        raise ModelError(
+            f"{type(module).__name__} does not keep documents apart that share a row: the logits of one differ by "
+            f"{differing:.2%} of the largest from those it has alone, and by {leaked:.2%} when the document before it "
+            f"is another; {ADVICE}"
+        )
+
+
+def _random_rows(vocabulary: int, seed: int) -> list[list[Tokens]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [random_documents(vocabulary, row, generator) for row in PROBED]
+
+
+def random_documents(vocabulary: int, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+    """Of so many questions each, with every token learned."""
+    rows = [torch.randint(vocabulary, (length + 1,), generator=generator).tolist() for length in lengths]
+    return [Tokens(tuple(row), (True,) * len(row)) for row in rows]
+
+
+def _rounding(module: nn.Module) -> float:
+    """By the coarsest number format among the parameters."""
+    coarsest = max(torch.finfo(value.dtype).eps for value in module.parameters() if value.is_floating_point())
+    return max(LEAST_ROUNDED, ROUNDINGS * coarsest)
+
+
+@contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,0 +1,202 @@
+"""The tokens that a model writes after prompts, greedily or drawn, until each answer has ended.
+
+transformers' `generate` decodes. It goes on with all rows until the last has ended, so of many rows it is asked for a
+few tokens at a time (STAGE), and goes on with those that have not ended (and what is kept of them).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rankwise.config.generation import GenerationConfig
+from rankwise.errors import EvaluationError
+from rankwise.inference.repetition import STAGE, loop_at, repeats
+from rankwise.models.loaded import LoadedModel
+from rankwise.text.chat_template import ChatTemplate
+
+Heard = Callable[[str], None]
+Stopped = Literal["end", "length", "repetition"]
+Settled = Callable[[int, str], bool]
+"""Whether the answer to a prompt, by its number, needs no more tokens than those of this text."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    tokens: int
+    stopped: Stopped
+    seconds: float
+    """From the beginning of what was asked together with it."""
+
+
+@torch.inference_mode()
+def decode(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, heard: Heard | None = None,
+    *, refuse_damage: bool = False, settled: Settled | None = None,
+) -> list[Answer]:  # fmt: skip
+    """`prompts` are ids, computed together. Only a single answer can be `heard`. An answer that is
+    `settled` is not written to its end."""
+    assert heard is None or len(prompts) == 1
+    from rankwise.inference.kv_cache import roomy_cache
+
+    began, template = time.perf_counter(), model.template
+    ids, mask = _left_padded(prompts, model.tokenizer.pad_id, model.precision.device)
+    begin, end = ids.shape[1], ids.shape[1] + spec.max_new_tokens
+    cache = roomy_cache(model.module)
+    rows, found = list(range(len(prompts))), dict[int, Answer]()
+    with _evaluating(model.module) as module, _seeded(spec):
+        while rows:
+            staged = cache and (len(rows) > 1 or settled is not None)
+            new = min(STAGE, end - ids.shape[1]) if staged else end - ids.shape[1]
+            made = module.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=_settings(model, spec, new),
+                logits_processor=[_refuse_damage] if refuse_damage else None,
+                stopping_criteria=[*_EndTexts.of(template, begin), *_Loops.of(spec, begin)],
+                streamer=_Streamer(template, heard) if heard else None,
+                **cache,
+            )
+            seconds = time.perf_counter() - began
+            written = made[:, begin:].tolist()
+            answers = [read_answer(row, template, seconds, loops=spec.repetition_check) for row in written]
+            whole = made.shape[1] - ids.shape[1] == new and made.shape[1] < end
+            going = [
+                at for at, answer in enumerate(answers)
+                if answer.stopped == "length" and whole and not (settled and settled(rows[at], answer.text))
+            ]  # fmt: skip
+            found |= {rows[at]: answer for at, answer in enumerate(answers) if at not in going}
+            mask = torch.cat([mask, mask.new_ones(len(rows), made.shape[1] - ids.shape[1])], 1)[going]
+            ids, rows = made[going], [rows[at] for at in going]
+            if rows and len(going) < len(answers):
+                next(iter(cache.values())).batch_select_indices(torch.tensor(going, device=ids.device))
+    return [found[row] for row in range(len(prompts))]
+
+
+def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0, *, loops: bool = False) -> Answer:
+    """What an answer's ids say up to their end. Of a row that was cut there may be none. With `loops`, where it was
+    found to repeat itself is an end too."""
+    end = next((place for place, token in enumerate(ids) if token in template.end_ids), None)
+    kept = ids if end is None else ids[:end]
+    ended = end is not None
+    if template.has_end_text(kept):  # in company there is padding behind it
+        ended, kept = True, next(kept[:size] for size in range(1, len(kept) + 1) if template.has_end_text(kept[:size]))
+    stopped: Stopped = "end" if ended else "length"
+    if loops and (looping := loop_at(kept)) is not None:  # in company there is padding behind it, which may be an end
+        stopped, kept = "repetition", kept[:looping]
+    return Answer(template.answer_text(kept), len(kept), stopped, seconds)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    return ids, mask
+
+
+@contextmanager
+def _evaluating(module: Any) -> Iterator[Any]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield module
+    finally:
+        module.train(was_training)
+
+
+@contextmanager
+def _seeded(spec: GenerationConfig) -> Iterator[None]:
+    """Draw from the seed, and leave the caller's own random numbers as they were."""
+    with torch.random.fork_rng(enabled=spec.temperature > 0):
+        if spec.temperature > 0:
+            torch.manual_seed(spec.seed)
+        yield
+
+
+def _settings(model: LoadedModel, spec: GenerationConfig, new: int) -> Any:
+    """A fresh set, so that nothing a model's own generation_config.json says can change what was asked."""
+    from transformers import GenerationConfig as HubGenerationConfig
+
+    sampled = {"do_sample": True, "temperature": spec.temperature, "top_p": spec.top_p, "top_k": 0}
+    return HubGenerationConfig(
+        max_new_tokens=new,
+        eos_token_id=list(model.template.end_ids) or None,
+        pad_token_id=model.tokenizer.pad_id,
+        **(sampled if spec.temperature > 0 else {"do_sample": False}),
+    )
+
+
+def _refuse_damage(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """At each token. Of what is not a number greedy decoding would take some token in silence."""
+    highest = scores.amax(-1)
+    if not bool(highest.isfinite().all()):
+        wrong = highest[~highest.isfinite()][0].item()
+        raise EvaluationError(
+            f"the highest logit of an answer is {wrong}. The model's weights are damaged, or its number format "
+            "overflows; --dtype float32 tells which."
+        )
+    return scores
+
+
+class _EndTexts:
+    """Stops where an end that is several tokens has been written, such as a recipe's "### End"."""
+
+    def __init__(self, template: ChatTemplate, prompt: int) -> None:
+        self._template, self._prompt = template, prompt
+
+    @classmethod
+    def of(cls, template: ChatTemplate, prompt: int) -> list[_EndTexts]:
+        return [cls(template, prompt)] if template.end_texts else []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        ended = [self._template.has_end_text(row) for row in input_ids[:, self._prompt :].tolist()]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+class _Loops:
+    """Stops an answer that repeats itself."""
+
+    def __init__(self, prompt: int) -> None:
+        self._prompt = prompt
+
+    @classmethod
+    def of(cls, spec: GenerationConfig, prompt: int) -> list[_Loops]:
+        return [cls(prompt)] if spec.repetition_check else []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        written = input_ids[:, self._prompt :]
+        if written.shape[1] % STAGE:
+            return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
+        return torch.tensor([repeats(row) for row in written.tolist()], device=input_ids.device)
+
+
+class _Streamer:
+    """Hears ids from transformers' generate and passes on text that no later id can change."""
+
+    def __init__(self, template: ChatTemplate, heard: Heard) -> None:
+        self._template, self._heard = template, heard
+        self._ids: list[int] = []
+        self._said = 0
+        self._prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self._ids += [token for token in value.flatten().tolist() if token not in self._template.end_ids]
+        text = self._template.streamed_text(self._ids)
+        if not text.endswith("\ufffd"):  # half of a character
+            self._heard(text[self._said :])
+            self._said = len(text)
+
+    def end(self) -> None:
+        text = self._template.answer_text(self._ids)
+        if text[self._said :]:
+            self._heard(text[self._said :])

@@ -1,0 +1,88 @@
+"""Answers from a model: of one conversation as a stream, or of many that are computed together.
+
+The prompt is what training rendered before an answer, and decoding ends at the tokens that training taught as ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+from rankwise.config.generation import GenerationConfig
+from rankwise.errors import ModelError
+from rankwise.inference.decoding import Answer, Heard, Settled, decode
+from rankwise.kernels.prepacked import prepared
+from rankwise.models.loaded import LoadedModel
+from rankwise.text.example import Message
+from rankwise.text.tokenize import prompt_ids
+
+TOGETHER = 64
+"""Answers that are written at once, at most."""
+TOKENS = 2**14
+"""Tokens of prompts and answers that are kept at once, at most, but for a single row of more."""
+PADDING = 16
+"""Padding that is read in the time in which another batch would write one more token: reading the weights for a token
+takes as long as computing so many."""
+
+
+def answer(
+    model: LoadedModel, messages: Sequence[Message], spec: GenerationConfig, heard: Heard | None = None
+) -> Answer:
+    """One answer; `heard` gets its text piece by piece as it is made."""
+    prompt = asking_ids(model, messages)
+    _check_room(model, len(prompt), spec.max_new_tokens)
+    return decode(model, [prompt], spec, heard)[0]
+
+
+def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
+    """A conversation up to where the model is to speak."""
+    return prompt_ids(model.template.text(messages, answer_next=True), model.tokenizer)
+
+
+def answers_in_turn(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, together: int = TOGETHER,
+    told: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = False, lay_out: bool = True,
+    settled: Settled | None = None,
+) -> list[Answer]:  # fmt: skip
+    """To any number of prompts, which are ids already, at most `together` at once; in the prompts' order. `told` hears
+    how many are done. What a model with damaged weights writes can be refused. To `lay_out` the weights is faster and
+    takes their memory once more."""
+    if not prompts:
+        return []
+    _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
+    found: dict[int, Answer] = {}
+    with prepared(model.module) if lay_out else nullcontext():
+        for batch in batches(prompts, spec.max_new_tokens, together):
+            told(len(found))
+            ended = _of_batch(settled, batch)
+            made = decode(model, [prompts[at] for at in batch], spec, refuse_damage=refuse_damage, settled=ended)
+            found |= zip(batch, made, strict=True)
+    told(len(found))
+    return [found[at] for at in range(len(prompts))]
+
+
+def _of_batch(settled: Settled | None, batch: Sequence[int]) -> Settled | None:
+    return None if settled is None else lambda row, text: settled(batch[row], text)
+
+
+def batches(prompts: Sequence[Sequence[int]], new: int, together: int) -> list[list[int]]:
+    """Places of prompts that are answered together, those of like length beside each other and the longest first."""
+    made: list[list[int]] = []
+    padding = 0
+    for at in sorted(range(len(prompts)), key=lambda at: (-len(prompts[at]), tuple(prompts[at]))):
+        longest = len(prompts[made[-1][0]]) if made else 0
+        padding += longest - len(prompts[at])
+        full = not made or len(made[-1]) == together or (len(made[-1]) + 1) * (longest + new) > TOKENS
+        if full or padding > PADDING * new:
+            made.append([])
+            padding = 0
+        made[-1].append(at)
+    return made
+
+
+def _check_room(model: LoadedModel, prompt: int, new: int) -> None:
+    if model.context_length is not None and prompt + new > model.context_length:
+        raise ModelError(
+            f"the prompt has {prompt:,} tokens and {new:,} more were asked for, but the model's context holds "
+            f"{model.context_length:,}. Shorten the prompt or lower --max-new-tokens."
+        )

@@ -1,0 +1,189 @@
+"""The model card of an adapter: README.md beside its tensors, as the hub reads it and people do.
+
+It is written from what a run recorded, so the same run has the same card. Names of models, runs and files may be
+anybody's: settings go through a YAML writer, and in the text every sign that Markdown or HTML would obey is escaped. A
+folder's path, which may name a person, is cut to its last part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.yaml import dump_yaml
+from rankwise.models.sources import FROM_GGUF, FROM_INDEX, LOCAL
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.manifest import BaseModelFacts, Results, installed_version
+
+CARD = "README.md"
+UNKNOWN = "unknown"
+_OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
+LOADING = """\
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
+chat = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+
+Or with rankwise, beside the untouched base model:
+
+```
+rankwise chat path/to/this/folder --both
+```"""
+BASE_FIRST = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/base"), "path/to/this/folder")
+```"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    experiment: Experiment
+    base: BaseModelFacts
+    base_licence: str
+    data_report: DataReport
+    results: Results
+    learning_rate: float
+    ranks: Sequence[int]
+    """Of the adapted layers."""
+    export: str = ""
+    """How this folder differs from the run's own adapter."""
+
+    @property
+    def on_hub(self) -> bool:
+        return self.base.source not in (LOCAL, FROM_GGUF)
+
+    @property
+    def base_name(self) -> str:
+        return self.base.name if self.on_hub else PurePath(self.base.name).name
+
+    @property
+    def method(self) -> str:
+        spec = self.experiment.adapter
+        if isinstance(spec, AdaLoraConfig):
+            return "AdaLoRA, written as LoRA"
+        return "DoRA" if isinstance(spec, LoraConfig) and spec.dora else "LoRA"
+
+
+def card(facts: CardFacts) -> str:
+    """The whole file."""
+    parts = [
+        f"# {escaped(facts.experiment.run)}",
+        f"A {facts.method} adapter for {escaped(facts.base_name)}, trained with rankwise "
+        f"{installed_version('rankwise')}.{f' {facts.export}' if facts.export else ''}",
+        "## How it was trained", _table(_trained(facts)),
+        "## How to load it", LOADING, _about_base(facts),
+        "## Limits", _limits(facts),
+    ]  # fmt: skip
+    return f"---\n{dump_yaml(_front_matter(facts))}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def retitled(text: str, run: str) -> str:
+    """A card whose run has another name now."""
+    return re.sub(r"^# .*$", lambda _: f"# {escaped(run)}", text, count=1, flags=re.MULTILINE)
+
+
+def escaped(text: str) -> str:
+    """Somebody's text as one line that Markdown shows and does not obey."""
+    return _OBEYED.sub(r"\\\1", one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Without what steers a terminal or turns the direction of reading."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
+def _front_matter(facts: CardFacts) -> dict[str, Any]:
+    """A base that is no model of the hub is not named: the hub would link to whatever has that name there."""
+    method = {"adalora": ["adalora"]}.get(facts.experiment.adapter.method, [])
+    found: dict[str, Any] = {"base_model": one_line(facts.base.name)} if facts.on_hub else {}
+    found |= {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", *method, "transformers", "rankwise"],
+    }
+    licences = {"data_license": facts.data_report.licence, "base_model_license": facts.base_licence}
+    return found | {key: one_line(licence) for key, licence in licences.items() if licence != UNKNOWN}
+
+
+def _trained(facts: CardFacts) -> list[tuple[str, str]]:
+    data_report, results, ranks = facts.data_report, facts.results, facts.ranks
+    measured = data_report.held_out if data_report.evaluation is None else 0
+    files = sorted({PurePath(file.name).name for file in data_report.files})
+    same = min(ranks) == max(ranks)
+    mean = sum(ranks) / len(ranks)
+    rows_used = f"{data_report.kept - measured:,} trained on, {data_report.held_out:,} held out, {data_report.skipped:,} left out"
+    rows = [
+        ("base model", f"{escaped(facts.base_name)} ({escaped(facts.base.source)})"),
+        ("fingerprint of the base", escaped(facts.base.fingerprint)),
+        ("method", facts.method),
+        ("rank", f"{ranks[0]}" if same else f"{min(ranks)} to {max(ranks)}, {mean:.1f} on average"),
+        ("adapted layers", f"{len(ranks):,}"),
+        ("data", f"{escaped(', '.join(files[:3]))}{f' and {len(files) - 3} more files' if len(files) > 3 else ''}"),
+        ("rows", rows_used),
+        ("steps", f"{results.steps:,} at learning rate {facts.learning_rate:.2g}"),
+        ("loss in training", f"{results.loss:.4f} nats per learned token over the last tenth of the steps"),
+    ]  # fmt: skip
+    before, after = results.held_out_loss_before, results.held_out_loss_after
+    if before is not None and after is not None:
+        rows.append(("loss on held-out rows", f"{before:.4f} before and {after:.4f} after, nats per learned token"))
+    return [
+        *rows,
+        ("licence of the data", _licence(data_report.licence)),
+        ("licence of the base", _licence(facts.base_licence)),
+    ]
+
+
+def _licence(name: str) -> str:
+    return "not known" if name == UNKNOWN else escaped(name)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _about_base(facts: CardFacts) -> str:
+    name = escaped(facts.base_name)
+    if facts.base.source == LOCAL:
+        return (
+            f"`adapter_config.json` names the folder that held the base model ({name}) when this adapter was trained. "
+            f"Where the base model lies elsewhere, load it first:\n\n{BASE_FIRST}\n\nWith rankwise, add "
+            "`--base-model path/to/base`."
+        )
+    if facts.base.source == FROM_GGUF:
+        return (
+            f"The base model was the GGUF file {name}, which PEFT cannot read. `adapter_config.json` names the folder "
+            "of rankwise's cache that holds the file converted to safetensors. On a machine without that folder, give "
+            "rankwise the file (`--base-model path/to/file.gguf`); or export the whole model where the run is "
+            "(`rankwise export RUN --to FOLDER --format merged`), which transformers loads by itself."
+        )
+    index = (
+        " It was trained on the copy that the package index carries, which was quantised to 4 bits and converted back, "
+        "so the hub's weights differ slightly from those."
+    )
+    return (
+        f"PEFT fetches the base model {name} from the hub.{index if facts.base.source.startswith(FROM_INDEX) else ''}"
+    )
+
+
+def _limits(facts: CardFacts) -> str:
+    return "\n".join((
+        "- It has learned from the rows above and from nothing else; what it does with other questions is not known.",
+        "- A loss says how likely the reference answers are, not how good its own answers are. Measure these on your "
+        "task (`rankwise evaluate`).",
+        "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
+        "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
+    ))  # fmt: skip

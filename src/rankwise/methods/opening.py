@@ -1,0 +1,142 @@
+"""What is asked, measured and exported: a finished run, or the folder of an adapter in PEFT's format.
+
+Both are opened here and are the same from there on. They differ in what they know: an adapter's folder has no rows of
+its own, its base model is the one that adapter_config.json names, and only a folder that rankwise wrote says which
+weights that was and by which template it was trained.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rankwise.adapters.peft_config import read_config
+from rankwise.adapters.peft_factors import CONFIG
+from rankwise.config.models import ModelConfig
+from rankwise.errors import ModelError
+from rankwise.methods.base_model import base_of
+from rankwise.models.starters import STARTERS
+from rankwise.runs.data_report import DATA_REPORT, DataReport
+from rankwise.runs.directory import RunDirectory, find_run, open_run, read_json
+from rankwise.runs.integrity import check_folder, check_result
+from rankwise.runs.manifest import BaseModelFacts
+from rankwise.runs.records import Announce, silent
+
+BASE_FACTS = "base_model.json"
+"""Beside an adapter that rankwise wrote: its base model's name, source and fingerprint."""
+
+
+class AdapterBase(BaseModelFacts):
+    """What lies in that file."""
+
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Opened:
+    name: str
+    folder: Path
+    """The run's, or the adapter's."""
+    result: Path
+    """Where the weights are that were learned."""
+    base_named: ModelConfig | None
+    trained_on: BaseModelFacts | None
+    """The base model. None where nobody recorded it."""
+    data_report: DataReport | None
+    run: RunDirectory | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Or else a whole model that was trained."""
+        return self.run is None or self.result == self.run.adapter
+
+    @property
+    def called(self) -> str:
+        """In a sentence."""
+        return f'run "{self.name}"' if self.run is not None else str(self.folder / CONFIG)
+
+    @property
+    def base(self) -> ModelConfig:
+        """The model that was adapted; ModelError where it is not named, or is a file that is not here."""
+        if self.base_named is None:
+            raise ModelError(f"{self.called} names no base model. Name it with --base-model.")
+        name = self.base_named.name
+        is_file = Path(name).is_absolute() or name.startswith((".", "~")) or name.lower().endswith(".gguf")
+        if is_file and not os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111  it may be no path
+            raise ModelError(
+                f'{self.called} names the base model "{name}", which is not here. Give its location with --base-model.'
+            )
+        return self.base_named
+
+
+def open_tuned(
+    name: str, announce: Announce = silent, *, force_result: bool = False, base_model: str | None = None,
+    trust_code: str | None = None,
+) -> Opened:  # fmt: skip
+    """A run by its name or folder, or an adapter by its folder. What lies in a run must be what training wrote there,
+    or `force_result`. `base_model` replaces the base that it names."""
+    if find_run(name) is None and is_adapter_folder(name):
+        check_folder(Path(name), announce)
+        opened = _of_folder(Path(name), trust_code)
+    else:
+        run = open_run(name)
+        check_result(run, announce, force=force_result)
+        opened = _of_run(run, trust_code)
+    if base_model is None:
+        return opened
+    named = opened.base_named or ModelConfig(name=base_model, trust_code=trust_code)
+    return replace(opened, base_named=named.model_copy(update={"name": base_model, "revision": None}))
+
+
+def find_opened(
+    name: str, announce: Announce = silent, *, force_result: bool = False, base_model: str | None = None,
+    trust_code: str | None = None,
+) -> Opened | None:  # fmt: skip
+    """The same, or None where there is neither."""
+    if find_run(name) is None and not is_adapter_folder(name):
+        return None
+    return open_tuned(name, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+
+
+def is_adapter_folder(name: str) -> bool:
+    return os.path.isfile(os.path.join(name, CONFIG))  # noqa: PTH113, PTH118  is_file raises where a name is too long
+
+
+def _of_run(run: RunDirectory, trust_code: str | None) -> Opened:
+    return Opened(
+        run.folder.name,
+        run.folder,
+        run.result,
+        base_of(run, trust_code),
+        run.manifest().base_model,
+        run.data_report(),
+        run,
+    )
+
+
+def _of_folder(folder: Path, trust_code: str | None) -> Opened:
+    data_report = folder / DATA_REPORT
+    return Opened(
+        str(folder), folder, folder, _named_in(folder, trust_code),
+        recorded_base(folder),
+        read_json(data_report, DataReport) if data_report.is_file() else None,
+    )  # fmt: skip
+
+
+def recorded_base(folder: Path) -> AdapterBase | None:
+    """As it lies beside an adapter that rankwise wrote."""
+    file = folder / BASE_FACTS
+    return read_json(file, AdapterBase) if file.is_file() else None
+
+
+def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:
+    """The base model that PEFT would load. A starter is also found as the package index carries it."""
+    config = read_config(folder / CONFIG)
+    name, revision = config.base_model_name_or_path, config.revision
+    if not name:
+        return None
+    starter = next((one.name for one in STARTERS.values() if one.hub_id == name), None)
+    if starter is not None and revision is None and not os.path.isdir(name):  # noqa: PTH112
+        name = starter
+    return ModelConfig(name=name, revision=revision, trust_code=trust_code)

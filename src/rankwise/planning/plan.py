@@ -1,0 +1,272 @@
+"""What a training would take, before anything is loaded: parameters, memory, time, what fits, and what to change.
+
+Everything is arithmetic on the model's shape and on some of its rows; torch is not imported. With `measured`, what two
+probe steps said takes the place of the assumed speed (training/probe.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.planning import Planned
+from rankwise.config.reading import with_settings
+from rankwise.errors import ConfigError, DataError
+from rankwise.planning.advice import Advice, Asked, advise
+from rankwise.planning.devices import DEVICES, Device, find_device
+from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
+from rankwise.planning.forecast import Adapting, AtOnce, Forecast, at_once, forecast, operations_of
+from rankwise.planning.machine import graphics_cards, this_machine, this_processor
+from rankwise.planning.memory import FORMATS, weights_bytes
+from rankwise.planning.operations import Load, penalty_operations
+from rankwise.planning.papers import GPT3_REMARK, GPT3_SAID
+from rankwise.planning.parameters import Parameters
+from rankwise.planning.planned_rows import rows_of
+from rankwise.planning.reading import shape_of
+from rankwise.planning.rows import PlannedRows, average_step
+from rankwise.planning.shape import ModelShape
+from rankwise.planning.summary import summary_of
+from rankwise.planning.time import Cost, Duration, Probe, Speed, Step, cost, duration, speed_of
+from rankwise.system.hub import folder_here
+
+HERE = (None, "auto", "cpu", "cuda", "mps")
+"""Names of what this machine has."""
+GPT3_TRAINABLE = 18_874_368
+"""As the paper has it: r = 4 on q and v."""
+UNKNOWN_LENGTH = 1024
+"""Tokens of a document, where no rows are given and no limit is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    asked: Planned
+    shape: ModelShape
+    device: Device
+    rows: PlannedRows | None
+    amount: AtOnce
+    made: Forecast
+    speed: Speed | Probe | None
+    watts: float | None = None
+    price: float | None = None
+    here: bool = True
+    """Whether the device is one of this machine, so that its speed can be measured."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether rankwise trains such a model: of the others the counts are told alone."""
+        return len(self.shape.stacks) == 1 and self.shape.stacks[0].causal and bool(self.shape.vocabulary)
+
+    @property
+    def remark(self) -> str:
+        """Where a paper counts this model otherwise."""
+        trainable = self.made.parameters.trainable
+        if self.shape.name != "gpt3-175b":
+            return ""
+        by_paper = f"{GPT3_SAID / trainable:,.0f} times fewer by the paper's count of {GPT3_SAID / 1e6:,.1f}M."
+        return f"{by_paper} {GPT3_REMARK}" if trainable == GPT3_TRAINABLE else by_paper
+
+    @cached_property
+    def steps(self) -> int | None:
+        training = self.asked.training
+        return training.steps if self.rows is None else self.rows.steps(training)
+
+    @cached_property
+    def load(self) -> Load:
+        """What goes through the model, as a sample of documents."""
+        if self.rows is not None and self.rows.lengths:
+            return self.rows.load
+        count = max(1, self.amount.tokens // self.amount.longest)
+        return Load((self.amount.longest,) * count, float(self.amount.longest * count))
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        return operations_of(self.made, self.load).total / self.load.tokens
+
+    @cached_property
+    def step(self) -> Step:
+        made, training = operations_of(self.made, self.load), self.asked.training
+        if self.rows is not None and self.rows.lengths:
+            return self._with_penalty(average_step(made, self.rows, training))
+        tokens = training.batch_size * self.amount.longest
+        pieces = -(-tokens // training.max_batch_tokens)
+        return self._with_penalty(Step(self.flops_per_token * tokens, tokens, pieces))
+
+    def _with_penalty(self, step: Step) -> Step:
+        """Of AdaLoRA, once a step."""
+        if not isinstance(self.asked.adapter, AdaLoraConfig):
+            return step
+        ranks = {one.layer.path: float(sum(one.ranks)) for one in self.made.parameters.adapted}
+        return replace(step, operations=step.operations + penalty_operations(self.shape, ranks))
+
+    @cached_property
+    def duration(self) -> Duration | None:
+        """Of one step where it is not known how many there are."""
+        if self.speed is None or not self.trained:
+            return None
+        error = self.rows.error if self.rows is not None else 0.0
+        return duration(self.step, self.steps or 1, self.speed, error=error)
+
+    @cached_property
+    def cost(self) -> Cost | None:
+        if self.duration is None or self.steps is None or (self.watts is None and self.price is None):
+            return None
+        return cost(self.duration.total, watts=self.watts, price=self.price)
+
+    @cached_property
+    def fit(self) -> Fit:
+        return fit_of(self.made, self.device, self.amount)
+
+    @cached_property
+    def fits_elsewhere(self) -> list[Fit]:
+        """On cards that are known, of the method that was asked for."""
+        return [fit_of(self.on(device), device, self.amount) for device in DEVICES.values()]
+
+    @property
+    def weights_by_format(self) -> dict[str, int]:
+        return {dtype: round(weights_bytes(self.shape, dtype)) for dtype in FORMATS}
+
+    @cached_property
+    def remedies(self) -> list[Remedy]:
+        return self.remedies_for(self.device.usable)
+
+    def remedies_for(self, room: int) -> list[Remedy]:
+        auto = self.asked.training.activation_checkpointing == "auto"
+
+        def operations(made: Forecast) -> float:
+            return operations_of(made, self.load).total
+
+        return remedies(self.made, room, Changes(self.amount, self.changed, operations, auto))
+
+    @cached_property
+    def advice(self) -> list[Advice]:
+        if self.rows is None or not self.trained:
+            return []
+        adapted = self.made.parameters.adapted
+        data = self.asked.data
+        assert data is not None, "there are rows"
+        return advise(Asked(
+            adapter=self.asked.adapter, training=self.asked.training, data=data, rows=self.rows,
+            width=self.shape.stacks[-1].width, parameters=self.shape.parameters,
+            trainable=self.made.parameters.trainable, ends=sum(one.inputs + one.outputs for one in self.shape.linear),
+            ranks={one.layer.path: sum(one.ranks) for one in adapted}, context=self.shape.context,
+        ))  # fmt: skip
+
+    def on(self, device: Device) -> Forecast:
+        return _forecast(self.asked, self.shape, device, self.amount, counted=self.made.parameters)
+
+    @cached_property
+    def methods(self) -> dict[str, Forecast]:
+        """The one that was asked for, and the others with what is usual for them."""
+        usual = {"lora": LoraConfig(), "adalora": AdaLoraConfig(), "full": FullConfig()}
+        others = {
+            method: _forecast(self.asked, self.shape, self.device, self.amount, spec)
+            for method, spec in usual.items()
+            if method != self.asked.adapter.method
+        }
+        return {self.asked.adapter.method: self.made} | others
+
+    def changed(self, *settings: str) -> Forecast | None:
+        """The same with some settings otherwise; None where they mean nothing here."""
+        lengths = [setting for setting in settings if setting.startswith("data.")]
+        if lengths and (self.rows is None or self.asked.data is None or self.asked.data.too_long == "split"):
+            return None
+        if "model.dtype=bfloat16" in settings and self.device.bfloat16 is None and self.device.dtype == "float32":
+            return None
+        changed = with_settings(self.asked, *settings)
+        rows, data = self.rows, changed.data
+        limit = _limit(changed, self.shape)
+        if rows is not None and data is not None and limit < self.amount.longest:
+            rows = rows.shorter(limit)
+            if not rows.lengths:
+                return None
+        return planned(changed, self.shape, self.device, rows, None).made
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise plan --json` prints."""
+        return summary_of(self)
+
+
+def plan(
+    asked: Planned, *, device: str | None = None, watts: float | None = None, price: float | None = None,
+    measured: Probe | None = None, on: Device | None = None,
+) -> Plan:  # fmt: skip
+    """`device` is one of the list (`rtx-4090`) or `cpu`; by default the card or the processor that is here. `on` is one
+    that is known to be used."""
+    _refuse_negative(watts=watts, price=price)
+    if measured is not None:
+        refuse_elsewhere(device)
+    shape = shape_of(asked.model.name, asked.model.revision)
+    folder = Path(asked.model.name).expanduser()
+    rows = None
+    if asked.data is not None:
+        rows = rows_of(asked.data, folder if folder.is_dir() else folder_here(asked.model.name), shape.context)
+        if rows.documents.likely <= 0:
+            raise DataError(
+                f"none of these rows can be trained on: they are longer than {_limit(asked, shape):,} tokens, held "
+                "out, or ask for nothing. Raise --max-length, or give other rows."
+            )
+    found = on or _device(device, asked)
+    return planned(asked, shape, found, rows, measured, watts, price, here=device in HERE)
+
+
+def refuse_elsewhere(device: str | None) -> None:
+    """Before a probe, which measures this machine."""
+    if device not in HERE:
+        raise ConfigError([f'a probe measures this machine, and the plan is for "{device}". Leave out one of them.'])
+
+
+def planned(
+    asked: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
+    watts: float | None = None, price: float | None = None, *, here: bool = True,
+) -> Plan:  # fmt: skip
+    amount = at_once(rows, asked.training, _limit(asked, shape))
+    made = _forecast(asked, shape, device, amount)
+    speed = measured or speed_of(device, made.job.dtype, shape.stacks[-1].count)
+    return Plan(asked, shape, device, rows, amount, made, speed, watts or device.watts, price, here)
+
+
+def _forecast(
+    asked: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: Adapting | None = None,
+    counted: Parameters | None = None,
+) -> Forecast:  # fmt: skip
+    """Of what is asked for or of another method, with as many blocks computed twice as a training makes of it by
+    itself."""
+    dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
+    made = forecast(shape, spec or asked.adapter, asked.training, device, dtype, amount, counted)
+    if asked.training.activation_checkpointing != "auto" or made.peak <= device.usable:
+        return made
+    twice = least_recomputed(made, device.usable)
+    return made if twice is None else made.with_job(replace(made.job, recomputed=twice))
+
+
+def _device(name: str | None, asked: Planned) -> Device:
+    if name not in HERE:
+        return find_device(name)
+    wanted = asked.model.device if name is None or name == "auto" else name
+    if wanted == "cpu":
+        return this_processor()
+    cards, number = graphics_cards(), int(wanted.partition(":")[2] or 0)
+    if wanted != "mps" and number < len(cards):
+        return cards[number]
+    found = this_machine()
+    if wanted.startswith("cuda") or (wanted == "mps" and found.kind != "apple"):
+        raise ConfigError([
+            f'device "{wanted}" is not here, as far as can be told. Name one to plan for, such as --device rtx-4090.'
+        ])  # fmt: skip
+    return found
+
+
+def _limit(asked: Planned, shape: ModelShape) -> int:
+    """Tokens of the longest document there may be."""
+    limit = UNKNOWN_LENGTH if asked.data is None else asked.data.max_length
+    return min(limit, shape.context or limit)
+
+
+def _refuse_negative(**given: float | None) -> None:
+    wrong = [f"{name} is {value:g}; a number above 0 is wanted." for name, value in given.items()
+             if value is not None and not 0 < value < 1e9]  # fmt: skip
+    if wrong:
+        raise ConfigError(wrong)

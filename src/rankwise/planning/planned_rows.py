@@ -1,0 +1,122 @@
+"""The rows of a plan: some of them read and their tokens counted, without torch and without transformers.
+
+Tokens are counted by the model's `tokenizer.json` where there is one, else taken from characters. What the chat
+template adds is counted on short conversations (planned_template.py), not on each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankwise.config.data import DataConfig
+from rankwise.data.sample import Glance, Seen, glance
+from rankwise.errors import DataError, ModelError, first_line
+from rankwise.planning.planned_template import Around, Count, around_of
+from rankwise.planning.rows import (
+    AFTER_ANSWER,
+    CHARACTERS,
+    Counted,
+    Drawn,
+    PlannedRows,
+    planned_rows,
+    together,
+    without_held_out,
+)
+from rankwise.text.example import Example, Message
+
+LONG = 20_000
+"""Characters of a text that are counted; what follows is taken to be like it."""
+
+
+def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = None) -> PlannedRows:
+    """`folder` is the model's, if it is here: its tokenizer.json and its chat template are read. `context` is the
+    longest text that the model reads."""
+    tokenizer = folder / "tokenizer.json" if folder is not None else None
+    exact = tokenizer is not None and tokenizer.is_file()
+    count = by_tokenizer(tokenizer) if tokenizer is not None and exact else by_characters
+    found = [(source, glance(spec, source)) for source in spec.all_sources]
+    if spec.on_bad_row == "stop":
+        _refuse_unread([seen for _, seen in found])
+    talks = any(example.text is None for _, seen in found for row in seen.drawn for example in row.examples)
+    around = around_of(spec, folder, count) if exact and talks else Around()
+    limit = min(spec.max_length, context or spec.max_length)
+    parts = []
+    for source, seen in found:
+        read = counted(seen, count, around, exact=exact, everything=spec.learned == "everything")
+        parts.append(planned_rows(read, limit=limit, too_long=spec.too_long, weight=source.weight))
+    return without_held_out(together(parts), spec.held_out)
+
+
+def _refuse_unread(found: Sequence[Glance]) -> None:
+    """As a training does."""
+    problems = [problem for seen in found for problem in seen.problems]
+    if problems:
+        count = sum(seen.unread for seen in found)
+        raise DataError(
+            f"{count} of the rows that were looked at cannot be read, as a training would find: {problems[0]}"
+        )
+
+
+def counted(seen: Glance, count: Count, around: Around, *, exact: bool, everything: bool = False) -> Counted:
+    drawn, largest = (_drawn(rows, count, around, everything) for rows in (seen.drawn, seen.largest))
+    longest = max((document.tokens for document in (*drawn, *largest)), default=0)
+    read = len(seen.drawn) + seen.unread
+    return Counted(seen.rows, seen.size, read, read == seen.rows == seen.found, tuple(drawn), longest, exact)
+
+
+def by_characters(texts: Sequence[str]) -> list[int]:
+    return [round(len(text) / CHARACTERS) for text in texts]
+
+
+def by_tokenizer(path: Path) -> Count:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{path}: is no tokenizer that can be read: {first_line(error)}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count(texts: Sequence[str]) -> list[int]:
+        begun = [text[:LONG] for text in texts]
+        encoded = tokenizer.encode_batch_fast(begun, add_special_tokens=False)
+        pairs = zip(texts, begun, encoded, strict=True)
+        return [round(len(one) * len(text) / max(1, len(first))) for text, first, one in pairs]
+
+    return count
+
+
+def _drawn(rows: Sequence[Seen], count: Count, around: Around, everything: bool) -> list[Drawn]:
+    """All texts are counted at once, which is faster."""
+    documents = [(row, example) for row in rows for example in row.examples]
+    texts = [_texts(example) for _, example in documents]
+    counts = iter(count([text for parts in texts for text in parts]))
+    return [
+        _document(row, example, [next(counts) for _ in parts], around, everything)
+        for (row, example), parts in zip(documents, texts, strict=True)
+    ]
+
+
+def _texts(example: Example) -> list[str]:
+    return [example.text] if example.text is not None else [_said(message) for message in example.messages]
+
+
+def _said(message: Message) -> str:
+    calls = "".join(f"{call.name}{call.arguments}" for call in message.tool_calls)
+    return message.whole + calls
+
+
+def _document(row: Seen, example: Example, counts: Sequence[int], around: Around, everything: bool) -> Drawn:
+    size = row.size / len(row.examples)
+    if example.text is not None:
+        return Drawn(counts[0] + AFTER_ANSWER, counts[0] + AFTER_ANSWER, size)
+    once = around.conversation if example.system is None else around.with_system
+    tokens = round(sum(counts) + around.message * len(counts) + once)
+    learned = sum(
+        found + AFTER_ANSWER
+        for message, found in zip(example.messages, counts, strict=True)
+        if message.role == "assistant" and message.learned
+    )
+    return Drawn(tokens, tokens if everything else learned, size)

@@ -1,0 +1,78 @@
+"""A plan as one object for programs. Of models that rankwise does not train only the parameters are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rankwise.planning.estimate import Estimate
+from rankwise.planning.fitting import Fit
+from rankwise.planning.forecast import Forecast
+from rankwise.planning.time import Speed
+
+if TYPE_CHECKING:
+    from rankwise.planning.plan import Plan
+
+
+def summary_of(made: Plan) -> dict[str, Any]:
+    counted = made.made.parameters
+    found = {
+        "model": made.shape.name, "family": made.shape.family, "method": made.asked.adapter.method,
+        "trained_by_rankwise": made.trained,
+        "total_parameters": counted.total, "trainable_parameters": counted.trainable, "times_fewer": counted.ratio,
+        "trainable_by_layer": {leaf: {"layers": n, "parameters": p} for leaf, (n, p) in counted.by_leaf.items()},
+        "adapter_bytes": counted.file_bytes, "adapter_bytes_float16": counted.file_bytes_half,
+        "weights_bytes": made.weights_by_format,
+        "tokens": _of(made.rows and made.rows.tokens),
+        "loss_tokens": _of(made.rows and made.rows.supervised),
+        "advice": [vars(advice) for advice in made.advice],
+    }  # fmt: skip
+    parts = (_memory(made), _fits(made), _time(made))
+    return found | {key: value if made.trained else None for part in parts for key, value in part.items()}
+
+
+def _memory(made: Plan) -> dict[str, Any]:
+    return {
+        "memory_bytes": _parts(made.made),
+        "memory_formulas": {part.name: part.formula for part in made.made.memory.parts},
+        "memory_bytes_of_methods": {method: _parts(one) for method, one in made.methods.items()},
+        "device": made.device.name, "form": made.made.job.form, "dtype": made.made.job.dtype,
+    }  # fmt: skip
+
+
+def _fits(made: Plan) -> dict[str, Any]:
+    fit = made.fit
+    return {
+        "fits": fit.fits, "blocks_to_recompute": fit.recomputed, "largest_max_batch_tokens": fit.tokens,
+        "largest_max_batch_tokens_recomputed": fit.tokens_recomputed,
+        "remedies": [] if fit.fits else [vars(remedy) for remedy in made.remedies],
+        "devices": {one.device.name: _device(one) for one in made.fits_elsewhere},
+    }  # fmt: skip
+
+
+def _device(fit: Fit) -> dict[str, Any]:
+    return {
+        "fits": fit.fits, "peak": fit.peak, "usable": fit.device.usable, "blocks_to_recompute": fit.recomputed,
+        "largest_max_batch_tokens": fit.tokens,
+    }  # fmt: skip
+
+
+def _time(made: Plan) -> dict[str, Any]:
+    """Of a run: null where it is not known how many steps it has, or how fast its device is."""
+    told, speed = made.duration, made.speed
+    run = told.total if told is not None and made.steps is not None else None
+    cost = made.cost
+    return {
+        "flops_per_token": made.flops_per_token, "steps": made.steps, "tokens_per_step": made.step.tokens,
+        "seconds": run and run.likely, "seconds_low": run and run.low, "seconds_high": run and run.high,
+        "seconds_per_step": told and told.step.likely, "speed": speed and speed.origin,
+        "speed_source": f"{speed.source}; {speed.efficiency.source}" if isinstance(speed, Speed) else None,
+        "kilowatt_hours": _of(cost and cost.kilowatt_hours), "money": _of(cost and cost.money),
+    }  # fmt: skip
+
+
+def _parts(made: Forecast) -> dict[str, int]:
+    return {part.name: round(part.bytes) for part in made.memory.parts} | {"peak": made.peak}
+
+
+def _of(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else vars(estimate)

@@ -1,0 +1,163 @@
+"""What lies in our cache, entry by entry, and how it is removed.
+
+An entry is something that is made anew when it is missing: a converted model, encoded rows, what a base scored, a
+download that was begun, what torch compiled. Only what bears the name that we give to such a thing is an entry;
+whatever else lies in the folder is counted and left alone, and links are not followed. What a living process has open
+or mapped, or is writing, stays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rankwise.system.cache import cache_folder, marked_folder, source_of
+from rankwise.runs.listing import folder_bytes
+from rankwise.system.files import told_when_full
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`names` is what its entries are called. One that is `whole` is a single entry, and, like a download, has been
+    used as long as it changes."""
+
+    folder: str
+    names: str
+    about: str
+    whole: bool = False
+    settles: bool = False
+
+
+KINDS = {
+    "downloads": Kind("downloads", r"tmp\w+", "unfinished downloads", settles=True),
+    "models": Kind("models", r"gguf-[0-9a-f]{16}", "models converted from GGUF"),
+    "rows": Kind("encoded", r"[0-9a-f]{64}", "encoded rows"),
+    "scores": Kind("sides", r"[0-9a-f]{64}\.json", "scores of base models"),
+    "compiled": Kind("compiled", r".*", "code that torch compiled", whole=True, settles=True),
+}
+OTHER = "other"
+SETTLED = 600
+"""Seconds after its last change in which an entry of a kind that settles is taken to be in use."""
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
+
+
+@dataclass(frozen=True)
+class Cached:
+    """`source` is the file that it was made from, where that is known; `in_use` says by what, and is None otherwise."""
+
+    kind: str
+    path: Path
+    bytes: int
+    last_used: str
+    source: str | None = None
+    in_use: str | None = None
+
+    def summary(self) -> dict[str, Any]:
+        return vars(self) | {"path": str(self.path)}
+
+    @property
+    def age(self) -> float:
+        """Seconds."""
+        return time.time() - datetime.fromisoformat(self.last_used).timestamp()
+
+
+def cached_entries() -> list[Cached]:
+    """Kind by kind, the largest first."""
+    root, found = cache_folder(), []
+    if not root.is_dir():
+        return []
+    busy = _used_files(root)
+    for kind in KINDS:
+        found += sorted(_entries(root, kind, busy), key=lambda one: -one.bytes)
+    known = {one.path for one in found}
+    markers = set((root / "models").glob("*.folder"))
+    return [*found, *_others(root, known | markers)]
+
+
+def _entries(root: Path, kind: str, busy: dict[str, str]) -> Iterator[Cached]:
+    what = KINDS[kind]
+    folder = root / what.folder
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in [folder] if what.whole else folder.iterdir():
+        unfinished = _UNFINISHED.fullmatch(path.name)
+        name = unfinished["name"] if unfinished else path.name
+        if path.is_symlink() or not (what.whole or re.fullmatch(what.names, name)):
+            continue
+        with suppress(FileNotFoundError):  # removed meanwhile
+            when = _last_change(path) if what.settles else path.lstat().st_mtime
+            used = _writer(unfinished) or _user(path, busy) or _settling(what, when)
+            source = source_of(path) if kind == "models" else None
+            yield Cached(kind, path, _size(path), _told(when), source, used)
+
+
+def _others(root: Path, known: set[Path]) -> Iterator[Cached]:
+    """What is not ours, or lies behind a link: named once for each place of the folder or of one of its parts."""
+    parts = {root / kind.folder for kind in KINDS.values()}
+    for path in sorted(root.iterdir()):
+        within = sorted(path.iterdir()) if path in parts and path.is_dir() and not path.is_symlink() else [path]
+        for one in within if path not in known else ():
+            if one not in known:
+                yield Cached(OTHER, one, _size(one), _told(one.lstat().st_mtime))
+
+
+def _size(path: Path) -> int:
+    return folder_bytes(path) if path.is_dir() and not path.is_symlink() else path.lstat().st_size
+
+
+def _last_change(path: Path) -> float:
+    inside = (os.path.join(place, name) for place, _, files in os.walk(path) for name in files)  # noqa: PTH118
+    return max([path.lstat().st_mtime, *(os.lstat(file).st_mtime for file in inside)])
+
+
+def _told(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
+
+
+def _writer(unfinished: re.Match[str] | None) -> str | None:
+    alive = unfinished is not None and psutil.pid_exists(int(unfinished["process"]))
+    return f"process {unfinished['process']} is writing it" if unfinished is not None and alive else None
+
+
+def _settling(what: Kind, when: float) -> str | None:
+    recent = what.settles and time.time() - when < SETTLED
+    return f"it was changed less than {SETTLED // 60} minutes ago" if recent else None
+
+
+def _user(path: Path, busy: dict[str, str]) -> str | None:
+    here = str(path.resolve())
+    return next((who for file, who in busy.items() if file == here or file.startswith(f"{here}{os.sep}")), None)
+
+
+def _used_files(root: Path) -> dict[str, str]:
+    """Files below `root` that a process, whose files we may see, has open or mapped, and which process that is."""
+    below, found = f"{root.resolve()}{os.sep}", dict[str, str]()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            files = [file.path for file in process.open_files()]
+            maps = Path("/proc", str(process.pid), "maps")
+            lines = maps.read_text(errors="replace").splitlines() if maps.is_file() else ()
+            files += [line[line.index("/") :].removesuffix(" (deleted)") for line in lines if "/" in line]
+            found |= {file: f"process {process.pid} has it open" for file in files if file.startswith(below)}
+    return found
+
+
+def remove(entry: Cached) -> None:
+    """It takes another name first, so that nobody meets half of it; with a model goes the file that names it."""
+    leaving = entry.path.with_name(f".{entry.path.name.lstrip('.')}.{os.getpid()}.tmp")
+    with told_when_full(entry.path), suppress(FileNotFoundError):  # another process may be doing the same
+        for marker in entry.path.parent.glob("*.folder") if entry.kind == "models" else ():
+            if marked_folder(marker) == entry.path:
+                marker.unlink()
+        entry.path.rename(leaving)
+        shutil.rmtree(leaving) if leaving.is_dir() else leaving.unlink()

@@ -1,0 +1,123 @@
+"""Whether a run's result is still what training wrote: the SHA-256 of each of its files, recorded and compared.
+
+The manifest of a finished run has the hash of every file of `adapter/` or `model/`, and of `data_report.json`, whose chat
+template and system message the run is asked with. Every verb that reads a result asks `check_result` first. A file that
+some program loads (weights, settings, tokenizer, template) must be there unchanged, and none may have been added; a
+model card may be edited, which is only mentioned. This finds accidents and careless edits. It is no signature: whoever
+can write into the folder can write another manifest too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rankwise.errors import ResultError, RunError, some
+from rankwise.runs.directory import RESULTS, RunDirectory
+from rankwise.runs.data_report import DATA_REPORT
+from rankwise.runs.records import Announce, Said, Warned
+from rankwise.system.files import sha256_of
+
+LOADED = {".safetensors", ".json", ".jinja", ".model", ".bin", ".pt", ".py"}
+LOADED_NAMES = {"vocab.txt", "merges.txt"}
+FORCE = "or use --force-result (force_result=True in Python) to read the result as it is"
+COPY = "or copy the folder out of the run to use it as it is"
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """How the files of a result differ from what was recorded. Paths are relative to the run's folder."""
+
+    status: Literal["verified", "changed", "not recorded"]
+    files: int = 0
+    """How many have a recorded hash."""
+    changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    """Changed, missing or added, and loaded by no program."""
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise inspect --json` prints as `integrity`."""
+        return asdict(self)
+
+    def problems(self, folder: Path, way_out: str = FORCE) -> list[str]:
+        """One sentence for each file, with what to do."""
+        restore, remove = f"Restore it from a copy, {way_out}.", f"Remove it, {way_out}."
+        return [
+            *(f"{folder / name} was changed after training: its SHA-256 is not the recorded one. {restore}"
+              for name in self.changed),
+            *(f"{folder / name} is missing. {restore}" for name in self.missing),
+            *(f"{folder / name} was added after training. {remove}" for name in self.added),
+        ]  # fmt: skip
+
+
+def hashes_of(run: RunDirectory) -> dict[str, str]:
+    """The SHA-256 of every file of a result that is whole, and of the data report, by path in the run's folder."""
+    return {name: sha256_of(run.folder / name) for name in _files(run)}
+
+
+def check_result(run: RunDirectory, announce: Announce, *, force: bool = False, way_out: str = FORCE) -> Integrity:
+    """Refuse a result that is not what training wrote, all its files at once; with `force`, warn and go on."""
+    found = compare_result(run)
+    if problems := found.problems(run.folder, way_out):
+        if not force:
+            raise ResultError("\n".join(problems))
+        differing = some([*found.changed, *found.missing, *found.added], 8)
+        announce(Warned(f'the result of run "{run.folder.name}" is not what training wrote: {differing}'))
+    if found.other:
+        announce(Said(f"not as training wrote them, and loaded by no program: {some(found.other, 8)}"))
+    if found.status == "not recorded":
+        announce(
+            Said(f'run "{run.folder.name}" is of an earlier version and has no hashes, so its result is '
+                 "not checked")
+        )  # fmt: skip
+    return found
+
+
+def check_folder(folder: Path, announce: Announce) -> Integrity | None:
+    """The same for a result that is named by its own folder, also as "." or by a link; None where it is of no run."""
+    for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  the link itself may lie in a run
+        run = RunDirectory(path.parent)
+        if path.name in RESULTS and run.is_run and run.result.name == path.name:
+            return check_result(run, announce, way_out=COPY)
+    return None
+
+
+def compare_result(run: RunDirectory) -> Integrity:
+    recorded = run.manifest().result_sha256
+    if recorded is None:
+        return Integrity("not recorded")
+    there = _files(run)
+    if not run.result.is_dir():
+        return Integrity("changed", len(recorded), missing=(run.result.name,))
+    changed = [name for name in there if name in recorded and _differs(run.folder / name, recorded, name)]
+    missing = sorted(recorded.keys() - set(there))
+    added = [name for name in there if name not in recorded]
+    strict = [tuple(filter(_is_loaded, names)) for names in (changed, missing, added)]
+    other = tuple(name for names in (changed, missing, added) for name in names if not _is_loaded(name))
+    status = "changed" if any(strict) else "verified"
+    return Integrity(status, len(recorded), changed=strict[0], missing=strict[1], added=strict[2], other=other)
+
+
+def _differs(path: Path, recorded: Mapping[str, str], name: str) -> bool:
+    try:
+        return not path.is_file() or sha256_of(path) != recorded[name]
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}), so its hash cannot be checked.") from None
+
+
+def _is_loaded(name: str) -> bool:
+    """Hidden files are of the system, such as those that macOS writes beside each file on a foreign disk."""
+    path = Path(name)
+    return not path.name.startswith(".") and (path.suffix.lower() in LOADED or path.name in LOADED_NAMES)
+
+
+def _files(run: RunDirectory) -> list[str]:
+    """Whatever lies in the result and is no folder, whatever its kind."""
+    inside = [os.path.join(parent, name) for parent, _, names in os.walk(run.result) for name in names]  # noqa: PTH118
+    found = [Path(path).relative_to(run.folder).as_posix() for path in inside]
+    return sorted(found + [DATA_REPORT] * (run.folder / DATA_REPORT).is_file())

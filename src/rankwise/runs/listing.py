@@ -1,0 +1,131 @@
+"""What lies in the runs folder, one entry for each folder, whatever state it is in.
+
+A folder that is no run, or whose files are damaged, is an entry too: its status is `unreadable`, and `problem` says
+why. A manifest says `running` until its process ends; where that process was killed, nobody holds the run's lock any
+more, and the status is `interrupted`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rankwise.errors import RankwiseError, RunError, first_line
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.metrics_log import read_metrics_log
+from rankwise.runs.manifest import Manifest
+
+RUNS = Path("runs")
+UNREADABLE = "unreadable"
+Status = Literal["running", "finished", "failed", "interrupted", "unreadable"]
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """`rows`, `steps` and the losses are None where the run has not come so far, or cannot be read."""
+
+    name: str
+    status: Status
+    bytes: int
+    problem: str | None = None
+    model: str | None = None
+    method: str | None = None
+    rows: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    held_out_loss: float | None = None
+    started: str | None = None
+    ended: str | None = None
+
+    def summary(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def run_names() -> list[str]:
+    """The folders in the runs folder that can be seen, in the order of their names."""
+    if not RUNS.is_dir():
+        return []
+    return sorted(path.name for path in RUNS.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def listed_runs() -> list[ListedRun]:
+    """The newest first: those that are running, then by when they ended; what cannot be read comes last."""
+    runs = [listed(name) for name in run_names()]
+    runs.sort(key=lambda run: (run.status == "running", run.ended or run.started or ""), reverse=True)
+    return runs
+
+
+def listed(name: str) -> ListedRun:
+    """One entry. It raises nothing: whatever is wrong with the folder is its `problem`."""
+    run = RunDirectory.named(name)
+    size = folder_bytes(run.folder)
+    try:
+        _refuse_special(run)
+        manifest, experiment = run.manifest(), run.experiment()
+    except (RankwiseError, OSError) as error:
+        return ListedRun(name, UNREADABLE, size, first_line(error))
+    facts: dict[str, Any] = {
+        "problem": manifest.problem, "model": manifest.base_model.name, "method": experiment.adapter.method,
+        "rows": manifest.data.rows, "started": manifest.started, "ended": manifest.ended,
+    }  # fmt: skip
+    return ListedRun(name, _status(run, manifest), size, **facts, **_progress(run, manifest))
+
+
+def _refuse_special(run: RunDirectory) -> None:
+    """A pipe in the place of a file would be waited for without end."""
+    for file in (run.folder / "manifest.json", run.folder / "config.json", run.metrics):
+        if file.exists() and not file.is_file():
+            raise RunError(f"{file} is not a file.")
+
+
+def _status(run: RunDirectory, manifest: Manifest) -> Status:
+    return "interrupted" if manifest.status == "running" and writer_of(run) is None else manifest.status
+
+
+def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
+    """Of a finished run its results; of another one what its metrics log holds so far."""
+    if manifest.results is not None:
+        of = manifest.results
+        return {"steps": of.steps, "loss": of.loss, "held_out_loss": of.held_out_loss_after}
+    found: dict[str, Any] = {}
+    try:
+        rows = read_metrics_log(run.metrics)
+    except (OSError, RunError):
+        return found
+    for row in rows:
+        kind = row.get("kind") if isinstance(row, dict) else None
+        if kind == "step":
+            found |= {"steps": row.get("step"), "loss": row.get("loss")}
+        elif kind == "held_out":
+            found["held_out_loss"] = row.get("loss")
+    return {key: value for key, value in found.items() if isinstance(value, int | float)}
+
+
+def folder_bytes(folder: Path) -> int:
+    """What its files hold. A link counts as itself, and what it leads to does not count."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += os.lstat(os.path.join(place, file)).st_size  # noqa: PTH118
+            except OSError:  # removed meanwhile
+                continue
+    return total
+
+
+def writer_of(run: RunDirectory) -> str | None:
+    """The number of the process that is writing the run, "unknown" where it left none, or None."""
+    try:
+        lock = os.open(run.folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError:
+        return os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(lock)

@@ -1,0 +1,163 @@
+"""What made a run: versions, machine, data and base model by hash, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from pydantic import Field
+
+from rankwise.config.base import Config
+
+PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
+Form = Literal["compiled", "fast", "plain"]
+
+
+class BaseModelFacts(Config):
+    """Which weights a run began with. `fingerprint` is that of models/inspection.py."""
+
+    name: str
+    source: str
+    fingerprint: str
+    dtype: str
+    device: str
+
+
+class DataFacts(Config):
+    """What was trained on; data_report.json says more. A document is what is learned at a time, mostly a row."""
+
+    path: str
+    sha256: str
+    format: str
+    rows: int
+    trained_documents: int
+    measured_documents: int
+    rows_too_long: int
+    tokens: int
+    loss_tokens: int
+
+
+class Results(Config):
+    steps: int
+    loss: float
+    held_out_loss_before: float | None
+    held_out_loss_after: float | None
+    held_out_loss_tokens: int | None
+    train_seconds: float
+    tokens_per_second: float
+    peak_rss_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    adapter_bytes: int
+    """Of the weights that were written: the adapter's, or the whole model's."""
+    kept_step: int | None = None
+    """The step after which the adapter was as it is now; `held_out_loss_after` is of that step."""
+    kept_why: str | None = None
+    ended_early: str | None = None
+    """Why, where the run made fewer steps than it was asked for."""
+
+
+class Forecasted(Config):
+    """What the plan said before the run, to be held against its results."""
+
+    peak_bytes: int
+    memory: dict[str, int]
+    """Its parts."""
+    device: str
+    trainable_parameters: int
+    adapter_bytes: int | None
+    steps: int | None
+    tokens_per_step: float
+    seconds: float | None
+    seconds_low: float | None
+    seconds_high: float | None
+
+
+class Resumed(Config):
+    """A process that took the run up again, after `step` steps."""
+
+    step: int
+    at: str = Field(default_factory=lambda: now())
+    versions: dict[str, str] = Field(default_factory=lambda: versions())
+    machine: dict[str, Any] = Field(default_factory=lambda: machine())
+
+
+class Manifest(Config):
+    format: Literal[1] = 1
+    status: Literal["running", "finished", "failed", "interrupted"]
+    started: str = Field(default_factory=lambda: now())
+    ended: str | None = None
+    command: list[str] = Field(default_factory=lambda: [Path(sys.argv[0]).name, *sys.argv[1:]])
+    versions: dict[str, str] = Field(default_factory=lambda: versions())
+    machine: dict[str, Any] = Field(default_factory=lambda: machine())
+    base_model: BaseModelFacts
+    data: DataFacts
+    learning_rate: float
+    form: Form = "plain"
+    """In which form losses are computed; results of different forms differ in rounding."""
+    forecast: Forecasted | None = None
+    """None where the plan does not know the model."""
+    results: Results | None = None
+    result_sha256: dict[str, str] | None = None
+    """Of every file of the result, by path in the run's folder (runs/integrity.py). None in runs of earlier versions and
+    in those that did not finish."""
+    problem: str | None = None
+    resumed: tuple[Resumed, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What changed results or memory without being asked for, as the terminal showed it."""
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {package: installed_version(package) for package in PACKAGES}
+
+
+def installed_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(terse=True),
+        "processor": processor_name(),
+        "cores": usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_rss() -> int:
+    """The most memory this process has held, in bytes. What Linux says of resources begins with the peak of the process
+    that started this one; what it says of memory does not."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

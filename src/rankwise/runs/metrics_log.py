@@ -1,0 +1,116 @@
+"""Records as JSON lines, appended while a run works; a torn last line is left out when reading, not fatal."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from rankwise.errors import RankwiseError, RunError
+from rankwise.runs.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
+from rankwise.system.files import told_when_full, write_atomic
+
+_Record = TypeVar("_Record", StepRecord, LossRecord, ScoreRecord, SampleRecord, RankRecord)
+
+
+class MetricsLog:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with told_when_full(path):
+            self._file = path.open("a", encoding="utf-8")
+
+    def append(self, row: dict[str, Any]) -> None:
+        with told_when_full(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """To the disk itself: a checkpoint must not outlive the records before it."""
+        with told_when_full(self._path):
+            os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with told_when_full(self._path):
+                self._file.close()
+        except (OSError, RankwiseError):
+            if error is None:  # the error on the way out already says what went wrong
+                raise
+
+
+def cut_metrics_log(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Leave the first lines, which read as `rows`, each with its end."""
+    lines = path.read_bytes().splitlines()
+    write_atomic(path, b"".join(line + b"\n" for line in lines[: len(rows)]))
+
+
+def read_metrics_log(path: Path) -> list[dict[str, Any]]:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RunError(f"{path} is not a file.")
+    lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):  # the last one may be torn
+            if number < len(lines):
+                raise RunError(
+                    f"{path}:{number}: is not a JSON record: {line[:60].decode(errors='replace')!r}."
+                ) from None
+    return rows
+
+
+@dataclass(frozen=True)
+class History:
+    """What a metrics log tells, by kind and in its order."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    losses: list[LossRecord] = field(default_factory=list)
+    scores: list[ScoreRecord] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
+    ranks: list[RankRecord] = field(default_factory=list)
+
+
+def read_history(path: Path) -> History:
+    """All records of a run, as far as it came. Kinds that are not known here are of a later version, and left out."""
+    rows = _rows(path)
+    return History(
+        _records(path, rows, "step", StepRecord), _records(path, rows, "held_out", LossRecord),
+        _records(path, rows, "score", ScoreRecord), _records(path, rows, "sample", SampleRecord),
+        _records(path, rows, "ranks", RankRecord),
+    )  # fmt: skip
+
+
+def read_ranks(path: Path) -> list[RankRecord]:
+    """How ranks were given out while a run trained; none where they were fixed."""
+    return _records(path, _rows(path), "ranks", RankRecord)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [row for row in read_metrics_log(path) if isinstance(row, dict)]
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: this folder is not a whole run.") from None
+
+
+def _records(path: Path, rows: list[dict[str, Any]], kind: str, record: type[_Record]) -> list[_Record]:
+    kept = [{key: value for key, value in row.items() if key != "kind"} for row in rows if row.get("kind") == kind]
+    try:
+        adapter: TypeAdapter[list[_Record]] = TypeAdapter(list[record])  # pyright: ignore[reportInvalidTypeForm]
+        return adapter.validate_json(json.dumps(kept), strict=True)
+    except ValidationError as error:
+        where = error.errors()[0]["loc"]
+        what = (
+            f"row {where[0]} of kind {kind} has no good {where[-1]}" if where else f"a row of kind {kind} is not text"
+        )
+        raise RunError(f"{path} is damaged: {what}.") from None

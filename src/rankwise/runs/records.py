@@ -1,0 +1,145 @@
+"""Typed rows that a run keeps or announces, for programs and people to read later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step. `loss` is nats per supervised token over the whole step; `tokens` leaves padding out."""
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    loss_tokens: int
+    seconds: float
+    resident_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "step", **asdict(self), "tokens_per_second": round(self.tokens_per_second, 1)}
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """Loss per supervised token on rows that are not trained on."""
+
+    step: int
+    loss: float
+    loss_tokens: int
+    documents: int
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "held_out", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """A metric of the answers to rows that are not trained on (evaluation/metrics.py)."""
+
+    step: int
+    metric: str
+    value: float
+    n: int
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "score", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """What the model answers to one fixed prompt after `step` steps; at 0 it is still the base."""
+
+    step: int
+    prompt: str
+    wanted: str | None
+    answer: str
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "sample", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """How ranks are given out after `step` steps. `unit` is what `budget` and `of` count: also parameters or bytes."""
+
+    step: int
+    budget: int
+    of: int
+    ranks: dict[str, int]
+    final: bool
+    unit: str = "triplets"
+
+    @property
+    def mean_rank(self) -> float:
+        return sum(self.ranks.values()) / max(1, len(self.ranks))
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "ranks", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sentence for the person who waits."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that changes results or memory and that nobody asked for. It is shown with --quiet too, and a run keeps
+    it in its manifest."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far a long piece of work is, apart from training steps. `done` and `total` count `unit`s."""
+
+    what: str
+    done: float
+    total: float
+    unit: str
+
+
+Event = Said | Warned | Progressed | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
+Announce = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener of those who do not want to hear."""
+
+
+@dataclass
+class Warnings:
+    """A listener that passes every event on and collects the warnings among them, each text once.
+
+    `changed` is called with all of them when there is a new one.
+    """
+
+    announce: Announce
+    texts: tuple[str, ...] = ()
+    changed: Callable[[tuple[str, ...]], None] = field(default=lambda texts: None)
+
+    def __call__(self, event: Event) -> None:
+        self.announce(event)
+        if isinstance(event, Warned):
+            self.add(event.text)
+
+    def add(self, *texts: str, first: bool = False) -> None:
+        """Those of an earlier process come `first`."""
+        together = (*texts, *self.texts) if first else (*self.texts, *texts)
+        before, self.texts = self.texts, tuple(dict.fromkeys(together))
+        if self.texts != before:
+            self.changed(self.texts)

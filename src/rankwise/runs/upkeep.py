@@ -1,0 +1,132 @@
+"""Runs renamed and deleted: each is checked as a whole before anything is changed, and only folders of the runs folder
+are touched.
+
+A run that another process is writing is left alone, and so is one whose model other runs were trained on. A folder that
+is a link is never followed. A folder that goes is renamed first, so that nobody meets half of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import RankwiseError, RunBusyError, RunError, did_you_mean, some
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.evaluations import FOLDER
+from rankwise.runs.listing import RUNS, run_names, writer_of
+from rankwise.system.files import told_when_full, write_json
+from rankwise.config.experiment import RUN_NAME
+
+OF_A_RUN = ("manifest.json", "config.json", "data_report.json")
+
+
+def entry(name: str) -> RunDirectory:
+    """A folder of the runs folder by its name, or by `runs/NAME` as a shell completes it."""
+    path = Path(name)
+    bare = path.name if len(path.parts) > 1 and path.parent.resolve() == RUNS.resolve() else name
+    if bare not in run_names():
+        known = run_names()
+        listed = f" Runs here: {some(known)}." if known else f" There are no runs in {RUNS.absolute()}."
+        raise RunError(f'there is no run "{name}" in {RUNS}/.{did_you_mean(name, known)}{listed}')
+    return RunDirectory.named(bare)
+
+
+def check_deletable(runs: Sequence[RunDirectory]) -> None:
+    """All reasons why not, at once."""
+    problems = [problem for run in runs if (problem := _undeletable(run)) is not None]
+    leaving = {run.folder.name for run in runs}
+    for run in runs:
+        staying = [name for name in dependents(run) if name not in leaving]
+        if staying:
+            problems.append(
+                f'run "{run.folder.name}" contains the base model of {some(staying)}. '
+                "Delete these runs too, or keep all of them."
+            )
+    _refuse_busy(runs)
+    if problems:
+        raise RunError("\n".join(problems))
+
+
+def _undeletable(run: RunDirectory) -> str | None:
+    if run.folder.is_symlink():
+        return f"{run.folder} is a link to {os.readlink(run.folder)}, and links are not followed. Remove it yourself."  # noqa: PTH115
+    if not any((run.folder / name).exists() for name in OF_A_RUN):
+        return f"{run.folder} is not a run: it has none of {', '.join(OF_A_RUN)}. Remove it yourself."
+    return None
+
+
+def _refuse_busy(runs: Sequence[RunDirectory]) -> None:
+    busy = [(run.folder.name, process) for run in runs if (process := writer_of(run)) is not None]
+    if busy:
+        name, process = busy[0]
+        raise RunBusyError(f'run "{name}" is being written by process {process}. Wait until it ends, or stop it.')
+
+
+def delete(run: RunDirectory) -> None:
+    """Checked before."""
+    with run.locked():
+        leaving = run.folder.with_name(f".{run.folder.name}.{os.getpid()}.tmp")
+        with told_when_full(run.folder):
+            run.folder.rename(leaving)
+    with told_when_full(leaving):
+        shutil.rmtree(leaving)
+
+
+def dependents(run: RunDirectory) -> list[str]:
+    """Runs that were trained on a model which lies in this one. A run that cannot be read names no model."""
+    inside, found = run.folder.resolve(), []
+    for name in run_names():
+        other = RunDirectory.named(name)
+        try:
+            model = Path(other.experiment().model.name).resolve()
+        except (RankwiseError, OSError):
+            continue
+        if name != run.folder.name and (model == inside or inside in model.parents):
+            found.append(name)
+    return found
+
+
+def check_renamable(run: RunDirectory, new: str) -> None:
+    if run.folder.is_symlink():
+        raise RunError(f"{run.folder} is a link to {os.readlink(run.folder)}, and links are not followed.")  # noqa: PTH115
+    if not re.fullmatch(RUN_NAME, new):
+        raise RunError(
+            f'"{new[:80]}" cannot be the name of a run: at most 64 letters (A-Z), digits, ".", "_" and "-" are '
+            "allowed, and the first is a letter or a digit."
+        )
+    if os.path.lexists(RUNS / new):
+        raise RunError(f"{RUNS / new} already exists. Choose another name.")
+    if based := dependents(run):
+        raise RunError(
+            f'run "{run.folder.name}" contains the base model of {some(based)}, which would not find it under '
+            "another name. It was not renamed."
+        )
+    _refuse_busy([run])
+    run.experiment()  # a run whose settings cannot be read cannot be given another name in them
+
+
+def rename(run: RunDirectory, new: str) -> RunDirectory:
+    """Checked before. The folder takes its new name at once; then its own files are brought after it, each whole."""
+    renamed, old = RunDirectory.named(new), run.folder.name
+    with run.locked():
+        with told_when_full(renamed.folder):
+            run.folder.rename(renamed.folder)
+        _replace(renamed.folder / "config.json", "run", new)
+        for file in sorted((renamed.folder / FOLDER).glob("*.json")):
+            _replace(file, "model", new, old)
+    return renamed
+
+
+def _replace(file: Path, key: str, new: str, old: str | None = None) -> None:
+    """One value of a JSON object; only if it was `old`, where that is given. A file that cannot be read stays."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(content, dict) and (old is None or content.get(key) == old):
+        write_json(file, content | {key: new})

@@ -1,0 +1,124 @@
+"""What a reader must know before the numbers of an evaluation: they are right, and say less than they seem to."""
+
+from __future__ import annotations
+
+from rankwise.runs.evaluations import Evaluation, Side, StrengthCurve
+from rankwise.runs.manifest import Results
+from rankwise.runs.data_report import DataReport
+from rankwise.config.experiment import Experiment
+from rankwise.config.tasks import BUILT_IN, HELD_OUT
+
+FEW, MANY = 5, 1000
+CHOOSING = ("accuracy", "f1", "matthews")
+CHOICES = {
+    "arc_easy": 4, "arc_challenge": 4, "hellaswag": 4, "mmlu": 4, "openbookqa": 4, "boolq": 2, "piqa": 2,
+    "winogrande": 2,
+}  # fmt: skip
+"""Of each row of the public tasks whose rows have as many."""
+
+
+def cautions(evaluation: Evaluation, experiment: Experiment | None, results: Results | None) -> list[str]:
+    """`experiment` and `results` are those of the run that was evaluated."""
+    found = []
+    if evaluation.n < FEW:
+        found.append(
+            f"{evaluation.task}: {_items(evaluation.n)} can show nothing, and intervals over so few are too narrow; "
+            f"evaluate on {FEW} at the least, better on a hundred."
+        )
+    alike = [name for name, one in evaluation.tuned.metrics.items() if one.low == one.high]
+    if alike and evaluation.n >= FEW:
+        found.append(
+            f"{evaluation.task}: {alike[0]} comes out the same whichever of the {_items(evaluation.n)} are drawn, so "
+            f"its interval has no width. That is no certainty: up to about {3 / evaluation.n:.1%} of all such items "
+            "may be otherwise."
+        )
+    if evaluation.task == HELD_OUT and experiment is not None and (how := chosen_by_held_out(experiment, results)):
+        found.append(
+            f"{HELD_OUT}: these rows {how}, so what is measured on them flatters. Evaluate on rows that took no part "
+            "in the choice: rankwise evaluate RUN --task FILE"
+        )
+    if any(metric in CHOOSING for metric in evaluation.tuned.scores):
+        found += _of_choices(evaluation)
+    return found
+
+
+def cautions_of_strength(curve: StrengthCurve, experiment: Experiment, results: Results | None) -> list[str]:
+    """The strength that is recommended is one more choice by the same rows."""
+    how = chosen_by_held_out(experiment, results) if curve.own_rows else ""
+    if not how:
+        return []
+    return [
+        f"strength: the rows it was measured on {how}, so the gain on them flatters. Measure on rows that took no part "
+        "in the choice: rankwise strength RUN --data FILE"
+    ]
+
+
+def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
+    """What the held-out rows had a say in; nothing where they had none."""
+    if experiment.evaluation.keep == "best":
+        return "chose the step that was kept (evaluation.keep)"
+    if results is not None and results.ended_early:
+        return "decided when training ended (evaluation.patience)"
+    return ""
+
+
+def of_overlap(data_report: DataReport | None) -> str:
+    """What the run's own rows to measure with share with those it was trained on; nothing where they share none."""
+    both = data_report.overlap if data_report is not None else None
+    if both is None or not both.exact + both.near:
+        return ""
+    return (
+        f"{both.exact:,} of the {both.of:,} validation rows have the same prompt as a training row, and {both.near:,} "
+        "nearly the same: their loss is too low to judge the model by."
+    )
+
+
+def _of_choices(evaluation: Evaluation) -> list[str]:
+    found = []
+    clear = any(one.verdict != "cannot tell" for name, one in evaluation.differences.items() if name in CHOOSING)
+    if evaluation.n < MANY and not clear:
+        found.append(
+            f"{evaluation.task}: an accuracy that is measured on {_items(evaluation.n)} can be wrong by "
+            f"{_points(evaluation.n)} percentage points; on {MANY:,} items it would be {_points(MANY)}."
+        )
+    least, base = chance(evaluation), evaluation.base
+    accuracy = base.metrics.get("accuracy") if base is not None else None
+    if least is not None and accuracy is not None and accuracy.low <= least:
+        found.append(
+            f"{evaluation.task}: the base's accuracy of {accuracy.value:.3f} ({accuracy.low:.3f} to "
+            f"{accuracy.high:.3f}) is not clearly above chance ({least:.3f}), so there is little that could be lost."
+        )
+    return found
+
+
+def chance(evaluation: Evaluation) -> float | None:
+    """What who always chooses the same, or at random, gets right; None where the number of choices is not known."""
+    listed = evaluation.settings.get("choices")
+    many = len(listed) if isinstance(listed, list) and listed else _choices_of_public(evaluation)
+    shares = [1 / many] if many else []
+    rows = _class_rows(evaluation.tuned)
+    if rows and evaluation.n:
+        shares.append(max(sum(row[at] for row in rows) for at in range(2, len(rows[0]), 3)) / evaluation.n)
+    return max(shares, default=None)
+
+
+def _choices_of_public(evaluation: Evaluation) -> int | None:
+    """A name alone says nothing: the task has to be asked as the public one is."""
+    same = evaluation.settings.get("ask") == BUILT_IN.get(evaluation.task, {}).get("ask")
+    return CHOICES.get(evaluation.task) if same else None
+
+
+def _class_rows(side: Side) -> list[list[float]]:
+    """[right, predicted, actual] of each class, where a metric of classes was taken."""
+    rows = next((side.scores[metric].sums for metric in ("f1", "matthews") if metric in side.scores), [])
+    widths = {len(row) for row in rows}
+    return rows if len(widths) == 1 and min(widths) and min(widths) % 3 == 0 else []
+
+
+def _points(n: int) -> int:
+    """Half of the 95 % interval of a share of one half, which is the widest."""
+    return round(98 / n**0.5)
+
+
+def _items(n: int) -> str:
+    return f"{n:,} item{'s' if n != 1 else ''}"

@@ -1,0 +1,1 @@
+"""Files, cache folder, memory, signals: what the operating system gives."""

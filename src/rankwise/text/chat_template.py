@@ -1,0 +1,245 @@
+"""How a model's conversations are written: its own chat template, a recipe's, a plain one, or the one a run recorded.
+
+All are Jinja, run by transformers' sandbox. Templates that can write a model's thoughts are asked not to, in training
+and in use alike. A model that brings no template gets a plain one, so that a base model can be tuned and asked alike:
+"User: …\nAssistant: …" with the model's end token after each answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+from rankwise.config.recipe import Recipe
+from rankwise.errors import TemplateError
+from rankwise.runs.data_report import TemplateFacts
+from rankwise.text.example import Message, ToolCall
+from rankwise.text.template_probe import Shown, Span
+from rankwise.text.tokenizer import HubTokenizer
+
+PROBE = "an answer like no other"
+REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
+"""Words in the templates of Qwen3, QwQ, DeepSeek-R1 and what was made from them: they take thoughts out of all answers
+but the last, or write an empty one before it."""
+MARKS = re.compile(r"\{%-?\+?\s*generation\s*-?\+?%\}")
+PLAIN = """\
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+Assistant:{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneration %}{{ '\\n' }}
+{%- elif message.role == 'tool' -%}
+{{ raise_exception('this model has no chat template, so it knows no tools') }}
+{%- else -%}
+{{ {'system': 'System', 'user': 'User'}[message.role] + ': ' + message.content + '\\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}Assistant:{%- endif -%}
+"""
+
+
+class ChatTemplate:
+    """`source` is the Jinja text, or several by name, of which "tool_use" is for conversations with tools."""
+
+    def __init__(
+        self, tokenizer: HubTokenizer, source: str | Mapping[str, str], kind: str, *,
+        ends: Sequence[str] | None = None, start: str = "",
+    ) -> None:  # fmt: skip
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.start = tokenizer.start
+        self._sources = {"default": source} if isinstance(source, str) else dict(source)
+        self._prefix = start
+        self.shapes: dict[Any, Shown] = {}
+        self._placed: dict[str, bool] = {}
+        named = tokenizer.hub.special_tokens_map.items()
+        self._special = {name: token for name, token in named if isinstance(token, str)}
+        if tokenizer.end_tokens:
+            self._special["eos_token"] = tokenizer.end_tokens[0]
+        self.ends = tuple(dict.fromkeys((*tokenizer.end_tokens, *self._end_after_answer()) if ends is None else ends))
+
+    @classmethod
+    def of_model(cls, tokenizer: HubTokenizer) -> ChatTemplate:
+        own = tokenizer.hub.chat_template
+        if not own:
+            return cls(tokenizer, PLAIN, "plain", ends=tokenizer.end_tokens, start=tokenizer.start)
+        return cls(tokenizer, own, "model")
+
+    @classmethod
+    def of_recipe(cls, tokenizer: HubTokenizer, recipe: Recipe) -> ChatTemplate:
+        own = tokenizer.end_tokens[:1]
+        ends = [end for name in recipe.ends for end in (own if name == "eos_token" else [name])]
+        if not ends:
+            raise TemplateError(f"the recipe {recipe.name} ends answers with the model's end token, and it has none.")
+        return cls(tokenizer, recipe.template, f"recipe {recipe.name}", ends=ends, start=tokenizer.start)
+
+    @classmethod
+    def of_data_report(cls, tokenizer: HubTokenizer, facts: TemplateFacts) -> ChatTemplate:
+        return cls(tokenizer, facts.sources, facts.kind, ends=facts.ends, start=facts.start)
+
+    @property
+    def facts(self) -> TemplateFacts:
+        return TemplateFacts(
+            kind=self.kind, sources=self._sources, sha256=self.identity, ends=tuple(self.ends), start=self._prefix
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes with what is written: also with the special tokens, which a template names and does not hold."""
+        pairs = [*sorted(self._sources.items()), *sorted(self._special.items())]
+        parts = [self._prefix, *self.ends, *(part for pair in pairs for part in pair)]
+        return sha256("\0".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Of the ends that are one token; for a template of the model's also those that its settings name."""
+        alone = [ids for end in self.ends if len(ids := self.tokenizer.encode(end)) == 1]
+        settings = self.tokenizer.end_ids if self.kind in ("model", "plain") else ()
+        return tuple(dict.fromkeys((*settings, *(ids[0] for ids in alone))))
+
+    @cached_property
+    def end_texts(self) -> tuple[str, ...]:
+        """The ends that are several tokens."""
+        return tuple(end for end in self.ends if len(self.tokenizer.encode(end)) > 1)
+
+    @property
+    def rewrites(self) -> bool:
+        return any(sign in source for source in self._sources.values() for sign in REWRITING)
+
+    def holds_control_token(self, content: str) -> bool:
+        return self.tokenizer.holds_special(content)
+
+    def guarded(self, content: str) -> str:
+        return self.tokenizer.guarded(content)
+
+    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
+        return self._prefix + self._rendered(messages, tools, answer_next)[0]
+
+    def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
+        whole, spans = self._rendered(messages, tools, False)
+        shift = len(self._prefix)
+        return self._prefix + whole, [(start + shift, stop + shift) for start, stop in spans]
+
+    def controls(self, text: str) -> int:
+        return self.tokenizer.count_special(text)
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """What a person should read of generated ids: no special tokens, no end, no space that the template wrote."""
+        text = self.tokenizer.readable(ids)
+        place = self._end_text_at(text)
+        before, behind = self._around
+        return (text.removesuffix(behind) if place is None else text[:place].rstrip()).removeprefix(before)
+
+    def streamed_text(self, ids: Sequence[int]) -> str:
+        """As much of it as no later id can take back: what may be the beginning of an end is held back."""
+        if not (self.end_texts or self._around[1]) or self.has_end_text(ids):
+            return self.answer_text(ids)
+        text = self.tokenizer.readable(ids)
+        held = (size for end in self.end_texts for size in range(1, len(end)) if text.endswith(end[:size]))
+        return text[: len(text) - max(held, default=0)].rstrip().removeprefix(self._around[0])
+
+    def has_end_text(self, ids: Sequence[int]) -> bool:
+        return bool(self.end_texts) and self._end_text_at(self.tokenizer.readable(ids)) is not None
+
+    def _end_text_at(self, text: str) -> int | None:
+        return min((place for end in self.end_texts if (place := text.find(end)) >= 0), default=None)
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """White space that is learned and no part of an answer: before it, and between it and its end."""
+        whole, spans = self._probed
+        before, _, behind = whole.partition(PROBE)
+        learned = before[spans[0][0] :] if spans else before.removeprefix(self._asked) if self._asked else ""
+        return learned if learned.isspace() else "", behind[: len(behind) - len(behind.lstrip())]
+
+    @cached_property
+    def _probed(self) -> tuple[str, list[Span]]:
+        """A conversation as the template writes it; nothing where it refuses this one."""
+        try:
+            return self._rendered([Message("user", "?"), Message("assistant", PROBE)], (), False)
+        except TemplateError:  # the real conversation will be refused with the template's own words
+            return "", []
+
+    @cached_property
+    def _asked(self) -> str:
+        """What that answer is asked for with."""
+        try:
+            return self._rendered([Message("user", "?")], (), True)[0]
+        except TemplateError:
+            return ""
+
+    def _has_place(self, source: str) -> bool:
+        """Whether the template writes a context by itself; others get it below the question."""
+        if source not in self._placed:
+            self._placed[source] = "context" in source  # so that the rendering below is made with it
+            if self._placed[source]:
+                try:
+                    asked = [Message("user", "?", PROBE), Message("assistant", "!")]
+                    self._placed[source] = PROBE in self._rendered(asked, (), False)[0]
+                except TemplateError:
+                    self._placed[source] = False
+        return self._placed[source]
+
+    def _end_after_answer(self) -> list[str]:
+        """The special token that the template writes right after an answer: some models' settings do not name it."""
+        first = self.tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
+        return [self.tokenizer.special[token] for token in first if token in self.tokenizer.special]
+
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Any], answer_next: bool) -> tuple[str, list[Span]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        source = self._sources.get("tool_use" if tools else "default") or self._sources["default"]
+        has_place = self._has_place(source)
+        marks = not answer_next and MARKS.search(source) is not None
+
+        special: dict[str, Any] = self._special
+
+        def render(arguments_as_text: bool) -> Any:
+            return render_jinja_template(
+                [[_turn(message, self.guarded, has_place, arguments_as_text) for message in messages]],
+                tools=[_guarded(tool, self.guarded) for tool in tools] or None, chat_template=source,
+                add_generation_prompt=answer_next, return_assistant_tokens_mask=marks, enable_thinking=False,
+                **special,
+            )  # fmt: skip
+
+        try:
+            try:
+                (text,), spans = render(False)
+            except TypeError:  # some templates join a call's arguments to a text
+                (text,), spans = render(True)
+        except Exception as error:  # a template may raise anything, by its own raise_exception or by a fault in it
+            roles = ", ".join(message.role for message in messages)
+            raise TemplateError(f"the chat template refuses a conversation of {roles}: {error}") from None
+        return text, [(start, stop) for start, stop in spans[0]] if spans else []
+
+
+def _turn(message: Message, guarded: Any, has_place: bool, arguments_as_text: bool) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": guarded(message.content if has_place else message.whole)}
+    if has_place and message.context:
+        turn["context"] = guarded(message.context)
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call, guarded, arguments_as_text) for call in message.tool_calls]
+    if message.name is not None:
+        turn["name"] = guarded(message.name)
+    if message.call_id is not None:
+        turn["tool_call_id"] = guarded(message.call_id)
+    return turn
+
+
+def _call(call: ToolCall, guarded: Any, arguments_as_text: bool) -> dict[str, Any]:
+    arguments: Any = _guarded(call.arguments, guarded)
+    function = {
+        "name": guarded(call.name),
+        "arguments": json.dumps(arguments, ensure_ascii=False) if arguments_as_text else arguments,
+    }
+    return {"type": "function", "function": function} | ({"id": guarded(call.call_id)} if call.call_id else {})
+
+
+def _guarded(value: Any, guarded: Any) -> Any:
+    if isinstance(value, str):
+        return guarded(value)
+    if isinstance(value, dict):
+        return {guarded(key): _guarded(inside, guarded) for key, inside in value.items()}
+    return [_guarded(inside, guarded) for inside in value] if isinstance(value, list) else value

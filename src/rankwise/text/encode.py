@@ -1,0 +1,196 @@
+"""From Examples to the documents that are learned: rendered, encoded, and brought under the longest length.
+
+What becomes of a row that is too long is the user's or the recipe's to say:
+
+    drop        it is left out and counted
+    truncate    its end is cut, and with it the end token (Stanford Alpaca)
+    cut-prompt  a prompt of half the length or more is cut to as many characters, at most half of its own; what is still
+                too long is truncated (GPT4All-J)
+    split       the conversation is parted into several of whole turns (Vicuna); one turn that alone is too long is
+                left out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from rankwise.config.data import DataConfig
+from rankwise.errors import TemplateError
+from rankwise.text.example import Example, Message
+from rankwise.text.rendering import Rendering, Template, renderings
+from rankwise.text.tokenize import Tokenizer, Tokens, tokenise_all, undecodable
+
+
+@dataclass
+class Outcome:
+    """What became of one example."""
+
+    example: Example
+    documents: list[Tokens] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    """How the answers were found, for each document: marks, prefix, text, or apart."""
+    lengths: list[int] = field(default_factory=list)
+    """Before anything was cut or left out."""
+    truncated: int = 0
+    unsupervised: int = 0
+    too_long: int = 0
+    problem: str | None = None
+
+    @property
+    def unlike_asked(self) -> bool:
+        return not all(document.as_asked for document in self.documents)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    template: Template
+    tokenizer: Tokenizer
+    spec: DataConfig
+    limit: int
+    """Tokens: the spec's, or the model's context where that is shorter."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome]:
+        """All together, because a tokenizer encodes many texts faster than each alone."""
+        outcomes = [Outcome(example) for example in examples]
+        self._write(outcomes, apart=self.spec.answers == "apart")
+        self._part(outcomes)
+        return [self._fitted(outcome) for outcome in outcomes]
+
+    def _part(self, outcomes: Sequence[Outcome]) -> None:
+        """Where an earlier answer's ids are not those that its text has when the next is asked for, they cannot be
+        right for both: each answer gets a document, if that helps."""
+        unlike = [outcome for outcome in outcomes if outcome.unlike_asked and _answers(outcome.example) > 1]
+        parted = [Outcome(outcome.example) for outcome in unlike]
+        self._write(parted, apart=True)
+        for outcome, apart in zip(unlike, parted, strict=True):
+            if apart.problem is None and not apart.unlike_asked:
+                outcome.documents, outcome.methods = apart.documents, apart.methods
+
+    def _write(self, outcomes: Sequence[Outcome], *, apart: bool) -> None:
+        drawn: list[tuple[Outcome, Rendering]] = []
+        for outcome in outcomes:
+            try:
+                made = renderings(outcome.example, self.template, apart=apart)
+            except TemplateError as error:
+                outcome.problem = str(error)
+                continue
+            drawn += [(outcome, rendering) for rendering in made]
+            outcome.methods = [rendering.method if len(made) == 1 else "apart" for rendering in made]
+        encoded = tokenise_all([rendering for _, rendering in drawn], self.tokenizer)
+        for (outcome, rendering), tokens in zip(drawn, encoded, strict=True):
+            if tokens is None:
+                outcome.problem = undecodable(rendering, outcome.example.where)
+            else:
+                outcome.documents.append(self._learned(tokens))
+
+    def _learned(self, tokens: Tokens) -> Tokens:
+        everything = self.spec.learned == "everything"
+        return replace(tokens, learned=(True,) * len(tokens.ids)) if everything else tokens
+
+    def _fitted(self, outcome: Outcome) -> Outcome:
+        if outcome.problem is not None:
+            outcome.documents, outcome.methods = [], []
+            return outcome
+        outcome.lengths = [len(document.ids) for document in outcome.documents]
+        cuts = self.spec.too_long == "cut-prompt" and any(map(self._long_prompt, outcome.documents))
+        if not cuts and max(outcome.lengths, default=0) <= self.limit:
+            return outcome
+        match self.spec.too_long:
+            case "drop":
+                self._drop(outcome)
+            case "truncate":
+                self._truncate(outcome)
+            case "cut-prompt":
+                self._cut_prompt(outcome, cuts)
+            case "split":
+                self._split(outcome)
+        return outcome
+
+    def _drop(self, outcome: Outcome) -> None:
+        kept = [len(document.ids) <= self.limit for document in outcome.documents]
+        outcome.too_long += kept.count(False)
+        outcome.documents = [document for document, fits in zip(outcome.documents, kept, strict=True) if fits]
+        outcome.methods = [method for method, fits in zip(outcome.methods, kept, strict=True) if fits]
+
+    def _truncate(self, outcome: Outcome) -> None:
+        cut = [self._shortened(document) for document in outcome.documents]
+        outcome.truncated += sum(len(document.ids) > self.limit for document in outcome.documents)
+        learns = [document.supervised > 0 for document in cut]
+        outcome.unsupervised += learns.count(False)
+        outcome.documents = [document for document, some in zip(cut, learns, strict=True) if some]
+        outcome.methods = [method for method, some in zip(outcome.methods, learns, strict=True) if some]
+
+    def _shortened(self, document: Tokens) -> Tokens:
+        if len(document.ids) <= self.limit:
+            return document
+        ids, learned = document.ids[: self.limit], document.learned[: self.limit]
+        inside = document.learned[self.limit] and document.learned[self.limit - 1]
+        return Tokens(ids, learned, document.as_asked, ended=not inside)
+
+    def _long_prompt(self, document: Tokens) -> bool:
+        given = next((place for place, learned in enumerate(document.learned) if learned), 0)
+        return given >= self.limit // 2
+
+    def _cut_prompt(self, outcome: Outcome, cuts: bool) -> None:
+        if cuts:
+            shorter = replace(self, spec=self.spec.model_copy(update={"too_long": "truncate"}))
+            (again,) = shorter.encode([_with_short_question(outcome.example, self.limit // 2)])
+            outcome.documents, outcome.methods, outcome.problem = again.documents, again.methods, again.problem
+            outcome.truncated, outcome.unsupervised = max(1, again.truncated), again.unsupervised
+        else:
+            self._truncate(outcome)
+
+    def _split(self, outcome: Outcome) -> None:
+        system, pairs = _turns(outcome.example)
+        if len(pairs) < 2 or outcome.example.tools:
+            return self._drop(outcome)
+        whole = replace(self, spec=self.spec.model_copy(update={"too_long": "drop"}))
+        outcome.documents, outcome.methods = [], []
+        begun: list[Message] = []
+        held: Outcome | None = None
+        for pair in pairs:
+            (longer,) = whole.encode([replace(outcome.example, messages=(*system, *begun, *pair))])
+            if longer.too_long and held is not None:
+                _take(outcome, held)
+                begun = []
+                (longer,) = whole.encode([replace(outcome.example, messages=(*system, *pair))])
+            held = None if longer.too_long else longer
+            begun = [] if longer.too_long else [*begun, *pair]
+            outcome.too_long += longer.too_long
+        if held is not None:
+            _take(outcome, held)
+        outcome.truncated += 1 if outcome.documents else 0
+        return None
+
+
+def _answers(example: Example) -> int:
+    return sum(message.role == "assistant" for message in example.messages)
+
+
+def _take(outcome: Outcome, part: Outcome) -> None:
+    learns = [document.supervised > 0 for document in part.documents]
+    outcome.unsupervised += learns.count(False)
+    outcome.documents += [document for document, some in zip(part.documents, learns, strict=True) if some]
+    outcome.methods += [method for method, some in zip(part.methods, learns, strict=True) if some]
+
+
+def _turns(example: Example) -> tuple[tuple[Message, ...], list[list[Message]]]:
+    """The system message, and the rest cut before each question that follows an answer."""
+    system = tuple(message for message in example.messages[:1] if message.role == "system")
+    pairs: list[list[Message]] = []
+    for message in example.messages[len(system) :]:
+        if not pairs or (message.role == "user" and pairs[-1][-1].role == "assistant"):
+            pairs.append([])
+        pairs[-1].append(message)
+    return system, pairs
+
+
+def _with_short_question(example: Example, characters: int) -> Example:
+    """The last question cut; a context below it goes first, being what comes last in the prompt."""
+    index = max((place for place, message in enumerate(example.messages) if message.role == "user"), default=None)
+    if index is None:
+        return example
+    asked = example.messages[index].whole
+    short = replace(example.messages[index], content=asked[: min(characters, len(asked) // 2)] or asked[:1], context="")
+    return replace(example, messages=(*example.messages[:index], short, *example.messages[index + 1 :]))

@@ -1,0 +1,230 @@
+"""Stop 2: a conversation is rendered and cut where "learned" changes. Example in, Rendering out. Next: tokens.py.
+
+The text is a chat template's own, to the letter: segments joined are what the template renders. Learned is each
+answer with the end token after it, and nothing else. Where an answer stands is found, in this order,
+
+1. by the template's own {% generation %} marks, if every one holds its answer and ends with an end token;
+2. by rendering the conversation up to the answer, if that is the beginning of the whole, for this conversation;
+3. where it is not, and the template is known to rewrite earlier turns, in its training form: a document of each answer,
+   with what was said before it rendered as it will be when that answer is asked for.
+
+Otherwise the row is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from rankwise.errors import TemplateError
+from rankwise.text.example import Example, Message
+from rankwise.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
+
+APART = (
+    " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
+    "answer each."
+)
+Method = Literal["marks", "prefix", "text"]
+
+
+class UnstableTemplate(TemplateError):
+    """Rendering up to an answer is not the beginning of rendering the whole."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One document to learn. `as_asked`: what stands before each answer is what generation will be given for it."""
+
+    segments: tuple[Segment, ...]
+    method: Method
+    as_asked: bool = True
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments)
+
+
+class Template(Renders, Protocol):
+    """How conversations are written."""
+
+    @property
+    def ends(self) -> Sequence[str]:
+        """The texts that end an answer; of several, the first is the one for texts learned whole."""
+        ...
+
+    @property
+    def start(self) -> str:
+        """What the tokenizer puts before every text, if anything."""
+        ...
+
+    @property
+    def rewrites(self) -> bool:
+        """Known to write earlier turns otherwise than they were asked and answered."""
+        ...
+
+    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
+        """The conversation; with `answer_next`, up to where the model is to speak."""
+        ...
+
+    def guarded(self, content: str) -> str:
+        """A message's text as it is handed to the template: control tokens in it are broken (see example.BREAK)."""
+        ...
+
+
+def renderings(example: Example, template: Template, *, apart: bool = False) -> list[Rendering]:
+    """One document, or with `apart` one for each answer."""
+    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    if not apart or len(answers) < 2:
+        try:
+            return [render(example, template)]
+        except UnstableTemplate:
+            if not template.rewrites or len(answers) < 2:
+                raise
+    return [render(_up_to(example, index), template) for index in answers if example.messages[index].learned]
+
+
+def _up_to(example: Example, answer: int) -> Example:
+    """The conversation to this answer, which alone is learned."""
+    given = tuple(replace(message, learned=False) for message in example.messages[:answer])
+    return replace(example, messages=(*given, example.messages[answer]))
+
+
+def render(example: Example, template: Template) -> Rendering:
+    try:
+        if example.text is not None:
+            return _whole_text(example.text, template)
+        whole, spans = template.marked(example.messages, example.tools)
+        held = spans and shown_of(example, template).marks_hold
+        by_marks = _by_marks(example, template, whole, merged(spans)) if held else None
+        rendering = by_marks or _by_prefix(example, template, whole)
+        refuse_unshown(example, template, whole)
+        return rendering
+    except TemplateError as error:
+        raise type(error)(f"{example.where}: {error}") from None
+
+
+def _whole_text(text: str, template: Template) -> Rendering:
+    if not template.ends:
+        raise TemplateError("the model names no end token, so it would never learn where a text ends.")
+    learned = Segment(template.guarded(text) + template.ends[0], True)
+    return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
+
+
+def _by_marks(example: Example, template: Template, whole: str, spans: Sequence[Span]) -> Rendering | None:
+    """None if the marks are not one for each answer, hold other text than the answer, or leave its end token out.
+
+    Of an answer without words, which is all call, nothing but what is asked tells where it begins.
+    """
+    answers = [(index, message) for index, message in enumerate(example.messages) if message.role == "assistant"]
+    if len(spans) != len(answers):
+        return None
+    found: list[Span] = []
+    as_asked = True
+    for (index, message), (start, stop) in zip(answers, spans, strict=True):
+        length = _ended_length(whole[start:stop], message, template)
+        asked = template.text(example.messages[:index], example.tools, answer_next=True) == whole[:start]
+        if length is None or not (asked or message.content.strip()):
+            return None
+        if message.learned:
+            found.append((start, start + length))
+            as_asked = as_asked and asked
+    return Rendering(_cut(whole, found), "marks", as_asked)
+
+
+def _ended_length(marked: str, message: Message, template: Template) -> int | None:
+    """Length of the marked text up to its end token, if there is one and the answer stands before it."""
+    try:
+        return _learned_length(marked, message, template)
+    except TemplateError:
+        return None
+
+
+def _by_prefix(example: Example, template: Template, whole: str) -> Rendering:
+    found: list[Span] = []
+    position = 0
+    for index, message in enumerate(example.messages):
+        if message.role != "assistant" or not message.learned:
+            continue
+        before = template.text(example.messages[:index], example.tools, answer_next=True)
+        last = index + 1 == len(example.messages)
+        after = whole if last else template.text(example.messages[: index + 1], example.tools)
+        stable = after.startswith(before) and whole.startswith(before) and len(before) >= position
+        end = len(before) + _learned_length(after[len(before) :], message, template) if stable else 0
+        if not stable or not whole.startswith(after[:end]):
+            several = [message.role for message in example.messages].count("assistant") > 1
+            raise UnstableTemplate(
+                f"the model's chat template writes turn {index + 1} differently inside the whole conversation than up "
+                "to that turn, so the answer cannot be told from what was given."
+                + (APART if several else " It does not ask for an answer in the way it writes one.")
+            )
+        found.append((len(before), end))
+        position = end
+    return Rendering(_cut(whole, found), "prefix")
+
+
+def _cut(whole: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    position = 0
+    for start, end in learned:
+        segments += [Segment(whole[position:start], False), Segment(whole[start:end], True)]
+        position = end
+    return tuple(segment for segment in (*segments, Segment(whole[position:], False)) if segment.text)
+
+
+def _learned_length(rendered: str, message: Message, template: Template) -> int:
+    """Length of the answer and its end token in what the template wrote for this turn."""
+    answer = template.guarded(message.content).strip()
+    start = rendered.find(answer)
+    if start < 0 or (answer and rendered[:start].strip()):
+        raise TemplateError(f"the chat template changes the answer {answer[:40]!r}: it writes {rendered[:60]!r}.")
+    tail_start = start + len(answer)
+    tail = rendered[tail_start:]
+    ends = [(tail.find(end), -len(end), end) for end in template.ends if end and end in tail]
+    if not ends:
+        raise TemplateError(
+            "the chat template puts no end token after the answer "
+            f"(looked for {', '.join(map(repr, template.ends))} in {tail[:40]!r}). "
+            "Trained like this, the model would never learn to stop."
+        )
+    place, _, end = min(ends)
+    if message.tool_calls:
+        _check_calls(message, tail[:place], template)
+    elif tail[:place].strip():
+        raise TemplateError(f"the chat template adds {tail[:place].strip()[:40]!r} to the answer before its end token.")
+    return tail_start + place + len(end)
+
+
+def _check_calls(message: Message, written: str, template: Template) -> None:
+    for call in message.tool_calls:
+        texts = [template.guarded(text) for text in (call.name, *_leaves(call.arguments))]
+        missing = next((text for text in texts if not _stands(text, written)), None)
+        if missing is not None:
+            raise TemplateError(
+                f"the chat template does not write the call of {call.name!r} ({missing!r} is not in {written[:60]!r}), "
+                "so it cannot be learned."
+            )
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield str(key)
+            yield from _leaves(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _leaves(inside)
+    elif isinstance(value, str):
+        yield value
+
+
+def _stands(text: str, written: str) -> bool:
+    """As it is, or as JSON writes it."""
+    return any(form in written for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))

@@ -1,0 +1,285 @@
+"""Stop 3: Renderings in, Tokens out: ids and mask are made together. Next: batches.py.
+
+The text is encoded whole, as it will be when the model is served, and each token belongs to the segment it lies in.
+What stands before an answer must have the ids that it has alone, for so it is asked. Where a token would straddle the
+border, or the ids before it differ, the segments are encoded one by one: that is what the model sees when it
+continues a prompt. Either way the learned ids must decode to the learned text, or the row is refused; what is given
+may lose white space on the way, as some tokenizers do it.
+
+Control tokens that somebody typed hold a BREAK (example.py). A text is encoded in the pieces between those, so no
+piece has the whole token in it, and the ids are those of plain text.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Protocol
+from unicodedata import normalize
+
+import numpy as np
+
+from rankwise.errors import TemplateError
+from rankwise.text.example import BREAK
+from rankwise.text.rendering import Rendering, Segment
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """`as_asked`: the ids before each answer are those that generation will be given. `ended`: no answer is cut."""
+
+    ids: Sequence[int] | np.ndarray
+    learned: Sequence[bool] | np.ndarray
+    """Same length as ids."""
+    as_asked: bool = True
+    ended: bool = True
+
+    @property
+    def supervised(self) -> int:
+        return int(np.count_nonzero(self.learned[1:]))  # the first token has nothing to be predicted from
+
+
+class Encoded(Protocol):
+    """A text's ids, and where its characters are among them."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    def before(self, place: int) -> int | None:
+        """How many ids hold the characters before `place`; None if one id reaches across."""
+        ...
+
+    def begin(self, index: int) -> int:
+        """The first character of an id."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Both ways adds nothing of its own. `encode_after` encodes a text as the continuation of another.
+
+    `borders` are ids of tokens that a text falls into pieces at: what stands behind one is encoded as if alone.
+    """
+
+    @property
+    def borders(self) -> Collection[int]: ...
+
+    def special_end(self, text: str) -> tuple[str, int] | None:
+        """The special token that a text ends with, and its id."""
+        ...
+
+    def encode_all(self, texts: Sequence[str]) -> Sequence[Encoded]: ...
+
+    def encode_after(self, text: str) -> Encoded: ...
+
+    def decode_all(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+
+
+def tokenise(rendering: Rendering, tokenizer: Tokenizer, where: str = "") -> Tokens:
+    (tokens,) = tokenise_all([rendering], tokenizer)
+    if tokens is None:
+        raise TemplateError(undecodable(rendering, where))
+    return tokens
+
+
+def undecodable(rendering: Rendering, where: str) -> str:
+    return (
+        f"{where}: this tokenizer's ids do not decode to the text they came from, so the learned part cannot be "
+        f"checked (text {rendering.text[:60]!r})."
+    )
+
+
+def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of what a model is asked."""
+    return _encode(text, tokenizer).ids
+
+
+def tokenise_all(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> list[Tokens | None]:
+    """None where the learned ids would not decode to the learned text."""
+    texts = [rendering.text for rendering in renderings]
+    plain = [text for text in texts if BREAK not in text]
+    encoded = iter(tokenizer.encode_all(plain) if plain else ())
+    wholes = [_encode(text, tokenizer) if BREAK in text else next(encoded) for text in texts]
+    asks = _Asks(tokenizer)
+    splits = [
+        _split(rendering.segments, text, whole, asks)
+        for rendering, text, whole in zip(renderings, texts, wholes, strict=True)
+    ]
+    found = _checked(renderings, splits, tokenizer)
+    for index, tokens in enumerate(found):
+        if tokens is None:
+            (found[index],) = _checked([renderings[index]], [_encode_apart(renderings[index], tokenizer)], tokenizer)
+            found[index] = _asked_alone(renderings[index], found[index], tokenizer)
+    return found
+
+
+@dataclass
+class _Asks:
+    """Whether ids that end a prompt are those that it has when it is asked.
+
+    Behind a border a text is encoded as if alone, so only what follows the last border needs to be encoded again, and
+    that is mostly the same few words.
+    """
+
+    tokenizer: Tokenizer
+    known: dict[str, list[int]] = field(default_factory=dict)
+
+    def same(self, prompt: str, whole: Encoded, count: int) -> bool:
+        borders = self.tokenizer.borders
+        ids = whole.ids
+        last = next((place for place in range(count - 1, -1, -1) if ids[place] in borders), None)
+        if last is None:
+            return self._encoded(prompt) == ids[:count]
+        return self._encoded(prompt[whole.begin(last) :]) == ids[last:count]
+
+    def _encoded(self, text: str) -> list[int]:
+        if text not in self.known:
+            ids = prompt_ids(text, self.tokenizer)
+            if len(text) > 100:
+                return ids
+            self.known[text] = ids
+        return self.known[text]
+
+
+def _encode(text: str, tokenizer: Tokenizer) -> Encoded:
+    if BREAK not in text:
+        return tokenizer.encode_all([text])[0]
+    first, *others = text.split(BREAK)
+    return _Pieces([first, *others], [tokenizer.encode_all([first])[0], *map(tokenizer.encode_after, others)])
+
+
+class _Pieces:
+    """A text that was encoded in the pieces between its BREAKs."""
+
+    def __init__(self, texts: Sequence[str], encoded: Sequence[Encoded]) -> None:
+        self._encoded = encoded
+        self._places = list(accumulate((len(text) + len(BREAK) for text in texts), initial=0))
+        self._counts = list(accumulate((len(piece.ids) for piece in encoded), initial=0))
+        self._ids = [token for piece in encoded for token in piece.ids]
+
+    @property
+    def ids(self) -> list[int]:
+        return self._ids
+
+    def before(self, place: int) -> int | None:
+        piece = min(bisect_right(self._places, place), len(self._encoded)) - 1
+        inside = self._encoded[piece].before(place - self._places[piece])
+        return None if inside is None else self._counts[piece] + inside
+
+    def begin(self, index: int) -> int:
+        piece = bisect_right(self._counts, index) - 1
+        return self._places[piece] + self._encoded[piece].begin(index - self._counts[piece])
+
+
+def _split(segments: Sequence[Segment], text: str, whole: Encoded, asks: _Asks) -> list[list[int]] | None:
+    """Each segment's ids, or None if one straddles a border or a prompt has other ids when it is asked alone."""
+    parts: list[list[int]] = []
+    start = place = 0
+    for segment in segments:
+        if segment.learned and place and not asks.same(text[:place], whole, start):
+            return None
+        place += len(segment.text)
+        end = whole.before(place)
+        if end is None and segment.learned:
+            end = _behind_space(text, place, whole, asks.tokenizer.borders)
+        if end is None or not _ends_well(segment, whole.ids[start:end], asks.tokenizer):
+            return None
+        parts.append(whole.ids[start:end])
+        start = end
+    return parts
+
+
+def _behind_space(text: str, place: int, whole: Encoded, borders: Collection[int]) -> int | None:
+    """A learned end token may take the white space behind it, which is given."""
+    while place < len(text) and text[place].isspace():
+        place += 1
+        end = whole.before(place)
+        if end:
+            return end if whole.ids[end - 1] in borders else None
+    return None
+
+
+def _ends_well(segment: Segment, ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """A learned end is the end token itself; some tokenizers read its letters where it stands behind a word."""
+    end = tokenizer.special_end(segment.text) if segment.learned else None
+    return end is None or (bool(ids) and ids[-1] == end[1])
+
+
+def _encode_apart(rendering: Rendering, tokenizer: Tokenizer) -> list[list[int]]:
+    first, *others = rendering.segments
+    return [prompt_ids(first.text, tokenizer), *(_continued(segment, tokenizer) for segment in others)]
+
+
+def _continued(segment: Segment, tokenizer: Tokenizer) -> list[int]:
+    end = tokenizer.special_end(segment.text) if segment.learned else None
+    text = segment.text.removesuffix(end[0]) if end else segment.text
+    ids = [token for piece in text.split(BREAK) if piece for token in tokenizer.encode_after(piece).ids]
+    return [*ids, end[1]] if end else ids
+
+
+def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: Tokenizer) -> Tokens | None:
+    """What was encoded apart: are the ids before each answer those of its prompt?"""
+    if tokens is None:
+        return None
+    learned = list(tokens.learned)
+    begins = [place for place in range(1, len(learned)) if learned[place] and not learned[place - 1]]
+    texts = [segment.text for segment in rendering.segments]
+    prompts = ["".join(texts[:index]) for index, segment in enumerate(rendering.segments) if segment.learned and index]
+    same = len(begins) == len(prompts) and all(
+        list(tokens.ids[:begin]) == prompt_ids(prompt, tokenizer) for begin, prompt in zip(begins, prompts, strict=True)
+    )
+    return replace(tokens, as_asked=tokens.as_asked and same)
+
+
+def _checked(
+    renderings: Sequence[Rendering], splits: Sequence[list[list[int]] | None], tokenizer: Tokenizer
+) -> list[Tokens | None]:
+    """Tokens where each segment's ids decode to its text, alone or behind those before it."""
+    parts = [part for split in splits if split is not None for part in split]
+    decoded = iter(tokenizer.decode_all(parts) if parts else ())
+    found: list[Tokens | None] = []
+    for rendering, split in zip(renderings, splits, strict=True):
+        if split is None:
+            found.append(None)
+            continue
+        alone = [next(decoded) for _ in split]
+        agrees = all(_same(is_, segment) for is_, segment in zip(alone, rendering.segments, strict=True))
+        found.append(_joined(rendering, split) if agrees or _agrees(rendering, split, tokenizer) else None)
+    return found
+
+
+def _same(decoded: str, segment: Segment) -> bool:
+    return decoded == segment.text or _composed(decoded) == _composed(segment.text.replace(BREAK, ""))
+
+
+def _agrees(rendering: Rendering, split: Sequence[Sequence[int]], tokenizer: Tokenizer) -> bool:
+    """Each segment's ids behind those before it: SentencePiece writes a space only between words."""
+    ids = [[token for part in split[: length + 1] for token in part] for length in range(len(split))]
+    decoded = tokenizer.decode_all(ids)
+    wanted = list(accumulate(segment.text.replace(BREAK, "") for segment in rendering.segments))
+    if all(_composed(is_) == _composed(should) for is_, should in zip(decoded, wanted, strict=True)):
+        return True
+    before = ""
+    for segment, text in zip(rendering.segments, decoded, strict=True):
+        if not text.startswith(before):
+            return False
+        piece, should, before = text[len(before) :], segment.text.replace(BREAK, ""), text
+        if segment.learned and _composed(should) not in (_composed(form) for form in (piece, f" {piece}", piece[1:])):
+            return False
+        if _composed("".join(piece.split())) != _composed("".join(should.split())):
+            return False
+    return True
+
+
+def _joined(rendering: Rendering, split: Sequence[Sequence[int]]) -> Tokens:
+    ids: list[int] = []
+    learned: list[bool] = []
+    for part, segment in zip(split, rendering.segments, strict=True):
+        ids += part
+        learned += [segment.learned] * len(part)
+    return Tokens(tuple(ids), tuple(learned), rendering.as_asked)
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else normalize("NFC", text)  # many tokenizers compose accents

@@ -1,0 +1,135 @@
+"""What a run is forecast to take, before its model is loaded; and whether it is begun at all.
+
+What certainly cannot fit is refused with what would. A model that plans do not know, or rows that cannot be read, are
+no reason: the run itself says what is wrong with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+from rankwise.config.experiment import Experiment
+from rankwise.config.reading import as_planned
+from rankwise.errors import RankwiseError, ResourceError, first_line
+from rankwise.models.precision import choose_precision
+from rankwise.planning.devices import Device, with_memory
+from rankwise.planning.fitting import Remedy
+from rankwise.planning.machine import read_cards, this_machine, this_processor
+from rankwise.planning.plan import Plan, plan
+from rankwise.runs.manifest import Forecasted, Form
+from rankwise.runs.records import Announce, Said, Warned, silent
+
+CERTAIN = 0.85
+"""A forecast is at most 15 % off (docs/plan.md), so what needs more than is there even so cannot fit."""
+OFFERED, SMALLER = 3, 0.7
+"""How many changes are offered where memory ran out, and how much of what was forecast they may need."""
+
+
+@dataclass(frozen=True)
+class Foresight:
+    plan: Plan
+
+    @property
+    def least(self) -> int:
+        """Bytes, with as many blocks computed twice and as little at once as a run may choose by itself."""
+        made, training = self.plan.made, self.plan.asked.training
+        tokens = self.plan.amount.longest if training.auto_batch else made.job.tokens
+        blocks = self.plan.shape.stacks[-1].count - made.job.lowest
+        twice = blocks if training.activation_checkpointing == "auto" else made.job.recomputed
+        job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
+        return min(made.peak, made.with_job(job).peak)
+
+    def check(self, announce: Announce, *, force: bool) -> None:
+        room, least = self.plan.device.usable, self.least
+        if least <= room:
+            return
+        told = f"this run is forecast to need {_gigabytes(least)} of memory, but {_gigabytes(room)} are free"
+        if force or CERTAIN * least <= room:
+            announce(Warned(f"{told}; it may run out of memory"))
+            return
+        found = _listed(self.plan.remedies) or "No setting would make it fit; use a smaller model."
+        raise ResourceError(f"{told}, so it was not started. {found}\n--force-memory starts it anyway.")
+
+    def remedies(self) -> list[Remedy]:
+        """Where memory ran out although it was forecast to do: what is forecast to need much less."""
+        made = self.plan.made
+        return self.plan.remedies_for(min(self.plan.device.usable, round(SMALLER * made.peak)))[:OFFERED]
+
+    def recorded(self) -> Forecasted:
+        made, told = self.plan.made, self.plan.duration
+        return Forecasted(
+            peak_bytes=made.peak, memory={part.name: round(part.bytes) for part in made.memory.parts},
+            device=self.plan.device.name, trainable_parameters=made.parameters.trainable,
+            adapter_bytes=made.parameters.file_bytes, steps=self.plan.steps, tokens_per_step=self.plan.step.tokens,
+            seconds=None if told is None else told.total.likely, seconds_low=None if told is None else told.total.low,
+            seconds_high=None if told is None else told.total.high,
+        )  # fmt: skip
+
+
+def foresee(experiment: Experiment, announce: Announce = silent) -> Foresight | None:
+    """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one."""
+    return _planned(lambda: plan(as_planned(experiment), on=_device(experiment)), announce)
+
+
+def _planned(planned: Callable[[], Plan], announce: Announce) -> Foresight | None:
+    try:
+        made = planned()
+    except RankwiseError:
+        return None
+    except Exception as error:
+        announce(Said(f"no forecast: {first_line(error)}"))
+        return None
+    return Foresight(made) if made.trained else None
+
+
+def foresee_form(foreseen: Foresight | None, form: Form, announce: Announce) -> Foresight | None:
+    """Anew where a run is computed in the plain form, and the forecast took the fast one for granted."""
+    if foreseen is None or form != "plain" or foreseen.plan.made.job.form == "plain":
+        return foreseen
+    asked, device = foreseen.plan.asked, foreseen.plan.device
+    training = asked.training.model_copy(update={"plain": True})
+    again = _planned(lambda: plan(asked.model_copy(update={"training": training}), on=device), announce)
+    if again is not None:
+        before, now = foreseen.plan.made.peak, again.plan.made.peak
+        announce(Warned(f"the forecast for the plain form is {_gigabytes(now)} of memory, not {_gigabytes(before)}"))
+    return again
+
+
+def _device(experiment: Experiment) -> Device:
+    """The one that torch would take, whatever else is in the machine. What this process holds already is part of what
+    is forecast, so it counts as free."""
+    device = choose_precision(experiment.base).device
+    if device.type == "cpu":
+        found = this_processor()
+        return with_memory(found, found.memory + psutil.Process().memory_info().rss)
+    if device.type == "mps":
+        return this_machine()
+    free, total = torch.cuda.mem_get_info(device)
+    (card,) = read_cards(f"{torch.cuda.get_device_name(device)}, {total // 1024**2}, {free // 1024**2}")
+    return card
+
+
+def out_of_memory(foreseen: Foresight | None, auto_batch: bool) -> ResourceError:
+    found = foreseen.remedies() if foreseen is not None else []
+    itself = "" if auto_batch else "\n--auto-batch lowers training.max_batch_tokens by itself."
+    if not found:
+        return ResourceError(
+            "out of memory while training. Lower training.max_batch_tokens (the result stays the same), or "
+            f"--max-length.{itself}"
+        )
+    return ResourceError(f"out of memory while training. {_listed(found)}{itself}")
+
+
+def _listed(found: list[Remedy]) -> str:
+    if not found:
+        return ""
+    lines = [f"  {remedy.settings} ({_gigabytes(remedy.peak)}): {remedy.price}" for remedy in found]
+    return "\n".join(["These are forecast to fit:", *lines])
+
+
+def _gigabytes(amount: float) -> str:
+    return f"{amount / 1e9:.1f} GB"

@@ -1,0 +1,125 @@
+"""An unfinished run goes on from its last checkpoint, with the same settings, data and base model, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import takewhile
+from typing import Any, TypeVar
+
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.experiment import Experiment
+from rankwise.errors import RunError, some
+from rankwise.runs.comparisons import leaves
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.earlier import as_begun
+from rankwise.runs.manifest import Manifest, Resumed
+from rankwise.runs.metrics_log import cut_metrics_log, read_metrics_log, read_ranks
+from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
+from rankwise.training.checkpoints import restore
+from rankwise.training.early_stopping import Evaluated
+from rankwise.training.state import TrainState
+from rankwise.training.validation import check_kept
+
+SAID_OF_ROWS: Mapping[str, Any] = {
+    **dict.fromkeys(("warnings", "advice", "hold_out", "labels", "distinct_labels", "unused_columns", "licence"), True),
+    "files": {"__all__": {"layout", "licence"}},
+}
+"""Of a data report: what follows from the rows and the settings, and what earlier versions lack or read otherwise."""
+_Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord)
+
+
+@dataclass
+class Past:
+    """What a run has behind it as this process takes it up: for a new one nothing."""
+
+    manifest: Manifest
+    seen: list[StepRecord] = field(default_factory=list)
+    evaluations: list[Evaluated] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return sum(record.seconds for record in self.seen)
+
+
+def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
+    """Those of the run, or an error that names what differs; before anything is loaded. What was no setting yet when
+    the run was begun, and was not given now, is as it was then."""
+    stored = run.experiment()
+    experiment = as_begun(run.folder / "config.json", experiment)
+    begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
+    differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
+    if differing:
+        listed = some((f"{key} was {begun.get(key)!r} and is {asked.get(key)!r}" for key in differing), 6)
+        raise RunError(f'run "{run.folder.name}" was begun with other settings: {listed}. Use them, or --restart.')
+    return experiment
+
+
+def ranks_before_training(run: RunDirectory, experiment: Experiment) -> RankRecord | None:
+    """What EVA gave out when the run began, which is not looked for again."""
+    spec = experiment.adapter
+    if not isinstance(spec, LoraConfig) or spec.start != "eva":
+        return None
+    try:
+        given = next((record for record in read_ranks(run.metrics) if record.step == 0), None)
+        if given is not None and min(given.ranks.values(), default=0) < 0:
+            raise RunError(f"{run.metrics} is damaged: a rank is below 0.")
+        return given
+    except RunError as error:
+        raise RunError(f"{error} --restart begins the run again.") from None
+
+
+def take_up(run: RunDirectory, state: TrainState, now: Manifest, data_report: DataReport) -> Past:
+    """Restore `state`; `now` is the manifest that a new run would have. What is refused is left as it is."""
+    step, begun = run.steps_saved[-1], run.manifest()
+    _check_same(run, "the data", begun=run.data_report(), now=data_report, but=SAID_OF_ROWS)
+    _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name": True, "source": True})
+    rows, past = _until(step, run, begun)
+    check_kept(run, state, run.experiment().evaluation, past.evaluations)
+    restore(state, run.checkpoint(step))
+    assert state.step == step, "its folder is named by it"
+    run.go_on(step)
+    cut_metrics_log(run.metrics, rows)
+    again = {"status": "running", "ended": None, "problem": None, "resumed": (*begun.resumed, Resumed(step=step))}
+    past.manifest = begun.model_copy(update=again)
+    return past
+
+
+def changed_since(manifest: Manifest) -> str | None:
+    """A sentence where the last process had other versions or another machine: sums may round otherwise."""
+    *earlier, last = ((one.versions, one.machine) for one in (manifest, *manifest.resumed))
+    differing = [
+        f"{key} was {old.get(key)} and is {new.get(key)}"
+        for old, new in zip(earlier[-1], last, strict=True)
+        for key in new
+        if old.get(key) != new.get(key)
+    ]
+    return f"the result may differ in rounding from an undisturbed run's: {some(differing, 4)}" if differing else None
+
+
+def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: Mapping[str, Any]) -> None:
+    old, new = (leaves(one.model_dump(mode="json", exclude=but)) for one in (begun, now))
+    differing = [key for key in old | new if old.get(key) != new.get(key)]
+    if differing:
+        raise RunError(
+            f'run "{run.folder.name}" cannot go on: {what} changed since it was begun ({some(differing, 4)}). '
+            "Bring them back, or use --restart."
+        )
+
+
+def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str, Any]], Past]:
+    """The records up to a step, as rows and as what they tell."""
+    try:
+        rows = list(takewhile(lambda row: row["step"] <= step, read_metrics_log(run.metrics)))
+        seen = _records(StepRecord, "step", rows)
+        evaluations = [*_records(LossRecord, "held_out", rows), *_records(ScoreRecord, "score", rows)]
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{run.metrics} is damaged ({error}); --restart begins the run again.") from None
+    if [record.step for record in seen] != list(range(1, step + 1)):
+        raise RunError(f"{run.metrics} lacks steps before {step}, where the checkpoint is; --restart begins it again.")
+    return rows, Past(begun, seen, evaluations)
+
+
+def _records(kind: type[_Kind], name: str, rows: list[dict[str, Any]]) -> list[_Kind]:
+    return [kind(**{one.name: row[one.name] for one in fields(kind)}) for row in rows if row["kind"] == name]

@@ -1,0 +1,156 @@
+"""What a model is asked while it trains: held-out rows up to their last answer, and the prompts that somebody named.
+
+A row's prompt is taken as the ids that training would give it, which are those that generation would be given too. A
+row in which nothing is asked, or whose answer is cut, is not asked; nor is one whose answer might not fit the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankwise.config.base import shown
+from rankwise.config.validation import ValidationConfig
+from rankwise.data.preparation import Prepared
+from rankwise.errors import ConfigError, TemplateError
+from rankwise.evaluation.metrics import unfit
+from rankwise.evaluation.validation_rows import spread
+from rankwise.inference.decoding import read_answer
+from rankwise.inference.generate import asking_ids
+from rankwise.models.loaded import LoadedModel
+from rankwise.text.chat_template import PROBE
+from rankwise.text.example import BREAK, Message
+from rankwise.text.tokenize import Tokens
+
+SAMPLES = 3
+LONGEST, UNKNOWN = 256, 64
+
+
+@dataclass(frozen=True)
+class Prompt:
+    prompt: str
+    """As people read it."""
+    ids: tuple[int, ...]
+    wanted: str | None = None
+    wanted_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Asking:
+    """`scored` are answered at every evaluation, `samples` before the first step and after the last."""
+
+    scored: tuple[Prompt, ...]
+    samples: tuple[Prompt, ...]
+    max_new_tokens: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens that one evaluation writes, at most."""
+        return len(self.scored) * self.max_new_tokens
+
+
+def asking_of(spec: ValidationConfig, model: LoadedModel, prepared: Prepared) -> Asking:
+    """Refuses what could not be asked, before anything is written."""
+    count = max(spec.answers, SAMPLES if spec.prompts is None else 0)
+    rows = _prompts(model, prepared, count)
+    named = [_named(model, prompt, prepared.data_report.system) for prompt in spec.prompts or ()]
+    longest = max((row.wanted_tokens for row in rows), default=0)
+    limit = spec.max_new_tokens or (min(LONGEST, longest + longest // 2 + 1) if longest else UNKNOWN)
+    room = limit if model.context_length is None else model.context_length - limit
+    if model.context_length is not None:
+        _refuse_no_room(spec, rows, limit, model.context_length)
+        rows = [row for row in rows if len(row.ids) <= room]
+        _refuse_long([one for one in named if len(one.ids) > room], limit, model.context_length)
+    scored = rows[: spec.answers]
+    _refuse_unscorable(spec, scored)
+    samples = rows[:SAMPLES] if spec.prompts is None else named
+    return Asking(tuple(scored), tuple(samples), limit)
+
+
+def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]:
+    """Of so many of the held-out rows, spread over them, so that each source is asked of."""
+    rows = prepared.measured_rows if count else ()
+    places = [index for index, row in enumerate(rows) if _last_answer(row)[0] > 0]
+    frame = _frame(model, prepared.data_report.system)
+    found = [_prompt(model, rows[index], frame) for index in spread(places, count)]
+    return [one for one in found if one is not None]
+
+
+def _last_answer(row: Tokens) -> tuple[int, int]:
+    """Where it begins and ends; (0, 0) where there is none."""
+    learned = np.asarray(row.learned, dtype=bool)
+    places = np.flatnonzero(learned)
+    if not len(places):
+        return 0, 0
+    end = int(places[-1]) + 1
+    given = np.flatnonzero(~learned[:end])
+    return (int(given[-1]) + 1 if len(given) else 0), end
+
+
+def _prompt(model: LoadedModel, row: Tokens, frame: tuple[str, str]) -> Prompt | None:
+    begin, end = _last_answer(row)
+    ids = [int(token) for token in row.ids[:end]]
+    wanted = read_answer(ids[begin:], model.template)
+    if wanted.stopped != "end" or not model.tokenizer.readable(ids[:begin]).strip():
+        return None
+    before, behind = frame
+    prompt = model.tokenizer.decode(ids[:begin]).removeprefix(before).removesuffix(behind)
+    return Prompt(prompt, tuple(ids[:begin]), wanted.text, wanted.tokens)
+
+
+def _frame(model: LoadedModel, system: str | None) -> tuple[str, str]:
+    """What the template writes before and behind a single question."""
+    try:
+        text = model.template.text([*_opening(system), Message("user", PROBE)], answer_next=True)
+    except TemplateError:  # it knows other conversations than this one
+        return "", ""
+    before, _, behind = text.partition(PROBE)
+    return before, behind
+
+
+def _named(model: LoadedModel, prompt: str, system: str | None) -> Prompt:
+    if BREAK in prompt:
+        raise ConfigError(["a prompt of evaluation.prompts has the noncharacter U+FDD0, which no text should have."])
+    return Prompt(prompt, tuple(asking_ids(model, [*_opening(system), Message("user", prompt)])))
+
+
+def _opening(system: str | None) -> list[Message]:
+    return [Message("system", system)] if system else []
+
+
+def _refuse_long(prompts: Sequence[Prompt], new: int, context: int) -> None:
+    if prompts:
+        raise ConfigError(
+            [
+                f"evaluation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens, which with {new:,} new ones is "
+                f"more than the model's context holds ({context:,}). Shorten it, or lower evaluation.max_new_tokens."
+                for one in prompts
+            ]
+        )
+
+
+def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, context: int) -> None:
+    shortest = min((len(row.ids) for row in rows), default=0)
+    if spec.metrics and rows and shortest + new > context:
+        raise ConfigError(
+            [
+                f"evaluation.max_new_tokens: with {new:,} new tokens none of the held-out rows fits into the model's "
+                f"context of {context:,}; the shortest prompt has {shortest:,}. Lower it, or give shorter rows."
+            ]
+        )
+
+
+def _refuse_unscorable(spec: ValidationConfig, prompts: Sequence[Prompt]) -> None:
+    if spec.metrics and not prompts:
+        raise ConfigError(
+            [f"evaluation wants {spec.metrics[0]} of answers to held-out rows, and none of these asks for an answer."]
+        )
+    for metric in spec.metrics:
+        for one in prompts:
+            assert one.wanted is not None, "it is of a row"
+            if why := unfit(metric, one.wanted):
+                raise ConfigError(
+                    [f"evaluation wants {metric}, and an answer of the held-out rows {why}: {shown(one.wanted)}."]
+                )

@@ -1,0 +1,32 @@
+"""Counting what a forward pass keeps leaves nothing of that pass behind."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from conftest import tiny_model
+from fast_forms import unsettle
+from rankwise.adapters.full import WholeModel
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.forward.activation_memory import kept_by, kept_by_plain
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.training.losses import summed
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("form", ["plain", "fast"])
+def test_a_count_leaves_no_graph(method, form):
+    model = tiny_model("llama")
+    if method == "full":
+        WholeModel(model, dict)
+    else:
+        unsettle(inject(model, LoraConfig(rank=3)))
+    parameters = [weakref.ref(one) for one in model.parameters()]
+    kept_by(model) if form == "fast" else kept_by_plain(model, summed(SupervisedLogits(model)))
+    del model
+    gc.collect()
+    assert not [one for one in parameters if one() is not None]

@@ -1,0 +1,196 @@
+"""A fast form is given up for another formula, or for rounding more than the plain one; not for rounding less."""
+
+from __future__ import annotations
+
+import sys
+
+import psutil
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from conftest import tiny_model
+from fast_forms import faults_of, plant
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import LoraConfig
+from rankwise.forward import agreement as comparison
+from rankwise.forward.agreement import agreement
+from rankwise.forward.fused import FastLoss
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.kernels.regions import REGIONS
+
+SHORT = torch.bfloat16
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """In bfloat16, where rounding is made out to explain nothing."""
+    usual = comparison._limits
+    monkeypatch.setattr(comparison, "_limits", lambda dtype: (1e-9, 1e-9) if dtype == SHORT else usual(dtype))
+    return tiny_model("llama").to(SHORT)
+
+
+def noisy(x, share):
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).to(x)
+    return x + share * x.detach().std() * noise if x.dtype == SHORT else x
+
+
+def rough_plain(model, share):
+    """A plain form that rounds more than this one does."""
+    plain = SupervisedLogits(model)
+    return lambda batch: noisy(plain(batch), share)
+
+
+def rough_fast(monkeypatch, share):
+    hidden = FastLoss.hidden
+    monkeypatch.setattr(FastLoss, "hidden", lambda self, *given: noisy(hidden(self, *given), share))
+
+
+def test_the_form_that_rounds_less_is_taken(model):
+    adapters = inject(model, LoraConfig(rank=3))
+    found = agreement(model, adapters.parameters(), rough_plain(model, 0.3))
+    assert found.agrees and "the fast form differs from float32 in its logits by " in found.why
+
+
+def test_the_form_that_rounds_more_is_given_up_and_the_distances_are_told(model, monkeypatch):
+    adapters = inject(model, LoraConfig(rank=3))
+    rough_fast(monkeypatch, 0.3)
+    found = agreement(model, adapters.parameters(), SupervisedLogits(model))
+    assert not found.agrees and not found.failed
+    shares = [float(word.rstrip("%,")) for word in found.why.split() if word.rstrip(",").endswith("%")]
+    ours, theirs = shares[0], shares[2]
+    assert ours > 10 > theirs
+
+
+def test_gradients_alone_decide_too(model, monkeypatch):
+    adapters = inject(model, LoraConfig(rank=3))
+    by_kernels = comparison._by_kernels
+
+    def rough(module, *given):
+        found = by_kernels(module, *given)
+        return comparison.Computed(
+            found.logits, found.gradients * (1.5 if next(module.parameters()).dtype == SHORT else 1)
+        )
+
+    monkeypatch.setattr(comparison, "_by_kernels", rough)
+    assert not agreement(model, adapters.parameters(), rough_plain(model, 0.05)).agrees
+
+
+@pytest.mark.parametrize("fault", faults_of())
+def test_a_formula_that_differs_is_found_however_roughly_the_plain_form_rounds(model, fault, monkeypatch):
+    adapters = inject(model, LoraConfig(rank=3, alpha=30))
+    plant(monkeypatch, *faults_of()[fault])
+    found = agreement(model, adapters.parameters(), rough_plain(model, 10.0))
+    assert not found.agrees and (found.failed or "in float32 they differ too" in found.why)
+
+
+def test_where_memory_is_short_nothing_is_computed_in_float32(model, monkeypatch):
+    adapters = inject(model, LoraConfig(rank=3))
+    monkeypatch.setattr(comparison, "available_memory", lambda: 1000)
+    found = agreement(model, adapters.parameters(), rough_plain(model, 0.3))
+    assert not found.agrees and "0.0 GB are free" in found.why
+
+
+def test_the_model_is_left_as_it_was(model):
+    adapters = inject(model, LoraConfig(rank=3))
+    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: (value.dtype, value.data_ptr(), value.clone()) for name, value in everything.items()}
+    agreement(model, adapters.parameters(), rough_plain(model, 0.3))
+    for name, (dtype, place, value) in before.items():
+        now = everything[name]
+        assert now.dtype == dtype and now.data_ptr() == place and torch.equal(now, value), name
+
+
+def test_in_float32_there_is_nothing_more_exact_to_ask(monkeypatch):
+    model = tiny_model("llama")
+    adapters = inject(model, LoraConfig(rank=3))
+    rough_fast(monkeypatch, 0.0)
+    plain = SupervisedLogits(model)
+    found = agreement(model, adapters.parameters(), lambda batch: 1.1 * plain(batch))
+    assert not found.agrees and found.why.startswith("the two forms differ in float32, logits by ")
+
+
+def test_a_form_that_cannot_be_computed_is_told_as_that(model, monkeypatch):
+    def broken(self, *given):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(FastLoss, "hidden", broken)
+    found = agreement(model, inject(model, LoraConfig(rank=3)).parameters(), SupervisedLogits(model))
+    assert found.failed and not found.agrees and "no such kernel" in found.why
+
+
+def test_compiled_regions_are_not_compiled_for_float32_too(model, monkeypatch):
+    seen = set()
+    for region in REGIONS:
+        monkeypatch.setattr(
+            region, "compiled", lambda *given, plain=region.plain: seen.add(given[0].dtype) or plain(*given)
+        )
+    before = [region.compiled for region in REGIONS]
+    found = agreement(model, inject(model, LoraConfig(rank=3)).parameters(), rough_plain(model, 0.3))
+    assert found.agrees and seen == {SHORT} and [region.compiled for region in REGIONS] == before
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that was made inside, of each number format."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(one, torch.Tensor):
+                self.found[one.dtype] = max(self.found.get(one.dtype, 0), one.numel())
+        return made
+
+
+@pytest.fixture
+def wide(model, monkeypatch):
+    monkeypatch.setattr(comparison, "LOGITS", 2**14)
+    monkeypatch.setattr(comparison, "EXACT", 2**10)
+    return tiny_model("llama", vocab=1024).to(SHORT)
+
+
+def test_with_a_large_vocabulary_the_comparison_stays_small(wide):
+    adapters = inject(wide, LoraConfig(rank=3))
+    with Largest() as largest:
+        agreement(wide, adapters.parameters(), rough_plain(wide, 0.3))
+    assert largest.found[torch.float64] == 2**10
+    assert max(largest.found[torch.float32], largest.found[SHORT]) < sum(comparison.PROBED) * 1024 / 2
+
+
+@pytest.mark.parametrize("fault", faults_of())
+def test_with_a_large_vocabulary_a_formula_that_differs_is_still_found(wide, fault, monkeypatch):
+    adapters = inject(wide, LoraConfig(rank=3, alpha=30))
+    plant(monkeypatch, *faults_of()[fault])
+    assert not agreement(wide, adapters.parameters(), rough_plain(wide, 10.0)).agrees
+
+
+def test_positions_are_of_every_document_and_the_last_of_all(wide):
+    batch = comparison.probe(wide, comparison.PROBED, torch.Generator())
+    chosen = comparison._at_fewer_positions(wide, batch).supervised[0]
+    assert chosen.sum() == 16 and chosen[-1]
+    assert all(part.any() for part in chosen.split(batch.lengths))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such memory to give back")
+def test_the_float32_copy_is_no_memory_of_the_process_afterwards():
+    """Of 160 MB in parts that are small enough for the allocator to keep them."""
+    many = torch.nn.Sequential(*(torch.nn.Linear(1000, 1000, bias=False).to(SHORT) for _ in range(40)))
+    torch.empty(8_000_000)  # from here on the allocator keeps what is smaller
+    before = psutil.Process().memory_info().rss
+    with comparison._in_float32(many):
+        beside = torch.ones(1_000_000)  # lies behind it
+    assert psutil.Process().memory_info().rss - before < 40e6 and len(beside)
+
+
+@pytest.mark.parametrize("spoiled", [None, float("nan"), float("inf")])
+def test_a_distance_in_parts_is_the_distance(spoiled):
+    numbers = torch.Generator().manual_seed(0)
+    found, other = (torch.randn(3, comparison.EXACT // 2, generator=numbers) for _ in range(2))
+    if spoiled is not None:
+        found[2, 5] = spoiled
+    share = comparison._share(found, other)
+    expected = (found.double() - other.double()).norm().item() / other.double().norm().item()
+    assert share == pytest.approx(expected, nan_ok=True)

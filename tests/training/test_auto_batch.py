@@ -1,0 +1,84 @@
+"""Memory that runs out: a step is begun again with less at once, and what is learned is as if it always had been."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from rankwise.adapters.allocation import FixedRanks, RankAllocator
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.training import TrainingConfig
+from rankwise.data.batches import Batches
+from rankwise.errors import is_out_of_memory
+from rankwise.forward.reference import SupervisedLogits
+from rankwise.runs.records import StepRecord, Warned, silent
+from rankwise.text.tokenize import Tokens
+from rankwise.training.auto_batch import Halving
+from rankwise.training.loop import train
+from rankwise.training.losses import summed
+from rankwise.training.state import TrainState, adamw
+
+LENGTHS = (30, 9, 14, 22, 6, 17, 11, 25)
+
+
+def documents() -> list[Tokens]:
+    generator = torch.Generator().manual_seed(0)
+    return [Tokens(tuple(torch.randint(0, 96, (length + 1,), generator=generator).tolist()), (True,) * (length + 1))
+            for length in LENGTHS]  # fmt: skip
+
+
+def trained(
+    tokens: int, method: str, room: int | None = None, announce=silent
+) -> tuple[list[torch.Tensor], TrainState]:
+    """With a loss that asks torch for more memory than there is where more than `room` tokens come at once."""
+    torch.manual_seed(0)
+    model = tiny_model("llama").double()
+    spec = LoraConfig(rank=3) if method == "lora" else AdaLoraConfig(budget="2")
+    adapters = inject(model, spec)
+    allocator = FixedRanks(adapters, b_rate=1.0) if method == "lora" else RankAllocator(adapters, spec, 6)
+    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 6, 1.0, torch.device("cpu"))
+    plain = summed(SupervisedLogits(model))
+
+    def loss_of(batch):
+        total = plain(batch)
+        if room is not None and batch.inputs.numel() > room:
+            total.backward(retain_graph=True)  # some gradients are there by then
+            torch.empty(2**58, dtype=torch.uint8)
+        return total
+
+    batches = Batches(documents(), 6, tokens, 0)
+    train(state, batches if room is None else Halving(batches, announce), loss_of=loss_of, announce=announce)
+    return [parameter.detach().clone() for parameter in state.parameters], state
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_what_is_learned_is_as_if_it_had_been_small_from_the_beginning(method):
+    heard: list[object] = []
+    halved, _ = trained(128, method, room=64, announce=heard.append)
+    small, _ = trained(64, method)
+    assert all(torch.equal(one, other) for one, other in zip(halved, small, strict=True))
+    said = [event.text for event in heard if isinstance(event, Warned)]
+    assert len(said) == 1 and "training.max_batch_tokens=64" in said[0]
+    assert [event.step for event in heard if isinstance(event, StepRecord)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_document_alone_is_the_least_and_then_memory_has_run_out():
+    with pytest.raises(MemoryError) as caught:
+        trained(128, "lora", room=16)
+    assert is_out_of_memory(caught.value)
+
+
+def test_nobody_who_did_not_ask_for_it_gets_other_portions():
+    model = tiny_model("llama")
+    adapters = inject(model, LoraConfig(rank=3))
+    allocator = FixedRanks(adapters, b_rate=1.0)
+    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 6, 1.0, torch.device("cpu"))
+
+    def loss_of(batch):
+        return torch.empty(2**58, dtype=torch.uint8).sum()
+
+    with pytest.raises(MemoryError):
+        train(state, Batches(documents(), 6, 128, 0), loss_of=loss_of, announce=silent)
+    assert state.step == 0

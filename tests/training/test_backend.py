@@ -1,0 +1,170 @@
+"""In which form a run is computed: chosen at its beginning, written down, and kept when it goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+import rankwise
+from rankwise.config.training import TrainingConfig
+from rankwise.errors import RunError
+from rankwise.kernels.regions import REGIONS
+from rankwise.runs.records import Said, StepRecord, Warned
+from rankwise.training import backend as forms
+
+COMPILER = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+
+
+class Stopped(Exception):
+    pass
+
+
+class Listener:
+    """Hears all, and stops a run after `last` steps."""
+
+    def __init__(self, last: int = 100) -> None:
+        self.last = last
+        self.said: list[str] = []
+        self.losses: dict[int, float] = {}
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, Said | Warned):
+            self.said.append(event.text)
+        if isinstance(event, StepRecord):
+            self.losses[event.step] = event.loss
+            if event.step > self.last:
+                raise Stopped
+
+
+@contextmanager
+def broken(cache):
+    """A compiler that is not there shows itself at the first call."""
+    kept = [(region, region.compiled) for region in REGIONS]
+
+    def fail(*given):
+        raise RuntimeError("no C++ compiler")
+
+    for region, _ in kept:
+        region.compiled = fail
+    try:
+        yield
+    finally:
+        for region, before in kept:
+            region.compiled = before
+
+
+@pytest.fixture
+def small(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"{n} it is"}]}
+        for n in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = TrainingConfig(steps=4, batch_size=4, checkpoint_steps=2)
+    return rankwise.Experiment(model=str(tiny_folder), data="rows.jsonl", training=training, run="small")
+
+
+def test_a_short_run_is_not_compiled(small):
+    assert rankwise.train(small).manifest.form == "fast"
+
+
+def test_where_compiling_fails_a_run_is_fast_and_says_so(small, monkeypatch):
+    monkeypatch.setattr(forms, "LONG", 0.0)
+    monkeypatch.setattr(forms, "compiled_regions", broken)
+    listener = Listener()
+    assert rankwise.train(small, announce=listener).manifest.form == "fast"
+    assert any("not compiled" in text for text in listener.said)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")
+def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
+    monkeypatch.setattr(forms, "LONG", 0.0)
+    whole, first, second = Listener(), Listener(last=2), Listener()
+    form = rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form
+    if forms.NO_COMPILER in whole.said:
+        pytest.skip("torch's compiler does not work here, and the run said so")
+    assert form == "compiled"
+    assert any("compiled in" in text for text in whole.said)
+    with pytest.raises(Stopped):
+        rankwise.train(small, announce=first)
+    with monkeypatch.context() as context:
+        context.setattr(forms, "compiled_regions", broken)
+        with pytest.raises(RunError, match=r"C\+\+ compiler, does not work here"):
+            rankwise.train(small, resume=True)
+    monkeypatch.setattr(forms, "LONG", 1e9)
+    assert rankwise.train(small, resume=True, announce=second).manifest.form == "compiled"
+    assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
+
+
+def test_memory_is_counted_with_the_dropout_that_a_run_has(small, monkeypatch):
+    found = []
+    monkeypatch.setattr(forms, "recomputed", lambda needed, free, blocks, least: found.append(needed) or 0)
+    for number, dropout in enumerate((0.0, 0.3)):
+        adapter = rankwise.LoraConfig(rank=8, dropout=dropout)
+        rankwise.train(small.model_copy(update={"run": f"run-{number}", "adapter": adapter}))
+    assert found[1] > 1.2 * found[0]
+
+
+def test_where_memory_is_short_blocks_are_computed_twice_and_nothing_else_changes(small, monkeypatch):
+    usual = rankwise.train(small.model_copy(update={"run": "usual"}))
+    monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
+    listener = Listener()
+    tight = rankwise.train(small, announce=listener)
+    assert any("blocks are computed twice" in text for text in listener.said)
+    weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"plain": True}], ids=["fast", "plain"])
+def test_as_many_blocks_are_computed_twice_as_asked_for_and_nothing_else_changes(small, settings, monkeypatch):
+    found = []
+    blocks, loss = forms.computed_twice, forms.FastLoss
+
+    def plain(given):
+        found.append(len(given))
+        return blocks(given)
+
+    def fast(module, **named):
+        found.extend([named["recomputed"]] if "recomputed" in named else [])
+        return loss(module, **named)
+
+    monkeypatch.setattr(forms, "computed_twice", plain)
+    monkeypatch.setattr(forms, "FastLoss", fast)
+    weights = []
+    for asked in (0, 1, 99):
+        training = small.training.model_copy(update={"activation_checkpointing": asked, **settings})
+        run = rankwise.train(small.model_copy(update={"run": f"run-{asked}", "training": training}))
+        weights.append((run.run.adapter / "adapter_model.safetensors").read_bytes())
+    assert found == [0, 1, 2]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_where_memory_is_short_the_plain_form_computes_blocks_twice_too(small, monkeypatch):
+    plain = small.model_copy(update={"training": small.training.model_copy(update={"plain": True})})
+    usual = rankwise.train(plain.model_copy(update={"run": "usual"}))
+    monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
+    listener = Listener()
+    tight = rankwise.train(plain, announce=listener)
+    assert any("blocks are computed twice" in text for text in listener.said)
+    weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [rankwise.LoraConfig(layers=(1,)), rankwise.AdaLora(budget="1 triplets", final=0.6), rankwise.LoraConfig(rank=2)],
+)
+def test_a_run_goes_on_as_if_never_stopped(small, spec):
+    """Over the top blocks, whose prefix is kept; and where the lower blocks lost all of their ranks before the stop."""
+    small = small.model_copy(update={"adapter": spec})
+    whole, first, second = Listener(), Listener(last=2), Listener()
+    assert rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form == "fast"
+    with pytest.raises(Stopped):
+        rankwise.train(small, announce=first)
+    rankwise.train(small, resume=True, announce=second)
+    assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
