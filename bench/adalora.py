@@ -109,8 +109,10 @@ def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -
     ada = ours(model, adapters, "adalora", allocator, batches, inside)
     lora = ours(model, adapters, "lora", FixedRanks(adapters, "lora"), batches, inside)
     before = abba(ada, lora, pairs)
-    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
-                       allocator.schedule.decided)  # fmt: skip
+    state = TrainState(
+        allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
+        allocator.schedule.decided,
+    )  # fmt: skip
     adapters.activate("adalora")
     optimizer_step(state, batches.at(0), FastLoss(model.module), 0.0)
     assert allocator.final

@@ -122,7 +122,7 @@ def test_a_source_file_can_be_read_in_one_sitting(name):
 
 def spec_classes():
     for name in FILES:
-        if name.startswith("spec/"):
+        if name.startswith("config/"):
             module = import_module("rankwise." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
             yield from (
                 thing
@@ -170,7 +170,7 @@ def test_the_search_for_settings_finds_them_all():
         "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "EvaluationConfig", "LoraConfig", "AdaLoraConfig",
         "FullConfig", "TrainingConfig", "GenerationConfig", "TaskConfig", "ValidationConfig",
     }  # fmt: skip
-    # every other class of spec/ is the base of one of these, an experiment as it is planned, with the same settings,
+    # every other class of config/ is the base of one of these, an experiment as it is planned, with the same settings,
     # or a recipe, which we wrote and no user sets
     related = (any(issubclass(one, spec) for one in found) or issubclass(spec, Experiment) for spec in spec_classes())
     others = {spec for spec, known in zip(spec_classes(), related, strict=True) if not known}

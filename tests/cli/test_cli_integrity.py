@@ -114,7 +114,8 @@ TAMPERING = {
     ),
     "code added": (lambda run: replace(run / "adapter/tokenizer.py", b"x"), "added", "tokenizer.py"),
     "data report edited": (
-        lambda run: replace(run / "data_report.json", (run / "data_report.json").read_bytes() + b" "), "changed", "data_report.json"
+        lambda run: replace(run / "data_report.json", (run / "data_report.json").read_bytes() + b" "),
+        "changed", "data_report.json",
     ),
 }  # fmt: skip
 SHORT = GenerationConfig(max_new_tokens=2)

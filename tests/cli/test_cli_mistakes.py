@@ -292,7 +292,8 @@ MISTAKES = [
     Mistake("export as nothing known", exporting("--format", "portabel"), "ConfigError", ("portabel", '"portable"')),
     Mistake("export for llama.cpp", exporting("--format", "gguf"), "ConfigError", (
         "yet", "peft, portable, merged", "llama.cpp", "--format merged", "convert_hf_to_gguf.py", "docs/export.md")),
-    Mistake("export for Ollama", exporting("--format", "ollama"), "ConfigError", ("yet", "--format merged", "Modelfile")),
+    Mistake("export for Ollama", exporting("--format", "ollama"), "ConfigError", (
+        "yet", "--format merged", "Modelfile")),
     Mistake("export for MLX", exporting("--format", "MLX"), "ConfigError", ("yet", "--format merged", "mlx_lm")),
     Mistake("export into a run", exporting(to="runs/good/new"), "RunError", ("inside the run good",)),
     Mistake("merge with no format", exporting("--dtype", "float32"), "ConfigError", ("format merged",)),

@@ -135,7 +135,7 @@ def test_foreign_things_in_the_runs_folder_break_nothing():
 
 
 @pytest.mark.parametrize(
-    "metrics log", ["", "not JSON\n{}\n", '{"kind": "step", "step": "x", "loss": {}}\n', "[1]\n3\n"]
+    "metrics_log", ["", "not JSON\n{}\n", '{"kind": "step", "step": "x", "loss": {}}\n', "[1]\n3\n"]
 )
 def test_a_damaged_metrics_log_costs_the_list_only_what_stood_in_it(metrics_log):
     run = made_run("r", status="failed")

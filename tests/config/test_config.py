@@ -1,4 +1,4 @@
-"""A spec is frozen, refuses what it does not know and what is out of range, and tells every problem as a ConfigError."""
+"""A config is frozen, refuses unknown keys and values out of range, and reports every problem in one ConfigError."""
 
 from __future__ import annotations
 

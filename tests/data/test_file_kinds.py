@@ -1,7 +1,7 @@
 """The same rows are the same examples, whatever kind of file holds them; which of them are read is told to the row.
 
-Splits, drawing, mixing and holding out are counted exactly, and the data report counts what files hold, not how often it is
-seen.
+Splits, drawing, mixing and holding out are counted exactly, and the data report counts the rows of files, however often
+they are seen.
 """
 
 from __future__ import annotations

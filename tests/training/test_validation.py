@@ -391,7 +391,8 @@ def test_a_run_that_was_stopped_anywhere_ends_as_one_that_never_was(asked, metho
     assert weights("it") == weights("whole")
     assert results(found) == whole
     names = {
-        "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "adapter", ".lock", "report.html", "report.json",
+        "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "adapter", ".lock", "report.html",
+        "report.json",
     }  # fmt: skip
     assert {path.name for path in Path("runs/it").iterdir()} == names
 

@@ -106,8 +106,7 @@ def chat(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
-        from rankwise.commands.chat import Chat
-        from rankwise.inference.tuned_model import open_for_asking
+        from rankwise.commands.chat import Chat, open_for_asking
 
         with Display(quiet) as display:
             asked = open_for_asking(

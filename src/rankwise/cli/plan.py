@@ -71,20 +71,20 @@ def plan(
             _listed(models, as_json)
             return
         asked = read_planned(config, [*settings_of(flags), *(parse_setting(text) for text in set_ or [])])
-        from rankwise.planning.plan import plan as plan_verb
+        from rankwise.planning.plan import plan as make_plan
         from rankwise.planning.plan import refuse_elsewhere
 
         measured = None
         if probe:
             refuse_elsewhere(device)
             from rankwise.cli.display import Display
+            from rankwise.commands.plan import probe as run_probe
             from rankwise.system.allocator import keep_memory
-            from rankwise.training.probe import probe as probe_verb
 
             keep_memory()
             with Display(quiet) as display:
-                measured = probe_verb(asked, announce=display)
-        made = plan_verb(asked, device=device, watts=watts, price=price, measured=measured)
+                measured = run_probe(asked, announce=display)
+        made = make_plan(asked, device=device, watts=watts, price=price, measured=measured)
         if as_json:
             print_json(made.summary())
         else:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError
 from rankwise.inference.decoding import Answer, Heard
-from rankwise.inference.tuned_model import Asked
+from rankwise.inference.tuned_model import Asked, open_for_asking
 from rankwise.text.example import Message
+
+__all__ = ["Chat", "open_for_asking"]
 
 
 @dataclass

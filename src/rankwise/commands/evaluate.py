@@ -84,7 +84,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
     the run held out. What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it
-    against: on as many blocks as a narrow interval takes (evaluation/sequential.py), or on a fixed number of `blocks`."""
+    against: on as many blocks as a narrow interval takes (evaluation/sequential.py), or on a fixed number of `blocks`.
+    """
     compared = base if find_run(target) is not None or is_adapter_folder(target) else bool(against)
     for flag, given in (("--text", text), ("--blocks", blocks)):
         if given is not None and not (with_forgetting and compared):

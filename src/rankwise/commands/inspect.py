@@ -1,8 +1,8 @@
 """What an adapter is made of: the rank of each layer, and how it came to be. Loads no model.
 
-The ranks of a run that trained AdaLoRA are those its metrics log decided on at last, which knows the parts of a fused layer
-and the layers that were left without any; where metrics log and file cannot both be right, the file is. A whole model that
-was trained has no ranks.
+The final ranks of an AdaLoRA run come from its metrics log, which lists the parts of a fused layer and the layers that
+were left without a rank. Where the metrics log and the adapter file disagree, the file is right. A model that was
+trained whole has no ranks.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class Batches:
         return step * self.batch_size / len(self.rows)
 
     def halve(self, step: int) -> bool:
-        """Whether less is taken at once from now on: never, as these are what was asked for (training/auto_batch.py)."""
+        """Whether later steps take fewer tokens at once: never here; training/auto_batch.py does."""
         return False
 
     def _row(self, position: int) -> int:

@@ -28,7 +28,7 @@ INTENTS = {
     " parcel",
     "repair": "it stopped working, can you fix it|can you repair it|it's broken and needs fixing|do you mend these|it"
     " needs a repair",
-    "invoice": "i need the invoice|please send me the bill|could i have a data report|i need an invoice for my taxes|the"
+    "invoice": "i need the invoice|please send me the bill|could i have a receipt|i need an invoice for my taxes|the"
     " bill is missing",
 }
 URGENCIES = {

@@ -1,4 +1,4 @@
-"""Rows of files into documents that can be trained on, by the model's template or a recipe's, with their data report."""
+"""Turn the rows of files into token sequences, with the model's chat template or a recipe's, and report on them."""
 
 from __future__ import annotations
 

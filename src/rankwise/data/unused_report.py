@@ -1,4 +1,4 @@
-"""What is said of columns that are not used: facts for the data report, a sentence for each, and why a training stops."""
+"""Unused columns: facts for the data report, a sentence for each column, and the reason why training stops."""
 
 from __future__ import annotations
 

@@ -125,7 +125,10 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     files = sorted({PurePath(file.name).name for file in data_report.files})
     same = min(ranks) == max(ranks)
     mean = sum(ranks) / len(ranks)
-    rows_used = f"{data_report.kept - measured:,} trained on, {data_report.held_out:,} held out, {data_report.skipped:,} left out"
+    rows_used = (
+        f"{data_report.kept - measured:,} trained on, {data_report.held_out:,} held out, "
+        f"{data_report.skipped:,} left out"
+    )
     rows = [
         ("base model", f"{escaped(facts.base_name)} ({escaped(facts.base.source)})"),
         ("fingerprint of the base", escaped(facts.base.fingerprint)),

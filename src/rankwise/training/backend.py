@@ -170,9 +170,12 @@ class Forms:
         blocks = learning(blocks_in_order(module))
         if self.twice != "auto" and self.twice and not blocks:
             raise ConfigError(
-                [f"training.activation_checkpointing is {self.twice}, and in {type(module).__name__} no blocks are known that "
-                 "could be computed twice. Leave it out, or lower training.max_batch_tokens."]
-            )  # fmt: skip
+                [
+                    f"training.activation_checkpointing is {self.twice}, but rankwise knows no blocks of "
+                    f"{type(module).__name__} whose activations it could recompute. Leave it out, or lower "
+                    "training.max_batch_tokens."
+                ]
+            )
 
         def counted() -> tuple[Kept, float]:
             with computed_twice(blocks):

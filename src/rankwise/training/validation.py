@@ -1,8 +1,8 @@
 """A run is measured while it trains; it may end because of that, and the best of its steps may be what is kept.
 
 What was best so far lies as a snapshot in the run's folder, and which one it is follows from the records alone
-(training/early_stopping.py). Two are kept at most: the best, and the best at the last checkpoint, where a run may go on from.
-With AdaLoRA an evaluation counts once the ranks are decided: before that the adapter is larger than its budget.
+(training/early_stopping.py). Two are kept at most: the best, and the best at the last checkpoint, from which a run may
+go on. With AdaLoRA an evaluation counts once the ranks are decided: before that the adapter is larger than its budget.
 """
 
 from __future__ import annotations
