@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import geometric_mean, mean
 
-from rankwise.evaluation.claims import Curve, curve, equal_loss, kl_at
-from rankwise.runs.claims import CellResult
+from claims_answers import Curve, curve, equal_loss, kl_at
+from claims_records import CellResult
 
 METHODS = {"lora": "#0072b2", "adalora": "#d55e00", "full": "#333333"}
 LEVELS = (0.0, 0.05, 0.1, 0.2)

@@ -12,7 +12,6 @@ from typer.core import TyperGroup
 from rankwise import __version__
 from rankwise.cli.ask import chat, generate
 from rankwise.cli.cache import cache
-from rankwise.cli.claims import claims
 from rankwise.cli.compare import compare
 from rankwise.cli.data import data
 from rankwise.cli.demo import demo
@@ -76,7 +75,7 @@ def group(
 
 
 for command in (
-    demo, plan, train, chat, generate, predict, evaluate, inspect, compare, report, strength, export, claims, doctor,
+    demo, plan, train, chat, generate, predict, evaluate, inspect, compare, report, strength, export, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data, name="data")

@@ -73,7 +73,7 @@ def _share(sums: list[list[float]]) -> float:
 
 
 class Claims(Config):
-    """What `rankwise claims --json` prints."""
+    """The content of claims.json."""
 
     model: str
     mode: str

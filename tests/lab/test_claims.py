@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import claims_runs
 import pytest
+from claims_cells import Cells
+from claims_peaks import Peaks
+from claims_runs import Cell, ClaimTask, experiment_of
+from claims_study import Plan, claims
 
 import rankwise
-from rankwise.commands import claim_runs
-from rankwise.commands.claim_cells import Cells
-from rankwise.commands.claim_peaks import Peaks
-from rankwise.commands.claim_runs import Cell, ClaimTask, experiment_of
-from rankwise.commands.claims import Plan, claims
 from rankwise.commands.demo import write_rows
 from rankwise.data.orders import TEST, TRAIN, order_examples
 from rankwise.errors import RunError, TrainingError
@@ -57,8 +57,8 @@ def test_what_a_run_begins_as_is_measured_once(task, tmp_path, tiny_folder, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     measured = []
-    plain = claim_runs._Meter.measure
-    monkeypatch.setattr(claim_runs._Meter, "measure", lambda meter, step: (measured.append(step), plain(meter, step)))
+    plain = claims_runs._Meter.measure
+    monkeypatch.setattr(claims_runs._Meter, "measure", lambda meter, step: (measured.append(step), plain(meter, step)))
     methods = ("lora", "adalora", "full")
     together = cells(task, tmp_path, tiny_folder)
     shared = [together.result(Cell("orders", method, 12, 0.01, 0)) for method in methods]
@@ -77,14 +77,14 @@ def test_adalora_counts_once_its_ranks_are_decided(task, tmp_path, tiny_folder, 
 def test_a_rate_that_is_too_high_is_a_result_and_not_the_end(task, tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = Plan({**PLAN.rates, "full": (0.001, 10.0)}, (0, 1), PLAN.rows, blocks=2, most_rates=2)
-    plain = claim_runs.train_loop
+    plain = claims_runs.train_loop
 
     def loop(state, *given, **named):
         if state.rate(0) > 1:
             raise TrainingError("step 1 of 3: the loss is nan")
         return plain(state, *given, **named)
 
-    monkeypatch.setattr(claim_runs, "train_loop", loop)
+    monkeypatch.setattr(claims_runs, "train_loop", loop)
     found = claims(tmp_path, str(tiny_folder), tasks=[task], plan=plan)
     rows = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     failed = [row["cell"]["rate"] for row in rows if row["result"]["failed"]]

@@ -1,6 +1,6 @@
 """Finished cells of the claims: stored with what they depend on, not run again, and never taken for others.
 
-A cell is one run (claim_runs.py). A file has a line for each; lines of several files may be put together.
+A cell is one run (claims_runs.py). A file has a line for each; lines of several files may be put together.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rankwise.commands.claim_runs import BASE, MARKS, Cell, ClaimTask, Held, base_cell, experiment_of, run_cell
+from claims_records import CellResult
+from claims_runs import BASE, MARKS, Cell, ClaimTask, Held, base_cell, experiment_of, run_cell
+
 from rankwise.errors import RunError
 from rankwise.evaluation.text import Text
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.runs.claims import CellResult
 from rankwise.runs.metrics_log import MetricsLog, cut_metrics_log, read_metrics_log
 from rankwise.runs.records import Announce, silent
 

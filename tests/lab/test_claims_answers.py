@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from rankwise.evaluation.claims import (
+from claims_answers import (
     as_good,
     as_well_as,
     curve,
@@ -18,7 +15,9 @@ from rankwise.evaluation.claims import (
     kl_at,
     paired,
 )
-from rankwise.runs.claims import CellResult, Point
+from claims_records import CellResult, Point
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 BASE = 0.5
 """By how much no training is worse."""

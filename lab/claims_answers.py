@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
+from claims_records import Answer, CellResult, Claim
 from numpy.typing import NDArray
 
 from rankwise.evaluation.metrics import share
-from rankwise.runs.claims import Answer, CellResult, Claim
 
 Table = NDArray[np.float64]
 Curve = Sequence[tuple[float, float]]

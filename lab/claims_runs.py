@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from claims_records import CellResult, Point
 from torch import Tensor
 
 from rankwise.adapters.adalora import is_decided
@@ -32,7 +33,6 @@ from rankwise.evaluation.text import Text
 from rankwise.methods.beginning import begin
 from rankwise.methods.methods import lent
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.claims import CellResult, Point
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import Announce, Warnings, silent
 from rankwise.system.files import sha256_of

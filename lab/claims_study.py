@@ -15,17 +15,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from claims_answers import Table, as_good, as_well_as, factor, forgets_less, improved, not_measured
+from claims_cells import Cells, OutOfTime
+from claims_peaks import FULL, Peaks
+from claims_records import CellResult, Claim, Claims
+from claims_runs import BASE, Cell, ClaimTask
 
-from rankwise.commands.claim_cells import Cells, OutOfTime
-from rankwise.commands.claim_peaks import FULL, Peaks
-from rankwise.commands.claim_runs import BASE, Cell, ClaimTask
 from rankwise.commands.demo import write_rows
 from rankwise.config.models import ModelConfig
 from rankwise.data.orders import TEST, TRAIN, order_examples
-from rankwise.evaluation.claims import Table, as_good, as_well_as, factor, forgets_less, improved, not_measured
 from rankwise.evaluation.text import text_for
 from rankwise.models.loading import load
-from rankwise.runs.claims import CellResult, Claim, Claims
 from rankwise.runs.manifest import processor_name, versions
 from rankwise.runs.records import Announce, Said, silent
 from rankwise.system.files import write_json

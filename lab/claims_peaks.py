@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.commands.claim_cells import OutOfTime
-from rankwise.commands.claim_runs import ClaimTask
+from claims_cells import OutOfTime
+from claims_runs import ClaimTask
+
 from rankwise.errors import EvaluationError
 from rankwise.runs.manifest import BaseModelFacts, installed_version, processor_name
 from rankwise.runs.records import Announce, Said
