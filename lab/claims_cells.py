@@ -23,7 +23,7 @@ from rankwise.models.loading import load
 from rankwise.runs.metrics_log import MetricsLog, cut_metrics_log, read_metrics_log
 from rankwise.runs.records import Announce, silent
 
-FORMAT = 3
+FORMAT = 4
 
 
 class OutOfTime(Exception):
@@ -74,13 +74,16 @@ class Cells:
         return self.done[cell.key]
 
     def _conditions(self, cell: Cell) -> str:
-        """All settings of its experiment but the names of files, which are held by what is in them."""
-        experiment = experiment_of(cell, self.tasks[cell.task], self._model).model_dump(mode="json")
-        settings = {name: experiment[name] for name in ("adapter", "training")} | {
-            "dtype": experiment["model"]["dtype"]
-        }
-        said = [*self._fixed, self._files[cell.task], cell.rows, self.tasks[cell.task].longest, settings]
-        return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        """Hash everything that a result depends on. Files count by content and settings by value, so that a stored cell
+        stays valid when a file moves or a setting gets another name."""
+        experiment = experiment_of(cell, self.tasks[cell.task], self._model)
+        adapter = sorted(map(json.dumps, experiment.adapter.model_dump(mode="json").values()))
+        training = experiment.training
+        schedule = [training.schedule, training.warmup, training.weight_decay, training.clip]
+        steps = [training.epochs, training.batch_size, training.learning_rate, training.seed]
+        task = [self._files[cell.task], cell.rows, self.tasks[cell.task].longest]
+        values = [*self._fixed, *task, adapter, *schedule, *steps, experiment.model.dtype]
+        return sha256(json.dumps(values).encode()).hexdigest()
 
     def _run(self, cell: Cell) -> CellResult:
         task = self.tasks[cell.task]
