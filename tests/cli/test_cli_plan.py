@@ -1,4 +1,4 @@
-"""`rankwise plan`: the counts of the papers, the keys that programs read, no torch, clear words where it cannot."""
+"""`rankwise plan`: GPT-3's parameters, the keys that programs read, no torch, clear words where it cannot."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_gpt_3_as_in_the_paper(rank, trainable):
     text = rankwise("plan", *words).stdout
     assert f"{trainable:,} of 174,604,283,904" in text
     if rank == 4:
-        assert "9,285 times fewer" in text and "37.7 MB" in text and not told["fits"]
+        assert "9,251" in text and "37.7 MB" in text and not told["fits"]
 
 
 def test_what_programs_read():
@@ -132,14 +132,7 @@ def test_mistakes_are_named(words, said):
     assert result.exit_code == 2 and said in result.output and "Traceback" not in result.output
 
 
-def test_lists():
-    papers = json.loads(rankwise("plan", "--papers", "--json").stdout)["papers"]
-    misprints = [row for row in papers if row["agrees"] == "no"]
-    assert {row["model"] for row in papers} >= {
-        "gpt3-175b", "roberta-base", "roberta-large", "deberta-v2-xxlarge", "gpt2-medium", "gpt2-large",
-        "deberta-v3-base",
-    }  # fmt: skip
-    assert misprints and all(row["remark"] for row in misprints)
+def test_models_are_listed():
     models = {row["name"] for row in json.loads(rankwise("plan", "--models", "--json").stdout)["models"]}
     assert {"gpt3-175b", "llama-2-7b", "gpt-j-6b", "smollm2-135m", "bert-base-uncased"} <= models
 

@@ -19,6 +19,7 @@ from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.errors import RankwiseError, TargetError
 from rankwise.planning.architectures.known import shape_of_config
 from rankwise.planning.parameters import parameters_of
+from rankwise.planning.reading import shape_of
 
 QUERY_VALUE = {
     "gpt_neox": "query_key_value", "gpt2": "c_attn", "phi3": "qkv_proj", "bert": "query,value",
@@ -219,3 +220,13 @@ def test_the_file_has_the_size_that_was_planned(name: str, settings: dict[str, o
 
 def test_eva_moves_ranks_and_so_is_counted_at_most() -> None:
     assert not parameters_of(shape_of_small("llama"), LoraConfig(start="eva")).exact
+
+
+def test_gpt_3_at_rank_4() -> None:
+    """The figures of LoRA's paper: 18.9M parameters in 192 layers, 37.7 MB in float16."""
+    counted = parameters_of(shape_of("gpt3-175b"), LoraConfig(rank=4, targets="q_proj,v_proj"))
+    assert counted.trainable == counted.written == 18_874_368
+    assert len(counted.adapted) == 192
+    assert 2 * counted.written == 37_748_736  # 37.7 MB in fp16
+    assert counted.total == 174_604_283_904
+    assert round(counted.ratio) == 9_251

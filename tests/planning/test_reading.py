@@ -184,7 +184,6 @@ def test_a_plan_brings_no_torch(name: str) -> None:
         "import sys\n"
         "from rankwise.planning.reading import shape_of\n"
         "from rankwise.planning.parameters import parameters_of\n"
-        "from rankwise.planning.papers import ROWS\n"
         "from rankwise.config.adapters import AdaLoraConfig, LoraConfig\n"
         "shape = shape_of(sys.argv[1])\n"
         "parameters_of(shape, LoraConfig()), parameters_of(shape, AdaLoraConfig())\n"

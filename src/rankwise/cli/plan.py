@@ -23,7 +23,6 @@ from rankwise.cli.options import (
 )
 from rankwise.cli.visible import visible
 from rankwise.config.reading import parse_setting, read_planned
-from rankwise.errors import ConfigError
 
 
 def plan(
@@ -55,9 +54,7 @@ def plan(
     price: Annotated[float | None, typer.Option(show_default=False, help="For an hour, in any currency.")] = None,
     probe: Annotated[bool, typer.Option("--probe",
         help="Load the model and make two steps, to know the speed rather than assume it.")] = False,
-    models: Annotated[bool, typer.Option("--models", help="List the models that are known by name.")] = False,
-    papers: Annotated[bool, typer.Option("--papers",
-        help="The counts that the papers of LoRA and AdaLoRA print, beside ours.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="List the models with known names.")] = False,
     set_: Set = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -65,10 +62,8 @@ def plan(
     """Say what a training would take: parameters, memory, time, what it fits on, and what to change if it does not."""
     flags: dict[str, Any] = dict(locals()) | {"device": None}
     with failures_told(as_json):
-        if models and papers:
-            raise ConfigError(["--models and --papers are two lists; ask for one of them."])
-        if models or papers:
-            _listed(models, as_json)
+        if models:
+            _list_models(as_json)
             return
         asked = read_planned(config, [*settings_of(flags), *(parse_setting(text) for text in set_ or [])])
         from rankwise.planning.plan import plan as make_plan
@@ -93,15 +88,13 @@ def plan(
             typer.echo(visible("\n".join(lines_of(made))))
 
 
-def _listed(models: bool, as_json: bool) -> None:
-    from rankwise.planning.lists import counts_of_papers, known_models
+def _list_models(as_json: bool) -> None:
+    from rankwise.planning.lists import known_models
 
-    rows = known_models() if models else counts_of_papers()
+    rows = known_models()
     if as_json:
-        print_json({"models" if models else "papers": rows})
+        print_json({"models": rows})
         return
-    keys = list(rows[0])
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in keys if key != "remark"}
-    typer.echo("  ".join(key.replace("_", " ").ljust(widths.get(key, 0)) for key in keys))
-    for row in rows:
-        typer.echo("  ".join(str(row[key]).ljust(widths.get(key, 0)) for key in keys).rstrip())
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in ({key: key for key in widths}, *rows):
+        typer.echo("  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip())

@@ -57,8 +57,6 @@ def _parameters(made: Plan) -> Iterator[str]:
             f"{most}{_size(counted.file_bytes)} as it is written, in float32; in float16 "
             f"{_size(2 * counted.written)} of numbers, {_size(counted.file_bytes_half)} with their names",
         )
-    if remark := made.remark:
-        yield _row("note", remark)
 
 
 def _rows(made: Plan) -> Iterator[str]:

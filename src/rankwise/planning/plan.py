@@ -22,7 +22,6 @@ from rankwise.planning.forecast import Adapting, AtOnce, Forecast, at_once, fore
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load, penalty_operations
-from rankwise.planning.papers import GPT3_REMARK, GPT3_SAID
 from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_rows import rows_of
 from rankwise.planning.reading import shape_of
@@ -34,8 +33,6 @@ from rankwise.system.hub import folder_here
 
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
-GPT3_TRAINABLE = 18_874_368
-"""As the paper has it: r = 4 on q and v."""
 UNKNOWN_LENGTH = 1024
 """Tokens of a document, where no rows are given and no limit is."""
 
@@ -58,15 +55,6 @@ class Plan:
     def trained(self) -> bool:
         """Whether rankwise trains such a model: of the others the counts are told alone."""
         return len(self.shape.stacks) == 1 and self.shape.stacks[0].causal and bool(self.shape.vocabulary)
-
-    @property
-    def remark(self) -> str:
-        """Where a paper counts this model otherwise."""
-        trainable = self.made.parameters.trainable
-        if self.shape.name != "gpt3-175b":
-            return ""
-        by_paper = f"{GPT3_SAID / trainable:,.0f} times fewer by the paper's count of {GPT3_SAID / 1e6:,.1f}M."
-        return f"{by_paper} {GPT3_REMARK}" if trainable == GPT3_TRAINABLE else by_paper
 
     @cached_property
     def steps(self) -> int | None:

@@ -1,10 +1,12 @@
-"""The parameter counts that the papers of LoRA and AdaLoRA print, beside what their models and ranks come to here.
+"""The parameter counts that the papers of LoRA and AdaLoRA print, beside the counts of `rankwise plan`.
 
     LoRA       Hu et al. 2021, arXiv 2106.09685
     AdaLoRA    Zhang et al. 2023, arXiv 2303.10512
 
-A figure that does not follow from the paper's own formula is named for what it is. `said` is in the paper's words, and
-`ours` in the same: millions with as many places, a share of the model, or triplets.
+    python lab/papers.py      prints them as a table
+
+A remark names each figure that does not follow from the paper's own formula. `printed` is the figure as the paper has
+it, and `ours` has the same form: millions with as many decimals, a share of the model, or triplets.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.planning.parameters import Parameters
+from rankwise.planning.parameters import Parameters, parameters_of
+from rankwise.planning.reading import shape_of
 
-GPT3_SAID = 175_255_800_000
-"""Parameters of GPT-3 as LoRA's paper gives them, against which "10,000 times fewer" is 9,285 times at r = 4."""
+GPT3_PRINTED = 175_255_800_000
+"""Parameters of GPT-3 as LoRA's paper gives them. Its "10,000 times fewer" is 9,285 times at r = 4."""
 GPT3_REMARK = (
     "The paper has 175,255.8M parameters for the model and does not say how they are counted. 96 blocks of width 12,288"
     " with biases and norms, 2,050 positions and one table of 50,257 words make 174,604.3M; a head of its own would be "
@@ -31,9 +34,9 @@ class PaperRow:
     paper: str
     table: str
     model: str
-    """As the list of plans calls it."""
+    """Its name in `rankwise plan --models`."""
     spec: LoraConfig | AdaLoraConfig
-    said: str
+    printed: str
     remark: str = ""
 
     @property
@@ -41,37 +44,37 @@ class PaperRow:
         return str(self.spec.rank) if isinstance(self.spec, LoraConfig) else self.spec.budget
 
     def ours(self, counted: Parameters) -> str:
-        """Of AdaLoRA, what the same rank everywhere would be: the real number lies about it."""
-        if self.said.endswith("triplets"):
+        """AdaLoRA counts as if every layer had the same rank; the number that training ends with is near it."""
+        if self.printed.endswith("triplets"):
             assert counted.left is not None, "LoRA has no triplets"
             return f"{counted.left.amount} triplets"
         amount = counted.trainable if counted.left is None else counted.left.even
-        if self.said.endswith("%"):
+        if self.printed.endswith("%"):
             return f"{amount / counted.total:.2%}".replace("%", " %")
-        places = len(self.said.removesuffix("M").partition(".")[2])
+        places = len(self.printed.removesuffix("M").partition(".")[2])
         return f"{amount / 1e6:.{places}f}M"
 
     def agrees(self, counted: Parameters) -> bool:
         """Whether the paper's figure is ours; AdaLoRA's may be whatever its triplets can come to."""
-        if counted.left is None or not self.said.endswith("M"):
-            return self.ours(counted) == self.said
-        return counted.left.least <= float(self.said.removesuffix("M")) * 1e6 <= counted.left.most
+        if counted.left is None or not self.printed.endswith("M"):
+            return self.ours(counted) == self.printed
+        return counted.left.least <= float(self.printed.removesuffix("M")) * 1e6 <= counted.left.most
 
 
-def _lora(table: str, model: str, targets: tuple[str, ...], rank: int, said: str, remark: str = "") -> PaperRow:
-    return PaperRow("LoRA", table, model, LoraConfig(rank=rank, targets=targets), said, remark)
+def _lora(table: str, model: str, targets: tuple[str, ...], rank: int, printed: str, remark: str = "") -> PaperRow:
+    return PaperRow("LoRA", table, model, LoraConfig(rank=rank, targets=targets), printed, remark)
 
 
-def _adalora(table: str, model: str, budget: str, said: str, remark: str = "", *, initial: float = 1.5) -> PaperRow:
+def _adalora(table: str, model: str, budget: str, printed: str, remark: str = "", *, initial: float = 1.5) -> PaperRow:
     targets = ALL_SIX if model.startswith("deberta") else ("all-linear",)
     return PaperRow(
-        "AdaLoRA", table, model, AdaLoraConfig(budget=budget, initial=initial, targets=targets), said, remark
+        "AdaLoRA", table, model, AdaLoraConfig(budget=budget, initial=initial, targets=targets), printed, remark
     )
 
 
-def _lora_beside(table: str, model: str, rank: int, said: str, remark: str = "") -> PaperRow:
+def _lora_beside(table: str, model: str, rank: int, printed: str, remark: str = "") -> PaperRow:
     targets = ALL_SIX if model.startswith("deberta") else ("all-linear",)
-    return PaperRow("AdaLoRA", table, model, LoraConfig(rank=rank, targets=targets), said, remark)
+    return PaperRow("AdaLoRA", table, model, LoraConfig(rank=rank, targets=targets), printed, remark)
 
 
 ROWS: tuple[PaperRow, ...] = (
@@ -118,3 +121,18 @@ ROWS: tuple[PaperRow, ...] = (
 
 def rows_of(model: str) -> tuple[PaperRow, ...]:
     return tuple(row for row in ROWS if row.model == model)
+
+
+def main() -> None:
+    print("| paper | table | model | rank | printed | ours | exactly | agrees | remark |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in ROWS:
+        counted = parameters_of(shape_of(row.model), row.spec)
+        agrees = "yes" if row.agrees(counted) else "no"
+        cells = (row.paper, row.table, row.model, row.rank, row.printed, row.ours(counted), f"{counted.trainable:,}")
+        print("|", " | ".join((*cells, agrees, row.remark)), "|")
+    print(f"\nGPT-3: {GPT3_REMARK}")
+
+
+if __name__ == "__main__":
+    main()
