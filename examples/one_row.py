@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from rankwise.adapters.allocation import FixedRanks
-from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.generation import GenerationConfig

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankwise.adapters.allocation import RankAllocator as RankAllocator
     from rankwise.adapters.eva import eva_choices as eva_choices
-    from rankwise.adapters.peft_format import read_peft as read_peft
-    from rankwise.adapters.peft_format import write_peft as write_peft
+    from rankwise.adapters.formats.peft import read_peft as read_peft
+    from rankwise.adapters.formats.peft import write_peft as write_peft
     from rankwise.adapters.set import AdapterSet as AdapterSet
     from rankwise.adapters.set import inject as inject
     from rankwise.commands.compare import compare as compare
@@ -85,11 +85,11 @@ _HOMES = {
     "load": "rankwise.models.loading",
     "open_for_asking": "rankwise.inference.tuned_model",
     "plan": "rankwise.planning.plan",
-    "read_peft": "rankwise.adapters.peft_format",
+    "read_peft": "rankwise.adapters.formats.peft",
     "report": "rankwise.commands.report",
     "strength": "rankwise.commands.strength",
     "train": "rankwise.commands.train",
-    "write_peft": "rankwise.adapters.peft_format",
+    "write_peft": "rankwise.adapters.formats.peft",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

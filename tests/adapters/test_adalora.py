@@ -21,11 +21,11 @@ from conftest import tiny_model
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.budget import Schedule, budget_of
+from rankwise.adapters.formats.peft import WEIGHTS, read_peft, rewrite, write_peft
+from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.keeping import PASSES, keep_best, keep_worth
-from rankwise.adapters.peft_format import WEIGHTS, read_peft, write_peft
 from rankwise.adapters.set import inject
 from rankwise.adapters.triplets import Triplets
-from rankwise.adapters.weights import read_stored
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ConfigError, TrainingError
 
@@ -726,7 +726,7 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
     left = adapters.adapters()
     write_peft(adapters, tmp_path / "adapter", base_model="tiny")
     if portable:
-        read_stored(tmp_path / "adapter").portable().write(tmp_path / "portable", {})
+        rewrite(read_weights(tmp_path / "adapter").portable(), tmp_path / "portable", {})
     folder = tmp_path / ("portable" if portable else "adapter")
     base = adapters.eject()
     assert (live - base(input_ids=ids)[0]).abs().max() > 1e-3, "something was learned"

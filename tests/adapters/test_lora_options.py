@@ -19,9 +19,10 @@ from transformers.pytorch_utils import Conv1D
 from conftest import tiny_model
 from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.base_layers import oriented
-from rankwise.adapters.peft_format import CONFIG, WEIGHTS, read_peft, write_peft
+from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft, rewrite, write_peft
+from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.set import AdapterSet, inject
-from rankwise.adapters.weights import check_alike, read_stored
+from rankwise.adapters.weights import check_same
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.commands.train import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
@@ -281,12 +282,12 @@ def test_what_is_written_is_read_back_the_same_also_beside_another(tmp_path: Pat
 
 def test_it_is_not_written_for_engines_that_know_one_rank_and_alpha(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"is DoRA.*Use the format peft or merged"):
-        read_stored(written(tmp_path / "x")).portable()
+        read_weights(written(tmp_path / "x")).portable()
 
 
 def test_its_files_alone_are_read_and_written_the_same(tmp_path: Path) -> None:
-    held = read_stored(written(tmp_path / "x"))
-    held.write(tmp_path / "y", {})
+    held = read_weights(written(tmp_path / "x"))
+    rewrite(held, tmp_path / "y", {})
     assert load_file(tmp_path / "x" / WEIGHTS).keys() == load_file(tmp_path / "y" / WEIGHTS).keys()
     one, other = (logits(read_peft(tiny_model("llama"), tmp_path / name).model) for name in "xy")
     assert torch.equal(one, other)
@@ -294,7 +295,7 @@ def test_its_files_alone_are_read_and_written_the_same(tmp_path: Path) -> None:
     assert part.magnitude is not None
     stretched = replace(held, factors=held.factors | {path: replace(part, magnitude=part.magnitude * 1.01)})
     with pytest.raises(AdapterError, match="would not be the same"):
-        check_alike(stretched, held, tmp_path)
+        check_same(stretched, held, tmp_path)
 
 
 @pytest.mark.parametrize(

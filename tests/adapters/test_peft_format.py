@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import tiny_model
-from rankwise.adapters.peft_format import CONFIG, WEIGHTS, read_peft, write_peft
+from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft, write_peft
 from rankwise.adapters.set import inject
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import LoraConfig

@@ -12,10 +12,11 @@ from torch import nn
 from conftest import tiny_model
 from fast_forms import in_float64, rows
 from rankwise.adapters.base_layers import oriented
+from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
+from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.full import WholeModel
-from rankwise.adapters.peft_format import read_peft, write_peft
 from rankwise.adapters.set import AdapterSet, inject
-from rankwise.adapters.weights import check_alike, read_stored
+from rankwise.adapters.weights import check_same
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.data.batches import portion
 from rankwise.data.flat import flat
@@ -202,23 +203,23 @@ def test_what_is_written_inside_has_the_strength_in_it(kind: str, tmp_path: Path
 def test_the_files_alone_are_turned_the_same(kind: str, tmp_path: Path) -> None:
     adapters = adapted(kind)
     write_peft(adapters, tmp_path / "held", base_model="tiny")
-    held = read_stored(tmp_path / "held")
-    held.turned(0.3).write(tmp_path / "turned", {})
-    assert held.turned(1) is held
-    assert read_stored(tmp_path / "turned").settings == held.settings
+    held = read_weights(tmp_path / "held")
+    rewrite(held.scaled(0.3), tmp_path / "turned", {})
+    assert held.scaled(1) is held
+    assert read_weights(tmp_path / "turned").settings == held.settings
     with adapters.scaled(0.3):
         wanted = logits(adapters.model)
     found = read_peft(tiny_model("llama"), tmp_path / "turned").model
     assert (logits(found) - wanted).abs().max() < 1e-5 * wanted.abs().max()
     with pytest.raises(AdapterError, match="would not be the same"):
-        check_alike(held.turned(0.3), held, tmp_path)
+        check_same(held.scaled(0.3), held, tmp_path)
 
 
 def test_dora_s_files_cannot_tell_a_strength(tmp_path: Path) -> None:
     adapters = adapted("dora")
     write_peft(adapters, tmp_path / "held", base_model="tiny")
     with pytest.raises(AdapterError, match=r"is DoRA.*at strength 0\.3.*Use the format merged"):
-        read_stored(tmp_path / "held").turned(0.3)
+        read_weights(tmp_path / "held").scaled(0.3)
     with adapters.scaled(0.3), pytest.raises(AdapterError, match=r"is DoRA.*at strength 0\.3"):
         write_peft(adapters, tmp_path / "new", base_model="tiny")
     assert not (tmp_path / "new").exists()

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from conftest import tiny_model
-from rankwise.adapters.peft_factors import Factors
-from rankwise.adapters.peft_format import read_peft, write_peft
+from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
+from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.set import inject
-from rankwise.adapters.weights import StoredAdapter, check_alike, read_stored
+from rankwise.adapters.weights import AdapterWeights, Factors, check_same
 from rankwise.cli.main import app
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import LoraConfig
@@ -136,7 +136,7 @@ def test_files_of_any_lora_are_made_portable(architecture, rslora, tmp_path):
     if rslora:
         file = tmp_path / "held" / "adapter_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": True}))
-    read_stored(tmp_path / "held").portable().write(tmp_path / "made", {})
+    rewrite(read_weights(tmp_path / "held").portable(), tmp_path / "made", {})
     held = read_peft(tiny_model(architecture), tmp_path / "held").adapters()
     made = read_peft(tiny_model(architecture), tmp_path / "made").adapters()
     for path, adapter in held.items():
@@ -151,7 +151,7 @@ def test_filters_of_a_convolution_are_padded_as_filters(tmp_path):
         for parameter in adapters.parameters():
             parameter.normal_()
     write_peft(adapters, tmp_path / "held", base_model="tiny")
-    read_stored(tmp_path / "held").portable().write(tmp_path / "made", {})
+    rewrite(read_weights(tmp_path / "held").portable(), tmp_path / "made", {})
     made = read_peft(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), tmp_path / "made").adapters()
     for path, adapter in adapters.adapters().items():
         torch.testing.assert_close(made[path].delta(), adapter.delta(), rtol=1e-5, atol=1e-5)
@@ -159,7 +159,7 @@ def test_filters_of_a_convolution_are_padded_as_filters(tmp_path):
 
 @pytest.mark.parametrize("what", ["a value", "the scale", "a layer gone", "another width"])
 def test_an_adapter_that_is_another_is_told_from_this_one(home, tmp_path, what):
-    held = read_stored(home / "runs" / "given" / "adapter")
+    held = read_weights(home / "runs" / "given" / "adapter")
     path, part = next(iter(held.factors.items()))
     value = part.A.clone()
     value[part.B.norm(dim=0).argmax(), 0] += 1e-4 * part.A.abs().max()
@@ -170,30 +170,33 @@ def test_an_adapter_that_is_another_is_told_from_this_one(home, tmp_path, what):
     }.get(what)
     factors = {key: value for key, value in held.factors.items() if key != path} | ({path: wrong} if wrong else {})
     with pytest.raises(AdapterError, match="would not be the same"):
-        check_alike(StoredAdapter(held.settings, factors, held.keys), held, tmp_path)
+        check_same(AdapterWeights(held.settings, factors), held, tmp_path)
 
 
 def test_an_adapter_of_zeros_is_like_itself(home, tmp_path):
-    held = read_stored(home / "runs" / "fixed" / "adapter")
+    held = read_weights(home / "runs" / "fixed" / "adapter")
     zeros = {path: Factors(part.A, part.B * 0, part.scale) for path, part in held.factors.items()}
-    untrained = StoredAdapter(held.settings, zeros, held.keys)
-    check_alike(untrained.portable(), untrained, tmp_path)
+    untrained = AdapterWeights(held.settings, zeros)
+    check_same(untrained.portable(), untrained, tmp_path)
 
 
 def test_what_was_written_is_read_back_before_it_takes_its_name(home):
     # factors of one scale and a config that says another
-    held = read_stored(home / "runs" / "fixed" / "adapter")
-    wrong = StoredAdapter(held.settings | {"lora_alpha": 33}, held.factors, held.keys)
+    held = read_weights(home / "runs" / "fixed" / "adapter")
+    wrong = AdapterWeights(held.settings | {"lora_alpha": 33}, held.factors)
     before = sorted(home.rglob("*"))
     with pytest.raises(AdapterError, match="would not be the same"):
-        wrong.write(home / "out", {})
+        rewrite(wrong, home / "out", {})
     assert sorted(home.rglob("*")) == before
 
 
 def test_a_peft_adalora_is_not_rewritten_without_its_model(home):
-    file = home / "runs" / "given" / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps({"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 8}))
-    result = rankwise("export", "given", "--to", "out", "--force-result")
+    file = home / "runs" / "fixed" / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({"peft_type": "ADALORA", "init_r": read_weights(file.parent).rank, "lora_alpha": 8}))
+    tensors = {key.removesuffix(".weight"): value for key, value in load_file(file.parent / WEIGHTS).items()}
+    values = {key[:-1] + "E": torch.ones(len(value), 1) for key, value in tensors.items() if key.endswith("A")}
+    save_file(tensors | values, file.parent / WEIGHTS)
+    result = rankwise("export", "fixed", "--to", "out", "--force-result")
     assert result.exit_code == 2 and "AdaLoRA" in result.stderr
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from conftest import tiny_model
-from rankwise.adapters.peft_format import WEIGHTS, write_peft
+from rankwise.adapters.formats.peft import WEIGHTS, write_peft
 from rankwise.adapters.set import inject
 from rankwise.cli.main import app
 from rankwise.cli.rank_map import rank_tables

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import rankwise as library
-from rankwise.adapters.peft_format import read_peft
+from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.evaluation.validation_rows import spread
 from rankwise.runs.directory import RunDirectory

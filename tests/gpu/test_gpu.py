@@ -10,8 +10,8 @@ import torch
 
 from conftest import tiny_model
 from rankwise.adapters.allocation import FixedRanks, RankAllocator
+from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.merge import merge
-from rankwise.adapters.peft_format import read_peft, write_peft
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.generation import GenerationConfig

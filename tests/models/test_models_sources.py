@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from rankwise.adapters.peft_format import write_peft
+from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import ARCHITECTURES, tiny_model
-from rankwise.adapters.peft_format import WEIGHTS, read_peft, write_peft
+from rankwise.adapters.formats.peft import WEIGHTS, read_peft, write_peft
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import tiny_model
+from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft
 from rankwise.adapters.lora import LoRA
-from rankwise.adapters.peft_format import CONFIG, WEIGHTS, read_peft
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.errors import RankwiseError
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from planning_models import SMALL, on_meta, shape_of_small, written_config
 from rankwise.adapters.allocation import RankAllocator
-from rankwise.adapters.peft_format import write_peft
+from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet, inject
 from rankwise.adapters.targets import host_view
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig

@@ -14,7 +14,7 @@ import torch
 
 import rankwise
 from conftest import tiny_model
-from rankwise.adapters.peft_format import write_peft
+from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.training import TrainingConfig

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import rankwise
 from rankwise.adapters.allocation import RankAllocator
+from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.held import Held
-from rankwise.adapters.peft_format import write_peft
 from rankwise.adapters.set import inject
 from rankwise.config.generation import GenerationConfig
 from rankwise.data.batches import collate

@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from rankwise.adapters.weights import StoredAdapter, check_alike, read_stored
+from rankwise.adapters.formats.peft import rewrite
+from rankwise.adapters.formats.peft_reader import read_weights
+from rankwise.adapters.weights import AdapterWeights, check_same
 from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.engines import wanted_for, way_to
@@ -71,13 +73,13 @@ def export(
         raise RunError(f"{opened.folder} has no adapter: its whole model was trained. Use --format merged.")
     opened = replace(opened, trained_on=_renamed(opened.trained_on, base_model))
     files = beside(opened, strength)
-    held = _naming(read_stored(opened.result), base_model)
-    turned = held.turned(strength)
-    written = turned.portable() if format == "portable" else turned
-    check_alike(written, _wanted(held, strength), folder)
+    stored = _with_base(read_weights(opened.result), base_model)
+    scaled = stored.scaled(strength)
+    written = scaled.portable() if format == "portable" else scaled
+    check_same(written, _with_scale(stored, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
-        written.write(folder, files, filled_by_export(opened, written, _change(format, strength), announce))
+        rewrite(written, folder, files, filled_by_export(opened, written, _change(format, strength), announce))
     return Exported(str(opened.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
 
 
@@ -96,17 +98,17 @@ def _renamed(facts: BaseModelFacts | None, base_model: str | None) -> BaseModelF
     return facts.model_copy(update={"name": base_model, "source": "hub, as named at export" if on_hub else LOCAL})
 
 
-def _naming(held: StoredAdapter, base_model: str | None) -> StoredAdapter:
-    """With another name for the base: a hub's id, or where it lies on the machine that will load it."""
+def _with_base(stored: AdapterWeights, base_model: str | None) -> AdapterWeights:
+    """Give the base another name: a hub id, or where it lies on the machine that will load it."""
     if base_model is None:
-        return held
-    return replace(held, settings=held.settings | {"base_model_name_or_path": base_model, "revision": None})
+        return stored
+    return replace(stored, settings={**stored.settings, "base_model_name_or_path": base_model, "revision": None})
 
 
-def _wanted(held: StoredAdapter, strength: float) -> StoredAdapter:
-    """As it would be with the strength in its scale, to compare with."""
-    factors = {path: replace(part, scale=part.scale * strength) for path, part in held.factors.items()}
-    return replace(held, factors=factors)
+def _with_scale(stored: AdapterWeights, strength: float) -> AdapterWeights:
+    """Put the strength into the scale of each layer, to compare with."""
+    factors = {path: replace(part, scale=part.scale * strength) for path, part in stored.factors.items()}
+    return replace(stored, factors=factors)
 
 
 def _check(format: str, dtype: str | None, strength: float, *, force_base: bool) -> None:

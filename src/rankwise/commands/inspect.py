@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.adapters.peft_factors import WEIGHTS
-from rankwise.adapters.weights import read_ranks_stored
+from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.methods.opening import is_adapter_folder
 from rankwise.models.saving import numbers_in
 from rankwise.runs.directory import RunDirectory, find_run, open_run
@@ -66,11 +65,11 @@ def _of_run(run: RunDirectory) -> Inspected:
 
 
 def _inspected(name: str, folder: Path, history: list[RankRecord]) -> Inspected:
-    stored, parameters = read_ranks_stored(folder)
-    ranks, last = {path: stored[path] for path in sorted(stored, key=natural)}, history[-1] if history else None
+    weights, last = read_weights(folder), history[-1] if history else None
+    ranks = {path: weights.ranks[path] for path in sorted(weights.ranks, key=natural)}
     if last is not None and last.final and _agree(last.ranks, ranks):
         ranks = last.ranks
-    return Inspected(name, ranks, parameters, (folder / WEIGHTS).stat().st_size, history)
+    return Inspected(name, ranks, weights.parameters, (folder / WEIGHTS).stat().st_size, history)
 
 
 def _agree(decided: dict[str, int], stored: dict[str, int]) -> bool:

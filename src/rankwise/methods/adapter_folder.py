@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.tuned import Tuned
-from rankwise.adapters.weights import StoredAdapter
+from rankwise.adapters.weights import AdapterWeights
 from rankwise.data.licences import find_licence
 from rankwise.errors import RunError
 from rankwise.methods.model_card import CARD, UNKNOWN, CardFacts, card
@@ -41,7 +41,9 @@ def filled_by_training(model: LoadedModel, facts: CardFacts) -> Callable[[Path],
     return fill
 
 
-def filled_by_export(opened: Opened, adapter: StoredAdapter, change: str, announce: Announce) -> Callable[[Path], None]:
+def filled_by_export(
+    opened: Opened, adapter: AdapterWeights, change: str, announce: Announce
+) -> Callable[[Path], None]:
     """From the adapter that is exported, since no base model is loaded for it. `change` says how this one differs."""
 
     def fill(folder: Path) -> None:
@@ -54,7 +56,7 @@ def filled_by_export(opened: Opened, adapter: StoredAdapter, change: str, announ
     return fill
 
 
-def _card_of(opened: Opened, adapter: StoredAdapter, change: str) -> str | None:
+def _card_of(opened: Opened, adapter: AdapterWeights, change: str) -> str | None:
     """Written anew for a run; an adapter's folder has its own, to which the change is added, or none."""
     if opened.run is None:
         own = opened.folder / CARD

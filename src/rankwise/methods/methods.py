@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
+from rankwise.adapters.formats.peft import lay_peft, write_peft
 from rankwise.adapters.full import AllWeights, WholeModel
-from rankwise.adapters.peft_format import lay_peft, write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.tuned import Tuned
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig

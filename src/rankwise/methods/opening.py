@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankwise.adapters.peft_config import read_config
-from rankwise.adapters.peft_factors import CONFIG
+from rankwise.adapters.formats.peft_config import read_config
+from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.methods.base_model import base_of

@@ -4,7 +4,7 @@
     header    JSON: for each tensor its name, type, shape and place, in the order of the names
     numbers   of all tensors, one after another
 
-as `adapters/peft_format.py` writes it; a test holds the two against each other.
+as `adapters/formats/peft.py` writes it; a test holds the two against each other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stop 8: one optimizer step: micro-batches, loss, backward, clip, update. Next: the next step, or peft_format.py."""
+"""Stop 8: one optimizer step: micro-batches, loss, backward, clip, update. Next: the next step, or formats/peft.py."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """adapter_config.json as data: only the keys that say what a LoRA does, each checked, nothing imported from it.
 
-What would change the meaning of the factors and is not supported (biases, saved modules, other methods) is
-refused by name, and so is every key that is set and not known to be harmless: keys that only record how an adapter
-was made are passed over, and nothing else is.
+Settings that would change the meaning of the factors and are not supported (biases, other methods) are refused by name,
+and so is every key that is set and not known to be harmless: only keys that record how an adapter was made are ignored.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import regex
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
@@ -32,29 +32,30 @@ HARMLESS_TO_ADALORA = HARMLESS | {
     "alpha_pattern", "beta1", "beta2", "deltaT", "orth_reg_weight", "r", "target_r", "tfinal", "tinit", "total_step",
     "use_rslora",
 }  # fmt: skip
-_STRENGTHS = regex.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_E(?:\.[^.]+)?")
+_SINGULAR_VALUES = regex.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_E(?:\.[^.]+)?")
 
 
-class _Declared(BaseModel):
-    """What both methods say."""
+class _Common(BaseModel):
+    """The settings of both methods."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     base_model_name_or_path: str | None = None
     revision: str | None = None
-    """Of the base model."""
+    """The base model's revision."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str | None = None
     lora_bias: Literal[False] = False
     bias: Literal["none"] = "none"
-    modules_to_save: Annotated[list[str], Field(max_length=0)] | None = None
+    modules_to_save: list[Annotated[str, Field(min_length=1)]] | None = None
+    """Modules that were trained whole."""
     trainable_token_indices: Annotated[list[int], Field(max_length=0)] | None = None
     target_parameters: Annotated[list[str], Field(max_length=0)] | None = None
     layer_replication: None = None
     exclude_modules: list[str] | str | None = None
 
     def unmatched(self, paths: list[str]) -> list[str]:
-        """Declared targets that no factor is for, and factors that no target declares."""
+        """List declared targets that have no factors, and factors that no target declares."""
         targets = self.target_modules
         if targets is None or targets == "all-linear":
             return []
@@ -71,7 +72,7 @@ class _Declared(BaseModel):
         return missing + undeclared
 
 
-class PeftConfig(_Declared):
+class PeftLoraConfig(_Common):
     peft_type: Literal["LORA"]
     r: Rank
     lora_alpha: WrittenAlpha
@@ -80,33 +81,45 @@ class PeftConfig(_Declared):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: Literal[True, False, "gaussian", "eva", "orthogonal", "mica"] | None = True
-    """The other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights as well."""
+    """The other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights as well."""
 
-    def rank_of(self, path: str) -> int:
+    @property
+    def parts(self) -> str:
+        """What the file has of each layer: A, B, and DoRA's magnitude."""
+        return "ABm" if self.use_dora else "AB"
+
+    def ranks_of(self, paths: list[str]) -> tuple[dict[str, int], list[str]]:
+        return {path: self._rank_of(path) for path in paths}, []
+
+    def scale_of(self, path: str) -> float:
+        rank, alpha = self._rank_of(path), _first(self.alpha_pattern, path, "alpha_pattern", self.lora_alpha)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def _rank_of(self, path: str) -> int:
         return _first(self.rank_pattern, path, "rank_pattern", self.r)
 
-    def alpha_of(self, path: str) -> float:
-        return _first(self.alpha_pattern, path, "alpha_pattern", self.lora_alpha)
 
+class PeftAdaLoraConfig(_Common):
+    """rsLoRA and alpha_pattern have no effect on PEFT's AdaLoRA, and have none here."""
 
-class PeftAdaLoraConfig(_Declared):
     peft_type: Literal["ADALORA"]
     init_r: Rank
     lora_alpha: float = Field(ge=-1e6, le=1e6)
     rank_pattern: dict[str, list[StrictBool]] | None = None
-    """By `<path>.lora_E`: which of the init_r rows are left."""
+    """By `<path>.lora_E`: which of the init_r rows are left. Saving takes the others out."""
     use_dora: Literal[False] = False
     init_lora_weights: Literal[True, False] | None = True
+    parts: ClassVar[str] = "ABE"
 
-    @property
-    def scale(self) -> float:
+    def scale_of(self, path: str) -> float:
+        """The scale of the trained model, whatever is left of its ranks; init_r stands in for an alpha of 0 or less."""
         return (self.lora_alpha if self.lora_alpha > 0 else self.init_r) / (self.init_r + 1e-5)
 
     def ranks_of(self, paths: list[str]) -> tuple[dict[str, int], list[str]]:
-        """What is left of each layer's rank, and what is wrong with the pattern that says so."""
+        """Return what is left of each layer's rank, and what is wrong with the pattern that says so."""
         ranks, problems = dict.fromkeys(paths, self.init_r), []
         for key, rows in (self.rank_pattern or {}).items():
-            match = _STRENGTHS.fullmatch(key)
+            match = _SINGULAR_VALUES.fullmatch(key)
             if match is None or match["path"] not in ranks:
                 problems.append(f'rank_pattern "{key}" is for a layer that has no triplets here')
             elif len(rows) != self.init_r:
@@ -116,8 +129,11 @@ class PeftAdaLoraConfig(_Declared):
         return ranks, problems
 
 
-def _first(pattern: dict[str, Any] | None, path: str, said_in: str, otherwise: Any) -> Any:
-    return next((value for key, value in (pattern or {}).items() if matcher(key, said_in)(path)), otherwise)
+PeftConfig = PeftLoraConfig | PeftAdaLoraConfig
+
+
+def _first(pattern: dict[str, Any] | None, path: str, setting: str, otherwise: Any) -> Any:
+    return next((value for key, value in (pattern or {}).items() if matcher(key, setting)(path)), otherwise)
 
 
 def tidy(alpha: float) -> float | int:
@@ -155,18 +171,21 @@ def read_settings(file: Path) -> dict[str, Any]:
     return raw
 
 
-def read_config(file: Path) -> PeftConfig | PeftAdaLoraConfig:
-    raw = read_settings(file)
-    kind, harmless = PeftConfig, HARMLESS
-    if raw["peft_type"] == "ADALORA":
+def read_config(file: Path) -> PeftConfig:
+    return check_config(read_settings(file), file)
+
+
+def check_config(settings: dict[str, Any], file: Path) -> PeftConfig:
+    kind, harmless = PeftLoraConfig, HARMLESS
+    if settings["peft_type"] == "ADALORA":
         kind, harmless = PeftAdaLoraConfig, HARMLESS_TO_ADALORA
-    unknown = [key for key, value in raw.items() if value and key not in harmless | kind.model_fields.keys()]
+    unknown = [key for key, value in settings.items() if value and key not in harmless | kind.model_fields.keys()]
     if unknown:
         raise AdapterError(
             f"{file} sets {some(map(repr, unknown))}, whose effect is not known here, so it is not used."
         )
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate(settings)
     except ValidationError as error:
         problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, kind))
         raise AdapterError(f"{file}: {problems}.") from None

@@ -1,0 +1,1 @@
+"""File formats of adapters, one module for each program that defines one."""

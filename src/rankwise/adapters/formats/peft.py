@@ -1,0 +1,190 @@
+"""PEFT's two files, adapter_config.json and adapter_model.safetensors, for an adapter that lies on a model.
+
+    AdapterSet  --weights_of-->  AdapterWeights  --write_weights-->  folder       write_peft
+    folder  --read_weights-->  AdapterWeights  --lay-->  AdapterSet               read_peft
+
+Every method is written as LoRA, whose scale in a layer is alpha / r; each of the two is found through rank_pattern and
+alpha_pattern by the first key that matches. DoRA is written as DoRA, which two factors cannot express. Files of others
+are untrusted: `peft_reader` checks all of a file before the model is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rankwise.adapters.adapter import Adapter
+from rankwise.adapters.base_layers import is_conv1d, is_conv2d, is_embedding, weight_of
+from rankwise.adapters.dora import DoRA
+from rankwise.adapters.formats.peft_config import commonest, pattern_of, tidy
+from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, WEIGHTS, read_weights
+from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.targets import Choice, host_view
+from rankwise.adapters.weights import AdapterWeights, Factors, check_same, refuse_scaled_dora
+from rankwise.errors import AdapterError, some
+from rankwise.runs.integrity import check_folder
+from rankwise.runs.records import silent
+from rankwise.system.files import published, write_json
+
+Fill = Callable[[Path], None]
+
+
+def write_peft(
+    adapters: AdapterSet, folder: Path | str, *, base_model: str, name: str = "default", revision: str | None = None,
+    task_type: str | None = None, heads: Mapping[str, nn.Module] | None = None,
+    beside: Mapping[str, Any] | None = None, fill: Fill | None = None,
+) -> None:  # fmt: skip
+    """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
+
+    `heads` are modules that were trained whole, by path. `beside` are values for JSON files in the same folder, by file
+    name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default CAUSAL_LM if the model generates.
+    """
+    task_type = task_type or ("CAUSAL_LM" if hasattr(adapters.model, "prepare_inputs_for_generation") else None)
+    given = {"base_model_name_or_path": base_model, "revision": revision, "task_type": task_type}
+    weights = weights_of(adapters, name, heads or {})
+    weights = replace(weights, settings=dict(sorted({**weights.settings, **given}.items())))
+    tensors = _tensors(weights)
+    if spoiled := [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]:
+        raise AdapterError(f"{folder} is not written, because these contain NaN or infinity: {some(spoiled, 4)}.")
+    with published(Path(folder)) as temporary:
+        _write(temporary, weights, beside or {}, fill)
+
+
+def rewrite(weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Fill | None = None) -> None:
+    """Write a LoRA whose model is not loaded, whole or not at all, and read it back before it takes its name."""
+    if weights.settings["peft_type"] != "LORA":
+        raise AdapterError("this adapter is an AdaLoRA of PEFT's; only a LoRA can be rewritten without its model.")
+    with published(folder) as temporary:
+        _write(temporary, weights, beside, fill)
+        check_same(read_weights(temporary), weights, folder)
+
+
+def _write(folder: Path, weights: AdapterWeights, beside: Mapping[str, Any], fill: Fill | None) -> None:
+    save_file(_tensors(weights), folder / WEIGHTS, metadata={"format": "pt"})
+    for file, value in {CONFIG: weights.settings, **beside}.items():
+        write_json(folder / file, value)
+    if fill is not None:
+        fill(folder)
+
+
+def _tensors(weights: AdapterWeights) -> dict[str, Tensor]:
+    tensors = {PREFIX + name: value for name, value in weights.heads.items()}
+    for path, part in weights.factors.items():
+        names = ("lora_embedding_A", "lora_embedding_B") if part.embedding else ("lora_A.weight", "lora_B.weight")
+        keys = [f"{PREFIX}{path}.{name}" for name in (*names, "lora_magnitude_vector")[: len(part.values)]]
+        tensors |= zip(keys, part.values, strict=True)
+    return {key: value.contiguous() for key, value in tensors.items()}
+
+
+def weights_of(adapters: AdapterSet, name: str, heads: Mapping[str, nn.Module]) -> AdapterWeights:
+    """Copy an adapter's numbers to the CPU, in float32. Layers of rank 0 are left out, as they change nothing and PEFT
+    refuses them."""
+    adapters.check_decided(name)
+    trained = adapters.adapters(name)
+    layers = {path: adapters.layers[path].host for path in trained}
+    factors = {path: part for path, adapter in trained.items() if (part := _factors(adapter, layers[path])).rank}
+    dropout = max((adapter.dropout for adapter in trained.values()), default=0.0)
+    settings = _settings(factors, {path: layers[path] for path in factors}, host_view(adapters.model))
+    whole = {f"{path}.{key}": value.detach().to("cpu", torch.float32)
+             for path, module in heads.items() for key, value in module.state_dict().items()}  # fmt: skip
+    settings |= {"lora_dropout": dropout, "modules_to_save": sorted(heads) or None}
+    return AdapterWeights(settings, factors, whole)
+
+
+def _factors(adapter: Adapter, base_layer: nn.Module) -> Factors:
+    """PEFT's convolutions hold their factors as filters."""
+    if isinstance(adapter, DoRA):
+        refuse_scaled_dora("this adapter", adapter.share)
+    A, B, *magnitude = (value.detach().to("cpu", torch.float32) for value in _values(adapter))
+    if is_conv2d(base_layer):
+        A, B = A.view(len(A), *weight_of(base_layer).shape[1:]), B[:, :, None, None]
+    return Factors(A, B, adapter.scale, *magnitude, embedding=is_embedding(base_layer))
+
+
+def _values(adapter: Adapter) -> tuple[Tensor, ...]:
+    """All stored tensors of an adapter, in the order of its keys."""
+    return (*adapter.factors(), adapter.magnitude) if isinstance(adapter, DoRA) else adapter.factors()
+
+
+def read_peft(
+    model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None
+) -> AdapterSet:
+    """Lay the adapter in `folder` over `model`, or over a model that has adapters already by `into`.
+
+    PEFT's LoRA and AdaLoRA both become plain LoRA. If the folder lies in a run, it must be what training wrote.
+    """
+    check_folder(Path(folder), silent)
+    return lay_peft(model, folder, name=name, into=into)
+
+
+def lay_peft(
+    model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None
+) -> AdapterSet:
+    """Do the same without a look at the run that the folder lies in."""
+    weights = read_weights(Path(folder), host_view(model))
+    if weights.heads:
+        raise AdapterError(
+            f'{Path(folder) / CONFIG}: setting "modules_to_save" is {sorted(weights.settings["modules_to_save"])}: '
+            "whole modules cannot be laid over this model."
+        )
+    return lay(model, weights, name=name, into=into)
+
+
+def lay(
+    model: nn.Module, weights: AdapterWeights, *, name: str = "default", into: AdapterSet | None = None
+) -> AdapterSet:
+    """Lay the factors over a model that has the layers; `heads` are the caller's."""
+    factors = {path: part for path, part in weights.factors.items() if part.rank}
+    adapters = into if into is not None else AdapterSet(model)
+    try:
+        choices = [Choice(path, part.rank, part.scale) for path, part in factors.items()]
+        adapters.place(choices, name, float(weights.settings.get("lora_dropout", 0.0)), dora=weights.is_dora)
+        with torch.no_grad():
+            for path, adapter in adapters.adapters(name).items():
+                for own, value in zip(_values(adapter), factors[path].values, strict=True):
+                    own.copy_(value.view(own.shape))
+    except BaseException:
+        if into is None:
+            adapters.eject()
+        raise
+    return adapters
+
+
+def _settings(
+    factors: Mapping[str, Factors], layers: Mapping[str, nn.Module], modules: dict[str, nn.Module]
+) -> dict[str, Any]:
+    """`r` is the largest rank, since engines make room by it, and `lora_alpha` that of a layer which has it: lora_alpha
+    / r, all that some engines read, is then the scale wherever all layers have one."""
+    ranks = {path: part.rank for path, part in factors.items()}
+    alphas = {path: tidy(part.scale * part.rank) for path, part in factors.items()}
+    rank = max(ranks.values())
+    alpha = commonest({path: alphas[path] for path in ranks if ranks[path] == rank})
+    return {
+        "alpha_pattern": pattern_of({path: value for path, value in alphas.items() if value != alpha}),
+        "bias": "none",
+        "fan_in_fan_out": all(map(is_conv1d, layers.values())),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": alpha,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": pattern_of({path: value for path, value in ranks.items() if value != rank}),
+        "target_modules": _target_names(list(factors), modules),
+        "use_dora": any(part.magnitude is not None for part in factors.values()),
+        "use_rslora": False,
+    }
+
+
+def _target_names(paths: list[str], modules: dict[str, nn.Module]) -> list[str]:
+    """Last names where they select exactly these layers, whole paths elsewhere."""
+    leaves = {path.rpartition(".")[2] for path in paths}
+    selected = [path for path in modules if path.rpartition(".")[2] in leaves]
+    return sorted(leaves if set(selected) == set(paths) else paths)

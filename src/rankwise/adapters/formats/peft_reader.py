@@ -1,0 +1,223 @@
+"""The reader of PEFT's adapter files, for a model or without one. Files are untrusted: all faults are refused by name.
+
+    LORA      <path>.lora_A.weight    (R, I)   .lora_B.weight   (O, R)   .lora_magnitude_vector (O,) of a DoRA
+              <path>.lora_embedding_A (R, V)   .lora_embedding_B (O, R)
+    ADALORA   <path>.lora_A           (R, I)   .lora_B          (O, R)   .lora_E (R, 1)
+              delta = s B diag(E) A, read as a LoRA with B diag(E) for B
+
+Each key begins with `base_model.model.`. `modules_to_save` names modules that were trained whole; their parameters lie
+beside the factors. Any other tensor, a missing half, a shape that does not fit and a value that is not finite are
+refused, all of them at once. Shapes are in the header, so no tensor is read that could not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import regex
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
+from rankwise.adapters.formats.peft_config import PeftConfig, check_config, read_settings
+from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.errors import AdapterError, some
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_LORA = r"lora_(?P<part>[AB])\.weight|(?P<table>lora_embedding_)(?P<part>[AB])|lora_(?P<part>m)agnitude_vector"
+_ADALORA = r"lora_(?P<part>[ABE])|(?P<part>ranknum)"
+KEYS = {
+    peft_type: regex.compile(rf"base_model\.model\.(?P<path>.+)\.(?:{part})")
+    for peft_type, part in (("LORA", _LORA), ("ADALORA", _ADALORA))
+}
+NAMES = {"A": "lora_A", "B": "lora_B", "E": "lora_E", "m": "lora_magnitude_vector"}
+_BASE_KEY = regex.compile(r"base_model\.model\.(?P<path>.+?)(\.base_layer)?\.(?P<part>weight|bias)")
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+Modules = Mapping[str, nn.Module]
+Layers = dict[str, dict[str, str]]
+"""The key of each part of a layer (A, B, E, m), by path."""
+
+
+def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights:
+    """Read a LoRA or an AdaLoRA; for the layers of a model where its `modules` are given, in the model's order."""
+    settings, file = read_settings(folder / CONFIG), folder / WEIGHTS
+    config = check_config(settings, folder / CONFIG)
+    with _open(file) as tensors:
+        reader = _Reader(tensors, config, modules)
+        layers, heads = reader.grouped()
+        ranks = reader.checked_ranks(layers)
+        problems = [*reader.problems, *config.unmatched(list(layers))]
+        if not layers and not heads and not problems:
+            problems.append("it holds no LoRA factor at all")
+        if modules is not None and not heads and not problems and not any(ranks.values()):
+            problems.append("no layer has any rank, so it changes nothing")
+        _refuse(file, problems)
+        factors = {path: _factors(tensors, keys, config, path) for path, keys in layers.items()}
+        whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
+    infinite = [path for path, part in factors.items() if not part.finite]
+    infinite += [name for name, value in whole.items() if not bool(torch.isfinite(value).all())]
+    _refuse(file, [f'"{name}" has values that are not finite' for name in infinite])
+    return AdapterWeights(settings, factors, whole)
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    if not file.is_file():
+        raise AdapterError(f"{file} is missing; only adapters stored as safetensors are read.")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{file} is damaged: {error}") from None
+
+
+def _refuse(file: Path, problems: list[str]) -> None:
+    if problems:
+        raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
+
+
+def _factors(tensors: Any, keys: dict[str, str], config: PeftConfig, path: str) -> Factors:
+    parts = {part: tensors.get_tensor(key) for part, key in keys.items()}
+    A, B = parts["A"], parts["B"]
+    if "E" in parts:
+        A, B = A.float(), B.float() * parts["E"].float().view(1, -1)
+    return Factors(A, B, config.scale_of(path), parts.get("m"), "lora_embedding_" in keys["A"])
+
+
+@dataclass
+class _Reader:
+    """One file, whose problems are collected."""
+
+    tensors: Any
+    config: PeftConfig
+    modules: Modules | None
+
+    def __post_init__(self) -> None:
+        self.problems: list[str] = []
+
+    def grouped(self) -> tuple[Layers, list[str]]:
+        """Sort the keys into layers with all their parts, and parameters of modules that were trained whole."""
+        pattern, layers, heads = KEYS[self.config.peft_type], Layers(), []
+        for key in self.tensors.keys():  # noqa: SIM118  it is no dict
+            match = pattern.fullmatch(key)
+            if match is None:
+                heads += self._outside_layers(key)
+            elif match["part"] == "ranknum":
+                self._check_initial_rank(key)
+            elif problem := self._problem_of(match):
+                self.problems.append(f'"{key}" {problem}')
+            elif match["part"] in layers.setdefault(match["path"], {}):
+                self.problems.append(f'"{key}" is the second of its kind')
+            else:
+                layers[match["path"]][match["part"]] = key
+        self.problems += [
+            f'"modules_to_save" names "{name}", and the file has no weights of it'
+            for name in self.config.modules_to_save or []
+            if self._has_module(name) and not any(_is_inside(head, name) for head in heads)
+        ]
+        whole = {path: keys for path, keys in layers.items() if self._is_whole(path, keys)}
+        order = [path for path in self.modules if path in whole] if self.modules is not None else list(whole)
+        return {path: {part: whole[path][part] for part in self.config.parts} for path in order}, heads
+
+    def checked_ranks(self, layers: Layers) -> dict[str, int]:
+        ranks, problems = self.config.ranks_of(list(layers))
+        self.problems += problems
+        for path, keys in layers.items():
+            slices = [self.tensors.get_slice(key) for key in keys.values()]
+            self.problems += self._wrong_shape(path, [tuple(part.get_shape()) for part in slices], ranks[path])
+            types = [part.get_dtype() for part in slices]
+            if not set(types) <= _FLOATS:
+                self.problems.append(f'"{path}" has factors of type {" and ".join(types)}')
+        return ranks
+
+    def _problem_of(self, match: regex.Match[str]) -> str | None:
+        path, is_table = match["path"], bool(match.groupdict().get("table"))
+        if self.modules is not None:
+            layer = self.modules.get(path)
+            if layer is None or not is_host(layer):
+                return "is for a layer that this model does not have"
+            if is_table != is_embedding(layer):
+                return f"is of the wrong kind for a {type(layer).__name__}"
+            if "m" in self.config.parts and not takes_dora(layer):
+                return f"is DoRA's for a {type(layer).__name__}, which is not supported"
+        return None if match["part"] in self.config.parts else f"is DoRA's, and {CONFIG} does not say use_dora"
+
+    def _has_module(self, name: str) -> bool:
+        """PEFT names every head that a classifier might have, of which a model has one."""
+        return self.modules is None or any(path == name or path.endswith(f".{name}") for path in self.modules)
+
+    def _is_whole(self, path: str, keys: dict[str, str]) -> bool:
+        present, missing = ([NAMES[part] for part in self.config.parts if (part in keys) is expected]
+                            for expected in (True, False))  # fmt: skip
+        if missing:
+            self.problems.append(f'"{path}" has only {" and ".join(present)}, no {" and no ".join(missing)}')
+        return not missing
+
+    def _outside_layers(self, key: str) -> list[str]:
+        """Names of parameters of a saved module. PEFT also stores the table and the head beside an adapted embedding,
+        which is harmless if they equal the base's own."""
+        name = key.removeprefix(PREFIX)
+        if key != name and any(_is_inside(name, saved) for saved in self.config.modules_to_save or []):
+            return [name] if self._fits_model(key, name) else []
+        dumped = _BASE_KEY.fullmatch(key) if self.modules is not None else None
+        base = getattr(self.modules.get(dumped["path"]), dumped["part"], None) if self.modules and dumped else None
+        if isinstance(base, Tensor):
+            stored = self.tensors.get_tensor(key)
+            if stored.shape == base.shape and torch.equal(stored.to(base), base):
+                return []
+        self.problems.append(f'"{key}" is no LoRA factor; an adapter may not bring other weights')
+        return []
+
+    def _fits_model(self, key: str, name: str) -> bool:
+        stored = self.tensors.get_slice(key)
+        shape, (path, _, leaf) = tuple(stored.get_shape()), name.rpartition(".")
+        if self.modules is not None:
+            own = getattr(self.modules.get(path), leaf, None)
+            if not isinstance(own, Tensor):
+                self.problems.append(f'"{key}" is for a layer that this model does not have')
+                return False
+            if tuple(own.shape) != shape:
+                self.problems.append(f'"{key}" has the shape {shape} where this model has {tuple(own.shape)}')
+                return False
+        if stored.get_dtype() not in _FLOATS:
+            self.problems.append(f'"{key}" is of type {stored.get_dtype()}')
+            return False
+        return True
+
+    def _check_initial_rank(self, key: str) -> None:
+        """Some versions of PEFT store the rank at the start with each layer and divide by it."""
+        initial = getattr(self.config, "init_r", None)
+        if self.tensors.get_slice(key).get_shape() not in ([], [1]) or self.tensors.get_tensor(key).item() != initial:
+            self.problems.append(f'"{key}" is not the init_r of {initial}')
+
+    def _wrong_shape(self, path: str, shapes: list[tuple[int, ...]], rank: int) -> list[str]:
+        """Compare with what the rank and the layer demand; without a model the file's own widths are the layer's."""
+        A, B = shapes[:2]
+        layer = self.modules[path] if self.modules is not None else None
+        if layer is None:
+            inside, outside, is_filter = A[1:], B[0] if B else 0, len(A) == 4
+        else:  # PEFT's AdaLoRA flattens the filters of a convolution
+            (width, outside), is_filter = features_of(layer), is_conv2d(layer) and "E" not in self.config.parts
+            inside = tuple(weight_of(layer).shape[1:]) if is_filter else (width,)
+        third = {"m": (outside,), "E": (rank, 1)}
+        fitting = [(rank, *inside), (outside, rank, *((1, 1) if is_filter else ()))]
+        fitting += [third[part] for part in self.config.parts[2:]]
+        if shapes == fitting and len(A) in (2, 4):
+            return []
+        noun = "triplets" if "E" in self.config.parts else "factors"
+        has = f'"{path}" has {noun} {" and ".join(map(str, shapes))}'
+        if layer is None:
+            return [f"{has} where its rank is {rank}"]
+        return [f"{has} where rank {rank} on this layer wants {' and '.join(map(str, fitting))}"]
+
+
+def _is_inside(parameter: str, module: str) -> bool:
+    """Whether a parameter's name leads through a module of this name: `a.b.weight` through `a`, `b` and `a.b`."""
+    return f".{module}." in f".{parameter}"

@@ -1,0 +1,93 @@
+"""A head that was trained whole beside an adapter (PEFT's modules_to_save) goes to PEFT and comes back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig as PeftLora
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForSequenceClassification
+
+from rankwise.adapters.formats.peft import read_peft, write_peft
+from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS, read_weights
+from rankwise.adapters.set import inject
+from rankwise.adapters.targets import host_view
+from rankwise.config.adapters import LoraConfig
+from rankwise.errors import AdapterError
+
+HEAD = "base_model.model.classifier.weight"
+
+
+def classifier(seed=0):
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    return BertForSequenceClassification(config).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.arange(24).view(2, 12)).logits
+
+
+@pytest.fixture
+def written(tmp_path):
+    model = classifier()
+    adapters = inject(model, LoraConfig(rank=3, targets="query,value"))
+    with torch.no_grad():
+        for parameter in (*adapters.parameters(), *model.classifier.parameters()):
+            parameter.normal_(0, 0.2)
+    write_peft(adapters, tmp_path / "adapter", base_model="tiny", task_type="SEQ_CLS",
+               heads={"classifier": model.classifier})  # fmt: skip
+    return tmp_path / "adapter", model
+
+
+def test_peft_loads_our_head(written):
+    folder, model = written
+    theirs = PeftModel.from_pretrained(classifier(), folder).eval()
+    assert (logits(theirs) - logits(classifier())).abs().max() > 0.01
+    torch.testing.assert_close(logits(theirs), logits(model), atol=1e-5, rtol=0)
+
+
+def test_we_read_our_head(written):
+    folder, model = written
+    for modules in (host_view(classifier()), None):
+        heads = read_weights(folder, modules).heads
+        assert heads.keys() == {"classifier.weight", "classifier.bias"}
+        assert all(torch.equal(value, model.get_parameter(name)) for name, value in heads.items())
+
+
+def test_we_read_peft_s_head(tmp_path):
+    theirs = get_peft_model(classifier(), PeftLora(task_type="SEQ_CLS", target_modules=["query"], r=2))
+    theirs.save_pretrained(tmp_path)
+    assert set(json.loads((tmp_path / CONFIG).read_text())["modules_to_save"]) == {"classifier", "score"}
+    head = theirs.base_model.model.classifier.modules_to_save["default"]
+    heads = read_weights(tmp_path, host_view(classifier())).heads
+    assert torch.equal(heads["classifier.weight"], head.weight) and torch.equal(heads["classifier.bias"], head.bias)
+
+
+def test_a_head_is_not_left_out_in_silence(written):
+    with pytest.raises(AdapterError, match="modules_to_save"):
+        read_peft(classifier(), written[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.update({HEAD: torch.zeros(3, 32)}), r"has the shape \(3, 32\) where this model has"),
+        (lambda tensors: (tensors.pop(HEAD), tensors.pop(HEAD.replace("weight", "bias"))), 'names "classifier"'),
+        (lambda tensors: tensors.update({HEAD: tensors[HEAD].long()}), "is of type I64"),
+        (lambda tensors: tensors.update({HEAD: tensors[HEAD] / 0}), "not finite"),
+        (lambda tensors: tensors.update({HEAD + "s": torch.zeros(1)}), "does not have"),
+        (lambda tensors: tensors.update({"base_model.model.bert.pooler.dense.bias": torch.ones(32)}), "other weights"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused_by_name(written, change, message):
+    folder, _ = written
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(AdapterError, match=message):
+        read_weights(folder, host_view(classifier()))
