@@ -90,7 +90,7 @@ def trained(form: str, seed: int, rows: int, steps: int) -> Cell:
         if isinstance(event, StepRecord):
             seen.append(event)
 
-    done = rankwise.train(experiment_of(form, seed, steps), announce=hear, restart=True)
+    done = rankwise.train(experiment_of(form, seed, steps), callback=hear, restart=True)
     manifest, results = done.manifest, done.manifest.results
     assert (manifest.form != "plain") == (form == "fast"), "what is told is what was computed"
     assert results is not None and manifest.data.trained_documents == rows, "all rows were taken"

@@ -27,7 +27,7 @@ from claims_records import Claim, Claims
 from claims_runs import ClaimTask
 from claims_study import QUICK, Plan, claims
 
-from rankwise.runs.records import Event, Said
+from rankwise.runs.records import Event, StatusMessage
 from rankwise.system.allocator import keep_memory
 
 Rows = list[tuple[str, str]]
@@ -130,7 +130,7 @@ def tasks(folder: Path, names: list[str]) -> list[ClaimTask]:
 
 
 def heard(event: Event) -> None:
-    if isinstance(event, Said):
+    if isinstance(event, StatusMessage):
         print(event.text, flush=True)
 
 
@@ -162,13 +162,13 @@ def main() -> None:
     keep_memory()
     minutes = 0.0 if options.table else options.minutes
     if options.quick:
-        print(table(claims(options.folder, options.model, plan=QUICK, minutes=minutes, announce=heard)))
+        print(table(claims(options.folder, options.model, plan=QUICK, minutes=minutes, callback=heard)))
         return
     names = options.only.split(",")
     plan = replace(PLAN, small=[(name, rows) for name, rows in PLAN.small if name in names])
     measured = claims(
         options.folder, options.model, tasks=tasks(options.folder, names), plan=plan, mode="full", minutes=minutes,
-        announce=heard,
+        callback=heard,
     )  # fmt: skip
     print(table(measured))
 

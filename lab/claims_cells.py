@@ -21,7 +21,7 @@ from rankwise.evaluation.text import Text
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.runs.metrics_log import MetricsLog, cut_metrics_log, read_metrics_log
-from rankwise.runs.records import Announce, silent
+from rankwise.runs.records import Callback, silent
 
 FORMAT = 4
 
@@ -34,11 +34,11 @@ class Cells:
     """All that are finished lie in one file, a line each, with what they depend on: others are not taken for them."""
 
     def __init__(
-        self, tasks: Sequence[ClaimTask], model: LoadedModel, file: Path, text: Text, announce: Announce,
+        self, tasks: Sequence[ClaimTask], model: LoadedModel, file: Path, text: Text, callback: Callback,
         until: float | None,
     ) -> None:  # fmt: skip
         self.tasks = {task.name: task for task in tasks}
-        self._model, self._file, self._text, self._announce, self._until = model.spec.name, file, text, announce, until
+        self._model, self._file, self._text, self._announce, self._until = model.spec.name, file, text, callback, until
         self._held: Held | None = None
         self._fixed = [FORMAT, MARKS, model.facts.fingerprint, model.facts.device, text.sha256]
         self._files = {task.name: task.files for task in tasks}

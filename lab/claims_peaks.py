@@ -19,7 +19,7 @@ from claims_runs import ClaimTask
 
 from rankwise.errors import EvaluationError
 from rankwise.runs.manifest import BaseModelFacts, installed_version, processor_name
-from rankwise.runs.records import Announce, Said
+from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.files import sha256_of, write_json
 
 FULL = "full"
@@ -31,7 +31,7 @@ class Peaks:
     task: ClaimTask
     model: str
     base: BaseModelFacts
-    announce: Announce
+    callback: Callback
 
     def found(self, until: float | None) -> dict[str, dict[str, float]]:
         base = [self.base.fingerprint, self.base.device, self.base.dtype]
@@ -53,7 +53,7 @@ class Peaks:
         return kept if isinstance(kept, dict) and isinstance(kept.get("found"), dict) else None
 
     def _measured(self, method: str) -> dict[str, float]:
-        self.announce(Said(f"measuring the memory of three steps, {method}"))
+        self.callback(StatusMessage(f"measuring the memory of three steps, {method}"))
         run = f"peak-{method}"
         model = str(Path(self.model).absolute()) if Path(self.model).exists() else self.model
         words = [

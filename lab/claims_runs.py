@@ -34,7 +34,7 @@ from rankwise.methods.beginning import begin
 from rankwise.methods.methods import lent
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.records import Announce, Warnings, silent
+from rankwise.runs.records import Callback, WarningCollector, silent
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import lowest_of
@@ -119,7 +119,7 @@ def base_cell(model: LoadedModel, task: ClaimTask) -> CellResult:
     return CellResult(points=[], choosing=[], outside=_rows(model, apart), seconds=0)
 
 
-def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, announce: Announce) -> CellResult:
+def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, callback: Callback) -> CellResult:
     """A run whose loss is no number any more is a result too, of a rate that is too high."""
     model = lent(held.model, experiment)
     prepared = prepare(experiment.data, Writing(model.tokenizer, model.template, model.source.name, None), silent)
@@ -127,14 +127,14 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, an
     tuned, ranks = begin(experiment, model, prepared.trained_rows, silent, None)
     lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
     run, asking = RunDirectory.named(experiment.run), asking_of(experiment.evaluation, model, prepared)
-    session = Session(experiment, run, model, tuned, ranks, prepared, Warnings(silent), lowest, asking)
+    session = Session(experiment, run, model, tuned, ranks, prepared, WarningCollector(silent), lowest, asking)
     rows = list(prepared.measured_rows)
     meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)
     tuned.train(False)
     meter.begin(task.name)
     began, before = time.perf_counter(), meter.seconds
     try:
-        steps = _train(session, meter, announce)
+        steps = _train(session, meter, callback)
         seconds = round(time.perf_counter() - began - (meter.seconds - before), 3)
         meter.measure(steps)
         return CellResult(
@@ -148,7 +148,7 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, an
             tuned.eject()
 
 
-def _train(session: Session, meter: _Meter, announce: Announce) -> int:
+def _train(session: Session, meter: _Meter, callback: Callback) -> int:
     """As a session does, with a look at what was learned at MARKS. How many steps it took."""
     spec, trained = session.experiment.training, session.prepared.trained_rows
     state = session.state()
@@ -164,7 +164,7 @@ def _train(session: Session, meter: _Meter, announce: Announce) -> int:
         batches = Batches(trained, spec.rows_per_step(len(trained)), spec.max_batch_tokens, spec.seed, arrange)
         torch.manual_seed(spec.seed)
         session.tuned.train()
-        train_loop(state, batches, loss_of=loss_of, announce=announce, after_step=look)
+        train_loop(state, batches, loss_of=loss_of, callback=callback, after_step=look)
     session.tuned.train(False)
     session.tuned.settle()
     return state.steps

@@ -27,7 +27,7 @@ from rankwise.data.orders import TEST, TRAIN, order_examples
 from rankwise.evaluation.text import text_for
 from rankwise.models.loading import load
 from rankwise.runs.manifest import processor_name, versions
-from rankwise.runs.records import Announce, Said, silent
+from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.files import write_json
 
 ADAPTERS = ("lora", "adalora")
@@ -63,7 +63,7 @@ LEFT_OUT = {
 class _Work:
     plan: Plan
     cells: Cells
-    announce: Announce
+    callback: Callback
     rates: dict[str, str] = field(default_factory=dict)
     """The best ones, by task, rows and method, and among which."""
 
@@ -109,7 +109,7 @@ class _Work:
             last = result.points[-1]
             became = result.failed or f"loss {last.loss:.4f}, KL {last.kl:.4f}, {result.seconds:.0f} s"
             about = f"{cell.task}, {cell.rows} rows, {cell.method} at {cell.rate:.2g}, seed {cell.seed}"
-            self.announce(Said(f"{about}: {became}"))
+            self.callback(StatusMessage(f"{about}: {became}"))
         return result
 
 
@@ -119,18 +119,18 @@ class _Diverged(Exception):
 
 def claims(
     folder: Path, model: str = "smollm2-135m", *, tasks: Sequence[ClaimTask] | None = None, plan: Plan = QUICK,
-    mode: str = "quick", minutes: float | None = None, announce: Announce = silent,
+    mode: str = "quick", minutes: float | None = None, callback: Callback = silent,
 ) -> Claims:  # fmt: skip
     """Measure what is not measured yet, and judge. With `minutes`, what is still missing then is told as missing."""
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     until = None if minutes is None else began + 60 * minutes
     tasks = [_orders(folder)] if tasks is None else tasks
-    loaded = load(ModelConfig(name=model), announce)
+    loaded = load(ModelConfig(name=model), callback)
     text = text_for(loaded, blocks=plan.blocks, length=BLOCK_LENGTH)
-    work = _Work(plan, Cells(tasks, loaded, folder / "cells.jsonl", text, announce, until), announce)
+    work = _Work(plan, Cells(tasks, loaded, folder / "cells.jsonl", text, callback, until), callback)
     total = sum(parameter.numel() for parameter in loaded.module.parameters())
-    peaks = Peaks(folder / "peaks.json", tasks[0], loaded.spec.name, loaded.facts, announce)
+    peaks = Peaks(folder / "peaks.json", tasks[0], loaded.spec.name, loaded.facts, callback)
     facts = {"text": text.about, "processor": processor_name(), "device": loaded.facts.device, "dtype": "float32",
              "tasks": {task.name: f"{plan.rows[task.name]} rows, once, {task.batch} a step" for task in tasks},
              "versions": versions()}  # fmt: skip

@@ -29,7 +29,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import collate, portions_of, real_places
 from rankwise.errors import ConfigError, TargetError
 from rankwise.runs.metrics_log import read_metrics_log
-from rankwise.runs.records import RankRecord, Said
+from rankwise.runs.records import RankRecord, StatusMessage
 from rankwise.text.tokenize import Tokens
 
 EVA = LoraConfig(rank=4, alpha=8, start="eva")
@@ -393,7 +393,7 @@ def experiment(model, name="eva", **adapter):
 
 def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
     heard = []
-    trained = train(experiment(tiny_folder), announce=heard.append)
+    trained = train(experiment(tiny_folder), callback=heard.append)
     adapter = Path(trained.run.adapter)
     parts = trained.tuned.adapters()
     written = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
@@ -403,7 +403,9 @@ def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
     assert {path: rank for path, rank in told.ranks.items() if rank} == {p: part.rank for p, part in parts.items()}
     assert (len(told.ranks), told.of, told.final, told.step) == (14, 2 * told.budget, True, 0)
     assert told.budget - max(costs) < written <= told.budget
-    (said,) = [event.text for event in heard if isinstance(event, Said) and event.text.startswith("EVA looked at")]
+    (said,) = [
+        event.text for event in heard if isinstance(event, StatusMessage) and event.text.startswith("EVA looked at")
+    ]
     assert f"{sum(told.ranks.values())} ranks on {len(parts)} of 14 layers" in said
     assert said.endswith(f"{written:,} parameters of {told.budget:,}")
     metrics_log = read_metrics_log(trained.run.metrics)

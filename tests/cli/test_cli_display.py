@@ -23,13 +23,13 @@ from rankwise.cli.display import Display, decided, rank_line, sampled
 from rankwise.cli.main import app
 from rankwise.runs.records import (
     LossRecord,
-    Progressed,
+    ProgressUpdate,
     RankRecord,
-    Said,
     SampleRecord,
     ScoreRecord,
+    StatusMessage,
     StepRecord,
-    Warned,
+    WarningMessage,
 )
 
 
@@ -151,9 +151,9 @@ RANKS = st.builds(
 )  # fmt: skip
 EVENTS = st.one_of(
     RANKS,
-    st.builds(Said, texts),
-    st.builds(Warned, texts),
-    st.builds(Progressed, texts, counts | numbers, counts | numbers, st.sampled_from(["bytes", "rows"])),
+    st.builds(StatusMessage, texts),
+    st.builds(WarningMessage, texts),
+    st.builds(ProgressUpdate, texts, counts | numbers, counts | numbers, st.sampled_from(["bytes", "rows"])),
     st.builds(LossRecord, counts, st.floats(), counts, counts),
     st.builds(ScoreRecord, counts, texts, st.floats(), counts),
     st.builds(SampleRecord, counts, texts, st.none() | texts, texts),
@@ -172,7 +172,7 @@ def test_no_sequence_of_events_crashes_the_display(terminal, monkeypatch, capsys
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     @given(st.lists(EVENTS, max_size=8), st.booleans())
-    @example([Progressed("Reading", 0, 0, "rows"), Progressed("Reading", 5, 0, "bytes")], False)
+    @example([ProgressUpdate("Reading", 0, 0, "rows"), ProgressUpdate("Reading", 5, 0, "bytes")], False)
     def tell(events, quiet):
         with Display(quiet) as display:
             for event in events:
@@ -186,8 +186,8 @@ def test_no_sequence_of_events_crashes_the_display(terminal, monkeypatch, capsys
 @pytest.mark.parametrize(
     "event",
     [
-        Said("rows [1/2] of data/[bold]x.jsonl: 50% {done} [/x]"),
-        Progressed("Reading [1/2] of data/[bold]x.jsonl {done} [/x]", 3, 4, "rows"),
+        StatusMessage("rows [1/2] of data/[bold]x.jsonl: 50% {done} [/x]"),
+        ProgressUpdate("Reading [1/2] of data/[bold]x.jsonl {done} [/x]", 3, 4, "rows"),
     ],
     ids=["said", "progressed"],
 )
@@ -197,7 +197,7 @@ def test_a_name_with_brackets_is_shown_to_the_letter(event, terminal, monkeypatc
         monkeypatch.setenv("COLUMNS", "200")
     with Display() as display:
         display(event)
-    words = event.text if isinstance(event, Said) else event.what
+    words = event.text if isinstance(event, StatusMessage) else event.what
     assert words in capsys.readouterr().err
 
 
@@ -208,7 +208,7 @@ def test_a_warning_is_shown_to_the_quiet_too_and_the_training_line_goes_on(quiet
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "200")
     with Display(quiet) as display:
-        for event in (stepped(1), Warned("rows [1/2] {x} are too long"), stepped(100)):
+        for event in (stepped(1), WarningMessage("rows [1/2] {x} are too long"), stepped(100)):
             display(event)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert shown.count("warning: rows [1/2] {x} are too long") == 1
@@ -218,7 +218,7 @@ def test_a_warning_is_shown_to_the_quiet_too_and_the_training_line_goes_on(quiet
 def test_an_error_inside_the_display_closes_the_live_line(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     with pytest.raises(KeyboardInterrupt), Display() as display:
-        display(Progressed("Reading", 1, 4, "rows"))
+        display(ProgressUpdate("Reading", 1, 4, "rows"))
         raise KeyboardInterrupt
     shown = capsys.readouterr().err
     assert shown.endswith("\n\x1b[?25h"), repr(shown[-80:])

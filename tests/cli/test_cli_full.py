@@ -277,7 +277,7 @@ def test_a_run_that_failed_has_no_model_and_goes_on_to_the_same_bytes(home):
 
     experiment = package.Experiment.model_validate(json.loads((home / "runs" / "straight" / "config.json").read_text()))
     with pytest.raises(Stopped):
-        package.train(experiment.model_copy(update={"run": "stopped"}), announce=stop)
+        package.train(experiment.model_copy(update={"run": "stopped"}), callback=stop)
     run = home / "runs" / "stopped"
     assert not (run / "model").exists() and (run / "checkpoints" / "step-10").is_dir()
     assert "not finished" in refused("generate", "stopped", *QUESTION)
@@ -296,7 +296,7 @@ def test_a_restart_leaves_nothing_of_another_method(home):
 
     experiment = package.Experiment(model="base", data="rows.jsonl", run="again", training={"steps": 2})
     with pytest.raises(Stopped):
-        package.train(experiment, announce=lambda event: stop(event) if isinstance(event, StepRecord) else None)
+        package.train(experiment, callback=lambda event: stop(event) if isinstance(event, StepRecord) else None)
     (home / "runs" / "again" / "adapter").mkdir()
     done(*WORDS, "--run", "again", "--restart")
     assert not (home / "runs" / "again" / "adapter").exists() and (home / "runs" / "again" / "model").is_dir()

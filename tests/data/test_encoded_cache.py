@@ -25,7 +25,7 @@ from rankwise.config.data import DataConfig, Reading
 from rankwise.config.models import ModelConfig
 from rankwise.data.encoded_cache import ARRAYS, key_of, recall
 from rankwise.data.preparing import Writing, prepare
-from rankwise.runs.records import Said, silent
+from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 
@@ -504,5 +504,5 @@ def test_a_cache_that_cannot_be_written_is_told_and_costs_nothing_else(home, wri
         heard = []
         assert same(prepare(SPEC, writing, heard.append), fresh)
         [said] = heard
-        assert isinstance(said, Said) and "not kept" in said.text
+        assert isinstance(said, StatusMessage) and "not kept" in said.text
     assert list(home.rglob("*.tmp")) == []

@@ -246,7 +246,7 @@ def trained(arrange, max_batch_tokens):
     state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
     records = []
     batches = Batches(documents, 6, max_batch_tokens, 7, arrange)
-    train(state, batches, loss_of=summed(SupervisedLogits(model)), announce=records.append)
+    train(state, batches, loss_of=summed(SupervisedLogits(model)), callback=records.append)
     assert any(batch.positions is not None for batch in batches.at(0)) == (arrange is pack)
     return records, parameters, [len(batches.at(step)) for step in range(8)]
 

@@ -16,7 +16,7 @@ from rankwise.evaluation.base_cache import side_of_base
 from rankwise.evaluation.requests import items_of
 from rankwise.evaluation.task import OwnTask
 from rankwise.models.loading import load
-from rankwise.runs.records import Progressed, silent
+from rankwise.runs.records import ProgressUpdate, silent
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def asked(task, model, fingerprint="f00d"):
     """The side, and whether the model was asked for it."""
     heard = []
     side = side_of_base(task, model, fingerprint, "base", heard.append)
-    return side, any(isinstance(event, Progressed) for event in heard)
+    return side, any(isinstance(event, ProgressUpdate) for event in heard)
 
 
 def test_a_base_is_asked_once_and_says_the_same_again(model, tmp_path, cache):

@@ -20,7 +20,7 @@ from rankwise.evaluation.scoring import CUT, answers, is_wrong, side
 from rankwise.evaluation.task import OwnTask
 from rankwise.models.loading import load
 from rankwise.runs.evaluations import read_evaluation
-from rankwise.runs.records import Said, silent
+from rankwise.runs.records import StatusMessage, silent
 
 WORDS = [
     "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "refund", "glass", "radio", "order", "capital", "France",
@@ -407,12 +407,12 @@ def test_the_task_comes_first_and_is_announced_as_soon_as_it_is_known(tiny_folde
     monkeypatch.setattr("rankwise.evaluation.base_cache._recalled", lambda _: None)
 
     def heard(event):
-        what = event.text if isinstance(event, Said) else event.what
+        what = event.text if isinstance(event, StatusMessage) else event.what
         if not told or told[-1] != what:
             told.append(what)
 
     task = TaskConfig(task="t", data=str(rows), score="exact", max_new_tokens=2)
-    found = evaluate(str(tiny_folder), task, against=str(tiny_folder), announce=heard)
+    found = evaluate(str(tiny_folder), task, against=str(tiny_folder), callback=heard)
     scored = f"t, {tiny_folder}: exact {found.tuned.metrics['exact'].value:.4g}"
     places = [at for at, text in enumerate(told) if text.startswith(scored)]
     answering, forgetting = ([at for at, text in enumerate(told) if text.startswith(what)]
@@ -428,7 +428,7 @@ def test_choices_that_the_task_does_not_name_are_told(tiny_folder, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in made))
     told = []
     found = evaluate(str(tiny_folder), TaskConfig(task="t", data=str(file), score="accuracy"),
-                     announce=lambda event: told.append(getattr(event, "text", "")))  # fmt: skip
+                     callback=lambda event: told.append(getattr(event, "text", "")))  # fmt: skip
     assert any("chooses among the 2 different answers" in text and "dog (6), land (3)" in text for text in told)
     assert found.summary()["labels"] == {"dog": 6, "land": 3}
     assert "accuracy" in found.summary()["metric_meanings"]

@@ -74,6 +74,6 @@ def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) 
     )  # fmt: skip
     records: list[StepRecord] = []
     batches = Batches(rows, spec.batch_size, 64, 0)
-    train(state, batches, loss_of=summed(SupervisedLogits(loaded.module)), announce=records.append)
+    train(state, batches, loss_of=summed(SupervisedLogits(loaded.module)), callback=records.append)
     assert expected[-1] < expected[0]
     assert [record.loss for record in records] == pytest.approx(expected, rel=1e-5)

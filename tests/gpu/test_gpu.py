@@ -56,7 +56,7 @@ def losses(device: str, dtype: torch.dtype) -> list[float]:
     allocator = FixedRanks(adapters)
     state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 10, 1.0, torch.device(device))
     records: list[StepRecord] = []
-    train(state, Batches(rows, 4, 64, 0), loss_of=summed(SupervisedLogits(model)), announce=records.append)
+    train(state, Batches(rows, 4, 64, 0), loss_of=summed(SupervisedLogits(model)), callback=records.append)
     return [record.loss for record in records]
 
 

@@ -106,7 +106,7 @@ def test_in_company_a_short_answer_is_cut_at_its_own_end(tiny, folder):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_streamed_pieces_joined_are_the_answer(tiny, prompt):
     pieces = []
-    given = answer(tiny, asked(prompt), GenerationConfig(max_new_tokens=60), heard=pieces.append)
+    given = answer(tiny, asked(prompt), GenerationConfig(max_new_tokens=60), on_text=pieces.append)
     assert "".join(pieces) == given.text
     assert len(pieces) > 3
 
@@ -146,7 +146,7 @@ def test_a_text_known_by_heart_is_said_whole_and_ended(reciting):
 def test_a_character_of_several_tokens_is_streamed_when_it_is_whole(reciting):
     model, text, count = reciting
     pieces = []
-    answer(model, asked("hi"), SHORT, heard=pieces.append)
+    answer(model, asked("hi"), SHORT, on_text=pieces.append)
     assert "".join(pieces) == text
     assert "\ufffd" not in "".join(pieces)
     assert [piece for piece in pieces if piece in {"é", "中", "😀"}] == ["é", "中", "😀"]
@@ -157,7 +157,7 @@ def test_a_text_cut_in_the_middle_of_a_character_is_streamed_as_it_is_answered(r
     model, text, count = reciting
     for longest in range(1, count):
         pieces = []
-        given = answer(model, asked("hi"), GenerationConfig(max_new_tokens=longest), heard=pieces.append)
+        given = answer(model, asked("hi"), GenerationConfig(max_new_tokens=longest), on_text=pieces.append)
         assert "".join(pieces) == given.text
         assert text.startswith(given.text.rstrip("\ufffd"))
 

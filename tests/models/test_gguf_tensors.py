@@ -17,7 +17,7 @@ from rankwise.models import gguf as conversion
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.planning.gguf_header import read_gguf_header
-from rankwise.runs.records import Said, Warned, silent
+from rankwise.runs.records import StatusMessage, WarningMessage, silent
 
 BLOCKS, HEADS, SHARED = 2, 4, 2
 Q = "blk.0.attn_q.weight"
@@ -113,7 +113,7 @@ def refusal(file):
     heard = []
     with pytest.raises(ModelError) as caught:
         converted(file, heard.append)
-    assert not any(isinstance(event, Said) for event in heard)
+    assert not any(isinstance(event, StatusMessage) for event in heard)
     assert not list(file.parent.glob("cache/models/gguf-*"))
     assert str(file) in str(caught.value)
     return str(caught.value)
@@ -124,7 +124,7 @@ def test_a_whole_file_becomes_the_model_that_was_written(write, tiny_folder):
     folder = converted(write(), heard.append)
     ours, theirs = (AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32) for one in (folder, tiny_folder))
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    assert [type(event) for event in heard] == [Said]
+    assert [type(event) for event in heard] == [StatusMessage]
 
 
 def test_a_missing_tensor_is_named_also_where_the_file_was_converted_before(write, monkeypatch):
@@ -225,7 +225,7 @@ def test_an_alignment_that_is_none_is_refused(write, alignment):
 def test_what_is_computed_from_settings_may_be_left_over_and_is_warned_of(write):
     heard = []
     converted(write(more={"rope_freqs.weight": np.ones(4, np.float32)}), heard.append)
-    (warned,) = [event.text for event in heard if isinstance(event, Warned)]
+    (warned,) = [event.text for event in heard if isinstance(event, WarningMessage)]
     assert warned.startswith("rope_freqs.weight of tiny.gguf is not read")
 
 

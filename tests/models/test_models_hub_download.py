@@ -20,10 +20,10 @@ from hub_server import COMMIT, served
 LOAD = """
 import sys
 from rankwise.models.loading import load
-from rankwise.runs.records import Said
+from rankwise.runs.records import StatusMessage
 said = []
 model = load(sys.argv[1], said.append)
-print(model.source.name, model.source.where, len([e for e in said if isinstance(e, Said)]))
+print(model.source.name, model.source.where, len([e for e in said if isinstance(e, StatusMessage)]))
 """
 
 

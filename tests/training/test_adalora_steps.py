@@ -86,7 +86,7 @@ def test_a_whole_training_ends_with_exactly_the_budget_and_tells_how_it_got_ther
     model, state = begun(orthogonality=0.1)
     heard = []
     batches = Batches(rows(), 4, 200, 0)
-    train(state, batches, loss_of=summed(SupervisedLogits(model)), announce=heard.append)
+    train(state, batches, loss_of=summed(SupervisedLogits(model)), callback=heard.append)
     plans = [event for event in heard if isinstance(event, RankRecord)]
     assert len([event for event in heard if isinstance(event, StepRecord)]) == 30
     assert plans[-1].final and sum(plans[-1].ranks.values()) == 2 * 14 == plans[-1].budget

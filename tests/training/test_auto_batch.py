@@ -13,7 +13,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.errors import is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.runs.records import StepRecord, Warned, silent
+from rankwise.runs.records import StepRecord, WarningMessage, silent
 from rankwise.text.tokenize import Tokens
 from rankwise.training.auto_batch import Halving
 from rankwise.training.loop import train
@@ -30,7 +30,7 @@ def documents() -> list[Tokens]:
 
 
 def trained(
-    tokens: int, method: str, room: int | None = None, announce=silent
+    tokens: int, method: str, room: int | None = None, callback=silent
 ) -> tuple[list[torch.Tensor], TrainState]:
     """With a loss that asks torch for more memory than there is where more than `room` tokens come at once."""
     torch.manual_seed(0)
@@ -49,17 +49,17 @@ def trained(
         return total
 
     batches = Batches(documents(), 6, tokens, 0)
-    train(state, batches if room is None else Halving(batches, announce), loss_of=loss_of, announce=announce)
+    train(state, batches if room is None else Halving(batches, callback), loss_of=loss_of, callback=callback)
     return [parameter.detach().clone() for parameter in state.parameters], state
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 def test_what_is_learned_is_as_if_it_had_been_small_from_the_beginning(method):
     heard: list[object] = []
-    halved, _ = trained(128, method, room=64, announce=heard.append)
+    halved, _ = trained(128, method, room=64, callback=heard.append)
     small, _ = trained(64, method)
     assert all(torch.equal(one, other) for one, other in zip(halved, small, strict=True))
-    said = [event.text for event in heard if isinstance(event, Warned)]
+    said = [event.text for event in heard if isinstance(event, WarningMessage)]
     assert len(said) == 1 and "training.max_batch_tokens=64" in said[0]
     assert [event.step for event in heard if isinstance(event, StepRecord)] == [1, 2, 3, 4, 5, 6]
 
@@ -80,5 +80,5 @@ def test_nobody_who_did_not_ask_for_it_gets_other_portions():
         return torch.empty(2**58, dtype=torch.uint8).sum()
 
     with pytest.raises(MemoryError):
-        train(state, Batches(documents(), 6, 128, 0), loss_of=loss_of, announce=silent)
+        train(state, Batches(documents(), 6, 128, 0), loss_of=loss_of, callback=silent)
     assert state.step == 0

@@ -12,7 +12,7 @@ import rankwise
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
 from rankwise.kernels.regions import REGIONS
-from rankwise.runs.records import Said, StepRecord, Warned
+from rankwise.runs.records import StatusMessage, StepRecord, WarningMessage
 from rankwise.training import backend as forms
 
 COMPILER = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
@@ -31,7 +31,7 @@ class Listener:
         self.losses: dict[int, float] = {}
 
     def __call__(self, event: object) -> None:
-        if isinstance(event, Said | Warned):
+        if isinstance(event, StatusMessage | WarningMessage):
             self.said.append(event.text)
         if isinstance(event, StepRecord):
             self.losses[event.step] = event.loss
@@ -76,7 +76,7 @@ def test_where_compiling_fails_a_run_is_fast_and_says_so(small, monkeypatch):
     monkeypatch.setattr(forms, "LONG", 0.0)
     monkeypatch.setattr(forms, "compiled_regions", broken)
     listener = Listener()
-    assert rankwise.train(small, announce=listener).manifest.form == "fast"
+    assert rankwise.train(small, callback=listener).manifest.form == "fast"
     assert any("not compiled" in text for text in listener.said)
 
 
@@ -85,19 +85,19 @@ def test_where_compiling_fails_a_run_is_fast_and_says_so(small, monkeypatch):
 def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
     monkeypatch.setattr(forms, "LONG", 0.0)
     whole, first, second = Listener(), Listener(last=2), Listener()
-    form = rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form
+    form = rankwise.train(small.model_copy(update={"run": "whole"}), callback=whole).manifest.form
     if forms.NO_COMPILER in whole.said:
         pytest.skip("torch's compiler does not work here, and the run said so")
     assert form == "compiled"
     assert any("compiled in" in text for text in whole.said)
     with pytest.raises(Stopped):
-        rankwise.train(small, announce=first)
+        rankwise.train(small, callback=first)
     with monkeypatch.context() as context:
         context.setattr(forms, "compiled_regions", broken)
         with pytest.raises(RunError, match=r"C\+\+ compiler, does not work here"):
             rankwise.train(small, resume=True)
     monkeypatch.setattr(forms, "LONG", 1e9)
-    assert rankwise.train(small, resume=True, announce=second).manifest.form == "compiled"
+    assert rankwise.train(small, resume=True, callback=second).manifest.form == "compiled"
     assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
 
 
@@ -114,7 +114,7 @@ def test_where_memory_is_short_blocks_are_computed_twice_and_nothing_else_change
     usual = rankwise.train(small.model_copy(update={"run": "usual"}))
     monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
     listener = Listener()
-    tight = rankwise.train(small, announce=listener)
+    tight = rankwise.train(small, callback=listener)
     assert any("blocks are computed twice" in text for text in listener.said)
     weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
     assert weights[0] == weights[1]
@@ -149,7 +149,7 @@ def test_where_memory_is_short_the_plain_form_computes_blocks_twice_too(small, m
     usual = rankwise.train(plain.model_copy(update={"run": "usual"}))
     monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
     listener = Listener()
-    tight = rankwise.train(plain, announce=listener)
+    tight = rankwise.train(plain, callback=listener)
     assert any("blocks are computed twice" in text for text in listener.said)
     weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
     assert weights[0] == weights[1]
@@ -163,8 +163,8 @@ def test_a_run_goes_on_as_if_never_stopped(small, spec):
     """Over the top blocks, whose prefix is kept; and where the lower blocks lost all of their ranks before the stop."""
     small = small.model_copy(update={"adapter": spec})
     whole, first, second = Listener(), Listener(last=2), Listener()
-    assert rankwise.train(small.model_copy(update={"run": "whole"}), announce=whole).manifest.form == "fast"
+    assert rankwise.train(small.model_copy(update={"run": "whole"}), callback=whole).manifest.form == "fast"
     with pytest.raises(Stopped):
-        rankwise.train(small, announce=first)
-    rankwise.train(small, resume=True, announce=second)
+        rankwise.train(small, callback=first)
+    rankwise.train(small, resume=True, callback=second)
     assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}

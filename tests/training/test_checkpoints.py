@@ -60,7 +60,7 @@ class Run:
         heard = []
         self.state.steps, asked = step, self.state.steps
         self.adapters.train()
-        train(self.state, self.batches, loss_of=self.loss_of, announce=heard.append)
+        train(self.state, self.batches, loss_of=self.loss_of, callback=heard.append)
         self.adapters.train(False)
         self.state.steps = asked
         return [record.loss if isinstance(record, StepRecord) else record for record in heard]

@@ -63,7 +63,7 @@ def learn(whole: WholeModel, state: TrainState, until: int = STEPS) -> list[floa
     state.steps = until
     whole.train()
     batches = Batches(ROWS, 4, 60, 5)
-    train(state, batches, loss_of=summed(SupervisedLogits(whole.model)), announce=lambda it: losses.append(it.loss))
+    train(state, batches, loss_of=summed(SupervisedLogits(whole.model)), callback=lambda it: losses.append(it.loss))
     whole.train(False)
     state.steps = STEPS
     return losses
@@ -154,7 +154,7 @@ def test_k_micro_batches_are_one_large_batch(architecture: str) -> None:
         whole.train()
         batches = Batches(ROWS, len(ROWS), limit, 0)
         state.steps = 1
-        train(state, batches, loss_of=summed(SupervisedLogits(whole.model)), announce=lambda event: None)
+        train(state, batches, loss_of=summed(SupervisedLogits(whole.model)), callback=lambda event: None)
         return [state.optimizer.state[weight]["exp_avg"] for weight in state.parameters]
 
     many, one = moments(60), moments(10_000)

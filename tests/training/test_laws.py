@@ -126,7 +126,7 @@ def test_a_pad_token_equal_to_the_end_token_still_leaves_the_end_token_trained(
     model = tiny_model("llama", vocab=len(hub_tokenizer))
     adapters = inject(model, LoraConfig(rank=8))
     state = state_of(adapters, steps=60)
-    train(state, Batches(rows, 2, 4096, 0), loss_of=summed(SupervisedLogits(model)), announce=lambda event: None)
+    train(state, Batches(rows, 2, 4096, 0), loss_of=summed(SupervisedLogits(model)), callback=lambda event: None)
     for example in examples:
         prompt = tokenizer.encode(template.text(example.messages[:-1], answer_next=True))
         made = model.generate(
@@ -143,7 +143,7 @@ def test_training_lowers_the_loss_and_only_the_adapter_moves(architecture: str) 
     adapters = inject(model, LoraConfig(rank=8))
     records: list[StepRecord] = []
     state = state_of(adapters, 60, rate=3e-2)
-    train(state, Batches(rows, 2, 100, 0), loss_of=summed(SupervisedLogits(model)), announce=records.append)
+    train(state, Batches(rows, 2, 100, 0), loss_of=summed(SupervisedLogits(model)), callback=records.append)
     assert [record.step for record in records] == list(range(1, 61))
     assert records[-1].loss < records[0].loss - 0.15  # the frozen random head is small, and bounds what can be learned
     assert all(adapter.B.abs().max() > 0 for adapter in adapters.adapters().values())
@@ -158,7 +158,7 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit() -> None:
         adapters = inject(model, LoraConfig(rank=4, dropout=0.1), seed=4)
         torch.manual_seed(4)
         batches = Batches(random_rows(8), 4, 100, 4)
-        train(state_of(adapters, 5), batches, loss_of=summed(SupervisedLogits(model)), announce=lambda event: None)
+        train(state_of(adapters, 5), batches, loss_of=summed(SupervisedLogits(model)), callback=lambda event: None)
         results.append(adapters.parameters())
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

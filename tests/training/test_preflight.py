@@ -16,7 +16,7 @@ from rankwise.errors import ResourceError
 from rankwise.planning.devices import with_memory
 from rankwise.planning.machine import this_processor
 from rankwise.reporting.foreseen import foreseen
-from rankwise.runs.records import Said, Warned
+from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.training import preflight as foresight
 from rankwise.training import step
 
@@ -58,9 +58,9 @@ def test_what_cannot_fit_is_not_begun_unless_told_otherwise(small, monkeypatch):
         rankwise.train(small)
     assert caught.value.exit_code == 4
     heard: list[object] = []
-    trained = rankwise.train(small, announce=heard.append, force_memory=True)
+    trained = rankwise.train(small, callback=heard.append, force_memory=True)
     assert trained.manifest.status == "finished"
-    assert any(isinstance(one, Warned) and "may run out of memory" in one.text for one in heard)
+    assert any(isinstance(one, WarningMessage) and "may run out of memory" in one.text for one in heard)
 
 
 def test_what_may_fit_is_begun_with_a_word(small, monkeypatch):
@@ -68,8 +68,8 @@ def test_what_may_fit_is_begun_with_a_word(small, monkeypatch):
     assert made is not None
     with_room(monkeypatch, round(0.95 * made.least))
     heard: list[object] = []
-    rankwise.train(small, announce=heard.append)
-    assert any(isinstance(one, Warned) and "may run out of memory" in one.text for one in heard)
+    rankwise.train(small, callback=heard.append)
+    assert any(isinstance(one, WarningMessage) and "may run out of memory" in one.text for one in heard)
 
 
 def test_what_would_fit_is_offered_where_the_run_is_refused(small, monkeypatch):
@@ -142,8 +142,8 @@ def test_whatever_goes_wrong_in_a_plan_is_said_and_the_run_goes_on(small, monkey
 
     monkeypatch.setattr(foresight, "plan", broken)
     heard: list[object] = []
-    assert rankwise.train(small, announce=heard.append).manifest.status == "finished"
-    assert any(isinstance(one, Said) and "no forecast: by nothing" in one.text for one in heard)
+    assert rankwise.train(small, callback=heard.append).manifest.status == "finished"
+    assert any(isinstance(one, StatusMessage) and "no forecast: by nothing" in one.text for one in heard)
 
 
 def test_a_run_that_takes_less_at_once_by_itself_needs_less(small):

@@ -42,7 +42,7 @@ def begun(tiny_folder, tmp_path, monkeypatch):
         return rankwise.Experiment(model=str(tiny_folder), data=data, training=training, run="older")
 
     with contextlib.suppress(Stopped):
-        rankwise.train(experiment(held_out_order="last"), announce=stop)
+        rankwise.train(experiment(held_out_order="last"), callback=stop)
     return experiment
 
 

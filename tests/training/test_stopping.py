@@ -77,5 +77,5 @@ def test_a_training_whose_step_swallows_the_request_ends_after_that_step(number)
 
     rows = [Tokens((5, 6, 7, 8), (False, True, True, True))] * 4
     with pytest.raises(SystemExit), failures_told(as_json=False):
-        train(state, Batches(rows, 2, 64, 0), loss_of=loss_of, announce=heard.append)
+        train(state, Batches(rows, 2, 64, 0), loss_of=loss_of, callback=heard.append)
     assert [record.step for record in heard if isinstance(record, StepRecord)] == [1, 2, 3]

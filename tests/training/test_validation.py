@@ -23,7 +23,7 @@ from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
-from rankwise.runs.records import LossRecord, Said, SampleRecord, ScoreRecord, StepRecord, silent
+from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage, StepRecord, silent
 from rankwise.training.early_stopping import Judge
 from rankwise.training.losses import mean_loss, summed
 from rankwise.training.measuring import score
@@ -151,7 +151,7 @@ def test_the_model_is_left_as_it_was(asked, tiny_folder):
 
 def test_each_evaluation_is_recorded_once_and_where_it_was_due(asked):
     heard = []
-    rankwise.train(asked("run", "lora", ALL | {"steps": 5}), announce=heard.append)
+    rankwise.train(asked("run", "lora", ALL | {"steps": 5}), callback=heard.append)
     rows = rows_of("run")
     assert [row["step"] for row in rows if row["kind"] == "held_out"] == [0, 5, 10, 12]
     assert [(row["step"], row["metric"]) for row in rows if row["kind"] == "score"] == [
@@ -298,7 +298,7 @@ def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder, method
     with pytest.raises(Stopped):
         rankwise.train(
             asked("other", method, {"prompts": []}, checkpoint_steps=best, **how),
-            announce=stopping(best),
+            callback=stopping(best),
         )
     held = load_file(f"runs/other/checkpoints/step-{best}/state.safetensors")
     facts = json.loads(Path(f"runs/other/checkpoints/step-{best}/state.json").read_text())["allocator"]
@@ -336,13 +336,15 @@ def test_a_run_ends_when_its_patience_does_and_is_the_beginning_of_the_patient_o
     heard = []
     found = results(
         rankwise.train(
-            asked("short", method, evaluation | {"patience": patience}, schedule="linear"), announce=heard.append
+            asked("short", method, evaluation | {"patience": patience}, schedule="linear"), callback=heard.append
         )
     )
     assert found["steps"] == found["kept_step"] == end
     assert rows_of("short") == [row for row in rows_of("patient") if row["step"] <= end]
     assert (end == STEPS) == (found["ended_early"] is None)
-    said = [event.text for event in heard if isinstance(event, Said) and event.text.startswith("ended after step")]
+    said = [
+        event.text for event in heard if isinstance(event, StatusMessage) and event.text.startswith("ended after step")
+    ]
     assert len(said) == (end < STEPS)
     if end < STEPS:
         assert f"ended after step {end} of {STEPS}: {patience} evaluations without a better held-out loss" in said[0]
@@ -368,7 +370,7 @@ class Listener:
         self.last = last
 
     def __call__(self, event):
-        if not isinstance(event, Said):
+        if not isinstance(event, StatusMessage):
             self.last -= 1
             if self.last < 0:
                 raise Stopped
@@ -383,7 +385,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_one_that_never_was(asked, metho
     resume = False
     for last in stops:
         with pytest.raises(Stopped):
-            rankwise.train(asked("it", method, evaluation, checkpoint_steps=2), announce=Listener(last), resume=resume)
+            rankwise.train(asked("it", method, evaluation, checkpoint_steps=2), callback=Listener(last), resume=resume)
         resume = True
         assert len(RunDirectory.named("it").steps_kept) <= 2
     found = rankwise.train(asked("it", method, evaluation, checkpoint_steps=2), resume=True)
@@ -409,7 +411,7 @@ def stopped(asked):
             raise Stopped
 
     with pytest.raises(Stopped):
-        rankwise.train(experiment, announce=hear)
+        rankwise.train(experiment, callback=hear)
     return experiment
 
 

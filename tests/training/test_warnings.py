@@ -23,7 +23,7 @@ from rankwise.errors import ResourceError, TrainingError
 from rankwise.forward.agreement import Agreement
 from rankwise.planning.devices import with_memory
 from rankwise.planning.machine import this_processor
-from rankwise.runs.records import Said, StepRecord, Warned, Warnings
+from rankwise.runs.records import StatusMessage, StepRecord, WarningCollector, WarningMessage
 from rankwise.training import backend as forms
 from rankwise.training import preflight as foresight
 from rankwise.training import resume as resuming
@@ -34,11 +34,11 @@ class Stopped(Exception):
 
 
 def stop_after(last):
-    def announce(event):
+    def callback(event):
         if isinstance(event, StepRecord) and event.step > last:
             raise Stopped
 
-    return announce
+    return callback
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def with_unused_weights(tiny_folder, tmp_path):
 
 def test_warnings_are_collected_once_and_in_order_and_everything_is_passed_on():
     heard, written = [], []
-    warnings = Warnings(heard.append, changed=written.append)
-    events = [Warned("b"), Said("c"), Warned("a"), Warned("b")]
+    warnings = WarningCollector(heard.append, changed=written.append)
+    events = [WarningMessage("b"), StatusMessage("c"), WarningMessage("a"), WarningMessage("b")]
     for event in events:
         warnings(event)
     assert heard == events and warnings.texts == ("b", "a") and written == [("b",), ("b", "a")]
@@ -95,7 +95,7 @@ def test_warnings_are_kept_when_a_run_is_killed_fails_and_goes_on(small, monkeyp
     def announced(text):
         class Told(training.Session):
             def work(self, state, past):
-                self.announce(Warned(text))
+                self.callback(WarningMessage(text))
                 written = json.loads(self.run.folder.joinpath("manifest.json").read_text())
                 assert text in written["warnings"] and written["status"] == "running"
                 return super().work(state, past)
@@ -104,7 +104,7 @@ def test_warnings_are_kept_when_a_run_is_killed_fails_and_goes_on(small, monkeyp
 
     monkeypatch.setattr(training, "Session", announced("first"))
     with pytest.raises(Stopped):
-        rankwise.train(small, announce=stop_after(2))
+        rankwise.train(small, callback=stop_after(2))
     assert json.loads(Path("runs/small/manifest.json").read_text())["warnings"] == ["first"]
     monkeypatch.setattr(training, "Session", announced("second"))
     found = rankwise.train(small, resume=True).manifest.warnings
@@ -116,7 +116,7 @@ def test_warnings_are_kept_when_a_run_is_killed_fails_and_goes_on(small, monkeyp
 
 def test_a_resume_with_other_versions_warns_with_quiet_too(small):
     with contextlib.suppress(Stopped):
-        rankwise.train(small, announce=stop_after(2))
+        rankwise.train(small, callback=stop_after(2))
     path = resuming.RunDirectory.named("small").folder / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["versions"]["torch"] = "1.0"
@@ -170,7 +170,7 @@ def test_a_run_that_goes_on_keeps_the_form_it_was_begun_in(small, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(forms, "agreement", lambda *given: Agreement(False, "apart"))
         with pytest.raises(Stopped):
-            rankwise.train(small, announce=stop_after(2))
+            rankwise.train(small, callback=stop_after(2))
     manifest = rankwise.train(small, resume=True).manifest
     assert manifest.form == "plain" and any("apart" in one for one in manifest.warnings)
 
@@ -217,7 +217,7 @@ def test_documents_longer_than_the_window_are_computed_in_the_plain_form_with_a_
         )
         assert one.chosen(100) == ("fast" if longest == 20 else "plain")
         one.tuned.eject()
-    (warned,) = [event.text for event in heard if isinstance(event, Warned)]
+    (warned,) = [event.text for event in heard if isinstance(event, WarningMessage)]
     assert "the longest row has 21 tokens, more than the model's sliding window" in warned
 
 

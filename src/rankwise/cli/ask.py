@@ -62,9 +62,9 @@ def generate(
         streamed = not as_json and not both
         with Display(quiet) as display:
             generated = generate_verb(
-                run, asked, spec, system=system, context=context, base=base, both=both, announce=display,
+                run, asked, spec, system=system, context=context, base=base, both=both, callback=display,
                 force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model,
-                heard=speak if streamed else None,
+                on_text=speak if streamed else None,
             )  # fmt: skip
         if as_json:
             print_json(generated.summary())

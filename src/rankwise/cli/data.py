@@ -75,7 +75,7 @@ def check(
         from rankwise.commands.data import check as check_verb
 
         with Display(quiet) as display:
-            data_report = check_verb(spec, ModelConfig(name=model) if model is not None else None, announce=display)
+            data_report = check_verb(spec, ModelConfig(name=model) if model is not None else None, callback=display)
         if as_json:
             print_json(data_report.model_dump(mode="json"))
         else:
@@ -110,7 +110,7 @@ def preview(
 
         asked = ModelConfig(name=model) if model is not None else None
         with Display(quiet) as display:
-            shown = preview_verb(spec, asked, rows=rows, first=first, announce=display)
+            shown = preview_verb(spec, asked, rows=rows, first=first, callback=display)
         if as_json:
             print_json({"rows": [one.summary() for one in shown]})
             return

@@ -29,7 +29,7 @@ def demo(
 
         keep_memory()
         with Display(quiet) as display:
-            shown = demo_verb(model, announce=display, seed=seed)
+            shown = demo_verb(model, callback=display, seed=seed)
         if as_json:
             print_json(shown.summary())
         else:

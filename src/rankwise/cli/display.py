@@ -22,13 +22,13 @@ from rankwise.cli.visible import visible
 from rankwise.runs.records import (
     Event,
     LossRecord,
-    Progressed,
+    ProgressUpdate,
     RankRecord,
-    Said,
     SampleRecord,
     ScoreRecord,
+    StatusMessage,
     StepRecord,
-    Warned,
+    WarningMessage,
 )
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -75,10 +75,10 @@ class Display(AbstractContextManager["Display"]):
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Said(text):
+            case StatusMessage(text):
                 self._close()
                 self._console.print(text, markup=False, soft_wrap=True)
-            case Warned(text):
+            case WarningMessage(text):
                 self._warnings.print(f"warning: {text}", markup=False, soft_wrap=True)
             case ScoreRecord():  # the loss of the same evaluation is told next
                 self._scores.append(event)
@@ -87,7 +87,7 @@ class Display(AbstractContextManager["Display"]):
                 self._scores = []
             case SampleRecord():
                 self._above(sampled(event))
-            case Progressed():
+            case ProgressUpdate():
                 self._show(event.what, event.done, event.total, _amount(event))
             case StepRecord():
                 self._progress.below = f"  {self._ranks}" if self._ranks else ""
@@ -197,7 +197,7 @@ def _shares(record: RankRecord) -> list[tuple[str, float]]:
     return [(kind, rank / total) for kind, rank in counts.most_common() if rank > 0]
 
 
-def _amount(event: Progressed) -> str:
+def _amount(event: ProgressUpdate) -> str:
     if event.unit == "bytes":
         return f"{event.done / 1e6:,.0f} of {event.total / 1e6:,.0f} MB"
     return f"{event.done:,.0f} of {event.total:,.0f} {event.unit}"

@@ -56,7 +56,7 @@ def evaluate(
             found = evaluate_verb(
                 target, task, data=data, rows=rows, against=against, base=base,
                 with_forgetting=forgetting, text=text, blocks=blocks, together=batch_size, dtype=dtype,
-                out=out, announce=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
+                out=out, callback=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
                 base_model=base_model,
             )  # fmt: skip
         if as_json:

@@ -51,7 +51,7 @@ def export(
 
         exported = export_verb(
             run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
-            base_model=base_model, announce=display,
+            base_model=base_model, callback=display,
         )  # fmt: skip
         if as_json:
             print_json(exported.summary())

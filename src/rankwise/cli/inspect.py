@@ -33,7 +33,7 @@ def inspect(
     with failures_told(as_json), Display() as display:
         from rankwise.commands.inspect import inspect as inspect_verb
 
-        inspected = inspect_verb(run, force_result=force_result, announce=display)
+        inspected = inspect_verb(run, force_result=force_result, callback=display)
         if as_json:
             print_json(inspected.summary())
         else:

@@ -78,7 +78,7 @@ def plan(
 
             keep_memory()
             with Display(quiet) as display:
-                measured = run_probe(asked, announce=display)
+                measured = run_probe(asked, callback=display)
         made = make_plan(asked, device=device, watts=watts, price=price, measured=measured)
         if as_json:
             print_json(made.summary())

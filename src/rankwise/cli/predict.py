@@ -80,7 +80,7 @@ def predict(
         with Display(quiet) as display:
             predicted = predict_verb(
                 run, data, out, spec, prompt=prompt, system=system, column=column, base=base, batch_size=batch_size,
-                skip_bad_rows=on_bad_row == "skip", overwrite=overwrite, announce=display,
+                skip_bad_rows=on_bad_row == "skip", overwrite=overwrite, callback=display,
                 force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model,
             )  # fmt: skip
         if as_json:

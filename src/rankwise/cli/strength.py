@@ -45,7 +45,7 @@ def strength(
         with Display(quiet) as display:
             found = strength_verb(
                 run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
-                trust_code=trust_code, base_model=base_model, announce=display,
+                trust_code=trust_code, base_model=base_model, callback=display,
             )  # fmt: skip
         if as_json:
             print_json(found.summary())

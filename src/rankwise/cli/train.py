@@ -139,7 +139,7 @@ def train(
         keep_memory()
         with Display(quiet) as display:
             trained = train_verb(
-                experiment, announce=display, restart=restart, resume=resume, force_memory=force_memory
+                experiment, callback=display, restart=restart, resume=resume, force_memory=force_memory
             )
         if as_json:
             print_json(trained.summary())

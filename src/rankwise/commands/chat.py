@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError
-from rankwise.inference.decoding import Answer, Heard
+from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import Asked, open_for_asking
 from rankwise.text.example import Message
 
@@ -34,12 +34,12 @@ class Chat:
         """Begin a turn, which each side then answers."""
         self.said.append({"user": text})
 
-    def answer(self, side: str, heard: Heard | None = None) -> Answer:
+    def answer(self, side: str, on_text: TextCallback | None = None) -> Answer:
         """One side's answer to the turn that was begun. A turn that it cannot answer it does not remember."""
         text = self.said[-1]["user"]
         history = [*self.sides[side], Message("user", text)]
         spec = self.spec.model_copy(update={"seed": self.spec.seed + len(self.said) - 1})
-        answer = self.asked.answer(history, spec, base=side == "base", heard=heard)
+        answer = self.asked.answer(history, spec, base=side == "base", on_text=on_text)
         self.sides[side] = [*history, Message("assistant", answer.text)]
         self.said[-1] |= {side: answer.text, f"{side}_stopped": answer.stopped}
         return answer

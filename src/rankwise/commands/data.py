@@ -16,7 +16,7 @@ from rankwise.errors import DataError, together
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import cached_starter
 from rankwise.runs.data_report import DataReport
-from rankwise.runs.records import Announce, Said, Warned, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import BREAK, Example
 from rankwise.text.rendering import Rendering, renderings
@@ -44,20 +44,22 @@ class Shown:
         }
 
 
-def check(data: DataConfig, model: ModelConfig | None = None, *, announce: Announce = silent) -> DataReport:
+def check(data: DataConfig, model: ModelConfig | None = None, *, callback: Callback = silent) -> DataReport:
     """The data report of these rows. Tokens are counted by `model`, or by a starter that is here already."""
-    writing = _writing(model, announce)
+    writing = _writing(model, callback)
     if writing is None:
-        announce(Said("no model is named and no starter is here, so tokens, masks and templates are not looked at"))
-        return count_only(data, announce)
-    return prepare(data, writing, announce).data_report
+        callback(
+            StatusMessage("no model is named and no starter is here, so tokens, masks and templates are not looked at")
+        )
+        return count_only(data, callback)
+    return prepare(data, writing, callback).data_report
 
 
 def preview(
-    data: DataConfig, model: ModelConfig | None = None, *, rows: int = 3, first: int = 1, announce: Announce = silent
+    data: DataConfig, model: ModelConfig | None = None, *, rows: int = 3, first: int = 1, callback: Callback = silent
 ) -> list[Shown]:
     """Rows `first`, `first` + 1, … as they would be learned."""
-    writing = _writing(model, announce)
+    writing = _writing(model, callback)
     if writing is None:
         raise DataError("no starter model is here to show the rows with; name one with --model.")
     writing = writing.by(data)
@@ -65,7 +67,7 @@ def preview(
     wanted = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
     unused = unused_columns(readings)
     for said in [*(sentence(column) for column in unused if not column.stops), *problems(readings, unused)]:
-        announce(Warned(said.rstrip(".")))
+        callback(WarningMessage(said.rstrip(".")))
     if not wanted:
         raise DataError(f"there is no row {first}.")
     return [shown for example in wanted for shown in _shown(example, writing, data)]
@@ -122,13 +124,13 @@ def _decoded(document: Any, writing: Writing) -> list[tuple[str, bool]]:
     return [(writing.tokenizer.decode(ids), learned) for ids, learned in runs]
 
 
-def _writing(model: ModelConfig | None, announce: Announce) -> Writing | None:
+def _writing(model: ModelConfig | None, callback: Callback) -> Writing | None:
     if model is None:
         starter = cached_starter()
         if starter is None:
             return None
-        announce(Said(f"tokens are counted with {starter}, which is here; name your model with --model"))
+        callback(StatusMessage(f"tokens are counted with {starter}, which is here; name your model with --model"))
     else:
         starter = model.name
-    tokenizer, name, context = load_tokenizer(model or ModelConfig(name=starter), announce)
+    tokenizer, name, context = load_tokenizer(model or ModelConfig(name=starter), callback)
     return Writing(tokenizer, ChatTemplate.of_model(tokenizer), name, context, guessed=model is None)

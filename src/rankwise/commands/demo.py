@@ -24,7 +24,7 @@ from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.runs.manifest import Results, peak_rss
-from rankwise.runs.records import Announce, Progressed, silent
+from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.system.files import told_when_full, write_atomic
 from rankwise.text.example import Example
 
@@ -64,15 +64,15 @@ class Demo:
         }
 
 
-def demo(model: str = "smollm2-135m", *, announce: Announce = silent, seed: int = 0) -> Demo:
-    loaded = load(ModelConfig(name=model), announce)
+def demo(model: str = "smollm2-135m", *, callback: Callback = silent, seed: int = 0) -> Demo:
+    loaded = load(ModelConfig(name=model), callback)
     test = order_examples(TEST_ROWS, TEST, seed + 1)
-    before = _answers(loaded, test, "Asking the base model", announce)
+    before = _answers(loaded, test, "Asking the base model", callback)
     rows_folder = Path("runs") / "demo-rows"
     write_rows(rows_folder / "test.jsonl", test)
     write_rows(rows_folder / "train.jsonl", order_examples(TRAINED_ROWS, TRAIN, seed))
-    trained = train(_experiment(model, rows_folder / "train.jsonl", seed), announce=announce, model=loaded)
-    after = _answers(loaded, test, "Asking the adapted model", announce)
+    trained = train(_experiment(model, rows_folder / "train.jsonl", seed), callback=callback, model=loaded)
+    after = _answers(loaded, test, "Asking the adapted model", callback)
     rows = [
         DemoRow(example.messages[-2].content, example.messages[-1].content, base, adapted)
         for example, base, adapted in zip(test, before, after, strict=True)
@@ -114,11 +114,11 @@ def write_rows(file: Path, examples: list[Example]) -> None:
         write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def _answers(model: LoadedModel, examples: list[Example], what: str, announce: Announce) -> list[str]:
+def _answers(model: LoadedModel, examples: list[Example], what: str, callback: Callback) -> list[str]:
     """Greedy answers without white space around them."""
     prompts = [asking_ids(model, example.messages[:-1]) for example in examples]
     given = answers_in_turn(
         model, prompts, GenerationConfig(max_new_tokens=LONGEST_ANSWER),
-        told=lambda done: announce(Progressed(what, done, len(prompts), "rows")),
+        told=lambda done: callback(ProgressUpdate(what, done, len(prompts), "rows")),
     )  # fmt: skip
     return [one.text.strip() for one in given]

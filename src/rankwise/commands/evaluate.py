@@ -52,7 +52,7 @@ from rankwise.runs.evaluations import (
 )
 from rankwise.runs.manifest import now
 from rankwise.runs.opened import forgetting_in
-from rankwise.runs.records import Announce, Said, Warned, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.runs.score_text import labels_text, score_line
 from rankwise.system.files import check_place
 
@@ -79,7 +79,7 @@ def evaluate(
     target: str, task: str | TaskConfig | None = None, *, data: str | None = None, rows: int | None = None,
     against: str | None = None, base: bool = True, with_forgetting: bool = True, text: str | None = None,
     blocks: int | None = None, together: int | None = None, dtype: str = "auto", out: Path | None = None,
-    announce: Announce = silent, force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
+    callback: Callback = silent, force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
     base_model: str | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
@@ -95,32 +95,32 @@ def evaluate(
             )  # fmt: skip
     if together is not None and together < 1:
         raise ConfigError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
-    subject = open_subject(target, against, base=base, dtype=dtype, announce=announce, force_base=force_base,
+    subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
-    asked = asked_of(subject, task, data, rows, together, announce)
+    asked = asked_of(subject, task, data, rows, together, callback)
     _place(subject, asked, out)
     read = _text(subject, text, blocks) if with_forgetting else None
-    return evaluated(subject, asked, read, None if blocks is not None else Looks(), out=out, announce=announce)
+    return evaluated(subject, asked, read, None if blocks is not None else Looks(), out=out, callback=callback)
 
 
 def evaluated(
     subject: Subject, asked: Task, text: Text | None = None, looks: Looks | None = None, *, out: Path | None = None,
-    announce: Announce = silent,
+    callback: Callback = silent,
 ) -> Evaluation:  # fmt: skip
     """Without a `text` it is not measured what was forgotten."""
     place = _place(subject, asked, out)
-    tuned = asked.side(subject.model, subject.name, announce)
-    announce(Said(score_line(asked.name, subject.name, tuned)))
+    tuned = asked.side(subject.model, subject.name, callback)
+    callback(StatusMessage(score_line(asked.name, subject.name, tuned)))
     base, differences = None, dict[str, Difference]()
     if subject.base is not None:
         with subject.base() as other:
-            base = side_of_base(asked, other, subject.origin, str(subject.against), announce)
+            base = side_of_base(asked, other, subject.origin, str(subject.against), callback)
         differences = _differences(tuned, base)
-        announce(Said(score_line(asked.name, str(subject.against), base, differences)))
+        callback(StatusMessage(score_line(asked.name, str(subject.against), base, differences)))
     n, items = asked.facts()
     held = _held(subject.model)
-    kept = _forgetting(subject, text, looks, announce) if text is not None else None
-    kept = _instead_of(place, items, kept, held, announce) if place is not None and out is None else kept
+    kept = _forgetting(subject, text, looks, callback) if text is not None else None
+    kept = _instead_of(place, items, kept, held, callback) if place is not None and out is None else kept
     found = Evaluation(
         task=asked.name, n=n, left_out=asked.left_out, items_sha256=items, data=asked.data,
         model=subject.name, against=subject.against, tuned=tuned, base=base, differences=differences,
@@ -129,9 +129,9 @@ def evaluated(
     )  # fmt: skip
     if place is not None:
         write_evaluation(place, found)
-        announce(Said(f"written to {place}"))
+        callback(StatusMessage(f"written to {place}"))
     if subject.run is not None and out is None:
-        write_page(subject.run, announce)
+        write_page(subject.run, callback)
     return found
 
 
@@ -148,7 +148,7 @@ def _place(subject: Subject, asked: Task, out: Path | None) -> Path | None:
 
 
 def _instead_of(
-    place: Path, items: str, kept: Forgetting | None, held: dict[str, Any], announce: Announce
+    place: Path, items: str, kept: Forgetting | None, held: dict[str, Any], callback: Callback
 ) -> Forgetting | None:
     """What is said of an evaluation that is written over, and what stays of it: what was forgotten, where that was not
     measured again and the model is held as it was."""
@@ -157,27 +157,31 @@ def _instead_of(
     try:
         before = read_evaluation(place)
     except RankwiseError as error:
-        announce(Warned(f"{place} is replaced; it could not be read ({first_line(error)})"))
+        callback(WarningMessage(f"{place} is replaced; it could not be read ({first_line(error)})"))
         return kept
     if before.items_sha256 != items:
-        announce(Warned(f"{place} is replaced; it was about {before.n:,} other items of {before.data} ({before.made})"))
+        callback(
+            WarningMessage(
+                f"{place} is replaced; it was about {before.n:,} other items of {before.data} ({before.made})"
+            )
+        )
     same = all(before.settings.get(name) == held[name] for name in ("fingerprint", "dtype"))
     return forgetting_in(before) if kept is None and same else kept
 
 
 def open_subject(
-    target: str, against: str | None = None, *, base: bool = True, dtype: str = "auto", announce: Announce = silent,
+    target: str, against: str | None = None, *, base: bool = True, dtype: str = "auto", callback: Callback = silent,
     force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
     base_model: str | None = None,
 ) -> Subject:  # fmt: skip
-    opened = find_opened(target, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    opened = find_opened(target, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
     if opened is None:
         if base_model is not None:
             raise ConfigError([f'--base-model {base_model}: "{target}" is not a run or an adapter\'s folder, so it has '
                              "no base model. Use --against to compare two models."])  # fmt: skip
-        model = load(held_to_measure(ModelConfig(name=target, trust_code=trust_code), dtype), announce)
+        model = load(held_to_measure(ModelConfig(name=target, trust_code=trust_code), dtype), callback)
         return (
-            _beside(model, target, ModelConfig(name=against, trust_code=trust_code), dtype, announce)
+            _beside(model, target, ModelConfig(name=against, trust_code=trust_code), dtype, callback)
             if against
             else Subject(target, model, None)
         )
@@ -185,7 +189,7 @@ def open_subject(
         raise ConfigError(
             [f'"{target}" is a run or an adapter, which is compared with its own base; leave out --against.']
         )
-    asked = open_for_asking(opened, announce, force_base=force_base, held=held_to_measure(model_of(opened), dtype))
+    asked = open_for_asking(opened, callback, force_base=force_base, held=held_to_measure(model_of(opened), dtype))
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:
@@ -200,8 +204,8 @@ def open_subject(
     return replace(own, against=trained_on.name, base=without, sides=with_and_without(asked.tuned), origin=origin)
 
 
-def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, announce: Announce) -> Subject:
-    other = load(held_to_measure(against, dtype), announce)
+def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
+    other = load(held_to_measure(against, dtype), callback)
     sides = of_two(other, model)
     return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
 
@@ -223,32 +227,34 @@ def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None
     return read
 
 
-def _forgetting(subject: Subject, text: Text, looks: Looks | None, announce: Announce) -> Forgetting | None:
+def _forgetting(subject: Subject, text: Text, looks: Looks | None, callback: Callback) -> Forgetting | None:
     if subject.sides is None:
         return None
     held = {"base": subject.origin, "dtype": subject.model.facts.dtype, "made": now()}
-    return forgetting(subject.sides, text, announce, looks).model_copy(update=held)
+    return forgetting(subject.sides, text, callback, looks).model_copy(update=held)
 
 
 def asked_of(
     subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, together: int | None,
-    announce: Announce,
+    callback: Callback,
 ) -> Task:  # fmt: skip
     if isinstance(task, str) and task.startswith(PREFIX):
         if data is not None:
             raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
         return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
-    spec, items = _items(subject, task, data, rows, announce)
+    spec, items = _items(subject, task, data, rows, callback)
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
-        announce(Warned(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out"))
+        callback(
+            WarningMessage(f"{items.too_long:,} rows do not fit into the model's context{with_answer} and are left out")
+        )
     if items.labels:
-        announce(Said(f"{spec.task}: {labels_text(dict(items.labels))}"))
+        callback(StatusMessage(f"{spec.task}: {labels_text(dict(items.labels))}"))
     return OwnTask(spec, items, together or TOGETHER)
 
 
 def _items(
-    subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, announce: Announce
+    subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, callback: Callback
 ) -> tuple[TaskConfig, Items]:
     opened = subject.opened
     if task is None and (opened is None or (data is not None and is_running_text(data))):
@@ -259,7 +265,7 @@ def _items(
         spec = refuse_taken(task, "TaskConfig") if isinstance(task, TaskConfig) else task_named(task, data, rows)
         return _of_task(spec, subject)
     assert opened is not None
-    found = rows_to_measure(opened, subject.model, data, announce)
+    found = rows_to_measure(opened, subject.model, data, callback)
     about = TaskConfig(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
     spec = about.model_copy(update={"rows": rows})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]

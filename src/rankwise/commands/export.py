@@ -27,7 +27,7 @@ from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.opening import open_tuned
 from rankwise.models.sources import LOCAL
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.records import Announce, silent
+from rankwise.runs.records import Callback, silent
 from rankwise.system.files import need_space, told_when_full
 from rankwise.system.hub import could_be_hub_id
 
@@ -57,7 +57,7 @@ class Exported:
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
     force_base: bool = False, force_result: bool = False, base_model: str | None = None,
-    announce: Announce = silent,
+    callback: Callback = silent,
 ) -> Exported:  # fmt: skip
     """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
     change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
@@ -65,9 +65,9 @@ def export(
     folder = Path(to)
     _check(format, dtype, strength, force_base=force_base)
     _check_free(folder)
-    opened = open_tuned(run_name, announce, force_result=force_result, base_model=base_model)
+    opened = open_tuned(run_name, callback, force_result=force_result, base_model=base_model)
     if format == "merged":
-        merged = export_merged(opened, folder, announce, dtype, strength, force_base=force_base)
+        merged = export_merged(opened, folder, callback, dtype, strength, force_base=force_base)
         return Exported(str(opened.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
     if not opened.is_adapter:
         raise RunError(f"{opened.folder} has no adapter: its whole model was trained. Use --format merged.")
@@ -79,7 +79,7 @@ def export(
     check_same(written, _with_scale(stored, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
-        rewrite(written, folder, files, filled_by_export(opened, written, _change(format, strength), announce))
+        rewrite(written, folder, files, filled_by_export(opened, written, _change(format, strength), callback))
     return Exported(str(opened.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError
-from rankwise.inference.decoding import Answer, Heard
+from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import Asked, open_for_asking
-from rankwise.runs.records import Announce, silent
+from rankwise.runs.records import Callback, silent
 from rankwise.text.example import Message
 
 
@@ -41,8 +41,8 @@ def generate(
     context: str = "",
     base: bool = False,
     both: bool = False,
-    heard: Heard | None = None,
-    announce: Announce = silent,
+    on_text: TextCallback | None = None,
+    callback: Callback = silent,
     force_base: bool = False,
     force_result: bool = False,
     trust_code: str | None = None,
@@ -58,7 +58,7 @@ def generate(
     asked = (
         open_for_asking(
             str(run),
-            announce,
+            callback,
             force_base=force_base,
             force_result=force_result,
             trust_code=trust_code,
@@ -69,6 +69,6 @@ def generate(
     )
     messages = [*asked.opening(system), Message("user", prompt, context)]
     wanted = spec or GenerationConfig()
-    adapted = None if base else asked.answer(messages, wanted, heard=heard)
-    of_base = asked.answer(messages, wanted, base=True, heard=heard if base else None) if base or both else None
+    adapted = None if base else asked.answer(messages, wanted, on_text=on_text)
+    of_base = asked.answer(messages, wanted, base=True, on_text=on_text if base else None) if base or both else None
     return Generated(prompt, adapted, of_base)

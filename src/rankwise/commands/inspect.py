@@ -17,7 +17,7 @@ from rankwise.models.saving import numbers_in
 from rankwise.runs.directory import RunDirectory, find_run, open_run
 from rankwise.runs.integrity import Integrity, check_folder, check_result
 from rankwise.runs.metrics_log import read_ranks
-from rankwise.runs.records import Announce, RankRecord, silent
+from rankwise.runs.records import Callback, RankRecord, silent
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Inspected:
         }  # fmt: skip
 
 
-def inspect(name: str, *, force_result: bool = False, announce: Announce = silent) -> Inspected:
+def inspect(name: str, *, force_result: bool = False, callback: Callback = silent) -> Inspected:
     """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
     if find_run(name) is None and is_adapter_folder(name):
-        return replace(_inspected(name, Path(name), []), integrity=check_folder(Path(name), announce))
+        return replace(_inspected(name, Path(name), []), integrity=check_folder(Path(name), callback))
     run: RunDirectory = open_run(name)
-    integrity = check_result(run, announce, force=force_result)
+    integrity = check_result(run, callback, force=force_result)
     return replace(_of_run(run), integrity=integrity)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rankwise.config.models import ModelConfig
 from rankwise.models.sources import cached_conversions, cached_hub_models, find
 from rankwise.models.starters import STARTERS, index_folder
-from rankwise.runs.records import Announce, silent
+from rankwise.runs.records import Callback, silent
 from rankwise.system.cache import source_of
 
 
@@ -40,9 +40,9 @@ def known_models() -> list[KnownModel]:
     ]  # fmt: skip
 
 
-def pull(name: str, revision: str | None = None, announce: Announce = silent) -> KnownModel:
+def pull(name: str, revision: str | None = None, callback: Callback = silent) -> KnownModel:
     """Fetch a model if it is not here, and say where it lies."""
-    source = find(ModelConfig(name=name, revision=revision), announce)
+    source = find(ModelConfig(name=name, revision=revision), callback)
     return KnownModel(name, source.where, True, _size(source.folder), str(source.folder))
 
 

@@ -23,7 +23,7 @@ from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
 from rankwise.inference.tuned_model import Asked, open_for_asking
 from rankwise.runs.directory import RunDirectory, find_run
-from rankwise.runs.records import Announce, Progressed, silent
+from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.system.files import check_place, write_atomic
 from rankwise.text.example import Example
 from rankwise.text.tokenize import prompt_ids
@@ -76,7 +76,7 @@ class Predicted:
 def predict(
     run: str | Path | Asked, data: str | Path, out: str | Path, spec: GenerationConfig | None = None, *,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
-    batch_size: int = TOGETHER, skip_bad_rows: bool = False, overwrite: bool = False, announce: Announce = silent,
+    batch_size: int = TOGETHER, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
     **opening: Any,
 ) -> Predicted:  # fmt: skip
     """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
@@ -86,12 +86,12 @@ def predict(
     rows = _rows(_reading(run, str(data), prompt, system), _form_of(run), asked=prompt is not None)
     _refuse_taken([column, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
-    asked = run if isinstance(run, Asked) else open_for_asking(str(run), announce, **opening)
+    asked = run if isinstance(run, Asked) else open_for_asking(str(run), callback, **opening)
     chosen = spec or GenerationConfig()
     _render(rows, asked, system, chosen.max_new_tokens)
     _refuse_bad(rows, skip_bad_rows)
     with asked.side(base=base):
-        _answer([row for row in rows if row.problem is None], asked, chosen, batch_size, announce)
+        _answer([row for row in rows if row.problem is None], asked, chosen, batch_size, callback)
     write_atomic(out, file_of([_with_answer(row, column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began)
 
@@ -195,12 +195,12 @@ def _render(rows: Sequence[Row], asked: Asked, system: str | None, new: int) -> 
             )
 
 
-def _answer(rows: Sequence[Row], asked: Asked, spec: GenerationConfig, batch_size: int, announce: Announce) -> None:
+def _answer(rows: Sequence[Row], asked: Asked, spec: GenerationConfig, batch_size: int, callback: Callback) -> None:
     prompts = [row.ids for row in rows]
     try:
         answers = answers_in_turn(
             asked.model, prompts, spec, batch_size,
-            lambda done: announce(Progressed("Answering", done, len(prompts), "rows")), refuse_damage=True,
+            lambda done: callback(ProgressUpdate("Answering", done, len(prompts), "rows")), refuse_damage=True,
         )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):

@@ -17,7 +17,7 @@ from rankwise.errors import RankwiseError, first_line
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
-from rankwise.runs.records import Announce, Said, silent
+from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
 from rankwise.system.files import sha256_of, write_atomic
 
@@ -94,7 +94,7 @@ def show(name: str) -> ShownRun:
     return ShownRun(found, run.folder, parts, evaluations, manifest)
 
 
-def rename_run(old: str, new: str, announce: Announce = silent) -> RenamedRun:
+def rename_run(old: str, new: str, callback: Callback = silent) -> RenamedRun:
     run = entry(old)
     check_renamable(run, new)
     before = run.folder.name
@@ -102,8 +102,8 @@ def rename_run(old: str, new: str, announce: Announce = silent) -> RenamedRun:
     _retitle_card(renamed, new)
     pages = [str(renamed.page)] if renamed.page.exists() else []
     if pages:
-        write_page(renamed, announce)
-    return RenamedRun(before, new, pages + _compared_again(before, new, announce))
+        write_page(renamed, callback)
+    return RenamedRun(before, new, pages + _compared_again(before, new, callback))
 
 
 def _retitle_card(run: RunDirectory, new: str) -> None:
@@ -120,7 +120,7 @@ def _retitle_card(run: RunDirectory, new: str) -> None:
         run.write_manifest(manifest.model_copy(update={"result_sha256": {**recorded, name: sha256_of(card)}}))
 
 
-def _compared_again(old: str, new: str, announce: Announce) -> list[str]:
+def _compared_again(old: str, new: str, callback: Callback) -> list[str]:
     """The comparison pages that name the run, each made again from the runs it compares."""
     made = []
     for page in [page for name in run_names() for page in sorted((RUNS / name).glob("against-*.html"))]:
@@ -132,8 +132,10 @@ def _compared_again(old: str, new: str, announce: Announce) -> list[str]:
 
             reported = report([new if name == old else name for name in names])
         except (RankwiseError, OSError) as error:
-            announce(
-                Said(f'{page} still says "{old}" for the run "{new}"; it could not be rewritten: {first_line(error)}')
+            callback(
+                StatusMessage(
+                    f'{page} still says "{old}" for the run "{new}"; it could not be rewritten: {first_line(error)}'
+                )
             )
             continue
         made.append(str(reported.page))

@@ -20,7 +20,7 @@ from rankwise.methods.methods import model_of
 from rankwise.methods.opening import open_tuned
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
-from rankwise.runs.records import Announce, Event, Progressed, Said, silent
+from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, silent
 from rankwise.system.files import check_place
 
 BLOCKS, MOST = 16, 100
@@ -42,35 +42,35 @@ class Strengths:
 def strength(
     run_name: str, *, text: str | None = None, data: str | None = None, blocks: int = BLOCKS,
     strengths: Sequence[float] = STRENGTHS, force_base: bool = False, force_result: bool = False,
-    trust_code: str | None = None, base_model: str | None = None, announce: Announce = silent,
+    trust_code: str | None = None, base_model: str | None = None, callback: Callback = silent,
 ) -> Strengths:  # fmt: skip
     """Measure a run, or an adapter's folder, at several strengths; a run's curve lies in `runs/NAME/strength.json`.
     `text` is what the model was not trained on (evaluation/text.py), `data` rows of its task, by default those that a
     run held out."""
     for one in strengths:
         check_strength(one)
-    opened = open_tuned(run_name, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    opened = open_tuned(run_name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
     if opened.run is not None:
         check_place(opened.folder / STRENGTH)
-    asked = open_for_asking(opened, announce, force_base=force_base, held=held_to_measure(model_of(opened)))
+    asked = open_for_asking(opened, callback, force_base=force_base, held=held_to_measure(model_of(opened)))
     told = text_for(asked.model, text, blocks=blocks)
     if opened.data_report is not None:
         refuse_trained_on(told, opened.data_report)
-    every = rows_to_measure(opened, asked.model, data, announce)
+    every = rows_to_measure(opened, asked.model, data, callback)
     rows = every.spread(MOST)
     if rows is not every:
-        announce(Said(f"measuring on {rows.about}"))
+        callback(StatusMessage(f"measuring on {rows.about}"))
     curve = strength_curve(
-        with_and_without(asked.tuned), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, announce), told,
-        task=rows.about, strengths=strengths, announce=announce,
+        with_and_without(asked.tuned), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, callback), told,
+        task=rows.about, strengths=strengths, callback=callback,
     ).model_copy(update={"own_rows": rows.own})  # fmt: skip
     if opened.run is not None:
         write_strength(opened.run, curve)
-        write_page(opened.run, announce)
+        write_page(opened.run, callback)
     return Strengths(str(opened.folder), curve, kept=opened.run is not None)
 
 
-def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float], announce: Announce) -> TaskLoss:
+def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float], callback: Callback) -> TaskLoss:
     passes, number = len(with_ends(strengths)), count()
 
     def losses() -> list[list[float]]:
@@ -78,9 +78,9 @@ def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float],
 
         def heard(event: Event) -> None:
             """Of all passes together."""
-            if isinstance(event, Progressed):
+            if isinstance(event, ProgressUpdate):
                 event = replace(event, done=event.done + before * event.total, total=passes * event.total)
-            announce(event)
+            callback(event)
 
         found = likelihoods(model.module, rows.documents, heard, "Measuring what is learned")
         return [one.sums for one in found]

@@ -25,7 +25,7 @@ from rankwise.models.loading import load
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import hashes_of
 from rankwise.runs.manifest import Form, Manifest, now
-from rankwise.runs.records import Announce, Said, Warned, Warnings, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.system.files import need_space
 from rankwise.training.backend import lowest_of
 from rankwise.training.preflight import Foresight, foresee, foresee_form, out_of_memory
@@ -56,7 +56,7 @@ class Trained:
 
 
 def train(
-    experiment: Experiment, *, announce: Announce = silent, restart: bool = False, resume: bool = False,
+    experiment: Experiment, *, callback: Callback = silent, restart: bool = False, resume: bool = False,
     model: LoadedModel | None = None, force_memory: bool = False,
 ) -> Trained:  # fmt: skip
     """Train an adapter or a whole model; the result lies in `runs/NAME`. A `model` that is loaded already saves loading
@@ -64,30 +64,30 @@ def train(
     unless `force_memory`."""
     if restart and resume:
         raise ConfigError(["--restart begins again from nothing and --resume goes on; give one of them."])
-    run, announce = RunDirectory.named(experiment.run), Warnings(announce)
+    run, callback = RunDirectory.named(experiment.run), WarningCollector(callback)
     with run.claimed(restart=restart, resume=resume):
         if resume:
             experiment = settings_of(run, experiment)
-        foreseen = foresee(experiment, announce)
+        foreseen = foresee(experiment, callback)
         if foreseen is not None and not resume:
-            foreseen.check(announce, force=force_memory)
-        loaded = load(experiment.base, announce) if model is None else lent(model, experiment)
+            foreseen.check(callback, force=force_memory)
+        loaded = load(experiment.base, callback) if model is None else lent(model, experiment)
         if loaded.spec != experiment.base:
             raise ConfigError(
                 [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.base}.']
             )
         writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, loaded.context_length)
-        prepared = prepare(experiment.data, writing, announce)
+        prepared = prepare(experiment.data, writing, callback)
         refuse_fatal(prepared.data_report)
         loaded = replace(loaded, template=writing.by(experiment.data).template)
         asking = asking_of(experiment.evaluation, loaded, prepared)
         given = ranks_before_training(run, experiment) if resume else None
-        tuned, ranks = begin(experiment, loaded, prepared.trained_rows, announce, given)
+        tuned, ranks = begin(experiment, loaded, prepared.trained_rows, callback, given)
         try:
             if shared := tables_of_the_head(loaded.module, tuned.parts):
-                announce(Warned(_shared(shared)))
+                callback(WarningMessage(_shared(shared)))
             lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
-            session = Session(experiment, run, loaded, tuned, ranks, prepared, announce, lowest, asking)
+            session = Session(experiment, run, loaded, tuned, ranks, prepared, callback, lowest, asking)
             manifest = _recorded(run, session, foreseen, resume=resume, force_memory=force_memory)
             return Trained(run, manifest, named(tuned, loaded, run), tuned)
         except BaseException:
@@ -119,15 +119,15 @@ def _begun(
         run.begin(session.experiment)
         run.write_data_report(session.prepared.data_report)
     if resume and (change := changed_since(past.manifest)):
-        session.announce(Warned(change))
-    session.announce.add(*past.manifest.warnings, first=True)
-    past.manifest = past.manifest.model_copy(update={"warnings": session.announce.texts})
+        session.callback(WarningMessage(change))
+    session.callback.add(*past.manifest.warnings, first=True)
+    past.manifest = past.manifest.model_copy(update={"warnings": session.callback.texts})
     run.write_manifest(past.manifest)
-    session.announce(Said("\n".join(filter(None, (session.describe(), state.allocator.plan())))))
+    session.callback(StatusMessage("\n".join(filter(None, (session.describe(), state.allocator.plan())))))
     for warning in session.prepared.data_report.warnings:
-        session.announce(Warned(warning))
+        session.callback(WarningMessage(warning))
     if resume:
-        session.announce(Said(f"going on after step {state.step}"))
+        session.callback(StatusMessage(f"going on after step {state.step}"))
     return past
 
 
@@ -137,12 +137,12 @@ def _recorded(
     """Begin the run or take it up, and do the work; however it ends, the manifest says so."""
     state = session.state()
     form = run.manifest().form if resume else session.form()
-    again = foresee_form(foreseen, form, session.announce)
+    again = foresee_form(foreseen, form, session.callback)
     if again is not None and again is not foreseen and not resume:
-        again.check(session.announce, force=force_memory)
+        again.check(session.callback, force=force_memory)
     foreseen = again
     past = _begun(run, session, state, form, foreseen, resume=resume)
-    manifest, heard = past.manifest, session.announce
+    manifest, heard = past.manifest, session.callback
     heard.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
         results = session.work(state, past)
@@ -164,7 +164,7 @@ def _recorded(
             run.write_manifest(ended)
         raise _told(error, run, session.experiment, foreseen) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
-    write_page(run, session.announce)
+    write_page(run, session.callback)
     return finished
 
 

@@ -23,7 +23,7 @@ from rankwise.data.sequences import Documents
 from rankwise.errors import RankwiseError
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import installed_version
-from rankwise.runs.records import Announce, Said
+from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import published, sha256_of, write_json
 from rankwise.text.encode import Encoder
@@ -71,7 +71,7 @@ def _digest(data_report: object) -> str:
     return sha256(json.dumps(data_report, sort_keys=True).encode()).hexdigest()
 
 
-def keep(key: str, prepared: Prepared, announce: Announce) -> None:
+def keep(key: str, prepared: Prepared, callback: Callback) -> None:
     """A cache that cannot be written costs nothing but the time to encode again."""
     folder = _folder(key)
     try:
@@ -86,4 +86,4 @@ def keep(key: str, prepared: Prepared, announce: Announce) -> None:
             write_json(temporary / "facts.json", {"sha256": hashes, "data_report": data_report})
         forget_old(folder.parent)
     except (RankwiseError, OSError) as error:
-        announce(Said(f"the encoded rows are not kept for the next time: {error}"))
+        callback(StatusMessage(f"the encoded rows are not kept for the next time: {error}"))

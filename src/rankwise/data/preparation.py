@@ -22,7 +22,7 @@ from rankwise.data.source_rows import SourceRows, numbers_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.runs.data_report import DataReport, EvaluationFacts, HoldOutFacts, OverlapFacts, PartFacts, TemplateFacts
-from rankwise.runs.records import Announce, Progressed
+from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.text.encode import Encoder
 from rankwise.text.example import Example
 
@@ -51,10 +51,10 @@ class Prepared:
 
 
 def prepare_data(
-    spec: DataConfig, encoder: Encoder | None, tally: Tally, announce: Announce, *,
+    spec: DataConfig, encoder: Encoder | None, tally: Tally, callback: Callback, *,
     model: str | None, template: TemplateFacts | None,
 ) -> Prepared:  # fmt: skip
-    work = _Preparation(spec, encoder, tally, announce, model, template)
+    work = _Preparation(spec, encoder, tally, callback, model, template)
     trained = [work.read(open_source(spec, source), source.weight) for source in spec.all_sources]
     apart = replace(work, tally=tally.anew())
     to_measure = spec.measured_source
@@ -77,7 +77,7 @@ class _Preparation:
     spec: DataConfig
     encoder: Encoder | None
     tally: Tally
-    announce: Announce
+    callback: Callback
     model: str | None
     template: TemplateFacts | None
     documents: list[Documents] = field(default_factory=list)
@@ -103,7 +103,7 @@ class _Preparation:
     def _told(self, reading: Reading, rows: int) -> None:
         share = reading.share
         if rows >= 2 * CHUNK and share:
-            self.announce(Progressed("Reading and encoding", rows, rows / share, "rows"))
+            self.callback(ProgressUpdate("Reading and encoding", rows, rows / share, "rows"))
 
     def _encoded(self, chunk: Sequence[list[Example]]) -> list[range]:
         if self.encoder is None:

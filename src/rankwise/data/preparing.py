@@ -14,7 +14,7 @@ from rankwise.data.report import Tally
 from rankwise.errors import DataError
 from rankwise.runs.data_report import MOST_LISTED, DataReport
 from rankwise.runs.manifest import DataFacts
-from rankwise.runs.records import Announce
+from rankwise.runs.records import Callback
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder
 from rankwise.text.tokenizer import HubTokenizer
@@ -42,7 +42,7 @@ class Writing:
         return Encoder(self.template, self.tokenizer, spec, limit)
 
 
-def prepare(spec: DataConfig, writing: Writing, announce: Announce) -> Prepared:
+def prepare(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
     """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
     writing = writing.by(spec)
     encoder = writing.encoder(spec)
@@ -51,16 +51,16 @@ def prepare(spec: DataConfig, writing: Writing, announce: Announce) -> Prepared:
     prepared = recall(key)
     if prepared is None:
         prepared = prepare_data(
-            spec, encoder, _tally(writing), announce, model=writing.name, template=writing.template.facts
+            spec, encoder, _tally(writing), callback, model=writing.name, template=writing.template.facts
         )
         if key_of(spec, encoder, identity, writing.name) == key:  # else somebody wrote into a file that was being read
-            keep(key, prepared, announce)
+            keep(key, prepared, callback)
     return prepared
 
 
-def count_only(spec: DataConfig, announce: Announce) -> DataReport:
+def count_only(spec: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
-    return prepare_data(spec, None, Tally(), announce, model=None, template=None).data_report
+    return prepare_data(spec, None, Tally(), callback, model=None, template=None).data_report
 
 
 def refuse_fatal(data_report: DataReport) -> None:

@@ -22,7 +22,7 @@ from rankwise.evaluation.task import Task
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import Side
 from rankwise.runs.manifest import installed_version, processor_name
-from rankwise.runs.records import Announce, Said
+from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import write_json
 
@@ -30,18 +30,18 @@ COUNTED_BY = ("torch", "sacrebleu", "rouge-score")
 """Beside what reads and renders, which our_own holds."""
 
 
-def side_of_base(task: Task, model: LoadedModel, fingerprint: str | None, who: str, announce: Announce) -> Side:
+def side_of_base(task: Task, model: LoadedModel, fingerprint: str | None, who: str, callback: Callback) -> Side:
     """`fingerprint` is that of the weights that `model` has now; without one nothing is known, and nothing kept."""
     identity = task.identity
     if fingerprint is None or identity is None:
-        return task.side(model, who, announce)
+        return task.side(model, who, callback)
     file = cache_folder() / "sides" / f"{_key(identity, model, fingerprint)}.json"
     known = _recalled(file)
     if known is not None:
-        announce(Said(f"{who} was asked all of {task.name} before; what it scored is taken from the cache"))
+        callback(StatusMessage(f"{who} was asked all of {task.name} before; what it scored is taken from the cache"))
         return known
-    made = task.side(model, who, announce)
-    _keep(file, made, announce)
+    made = task.side(model, who, callback)
+    _keep(file, made, callback)
     return made
 
 
@@ -70,7 +70,7 @@ def _recalled(file: Path) -> Side | None:
         return None
 
 
-def _keep(file: Path, made: Side, announce: Announce) -> None:
+def _keep(file: Path, made: Side, callback: Callback) -> None:
     """A cache that cannot be written costs nothing but the time to ask again."""
     side = made.model_dump(mode="json")
     try:
@@ -78,4 +78,4 @@ def _keep(file: Path, made: Side, announce: Announce) -> None:
         write_json(file, {"sha256": _digest(side), "side": side})
         forget_old(file.parent)
     except (RankwiseError, OSError) as error:
-        announce(Said(f"what the base scored is not kept for the next time: {error}"))
+        callback(StatusMessage(f"what the base scored is not kept for the next time: {error}"))

@@ -27,7 +27,7 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.sequential import Looks
 from rankwise.evaluation.text import Text
 from rankwise.runs.evaluations import Forgetting, Measured, OfBlocks
-from rankwise.runs.records import Announce, Progressed, silent
+from rankwise.runs.records import Callback, ProgressUpdate, silent
 
 ROWS = 64
 """Positions whose logarithms are there at a time."""
@@ -44,9 +44,9 @@ class Compared:
     positions: int
 
 
-def forgetting(sides: Sides, text: Text, announce: Announce = silent, looks: Looks | None = None) -> Forgetting:
+def forgetting(sides: Sides, text: Text, callback: Callback = silent, looks: Looks | None = None) -> Forgetting:
     """On all blocks of the text or, with `looks`, on as many as these need."""
-    found = _needed(sides, text, announce, looks)
+    found = _needed(sides, text, callback, looks)
     numbers, blocks, available = sorted(found), _in_order(found), len(text.blocks)
     kl, change = _both(blocks, looks, available)
     positions = sum(block.positions for block in blocks)
@@ -65,7 +65,7 @@ def forgetting(sides: Sides, text: Text, announce: Announce = silent, looks: Loo
     )  # fmt: skip
 
 
-def _needed(sides: Sides, text: Text, announce: Announce, looks: Looks | None) -> dict[int, Compared]:
+def _needed(sides: Sides, text: Text, callback: Callback, looks: Looks | None) -> dict[int, Compared]:
     """By the number of the block in the text."""
     available = len(text.blocks)
     order = list(range(available)) if looks is None else looks.order(available)
@@ -73,7 +73,7 @@ def _needed(sides: Sides, text: Text, announce: Announce, looks: Looks | None) -
     for size in [available] if looks is None else looks.sizes(available):
         part = order[len(found) : size]
         cut = replace(text, blocks=text.blocks[part])
-        (blocks,) = compared(sides.base, [sides.tuned], cut, announce, Done(len(found), size))
+        (blocks,) = compared(sides.base, [sides.tuned], cut, callback, Done(len(found), size))
         found |= zip(part, blocks, strict=True)
         if looks is not None and looks.enough(_both(_in_order(found), looks, available)[0]):
             break
@@ -116,7 +116,7 @@ class Done:
 
 
 def compared(
-    base: Forward, tuned: Sequence[Forward], text: Text, announce: Announce = silent, progress: Done | None = None
+    base: Forward, tuned: Sequence[Forward], text: Text, callback: Callback = silent, progress: Done | None = None
 ) -> list[list[Compared]]:
     """Of each tuned model its blocks. Block by block, so that the base is asked once for all of them."""
     found: list[list[Compared]] = [[] for _ in tuned]
@@ -130,7 +130,7 @@ def compared(
             blocks.append(_compared(expected, forward(inputs), targets))
             steps += 1
             done = progress.before + steps / total * len(text.blocks)
-            announce(Progressed("Measuring what is forgotten", done, progress.total, "blocks of text"))
+            callback(ProgressUpdate("Measuring what is forgotten", done, progress.total, "blocks of text"))
     return found
 
 

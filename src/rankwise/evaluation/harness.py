@@ -21,7 +21,7 @@ from rankwise.errors import ConfigError, EvaluationError, ResourceError, did_you
 from rankwise.evaluation.intervals import scores
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import Sample, Scores, Side
-from rankwise.runs.records import Announce, Said
+from rankwise.runs.records import Callback, StatusMessage
 
 PREFIX = "lm-eval:"
 KNOWN = {"acc_norm": "accuracy", "acc": "accuracy_unnormalised", "exact_match": "exact"}
@@ -75,8 +75,8 @@ class HarnessTask:
     def identity(self) -> None:
         """What it asks stands in lm-eval."""
 
-    def side(self, model: LoadedModel, who: str, announce: Announce) -> Side:
-        announce(Said(f"lm-eval asks {self.asked}, {who}"))
+    def side(self, model: LoadedModel, who: str, callback: Callback) -> Side:
+        callback(StatusMessage(f"lm-eval asks {self.asked}, {who}"))
         began = time.perf_counter()
         found = self.scored(self._samples(model))
         return Side(scores=found, seconds=time.perf_counter() - began)

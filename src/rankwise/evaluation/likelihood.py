@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from rankwise.data.batches import asked, collate
 from rankwise.errors import EvaluationError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.runs.records import Announce, Progressed, silent
+from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.text.tokenize import Tokens
 
 LOGITS = 100_000_000
@@ -40,7 +40,7 @@ class Likelihood:
 
 @torch.inference_mode()
 def likelihoods(
-    module: nn.Module, documents: Sequence[Tokens], announce: Announce = silent, what: str = "",
+    module: nn.Module, documents: Sequence[Tokens], callback: Callback = silent, what: str = "",
     places: Sequence[str] = (),
 ) -> list[Likelihood]:  # fmt: skip
     """One for each document, in their order. Equal documents are computed once. `places` say where they stand, for
@@ -62,7 +62,7 @@ def likelihoods(
         for document, own in zip(batch, nats.split([one.supervised for one in batch]), strict=True):
             found[_key(document)] = Likelihood(own.sum().item(), document.supervised)
         done += sum(asked(document) for document in batch)
-        announce(Progressed(what, done, total, "tokens"))
+        callback(ProgressUpdate(what, done, total, "tokens"))
     _refuse_damage(keys, found, places)
     return [found[key] for key in keys]
 

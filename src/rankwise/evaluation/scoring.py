@@ -24,7 +24,7 @@ from rankwise.evaluation.requests import Item
 from rankwise.inference.generate import answers_in_turn
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import Side
-from rankwise.runs.records import Announce, Progressed
+from rankwise.runs.records import Callback, ProgressUpdate
 
 Rows = list[list[float]]
 UNNORMALISED = "_unnormalised"
@@ -35,17 +35,17 @@ CUT = " \u2026"
 
 
 def side(
-    task: TaskConfig, items: Sequence[Item], model: LoadedModel, announce: Announce, *, together: int, who: str
+    task: TaskConfig, items: Sequence[Item], model: LoadedModel, callback: Callback, *, together: int, who: str
 ) -> Side:
     """All scores of a task. `together` prompts are answered at once; `who` is the model, for whoever waits."""
     began = time.perf_counter()
     found: dict[str, Rows] = {}
     if any(score in LIKELIHOOD for score in task.score):
-        found |= _by_likelihood(task, items, model, announce, f"Scoring {task.task}, {who}")
+        found |= _by_likelihood(task, items, model, callback, f"Scoring {task.task}, {who}")
     written = None
     if task.written:
         what, exact = f"Answering {task.task}, {who}", task.written == ("exact",)
-        written = answers(items, model, task.max_new_tokens, announce, together, what, until_wrong=exact)
+        written = answers(items, model, task.max_new_tokens, callback, together, what, until_wrong=exact)
         found |= {metric: _rows(metric, written, items, task) for metric in task.written}
     assert set(task.score) <= set(found), "what cannot be scored is refused before (refuse_unfit)"
     return Side(
@@ -60,12 +60,12 @@ def _in_order(task: TaskConfig) -> list[str]:
 
 
 def _by_likelihood(
-    task: TaskConfig, items: Sequence[Item], model: LoadedModel, announce: Announce, what: str
+    task: TaskConfig, items: Sequence[Item], model: LoadedModel, callback: Callback, what: str
 ) -> dict[str, Rows]:
     documents = [document for item in items for document in item.documents]
     places = [item.where for item in items for _ in item.documents]
     try:
-        flat = likelihoods(model.module, documents, announce, what, places)
+        flat = likelihoods(model.module, documents, callback, what, places)
     except Exception as error:
         if is_out_of_memory(error):
             raise ResourceError(
@@ -108,7 +108,7 @@ def same_choices(items: Sequence[Item]) -> bool:
 
 
 def answers(
-    items: Sequence[Item], model: LoadedModel, most: int, announce: Announce, together: int, what: str,
+    items: Sequence[Item], model: LoadedModel, most: int, callback: Callback, together: int, what: str,
     *, until_wrong: bool = False,
 ) -> list[str]:  # fmt: skip
     """What the model writes, in the order of the items; with `until_wrong` only as long as it can still become one of
@@ -116,7 +116,7 @@ def answers(
     prompts, spec = [item.given for item in items], GenerationConfig(max_new_tokens=most, repetition_check=False)
     try:
         written = answers_in_turn(
-            model, prompts, spec, together, lambda done: announce(Progressed(what, done, len(prompts), "answers")),
+            model, prompts, spec, together, lambda done: callback(ProgressUpdate(what, done, len(prompts), "answers")),
             refuse_damage=True, settled=(lambda at, text: is_wrong(text, items[at])) if until_wrong else None,
         )  # fmt: skip
     except Exception as error:

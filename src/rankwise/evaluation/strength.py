@@ -25,7 +25,7 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.text import Text
 from rankwise.runs.evaluations import Difference, StrengthCurve, StrengthPoint
 from rankwise.runs.manifest import now
-from rankwise.runs.records import Announce, silent
+from rankwise.runs.records import Callback, silent
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5)
 KEPT = 0.95
@@ -38,7 +38,7 @@ TaskLoss = Callable[[], Sequence[Sequence[float]]]
 
 def strength_curve(
     sides: Sides, turned: Turned, task_loss: TaskLoss, text: Text, *, task: str,
-    strengths: Sequence[float] = STRENGTHS, announce: Announce = silent,
+    strengths: Sequence[float] = STRENGTHS, callback: Callback = silent,
 ) -> StrengthCurve:  # fmt: skip
     """0 and 1 are measured also where `strengths` leaves them out. `task` is what the losses are of. The base is
     the model with its change taken off, so that a KL of 0 at strength 0 is measured and not assumed."""
@@ -53,7 +53,7 @@ def strength_curve(
             strength=strength, loss=measured(METRICS["loss"], rows), kl=kl_of(blocks),
             delta_nll=change_of(blocks).value,
         )
-        for strength, rows, blocks in zip(asked, losses, compared(sides.base, tuned, text, announce), strict=True)
+        for strength, rows, blocks in zip(asked, losses, compared(sides.base, tuned, text, callback), strict=True)
     ]  # fmt: skip
     instead = untold(points, losses)
     return StrengthCurve(

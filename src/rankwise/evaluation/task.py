@@ -15,7 +15,7 @@ from rankwise.evaluation.requests import Items
 from rankwise.evaluation.scoring import refuse_unfit, side
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import Sample, Side
-from rankwise.runs.records import Announce
+from rankwise.runs.records import Callback
 
 SAMPLES = 20
 
@@ -47,7 +47,7 @@ class Task(Protocol):
         """Of all that a side depends on, beside the model; None where that is not known here."""
         ...
 
-    def side(self, model: LoadedModel, who: str, announce: Announce) -> Side: ...
+    def side(self, model: LoadedModel, who: str, callback: Callback) -> Side: ...
 
     def facts(self) -> tuple[int, str]:
         """How many items, and a hash of them; asked when a side is there."""
@@ -95,8 +95,8 @@ class OwnTask:
                 known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
         return known.hexdigest()
 
-    def side(self, model: LoadedModel, who: str, announce: Announce) -> Side:
-        return side(self.spec, self.items.items, model, announce, together=self.together, who=who)
+    def side(self, model: LoadedModel, who: str, callback: Callback) -> Side:
+        return side(self.spec, self.items.items, model, callback, together=self.together, who=who)
 
     def facts(self) -> tuple[int, str]:
         return len(self.items.items), self.items.sha256

@@ -18,7 +18,7 @@ from rankwise.methods.opening import Opened
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import PartFacts
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.records import Announce
+from rankwise.runs.records import Callback
 from rankwise.text.tokenize import Tokens
 
 OF_TRAINING = (
@@ -52,26 +52,26 @@ def spread(rows: Sequence[_Row], most: int) -> Sequence[_Row]:
     return [rows[number * len(rows) // most] for number in range(most)] if len(rows) > most else rows
 
 
-def rows_to_measure(opened: Opened, model: LoadedModel, data: str | None, announce: Announce) -> Measurable:
+def rows_to_measure(opened: Opened, model: LoadedModel, data: str | None, callback: Callback) -> Measurable:
     """`data` is a file, folder or hub data set; without it the run's own rows. `model` has the run's template."""
     writing, run = Writing(model.tokenizer, model.template, model.source.name, model.context_length), opened.run
     if run is None:
-        return _of_folder(opened, data, writing, announce)
+        return _of_folder(opened, data, writing, callback)
     spec = run.experiment().data
     if data is None:
-        return _own(run, spec, writing, announce)
+        return _own(run, spec, writing, callback)
     if spec.evaluation is not None and data == spec.evaluation.path:
         refuse_training_files(run, {file.sha256: file.name for file in _parted(run)[1]})
-        return _own(run, spec, writing, announce)
-    return _others(run, spec, data, writing, announce)
+        return _own(run, spec, writing, callback)
+    return _others(run, spec, data, writing, callback)
 
 
-def _of_folder(opened: Opened, data: str | None, writing: Writing, announce: Announce) -> Measurable:
+def _of_folder(opened: Opened, data: str | None, writing: Writing, callback: Callback) -> Measurable:
     """An adapter's folder holds no rows. Those that it was trained on are known where rankwise wrote it, unless rows of
     an evaluation source are listed among them."""
     if data is None:
         raise DataError(f"{opened.folder} has no validation rows. Give rows that it was not trained on: --data FILE.")
-    prepared, data_report = prepare(DataConfig(path=data), writing, announce), opened.data_report
+    prepared, data_report = prepare(DataConfig(path=data), writing, callback), opened.data_report
     refuse_fatal(prepared.data_report)
     if data_report is not None and data_report.evaluation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},
@@ -79,12 +79,12 @@ def _of_folder(opened: Opened, data: str | None, writing: Writing, announce: Ann
     return Measurable(prepared.trained_rows, data)
 
 
-def _others(run: RunDirectory, spec: DataConfig, data: str, writing: Writing, announce: Announce) -> Measurable:
+def _others(run: RunDirectory, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
     """Read as the run's own were, but for their form and columns, which are found anew."""
     said = {
         name: getattr(spec, name) for name in spec.model_fields_set if name not in (*OF_TRAINING, "format", "columns")
     }
-    prepared = prepare(DataConfig(**said, path=data), writing, announce)
+    prepared = prepare(DataConfig(**said, path=data), writing, callback)
     refuse_fatal(prepared.data_report)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return Measurable(prepared.trained_rows, data)
@@ -121,13 +121,13 @@ def _is_of(name: str, path: str) -> bool:
     return name == path or name.startswith(path.rstrip("/") + "/")
 
 
-def _own(run: RunDirectory, spec: DataConfig, writing: Writing, announce: Announce) -> Measurable:
+def _own(run: RunDirectory, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
     if not spec.held_out and spec.evaluation is None:
         raise DataError(
             f"{run.folder} held no rows out to measure with. Give some that it was not trained on: --data FILE."
         )
     here = DataConfig(**_from_where_it_ran(spec.model_dump(exclude_unset=True), run))
-    prepared = prepare(here, writing, announce)
+    prepared = prepare(here, writing, callback)
     refuse_fatal(prepared.data_report)
     before, after = ([file.sha256 for file in one.files] for one in (run.data_report(), prepared.data_report))
     if before != after:

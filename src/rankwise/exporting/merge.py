@@ -28,7 +28,7 @@ from rankwise.models.loading import load
 from rankwise.models.saving import save, stored_as
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
-from rankwise.runs.records import Announce, Said, Warned
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.files import need_space, published, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,22 +57,22 @@ class Merged:
 
 
 def export_merged(
-    opened: Opened, folder: Path, announce: Announce, dtype: str | None, strength: float = 1.0, *, force_base: bool
+    opened: Opened, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool
 ) -> Merged:
     """Of what was opened, and so checked."""
     if opened.run is not None and opened.run.experiment().model.trust_code is not None:
         raise RunError(f"{opened.folder} was trained on a model with Python code of its own, which cannot be "
                        "exported as merged. Export the adapter as peft or portable.")  # fmt: skip
     trained = model_of(opened)
-    stored, numbers = stored_as(trained, announce)
+    stored, numbers = stored_as(trained, callback)
     wanted = stored if dtype is None else DTYPES[dtype]
     need_space(folder.absolute(), numbers * wanted.itemsize)
     held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
-    asked = open_for_asking(opened, announce, force_base=force_base, held=spec)
+    asked = open_for_asking(opened, callback, force_base=force_base, held=spec)
     live, change = _settled(asked, strength)
     with published(folder) as temporary:
-        announce(Said("Writing the merged model"))
+        callback(StatusMessage("Writing the merged model"))
         save(asked.model, temporary, wanted)
         for file, value in beside(opened, strength).items():
             write_json(temporary / file, value)
@@ -88,7 +88,7 @@ def export_merged(
             )
     made = Merged(str(wanted).removeprefix("torch."), difference, change, torch.finfo(wanted).eps / 2)
     if made.hidden:
-        announce(Warned(
+        callback(WarningMessage(
             f"{folder}: rounding to {made.dtype} changes the logits by {difference:.2g} of the largest and the adapter "
             f"by {change:.2g}, so much of what was learned may be lost. --dtype float32 keeps it"
         ))  # fmt: skip

@@ -21,7 +21,7 @@ from rankwise.inference.repetition import STAGE, loop_at, repeats
 from rankwise.models.loaded import LoadedModel
 from rankwise.text.chat_template import ChatTemplate
 
-Heard = Callable[[str], None]
+TextCallback = Callable[[str], None]
 Stopped = Literal["end", "length", "repetition"]
 Settled = Callable[[int, str], bool]
 """Whether the answer to a prompt, by its number, needs no more tokens than those of this text."""
@@ -38,12 +38,12 @@ class Answer:
 
 @torch.inference_mode()
 def decode(
-    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, heard: Heard | None = None,
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, on_text: TextCallback | None = None,
     *, refuse_damage: bool = False, settled: Settled | None = None,
 ) -> list[Answer]:  # fmt: skip
-    """`prompts` are ids, computed together. Only a single answer can be `heard`. An answer that is
-    `settled` is not written to its end."""
-    assert heard is None or len(prompts) == 1
+    """`prompts` are ids, computed together. `on_text` needs a single prompt. An answer
+    stops early once it is `settled`."""
+    assert on_text is None or len(prompts) == 1
     from rankwise.inference.kv_cache import roomy_cache
 
     began, template = time.perf_counter(), model.template
@@ -61,7 +61,7 @@ def decode(
                 generation_config=_settings(model, spec, new),
                 logits_processor=[_refuse_damage] if refuse_damage else None,
                 stopping_criteria=[*_EndTexts.of(template, begin), *_Loops.of(spec, begin)],
-                streamer=_Streamer(template, heard) if heard else None,
+                streamer=_Streamer(template, on_text) if on_text else None,
                 **cache,
             )
             seconds = time.perf_counter() - began
@@ -178,10 +178,10 @@ class _Loops:
 
 
 class _Streamer:
-    """Hears ids from transformers' generate and passes on text that no later id can change."""
+    """Receives ids from transformers' generate and passes on text that no later id can change."""
 
-    def __init__(self, template: ChatTemplate, heard: Heard) -> None:
-        self._template, self._heard = template, heard
+    def __init__(self, template: ChatTemplate, on_text: TextCallback) -> None:
+        self._template, self._on_text = template, on_text
         self._ids: list[int] = []
         self._said = 0
         self._prompt_seen = False
@@ -193,10 +193,10 @@ class _Streamer:
         self._ids += [token for token in value.flatten().tolist() if token not in self._template.end_ids]
         text = self._template.streamed_text(self._ids)
         if not text.endswith("\ufffd"):  # half of a character
-            self._heard(text[self._said :])
+            self._on_text(text[self._said :])
             self._said = len(text)
 
     def end(self) -> None:
         text = self._template.answer_text(self._ids)
         if text[self._said :]:
-            self._heard(text[self._said :])
+            self._on_text(text[self._said :])

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ModelError
-from rankwise.inference.decoding import Answer, Heard, Settled, decode
+from rankwise.inference.decoding import Answer, Settled, TextCallback, decode
 from rankwise.kernels.prepacked import prepared
 from rankwise.models.loaded import LoadedModel
 from rankwise.text.example import Message
@@ -26,12 +26,12 @@ takes as long as computing so many."""
 
 
 def answer(
-    model: LoadedModel, messages: Sequence[Message], spec: GenerationConfig, heard: Heard | None = None
+    model: LoadedModel, messages: Sequence[Message], spec: GenerationConfig, on_text: TextCallback | None = None
 ) -> Answer:
-    """One answer; `heard` gets its text piece by piece as it is made."""
+    """Generate one answer; `on_text` receives its text piece by piece."""
     prompt = asking_ids(model, messages)
     _check_room(model, len(prompt), spec.max_new_tokens)
-    return decode(model, [prompt], spec, heard)[0]
+    return decode(model, [prompt], spec, on_text)[0]
 
 
 def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:

@@ -11,14 +11,14 @@ from rankwise.adapters.tuned import Tuned
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, ModelError
-from rankwise.inference.decoding import Answer, Heard
+from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
 from rankwise.methods.methods import model_of, tuned_of
 from rankwise.methods.opening import Opened, open_tuned
 from rankwise.models.beside import other_tokens, templates_in
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load_unchecked
-from rankwise.runs.records import Announce, Warned, silent
+from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import BREAK, Message
 
@@ -44,7 +44,12 @@ class Asked:
         return [Message("system", spoken)] if spoken else []
 
     def answer(
-        self, messages: Sequence[Message], spec: GenerationConfig, *, base: bool = False, heard: Heard | None = None
+        self,
+        messages: Sequence[Message],
+        spec: GenerationConfig,
+        *,
+        base: bool = False,
+        on_text: TextCallback | None = None,
     ) -> Answer:
         """One answer to a conversation, from the tuned model or the untouched base."""
         for message in messages:
@@ -55,11 +60,11 @@ class Asked:
             if BREAK in message.whole:
                 raise DataError(f"the {SPOKEN[message.role]} has the noncharacter U+FDD0, which no text should have.")
         with self.side(base=base):
-            return answer(self.model, messages, spec, heard)
+            return answer(self.model, messages, spec, on_text)
 
 
 def open_for_asking(
-    run: str | Opened, announce: Announce = silent, *, force_base: bool = False, force_result: bool = False,
+    run: str | Opened, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
     trust_code: str | None = None, base_model: str | None = None, held: ModelConfig | None = None,
 ) -> Asked:  # fmt: skip
     """Load what a run, or an adapter's folder, needs to answer. The base is the one that it was trained on, or is
@@ -67,30 +72,32 @@ def open_for_asking(
     `held` says in which number format and where the model is held."""
     opened = run
     if not isinstance(opened, Opened):
-        opened = open_tuned(opened, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
-    model = _loaded(opened, held or model_of(opened), announce)
-    tuned = tuned_of(opened, model, announce, force_base=force_base)
+        opened = open_tuned(opened, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    model = _loaded(opened, held or model_of(opened), callback)
+    tuned = tuned_of(opened, model, callback, force_base=force_base)
     data_report = opened.data_report
     if data_report is not None and data_report.template is not None:
         model = replace(model, template=ChatTemplate.of_data_report(model.tokenizer, data_report.template))
     elif opened.run is None:
-        model = _with_what_lies_beside(opened.folder, model, announce)
+        model = _with_what_lies_beside(opened.folder, model, callback)
     return Asked(model, tuned, None if data_report is None else data_report.system)
 
 
-def _loaded(opened: Opened, spec: ModelConfig, announce: Announce) -> LoadedModel:
+def _loaded(opened: Opened, spec: ModelConfig, callback: Callback) -> LoadedModel:
     try:
-        return load_unchecked(spec, announce)
+        return load_unchecked(spec, callback)
     except ModelError as error:
         if type(error) is not ModelError or not opened.is_adapter:
             raise
         raise ModelError(f"{error} It is the base model of {opened.called}; --base-model gives another one.") from None
 
 
-def _with_what_lies_beside(folder: Path, model: LoadedModel, announce: Announce) -> LoadedModel:
+def _with_what_lies_beside(folder: Path, model: LoadedModel, callback: Callback) -> LoadedModel:
     """Somebody else's adapter was trained with the template in its folder, if there is one."""
     if (other := other_tokens(folder, model.tokenizer, model.source.folder)) is not None:
-        announce(Warned(f"{folder} has another tokenizer than its base model: {other}. The base model's is used"))
+        callback(
+            WarningMessage(f"{folder} has another tokenizer than its base model: {other}. The base model's is used")
+        )
     sources = templates_in(folder)
     if not sources:
         return model

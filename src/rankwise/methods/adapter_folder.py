@@ -19,7 +19,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import save_tokenizer
 from rankwise.models.sources import FROM_GGUF
 from rankwise.models.starters import STARTERS
-from rankwise.runs.records import Announce, Said, Warned
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.files import write_atomic
 
 LARGEST_CARD = 1_000_000
@@ -42,13 +42,13 @@ def filled_by_training(model: LoadedModel, facts: CardFacts) -> Callable[[Path],
 
 
 def filled_by_export(
-    opened: Opened, adapter: AdapterWeights, change: str, announce: Announce
+    opened: Opened, adapter: AdapterWeights, change: str, callback: Callback
 ) -> Callable[[Path], None]:
     """From the adapter that is exported, since no base model is loaded for it. `change` says how this one differs."""
 
     def fill(folder: Path) -> None:
         if not copy_tokenizer(opened.result, folder):
-            announce(Warned(f"{opened.result} has no tokenizer, so {folder} has none; use the base model's"))
+            callback(WarningMessage(f"{opened.result} has no tokenizer, so {folder} has none; use the base model's"))
         text = _card_of(opened, adapter, change)
         if text is not None:
             write_atomic(folder / CARD, text.encode())
@@ -78,9 +78,9 @@ def _card_of(opened: Opened, adapter: AdapterWeights, change: str) -> str | None
     )  # fmt: skip
 
 
-def say_what_peft_reads(tuned: Tuned, model: LoadedModel, announce: Announce) -> None:
+def say_what_peft_reads(tuned: Tuned, model: LoadedModel, callback: Callback) -> None:
     if isinstance(tuned, AdapterSet) and model.source.where == FROM_GGUF:
-        announce(Said(
+        callback(StatusMessage(
             f"PEFT cannot read GGUF files: adapter_config.json names {model.source.folder}, which holds the base model "
             "converted to safetensors. For other machines, use rankwise export --format merged"
         ))  # fmt: skip

@@ -13,7 +13,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.records import Announce
+from rankwise.runs.records import Callback
 
 
 def base_of(run: RunDirectory, trust_code: str | None) -> ModelConfig:
@@ -34,10 +34,10 @@ def check_base(found: LoadedModel, trained_on: BaseModelFacts, called: str, use:
 
 
 def base_weights(
-    spec: ModelConfig, trained_on: BaseModelFacts, called: str, announce: Announce, *, force: bool = False
+    spec: ModelConfig, trained_on: BaseModelFacts, called: str, callback: Callback, *, force: bool = False
 ) -> Mapping[str, Tensor]:
     """By their names in the model, on the processor; a weight that two layers share is there once."""
-    found = load(spec.model_copy(update={"device": "cpu"}), announce)
+    found = load(spec.model_copy(update={"device": "cpu"}), callback)
     check_base(found, trained_on, called, "ask it", force=force)
     return {name: weight.detach() for name, weight in found.module.named_parameters()}
 

@@ -20,18 +20,18 @@ from rankwise.errors import ResourceError, is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.methods import whole
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.records import Announce, Progressed, RankRecord, Said
+from rankwise.runs.records import Callback, ProgressUpdate, RankRecord, StatusMessage
 from rankwise.text.tokenize import Tokens
 
 
 def begin(
-    experiment: Experiment, model: LoadedModel, rows: Sequence[Tokens], announce: Announce, given: RankRecord | None
+    experiment: Experiment, model: LoadedModel, rows: Sequence[Tokens], callback: Callback, given: RankRecord | None
 ) -> tuple[Tuned, RankRecord | None]:
     """The adapter laid over the model, and the ranks where they were given out by what the rows are. `given` are those
     of a run that goes on, whose checkpoint holds the factors."""
     spec, seed = experiment.adapter, experiment.training.seed
     if isinstance(spec, FullConfig):
-        return whole(model, experiment.run, announce), None
+        return whole(model, experiment.run, callback), None
     if not isinstance(spec, LoraConfig) or spec.start != "eva":
         return inject(model.module, spec, seed=seed), None
     if given is not None:
@@ -41,14 +41,14 @@ def begin(
     costs = costs_of(model.module, asked_for)
     began = time.perf_counter()
     looked_at = _looked_at(rows, experiment.training, spec.eva_batches)
-    choices = _choices(model, spec, looked_at, seed, announce)
+    choices = _choices(model, spec, looked_at, seed, callback)
     ranks = {choice.path: 0 for choice in asked_for} | {choice.path: choice.rank for choice in choices}
     budget = sum(choice.rank * costs[choice.path] for choice in asked_for)
     most = sum(round(choice.rank * spec.eva_rho) * costs[choice.path] for choice in asked_for)
     record = RankRecord(0, budget, most, ranks, final=True, unit="parameters")
     tokens = sum(asked(row) for part in looked_at for row in part)
     spent = sum(rank * costs[path] for path, rank in ranks.items())
-    announce(Said(_told(record, spent, tokens, time.perf_counter() - began)))
+    callback(StatusMessage(_told(record, spent, tokens, time.perf_counter() - began)))
     return inject(model.module, spec, seed=seed, choices=choices), record
 
 
@@ -61,7 +61,7 @@ def _looked_at(rows: Sequence[Tokens], spec: TrainingConfig, count: int) -> list
 
 
 def _choices(
-    model: LoadedModel, spec: LoraConfig, looked_at: list[list[Tokens]], seed: int, announce: Announce
+    model: LoadedModel, spec: LoraConfig, looked_at: list[list[Tokens]], seed: int, callback: Callback
 ) -> list[Choice]:
     forward, device = SupervisedLogits(model.module), model.precision.device
 
@@ -69,7 +69,7 @@ def _choices(
         for index, part in enumerate(looked_at):
             real(real_places(part).to(device))
             forward(collate(part).to(device))
-            announce(Progressed("Looking at rows", index + 1, len(looked_at), "micro-batches"))
+            callback(ProgressUpdate("Looking at rows", index + 1, len(looked_at), "micro-batches"))
 
     try:
         return eva_choices(model.module, spec, run_batches, seed)

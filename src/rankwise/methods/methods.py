@@ -30,7 +30,7 @@ from rankwise.models.saving import save
 from rankwise.models.sources import find
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.records import Announce, Warned, silent
+from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import published, write_json
 
 
@@ -39,9 +39,9 @@ def lent(model: LoadedModel, experiment: Experiment) -> LoadedModel:
     return replace(model, module=deepcopy(model.module)) if isinstance(experiment.adapter, FullConfig) else model
 
 
-def whole(model: LoadedModel, run_name: str, announce: Announce) -> WholeModel:
+def whole(model: LoadedModel, run_name: str, callback: Callback) -> WholeModel:
     """About to learn."""
-    return WholeModel(model.module, partial(base_weights, model.spec, model.facts, f'run "{run_name}"', announce))
+    return WholeModel(model.module, partial(base_weights, model.spec, model.facts, f'run "{run_name}"', callback))
 
 
 def allocator_of(tuned: Tuned, spec: LoraConfig | AdaLoraConfig | FullConfig, steps: int) -> Allocator:
@@ -85,18 +85,18 @@ def model_of(opened: Opened) -> ModelConfig:
     return opened.base if opened.is_adapter else ModelConfig(name=str(opened.result), dtype="float32")
 
 
-def tuned_of(opened: Opened, model: LoadedModel, announce: Announce, *, force_base: bool) -> Tuned:
+def tuned_of(opened: Opened, model: LoadedModel, callback: Callback, *, force_base: bool) -> Tuned:
     """With the model that `model_of` names. The base of a whole model is not looked for until somebody asks it."""
     base, trained_on = opened.base_named, opened.trained_on
     if not opened.is_adapter:
         assert base is not None and trained_on is not None, "a run records its base"
         return WholeModel(
-            model.module, partial(base_weights, base, trained_on, opened.called, announce, force=force_base)
+            model.module, partial(base_weights, base, trained_on, opened.called, callback, force=force_base)
         )
     if trained_on is not None:
         check_base(model, trained_on, opened.called, "apply the adapter", force=force_base)
     else:
-        announce(Warned(
+        callback(WarningMessage(
             f"{opened.folder} does not record its base model's weights, so it is unknown whether {model.source.name} "
             f"from {model.source.where} is the right base model"
         ))  # fmt: skip

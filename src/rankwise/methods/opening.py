@@ -21,7 +21,7 @@ from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import RunDirectory, find_run, open_run, read_json
 from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.records import Announce, silent
+from rankwise.runs.records import Callback, silent
 
 BASE_FACTS = "base_model.json"
 """Beside an adapter that rankwise wrote: its base model's name, source and fingerprint."""
@@ -71,17 +71,17 @@ class Opened:
 
 
 def open_tuned(
-    name: str, announce: Announce = silent, *, force_result: bool = False, base_model: str | None = None,
+    name: str, callback: Callback = silent, *, force_result: bool = False, base_model: str | None = None,
     trust_code: str | None = None,
 ) -> Opened:  # fmt: skip
     """A run by its name or folder, or an adapter by its folder. What lies in a run must be what training wrote there,
     or `force_result`. `base_model` replaces the base that it names."""
     if find_run(name) is None and is_adapter_folder(name):
-        check_folder(Path(name), announce)
+        check_folder(Path(name), callback)
         opened = _of_folder(Path(name), trust_code)
     else:
         run = open_run(name)
-        check_result(run, announce, force=force_result)
+        check_result(run, callback, force=force_result)
         opened = _of_run(run, trust_code)
     if base_model is None:
         return opened
@@ -90,13 +90,13 @@ def open_tuned(
 
 
 def find_opened(
-    name: str, announce: Announce = silent, *, force_result: bool = False, base_model: str | None = None,
+    name: str, callback: Callback = silent, *, force_result: bool = False, base_model: str | None = None,
     trust_code: str | None = None,
 ) -> Opened | None:  # fmt: skip
     """The same, or None where there is neither."""
     if find_run(name) is None and not is_adapter_folder(name):
         return None
-    return open_tuned(name, announce, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    return open_tuned(name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
 
 
 def is_adapter_folder(name: str) -> bool:

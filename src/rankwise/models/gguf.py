@@ -17,14 +17,14 @@ from typing import Any
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.models.quiet import hush
-from rankwise.runs.records import Announce, Said, Warned
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import SOURCE, cache_folder
 from rankwise.system.files import need_space, published, sha256_of, write_json
 
 MAGIC = b"GGUF"
 
 
-def converted(file: Path, announce: Announce) -> Path:
+def converted(file: Path, callback: Callback) -> Path:
     """The safetensors folder of a GGUF file, made if it is not there."""
     with file.open("rb") as opened:
         if opened.read(4) != MAGIC:
@@ -33,14 +33,14 @@ def converted(file: Path, announce: Announce) -> Path:
     with _refused(file):
         unused = check_tensors(file)
     if unused:
-        announce(Warned(
+        callback(WarningMessage(
             f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} not read: long texts use the "
             "architecture's own positions instead of those in the file"
         ))  # fmt: skip
     folder = cache_folder() / "models" / f"gguf-{sha256_of(file)[:16]}"
     if not folder.is_dir():
         need_space(folder, 7 * file.stat().st_size)
-        announce(Said(f"Converting {file.name} to safetensors, once (about 20 s for 100 MB)"))
+        callback(StatusMessage(f"Converting {file.name} to safetensors, once (about 20 s for 100 MB)"))
         with published(folder, first_stays=True) as temporary:
             _convert(file, temporary)
             write_json(temporary / SOURCE, {"file": file.name})

@@ -13,23 +13,23 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
 from rankwise.runs.integrity import check_folder
-from rankwise.runs.records import Announce, Warned, silent
+from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 
 
-def load(model: ModelConfig | str, announce: Announce = silent) -> LoadedModel:
+def load(model: ModelConfig | str, callback: Callback = silent) -> LoadedModel:
     """Load a base model by starter name, hub id, folder or GGUF file. What a run made must be what training wrote."""
     spec = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
-    check_folder(Path(spec.name).expanduser(), announce)
-    return load_unchecked(spec, announce)
+    check_folder(Path(spec.name).expanduser(), callback)
+    return load_unchecked(spec, callback)
 
 
-def load_unchecked(spec: ModelConfig, announce: Announce = silent) -> LoadedModel:
+def load_unchecked(spec: ModelConfig, callback: Callback = silent) -> LoadedModel:
     precision = choose_precision(spec)
-    source = find(spec, announce)
+    source = find(spec, callback)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    module = _module(source, precision.dtype, trusted, announce)
+    module = _module(source, precision.dtype, trusted, callback)
     tokenizer = _tokenizer(source, trusted)
     module.to(precision.device).eval()
     module.generation_config = type(module.generation_config)()  # else it would fill in what a request leaves open
@@ -46,7 +46,7 @@ def load_unchecked(spec: ModelConfig, announce: Announce = silent) -> LoadedMode
     )
 
 
-def _module(source: Source, dtype: Any, trusted: bool, announce: Announce) -> Any:
+def _module(source: Source, dtype: Any, trusted: bool, callback: Callback) -> Any:
     from transformers import AutoModelForCausalLM
 
     quiet.hush()
@@ -65,13 +65,15 @@ def _module(source: Source, dtype: Any, trusted: bool, announce: Announce) -> An
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
     if report["unexpected_keys"]:
         unused = sorted(report["unexpected_keys"])
-        announce(Warned(f"{len(unused)} weights of {source.folder} have no place in this model, such as {unused[0]}"))
+        callback(
+            WarningMessage(f"{len(unused)} weights of {source.folder} have no place in this model, such as {unused[0]}")
+        )
     return module
 
 
-def load_tokenizer(spec: ModelConfig, announce: Announce = silent) -> tuple[HubTokenizer, str, int | None]:
+def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:
     """The tokenizer without the weights, the model's name, and the length of its context."""
-    source = find(spec, announce)
+    source = find(spec, callback)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     return _tokenizer(source, trusted), source.name, _context_length(_config(source, trusted))
 

@@ -16,7 +16,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sources import find
-from rankwise.runs.records import Announce
+from rankwise.runs.records import Callback
 from rankwise.system.files import write_json
 from rankwise.text.chat_template import ChatTemplate
 
@@ -34,9 +34,9 @@ def numbers_in(folder: Path) -> Counter[str]:
     return counts
 
 
-def stored_as(spec: ModelConfig, announce: Announce) -> tuple[torch.dtype, int]:
+def stored_as(spec: ModelConfig, callback: Callback) -> tuple[torch.dtype, int]:
     """The number format that most of a model's weights have in its files, and how many numbers there are."""
-    counts = numbers_in(find(spec, announce).folder)
+    counts = numbers_in(find(spec, callback).folder)
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
     return dtype, counts.total()
 

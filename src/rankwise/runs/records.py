@@ -1,4 +1,4 @@
-"""Typed rows that a run keeps or announces, for programs and people to read later."""
+"""Events that a run reports while it works; training records among them are also written to the metrics log."""
 
 from __future__ import annotations
 
@@ -89,23 +89,23 @@ class RankRecord:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A sentence for the person who waits."""
+class StatusMessage:
+    """A sentence that tells the user what is happening."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Warned:
-    """Something that changes results or memory and that nobody asked for. It is shown with --quiet too, and a run keeps
-    it in its manifest."""
+class WarningMessage:
+    """A change of results or memory use that the user did not request. It is shown even with --quiet, and stored in the
+    run's manifest."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Progressed:
-    """How far a long piece of work is, apart from training steps. `done` and `total` count `unit`s."""
+class ProgressUpdate:
+    """Progress of a long task other than training. `done` and `total` count `unit`s."""
 
     what: str
     done: float
@@ -113,32 +113,32 @@ class Progressed:
     unit: str
 
 
-Event = Said | Warned | Progressed | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
-Announce = Callable[[Event], None]
+Event = StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
+Callback = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """The listener of those who do not want to hear."""
+    """Ignore every event."""
 
 
 @dataclass
-class Warnings:
-    """A listener that passes every event on and collects the warnings among them, each text once.
+class WarningCollector:
+    """A callback that passes every event on and collects the text of each distinct warning.
 
-    `changed` is called with all of them when there is a new one.
+    `changed` is called with all texts whenever a new one arrives.
     """
 
-    announce: Announce
+    callback: Callback
     texts: tuple[str, ...] = ()
     changed: Callable[[tuple[str, ...]], None] = field(default=lambda texts: None)
 
     def __call__(self, event: Event) -> None:
-        self.announce(event)
-        if isinstance(event, Warned):
+        self.callback(event)
+        if isinstance(event, WarningMessage):
             self.add(event.text)
 
     def add(self, *texts: str, first: bool = False) -> None:
-        """Those of an earlier process come `first`."""
+        """Add texts at the end, or with `first` at the front, for those of an earlier process."""
         together = (*texts, *self.texts) if first else (*self.texts, *texts)
         before, self.texts = self.texts, tuple(dict.fromkeys(together))
         if self.texts != before:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rankwise.data.batches import Batch, Batches
-from rankwise.runs.records import Announce, Warned
+from rankwise.runs.records import Callback, WarningMessage
 
 
 class Portions(Protocol):
@@ -25,9 +25,9 @@ class Portions(Protocol):
 
 
 class Halving:
-    def __init__(self, batches: Batches, announce: Announce) -> None:
+    def __init__(self, batches: Batches, callback: Callback) -> None:
         self.batches = batches
-        self.announce = announce
+        self.callback = callback
 
     def at(self, step: int) -> Sequence[Batch]:
         return self.batches.at(step)
@@ -42,7 +42,7 @@ class Halving:
             smaller = replace(self.batches, max_batch_tokens=tokens)
             if (after := _largest(smaller.at(step))) < before:
                 self.batches = smaller
-                self.announce(Warned(
+                self.callback(WarningMessage(
                     f"out of memory with {before:,} tokens at once; going on with training.max_batch_tokens="
                     f"{tokens}, {after:,} at once in this step. A step still has the same rows"
                 ))  # fmt: skip

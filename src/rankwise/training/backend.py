@@ -43,7 +43,7 @@ from rankwise.forward.reference import SupervisedLogits, check_packs
 from rankwise.kernels.regions import compiled_regions
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.manifest import Form
-from rankwise.runs.records import Announce, Said, Warned
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.training.losses import Loss, summed
@@ -69,20 +69,22 @@ class Forms:
     largest: int
     lowest: int
     twice: int | Literal["auto"]
-    announce: Announce
+    callback: Callback
 
     def chosen(self, tokens: int) -> Form:
         """For a new run over so many tokens in all."""
         if not is_fast(self.model.module, self.longest):
-            kind = Warned if is_fast(self.model.module, 1) else Said
-            self.announce(kind(f"computed in the plain form: {self._why_plain()}"))
+            kind = WarningMessage if is_fast(self.model.module, 1) else StatusMessage
+            self.callback(kind(f"computed in the plain form: {self._why_plain()}"))
             return "plain"
         found = self._agreement()
         if not found.agrees:
-            self.announce(Warned(f"computed in the plain form, which takes more time and memory: {found.why}"))
+            self.callback(WarningMessage(f"computed in the plain form, which takes more time and memory: {found.why}"))
             return "plain"
         form: Form = "compiled" if self._seconds_per_token() * tokens > LONG and self._compiles() else "fast"
-        self.announce(Said(f"computed in the {form} form, which agrees with the plain one (--plain): {found.why}"))
+        self.callback(
+            StatusMessage(f"computed in the {form} form, which agrees with the plain one (--plain): {found.why}")
+        )
         return form
 
     def _why_plain(self) -> str:
@@ -143,7 +145,7 @@ class Forms:
             found = self._agreement()
         seconds = time.perf_counter() - began
         why_not = NO_COMPILER if found.failed else f"not compiled: {found.why}"
-        self.announce(Said(f"compiled in {seconds:.0f} s" if found.agrees else why_not))
+        self.callback(StatusMessage(f"compiled in {seconds:.0f} s" if found.agrees else why_not))
         return found.agrees
 
     def _try_compiled(self) -> None:
@@ -195,7 +197,7 @@ class Forms:
         needed = kept.of(self.largest)
         twice = recomputed(needed, free, blocks, least)
         if twice:
-            self.announce(Warned(_told(twice, blocks, self.largest, needed, free)))
+            self.callback(WarningMessage(_told(twice, blocks, self.largest, needed, free)))
         return twice
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rankwise.runs.records import Announce, RankRecord, StepRecord
+from rankwise.runs.records import Callback, RankRecord, StepRecord
 from rankwise.system.signals import heed
 from rankwise.training.auto_batch import Portions
 from rankwise.training.losses import Loss
@@ -17,14 +17,14 @@ def train(
     portions: Portions,
     *,
     loss_of: Loss,
-    announce: Announce,
+    callback: Callback,
     after_step: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
     while not state.finished:
         record, plan = _step(state, portions, loss_of)
-        announce(record)
+        callback(record)
         if plan is not None:
-            announce(plan)
+            callback(plan)
         after_step(state)
         heed()
     return state

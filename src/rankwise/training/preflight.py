@@ -21,7 +21,7 @@ from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan, plan
 from rankwise.runs.manifest import Forecasted, Form
-from rankwise.runs.records import Announce, Said, Warned, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 
 CERTAIN = 0.85
 """A forecast is at most 15 % off (docs/plan.md), so what needs more than is there even so cannot fit."""
@@ -43,13 +43,13 @@ class Foresight:
         job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
         return min(made.peak, made.with_job(job).peak)
 
-    def check(self, announce: Announce, *, force: bool) -> None:
+    def check(self, callback: Callback, *, force: bool) -> None:
         room, least = self.plan.device.usable, self.least
         if least <= room:
             return
         told = f"this run is forecast to need {_gigabytes(least)} of memory, but {_gigabytes(room)} are free"
         if force or CERTAIN * least <= room:
-            announce(Warned(f"{told}; it may run out of memory"))
+            callback(WarningMessage(f"{told}; it may run out of memory"))
             return
         found = _listed(self.plan.remedies) or "No setting would make it fit; use a smaller model."
         raise ResourceError(f"{told}, so it was not started. {found}\n--force-memory starts it anyway.")
@@ -70,32 +70,34 @@ class Foresight:
         )  # fmt: skip
 
 
-def foresee(experiment: Experiment, announce: Announce = silent) -> Foresight | None:
+def foresee(experiment: Experiment, callback: Callback = silent) -> Foresight | None:
     """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one."""
-    return _planned(lambda: plan(as_planned(experiment), on=_device(experiment)), announce)
+    return _planned(lambda: plan(as_planned(experiment), on=_device(experiment)), callback)
 
 
-def _planned(planned: Callable[[], Plan], announce: Announce) -> Foresight | None:
+def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | None:
     try:
         made = planned()
     except RankwiseError:
         return None
     except Exception as error:
-        announce(Said(f"no forecast: {first_line(error)}"))
+        callback(StatusMessage(f"no forecast: {first_line(error)}"))
         return None
     return Foresight(made) if made.trained else None
 
 
-def foresee_form(foreseen: Foresight | None, form: Form, announce: Announce) -> Foresight | None:
+def foresee_form(foreseen: Foresight | None, form: Form, callback: Callback) -> Foresight | None:
     """Anew where a run is computed in the plain form, and the forecast took the fast one for granted."""
     if foreseen is None or form != "plain" or foreseen.plan.made.job.form == "plain":
         return foreseen
     asked, device = foreseen.plan.asked, foreseen.plan.device
     training = asked.training.model_copy(update={"plain": True})
-    again = _planned(lambda: plan(asked.model_copy(update={"training": training}), on=device), announce)
+    again = _planned(lambda: plan(asked.model_copy(update={"training": training}), on=device), callback)
     if again is not None:
         before, now = foreseen.plan.made.peak, again.plan.made.peak
-        announce(Warned(f"the forecast for the plain form is {_gigabytes(now)} of memory, not {_gigabytes(before)}"))
+        callback(
+            WarningMessage(f"the forecast for the plain form is {_gigabytes(now)} of memory, not {_gigabytes(before)}")
+        )
     return again
 
 

@@ -28,7 +28,7 @@ from rankwise.models.loading import load
 from rankwise.planning.plan import Plan, plan
 from rankwise.planning.time import Probe
 from rankwise.runs.manifest import now, processor_name
-from rankwise.runs.records import Announce, Said, silent
+from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import Forms
 from rankwise.training.losses import Loss
@@ -43,16 +43,16 @@ COUNTED = 2
 """Steps of each size that count."""
 
 
-def probe(asked: Planned, announce: Announce = silent) -> Probe:
+def probe(asked: Planned, callback: Callback = silent) -> Probe:
     made = plan(asked)
-    model = load(asked.base, announce)
+    model = load(asked.base, callback)
     tuned = _tuned(asked, model)
     allocator, device = allocator_of(tuned, asked.adapter, STEPS), model.precision.device
     state = TrainState(
         allocator, adamw(allocator, asked.training), lambda step: RATE, STEPS, asked.training.clip, device
     )
     longest, spec = made.amount.longest, asked.training
-    forms = Forms(model, tuned, longest, made.amount.tokens, 0, spec.activation_checkpointing, announce)
+    forms = Forms(model, tuned, longest, made.amount.tokens, 0, spec.activation_checkpointing, callback)
     form = "plain" if spec.plain else forms.chosen(0)
     most = min(LARGEST, max(round(made.step.tokens), longest))
     with forms.computing(form, packing=False) as (loss_of, arrange):
@@ -66,7 +66,7 @@ def probe(asked: Planned, announce: Announce = silent) -> Probe:
         tuned.train(False)
     name = processor_name() if device.type == "cpu" else str(device)
     found = Probe.of(small, large, machine=name, when=now())
-    announce(Said(
+    callback(StatusMessage(
         f"probed in the {form} form: {small[0]:,.0f} tokens took {small[1]:.2f} s and {large[0]:,.0f} {large[1]:.2f} s"
     ))  # fmt: skip
     return found

@@ -24,7 +24,16 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Form, Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
-from rankwise.runs.records import Announce, Event, Progressed, RankRecord, Said, StepRecord, Warned, Warnings
+from rankwise.runs.records import (
+    Callback,
+    Event,
+    ProgressUpdate,
+    RankRecord,
+    StatusMessage,
+    StepRecord,
+    WarningCollector,
+    WarningMessage,
+)
 from rankwise.training.auto_batch import Halving
 from rankwise.training.backend import Forms
 from rankwise.training.checkpoints import save, size_of
@@ -48,7 +57,7 @@ class Session:
     ranks: RankRecord | None
     """Given out before training."""
     prepared: Prepared
-    announce: Warnings
+    callback: WarningCollector
     lowest: int
     """The block below which nothing learns (forms.py)."""
     asking: Asking
@@ -110,7 +119,7 @@ class Session:
 
         revision = self.experiment.model.revision
         write(self.tuned, self.model, self.run, revision, data_report.model_dump(mode="json"), card)
-        say_what_peft_reads(self.tuned, self.model, self.announce)
+        say_what_peft_reads(self.tuned, self.model, self.callback)
         written = sum(file.stat().st_size for file in self.run.result.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})
 
@@ -118,17 +127,17 @@ class Session:
         seen = list(past.seen)
 
         def hear(event: Event) -> None:
-            if not isinstance(event, Said | Warned | Progressed):
+            if not isinstance(event, StatusMessage | WarningMessage | ProgressUpdate):
                 metrics_log.append(event.as_row())
             if isinstance(event, StepRecord):
                 seen.append(event)
-            self.announce(event)
+            self.callback(event)
 
         with self.forms.computing(past.manifest.form, self.experiment.data.packing) as computing:
             return seen, *self._learn(state, past, hear, *computing, metrics_log)
 
     def _learn(
-        self, state: TrainState, past: Past, hear: Announce, loss_of: Loss, arrange: Arrange, metrics_log: MetricsLog
+        self, state: TrainState, past: Past, hear: Callback, loss_of: Loss, arrange: Arrange, metrics_log: MetricsLog
     ) -> tuple[Tracked, float]:
         """From the first measurement to the last."""
         spec, rows = self.experiment.training, self.prepared.trained_rows
@@ -151,7 +160,7 @@ class Session:
         self.tuned.train()
         began, aside = time.perf_counter(), tracking.measuring.seconds
         try:
-            train_loop(state, portions, loss_of=loss_of, announce=hear, after_step=after_step)
+            train_loop(state, portions, loss_of=loss_of, callback=hear, after_step=after_step)
         finally:
             self.tuned.train(False)
         seconds = past.seconds + time.perf_counter() - began - (tracking.measuring.seconds - aside)
@@ -163,7 +172,7 @@ class Session:
         tracking.close(tracked)
         return tracked, seconds
 
-    def _tracking(self, state: TrainState, past: Past, hear: Announce, loss_of: Loss, arrange: Arrange) -> Tracking:
+    def _tracking(self, state: TrainState, past: Past, hear: Callback, loss_of: Loss, arrange: Arrange) -> Tracking:
         spec, rows = self.experiment.evaluation, self.prepared.measured_rows
         batches = arrange(list(rows), self.experiment.training.max_batch_tokens)
         measuring = Measuring(self.model, self.tuned, loss_of, batches, len(rows), self.asking, spec.metrics)
@@ -185,7 +194,7 @@ class Session:
         spec, longest = self.experiment.training, self.prepared.longest
         largest = max(longest, min(spec.max_batch_tokens, spec.batch_size * longest))
         twice = spec.activation_checkpointing
-        return Forms(self.model, self.tuned, longest, largest, self.lowest, twice, self.announce)
+        return Forms(self.model, self.tuned, longest, largest, self.lowest, twice, self.callback)
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""
@@ -210,7 +219,7 @@ class Session:
         if len(idle) >= parts:
             raise TrainingError(f"none of the {parts} {kind} got a gradient, so nothing was learned.")
         if idle:
-            self.announce(Warned(f"{len(idle)} of {parts} {kind} never got a gradient: {some(idle, 3)}"))
+            self.callback(WarningMessage(f"{len(idle)} of {parts} {kind} never got a gradient: {some(idle, 3)}"))
 
     def _check_that_it_changes_something(self) -> None:
         """Of what is kept. A whole model's weights are not looked at: the base is not here to compare them with."""
@@ -219,7 +228,7 @@ class Session:
             scale = f"adapter.alpha ({spec.alpha:g})" if isinstance(spec, LoraConfig) else "adapter.scale"
             warning = effect_of(self.tuned).check(f"training.learning_rate ({self.rate:g}) or {scale}")
             if warning is not None:
-                self.announce(Warned(warning))
+                self.callback(WarningMessage(warning))
 
     def _results(self, seen: list[StepRecord], tracked: Tracked, seconds: float) -> Results:
         """`loss` is the mean over the last tenth of the steps."""

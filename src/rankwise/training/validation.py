@@ -16,7 +16,7 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, TrainingError
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.records import Announce, LossRecord, Said
+from rankwise.runs.records import Callback, LossRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.early_stopping import Evaluated, Judge, Judged
 from rankwise.training.measuring import Measuring
@@ -43,7 +43,7 @@ class Tracking:
     judge: Judge
     measuring: Measuring
     run: RunDirectory
-    hear: Announce
+    hear: Callback
     records: list[Evaluated] = field(default_factory=list)
     ended: str | None = None
 
@@ -71,7 +71,7 @@ class Tracking:
             step, why = best.step, self._praise(best)
             if step != state.step:
                 load_snapshot(state, self.run.snapshot(step))
-                self.hear(Said(f"kept is the adapter after step {step}, not {state.step}: {why}"))
+                self.hear(StatusMessage(f"kept is the adapter after step {step}, not {state.step}: {why}"))
         return Tracked(self._loss(0), self._loss(step), step, why, self.ended)
 
     def close(self, tracked: Tracked) -> None:
@@ -104,7 +104,7 @@ class Tracking:
         if self.spec.patience is not None and waited >= self.spec.patience and not state.finished:
             state.ended = True
             self.ended = f"{waited} evaluations without a better {self._measure} (evaluation.patience)"
-            self.hear(Said(f"ended after step {state.step} of {state.steps}: {self.ended}"))
+            self.hear(StatusMessage(f"ended after step {state.step} of {state.steps}: {self.ended}"))
 
     @property
     def _measure(self) -> str:
