@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: install demo test check format examples bench wheel gpu clean
+.PHONY: install demo test check format docs examples bench wheel gpu clean
 
 install: $(RUN_READY)  ## rankwise alone, in .venv
 
@@ -26,6 +26,9 @@ check: $(DEV_READY)  ## format, lint, import contracts, types
 format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(RUN_READY)  ## docs/configuration.md, from the docstrings of the settings
+	$(BIN)/python docs/make_configuration.py
 
 examples: $(DEV_READY)  ## the examples, as the tests run them
 	$(BIN)/python examples/one_row.py

@@ -245,7 +245,7 @@ def test_at_the_end_exactly_the_budget_lives(budget, initial, targets):
     spec = AdaLoraConfig(budget=budget, initial=initial, targets=targets, warmup=0.2, final=0.3)
     model, adapters, allocator, optimizer = adapted(spec, steps=12)
     asked = allocator.schedule.last
-    kind, amount = spec.asked
+    kind, amount = spec.parsed_budget
     assert asked == (round(amount * len(targets)) if kind == "rank" else amount)
     seen = []
     for step in range(12):
@@ -266,7 +266,7 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
         one_step(model, allocator, optimizer, step)
     adapters.settle()
     spent = sum(parameter.numel() for parameter in adapters.parameters())
-    limit = min(spec.asked[1], allocator.schedule.first)
+    limit = min(spec.parsed_budget[1], allocator.schedule.first)
     assert limit - 32 < spent <= limit
 
 
@@ -278,10 +278,10 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
     ], ids=str,
 )  # fmt: skip
 def test_a_budget_that_is_not_one_triplet_is_refused_and_the_smallest_told(budget, targets, least):
-    with pytest.raises(ConfigError, match=r"is less than one triplet on these [13] layers") as caught:
+    with pytest.raises(ConfigError, match=r"is less than one triplet for these [13] layers") as caught:
         inject(net(), AdaLoraConfig(budget=budget, targets=targets))
     if least is not None:
-        size = str(caught.value).partition("smallest there is has ")[2].removesuffix(f" {least}.")
+        size = str(caught.value).partition("smallest triplet has ")[2].removesuffix(f" {least}.")
         enough = {"parameters": "{} parameters", "bytes": "{}B"}[least].format(int(size.replace(",", "")))
         spec = AdaLoraConfig(budget=enough, targets=targets)
         model, adapters, allocator, optimizer = adapted(spec, steps=3)
@@ -292,7 +292,7 @@ def test_a_budget_that_is_not_one_triplet_is_refused_and_the_smallest_told(budge
 
 def test_a_budget_is_what_the_cheapest_layer_costs_and_no_mixture_of_several():
     path, name = "x" * 120, "a"
-    with pytest.raises(ConfigError, match="the smallest there is has"):
+    with pytest.raises(ConfigError, match="the smallest triplet has"):
         budget_of(AdaLoraConfig(budget="536B"), [72, 68], [0, 1], [name, path])
     least = 4 * 72 + 64 + 228
     assert budget_of(AdaLoraConfig(budget=f"{least}B"), [72, 68], [0, 1], [name, path]).last == 72 + 57
@@ -664,7 +664,7 @@ def test_a_budget_of_bytes_is_the_size_of_the_file(architecture, size, tmp_path)
         optimizer.zero_grad(set_to_none=False)
     write_peft(adapters, tmp_path / "adapter", base_model="tiny")
     written = (tmp_path / "adapter" / WEIGHTS).stat().st_size
-    limit = spec.asked[1]
+    limit = spec.parsed_budget[1]
     cheapest = min(part.cost for part in allocator.triplets.parts)
     most = limit if allocator.budget.last < allocator.schedule.first else 4 * allocator.schedule.first
     assert most - 4 * cheapest - 64 * (1 + len(adapters.layers)) < written <= limit

@@ -58,7 +58,7 @@ def test_a_list_with_commas_holds_names_and_expressions() -> None:
 def test_layers_keeps_the_blocks_named() -> None:
     assert {layer_number(path) for path in paths("llama", layers="1")} == {1}
     assert {layer_number(path) for path in paths("bert", layers=[0])} == {0}
-    with pytest.raises(TargetError, match=r'"all-linear" matches layers in blocks 0-1, and none in layers 7\.'):
+    with pytest.raises(TargetError, match=r'"all-linear" matches layers in blocks 0-1, but none in blocks 7\.'):
         paths("llama", layers="7")
 
 
@@ -119,7 +119,7 @@ def test_an_expression_that_never_ends_is_stopped(pattern: str) -> None:
 
 
 def test_an_expression_that_is_none_is_refused() -> None:
-    with pytest.raises(TargetError, match="is no regular expression"):
+    with pytest.raises(TargetError, match="is not a valid regular expression"):
         paths("llama", targets=("(q_proj",))
 
 

@@ -59,7 +59,7 @@ def test_a_run_from_before_there_was_an_order_is_measured_on_the_last_rows_that_
      (("measured", "--text", "t.txt", "--no-base"), "needs two models to compare"),
      (("no/such-model", "--text", "t.txt"), "needs two models to compare"),  # before a model is looked for
      (("measured", "--task", "lm-eval:piqa", "--data", "rows.jsonl"), "has its own data"),
-     (("measured", "--task", "rows.jsonl", "--data", "others.jsonl"), "both are files of rows")],
+     (("measured", "--task", "rows.jsonl", "--data", "others.jsonl"), "are both files of rows")],
 )  # fmt: skip
 def test_an_option_without_effect_is_refused(home, words, said):
     result = rankwise("evaluate", *words)

@@ -237,7 +237,7 @@ MISTAKES = [
     Mistake("one wrong target", training("--targets", "q_proj,v_pro"), "TargetError", ('"v_pro"', '"v_proj"')),
     Mistake("no such layer", training("--targets", "q_proj", "--layers", 7), "TargetError", ("q_proj", "0-1", "7")),
     Mistake("endless regex", training("--targets", ENDLESS), "TargetError", (ENDLESS, "too long")),
-    Mistake("broken regex", training("--targets", "q_proj("), "TargetError", ("q_proj(", "no regular expression")),
+    Mistake("broken regex", training("--targets", "q_proj("), "TargetError", ("q_proj(", "not a valid regular")),
     Mistake("a block as target", training("--targets", "self_attn"), "TargetError", ("self_attn", "cannot be adapted")),
     Mistake(
         "wrong rank_pattern key", training("--set", "adapter.rank_pattern={q_prj: 4}"), "TargetError",

@@ -250,5 +250,5 @@ def test_a_strength_that_means_nothing_is_not_exported(home, format, strength, s
 def test_from_python_the_curve_has_the_strengths_one_asks_for(home):
     found = library.strength("kept", blocks=1, strengths=[0.1])
     assert [point.strength for point in found.curve.points] == [0, 0.1, 1]
-    with pytest.raises(library.RankwiseError, match="a strength is from 0"):
+    with pytest.raises(library.RankwiseError, match="is out of range"):
         library.strength("kept", strengths=[float("nan")])

@@ -161,12 +161,12 @@ def test_a_tag_that_asks_for_an_object_is_refused(problems, place, value):
     # `!!x` is short for `tag:yaml.org,2002:x`, so a check for that prefix lets every object by
     [problem] = problems(place.format(value))
     assert problem.startswith("lora.yaml")
-    assert "asks for an object" in problem
+    assert "would create an object" in problem
 
 
 @pytest.mark.parametrize("value", OBJECTS)
 def test_a_tag_in_a_flag_is_refused_too(value):
-    with pytest.raises(ConfigError, match=r"--set.*asks for an object"):
+    with pytest.raises(ConfigError, match=r"--set.*would create an object"):
         parse_setting(f"model={value}")
 
 
@@ -222,9 +222,9 @@ def test_aliases_of_aliases_do_not_grow_without_end(tmp_path):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("", "holds nothing, not settings of the form key: value"),
-        ("- a\n- b\n", "holds a list, not settings of the form key: value"),
-        ("just text\n", "holds 'just text', not settings of the form key: value"),
+        ("", "contains nothing, not settings of the form key: value"),
+        ("- a\n- b\n", "contains a list, not settings of the form key: value"),
+        ("just text\n", "contains 'just text', not settings of the form key: value"),
         ("a: [1\nb: 2\n", "lora.yaml:2: "),
         ("a: b: c\n", "lora.yaml:1: "),
         ("a: 1\n---\nb: 1\n", "lora.yaml:2: "),

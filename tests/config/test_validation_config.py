@@ -28,10 +28,10 @@ def test_the_metrics_of_texts_are_those_there_are():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"by": "exact"}, "exact is a metric of answers; say by evaluation.answers"),
-        ({"by": "exact", "answers": 0}, "say by evaluation.answers how many"),
+        ({"by": "exact"}, "exact is a metric of answers; set evaluation.answers"),
+        ({"by": "exact", "answers": 0}, "set evaluation.answers to the number"),
         ({"scores": ["bleu"]}, "bleu is a metric of answers"),
-        ({"answers": 4}, "answers are for a metric; name one"),
+        ({"answers": 4}, "answers need a metric; name one"),
         ({"by": "f1", "answers": 4}, "evaluation.by"),
         ({"scores": ["loss"], "answers": 4}, "evaluation.scores.0"),
         ({"keep": "first"}, "evaluation.keep"),
@@ -65,7 +65,7 @@ def test_what_makes_no_sense_is_refused(given, said):
 )
 def test_what_needs_rows_to_measure_with_is_refused_without_them(given):
     with pytest.raises(
-        ConfigError, match=r"evaluation\.\w+ is nothing without them.*data\.held_out or data\.evaluation"
+        ConfigError, match=r"evaluation\.\w+ has no effect without them.*data\.held_out.*data\.evaluation"
     ):
         experiment(held_out=0, **given)
     assert experiment(**given)

@@ -229,18 +229,18 @@ def test_a_table_without_names_is_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"score": ["exact", "accuracy"]}, "make two of it"),
+        ({"score": ["exact", "accuracy"]}, "make two tasks of it"),
         ({"score": ["exact", "exact"]}, "each once"),
         ({"score": []}, "each once"),
         ({"score": "regex"}, "needs a pattern"),
         ({"score": "exact", "pattern": "x"}, "needs a pattern"),
-        ({"score": "regex", "pattern": "("}, "no regular expression"),
-        ({"score": "regex", "pattern": ""}, "would be found in every answer"),
+        ({"score": "regex", "pattern": "("}, "not a valid regular expression"),
+        ({"score": "regex", "pattern": ""}, "would match every answer"),
         ({"ask": "\ud800 {q}", "answer": "{a}"}, "half a character"),
         ({"ask": "{q}", "score": "accuracy", "choices": ["a", "\ud800"]}, "half a character"),
-        ({"chat": False}, "ask has to say"),
-        ({"answer": "{a}"}, "go with ask"),
-        ({"choices": ["a", "b"], "ask": "x"}, "hoices are scored by"),
+        ({"chat": False}, "ask must give the question"),
+        ({"answer": "{a}"}, "need ask"),
+        ({"choices": ["a", "b"], "ask": "x"}, "hoices need one of the scores"),
         ({"scroe": "exact"}, 'Did you mean "score"'),
         ({"ask": "{q}", "score": "accuracy", "choices": ["one"]}, "two or more"),
         ({"ask": "{q}", "score": "accuracy", "choices": ["one", ""]}, "none empty"),
@@ -278,7 +278,7 @@ def test_a_task_of_three_lines(tmp_path):
     assert task_named(str(file)).task == "tickets", "without a name it is called as its file is"
     rows = file.with_name("rows.jsonl")
     rows.write_text("{}")
-    with pytest.raises(ConfigError, match="both are files of rows"):
+    with pytest.raises(ConfigError, match="are both files of rows"):
         task_named(str(rows), data="other.jsonl")
     file.write_text("task: tickets\ndata: x.jsonl\nscroe: exact\n")
     with pytest.raises(ConfigError, match=r'tickets.yaml:3: unknown setting "scroe"'):
@@ -299,7 +299,7 @@ def test_no_task_of_ones_own_passes_for_another(tmp_path, name):
     (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     assert task_named(str(tmp_path / f"{name}.jsonl")).task == f"{name}-rows"
     (tmp_path / "mine.yaml").write_text(f"task: {name}\ndata: rows.jsonl\n")
-    with pytest.raises(ConfigError, match=rf"mine.yaml: .*call yours otherwise, such as task: my-{name}"):
+    with pytest.raises(ConfigError, match=rf"mine.yaml: .*choose another name, such as task: my-{name}"):
         task_named(str(tmp_path / "mine.yaml"))
 
 

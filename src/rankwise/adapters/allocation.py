@@ -276,7 +276,7 @@ class RankAllocator:
         """The one place where the host waits for the device: only what is told needs it."""
         alive = [int(mask.sum()) for mask in self.kept.cpu().split(self.triplets.ranks)]
         ranks = dict(zip(self.labels, alive, strict=True))
-        budget, first = self.budget.told(self.schedule.budget(step)), self.budget.told(self.schedule.first)
+        budget, first = self.budget.in_unit(self.schedule.budget(step)), self.budget.in_unit(self.schedule.first)
         return RankRecord(step + 1, budget, first, ranks, final=False, unit=self.budget.unit)
 
 

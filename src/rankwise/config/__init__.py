@@ -1,1 +1,4 @@
-"""What the user asked for: frozen trees of settings that refuse unknown keys. Pydantic, ruamel.yaml and regex only."""
+"""Settings: frozen pydantic models that refuse unknown keys, and the YAML files and flags they are read from.
+
+This folder imports pydantic, ruamel.yaml and regex, and never torch.
+"""

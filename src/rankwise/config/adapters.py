@@ -1,4 +1,4 @@
-"""What learns: an adapter over the base model, with its rank, its scale and its layers; or the whole model."""
+"""Settings of the fine-tuning method: LoRA, AdaLoRA, or full fine-tuning of the whole model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ ExportFormat = Literal["peft", "portable", "merged"]
 
 
 class AdapterConfig(Config):
-    """What LoRA and AdaLoRA share. A target and a pattern's key are matched alike: a word of letters, digits, `_`, `.`
-    and `-` is the end of a module's path; anything else is a regular expression for the whole path or its end after a
-    dot.
+    """Settings that LoRA and AdaLoRA share.
+
+    Targets and the keys of patterns select modules by path. A word of letters, digits, `_`, `.` and `-` matches the end
+    of a path. Anything else is a regular expression, which must match the whole path or its end after a dot.
     """
 
     result: ClassVar[str] = "adapter"
     """The folder of a finished run that holds what was learned."""
     dropout: Number = Field(0.0, ge=0, lt=1)
+    """Dropout probability on the input of each adapter during training."""
     targets: tuple[str, ...] = ("all-linear",)
-    """`all-linear`: every linear layer but the output head; or names and regular expressions."""
+    """Layers that get an adapter. `all-linear` selects every linear layer except the output head. Otherwise give module
+    names or regular expressions, for example `q_proj,v_proj`."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
-    """Block numbers to keep, written 0-3,7 or [0, 1, 2, 3, 7]."""
+    """Transformer blocks that get adapters, as `0-3,7` or `[0, 1, 2, 3, 7]`. By default all blocks."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -47,33 +50,38 @@ class AdapterConfig(Config):
 
 
 class LoraConfig(AdapterConfig):
-    """delta W = (alpha / rank) B A, and variants of it.
+    """LoRA and its variants: delta W = (alpha / rank) B A.
 
     The defaults follow Schulman et al. 2025 ("LoRA Without Regret"): every linear layer, alpha 32.
     """
 
     method: Literal["lora"] = "lora"
+    """The method these settings belong to."""
     rank: Rank = 16
+    """LoRA rank: the number of columns of B and of rows of A. A higher rank trains more parameters."""
     alpha: Alpha = 32.0
+    """Numerator of LoRA's scale, alpha / rank."""
     rank_pattern: dict[str, Rank] = Field(default_factory=dict)
+    """Ranks of single layers, as `{pattern: rank}`. The first pattern that matches a layer counts."""
     alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
+    """Alphas of single layers, as `{pattern: alpha}`. The first pattern that matches a layer counts."""
     start: Literal["uniform", "eva"] = "uniform"
-    """Of A. `eva` (Paischer et al. 2024): the main directions of each layer's inputs on the training rows, and more
-    rank where they hold more of the input; all together have no more parameters than without."""
+    """Initial values of A. `uniform` draws them at random. `eva` (Paischer et al. 2024) takes the principal directions
+    of each layer's inputs on the training rows, and gives more rank to layers whose inputs they explain better. The
+    number of parameters does not rise."""
     eva_rho: Number = Field(2.0, ge=1)
-    """The most that one layer's rank may become, as a multiple of what it would be; 1 for equal ranks."""
+    """Largest rank of one layer under `eva`, as a multiple of its own rank. 1 keeps the ranks equal."""
     eva_batches: PositiveInt = 8
-    """How many micro-batches of the training rows are looked at, one pass at most. They come in the order of
-    training."""
+    """Number of micro-batches that `eva` reads, at most one pass over the training rows."""
 
     scaling: Literal["rank", "sqrt-rank"] = "rank"
-    """What alpha is divided by; `sqrt-rank` is rank-stabilised LoRA (arXiv 2312.03732)."""
+    """Divisor of alpha in the scale. `sqrt-rank` is rank-stabilised LoRA (arXiv 2312.03732)."""
     b_rate: Number = Field(1.0, gt=0, le=1e3)
-    """LoRA+ (arXiv 2402.12354): learning rate of B, which starts at zero, as a multiple of A's; for an embedding A
-    starts at zero and is the faster."""
+    """Learning rate of B as a multiple of the learning rate of A (LoRA+, arXiv 2402.12354). On an embedding, A is the
+    matrix that starts at zero, and the multiple applies to A."""
     dora: bool = False
-    """DoRA (arXiv 2402.09353): learn the length of each output's weights apart from their direction. Linear layers and
-    Conv1D only, and no other adapter beside it."""
+    """DoRA (arXiv 2402.09353): train the length of each output's weight vector separately from its direction. It works
+    on linear layers and Conv1D, and not together with a second adapter."""
 
     @model_validator(mode="after")
     def _eva_alone(self) -> Self:
@@ -85,46 +93,52 @@ class LoraConfig(AdapterConfig):
 
 
 class AdaLoraConfig(AdapterConfig):
-    """delta W = scale P^T diag(strength) Q, with ranks that go where they pay (Zhang et al. 2023).
+    """AdaLoRA (Zhang et al. 2023): delta W = scale P^T diag(strength) Q, with ranks moved to the layers that need them.
 
-    Phases are shares of the run, whatever its length. `compat: reference` takes the authors' choices for what is not
-    said: no shrinking, their penalty, their start, one learning rate.
+    A triplet is one row of P, one row of Q and their singular value (strength). Training starts with more triplets
+    than the budget and prunes the least important ones. The lengths of the phases are shares of the run. The key
+    `compat: reference` sets the defaults to the choices of the authors' code: no shrinking, their penalty, their
+    initial values, one learning rate.
     """
 
     method: Literal["adalora"] = "adalora"
+    """The method these settings belong to."""
     budget: str = "8"
-    """What is left at the end: a mean rank (8), `1680 triplets`, `600k parameters`, or the size of the written adapter
-    (`2MB`)."""
+    """Size of the adapter at the end of training: a mean rank (`8`), `1680 triplets`, `600k parameters`, or the size of
+    the adapter file (`2MB`)."""
     initial: Number = Field(1.5, ge=1, le=16)
-    """How many times the budget it starts with."""
+    """Size of the adapter at the first step, as a multiple of the budget."""
     scale: Number = Field(2.0, gt=0, le=1e4)
-    """What alpha / rank is for LoRA; the same for all layers, and constant."""
+    """Constant factor of the change in every layer. It corresponds to alpha / rank in LoRA."""
     warmup: Number = Field(0.1, ge=0, lt=1)
-    """Share of the steps before the first triplet is retired."""
+    """Share of the steps before pruning begins."""
     final: Number = Field(0.4, ge=0, lt=1)
-    """Share of the steps that are left when the ranks are decided for good."""
+    """Share of the steps after pruning has ended, in which the ranks stay as they are."""
     interval: PositiveInt | Literal["auto"] = "auto"
-    """Steps between two decisions; `auto` is a two-hundredth of the run, 100 at most."""
+    """Steps between two prunings. `auto` is a two-hundredth of the run, at most 100."""
     beta1: Number = Field(0.85, gt=0, lt=1)
-    """Of the average of sensitivities."""
+    """Decay of the moving average of each parameter's sensitivity."""
     beta2: Number = Field(0.85, gt=0, lt=1)
-    """Of the average of their uncertainty."""
+    """Decay of the moving average of each sensitivity's uncertainty."""
     orthogonality: Number = Field(0.001, ge=0)
-    """Weight of the penalty that keeps the rows of P and of Q orthonormal. It is in no loss that is told. This much
-    kept them within 2 % of it on the starter; the authors' 0.1 made a worse model (lab/adalora.md)."""
+    """Weight of the penalty that keeps the rows of P and of Q orthonormal. Reported losses do not include the penalty.
+    With the default, the rows stayed orthonormal within 2 % on the starter model. The authors' 0.1 made a worse model
+    (lab/adalora.md)."""
     penalty: Literal["paper", "reference"] = "paper"
-    """`paper`: the squared norm, summed; `reference`: the norm, averaged, as the authors' code has it."""
+    """Form of the penalty. `paper` sums squared norms; `reference` averages norms, as the authors' code does."""
     importance: Literal["after", "before"] = "after"
-    """Whether it is taken after the optimizer step, as in the authors' code, or before, as in the paper."""
+    """When importance is measured: `after` the optimizer step, as in the authors' code, or `before` it, as in the
+    paper."""
     strength_rate: Number = Field(32.0, gt=0, le=1e3)
-    """Learning rate of the strengths, as a multiple of the others'."""
+    """Learning rate of the singular values, as a multiple of the learning rate of P and Q."""
     budget_unit: Literal["triplets", "parameters"] = "triplets"
-    """`parameters`: score for each parameter, so that a rank of a narrow layer is cheaper than one of a wide one. A
-    budget of parameters or bytes is always spent so."""
+    """How triplets compete. With `parameters`, importance is divided by the number of parameters, so that a triplet
+    of a narrow layer costs less than one of a wide layer. A budget in parameters or bytes always works this way."""
     start: Literal["orthonormal", "gaussian"] = "orthonormal"
-    """Of P and Q; `gaussian` has the authors' standard deviation of 0.02."""
+    """Initial values of P and Q. `gaussian` uses the authors' standard deviation, 0.02."""
     shrink: bool = True
-    """Take retired triplets out for good when the ranks are decided; without it they are set to zero at each step."""
+    """Remove pruned triplets from the matrices when pruning has ended. If false, they stay and are set to zero at each
+    step."""
 
     @model_validator(mode="before")
     @classmethod
@@ -133,7 +147,7 @@ class AdaLoraConfig(AdapterConfig):
             return value
         given = dict(value)
         if given.pop("compat") != "reference":
-            raise ValueError("compat is reference, or left out")
+            raise ValueError("the only value of compat is reference")
         return REFERENCE | given
 
     @field_validator("budget", mode="before")
@@ -147,23 +161,24 @@ class AdaLoraConfig(AdapterConfig):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.warmup + self.final >= 1:
-            raise ValueError("warmup and final leave no steps between them, in which ranks would be decided")
+            raise ValueError("warmup and final together leave no steps for pruning; their sum must be below 1")
         return self
 
     @property
-    def asked(self) -> tuple[BudgetKind, float]:
+    def parsed_budget(self) -> tuple[BudgetKind, float]:
         return _parse_budget(self.budget)
 
 
 class FullConfig(Config):
-    """Every weight of the model learns, in float32: what an adapter is measured against."""
+    """Full fine-tuning: every weight of the model is trained, in float32."""
 
     result: ClassVar[str] = "model"
     method: Literal["full"] = "full"
+    """The method these settings belong to."""
 
 
 AdaLora = AdaLoraConfig
-"""As it is named from Python: `rankwise.AdaLora(budget=8)`."""
+"""Short name for use from Python: `rankwise.AdaLora(budget=8)`."""
 BudgetKind = Literal["rank", "triplets", "parameters", "bytes"]
 UNITS: dict[str, BudgetKind] = {
     "": "rank", "rank": "rank", "triplet": "triplets", "triplets": "triplets", "parameter": "parameters",
@@ -181,25 +196,28 @@ REFERENCE: dict[str, Any] = {
 def _parse_budget(text: str) -> tuple[BudgetKind, float]:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)\s*(b|rank|triplets?|parameters?|params|)", text.strip().lower())
     if found is None or float(found[1]) <= 0:
-        raise ValueError("a budget is a mean rank (8), 1680 triplets, 600k parameters, or a size (2MB)")
+        raise ValueError("write a budget as a mean rank (8), 1680 triplets, 600k parameters, or a size (2MB)")
     kind, amount = UNITS[found[3]], float(found[1]) * TIMES[found[2]]
     if kind == "rank" and not 0 < amount <= 4096:
-        raise ValueError("a mean rank is at most 4096; write a size as 2MB, parameters as 600k parameters")
+        raise ValueError("a mean rank is at most 4096; write a size as 2MB, or parameters as 600k parameters")
     if amount > LARGEST_BUDGET:
-        raise ValueError("a budget is at most 1e13, which no adapter needs")
+        raise ValueError("a budget is at most 1e13")
     return kind, amount
 
 
 def check_strength(strength: float) -> None:
-    """How many times its own change an adapter makes."""
+    """Refuse a factor of the adapter's change that is negative, NaN or very large."""
     if not 0 <= strength <= LARGEST_STRENGTH:  # so that NaN is refused too
         raise ConfigError(
-            [f"a strength is from 0, the base, over 1, as it was trained, to {LARGEST_STRENGTH:g}; not {strength:g}."]
+            [
+                f"the strength {strength:g} is out of range: 0 is the base model, 1 the adapter as trained, "
+                f"{LARGEST_STRENGTH:g} the maximum."
+            ]
         )
 
 
 def _split_names(text: str) -> list[str]:
-    """`q_proj,(k|v)_proj` is two targets; a comma inside brackets belongs to an expression."""
+    """Split a list at its commas, except commas inside brackets: `q_proj,(k|v)_proj` is two targets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -218,6 +236,6 @@ def _parse_layers(text: str) -> tuple[int, ...]:
             raise ValueError("write block numbers as 0-3,7")
         low, high = int(first), int(last) if dash else int(first)
         if high < low or high - low > 10_000:
-            raise ValueError(f"{part.strip()} is no range of blocks")
+            raise ValueError(f"{part.strip()} is not a range of blocks")
         numbers.extend(range(low, high + 1))
     return tuple(sorted(set(numbers)))

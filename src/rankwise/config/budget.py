@@ -1,6 +1,6 @@
-"""What a budget that was asked for comes to, on layers of these sizes: triplets, or parameters of the written adapter.
+"""The budget of AdaLoRA for given layers, as a number of triplets or of parameters.
 
-The file's safetensors header counts where bytes were asked for, at its largest.
+A budget in bytes includes the largest possible header of the adapter's safetensors file.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from rankwise.config.adapters import AdaLoraConfig
 from rankwise.errors import ConfigError
 
 BYTES_OF_NAMES = 226
-"""At most what a safetensors header says of one pair of factors, its path apart, in a file of less than a gigabyte."""
+"""Largest size of the header entry of one pair of factors, without its path, in a file of less than a gigabyte."""
 BYTES_OF_FILE = 64
-"""Of the header, apart from the pairs."""
+"""Size of the header without the entries of the pairs."""
 BYTES_PER_PARAMETER = 4
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`last` of what is counted may be left at the end: triplets, or parameters (`by_cost`)."""
+    """`last` is how much may remain at the end: a number of parameters if `by_cost`, of triplets otherwise."""
 
     last: int
     by_cost: bool
     mean_rank: float
-    """What it comes to if every part gets the same."""
+    """Rank of every layer if all layers get the same share."""
     entries: tuple[int, ...]
-    """What each layer that keeps any rank costs besides, in parameters: its names in the file, where bytes count."""
+    """Fixed cost of each layer that keeps any rank, in parameters: its names in the file, for a budget in bytes."""
     in_bytes: bool
 
-    def told(self, amount: int) -> int:
-        """An amount of what is counted, in the unit that it is told in."""
+    def in_unit(self, amount: int) -> int:
+        """Convert a number of triplets or parameters to the unit of messages."""
         return amount * BYTES_PER_PARAMETER + BYTES_OF_FILE if self.in_bytes else amount
 
     @property
@@ -41,8 +41,8 @@ class Budget:
 
 
 def budget_of(spec: AdaLoraConfig, costs: Sequence[int], layers: Sequence[int], paths: Sequence[str]) -> Budget:
-    """`costs` are the parameters of one triplet of each part, `layers` in which of the layers at `paths` it is."""
-    kind, amount = spec.asked
+    """Resolve the budget. `costs` are the parameters of a triplet of each part; `layers` index its layer in `paths`."""
+    kind, amount = spec.parsed_budget
     parts, dearest = len(costs), sum(costs)
     names = [BYTES_OF_NAMES + 2 * len(path) if kind == "bytes" else 0 for path in paths]
     entries = [-(-size // BYTES_PER_PARAMETER) for size in names]
@@ -57,13 +57,13 @@ def budget_of(spec: AdaLoraConfig, costs: Sequence[int], layers: Sequence[int], 
     budget = Budget(last, by_cost, mean_rank, tuple(entries), in_bytes=kind == "bytes")
     least = min(cost + entries[layer] for cost, layer in zip(costs, layers, strict=True)) if by_cost else 1
     if last < least:
-        smallest = f"; the smallest there is has {budget.told(least):,} {budget.unit}" if by_cost else ""
+        smallest = f"; the smallest triplet has {budget.in_unit(least):,} {budget.unit}" if by_cost else ""
         raise ConfigError(
-            [f'adapter.budget "{spec.budget}" is less than one triplet on these {parts} layers{smallest}.']
+            [f'adapter.budget "{spec.budget}" is less than one triplet for these {parts} layers{smallest}.']
         )
     return budget
 
 
 def initial_rank(budget: float, widths: tuple[int, int], initial: float) -> int:
-    """At the start `initial` times the mean rank that is left at the end, and never more than fits."""
+    """Rank of a layer at the first step: `initial` times the mean rank at the end, and at most its smaller width."""
     return max(1, min(math.ceil(budget * initial - 1e-9), *widths))

@@ -1,7 +1,7 @@
-"""A text with the columns of a row in it: `Summarise: {dialogue}`. `{{` and `}}` are braces themselves.
+"""A text with column names in braces, such as `Summarise: {dialogue}`. Write `{{` and `}}` for literal braces.
 
-Between braces stands the name of a column, to the letter, and nothing else: no attribute, no index, no format. So
-nothing is ever computed from what a user or a file says; a name is looked up and its text is put in.
+Only the exact name of a column can stand between braces: no attribute, index or format. Filling the text in therefore
+only looks names up, and never evaluates anything that a user or a file wrote.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ class Column:
 
 @dataclass(frozen=True)
 class ColumnText:
-    """`parts` in order: literal text, and columns."""
+    """A parsed column text: its literal texts and columns, in order."""
 
     parts: tuple[str | Column, ...]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Each once, in the order in which they stand."""
+        """The columns it names, each once, in order of appearance."""
         return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Column)))
 
     @property
     def alone(self) -> str | None:
-        """The one column that is the whole text."""
+        """The column, if the text consists of one column and nothing else."""
         only = self.parts[0] if len(self.parts) == 1 else None
         return only.name if isinstance(only, Column) else None
 
 
 def column_text(text: str) -> ColumnText:
-    """ValueError where its braces do not close or are empty."""
+    """Parse a column text; raises ValueError for braces that are empty or not closed."""
     parts: list[str | Column] = []
-    for found in _PIECE.finditer(text):
-        piece, name = found[0], found[1]
+    for match in _PIECE.finditer(text):
+        piece, name = match[0], match[1]
         if name is not None:
             if not name.strip():
                 raise ValueError("its braces {} are empty; write the name of a column between them")
@@ -47,7 +47,7 @@ def column_text(text: str) -> ColumnText:
         elif piece in ("{", "}"):
             other = "}" if piece == "{" else "{"
             raise ValueError(
-                f"the brace {piece} at character {found.start() + 1} has no {other}; write {piece}{piece} for a "
+                f"the brace {piece} at character {match.start() + 1} has no {other}; write {piece}{piece} for a "
                 "literal brace"
             )
         else:

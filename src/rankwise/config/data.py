@@ -1,4 +1,4 @@
-"""Which rows are trained on, how they are read, and what is learned of them."""
+"""Settings of the data: which rows to train on, how to read them, and which tokens the loss falls on."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
 OF_HUB = ("subset", "revision")
 OF_TABLES = ("delimiter", "encoding", "sheet")
 DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
-BY = ("prompt", "completion", "columns")
-"""What says of which columns a row is made."""
-SHARED = (*BY, "labels", "alternatives", "ignore_columns")
+COLUMN_SETTINGS = ("prompt", "completion", "columns")
+"""The settings that choose the columns of a row."""
+SHARED = (*COLUMN_SETTINGS, "labels", "alternatives", "ignore_columns")
 
 
 def _given(spec: Config, name: str) -> bool:
@@ -39,47 +39,50 @@ def _given(spec: Config, name: str) -> bool:
 
 
 class Reading(Config):
-    """How one source is read."""
+    """How the rows of one source are read."""
 
     format: Format = "auto"
-    """Found by the keys of each file's first row."""
+    """Row format. `auto` recognises it by the columns of each file's first row."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Where a field has another name: `instruction: question` reads the instruction from the column question."""
+    """Columns with names of your own, as `{field: column}`: `instruction: question` reads the instruction from the
+    column question."""
     prompt: str | None = None
-    """What is asked, written from any columns: `Summarise: {dialogue}`. It goes with `completion`."""
+    """The prompt of each row, as a text with column names in braces: `Summarise: {dialogue}`. It needs `completion`."""
     completion: str | None = None
-    """The answer, likewise: `{summary}`. A column alone may hold a list of texts that are all right."""
+    """The answer to each prompt, in the same way: `{summary}`. If it is one column alone, the column may hold a list of
+    alternative answers."""
     ignore_columns: tuple[str, ...] = ()
-    """Columns without which each row is read, as if it had none of these names."""
+    """Columns to ignore, as if the rows did not have them."""
     alternatives: Literal["first", "each"] = "first"
-    """Of an answer that is given as a list of texts: learn the first, or make a row of each."""
+    """If an answer is a list of texts: train on the `first`, or make a row of `each`."""
     labels: tuple[str, ...] = ()
-    """Names of the labels 0, 1, 2, … of a classification source."""
+    """Names of the labels 0, 1, 2, … of classification rows. The model is trained to answer with the name."""
     split: str | None = None
-    """Of a hub data set, or of a folder: the files that have this word in their names or folders (`my_test-1.jsonl` is
-    of `test`). Without it the training files, and where there are none, those that are not for testing."""
+    """Which part of a hub data set or of a folder to read, for example `train`. It selects the files with this word in
+    their file name or folder name (`my_test-1.jsonl` belongs to `test`). The default is the training files, or without
+    such files, all files that are not meant for testing."""
     subset: str | None = None
-    """Of a hub data set that has several."""
+    """Name of the subset, if a hub data set has several."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     rows: PositiveInt | None = None
-    """Draw this many, by the seed; all without it."""
+    """Draw this many rows at random (by data.seed). The default is all rows."""
     licence: str | None = None
-    """Of the data, where you know it."""
+    """Licence of the data, if you know it. It is recorded in the data report and the model card."""
     delimiter: str | None = None
-    """What separates the columns of a CSV or TSV file: comma, semicolon, tab, pipe, or another character. Detected
-    without it."""
+    """Column separator of a CSV or TSV file: comma, semicolon, tab, pipe, or any other character. By default it is
+    detected."""
     encoding: str | None = None
-    """Of a CSV or TSV file, such as utf-8, utf-16 or cp1252. Detected without it."""
+    """Text encoding of a CSV or TSV file, such as utf-8, utf-16 or cp1252. By default it is detected."""
     sheet: str | None = None
-    """Which sheet of an Excel workbook. Without it the only one that has rows."""
+    """Sheet of an Excel workbook. The default is the only sheet that has rows."""
 
     @field_validator("delimiter")
     @classmethod
     def _one_character(cls, value: str | None) -> str | None:
         value = DELIMITER_NAMES.get(value or "", value)
         if value is not None and (len(value) != 1 or value.isalnum() or value in '"\r\n\0'):
-            raise ValueError(f"it is one character, or one of {', '.join(DELIMITER_NAMES)}")
+            raise ValueError(f"it must be one character, or one of {', '.join(DELIMITER_NAMES)}")
         return value
 
     @field_validator("encoding")
@@ -88,7 +91,7 @@ class Reading(Config):
         try:
             " ".encode(value or "utf-8")
         except (LookupError, ValueError):
-            raise ValueError("no text encoding has this name; known are utf-8, utf-16, cp1252 and more") from None
+            raise ValueError("no text encoding has this name; examples are utf-8, utf-16 and cp1252") from None
         return value
 
     @field_validator("columns")
@@ -121,22 +124,23 @@ class Reading(Config):
         if (self.prompt is None) != (self.completion is None):
             given, other = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
             raise ValueError(f"{given} and {other} go together; {other} is not given")
-        said = [name for name in ("format", "columns", "labels") if _given(self, name)]
+        others = [name for name in ("format", "columns", "labels") if _given(self, name)]
         needed = [*self.columns.values()]
         needed += [name for text in (self.prompt, self.completion) for name in column_text(text or "").columns]
         if both := [name for name in self.ignore_columns if name in needed]:
             raise ValueError(f'the column "{both[0]}" is in ignore_columns, but the rows need it')
-        if self.prompt is not None and said:
-            raise ValueError(f"prompt and completion cannot be combined with {said[0]}; give one of them")
+        if self.prompt is not None and others:
+            raise ValueError(f"prompt and completion cannot be combined with {others[0]}; give one of them")
         return self
 
 
 class Rows(Reading):
-    """A file, a folder of files, or `hub:organisation/name`."""
+    """Rows from one place."""
 
     path: str = Field(min_length=1)
+    """A file, a folder of files, or `hub:organisation/name`."""
     system: str | None = None
-    """A system message for rows of this source, instead of the one for all."""
+    """System message for rows of this source, instead of data.system."""
 
     @model_validator(mode="before")
     @classmethod
@@ -155,48 +159,59 @@ class Rows(Reading):
 
 
 class SourceConfig(Rows):
-    """Rows to train on."""
+    """One of several sources of training rows."""
 
     weight: Annotated[Number, Field(gt=0, le=100)] = 1.0
-    """How often each row is seen in one pass: 2 is twice, 0.5 is half of the rows, drawn by the seed."""
+    """How often each row occurs in one pass: 2 is twice, and 0.5 is a random half of the rows."""
 
 
 class EvaluationConfig(Rows):
-    """Rows to measure with, each of them once."""
+    """Validation rows in files of their own."""
 
 
 class DataConfig(Reading):
-    """One source (`path` and how it is read), or several (`sources`)."""
+    """Training and validation rows. A plain text is a path: `data: mydata.jsonl`.
+
+    Give either `path`, with the settings of how it is read, or several `sources`.
+    """
 
     path: Annotated[str, Field(min_length=1)] | None = None
+    """The training rows: a file, a folder of files, or `hub:organisation/name`."""
     sources: tuple[SourceConfig, ...] = ()
+    """Several sources of training rows, each with its own path and weight."""
     evaluation: EvaluationConfig | None = None
-    """Rows of their own, never trained on; the loss on them is measured before and after."""
+    """Validation rows from files of their own. They are never trained on."""
     held_out: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Instead of `evaluation`: N of the rows that are kept, of several sources each its share."""
+    """Number of validation rows to take from the training rows. Each of several sources gives its share."""
     held_out_order: Literal["seed", "last"] = "seed"
-    """`seed` draws them by data.seed, of each label its share where rows have labels; `last` takes the last ones."""
+    """How these rows are chosen: `seed` draws them at random by data.seed, in proportion to the labels if the rows have
+    labels; `last` takes the last rows."""
     group: Annotated[str, Field(min_length=1)] | None = None
-    """A column of the rows, such as a customer's number: rows with the same value are all held out or all trained on,
-    so that N is approximate. A row without a value is alone."""
+    """Column that says which rows belong together, such as a customer number. All rows with the same value are either
+    held out or trained on, so the number of validation rows is approximate. A row without a value is a group alone."""
     recipe: str | None = None
-    """A seed recipe: its template, its rule for long rows, and its settings under those given here."""
+    """A published recipe to reproduce: its chat template, its treatment of long rows, and its settings where you give
+    none. `rankwise data recipes` lists the recipes."""
     system: str | None = None
-    """A system message for rows that bring none. Beside `prompt` it may have {columns} in it too."""
+    """System message for rows that have none. Together with `prompt`, it may contain column names in braces too."""
     max_length: PositiveInt = 1024
-    """Tokens."""
+    """Largest number of tokens in a row."""
     too_long: TooLong = "drop"
-    """`drop` leaves a longer row out and counts it; `truncate` cuts its end, and with it the end token; `cut-prompt`
-    shortens what was asked, by characters; `split` makes of a long conversation several of whole turns."""
+    """What happens to a longer row. `drop` leaves it out and counts it. `truncate` cuts its end, including the end
+    token. `cut-prompt` shortens the prompt, by characters. `split` cuts a conversation into rows of whole turns."""
     learned: Literal["answers", "everything"] = "answers"
+    """Tokens that the loss falls on: those of the answers, or all."""
     answers: Literal["together", "apart"] = "together"
-    """`apart` makes a row of each answer with all that was said before it: for templates that rewrite earlier turns."""
+    """How a conversation with several answers is trained on: `together` is one row with all its answers; `apart` makes
+    one row of each answer and the turns before it, for chat templates that rewrite earlier turns."""
     packing: bool = False
-    """Put several rows of a step into one, kept apart in attention and positions; the same result with less padding."""
+    """Pack several rows of a step into one sequence, to compute less padding. Attention and positions keep the rows
+    apart, so the result is the same."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """`skip` leaves out what cannot be read or rendered, and lists it in the data report."""
+    """What happens to a row that cannot be used: `stop` ends the training with an error; `skip` leaves the row out and
+    lists it in the data report."""
     seed: Seed = 0
-    """For drawing rows by `rows`, `weight` and `held_out`."""
+    """Seed of the random choices of `rows`, `weight` and `held_out`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -219,8 +234,8 @@ class DataConfig(Reading):
     def _whole(self) -> Self:
         if (self.path is None) == (not self.sources):
             raise ValueError("name the rows to train on: a path, or several sources")
-        said = (name for name in Reading.model_fields if _given(self, name))
-        if self.sources and (extra := sorted(said)):
+        given = (name for name in Reading.model_fields if _given(self, name))
+        if self.sources and (extra := sorted(given)):
             raise ValueError(f"with several sources, write {extra[0]} in each of them")
         if self.held_out and self.evaluation is not None:
             raise ValueError("both held_out and evaluation choose the validation rows; give one of them")
@@ -244,10 +259,9 @@ class DataConfig(Reading):
 
     @property
     def measured_source(self) -> EvaluationConfig | None:
-        """The rows to measure with. Unless it says itself of which columns its rows are made, they are made of those
-        that all rows to train on are made of."""
+        """The validation rows. If they name no columns themselves, they use those that all training rows share."""
         own = self.evaluation
-        if own is None or any(_given(own, name) for name in ("format", *BY)):
+        if own is None or any(_given(own, name) for name in ("format", *COLUMN_SETTINGS)):
             return own
         every = [{name: getattr(source, name) for name in SHARED} for source in self.all_sources]
         shared = every[0] if all(one == every[0] for one in every) else {}

@@ -1,4 +1,4 @@
-"""The frozen tree of everything one training run was asked to do; a run stores it as config.json."""
+"""All settings of one training run, as one frozen value. A run stores them as config.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
 OTHERS: dict[str, type[Config]] = {"adalora": AdaLoraConfig, "full": FullConfig}
-"""Methods that a recipe's settings of an adapter were not written for."""
+"""Methods other than LoRA. The adapter settings of recipes are written for LoRA."""
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -30,18 +30,25 @@ Adapting = Annotated[
 
 
 class Experiment(Config):
+    """The settings of one training run."""
+
     model: ModelConfig
+    """The base model."""
     data: DataConfig
+    """The training and validation rows."""
     run: Annotated[str, Field(pattern=RUN_NAME)]
-    """The run's name: the folder `runs/NAME`."""
+    """Name of the run. Its folder is `runs/NAME`."""
     adapter: Adapting = Field(default_factory=LoraConfig)
+    """The method and its settings."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """How the run is trained."""
     evaluation: ValidationConfig = Field(default_factory=ValidationConfig)
+    """How the run is measured while it trains."""
 
     @model_validator(mode="before")
     @classmethod
     def _over_recipe(cls, value: Any) -> Any:
-        """A recipe's settings of training and adapter lie under those that were given."""
+        """Take from the recipe the training and adapter settings that were not given."""
         data = value.get("data") if isinstance(value, dict) else None
         name = data.get("recipe") if isinstance(data, dict) else getattr(data, "recipe", None)
         if not isinstance(name, str) or name not in RECIPES:
@@ -66,14 +73,14 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
-    def _rows_to_measure_with(self) -> Self:
-        asked = self.evaluation.asked_of_rows
-        if self.data is None:  # of a plan
+    def _validation_rows_exist(self) -> Self:
+        needing = self.evaluation.needing_rows
+        if self.data is None:  # only a plan has no rows
             return self
-        if asked and not self.data.held_out and self.data.evaluation is None:
+        if needing and not self.data.held_out and self.data.evaluation is None:
             raise ValueError(
-                f"rows to measure with are missing: evaluation.{asked[0]} is nothing without them. Name them by "
-                "data.held_out or data.evaluation"
+                f"validation rows are missing: evaluation.{needing[0]} has no effect without them. Take some from the "
+                "training rows with data.held_out, or name a file in data.evaluation"
             )
         return self
 
@@ -87,7 +94,7 @@ class Experiment(Config):
 def _over(under: dict[str, Any], given: Any) -> Any:
     if given is None:
         return under
-    if isinstance(given, Config):  # what was not said when it was made is not said now
+    if isinstance(given, Config):  # only what was set explicitly, not the defaults
         given = given.model_dump(include={*given.model_fields_set, "method"} & given.__class__.model_fields.keys())
     if not isinstance(given, dict):
         return given

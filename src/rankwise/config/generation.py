@@ -1,4 +1,4 @@
-"""How an answer is drawn from a model."""
+"""Settings of text generation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from rankwise.config.base import Config, Number, PositiveInt, Seed
 
 
 class GenerationConfig(Config):
+    """How an answer is generated."""
+
     max_new_tokens: PositiveInt = 256
+    """Largest number of tokens in an answer."""
     temperature: Number = Field(0.0, ge=0, le=10)
-    """0: always the likeliest token."""
+    """Sampling temperature. 0 always takes the most likely token."""
     top_p: Number = Field(1.0, gt=0, le=1)
-    """With a temperature: draw from the likeliest tokens that together hold this probability."""
+    """With a temperature, sample only from the most likely tokens whose probabilities add up to this."""
     seed: Seed = 0
+    """Seed of the sampling."""
     repetition_check: bool = True
-    """Stop an answer that writes the same tokens again and again (inference/repetition.py)."""
+    """Stop an answer that repeats the same tokens again and again (inference/repetition.py)."""

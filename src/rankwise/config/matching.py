@@ -1,8 +1,8 @@
-"""Which modules a spec's targets, layer numbers and patterns mean: one rule, for a model in memory and for a plan.
+"""The rule by which targets, layer numbers and patterns select modules, for a model in memory and for a plan.
 
-A word of letters, digits, `_`, `.` and `-` is a name: the end of a module's path, beginning at a dot. Anything else is
-a regular expression for the path, or for its end beginning at a dot. Expressions run under a time limit, since one can
-be written that never ends. Whatever matches nothing is an error that says what is near; nothing is left out in silence.
+A word of letters, digits, `_`, `.` and `-` is a name: it matches the end of a module's path after a dot. Anything else
+is a regular expression, which must match the whole path or its end after a dot. Expressions have a time limit, because
+some never finish. A target or pattern that matches nothing is an error that names the nearest match.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ SECONDS_PER_MATCH = 0.05
 _NAME = regex.compile(r"[A-Za-z0-9_.-]+")
 
 HostKind = Literal["linear", "conv1d", "conv2d", "embedding"]
-"""What an adapter can be laid over. A conv1d is GPT-2's linear layer, whose weight is stored as (I, O)."""
+"""Kinds of layers that can have an adapter. A conv1d is GPT-2's linear layer, whose weight is stored as (I, O)."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is asked of a module. `name` says what it is where it cannot be adapted; `tied` is a linear layer that
-    reads an embedding's weight; `head` makes the logits."""
+    """What targets need to know about a module.
+
+    `kind` is None for a module that cannot be adapted, and `name` is its class. `tied` marks a linear layer that shares
+    an embedding's weight, and `head` the layer that computes the logits.
+    """
 
     kind: HostKind | None
     name: str
@@ -39,17 +42,17 @@ class Seen:
 
 
 Modules = Mapping[str, Seen]
-"""By path, in the model's order."""
+"""Modules by path, in the model's order."""
 
 
 def matched_paths(modules: Modules, spec: AdapterConfig) -> list[str]:
-    """The paths that `spec` names, in the model's order."""
+    """Paths of the modules that get an adapter, in the model's order."""
     chosen: set[str] = set()
     for target in spec.targets:
-        found = [path for path in _named(target, modules) if _in_layers(path, spec.layers)]
-        if not found:
+        matching = [path for path in _named(target, modules) if _in_layers(path, spec.layers)]
+        if not matching:
             raise TargetError(_nothing_in_layers(target, spec.layers, modules))
-        chosen.update(found)
+        chosen.update(matching)
     paths = [path for path in modules if path in chosen]
     _refuse_absent_blocks(paths, spec, modules)
     _refuse_tied_head(paths, modules)
@@ -59,7 +62,7 @@ def matched_paths(modules: Modules, spec: AdapterConfig) -> list[str]:
 
 
 def ranks_and_scales(paths: list[str], spec: LoraConfig) -> list[tuple[int, float]]:
-    """Of each path."""
+    """Rank and scale of the adapter at each path."""
     ranks = _by_pattern(paths, spec.rank_pattern, spec.rank, "rank_pattern")
     alphas = _by_pattern(paths, spec.alpha_pattern, spec.alpha, "alpha_pattern")
     return [
@@ -69,27 +72,27 @@ def ranks_and_scales(paths: list[str], spec: LoraConfig) -> list[tuple[int, floa
 
 
 @lru_cache(maxsize=4096)
-def matcher(pattern: str, said_in: str) -> Callable[[str], bool]:
-    """Whether a path is meant by `pattern`."""
+def matcher(pattern: str, setting: str) -> Callable[[str], bool]:
+    """A function that says whether `pattern` matches a path. Messages name the `setting`."""
     name = pattern.replace(r"\.", ".")
     if _NAME.fullmatch(name):
         return lambda path: path == name or path.endswith(f".{name}")
     try:
         compiled = regex.compile(rf"(?:.*\.)?(?:{pattern})")
     except regex.error as error:
-        raise TargetError(f'{said_in} "{pattern}" is no regular expression: {error}.') from None
+        raise TargetError(f'{setting} "{pattern}" is not a valid regular expression: {error}.') from None
 
     def matches(path: str) -> bool:
         try:
             return compiled.fullmatch(path, timeout=SECONDS_PER_MATCH) is not None
         except TimeoutError:
-            raise TargetError(f'{said_in} "{pattern}" takes too long to match; write a simpler expression.') from None
+            raise TargetError(f'{setting} "{pattern}" takes too long to match; write a simpler expression.') from None
 
     return matches
 
 
 def layer_number(path: str) -> int | None:
-    """The block a module stands in: the first number in its path."""
+    """Number of the block that a module belongs to: the first number in its path."""
     return next((int(part) for part in path.split(".") if part.isdecimal()), None)
 
 
@@ -98,17 +101,17 @@ def _named(target: str, modules: Modules, *, also_head: bool = False) -> list[st
         return [
             path for path, seen in modules.items() if seen.kind in ("linear", "conv1d") and (also_head or not seen.head)
         ]
-    meant = matcher(target, "target")
-    found = [path for path in modules if meant(path)]
-    hosts = [path for path in found if modules[path].kind]
-    if found and not hosts:
-        kinds = some(sorted({modules[path].name for path in found}))
-        inside = [path for path in modules if any(path.startswith(f"{outer}.") for outer in found)]
+    matches = matcher(target, "target")
+    matching = [path for path in modules if matches(path)]
+    adaptable = [path for path in matching if modules[path].kind]
+    if matching and not adaptable:
+        kinds = some(sorted({modules[path].name for path in matching}))
+        inside = [path for path in modules if any(path.startswith(f"{outer}.") for outer in matching)]
         raise TargetError(
             f'target "{target}" names {kinds}, which cannot be adapted; linear layers, Conv1D and embeddings can. '
-            f"Inside it are {some(_leaf_counts(inside, modules)) or 'none of these'}."
+            f"It contains {some(_leaf_counts(inside, modules)) or 'none of these'}."
         )
-    return hosts
+    return adaptable
 
 
 def _in_layers(path: str, layers: tuple[int, ...] | None) -> bool:
@@ -116,7 +119,7 @@ def _in_layers(path: str, layers: tuple[int, ...] | None) -> bool:
 
 
 def _refuse_absent_blocks(paths: list[str], spec: AdapterConfig, modules: Modules) -> None:
-    """Each block that is asked for has a layer to adapt."""
+    """Refuse block numbers in which no layer is adapted."""
     absent = sorted(set(spec.layers or ()) - {layer_number(path) for path in paths})
     if absent:
         there = {layer_number(path) for target in spec.targets for path in _named(target, modules, also_head=True)}
@@ -128,7 +131,7 @@ def _refuse_absent_blocks(paths: list[str], spec: AdapterConfig, modules: Module
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """0, 1, 2 and 5 as "0-2, 5"."""
+    """Write the numbers 0, 1, 2 and 5 as "0-2, 5"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
@@ -143,7 +146,7 @@ def _nothing_in_layers(target: str, layers: tuple[int, ...] | None, modules: Mod
     if everywhere:
         numbers = sorted({number for path in everywhere if (number := layer_number(path)) is not None})
         here = f"blocks {numbers[0]}-{numbers[-1]}" if numbers else "no numbered block"
-        return f'target "{target}" matches layers in {here}, and none in layers {some(map(str, layers or ()))}.'
+        return f'target "{target}" matches layers in {here}, but none in blocks {some(map(str, layers or ()))}.'
     leaves = sorted({path.rpartition(".")[2] for path, seen in modules.items() if seen.kind})
     hint = did_you_mean(target.rpartition(".")[2], [*leaves, ALL_LINEAR])
     counts = some(_leaf_counts(modules, modules))
@@ -174,12 +177,12 @@ def _refuse_without_rows(paths: list[str], modules: Modules) -> None:
 
 
 def _by_pattern(
-    paths: list[str], pattern: dict[str, int] | dict[str, float], otherwise: float, said_in: str
+    paths: list[str], pattern: dict[str, int] | dict[str, float], otherwise: float, setting: str
 ) -> list[float]:
-    """The first key that matches decides, as in PEFT."""
-    rules = [(matcher(key, said_in), value) for key, value in pattern.items()]
-    for (meant, _), key in zip(rules, pattern, strict=True):
-        if not any(meant(path) for path in paths):
+    """Value of each path. The first pattern that matches decides, as in PEFT."""
+    rules = [(matcher(key, setting), value) for key, value in pattern.items()]
+    for (matches, _), key in zip(rules, pattern, strict=True):
+        if not any(matches(path) for path in paths):
             hint = did_you_mean(key, {path.rpartition(".")[2] for path in paths})
-            raise TargetError(f'{said_in} "{key}" matches none of the {len(paths)} adapted layers.{hint}')
-    return [next((value for meant, value in rules if meant(path)), otherwise) for path in paths]
+            raise TargetError(f'{setting} "{key}" matches none of the {len(paths)} adapted layers.{hint}')
+    return [next((value for matches, value in rules if matches(path)), otherwise) for path in paths]

@@ -1,4 +1,4 @@
-"""Where a base model comes from, and in which number format and on which device it is held."""
+"""Settings of the base model: where it comes from, its number format and its device."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from rankwise.config.base import Config
 
 
 class ModelConfig(Config):
-    """`name` is a starter name, a hub id (`organisation/model`), a local folder or a GGUF file."""
+    """The base model. A plain text is its name: `model: smollm2-135m`."""
 
     name: str = Field(min_length=1)
+    """A starter name, a hub id (`organisation/model`), a local folder or a GGUF file."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model."""
+    """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 where the processor computes in it, float32 elsewhere. What learns is float32 always: adapters,
-    and with the method full the whole model, which may not be asked for in bfloat16."""
+    """Number format of the frozen weights. `auto` is bfloat16 where the hardware computes in it, and float32 elsewhere.
+    Trained weights are always float32, so full fine-tuning refuses bfloat16."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """Device to run on: `auto`, `cpu`, `mps`, `cuda`, or `cuda:N` for one of several GPUs."""
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
-    """The one commit whose Python code may run, read and named by the user. Never a branch."""
+    """Commit (40 hex digits) of the model's own Python code that may run. Read the code of this commit first. By
+    default no such code runs. A branch is refused, since its content can change."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""A training as it is planned: an experiment whose rows and name may be missing yet."""
+"""Settings of a planned training: an experiment whose rows and run name may still be missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rankwise.config.experiment import RUN_NAME, Experiment
 
 
 class Planned(Experiment):
-    """Reads the same files as an experiment."""
+    """An experiment to plan. The files that describe it are the same."""
 
     data: DataConfig | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     run: Annotated[str, Field(pattern=RUN_NAME)] = "plan"

@@ -1,6 +1,6 @@
-"""YAML files and `key=value` settings into an Experiment; every problem at once, each with file and line.
+"""Build an Experiment from YAML files and `key=value` settings, and report all problems at once with file and line.
 
-YAML is read as yaml.py says. Later settings win over earlier ones, over the file and over a recipe.
+yaml.py reads the YAML. Later settings override earlier ones, the file and a recipe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHORTHAND = {"model": "name", "data": "path"}
 
 @dataclass(frozen=True)
 class Setting:
-    """One dotted key and its value, with the flag it came by."""
+    """A dotted key, its value, and the flag that gave it."""
 
     key: str
     value: Any
@@ -35,7 +35,7 @@ class Setting:
 
 @dataclass
 class _Tree:
-    """Nested settings, and for each location where it was written."""
+    """Nested settings, and for each of them the file and line or flag it came from."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Location, str] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class _Tree:
 
 
 def parse_setting(text: str) -> Setting:
-    """`a.b=c` as given to --set; the value is read as YAML."""
+    """Parse the `a.b=c` of --set. The value is read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError([f'--set "{text}" is not of the form key=value, for example --set training.epochs=3.'])
@@ -93,14 +93,14 @@ def as_planned(experiment: Experiment) -> Planned:
     return with_settings(experiment)
 
 
-def with_settings(asked: Experiment, *texts: str) -> Planned:
-    """The same as a plan, with some settings otherwise, each as `a.b=c`. A spec that was made by its class does not say
-    its method, which is what it is all the same."""
-    values = asked.model_dump(mode="json", exclude_unset=True)
-    values["adapter"] = {"method": asked.adapter.method} | values.get("adapter", {})
+def with_settings(experiment: Experiment, *texts: str) -> Planned:
+    """The experiment as a plan, with some settings changed, each given as `a.b=c`."""
+    values = experiment.model_dump(mode="json", exclude_unset=True)
+    # a config built from its class has not set its method explicitly
+    values["adapter"] = {"method": experiment.adapter.method} | values.get("adapter", {})
     tree = _Tree(values)
     for setting in map(parse_setting, texts):
-        if setting.key == "adapter.method":  # what belongs to another method goes with it
+        if setting.key == "adapter.method":  # the settings of the old method do not apply to the new one
             values["adapter"] = {}
         tree.put(setting)
     return Planned.model_validate(tree.values)
@@ -109,7 +109,7 @@ def with_settings(asked: Experiment, *texts: str) -> Planned:
 def read_settings(
     file: Path, kind: type[_Kind], over: Mapping[str, Any], default: Mapping[str, Any] | None = None
 ) -> _Kind:
-    """A file that holds one spec, under `over` and above `default`."""
+    """Read one config from a file. Values in `over` override the file, and the file overrides `default`."""
     tree = _read_file(file)
     try:
         return kind.model_validate({**(default or {}), **tree.values, **over})
@@ -118,20 +118,20 @@ def read_settings(
 
 
 def read_values(file: Path) -> dict[str, Any]:
-    """A file of settings that are not ours, as plain values; tags and directives are refused."""
+    """Read a YAML file of another program as plain values. Tags and directives are refused."""
     return _read_file(file).values
 
 
 def read_data(files: Iterable[str], settings: Iterable[Setting]) -> DataConfig:
-    """The rows named on a command line: one source, or several. What says how rows are read holds for each."""
+    """The data settings of a command line that names one or more files. Settings of reading apply to each file."""
     tree, named = _Tree(), list(files)
     for setting in settings:
         if not setting.key.startswith("data."):
             raise ConfigError(
-                [f'{setting.origin}: "{setting.key.split(".")[0]}" is no setting of rows; those begin with data.']
+                [f'{setting.origin}: "{setting.key.split(".")[0]}" is not a setting of the data (data.…).']
             )
         if setting.key.split(".")[1] in ("path", "sources"):
-            raise ConfigError([f"{setting.origin}: the rows are named already ({named[0]})."])
+            raise ConfigError([f"{setting.origin}: the file of rows is already given ({named[0]})."])
         tree.put(setting)
     given = tree.values.get("data", {})
     how = {key: given.pop(key) for key in list(given) if key in Reading.model_fields} if len(named) > 1 else {}
@@ -139,21 +139,21 @@ def read_data(files: Iterable[str], settings: Iterable[Setting]) -> DataConfig:
     try:
         return DataConfig.model_validate({**rows, **given})
     except ValidationError as error:
-        found = problems_of(error, DataConfig, lambda location: tree.origin(("data", *_inside_source(location))))
-        raise ConfigError([_with_flag(problem, tree) for problem in found]) from None
+        problems = problems_of(error, DataConfig, lambda location: tree.origin(("data", *_inside_source(location))))
+        raise ConfigError([_with_flag(problem, tree) for problem in problems]) from None
 
 
 def _inside_source(location: Location) -> Location:
-    """What was said once for several sources, where it was said."""
+    """The location of a setting that was given once and copied into each of several sources."""
     return location[2:] if location[:1] == ("sources",) else location
 
 
 def _with_flag(problem: str, tree: _Tree) -> str:
-    """A problem of several settings together has no place of its own: the first that it names has one."""
+    """Prefix a problem with the flag that caused it. If several settings caused it, take the first."""
     if problem.startswith("--"):
         return problem
     words = problem.replace(",", " ").replace(";", " ").split()
-    return next((tree.origin(place) for place in tree.origins if place[-1] in words), "") + problem
+    return next((tree.origin(location) for location in tree.origins if location[-1] in words), "") + problem
 
 
 def _read_file(file: Path) -> _Tree:
@@ -170,8 +170,8 @@ def _read_file(file: Path) -> _Tree:
         raise ConfigError([f"{file}: is not UTF-8 text (byte {error.start})."]) from None
     loaded = load_yaml(text, str(file))
     if not isinstance(loaded, dict):
-        held = "nothing" if loaded is None else "a list" if isinstance(loaded, list) else shown(loaded)
-        raise ConfigError([f"{file}: holds {held}, not settings of the form key: value."])
+        content = "nothing" if loaded is None else "a list" if isinstance(loaded, list) else shown(loaded)
+        raise ConfigError([f"{file}: contains {content}, not settings of the form key: value."])
     tree = _Tree()
     tree.values = plain(loaded, tree.origins, str(file))
     return tree

@@ -1,12 +1,12 @@
-"""A seed recipe: how a published system wrote its rows, what it learned of them and with which settings.
+"""Recipes: how a published system formatted its rows, which tokens it trained on, and its settings.
 
-Each is one YAML file in recipes/. Its template is a chat template like those of models: Jinja over `messages`, what is
-learned between `{% generation %}` and `{% endgeneration %}`, `add_generation_prompt` for where the model is to speak. A
-message has a `role`, a `content` and, where the row brings one, a `context` (Alpaca's input, Dolly's context). The
-tokenizer's own start token goes before it where the tokenizer puts one before every text.
+Each recipe is a YAML file in recipes/. Its template is a chat template: Jinja over `messages`, with the trained text
+between `{% generation %}` and `{% endgeneration %}`, and `add_generation_prompt` where the model begins to write. A
+message has a `role`, a `content`, and a `context` if the row has one (Alpaca's input, Dolly's context). The tokenizer's
+start token comes first if the tokenizer puts one before every text.
 
-`settings` lie under what the user gives; `published` is what the authors used, also where an adapter wants another.
-`published`, `added_tokens` with its note, and the `format` and `fields` of `rows` are a record: printed, not followed.
+The user's settings override `settings`. `published` lists what the authors used, even where an adapter needs another
+value. `published`, `added_tokens` with its note, and `format` and `fields` of `rows` are only printed.
 """
 
 from __future__ import annotations
@@ -24,35 +24,39 @@ RECIPES = ("alpaca", "alpaca-lora", "vicuna", "gpt4all-j", "dolly", "stablelm")
 
 
 class RecipeBase(Config):
+    """The base models that the system was trained from."""
+
     architecture: str
-    """As transformers calls it: the `model_type` of a config."""
+    """The `model_type` of transformers' config."""
     models: tuple[str, ...]
 
 
 class RecipeRows(Config):
-    """The data set it was made for. Rows of other forms can be written in its template too."""
+    """The data set of the system. The template also works for rows of other formats."""
 
     name: str
     format: str
     fields: dict[str, str]
-    """Its columns, and the part that each plays: instruction, context, answer, conversation, prompt."""
+    """Role of each column: instruction, context, answer, conversation or prompt."""
     licence: str
     licence_note: str = ""
 
 
 class Recipe(Config):
+    """One published system."""
+
     name: str
     title: str
     base: RecipeBase
     rows: RecipeRows
     template: str
     ends: tuple[str, ...]
-    """Texts that end an answer; `eos_token` is the tokenizer's own. The first is the one that is learned."""
+    """Texts that end an answer; `eos_token` stands for the tokenizer's own. The first one is trained on."""
     added_tokens: tuple[str, ...] = ()
     """Tokens that the authors added to the vocabulary."""
     added_tokens_note: str = ""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Of `data`, `training` and `adapter`."""
+    """Settings of `data`, `training` and `adapter`."""
     published: dict[str, Any]
 
 

@@ -1,12 +1,12 @@
-"""What a model is asked in an evaluation, and by which metrics its answers are scored.
+"""Settings of an evaluation task: the rows, the question made from each row, and the metrics of the answers.
 
-    task: tickets            # three lines over a file of the user's own
+    task: tickets            # three lines for a file of your own
     data: tickets.jsonl
     score: [exact, json]
 
-Without `ask` rows are read as training reads them, and what is asked is all that comes before their last answer. With
-`ask` a question is written from a row's own columns ("{premise} Is it true that {hypothesis}?"), so any table will do.
-Tasks for public sets have names (BUILT_IN); their files are looked for under RANKWISE_DATA, or given by --data.
+Without `ask`, rows are read as in training, and the question is everything before the last answer. With `ask`, the
+question is written from the columns of a row ("{premise} Is it true that {hypothesis}?"), which works for any table.
+Tasks on public data sets have names (BUILT_IN). Their files are read from RANKWISE_DATA, or from --data.
 """
 
 from __future__ import annotations
@@ -43,45 +43,52 @@ MEANINGS = {
     "bleu": "precision of the sequences of 1 to 4 words, with a penalty for short answers (sacreBLEU, 0 to 100)",
     "chrf": "F-score of the sequences of 1 to 6 characters (sacreBLEU's chrF2, 0 to 100)",
 }
-"""One line about each metric, for whoever reads a score."""
+"""A description of each metric, for reports."""
 CHOSEN = ("accuracy", "f1", "matthews")
 LIKELIHOOD = ("loss", *CHOSEN)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 HOME = "RANKWISE_DATA"
 HELD_OUT = "held-out"
-"""The task of the rows that a run held out itself."""
+"""Name of the task on the validation rows that a run held out."""
 OF_LM_EVAL = "lm-eval-"
-"""What the names of lm-eval's tasks begin with here."""
+"""Prefix of the names of lm-eval's tasks."""
 
 
 class TaskConfig(Reading):
+    """One evaluation task, as a YAML file for `rankwise evaluate --task` describes it."""
+
     task: Annotated[str, Field(pattern=NAME)]
+    """Name of the task in results and reports."""
     data: Annotated[str, Field(min_length=1)]
-    """A file, a folder of files, or hub:organisation/name; a .txt file is read as one running text."""
+    """A file of rows, a folder of files, or `hub:organisation/name`. A .txt file is read as one running text."""
     score: tuple[Score, ...] = ("loss",)
-    """`loss`: nats per token of the wanted answers. `accuracy`, `f1`, `matthews`: one of several choices, the
-    likeliest; where rows have choices of their own, for its length. The others look at what is written."""
+    """Metrics to compute. `loss` is in nats per token of the reference answers. `accuracy`, `f1` and `matthews` take
+    the most likely of several choices; if each row has its own choices, the likelihood is divided by the length. The
+    others compare a generated answer with the reference."""
     ask: str | None = None
-    """A question with {columns} in it."""
+    """The question, as a text with column names in braces. By default it is everything before a row's last answer."""
     answer: str | tuple[str, ...] | None = None
-    """What is wanted, likewise. For choices it is the right one's number, letter or text. For text metrics it may be
-    several references: a list of such texts, or a column that holds a list."""
+    """The reference answer, as a text with column names in braces. For choices it is the number, letter or text of the
+    right one. For text metrics it may be several references: a list of such texts, or a column that contains a list."""
     choices: str | tuple[str, ...] | None = None
-    """A column that holds each row's choices (a list, or a JSON list as text), a text of {columns} with ; between them,
-    or the choices of all rows. By default the column choices, or all answers that occur."""
+    """The choices: a column that contains a list for each row, a text of column names in braces separated by `;`, or
+    a list that applies to all rows. The default is the column `choices`, or all answers that occur."""
     lettered: bool = False
-    """Write the choices below the question as A, B, C …, and choose between the letters."""
+    """List the choices below the question as A, B, C …, and choose between the letters."""
     header: tuple[str, ...] = ()
-    """Names of the columns of a table that does not name them itself."""
+    """Column names of a table that has no header line."""
     chat: bool = True
-    """Ask by the model's chat template. False: the question is a text that is continued, as for base models."""
+    """Whether the question is put into the model's chat template. If false, the model continues the question as plain
+    text, as is usual for base models."""
     system: str | None = None
+    """System message before each question."""
     max_new_tokens: PositiveInt = 128
+    """Largest number of tokens in a generated answer."""
     pattern: str | None = None
-    """For `regex`: what it finds in the answer must be what it finds in the wanted one; without groups it must find
-    anything at all."""
+    """Regular expression of the metric `regex`. Its groups must match the same text in the answer as in the reference.
+    Without groups, it must match anywhere in the answer."""
     seed: Seed = 0
-    """For drawing `rows`."""
+    """Seed of the random choice of `rows`."""
 
     @field_validator("score", mode="before")
     @classmethod
@@ -94,7 +101,7 @@ class TaskConfig(Reading):
         try:
             "".join(value or ()).encode()
         except UnicodeEncodeError:
-            raise ValueError("it has half a character (a lone surrogate)") from None
+            raise ValueError("it contains half a character (a lone surrogate)") from None
         return value
 
     @field_validator("pattern")
@@ -103,52 +110,54 @@ class TaskConfig(Reading):
         import regex  # late: most tasks have none
 
         if value == "":
-            raise ValueError("it is empty, and would be found in every answer")
+            raise ValueError("it is empty, so it would match every answer")
         try:
             regex.compile(value or "")
         except regex.error as error:
-            raise ValueError(f"it is no regular expression ({error})") from None
+            raise ValueError(f"it is not a valid regular expression ({error})") from None
         return value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if not self.score or len(set(self.score)) < len(self.score):
-            raise ValueError("score names the metrics, each once")
+            raise ValueError("name at least one metric, and each once")
         if ("regex" in self.score) != (self.pattern is not None):
-            raise ValueError("the score regex needs a pattern, and nothing else has one")
+            raise ValueError("the score regex needs a pattern, and no other score has one")
         if self.ask is None and not self.chat:
-            raise ValueError("without the chat template, ask has to say what is asked")
+            raise ValueError("without the chat template, ask must give the question")
         if isinstance(self.answer, tuple) and (self.chosen or not self.answer or "pearson" in self.score):
             raise ValueError("several answers work only with text metrics, such as rouge_l; choices and ratings have "
                              "one right answer")  # fmt: skip
         if self.ask is None and (self.answer is not None or self.header):
-            raise ValueError("answer and header go with ask; rows of a known form say themselves what is wanted")
+            raise ValueError("answer and header need ask; without ask, the row format gives the reference answer")
         if (self.choices is not None or self.lettered) and not self.chosen:
-            raise ValueError(f"choices are scored by {', '.join(CHOSEN)}")
+            raise ValueError(f"choices need one of the scores {', '.join(CHOSEN)}")
         if self.ask is None and (self.choices is not None or self.lettered):
-            raise ValueError("where choices come from is said together with ask")
+            raise ValueError("choices and lettered need ask")
         if isinstance(self.choices, tuple) and (
             len(set(self.choices)) < max(2, len(self.choices)) or not all(one.strip() for one in self.choices)
         ):
-            raise ValueError("choices are two or more, each once and none empty")
+            raise ValueError("give two or more choices, each once and none empty")
         if self.chosen and self.written:
-            raise ValueError(f"a task scores choices ({', '.join(CHOSEN)}) or what is written; make two of it")
+            raise ValueError(
+                f"a task scores either choices ({', '.join(CHOSEN)}) or generated answers; make two tasks of it"
+            )
         return self
 
     @model_validator(mode="after")
     def _nothing_in_vain(self) -> Self:
-        """A setting that changes nothing was meant to change something."""
+        """Refuse settings that have no effect, because the user expected one."""
         vain = {
-            "a running text (.txt) is scored by loss as it stands": _OF_ROWS if self.running_text else (),
-            "with ask, a row is read by its columns as they are named": _OF_FORMS if self.ask is not None else (),
-            "a table with header is one file": ("split", "subset", "revision") if self.header else (),
+            "a running text (.txt) has only the score loss": _OF_ROWS if self.running_text else (),
+            "with ask, a row is read by the names of its columns": _OF_FORMS if self.ask is not None else (),
+            "a table with header is a single file": ("split", "subset", "revision") if self.header else (),
             "without the chat template there is no system message": () if self.chat else ("system",),
-            "nothing is written for the scores that are named": () if self.written else ("max_new_tokens",),
+            "no answer is generated for these scores": () if self.written else ("max_new_tokens",),
         }
         for why, names in vain.items():
-            said = [name for name in names if getattr(self, name) != _default(name)]
-            if said:
-                raise ValueError(f"{why}; leave out {', '.join(said)}, which would change nothing")
+            given = [name for name in names if getattr(self, name) != _default(name)]
+            if given:
+                raise ValueError(f"{why}; leave out {', '.join(given)}, which would change nothing")
         return self
 
     @property
@@ -235,7 +244,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
 
 
 def task_named(name: str, data: str | None = None, rows: int | None = None) -> TaskConfig:
-    """A built-in task, a YAML file's, or the loss on a file of rows; `data` and `rows` stand over what it says."""
+    """A built-in task, the task of a YAML file, or the loss on a file. `data` and `rows` override its settings."""
     given = {key: value for key, value in (("data", data), ("rows", rows)) if value is not None}
     if name in BUILT_IN:
         values = {"task": name, **BUILT_IN[name], **given}
@@ -247,7 +256,9 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
         return refuse_taken(read_settings(Path(name), TaskConfig, given, default), name)
     if os.path.exists(name) or name.startswith("hub:"):  # noqa: PTH110  Path.exists raises where a name is too long
         if data is not None:
-            raise ConfigError([f"{name} and {data}: both are files of rows. Give one of them, by --task or by --data."])
+            raise ConfigError(
+                [f"{name} and {data} are both files of rows. Give one of them, with --task or with --data."]
+            )
         return task_of_rows(name, **given)
     raise ConfigError(
         [f'there is no task "{name}".{did_you_mean(name, BUILT_IN)} A task is one of {some(BUILT_IN, 40)}; or a YAML '
@@ -256,24 +267,24 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
 
 
 def task_of_rows(data: str, **given: Any) -> TaskConfig:
-    """The loss on a file of rows, called by the file's name."""
+    """The loss on a file of rows, as a task named after the file."""
     return TaskConfig(**{"task": _own_name(Path(data).stem), "data": data, **given})
 
 
 def refuse_taken(task: TaskConfig, where: str) -> TaskConfig:
-    """Results are found by their task's name, and some names say whose rows they are of. A public task is one that is
-    asked as it is, whoever made the spec."""
+    """Refuse a name that belongs to another task, because results are stored by name. A task that asks exactly as a
+    public one does may have its name."""
     public = BUILT_IN.get(task.task)
     if _taken(task.task) and (public is None or public.get("ask") != task.ask):
         raise ConfigError(
-            [f'{where}: the name "{task.task}" is that of another task, whose results it would replace; '
-             f"call yours otherwise, such as task: my-{task.task[:61]}"]
+            [f'{where}: the name "{task.task}" belongs to another task, whose results it would replace; '
+             f"choose another name, such as task: my-{task.task[:61]}"]
         )  # fmt: skip
     return task
 
 
 def _taken(name: str) -> bool:
-    """Capitals make no other file everywhere."""
+    """Whether a name is reserved. Some file systems do not distinguish capitals, so they make no difference."""
     return name.lower() in (HELD_OUT, *BUILT_IN) or name.lower().startswith(OF_LM_EVAL)
 
 
@@ -281,13 +292,13 @@ def _home_of(name: str, file: str) -> str:
     home = os.environ.get(HOME)
     if home is None:
         raise ConfigError(
-            [f'the task "{name}" reads {file}: say where it is with --data FILE, or set {HOME} to the folder above.']
+            [f'the task "{name}" reads {file}: give it with --data FILE, or set {HOME} to the folder that contains it.']
         )
     return os.path.join(home, file)  # noqa: PTH118
 
 
 def _own_name(stem: str) -> str:
-    """A task without a name is called by its file, but for names that say what it is not."""
-    kept = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in stem).strip("-")
-    name = kept[:64] or "rows"
+    """Name of a task after its file, changed if that name is reserved."""
+    letters = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in stem).strip("-")
+    name = letters[:64] or "rows"
     return f"{name[:59]}-rows" if _taken(name) else name

@@ -1,4 +1,4 @@
-"""How long, how fast and in what portions a run is trained."""
+"""Settings of the training loop: length, batches, learning rate, memory and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,57 +14,63 @@ AT_WIDTH_576 = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
 
 
 class TrainingConfig(Config):
+    """How a run is trained."""
+
     epochs: Annotated[Number, Field(gt=0, le=1000)] | None = None
-    """Passes over the training rows; 2 when neither epochs nor steps is given."""
+    """Passes over the training rows. The default is 2 if steps is not given either."""
     steps: PositiveInt | None = None
-    """Optimizer steps, instead of epochs."""
+    """Number of optimizer steps. Give either steps or epochs."""
     batch_size: PositiveInt = 16
-    """Rows per optimizer step."""
+    """Number of rows in one optimizer step."""
     max_batch_tokens: PositiveInt = 2048
-    """Padded tokens computed at once. Bounds the memory, changes no result (without dropout): the loss of a step is the
-    mean over the supervised tokens of all its rows, however they are portioned."""
+    """Largest number of tokens in one forward pass, padding included. A step with more tokens is split into
+    micro-batches. This limits memory and does not change the result (without dropout), because the loss of a step is
+    the mean over all its loss tokens."""
     auto_batch: bool = False
-    """Where memory runs out, begin the step again with half of max_batch_tokens; its rows stay the same."""
+    """When memory runs out, halve max_batch_tokens and repeat the step with the same rows."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
-    """`auto`: 2e-3 at width 576, falling with the width of the model; a twentieth of it where the whole model learns
-    (see training/schedules.py)."""
+    """Highest learning rate of the schedule. `auto` is 2e-3 for adapters and 1e-4 for full fine-tuning at hidden size
+    576, and lower for wider models (training/schedules.py)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls to zero after the warm-up, if it does."""
+    """Learning rate after the warmup: `linear` and `cosine` decay to zero, `constant` does not decay."""
     warmup: Number = Field(0.03, ge=0, lt=1)
-    """Share of the steps in which the rate rises from zero."""
+    """Share of the steps in which the learning rate rises from zero."""
     weight_decay: Number = Field(0.0, ge=0, lt=1)
+    """Weight decay of AdamW."""
     plain: bool = False
-    """Without the fast forms of what is computed (kernels/), which some models have. Results differ in rounding."""
+    """Run the model's own code instead of the fused kernels. Results differ by rounding errors."""
     activation_checkpointing: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000, strict=True)] = "auto"
-    """How many of the lowest blocks that learn keep only what goes into them and are computed again in the backward
-    pass: memory for time, and the same numbers. `auto`: as many as free memory makes necessary."""
+    """Number of blocks whose activations are not stored but computed again in the backward pass, which saves memory,
+    costs time and gives the same numbers. The lowest trained blocks come first. `auto` takes as many as free memory
+    requires."""
     clip: Number = Field(1.0, gt=0)
-    """Largest norm of the whole gradient."""
+    """Gradient clipping: largest norm of the gradient of all parameters together."""
     seed: Seed = 0
+    """Seed of initial values, row order and dropout."""
     checkpoint_steps: PositiveInt | None = None
-    """Steps from one checkpoint to the next, of which the last is kept until the run is finished. By default a tenth of
-    the run, at most 500; none where a run has 100 steps or fewer, as that is soon begun again."""
+    """Steps between checkpoints. Only the newest checkpoint is stored, until the run is finished. The default is a
+    tenth of the run, at most 500 steps; a run of up to 100 steps writes none."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps both say how long to train; give one of them")
+            raise ValueError("epochs and steps both set the length of the training; give one of them")
         return self
 
     def checkpoint_interval(self, steps: int) -> int:
-        """`steps` or more where a run of so many writes none: after its last step there is the result."""
+        """Steps between checkpoints in a run of `steps` steps; a value of `steps` or more means none."""
         return self.checkpoint_steps or (min(500, steps // 10) if steps > 100 else steps)
 
     def rows_per_step(self, rows: int) -> int:
-        """No row is taken twice in one step."""
+        """Rows in one step. A row never occurs twice in one step."""
         return min(self.batch_size, rows)
 
     def highest_rate(self, width: int, method: str) -> float:
-        """The learning rate after the warm-up, of a model of this width."""
+        """The learning rate at the end of the warmup, for a model of this hidden size."""
         return AT_WIDTH_576[method] * (576 / width) ** 0.8 if self.learning_rate == "auto" else self.learning_rate
 
     def total_steps(self, rows: int) -> int:
-        """Enough that every row is seen `epochs` times; the last step is filled up from the next pass."""
+        """Number of optimizer steps. The last step is filled up with rows of another pass."""
         if self.steps is not None:
             return self.steps
         return math.ceil((self.epochs or 2.0) * rows / self.rows_per_step(rows))

@@ -1,9 +1,9 @@
-"""How a run is measured while it trains, what may end it early, and which of its steps is kept.
+"""Settings of validation during training: how often, early stopping, and which checkpoint becomes the result.
 
-Rows to measure with are the data's to name (data.held_out, data.evaluation). Reading them costs about half of learning
-from as many, and every run with such rows reads them before its first step and after its last. What comes between is by
-default so little that it takes at most a tenth of the run; whoever asks for a choice (keep, patience) asks for the
-evaluations that it needs.
+The data settings name the validation rows (data.held_out, data.evaluation). A run with validation rows measures the
+loss on them before its first step and after its last. In between, the default interval keeps validation below about a
+tenth of the run's time, because a token that is only read costs about half of a token that is trained on. `keep: best`
+and `patience` need more frequent validation and get it.
 """
 
 from __future__ import annotations
@@ -15,55 +15,58 @@ from pydantic import Field, model_validator
 from rankwise.config.base import Config, PositiveInt
 
 TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
-OF_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
+NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
 TIMES = 10
 READ_SHARE = 0.2
-"""Of the tokens trained on, what may be read between the first and the last step: half of a fifth is a tenth."""
+"""Tokens that validation may read between the first and the last step, as a share of the trained tokens."""
 WRITTEN = 12
-"""A token that is written costs as much time as so many that are read (16 answers at once, two cores)."""
+"""Time of generating one token, in units of reading one (measured with 16 answers at once on two cores)."""
 
 
 class ValidationConfig(Config):
+    """How a run is measured while it trains."""
+
     steps: PositiveInt | None = None
-    """Optimizer steps from one evaluation to the next; the last step is always one. By default ten evaluations, or
-    fewer where the held-out rows are many, so that together they read at most a fifth of the tokens trained on."""
+    """Optimizer steps between validations. The last step is always validated. The default is ten validations in a run,
+    or fewer if there are so many validation rows that ten would read more than a fifth of the trained tokens."""
     keep: Literal["last", "best"] = "last"
-    """Of which step the adapter is kept: the last, or the evaluated one with the lowest held-out loss, or the highest
-    score where `by` is a metric. AdaLoRA is judged once its ranks are decided: until then there is more of it."""
+    """Which checkpoint becomes the result: `last`, or `best` by validation loss (or by the metric named in `by`). With
+    AdaLoRA, only checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
     patience: PositiveInt | None = None
-    """Evaluations in a row that are no better than the best before them, after which the run ends."""
+    """Early stopping: end the run after this many validations in a row without improvement."""
     by: Literal["loss", TextMetric] = "loss"
-    """What `keep` and `patience` go by."""
+    """What `keep` and `patience` compare: the validation loss, or a metric of the answers."""
     scores: tuple[TextMetric, ...] = ()
-    """Metrics of the answers to held-out rows, at each evaluation, beside `by`."""
+    """Further metrics of the answers to validation rows, computed at each validation."""
     answers: Annotated[int, Field(ge=0, strict=True)] = 0
-    """How many held-out rows are answered for these at each evaluation, always with the likeliest token."""
+    """Number of validation rows that the model answers at each validation, always with the most likely token."""
     max_new_tokens: PositiveInt | None = None
-    """Of an answer; by default half as many again as the longest wanted one has, at most 256, and 64 where none is
-    wanted."""
+    """Largest number of tokens in such an answer. The default is 1.5 times the longest reference answer, at most 256;
+    64 if the rows have no reference answers."""
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
-    """Answered before the first step and after the last; by default those of three held-out rows. [] is none."""
+    """Prompts that the model answers before the first step and after the last. The default is the prompts of three
+    validation rows. An empty list turns this off."""
 
     @model_validator(mode="before")
     @classmethod
     def _no_rows(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError("this says how a run is measured; rows to measure with are named by data.evaluation")
+            raise ValueError("this setting says how a run is measured; name the validation rows in data.evaluation")
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.metrics and not self.answers:
             raise ValueError(
-                f"{self.metrics[0]} is a metric of answers; say by evaluation.answers how many held-out rows to answer"
+                f"{self.metrics[0]} is a metric of answers; set evaluation.answers to the number of rows to answer"
             )
         if self.answers and not self.metrics:
-            raise ValueError("answers are for a metric; name one by evaluation.scores or evaluation.by, such as exact")
+            raise ValueError("answers need a metric; name one in evaluation.scores or evaluation.by, such as exact")
         return self
 
     @property
     def metrics(self) -> tuple[TextMetric, ...]:
-        """Those of answers, each once."""
+        """The metrics of answers, each once."""
         of_by = () if self.by == "loss" else (self.by,)
         return tuple(dict.fromkeys((*of_by, *self.scores)))
 
@@ -72,12 +75,15 @@ class ValidationConfig(Config):
         return self.keep == "best" or self.patience is not None
 
     @property
-    def asked_of_rows(self) -> list[str]:
-        """Settings that mean nothing without held-out rows."""
-        return [name for name in OF_ROWS if getattr(self, name) != type(self).model_fields[name].default]
+    def needing_rows(self) -> list[str]:
+        """The settings given here that have no effect without validation rows."""
+        return [name for name in NEED_ROWS if getattr(self, name) != type(self).model_fields[name].default]
 
     def interval(self, steps: int, trained: int, read: int, written: int) -> int:
-        """For a run of so many steps over so many tokens in all, of which one evaluation reads and writes so many."""
+        """Steps between validations.
+
+        `steps` and `trained` are the steps and tokens of the run; one validation reads and writes so many tokens.
+        """
         if self.steps is not None:
             return self.steps
         affordable = int(READ_SHARE * trained / max(1, read + WRITTEN * written))

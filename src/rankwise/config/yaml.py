@@ -1,7 +1,7 @@
-"""YAML by version 1.2's rules as plain values: `1e-4` is a number and `on` a word.
+"""YAML 1.2 read as plain values: `1e-4` is a number and `on` is a text.
 
-A key given twice is an error, and so is a tag that asks for an object, a directive, or a file that stands for more
-values than there is memory.
+Refused are a key given twice, a tag that would create an object, a directive, and aliases that expand to too many
+values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLAIN_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
 
 def load_yaml(text: str, name: str) -> Any:
     if text.lstrip().startswith("%"):
-        raise ConfigError([f"{name}: begins with a directive (%…); settings are YAML 1.2 and need none."])
+        raise ConfigError([f"{name}: begins with a directive (%…), which is refused; remove the line."])
     try:
         return YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
@@ -41,7 +41,7 @@ def load_yaml(text: str, name: str) -> Any:
 def plain(
     node: Any, origins: dict[Location, str], name: str, location: Location = (), count: _Count | None = None
 ) -> Any:
-    """Ruamel's annotated nodes as plain Python values; notes the line of every key on the way."""
+    """Convert ruamel's annotated nodes to plain Python values, and record the line of every key in `origins`."""
     count = count or _Count()
     count.up(name)
     _refuse_tag(node, name)
@@ -62,7 +62,7 @@ def plain(
 
 
 def dump_yaml(value: dict[str, Any]) -> str:
-    """As YAML that reads back as the same value, with its keys in their order; whatever its texts are."""
+    """Write YAML that reads back as the same value, with its keys in their order."""
     yaml, written = YAML(typ="rt", pure=True), StringIO()
     yaml.default_flow_style = False
     yaml.width = 10_000
@@ -72,17 +72,19 @@ def dump_yaml(value: dict[str, Any]) -> str:
 
 @dataclass
 class _Count:
-    """Aliases of aliases can stand for more values than there is memory."""
+    """A limit on the number of values: nested aliases can expand to more than fits into memory."""
 
     values: int = 0
 
     def up(self, name: str) -> None:
         self.values += 1
         if self.values > MOST_VALUES:
-            raise ConfigError([f"{name or '--set'}: stands for more than {MOST_VALUES:,} values."])
+            raise ConfigError([f"{name or '--set'}: expands to more than {MOST_VALUES:,} values."])
 
 
 def _refuse_tag(node: Any, name: str) -> None:
     tag = getattr(getattr(node, "tag", None), "value", None)
     if isinstance(tag, str) and tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
-        raise ConfigError([f'{name or "--set"}: the tag "{tag}" asks for an object; only plain values are read.'])
+        raise ConfigError(
+            [f'{name or "--set"}: the tag "{tag}" would create an object; only plain values are allowed.']
+        )

@@ -145,7 +145,7 @@ def _adalora(shape: ModelShape, spec: AdaLoraConfig, layers: list[Layer]) -> Par
     names = BYTES_OF_FILE + sum(BYTES_OF_NAMES + 2 * len(layer.path) for layer in layers)
     most = 4 * left.most + names
     if budget.in_bytes:
-        most = min(most, budget.told(left.amount))
+        most = min(most, budget.in_unit(left.amount))
     return Parameters(
         spec.method, shape.parameters, sum(planned.trainable for planned in adapted), tuple(adapted), left.most,
         most, min(most, 2 * left.most + names), exact=True, left=left,
@@ -157,7 +157,7 @@ def _left(budget: Budget, costs: list[int], ranks: list[int]) -> Left:
     first = sum(cost * rank for cost, rank in zip(costs, ranks, strict=True)) + sum(budget.entries)
     first = first if budget.by_cost else sum(ranks)
     last = min(budget.last, first)
-    told = budget.told(first), budget.told(last)
+    told = budget.in_unit(first), budget.in_unit(last)
     even = round(sum(cost * min(budget.mean_rank, rank) for cost, rank in zip(costs, ranks, strict=True)))
     if budget.by_cost:
         return Left(last, budget.unit, first, told, budget.mean_rank, min(last, min(costs)), min(even, last), last)
