@@ -377,7 +377,7 @@ spec = DataConfig(path="many.jsonl", held_out=2)
 heard = []
 found = prepare(spec, writing, heard.append)
 parts = (found.documents.ids, found.documents.learned, found.documents.starts, found.trained, found.measured)
-print(json.dumps([found.data report.model_dump(mode="json"), [part.tolist() for part in parts], list(map(str, heard))]))
+print(json.dumps([found.data_report.model_dump(mode="json"), [part.tolist() for part in parts], list(map(str, heard))]))
 """
 WAIT = """
 Path(f"ready-{os.getpid()}").touch()

@@ -751,8 +751,8 @@ spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
 asked = lambda: int(urlopen(sys.argv[2] + "/asked").read())
 content_identity(spec)
 before = asked()
-data report = count_only(spec, silent)
-print(before > 0, asked() - before, data report.files[0].sha256, data report.licence)
+data_report = count_only(spec, silent)
+print(before > 0, asked() - before, data_report.files[0].sha256, data_report.licence)
 """
 LABELLED = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
 

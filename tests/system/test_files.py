@@ -172,9 +172,9 @@ def test_a_folder_too_large_for_the_disk_is_our_error_and_leaves_nothing(tmp_pat
 def test_a_metrics_log_that_fills_the_disk_is_our_error(tmp_path):
     # closing the file tried once more to write the rest, and the system's own error took the place of ours
     program = (
-        "from rankwise.runs.metrics_log import Journal\n"
-        "try:\n    with Journal(Path('metrics.jsonl')) as metrics log:\n"
-        "        for step in range(1000):\n            metrics log.append({'step': step})\n"
+        "from rankwise.runs.metrics_log import MetricsLog\n"
+        "try:\n    with MetricsLog(Path('metrics.jsonl')) as metrics_log:\n"
+        "        for step in range(1000):\n            metrics_log.append({'step': step})\n"
         "except ResourceError as error:\n    print(error)\n"
     )
     done = with_file_limit(tmp_path, program)
