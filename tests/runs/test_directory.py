@@ -274,17 +274,17 @@ def test_a_damaged_file_of_a_run_is_told_by_its_name(file, name):
 def test_a_file_of_a_run_that_is_not_text_or_far_too_large_is_told():
     run = written()
     (run.folder / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(RunError, match=r"spec\.json is damaged"):
+    with pytest.raises(RunError, match=r"config\.json is damaged"):
         run.experiment()
     (run.folder / "config.json").write_bytes(b" " * (LARGEST_JSON + 1))
-    with pytest.raises(RunError, match=r"spec\.json has 10,000,001 bytes"):
+    with pytest.raises(RunError, match=r"config\.json has 10,000,001 bytes"):
         run.experiment()
 
 
 def test_a_missing_file_of_a_run_is_told():
     run = written()
     (run.folder / "config.json").unlink()
-    with pytest.raises(RunError, match=r"spec\.json is missing"):
+    with pytest.raises(RunError, match=r"config\.json is missing"):
         run.experiment()
 
 
