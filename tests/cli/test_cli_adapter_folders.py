@@ -101,6 +101,13 @@ def test_a_runs_own_adapter_folder_answers_as_the_run(home):
     assert json.loads(spoken.stdout)["turns"][0]["adapted"] == of_run["answer"]
 
 
+def test_an_export_copies_no_file_that_a_link_in_the_folder_leads_out_to(home):
+    (home / "secret").write_text("not a tokenizer")
+    (home / "theirs" / "vocab.json").symlink_to(home / "secret")
+    assert rankwise("export", "theirs", "--to", "out").exit_code == 0
+    assert (home / "out" / "tokenizer.json").is_file() and not (home / "out" / "vocab.json").exists()
+
+
 def test_an_adapter_folder_is_evaluated_as_its_run_is(home):
     words = ("--data", "others.jsonl", "--no-forgetting")
     of_run, of_folder = (told("evaluate", name, *words) for name in ("mine", "ours"))

@@ -179,6 +179,17 @@ def test_rows_of_one_customer_are_on_one_side(tmp_path, prepared, writing):
     assert "6 of 30 groups by customer (requested: 13)" in facts.describe()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_of_a_file_with_one_prompt_are_on_one_side(tmp_path, prepared, writing, seed):
+    # the law above held when no prompts reached it
+    as_lines(tmp_path / "rows.jsonl", [{"prompt": f"q {n % 15}.", "completion": f"a {n}"} for n in range(30)])
+    made = prepared(tmp_path / "rows.jsonl", held_out=10, seed=seed)
+    prompts = [{text.split("q ")[1].split(".")[0] for text in texts(rows, writing)}
+               for rows in (made.measured_rows, made.trained_rows)]  # fmt: skip
+    assert not prompts[0] & prompts[1] and len(prompts[0]) == 5
+    assert not made.data_report.overlap.exact
+
+
 def test_a_column_of_groups_that_is_missing_or_of_one_value_is_refused(tmp_path, prepared):
     rows = [{"prompt": f"q {n}", "completion": f"a {n}", "user": "same"} for n in range(9)]
     as_lines(tmp_path / "rows.jsonl", rows)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.evaluation.intervals import difference, measured
+from rankwise.evaluation.intervals import RESAMPLES, difference, measured
 from rankwise.evaluation.metrics import METRICS
 
 
@@ -75,6 +75,11 @@ def test_more_hits_are_better_and_three_items_are_too_few():
     assert difference(METRICS["exact"], missed * 20, hit * 20).verdict == "better"
     assert difference(METRICS["exact"], hit * 20, missed * 20).verdict == "worse"
     assert difference(METRICS["exact"], missed * 3, hit * 3).verdict == "cannot tell"
+
+
+def test_no_difference_is_impossible_by_chance():
+    """Of RESAMPLES swaps none makes as large a difference: the least p there is counts the observed one itself."""
+    assert difference(METRICS["exact"], [[0.0, 1.0]] * 200, [[1.0, 1.0]] * 200).p == 1 / (1 + RESAMPLES)
 
 
 def test_no_hit_at_all_is_no_certainty():

@@ -114,7 +114,10 @@ def test_what_was_kept_is_compared_block_by_block(other, verdict):
     assert found.differences["delta_nll"].difference == 0
     back = one("b", "a").forgetting.differences["kl"]
     assert (back.low, back.high) == (-moved.high, -moved.low)
-    html = report(["a", "b"], "out.html").page.read_text()
+    made = report(["a", "b"], "out.html")
+    moved_from_base = [word for word in ("less", "more") if f"it moved {word} from the base" in made.verdict]
+    assert moved_from_base == {"better": ["less"], "worse": ["more"]}.get(verdict, [])
+    html = made.page.read_text()
     assert "difference of KL" in html and "delta_nll" not in html.split("What they kept")[0]
 
 

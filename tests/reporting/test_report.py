@@ -15,6 +15,7 @@ import pytest
 import rankwise
 from rankwise.commands.report import report
 from rankwise.errors import RunError
+from rankwise.reporting.charts import smoothed
 from rankwise.reporting.document import Document
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
@@ -120,6 +121,17 @@ def test_a_task_counts_by_its_answers_before_its_loss():
     alone = evaluation.model_copy(update={"differences": {"loss": loss}})
     write_evaluation(evaluation_path(run, "task"), alone)
     assert report("r").verdict.startswith("Worse than the base on task: loss")
+
+
+@pytest.mark.parametrize("count", [1, 15, 60, 400])
+def test_a_smoothed_curve_is_the_weighted_mean_around_each_step(count):
+    # a constant loss was drawn below itself, and no test noticed
+    assert smoothed([2.5] * count) == pytest.approx([2.5] * count)
+    values, keep = [(7 * at) % 11 for at in range(count)], 1 - 1 / max(1.0, count / 20)
+    for at, found in enumerate(smoothed(values)):
+        weights = [keep ** abs(at - other) for other in range(count)]
+        wanted = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+        assert found == pytest.approx(wanted)
 
 
 def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():
