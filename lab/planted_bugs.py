@@ -6,7 +6,8 @@
 
 The bugs are in planted_bugs.toml. The tree is copied, one bug at a time is planted in the copy, and pytest stops at the
 first test that fails. A bug counts as caught only if that test passes without the bug. Each result is one line of the
-output file, and bugs that have a line there are not planted again, so an interrupted measurement goes on.
+output file, and bugs that have a line there are not planted again unless they are named, so an interrupted measurement
+goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,8 +45,8 @@ class Bug:
     what: str
     line: str
     bug: str
-    tests: tuple[str, ...]
-    more: tuple[str, ...] = ()
+    tests: Sequence[str]
+    more: Sequence[str] = ()
     after: str | None = None
     bug_after: str | None = None
 
@@ -69,10 +71,10 @@ class Result:
 
 
 def read_bugs(only: list[str]) -> list[Bug]:
-    listed = [
-        Bug(**{key: tuple(value) if isinstance(value, list) else value for key, value in one.items()})
-        for one in tomllib.loads(BUGS.read_text(encoding="utf-8"))["bugs"]
-    ]
+    """Those that are named, or all."""
+    listed = [Bug(**one) for one in tomllib.loads(BUGS.read_text(encoding="utf-8"))["bugs"]]
+    if unknown := set(only) - {bug.id for bug in listed}:
+        raise SystemExit(f"{BUGS.name} has no bug {', '.join(sorted(unknown))}")
     return [bug for bug in listed if not only or bug.id in only]
 
 
@@ -86,17 +88,16 @@ def occurrence(tree: Path, bug: Bug) -> tuple[Path, str, str] | str:
     return f"no form of the line occurs exactly once under src; give `after` in {BUGS.name}: {bug.line}"
 
 
-def resolved(tree: Path, names: tuple[str, ...]) -> list[str]:
-    """Test files by their paths below tests/, or, where one has moved, by its name if that is unique."""
-    paths = []
+def resolved(tree: Path, names: Sequence[str]) -> list[str]:
+    """Test files by their paths below tests/, or where they have moved to: as listed, or by a name that is unique."""
+    moved, paths = tomllib.loads(BUGS.read_text(encoding="utf-8"))["moved"], []
     for name in names:
         same = [*(tree / "tests").rglob(Path(name).name)]
-        if (tree / "tests" / name).is_file():
-            paths.append(f"tests/{name}")
-        elif len(same) == 1:
-            paths.append(str(same[0].relative_to(tree)))
-        else:
-            raise FileNotFoundError(f"tests/{name} is not there; name its successor in {BUGS.name}")
+        candidates = [tree / "tests" / name, tree / "tests" / moved.get(name, name), *(same if len(same) == 1 else ())]
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"tests/{name} is not there; add its new path under `moved` in {BUGS.name}")
+        paths.append(str(path.relative_to(tree)))
     return paths
 
 
@@ -188,13 +189,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; bugs with a result there are skipped")
     parser.add_argument("--jobs", type=int, default=1, help="bugs to plant at the same time, each in its own copy")
     parser.add_argument("--table", action="store_true", help="print the results that are there, and run nothing")
-    parser.add_argument("ids", nargs="*", help="bugs to plant; all of them without it")
+    parser.add_argument("ids", nargs="*", help="bugs to plant, even if they have a result; without it all others")
     options = parser.parse_args()
     tree, name = options.tree.resolve(), commit_of(options.tree)
     data = tree.parent / "shared" / "data"
     if data.is_dir():
         os.environ.setdefault("RANKWISE_DATA", str(data))
-    ready = {one.id for one in results_in(options.out) if one.caught is not None}
+    ready = set() if options.ids else {one.id for one in results_in(options.out) if one.caught is not None}
     waiting = [] if options.table else [bug for bug in read_bugs(options.ids) if bug.id not in ready]
     with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(options.jobs) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
