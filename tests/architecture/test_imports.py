@@ -121,3 +121,24 @@ def test_the_import_contracts_hold():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "0 broken" in done.stdout
     assert "0 kept" not in done.stdout
+
+
+def test_the_package_imports_without_modules_that_windows_lacks():
+    program = """
+import builtins, pkgutil, sys
+from importlib import import_module
+POSIX = {"fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "syslog", "readline"}
+plain = builtins.__import__
+def checked(name, globals=None, locals=None, fromlist=(), level=0):
+    if name in POSIX and (globals or {}).get("__name__", "").startswith("rankwise"):
+        raise ImportError(f"{globals['__name__']} imports {name}")
+    return plain(name, globals, locals, fromlist, level)
+builtins.__import__ = checked
+import rankwise
+names = [one.name for one in pkgutil.walk_packages(rankwise.__path__, "rankwise.") if one.name != "rankwise.__main__"]
+for name in names:
+    import_module(name)
+print(len(names))
+"""
+    _, printed = loaded_after(program)
+    assert int(printed) > 200

@@ -9,7 +9,6 @@ gone with the process that held it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from rankwise.errors import RunBusyError, RunError, ConfigError, did_you_mean, s
 from rankwise.runs.earlier import as_then
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.data_report import DATA_REPORT, DataReport
+from rankwise.system import locks
 from rankwise.system.files import told_when_full, write_json
 from rankwise.config.experiment import Experiment
 from rankwise.config.base import Config
@@ -139,8 +139,8 @@ class RunDirectory:
             yield
         finally:
             if not self._names() & {"manifest.json", "config.json"}:  # still held, so nobody else can have begun here
-                (self.folder / ".lock").unlink(missing_ok=True)
-                with suppress(OSError):  # a folder of something else
+                with suppress(OSError):  # a folder of something else; Windows removes no open file
+                    (self.folder / ".lock").unlink(missing_ok=True)
                     self.folder.rmdir()
             os.close(lock)
 
@@ -221,16 +221,11 @@ class RunDirectory:
             os.close(lock)
 
     def _hold(self, lock: int) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        if not locks.lock(lock):
             raise RunBusyError(
-                f'run "{self.folder.name}" is being written by process {owner}. '
+                f'run "{self.folder.name}" is being written by process {locks.owner_of(lock)}. '
                 "Use another --run name, or stop that process."
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+            )
 
 
 def _steps_in(folder: Path) -> list[int]:

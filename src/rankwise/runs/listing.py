@@ -7,7 +7,6 @@ more, and the status is `interrupted`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rankwise.errors import RankwiseError, RunError, first_line
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.manifest import Manifest
+from rankwise.system.locks import owner_if_locked
 
 RUNS = Path("runs")
 UNREADABLE = "unreadable"
@@ -117,15 +117,5 @@ def folder_bytes(folder: Path) -> int:
 
 
 def writer_of(run: RunDirectory) -> str | None:
-    """The number of the process that is writing the run, "unknown" where it left none, or None."""
-    try:
-        lock = os.open(run.folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except OSError:
-        return os.read(lock, 32).decode(errors="replace").strip() or "unknown"
-    finally:
-        os.close(lock)
+    """The number of the process that is writing the run, "unknown" if it left none, or None."""
+    return owner_if_locked(run.folder / ".lock")
