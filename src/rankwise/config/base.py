@@ -11,7 +11,6 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic._internal._model_construction import ModelMetaclass
 from pydantic_core import ErrorDetails
 
 from rankwise.errors import ConfigError, did_you_mean
@@ -29,7 +28,7 @@ Number = Annotated[float, BeforeValidator(_no_boolean)]
 Location = tuple[int | str, ...]
 
 
-class _ReportsAsSpecError(ModelMetaclass):
+class _ReportsAsSpecError(type(BaseModel)):  # pyright: ignore[reportUntypedBaseClass]  the public name of pydantic's metaclass
     """Only direct construction passes through here; pydantic builds nested models without calling the class."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,16 @@ def _row_of_values(names: list[str], cells: tuple[Any, ...], where: str) -> Row 
 def need(module: str, what: str, extra: str = "data") -> None:
     if find_spec(module) is None:
         raise DataError(f"{what} needs {module}, which is not installed: pip install 'rankwise[{extra}]'.")
+
+
+def digest_of(tables: Iterable[Any]) -> str:
+    """The SHA-256 of columns and rows, as Arrow writes them."""
+    import pyarrow
+
+    digest = sha256()
+    for table in tables:
+        written = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(written, table.schema) as stream:
+            stream.write_table(table)
+        digest.update(written.getvalue())
+    return digest.hexdigest()

@@ -6,17 +6,17 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.data import Rows
-from rankwise.data.columnar import Record, Seen, need
+from rankwise.data.columnar import Record, Seen, digest_of, need
 from rankwise.data.licences import find_licence, recognised
 from rankwise.errors import DataError, first_line, some
 from rankwise.runs.data_report import LayoutFacts
 
 HUB = "hub:"
+ROWS_AT_ONCE = 1000
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Part:
     name: str
     open: Callable[[Seen], Iterator[Record]]
     identity: Callable[[], str]
-    """Changes with the content: the SHA-256 of a file, or of the fingerprint that `datasets` gives rows of the hub."""
+    """Changes with the content: the SHA-256 of a file, or of a hub data set's columns and rows."""
     folder: Path | None = None
     licence: str | None = None
     format: str | None = None
@@ -54,8 +54,8 @@ def hub_part(source: Rows) -> Part:
     label = f"{source.path}/{rows.split or 'all'}"
     labels = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, ClassLabel)}
     names = {} if source.labels else labels
-    identity = sha256(str(rows._fingerprint).encode()).hexdigest()
-    return Part(label, lambda seen: _hub_records(rows, label, names), lambda: identity, licence=licence)
+    identity = cache(lambda: digest_of(rows.with_format("arrow").iter(ROWS_AT_ONCE)))
+    return Part(label, lambda seen: _hub_records(rows, label, names), identity, licence=licence)
 
 
 @cache

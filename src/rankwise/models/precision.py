@@ -7,6 +7,7 @@ Apple GPUs from macOS 14), more than doubles the speed; elsewhere it is emulated
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -57,10 +58,8 @@ def processor_features() -> dict[str, bool | int | str]:
 
 
 def _older_torch_features() -> dict[str, bool | int | str]:
-    return {
-        "avx2": torch.cpu._is_avx2_supported(),
-        "avx512_f": torch.cpu._is_avx512_supported(),
-        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
-        "amx_tile": torch.cpu._is_amx_tile_supported(),
-        "amx_bf16": torch.cpu._is_amx_tile_supported(),
-    }
+    """The flags that Linux lists; elsewhere none is known."""
+    listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    flags = next((line for line in listed.splitlines() if line.startswith(("flags", "Features"))), "").split()
+    names = {"avx512f": "avx512_f"}
+    return {names.get(flag, flag): flag in flags for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16")}
