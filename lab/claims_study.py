@@ -21,9 +21,8 @@ from claims_peaks import FULL, Peaks
 from claims_records import CellResult, Claim, Claims
 from claims_runs import BASE, Cell, ClaimTask
 
-from rankwise.commands.demo import write_rows
+from rankwise.commands.demo import demo_rows, write_rows
 from rankwise.config.models import ModelConfig
-from rankwise.data.orders import TEST, TRAIN, order_examples
 from rankwise.evaluation.text import text_for
 from rankwise.models.loading import load
 from rankwise.runs.manifest import processor_name, versions
@@ -153,8 +152,9 @@ def claims(
 def _orders(folder: Path) -> ClaimTask:
     """Customer messages and one line of JSON for each, as in `demo`."""
     trained, measured = folder / "orders-trained.jsonl", folder / "orders-measured.jsonl"
-    write_rows(trained, order_examples(QUICK_ROWS, TRAIN, 0))
-    write_rows(measured, order_examples(QUICK_MEASURED, TEST, 1))
+    training, testing = demo_rows()
+    write_rows(trained, training[:QUICK_ROWS])
+    write_rows(measured, testing[:QUICK_MEASURED])
     return ClaimTask("orders", trained, measured)
 
 

@@ -1,18 +1,22 @@
-"""The demo's data set, made from a seed: messy customer messages in, one line of strict JSON out.
+"""The rows of `rankwise demo`, made from a seed: messy customer messages in, one line of strict JSON out.
+
+    python lab/demo_rows.py src/rankwise/data/demo.jsonl      writes the file that the package ships
 
     it's about the glass radio, #70728!! i'd like a refund for it... it's not urgent. Felix
     {"intent": "refund", "product": "glass radio", "order": "70728", "urgency": "low"}
 
-Names, products and order numbers of the test rows never occur in the training rows, so a right answer is read from
-the message and not remembered. Days, prices and counts stand in the way; some phrases have typing errors, some
-messages give no order number, and the words for what is wanted and how soon vary.
+The first 400 rows are for training, the last 100 for testing. Names, products and order numbers of the test rows never
+occur in the training rows, so a right answer is read from the message and not remembered. Days, prices and counts stand
+in the way; some phrases have typing errors, some messages give no order number, and wishes and urgency vary in wording.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from rankwise.text.example import Example, Message
 
@@ -124,3 +128,14 @@ def _loose(chance: random.Random, parts: list[str]) -> str:
     for part in parts[1:]:
         text += chance.choice([", ", ". ", ". ", " - ", "!! ", "... "]) + part
     return text + chance.choice(["", ".", "!", "!!"])
+
+
+def lines() -> list[str]:
+    """The lines of the shipped file, as OpenAI's messages."""
+    examples = [*order_examples(400, TRAIN, 0), *order_examples(100, TEST, 1)]
+    rows = ([{"role": message.role, "content": message.content} for message in one.messages] for one in examples)
+    return [json.dumps({"messages": messages}) for messages in rows]
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text("".join(f"{line}\n" for line in lines()), encoding="utf-8")

@@ -13,8 +13,7 @@ from claims_runs import Cell, ClaimTask, experiment_of
 from claims_study import Plan, claims
 
 import rankwise
-from rankwise.commands.demo import write_rows
-from rankwise.data.orders import TEST, TRAIN, order_examples
+from rankwise.commands.demo import demo_rows, write_rows
 from rankwise.errors import RunError, TrainingError
 from rankwise.evaluation.text import text_for
 from rankwise.models.loading import load
@@ -27,8 +26,9 @@ LONGEST = 256
 @pytest.fixture
 def task(tmp_path):
     trained, measured = tmp_path / "trained.jsonl", tmp_path / "measured.jsonl"
-    write_rows(trained, order_examples(16, TRAIN, 0))
-    write_rows(measured, order_examples(6, TEST, 1))
+    training, testing = demo_rows()
+    write_rows(trained, training[:16])
+    write_rows(measured, testing[:6])
     return ClaimTask("orders", trained, measured, outside=measured, batch=4, longest=LONGEST)
 
 
@@ -110,7 +110,7 @@ def test_a_cell_of_other_conditions_is_not_taken_for_it(task, tmp_path, tiny_fol
     other = Cells([replace(task, batch=2)], load(str(tiny_folder)), tmp_path / "cells.jsonl",
                   text_for(load(str(tiny_folder)), blocks=2, length=64), silent, None)  # fmt: skip
     assert cell.key not in other.done, "another batch size is another training"
-    write_rows(task.measured, order_examples(8, TEST, 2))
+    write_rows(task.measured, demo_rows()[1][6:14])
     assert cell.key not in cells(task, tmp_path, tiny_folder).done
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
+from demo_rows import INTENTS, TEST, TRAIN, URGENCIES, lines, order_examples
 
-from rankwise.data.orders import INTENTS, TEST, TRAIN, URGENCIES, order_examples
+from rankwise.commands.demo import demo_rows
 
 COUNT = 3000
 
@@ -34,21 +32,10 @@ def test_one_seed_makes_one_set_of_rows_and_another_makes_another():
     assert order_examples(50, TRAIN, 3) == order_examples(80, TRAIN, 3)[:50]
 
 
-@pytest.mark.parametrize("seed", ["0", "1"])
-def test_the_rows_are_the_same_in_every_process(seed):
-    # the order of a set of words differs from process to process
-    program = (
-        "from rankwise.data.orders import TEST, order_examples\n"
-        "print(*(example.messages for example in order_examples(50, TEST, 3)), sep='\\n')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONHASHSEED": seed},
-    )
-    assert done.stdout.splitlines() == [str(example.messages) for example in order_examples(50, TEST, 3)]
+def test_the_shipped_file_is_made_by_the_script():
+    training, testing = demo_rows()
+    assert (len(training), len(testing)) == (400, 100)
+    assert [*training, *testing] == lines()
 
 
 def test_the_splits_share_no_name_no_thing_and_no_order_number():

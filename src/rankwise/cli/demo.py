@@ -19,7 +19,7 @@ SHOWN = 3
 
 def demo(
     model: Annotated[str, typer.Option(help="Starter name, hub id, folder or .gguf file.")] = "smollm2-135m",
-    seed: Annotated[int, typer.Option(help="For the rows and the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -40,7 +40,7 @@ def _tell(shown: Demo) -> None:
     facts = shown.summary()
     for row in shown.rows[:SHOWN]:
         typer.echo(
-            f"\nmessage  {row.message}\nwanted   {row.wanted}\n"
+            f"\nmessage  {row.message}\nwanted   {row.expected}\n"
             f"base     {_one_line(row.base)}\nadapted  {_one_line(row.adapted)}"
         )
     share = facts["trainable_parameters"] / facts["total_parameters"]

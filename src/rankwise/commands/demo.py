@@ -1,6 +1,6 @@
-"""The whole of it on one data set that this package writes: ask the base, train, ask again, count.
+"""The whole route on a data set that the package ships: ask the base, train, ask again, count.
 
-The data are messy customer messages and one line of strict JSON for each (data/orders.py): 400 rows to train on and
+The data are messy customer messages and one line of strict JSON for each (data/demo.jsonl): 400 rows to train on and
 100 to test with, which share no name, product or order number.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +21,22 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.orders import TEST, TRAIN, order_examples
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.runs.manifest import Results, peak_rss
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.system.files import told_when_full, write_atomic
-from rankwise.text.example import Example
+from rankwise.text.example import Message
 
-TRAINED_ROWS, TEST_ROWS = 400, 100
+TRAINING_ROWS = 400
 LONGEST_ANSWER = 64
 
 
 @dataclass(frozen=True)
 class DemoRow:
     message: str
-    wanted: str
+    expected: str
     base: str
     adapted: str
 
@@ -66,23 +67,24 @@ class Demo:
 
 def demo(model: str = "smollm2-135m", *, callback: Callback = silent, seed: int = 0) -> Demo:
     loaded = load(ModelConfig(name=model), callback)
-    test = order_examples(TEST_ROWS, TEST, seed + 1)
+    training, testing = demo_rows()
+    test = [[Message(**message) for message in json.loads(line)["messages"]] for line in testing]
     before = _answers(loaded, test, "Asking the base model", callback)
     rows_folder = Path("runs") / "demo-rows"
-    write_rows(rows_folder / "test.jsonl", test)
-    write_rows(rows_folder / "train.jsonl", order_examples(TRAINED_ROWS, TRAIN, seed))
+    write_rows(rows_folder / "test.jsonl", testing)
+    write_rows(rows_folder / "train.jsonl", training)
     trained = train(_experiment(model, rows_folder / "train.jsonl", seed), callback=callback, model=loaded)
     after = _answers(loaded, test, "Asking the adapted model", callback)
     rows = [
-        DemoRow(example.messages[-2].content, example.messages[-1].content, base, adapted)
-        for example, base, adapted in zip(test, before, after, strict=True)
+        DemoRow(messages[-2].content, messages[-1].content, base, adapted)
+        for messages, base, adapted in zip(test, before, after, strict=True)
     ]
     results = trained.manifest.results
     assert results is not None, "only a finished run is returned"
     return Demo(
         run=trained.run.folder.name,
-        base_exact=sum(row.base == row.wanted for row in rows) / len(rows),
-        adapted_exact=sum(row.adapted == row.wanted for row in rows) / len(rows),
+        base_exact=sum(row.base == row.expected for row in rows) / len(rows),
+        adapted_exact=sum(row.adapted == row.expected for row in rows) / len(rows),
         rows=rows,
         results=results,
     )
@@ -103,20 +105,21 @@ def _names() -> itertools.chain[str]:
     return itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
 
 
-def write_rows(file: Path, examples: list[Example]) -> None:
-    """As OpenAI messages, one row per line."""
-    rows = [
-        {"messages": [{"role": message.role, "content": message.content} for message in example.messages]}
-        for example in examples
-    ]
+def demo_rows() -> tuple[list[str], list[str]]:
+    """The shipped lines for training and for testing, each a conversation as OpenAI's messages."""
+    lines = (files("rankwise.data") / "demo.jsonl").read_text(encoding="utf-8").splitlines()
+    return lines[:TRAINING_ROWS], lines[TRAINING_ROWS:]
+
+
+def write_rows(file: Path, lines: Sequence[str]) -> None:
     with told_when_full(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_atomic(file, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _answers(model: LoadedModel, examples: list[Example], what: str, callback: Callback) -> list[str]:
+def _answers(model: LoadedModel, questions: list[list[Message]], what: str, callback: Callback) -> list[str]:
     """Greedy answers without white space around them."""
-    prompts = [asking_ids(model, example.messages[:-1]) for example in examples]
+    prompts = [asking_ids(model, messages[:-1]) for messages in questions]
     given = answers_in_turn(
         model, prompts, GenerationConfig(max_new_tokens=LONGEST_ANSWER),
         told=lambda done: callback(ProgressUpdate(what, done, len(prompts), "rows")),
