@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.config.experiment import Experiment
 from rankwise.errors import RunBusyError, RunError
+from rankwise.runs.data_report import DataReport, TemplateFacts
 from rankwise.runs.directory import LARGEST_JSON, RunDirectory, open_run
 from rankwise.runs.manifest import BaseModelFacts, DataFacts, Manifest
-from rankwise.runs.data_report import DataReport, TemplateFacts
-from rankwise.config.experiment import Experiment
 
 EXPERIMENT = Experiment(model="m", data="d", run="r", adapter={"layers": "0-2"})
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from rankwise.config.tasks import BUILT_IN
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS, class_row
-from rankwise.runs.warnings import cautions, chance
 from rankwise.runs.evaluations import Difference, Side
 from rankwise.runs.score_text import verdict_text
-from rankwise.config.tasks import BUILT_IN
+from rankwise.runs.warnings import cautions, chance
 from report_runs import evaluation_of, made_run, plain
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
-from rankwise.system.cache import cache_folder, marked_folder, source_of
 from rankwise.runs.listing import folder_bytes
+from rankwise.system.cache import cache_folder, marked_folder, source_of
 from rankwise.system.files import told_when_full
 
 

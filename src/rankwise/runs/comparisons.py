@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rankwise.runs.evaluations import Difference, Measured, Forgetting, Verdict
 from rankwise.config.base import Config
+from rankwise.runs.evaluations import Difference, Forgetting, Measured, Verdict
 
 
 class Differing(Config):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rankwise.errors import some
 from rankwise.config.base import Config
+from rankwise.errors import some
 
 DATA_REPORT = "data_report.json"
 MOST_LISTED = 100

@@ -1,5 +1,5 @@
-"""A run's folder: `runs/NAME/{config.json, data_report.json, manifest.json, metrics.jsonl, checkpoints/step-N/, best/step-N/,
-adapter/, report.html, report.json}`, with `model/` for `adapter/` where the whole model learned.
+"""A run's folder: `runs/NAME/{config.json, data_report.json, manifest.json, metrics.jsonl, checkpoints/step-N/,
+best/step-N/, adapter/, report.html, report.json}`, with `model/` for `adapter/` where the whole model learned.
 
 What was learned appears whole or not at all, and the manifest says `finished` only after it has; then the checkpoints
 go, and the snapshots of what was best so far (`best/`). A finished run is never overwritten; one that did not finish is
@@ -22,14 +22,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from rankwise.errors import RunBusyError, RunError, ConfigError, did_you_mean, some
+from rankwise.config.base import Config
+from rankwise.config.experiment import Experiment
+from rankwise.errors import ConfigError, RunBusyError, RunError, did_you_mean, some
+from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.earlier import as_then
 from rankwise.runs.manifest import Manifest
-from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.system import locks
 from rankwise.system.files import told_when_full, write_json
-from rankwise.config.experiment import Experiment
-from rankwise.config.base import Config
 
 LARGEST_JSON = 10_000_000
 REPORTS = ("report.html", "report.json")

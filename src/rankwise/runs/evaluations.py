@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from rankwise.config.base import Config
+from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError
 from rankwise.runs.directory import RunDirectory, read_json
 from rankwise.runs.manifest import now, versions
 from rankwise.system.files import check_place, write_json
-from rankwise.config.base import Config
-from rankwise.config.tasks import MEANINGS
 
 Verdict = Literal["better", "worse", "cannot tell"]
 Sum = Annotated[float, Field(ge=-1e100, le=1e100)]

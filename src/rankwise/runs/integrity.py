@@ -1,10 +1,10 @@
 """Whether a run's result is still what training wrote: the SHA-256 of each of its files, recorded and compared.
 
-The manifest of a finished run has the hash of every file of `adapter/` or `model/`, and of `data_report.json`, whose chat
-template and system message the run is asked with. Every verb that reads a result asks `check_result` first. A file that
-some program loads (weights, settings, tokenizer, template) must be there unchanged, and none may have been added; a
-model card may be edited, which is only mentioned. This finds accidents and careless edits. It is no signature: whoever
-can write into the folder can write another manifest too.
+The manifest of a finished run has the hash of every file of `adapter/` or `model/`, and of `data_report.json`, whose
+chat template and system message the run is asked with. Every command that reads a result calls `check_result` first. A
+file that some program loads (weights, settings, tokenizer, template) must be there unchanged, and none may have been
+added; a model card may be edited, which is only mentioned. This finds accidents and careless edits. It is no signature:
+whoever can write into the folder can write another manifest too.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.errors import ResultError, RunError, some
-from rankwise.runs.directory import RESULTS, RunDirectory
 from rankwise.runs.data_report import DATA_REPORT
+from rankwise.runs.directory import RESULTS, RunDirectory
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.files import sha256_of
 

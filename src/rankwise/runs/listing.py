@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from rankwise.errors import RankwiseError, RunError, first_line
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.manifest import Manifest
+from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.system.locks import owner_if_locked
 
 RUNS = Path("runs")

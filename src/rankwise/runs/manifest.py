@@ -105,8 +105,8 @@ class Manifest(Config):
     """None where the plan does not know the model."""
     results: Results | None = None
     result_sha256: dict[str, str] | None = None
-    """Of every file of the result, by path in the run's folder (runs/integrity.py). None in runs of earlier versions and
-    in those that did not finish."""
+    """The hash of every file of the result, by its path in the run's folder (runs/integrity.py). None in runs of
+    earlier versions and in those that did not finish."""
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rankwise.config.experiment import Experiment
+from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import RunDirectory, open_any_run
 from rankwise.runs.evaluations import (
     Evaluation,
@@ -19,10 +21,8 @@ from rankwise.runs.evaluations import (
     read_evaluation,
     read_strength,
 )
-from rankwise.runs.metrics_log import History, read_history
 from rankwise.runs.manifest import Manifest
-from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.config.experiment import Experiment
+from rankwise.runs.metrics_log import History, read_history
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ class ProgressUpdate:
     unit: str
 
 
-Event = StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
+Event = (
+    StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
+)
 Callback = Callable[[Event], None]
 
 

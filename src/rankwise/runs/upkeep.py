@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import RankwiseError, RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, run_names, writer_of
 from rankwise.system.files import told_when_full, write_json
-from rankwise.config.experiment import RUN_NAME
 
 OF_A_RUN = ("manifest.json", "config.json", "data_report.json")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rankwise.runs.evaluations import Evaluation, Side, StrengthCurve
-from rankwise.runs.manifest import Results
-from rankwise.runs.data_report import DataReport
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import BUILT_IN, HELD_OUT
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.evaluations import Evaluation, Side, StrengthCurve
+from rankwise.runs.manifest import Results
 
 FEW, MANY = 5, 1000
 CHOOSING = ("accuracy", "f1", "matthews")
