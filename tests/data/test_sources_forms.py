@@ -34,10 +34,9 @@ FORMS = {
     "superbowl_facts/valid.jsonl": "prompt",
 }
 LICENCES = {
-    "dolly": "unknown", "alpaca": "unknown", "self_instruct": "Apache-2.0", "sharegpt": "unknown",
-    "oasst": "Apache-2.0", "gsm8k": "MIT", "superbowl_facts": "unknown",
+    "dolly": "CC-BY-SA-3.0", "alpaca": "CC-BY-NC-4.0", "self_instruct": "Apache-2.0", "sharegpt": "Apache-2.0",
+    "oasst": "Apache-2.0", "gsm8k": "MIT", "superbowl_facts": "MIT",
 }  # fmt: skip
-"""Unknown where the README puts a condition or a remark beside the name."""
 
 
 def rows_by_readme(folder: Path) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""The licence of a data source by its SPDX name, where its README or licence file names exactly one known licence.
+"""The licence of a data source by its SPDX name, where its README or licence file names it clearly.
 
 A README names it by the hub's metadata (`license:` on top) or in a line "Licence: NAME" of its own; a licence file by
-its title. Words around the name ("MIT for the code", a cell of a table) may restrict it, so they make it "unknown":
-nobody may assume. Of several licences the strictest is said, and unknown is stricter than every known one.
+its title. A remark beside the name is fine ("MIT (all three sets)") unless a word in it may restrict the name ("MIT for
+the code", "not", "per file"): then the licence is "unknown", for nobody may assume. Of several licences the strictest
+counts, and unknown is stricter than every known one.
 """
 
 from __future__ import annotations
@@ -30,29 +31,34 @@ FROM_LAX_TO_STRICT = (
     "CC-BY-NC-ND-2.0 CC-BY-NC-ND-2.5 CC-BY-NC-ND-3.0 CC-BY-NC-ND-4.0",
 )
 """SPDX names, and the hub's for model licences that have none; each line asks more of those who use the data."""
-WITHOUT_VERSION = {"CC0": "CC0-1.0", "PDDL": "PDDL-1.0", "ODC-By": "ODC-By-1.0", "ODbL": "ODbL-1.0"}
+ALIASES = {
+    "CC0": "CC0-1.0", "PDDL": "PDDL-1.0", "ODC-By": "ODC-By-1.0", "ODbL": "ODbL-1.0",
+    "3-clause BSD": "BSD-3-Clause", "2-clause BSD": "BSD-2-Clause",
+}  # fmt: skip
 ABBREVIATED = {
     "gnu affero general public": "agpl", "gnu lesser general public": "lgpl", "gnu general public": "gpl",
     "legal code": "", "cc0": "cc zero", "creative commons": "cc", "attribution": "by",
     "non commercial": "nc", "noncommercial": "nc", "share alike": "sa", "sharealike": "sa",
     "no derivatives": "nd", "noderivatives": "nd",
 }  # fmt: skip
-SAYING_NOTHING = {
-    "the", "license", "licence", "version", "v", "international", "unported", "universal", "cc", "only", "or", "later",
-}  # fmt: skip
-_DATE = re.compile(
-    r"\b(?:\d{1,2} )?(?:january|february|march|april|may|june|july|august|september|october|november|december) \d{4}"
+_EMPTY = re.compile(
+    r"\b(?:(?:\d{1,2} )?(?:january|february|march|april|may|june|july|august|september|october|november|december) \d{4}"
+    r"|the|licen[cs]e|version|v|international|unported|universal|cc|(?<=\d )(?:only|or later))\b"
+)
+_RESTRICTING = re.compile(
+    r"\b(?:nc|commercial|research|academic|personal|code|software|only|not?|but|without|with|except|unless|per|other"
+    r"|stricter|see|un\w+|for|if|may|must|ask|contact|belong\w*|permission)\b|[^\x00-\x7f]|[|]"
 )
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _STATEMENT = re.compile(r"^[ \t>*#_-]*licen[cs]es?[ \t*_]*:[ \t*_]*(\S[^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
 
 def find_licence(folder: Path) -> str:
-    """As the first README or licence file in the folder says that says anything."""
+    """The licence by the first README or licence file in the folder that names one."""
     for name in READMES:
         text = _beginning(folder / name)
         metadata = [recognised(one) or UNKNOWN for one in _of_metadata(text)]
-        lines = [recognised(one.strip(" \t*_.")) or UNKNOWN for one in _STATEMENT.findall(text)]
+        lines = [named_in(one) or UNKNOWN for one in _STATEMENT.findall(text)]
         if metadata:  # the formal statement; what a line adds can only be stricter
             lines = [one for one in lines if one != UNKNOWN]
         if metadata or lines:
@@ -66,17 +72,27 @@ def find_licence(folder: Path) -> str:
 
 
 def recognised(text: str) -> str | None:
-    """The licence that the text names and does nothing else."""
-    return _KNOWN.get(_key(text))
+    """The licence that the text names if it does nothing else."""
+    return _KNOWN.get(_words(text))
+
+
+def named_in(text: str) -> str | None:
+    """The strictest licence that a sentence names, if nothing in the rest may restrict it."""
+    words = _words(text)
+    names = [_KNOWN[match] for match in _NAME.findall(words)]
+    restricting = {*_RESTRICTING.findall(_NAME.sub(" ", words))}
+    if "-NC" in (name := strictest(names)):
+        restricting -= {"nc", "commercial"}
+    return name if names and not restricting else None
 
 
 def normalised(text: str) -> str:
-    """For what the user says of the data: the licence's name, else the words, cut to 80 characters."""
+    """What the user calls the licence: its SPDX name, or else the user's words, cut to 80 characters."""
     return recognised(text) or " ".join(text.split())[:LONGEST_WORDS].rstrip() or UNKNOWN
 
 
 def strictest(names: Iterable[str]) -> str:
-    """Of none, "unknown"."""
+    """The strictest of the names, "unknown" where there are none."""
     return max(names, key=lambda name: (_strictness(name), name == UNKNOWN, name), default=UNKNOWN)
 
 
@@ -84,20 +100,23 @@ def _strictness(name: str) -> int:
     return next((rank for rank, line in enumerate(FROM_LAX_TO_STRICT) if name in line.split()), len(FROM_LAX_TO_STRICT))
 
 
-def _key(text: str) -> tuple[str, ...]:
-    """Its words in any order, without those that say nothing and with numbers as versions: "Apache License, Version 2"
-    is apache and 2.0."""
-    words = re.sub(r"[^\w.]+|_", " ", _LINK.sub(r"\1", text[:500]).lower())
-    words = re.sub(r"(?<=[a-z ])v(?=\d)", " ", _DATE.sub("", words))
+def _words(text: str) -> str:
+    """Write names alike: "Apache License, Version 2" and "apache-2.0" are both "apache 2.0"."""
+    words = re.sub(r"[^\w.|]+|_", " ", _LINK.sub(r"\1", text[:500]).lower())
     for long, short in ABBREVIATED.items():
         words = words.replace(long, short)
-    found = [word.strip(".") for word in re.findall(r"[^\W\d_]+|[\d.]+", words)]
-    return tuple(sorted(f"{word}.0" if word.isdigit() else word for word in found if word not in SAYING_NOTHING))
+    words = re.sub(r"(?<=[a-z ])v(?=\d)", " ", words)
+    words = re.sub(r"(?<=[^\W\d])(?=\d)|(?<=\d)(?=[^\W\d])", " ", words)
+    words = _EMPTY.sub(" ", words)
+    parts = (part.strip(".") for part in words.split())
+    return " ".join(f"{part}.0" if part.isdecimal() else part for part in parts if part)
 
 
-_KNOWN = {_key(name): name for line in FROM_LAX_TO_STRICT for name in line.split()} | {
-    _key(short): name for short, name in WITHOUT_VERSION.items()
-}
+_KNOWN = {_words(name): name for line in FROM_LAX_TO_STRICT for name in line.split()}
+_KNOWN |= {_words(alias): name for alias, name in ALIASES.items()}
+_NAME = re.compile(
+    rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(_KNOWN, key=len, reverse=True)))})(?![\w.]| [\d.]+(?!\w))"
+)
 
 
 def _of_metadata(readme: str) -> list[str]:
