@@ -230,7 +230,7 @@ def test_every_error_is_raised_somewhere():
 def test_an_error_of_ours_is_a_value_error_and_an_interruption_is_none():
     assert issubclass(errors.RankwiseError, ValueError)
     assert not issubclass(errors.Interrupted, Exception), "`except Exception` must not swallow Ctrl-C"
-    assert errors.Interrupted("told to end.", 143).exit_code == 143
+    assert errors.Interrupted("stopped by a signal.", 143).exit_code == 143
 
 
 @pytest.mark.parametrize(

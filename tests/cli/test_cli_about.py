@@ -31,7 +31,7 @@ def test_a_starter_that_was_not_fetched_is_listed_as_such():
     starter = next(model for model in listed if model["name"] == "smollm2-135m")
     assert (starter["kind"], starter["cached"], starter["bytes"]) == ("starter", False, 0)
     line = next(line for line in rankwise("models").stdout.splitlines() if line.startswith("smollm2-135m"))
-    assert "not fetched" in line and starter["about"] in line
+    assert "not downloaded" in line and starter["about"] in line
 
 
 def test_a_converted_model_in_the_cache_is_listed_with_its_size(tmp_path):

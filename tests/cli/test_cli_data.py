@@ -457,7 +457,7 @@ def test_on_a_forced_terminal_what_is_learned_is_in_colour(monkeypatch):
     assert "fox 0" not in coloured(result.stdout, GIVEN_COLOUR)
     monkeypatch.setenv("NO_COLOR", "1")
     plain = rankwise("data", "preview", "rows.jsonl", "--model", "model", "--rows", 1)
-    assert LEARNED_COLOUR not in plain.stdout and "learned | 'fox 0<|im_end|>'" in plain.stdout
+    assert LEARNED_COLOUR not in plain.stdout and "loss    | 'fox 0<|im_end|>'" in plain.stdout
     monkeypatch.setenv("FORCE_COLOR", "1")
     as_json = rankwise("data", "preview", "rows.jsonl", "--model", "model", "--rows", 1, "--json")
     assert "\x1b" not in as_json.stdout and json.loads(as_json.stdout)["rows"]
@@ -493,7 +493,7 @@ def test_on_a_terminal_learned_and_given_are_told_apart_with_colours_and_without
     for environment in ({"TERM": "xterm-256color", "NO_COLOR": "1"}, {"TERM": "dumb"}):
         sent = on_a_terminal(home, *words, **environment)
         assert LEARNED_COLOUR not in sent
-        assert "learned | 'fox 0<|im_end|>'" in sent, environment
+        assert "loss    | 'fox 0<|im_end|>'" in sent, environment
 
 
 def test_a_row_cannot_send_commands_to_the_terminal(monkeypatch):

@@ -61,8 +61,8 @@ def test_a_pipe_gets_plain_lines_on_stderr_and_the_result_alone_on_stdout(home, 
     assert "1/12" in first and "100%" in last and "12/12" in last
     for fact in ("loss", "tokens/s", "GB"):
         assert fact in last
-    assert any("held-out loss before training" in line for line in lines)
-    assert any("held-out loss after step 12" in line for line in lines)
+    assert any("validation loss before training" in line for line in lines)
+    assert any("validation loss after step 12" in line for line in lines)
     assert len(json.loads(result.stdout)) > 10 and result.stdout.count("\n") == 1
 
 
@@ -283,7 +283,7 @@ def test_a_line_of_ranks_has_the_mean_and_the_share_of_each_kind_of_layer():
 
 def test_the_last_decision_is_one_sentence():
     assert decided(PLAN) == (
-        "ranks decided for good after step 9: 12 over 6 layers, 2.00 on average (budget 12 of 20 triplets); "
+        "final ranks after step 9: 12 in 6 layers, 2.00 on average (budget 12 of 20 triplets); "
         "v 67%, up 33%; 2 layers have none"
     )
 
@@ -305,7 +305,7 @@ def test_an_evaluation_is_one_line_and_the_training_line_goes_on(terminal, monke
             display(event)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     line = (
-        "held-out loss after step 5: 1.2346 nats per learned token (6 documents); exact 0.250, bleu 31.416 (8 answers)"
+        "validation loss after step 5: 1.2346 nats per loss token (6 sequences); exact 0.250, bleu 31.416 (8 answers)"
     )
     assert shown.count(line) == 2
     trained = [part for part in re.split(r"[\r\n]+", shown) if part.startswith("Training")]
@@ -317,8 +317,8 @@ def test_a_sample_is_one_line_that_steers_no_terminal():
     long = SampleRecord(7, "Who\nis " + "very " * 40 + "lazy?", None, "The\x1b[31m dog.\n" + "Yes. " * 60)
     line = sampled(long)
     assert line.isprintable() and len(line) < 160
-    assert line.startswith('asked after step 7: "…') and 'lazy?" -> "The\\x1b[31m dog. Yes.' in line
-    assert sampled(SampleRecord(0, "Who?", "Me.", "You.")) == 'asked before training: "Who?" -> "You."'
+    assert line.startswith('answer after step 7: "…') and 'lazy?" -> "The\\x1b[31m dog. Yes.' in line
+    assert sampled(SampleRecord(0, "Who?", "Me.", "You.")) == 'answer before training: "Who?" -> "You."'
 
 
 def test_a_training_that_ends_early_says_so_and_what_it_kept(home, tiny_folder):
@@ -331,11 +331,11 @@ def test_a_training_that_ends_early_says_so_and_what_it_kept(home, tiny_folder):
     found = json.loads((home / "runs" / "early" / "manifest.json").read_text())["results"]
     assert found["kept_step"] + 1 == found["steps"] < 12
     lines = result.stderr.splitlines()
-    assert sum(line.startswith("held-out loss") for line in lines) == found["steps"] + 1
+    assert sum(line.startswith("validation loss") for line in lines) == found["steps"] + 1
     assert f"ended after step {found['steps']} of 12: {found['ended_early']}" in lines
-    assert sum(line.startswith("asked before training: ") for line in lines) == 2
-    assert sum(line.startswith(f"asked after step {found['kept_step']}: ") for line in lines) == 2
-    assert f"ended early: {found['ended_early']}" in result.stdout
+    assert sum(line.startswith("answer before training: ") for line in lines) == 2
+    assert sum(line.startswith(f"answer after step {found['kept_step']}: ") for line in lines) == 2
+    assert f"stopped early: {found['ended_early']}" in result.stdout
     assert f"kept step {found['kept_step']}: the lowest held-out loss of " in result.stdout
 
 
@@ -349,7 +349,7 @@ def test_the_training_line_shows_the_ranks_it_has_heard_of(terminal, monkeypatch
             display(event)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert shown.count("budget 12 of 20 triplets, mean rank 2.0: v 67%, up 33%") >= 1
-    assert "decided" not in shown
+    assert "final ranks" not in shown
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]", shown)) or not terminal
 
 
@@ -358,6 +358,6 @@ def test_a_training_of_adalora_says_once_what_was_decided(home, tiny_folder):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     lines = result.stderr.splitlines()
-    assert sum(line.startswith("ranks decided for good after step ") for line in lines) == 1
+    assert sum(line.startswith("final ranks after step ") for line in lines) == 1
     last = [line for line in lines if line.startswith("Training")][-1]
     assert "budget 42 of " in last and "mean rank 3.0" in last

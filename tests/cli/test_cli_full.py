@@ -213,7 +213,7 @@ def test_inspect_says_that_there_are_no_ranks(home):
     assert (told["ranks"], told["history"], told["parameters"]) == ({}, [], size)
     assert told["bytes"] == (home / "runs" / "whole" / "model" / "model.safetensors").stat().st_size
     shown = done("inspect", "whole").stdout
-    assert "the whole model was trained" in shown and f"{size:,} parameters" in shown
+    assert "full fine-tuning, no adapter" in shown and f"{size:,} parameters" in shown
 
 
 def test_an_export_is_the_model_in_the_number_format_that_was_asked_for(home):

@@ -229,7 +229,7 @@ def test_a_run_of_an_earlier_version_is_read_and_said(home):
 def test_inspect_shows_whether_the_result_verifies(home):
     run = home / "runs" / "lora"
     files = len(json.loads((run / "manifest.json").read_text())["result_sha256"])
-    assert f"{files} files of the result are as training wrote them" in rankwise("inspect", "lora").stdout
+    assert f"{files} result files are unchanged since training" in rankwise("inspect", "lora").stdout
     flip_a_bit(run)
     told = rankwise("inspect", "lora", "--force-result")
     assert f"changed since training: {WEIGHTS}" in told.stdout

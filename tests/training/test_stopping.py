@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.set import inject
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
@@ -35,7 +35,7 @@ def handlers_as_before():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_request_that_was_swallowed_is_heeded(number, code, capsys):
-    with pytest.raises(SystemExit) as left, failures_told(as_json=False):
+    with pytest.raises(SystemExit) as left, report_failures(as_json=False):
         try:
             signal.raise_signal(number)
         except KeyboardInterrupt:
@@ -49,15 +49,15 @@ def test_a_request_that_was_swallowed_is_heeded(number, code, capsys):
 
 def test_a_request_to_an_earlier_command_stops_no_later_one():
     for number in (signal.SIGINT, signal.SIGTERM):
-        with pytest.raises(SystemExit), failures_told(as_json=False):
+        with pytest.raises(SystemExit), report_failures(as_json=False):
             signal.raise_signal(number)
-        with failures_told(as_json=False):
+        with report_failures(as_json=False):
             heed()
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a shell does this for what it starts in the background
-    with failures_told(as_json=False):
+    with report_failures(as_json=False):
         signal.raise_signal(signal.SIGINT)
         heed()
 
@@ -76,6 +76,6 @@ def test_a_training_whose_step_swallows_the_request_ends_after_that_step(number)
         return plain(batch)
 
     rows = [Tokens((5, 6, 7, 8), (False, True, True, True))] * 4
-    with pytest.raises(SystemExit), failures_told(as_json=False):
+    with pytest.raises(SystemExit), report_failures(as_json=False):
         train(state, Batches(rows, 2, 64, 0), loss_of=loss_of, callback=heard.append)
     assert [record.step for record in heard if isinstance(record, StepRecord)] == [1, 2, 3]

@@ -1,1 +1,1 @@
-"""The terminal: parse, call a verb, show what it returns. The only home of typer and rich."""
+"""The command line: parse arguments, call a command, print its result. Only this folder imports typer and rich."""

@@ -1,4 +1,4 @@
-"""`rankwise generate` and `rankwise chat`: ask a run's model, its untouched base, or both."""
+"""`rankwise generate` and `rankwise chat`: prompt a run's model, its base model, or both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.conversing import converse, speak, tell_repetition
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import (
     Base,
     BaseModel,
@@ -33,11 +33,13 @@ from rankwise.config.generation import GenerationConfig
 
 def generate(
     run: RunName,
-    prompt: Annotated[str, typer.Option(help="What to ask; - reads it from stdin.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="The prompt. - reads it from stdin.", show_default=False)],
     base: Base = False,
     both: Both = False,
     system: System = None,
-    context: Annotated[str, typer.Option(help="What the question is about (Alpaca's input).", show_default=False)] = "",
+    context: Annotated[
+        str, typer.Option(help="Input that belongs to the prompt (Alpaca's input).", show_default=False)
+    ] = "",
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -50,19 +52,19 @@ def generate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Get one answer from a run."""
-    with failures_told(as_json):
+    """Generate one answer with a run's model."""
+    with report_failures(as_json):
         spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
-        asked = _stdin() if prompt == "-" else prompt
-        from rankwise.commands.generate import generate as generate_verb
+        text = _stdin() if prompt == "-" else prompt
+        from rankwise.commands.generate import generate as generate_command
 
         streamed = not as_json and not both
         with Display(quiet) as display:
-            generated = generate_verb(
-                run, asked, spec, system=system, context=context, base=base, both=both, callback=display,
+            generated = generate_command(
+                run, text, spec, system=system, context=context, base=base, both=both, callback=display,
                 force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model,
                 on_text=speak if streamed else None,
             )  # fmt: skip
@@ -71,7 +73,7 @@ def generate(
         elif streamed:
             typer.echo()
         else:
-            assert generated.adapted is not None and generated.base is not None, "both were asked"
+            assert generated.adapted is not None and generated.base is not None, "--both returns both answers"
             typer.echo(f"adapted: {generated.adapted.text}\nbase:    {generated.base.text}")
         for side, given in (("adapted: ", generated.adapted), ("base: ", generated.base)):
             if given is not None:
@@ -95,13 +97,13 @@ def chat(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Talk to a run. Each line is a message; empty lines are skipped.
+    """Chat with a run's model. Each line is a message; empty lines are skipped.
 
     To send several lines as one message, paste them on a terminal or put them between two lines of \"\"\".
     Commands: /new starts a new conversation; /system shows the system message, /system TEXT sets it and /system none
     removes it; /help lists the commands; /quit, Ctrl-D or Ctrl-C ends.
     """
-    with failures_told(as_json):
+    with report_failures(as_json):
         spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
@@ -123,6 +125,6 @@ def chat(
 
 def _stdin() -> str:
     try:
-        return sys.stdin.read().removesuffix("\n")  # `echo` adds it; nobody asks with it
+        return sys.stdin.read().removesuffix("\n")  # `echo` adds a line end that is not part of the prompt
     except UnicodeDecodeError as error:
         raise not_utf8(error) from None

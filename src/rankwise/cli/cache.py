@@ -1,4 +1,4 @@
-"""`rankwise cache`: what the cache folder holds, and `rankwise cache clean`."""
+"""`rankwise cache` lists the cache folder, and `rankwise cache clean` removes entries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rankwise.cli.display import print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Yes
 from rankwise.cli.runs import confirm, megabytes
 from rankwise.cli.visible import visible
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from rankwise.commands.cache import Cache
     from rankwise.runs.cached import Cached
 
-cache = typer.Typer(help="Show what the cache folder holds; clean it.", no_args_is_help=False)
+cache = typer.Typer(help="Show or clean the cache folder.", no_args_is_help=False)
 LISTED = ("models", "other")
-"""Kinds whose entries are named one by one."""
+"""Kinds whose entries are listed one by one."""
 
 
 @cache.callback(invoke_without_command=True)
 def show(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
-    with failures_told(as_json):
-        from rankwise.commands.cache import cache as cache_verb
+    with report_failures(as_json):
+        from rankwise.commands.cache import cache as cache_command
 
-        found = cache_verb()
+        contents = cache_command()
         if as_json:
-            print_json(found.summary())
+            print_json(contents.summary())
         else:
-            typer.echo(visible("\n".join(_lines(found))))
+            typer.echo(visible("\n".join(_lines(contents))))
 
 
-def _lines(found: Cache) -> list[str]:
+def _lines(contents: Cache) -> list[str]:
     from rankwise.runs.cached import KINDS
 
-    lines = [f"{found.folder}: {megabytes(found.bytes)}"]
+    lines = [f"{contents.folder}: {megabytes(contents.bytes)}"]
     for kind in [*KINDS, "other"]:
-        entries = [entry for entry in found.entries if entry.kind == kind]
+        entries = [entry for entry in contents.entries if entry.kind == kind]
         if not entries:
             continue
         about = (
@@ -78,16 +78,16 @@ def clean(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Remove entries that can be made again, except those that a running process uses."""
-    with failures_told(as_json):
-        from rankwise.commands.cache import clean as clean_verb
+    """Remove cached files, which rankwise can create again. Files in use by a running process stay."""
+    with report_failures(as_json):
+        from rankwise.commands.cache import clean as clean_command
         from rankwise.commands.cache import planned
 
         plan = planned(kind or (), older_than)
         if plan.removed:
             entries = "1 entry" if len(plan.removed) == 1 else f"{len(plan.removed):,} entries"
             confirm(f"Remove {entries} of the cache and free {megabytes(plan.bytes)}?", yes)
-        cleaned = clean_verb(kind or (), older_than) if plan.removed else plan
+        cleaned = clean_command(kind or (), older_than) if plan.removed else plan
         if as_json:
             print_json(cleaned.summary())
             return

@@ -1,4 +1,4 @@
-"""`rankwise compare`: evaluated runs against the first of them, item against item."""
+"""`rankwise compare`: compare evaluated runs with the first of them, item by item."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rankwise.cli.display import print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json
 from rankwise.cli.visible import visible
 
@@ -22,17 +22,17 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="The run to compare with, and the others: names, folders, or files of `evaluate --out`.",
+            help="The run to compare with, then the other runs: names, folders, or files of `evaluate --out`.",
             show_default=False,
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Say how evaluated runs differ, how sure that is, and what else is not the same."""
-    with failures_told(as_json):
-        from rankwise.commands.compare import compare as compare_verb
+    """Compare evaluated runs: scores with confidence intervals, settings, data and cost."""
+    with report_failures(as_json):
+        from rankwise.commands.compare import compare as compare_command
 
-        compared = compare_verb(runs)
+        compared = compare_command(runs)
         if as_json:
             print_json(compared.summary())
         else:
@@ -47,18 +47,18 @@ def _lines(one: Comparison) -> list[str]:
         lines += ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
                   for row in [HEADS, *rows]]  # fmt: skip
     else:
-        lines.append("no task was evaluated of both, so nothing can be said about which is better")
+        lines.append("no task was evaluated for both runs, so it is not known which one is better")
     lines += [f"{task.task}: {task.unpaired}" for task in one.tasks if task.unpaired]
     lines += [f"{task.task}: {metric} is not compared: {why}" for task in one.tasks
               for metric, why in task.set_apart.items()]  # fmt: skip
-    lines += [f"{task.task}: {metric} cannot tell: {found.undecided}" for task in one.tasks
-              for metric, found in task.differences.items() if found.undecided]  # fmt: skip
-    lines += [line for task in one.tasks for line in _listed(f"{task.task} was asked with other", task.settings)]
-    lines += [f"{name} alone was evaluated on {', '.join(only)}"
+    lines += [f"{task.task}: {metric} cannot tell: {difference.undecided}" for task in one.tasks
+              for metric, difference in task.differences.items() if difference.undecided]  # fmt: skip
+    lines += [line for task in one.tasks for line in _listed(f"different settings of {task.task}", task.settings)]
+    lines += [f"only {name} was evaluated on {', '.join(only)}"
               for name, only in ((one.a, one.only_a), (one.b, one.only_b)) if only]  # fmt: skip
     lines += _forgetting(one)
-    for what, found in (("settings", one.settings), ("data", one.data), ("base model", one.base_model)):
-        lines += _listed(what, found)
+    for what, differing in (("settings", one.settings), ("data", one.data), ("base model", one.base_model)):
+        lines += _listed(what, differing)
     lines += _cost(one.cost)
     return lines + _listed("versions and machine", one.made_with)
 
@@ -68,11 +68,12 @@ def _rows(task: ComparedTask) -> list[tuple[str, ...]]:
     for metric in [*task.a, *(name for name in task.b if name not in task.a)]:
         a, b = (f"{side[metric].value:.4g}" if metric in side else "-" for side in (task.a, task.b))
         n = f"{task.n_a:,}" if task.n_a == task.n_b else f"{task.n_a:,}/{task.n_b:,}"
-        found = task.differences.get(metric)
-        told = ("-", "-", "-", "not compared") if found is None else (
-            f"{found.difference:+.4g}", f"{found.low:+.4g} to {found.high:+.4g}", f"{found.p:.4f}", found.verdict
+        difference = task.differences.get(metric)
+        cells = ("-", "-", "-", "not compared") if difference is None else (
+            f"{difference.difference:+.4g}", f"{difference.low:+.4g} to {difference.high:+.4g}",
+            f"{difference.p:.4f}", difference.verdict,
         )  # fmt: skip
-        rows.append((task.task, metric, n, a, b, *told))
+        rows.append((task.task, metric, n, a, b, *cells))
     return rows
 
 
@@ -85,34 +86,34 @@ def _forgetting(one: Comparison) -> list[str]:
     )
     verdict = one.forgetting.verdict or f"not compared: {one.forgetting.incomparable}"
     apart = "".join(
-        f"; {name} by {found.difference:+.4g} ({found.low:+.4g} to {found.high:+.4g})"
-        for name, found in one.forgetting.differences.items()
+        f"; {name} by {change.difference:+.4g} ({change.low:+.4g} to {change.high:+.4g})"
+        for name, change in one.forgetting.differences.items()
     )
-    return [f"moved from the base, KL in nats per token: a {a}; b {b}{apart}: {verdict}"]
+    return [f"change from the base model, KL in nats per token: a {a}; b {b}{apart}: {verdict}"]
 
 
-def _listed(what: str, found: list[Differing]) -> list[str]:
-    """What both have and is not the same. A setting that only one method has says nothing about the other."""
-    if not found:
+def _listed(what: str, differing: list[Differing]) -> list[str]:
+    """List values that differ. Settings that only one of the two methods has are counted and not listed."""
+    if not differing:
         return []
-    both = [one for one in found if not one.one_sided]
+    both = [one for one in differing if not one.one_sided]
     shown = [f"  {one.key}: {_short(one.a)} and {_short(one.b)}" for one in both[:MOST_DIFFERING]]
-    rest, alone = len(both) - len(shown), len(found) - len(both)
+    rest, alone = len(both) - len(shown), len(differing) - len(both)
     more = [f"  and {rest} more (--json has all)"] if rest else []
-    only = [f"  {alone} that only one of the two has (--json lists them)"] if alone else []
+    only = [f"  {alone} in only one of the two (--json lists them)"] if alone else []
     return [f"{what}:", *shown, *more, *only]
 
 
-def _cost(found: list[Differing]) -> list[str]:
+def _cost(differing: list[Differing]) -> list[str]:
     from rankwise.reporting.costs import COSTS, cost_text
 
     shown = [f"  {COSTS[one.key][0]}: {cost_text(one.key, one.a)} and {cost_text(one.key, one.b)}"
-             for one in found if one.key in COSTS]  # fmt: skip
+             for one in differing if one.key in COSTS]  # fmt: skip
     return ["cost:", *shown] if shown else []
 
 
 def _short(value: object) -> str:
     from rankwise.reporting.quantities import recorded
 
-    said = " ".join(recorded(value).split())
-    return said if len(said) <= LONGEST_VALUE else f"{said[: LONGEST_VALUE - 3]}..."
+    text = " ".join(recorded(value).split())
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

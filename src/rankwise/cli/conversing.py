@@ -1,4 +1,4 @@
-"""A conversation on a terminal or through a pipe: messages and commands in, answers on stdout, remarks on stderr."""
+"""A chat on a terminal or through a pipe: messages and commands on stdin, answers on stdout, remarks on stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_SYSTEM = "none"
 
 
 def converse(talk: Chat, *, aloud: bool) -> bool:
-    """Until it is ended; whether that was by Ctrl-C. What was said so far is kept."""
+    """Run the chat until the user ends it. Returns whether Ctrl-C ended it; the turns so far stay in `talk`."""
     typing = Typing()
     if typing.terminal:
         how = f"For several lines, paste them or put them between two lines of {QUOTES}."
@@ -35,7 +35,7 @@ def converse(talk: Chat, *, aloud: bool) -> bool:
 
 
 def _typed(typing: Typing) -> Typed | None:
-    """What is no command is said, and the next is read."""
+    """The next message or command. After an unknown command, print the error and read on."""
     while True:
         try:
             return typing.next()
@@ -62,7 +62,7 @@ def _say(talk: Chat, text: str, aloud: bool) -> None:
         talk.ask(text)
         for side in talk.sides:
             _answer(talk, side, aloud)
-    except RankwiseError as error:  # such as a conversation that has grown too long: the talk goes on
+    except RankwiseError as error:  # such as a conversation that is too long for the model; the chat goes on
         remark(f"rankwise: {error} /new starts a new conversation.")
 
 

@@ -1,4 +1,4 @@
-"""`rankwise data check` and `rankwise data preview`: what rows are, and what would be learned of them."""
+"""`rankwise data`: check rows before training, preview their tokens and loss mask, and list recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import (
     CompletionColumns,
     Evaluation,
@@ -39,12 +39,15 @@ if TYPE_CHECKING:
     from rankwise.commands.data import Shown
     from rankwise.runs.data_report import DataReport, PartFacts
 
-data = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
+data = typer.Typer(help="Check and preview rows before training on them.", no_args_is_help=True)
 
 Files = Annotated[list[str], typer.Argument(help="Files or folders of rows, or hub:organisation/name.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="Whose tokenizer and template to use.  [default: a starter that is here]", show_default=False),
+    typer.Option(
+        help="Model whose tokenizer and chat template to use.  [default: a downloaded starter model]",
+        show_default=False,
+    ),
 ]
 
 
@@ -68,18 +71,18 @@ def check(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Count what the rows are; exit 2 if something in them must not be trained on."""
+    """Check rows and report what training would use. Exits with 2 if an error must be fixed first."""
     flags: dict[str, Any] = dict(locals())
-    with failures_told(as_json):
+    with report_failures(as_json):
         spec = _spec(files, flags, set_)
-        from rankwise.commands.data import check as check_verb
+        from rankwise.commands.data import check as check_command
 
         with Display(quiet) as display:
-            data_report = check_verb(spec, ModelConfig(name=model) if model is not None else None, callback=display)
+            data_report = check_command(spec, ModelConfig(name=model) if model is not None else None, callback=display)
         if as_json:
             print_json(data_report.model_dump(mode="json"))
         else:
-            _tell(data_report)
+            _print(data_report)
         if data_report.fatal:
             raise typer.Exit(RankwiseError.exit_code)
 
@@ -88,8 +91,8 @@ def check(
 def preview(
     files: Files,
     model: Model = None,
-    rows: Annotated[int, typer.Option(help="How many.", min=1)] = 3,
-    first: Annotated[int, typer.Option(help="From which on.", min=1)] = 1,
+    rows: Annotated[int, typer.Option(help="Number of rows.", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="Number of the first row.", min=1)] = 1,
     recipe: Recipe = None,
     format: Format = None,
     prompt: PromptColumns = None,
@@ -102,15 +105,15 @@ def preview(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show rows as the model would see them, what is learned in colour."""
+    """Show rows as the model sees them, with the loss tokens in colour."""
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("rows", "first")}
-    with failures_told(as_json):
+    with report_failures(as_json):
         spec = _spec(files, flags, set_)
-        from rankwise.commands.data import preview as preview_verb
+        from rankwise.commands.data import preview as preview_command
 
-        asked = ModelConfig(name=model) if model is not None else None
+        base = ModelConfig(name=model) if model is not None else None
         with Display(quiet) as display:
-            shown = preview_verb(spec, asked, rows=rows, first=first, callback=display)
+            shown = preview_command(spec, base, rows=rows, first=first, callback=display)
         if as_json:
             print_json({"rows": [one.summary() for one in shown]})
             return
@@ -120,22 +123,22 @@ def preview(
 
 @data.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="One of them, whole.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Recipe to print in full.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """The seed recipes: what each learns, with which settings, and under which licence its data stand."""
-    with failures_told(as_json):
+    """List the recipes of published systems, or print one with its template, settings and licences."""
+    with report_failures(as_json):
         if name is not None and name not in RECIPES:
             raise ConfigError(
                 [f'there is no recipe "{name}".{did_you_mean(name, RECIPES)} Known: {", ".join(RECIPES)}.']
             )
-        found = [recipe_named(one) for one in ([name] if name is not None else RECIPES)]
+        known = [recipe_named(one) for one in ([name] if name is not None else RECIPES)]
         if as_json:
-            print_json({"recipes": [recipe.model_dump(mode="json") for recipe in found]})
+            print_json({"recipes": [recipe.model_dump(mode="json") for recipe in known]})
         elif name is not None:
-            typer.echo(json.dumps(found[0].model_dump(mode="json"), indent=2, ensure_ascii=False))
+            typer.echo(json.dumps(known[0].model_dump(mode="json"), indent=2, ensure_ascii=False))
         else:
-            for recipe in found:
+            for recipe in known:
                 typer.echo(f"{recipe.name:<12} {recipe.title:<28} {recipe.base.architecture:<10} {recipe.rows.licence}")
 
 
@@ -144,8 +147,8 @@ def _spec(files: list[str], flags: dict[str, Any], set_: list[str] | None) -> Da
     return read_data(files, [*settings_of(of_rows), *(parse_setting(text) for text in set_ or [])])
 
 
-def _tell(data_report: DataReport) -> None:
-    """What must stop a training comes first; where something does, lines that count nothing are left out."""
+def _print(data_report: DataReport) -> None:
+    """Print the report. Errors come first; if there are any, lines without a count are left out."""
     for problem in data_report.fatal:
         typer.echo(f"error: {problem}")
     for advice in data_report.advice:
@@ -180,7 +183,7 @@ def _verdict(data_report: DataReport) -> str:
 
 
 def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
-    """A label, what it says, and what it counts."""
+    """Label, text and count of each line."""
     apart = f", {data_report.held_out:,} for validation" if data_report.held_out else ""
     left_out = _left_out(data_report.skipped_why)
     lines = [("rows", f"{data_report.rows:,}, kept {data_report.kept:,}{apart}{left_out}", data_report.rows)]
@@ -195,12 +198,12 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
         lines.append(("validation rows", text, validation.rows))
     lines += _token_lines(data_report)
     if data_report.lengths is not None:
-        found = data_report.lengths
+        lengths = data_report.lengths
         lines.append((
             "length in tokens",
-            f"median {found.median:,}, 90 % {found.p90:,}, 99 % {found.p99:,}, longest {found.longest:,}; "
-            f"--max-length {found.suggested_max_length} would hold 99 %",
-            found.longest,
+            f"median {lengths.median:,}, 90 % {lengths.p90:,}, 99 % {lengths.p99:,}, longest {lengths.longest:,}; "
+            f"--max-length {lengths.suggested_max_length} is enough for 99 % of them",
+            lengths.longest,
         ))  # fmt: skip
     repeated = data_report.duplicates + data_report.near_duplicates
     lines.append(
@@ -225,7 +228,7 @@ def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     masks = ", ".join(f"{count:,} by {method}" for method, count in data_report.masks.items())
     cut, emptied = data_report.truncated or 0, data_report.unsupervised or 0
     differs = data_report.template_parity_broken or 0
-    asked = "the same as in training" if data_report.template_parity else f"differs from training in {differs:,}"
+    prompts = "the same as in training" if data_report.template_parity else f"differs from training in {differs:,}"
     tokens = f"{data_report.tokens:,}, {share:.0%} of them in the loss ({data_report.loss_tokens:,})"
     ends = f"in {data_report.eos_supervised:,} of {data_report.documents:,} sequences"
     return [
@@ -233,7 +236,7 @@ def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
         ("end token in the loss", ends, data_report.documents or 0),
         ("truncated", f"{cut:,}; no loss tokens left in {emptied:,}", cut + emptied),
         ("answers located", masks or "none", len(data_report.masks)),
-        ("inference prompt", asked, data_report.documents or 0),
+        ("inference prompt", prompts, data_report.documents or 0),
     ]
 
 
@@ -243,19 +246,19 @@ def _left_out(reasons: dict[str, int]) -> str:
 
 
 def _show(shown: Shown) -> None:
-    """In colour on a terminal that has some; elsewhere every line says whether it is learned."""
+    """Print a row with its loss tokens in colour, or with a label on each line if there are no colours."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
-    what = f"left out: {shown.left_out}" if shown.left_out else f"{shown.loss_tokens:,} learned"
+    what = f"left out: {shown.left_out}" if shown.left_out else f"{shown.loss_tokens:,} loss tokens"
     header = f"{visible(shown.where)}: {shown.tokens:,} tokens, {what}"
     if console.color_system is not None and not console.no_color:
-        parts = ((visible(text), "black on green" if learned else "dim") for text, learned in shown.segments)
+        parts = ((visible(text), "black on green" if in_loss else "dim") for text, in_loss in shown.segments)
         console.print(Text(header, style="bold"), soft_wrap=True)
         console.print(Text.assemble(*parts), soft_wrap=True)
         return
     typer.echo(header)
-    for text, learned in shown.segments:
+    for text, in_loss in shown.segments:
         for line in text.splitlines(keepends=True):
-            typer.echo(f"{'learned' if learned else 'given':<8}| {line!r}")
+            typer.echo(f"{'loss' if in_loss else 'prompt':<8}| {line!r}")

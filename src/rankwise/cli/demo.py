@@ -1,4 +1,4 @@
-"""`rankwise demo`: train on a data set made here, and show what the adapter learned."""
+"""`rankwise demo`: train on the data set that comes with rankwise, and show what the adapter learned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
 from rankwise.system.allocator import keep_memory
 
@@ -23,13 +23,13 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a real model on customer messages and show before and after."""
-    with failures_told(as_json):
-        from rankwise.commands.demo import demo as demo_verb
+    """Train a small model on customer messages, and show its answers before and after."""
+    with report_failures(as_json):
+        from rankwise.commands.demo import demo as demo_command
 
         keep_memory()
         with Display(quiet) as display:
-            shown = demo_verb(model, callback=display, seed=seed)
+            shown = demo_command(model, callback=display, seed=seed)
         if as_json:
             print_json(shown.summary())
         else:
@@ -40,13 +40,13 @@ def _tell(shown: Demo) -> None:
     facts = shown.summary()
     for row in shown.rows[:SHOWN]:
         typer.echo(
-            f"\nmessage  {row.message}\nwanted   {row.expected}\n"
+            f"\nmessage  {row.message}\nexpected {row.expected}\n"
             f"base     {_one_line(row.base)}\nadapted  {_one_line(row.adapted)}"
         )
     share = facts["trainable_parameters"] / facts["total_parameters"]
     typer.echo(
-        f"\nanswered to the letter, of {len(shown.rows)} messages whose names, products and numbers "
-        "were never trained on:\n"
+        f"\nexact answers to {len(shown.rows)} messages with names, products and numbers that were not in the "
+        "training rows:\n"
         f"  base model     {shown.base_exact:.0%}\n  with adapter   {shown.adapted_exact:.0%}\n"
         f"trained {facts['trainable_parameters']:,} parameters ({share:.2%} of {facts['total_parameters']:,}), "
         f"adapter {facts['adapter_bytes'] / 1e6:.1f} MB\n"

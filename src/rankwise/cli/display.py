@@ -1,6 +1,6 @@
-"""What a verb announces, shown on stderr: a live line on a terminal, plain lines now and then elsewhere.
+"""Progress and warnings on stderr: a live line on a terminal, and a plain line every few seconds elsewhere.
 
-stdout is left to results, so that `--json` prints exactly one object there and a pipe gets only answers.
+Only results go to stdout, so that `--json` prints exactly one object there and a pipe receives only answers.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from rankwise.runs.records import (
 
 SECONDS_BETWEEN_LINES = 10.0
 LONGEST_RANKS = 79
-LONGEST_ASKED, LONGEST_ANSWER = 40, 80
+LONGEST_PROMPT, LONGEST_ANSWER = 40, 80
 
 
 class Bar(Progress):
-    """A line that is drawn anew, and one below it while there is something to say there."""
+    """A progress line, with an optional second line below it."""
 
     below = ""
 
@@ -48,7 +48,7 @@ class Bar(Progress):
 
 
 class Display(AbstractContextManager["Display"]):
-    """Call it with events. Use as a context, so that the live line is closed whatever happens."""
+    """A callback for events. Use it as a context manager, which closes the live line even after an error."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
@@ -80,7 +80,7 @@ class Display(AbstractContextManager["Display"]):
                 self._console.print(text, markup=False, soft_wrap=True)
             case WarningMessage(text):
                 self._warnings.print(f"warning: {text}", markup=False, soft_wrap=True)
-            case ScoreRecord():  # the loss of the same evaluation is told next
+            case ScoreRecord():  # the loss of the same validation follows
                 self._scores.append(event)
             case LossRecord():
                 self._above(measured(event, self._scores))
@@ -95,11 +95,11 @@ class Display(AbstractContextManager["Display"]):
                 self._show("Training", event.step, event.steps, _facts(event) + ranks)
             case RankRecord():
                 self._ranks = rank_line(event, min(LONGEST_RANKS, self._console.width) - 3)
-                if event.final and event.step:  # above the line, which goes on; EVA's were told before
+                if event.final and event.step:  # EVA reports its ranks itself, at step 0
                     self._above(decided(event))
 
     def _above(self, text: str) -> None:
-        """The live line goes on below it."""
+        """Print a line above the live line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def _show(self, what: str, done: float, total: float, facts: str) -> None:
@@ -144,20 +144,18 @@ def _facts(record: StepRecord) -> str:
 
 
 def measured(record: LossRecord, scores: Sequence[ScoreRecord]) -> str:
-    """One evaluation on one line."""
-    told = (
-        f"held-out loss {_when(record.step)}: {record.loss:.4f} nats per learned token ({record.documents} documents)"
-    )
+    """One validation on one line."""
+    line = f"validation loss {_when(record.step)}: {record.loss:.4f} nats per loss token ({record.documents} sequences)"
     listed = ", ".join(f"{one.metric} {one.value:.3f}" for one in scores)
-    return f"{told}; {listed} ({scores[0].n} answers)" if scores else told
+    return f"{line}; {listed} ({scores[0].n} answers)" if scores else line
 
 
 def sampled(record: SampleRecord) -> str:
-    """The end of what was asked and the beginning of the answer."""
-    asked, answer = (" ".join(visible(text).split()) for text in (record.prompt, record.answer))
-    asked = asked if len(asked) <= LONGEST_ASKED else f"…{asked[1 - LONGEST_ASKED :]}"
+    """The end of the prompt and the beginning of the answer."""
+    prompt, answer = (" ".join(visible(text).split()) for text in (record.prompt, record.answer))
+    prompt = prompt if len(prompt) <= LONGEST_PROMPT else f"…{prompt[1 - LONGEST_PROMPT :]}"
     answer = answer if len(answer) <= LONGEST_ANSWER else f"{answer[: LONGEST_ANSWER - 1]}…"
-    return f'asked {_when(record.step)}: "{asked}" -> "{answer}"'
+    return f'answer {_when(record.step)}: "{prompt}" -> "{answer}"'
 
 
 def _when(step: int) -> str:
@@ -165,7 +163,7 @@ def _when(step: int) -> str:
 
 
 def rank_line(record: RankRecord, room: int) -> str:
-    """Budget, mean rank, and as many kinds of layers as there is room for, those with the largest share first."""
+    """Budget, mean rank, and the kinds of layers with the largest shares of the ranks, as far as there is room."""
     line = f"budget {record.budget:,} of {record.of:,} {record.unit}, mean rank {record.mean_rank:.1f}"
     before = ": "
     for kind, share in _shares(record):
@@ -180,7 +178,7 @@ def decided(record: RankRecord) -> str:
     empty = sum(rank == 0 for rank in record.ranks.values())
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in _shares(record)[:8])
     return (
-        f"ranks decided for good after step {record.step}: {sum(record.ranks.values()):,} over "
+        f"final ranks after step {record.step}: {sum(record.ranks.values()):,} in "
         f"{len(record.ranks):,} layers, {record.mean_rank:.2f} on average "
         f"(budget {record.budget:,} of {record.of:,} {record.unit})"
         + (f"; {shares}" if shares else "")
@@ -189,7 +187,7 @@ def decided(record: RankRecord) -> str:
 
 
 def _shares(record: RankRecord) -> list[tuple[str, float]]:
-    """Of all ranks, by the last name of a layer's path, the largest first."""
+    """Each kind of layer (the last name of its path) and its share of all ranks, the largest first."""
     counts: Counter[str] = Counter()
     for path, rank in record.ranks.items():
         counts[visible(path.rpartition(".")[2]).replace("\n", " ").replace("\t", " ")] += rank
@@ -211,6 +209,6 @@ def print_json(value: dict[str, Any]) -> None:
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # half of a character, or a terminal that has few
+    except UnicodeEncodeError:  # a lone surrogate, or a terminal with a small character set
         text = json.dumps(value)
     sys.stdout.write(text + "\n")

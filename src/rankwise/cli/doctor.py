@@ -1,11 +1,11 @@
-"""`rankwise doctor`: one line and one verdict for each thing that rankwise needs."""
+"""`rankwise doctor`: check everything that rankwise needs, with one line and one verdict each."""
 
 from __future__ import annotations
 
 import typer
 
 from rankwise.cli.display import print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json
 
 MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "problem": ("problem", "red")}
@@ -13,10 +13,10 @@ MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "problem": ("probl
 
 def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, processor, memory, disk, cached models, network."""
-    with failures_told(as_json):
-        from rankwise.commands.doctor import doctor as doctor_verb
+    with report_failures(as_json):
+        from rankwise.commands.doctor import doctor as doctor_command
 
-        diagnosis = doctor_verb()
+        diagnosis = doctor_command()
         if as_json:
             print_json(diagnosis.summary())
         else:

@@ -1,7 +1,7 @@
-"""An error into one clear message and an exit code; with --json, into one object on stdout as well.
+"""Turn an error into one message and an exit code, and with --json into one object on stdout as well.
 
-Only what a user can mend is caught. Anything else is a fault of ours and keeps its traceback, as does every error
-when RANKWISE_DEBUG is set.
+Only errors that a user can correct are caught. Any other error is a bug in rankwise and keeps its traceback. With
+RANKWISE_DEBUG set, every error keeps it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rankwise.system.signals import ask_to_stop, forget
 
 
 @contextmanager
-def failures_told(as_json: bool) -> Iterator[None]:
+def report_failures(as_json: bool) -> Iterator[None]:
     forget()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a closed terminal sends the last; Windows has none
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a closed terminal sends SIGHUP; Windows has no such signal
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and `&` have it
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup and `&` ignore some signals
             signal.signal(number, _end)
     try:
         yield
@@ -40,7 +40,7 @@ def failures_told(as_json: bool) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         _leave("out of memory.", "ResourceError", ResourceError.exit_code, as_json, error)
-    except BrokenPipeError as error:  # somebody downstream, like `head`, has read enough
+    except BrokenPipeError as error:  # the reader of the pipe, such as `head`, has closed it
         _silence()
         raise SystemExit(0) from error
     except OSError as error:
@@ -53,12 +53,12 @@ def failures_told(as_json: bool) -> Iterator[None]:
 
 
 def _silence() -> None:
-    """So that nothing more is written when Python ends."""
+    """Discard all further output, so that Python does not fail when it flushes stdout at exit."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    ask_to_stop(KeyboardInterrupt() if number == signal.SIGINT else Interrupted("told to end.", 128 + number))
+    ask_to_stop(KeyboardInterrupt() if number == signal.SIGINT else Interrupted("stopped by a signal.", 128 + number))
 
 
 def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:

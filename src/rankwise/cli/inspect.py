@@ -1,4 +1,4 @@
-"""`rankwise inspect`: where an adapter's ranks are, and how they came there."""
+"""`rankwise inspect`: the ranks of an adapter's layers, and how AdaLoRA arrived at them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceResult, Json
 from rankwise.cli.rank_map import Cell, rank_tables
 from rankwise.cli.visible import visible
@@ -30,43 +30,43 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show the rank of each layer of an adapter."""
-    with failures_told(as_json), Display() as display:
-        from rankwise.commands.inspect import inspect as inspect_verb
+    with report_failures(as_json), Display() as display:
+        from rankwise.commands.inspect import inspect as inspect_command
 
-        inspected = inspect_verb(run, force_result=force_result, callback=display)
+        inspected = inspect_command(run, force_result=force_result, callback=display)
         if as_json:
             print_json(inspected.summary())
         else:
-            _tell(inspected)
+            _print(inspected)
 
 
-def _tell(found: Inspected) -> None:
-    if found.ranks:
-        _tell_ranks(found)
+def _print(inspected: Inspected) -> None:
+    if inspected.ranks:
+        _print_ranks(inspected)
     else:
         typer.echo(
-            f"{visible(found.run)}: no adapter, the whole model was trained\n"
-            f"{found.parameters:,} parameters, {found.bytes / 1e6:,.2f} MB"
+            f"{visible(inspected.run)}: full fine-tuning, no adapter\n"
+            f"{inspected.parameters:,} parameters, {inspected.bytes / 1e6:,.2f} MB"
         )
-    if found.integrity is not None:
-        typer.echo(visible(_verified(found.integrity)))
+    if inspected.integrity is not None:
+        typer.echo(visible(_verified(inspected.integrity)))
 
 
-def _verified(found: Integrity) -> str:
-    if found.status == "not recorded":
-        return "the run has no hashes of its result, so changes cannot be detected"
-    if found.status == "verified":
-        return f"{found.files:,} files of the result are as training wrote them (SHA-256)"
-    return f"changed since training: {some([*found.changed, *found.missing, *found.added])}"
+def _verified(integrity: Integrity) -> str:
+    if integrity.status == "not recorded":
+        return "the run has no hashes of its result files, so changes cannot be detected"
+    if integrity.status == "verified":
+        return f"{integrity.files:,} result files are unchanged since training (SHA-256)"
+    return f"changed since training: {some([*integrity.changed, *integrity.missing, *integrity.added])}"
 
 
-def _tell_ranks(found: Inspected) -> None:
+def _print_ranks(inspected: Inspected) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
     shaded = console.color_system is not None and not console.no_color
-    for table in rank_tables({visible(path): rank for path, rank in found.ranks.items()}):
+    for table in rank_tables({visible(path): rank for path, rank in inspected.ranks.items()}):
         for row in table:
             if shaded:
                 console.print(Text.assemble(*((cell.text, _shade(cell)) for cell in row)), soft_wrap=True)
@@ -74,11 +74,11 @@ def _tell_ranks(found: Inspected) -> None:
                 typer.echo("".join(cell.text for cell in row))
         typer.echo()
     typer.echo(
-        f"{visible(found.run)}: {len(found.ranks):,} layers, ranks {found.total_rank:,} in all, "
-        f"{found.mean_rank:.2f} on average\n{found.parameters:,} parameters, {found.bytes / 1e6:.2f} MB"
+        f"{visible(inspected.run)}: {len(inspected.ranks):,} layers, total rank {inspected.total_rank:,}, "
+        f"{inspected.mean_rank:.2f} on average\n{inspected.parameters:,} parameters, {inspected.bytes / 1e6:.2f} MB"
     )
-    if found.history:
-        typer.echo("\n" + "\n".join(_plans(found.history)))
+    if inspected.history:
+        typer.echo("\n" + "\n".join(_plans(inspected.history)))
 
 
 def _shade(cell: Cell) -> str:
@@ -86,14 +86,14 @@ def _shade(cell: Cell) -> str:
 
 
 def _plans(history: list[RankRecord]) -> list[str]:
-    """The first, the last, and some between."""
+    """The first and the last step of the pruning, and some between."""
     apart = max(1, -(-(len(history) - 1) // (MOST_PLANS - 1)))
     shown = [*history[:-1:apart], history[-1]]
     return [
         f"{'step':>8} {history[-1].unit:>22} {'mean rank':>10}",
         *(
             f"{plan.step:>8,} {f'{plan.budget:,} of {plan.of:,}':>22} {plan.mean_rank:>10.2f}"
-            f"{'  for good' if plan.final else ''}"
+            f"{'  final' if plan.final else ''}"
             for plan in shown
         ),
     ]

@@ -1,4 +1,4 @@
-"""The command group. A verb, and with it torch, is imported only when its command is called."""
+"""The command group. Each command imports its code, and with it torch, only when it is called."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rankwise.cli.train import train
 
 
 class Commands(TyperGroup):
-    """With --json, a mistake in the words of a command is one object on stdout too."""
+    """With --json, a usage error is one object on stdout too."""
 
     def main(self, args: Sequence[str] | None = None, *given: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         words = list(sys.argv[1:] if args is None else args)
@@ -39,7 +39,7 @@ class Commands(TyperGroup):
         try:
             code = super().main(words, *given, standalone_mode=False, **extra)
         except Exception as error:
-            if not hasattr(error, "format_message"):  # typer has brought click under several names
+            if not hasattr(error, "format_message"):  # typer may bundle click under another name
                 raise
             mistake: Any = error
             mistake.show()
@@ -52,15 +52,15 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="rankwise",
     cls=Commands,
-    help="Fine-tune language models with LoRA and AdaLoRA, correctly, on the machine you have.",
+    help="Fine-tune language models with LoRA, AdaLoRA or all weights, on the machine you have.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(value: bool) -> None:
+    if value:
         typer.echo(__version__)
         raise typer.Exit
 

@@ -1,4 +1,4 @@
-"""`rankwise models`: what can be named, and `rankwise models pull NAME`."""
+"""`rankwise models` lists models, and `rankwise models pull NAME` downloads one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Annotated
 import typer
 
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
 
-models = typer.Typer(help="List the models that are here or can be fetched by name; pull one.", no_args_is_help=False)
+models = typer.Typer(
+    help="List the models on this machine and the starter models; download one.", no_args_is_help=False
+)
 
 
 @models.callback(invoke_without_command=True)
 def list_models(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
-    with failures_told(as_json):
+    with report_failures(as_json):
         from rankwise.commands.models import known_models
 
         known = known_models()
@@ -25,7 +27,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
             print_json({"models": [model.summary() for model in known]})
             return
         for model in known:
-            state = f"{model.bytes / 1e6:,.0f} MB here" if model.cached else "not fetched"
+            state = f"{model.bytes / 1e6:,.0f} MB cached" if model.cached else "not downloaded"
             typer.echo(f"{model.name:<24} {model.kind:<10} {state:<14} {model.about}".rstrip())
 
 
@@ -38,12 +40,12 @@ def pull(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch a model into the cache."""
-    with failures_told(as_json):
-        from rankwise.commands.models import pull as pull_verb
+    """Download a model into the cache."""
+    with report_failures(as_json):
+        from rankwise.commands.models import pull as pull_command
 
         with Display(quiet) as display:
-            model = pull_verb(name, revision, display)
+            model = pull_command(name, revision, display)
         if as_json:
             print_json(model.summary())
         else:

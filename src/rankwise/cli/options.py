@@ -1,4 +1,4 @@
-"""Options that several commands share, and the flags of `train` with the setting each of them is."""
+"""Options that several commands share, and the setting that belongs to each flag of `train`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ RunName = Annotated[
     str,
     typer.Argument(help="A finished run (its name or folder), or the folder of a PEFT adapter.", show_default=False),
 ]
-Base = Annotated[bool, typer.Option("--base", help="Ask the untouched base model.")]
-Both = Annotated[bool, typer.Option("--both", help="Ask the run's model and the base.")]
+Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]
+Both = Annotated[bool, typer.Option("--both", help="Answer with the run's model and with its base model.")]
 System = Annotated[
-    str | None, typer.Option(help="System message, instead of the one the run was trained with.", show_default=False)
+    str | None, typer.Option(help="System message, instead of the one from training.", show_default=False)
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Largest number of tokens in an answer.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature. 0 always takes the most likely token.")]
 TopP = Annotated[
     float,
-    typer.Option("--top-p", help="With a temperature: draw from the likeliest tokens that hold this probability."),
+    typer.Option(
+        "--top-p", help="With a temperature: sample only the most likely tokens that together have this probability."
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="For drawing with a temperature.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 RepetitionCheck = Annotated[
     bool,
     typer.Option(
@@ -36,33 +38,42 @@ RepetitionCheck = Annotated[
     ),
 ]
 ForceBase = Annotated[
-    bool, typer.Option("--force-base", help="Use the run's base model even if its weights have changed.")
+    bool, typer.Option("--force-base", help="Use the base model even if its weights have changed since training.")
 ]
 ForceResult = Annotated[
     bool,
-    typer.Option("--force-result", help="Use the run's result even if its files changed after training."),
+    typer.Option("--force-result", help="Use the run's result even if its files have changed since training."),
 ]
 BaseModel = Annotated[
     str | None,
     typer.Option(
         "--base-model",
-        help="Base model to use instead of the one that the run or the adapter names.",
+        help="Base model to use instead of the one that the run or adapter names.",
         show_default=False,
     ),
 ]
 TrustCode = Annotated[
     str | None,
-    typer.Option("--trust-code", help="Commit of the base model whose Python code may run.", show_default=False),
+    typer.Option(
+        "--trust-code",
+        help="Commit (40 hex digits) of the base model's own Python code that may run. Read it first.",
+        show_default=False,
+    ),
 ]
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file of settings.", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any setting: --set training.clip=0.5. May be given often.", show_default=False),
+    typer.Option(
+        "--set", help="Any setting, for example --set training.clip=0.5. Can be repeated.", show_default=False
+    ),
 ]
 
 Recipe = Annotated[
     str | None,
-    typer.Option(help="A seed recipe: alpaca, alpaca-lora, vicuna, gpt4all-j, dolly, stablelm.", show_default=False),
+    typer.Option(
+        help="Train as a published system did: alpaca, alpaca-lora, vicuna, gpt4all-j, dolly, stablelm.",
+        show_default=False,
+    ),
 ]
 Format = Annotated[
     str | None,
@@ -77,44 +88,50 @@ PromptColumns = Annotated[
 CompletionColumns = Annotated[
     str | None,
     typer.Option(
-        "--completion", help='The answer to learn, with column names in braces: "{summary}".', show_default=False
+        "--completion", help='The answer to train on, with column names in braces: "{summary}".', show_default=False
     ),
 ]
 SystemColumns = Annotated[
     str | None,
     typer.Option(
         "--system",
-        help="System message for rows without one. With --prompt it may contain {columns}.",
+        help="System message for rows without one. With --prompt, it may contain column names in braces.",
         show_default=False,
     ),
 ]
 IgnoreColumns = Annotated[
     str | None,
-    typer.Option(help="Columns to leave out, separated by commas.", show_default=False),
+    typer.Option(help="Columns to ignore, separated by commas.", show_default=False),
 ]
 OnBadRow = Annotated[
     str | None,
-    typer.Option(help="skip: leave out rows that cannot be used, and list them.  [default: stop]", show_default=False),
+    typer.Option(
+        help="stop: end with an error at a row that cannot be used; skip: leave it out and list it.  [default: stop]",
+        show_default=False,
+    ),
 ]
 Evaluation = Annotated[
     str | None, typer.Option(help="File of validation rows, which are never trained on.", show_default=False)
 ]
 MaxLength = Annotated[
-    int | None, typer.Option(help="Longest row, in tokens.  [default: 1024, or the recipe's]", show_default=False)
+    int | None,
+    typer.Option(help="Largest number of tokens in a row.  [default: 1024, or the recipe's]", show_default=False),
 ]
 HeldOut = Annotated[
-    int | None, typer.Option(help="Number of validation rows, taken out of training.  [default: 0]", show_default=False)
+    int | None,
+    typer.Option(help="Number of validation rows to take from the training rows.  [default: 0]", show_default=False),
 ]
 HeldOutOrder = Annotated[
     str | None,
     typer.Option(
-        help="seed: random rows, stratified by label; last: the last rows.  [default: seed]", show_default=False
+        help="How they are chosen. seed: at random, in proportion to the labels; last: the last rows.  [default: seed]",
+        show_default=False,
     ),
 ]
 Group = Annotated[
     str | None,
     typer.Option(
-        help="A column: rows with the same value are all in training or all in validation.", show_default=False
+        help="Column of groups: rows with the same value are all in training or all in validation.", show_default=False
     ),
 ]
 
@@ -155,5 +172,5 @@ FLAGS = {
 
 
 def settings_of(flags: dict[str, Any]) -> list[Setting]:
-    """The flags that were given, as settings with their origin."""
+    """The flags that were given, as settings that remember their flag."""
     return [Setting(key, flags[name], flag) for name, (flag, key) in FLAGS.items() if flags.get(name) is not None]

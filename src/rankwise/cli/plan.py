@@ -1,4 +1,4 @@
-"""`rankwise plan`: what a training would take, before it is paid for."""
+"""`rankwise plan`: forecast parameters, memory, time and cost of a training without running it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rankwise.cli.display import print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import (
     CompletionColumns,
     ConfigFile,
@@ -30,17 +30,22 @@ def plan(
     model: Annotated[str | None, typer.Option(show_default=False,
         help="A name of the list (--models), hub id, folder with a config.json, or .gguf file.")] = None,
     data: Annotated[str | None, typer.Option(show_default=False, help="File or folder of rows.")] = None,
-    method: Annotated[str | None, typer.Option(show_default=False, help="lora (by default), adalora, full.")] = None,
-    rank: Annotated[int | None, typer.Option(show_default=False, help="Of lora.  [default: 16]")] = None,
+    method: Annotated[str | None, typer.Option(show_default=False,
+        help="lora, adalora or full (all weights).  [default: lora]")] = None,
+    rank: Annotated[int | None, typer.Option(show_default=False, help="LoRA rank.  [default: 16]")] = None,
     budget: Annotated[str | None, typer.Option(show_default=False,
-        help="Of adalora: a mean rank (8), 600k parameters, or the adapter's size (2MB).  [default: 8]")] = None,
+        help="AdaLoRA budget: a mean rank (8), 600k parameters, or the adapter's size (2MB).  [default: 8]")] = None,
     targets: Annotated[str | None, typer.Option(show_default=False,
-        help="all-linear, names (q_proj,v_proj) or a regular expression.")] = None,
-    layers: Annotated[str | None, typer.Option(show_default=False, help="Blocks to adapt: 0-3,7.")] = None,
-    epochs: Annotated[float | None, typer.Option(show_default=False, help="Passes over rows.  [default: 2]")] = None,
-    steps: Annotated[int | None, typer.Option(show_default=False, help="Optimizer steps, instead.")] = None,
-    batch_size: Annotated[int | None, typer.Option(show_default=False, help="Rows per step.  [default: 16]")] = None,
-    plain: Annotated[bool | None, typer.Option("--plain", show_default=False, help="Without the fast forms.")] = None,
+        help="Layers to adapt: all-linear, names (q_proj,v_proj) or a regex.  [default: all-linear]")] = None,
+    layers: Annotated[str | None, typer.Option(show_default=False,
+        help="Blocks to adapt: 0-3,7.  [default: all]")] = None,
+    epochs: Annotated[float | None, typer.Option(show_default=False,
+        help="Passes over the rows.  [default: 2]")] = None,
+    steps: Annotated[int | None, typer.Option(show_default=False, help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default=False,
+        help="Rows per optimizer step.  [default: 16]")] = None,
+    plain: Annotated[bool | None, typer.Option("--plain", show_default=False,
+        help="Use the model's own code instead of the fused kernels.")] = None,
     recipe: Recipe = None,
     format: Format = None,
     prompt: PromptColumns = None,
@@ -48,24 +53,25 @@ def plan(
     system: SystemColumns = None,
     max_length: MaxLength = None,
     device: Annotated[str | None, typer.Option(show_default=False,
-        help="What to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: what is here]")] = None,
+        help="Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
     watts: Annotated[float | None, typer.Option(show_default=False,
-        help="What it draws, for the energy.  [default: the card's own limit]")] = None,
-    price: Annotated[float | None, typer.Option(show_default=False, help="For an hour, in any currency.")] = None,
+        help="Power draw in watts; adds the energy to the plan.  [default: the card's limit]")] = None,
+    price: Annotated[float | None, typer.Option(show_default=False,
+        help="Price of an hour in any currency; adds the cost to the plan.")] = None,
     probe: Annotated[bool, typer.Option("--probe",
-        help="Load the model and make two steps, to know the speed rather than assume it.")] = False,
+        help="Load the model and run two steps, to measure the speed instead of assuming it.")] = False,
     models: Annotated[bool, typer.Option("--models", help="List the models with known names.")] = False,
     set_: Set = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Say what a training would take: parameters, memory, time, what it fits on, and what to change if it does not."""
+    """Forecast a training: parameters, memory, time, the devices it fits on, and what to change if it does not fit."""
     flags: dict[str, Any] = dict(locals()) | {"device": None}
-    with failures_told(as_json):
+    with report_failures(as_json):
         if models:
             _list_models(as_json)
             return
-        asked = read_planned(config, [*settings_of(flags), *(parse_setting(text) for text in set_ or [])])
+        planned = read_planned(config, [*settings_of(flags), *(parse_setting(text) for text in set_ or [])])
         from rankwise.planning.plan import plan as make_plan
         from rankwise.planning.plan import refuse_elsewhere
 
@@ -78,14 +84,14 @@ def plan(
 
             keep_memory()
             with Display(quiet) as display:
-                measured = run_probe(asked, callback=display)
-        made = make_plan(asked, device=device, watts=watts, price=price, measured=measured)
+                measured = run_probe(planned, callback=display)
+        forecast = make_plan(planned, device=device, watts=watts, price=price, measured=measured)
         if as_json:
-            print_json(made.summary())
+            print_json(forecast.summary())
         else:
             from rankwise.cli.plan_text import lines_of
 
-            typer.echo(visible("\n".join(lines_of(made))))
+            typer.echo(visible("\n".join(lines_of(forecast))))
 
 
 def _list_models(as_json: bool) -> None:

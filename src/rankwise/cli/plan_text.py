@@ -1,4 +1,4 @@
-"""A plan as people read it: what learns, what is held, whether it fits, how long it takes, and what to change."""
+"""A plan as text: trained parameters, memory, whether it fits, time, and what to change."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ COLUMN = 14
 PROBE = "; --probe measures it"
 
 
-def lines_of(made: Plan) -> list[str]:
+def lines_of(plan: Plan) -> list[str]:
     parts = (_model, _parameters, _rows, _memory, _fit, _time, _devices, _remedies, _advice)
-    return [line for part in parts for line in part(made)]
+    return [line for part in parts for line in part(plan)]
 
 
 def _row(name: str, text: str) -> str:
     return f"{name:<{COLUMN}}{' '.join(text.splitlines())}"
 
 
-def _model(made: Plan) -> Iterator[str]:
-    shape, job = made.shape, made.made.job
-    yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(made)}")
-    yield _row("training", f"{job.method} in {job.dtype} on {made.device.name}, {job.form} form")
-    if not made.trained:
-        yield _row("", "rankwise trains causal language models; of this one only the parameters are planned")
+def _model(plan: Plan) -> Iterator[str]:
+    shape, job = plan.shape, plan.made.job
+    yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
+    yield _row("training", f"{job.method} in {job.dtype} on {plan.device.name}, {job.form} form")
+    if not plan.trained:
+        yield _row("", "rankwise trains causal language models; for this model, only the parameters are planned")
 
 
-def _blocks(made: Plan) -> str:
-    return " + ".join(f"{stack.count} blocks of width {stack.width:,}" for stack in made.shape.stacks)
+def _blocks(plan: Plan) -> str:
+    return " + ".join(f"{stack.count} blocks of width {stack.width:,}" for stack in plan.shape.stacks)
 
 
-def _parameters(made: Plan) -> Iterator[str]:
-    counted = made.made.parameters
+def _parameters(plan: Plan) -> Iterator[str]:
+    counted = plan.made.parameters
     most = "" if counted.exact else "at most "
     if counted.trainable == counted.total:
-        yield _row("parameters", f"all {counted.total:,} learn")
+        yield _row("parameters", f"all {counted.total:,} are trained")
         return
     yield _row(
         "parameters",
-        f"{most}{counted.trainable:,} of {counted.total:,} learn ({counted.share:.4%}), {counted.ratio:,.0f} times "
-        "fewer",
+        f"{most}{counted.trainable:,} of {counted.total:,} are trained ({counted.share:.4%}), {counted.ratio:,.0f} "
+        "times fewer",
     )
     for leaf, (layers, trainable) in counted.by_leaf.items():
         yield _row("", f"{leaf:<18}{layers:>5} layer{'s' if layers > 1 else ' '}  {trainable:>15,}")
@@ -54,96 +54,96 @@ def _parameters(made: Plan) -> Iterator[str]:
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
         yield _row(
             "adapter",
-            f"{most}{_size(counted.file_bytes)} as it is written, in float32; in float16 "
-            f"{_size(2 * counted.written)} of numbers, {_size(counted.file_bytes_half)} with their names",
+            f"{most}{_size(counted.file_bytes)} in float32; in float16 {_size(counted.file_bytes_half)}, "
+            f"of which {_size(2 * counted.written)} are numbers and the rest names",
         )
 
 
-def _rows(made: Plan) -> Iterator[str]:
-    rows = made.rows
+def _rows(plan: Plan) -> Iterator[str]:
+    rows = plan.rows
     if rows is None:
-        if made.trained:
-            yield _row("rows", f"none given (--data): full micro-batches, documents of {made.amount.longest:,} tokens")
+        if plan.trained:
+            yield _row("rows", f"none given (--data): full micro-batches, sequences of {plan.amount.longest:,} tokens")
         return
     about = "" if rows.exact else "about "
     yield _row(
         "rows",
-        f"{about}{rows.documents.likely:,.0f} documents, {rows.tokens.likely:,.0f} tokens"
-        f"{_between(rows.tokens, '{:,.0f}')}, {rows.supervised_share:.0%} of them learned; median {rows.median:,}, "
+        f"{about}{rows.documents.likely:,.0f} sequences, {rows.tokens.likely:,.0f} tokens"
+        f"{_between(rows.tokens, '{:,.0f}')}, {rows.supervised_share:.0%} of them in the loss; median {rows.median:,}, "
         f"longest {rows.longest:,} tokens",
     )
     if rows.too_long >= 1:
-        yield _row("", f"about {rows.too_long:,.0f} are longer than the limit")
-    if made.steps is not None:
-        yield _row("steps", f"{made.steps:,} of about {made.step.tokens:,.0f} tokens")
+        yield _row("", f"about {rows.too_long:,.0f} are longer than --max-length")
+    if plan.steps is not None:
+        yield _row("steps", f"{plan.steps:,} of about {plan.step.tokens:,.0f} tokens")
 
 
-def _memory(made: Plan) -> Iterator[str]:
-    if not made.trained:
+def _memory(plan: Plan) -> Iterator[str]:
+    if not plan.trained:
         return
-    methods = made.methods
-    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   {made.made.job.method}'s:")
-    for part in made.made.memory.parts:
+    methods = plan.methods
+    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   {plan.made.job.method}'s:")
+    for part in plan.made.memory.parts:
         cells = "".join(f"{_size(forecast.memory[part.name]):>12}" for forecast in methods.values())
         yield _row(f"  {part.name}", f"{cells}   {part.formula}")
     yield _row("  peak", "".join(f"{_size(forecast.peak):>12}" for forecast in methods.values()))
-    formats = ", ".join(f"{_size(amount)} in {dtype}" for dtype, amount in made.weights_by_format.items())
-    yield _row("", f"the weights alone: {formats} (trained over are float32 and bfloat16)")
+    formats = ", ".join(f"{_size(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
+    yield _row("", f"the weights alone: {formats} (training uses float32 or bfloat16)")
 
 
-def _fit(made: Plan) -> Iterator[str]:
-    if not made.trained:
+def _fit(plan: Plan) -> Iterator[str]:
+    if not plan.trained:
         return
-    fit, twice = made.fit, made.made.job.recomputed
+    fit, twice = plan.fit, plan.made.job.recomputed
     room = f"{_size(fit.device.usable)} on {fit.device.name}"
-    blocks = f", with {twice} of {made.shape.stacks[-1].count} blocks computed twice" if twice else ""
+    blocks = f", with {twice} of {plan.shape.stacks[-1].count} blocks in activation checkpointing" if twice else ""
     if fit.fits:
         text = f"yes: {_size(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit at once"
     else:
-        text = f"no: {_size(fit.peak)}{blocks}, and there are {room}"
+        text = f"no: {_size(fit.peak)}{blocks}, and {room} are available"
     yield _row("fits", text)
 
 
-def _time(made: Plan) -> Iterator[str]:
-    if not made.trained:
+def _time(plan: Plan) -> Iterator[str]:
+    if not plan.trained:
         return
-    yield _row("operations", f"{made.flops_per_token / 1e9:,.3g} GFLOP a token")
-    told, speed = made.duration, made.speed
-    if told is None or speed is None:
-        yield _row("time", "not known for this device" + (PROBE if made.here else ""))
+    yield _row("operations", f"{plan.flops_per_token / 1e9:,.3g} GFLOP per token")
+    duration, speed = plan.duration, plan.speed
+    if duration is None or speed is None:
+        yield _row("time", "not known for this device" + (PROBE if plan.here else ""))
         return
-    step = f"{told.step.likely:.3g} s a step" + ("" if made.fit.fits else ", if it fitted")
-    if made.steps is None:
-        yield _row("time", f"{step}{_between(told.step, '{:.2g}')}")
+    step = f"{duration.step.likely:.3g} s per step" + ("" if plan.fit.fits else ", if it fit into memory")
+    if plan.steps is None:
+        yield _row("time", f"{step}{_between(duration.step, '{:.2g}')}")
     else:
-        yield _row("time", f"{_duration(told.total.likely)}{_spread(told.total)}, {step}")
-    yield _row("", _speed(made))
-    cost = made.cost
+        yield _row("time", f"{_duration(duration.total.likely)}{_spread(duration.total)}, {step}")
+    yield _row("", _speed(plan))
+    cost = plan.cost
     if cost is not None and cost.kilowatt_hours is not None:
-        yield _row("energy", f"{cost.kilowatt_hours.likely:.3g} kWh at {made.watts:g} W")
+        yield _row("energy", f"{cost.kilowatt_hours.likely:.3g} kWh at {plan.watts:g} W")
     if cost is not None and cost.money is not None:
-        yield _row("money", f"{cost.money.likely:,.2f}{_between(cost.money, '{:,.2f}')} at {made.price:g} an hour")
+        yield _row("money", f"{cost.money.likely:,.2f}{_between(cost.money, '{:,.2f}')} at {plan.price:g} per hour")
 
 
-def _speed(made: Plan) -> str:
-    speed = made.speed
-    assert speed is not None, "asked before"
+def _speed(plan: Plan) -> str:
+    speed = plan.speed
+    assert speed is not None, "only called with a speed"
     if speed.origin == "measured":
-        line = f"{speed.constant:.3g} s and {speed.per_token * 1e3:.3g} ms a token"
+        line = f"{speed.constant:.3g} s and {speed.per_token * 1e3:.3g} ms per token"
         return f"measured: {line}, {speed.when}, {speed.machine}"
     share = speed.efficiency.share
     return f"assumed: {share.likely:.0%} ({share.low:.0%} to {share.high:.0%}) of {speed.rate / 1e12:,.3g} TFLOP/s" + (
-        PROBE if made.here else ""
+        PROBE if plan.here else ""
     )
 
 
-def _devices(made: Plan) -> Iterator[str]:
-    if not made.trained:
+def _devices(plan: Plan) -> Iterator[str]:
+    if not plan.trained:
         return
-    fits = made.fits_elsewhere
+    fits = plan.fits_elsewhere
     groups = {
         "fits on": [fit.device.name for fit in fits if fit.fits and not fit.recomputed],
-        "if recomputed": [fit.device.name for fit in fits if fit.recomputed],
+        "if checkpointed": [fit.device.name for fit in fits if fit.recomputed],
         "too large for": [fit.device.name for fit in fits if not fit.fits and fit.recomputed is None],
     }
     for name, devices in groups.items():
@@ -151,18 +151,18 @@ def _devices(made: Plan) -> Iterator[str]:
             yield _row(name, " ".join(devices))
 
 
-def _remedies(made: Plan) -> Iterator[str]:
-    if not made.trained or made.fit.fits:
+def _remedies(plan: Plan) -> Iterator[str]:
+    if not plan.trained or plan.fit.fits:
         return
-    found = made.remedies
-    if not found:
-        yield _row("to change", "nothing here makes it fit: a smaller model, or a device with more memory, would")
-    for at, remedy in enumerate(found):
+    remedies = plan.remedies
+    if not remedies:
+        yield _row("to change", "no setting makes it fit; use a smaller model or a device with more memory")
+    for at, remedy in enumerate(remedies):
         yield _row("" if at else "to change", f"{remedy.settings}  ({_size(remedy.peak)}): {remedy.price}")
 
 
-def _advice(made: Plan) -> Iterator[str]:
-    for at, advice in enumerate(made.advice):
+def _advice(plan: Plan) -> Iterator[str]:
+    for at, advice in enumerate(plan.advice):
         yield _row("" if at else "advice", advice.text)
         yield _row("", f"  {advice.why} ({advice.source})")
 

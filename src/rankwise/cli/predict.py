@@ -1,4 +1,4 @@
-"""`rankwise predict`: every row of a file answered."""
+"""`rankwise predict`: answer every row of a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.conversing import remark
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import (
     Base,
     BaseModel,
@@ -52,9 +52,12 @@ def predict(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     repetition_check: RepetitionCheck = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most rows to answer at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of rows to answer at once.")] = 64,
     on_bad_row: Annotated[
-        str, typer.Option(help="skip: answer the other rows, and write the problem into a column `error`.")
+        str,
+        typer.Option(
+            help="stop: end with an error at a row that cannot be used; skip: write the problem into a column `error`."
+        ),
     ] = "stop",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     base_model: BaseModel = None,
@@ -68,17 +71,17 @@ def predict(
 
     Rows are read in the same way as the training rows and need no answer. All columns are kept in their order.
     """
-    with failures_told(as_json):
+    with report_failures(as_json):
         if on_bad_row not in ("stop", "skip"):
             raise ConfigError([f'--on-bad-row "{on_bad_row}": use stop or skip.'])
         spec = GenerationConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
-        from rankwise.commands.predict import predict as predict_verb
+        from rankwise.commands.predict import predict as predict_command
 
         with Display(quiet) as display:
-            predicted = predict_verb(
+            predicted = predict_command(
                 run, data, out, spec, prompt=prompt, system=system, column=column, base=base, batch_size=batch_size,
                 skip_bad_rows=on_bad_row == "skip", overwrite=overwrite, callback=display,
                 force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model,
@@ -86,18 +89,18 @@ def predict(
         if as_json:
             print_json(predicted.summary())
         else:
-            _tell(predicted)
+            _print(predicted)
 
 
-def _tell(predicted: Predicted) -> None:
-    found = predicted.summary()
+def _print(predicted: Predicted) -> None:
+    facts = predicted.summary()
     typer.echo(
-        f"{found['out']}: {found['answered']:,} of {found['rows']:,} rows answered, {found['tokens']:,} tokens in "
-        f"{found['seconds']:.1f} s"
+        f"{facts['out']}: {facts['answered']:,} of {facts['rows']:,} rows answered, {facts['tokens']:,} tokens in "
+        f"{facts['seconds']:.1f} s"
     )
-    if found["errors"]:
-        remark(f'{len(found["errors"]):,} rows could not be answered; the column "error" says why.')
+    if facts["errors"]:
+        remark(f'{len(facts["errors"]):,} rows could not be answered; the column "error" says why.')
     if predicted.repeated:
         remark(f"[stopped: the answer repeats itself] in {some(predicted.repeated, 8)}")
-    if cut := found["stopped"].get("length"):
+    if cut := facts["stopped"].get("length"):
         remark(f"{cut:,} answers reached --max-new-tokens and were cut.")

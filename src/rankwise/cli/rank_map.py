@@ -1,6 +1,6 @@
-"""Ranks as a table: a row for each block, a column for each kind of layer, totals on both sides, in 80 columns.
+"""Ranks as a table of 80 columns: a row for each block, a column for each kind of layer, and totals.
 
-A model with more kinds of layers than fit side by side gets several tables, one below the other.
+If not all kinds of layers fit side by side, there are several tables, one below the other.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ WIDTH = 79
 class Cell:
     text: str
     share: float | None
-    """Of the largest rank of a layer; None where there is nothing to shade."""
+    """The rank as a share of the largest rank, for the shade; None for a cell without shade."""
 
 
 Row = list[Cell]
 
 
 def rank_tables(ranks: dict[str, int]) -> list[list[Row]]:
-    """Rows of cells that are padded already: joined, they are lines of at most 79 characters."""
+    """Tables of padded cells. The joined cells of a row are a line of at most 79 characters."""
     rows, columns, cells = rank_grid(ranks)
     whole = str(sum(ranks.values()))
     side = max(len("layer"), *(len(block) for block in rows))
@@ -48,8 +48,8 @@ def _table(
         rank = cells.get((row, column))
         return Cell(f"{'-' if rank is None else rank:>{widths[column]}}", rank and min(1.0, rank / max(1, largest)))
 
-    def total(wanted: list[tuple[str, str]]) -> int:
-        return sum(cells.get(place, 0) for place in wanted)
+    def total(summed: list[tuple[str, str]]) -> int:
+        return sum(cells.get(cell, 0) for cell in summed)
 
     head = [bare("layer", ""), *(bare(column, column) for column in columns), bare("total", "total")]
     body = [

@@ -1,4 +1,4 @@
-"""`rankwise runs`: the runs of this folder in a table; one in detail; renamed; deleted."""
+"""`rankwise runs`: list the runs of this folder, and show, rename or delete one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, Yes
 from rankwise.cli.visible import visible
 from rankwise.errors import ConfigError, some
@@ -32,23 +32,23 @@ def group(context: typer.Context, as_json: Json = False) -> None:
 @runs.command("list")
 def list_runs(as_json: Json = False) -> None:
     """List the runs of this folder, the newest first."""
-    with failures_told(as_json):
-        from rankwise.commands.runs import runs as runs_verb
+    with report_failures(as_json):
+        from rankwise.commands.runs import runs as runs_command
 
-        found = runs_verb()
+        listing = runs_command()
         if as_json:
-            print_json(found.summary())
-        elif found.runs:
-            typer.echo(visible(_table(found.runs)))
+            print_json(listing.summary())
+        elif listing.runs:
+            typer.echo(visible(_table(listing.runs)))
         else:
-            typer.echo("There are no runs in runs/ yet. `rankwise train` makes one.")
+            typer.echo("There are no runs in runs/ yet. `rankwise train` creates one.")
 
 
-def _table(found: list[ListedRun]) -> str:
-    rows = [HEADS, *map(_row, found)]
+def _table(listed: list[ListedRun]) -> str:
+    rows = [HEADS, *map(_row, listed)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(HEADS))]
     lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += [f"{run.name}: {run.problem}" for run in found if run.status == "unreadable"]
+    lines += [f"{run.name}: {run.problem}" for run in listed if run.status == "unreadable"]
     return "\n".join(lines)
 
 
@@ -79,11 +79,11 @@ def megabytes(size: int) -> str:
 
 @runs.command()
 def show(name: Name, as_json: Json = False) -> None:
-    """Show what is known of one run, and what lies in its folder."""
-    with failures_told(as_json):
-        from rankwise.commands.runs import show as show_verb
+    """Show the details of one run and the contents of its folder."""
+    with report_failures(as_json):
+        from rankwise.commands.runs import show as show_command
 
-        shown = show_verb(name)
+        shown = show_command(name)
         if as_json:
             print_json(shown.summary())
         else:
@@ -110,12 +110,12 @@ def _facts(shown: ShownRun) -> list[str]:
 @runs.command()
 def rename(
     old: Name,
-    new: Annotated[str, typer.Argument(help="The new name, which no other run has.", show_default=False)],
+    new: Annotated[str, typer.Argument(help="The new name.", show_default=False)],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rename a run, also in its evaluations and in the reports that name it."""
-    with failures_told(as_json):
+    """Rename a run, including its name in evaluations and reports."""
+    with report_failures(as_json):
         from rankwise.commands.runs import rename_run
 
         with Display(quiet) as display:
@@ -134,7 +134,7 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete runs and everything in their folders. If one of them cannot be deleted, none is deleted."""
-    with failures_told(as_json):
+    with report_failures(as_json):
         from rankwise.commands.runs import delete_runs, deletion
 
         planned = deletion(names)
@@ -147,7 +147,7 @@ def delete(
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask on a terminal; elsewhere --yes is the answer, and without it nothing is done."""
+    """Ask for confirmation. Without a terminal, only --yes confirms."""
     if yes:
         return
     if not sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""`rankwise strength`: what a run gains and what it forgets as its adapter is turned up."""
+"""`rankwise strength`: measure gain and forgetting when the adapter's change is scaled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode
 from rankwise.cli.visible import visible
 
@@ -21,16 +21,19 @@ def strength(
     text: Annotated[
         str | None,
         typer.Option(
-            help="What it was not trained on: a text file, or rows with a text (file or hub:organisation/name).  "
-            "[default: the documentation that Python carries]",
+            help="Unrelated text to measure forgetting on: a text file, or rows with a text (file or "
+            "hub:organisation/name).  [default: Python's documentation]",
             show_default=False,
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Rows of its task, never trained on.  [default: those the run held out]", show_default=False),
+        typer.Option(
+            help="Rows of the task that were not trained on.  [default: the validation rows that the run held out]",
+            show_default=False,
+        ),
     ] = None,
-    blocks: Annotated[int, typer.Option(help="Of 512 tokens, read of the text.")] = 16,
+    blocks: Annotated[int, typer.Option(help="Number of blocks of 512 tokens to read from the text.")] = 16,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -38,23 +41,23 @@ def strength(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what a run gains and forgets at several strengths of its adapter."""
-    with failures_told(as_json):
-        from rankwise.commands.strength import strength as strength_verb
+    """Measure gain and forgetting with the adapter's change at several strengths."""
+    with report_failures(as_json):
+        from rankwise.commands.strength import strength as strength_command
 
         with Display(quiet) as display:
-            found = strength_verb(
+            measured = strength_command(
                 run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
                 trust_code=trust_code, base_model=base_model, callback=display,
             )  # fmt: skip
         if as_json:
-            print_json(found.summary())
+            print_json(measured.summary())
         else:
-            typer.echo("\n".join([*_table(found.curve), "", *_told(found), *_cautions(found)]))
+            typer.echo("\n".join([*_table(measured.curve), "", *_summary(measured), *_cautions(measured)]))
 
 
 def _table(curve: StrengthCurve) -> list[str]:
-    """In nats. A star marks what is recommended."""
+    """The table of strengths, in nats. A star marks the recommended one."""
     base = curve.points[0].loss.value
     return [
         f"{'strength':>8}  {'loss on the task':>16}  {'gain':>7}  {'KL from the base':>24}  {'change of NLL':>13}",
@@ -67,28 +70,28 @@ def _table(curve: StrengthCurve) -> list[str]:
     ]
 
 
-def _cautions(found: Strengths) -> list[str]:
+def _cautions(measured: Strengths) -> list[str]:
     from rankwise.runs.directory import find_run
     from rankwise.runs.warnings import cautions_of_strength
 
-    run = find_run(found.run)
-    if run is None:  # an adapter's folder, of which less is known
+    run = find_run(measured.run)
+    if run is None:  # the folder of an adapter has no records of its training
         return []
-    return cautions_of_strength(found.curve, run.experiment(), run.manifest().results)
+    return cautions_of_strength(measured.curve, run.experiment(), run.manifest().results)
 
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.4f} ({low:.4f} to {high:.4f})"
 
 
-def _told(found: Strengths) -> list[str]:
-    curve = found.curve
+def _summary(measured: Strengths) -> list[str]:
+    curve = measured.curve
     return [
-        f"task: {visible(curve.task)}, {curve.n} documents; loss and gain in nats per learned token",
-        f"kept: {visible(curve.text)}; KL (base || tuned) and change in nats per token, intervals of 95 %",
+        f"task: {visible(curve.task)}, {curve.n} sequences; loss and gain in nats per loss token",
+        f"forgetting: {visible(curve.text)}; KL (base || tuned) and change in nats per token, intervals of 95 %",
         f"recommended: {curve.recommended:g}, "
-        + (visible(curve.why) if curve.why else "the smallest of these that keeps 95 % of the largest gain up to 1"),
-        (f"written to {visible(found.run)}/strength.json; " if found.kept else "")
-        + (f"next: rankwise export {visible(found.run)} --to FOLDER --strength {curve.recommended:g}"
+        + (visible(curve.why) if curve.why else "the smallest strength with 95 % of the largest gain up to 1"),
+        (f"written to {visible(measured.run)}/strength.json; " if measured.kept else "")
+        + (f"next: rankwise export {visible(measured.run)} --to FOLDER --strength {curve.recommended:g}"
            if curve.recommended else ""),
     ]  # fmt: skip

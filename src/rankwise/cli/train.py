@@ -1,4 +1,4 @@
-"""`rankwise train`: settings from a YAML file, flags and --set, into a run."""
+"""`rankwise train`: train a run with the settings of a YAML file, flags and --set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import failures_told
+from rankwise.cli.failures import report_failures
 from rankwise.cli.options import (
     CompletionColumns,
     ConfigFile,
@@ -46,26 +46,33 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="lora, adalora, or full: every weight of the model learns, in float32.  [default: lora]",
+            help="lora, adalora, or full: train every weight of the model, in float32.  [default: lora]",
             show_default=False,
         ),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Of adalora: a mean rank (8), 600k parameters, or the adapter's size (2MB).  [default: 8]",
+            help="AdaLoRA budget: a mean rank (8), 600k parameters, or the adapter's size (2MB).  [default: 8]",
             show_default=False,
         ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of every adapter.  [default: 16]", show_default=False)] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank.  [default: 16]", show_default=False)] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 32]", show_default=False)
+        float | None,
+        typer.Option(
+            help="LoRA alpha; the adapter's change is scaled by alpha / rank.  [default: 32]", show_default=False
+        ),
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="Dropout on the adapters' input.  [default: 0]", show_default=False)
+        float | None, typer.Option(help="Dropout probability on the adapters' input.  [default: 0]", show_default=False)
     ] = None,
     targets: Annotated[
-        str | None, typer.Option(help="all-linear, names (q_proj,v_proj) or a regular expression.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Layers to adapt: all-linear, names (q_proj,v_proj) or a regular expression.  [default: all-linear]",
+            show_default=False,
+        ),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Blocks to adapt: 0-3,7.  [default: all]", show_default=False)
@@ -78,19 +85,22 @@ def train(
         int | None, typer.Option(help="Rows per optimizer step.  [default: 16]", show_default=False)
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="[default: by the method and the model's width]", show_default=False)
+        float | None,
+        typer.Option(
+            help="Highest learning rate.  [default: by the method and the model's hidden size]", show_default=False
+        ),
     ] = None,
     auto_batch: Annotated[
         bool | None,
         typer.Option(
             "--auto-batch",
-            help="If memory runs out, compute fewer tokens at once; the rows of a step stay the same.",
+            help="If memory runs out, compute fewer tokens at once. The rows of a step stay the same.",
             show_default=False,
         ),
     ] = None,
     plain: Annotated[
         bool | None,
-        typer.Option("--plain", help="Use the model's own code instead of the fast kernels.", show_default=False),
+        typer.Option("--plain", help="Use the model's own code instead of the fused kernels.", show_default=False),
     ] = None,
     recipe: Recipe = None,
     format: Format = None,
@@ -111,34 +121,37 @@ def train(
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Which step to keep: best (by validation loss) or last.  [default: last]", show_default=False
+            help="Which checkpoint to keep: best (by validation loss) or last.  [default: last]", show_default=False
         ),
     ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop early after N validations without improvement.", show_default=False)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the training.  [default: 0]", show_default=False)] = None,
     set_: Set = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished run again from nothing.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start an unfinished run again from its first step.")
+    ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished run from its last checkpoint; same settings.")
+        bool,
+        typer.Option("--resume", help="Continue an unfinished run from its last checkpoint, with the same settings."),
     ] = False,
     force_memory: Annotated[
-        bool, typer.Option("--force-memory", help="Start even if the forecast says that memory is too small.")
+        bool, typer.Option("--force-memory", help="Start even if the forecast says that the memory is too small.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an adapter, or a whole model, on your rows."""
+    """Fine-tune a model on your rows, with an adapter or as a whole."""
     flags: dict[str, Any] = dict(locals())
-    with failures_told(as_json):
+    with report_failures(as_json):
         settings = [*settings_of(flags), *(parse_setting(text) for text in set_ or [])]
         experiment = read_experiment(config, settings)
-        from rankwise.commands.train import train as train_verb
+        from rankwise.commands.train import train as train_command
 
         keep_memory()
         with Display(quiet) as display:
-            trained = train_verb(
+            trained = train_command(
                 experiment, callback=display, restart=restart, resume=resume, force_memory=force_memory
             )
         if as_json:
@@ -149,7 +162,7 @@ def train(
         _tell(experiment.run, experiment.adapter.result, results, trained.manifest.forecast)
 
 
-AS = {"adapter": "PEFT's format", "model": "float32, as transformers loads it"}
+FILE_FORMATS = {"adapter": "PEFT's format", "model": "float32, for transformers"}
 
 
 def _tell(run: str, result: str, results: Results, forecast: Forecasted | None) -> None:
@@ -163,14 +176,14 @@ def _tell(run: str, result: str, results: Results, forecast: Forecasted | None) 
     if results.held_out_loss_before is not None and results.held_out_loss_after is not None:
         change = results.held_out_loss_after - results.held_out_loss_before
         typer.echo(
-            f"held-out loss {results.held_out_loss_before:.4f} -> {results.held_out_loss_after:.4f} "
-            f"({change:+.4f} nats per learned token)"
+            f"validation loss {results.held_out_loss_before:.4f} -> {results.held_out_loss_after:.4f} "
+            f"({change:+.4f} nats per loss token)"
         )
     if results.ended_early is not None:
-        typer.echo(f"ended early: {results.ended_early}")
+        typer.echo(f"stopped early: {results.ended_early}")
     if results.kept_step not in (None, results.steps):
         typer.echo(f"kept step {results.kept_step}: {results.kept_why}")
-    typer.echo(f"{result}: runs/{run}/{result} ({results.adapter_bytes / 1e6:.1f} MB, {AS[result]})")
+    typer.echo(f"{result}: runs/{run}/{result} ({results.adapter_bytes / 1e6:.1f} MB, {FILE_FORMATS[result]})")
     page = RunDirectory.named(run).page
     if page.is_file():
         typer.echo(f"report: {page}")

@@ -1,15 +1,15 @@
-"""What somebody types, pastes or pipes into `rankwise chat`, message by message.
+"""Messages that are typed, pasted or piped into `rankwise chat`.
 
-A line is a message. Several lines are one message where they are pasted on a terminal, or stand between two lines of
-three quotes, on a terminal and in a pipe alike:
+A line is a message. Several lines are one message if they are pasted on a terminal, or if they stand between two lines
+of three quotes:
 
     \"\"\"
     the first line
     the second line
     \"\"\"
 
-An opening that has text behind it is closed at the end of a line instead. Quotes that begin and end a message are not
-part of it, and nothing between them is a command.
+If text follows the opening quotes on the same line, the closing quotes stand at the end of a line. The quotes are not
+part of the message, and nothing between them is a command.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HELP = "\n".join(
      f"For a message of several lines, paste it or put it between two lines of {QUOTES}."]
 )  # fmt: skip
 PASTED = 0.05
-"""Seconds in which the next line of a paste is there, where the terminal does not mark a paste."""
+"""Seconds to wait for the next line of a paste, on a terminal that does not mark pastes."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class Typed:
 
 
 class Typing:
-    """Reads from stdin. On a terminal a prompt is shown, and lines can be edited."""
+    """Reads messages from stdin. A terminal shows a prompt, and lines can be edited there."""
 
     def __init__(self) -> None:
         self.terminal = sys.stdin.isatty()
         self._marked = self.terminal and sys.stdout.isatty() and _marks_pastes()
         self._ahead: deque[str] = deque()
-        """Lines that were read already."""
+        """Lines that were read and not used yet."""
 
     def next(self) -> Typed | None:
-        """None at the end. An empty line is an empty message."""
+        """The next message or command; None at the end of the input. An empty line is an empty message."""
         line = self._line("> ")
         if line is None:
             return None
@@ -80,7 +80,7 @@ class Typing:
         return Typed("\n".join([text, *self._pasted()]).strip())  # such as a path
 
     def _quoted(self, opening: str) -> str:
-        """Up to the closing quotes. `opening` begins with quotes."""
+        """Read up to the closing quotes. `opening` begins with quotes."""
         first = opening.removeprefix(QUOTES)
         if first.endswith(QUOTES):
             return first.removesuffix(QUOTES)
@@ -98,7 +98,7 @@ class Typing:
         )
 
     def _pasted(self) -> list[str]:
-        """The other lines of what was pasted with the line just read."""
+        """The lines that were pasted together with the line just read."""
         if self._marked:
             lines = list(self._ahead)
             self._ahead.clear()
@@ -112,7 +112,7 @@ class Typing:
         return lines
 
     def _line(self, prompt: str) -> str | None:
-        """A paste that is marked as one comes as a whole."""
+        """The next line. A marked paste arrives as one text, and its further lines wait in `_ahead`."""
         if not self._ahead:
             try:
                 self._ahead.extend(input(prompt if self.terminal else "").split("\n"))
@@ -124,7 +124,7 @@ class Typing:
 
 
 def _marks_pastes() -> bool:
-    """Line editing and history, where this Python has them; whether it tells a paste from what is typed."""
+    """Turn on line editing and history, if available. Returns whether the terminal marks pastes."""
     with suppress(ImportError):
         import readline
 

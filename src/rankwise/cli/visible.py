@@ -1,4 +1,4 @@
-"""Somebody else's text on a terminal: what would steer it is shown and not obeyed."""
+"""Make text of other people safe for a terminal: control characters are printed as escapes."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ REFERENCE: dict[str, Any] = {
 def _parse_budget(text: str) -> tuple[BudgetKind, float]:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)\s*(b|rank|triplets?|parameters?|params|)", text.strip().lower())
     if found is None or float(found[1]) <= 0:
-        raise ValueError("write a budget as a mean rank (8), 1680 triplets, 600k parameters, or a size (2MB)")
+        raise ValueError("a budget is a mean rank (8), 1680 triplets, 600k parameters, or a size (2MB)")
     kind, amount = UNITS[found[3]], float(found[1]) * TIMES[found[2]]
     if kind == "rank" and not 0 < amount <= 4096:
         raise ValueError("a mean rank is at most 4096; write a size as 2MB, or parameters as 600k parameters")
