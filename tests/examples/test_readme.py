@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and the pages in docs/ show works as it stands there."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-DATA_PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+HOME = Path(__file__).parents[2]
+README = (HOME / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((HOME / "docs").glob("*.md"))}
+DATA_PAGE = PAGES["data.md"]
 ROWS = [
     {"messages": [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."}]},
     {"messages": [{"role": "user", "content": "When will it come?"}, {"role": "assistant", "content": "Tomorrow."}]},
 ]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
 
 
 def test_the_python_runs(starter_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mydata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (code,) = blocks("python")
+    (code,) = blocks("python.md", "python")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "adapted:" in done.stdout and "base:" in done.stdout
@@ -33,10 +35,19 @@ def test_the_python_runs(starter_folder: Path, tmp_path: Path) -> None:
 def test_the_yaml_is_a_whole_experiment(tmp_path: Path) -> None:
     from rankwise.config.reading import read_experiment
 
-    (text,) = blocks("yaml")
+    (text,) = blocks("train.md", "yaml")
     (tmp_path / "my-first.yaml").write_text(text)
     experiment = read_experiment(tmp_path / "my-first.yaml")
     assert experiment.data.held_out == 50 and experiment.training.learning_rate == 1e-3
+
+
+def test_every_link_leads_to_a_file_and_the_readme_to_every_page() -> None:
+    linked = {}
+    for folder, text in ((HOME, README), *((HOME / "docs", text) for text in PAGES.values())):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", text):
+            linked[target] = (folder / target).resolve()
+    assert [target for target, path in linked.items() if not path.exists()] == []
+    assert {HOME / "docs" / name for name in PAGES} <= {HOME / link for link in re.findall(r"\]\(([^)#:]+)\)", README)}
 
 
 TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
@@ -71,22 +82,44 @@ def test_the_forms_of_rows_that_the_page_on_data_shows_are_those_we_read() -> No
 
 
 def test_the_map_lists_the_folders_there_are() -> None:
-    listed = set(re.findall(r"^  (\w+)/ ", README, re.MULTILINE))
-    source = Path(__file__).parents[2] / "src" / "rankwise"
-    assert listed == {path.name for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    listed = re.findall(r"^  (\w+)/ ", PAGES["code.md"], re.MULTILINE)
+    source = HOME / "src" / "rankwise"
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {path.name for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"}
 
 
-def test_every_command_it_names_exists() -> None:
+def test_every_command_and_flag_they_name_exists() -> None:
     from typer.main import get_command
 
     from rankwise.cli.main import app
 
-    named = set(re.findall(r"`?rankwise (train|chat|generate|inspect|export|doctor|models|demo|data)\b", README))
     commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
-    assert named <= set(commands)
-    assert {"check", "preview"} <= set(re.findall(r"rankwise data (\w+)", README)) <= set(commands["data"].commands)
-    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    assert all(f"\n{target}:" in makefile for target in re.findall(r"make (\w+)  ", README))
+    text = "\n".join([README, *PAGES.values()])
+    written = [line for block in re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+               for line in re.findall(r"^rankwise (.*)$", block, re.MULTILINE)]  # fmt: skip
+    written += re.findall(r"`rankwise ([^`\n]+)`", text)
+    assert len(written) > 40
+    for line in written:
+        words = line.partition("#")[0].split()
+        command = commands.get(words[0])
+        assert command is not None, line
+        inner = getattr(command, "commands", {})
+        command = inner.get(words[1], command) if len(words) > 1 else command
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert set(re.findall(r" (--[a-z-]+)", f" {line.partition('#')[0]}")) <= options, line
+    makefile = (HOME / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert targets and all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_an_exit_code_of_the_page_is_one_of_the_errors() -> None:
+    from rankwise import errors
+
+    codes = {thing.exit_code for thing in vars(errors).values()
+             if isinstance(thing, type) and issubclass(thing, errors.RankwiseError)}  # fmt: skip
+    listed = {int(code) for cell in re.findall(r"^\| ([\d, ]+) \|", PAGES["runs.md"], re.MULTILINE)
+              for code in cell.split(", ")}  # fmt: skip
+    assert listed == codes | {0, 130, 143}
 
 
 def test_the_loop_that_the_page_on_adalora_shows_runs_and_leaves_an_adapter(tmp_path, monkeypatch) -> None:
@@ -95,8 +128,7 @@ def test_the_loop_that_the_page_on_adalora_shows_runs_and_leaves_an_adapter(tmp_
     from conftest import tiny_model
 
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "adalora.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [code] = blocks("adalora.md", "python")
     module = tiny_model("llama")
     ids = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(0))
     names = {
