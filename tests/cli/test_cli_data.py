@@ -418,7 +418,7 @@ def test_a_row_that_is_not_there_is_told():
 def test_elsewhere_than_on_a_terminal_every_line_says_whether_it_is_learned():
     result = rankwise("data", "preview", "rows.jsonl", "--model", "model", "--rows", 2)
     assert result.exit_code == 0 and "\x1b" not in result.stdout
-    found = {"given": "", "learned": ""}
+    found = {"prompt": "", "loss": ""}
     heads = []
     for line in result.stdout.splitlines():
         kind, bar, text = line.partition("| ")
@@ -427,16 +427,16 @@ def test_elsewhere_than_on_a_terminal_every_line_says_whether_it_is_learned():
         else:
             heads.append(line)
     rows = shown("rows.jsonl", "--rows", 2)
-    assert found["learned"] == "".join(map(learned, rows))
-    assert len(found["given"]) + len(found["learned"]) == sum(len(whole(row)) for row in rows)
-    assert heads == [f"{row['where']}: {row['tokens']} tokens, {row['loss_tokens']} learned" for row in rows]
+    assert found["loss"] == "".join(map(learned, rows))
+    assert len(found["prompt"]) + len(found["loss"]) == sum(len(whole(row)) for row in rows)
+    assert heads == [f"{row['where']}: {row['tokens']} tokens, {row['loss_tokens']} loss tokens" for row in rows]
 
 
 def test_a_long_name_of_a_file_does_not_break_the_line_that_a_program_reads():
     write("x" * 100 + ".jsonl", rows_of(1))
     result = rankwise("data", "preview", "x" * 100 + ".jsonl", "--model", "model")
     assert result.stdout.splitlines()[0].startswith("x" * 100 + ".jsonl:1: ")
-    assert result.stdout.splitlines()[0].endswith(" learned")
+    assert result.stdout.splitlines()[0].endswith(" loss tokens")
 
 
 LEARNED_COLOUR, GIVEN_COLOUR = "\x1b[30;42m", "\x1b[2m"

@@ -164,13 +164,13 @@ class RankAllocator:
         ]
 
     def plan(self) -> str:
-        schedule, told = self.schedule, self.budget.told
+        schedule, in_unit = self.schedule, self.budget.in_unit
         line = (
-            f"AdaLoRA begins with {told(schedule.first):,} {self.budget.unit}, retires from step {schedule.warmup + 2} "
-            f"on, and has {told(schedule.last):,} left after step {schedule.decided + 1}"
+            f"AdaLoRA begins with {in_unit(schedule.first):,} {self.budget.unit}, retires from step {schedule.warmup + 2} "
+            f"on, and has {in_unit(schedule.last):,} left after step {schedule.decided + 1}"
         )
         if self.budget.last > schedule.first:
-            line += f"; the budget of {told(self.budget.last):,} is more than these layers hold"
+            line += f"; the budget of {in_unit(self.budget.last):,} is more than these layers hold"
         return line
 
     def penalise(self) -> None:
