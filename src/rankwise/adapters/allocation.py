@@ -164,9 +164,9 @@ class RankAllocator:
         ]
 
     def plan(self) -> str:
-        schedule, in_unit = self.schedule, self.budget.in_unit
+        schedule, unit, in_unit = self.schedule, self.budget.unit, self.budget.in_unit
         line = (
-            f"AdaLoRA begins with {in_unit(schedule.first):,} {self.budget.unit}, retires from step {schedule.warmup + 2} "
+            f"AdaLoRA begins with {in_unit(schedule.first):,} {unit}, retires from step {schedule.warmup + 2} "
             f"on, and has {in_unit(schedule.last):,} left after step {schedule.decided + 1}"
         )
         if self.budget.last > schedule.first:
