@@ -1,0 +1,94 @@
+"""Rows given from Python become a file that says the same, whatever library held them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankwise.data.in_memory import rows_file
+from rankwise.errors import DataError
+
+ROWS = [{"prompt": "2 + 2", "completion": "4"}, {"prompt": "zwölf", "completion": "\u2028 zw\nei"}]
+
+
+def lines_of(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_list_a_frame_and_a_dataset_of_the_same_rows_are_the_same_file():
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    files = {rows_file(ROWS), rows_file(tuple(ROWS)), rows_file(pandas.DataFrame(ROWS))}
+    files.add(rows_file(datasets.Dataset.from_list(ROWS)))
+    assert len(files) == 1
+    assert lines_of(files.pop()) == ROWS
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=4), VALUES, min_size=1, max_size=3), min_size=1, max_size=4))
+def test_whatever_json_can_hold_is_read_back_as_it_was(rows):
+    try:
+        json.dumps(rows, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        with pytest.raises(DataError):
+            rows_file(rows)
+        return
+    assert lines_of(rows_file(rows)) == rows
+
+
+def test_other_rows_are_another_file():
+    assert rows_file(ROWS) != rows_file(ROWS[:1])
+
+
+def test_numbers_of_numpy_dates_and_missing_values_are_what_json_has_for_them():
+    pandas = pytest.importorskip("pandas")
+    day = datetime.date(2026, 11, 27)
+    row = {"n": np.int64(3), "x": np.float32(0.5), "yes": np.True_, "none": float("nan"), "na": pandas.NA, "day": day}
+    row |= {"nat": pandas.NaT, "stamp": pandas.Timestamp("2026-11-27 10:00")}
+    (read,) = lines_of(rows_file([row]))
+    assert read == {
+        "n": 3, "x": 0.5, "yes": True, "none": None, "na": None, "day": "2026-11-27", "nat": None,
+        "stamp": "2026-11-27T10:00:00",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], ["no rows"]),
+        ({"prompt": ["a"]}, ["dict", "list of dicts"]),
+        (3, ["int", "list of dicts"]),
+        ([{"a": "b"}, "text"], ["row 1 is a str"]),
+        ([{"a": b"x"}, {"b": {1, 2}}], ["row 0, column 'a' holds a bytes", "row 1, column 'b' holds a set"]),
+        ([{"a": float("inf")}], ["row 0, column 'a' is inf"]),
+        ([{"a": np.zeros(3)}], ["row 0, column 'a' holds a ndarray"]),
+        ([{1: "a", "1": "b"}], ["row 0 has two columns of the same name"]),
+        ([{"a": "\ud800"}], ["row 0, column 'a' holds a lone surrogate"]),
+    ],
+    ids=["empty", "columns", "number", "text", "bytes and set", "infinity", "array", "names", "surrogate"],
+)
+def test_what_cannot_be_written_is_refused_by_row_and_column(rows, words):
+    with pytest.raises(DataError) as caught:
+        rows_file(rows)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_dictionary_of_splits_asks_for_one_of_them():
+    datasets = pytest.importorskip("datasets")
+    with pytest.raises(DataError, match="train, test"):
+        rows_file(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS)))
