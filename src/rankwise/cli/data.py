@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import (
-    CompletionColumns,
-    Evaluation,
-    Format,
-    Group,
-    HeldOut,
-    HeldOutOrder,
-    IgnoreColumns,
-    Json,
-    MaxLength,
-    OnBadRow,
-    PromptColumns,
-    Quiet,
-    Recipe,
-    Set,
-    SystemColumns,
-    settings_of,
-)
+from rankwise.cli.options import Json, Quiet
+from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
 from rankwise.cli.visible import visible
-from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.reading import parse_setting, read_data
+from rankwise.config.reading import read_data
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError, RankwiseError, did_you_mean, some
 from rankwise.runs.data_report import MOST_LISTED
@@ -52,29 +35,17 @@ Model = Annotated[
 
 
 @data.command()
+@takes_settings(*ROWS, *VALIDATION_ROWS)
 def check(
     files: Files,
     model: Model = None,
-    recipe: Recipe = None,
-    format: Format = None,
-    prompt: PromptColumns = None,
-    completion: CompletionColumns = None,
-    system: SystemColumns = None,
-    ignore_columns: IgnoreColumns = None,
-    max_length: MaxLength = None,
-    on_bad_row: OnBadRow = None,
-    held_out: HeldOut = None,
-    held_out_order: HeldOutOrder = None,
-    group: Group = None,
-    evaluation: Evaluation = None,
-    set_: Set = None,
+    given: GivenSettings = NONE_GIVEN,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Check rows and report what training would use. Exits with 2 if an error must be fixed first."""
-    flags: dict[str, Any] = dict(locals())
     with report_failures(as_json):
-        spec = _spec(files, flags, set_)
+        spec = read_data(files, given.read())
         from rankwise.commands.data import check as check_command
 
         with Display(quiet) as display:
@@ -88,27 +59,19 @@ def check(
 
 
 @data.command()
+@takes_settings(*ROWS)
 def preview(
     files: Files,
     model: Model = None,
     rows: Annotated[int, typer.Option(help="Number of rows.", min=1)] = 3,
     first: Annotated[int, typer.Option(help="Number of the first row.", min=1)] = 1,
-    recipe: Recipe = None,
-    format: Format = None,
-    prompt: PromptColumns = None,
-    completion: CompletionColumns = None,
-    system: SystemColumns = None,
-    ignore_columns: IgnoreColumns = None,
-    max_length: MaxLength = None,
-    on_bad_row: OnBadRow = None,
-    set_: Set = None,
+    given: GivenSettings = NONE_GIVEN,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show rows as the model sees them, with the loss tokens in colour."""
-    flags: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("rows", "first")}
     with report_failures(as_json):
-        spec = _spec(files, flags, set_)
+        spec = read_data(files, given.read())
         from rankwise.commands.data import preview as preview_command
 
         base = ModelConfig(name=model) if model is not None else None
@@ -140,11 +103,6 @@ def recipes(
         else:
             for recipe in known:
                 typer.echo(f"{recipe.name:<12} {recipe.title:<28} {recipe.base.architecture:<10} {recipe.rows.licence}")
-
-
-def _spec(files: list[str], flags: dict[str, Any], set_: list[str] | None) -> DataConfig:
-    of_rows = {name: value for name, value in flags.items() if name != "model"}
-    return read_data(files, [*settings_of(of_rows), *(parse_setting(text) for text in set_ or [])])
 
 
 def _print(data_report: DataReport) -> None:

@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rankwise.cli.display import print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import (
-    CompletionColumns,
-    ConfigFile,
-    Format,
-    Json,
-    MaxLength,
-    PromptColumns,
-    Quiet,
-    Recipe,
-    Set,
-    SystemColumns,
-    settings_of,
-)
+from rankwise.cli.options import ConfigFile, Json, Quiet
+from rankwise.cli.settings import ADAPTER, NONE_GIVEN, ROWS, GivenSettings, takes_settings
 from rankwise.cli.visible import visible
-from rankwise.config.reading import parse_setting, read_planned
+from rankwise.config.reading import read_planned
 
 
+@takes_settings(
+    "model", "data", *ADAPTER, "epochs", "steps", "batch_size", "plain", *ROWS,
+    model="Name of a known model (--models), hub id, folder with a config.json, or .gguf file.",
+)  # fmt: skip
 def plan(
     config: ConfigFile = None,
-    model: Annotated[str | None, typer.Option(show_default=False,
-        help="A name of the list (--models), hub id, folder with a config.json, or .gguf file.")] = None,
-    data: Annotated[str | None, typer.Option(show_default=False, help="File or folder of rows.")] = None,
-    method: Annotated[str | None, typer.Option(show_default=False,
-        help="lora, adalora or full (all weights).  [default: lora]")] = None,
-    rank: Annotated[int | None, typer.Option(show_default=False, help="LoRA rank.  [default: 16]")] = None,
-    budget: Annotated[str | None, typer.Option(show_default=False,
-        help="AdaLoRA budget: a mean rank (8), 600k parameters, or the adapter's size (2MB).  [default: 8]")] = None,
-    targets: Annotated[str | None, typer.Option(show_default=False,
-        help="Layers to adapt: all-linear, names (q_proj,v_proj) or a regex.  [default: all-linear]")] = None,
-    layers: Annotated[str | None, typer.Option(show_default=False,
-        help="Blocks to adapt: 0-3,7.  [default: all]")] = None,
-    epochs: Annotated[float | None, typer.Option(show_default=False,
-        help="Passes over the rows.  [default: 2]")] = None,
-    steps: Annotated[int | None, typer.Option(show_default=False, help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(show_default=False,
-        help="Rows per optimizer step.  [default: 16]")] = None,
-    plain: Annotated[bool | None, typer.Option("--plain", show_default=False,
-        help="Use the model's own code instead of the fused kernels.")] = None,
-    recipe: Recipe = None,
-    format: Format = None,
-    prompt: PromptColumns = None,
-    completion: CompletionColumns = None,
-    system: SystemColumns = None,
-    max_length: MaxLength = None,
+    given: GivenSettings = NONE_GIVEN,
     device: Annotated[str | None, typer.Option(show_default=False,
         help="Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
     watts: Annotated[float | None, typer.Option(show_default=False,
@@ -61,17 +30,15 @@ def plan(
     probe: Annotated[bool, typer.Option("--probe",
         help="Load the model and run two steps, to measure the speed instead of assuming it.")] = False,
     models: Annotated[bool, typer.Option("--models", help="List the models with known names.")] = False,
-    set_: Set = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Forecast a training: parameters, memory, time, the devices it fits on, and what to change if it does not fit."""
-    flags: dict[str, Any] = dict(locals()) | {"device": None}
     with report_failures(as_json):
         if models:
             _list_models(as_json)
             return
-        planned = read_planned(config, [*settings_of(flags), *(parse_setting(text) for text in set_ or [])])
+        planned = read_planned(config, given.read())
         from rankwise.planning.plan import plan as make_plan
         from rankwise.planning.plan import refuse_elsewhere
 

@@ -1,0 +1,155 @@
+"""The flags that are settings: one line for each, with its type and its help; the default comes from the configuration.
+
+    @takes_settings("model", "data", "rank")
+    def train(config: ConfigFile = None, given: GivenSettings = NONE_GIVEN, ...)
+
+gives `train` the flags --model, --data, --rank and --set in place of `given`, which holds what the user gave.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import Parameter
+from typing import Annotated, Any
+
+import typer
+from pydantic_core import PydanticUndefined
+
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.config.reading import Setting, parse_setting
+from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import ValidationConfig
+
+CONFIGS = {
+    "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig], "training": [TrainingConfig],
+    "evaluation": [ValidationConfig],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flag:
+    setting: str
+    kind: type
+    help: str
+    """A default that is written here takes the place of the configuration's."""
+
+    def option(self, name: str, help: str | None) -> Parameter:
+        text = help or self.help
+        shown = "" if "[default:" in text else self._default()
+        option = typer.Option(flag(name), help=f"{text}{shown}", show_default=False)
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[self.kind | None, option])
+
+    def _default(self) -> str:
+        part, _, name = self.setting.partition(".")
+        fields = [config.model_fields[name] for config in CONFIGS.get(part, ()) if name in config.model_fields]
+        value = fields[0].default if fields else None
+        if value in (None, PydanticUndefined) or isinstance(value, bool | tuple):
+            return ""
+        return f"  [default: {value:g}]" if isinstance(value, int | float) else f"  [default: {value}]"
+
+
+FLAGS = {
+    "model": Flag("model.name", str, "Starter name, hub id, folder or .gguf file."),
+    "data": Flag("data.path", str, "File or folder of rows, or hub:organisation/name."),
+    "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
+    "method": Flag("adapter.method", str,
+        "lora, adalora, or full: train every weight of the model, in float32.  [default: lora]"),
+    "budget": Flag("adapter.budget", str,
+        "AdaLoRA budget: a mean rank (8), 600k parameters, or the adapter's size (2MB)."),
+    "rank": Flag("adapter.rank", int, "LoRA rank."),
+    "alpha": Flag("adapter.alpha", float, "LoRA alpha; the adapter's change is scaled by alpha / rank.  [default: 32]"),
+    "dropout": Flag("adapter.dropout", float, "Dropout probability on the adapters' input."),
+    "targets": Flag("adapter.targets", str,
+        "Layers to adapt: all-linear, names (q_proj,v_proj) or a regular expression.  [default: all-linear]"),
+    "layers": Flag("adapter.layers", str, "Blocks to adapt: 0-3,7.  [default: all]"),
+    "epochs": Flag("training.epochs", float, "Passes over the rows.  [default: 2]"),
+    "steps": Flag("training.steps", int, "Optimizer steps, instead of epochs."),
+    "batch_size": Flag("training.batch_size", int, "Rows per optimizer step."),
+    "learning_rate": Flag("training.learning_rate", float,
+        "Highest learning rate.  [default: by the method and the model's hidden size]"),
+    "auto_batch": Flag("training.auto_batch", bool,
+        "If memory runs out, compute fewer tokens at once. The rows of a step stay the same."),
+    "plain": Flag("training.plain", bool, "Use the model's own code instead of the fused kernels."),
+    "recipe": Flag("data.recipe", str,
+        "Train as a published system did: alpaca, alpaca-lora, vicuna, gpt4all-j, dolly, stablelm."),
+    "format": Flag("data.format", str, "Row format, instead of the one detected from the columns.  [default: auto]"),
+    "prompt": Flag("data.prompt", str, 'The prompt, with column names in braces: "Summarise: {dialogue}".'),
+    "completion": Flag("data.completion", str, 'The answer to train on, with column names in braces: "{summary}".'),
+    "system": Flag("data.system", str,
+        "System message for rows without one. With --prompt, it may contain column names in braces."),
+    "ignore_columns": Flag("data.ignore_columns", str, "Columns to ignore, separated by commas."),
+    "max_length": Flag("data.max_length", int, "Largest number of tokens in a row.  [default: 1024, or the recipe's]"),
+    "on_bad_row": Flag("data.on_bad_row", str,
+        "stop: end with an error at a row that cannot be used; skip: leave it out and list it.  [default: stop]"),
+    "held_out": Flag("data.held_out", int, "Number of validation rows to take from the training rows.  [default: 0]"),
+    "held_out_order": Flag("data.held_out_order", str,
+        "How they are chosen. seed: at random, in proportion to the labels; last: the last rows."),
+    "group": Flag("data.group", str,
+        "Column of groups: rows with the same value are all in training or all in validation."),
+    "evaluation": Flag("data.evaluation", str, "File of validation rows, which are never trained on."),
+    "evaluate_every": Flag("evaluation.steps", int, "Steps between validations.  [default: a tenth of all steps]"),
+    "keep": Flag("evaluation.keep", str, "Which checkpoint to keep: best (by validation loss) or last."),
+    "patience": Flag("evaluation.patience", int, "Stop early after N validations without improvement."),
+    "seed": Flag("training.seed", int, "Seed of the training."),
+}  # fmt: skip
+ROWS = (
+    "recipe", "format", "prompt", "completion", "system", "ignore_columns", "max_length", "on_bad_row",
+)  # fmt: skip
+VALIDATION_ROWS = ("held_out", "held_out_order", "group", "evaluation")
+ADAPTER = ("method", "budget", "rank", "alpha", "dropout", "targets", "layers")
+_SET = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any setting, for example --set training.clip=0.5. Can be repeated.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class GivenSettings:
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    assignments: Sequence[str] = ()
+
+    def read(self) -> list[Setting]:
+        """The settings that were given, each with its flag as its origin; those of --set come last."""
+        named = [Setting(FLAGS[name].setting, value, flag(name)) for name, value in self.flags.items()
+                 if value is not None]  # fmt: skip
+        return [*named, *map(parse_setting, self.assignments)]
+
+
+NONE_GIVEN = GivenSettings()
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def takes_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's parameter `given` by a flag for each of these settings, and --set. `helps` are other help
+    texts than the usual ones."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        options = [FLAGS[name].option(name, helps.get(name)) for name in names]
+        options.append(Parameter("set_", Parameter.KEYWORD_ONLY, default=None, annotation=_SET))
+        parameters: list[Parameter] = []
+        for parameter in signature.parameters.values():
+            keyword = parameter.replace(kind=Parameter.KEYWORD_ONLY)
+            parameters += options if parameter.name == "given" else [keyword]
+
+        @functools.wraps(command)
+        def wrapped(**values: Any) -> None:
+            flags = {name: values.pop(name, None) for name in names}
+            assignments = values.pop("set_", None) or ()
+            command(**values, given=GivenSettings(flags, assignments))
+
+        wrapped.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
+        return wrapped
+
+    return decorate
