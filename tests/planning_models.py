@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import defaultdict
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,14 +13,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rankwise.errors import ModelError
-from rankwise.planning.architectures.known import shape_of_config
-from rankwise.planning.reading import shape_of
+from rankwise.forward.model_shape import shape_of_config
+from rankwise.forward.plan import shape_of
 from rankwise.planning.shape import ModelShape
 
-MADE_BY = {
-    "AutoModel": AutoModel, "AutoModelForCausalLM": AutoModelForCausalLM,
-    "AutoModelForSeq2SeqLM": AutoModelForSeq2SeqLM,
-}  # fmt: skip
+MADE_BY = defaultdict(lambda: AutoModelForCausalLM, {
+    "bert": AutoModel, "roberta": AutoModel, "xlm-roberta": AutoModel, "deberta-v2": AutoModel, "vit": AutoModel,
+    "dinov2": AutoModel, "t5": AutoModelForSeq2SeqLM, "bart": AutoModelForSeq2SeqLM,
+})  # fmt: skip
 IDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 
 
@@ -103,11 +105,11 @@ def written_config(family: str, settings: dict[str, Any]) -> dict[str, Any]:
 def on_meta(config: dict[str, Any]) -> nn.Module:
     """As transformers builds it, without memory."""
     kind = CONFIG_MAPPING[config["model_type"]]
-    shape = shape_of_config(config, "", "config.json")
     with torch.device("meta"):
-        return MADE_BY[shape.made_by].from_config(kind.from_dict(config))
+        return MADE_BY[config["model_type"]].from_config(kind.from_dict(config))
 
 
+@cache
 def shape_of_small(name: str) -> ModelShape:
     family, settings = SMALL[name]
     return shape_of_config({"model_type": family} | settings, name, "config.json")

@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from rankwise.config.tasks import TaskConfig as TaskConfig
     from rankwise.config.training import TrainingConfig as TrainingConfig
     from rankwise.errors import RankwiseError as RankwiseError
+    from rankwise.forward.plan import plan as plan
     from rankwise.inference.tuned_model import open_for_asking as open_for_asking
     from rankwise.models.loaded import LoadedModel as LoadedModel
     from rankwise.models.loading import load as load
-    from rankwise.planning.plan import plan as plan
 
 __version__ = "0.1.0"
 
@@ -84,7 +84,7 @@ _HOMES = {
     "inspect": "rankwise.commands.inspect",
     "load": "rankwise.models.loading",
     "open_for_asking": "rankwise.inference.tuned_model",
-    "plan": "rankwise.planning.plan",
+    "plan": "rankwise.forward.plan",
     "read_peft": "rankwise.adapters.formats.peft",
     "report": "rankwise.commands.report",
     "strength": "rankwise.commands.strength",

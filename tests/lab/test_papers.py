@@ -6,8 +6,8 @@ import pytest
 from papers import GPT3_PRINTED, ROWS, PaperRow, rows_of
 
 from rankwise.config.adapters import LoraConfig
+from rankwise.forward.plan import shape_of
 from rankwise.planning.parameters import parameters_of
-from rankwise.planning.reading import shape_of
 
 EXACT = {
     ("gpt3-175b", "1"): 4_718_592, ("gpt3-175b", "4"): 18_874_368, ("gpt3-175b", "8"): 37_748_736,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,11 +15,10 @@ from rankwise.data.batches import collate
 from rankwise.data.flat import flat
 from rankwise.forward.activation_memory import kept_bytes
 from rankwise.forward.fused import FastLoss, is_fast
+from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.kernels.loss import ROWS
-from rankwise.planning.activations import kept
-from rankwise.planning.architectures.known import shape_of_config
-from rankwise.planning.forecast import FAST
+from rankwise.planning.activations import FAST, saved_bytes
 from rankwise.planning.memory import HEAD_ROWS
 from rankwise.training.losses import summed
 
@@ -48,22 +49,28 @@ PLAIN = {
     },
 }  # fmt: skip
 """Families without a fast form."""
-NEAR = {"fast": 0.02, "plain": 0.12}
-"""Shares of what is held. Of families other than Llama's the plain form's own code keeps somewhat more or less."""
+NEAR = {"fast": 0.02, "plain": 0.03}
+"""Shares of what autograd holds. In the plain form, only the capped scores of Gemma 2 are off by more."""
 
 
-def made(family: str, dtype: torch.dtype, method: str, blocks: int = 3):
-    named = "n_layer" if family in ("gpt2", "gptj") else "num_hidden_layers"
-    config = AutoConfig.for_model(family, **(CONFIGS | PLAIN)[family] | {named: blocks})
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    shape = shape_of_config(config.to_dict(), family, family)
-    spec = LoraConfig(rank=4)
-    tuned = WholeModel(model, dict) if method == "full" else inject(model, spec)
+def config_of(family: str, blocks: int):
+    name = "n_layer" if family in ("gpt2", "gptj") else "num_hidden_layers"
+    return AutoConfig.for_model(family, **(CONFIGS | PLAIN)[family] | {name: blocks})
+
+
+@cache
+def shape_of(family: str, blocks: int):
+    return shape_of_config(config_of(family, blocks).to_dict(), family, "config.json")
+
+
+def built(family: str, dtype: torch.dtype, method: str, blocks: int = 3):
+    model = AutoModelForCausalLM.from_config(config_of(family, blocks), dtype=dtype).eval()
+    tuned = WholeModel(model, dict) if method == "full" else inject(model, LoraConfig(rank=4))
     ranks = {} if method == "full" else dict.fromkeys(range(blocks), 4.0 * len(tuned.parts) / blocks)
-    return model, shape, ranks
+    return model, shape_of(family, blocks), ranks
 
 
-def held(model, form: str, count: int) -> int:
+def autograd_bytes(model, form: str, count: int) -> int:
     documents = random_documents(VOCABULARY, [LENGTH] * count, torch.Generator().manual_seed(0))
     if form == "fast":
         return kept_bytes(FastLoss(model), flat(documents, 10**9)[0], model)
@@ -71,34 +78,35 @@ def held(model, form: str, count: int) -> int:
 
 
 def of_a_block(family: str, dtype: torch.dtype, method: str, form: str) -> tuple[float, float]:
-    """Bytes that a token keeps in one more block: as held, and as said."""
-    found, said = [], []
+    """Bytes that a token keeps in one more block: as autograd has it, and as planned."""
+    found, planned = [], []
     for blocks in (2, 3):
-        model, shape, ranks = made(family, dtype, method, blocks)
-        found.append((held(model, form, 3) - held(model, form, 1)) / (2 * LENGTH))
-        said.append(kept(shape, ranks, torch.finfo(dtype).bits // 8, form, 1, whole=method == "full", longest=LENGTH))
-    return found[1] - found[0], said[1] - said[0]
+        model, shape, ranks = built(family, dtype, method, blocks)
+        found.append((autograd_bytes(model, form, 3) - autograd_bytes(model, form, 1)) / (2 * LENGTH))
+        number = torch.finfo(dtype).bits // 8
+        planned.append(saved_bytes(shape, ranks, number, form, LENGTH, full=method == "full", longest=LENGTH) / LENGTH)
+    return found[1] - found[0], planned[1] - planned[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("form", ["fast", "plain"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_token_keeps_what_the_arithmetic_says(family, form, dtype):
-    found, said = of_a_block(family, dtype, "lora", form)
-    assert said == pytest.approx(found, rel=NEAR[form])
+    found, planned = of_a_block(family, dtype, "lora", form)
+    assert planned == pytest.approx(found, rel=NEAR[form])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("family", PLAIN)
 def test_so_does_one_of_a_family_without_a_fast_form(family, dtype):
-    found, said = of_a_block(family, dtype, "lora", "plain")
-    assert said == pytest.approx(found, rel=NEAR["plain"])
+    found, planned = of_a_block(family, dtype, "lora", "plain")
+    assert planned == pytest.approx(found, rel=NEAR["plain"])
 
 
 @pytest.mark.parametrize("family", CONFIGS | PLAIN)
 def test_where_weights_learn_a_token_keeps_more(family):
-    found, said = of_a_block(family, torch.float32, "full", "plain")
-    assert said == pytest.approx(found, rel=NEAR["plain"])
+    found, planned = of_a_block(family, torch.float32, "full", "plain")
+    assert planned == pytest.approx(found, rel=NEAR["plain"])
 
 
 def test_llama_is_exact():
@@ -108,24 +116,24 @@ def test_llama_is_exact():
          "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
          "max_position_embeddings": 8192, "tie_word_embeddings": True}, "starter", "starter")  # fmt: skip
     ranks = dict.fromkeys(range(30), 112.0)
-    assert kept(shape, ranks, 2, "fast", 1, whole=False) == 30 * 11752
-    assert kept(shape, ranks, 4, "fast", 1, whole=False) == 30 * 23496
-    assert kept(shape, ranks, 2, "plain", 1, whole=False) == 30 * 22540
-    assert kept(shape, ranks, 4, "plain", 1, whole=False) == 30 * 40428
-    assert kept(shape, {}, 4, "plain", 1, whole=True) == 30 * 44588
+    assert saved_bytes(shape, ranks, 2, "fast", 1, full=False) == 30 * 11752
+    assert saved_bytes(shape, ranks, 4, "fast", 1, full=False) == 30 * 23496
+    assert saved_bytes(shape, ranks, 2, "plain", 1, full=False) == 30 * 22540
+    assert saved_bytes(shape, ranks, 4, "plain", 1, full=False) == 30 * 40428
+    assert saved_bytes(shape, {}, 4, "plain", 1, full=True) == 30 * 44588
 
 
 def test_blocks_computed_twice_keep_their_input_and_one_at_a_time_everything():
     shape = shape_of_config({"model_type": "llama", **{k: v for k, v in GATED.items() if k != "head_dim"}}, "a", "a")
-    each = kept(shape, {}, 2, "fast", 1, whole=False) / 3
-    assert kept(shape, {}, 2, "fast", 1, whole=False, recomputed=2) == pytest.approx(2 * 2 * 48 + each)
-    assert kept(shape, {}, 2, "fast", 10, whole=False, lowest=1) == pytest.approx(20 * each)
+    each = saved_bytes(shape, {}, 2, "fast", 1, full=False) / 3
+    assert saved_bytes(shape, {}, 2, "fast", 1, full=False, recomputed=2) == pytest.approx(2 * 2 * 48 + each)
+    assert saved_bytes(shape, {}, 2, "fast", 10, full=False, lowest=1) == pytest.approx(20 * each)
 
 
 def test_the_families_with_a_fast_form_are_those_that_have_one():
     assert set(CONFIGS) == FAST
     for family in CONFIGS:
-        model, *_ = made(family, torch.float32, "lora", 2)
+        model, *_ = built(family, torch.float32, "lora", 2)
         assert is_fast(model, LENGTH), family
     others = AutoConfig.for_model("gptj", vocab_size=64, n_embd=48, n_layer=2, n_head=4, n_positions=64, rotary_dim=8)
     assert not is_fast(AutoModelForCausalLM.from_config(others), LENGTH)

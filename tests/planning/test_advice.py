@@ -13,7 +13,7 @@ from planned_shapes import adapted, llama
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.planning.advice import Asked, advise
+from rankwise.planning.advice import Facts, advise
 from rankwise.planning.rows import Counted, Drawn, planned_rows
 from rankwise.training.schedules import learning_rate
 
@@ -26,21 +26,21 @@ def some_rows(count=1000, tokens=200, supervised=100, limit=1024):
     return planned_rows(Counted(count, count * 4 * tokens, 1, False, (document,), tokens, True), limit=limit)
 
 
-def asked(rank=1, *leaves, adapter=None, rows=None, context=8192, max_length=1024, **training) -> Asked:
+def asked(rank=1, *leaves, adapter=None, rows=None, context=8192, max_length=1024, **training) -> Facts:
     ranks = adapted(SHAPE, rank, *leaves) if not isinstance(adapter, FullConfig) else {}
     layers = {layer.path: layer for layer in SHAPE.layers}
     trainable = sum(each * (layers[path].inputs + layers[path].outputs) for path, each in ranks.items())
-    return Asked(
+    return Facts(
         adapter or LoraConfig(rank=rank), TrainingConfig(**training), DataConfig(path="d.jsonl", max_length=max_length),
         rows or some_rows(), 576, SHAPE.parameters, trainable or SHAPE.parameters, ENDS, ranks, context,
     )  # fmt: skip
 
 
-def changes(case: Asked) -> dict[str, str]:
+def changes(case: Facts) -> dict[str, str]:
     return dict(advice.change for advice in advise(case) if advice.change is not None)
 
 
-def texts(case: Asked) -> str:
+def texts(case: Facts) -> str:
     return " ".join(advice.text for advice in advise(case))
 
 

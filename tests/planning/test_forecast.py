@@ -8,12 +8,12 @@ import pytest
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
+from rankwise.forward.plan import shape_of
 from rankwise.planning.devices import find_device
 from rankwise.planning.fitting import Changes, fit_of, least_recomputed, most_at_once, remedies
 from rankwise.planning.forecast import AtOnce, at_once, forecast
 from rankwise.planning.machine import this_machine
 from rankwise.planning.memory import weights_bytes
-from rankwise.planning.reading import shape_of
 
 STARTER = shape_of("smollm2-135m")
 SEVEN = shape_of("llama-2-7b")

@@ -12,10 +12,10 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from planning_models import IDS, SMALL, on_meta, refusal, written_config
 from rankwise.errors import ModelError
-from rankwise.planning.architectures.known import shape_of_config
+from rankwise.forward.model_shape import shape_of_config
+from rankwise.forward.plan import shape_of
 from rankwise.planning.gguf_config import FAMILIES
 from rankwise.planning.gguf_header import read_gguf_header
-from rankwise.planning.reading import shape_of
 
 OF_FAMILY = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3, wide", "gemma2": "gemma2", "gemma3": "gemma3_text",
@@ -93,7 +93,7 @@ def test_a_setting_that_is_missing_is_named(missing: str, tmp_path: Path) -> Non
     [
         ({"block_count": 2}, "its tensors hold"),
         ({"feed_forward_length": 45}, "its tensors hold"),
-        ({"attention.head_count": 5}, "does not divide"),
+        ({"attention.head_count": 5}, "is not a multiple of"),
         ({"block_count": 4_000_000_000}, '"num_hidden_layers" is 4000000000'),
     ],
     ids=str,

@@ -16,7 +16,7 @@ SOURCE = Path(rankwise.__file__).parent
 WHOLE = """
 import sys
 from pathlib import Path
-from rankwise.planning.advice import Asked, advise
+from rankwise.planning.advice import Facts, advise
 from rankwise.planning.devices import DEVICES
 from rankwise.planning.machine import graphics_cards, this_machine
 from rankwise.planning.operations import operations
@@ -30,15 +30,18 @@ from rankwise.planning.planned_rows import rows_of
 
 folder = Path(sys.argv[1])
 data, training, ranks = DataConfig(path=str(folder / "rows.jsonl")), TrainingConfig(), {"h.0.attn.q": 4}
-layers = (Layer("wte", "embedding", 50, 8), Layer("h.0.attn.q", "linear", 8, 8), Layer("head", "linear", 8, 50))
-shape = ModelShape("m", "m", layers, (Blocks(1, 8, 1, 1, 8, 8, False, True),), 50, 64, "head")
+layers = (
+    Layer("wte", "embedding", 50, 8, stage=-1), Layer("h.0.attn.q", "linear", 8, 8, stage=0),
+    Layer("head", "linear", 8, 50, stage=0),
+)
+shape = ModelShape("m", "m", "AutoModelForCausalLM", layers, (Blocks(1, 8, 8, True),), 50, 64, "head")
 rows = rows_of(data, folder, 64)
 step = average_step(operations(shape, rows.load, ranks), rows, training)
 for device in (this_machine(), *graphics_cards(), DEVICES["h100"]):
     speed = speed_of(device, device.dtype, 1)
     if speed is not None:
         cost(duration(step, rows.steps(training), speed).total, watts=device.watts, price=1.0)
-print(advise(Asked(LoraConfig(), training, data, rows, 8, 1000, 64, 16, ranks)))
+print(advise(Facts(LoraConfig(), training, data, rows, 8, 1000, 64, 16, ranks)))
 """
 
 

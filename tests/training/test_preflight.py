@@ -111,7 +111,7 @@ def _unknown(asked, on):
 def test_what_is_planned_is_what_was_asked_for_however_it_was_made(small, spec):
     asked = small.model_copy(update={"adapter": spec})
     made = foresight.foresee(asked)
-    assert made is not None and made.plan.asked.adapter == spec
+    assert made is not None and made.plan.config.adapter == spec
     assert rankwise.Experiment.model_validate({**small.model_dump(), "adapter": spec}).adapter == spec
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.config.planning import Planned
 from rankwise.errors import RunError
-from rankwise.planning.plan import plan
+from rankwise.forward.plan import plan
 from rankwise.planning.time import Probe
 from rankwise.training import probe as probing
 

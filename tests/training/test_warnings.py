@@ -142,7 +142,7 @@ def test_a_fall_back_to_the_plain_form_is_warned_of_with_its_distance_and_foreca
     usual = foresight.foresee(small)
     trained = rankwise.train(small)
     manifest = trained.manifest
-    assert manifest.form == "plain" and manifest.forecast.peak_bytes > usual.plan.made.peak
+    assert manifest.form == "plain" and manifest.forecast.peak_bytes > usual.plan.forecast.peak
     fallen, again = manifest.warnings
     assert fallen == f"computed in the plain form, which takes more time and memory: {apart.why}"
     assert again.startswith("the forecast for the plain form is ") and " of memory, not " in again

@@ -39,14 +39,14 @@ def plan(
             _list_models(as_json)
             return
         planned = read_planned(config, given.read())
-        from rankwise.planning.plan import plan as make_plan
+        from rankwise.commands.plan import plan as make_plan
+        from rankwise.commands.plan import run_probe
         from rankwise.planning.plan import refuse_elsewhere
 
         measured = None
         if probe:
             refuse_elsewhere(device)
             from rankwise.cli.display import Display
-            from rankwise.commands.plan import probe as run_probe
             from rankwise.system.allocator import keep_memory
 
             keep_memory()
@@ -62,12 +62,15 @@ def plan(
 
 
 def _list_models(as_json: bool) -> None:
-    from rankwise.planning.lists import known_models
+    from rankwise.planning.catalogue import catalogue
 
-    rows = known_models()
+    rows = [
+        {"name": model.name, "parameters": f"{model.shape.parameters:,}", "family": model.family,
+         "hub": " ".join(model.hub)} for model in catalogue().values()
+    ]  # fmt: skip
     if as_json:
         print_json({"models": rows})
         return
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
     for row in ({key: key for key in widths}, *rows):
-        typer.echo("  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip())
+        typer.echo("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())

@@ -23,7 +23,7 @@ def _row(name: str, text: str) -> str:
 
 
 def _model(plan: Plan) -> Iterator[str]:
-    shape, job = plan.shape, plan.made.job
+    shape, job = plan.shape, plan.forecast.job
     yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
     yield _row("training", f"{job.method} in {job.dtype} on {plan.device.name}, {job.form} form")
     if not plan.trained:
@@ -35,7 +35,7 @@ def _blocks(plan: Plan) -> str:
 
 
 def _parameters(plan: Plan) -> Iterator[str]:
-    counted = plan.made.parameters
+    counted = plan.forecast.parameters
     most = "" if counted.exact else "at most "
     if counted.trainable == counted.total:
         yield _row("parameters", f"all {counted.total:,} are trained")
@@ -48,9 +48,8 @@ def _parameters(plan: Plan) -> Iterator[str]:
     for leaf, (layers, trainable) in counted.by_leaf.items():
         yield _row("", f"{leaf:<18}{layers:>5} layer{'s' if layers > 1 else ' '}  {trainable:>15,}")
     if (left := counted.left) is not None:
-        yield _row(
-            "", f"from {left.told[0]:,} {left.unit} to {left.told[1]:,}: {left.least:,} to {left.most:,} parameters"
-        )
+        first, last = left.in_units
+        yield _row("", f"from {first:,} {left.unit} to {last:,}: {left.least:,} to {left.most:,} parameters")
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
         yield _row(
             "adapter",
@@ -82,8 +81,8 @@ def _memory(plan: Plan) -> Iterator[str]:
     if not plan.trained:
         return
     methods = plan.methods
-    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   {plan.made.job.method}'s:")
-    for part in plan.made.memory.parts:
+    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   {plan.forecast.job.method}'s:")
+    for part in plan.forecast.memory.parts:
         cells = "".join(f"{_size(forecast.memory[part.name]):>12}" for forecast in methods.values())
         yield _row(f"  {part.name}", f"{cells}   {part.formula}")
     yield _row("  peak", "".join(f"{_size(forecast.peak):>12}" for forecast in methods.values()))
@@ -94,9 +93,9 @@ def _memory(plan: Plan) -> Iterator[str]:
 def _fit(plan: Plan) -> Iterator[str]:
     if not plan.trained:
         return
-    fit, twice = plan.fit, plan.made.job.recomputed
+    fit, twice = plan.fit, plan.forecast.job.recomputed
     room = f"{_size(fit.device.usable)} on {fit.device.name}"
-    blocks = f", with {twice} of {plan.shape.stacks[-1].count} blocks in activation checkpointing" if twice else ""
+    blocks = f", with {twice} of {plan.shape.blocks.count} blocks in activation checkpointing" if twice else ""
     if fit.fits:
         text = f"yes: {_size(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit at once"
     else:

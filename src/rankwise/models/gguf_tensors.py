@@ -14,7 +14,7 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import ModelError, some
-from rankwise.planning.architectures.known import shape_of_config
+from rankwise.planning.config_check import checked_config
 from rankwise.planning.gguf_config import FAMILIES, NOT_OF_THE_MODEL, config_of_gguf
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 
@@ -114,7 +114,7 @@ def expected_tensors(header: GgufHeader, file: Path) -> dict[str, Shape]:
     from transformers.pytorch_utils import Conv1D
 
     config = config_of_gguf(header, file)
-    shape_of_config(config, str(file), str(file))  # refuses sizes that no model has
+    checked_config(config, str(file))
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]](**config))
     architecture = str(header.settings["general.architecture"])

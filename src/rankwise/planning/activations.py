@@ -1,110 +1,79 @@
-"""What a forward pass keeps for its backward pass, by arithmetic, in bytes of one token and one block.
+"""What a forward pass keeps for its backward pass, in bytes.
 
-In the fast form (kernels/), with b bytes a number, width d, queries q, keys and values k, feed-forward f (twice where
-it is gated) and adapters of ranks r:
+In the plain form, a model's own code under autograd, it is what was measured on the model itself (planning/shape.py's
+`Saved`), and the low-rank activations of the adapters: b r for each, with b bytes a number and rank r.
+
+In the fast form (kernels/) it is arithmetic: of one token and one block of width d, with queries q, keys and values k
+and all outputs f of the feed-forward layer's first part,
 
     b (d + d) of what goes into the two norms, their roots;  b (q + 2 k);  b q of what attention gives;  b f;  b sum r
 
-The plain form is the model's own code under autograd. It keeps what each norm gives too, numbers of norms in float32,
-what attention gives and its normalisers, and of the feed-forward layer what goes into the activation, what comes out,
-and their product. Where the weights themselves learn, what a norm's weight is multiplied with comes to that.
-
-Both were compared with what autograd holds (tests/planning/test_activations.py). A block that is computed twice keeps
-what goes into it alone.
+Both are compared with what autograd holds (tests/planning/test_activations.py). A block under activation checkpointing
+keeps its input alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
-from rankwise.planning.shape import Blocks, ModelShape
+from rankwise.planning.shape import Layer, ModelShape
 
 Form = Literal["fast", "plain"]
 EXACT = 4
 """Bytes of a number in float32."""
-ONE_INPUT = frozenset({"gpt_neox", "gptj"})
-"""Attention and feed-forward layer begin from one and the same x."""
-EAGER = frozenset({"gemma2"})
-"""Attention in small operations, since its scores are capped: they are kept for each pair of tokens."""
+FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox", "gpt2"})
+"""Families that have a fast form on a processor (models/decoders); a test compares both."""
+PARALLEL = frozenset({"gpt_neox"})
+"""Of these: attention and feed-forward layer begin from one x. Keys, values and queries are parts of one tensor, which
+stays as it was before the rotation too."""
+DTYPES = {4: "float32", 2: "bfloat16"}
 
 
-@dataclass(frozen=True)
-class BlockParts:
-    """Of one block: how many norms the stream goes through, how many numbers the norms of heads take and how many
-    roots they have, and what a family's code keeps besides, in numbers."""
-
-    layer_norm: bool
-    norms: int
-    normed_heads: int
-    head_roots: int
-    one_input: bool
-    besides: Mapping[Form, int]
-
-
-def parts_of(shape: ModelShape, stack: Blocks) -> BlockParts:
-    """By the sizes of what is neither a linear layer nor a table in the first block."""
-    first = [layer for layer in shape.layers if layer.kind == "other" and ".0." in layer.path]
-    of_stream = [layer for layer in first if layer.bias in (stack.width, 2 * stack.width)]
-    of_heads = [layer for layer in first if layer.bias == stack.head_size != stack.width]
-    roots = stack.heads + stack.key_value_heads if of_heads else 0
-    layer_norm = any(layer.bias == 2 * stack.width for layer in of_stream)
-    one_input = shape.family in ONE_INPUT
-    return BlockParts(
-        layer_norm, max(1, len(of_stream)), roots * stack.head_size, roots, one_input, _besides(shape.family, stack)
-    )
-
-
-def _besides(family: str, stack: Blocks) -> Mapping[Form, int]:
-    """GPT-NeoX, Phi-3: v is a part of the layer that made q and k too, so all of that stays though both were turned
-    since. GPT-2, GPT-J: the activation is written out in small operations, each with a result of its own. OPT's gives
-    what goes on and needs nothing else."""
-    plain = {
-        "gpt_neox": 3 * stack.queries, "phi3": 2 * stack.queries + stack.keys, "gpt2": 3 * stack.inner,
-        "gptj": 3 * stack.inner, "opt": -stack.inner,
-    }  # fmt: skip
-    return {"fast": 2 * stack.queries if family == "gpt_neox" else 0, "plain": plain.get(family, 0)}
-
-
-def kept_per_token(
-    shape: ModelShape, stack: Blocks, ranks: float, number: int, form: Form, *, whole: bool, longest: int = 0
+def block_bytes(
+    shape: ModelShape, ranks: float, number: int, form: Form, *, full: bool, tokens: int = 1, longest: int = 0
 ) -> float:
-    """Bytes of a token in one block. `ranks` is the sum over its adapters, `number` the bytes of a number in the
-    format of the model, `whole` whether its own weights learn, `longest` the tokens of the longest document."""
-    parts = parts_of(shape, stack)
-    attention = number * (2 * stack.queries + 2 * stack.keys + parts.besides[form])
-    roots = EXACT * (parts.norms * (2 if parts.layer_norm else 1) + parts.head_roots)
+    """Bytes that the mean block keeps of `tokens` tokens in sequences of at most `longest`. `ranks` is the sum over its
+    adapters, `number` the bytes of a number, `full` whether the model's own weights learn."""
+    own = number * ranks * tokens
     if form == "fast":
-        inputs = 1 if parts.one_input else parts.norms
-        fed = number * stack.inner * (2 if stack.gated else 1)
-        return number * (stack.width * inputs + parts.normed_heads + ranks) + roots + attention + fed
-    scores = 2 * EXACT * stack.heads * longest if shape.family in EAGER else EXACT * stack.heads
-    fed = number * (ranks + stack.inner * (4 if stack.gated else 2))
-    of_heads = (EXACT + number * whole) * parts.normed_heads
-    return _plain_norms(parts, stack, number, whole=whole) + of_heads + roots + attention + scores + fed
+        return own + tokens * _fast(shape, number)
+    saved = shape.blocks.saved["full float32" if full else f"adapter {DTYPES[number]}"]
+    return own + saved.of(tokens, longest)
 
 
-def _plain_norms(parts: BlockParts, stack: Blocks, number: int, *, whole: bool) -> int:
-    """What goes in, in float32 unless it is torch's own layer norm, and what comes out."""
-    given = number if parts.layer_norm else EXACT
-    inputs = 1 if parts.one_input and parts.layer_norm else parts.norms
-    again = number * parts.norms if whole and not parts.layer_norm else 0
-    return stack.width * (given * inputs + number * parts.norms + again)
-
-
-def kept(
-    shape: ModelShape, ranks: Mapping[int, float], number: int, form: Form, tokens: int, *, whole: bool,
+def saved_bytes(
+    shape: ModelShape, ranks: Mapping[int, float], number: int, form: Form, tokens: int, *, full: bool,
     recomputed: int = 0, lowest: int = 0, longest: int = 0,
 ) -> float:  # fmt: skip
     """Bytes of all blocks from `lowest` on, of which the first `recomputed` keep their input alone. `ranks` by the
     block's number."""
-    stack = shape.stacks[-1]
-    bare = kept_per_token(shape, stack, 0.0, number, form, whole=whole, longest=longest)
-    again = min(recomputed, stack.count - lowest)
-    own = number * sum(rank for block, rank in ranks.items() if block >= lowest + again)
-    total = again * number * stack.width + (stack.count - lowest - again) * bare + own
+    count = shape.blocks.count
+    bare = block_bytes(shape, 0.0, number, form, full=full, tokens=tokens, longest=longest)
+    again = min(recomputed, count - lowest)
+    own = number * tokens * sum(rank for block, rank in ranks.items() if block >= lowest + again)
+    inputs = again * number * shape.blocks.width * tokens
+    total = inputs + (count - lowest - again) * bare + own
     if again:  # while it is computed again, one of them keeps everything, and those above keep nothing any more
-        one = bare + number * ranks.get(lowest, 0.0)
-        total = max(total, again * number * stack.width + one)
-    return total * tokens
+        total = max(total, inputs + bare + number * tokens * ranks.get(lowest, 0.0))
+    return total
+
+
+def _fast(shape: ModelShape, number: int) -> float:
+    """Bytes of one token in one block, from the sizes of the layers and norms of the first."""
+    layers, width = shape.block_layers(0), shape.blocks.width
+    by_stage = [[layer for layer in layers if layer.stage == stage] for stage in range(3)]
+    read, queries, gates = _outputs(by_stage[0]), by_stage[1][0].inputs, _outputs(by_stage[2])
+    norms = [layer for layer in layers if layer.kind == "other"]
+    of_stream = [layer for layer in norms if layer.bias in (width, 2 * width)]
+    of_heads = [layer.bias for layer in norms if layer not in of_stream]
+    head_roots = (read + queries) // 2 // of_heads[0] if of_heads else 0  # queries + keys, in heads
+    roots = len(of_stream) * (2 if any(layer.bias == 2 * width for layer in of_stream) else 1)
+    parallel = shape.family in PARALLEL
+    stream = width * (1 if parallel else len(of_stream))
+    normed = head_roots * of_heads[0] if of_heads else 0
+    return number * (stream + read + queries + gates + normed + 2 * queries * parallel) + EXACT * (roots + head_roots)
+
+
+def _outputs(layers: list[Layer]) -> int:
+    return sum(layer.outputs for layer in layers)

@@ -46,7 +46,7 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Facts:
     """A training as it was asked for, with what a plan found of it."""
 
     adapter: LoraConfig | AdaLoraConfig | FullConfig
@@ -87,80 +87,80 @@ class Asked:
         return self.rows.steps(self.training) * rows / documents
 
 
-def advise(asked: Asked) -> list[Advice]:
-    found = (rule(asked) for rule in RULES)
+def advise(facts: Facts) -> list[Advice]:
+    found = (rule(facts) for rule in RULES)
     return [advice for advice in found if advice is not None]
 
 
-def _capacity(asked: Asked) -> Advice | None:
-    holds = BITS_OF_PARAMETER * asked.trainable
+def _capacity(facts: Facts) -> Advice | None:
+    holds = BITS_OF_PARAMETER * facts.trainable
     sums = (
-        f"{asked.rows.supervised.likely:,.0f} supervised tokens hold about {asked.bits / 1e6:,.2f} Mbit, "
-        f"{asked.trainable:,} parameters some {holds / 1e6:,.2f} Mbit"
+        f"{facts.rows.supervised.likely:,.0f} supervised tokens hold about {facts.bits / 1e6:,.2f} Mbit, "
+        f"{facts.trainable:,} parameters some {holds / 1e6:,.2f} Mbit"
     )
-    if not asked.adapts or not asked.ranks:
+    if not facts.adapts or not facts.ranks:
         return None
-    rank = sum(asked.ranks.values()) / len(asked.ranks)
-    if holds < asked.bits:
-        wanted = min(4096, math.ceil(rank * asked.bits / holds))
+    rank = sum(facts.ranks.values()) / len(facts.ranks)
+    if holds < facts.bits:
+        wanted = min(4096, math.ceil(rank * facts.bits / holds))
         text = f"The adapter is too small for what these rows contain; a rank of {wanted} would be enough."
-        return Advice(text, sums, SCHULMAN, (asked.setting, str(wanted)))
-    enough = max(LEAST_RANK, math.ceil(rank * asked.bits / holds))
-    if holds > AMPLE * asked.bits and enough < rank:
+        return Advice(text, sums, SCHULMAN, (facts.setting, str(wanted)))
+    enough = max(LEAST_RANK, math.ceil(rank * facts.bits / holds))
+    if holds > AMPLE * facts.bits and enough < rank:
         text = f"A rank of {enough} is enough for these rows; a higher rank learns about as well and costs more."
-        return Advice(text, sums, f"{SCHULMAN}; {OWN}", (asked.setting, str(enough)))
+        return Advice(text, sums, f"{SCHULMAN}; {OWN}", (facts.setting, str(enough)))
     return None
 
 
-def _whole_model(asked: Asked) -> Advice | None:
+def _whole_model(facts: Facts) -> Advice | None:
     """Where everything learns from few rows."""
-    tokens = asked.rows.tokens.likely
-    few = tokens < TOKENS_OF_PARAMETER * asked.parameters and asked.rank_for_rows <= LARGE_RANK
-    if asked.adapts or not few:
+    tokens = facts.rows.tokens.likely
+    few = tokens < TOKENS_OF_PARAMETER * facts.parameters and facts.rank_for_rows <= LARGE_RANK
+    if facts.adapts or not few:
         return None
-    holds = BITS_OF_PARAMETER * asked.ends * asked.rank_for_rows
+    holds = BITS_OF_PARAMETER * facts.ends * facts.rank_for_rows
     sums = (
-        f"{tokens:,.0f} tokens are {tokens / asked.parameters:.2g} for each parameter, where a model made anew wants "
-        f"{TOKENS_OF_PARAMETER}; LoRA of rank {asked.rank_for_rows} holds {holds / 1e6:,.2f} Mbit, these rows say "
-        f"{asked.bits / 1e6:,.2f}"
+        f"{tokens:,.0f} tokens are {tokens / facts.parameters:.2g} for each parameter, where a model made anew wants "
+        f"{TOKENS_OF_PARAMETER}; LoRA of rank {facts.rank_for_rows} holds {holds / 1e6:,.2f} Mbit, these rows say "
+        f"{facts.bits / 1e6:,.2f}"
     )
     text = "These rows change a model and do not make one; an adapter learns them as well, for less memory and time."
     return Advice(text, sums, f"{CHINCHILLA}; {SCHULMAN}", ("adapter.method", "lora"))
 
 
-def _rate(asked: Asked) -> Advice | None:
-    if asked.training.learning_rate == "auto":
+def _rate(facts: Facts) -> Advice | None:
+    if facts.training.learning_rate == "auto":
         return None
-    method = asked.adapter.method
-    given, auto = asked.training.learning_rate, TrainingConfig().highest_rate(asked.width, method)
+    method = facts.adapter.method
+    given, auto = facts.training.learning_rate, TrainingConfig().highest_rate(facts.width, method)
     change = ("training.learning_rate", "auto")
-    sums = f"{given:g} is {given / auto:.2g} times what auto is at width {asked.width:,}, {auto:.2g}"
-    if asked.adapts and given >= HIGH * auto:
+    sums = f"{given:g} is {given / auto:.2g} times what auto is at width {facts.width:,}, {auto:.2g}"
+    if facts.adapts and given >= HIGH * auto:
         found = "8 times auto was worse than 4 times in every sweep, and LoRA of rank 8 diverged"
         return Advice("The learning rate is high for an adapter.", f"{sums}; {found}", OWN, change)
-    if asked.adapts and given <= LOW * auto:
+    if facts.adapts and given <= LOW * auto:
         text = "The learning rate is low for an adapter, which wants about ten times that of a whole model."
         return Advice(text, f"{sums}; a quarter of auto was the worst of its sweeps", f"{SCHULMAN}; {OWN}", change)
-    if not asked.adapts and given >= HIGH_FOR_WHOLE * auto:
+    if not facts.adapts and given >= HIGH_FOR_WHOLE * auto:
         text = "The learning rate is one for adapters; a whole model learns best with about a tenth of it."
         return Advice(text, sums, f"{SCHULMAN}; {BIDERMAN}", change)
     return None
 
 
-def _short(asked: Asked) -> Advice | None:
-    steps = asked.rows.steps(asked.training)
-    if not asked.adapts or steps >= SHORT_RUN or asked.training.learning_rate != "auto":
+def _short(facts: Facts) -> Advice | None:
+    steps = facts.rows.steps(facts.training)
+    if not facts.adapts or steps >= SHORT_RUN or facts.training.learning_rate != "auto":
         return None
-    rate = 1.5 * asked.training.highest_rate(asked.width, asked.adapter.method)
+    rate = 1.5 * facts.training.highest_rate(facts.width, facts.adapter.method)
     sums = f"{steps} steps; 15 times the best rate of the whole model below about 100 steps, 10 times above"
     text = f"So short a run may want a higher learning rate, such as {rate:.2g}."
     return Advice(text, sums, SCHULMAN, ("training.learning_rate", f"{rate:.2g}"))
 
 
-def _targets(asked: Asked) -> Advice | None:
-    if not asked.ranks or not all("att" in path.lower() for path in asked.ranks):
+def _targets(facts: Facts) -> Advice | None:
+    if not facts.ranks or not all("att" in path.lower() for path in facts.ranks):
         return None
-    rank = max(1, asked.trainable // asked.ends)
+    rank = max(1, facts.trainable // facts.ends)
     sums = (
         "at equal parameters all matrices beat queries and values on all eight tasks of GLUE (MNLI 90.30 to 89.80, "
         f"CoLA 68.71 to 67.04); as many parameters as now are rank {rank} over all linear layers"
@@ -169,36 +169,36 @@ def _targets(asked: Asked) -> Advice | None:
     return Advice(text, sums, f"{ADALORA}; {SCHULMAN}", ("adapter.targets", "all-linear"))
 
 
-def _batch(asked: Asked) -> Advice | None:
-    size = asked.training.rows_per_step(max(1, round(asked.rows.documents.likely)))
-    if not asked.adapts or size <= LARGE_BATCH:
+def _batch(facts: Facts) -> Advice | None:
+    size = facts.training.rows_per_step(max(1, round(facts.rows.documents.likely)))
+    if not facts.adapts or size <= LARGE_BATCH:
         return None
     text = f"Take {LARGE_BATCH} rows a step, or fewer: adapters lose more from large steps than a whole model does."
     sums = f"{size} rows a step; at 32 the gap was small, whatever the rank"
     return Advice(text, sums, SCHULMAN, ("training.batch_size", str(LARGE_BATCH)))
 
 
-def _epochs(asked: Asked) -> Advice | None:
-    if asked.passes <= MANY_EPOCHS:
+def _epochs(facts: Facts) -> Advice | None:
+    if facts.passes <= MANY_EPOCHS:
         return None
     text = f"More than {MANY_EPOCHS} passes teach less and less; more rows would teach more."
     sums = (
-        f"{asked.passes:.1f} passes; in pretraining four were as good as new rows, and of more the value fell to none"
+        f"{facts.passes:.1f} passes; in pretraining four were as good as new rows, and of more the value fell to none"
     )
     return Advice(text, sums, REPEATED, None)
 
 
-def _too_long(asked: Asked) -> Advice | None:
-    limit, longest = asked.data.max_length, asked.rows.longest_found
-    room = asked.context if asked.context is not None else longest
-    if asked.data.too_long != "drop" or asked.rows.too_long < 1 or limit >= room:
+def _too_long(facts: Facts) -> Advice | None:
+    limit, longest = facts.data.max_length, facts.rows.longest_found
+    room = facts.context if facts.context is not None else longest
+    if facts.data.too_long != "drop" or facts.rows.too_long < 1 or limit >= room:
         return None
     wanted = min(room, -(-longest // 64) * 64)
     text = f"Raise the limit to {wanted:,} tokens to keep the rows that are longer than {limit:,}, if memory allows."
-    sums = f"about {asked.rows.too_long:,.0f} are left out; the longest that was seen has {longest:,} tokens"
+    sums = f"about {facts.rows.too_long:,.0f} are left out; the longest that was seen has {longest:,} tokens"
     return Advice(text, sums, "the rows themselves", ("data.max_length", str(wanted)))
 
 
-RULES: tuple[Callable[[Asked], Advice | None], ...] = (
+RULES: tuple[Callable[[Facts], Advice | None], ...] = (
     _capacity, _whole_model, _rate, _short, _targets, _batch, _epochs, _too_long,
 )  # fmt: skip

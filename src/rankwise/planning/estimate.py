@@ -27,6 +27,9 @@ class Estimate:
     def exact(self) -> bool:
         return self.low == self.high
 
+    def plus(self, other: Estimate) -> Estimate:
+        return Estimate(self.low + other.low, self.likely + other.likely, self.high + other.high)
+
     def times(self, factor: float) -> Estimate:
         assert factor >= 0, factor
         return Estimate(self.low * factor, self.likely * factor, self.high * factor)

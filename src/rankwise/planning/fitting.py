@@ -55,33 +55,33 @@ class Changes:
     auto: bool
 
 
-def fit_of(made: Forecast, device: Device, amount: AtOnce) -> Fit:
-    room, blocks = device.usable, _blocks(made)
-    twice = made.job.recomputed if made.peak <= room else least_recomputed(made, room)
+def fit_of(forecast: Forecast, device: Device, amount: AtOnce) -> Fit:
+    room, blocks = device.usable, _blocks(forecast)
+    twice = forecast.job.recomputed if forecast.peak <= room else least_recomputed(forecast, room)
     return Fit(
-        device, made.peak, made.peak <= room, twice,
-        most_at_once(made, room, amount, made.job.recomputed), most_at_once(made, room, amount, blocks),
+        device, forecast.peak, forecast.peak <= room, twice,
+        most_at_once(forecast, room, amount, forecast.job.recomputed), most_at_once(forecast, room, amount, blocks),
     )  # fmt: skip
 
 
-def least_recomputed(made: Forecast, room: int) -> int | None:
+def least_recomputed(forecast: Forecast, room: int) -> int | None:
     """How many blocks must be computed twice; None where all of them do not do."""
-    blocks = _blocks(made)
-    if blocks < 1 or _peak(made, recomputed=blocks) > room:
+    blocks = _blocks(forecast)
+    if blocks < 1 or _peak(forecast, recomputed=blocks) > room:
         return None
     low, high = 0, blocks
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _peak(made, recomputed=middle) <= room else (middle, high)
+        low, high = (low, middle) if _peak(forecast, recomputed=middle) <= room else (middle, high)
     return high
 
 
-def most_at_once(made: Forecast, room: int, amount: AtOnce, recomputed: int) -> int:
+def most_at_once(forecast: Forecast, room: int, amount: AtOnce, recomputed: int) -> int:
     """A multiple of 64 tokens, by halving."""
     longest = amount.longest
 
     def fits(tokens: int) -> bool:
-        return _peak(made, tokens=tokens, learned=amount.learned_of(tokens), recomputed=recomputed) <= room
+        return _peak(forecast, tokens=tokens, learned=amount.learned_of(tokens), recomputed=recomputed) <= room
 
     if not fits(longest):
         return 0
@@ -94,50 +94,50 @@ def most_at_once(made: Forecast, room: int, amount: AtOnce, recomputed: int) -> 
     return max(longest, low // STEP_OF_TOKENS * STEP_OF_TOKENS)
 
 
-def remedies(made: Forecast, room: int, changes: Changes) -> list[Remedy]:
+def remedies(forecast: Forecast, room: int, changes: Changes) -> list[Remedy]:
     """Changes after which it fits, the cheapest first."""
-    return [remedy for remedy in _tried(made, room, changes) if remedy.peak <= room]
+    return [remedy for remedy in _tried(forecast, room, changes) if remedy.peak <= room]
 
 
-def _tried(made: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
-    job, blocks, amount = made.job, _blocks(made), changes.amount
-    if 0 < (tokens := most_at_once(made, room, amount, job.recomputed)) < job.tokens:
-        yield from _with(made, changes, (f"training.max_batch_tokens={tokens}",), "the same result, in more pieces")
-    twice = least_recomputed(made, room)
+def _tried(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
+    job, blocks, amount = forecast.job, _blocks(forecast), changes.amount
+    if 0 < (tokens := most_at_once(forecast, room, amount, job.recomputed)) < job.tokens:
+        yield from _with(forecast, changes, (f"training.max_batch_tokens={tokens}",), "the same result, in more pieces")
+    twice = least_recomputed(forecast, room)
     if twice is not None and twice > job.recomputed and not changes.auto:
-        yield from _with(made, changes, (f"training.activation_checkpointing={twice}",), "the same result")
-    if twice is None and 0 < (least := most_at_once(made, room, amount, blocks)) < job.tokens:
+        yield from _with(forecast, changes, (f"training.activation_checkpointing={twice}",), "the same result")
+    if twice is None and 0 < (least := most_at_once(forecast, room, amount, blocks)) < job.tokens:
         settings = (f"training.activation_checkpointing={blocks}", f"training.max_batch_tokens={least}")
-        yield from _with(made, changes, settings, "the same result, in more pieces")
-    yield from _others(made, changes)
+        yield from _with(forecast, changes, settings, "the same result, in more pieces")
+    yield from _others(forecast, changes)
 
 
-def _others(made: Forecast, changes: Changes) -> Iterator[Remedy]:
-    method, longest = made.job.method, changes.amount.longest
-    if method != "full" and made.job.dtype == "float32":
-        yield from _with(made, changes, ("model.dtype=bfloat16",), ROUNDED)
+def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
+    method, longest = forecast.job.method, changes.amount.longest
+    if method != "full" and forecast.job.dtype == "float32":
+        yield from _with(forecast, changes, ("model.dtype=bfloat16",), ROUNDED)
     if method == "full":
-        yield from _with(made, changes, ("adapter.method=lora",), "an adapter learns instead of the whole model")
+        yield from _with(forecast, changes, ("adapter.method=lora",), "an adapter learns instead of the whole model")
     if longest > 2 * STEP_OF_TOKENS:
-        yield from _with(made, changes, (f"data.max_length={longest // 2}",), "longer rows go by data.too_long")
+        yield from _with(forecast, changes, (f"data.max_length={longest // 2}",), "longer rows go by data.too_long")
     if method == "lora":
-        yield from _with(made, changes, ("adapter.rank=4",), SMALLER)
+        yield from _with(forecast, changes, ("adapter.rank=4",), SMALLER)
     if method == "adalora":
-        yield from _with(made, changes, ("adapter.budget=2",), SMALLER)
+        yield from _with(forecast, changes, ("adapter.budget=2",), SMALLER)
 
 
-def _with(made: Forecast, changes: Changes, settings: tuple[str, ...], price: str) -> Iterator[Remedy]:
+def _with(forecast: Forecast, changes: Changes, settings: tuple[str, ...], price: str) -> Iterator[Remedy]:
     changed = changes.other(*settings)
-    if changed is None or changed.peak >= made.peak:
+    if changed is None or changed.peak >= forecast.peak:
         return
-    slower = changes.operations(changed) / changes.operations(made)
+    slower = changes.operations(changed) / changes.operations(forecast)
     yield Remedy(settings, changed.peak, price + (f", about {slower:.2f} times the time" if slower > 1.02 else ""))
 
 
-def _blocks(made: Forecast) -> int:
+def _blocks(forecast: Forecast) -> int:
     """That learn."""
-    return made.shape.stacks[-1].count - made.job.lowest
+    return forecast.shape.blocks.count - forecast.job.lowest
 
 
-def _peak(made: Forecast, **changes: int) -> int:
-    return made.with_job(replace(made.job, **changes)).peak
+def _peak(forecast: Forecast, **changes: int) -> int:
+    return forecast.with_job(replace(forecast.job, **changes)).peak

@@ -14,16 +14,14 @@ from dataclasses import dataclass, replace
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.matching import layer_number
 from rankwise.config.training import TrainingConfig
-from rankwise.planning.activations import Form
+from rankwise.planning.activations import FAST, Form
 from rankwise.planning.devices import Device
-from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Place, memory_of
+from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
 from rankwise.planning.operations import Load, Operations, mean_rank_factor, operations
 from rankwise.planning.parameters import Parameters, parameters_of
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.shape import ModelShape
 
-FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox", "gpt2"})
-"""Families that have a fast form on a processor (models/decoders); a test compares both."""
 DEVIATIONS = 2.5
 """By how many standard deviations the fullest step of a run has more tokens than the mean one."""
 OF_SHARE = 0.25
@@ -55,11 +53,11 @@ class Forecast:
     spec: Adapting
     parameters: Parameters
     job: Job
-    place: Place
+    overheads: Overheads
     memory: Memory
 
     def with_job(self, job: Job) -> Forecast:
-        return replace(self, job=job, memory=memory_of(self.shape, job, self.place))
+        return replace(self, job=job, memory=memory_of(self.shape, job, self.overheads))
 
     @property
     def peak(self) -> int:
@@ -87,12 +85,12 @@ def form_of(shape: ModelShape, spec: Adapting, training: TrainingConfig, device:
 
 def forecast(
     shape: ModelShape, spec: Adapting, training: TrainingConfig, device: Device, dtype: str, amount: AtOnce,
-    counted: Parameters | None = None,
+    counted: Parameters | None = None, writes_answers: bool = False,
 ) -> Forecast:  # fmt: skip
     """`dtype` is what the base is held in; a whole model that learns is held in float32. `counted` saves counting."""
     counted = counted or parameters_of(shape, spec)
     form = form_of(shape, spec, training, device)
-    asked, blocks = training.activation_checkpointing, shape.stacks[-1].count
+    asked, blocks = training.activation_checkpointing, shape.blocks.count
     ranks = ranks_by_block(counted)
     numbers = [block for block in ranks if block is not None]
     lowest = min(numbers) if numbers and len(numbers) == len(ranks) else 0
@@ -100,10 +98,10 @@ def forecast(
         method=spec.method, form=form, dtype="float32" if isinstance(spec, FullConfig) else dtype,
         trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},
         tokens=amount.tokens, learned=amount.learned, longest=amount.longest, lowest=lowest,
-        recomputed=0 if asked == "auto" else min(asked, blocks - lowest),
+        recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
     )  # fmt: skip
-    place = PROCESSOR if device.kind == "processor" else GPU
-    return Forecast(shape, spec, counted, job, place, memory_of(shape, job, place))
+    overheads = PROCESSOR if device.kind == "processor" else GPU
+    return Forecast(shape, spec, counted, job, overheads, memory_of(shape, job, overheads))
 
 
 def ranks_by_block(counted: Parameters) -> dict[int | None, float]:
@@ -114,13 +112,13 @@ def ranks_by_block(counted: Parameters) -> dict[int | None, float]:
     return dict(found)
 
 
-def operations_of(made: Forecast, load: Load) -> Operations:
+def operations_of(forecasted: Forecast, load: Load) -> Operations:
     """Of AdaLoRA with the ranks that it has on average over a run."""
-    spec, blocks = made.spec, max(1, made.shape.stacks[-1].count)
+    spec, blocks = forecasted.spec, max(1, forecasted.shape.blocks.count)
     if isinstance(spec, FullConfig):
         ranks = None
     else:
         share = mean_rank_factor(spec) / spec.initial if isinstance(spec, AdaLoraConfig) else 1.0
-        ranks = {planned.layer.path: share * sum(planned.ranks) for planned in made.parameters.adapted}
-    fast = made.job.form == "fast"
-    return operations(made.shape, load, ranks, recomputed=made.job.recomputed / blocks, trimmed=fast)
+        ranks = {planned.layer.path: share * sum(planned.ranks) for planned in forecasted.parameters.adapted}
+    fast = forecasted.job.form == "fast"
+    return operations(forecasted.shape, load, ranks, recomputed=forecasted.job.recomputed / blocks, trimmed=fast)

@@ -13,9 +13,9 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import ModelError
-from rankwise.planning.architectures.known import shape_of_config
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape_cache import Build, cached_shape
 
 FAMILIES = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text",
@@ -34,10 +34,10 @@ NOT_OF_THE_MODEL = "rope_"
 """Tensors that begin so are computed from settings."""
 
 
-def shape_of_gguf(file: Path) -> ModelShape:
+def shape_of_gguf(file: Path, build: Build) -> ModelShape:
     header = read_gguf_header(file)
     config = config_of_gguf(header, file)
-    shape = shape_of_config(config, str(file), str(file))
+    shape = cached_shape(config, str(file), str(file), build)
     held = sum(math.prod(size) for name, size in header.tensors.items() if not name.startswith(NOT_OF_THE_MODEL))
     if held != shape.parameters:
         raise ModelError(
@@ -57,7 +57,10 @@ def config_of_gguf(header: GgufHeader, file: Path) -> dict[str, Any]:
     parts = header.settings.get("split.count", 1)
     if parts not in (0, 1):
         raise ModelError(f"{file} is one part of {shown(parts)} (split.count); give the whole model in one file.")
-    config = {"model_type": FAMILIES[family], "tie_word_embeddings": "output.weight" not in header.tensors}
+    config = {
+        "model_type": FAMILIES[family], "tie_word_embeddings": "output.weight" not in header.tensors,
+        "pad_token_id": None,
+    }  # fmt: skip
     problems = [f'setting "{family}.{key}" is missing.' for key in REQUIRED if f"{family}.{key}" not in header.settings]
     if "token_embd.weight" not in header.tensors:
         problems.append('tensor "token_embd.weight" is missing.')

@@ -51,8 +51,8 @@ class _Damaged(Exception):
 
 def read_gguf_header(file: Path) -> GgufHeader:
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as held:
-            return _Reader(held).header()
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data).header()
     except _Damaged as error:
         raise ModelError(f"{file} is no GGUF file that can be read: {error}.") from None
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
@@ -60,15 +60,15 @@ def read_gguf_header(file: Path) -> GgufHeader:
 
 
 class _Reader:
-    def __init__(self, held: mmap.mmap) -> None:
-        self._held = held
-        self._size = len(held)
-        self._place = 0
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._size = len(data)
+        self._position = 0
 
     def header(self) -> GgufHeader:
-        if self._held[:4] != MAGIC:
+        if self._data[:4] != MAGIC:
             raise _Damaged("it does not begin with GGUF")
-        self._place = 4
+        self._position = 4
         version = self._number("I")
         if version not in (2, 3):
             raise _Damaged(f"its version is {version}, and 2 and 3 are known")
@@ -91,19 +91,19 @@ class _Reader:
         alignment = header.settings.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= LARGEST_ALIGNMENT or alignment & (alignment - 1):
             raise _Damaged(f'setting "general.alignment" is {shown(alignment)}; a power of two is needed')
-        header.begin, header.size = -(-self._place // alignment) * alignment, self._size
+        header.begin, header.size = -(-self._position // alignment) * alignment, self._size
         return header
 
     def _take(self, size: int) -> int:
         """The place where the next `size` bytes begin, which are there."""
-        begin = self._place
+        begin = self._position
         if size > self._size - begin:
             raise _Damaged(f"it ends at byte {self._size:,}, in the middle of its header")
-        self._place = begin + size
+        self._position = begin + size
         return begin
 
     def _number(self, form: str) -> int:
-        return struct.unpack_from(f"<{form}", self._held, self._take(struct.calcsize(f"<{form}")))[0]
+        return struct.unpack_from(f"<{form}", self._data, self._take(struct.calcsize(f"<{form}")))[0]
 
     def _count(self, what: str, most: int) -> int:
         count = self._number("Q")
@@ -120,7 +120,7 @@ class _Reader:
     def _text(self, length: int, what: str) -> str:
         begin = self._take(length)
         try:
-            return self._held[begin : begin + length].decode("utf-8")
+            return self._data[begin : begin + length].decode("utf-8")
         except UnicodeDecodeError:
             raise _Damaged(f"the text of {what} is not UTF-8") from None
 
@@ -144,18 +144,18 @@ class _Reader:
             form = NUMBERS[kind]
             size = struct.calcsize(f"<{form}")
             begin = self._take(count * size)
-            return list(struct.unpack_from(f"<{count}{form}", self._held, begin)) if count <= LONGEST_LIST else None
+            return list(struct.unpack_from(f"<{count}{form}", self._data, begin)) if count <= LONGEST_LIST else None
         if kind != TEXT:
             raise _Damaged(f"setting {shown(key)} is an array of type {kind}, which is not known")
         if count > MOST_ITEMS:
             raise _Damaged(f"setting {shown(key)} claims {count:,} texts, and {MOST_ITEMS:,} are the most that is read")
-        length_of, held, size, place = struct.Struct("<Q").unpack_from, self._held, self._size, self._place
+        length_of, data, size, place = struct.Struct("<Q").unpack_from, self._data, self._size, self._position
         for _ in range(count):  # a vocabulary, so this is the one loop that must be quick
             if place + 8 > size:
                 self._take(size)
-            place += 8 + length_of(held, place)[0]
-        self._place = min(place, size)
-        self._take(place - self._place)
+            place += 8 + length_of(data, place)[0]
+        self._position = min(place, size)
+        self._take(place - self._position)
         return None
 
     def _dimensions(self, name: str) -> tuple[int, ...]:

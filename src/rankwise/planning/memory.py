@@ -7,13 +7,14 @@
     activations   planning/activations.py, for the tokens of one micro-batch
     logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
                   the format, in the plain one
+    answers       the weights of linear layers once more, laid out for decoding, where validation writes answers
     overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; holes between
                   pieces of memory, as shares of activations and logits, and of the optimizer's averages, which come
                   after the first step; and where the whole model learns, the gradients of the table of words and of
                   the head before they are one
     process       python and its libraries, and on a processor what oneDNN keeps of products in bfloat16
 
-The first seven are arithmetic; the last two are measured (bench/plan.py) and hold for a processor. On a GPU
+All but the last two are arithmetic; the last two are measured (bench/plan.py) and hold for a processor. On a GPU
 both are assumed.
 """
 
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rankwise.planning.activations import EXACT, Form, kept, kept_per_token
+from rankwise.planning.activations import EXACT, Form, block_bytes, saved_bytes
 from rankwise.planning.shape import ModelShape
 
 Method = Literal["lora", "adalora", "full"]
@@ -32,7 +33,7 @@ HEAD_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Place:
+class Overheads:
     """`process` bytes are there before anything and `products` more where products are in 16 bits; a block's backward
     pass takes `backward` times what a block keeps, `plain` times in the plain form, and holes are the share `holes` of
     activations and logits, and OF_AVERAGES of the optimizer's averages."""
@@ -43,12 +44,14 @@ class Place:
     plain: float
     holes: float
     measured: bool
+    prepacks: bool = False
+    """Whether weights are laid out anew for decoding (kernels/prepacked.py)."""
 
 
 OF_AVERAGES = 0.1
-PROCESSOR = Place(0.42e9, 0.41e9, 3.5, 1.0, 0.055, measured=True)
+PROCESSOR = Overheads(0.42e9, 0.41e9, 3.5, 1.0, 0.055, measured=True, prepacks=True)
 """By trainings of the starter (lab/LOG.md), torch 2.13."""
-GPU = Place(0.6e9, 0.0, 3.5, 3.5, 0.1, measured=False)
+GPU = Overheads(0.6e9, 0.0, 3.5, 3.5, 0.1, measured=False)
 FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
 BLOCK_OF_SCALES = 64
 """Numbers of NF4 that share a scale of 4 bytes; of int8 each output has one."""
@@ -70,6 +73,7 @@ class Job:
     """Tokens of the longest document."""
     lowest: int = 0
     recomputed: int = 0
+    writes_answers: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,37 +104,44 @@ def weights_bytes(shape: ModelShape, dtype: str) -> float:
     return numbers * FORMATS[dtype] + EXACT * scales + (shape.parameters - numbers) * FORMATS["bfloat16"]
 
 
-def memory_of(shape: ModelShape, job: Job, place: Place) -> Memory:
+def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
     number, whole, count = int(FORMATS[job.dtype]), job.method == "full", job.trainable
-    held = kept(
-        shape, job.ranks, number, job.form, job.tokens, whole=whole, recomputed=job.recomputed, lowest=job.lowest,
+    saved = saved_bytes(
+        shape, job.ranks, number, job.form, job.tokens, full=whole, recomputed=job.recomputed, lowest=job.lowest,
         longest=job.longest,
     )  # fmt: skip
     averages = 8 * count if job.method == "adalora" else 0
     logits = _logits(shape, job, number)
-    of_block = job.tokens * kept_per_token(
-        shape, shape.stacks[-1], max(job.ranks.values(), default=0.0), number, job.form, whole=whole,
+    of_block = block_bytes(
+        shape, max(job.ranks.values(), default=0.0), number, job.form, full=whole, tokens=job.tokens,
         longest=job.longest,
     )  # fmt: skip
-    times = place.plain if job.form == "plain" else place.backward
-    process = place.process + (place.products if number < EXACT else 0.0)
-    tables = 2 * EXACT * shape.vocabulary * shape.stacks[-1].width if whole else 0
+    times = overheads.plain if job.form == "plain" else overheads.backward
+    packed = number * _linear_weights(shape) if job.writes_answers and overheads.prepacks else 0
+    process = overheads.process + (overheads.products if number < EXACT else 0.0)
+    tables = 2 * EXACT * shape.vocabulary * shape.blocks.width if whole else 0
     return Memory((
-        Part("process", process, "measured" if place.measured else "assumed"),
+        Part("process", process, "measured" if overheads.measured else "assumed"),
         Part("weights", weights_bytes(shape, job.dtype), f"{shape.parameters:,} x {FORMATS[job.dtype]:g}"),
         Part("adapter", 0 if whole else EXACT * count, "in the weights" if whole else f"{count:,} x 4"),
         Part("gradients", EXACT * count, f"{count:,} x 4"),
         Part("optimizer", 8 * count, f"{count:,} x 8"),
         Part("averages", averages, f"{count:,} x 8" if averages else "AdaLoRA's alone"),
-        Part("activations", held, f"{job.tokens:,} tokens x {held / max(1, job.tokens):,.0f}"),
+        Part("activations", saved, f"{job.tokens:,} tokens x {saved / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
+        Part("answers", packed, "the linear layers once more" if packed else "none, or as the weights lie"),
         Part(
-            "overhead", times * of_block + place.holes * (held + logits) + OF_AVERAGES * 8 * count + tables,
-            f"{times:g} x a block's {of_block / 1e6:,.1f} MB, {place.holes:.1%} of activations and logits, "
+            "overhead", times * of_block + overheads.holes * (saved + logits) + OF_AVERAGES * 8 * count + tables,
+            f"{times:g} x a block's {of_block / 1e6:,.1f} MB, {overheads.holes:.1%} of activations and logits, "
             f"{OF_AVERAGES:.0%} of the optimizer"
             + (", the table's gradient twice" if whole else ""),
         ),
     ))  # fmt: skip
+
+
+def _linear_weights(shape: ModelShape) -> int:
+    """The head among them, also where it reads the embedding's weight."""
+    return sum(layer.inputs * layer.outputs for layer in shape.layers if layer.kind == "linear")
 
 
 def _logits(shape: ModelShape, job: Job, number: int) -> float:

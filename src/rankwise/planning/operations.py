@@ -9,8 +9,9 @@ forward, and backward once for its input and once more for its weight.
     fwd = F_layers + F_attn + F_lora + f F_head          bwd = b (F_layers + 2.5 F_attn) + 2 F_lora + f F_head
     again = c (F_layers + F_attn + F_lora)               with checkpointing of a share c of the blocks
 
-Norms, activations and the optimizer count as nothing: they move memory. Convolutions are counted once for each token,
-which fits the patches of a vision transformer and no convolutional network.
+What lies below the lowest layer that learns needs no backward pass: layers are compared by the stage at which the
+forward pass called them (planning/shape.py). Attention's scores come after a block's first stage. Norms, activations
+and the optimizer count as nothing: they move memory.
 """
 
 from __future__ import annotations
@@ -20,27 +21,23 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.planning.order import BELOW, MULTIPLIES, READS, Place, Placed, core, placed
-from rankwise.planning.shape import Blocks, Layer, ModelShape
+from rankwise.planning.shape import AFTER, BEFORE, Blocks, Layer, ModelShape, Position
 
 BACKWARD_OF_ATTENTION = 2.5
+FIRST, SECOND = 0, 1
+"""Stages of a block: layers that make queries, keys and values, and what follows attention."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What goes through the model: the tokens of each sequence, and how many of all are supervised. `given` are the
-    lengths of what an encoder reads, where there is one."""
+    """What goes through the model: the tokens of each sequence, and how many of all are supervised."""
 
     lengths: tuple[int, ...]
     supervised: float
-    given: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
-
-    def of_stack(self, stack: int, stacks: int) -> tuple[int, ...]:
-        return self.given if stack < stacks - 1 else self.lengths
 
 
 @dataclass(frozen=True)
@@ -88,75 +85,46 @@ class _Count:
     trimmed: bool
 
     def operations(self) -> Operations:
-        linear = [(item, self.tokens(item)) for item in self.multiplying]
-        layers = sum(2 * _size(item.layer) * tokens for item, tokens in linear)
-        to_inputs = sum(2 * _size(item.layer) * tokens for item, tokens in linear if self.lowest < item.reads)
-        attention = [(place, self.attention(place)) for place in self.cores]
-        forward = sum(made for _, made in attention)
-        adapters = sum(2 * self.rank(item.layer) * _ends(item.layer) * tokens for item, tokens in linear)
+        linear = [(layer, at, self.tokens(layer)) for layer, at in self.multiplying]
+        layers = sum(2 * _size(layer) * tokens for layer, _, tokens in linear)
+        to_inputs = sum(2 * _size(layer) * tokens for layer, at, tokens in linear if self.lowest < at)
+        attention = self.attention
+        back = sum(attention for block in range(self.shape.blocks.count) if self.lowest < (block, SECOND))
+        adapters = sum(2 * self.rank(layer) * _ends(layer) * tokens for layer, _, tokens in linear)
         head, head_adapter = self.head()
-        whole = self.ranks is None
+        full = self.ranks is None
         return Operations(
-            layers, forward, adapters + head_adapter, head,
-            layers_back=to_inputs + (layers if whole else 0),
-            attention_back=BACKWARD_OF_ATTENTION * sum(made for place, made in attention if self.lowest < place),
+            layers, self.shape.blocks.count * attention, adapters + head_adapter, head,
+            layers_back=to_inputs + (layers if full else 0),
+            attention_back=BACKWARD_OF_ATTENTION * back,
             adapters_back=2 * (adapters + head_adapter),
-            head_back=head * (whole + (self.lowest < self.above)),
-            again=self.recomputed * (layers + forward + adapters),
+            head_back=head * (full + (self.lowest < AFTER)),
+            again=self.recomputed * (layers + self.shape.blocks.count * attention + adapters),
         )  # fmt: skip
 
     @cached_property
-    def places(self) -> dict[str, Placed]:
-        return placed(self.shape)
+    def multiplying(self) -> list[tuple[Layer, Position]]:
+        """Linear layers but the head, with where each stands."""
+        return [(layer, layer.position) for layer in self.shape.linear if layer.position is not None]
 
     @cached_property
-    def multiplying(self) -> list[Placed]:
-        return [item for item in self.places.values() if item.layer.kind in MULTIPLIES]
-
-    @cached_property
-    def lowest(self) -> Place:
-        """Of what learns."""
+    def lowest(self) -> Position:
+        """Of what learns. What never learned has the head above it."""
         if self.ranks is None:
-            return Place(0, BELOW, READS)
-        return min((self.places[path].place for path in self.ranks if path in self.places), default=self.above)
+            return BEFORE
+        at = {layer.path: layer.position for layer in self.shape.layers if layer.path != self.shape.head}
+        return min((found for path in self.ranks if (found := at.get(path)) is not None), default=AFTER)
 
-    @property
-    def above(self) -> Place:
-        """All layers but the head."""
-        return Place(len(self.shape.stacks), 0, 0)
-
-    @cached_property
-    def cores(self) -> list[Place]:
-        across = {(item.place.stack, item.place.block) for item in self.places.values() if item.cross}
-        return [
-            core(stack, block, cross=cross)
-            for stack, blocks in enumerate(self.shape.stacks)
-            for block in range(blocks.count)
-            for cross in (False, True)
-            if not cross or (stack, block) in across
-        ]
-
-    def tokens(self, item: Placed) -> float:
-        stacks = len(self.shape.stacks)
-        trimmed = self.trimmed and item.place.stack == stacks - 1 and item.place.stage > READS
-        if trimmed and item.place.block == self.shape.stacks[-1].count - 1:
-            return self.load.supervised
-        return sum(self.load.of_stack(item.tokens_of, stacks))
-
-    def attention(self, place: Place) -> float:
-        blocks, cross = self.shape.stacks[place.stack], place == core(place.stack, place.block, cross=True)
-        return 4.0 * self.pairs[place.stack, cross] * blocks.queries
+    def tokens(self, layer: Layer) -> float:
+        """Of the last block, all but the first stage may be computed only where the head needs it."""
+        last = layer.block == self.shape.blocks.count - 1 and layer.stage != FIRST
+        return self.load.supervised if self.trimmed and last else self.load.tokens
 
     @cached_property
-    def pairs(self) -> dict[tuple[int, bool], float]:
-        """Of tokens that see each other, by stack; True for those of the own stack and the one before it."""
-        stacks, found = self.shape.stacks, {}
-        for stack, blocks in enumerate(stacks):
-            own = self.load.of_stack(stack, len(stacks))
-            found[stack, False] = sum(_pairs(length, blocks) for length in own)
-            other = self.load.of_stack(stack - 1, len(stacks)) if stack else ()
-            found[stack, True] = sum(a * b for a, b in zip(own, other, strict=False))
-        return found
+    def attention(self) -> float:
+        """Of one block, forward."""
+        blocks = self.shape.blocks
+        return 4.0 * blocks.queries * sum(_pairs(length, blocks) for length in self.load.lengths)
 
     def rank(self, layer: Layer) -> float:
         return (self.ranks or {}).get(layer.path, 0)

@@ -44,7 +44,7 @@ class Left:
     unit: str
     first: int
     """The same at the beginning."""
-    told: tuple[int, int]
+    in_units: tuple[int, int]
     """Both, the beginning's first, in the unit that they are told in: a budget of bytes is counted in parameters."""
     mean_rank: float
     least: int
@@ -109,7 +109,7 @@ def seen(shape: ModelShape) -> Modules:
         for depth in range(1, len(parts)):
             modules.setdefault(".".join(parts[:depth]), Seen(None, "a module of several layers"))
         if layer.kind == "other":
-            modules.setdefault(layer.path, Seen(None, "a norm or a table of its own kind"))
+            modules.setdefault(layer.path, Seen(None, layer.class_name))
         else:
             tied = layer.kind == "linear" and layer.shares in tables
             modules[layer.path] = Seen(layer.kind, NAMES[layer.kind], tied, layer.path == shape.head)

@@ -15,7 +15,7 @@ from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.planning import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError, DataError
-from rankwise.planning.advice import Advice, Asked, advise
+from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.devices import DEVICES, Device, find_device
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
 from rankwise.planning.forecast import Adapting, AtOnce, Forecast, at_once, forecast, operations_of
@@ -24,11 +24,11 @@ from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load, penalty_operations
 from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_rows import rows_of
-from rankwise.planning.reading import shape_of
 from rankwise.planning.rows import PlannedRows, average_step
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.summary import summary_of
 from rankwise.planning.time import Cost, Duration, Probe, Speed, Step, cost, duration, speed_of
+from rankwise.planning.validation import validation_of
 from rankwise.system.hub import folder_here
 
 HERE = (None, "auto", "cpu", "cuda", "mps")
@@ -39,12 +39,12 @@ UNKNOWN_LENGTH = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    asked: Planned
+    config: Planned
     shape: ModelShape
     device: Device
     rows: PlannedRows | None
     amount: AtOnce
-    made: Forecast
+    forecast: Forecast
     speed: Speed | Probe | None
     watts: float | None = None
     price: float | None = None
@@ -54,11 +54,11 @@ class Plan:
     @property
     def trained(self) -> bool:
         """Whether rankwise trains such a model: of the others the counts are told alone."""
-        return len(self.shape.stacks) == 1 and self.shape.stacks[0].causal and bool(self.shape.vocabulary)
+        return self.shape.is_causal_lm
 
     @cached_property
     def steps(self) -> int | None:
-        training = self.asked.training
+        training = self.config.training
         return training.steps if self.rows is None else self.rows.steps(training)
 
     @cached_property
@@ -71,22 +71,22 @@ class Plan:
 
     @cached_property
     def flops_per_token(self) -> float:
-        return operations_of(self.made, self.load).total / self.load.tokens
+        return operations_of(self.forecast, self.load).total / self.load.tokens
 
     @cached_property
     def step(self) -> Step:
-        made, training = operations_of(self.made, self.load), self.asked.training
+        operations, training = operations_of(self.forecast, self.load), self.config.training
         if self.rows is not None and self.rows.lengths:
-            return self._with_penalty(average_step(made, self.rows, training))
+            return self._with_penalty(average_step(operations, self.rows, training))
         tokens = training.batch_size * self.amount.longest
         pieces = -(-tokens // training.max_batch_tokens)
         return self._with_penalty(Step(self.flops_per_token * tokens, tokens, pieces))
 
     def _with_penalty(self, step: Step) -> Step:
         """Of AdaLoRA, once a step."""
-        if not isinstance(self.asked.adapter, AdaLoraConfig):
+        if not isinstance(self.config.adapter, AdaLoraConfig):
             return step
-        ranks = {one.layer.path: float(sum(one.ranks)) for one in self.made.parameters.adapted}
+        ranks = {one.layer.path: float(sum(one.ranks)) for one in self.forecast.parameters.adapted}
         return replace(step, operations=step.operations + penalty_operations(self.shape, ranks))
 
     @cached_property
@@ -95,7 +95,16 @@ class Plan:
         if self.speed is None or not self.trained:
             return None
         error = self.rows.error if self.rows is not None else 0.0
-        return duration(self.step, self.steps or 1, self.speed, error=error)
+        return duration(self.step, self.steps or 1, self.speed, error=error, validation=self._validation)
+
+    @property
+    def _validation(self) -> Step | None:
+        """What is read beside the steps: half of a training step for each token, since nothing is learned from it."""
+        read = validation_of(self.config, self.rows, self.steps, self.step.tokens).tokens
+        if not read:
+            return None
+        forward = operations_of(self.forecast, self.load).forward / self.load.tokens
+        return Step(forward * read, read / 2)
 
     @cached_property
     def cost(self) -> Cost | None:
@@ -105,7 +114,7 @@ class Plan:
 
     @cached_property
     def fit(self) -> Fit:
-        return fit_of(self.made, self.device, self.amount)
+        return fit_of(self.forecast, self.device, self.amount)
 
     @cached_property
     def fits_elsewhere(self) -> list[Fit]:
@@ -121,83 +130,83 @@ class Plan:
         return self.remedies_for(self.device.usable)
 
     def remedies_for(self, room: int) -> list[Remedy]:
-        auto = self.asked.training.activation_checkpointing == "auto"
+        auto = self.config.training.activation_checkpointing == "auto"
 
-        def operations(made: Forecast) -> float:
-            return operations_of(made, self.load).total
+        def operations(forecast: Forecast) -> float:
+            return operations_of(forecast, self.load).total
 
-        return remedies(self.made, room, Changes(self.amount, self.changed, operations, auto))
+        return remedies(self.forecast, room, Changes(self.amount, self.changed, operations, auto))
 
     @cached_property
     def advice(self) -> list[Advice]:
         if self.rows is None or not self.trained:
             return []
-        adapted = self.made.parameters.adapted
-        data = self.asked.data
+        adapted = self.forecast.parameters.adapted
+        data = self.config.data
         assert data is not None, "there are rows"
-        return advise(Asked(
-            adapter=self.asked.adapter, training=self.asked.training, data=data, rows=self.rows,
-            width=self.shape.stacks[-1].width, parameters=self.shape.parameters,
-            trainable=self.made.parameters.trainable, ends=sum(one.inputs + one.outputs for one in self.shape.linear),
+        return advise(Facts(
+            adapter=self.config.adapter, training=self.config.training, data=data, rows=self.rows,
+            width=self.shape.blocks.width, parameters=self.shape.parameters,
+            trainable=self.forecast.parameters.trainable,
+            ends=sum(one.inputs + one.outputs for one in self.shape.linear),
             ranks={one.layer.path: sum(one.ranks) for one in adapted}, context=self.shape.context,
         ))  # fmt: skip
 
     def on(self, device: Device) -> Forecast:
-        return _forecast(self.asked, self.shape, device, self.amount, counted=self.made.parameters)
+        return _forecast(self.config, self.shape, device, self.amount, counted=self.forecast.parameters)
 
     @cached_property
     def methods(self) -> dict[str, Forecast]:
         """The one that was asked for, and the others with what is usual for them."""
         usual = {"lora": LoraConfig(), "adalora": AdaLoraConfig(), "full": FullConfig()}
         others = {
-            method: _forecast(self.asked, self.shape, self.device, self.amount, spec)
+            method: _forecast(self.config, self.shape, self.device, self.amount, spec)
             for method, spec in usual.items()
-            if method != self.asked.adapter.method
+            if method != self.config.adapter.method
         }
-        return {self.asked.adapter.method: self.made} | others
+        return {self.config.adapter.method: self.forecast} | others
 
     def changed(self, *settings: str) -> Forecast | None:
         """The same with some settings otherwise; None where they mean nothing here."""
         lengths = [setting for setting in settings if setting.startswith("data.")]
-        if lengths and (self.rows is None or self.asked.data is None or self.asked.data.too_long == "split"):
+        if lengths and (self.rows is None or self.config.data is None or self.config.data.too_long == "split"):
             return None
         if "model.dtype=bfloat16" in settings and self.device.bfloat16 is None and self.device.dtype == "float32":
             return None
-        changed = with_settings(self.asked, *settings)
+        changed = with_settings(self.config, *settings)
         rows, data = self.rows, changed.data
         limit = _limit(changed, self.shape)
         if rows is not None and data is not None and limit < self.amount.longest:
             rows = rows.shorter(limit)
             if not rows.lengths:
                 return None
-        return planned(changed, self.shape, self.device, rows, None).made
+        return planned(changed, self.shape, self.device, rows, None).forecast
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise plan --json` prints."""
         return summary_of(self)
 
 
-def plan(
-    asked: Planned, *, device: str | None = None, watts: float | None = None, price: float | None = None,
-    measured: Probe | None = None, on: Device | None = None,
+def plan_for(
+    shape: ModelShape, config: Planned, *, device: str | None = None, watts: float | None = None,
+    price: float | None = None, measured: Probe | None = None, on: Device | None = None,
 ) -> Plan:  # fmt: skip
     """`device` is one of the list (`rtx-4090`) or `cpu`; by default the card or the processor that is here. `on` is one
     that is known to be used."""
     _refuse_negative(watts=watts, price=price)
     if measured is not None:
         refuse_elsewhere(device)
-    shape = shape_of(asked.model.name, asked.model.revision)
-    folder = Path(asked.model.name).expanduser()
+    folder = Path(config.model.name).expanduser()
     rows = None
-    if asked.data is not None:
-        rows = rows_of(asked.data, folder if folder.is_dir() else folder_here(asked.model.name), shape.context)
+    if config.data is not None:
+        rows = rows_of(config.data, folder if folder.is_dir() else folder_here(config.model.name), shape.context)
         if rows.documents.likely <= 0:
             raise DataError(
-                f"none of these rows can be trained on: they are longer than {_limit(asked, shape):,} tokens, held "
+                f"none of these rows can be trained on: they are longer than {_limit(config, shape):,} tokens, held "
                 "out, or ask for nothing. Raise --max-length, or give other rows."
             )
-    found = on or _device(device, asked)
-    return planned(asked, shape, found, rows, measured, watts, price, here=device in HERE)
+    found = on or _device(device, config)
+    return planned(config, shape, found, rows, measured, watts, price, here=device in HERE)
 
 
 def refuse_elsewhere(device: str | None) -> None:
@@ -207,33 +216,34 @@ def refuse_elsewhere(device: str | None) -> None:
 
 
 def planned(
-    asked: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
+    config: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
     watts: float | None = None, price: float | None = None, *, here: bool = True,
 ) -> Plan:  # fmt: skip
-    amount = at_once(rows, asked.training, _limit(asked, shape))
-    made = _forecast(asked, shape, device, amount)
-    speed = measured or speed_of(device, made.job.dtype, shape.stacks[-1].count)
-    return Plan(asked, shape, device, rows, amount, made, speed, watts or device.watts, price, here)
+    amount = at_once(rows, config.training, _limit(config, shape))
+    first = _forecast(config, shape, device, amount)
+    speed = measured or speed_of(device, first.job.dtype, shape.blocks.count)
+    return Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here)
 
 
 def _forecast(
-    asked: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: Adapting | None = None,
+    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: Adapting | None = None,
     counted: Parameters | None = None,
 ) -> Forecast:  # fmt: skip
     """Of what is asked for or of another method, with as many blocks computed twice as a training makes of it by
     itself."""
-    dtype = device.dtype if asked.model.dtype == "auto" else asked.model.dtype
-    made = forecast(shape, spec or asked.adapter, asked.training, device, dtype, amount, counted)
-    if asked.training.activation_checkpointing != "auto" or made.peak <= device.usable:
-        return made
-    twice = least_recomputed(made, device.usable)
-    return made if twice is None else made.with_job(replace(made.job, recomputed=twice))
+    dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
+    answers = validation_of(config, None, None, 0.0).writes_answers
+    first = forecast(shape, spec or config.adapter, config.training, device, dtype, amount, counted, answers)
+    if config.training.activation_checkpointing != "auto" or first.peak <= device.usable:
+        return first
+    twice = least_recomputed(first, device.usable)
+    return first if twice is None else first.with_job(replace(first.job, recomputed=twice))
 
 
-def _device(name: str | None, asked: Planned) -> Device:
+def _device(name: str | None, config: Planned) -> Device:
     if name not in HERE:
         return find_device(name)
-    wanted = asked.model.device if name is None or name == "auto" else name
+    wanted = config.model.device if name is None or name == "auto" else name
     if wanted == "cpu":
         return this_processor()
     cards, number = graphics_cards(), int(wanted.partition(":")[2] or 0)
@@ -247,9 +257,9 @@ def _device(name: str | None, asked: Planned) -> Device:
     return found
 
 
-def _limit(asked: Planned, shape: ModelShape) -> int:
+def _limit(config: Planned, shape: ModelShape) -> int:
     """Tokens of the longest document there may be."""
-    limit = UNKNOWN_LENGTH if asked.data is None else asked.data.max_length
+    limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
     return min(limit, shape.context or limit)
 
 

@@ -48,11 +48,11 @@ def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = 
     return without_held_out(together(parts), spec.held_out)
 
 
-def _refuse_unread(found: Sequence[Glance]) -> None:
+def _refuse_unread(samples: Sequence[Glance]) -> None:
     """As a training does."""
-    problems = [problem for seen in found for problem in seen.problems]
+    problems = [problem for seen in samples for problem in seen.problems]
     if problems:
-        count = sum(seen.unread for seen in found)
+        count = sum(seen.unread for seen in samples)
         raise DataError(
             f"{count} of the rows that were looked at cannot be read, as a training would find: {problems[0]}"
         )
@@ -100,10 +100,10 @@ def _drawn(rows: Sequence[Seen], count: Count, around: Around, everything: bool)
 
 
 def _texts(example: Example) -> list[str]:
-    return [example.text] if example.text is not None else [_said(message) for message in example.messages]
+    return [example.text] if example.text is not None else [_message_text(message) for message in example.messages]
 
 
-def _said(message: Message) -> str:
+def _message_text(message: Message) -> str:
     calls = "".join(f"{call.name}{call.arguments}" for call in message.tool_calls)
     return message.whole + calls
 

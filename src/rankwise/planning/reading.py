@@ -1,7 +1,8 @@
-"""A model's name into its shape, without a weight: from a folder, a GGUF file, the list here, or the hub's config.json.
+"""A model's name into its shape, without a weight: from the catalogue, a folder, a GGUF file, or the hub's config.json.
 
-A name means what it means to a training: a starter, then what is on this disk. What the list knows is answered without
-a network; then the hub client's cache is looked into; and only what is nowhere is asked for, one small file.
+A name means what it means to a training: a starter, then what is on this disk. What the catalogue knows is answered
+without a network; then the hub client's cache is looked into; and only what is nowhere is asked for, one small file. A
+shape that neither the catalogue nor the cache has is built, by a function that the caller gives: building takes torch.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from pathlib import Path
 
 from rankwise.config.base import shown
 from rankwise.errors import ModelError, did_you_mean, first_line, some
-from rankwise.planning.architectures.known import shape_of_config
-from rankwise.planning.catalogue import BY_NAME, CATALOGUE, known_as
+from rankwise.planning.catalogue import catalogue, catalogue_model, catalogue_names
 from rankwise.planning.gguf_config import shape_of_gguf
 from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape_cache import Build, cached_shape
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
 
@@ -23,20 +24,20 @@ STARTERS = frozenset({"smollm2-135m"})
 LONGEST_NAME = 256
 
 
-def shape_of(name: str, revision: str | None = None) -> ModelShape:
-    """`name` is one of the list, a folder with a config.json, that file, a .gguf file, or a model of the hub, of which
-    `revision` may be another than the list knows."""
-    known, path = known_as(name), _path_of(name)
+def read_shape(name: str, revision: str | None, build: Build) -> ModelShape:
+    """`name` is one of the catalogue, a folder with a config.json, that file, a .gguf file, or a model of the hub, of
+    which `revision` may be another than the catalogue knows."""
+    known, path = catalogue_model(name), _path_of(name)
     here = path is not None and path.exists() and name not in STARTERS
     if known is not None and revision is None and not here:
-        return shape_of_config(known.config, known.name, f'"{known.name}"')
+        return known.shape
     if path is not None and path.is_dir():
-        return _of_file(path / CONFIG, name)
+        return _of_file(path / CONFIG, name, build)
     if path is not None and path.exists():
-        return _of_path(path, name)
+        return _of_path(path, name, build)
     if not could_be_hub_id(name):
         raise ModelError(f"{shown(name)} is no folder or file here.{_listed(name)}")
-    return _of_file(_cached(name, revision) or _fetched(name, revision), name)
+    return _of_file(_cached(name, revision) or _fetched(name, revision), name, build)
 
 
 def _path_of(name: str) -> Path | None:
@@ -46,27 +47,27 @@ def _path_of(name: str) -> Path | None:
         return None
 
 
-def _of_path(path: Path, name: str) -> ModelShape:
+def _of_path(path: Path, name: str, build: Build) -> ModelShape:
     if not path.is_file():
         raise ModelError(f"{path} is no ordinary file.")
     if path.suffix.lower() == ".gguf":
-        return shape_of_gguf(path)
+        return shape_of_gguf(path, build)
     if path.suffix.lower() == ".json":
-        return _of_file(path, name)
+        return _of_file(path, name, build)
     raise ModelError(
-        f"{path} is a file; a plan reads a folder, its config.json, a .gguf file, a name of the list or of the hub."
+        f"{path} is a file; a plan reads a folder, its config.json, a .gguf file, or a name of the list or the hub."
     )
 
 
-def _of_file(file: Path, name: str) -> ModelShape:
-    return shape_of_config(read_json(file), name, str(file))
+def _of_file(file: Path, name: str, build: Build) -> ModelShape:
+    return cached_shape(read_json(file), name, str(file), build)
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    held = try_to_load_from_cache(name, CONFIG, revision=revision)
-    return Path(held) if isinstance(held, str) else None
+    cached = try_to_load_from_cache(name, CONFIG, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _fetched(name: str, revision: str | None) -> Path:
@@ -101,6 +102,6 @@ def _fetched(name: str, revision: str | None) -> Path:
 
 def _listed(name: str) -> str:
     """One of each family, since the list is long."""
-    first = {known.config["model_type"]: known.name for known in reversed(CATALOGUE.values())}
-    some_of_it = some(reversed(first.values()), 20)
-    return f"{did_you_mean(name.lower(), BY_NAME)} The list has {len(CATALOGUE)} models, as {some_of_it}."
+    first = {model.family: model.name for model in reversed(catalogue().values())}
+    examples = some(reversed(first.values()), 20)
+    return f"{did_you_mean(name.lower(), catalogue_names())} The list has {len(catalogue())} models, as {examples}."

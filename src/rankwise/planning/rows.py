@@ -108,7 +108,7 @@ class PlannedRows:
 
 
 def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weight: float = 1.0) -> PlannedRows:
-    kept = [_kept(document, limit, too_long) for document in read.documents]
+    kept = [_within_limit(document, limit, too_long) for document in read.documents]
     left = [document for document in kept if document.supervised > 0]
     lengths = sorted(document.tokens for document in left)
     tokens, supervised, documents = (
@@ -136,15 +136,15 @@ def without_held_out(rows: PlannedRows, held_out: int) -> PlannedRows:
     return rows.share(max(0.0, 1 - held_out / documents) if documents else 0.0)
 
 
-def average_step(made: Operations, rows: PlannedRows, training: TrainingConfig) -> Step:
-    """Of all steps, where `made` are the operations of `rows.load`."""
+def average_step(operations: Operations, rows: PlannedRows, training: TrainingConfig) -> Step:
+    """Of all steps, where `operations` are those of `rows.load`."""
     count = training.rows_per_step(max(1, round(rows.documents.likely)))
     each = count / max(1, len(rows.lengths))
     tokens = sum(rows.lengths) * each
-    return Step(made.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))
+    return Step(operations.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))
 
 
-def _kept(document: Drawn, limit: int, too_long: TooLong) -> Drawn:
+def _within_limit(document: Drawn, limit: int, too_long: TooLong) -> Drawn:
     over = document.tokens - limit
     if over <= 0 or too_long == "split":
         return document
@@ -166,7 +166,7 @@ def _of_all(values: Sequence[float], sizes: Sequence[float], read: Counted) -> E
         (ratio * read.size, _deviation([value - ratio * size for value, size in zip(values, sizes, strict=True)])),
         (total * rows / drawn, _deviation([value - mean for value in values])),
     )
-    estimate, deviation = min(spreads, key=lambda found: found[1]) if ratio else spreads[1]
+    estimate, deviation = min(spreads, key=lambda spread: spread[1]) if ratio else spreads[1]
     documents, unseen = rows * len(values) / drawn, 1 - drawn / rows
     error = deviation * (documents * math.sqrt(unseen / len(values)) if unseen > 0 else math.sqrt(documents))
     return Estimate.within(estimate, NORMAL * error, least=total if unseen > 0 else 0.0)
@@ -192,17 +192,13 @@ def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
         for length in part.lengths * max(1, min(20, round(share / least)))
     )
     documents, tokens, supervised = (
-        _sum(getattr(one, name), getattr(other, name)) for name in ("documents", "tokens", "supervised")
+        getattr(one, name).plus(getattr(other, name)) for name in ("documents", "tokens", "supervised")
     )
     return PlannedRows(
         documents, tokens, supervised, one.too_long + other.too_long, _median(lengths),
         longest=max(one.longest, other.longest), longest_found=max(one.longest_found, other.longest_found),
         lengths=tuple(lengths), exact=one.exact and other.exact,
     )  # fmt: skip
-
-
-def _sum(one: Estimate, other: Estimate) -> Estimate:
-    return Estimate(one.low + other.low, one.likely + other.likely, one.high + other.high)
 
 
 def _median(ordered: Sequence[int]) -> int:

@@ -13,39 +13,39 @@ if TYPE_CHECKING:
     from rankwise.planning.plan import Plan
 
 
-def summary_of(made: Plan) -> dict[str, Any]:
-    counted = made.made.parameters
+def summary_of(plan: Plan) -> dict[str, Any]:
+    counted = plan.forecast.parameters
     found = {
-        "model": made.shape.name, "family": made.shape.family, "method": made.asked.adapter.method,
-        "trained_by_rankwise": made.trained,
+        "model": plan.shape.name, "family": plan.shape.family, "method": plan.config.adapter.method,
+        "trained_by_rankwise": plan.trained,
         "total_parameters": counted.total, "trainable_parameters": counted.trainable, "times_fewer": counted.ratio,
         "trainable_by_layer": {leaf: {"layers": n, "parameters": p} for leaf, (n, p) in counted.by_leaf.items()},
         "adapter_bytes": counted.file_bytes, "adapter_bytes_float16": counted.file_bytes_half,
-        "weights_bytes": made.weights_by_format,
-        "tokens": _of(made.rows and made.rows.tokens),
-        "loss_tokens": _of(made.rows and made.rows.supervised),
-        "advice": [vars(advice) for advice in made.advice],
+        "weights_bytes": plan.weights_by_format,
+        "tokens": _of(plan.rows and plan.rows.tokens),
+        "loss_tokens": _of(plan.rows and plan.rows.supervised),
+        "advice": [vars(advice) for advice in plan.advice],
     }  # fmt: skip
-    parts = (_memory(made), _fits(made), _time(made))
-    return found | {key: value if made.trained else None for part in parts for key, value in part.items()}
+    parts = (_memory(plan), _fits(plan), _time(plan))
+    return found | {key: value if plan.trained else None for part in parts for key, value in part.items()}
 
 
-def _memory(made: Plan) -> dict[str, Any]:
+def _memory(plan: Plan) -> dict[str, Any]:
     return {
-        "memory_bytes": _parts(made.made),
-        "memory_formulas": {part.name: part.formula for part in made.made.memory.parts},
-        "memory_bytes_of_methods": {method: _parts(one) for method, one in made.methods.items()},
-        "device": made.device.name, "form": made.made.job.form, "dtype": made.made.job.dtype,
+        "memory_bytes": _parts(plan.forecast),
+        "memory_formulas": {part.name: part.formula for part in plan.forecast.memory.parts},
+        "memory_bytes_of_methods": {method: _parts(one) for method, one in plan.methods.items()},
+        "device": plan.device.name, "form": plan.forecast.job.form, "dtype": plan.forecast.job.dtype,
     }  # fmt: skip
 
 
-def _fits(made: Plan) -> dict[str, Any]:
-    fit = made.fit
+def _fits(plan: Plan) -> dict[str, Any]:
+    fit = plan.fit
     return {
         "fits": fit.fits, "blocks_to_recompute": fit.recomputed, "largest_max_batch_tokens": fit.tokens,
         "largest_max_batch_tokens_recomputed": fit.tokens_recomputed,
-        "remedies": [] if fit.fits else [vars(remedy) for remedy in made.remedies],
-        "devices": {one.device.name: _device(one) for one in made.fits_elsewhere},
+        "remedies": [] if fit.fits else [vars(remedy) for remedy in plan.remedies],
+        "devices": {one.device.name: _device(one) for one in plan.fits_elsewhere},
     }  # fmt: skip
 
 
@@ -56,13 +56,13 @@ def _device(fit: Fit) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _time(made: Plan) -> dict[str, Any]:
+def _time(plan: Plan) -> dict[str, Any]:
     """Of a run: null where it is not known how many steps it has, or how fast its device is."""
-    told, speed = made.duration, made.speed
-    run = told.total if told is not None and made.steps is not None else None
-    cost = made.cost
+    told, speed = plan.duration, plan.speed
+    run = told.total if told is not None and plan.steps is not None else None
+    cost = plan.cost
     return {
-        "flops_per_token": made.flops_per_token, "steps": made.steps, "tokens_per_step": made.step.tokens,
+        "flops_per_token": plan.flops_per_token, "steps": plan.steps, "tokens_per_step": plan.step.tokens,
         "seconds": run and run.likely, "seconds_low": run and run.low, "seconds_high": run and run.high,
         "seconds_per_step": told and told.step.likely, "speed": speed and speed.origin,
         "speed_source": f"{speed.source}; {speed.efficiency.source}" if isinstance(speed, Speed) else None,
@@ -70,8 +70,8 @@ def _time(made: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _parts(made: Forecast) -> dict[str, int]:
-    return {part.name: round(part.bytes) for part in made.memory.parts} | {"peak": made.peak}
+def _parts(forecast: Forecast) -> dict[str, int]:
+    return {part.name: round(part.bytes) for part in forecast.memory.parts} | {"peak": forecast.peak}
 
 
 def _of(estimate: Estimate | None) -> dict[str, float] | None:

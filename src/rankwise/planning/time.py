@@ -9,7 +9,7 @@ trained at a quarter of a card's peak by one program and at half by another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rankwise.errors import RunError
@@ -144,11 +144,18 @@ def speed_of(device: Device, dtype: str, blocks: int) -> Speed | None:
     return Speed(rate, _efficiency(device, dtype), launch, device.source)
 
 
-def duration(step: Step, steps: int, by: Speed | Probe, *, error: float = 0.0) -> Duration:
-    """`error`: by what share the tokens of a step may be others than was estimated."""
+def duration(
+    step: Step, steps: int, by: Speed | Probe, *, error: float = 0.0, validation: Step | None = None
+) -> Duration:
+    """`error`: by what share the tokens of a step may be others than was estimated. `validation` is all that the run
+    reads beside its steps, with as many tokens as it costs in a training step."""
     seconds = _probed(step, by) if isinstance(by, Probe) else _assumed(step, by)
     seconds = Estimate(seconds.low * max(0.0, 1 - error), seconds.likely, seconds.high * (1 + error))
-    return Duration(seconds, steps, seconds.times(steps), by)
+    total = seconds.times(steps)
+    if validation is not None:
+        extra = _probed(validation, replace(by, constant=0.0)) if isinstance(by, Probe) else _assumed(validation, by)
+        total = total.plus(extra)
+    return Duration(seconds, steps, total, by)
 
 
 def cost(seconds: Estimate, *, watts: float | None = None, price: float | None = None) -> Cost:

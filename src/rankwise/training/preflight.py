@@ -15,11 +15,12 @@ import torch
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import as_planned
 from rankwise.errors import RankwiseError, ResourceError, first_line
+from rankwise.forward.plan import plan
 from rankwise.models.precision import choose_precision
 from rankwise.planning.devices import Device, with_memory
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
-from rankwise.planning.plan import Plan, plan
+from rankwise.planning.plan import Plan
 from rankwise.runs.manifest import Forecasted, Form
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 
@@ -36,9 +37,9 @@ class Foresight:
     @property
     def least(self) -> int:
         """Bytes, with as many blocks computed twice and as little at once as a run may choose by itself."""
-        made, training = self.plan.made, self.plan.asked.training
+        made, training = self.plan.forecast, self.plan.config.training
         tokens = self.plan.amount.longest if training.auto_batch else made.job.tokens
-        blocks = self.plan.shape.stacks[-1].count - made.job.lowest
+        blocks = self.plan.shape.blocks.count - made.job.lowest
         twice = blocks if training.activation_checkpointing == "auto" else made.job.recomputed
         job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
         return min(made.peak, made.with_job(job).peak)
@@ -56,11 +57,11 @@ class Foresight:
 
     def remedies(self) -> list[Remedy]:
         """Where memory ran out although it was forecast to do: what is forecast to need much less."""
-        made = self.plan.made
+        made = self.plan.forecast
         return self.plan.remedies_for(min(self.plan.device.usable, round(SMALLER * made.peak)))[:OFFERED]
 
     def recorded(self) -> Forecasted:
-        made, told = self.plan.made, self.plan.duration
+        made, told = self.plan.forecast, self.plan.duration
         return Forecasted(
             peak_bytes=made.peak, memory={part.name: round(part.bytes) for part in made.memory.parts},
             device=self.plan.device.name, trainable_parameters=made.parameters.trainable,
@@ -88,13 +89,13 @@ def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | Non
 
 def foresee_form(foreseen: Foresight | None, form: Form, callback: Callback) -> Foresight | None:
     """Anew where a run is computed in the plain form, and the forecast took the fast one for granted."""
-    if foreseen is None or form != "plain" or foreseen.plan.made.job.form == "plain":
+    if foreseen is None or form != "plain" or foreseen.plan.forecast.job.form == "plain":
         return foreseen
-    asked, device = foreseen.plan.asked, foreseen.plan.device
+    asked, device = foreseen.plan.config, foreseen.plan.device
     training = asked.training.model_copy(update={"plain": True})
     again = _planned(lambda: plan(asked.model_copy(update={"training": training}), on=device), callback)
     if again is not None:
-        before, now = foreseen.plan.made.peak, again.plan.made.peak
+        before, now = foreseen.plan.forecast.peak, again.plan.forecast.peak
         callback(
             WarningMessage(f"the forecast for the plain form is {_gigabytes(now)} of memory, not {_gigabytes(before)}")
         )

@@ -21,11 +21,12 @@ from rankwise.adapters.tuned import Tuned
 from rankwise.config.adapters import FullConfig, LoraConfig
 from rankwise.config.planning import Planned
 from rankwise.data.batches import Batch
+from rankwise.forward.plan import plan
 from rankwise.forward.reference import random_documents
 from rankwise.methods.methods import allocator_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.planning.plan import Plan, plan
+from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
 from rankwise.runs.manifest import now, processor_name
 from rankwise.runs.records import Callback, StatusMessage, silent

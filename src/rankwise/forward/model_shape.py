@@ -1,0 +1,135 @@
+"""A config.json into the shape of its model, read from the model itself.
+
+transformers builds the model on the meta device, where weights have sizes and no memory. Its modules are walked: those
+that an adapter can be laid over are known by the rule that adapters themselves go by (adapters/base_layers.py), and
+everything else that holds weights is counted. A forward pass over fake tensors then tells where each layer stands and
+what its block keeps for the backward pass (saved_activations.py). Nothing is downloaded, and no code that comes with a
+model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+import rankwise.models.quiet as quiet
+from rankwise.adapters.base_layers import features_of, kind_of, weight_of
+from rankwise.adapters.fused import split_of
+from rankwise.config.base import shown
+from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
+from rankwise.forward.saved_activations import measured, stacks_of
+from rankwise.planning.config_check import checked_config
+from rankwise.planning.shape import Layer, ModelShape
+
+MOST_MODULES = 500_000
+"""Against a config that would be built without end."""
+
+
+def shape_of_config(config: dict[str, Any], name: str, where: str) -> ModelShape:
+    """`config` is a parsed config.json, which `where` names in messages."""
+    settings = checked_config(config, where)
+    with torch.random.fork_rng(devices=[]):  # a training that plans itself draws the numbers that it would draw anyway
+        return _shape(settings, name, where)
+
+
+def _shape(settings: dict[str, Any], name: str, where: str) -> ModelShape:
+    auto_class, model = _built(settings, where)
+    text: Any = model.config.get_text_config()  # pyright: ignore[reportCallIssue]
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    paths = {id(module): path for path, module in model.named_modules()}
+    layers = list(_layers(model))
+    stacks, stages = stacks_of(model, auto_class), {}
+    if not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0):
+        stacks, stages = measured(model, stacks)
+    return ModelShape(
+        name, settings["model_type"], auto_class,
+        tuple(replace(layer, stage=stages.get(layer.path)) for layer in layers),
+        tuple(stack.blocks for stack in stacks), getattr(text, "vocab_size", None) or 0,
+        getattr(text, "max_position_embeddings", None), paths.get(id(head)),
+    )  # fmt: skip
+
+
+def _built(settings: dict[str, Any], where: str) -> tuple[str, Any]:
+    """The name of the automatic class, and the model that it builds on the meta device."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    quiet.hush()
+    family = settings["model_type"]
+    if family not in CONFIG_MAPPING:
+        hint = did_you_mean(family, CONFIG_MAPPING)
+        raise ModelError(f"{where}: model_type {shown(family)} is not known to transformers.{hint}")
+    counted = 0
+
+    def count(*_: Any) -> None:
+        nonlocal counted
+        counted += 1
+        if counted > MOST_MODULES:
+            raise ModelError(f"{where}: it has more than {MOST_MODULES:,} parts, so it is not planned.")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        config = CONFIG_MAPPING[family].from_dict(settings)
+        auto_class = _auto_class(config)
+        with torch.device("meta"):
+            return auto_class, getattr(transformers, auto_class).from_config(config, trust_remote_code=False).eval()
+    except RankwiseError:
+        raise
+    except Exception as error:  # as many kinds as there are architectures
+        raise ModelError(f"{where}: transformers builds no model of it: {_reason(error)}") from None
+    finally:
+        hook.remove()
+
+
+def _reason(error: Exception) -> str:
+    """The whole of a validation error, which names the setting in its first line and what is wrong in the next."""
+    return " ".join(str(error).split()) if type(error).__module__.startswith("huggingface_hub") else first_line(error)
+
+
+def _auto_class(config: Any) -> str:
+    """That of the task a model was made for, as far as its type says so: an encoder that could also be a decoder is
+    one if its architecture is named for it."""
+    from transformers.models.auto import modeling_auto as auto
+
+    family, named = config.model_type, str(getattr(config, "architectures", None) or "")
+    if config.is_encoder_decoder:
+        texts = family in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        return "AutoModelForSeq2SeqLM" if texts else "AutoModel"
+    either = family in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not ("CausalLM" in named or "LMHead" in named)
+    return "AutoModelForCausalLM" if family in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not either else "AutoModel"
+
+
+def _layers(model: nn.Module) -> Iterator[Layer]:
+    """In the order of the modules; a weight that two of them read belongs to the first."""
+    owners: dict[int, str] = {}
+    for path, module in model.named_modules():
+        weights = dict(module.named_parameters(recurse=False))
+        own = {name: value for name, value in weights.items() if id(value) not in owners}
+        shared = [owners[id(value)] for value in weights.values() if id(value) in owners]
+        kind = kind_of(module)
+        if kind is None:
+            if weights:
+                count = sum(value.numel() for value in own.values())
+                yield Layer(path, "other", bias=count, shares=shared[0] if shared else None,
+                            class_name=type(module).__name__)  # fmt: skip
+        else:
+            yield _host(model, path, kind, owners.get(id(weight_of(module))))
+        owners |= {id(value): path for value in own.values()}
+
+
+def _host(model: nn.Module, path: str, kind: Any, shares: str | None) -> Layer:
+    module = model.get_submodule(path)
+    inputs, outputs = features_of(module)
+    bias = getattr(module, "bias", None)
+    split = split_of(model, path, outputs) if kind in ("linear", "conv1d") else None
+    kernel = module.kernel_size if isinstance(module, nn.Conv2d) else None
+    return Layer(
+        path, kind, inputs, outputs, 0 if bias is None else bias.numel(), shares,
+        () if split is None else tuple(len(rows) for rows in split.rows),
+        None if kernel is None else (kernel[0], kernel[1]),
+    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""What validation adds to a training: its rows are read before the first step, on the way and after the last, and a few
+of their prompts are answered before the first step and after the last.
+
+    read       passes x tokens of the rows, forward alone
+    written    a step of decoding reads every weight, for up to 16 answers at once: as much as
+               16 x WRITTEN tokens that are read
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rankwise.config.planning import Planned
+from rankwise.config.validation import WRITTEN
+from rankwise.planning.rows import PlannedRows
+
+SAMPLES, LONGEST, UNKNOWN = 3, 256, 64
+"""As training/validation_prompts.py has them; a test compares both."""
+AT_ONCE = 16
+"""Answers that are written together."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """`tokens` are all that the run's validations read, those written among them at what they cost."""
+
+    passes: int
+    tokens: float
+    writes_answers: bool
+
+
+def validation_of(config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float) -> Validation:
+    """Rows that have a file of their own are answered, and their number is not known here, so they are not counted."""
+    data, settings = config.data, config.evaluation
+    count = data.held_out if data is not None else 0
+    has_rows = bool(count) or (data is not None and data.evaluation is not None)
+    samples = len(settings.prompts) if settings.prompts is not None else SAMPLES * has_rows
+    answers = settings.answers * has_rows
+    if rows is None or not rows.documents.likely or steps is None:
+        return Validation(0, 0.0, bool(samples or answers))
+    read = count * rows.tokens.likely / rows.documents.likely
+    longest = 1.5 * rows.supervised.likely / rows.documents.likely + 1
+    limit = settings.max_new_tokens or (min(LONGEST, longest) if has_rows else UNKNOWN)
+    interval = settings.interval(steps, round(steps * step_tokens), round(read), round(answers * limit))
+    passes = 1 + math.ceil(steps / interval) if has_rows else 0
+    decoded = limit * (2 * math.ceil(samples / AT_ONCE) + passes * math.ceil(answers / AT_ONCE))
+    return Validation(passes, passes * read + AT_ONCE * WRITTEN * decoded, bool(samples or answers))

@@ -1,0 +1,69 @@
+"""Whatever transformers can build is counted to the last parameter, also what our source never names.
+
+Each architecture is built at the size of its own default config on the meta device, counted apart from the plan, and
+adapted as a training would adapt it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+import rankwise
+from rankwise.adapters.set import inject
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.forward.model_shape import shape_of_config
+from rankwise.planning.parameters import parameters_of
+from rankwise.planning.shape_file import shape_from_json, shape_to_json
+
+CAUSAL = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "gptj", "opt", "phi3", "stablelm",
+    "mpt", "bloom", "falcon", "olmo2", "granite", "starcoder2", "cohere", "glm", "helium", "codegen", "xglm", "exaone4",
+    "ernie4_5", "mixtral", "qwen3_moe", "gpt_oss", "olmoe", "deepseek_v3", "lfm2", "mamba",
+)  # fmt: skip
+ENCODERS = (
+    "bert", "roberta", "deberta-v2", "distilbert", "electra", "modernbert", "vit", "dinov2", "swin", "convnext", "clip",
+)  # fmt: skip
+BOTH = ("t5", "bart", "mt5", "pegasus", "whisper")
+AUTO = dict.fromkeys(CAUSAL, AutoModelForCausalLM) | dict.fromkeys(ENCODERS, AutoModel)
+AUTO |= dict.fromkeys(BOTH, AutoModelForSeq2SeqLM) | {"whisper": AutoModel}
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "olmoe", "deepseek_v3")
+WITHOUT_FORWARD = ("vit", "dinov2", "swin", "convnext", "clip", *BOTH, *EXPERTS)
+"""Of these the parameters are planned alone."""
+
+
+def built(family: str) -> tuple[dict[str, Any], nn.Module]:
+    config = CONFIG_MAPPING[family]()
+    with torch.device("meta"):
+        return config.to_dict(), AUTO[family].from_config(config)
+
+
+@pytest.mark.parametrize("family", AUTO)
+def test_an_architecture_is_counted_as_it_is_built_and_adapted(family: str) -> None:
+    config, model = built(family)
+    shape = shape_of_config(config, family, "config.json")
+    assert shape.parameters == sum({id(weight): weight.numel() for weight in model.parameters()}.values())
+    assert shape_from_json(shape_to_json(shape), family).layers == shape.layers
+    assert bool(shape.stacks[-1].saved) == (family not in WITHOUT_FORWARD)
+    for spec in (LoraConfig(rank=3), AdaLoraConfig(budget="3")):
+        counted, adapters = parameters_of(shape, spec), inject(model, spec)
+        try:
+            assert counted.trainable == adapters.added
+            assert [one.layer.path for one in counted.adapted] == list(adapters.layers)
+        finally:
+            adapters.eject()
+
+
+def test_many_of_them_are_named_nowhere_in_our_source() -> None:
+    source = "".join(
+        path.read_text().lower()
+        for path in Path(rankwise.__file__).parent.rglob("*")
+        if path.suffix in (".py", ".json")
+    )
+    assert len([family for family in AUTO if family not in source]) >= 8
+    assert len(AUTO) >= 30

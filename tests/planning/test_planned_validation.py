@@ -1,0 +1,77 @@
+"""What validation adds to a plan: the weights that decoding lays out once more, and the tokens that are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.planning import Planned
+from rankwise.config.training import TrainingConfig
+from rankwise.forward.model_shape import shape_of_config
+from rankwise.kernels import prepacked
+from rankwise.planning import validation
+from rankwise.planning.estimate import Estimate
+from rankwise.planning.forecast import AtOnce, forecast
+from rankwise.planning.machine import this_processor
+from rankwise.planning.rows import PlannedRows
+from rankwise.planning.time import Probe, Step, duration
+from rankwise.planning.validation import validation_of
+from rankwise.training import validation_prompts
+
+ROWS = PlannedRows(
+    Estimate.exactly(280), Estimate.exactly(28_000), Estimate.exactly(14_000), 0.0, 100, 100, 100, (100,) * 280, True
+)
+
+
+def config(held_out: int = 60, **settings) -> Planned:
+    data = {"path": "rows.jsonl"} | ({"held_out": held_out} if held_out else {})
+    return Planned.model_validate({"model": "smollm2-135m", "data": data, "evaluation": settings})
+
+
+def test_the_numbers_are_those_of_a_training() -> None:
+    for name in ("SAMPLES", "LONGEST", "UNKNOWN"):
+        assert getattr(validation, name) == getattr(validation_prompts, name)
+
+
+def test_without_validation_rows_nothing_is_read_or_answered() -> None:
+    found = validation_of(config(0), ROWS, 100, 800)
+    assert (found.passes, found.tokens, found.writes_answers) == (0, 0.0, False)
+    assert validation_of(config(0, prompts=("Hello",)), ROWS, 100, 800).writes_answers
+    assert not validation_of(config(60, prompts=()), ROWS, 100, 800).writes_answers
+
+
+def test_rows_are_read_before_after_and_as_often_as_is_asked_for() -> None:
+    usual = validation_of(config(prompts=()), ROWS, 100, 800)
+    assert usual.passes >= 2 and usual.tokens == usual.passes * 60 * 100
+    often = validation_of(config(prompts=(), steps=5), ROWS, 100, 800)
+    assert often.passes == 21 and often.tokens == 21 * 60 * 100
+    answered = validation_of(config(steps=5), ROWS, 100, 800)
+    assert answered.tokens - often.tokens == 16 * 12 * 2 * (1.5 * 50 + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_answers_take_the_bytes_that_decoding_lays_out(dtype: torch.dtype) -> None:
+    settings = LlamaConfig(
+        vocab_size=600, hidden_size=256, intermediate_size=300, num_hidden_layers=2, num_attention_heads=4,
+        tie_word_embeddings=True, max_position_embeddings=64,
+    )  # fmt: skip
+    module = LlamaForCausalLM(settings).to(dtype)
+    shape = shape_of_config(settings.to_dict(), "small", "config.json")
+    device, amount = replace(this_processor(), memory=10**10), AtOnce(64, 64, 64)
+    name = str(dtype).removeprefix("torch.")
+    quiet, answering = (
+        forecast(shape, LoraConfig(), TrainingConfig(), device, name, amount, writes_answers=answers)
+        for answers in (False, True)
+    )
+    packed = sum(weight.nbytes for weight in prepacked._weights(module))
+    assert answering.memory["answers"] == packed and quiet.memory["answers"] == 0
+    assert answering.peak - quiet.peak == packed
+
+
+def test_what_is_read_beside_the_steps_takes_its_time_once() -> None:
+    step, probe = Step(1e9, 100.0), Probe(1.0, 0.01, "here", "now", spread=0.0)
+    assert duration(step, 10, probe, validation=Step(1e9, 50.0)).total.likely == pytest.approx(10 * 2.0 + 0.5)
