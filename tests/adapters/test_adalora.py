@@ -28,6 +28,7 @@ from rankwise.adapters.set import inject
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ConfigError, TrainingError
+from sampling import draws
 
 RATE = 1e-2
 
@@ -169,7 +170,7 @@ def test_at_exact_orthogonality_the_penalty_is_still():
 SCORES = st.lists(st.sampled_from([0.0, 0.0, 1.0, 2.0, 2.0, 5.0]), min_size=1, max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(scores=SCORES, share=st.floats(0, 1))
 def test_exactly_the_budget_is_kept_whatever_is_equal(scores, share):
     budget = round(share * len(scores))
@@ -181,7 +182,7 @@ def test_exactly_the_budget_is_kept_whatever_is_equal(scores, share):
     assert torch.equal(kept, keep_best(values, budget)), "equal scores are parted the same way each time"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(
     scores=SCORES, costs=st.lists(st.integers(1, 50), min_size=40, max_size=40), share=st.floats(0, 1),
     layers=st.lists(st.integers(0, 4), min_size=40, max_size=40),
@@ -213,7 +214,7 @@ def test_what_is_worth_most_for_its_cost_is_kept_within_the_budget(scores, costs
         assert kept.any(), "a budget that one triplet fits in is not left unused"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(
     steps=st.integers(1, 400), warmup=st.floats(0, 0.5), final=st.floats(0, 0.49), last=st.integers(1, 50),
     more=st.integers(0, 50), interval=st.one_of(st.just("auto"), st.integers(1, 20)),

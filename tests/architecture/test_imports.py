@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import rankwise
+from light import outcomes
 
 SOURCE = Path(rankwise.__file__).parent
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "numpy"}
@@ -43,44 +44,33 @@ def test_specs_and_runs_bring_no_torch():
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["train"],
-        ["demo"],
-        ["chat"],
-        ["generate"],
-        ["predict"],
-        ["doctor"],
-        ["models"],
-        ["inspect"],
-        ["strength"],
-        ["export"],
-        ["report"],
-        ["compare"],
-        ["runs"],
-        ["cache"],
-    ],
-    ids=str,
-)
-def test_help_brings_no_torch(argv):
-    program = (
-        "import sys\nfrom rankwise.cli.main import app\n"
-        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+MISTAKE = ("train", "--model", "m", "--data", "d", "--run", "..")
+HELP = [
+    (*command, "--help")
+    for command in (
+        (), ("train",), ("demo",), ("chat",), ("generate",), ("predict",), ("doctor",), ("models",), ("inspect",),
+        ("strength",), ("export",), ("report",), ("compare",), ("runs",), ("cache",),
     )
-    loaded, printed = loaded_after(program, *argv, "--help")
-    assert "--help" in printed
-    assert not loaded & HEAVY
+]  # fmt: skip
 
 
-def test_a_mistake_in_the_settings_is_told_before_torch_is_loaded():
-    program = (
-        "import sys\nfrom rankwise.cli.main import app\n"
-        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 2, end.code\n"
-    )
-    loaded, _ = loaded_after(program, "train", "--model", "m", "--data", "d", "--run", "..")
-    assert not loaded & HEAVY
+@pytest.fixture(scope="module")
+def outcome_of():
+    """What came of each command."""
+    return dict(zip([MISTAKE, *HELP], outcomes([MISTAKE, *HELP]), strict=True))
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_brings_no_torch(outcome_of, words):
+    outcome = outcome_of[words]
+    assert outcome.code == 0 and "--help" in outcome.printed
+    assert not outcome.loaded & HEAVY
+
+
+def test_a_mistake_in_the_settings_is_told_before_torch_is_loaded(outcome_of):
+    outcome = outcome_of[MISTAKE]
+    assert outcome.code == 2 and "rankwise" in outcome.loaded
+    assert not outcome.loaded & HEAVY
 
 
 @pytest.mark.parametrize("name", rankwise.__all__)

@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 import rankwise as package
+from light import outcomes
 from rankwise.cli.main import app
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.data.preparing import told as lines_before_training
@@ -646,14 +647,21 @@ def test_a_run_of_several_sources_can_be_asked(home):
 # Help
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [["data"], ["data", "check"], ["data", "preview"], ["data", "recipes"], ["train"], ["generate"]],
-    ids=" ".join,
-)
-def test_help_brings_nothing_large_and_names_every_flag(argv):
-    loaded, printed = after("--help", *argv)
-    assert not loaded & HEAVY
+HELP = (("data",), ("data", "check"), ("data", "preview"), ("data", "recipes"), ("train",), ("generate",))
+SHOWN = (("data", "recipes"), ("data", "recipes", "vicuna", "--json"))
+
+
+@pytest.fixture(scope="module")
+def outcome_of():
+    """What came of each of these commands in an interpreter of their own."""
+    commands = [*((*words, "--help") for words in HELP), *SHOWN]
+    return dict(zip(commands, outcomes(commands), strict=True))
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_brings_nothing_large_and_names_every_flag(outcome_of, words):
+    outcome = outcome_of[*words, "--help"]
+    assert outcome.code == 0 and not outcome.loaded & HEAVY
     flags = {
         "check": ("--model", "--recipe", "--format", "--max-length", "--on-bad-row", "--held-out", "--evaluation"),
         "preview": ("--model", "--rows", "--first", "--recipe", "--format", "--max-length", "--on-bad-row"),
@@ -661,30 +669,14 @@ def test_help_brings_nothing_large_and_names_every_flag(argv):
         "generate": ("--context",),
         "data": ("check", "preview", "recipes"),
     }  # fmt: skip
-    everywhere = ("--set", "--json", "--quiet") if argv[-1] in ("check", "preview", "train") else ()
-    assert [flag for flag in (*flags.get(argv[-1], ()), *everywhere) if flag not in printed] == []
+    everywhere = ("--set", "--json", "--quiet") if words[-1] in ("check", "preview", "train") else ()
+    assert [flag for flag in (*flags.get(words[-1], ()), *everywhere) if flag not in outcome.printed] == []
 
 
-@pytest.mark.parametrize("argv", [["data", "recipes"], ["data", "recipes", "vicuna", "--json"]], ids=" ".join)
-def test_recipes_are_shown_without_anything_large(argv):
-    loaded, printed = after(*argv)
-    assert not loaded & HEAVY and "vicuna" in printed
-
-
-def after(*argv):
-    """Modules that a fresh interpreter holds after a command, and what it printed."""
-    program = (
-        "import sys\nfrom rankwise.cli.main import app\n"
-        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
-    )
-    words = [*argv[1:], argv[0]] if argv[0] == "--help" else argv
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1]), "COLUMNS": "200"},
-    )  # fmt: skip
-    printed, _, loaded = done.stdout.rpartition("LOADED ")
-    return set(loaded.split()), printed
+@pytest.mark.parametrize("words", SHOWN, ids=" ".join)
+def test_recipes_are_shown_without_anything_large(outcome_of, words):
+    outcome = outcome_of[words]
+    assert outcome.code == 0 and not outcome.loaded & HEAVY and "vicuna" in outcome.printed
 
 
 def test_what_is_held_out_is_said_once():

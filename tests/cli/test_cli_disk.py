@@ -8,21 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from processes import ended
 from rankwise.cli.main import app
-
-LIMITED = (
-    "import resource, sys\n"
-    "size = int(sys.argv.pop(1))\n"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
-    "from rankwise.__main__ import run\n"
-    "run()\n"
-)
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +38,20 @@ def train_words(model, run, *words):
 def test_a_file_that_the_disk_refuses_ends_the_run_with_four(home, tiny_folder, refused, limit, steps, every):
     name = f"no-{refused.partition('.')[0].partition('/')[0]}"
     words = train_words(tiny_folder, name, "--steps", steps, "--set", f"training.checkpoint_steps={every}")
-    ended = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), *words, "--quiet", "--json"], capture_output=True, text=True
-    )
+    command = ended(*words, "--quiet", "--json", largest=limit)
+    out, err = command.output()
     run = home / "runs" / name
     assert not (run / "adapter").exists()
     assert [str(path) for path in home.rglob("*.tmp*")] == []
     assert not (run / "manifest.json").exists() or (
         json.loads((run / "manifest.json").read_text())["status"] in {"running", "failed"}
     )
-    assert "Traceback" not in ended.stderr, ended.stderr[-500:]
-    assert ended.returncode == 4
-    facts = json.loads(ended.stdout)
+    assert "Traceback" not in err, err[-500:]
+    assert command.returncode == 4
+    facts = json.loads(out)
     assert (facts["kind"], facts["exit_code"]) == ("ResourceError", 4)
     assert f"runs/{name}/{refused}" in facts["error"] and "MB free" in facts["error"] and "\n" not in facts["error"]
-    assert ended.stderr == f"rankwise: {facts['error']}\n"
+    assert err == f"rankwise: {facts['error']}\n"
     again = CliRunner().invoke(app, train_words(tiny_folder, name, "--steps", 2, "--restart"))
     assert again.exit_code == 0, again.output
     assert (run / "adapter" / "adapter_model.safetensors").exists()

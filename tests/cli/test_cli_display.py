@@ -31,6 +31,7 @@ from rankwise.runs.records import (
     StepRecord,
     WarningMessage,
 )
+from sampling import draws
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_no_sequence_of_events_crashes_the_display(terminal, monkeypatch, capsys
         monkeypatch.delenv("NO_COLOR")
         monkeypatch.setenv("FORCE_COLOR", "1")
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @settings(max_examples=draws(60), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.lists(EVENTS, max_size=8), st.booleans())
     @example([ProgressUpdate("Reading", 0, 0, "rows"), ProgressUpdate("Reading", 5, 0, "bytes")], False)
     def tell(events, quiet):
@@ -261,7 +262,7 @@ def test_a_terminal_that_has_few_characters_gets_them_escaped():
     assert json.loads(done.stdout) == {"name": "fïle 日本"}
 
 
-@settings(deadline=None, database=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 @given(RANKS, st.integers(60, 200))
 def test_a_line_of_ranks_is_one_line_that_fits_and_steers_no_terminal(record, room):
     line = rank_line(record, room)

@@ -33,28 +33,14 @@ def rankwise(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, tiny_folder):
-    folder = tmp_path_factory.mktemp("exporting")
-    with contextlib.chdir(folder):
-        rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(6)]
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 30, "--batch-size", 2)
-        for run, method in (("fixed", ("--rank", 4)), ("given", ("--method", "adalora", "--budget", 3))):
-            result = rankwise("train", *words, "--run", run, *method)
-            assert result.exit_code == 0, result.output
-    return folder
-
-
 @pytest.fixture
-def home(prepared, tmp_path, monkeypatch):
-    shutil.copytree(prepared, tmp_path / "home")
-    monkeypatch.chdir(tmp_path / "home")
+def home(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora", "adalora"))
     return tmp_path / "home"
 
 
 @pytest.mark.parametrize("format", ["peft", "portable"])
-@pytest.mark.parametrize("run", ["fixed", "given"])
+@pytest.mark.parametrize("run", ["lora", "adalora"])
 def test_an_export_is_the_same_adapter_to_us_and_to_peft(home, tiny_folder, run, format):
     result = rankwise("export", run, "--to", "out/new", "--format", format, "--json")
     assert result.exit_code == 0 and result.stderr == "" and result.stdout.count("\n") == 1, result.output
@@ -87,7 +73,7 @@ def test_an_export_is_the_same_adapter_to_us_and_to_peft(home, tiny_folder, run,
 
 
 def test_a_portable_adapter_says_one_rank_and_one_alpha_and_no_pattern(home):
-    assert rankwise("export", "given", "--to", "out", "--format", "portable").exit_code == 0
+    assert rankwise("export", "adalora", "--to", "out", "--format", "portable").exit_code == 0
     config = json.loads((home / "out" / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] and not config["use_rslora"]
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
@@ -97,18 +83,18 @@ def test_a_portable_adapter_says_one_rank_and_one_alpha_and_no_pattern(home):
 
 
 def test_what_peft_reads_is_what_the_run_holds_to_the_byte(home):
-    assert rankwise("export", "given", "--to", "out").exit_code == 0
+    assert rankwise("export", "adalora", "--to", "out").exit_code == 0
     for name in ("adapter_model.safetensors", "adapter_config.json", "data_report.json"):
-        assert (home / "out" / name).read_bytes() == (home / "runs" / "given" / "adapter" / name).read_bytes()
+        assert (home / "out" / name).read_bytes() == (home / "runs" / "adalora" / "adapter" / name).read_bytes()
 
 
 def test_an_exported_adapter_names_the_base_that_it_is_given(home):
-    words = ("export", "fixed", "--to", "out", "--base-model", "organisation/model")
+    words = ("export", "lora", "--to", "out", "--base-model", "organisation/model")
     assert rankwise(*words).exit_code == 0
     config = json.loads((home / "out" / "adapter_config.json").read_text())
-    own = json.loads((home / "runs" / "fixed" / "adapter" / "adapter_config.json").read_text())
+    own = json.loads((home / "runs" / "lora" / "adapter" / "adapter_config.json").read_text())
     assert config == own | {"base_model_name_or_path": "organisation/model"}
-    ours, theirs = (home / folder / "base_model.json" for folder in ("runs/fixed/adapter", "out"))
+    ours, theirs = (home / folder / "base_model.json" for folder in ("runs/lora/adapter", "out"))
     before, after = json.loads(ours.read_text()), json.loads(theirs.read_text())
     assert after["name"] == "organisation/model" and after["fingerprint"] == before["fingerprint"]
     card = (home / "out" / "README.md").read_text()
@@ -116,10 +102,10 @@ def test_an_exported_adapter_names_the_base_that_it_is_given(home):
 
 
 def test_no_base_model_is_needed(home):
-    file = home / "runs" / "given" / "config.json"
+    file = home / "runs" / "adalora" / "config.json"
     asked = json.loads(file.read_text())
     file.write_text(json.dumps(asked | {"model": asked["model"] | {"name": "./nowhere"}}))
-    assert rankwise("export", "given", "--to", "out", "--format", "portable").exit_code == 0
+    assert rankwise("export", "adalora", "--to", "out", "--format", "portable").exit_code == 0
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -159,7 +145,7 @@ def test_filters_of_a_convolution_are_padded_as_filters(tmp_path):
 
 @pytest.mark.parametrize("what", ["a value", "the scale", "a layer gone", "another width"])
 def test_an_adapter_that_is_another_is_told_from_this_one(home, tmp_path, what):
-    held = read_weights(home / "runs" / "given" / "adapter")
+    held = read_weights(home / "runs" / "adalora" / "adapter")
     path, part = next(iter(held.factors.items()))
     value = part.A.clone()
     value[part.B.norm(dim=0).argmax(), 0] += 1e-4 * part.A.abs().max()
@@ -174,7 +160,7 @@ def test_an_adapter_that_is_another_is_told_from_this_one(home, tmp_path, what):
 
 
 def test_an_adapter_of_zeros_is_like_itself(home, tmp_path):
-    held = read_weights(home / "runs" / "fixed" / "adapter")
+    held = read_weights(home / "runs" / "lora" / "adapter")
     zeros = {path: Factors(part.A, part.B * 0, part.scale) for path, part in held.factors.items()}
     untrained = AdapterWeights(held.settings, zeros)
     check_same(untrained.portable(), untrained, tmp_path)
@@ -182,7 +168,7 @@ def test_an_adapter_of_zeros_is_like_itself(home, tmp_path):
 
 def test_what_was_written_is_read_back_before_it_takes_its_name(home):
     # factors of one scale and a config that says another
-    held = read_weights(home / "runs" / "fixed" / "adapter")
+    held = read_weights(home / "runs" / "lora" / "adapter")
     wrong = AdapterWeights(held.settings | {"lora_alpha": 33}, held.factors)
     before = sorted(home.rglob("*"))
     with pytest.raises(AdapterError, match="would not be the same"):
@@ -191,12 +177,12 @@ def test_what_was_written_is_read_back_before_it_takes_its_name(home):
 
 
 def test_a_peft_adalora_is_not_rewritten_without_its_model(home):
-    file = home / "runs" / "fixed" / "adapter" / "adapter_config.json"
+    file = home / "runs" / "lora" / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({"peft_type": "ADALORA", "init_r": read_weights(file.parent).rank, "lora_alpha": 8}))
     tensors = {key.removesuffix(".weight"): value for key, value in load_file(file.parent / WEIGHTS).items()}
     values = {key[:-1] + "E": torch.ones(len(value), 1) for key, value in tensors.items() if key.endswith("A")}
     save_file(tensors | values, file.parent / WEIGHTS)
-    result = rankwise("export", "fixed", "--to", "out", "--force-result")
+    result = rankwise("export", "lora", "--to", "out", "--force-result")
     assert result.exit_code == 2 and "AdaLoRA" in result.stderr
 
 
@@ -219,7 +205,7 @@ def half(tmp_path_factory, tiny_folder):
     return folder
 
 
-@pytest.mark.parametrize("run", ["fixed", "given", "half"])
+@pytest.mark.parametrize("run", ["lora", "adalora", "half"])
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_folder, monkeypatch, run, dtype):
     base = half / "base" if run == "half" else tiny_folder
@@ -271,7 +257,7 @@ def test_a_weight_that_is_not_on_the_disk_as_it_was_merged_leaves_nothing(home, 
 
     save = merging.save
     monkeypatch.setattr(merging, "save", damaged)
-    result = rankwise("export", "fixed", "--to", "whole", "--format", "merged")
+    result = rankwise("export", "lora", "--to", "whole", "--format", "merged")
     assert result.exit_code == 2 and "not those that were merged" in result.stderr, result.output
     assert not any("whole" in path.name for path in home.iterdir())
 
@@ -286,13 +272,13 @@ def test_a_merged_model_that_is_another_is_not_left_behind(home, monkeypatch):
 
     merge = merging.merge
     monkeypatch.setattr(merging, "merge", half)
-    result = rankwise("export", "fixed", "--to", "whole", "--format", "merged")
+    result = rankwise("export", "lora", "--to", "whole", "--format", "merged")
     assert result.exit_code == 2 and "would not be the trained model" in result.stderr, result.output
     assert not any("whole" in path.name for path in home.iterdir())
 
 
 def test_a_change_that_rounding_hides_is_warned_of(home):
-    words = ("export", "fixed", "--to", "whole", "--format", "merged", "--strength", 0.001, "--quiet", "--dtype")
+    words = ("export", "lora", "--to", "whole", "--format", "merged", "--strength", 0.001, "--quiet", "--dtype")
     coarse, fine = rankwise(*words, "bfloat16"), rankwise(*words[:3], "exact", *words[4:], "float32")
     assert coarse.exit_code == fine.exit_code == 0, coarse.output + fine.output
     assert "rounding to bfloat16" in coarse.stderr and "--dtype float32" in coarse.stderr and fine.stderr == ""
@@ -300,13 +286,13 @@ def test_a_change_that_rounding_hides_is_warned_of(home):
 
 
 def test_a_place_that_no_system_has_is_told(home):
-    result = rankwise("export", "fixed", "--to", "p/" * 2500 + "x")
+    result = rankwise("export", "lora", "--to", "p/" * 2500 + "x")
     assert result.exit_code == 2 and "cannot be written (File name too long)" in result.stderr
 
 
 @pytest.mark.parametrize("format", ["peft", "portable", "merged"])
 def test_an_export_ends_by_saying_how_it_is_loaded(home, format):
-    result = rankwise("export", "fixed", "--to", "out", "--format", format)
+    result = rankwise("export", "lora", "--to", "out", "--format", format)
     assert result.exit_code == 0, result.output
     last = result.stdout.splitlines()[-1]
     call = {"peft": "PeftModel", "portable": "vllm serve", "merged": 'AutoModelForCausalLM.from_pretrained("out")'}

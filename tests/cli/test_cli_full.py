@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 import rankwise as package
+from processes import ended
 from rankwise.adapters.full import WholeModel
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, RunError
@@ -302,19 +300,10 @@ def test_a_restart_leaves_nothing_of_another_method(home):
     assert not (home / "runs" / "again" / "adapter").exists() and (home / "runs" / "again" / "model").is_dir()
 
 
-LIMITED = (
-    "import resource, sys\n"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-    "from rankwise.__main__ import run\n"
-    "run()\n"
-)
-
-
 def test_a_disk_that_refuses_the_model_leaves_no_half_of_it(home):
-    words = [str(word) for word in (*WORDS, "--run", "refused", "--json", "--quiet")]
-    environment = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
-    ended = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, env=environment)
-    assert ended.returncode == 4 and "runs/refused/model" in json.loads(ended.stdout)["error"], ended.stderr
+    command = ended(*WORDS, "--run", "refused", "--json", "--quiet", largest=100_000)
+    out, err = command.output()
+    assert command.returncode == 4 and "runs/refused/model" in json.loads(out)["error"], err
     run = home / "runs" / "refused"
     assert json.loads((run / "manifest.json").read_text())["status"] == "failed"
     assert not (run / "model").exists() and [str(path) for path in run.rglob("*.tmp*")] == []

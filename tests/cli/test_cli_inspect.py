@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -24,6 +22,7 @@ from rankwise.adapters.set import inject
 from rankwise.cli.main import app
 from rankwise.cli.rank_map import rank_tables
 from rankwise.config.adapters import LoraConfig
+from sampling import draws
 
 
 def rankwise(*words):
@@ -37,45 +36,30 @@ def facts(*words):
     return json.loads(result.stdout)
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, tiny_folder):
-    """Two finished runs of the same rows: "fixed" with LoRA and "given" with AdaLoRA."""
-    folder = tmp_path_factory.mktemp("inspecting")
-    with contextlib.chdir(folder):
-        rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(6)]
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 30, "--batch-size", 2)
-        for run, method in (("fixed", ("--rank", 4)), ("given", ("--method", "adalora", "--budget", 3))):
-            result = rankwise("train", *words, "--run", run, *method)
-            assert result.exit_code == 0, result.output
-    return folder
-
-
 @pytest.fixture
-def home(prepared, tmp_path, monkeypatch):
-    shutil.copytree(prepared, tmp_path / "home")
-    monkeypatch.chdir(tmp_path / "home")
+def home(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora", "adalora"))
     return tmp_path / "home"
 
 
 def test_a_lora_has_one_rank_and_no_history(home):
-    found = facts("fixed")
+    found = facts("lora")
     assert set(found) == {"run", "ranks", "mean_rank", "total_rank", "parameters", "bytes", "history", "integrity"}
     assert set(found["ranks"].values()) == {4} and len(found["ranks"]) == 14
     assert (found["mean_rank"], found["total_rank"], found["history"]) == (4, 56, [])
-    tensors = load_file(home / "runs" / "fixed" / "adapter" / "adapter_model.safetensors")
+    tensors = load_file(home / "runs" / "lora" / "adapter" / "adapter_model.safetensors")
     assert found["parameters"] == sum(tensor.numel() for tensor in tensors.values())
-    assert found["bytes"] == (home / "runs" / "fixed" / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert found["bytes"] == (home / "runs" / "lora" / "adapter" / "adapter_model.safetensors").stat().st_size
 
 
 def test_an_adalora_has_the_ranks_of_its_last_decision_and_those_before(home):
-    found = facts("given")
+    found = facts("adalora")
     *before, last = found["history"]
     assert last["final"] and not any(plan["final"] for plan in before) and before
     assert found["ranks"] == last["ranks"] and found["total_rank"] == 42 == last["budget"]
     assert all(set(plan) == {"step", "budget", "of", "ranks", "final", "unit"} for plan in found["history"])
     assert [plan["step"] for plan in found["history"]] == sorted(plan["step"] for plan in found["history"])
-    stored = facts(home / "runs" / "given" / "adapter")
+    stored = facts(home / "runs" / "adalora" / "adapter")
     assert stored["ranks"] == {path: rank for path, rank in sorted(found["ranks"].items()) if rank}
     assert stored["history"] == []
 
@@ -88,16 +72,16 @@ def test_ranks_that_were_only_silenced_count_as_taken_away(home, tiny_folder):
 
 
 def test_a_metrics_log_that_cannot_be_right_does_not_outvote_the_file(home):
-    file = home / "runs" / "given" / "metrics.jsonl"
+    file = home / "runs" / "adalora" / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows:
         if row["kind"] == "ranks" and row["final"]:
             row["ranks"] = dict.fromkeys(row["ranks"], 1000)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert facts("given")["ranks"] == facts(home / "runs" / "given" / "adapter")["ranks"]
+    assert facts("adalora")["ranks"] == facts(home / "runs" / "adalora" / "adapter")["ranks"]
 
 
-@pytest.mark.parametrize("run", ["fixed", "given"])
+@pytest.mark.parametrize("run", ["lora", "adalora"])
 def test_a_pipe_gets_a_plain_table_that_adds_up_and_fits(home, run):
     result = rankwise("inspect", run)
     assert result.exit_code == 0 and result.stderr == "" and result.stdout.isascii() and "\x1b" not in result.stdout
@@ -111,14 +95,14 @@ def test_a_pipe_gets_a_plain_table_that_adds_up_and_fits(home, run):
     assert foot[0] == "total"
     assert [int(word) for word in foot[1:]] == [sum(row[place] for row in body) for place in range(1, 9)]
     assert int(foot[-1]) == facts(run)["total_rank"]
-    assert ("  final" in result.stdout) == (run == "given")
+    assert ("  final" in result.stdout) == (run == "adalora")
 
 
 def test_a_terminal_with_colours_gets_the_same_table_in_shades(home, monkeypatch):
-    plain = rankwise("inspect", "given").stdout
+    plain = rankwise("inspect", "adalora").stdout
     monkeypatch.delenv("NO_COLOR")
     done = subprocess.run(
-        [sys.executable, "-m", "rankwise", "inspect", "given"],
+        [sys.executable, "-m", "rankwise", "inspect", "adalora"],
         capture_output=True, text=True, check=True,
         env={**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color"},
     )  # fmt: skip
@@ -141,14 +125,14 @@ def test_a_folder_of_any_lora_will_do(tmp_path):
 
 
 def test_factors_that_do_not_belong_together_are_refused(home):
-    file = home / "runs" / "fixed" / "adapter" / "adapter_model.safetensors"
+    file = home / "runs" / "lora" / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     key = next(key for key in tensors if "lora_A" in key)
     save_file(tensors | {key: torch.zeros(9, 3)}, file)
-    result = rankwise("inspect", "fixed", "--force-result")
+    result = rankwise("inspect", "lora", "--force-result")
     assert result.exit_code == 2 and "where its rank is 4" in result.stderr
     save_file({}, file)
-    result = rankwise("inspect", "fixed", "--force-result")
+    result = rankwise("inspect", "lora", "--force-result")
     assert result.exit_code == 2 and "has no factors" in result.stderr
 
 
@@ -162,7 +146,7 @@ PATHS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@settings(max_examples=draws(150), deadline=None, derandomize=True)
 @given(st.dictionaries(PATHS, st.integers(0, 4096), min_size=1, max_size=40))
 def test_any_ranks_are_tables_that_fit_and_hold_them_all(ranks):
     total = 0
@@ -187,22 +171,22 @@ def test_any_ranks_are_tables_that_fit_and_hold_them_all(ranks):
     ],
 )
 def test_what_export_would_refuse_is_not_shown(home, damage, said):
-    folder = home / "runs" / "fixed" / "adapter"
+    folder = home / "runs" / "lora" / "adapter"
     config, tensors = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / WEIGHTS)
     damage(config, tensors, next(key for key in tensors if "lora_A" in key))
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / WEIGHTS)
     shown, exported = (
-        rankwise(*words, "--force-result") for words in (("inspect", "fixed"), ("export", "fixed", "--to", "out"))
+        rankwise(*words, "--force-result") for words in (("inspect", "lora"), ("export", "lora", "--to", "out"))
     )
     assert shown.exit_code == exported.exit_code == 2
     assert shown.stderr == exported.stderr and said in shown.stderr
 
 
 def test_a_lost_metrics_log_costs_the_history_alone(home):
-    whole = facts("given")
-    (home / "runs" / "given" / "metrics.jsonl").unlink()
-    left = facts("given")
+    whole = facts("adalora")
+    (home / "runs" / "adalora" / "metrics.jsonl").unlink()
+    left = facts("adalora")
     assert left["history"] == [] and left["total_rank"] == whole["total_rank"]
 
 
@@ -236,7 +220,7 @@ def test_the_parts_of_a_fused_layer_are_shown_apart(hub_tokenizer, tmp_path, mon
 
 
 def test_an_error_shows_what_would_steer_a_terminal(home):
-    file = home / "runs" / "fixed" / "adapter" / WEIGHTS
+    file = home / "runs" / "lora" / "adapter" / WEIGHTS
     save_file(load_file(file) | {"base_model.model.\x1b[31mq.lora_A.weight": torch.zeros(4, 2)}, file)
-    result = rankwise("inspect", "fixed", "--force-result")
+    result = rankwise("inspect", "lora", "--force-result")
     assert result.exit_code == 2 and "\x1b" not in result.stderr and r"\x1b[31mq" in result.stderr

@@ -1,16 +1,15 @@
 """A result that is not what training wrote is refused by every reader, file by file, and read only when forced.
 
-One LoRA run and one whole model are trained; every test tampers with a copy of hard links, replacing files and never
-writing into one.
+Every test tampers with its own copy of a LoRA run and of a run whose result is a whole model.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,33 +31,14 @@ def rankwise(*words, typed=None):
     return CliRunner().invoke(app, [str(word) for word in words], input=typed)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_folder):
-    folder = tmp_path_factory.mktemp("integrity")
-    shutil.copytree(tiny_folder, folder / "base")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
-    words = ("--model", "base", "--data", "rows.jsonl", "--held-out", 2, "--steps", 2, "--plain", "--quiet")
-    with contextlib.chdir(folder):
-        for more in (
-            ("--run", "lora", "--rank", 2, "--targets", "q_proj,v_proj"),
-            ("--run", "whole", "--method", "full"),
-        ):
-            result = rankwise("train", *words, *more)
-            assert result.exit_code == 0, result.output
-    return folder
-
-
 @pytest.fixture
-def home(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained, tmp_path / "home", copy_function=os.link)
-    monkeypatch.chdir(tmp_path / "home")
+def home(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "short", "short-full"))
+    Path("text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     return tmp_path / "home"
 
 
 def replace(path, content):
-    """A new file of that name: the old one is also another test's."""
-    path.unlink(missing_ok=True)
     path.write_bytes(content)
 
 
@@ -120,35 +100,35 @@ TAMPERING = {
 }  # fmt: skip
 SHORT = GenerationConfig(max_new_tokens=2)
 READERS = {
-    "generate": ("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2),
-    "chat": ("chat", "lora", "--max-new-tokens", 2),
-    "evaluate": ("evaluate", "lora", "--no-forgetting"),
-    "inspect": ("inspect", "lora"),
-    "strength": ("strength", "lora", "--text", "text.txt", "--blocks", 2),
-    "export": ("export", "lora", "--to", "out"),
-    "export portable": ("export", "lora", "--to", "out", "--format", "portable"),
-    "export merged": ("export", "lora", "--to", "out", "--format", "merged"),
+    "generate": ("generate", "short", "--prompt", "hi", "--max-new-tokens", 2),
+    "chat": ("chat", "short", "--max-new-tokens", 2),
+    "evaluate": ("evaluate", "short", "--no-forgetting"),
+    "inspect": ("inspect", "short"),
+    "strength": ("strength", "short", "--text", "text.txt", "--blocks", 2),
+    "export": ("export", "short", "--to", "out"),
+    "export portable": ("export", "short", "--to", "out", "--format", "portable"),
+    "export merged": ("export", "short", "--to", "out", "--format", "merged"),
 }
 CALLS = {
-    "generate": lambda force: package.generate("lora", "hi", SHORT, force_result=force),
-    "open_for_asking": lambda force: package.open_for_asking("runs/lora", force_result=force),
-    "evaluate": lambda force: package.evaluate("lora", with_forgetting=False, force_result=force),
-    "inspect": lambda force: package.inspect("lora", force_result=force),
-    "strength": lambda force: package.strength("lora", text="text.txt", blocks=2, force_result=force),
-    "export": lambda force: package.export("lora", "out", force_result=force),
+    "generate": lambda force: package.generate("short", "hi", SHORT, force_result=force),
+    "open_for_asking": lambda force: package.open_for_asking("runs/short", force_result=force),
+    "evaluate": lambda force: package.evaluate("short", with_forgetting=False, force_result=force),
+    "inspect": lambda force: package.inspect("short", force_result=force),
+    "strength": lambda force: package.strength("short", text="text.txt", blocks=2, force_result=force),
+    "export": lambda force: package.export("short", "out", force_result=force),
 }
 
 
 @pytest.mark.parametrize("name", TAMPERING)
 def test_every_reader_refuses_what_training_did_not_write(home, name):
     tamper, how, file = TAMPERING[name]
-    tamper(home / "runs" / "lora")
+    tamper(home / "runs" / "short")
     before = sorted(home.rglob("*"))
     for words in READERS.values():
         result = rankwise(*words, typed="hi\n")
         assert result.exit_code == 2 and result.stdout == "", (words, result.output)
         (line,) = result.stderr.splitlines()
-        assert f"runs/lora/{file}" in line or file in line, line
+        assert f"runs/short/{file}" in line or file in line, line
         assert {"changed": "was changed", "missing": "is missing", "added": "was added"}[how] in line
         assert "--force-result" in line
     for call in CALLS.values():
@@ -159,7 +139,7 @@ def test_every_reader_refuses_what_training_did_not_write(home, name):
 
 @pytest.mark.parametrize("words", READERS.values(), ids=list(READERS))
 def test_forced_it_says_what_differs_and_goes_on(home, words):
-    double_b(home / "runs" / "lora")
+    double_b(home / "runs" / "short")
     result = rankwise(*words, "--force-result", typed="hi\n")
     assert result.exit_code == 0, result.output
     assert WEIGHTS in result.stderr and "not what training wrote" in result.stderr
@@ -167,7 +147,7 @@ def test_forced_it_says_what_differs_and_goes_on(home, words):
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 def test_python_forces_it_by_an_argument(home, call):
-    flip_a_bit(home / "runs" / "lora")
+    flip_a_bit(home / "runs" / "short")
     call(True)
 
 
@@ -175,31 +155,31 @@ def test_python_forces_it_by_an_argument(home, call):
 def test_forced_reading_of_what_cannot_be_read_is_still_one_clear_error(home, name):
     remove_data_report = (lambda run: (run / "data_report.json").unlink(), "missing", "data_report.json")
     tamper, _, file = TAMPERING.get(name, remove_data_report)
-    tamper(home / "runs" / "lora")
-    told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2, "--force-result")
+    tamper(home / "runs" / "short")
+    told = rankwise("generate", "short", "--prompt", "hi", "--max-new-tokens", 2, "--force-result")
     assert isinstance(told.exception, SystemExit | None) and "Traceback" not in told.stderr
     assert told.exit_code == (0 if name == "alpha as text" else 2) and file in told.stderr
 
 
 def test_nothing_is_said_of_what_training_wrote(home):
-    told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
+    told = rankwise("generate", "short", "--prompt", "hi", "--max-new-tokens", 2)
     assert told.exit_code == 0 and told.stderr == ""
-    assert package.inspect("lora").summary()["integrity"]["status"] == "verified"
+    assert package.inspect("short").summary()["integrity"]["status"] == "verified"
 
 
 def test_all_problems_are_named_at_once_one_to_a_line(home):
-    run = home / "runs" / "lora"
+    run = home / "runs" / "short"
     flip_a_bit(run)
     (run / CONFIG).unlink()
     replace(run / "adapter" / "vocab.txt", b"a")
-    told = rankwise("generate", "lora", "--prompt", "hi").stderr.splitlines()
+    told = rankwise("generate", "short", "--prompt", "hi").stderr.splitlines()
     assert len(told) == 3
     for line, file in zip(told, (WEIGHTS, CONFIG, "adapter/vocab.txt"), strict=True):
         assert file in line and "--force-result" in line
 
 
 def test_the_manifest_has_the_hash_of_every_file_of_the_result(home):
-    for name, result in (("lora", "adapter"), ("whole", "model")):
+    for name, result in (("short", "adapter"), ("short-full", "model")):
         run = home / "runs" / name
         recorded = json.loads((run / "manifest.json").read_text())["result_sha256"]
         files = [path for path in (run / result).rglob("*") if path.is_file()] + [run / "data_report.json"]
@@ -208,42 +188,42 @@ def test_the_manifest_has_the_hash_of_every_file_of_the_result(home):
 
 
 def test_what_no_program_loads_may_be_edited_and_is_mentioned(home):
-    run = home / "runs" / "lora"
+    run = home / "runs" / "short"
     replace(run / "adapter" / "NOTES.md", b"mine")
-    told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
+    told = rankwise("generate", "short", "--prompt", "hi", "--max-new-tokens", 2)
     assert told.exit_code == 0 and "adapter/NOTES.md" in told.stderr
 
 
 def test_a_run_of_an_earlier_version_is_read_and_said(home):
-    file = home / "runs" / "lora" / "manifest.json"
+    file = home / "runs" / "short" / "manifest.json"
     manifest = json.loads(file.read_text())
     del manifest["result_sha256"]
     replace(file, json.dumps(manifest).encode())
-    double_b(home / "runs" / "lora")
-    told = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
+    double_b(home / "runs" / "short")
+    told = rankwise("generate", "short", "--prompt", "hi", "--max-new-tokens", 2)
     assert told.exit_code == 0 and told.stderr.count("not checked") == 1
-    assert json.loads(rankwise("inspect", "lora", "--json").stdout)["integrity"]["status"] == "not recorded"
-    assert "no hashes" in rankwise("inspect", "lora").stdout
+    assert json.loads(rankwise("inspect", "short", "--json").stdout)["integrity"]["status"] == "not recorded"
+    assert "no hashes" in rankwise("inspect", "short").stdout
 
 
 def test_inspect_shows_whether_the_result_verifies(home):
-    run = home / "runs" / "lora"
+    run = home / "runs" / "short"
     files = len(json.loads((run / "manifest.json").read_text())["result_sha256"])
-    assert f"{files} result files are unchanged since training" in rankwise("inspect", "lora").stdout
+    assert f"{files} result files are unchanged since training" in rankwise("inspect", "short").stdout
     flip_a_bit(run)
-    told = rankwise("inspect", "lora", "--force-result")
+    told = rankwise("inspect", "short", "--force-result")
     assert f"changed since training: {WEIGHTS}" in told.stdout
-    facts = json.loads(rankwise("inspect", "lora", "--force-result", "--json").stdout)["integrity"]
+    facts = json.loads(rankwise("inspect", "short", "--force-result", "--json").stdout)["integrity"]
     assert facts == {
         "status": "changed", "files": files, "changed": [WEIGHTS], "missing": [], "added": [], "other": []
     }  # fmt: skip
 
 
 def test_a_folder_inside_a_run_is_checked_too_and_a_copy_outside_is_not(home):
-    run = home / "runs" / "lora"
+    run = home / "runs" / "short"
     double_b(run)
     shutil.copytree(run / "adapter", home / "mine")
-    model = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(home / "tiny-llama", dtype=torch.float32)
     for read in (lambda folder: package.inspect(str(folder)), lambda folder: package.read_peft(model, folder)):
         with pytest.raises(ResultError, match="copy the folder"):
             read(run / "adapter")
@@ -251,7 +231,7 @@ def test_a_folder_inside_a_run_is_checked_too_and_a_copy_outside_is_not(home):
 
 
 def test_a_folder_inside_a_run_is_checked_whatever_its_path(home, monkeypatch):
-    run = home / "runs" / "lora"
+    run = home / "runs" / "short"
     double_b(run)
     (home / "link").symlink_to(run / "adapter")
     monkeypatch.chdir(run / "adapter")
@@ -261,23 +241,23 @@ def test_a_folder_inside_a_run_is_checked_whatever_its_path(home, monkeypatch):
 
 
 def test_a_result_that_lies_behind_a_link_is_checked_too(home):
-    run = home / "runs" / "lora"
+    run = home / "runs" / "short"
     double_b(run)
     (run / "adapter").rename(home / "moved")
     (run / "adapter").symlink_to(home / "moved")
-    for path in ("lora", run / "adapter"):
+    for path in ("short", run / "adapter"):
         assert "was changed after training" in rankwise("generate", path, "--prompt", "hi").stderr
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "._adapter_model.safetensors", "._adapter_config.json"])
 def test_hidden_files_that_a_system_leaves_are_only_mentioned(home, name):
-    replace(home / "runs" / "lora" / "adapter" / name, b"x")
-    read = rankwise("generate", "lora", "--prompt", "hi", "--max-new-tokens", 2)
+    replace(home / "runs" / "short" / "adapter" / name, b"x")
+    read = rankwise("generate", "short", "--prompt", "hi", "--max-new-tokens", 2)
     assert read.exit_code == 0 and f"loaded by no program: adapter/{name}" in read.stderr
 
 
 def test_a_renamed_run_has_its_new_name_on_its_card_and_verifies(home):
-    assert rankwise("runs", "rename", "lora", "my_new.name").exit_code == 0
+    assert rankwise("runs", "rename", "short", "my_new.name").exit_code == 0
     run = home / "runs" / "my_new.name"
     assert "\n# my\\_new.name\n" in (run / "adapter" / "README.md").read_text()
     assert json.loads(rankwise("inspect", "my_new.name", "--json").stdout)["integrity"]["status"] == "verified"
@@ -287,14 +267,14 @@ def test_a_renamed_run_has_its_new_name_on_its_card_and_verifies(home):
 
 
 def test_a_whole_model_is_checked_wherever_it_is_read(home):
-    file = home / "runs" / "whole" / "model" / "model.safetensors"
+    file = home / "runs" / "short-full" / "model" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     replace(file, bytes(content))
     for words in (
-        ("generate", "whole", "--prompt", "hi", "--max-new-tokens", 2),
-        ("inspect", "whole"),
-        ("export", "whole", "--to", "out", "--format", "merged"),
+        ("generate", "short-full", "--prompt", "hi", "--max-new-tokens", 2),
+        ("inspect", "short-full"),
+        ("export", "short-full", "--to", "out", "--format", "merged"),
     ):
         refused = rankwise(*words)
         assert refused.exit_code == 2 and "model/model.safetensors was changed" in refused.stderr, refused.output
@@ -305,7 +285,7 @@ def test_a_whole_model_is_checked_wherever_it_is_read(home):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_file_that_cannot_be_read_is_an_error_and_not_a_traceback(home):
-    run = home / "runs" / "lora"
+    run = home / "runs" / "short"
     replace(run / WEIGHTS, (run / WEIGHTS).read_bytes())
     (run / WEIGHTS).chmod(0)
-    assert "cannot be read" in rankwise("inspect", "lora").stderr
+    assert "cannot be read" in rankwise("inspect", "short").stderr

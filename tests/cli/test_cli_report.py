@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-import rankwise as package
+from light import outcomes
 from rankwise.cli.main import app
+from rankwise.commands import report as command
 from report_runs import made_run
 
 
@@ -62,19 +60,10 @@ def test_mistakes_are_one_line_and_exit_with_two(words):
     assert result.exit_code == 2 and "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("words", [("report", "a"), ("compare", "a", "a")])
-def test_neither_loads_torch(words):
+def test_neither_loads_torch(tmp_path):
     made_run("a")
-    program = (
-        "import sys\nfrom rankwise.cli.main import app\n"
-        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'rich'}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])},
-    )  # fmt: skip
-    assert "torch" not in done.stdout.splitlines()[-1] and "transformers" not in done.stdout.splitlines()[-1]
+    for outcome in outcomes([("report", "a"), ("compare", "a", "a")], tmp_path):
+        assert outcome.code == 0 and not outcome.loaded & {"torch", "transformers"}
 
 
 @pytest.fixture
@@ -97,23 +86,15 @@ def test_a_training_ends_with_its_report(rows, more):
     assert json.loads(first[1])["environment"]["manifest"]["status"] == "finished"
 
 
-def test_a_report_that_cannot_be_written_does_not_fail_the_run(rows, tmp_path):
-    (tmp_path / "runs" / "r" / "report.html").mkdir(parents=True)
-    (tmp_path / "runs" / "r" / "report.html").rmdir()
-    program = (
-        "import sys\nfrom rankwise.reporting import training\n"
-        "def fails(run):\n    raise OSError('no room for a page')\n"
-        "training.training_report = fails\n"
-        "from rankwise.cli.main import app\napp(sys.argv[1:])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "train", *map(str, rows), "--steps", "2", "--json"],
-        capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "the report was not written (no room for a page); try rankwise report r" in done.stderr
-    assert json.loads(done.stdout)["steps"] == 2
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(rows, monkeypatch):
+    def fails(run):
+        raise OSError("no room for a page")
+
+    monkeypatch.setattr(command, "training_report", fails)
+    result = rankwise("train", *rows, "--steps", 2, "--json")
+    assert result.exit_code == 0, result.output
+    assert "the report was not written (no room for a page); try rankwise report r" in result.stderr
+    assert json.loads(result.stdout)["steps"] == 2
     assert json.loads(Path("runs/r/manifest.json").read_text())["status"] == "finished"
     assert not Path("runs/r/report.html").exists()
 

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-import rankwise as package
+from processes import Command
 from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
 
@@ -45,7 +41,8 @@ def home(tmp_path_factory, tiny_folder):
 def words_of(run, *words, every=EVERY, steps=STEPS):
     return (
         "train", "--model", "base", "--data", "rows.jsonl", "--run", run, "--batch-size", 3, "--steps", steps,
-        "--held-out", 2, "--set", f"training.checkpoint_steps={every}", *words,
+        "--held-out", 2, "--set", f"training.checkpoint_steps={every}",
+        *(("--plain",) if steps > STEPS else ()), *words,  # a run so long is worth compiling
     )  # fmt: skip
 
 
@@ -67,19 +64,11 @@ def manifest(run):
 
 def stopped(run, words, when, number=signal.SIGKILL):
     """Begin it as a process of its own, and end it as soon as `when()`. Returns what it said."""
-    environment = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
-    command = [sys.executable, "-m", "rankwise", *map(str, words)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    process = Command(*words)
     try:
-        for _ in range(6000):
-            if when(run):
-                break
+        while not when(run):
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
-        else:
-            raise AssertionError("it never came so far")
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err

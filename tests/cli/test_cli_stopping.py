@@ -17,6 +17,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from processes import Command
 from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
 
@@ -38,11 +39,8 @@ def home(tmp_path_factory):
 
 @contextlib.contextmanager
 def begun(*words):
-    """`python -m rankwise …` as a process of its own, which does not outlive the test."""
-    command = [sys.executable, "-m", "rankwise", *map(str, words)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """`rankwise …` as a process of its own, which does not outlive the test."""
+    process = Command(*words)
     try:
         yield process
     finally:
@@ -51,16 +49,15 @@ def begun(*words):
 
 
 def train_words(model, run, *words):
-    return ("train", "--model", model, "--data", "rows.jsonl", "--run", run, "--batch-size", 2, "--rank", 2, *words)
+    """Of a run whose form is that of a short one: a million steps would be worth compiling."""
+    given = ("--batch-size", 2, "--rank", 2, "--plain")
+    return ("train", "--model", model, "--data", "rows.jsonl", "--run", run, *given, *words)
 
 
 def wait_for_steps(run, process, steps=3):
-    for _ in range(3000):
-        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(b"\n") >= steps:
-            return
+    while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_bytes().count(b"\n") < steps:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    raise AssertionError("no step within a minute")
 
 
 def status(run):
@@ -102,14 +99,15 @@ def test_a_training_that_is_stopped_says_so_and_keeps_its_metrics_but_no_adapter
 
 def test_a_training_under_nohup_goes_on_when_the_terminal_is_closed(home, tiny_folder):
     run = home / "runs" / "nohup"
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does; a process inherits it
-    try:
-        with begun(*train_words(tiny_folder, "nohup", "--steps", NEVER)) as process:
+    words = map(str, train_words(tiny_folder, "nohup", "--steps", NEVER))
+    command = ["nohup", sys.executable, "-m", "rankwise", *words]  # a signal that is ignored is inherited
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
             wait_for_steps(run, process)
             process.send_signal(signal.SIGHUP)
             wait_for_steps(run, process, (run / "metrics.jsonl").read_bytes().count(b"\n") + 20)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+        finally:
+            process.kill()
 
 
 def test_a_killed_training_leaves_no_adapter_and_no_lock(home, tiny_folder):
@@ -153,10 +151,10 @@ def test_an_answer_that_is_stopped_ends_with_130_and_no_traceback(home, tiny_fol
     assert rankwise(*train_words(model, "talker", "--steps", 1)).exit_code == 0
     words = ("generate", "talker", "--prompt", "go on", "--base", "--max-new-tokens", 500_000)
     with begun(*words, "--temperature", 2) as process:
-        heard = process.stdout.read(5)
+        heard = process.wait_for_output(5)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert len(heard) == 5, err
+    assert len(heard) == 5
     assert process.returncode == 130
     assert "Traceback" not in err and err.splitlines()[-1].startswith("rankwise: ")
 

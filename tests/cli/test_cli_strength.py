@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from itertools import pairwise
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import rankwise as library
+from library import rows
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.evaluation.validation_rows import spread
@@ -30,40 +30,13 @@ def rankwise(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def rows_of(count, start=0):
-    rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(start, start + count)]
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, tiny_folder):
-    folder = tmp_path_factory.mktemp("turning")
-    with contextlib.chdir(folder):
-        (folder / "rows.jsonl").write_text(rows_of(12))
-        (folder / "apart.jsonl").write_text(rows_of(3, 20))
-        words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 40, "--batch-size", 2)
-        words += ("--set", "model.dtype=float32")  # what is measured later is, too
-        methods = {
-            "kept": ("--rank", 4, "--held-out", 4),
-            "given": ("--method", "adalora", "--budget", 3, "--evaluation", "apart.jsonl"),
-            "dora": ("--rank", 4, "--set", "adapter.dora=true"),
-            "whole": ("--method", "full", "--held-out", 4),
-        }
-        for run, method in methods.items():
-            rate = 0.001 if run == "whole" else 0.01
-            result = rankwise("train", *words, "--run", run, "--learning-rate", rate, *method)
-            assert result.exit_code == 0, result.output
-    return folder
-
-
 @pytest.fixture
-def home(prepared, tmp_path, monkeypatch):
-    shutil.copytree(prepared, tmp_path / "home")
-    monkeypatch.chdir(tmp_path / "home")
+def home(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora", "adalora", "dora", "full"))
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize("run", ["kept", "whole"])
+@pytest.mark.parametrize("run", ["lora", "full"])
 def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home, run):
     result = rankwise("strength", run, *QUICK, "--json")
     assert result.exit_code == 0 and result.stdout.count("\n") == 1, result.output
@@ -84,7 +57,7 @@ def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home
 
 def test_at_strength_one_it_is_what_an_evaluation_finds(home):
     """Of a model that is held in bfloat16, too: both measure in float32 on a processor."""
-    words = ("--model", json.loads((home / "runs/kept/config.json").read_text())["model"]["name"])
+    words = ("--model", json.loads((home / "runs/lora/config.json").read_text())["model"]["name"])
     words += ("--data", "rows.jsonl", "--steps", 8, "--held-out", 4, "--set", "model.dtype=bfloat16", "--rank", 4)
     result = rankwise("train", *words, "--learning-rate", 0.05, "--run", "half")
     assert result.exit_code == 0, result.output
@@ -97,14 +70,14 @@ def test_at_strength_one_it_is_what_an_evaluation_finds(home):
 
 def test_in_words_it_says_what_is_recommended_and_how_to_have_it(home):
     (home / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
-    result = rankwise("strength", "given", *QUICK, "--text", "text.txt", "--quiet")
+    result = rankwise("strength", "adalora", *QUICK, "--text", "text.txt", "--quiet")
     assert result.exit_code == 0 and result.stderr == "", result.output
-    curve = read_strength(RunDirectory(home / "runs" / "given"))
+    curve = read_strength(RunDirectory(home / "runs" / "adalora"))
     assert curve.task == "apart.jsonl" and curve.text.startswith("text.txt: 2 blocks")
     lines = result.stdout.splitlines()
     (starred,) = [line for line in lines if "*" in line]
     assert float(starred.split("*")[0]) == curve.recommended
-    assert f"rankwise export runs/given --to FOLDER --strength {curve.recommended:g}" in lines[-1]
+    assert f"rankwise export runs/adalora --to FOLDER --strength {curve.recommended:g}" in lines[-1]
     assert all(ord(sign) < 127 for sign in "".join(lines[:9]))
 
 
@@ -113,7 +86,7 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
     files = []
     for start in (0, 40):
         files.append(f"from{start}.jsonl")
-        Path(files[-1]).write_text(rows_of(12, start))
+        Path(files[-1]).write_text(rows(12, start))
     sources = json.dumps([{"path": file} for file in files])
     words = ("--model", tiny_folder, "--steps", 2, "--held-out", 10, "--keep", "best", "--evaluate-every", 1)
     result = rankwise("train", *words, "--run", "many", "--set", f"data.sources={sources}")
@@ -124,7 +97,7 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
     assert "task: 5 of the 10 documents held out, 5 documents" in result.stdout
     assert "chose the step that was kept" in result.stdout
     assert "strength: the rows it was measured on chose" in Path("runs/many/report.html").read_text()
-    Path("others.jsonl").write_text(rows_of(7, 80))
+    Path("others.jsonl").write_text(rows(7, 80))
     result = rankwise("strength", "many", "--data", "others.jsonl", *QUICK)
     assert "5 of the 7 documents of others.jsonl" in result.stdout and "chose the step" not in result.stdout
 
@@ -141,7 +114,7 @@ def test_rows_are_spread_over_all_of_them(count):
 def test_a_run_is_measured_from_elsewhere_too(home, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    for run in ("kept", "given"):
+    for run in ("lora", "adalora"):
         result = rankwise("strength", home / "runs" / run, *QUICK)
         assert result.exit_code == 0, result.output
 
@@ -153,24 +126,24 @@ def test_a_run_that_held_nothing_out_wants_rows(home):
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["task"] == "apart.jsonl" and told["n"] == 3
-    other = rankwise("strength", "given", *QUICK, "--json")
+    other = rankwise("strength", "adalora", *QUICK, "--json")
     assert json.loads(other.stdout)["points"][0]["loss"] == told["points"][0]["loss"], "one base, the same rows"
 
 
 def test_what_was_trained_on_measures_nothing(home):
-    result = rankwise("strength", "kept", "--data", "rows.jsonl", *QUICK)
+    result = rankwise("strength", "lora", "--data", "rows.jsonl", *QUICK)
     assert result.exit_code == 2 and "rows.jsonl: is among the data of the run" in result.stderr
     shutil.copy("rows.jsonl", "same.txt")
-    result = rankwise("strength", "kept", "--text", "same.txt", "--blocks", 1)
+    result = rankwise("strength", "lora", "--text", "same.txt", "--blocks", 1)
     assert result.exit_code == 2 and "rows.jsonl is among the data of the run" in result.stderr
-    Path("rows.jsonl").write_text(rows_of(12, 1))
-    result = rankwise("strength", "kept", *QUICK)
+    Path("rows.jsonl").write_text(rows(12, 1))
+    result = rankwise("strength", "lora", *QUICK)
     assert result.exit_code == 2 and "are others now" in result.stderr
-    assert not (home / "runs" / "kept" / "strength.json").exists()
+    assert not (home / "runs" / "lora" / "strength.json").exists()
 
 
 def test_too_many_blocks_and_a_run_that_is_not_there_are_told(home):
-    result = rankwise("strength", "kept", "--blocks", 100_000)
+    result = rankwise("strength", "lora", "--blocks", 100_000)
     assert result.exit_code == 2 and "100000 blocks of 257" in result.stderr
     result = rankwise("strength", "kpt", "--json")
     assert result.exit_code == 2 and json.loads(result.stdout)["kind"] == "RunError"
@@ -193,7 +166,7 @@ def turned(model: nn.Module, run: Path, strength: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("format", ["peft", "portable", "merged"])
-@pytest.mark.parametrize("run", ["kept", "given", "dora"])
+@pytest.mark.parametrize("run", ["lora", "adalora", "dora"])
 def test_an_export_at_a_strength_is_the_model_at_that_strength(home, base, run, format):
     result = rankwise("export", run, "--to", "out", "--format", format, "--strength", 0.4, "--json")
     if run == "dora" and format != "merged":
@@ -216,13 +189,13 @@ def test_an_export_at_a_strength_is_the_model_at_that_strength(home, base, run, 
 
 
 def test_a_model_that_learned_whole_is_exported_at_a_strength(home, base):
-    result = rankwise("export", "whole", "--to", "out", "--format", "merged", "--strength", 0.4)
+    result = rankwise("export", "full", "--to", "out", "--format", "merged", "--strength", 0.4)
     assert result.exit_code == 0 and "at strength 0.4" in result.stdout, result.output
     found, ours, before = (
         dict(model.named_parameters())
         for model in (
             AutoModelForCausalLM.from_pretrained(home / "out", dtype=torch.float32),
-            AutoModelForCausalLM.from_pretrained(home / "runs" / "whole" / "model", dtype=torch.float32),
+            AutoModelForCausalLM.from_pretrained(home / "runs" / "full" / "model", dtype=torch.float32),
             base(),
         )
     )
@@ -233,7 +206,7 @@ def test_a_model_that_learned_whole_is_exported_at_a_strength(home, base):
 
 def test_at_one_an_export_is_what_it_was(home):
     for number, words in enumerate([(), ("--strength", 1)]):
-        assert rankwise("export", "given", "--to", f"out{number}", *words).exit_code == 0
+        assert rankwise("export", "adalora", "--to", f"out{number}", *words).exit_code == 0
     names = sorted(path.name for path in (home / "out0").iterdir())
     assert names == sorted(path.name for path in (home / "out1").iterdir()) and "strength.json" not in names
     assert all((home / "out0" / name).read_bytes() == (home / "out1" / name).read_bytes() for name in names)
@@ -242,13 +215,13 @@ def test_at_one_an_export_is_what_it_was(home):
 @pytest.mark.parametrize(("strength", "said"), [(-1, "from 0"), ("nan", "from 0"), (11, "from 0"), (0, "base model")])
 @pytest.mark.parametrize("format", ["peft", "merged"])
 def test_a_strength_that_means_nothing_is_not_exported(home, format, strength, said):
-    result = rankwise("export", "kept", "--to", "out", "--format", format, f"--strength={strength}")
+    result = rankwise("export", "lora", "--to", "out", "--format", format, f"--strength={strength}")
     assert result.exit_code == 2 and said in result.stderr, result.output
     assert not (home / "out").exists()
 
 
 def test_from_python_the_curve_has_the_strengths_one_asks_for(home):
-    found = library.strength("kept", blocks=1, strengths=[0.1])
+    found = library.strength("lora", blocks=1, strengths=[0.1])
     assert [point.strength for point in found.curve.points] == [0, 0.1, 1]
     with pytest.raises(library.RankwiseError, match="is out of range"):
-        library.strength("kept", strengths=[float("nan")])
+        library.strength("lora", strengths=[float("nan")])

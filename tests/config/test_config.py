@@ -17,6 +17,7 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError
+from sampling import draws
 
 SPECS = {
     LoraConfig: {},
@@ -307,7 +308,7 @@ EXPERIMENTS = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(values=EXPERIMENTS)
 def test_an_experiment_written_as_json_and_read_again_is_the_same(values):
     experiment = Experiment(**values)

@@ -15,6 +15,7 @@ from rankwise.config.reading import Setting, parse_setting, read_data, read_expe
 from rankwise.config.recipe import RECIPES
 from rankwise.errors import ConfigError
 from rankwise.runs.directory import RunDirectory
+from sampling import draws
 
 BOTH_OR_NEITHER = "a path, or several sources"
 
@@ -72,7 +73,7 @@ SEVERAL = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(how=HOW, rest=ELSE)
 def test_one_source_and_a_list_of_that_one_are_read_alike(how, rest):
     one, several = DataConfig(path="hub:o/d", **how, **rest), DataConfig(sources=[{"path": "hub:o/d", **how}], **rest)
@@ -81,14 +82,14 @@ def test_one_source_and_a_list_of_that_one_are_read_alike(how, rest):
     assert one.all_sources[0].weight == 1.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(values=ONE | SEVERAL)
 def test_what_was_asked_of_rows_is_read_back_equal_from_json(values):
     spec = DataConfig(**values)
     assert DataConfig(**json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(values=ONE | SEVERAL)
 def test_the_spec_of_a_run_is_read_back_equal(tmp_path_factory, values):
     run = RunDirectory(tmp_path_factory.mktemp("runs") / "r")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import LARGEST_FILE, Setting, parse_setting, read_experiment
 from rankwise.errors import ConfigError
+from sampling import draws
 
 BASE = "model: m\ndata: d\nrun: r\n"
 
@@ -368,7 +369,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(
     tree=st.dictionaries(
         st.sampled_from(["model", "data", "run", "adapter", "training"]) | st.text(max_size=8), TREES, max_size=5
@@ -382,7 +383,7 @@ def test_whatever_was_set_the_outcome_is_an_experiment_or_a_told_problem(tree):
         assert all(isinstance(problem, str) and problem for problem in error.problems)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(text=st.text("ab:-[]{}&*!|>#'\"%@\n ,?<=1.", max_size=40))
 def test_whatever_a_file_holds_the_outcome_is_an_experiment_or_a_told_problem(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "any.yaml"

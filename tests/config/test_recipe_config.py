@@ -18,6 +18,7 @@ from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.runs.directory import RunDirectory
+from sampling import draws
 
 NAMES = st.sampled_from(RECIPES)
 DATA = st.fixed_dictionaries(
@@ -71,7 +72,7 @@ def laid_over(name, data, training, adapter):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(name=NAMES, data=DATA)
 def test_what_is_given_of_rows_wins_over_the_recipe_and_the_recipe_over_the_defaults(name, data):
     spec = DataConfig(path="d", recipe=name, **data)
@@ -83,7 +84,7 @@ def test_what_is_given_of_rows_wins_over_the_recipe_and_the_recipe_over_the_defa
     assert DataConfig(**spec.model_dump()) == spec
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(asked=GIVEN)
 def test_mappings_and_specs_mean_the_same(asked):
     name, data, training, adapter = asked
@@ -107,7 +108,7 @@ def test_mappings_and_specs_mean_the_same(asked):
     assert as_mappings == as_specs == mixed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(asked=GIVEN, data=st.data())
 def test_a_file_flags_and_set_mean_the_same_in_whichever_of_them_a_setting_stands(tmp_path_factory, asked, data):
     name, of_data, training, adapter = asked
@@ -131,7 +132,7 @@ def test_a_file_flags_and_set_mean_the_same_in_whichever_of_them_a_setting_stand
     assert (experiment.data, experiment.training, experiment.adapter) == laid_over(name, of_data, training, adapter)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(asked=GIVEN)
 def test_the_spec_of_a_run_is_read_back_equal(tmp_path_factory, asked):
     name, data, training, adapter = asked

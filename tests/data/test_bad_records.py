@@ -27,6 +27,7 @@ from rankwise.errors import DataError, RankwiseError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 WITH_TOOLS = (
     "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
@@ -711,7 +712,7 @@ def told_or_read(file, writing, **more):
             assert bool(data_report.fatal) == bool(data_report.skipped) or not data_report.rows
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=draws(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted(TEXT_FILES)),
     place=st.floats(0, 1, exclude_max=True),
@@ -726,7 +727,7 @@ def test_any_damage_to_a_text_file_is_told_or_costs_only_what_it_hit(writing, tm
     told_or_read(file, writing)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=draws(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(BINARY_FILES)), place=st.floats(0, 1, exclude_max=True))
 def test_a_binary_file_cut_anywhere_is_told(writing, tmp_path_factory, name, place):
     file = tmp_path_factory.mktemp("cut") / name
@@ -775,7 +776,7 @@ def put_at(row, path, value):
     return row
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=draws(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), form=st.sampled_from(sorted(WHOLE)), named=st.booleans())
 def test_any_json_at_any_place_of_a_row_is_read_or_told(writing, tmp_path_factory, data, form, named):
     row = WHOLE[form]

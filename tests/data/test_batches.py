@@ -22,6 +22,7 @@ from rankwise.text.example import Example, Message
 from rankwise.text.rendering import render
 from rankwise.text.tokenize import Tokens, tokenise
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 PAIRS = st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=2, max_size=40)
 ROW = PAIRS.map(lambda pairs: Tokens(tuple(i for i, _ in pairs), tuple(learned for _, learned in pairs)))
@@ -59,7 +60,7 @@ def on_disk(rows, folder, kind):
     return [Tokens(ids[start:end], learned[start:end]) for start, end in pairwise(borders)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(rows=ROWS)
 def test_every_learned_token_but_the_first_is_a_target_at_the_place_before_it(rows):
     batch = collate(rows)
@@ -87,7 +88,7 @@ def test_an_end_token_that_is_also_the_pad_token_stays_a_target(hub_tokenizer):
         assert learned.count(end) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(rows=ROWS, limit=st.integers(1, 200))
 def test_portions_hold_every_row_once(rows, limit):
     def seen(batch):
@@ -103,7 +104,7 @@ def test_portions_hold_every_row_once(rows, limit):
     assert together == cut(seen(collate(rows)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(rows=ROWS, limit=st.integers(1, 200))
 def test_no_portion_of_several_rows_computes_more_than_the_limit(rows, limit):
     # rows are padded to a multiple of eight, which the sum of lengths does not see: 10 rows of 10 were 160, not 100
@@ -111,7 +112,7 @@ def test_no_portion_of_several_rows_computes_more_than_the_limit(rows, limit):
         assert len(batch.inputs) == 1 or batch.inputs.numel() <= limit
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(rows=ROWS, limit=st.integers(1, 200))
 def test_portions_come_longest_first(rows, limit):
     widths = [batch.inputs.shape[1] for batch in portion(rows, limit)]
@@ -124,7 +125,7 @@ def test_rows_of_one_length_share_a_portion_as_far_as_the_limit_lets_them():
     assert [len(batch.inputs) for batch in portion(numbered(10, length=9), 1000)] == [10]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(count=st.integers(1, 12), batch_size=st.integers(1, 15), seed=st.integers(0, 2**63))
 def test_every_pass_visits_each_row_once(count, batch_size, seed):
     batches = Batches(numbered(count), batch_size, 64, seed)
@@ -154,7 +155,7 @@ def test_another_seed_is_another_order():
     assert len(orders) == 5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=draws(20), deadline=None)
 @given(asked=st.lists(st.integers(0, 30), min_size=1, max_size=12))
 def test_a_step_is_the_same_whenever_and_in_whichever_order_it_is_asked_for(asked):
     rows = numbered(7)
@@ -230,7 +231,7 @@ def unequal(count):
     return [Tokens(range(number, 2 * number + 3), (False,) + (True,) * (number + 2)) for number in range(count)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(steps=STEPS, **RUNS)
 def test_a_step_is_a_function_of_seed_and_number_alone(steps, count, batch_size, seed, arrange):
     batches = Batches(unequal(count), batch_size, 40, seed, arrange)
@@ -243,7 +244,7 @@ def test_a_step_is_a_function_of_seed_and_number_alone(steps, count, batch_size,
         assert same(copied.at(step), straight[step])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=draws(30), deadline=None)
 @given(steps=STEPS, **RUNS)
 def test_threads_that_share_one_object_get_the_same_steps(steps, count, batch_size, seed, arrange):
     straight = [Batches(unequal(count), batch_size, 40, seed, arrange).at(step) for step in steps]
@@ -258,14 +259,14 @@ def workers():
         yield pool
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=draws(8), deadline=None)
 @given(steps=STEPS, **RUNS)
 def test_other_processes_get_the_same_steps(workers, steps, count, batch_size, seed, arrange):
     batches = Batches(unequal(count), batch_size, 40, seed, arrange)
     assert all(map(same, workers.map(batches.at, steps), map(batches.at, steps)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(count=st.integers(1, 12), batch_size=st.integers(1, 30), seed=st.integers(0, 2**63), step=st.integers(0, 10**6))
 def test_a_step_holds_the_next_rows_of_one_endless_order_also_across_the_end_of_a_pass(count, batch_size, seed, step):
     def drawn(batch_size, step):
@@ -279,7 +280,7 @@ def test_a_step_holds_the_next_rows_of_one_endless_order_also_across_the_end_of_
         assert sorted(one_by_one[first - start : first - start + count]) == list(range(count))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(count=st.integers(1, 20), seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6))
 def test_each_row_comes_once_in_each_pass_however_late(count, seed, epoch):
     batches = Batches(numbered(count), 1, 64, seed)

@@ -36,6 +36,7 @@ from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 END, BEGIN = "<|im_end|>", "<|im_start|>"
 MARKED = (
@@ -161,7 +162,7 @@ GOOD = st.builds(
 BAD = st.sampled_from(["{", "[1]", {"messages": []}, {"messages": [{"role": "user", "content": "hm"}]}, {"text": "x"}])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=draws(120), deadline=None)
 @example(  # cut where an answer would begin: the one before it has its end
     first=conversation(("fox", "dog", 0), ("fox", "fox fox fox"), ("fox", "fox")),
     rows=[],
@@ -297,7 +298,7 @@ SIGNS = {
 SIGNED = st.lists(st.sampled_from([text for texts in SIGNS.values() for text in texts] + ["plain"]), max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(asked=st.lists(SIGNED, min_size=1, max_size=8), answered=st.lists(SIGNED, min_size=8, max_size=8))
 def test_signs_of_damaged_or_foreign_rows_are_counted_by_row(place, writing, asked, answered):
     rows = [
@@ -385,7 +386,7 @@ def test_the_rows_to_measure_with_are_counted_nowhere_else(place, writing):
     assert [file.name for file in both.data_report.files] == ["rows.jsonl", "other.jsonl"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(fits=st.lists(st.booleans(), min_size=1, max_size=12), held_out=st.integers(0, 12))
 def test_in_the_order_last_the_last_are_held_out_of_the_rows_that_are_kept(place, writing, fits, held_out):
     rows = [{"prompt": f"{n} " + "dog " * (1 if one else 200), "completion": f"fox {n}"} for n, one in enumerate(fits)]
@@ -404,7 +405,7 @@ def test_in_the_order_last_the_last_are_held_out_of_the_rows_that_are_kept(place
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(sizes=SIZES, held_out=st.integers(0, 45), encodes=st.booleans())
 def test_of_several_sources_each_gives_its_share_to_measure_with_and_never_all(
     place, writing, sizes, held_out, encodes
@@ -430,7 +431,7 @@ def test_of_several_sources_each_gives_its_share_to_measure_with_and_never_all(
         begin += size
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(
     weights=st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0, 2.25, 3]), min_size=2, max_size=3),
     seed=st.integers(0, 5), held_out=st.integers(0, 4),

@@ -14,6 +14,7 @@ from rankwise.data.sources import open_source
 from rankwise.errors import DataError
 from rankwise.runs.records import silent
 from rankwise.text.example import BREAK
+from sampling import draws
 
 TOLD = 20
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
@@ -83,7 +84,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=["\0
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), ascii_only=st.booleans())
 def test_any_text_that_json_can_hold_is_read_back_to_the_letter(tmp_path_factory, pairs, ascii_only):
     # U+2028 and U+0085 inside a value once counted as line ends, in readers that split text and not bytes

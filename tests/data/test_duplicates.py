@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from rankwise.data import duplicates
 from rankwise.data.duplicates import COMPONENTS, LEAST_EQUAL, MOST_COMPARED, Duplicates, TextIndex
+from sampling import draws
 
 VOCABULARY = [f"word{number}" for number in range(1000)]
 CHINESE = (
@@ -80,7 +81,7 @@ def agrees(found, similar):
     return decided > 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(STREAM, SEEDS, st.integers(1, 7))
 def test_it_does_not_matter_how_the_stream_was_cut(texts, seed, size):
     texts = texts + family(random.Random(seed), 12)
@@ -121,7 +122,7 @@ def test_exact_overlap_is_symmetric(texts, others):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(STREAM, SEEDS)
 def test_an_exact_duplicate_is_never_a_near_one(texts, seed):
     texts = texts + family(random.Random(seed), 15)
@@ -133,7 +134,7 @@ def test_an_exact_duplicate_is_never_a_near_one(texts, seed):
     assert not set(found.exact) & {*found.exact.values(), *found.near.values()}, "the first of the same is named"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(SEEDS, st.integers(0, 60))
 def test_a_word_put_in_makes_a_near_duplicate(seed, place):
     rng = random.Random(seed)
@@ -143,7 +144,7 @@ def test_a_word_put_in_makes_a_near_duplicate(seed, place):
     assert found == Duplicates(exact={}, near={2: 1})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws(50), deadline=None)
 @given(SEEDS)
 def test_near_duplicates_are_those_of_brute_force(seed):
     texts = family(random.Random(seed), 20)
@@ -151,7 +152,7 @@ def test_near_duplicates_are_those_of_brute_force(seed):
     assert agrees(index_of(texts).duplicates(), similar)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws(50), deadline=None)
 @given(SEEDS)
 def test_overlap_is_that_of_brute_force(seed):
     rng = random.Random(seed)

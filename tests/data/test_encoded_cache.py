@@ -28,6 +28,7 @@ from rankwise.data.preparing import Writing, prepare
 from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 ENTRY = (*ARRAYS, "facts.json")
 
@@ -186,7 +187,7 @@ def test_packing_is_another_way_to_lay_the_same_rows_and_shares_their_entry(writ
     assert len(entries()) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(
     name=st.sampled_from(["rows", "more", "folder/train", "other"]), place=st.integers(0, 10**6), bit=st.integers(0, 7)
 )

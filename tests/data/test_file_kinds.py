@@ -35,6 +35,7 @@ from rankwise.errors import DataError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 ODD = [
     'says "hi", twice',
@@ -198,7 +199,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=draws(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from([*FLAT, *NESTED][:10]), pairs=PAIRS)
 def test_any_text_is_read_back_to_the_letter_from_every_kind(tmp_path_factory, kind, pairs):
     pairs = [(asked, said) for asked, said in pairs if asked.strip() and said.strip()]

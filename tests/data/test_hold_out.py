@@ -15,6 +15,7 @@ from rankwise.errors import ConfigError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 
 def rows(labels=(), prompts=(), groups=(), size=None):
@@ -43,7 +44,7 @@ def test_rows_sorted_by_label_are_held_out_of_every_label():
     assert said == "Held out 25 of 130 rows, the last of each source by label: trivia 25."
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(
     labels=st.lists(st.sampled_from("abc"), min_size=2, max_size=60), share=st.floats(0, 1), seed=st.integers(0, 9),
     sources=st.integers(1, 3),
@@ -62,7 +63,7 @@ def test_n_are_held_out_and_of_each_label_its_share(labels, share, seed, sources
                 assert abs(held(labels, one)[label] - one.sum() * many / len(labels)) < 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(groups=st.lists(st.integers(0, 8), min_size=4, max_size=40), share=st.floats(0.05, 0.9), seed=st.integers(0, 5))
 def test_groups_stay_whole_across_sources_and_come_near_to_n(groups, share, seed):
     half = len(groups) // 2

@@ -24,6 +24,7 @@ from rankwise.text.tokenize import Tokens
 from rankwise.training.loop import train
 from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
+from sampling import draws
 
 CAUSAL = ("llama", "gpt2", "neox", "gptj", "stablelm")
 
@@ -97,7 +98,7 @@ def wanted(documents):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(documents=DOCUMENTS, limit=LIMITS)
 def test_every_document_is_there_once_with_its_own_targets_and_positions(documents, limit):
     batches = pack(documents, limit)
@@ -107,7 +108,7 @@ def test_every_document_is_there_once_with_its_own_targets_and_positions(documen
         assert batch.tokens == sum(end - start for _, start, end in segments(batch))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(documents=DOCUMENTS, limit=LIMITS)
 def test_no_micro_batch_of_several_documents_computes_more_than_the_limit(documents, limit):
     batches = pack(documents, limit)
@@ -120,7 +121,7 @@ def test_no_micro_batch_of_several_documents_computes_more_than_the_limit(docume
     assert widths == sorted(widths, reverse=True), "what is too large for memory fails at once"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(documents=DOCUMENTS, limit=LIMITS)
 def test_packing_is_a_function_and_never_takes_more_rows_than_documents_need(documents, limit):
     first, second = pack(documents, limit), pack(documents, limit)
@@ -189,7 +190,7 @@ def packed_logits(model, batch):
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws(15), deadline=None)
 @given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=10), seed=st.integers(0, 10**6), limit=LIMITS)
 @torch.no_grad()
 def test_a_packed_document_has_the_logits_it_has_alone(architecture, lengths, seed, limit):
@@ -205,7 +206,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(architecture, lengths, se
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=draws(10), deadline=None)
 @given(
     lengths=st.lists(st.integers(2, 40), min_size=3, max_size=8), seed=st.integers(0, 10**6), which=st.integers(0, 100)
 )

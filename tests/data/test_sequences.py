@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rankwise.data.sequences import Chosen, Documents
 from rankwise.errors import DataError
 from rankwise.text.tokenize import Tokens
+from sampling import draws
 
 PAIRS = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=20)
 ROWS = st.lists(PAIRS, max_size=12)
@@ -47,7 +48,7 @@ def supervised(row):
     return sum(one for _, one in row[1:])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(rows=ROWS, arrays=st.booleans())
 def test_documents_are_the_rows_they_were_made_of(rows, arrays):
     documents = of(rows, arrays=arrays)
@@ -57,7 +58,7 @@ def test_documents_are_the_rows_they_were_made_of(rows, arrays):
     assert [tokens.supervised for tokens in documents] == [supervised(row) for row in rows]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(rows=ROWS, numbers=st.lists(st.integers(-15, 15), max_size=5), cut=st.slices(12))
 def test_an_index_a_slice_and_an_index_from_the_end_mean_what_they_mean_for_a_list(rows, numbers, cut):
     documents = of(rows)
@@ -70,7 +71,7 @@ def test_an_index_a_slice_and_an_index_from_the_end_mean_what_they_mean_for_a_li
                 documents[number]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(parts=st.lists(ROWS, max_size=5))
 def test_parts_gathered_are_their_rows_one_part_after_another(parts):
     gathered = Documents.gathered([of(rows) for rows in parts])
@@ -81,7 +82,7 @@ def test_parts_gathered_are_their_rows_one_part_after_another(parts):
         assert np.array_equal(one, other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(parts=st.lists(ROWS, max_size=4))
 def test_what_is_written_and_read_again_is_the_same_also_in_parts_and_twice(place, parts):
     documents = Documents.gathered([of(rows) for rows in parts])
@@ -101,7 +102,7 @@ def test_a_file_is_read_from_the_disk_as_it_is_needed_and_cannot_be_written_into
         read[1].ids[0] = 7
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(rows=ROWS.filter(bool), data=st.data(), mapped=st.booleans())
 def test_chosen_rows_and_their_counts_are_those_of_the_documents_as_often_as_chosen(place, rows, data, mapped):
     numbers = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=20))
@@ -118,7 +119,7 @@ def test_chosen_rows_and_their_counts_are_those_of_the_documents_as_often_as_cho
         chosen[len(wanted)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(rows=ROWS, name=st.sampled_from(sorted(FILES)), change=st.integers(-40, 40).filter(bool))
 def test_a_file_that_lost_or_gained_bytes_is_refused_or_read_as_it_was(place, rows, name, change):
     folder = written(of(rows), place)

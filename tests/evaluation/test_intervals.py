@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rankwise.evaluation.intervals import RESAMPLES, difference, measured
 from rankwise.evaluation.metrics import METRICS
+from sampling import draws
 
 
 def losses(generator, n, mean=1.0):
@@ -16,7 +17,7 @@ def losses(generator, n, mean=1.0):
     return np.stack((tokens * generator.gamma(4, mean / 4, n), tokens), 1).tolist()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=draws(30), deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 60))
 def test_a_model_compared_with_itself_does_not_differ(seed, n):
     rows = losses(np.random.default_rng(seed), n)
@@ -88,7 +89,7 @@ def test_no_hit_at_all_is_no_certainty():
     assert none.high == pytest.approx(0.0713, abs=1e-3)  # Wilson's for 0 of 50
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=draws(20), deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from(["loss", "exact", "bleu"]))
 def test_pairs_may_come_in_any_order(random, metric):
     generator = np.random.default_rng(3)

@@ -33,6 +33,7 @@ from rankwise.inference.generate import PADDING, TOKENS, answers_in_turn, batche
 from rankwise.inference.kv_cache import ROOM, RoomyLayer, roomy_cache
 from rankwise.models.loading import load
 from rankwise.text.chat_template import ChatTemplate
+from sampling import draws
 
 LONG = GenerationConfig(max_new_tokens=3 * STAGE + 5)
 SMALL = {
@@ -144,7 +145,7 @@ def test_rows_that_have_ended_are_not_computed_on(tiny, monkeypatch):
     assert computed == [sum(count >= at // STAGE * STAGE for count in tokens) for at in range(LONG.max_new_tokens)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["read", "fewer", "crop"]), st.integers(1, ROOM + 9)), min_size=1, max_size=9),
     st.integers(0, 2**16),
@@ -190,7 +191,7 @@ def test_a_cache_of_transformers_takes_rooms_by_the_name_its_models_know(tiny):
     assert made.logits.shape[1] == 3 and cache.get_seq_length() == 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(st.lists(st.integers(1, 3000), max_size=150), st.integers(1, 200), st.integers(1, 70))
 @example([200] * 64, 200, 64)
 def test_prompts_are_put_together_by_length_within_their_bounds(lengths, new, together):

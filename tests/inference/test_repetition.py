@@ -22,6 +22,7 @@ from rankwise.models.loading import load
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
+from sampling import draws
 
 LONG = GenerationConfig(max_new_tokens=TOKENS + 3 * STAGE)
 
@@ -34,7 +35,7 @@ def by_definition(ids):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=PERIOD + 6), st.integers(0, 700), st.lists(st.integers(0, 9)),
     st.lists(st.integers(0, 3), max_size=2),

@@ -34,6 +34,7 @@ from rankwise.kernels.norm import (
 )
 from rankwise.kernels.prologue import Entrance, Straight, entered
 from rankwise.kernels.rotary import plain_rotated, rotated
+from sampling import draws
 
 
 def drawn(*shape: int, seed: int = 0, learned: bool = True) -> Tensor:
@@ -52,7 +53,7 @@ def assert_twins(kernel: Callable[..., Tensor], plain: Callable[..., Tensor], *g
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 21), min_size=1, max_size=5), groups=st.integers(1, 3), repeats=st.integers(1, 3),
     width=st.sampled_from([2, 8]), block=st.sampled_from([1, 4, 7, 128]),
@@ -80,7 +81,7 @@ def test_a_document_does_not_see_another():
     assert torch.equal(before[5:], after[5:]) and not torch.equal(before[1:5], after[1:5])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=draws(25), deadline=None)
 @given(rows=st.integers(1, 9), at_once=st.integers(1, 9))
 def test_the_loss_of_a_head(rows, at_once):
     hidden, weight = drawn(rows, 5), drawn(11, 5, seed=1, learned=False)

@@ -22,6 +22,7 @@ from rankwise.runs.comparisons import differing
 from rankwise.runs.evaluations import Scores, Side, evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.opened import open_candidate
 from report_runs import made_run
+from sampling import draws
 
 HITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40)
 
@@ -43,7 +44,7 @@ def turned(found):
     }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=draws(60), deadline=None, derandomize=True)
 @given(HITS)
 def test_turned_round_every_number_is_turned_round(pairs):
     a, b = ([[float(pair[side]), 1.0] for pair in pairs] for side in (0, 1))

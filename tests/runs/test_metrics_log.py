@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rankwise.errors import RunError
 from rankwise.runs.metrics_log import MetricsLog, cut_metrics_log, read_metrics_log
 from rankwise.runs.records import LossRecord, StepRecord
+from sampling import draws
 
 VALUES = (
     st.none()
@@ -26,7 +27,7 @@ def wrote(path, rows):
             metrics_log.append(row)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(rows=ROWS)
 def test_records_come_back_as_they_were_appended(tmp_path_factory, rows):
     # U+2028 in a value would be a line end to the reader, were it written as it is
@@ -36,7 +37,7 @@ def test_records_come_back_as_they_were_appended(tmp_path_factory, rows):
     assert path.read_bytes().count(b"\n") == len(rows)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(rows=ROWS, data=st.data())
 def test_a_metrics_log_torn_anywhere_gives_the_records_before_the_tear(tmp_path_factory, rows, data):
     path = tmp_path_factory.mktemp("metrics log") / "metrics.jsonl"

@@ -24,6 +24,7 @@ from rankwise.text.encode import Encoder
 from rankwise.text.example import BREAK, Example, Message, ToolCall
 from rankwise.text.tokenize import prompt_ids
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 SPEC = DataConfig(path="rows.jsonl", max_length=100_000)
 HARMLESS = "word"
@@ -301,7 +302,7 @@ def contents(tokens):
 @pytest.mark.parametrize(
     ("name", "kind"), [("chatml", "gpt2"), ("llama3", "llama3"), ("vicuna", "first"), ("mistral3", "bare")]
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(data=st.data())
 def test_any_text_with_control_tokens_in_it_keeps_roles_and_answers(name, kind, data):
     family = BY_NAME[name]

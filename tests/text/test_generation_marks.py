@@ -18,6 +18,7 @@ from rankwise.text.chat_template import MARKS
 from rankwise.text.example import Example, Message, ToolCall
 from rankwise.text.rendering import UnstableTemplate, render, renderings
 from rankwise.text.tokenize import tokenise, tokenise_all
+from sampling import draws
 
 CHATML = BY_NAME["chatml"]
 BEGIN, END = "{% generation %}", "{% endgeneration %}"
@@ -203,7 +204,7 @@ def test_of_marked_answers_only_those_that_are_to_be_are_learned():
 CONTENT = st.one_of(st.text(min_size=1, max_size=8), st.sampled_from(["same", "assistant\n", "user", "<|im_end|>"]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(
     turns=st.lists(CONTENT.filter(str.strip), min_size=2, max_size=4).filter(lambda turns: len(turns) % 2 == 0),
     places=st.lists(st.integers(0, 5), min_size=2, max_size=2).map(sorted),

@@ -40,6 +40,7 @@ from rankwise.text.encode import Encoder
 from rankwise.text.example import BREAK, Example, Message, ToolCall
 from rankwise.text.rendering import UnstableTemplate, render, renderings
 from rankwise.text.tokenize import tokenise, tokenise_all
+from sampling import draws
 
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=f"{MARK}{BREAK}\0"), min_size=1, max_size=12)
 TROUBLE = st.sampled_from(
@@ -135,7 +136,7 @@ def conversation(turns, system, family):
 
 
 @pytest.mark.parametrize(("family", "kind"), COMBINATIONS, ids=NAMES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws(15), deadline=None)
 @given(turns=TURNS, system=SYSTEM)
 def test_the_law(family, kind, turns, system):
     check_conversation(conversation(turns, system, family), template_of(family, kind), family, kind)
@@ -177,7 +178,7 @@ def test_what_stood_before_the_second_answer_is_asked_as_it_was_trained(name, ki
 
 
 @pytest.mark.parametrize(("family", "kind"), COMBINATIONS, ids=NAMES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=draws(5), deadline=None)
 @given(turns=TURNS, system=SYSTEM)
 def test_the_law_holds_for_each_answer_apart(family, kind, turns, system):
     # also where the system message moves into the last question: what was asked is what stands there
@@ -186,7 +187,7 @@ def test_the_law_holds_for_each_answer_apart(family, kind, turns, system):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws(15), deadline=None)
 @given(turns=TURNS, system=SYSTEM)
 def test_the_law_holds_without_a_chat_template(kind, turns, system):
     family = replace(BY_NAME["vicuna"], name="plain")
@@ -196,7 +197,7 @@ def test_the_law_holds_without_a_chat_template(kind, turns, system):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=draws(10), deadline=None)
 @given(turns=TURNS, learned=st.lists(st.booleans(), min_size=3, max_size=3).filter(any))
 def test_answers_of_weight_0_are_given_and_not_learned(kind, turns, learned):
     family = BY_NAME["chatml"]
@@ -226,7 +227,7 @@ TYPED = [
 
 
 @pytest.mark.parametrize(("family", "kind"), TYPED, ids=lambda value: getattr(value, "name", value))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws(15), deadline=None)
 @given(data=st.data())
 def test_control_tokens_that_somebody_typed_are_text(family, kind, data):
     # as the tokens they name they would end a turn early, or be learned as ends where none is
@@ -244,7 +245,7 @@ def test_control_tokens_that_somebody_typed_are_text(family, kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws(15), deadline=None)
 @given(content=CONTENT)
 def test_a_text_is_learned_whole_with_an_end(kind, content):
     family = BY_NAME["mistral1"]
@@ -393,7 +394,7 @@ def check_calls(template, arguments, content, answer):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*COMPOSING, "prepend")])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws(15), deadline=None)
 @given(arguments=ARGUMENTS, content=st.one_of(st.just(""), CONTENT), answer=CONTENT)
 def test_tool_calls_are_learned_as_the_template_writes_them(kind, arguments, content, answer):
     # Qwen writes a line break before a call, and none before it where it says nothing else: then what is asked with
@@ -406,7 +407,7 @@ def test_tool_calls_are_learned_as_the_template_writes_them(kind, arguments, con
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in COMPOSING])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws(15), deadline=None)
 @given(arguments=ARGUMENTS, content=st.one_of(st.just(""), CONTENT), answer=CONTENT)
 def test_a_template_that_joins_arguments_to_a_text_gets_them_as_one(kind, arguments, content, answer):
     call = check_calls(written_by(BY_NAME["qwen2"], kind, AS_TEXT), arguments, content, answer)
@@ -501,7 +502,7 @@ def test_the_law_on_the_starter_with_real_rows(starter, shared_data, file, rows,
             check_law(part, tokens, starter, family, "gpt2")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(turns=TURNS, system=SYSTEM)
 def test_the_law_on_the_starter(starter, turns, system):
     example = talk(*turns, system=system)

@@ -25,6 +25,7 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder
 from rankwise.text.example import Example, Message
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 LLAMA = Family("llama", "", "</s>", ())
 PYTHIA = Family("pythia", "", "<|endoftext|>", (), bos=None, eos="<|endoftext|>")
@@ -308,7 +309,7 @@ PIECES = st.sampled_from(
 
 
 @pytest.mark.parametrize(("name", "added"), ENDED)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(pieces=st.lists(PIECES, min_size=1, max_size=10))
 def test_a_stream_takes_nothing_back_and_shows_no_part_of_an_end(name, added, pieces):
     template = written(name, added)

@@ -16,6 +16,7 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import BREAK, Example, Message
 from rankwise.text.rendering import render, renderings
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 END = "<|im_end|>"
 LOOP = "{% for m in messages %}"
@@ -67,7 +68,7 @@ CONTENT = st.lists(PLAIN | MARKERS, min_size=1, max_size=3).map("".join).filter(
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=draws(25), deadline=None)
 @given(contents=st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3), system=st.none() | CONTENT)
 def test_segments_joined_are_the_templates_text_and_learned_is_the_answers(with_template, name, contents, system):
     template = with_template(TEMPLATES[name])

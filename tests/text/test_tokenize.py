@@ -16,6 +16,7 @@ from rankwise.text.example import BREAK, Example, Message
 from rankwise.text.rendering import Rendering, Segment, render
 from rankwise.text.tokenize import Tokens, prompt_ids, tokenise
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 END = "<|im_end|>"
 UNICODE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=[BREAK]), min_size=1, max_size=20)
@@ -69,7 +70,7 @@ def as_example(pairs):
     return Example(tuple(turns), "rows.jsonl:7")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(pairs=examples())
 def test_learned_ids_decode_to_exactly_answer_and_end_token(tokenizer, template, pairs):
     example = as_example(pairs)
@@ -80,7 +81,7 @@ def test_learned_ids_decode_to_exactly_answer_and_end_token(tokenizer, template,
     assert learned_text(tokens, tokenizer) == [answer + END for _, answer in pairs]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(pairs=examples())
 def test_the_only_control_tokens_are_those_of_the_template(tokenizer, template, pairs):
     # whatever a person types, the turns are those of the conversation
@@ -97,7 +98,7 @@ def test_the_only_control_tokens_are_those_of_the_template(tokenizer, template, 
     assert ends == [tokenizer.hub.eos_token_id] * len(pairs)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(pairs=examples())
 def test_what_stands_before_each_answer_is_what_generation_will_be_given(tokenizer, template, pairs):
     example = as_example(pairs)
@@ -112,7 +113,7 @@ def test_what_stands_before_each_answer_is_what_generation_will_be_given(tokeniz
         assert tokens.as_asked
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws(50), deadline=None)
 @given(pairs=examples())
 def test_the_law_holds_without_a_chat_template(plain_template, pairs):
     example = as_example(pairs)
@@ -120,7 +121,7 @@ def test_the_law_holds_without_a_chat_template(plain_template, pairs):
     assert learned_text(tokens, plain_template.tokenizer) == [f" {answer}{END}" for _, answer in pairs]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws(50), deadline=None)
 @given(pairs=examples())
 def test_a_row_is_encoded_as_it_will_be_when_served(tokenizer, template, pairs):
     # ids that no served prompt would ever hold are the quiet way to lose quality
@@ -133,7 +134,7 @@ def test_a_row_is_encoded_as_it_will_be_when_served(tokenizer, template, pairs):
         assert list(tokens.ids) == tokenizer.encode(text)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws(50), deadline=None)
 @given(texts=st.lists(st.tuples(st.text("abc é😀\n", min_size=1, max_size=6), st.booleans()), min_size=1, max_size=6))
 def test_any_cut_of_a_text_gives_each_token_the_side_it_lies_on(tokenizer, texts):
     tokens = tokenise(rendering(*texts), tokenizer)

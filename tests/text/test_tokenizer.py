@@ -19,6 +19,7 @@ from rankwise.text.example import Example, Message
 from rankwise.text.rendering import render
 from rankwise.text.tokenize import tokenise
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 TALK = (Message("system", "Be kind."), Message("user", "hi"), Message("assistant", "ho"))
 
@@ -121,7 +122,7 @@ def test_a_template_cannot_reach_the_machine(hub_tokenizer):
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=draws(60), deadline=None, database=None)
 def test_encoding_adds_nothing_and_decoding_gives_the_text_back(hub_tokenizer, text):
     tokenizer = HubTokenizer(hub_tokenizer, [2])
     ids = tokenizer.encode(text)

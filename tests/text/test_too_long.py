@@ -16,6 +16,7 @@ from families import BY_NAME, Family, asked_prompts, learned_texts, runs, talk, 
 from rankwise.config.data import DataConfig
 from rankwise.text.encode import Encoder
 from rankwise.text.example import Example, Message
+from sampling import draws
 
 LETTERS = Family("letters", "", "<e>", ("<u>", "<a>"), bos=None, eos="<e>")
 TEMPLATE = (
@@ -210,7 +211,7 @@ def conversation(pairs, system, weights=()):
 @pytest.mark.parametrize("answers", ["together", "apart"])
 @pytest.mark.parametrize("learned", ["answers", "everything"])
 @pytest.mark.parametrize("too_long", TOO_LONG)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(
     pairs=TALKS, limit=LIMITS, system=st.none() | WORDS, template=st.sampled_from([CHAT, REAL]),
     weights=st.lists(st.booleans(), max_size=4),
@@ -241,7 +242,7 @@ def texts_learned(outcome, template):
 
 
 @pytest.mark.parametrize("answers", ["together", "apart"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(pairs=TALKS, limit=LIMITS, system=st.none() | WORDS, template=st.sampled_from([CHAT, REAL]))
 def test_split_keeps_every_answer_that_fits_once_and_in_order(answers, pairs, limit, system, template):
     numbered = [(asked, f"{number}{said}") for number, (asked, said) in enumerate(pairs)]
@@ -256,7 +257,7 @@ def test_split_keeps_every_answer_that_fits_once_and_in_order(answers, pairs, li
         assert outcome.too_long == len(numbered) - len(fitting)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(pairs=TALKS, limit=LIMITS, system=st.none() | WORDS)
 def test_the_parts_of_a_conversation_are_as_long_as_they_can_be(pairs, limit, system):
     outcome = outcome_of(conversation(pairs, system), limit, "split")
@@ -268,7 +269,7 @@ def test_the_parts_of_a_conversation_are_as_long_as_they_can_be(pairs, limit, sy
     assert all(list(b.ids[:head]) == list(a.ids[:head]) for a, b in pairwise(outcome.documents))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(asked=st.text("abcde", min_size=1, max_size=60), said=WORDS, limit=st.integers(6, 80))
 def test_cut_prompt_keeps_the_whole_answer_where_it_fits(asked, said, limit):
     outcome = outcome_of(talk(asked, said), limit, "cut-prompt")
@@ -290,7 +291,7 @@ def test_cut_prompt_keeps_the_whole_answer_where_it_fits(asked, said, limit):
     assert list(document.ids[:start]) == asked_prompts(talk(kept, said), CHAT)[0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(pairs=TALKS, limit=LIMITS)
 def test_truncate_keeps_the_beginning(pairs, limit):
     example = conversation(pairs, None)

@@ -30,6 +30,7 @@ from rankwise.training.losses import mean_loss, summed, token_loss
 from rankwise.training.schedules import learning_rate, rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
+from sampling import draws
 
 CPU = torch.device("cpu")
 
@@ -199,7 +200,7 @@ def test_the_loss_is_summed_in_float32_whatever_the_model_computes_in() -> None:
 
 
 @given(warmup=st.floats(0, 0.9), steps=st.integers(1, 300), schedule=st.sampled_from(["linear", "cosine", "constant"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 def test_the_rate_rises_then_never_rises_again_and_stays_within_its_bounds(
     warmup: float, steps: int, schedule: str
 ) -> None:

@@ -31,6 +31,7 @@ from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer
+from sampling import draws
 
 MARK = 1000
 """The first id of document n is MARK + n, and no other id is as large, so that it is known wherever it lies."""
@@ -120,7 +121,7 @@ def held(batches):
     return Counter(token - MARK for token in ids if token >= MARK)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(drawn=runs(), steps=STEPS)
 def test_fresh_objects_give_the_same_step_in_whichever_order_they_are_asked(place, drawn, steps):
     lengths, run = drawn
@@ -133,7 +134,7 @@ def test_fresh_objects_give_the_same_step_in_whichever_order_they_are_asked(plac
     assert [digest(going_on.at(step)) for step in reversed(steps)] == [straight[step] for step in reversed(steps)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(drawn=runs(), steps=STEPS, stop=st.integers(0, 10))
 def test_another_process_goes_on_where_this_one_stopped(place, elsewhere, drawn, steps, stop):
     lengths, run = drawn
@@ -144,7 +145,7 @@ def test_another_process_goes_on_where_this_one_stopped(place, elsewhere, drawn,
     assert until + elsewhere((place / "d", *run), steps[stop:]) == straight
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(drawn=runs(), steps=STEPS, workers=st.integers(1, 4), data=st.data())
 def test_one_to_four_threads_make_the_same_steps_out_of_order(place, drawn, steps, workers, data):
     lengths, run = drawn
@@ -158,7 +159,7 @@ def test_one_to_four_threads_make_the_same_steps_out_of_order(place, drawn, step
     assert together == each_its_own == [straight[step] for step in shuffled]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(drawn=runs(), first=st.integers(0, 3))
 def test_each_document_comes_exactly_as_often_in_a_pass_as_trained_holds_it(place, drawn, first):
     lengths, (numbers, batch_size, limit, seed, arrange) = drawn
@@ -174,7 +175,7 @@ def test_each_document_comes_exactly_as_often_in_a_pass_as_trained_holds_it(plac
     assert sum(seen, Counter()) == Counter({number: times * batch_size for number, times in wanted.items()})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(drawn=runs(), step=st.integers(0, 10**5), other=st.integers(1, 200))
 def test_neither_the_arrangement_nor_the_limit_on_tokens_changes_which_documents_make_a_step(place, drawn, step, other):
     lengths, (numbers, batch_size, limit, seed, _) = drawn

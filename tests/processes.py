@@ -1,0 +1,95 @@
+"""A rankwise command in a process of its own that has torch and transformers in memory from its first moment.
+
+A test of signals, limits and kills needs a real process, but not the three seconds that imports take. So a server
+process imports once what a training needs, and each command is a fork of it (multiprocessing's forkserver). What it
+prints goes into files; the working folder and the environment are those of the caller.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+WARM = ["rankwise.commands.train", "rankwise.cli.main", "transformers.models.llama.modeling_llama"]
+
+
+def _run(words: Sequence[str], folder: str, environment: dict[str, str], out: Path, largest: int | None) -> None:
+    """In the new process: become `rankwise WORDS`."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in ((1, out / "stdout"), (2, out / "stderr")):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    sys.argv = ["rankwise", *words]
+    from rankwise.__main__ import run
+
+    run()
+
+
+class Command:
+    """`rankwise WORDS`, begun; with the methods of subprocess.Popen that tests use.
+
+    `largest` is the size in bytes of the largest file that the system lets it write.
+    """
+
+    def __init__(self, *words: object, largest: int | None = None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(WARM)
+        self._out = Path(tempfile.mkdtemp(prefix="command-"))
+        given = ([str(word) for word in words], os.getcwd(), dict(os.environ), self._out, largest)
+        self._process = context.Process(target=_run, args=given)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, or the negative number of the signal that ended it; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The exit code if it has ended."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self._process.is_alive():
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def output(self) -> tuple[str, str]:
+        """What it has printed so far on stdout and on stderr."""
+        return tuple(path.read_text() if path.exists() else "" for path in (self._out / "stdout", self._out / "stderr"))
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; what it printed on stdout and on stderr."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"still running after {timeout} s: {self.output()}")
+        return self.output()
+
+    def wait_for_output(self, characters: int) -> str:
+        """The first characters that it prints on stdout, as soon as they are there."""
+        while len(self.output()[0]) < characters:
+            assert self.poll() is None, self.output()
+            time.sleep(0.01)
+        return self.output()[0][:characters]
+
+
+def ended(*words: object, largest: int | None = None) -> Command:
+    """A command that has run to its end."""
+    command = Command(*words, largest=largest)
+    command.communicate()
+    return command
