@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from rankwise.adapters.allocation import Allocator, FixedRanks, RankAllocator
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
@@ -36,6 +35,9 @@ from rankwise.data.batches import Arrange, Batch, Batches, portion
 from rankwise.data.flat import flat
 from rankwise.data.sources import open_source
 from rankwise.forward.fused import FastLoss
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.lora import TrainableLoRA
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.runs.manifest import machine, versions
@@ -62,11 +64,11 @@ def rows_of(model: LoadedModel, count: int, batch: int, arrange: Arrange) -> Bat
 
 
 def ours(
-    model: LoadedModel, adapters: AdapterSet, name: str, allocator: Allocator, batches: Batches, first: int
+    model: LoadedModel, adapters: AdapterSet, name: str, trainable: Trainable, batches: Batches, first: int
 ) -> Step:
     """Counts its own steps from `first`; the rows are the same for whoever is at the same number of calls."""
     spec = TrainingConfig()
-    state = TrainState(allocator, adamw(allocator, spec), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"), first)
+    state = TrainState(trainable, adamw(trainable, spec), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"), first)
     loss_of, calls = FastLoss(model.module), [0]
 
     def step() -> None:
@@ -104,23 +106,23 @@ def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -
     spec = AdaLoraConfig(budget=f"{rank}", interval=1)
     adapters.add(LoraConfig(rank=round(rank * spec.initial)), "lora")
     adapters.add(spec, "adalora")
-    allocator = RankAllocator(adapters, spec, STEPS, "adalora")
-    inside = allocator.schedule.warmup + 100
-    ada = ours(model, adapters, "adalora", allocator, batches, inside)
-    lora = ours(model, adapters, "lora", FixedRanks(adapters, "lora"), batches, inside)
+    trainable = TrainableAdaLoRA(adapters, spec, STEPS, "adalora")
+    inside = trainable.schedule.warmup + 100
+    ada = ours(model, adapters, "adalora", trainable, batches, inside)
+    lora = ours(model, adapters, "lora", TrainableLoRA(adapters, name="lora"), batches, inside)
     before = abba(ada, lora, pairs)
     state = TrainState(
-        allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
-        allocator.schedule.decided,
+        trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
+        trainable.schedule.decided,
     )  # fmt: skip
     adapters.activate("adalora")
     optimizer_step(state, batches.at(0), FastLoss(model.module), 0.0)
-    assert allocator.final
+    assert trainable.final
     kept = [Choice(path, part.rank, 2.0) for path, part in adapters.adapters("adalora").items()]
     adapters.place(kept, "same")
     after = abba(
-        ours(model, adapters, "adalora", allocator, batches, allocator.schedule.decided + 1),
-        ours(model, adapters, "same", FixedRanks(adapters, "same"), batches, 0),
+        ours(model, adapters, "adalora", trainable, batches, trainable.schedule.decided + 1),
+        ours(model, adapters, "same", TrainableLoRA(adapters, name="same"), batches, 0),
         pairs,
     )
     after["mean_rank"] = sum(choice.rank for choice in kept) / len(kept)

@@ -27,10 +27,10 @@ from telling import parser_of, tell
 from torch import Tensor
 from train_step import Served, in_turns
 
-from rankwise.adapters.full import AllWeights, WholeModel
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.full import FullFineTuning
 from rankwise.models.loading import load
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
@@ -46,7 +46,7 @@ FULL_RATE = 1e-5
 def full_training(name: str, count: int) -> tuple[TrainState, Batches, Any]:
     keep_memory()
     model = load(ModelConfig(name="smollm2-135m", dtype=FULL[name]), silent)
-    state = state_of(AllWeights(WholeModel(model.module, dict)), FULL_RATE)  # nobody asks for the base
+    state = state_of(FullFineTuning(model.module, dict), FULL_RATE)  # nobody asks for the base
     batches = Batches(documents(model, count, CASE), CASE.batch, CASE.max_batch_tokens, 0)
     return state, batches, summed(SupervisedLogits(model.module))
 

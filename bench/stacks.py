@@ -98,13 +98,13 @@ def rankwise_training(name: str, count: int, case: Case) -> tuple[Any, Any, Any]
 
 def lora_state(module: Any, case: Case) -> Any:
     """Of a training that adapts all linear layers of `module`, which it injects."""
-    from rankwise.adapters.allocation import FixedRanks
     from rankwise.adapters.set import inject
     from rankwise.config.adapters import LoraConfig
+    from rankwise.methods.lora import TrainableLoRA
 
     adapters = inject(module, LoraConfig(rank=case.rank, alpha=case.alpha, dropout=case.dropout))
     adapters.train()
-    return state_of(FixedRanks(adapters))
+    return state_of(TrainableLoRA(adapters))
 
 
 def state_of(allocator: Any, rate: float = RATE) -> Any:

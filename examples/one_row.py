@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
@@ -26,6 +25,7 @@ from rankwise.data.formats import find_format, parse_row
 from rankwise.data.packing import pack
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
 from rankwise.text.rendering import render
 from rankwise.text.tokenize import tokenise
@@ -74,8 +74,8 @@ def main() -> None:
     print(f"7  loss      {total.item():.2f} nats over {count} tokens: {total.item() / count:.3f} each")
 
     spec = TrainingConfig(steps=8, batch_size=1)
-    allocator = FixedRanks(adapters)
-    state = TrainState(allocator, adamw(allocator, spec), lambda step: 1e-3, 8, spec.clip, torch.device("cpu"))
+    trainable = TrainableLoRA(adapters)
+    state = TrainState(trainable, adamw(trainable, spec), lambda step: 1e-3, 8, spec.clip, torch.device("cpu"))
     batches = Batches([tokens], spec.batch_size, spec.max_batch_tokens, spec.seed)
     losses = [
         optimizer_step(state, batches.at(step), summed(forward), 0.0)[0].loss for step in range(spec.total_steps(1))
@@ -85,7 +85,7 @@ def main() -> None:
 
     with torch.no_grad():
         trained = forward(batch)
-        with adapters.disabled():
+        with adapters.base():
             assert torch.equal(forward(batch), before), "disabled is the base"
     with TemporaryDirectory() as folder:
         write_peft(adapters, Path(folder), base_model=model.source.name)

@@ -133,7 +133,7 @@ def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, 
     trained = train(experiment, restart=True, model=model)
     results = trained.manifest.results
     assert results is not None, "it finished"
-    trained.tuned.eject()
+    trained.trainable.remove()
     return {
         "loss": results.held_out_loss_after,
         "before": results.held_out_loss_before,

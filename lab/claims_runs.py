@@ -17,9 +17,6 @@ import torch
 from claims_records import CellResult, Point
 from torch import Tensor
 
-from rankwise.adapters.adalora import is_decided
-from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.tuned import Tuned
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import TaskConfig
 from rankwise.data.batches import Batches
@@ -30,8 +27,9 @@ from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import items_of
 from rankwise.evaluation.text import Text
-from rankwise.methods.beginning import begin
-from rankwise.methods.methods import lent
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import Callback, WarningCollector, silent
@@ -100,7 +98,7 @@ class Held:
     begun: dict[str, Point] = field(default_factory=dict)
     """By task: before its first step a run of any method is its base."""
 
-    def base_of(self, tuned: Tuned) -> Forward:
+    def base_of(self, tuned: Trainable) -> Forward:
         """As `tuned` without what was learned. A block of 128 tokens takes 25 MB on the starter."""
         asked = with_and_without(tuned).base
 
@@ -121,13 +119,17 @@ def base_cell(model: LoadedModel, task: ClaimTask) -> CellResult:
 
 def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, callback: Callback) -> CellResult:
     """A run whose loss is no number any more is a result too, of a rate that is too high."""
-    model = lent(held.model, experiment)
+    method = method_of(experiment.adapter)
+    model = method.own_copy(held.model)
     prepared = prepare(experiment.data, Writing(model.tokenizer, model.template, model.source.name, None), silent)
     outside = _documents(task.outside, model) if task.outside is not None else []
-    tuned, ranks = begin(experiment, model, prepared.trained_rows, silent, None)
+    count = len(prepared.trained_rows)
+    tuned = method.attach(
+        model, Setup(experiment.training, experiment.training.total_steps(count), prepared.trained_rows)
+    )
     lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
     run, asking = RunDirectory.named(experiment.run), asking_of(experiment.evaluation, model, prepared)
-    session = Session(experiment, run, model, tuned, ranks, prepared, WarningCollector(silent), lowest, asking)
+    session = Session(experiment, run, model, method, tuned, prepared, WarningCollector(silent), lowest, asking)
     rows = list(prepared.measured_rows)
     meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)
     tuned.train(False)
@@ -144,8 +146,7 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
     except (TrainingError, EvaluationError) as error:
         return CellResult(points=meter.points[:1], choosing=[], outside=[], seconds=0.0, failed=first_line(error))
     finally:
-        if isinstance(tuned, AdapterSet):
-            tuned.eject()
+        tuned.remove()
 
 
 def _train(session: Session, meter: _Meter, callback: Callback) -> int:
@@ -156,24 +157,24 @@ def _train(session: Session, meter: _Meter, callback: Callback) -> int:
 
     def look(state: TrainState) -> None:
         if state.step in marks:
-            session.tuned.train(False)
+            session.trainable.train(False)
             meter.measure(state.step)
-            session.tuned.train()
+            session.trainable.train()
 
     with session.forms.computing(session.form(), packing=False) as (loss_of, arrange):
         batches = Batches(trained, spec.rows_per_step(len(trained)), spec.max_batch_tokens, spec.seed, arrange)
         torch.manual_seed(spec.seed)
-        session.tuned.train()
+        session.trainable.train()
         train_loop(state, batches, loss_of=loss_of, callback=callback, after_step=look)
-    session.tuned.train(False)
-    session.tuned.settle()
+    session.trainable.train(False)
+    session.trainable.finish()
     return state.steps
 
 
 @dataclass
 class _Meter:
     model: LoadedModel
-    tuned: Tuned
+    tuned: Trainable
     documents: Sequence[Tokens]
     text: Text
     held: Held
@@ -193,8 +194,7 @@ class _Meter:
         began = time.perf_counter()
         (blocks,) = compared(self.sides.base, [self.sides.tuned], self.text)
         kept = [[block.kl, float(block.positions)] for block in blocks]
-        adapters = self.tuned.adapters().values() if isinstance(self.tuned, AdapterSet) else ()
-        whole = step == 0 or all(map(is_decided, adapters))
+        whole = step == 0 or step >= self.tuned.first_final_step
         self.points.append(Point(step=step, rows=_rows(self.model, self.documents), blocks=kept, whole=whole))
         self.seconds += time.perf_counter() - began
 

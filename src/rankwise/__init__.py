@@ -24,7 +24,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rankwise.adapters.allocation import RankAllocator as RankAllocator
     from rankwise.adapters.eva import eva_choices as eva_choices
     from rankwise.adapters.formats.peft import read_peft as read_peft
     from rankwise.adapters.formats.peft import write_peft as write_peft
@@ -52,7 +51,8 @@ if TYPE_CHECKING:
     from rankwise.config.training import TrainingConfig as TrainingConfig
     from rankwise.errors import RankwiseError as RankwiseError
     from rankwise.forward.plan import plan as plan
-    from rankwise.inference.tuned_model import open_for_asking as open_for_asking
+    from rankwise.inference.tuned_model import load_run as load_run
+    from rankwise.methods.adalora.trainable import TrainableAdaLoRA as TrainableAdaLoRA
     from rankwise.models.loaded import LoadedModel as LoadedModel
     from rankwise.models.loading import load as load
 
@@ -70,7 +70,7 @@ _HOMES = {
     "LoraConfig": "rankwise.config.adapters",
     "ModelConfig": "rankwise.config.models",
     "Planned": "rankwise.config.planning",
-    "RankAllocator": "rankwise.adapters.allocation",
+    "TrainableAdaLoRA": "rankwise.methods.adalora.trainable",
     "RankwiseError": "rankwise.errors",
     "TrainingConfig": "rankwise.config.training",
     "compare": "rankwise.commands.compare",
@@ -83,7 +83,7 @@ _HOMES = {
     "inject": "rankwise.adapters.set",
     "inspect": "rankwise.commands.inspect",
     "load": "rankwise.models.loading",
-    "open_for_asking": "rankwise.inference.tuned_model",
+    "load_run": "rankwise.inference.tuned_model",
     "plan": "rankwise.forward.plan",
     "read_peft": "rankwise.adapters.formats.peft",
     "report": "rankwise.commands.report",

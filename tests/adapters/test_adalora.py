@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from conftest import tiny_model
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
-from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.budget import Schedule, budget_of
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
@@ -28,6 +27,7 @@ from rankwise.adapters.set import inject
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ConfigError, TrainingError
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from sampling import draws
 
 RATE = 1e-2
@@ -62,11 +62,11 @@ def adapted(spec=None, *, model=None, steps=20):
     adapters = inject(model, spec or AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"]), seed=3)
     for adapter in adapters.adapters().values():
         adapter.double()
-    allocator = RankAllocator(adapters, adapters_spec(spec), steps)
-    optimizer = torch.optim.AdamW(allocator.groups, lr=RATE, weight_decay=0.0)
+    trainable = TrainableAdaLoRA(adapters, adapters_spec(spec), steps)
+    optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=RATE, weight_decay=0.0)
     for group in optimizer.param_groups:
         group["lr"] = RATE * group["rate"]
-    return model, adapters, allocator, optimizer
+    return model, adapters, trainable, optimizer
 
 
 def adapters_spec(spec):
@@ -78,19 +78,19 @@ def loss_of(model, seed):
     return F.mse_loss(model(x), y)
 
 
-def one_step(model, allocator, optimizer, step, *, batches=None):
+def one_step(model, trainable, optimizer, step, *, batches=None):
     loss = sum((loss_of(model, seed) for seed in (batches or [step])), torch.zeros((), dtype=torch.float64))
     (loss / len(batches or [step])).backward()
-    allocator.penalise()
-    allocator.before_step()
+    trainable.add_penalty()
+    trainable.before_step()
     optimizer.step()
-    plan = allocator.stepped(step, optimizer)
+    plan = trainable.after_step(step, optimizer)
     optimizer.zero_grad(set_to_none=False)
     return loss.item(), plan
 
 
-def alive(allocator):
-    return sum(int((part.strength != 0).sum()) for part in allocator.triplets.parts)
+def alive(trainable):
+    return sum(int((part.strength != 0).sum()) for part in trainable.triplets.parts)
 
 
 # 1
@@ -112,11 +112,11 @@ def test_injected_and_untrained_it_is_the_base_bit_for_bit(architecture, start):
 
 
 def test_a_triplet_s_three_gradients_agree_along_themselves():
-    model, _adapters, allocator, optimizer = adapted()
+    model, _adapters, trainable, optimizer = adapted()
     for step in range(3):
-        one_step(model, allocator, optimizer, step)
+        one_step(model, trainable, optimizer, step)
     loss_of(model, 9).backward()
-    for part in allocator.triplets.parts:
+    for part in trainable.triplets.parts:
         along_p = (part.P * part.P.grad).sum(1)
         along_q = (part.Q * part.Q.grad).sum(1)
         along_strength = part.strength * part.strength.grad
@@ -244,17 +244,17 @@ def test_the_budget_is_the_authors_and_not_the_paper_s_misprint():
 )  # fmt: skip
 def test_at_the_end_exactly_the_budget_lives(budget, initial, targets):
     spec = AdaLoraConfig(budget=budget, initial=initial, targets=targets, warmup=0.2, final=0.3)
-    model, adapters, allocator, optimizer = adapted(spec, steps=12)
-    asked = allocator.schedule.last
-    kind, amount = spec.parsed_budget
+    model, adapters, trainable, optimizer = adapted(spec, steps=12)
+    asked = trainable.schedule.last
+    kind, amount = spec.asked
     assert asked == (round(amount * len(targets)) if kind == "rank" else amount)
     seen = []
     for step in range(12):
-        _, plan = one_step(model, allocator, optimizer, step)
-        if allocator.schedule.is_due(step):
-            assert int(allocator.kept.sum()) == allocator.schedule.budget(step)
+        _, plan = one_step(model, trainable, optimizer, step)
+        if trainable.schedule.is_due(step):
+            assert int(trainable.alive.sum()) == trainable.schedule.budget(step)
         seen.append(plan)
-    allocator.check_final()
+    trainable.check_final()
     assert sum(adapter.rank for adapter in adapters.adapters().values()) == asked
     assert [plan.final for plan in seen if plan is not None][-1]
 
@@ -262,12 +262,12 @@ def test_at_the_end_exactly_the_budget_lives(budget, initial, targets):
 @pytest.mark.parametrize("budget", ["60 parameters", "100 parameters", "1.2k parameters"])
 def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
     spec = AdaLoraConfig(budget=budget, initial=3, targets=["up", "mid", "down"])
-    model, adapters, allocator, optimizer = adapted(spec, steps=12)
+    model, adapters, trainable, optimizer = adapted(spec, steps=12)
     for step in range(12):
-        one_step(model, allocator, optimizer, step)
+        one_step(model, trainable, optimizer, step)
     adapters.settle()
     spent = sum(parameter.numel() for parameter in adapters.parameters())
-    limit = min(spec.parsed_budget[1], allocator.schedule.first)
+    limit = min(spec.asked[1], trainable.schedule.first)
     assert limit - 32 < spent <= limit
 
 
@@ -279,21 +279,21 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
     ], ids=str,
 )  # fmt: skip
 def test_a_budget_that_is_not_one_triplet_is_refused_and_the_smallest_told(budget, targets, least):
-    with pytest.raises(ConfigError, match=r"is less than one triplet for these [13] layers") as caught:
+    with pytest.raises(ConfigError, match=r"is less than one triplet on these [13] layers") as caught:
         inject(net(), AdaLoraConfig(budget=budget, targets=targets))
     if least is not None:
-        size = str(caught.value).partition("smallest triplet has ")[2].removesuffix(f" {least}.")
+        size = str(caught.value).partition("smallest there is has ")[2].removesuffix(f" {least}.")
         enough = {"parameters": "{} parameters", "bytes": "{}B"}[least].format(int(size.replace(",", "")))
         spec = AdaLoraConfig(budget=enough, targets=targets)
-        model, adapters, allocator, optimizer = adapted(spec, steps=3)
+        model, adapters, trainable, optimizer = adapted(spec, steps=3)
         for step in range(3):
-            one_step(model, allocator, optimizer, step)
+            one_step(model, trainable, optimizer, step)
         assert sum(adapter.rank for adapter in adapters.adapters().values()) == 1
 
 
 def test_a_budget_is_what_the_cheapest_layer_costs_and_no_mixture_of_several():
     path, name = "x" * 120, "a"
-    with pytest.raises(ConfigError, match="the smallest triplet has"):
+    with pytest.raises(ConfigError, match="the smallest there is has"):
         budget_of(AdaLoraConfig(budget="536B"), [72, 68], [0, 1], [name, path])
     least = 4 * 72 + 64 + 228
     assert budget_of(AdaLoraConfig(budget=f"{least}B"), [72, 68], [0, 1], [name, path]).last == 72 + 57
@@ -303,11 +303,11 @@ def test_a_budget_is_what_the_cheapest_layer_costs_and_no_mixture_of_several():
 
 def test_a_run_of_one_step_tells_its_triplets_apart():
     spec = AdaLoraConfig(budget="4 triplets", initial=3, targets=["up", "mid", "down"])
-    model, _, allocator, optimizer = adapted(spec, steps=1)
-    before = [part.P.clone() for part in allocator.triplets.parts]
-    _, plan = one_step(model, allocator, optimizer, 0)
+    model, _, trainable, optimizer = adapted(spec, steps=1)
+    before = [part.P.clone() for part in trainable.triplets.parts]
+    _, plan = one_step(model, trainable, optimizer, 0)
     assert plan.final and sum(plan.ranks.values()) == 4
-    first = [torch.equal(part.P, P[: part.rank]) for part, P in zip(allocator.triplets.parts, before, strict=True)]
+    first = [torch.equal(part.P, P[: part.rank]) for part, P in zip(trainable.triplets.parts, before, strict=True)]
     assert not all(first), "the order of layers did not decide"
 
 
@@ -324,17 +324,17 @@ def test_a_budget_that_is_none_is_told(budget):
 @pytest.mark.parametrize("where", ["vectors", "strengths"])
 def test_a_step_that_is_skipped_leaves_the_averages_as_they_were(bad, where):
     # a scaler skips the optimizer's step, and the loop calls `stepped` all the same
-    model, _, allocator, optimizer = adapted()
+    model, _, trainable, optimizer = adapted()
     for step in range(3):
-        one_step(model, allocator, optimizer, step)
-    before = [value.clone() for value in (*allocator.importance.averages, *allocator.importance.uncertainties)]
+        one_step(model, trainable, optimizer, step)
+    before = [value.clone() for value in (*trainable.importance.averages, *trainable.importance.uncertainties)]
     loss_of(model, 3).backward()
-    getattr(allocator.triplets, where).grad[0] = bad
-    allocator.stepped(3, optimizer)
+    getattr(trainable.triplets, where).grad[0] = bad
+    trainable.after_step(3, optimizer)
     optimizer.zero_grad(set_to_none=False)
-    after = (*allocator.importance.averages, *allocator.importance.uncertainties)
+    after = (*trainable.importance.averages, *trainable.importance.uncertainties)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    one_step(model, allocator, optimizer, 4)
+    one_step(model, trainable, optimizer, 4)
     assert all(value.isfinite().all() for value in after)
     assert not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
@@ -342,8 +342,8 @@ def test_a_step_that_is_skipped_leaves_the_averages_as_they_were(bad, where):
 @pytest.mark.parametrize("cut", ["model.zero_grad", "optimizer.zero_grad", "model.float"])
 def test_gradients_that_were_cut_off_from_the_buffers_are_told_and_not_trained_on(cut):
     # elsewhere each step would go on with the gradient of the last one that arrived
-    model, _, allocator, optimizer = adapted()
-    one_step(model, allocator, optimizer, 0)
+    model, _, trainable, optimizer = adapted()
+    one_step(model, trainable, optimizer, 0)
     match cut:
         case "model.zero_grad":
             model.zero_grad()
@@ -353,7 +353,7 @@ def test_gradients_that_were_cut_off_from_the_buffers_are_told_and_not_trained_o
             model.float().double()
     loss_of(model, 1).backward()
     with pytest.raises(TrainingError, match="zero_grad\\(set_to_none=False\\)"):
-        allocator.penalise()
+        trainable.add_penalty()
 
 
 # 7
@@ -366,15 +366,15 @@ def test_k_micro_batches_are_one_batch_for_scores_and_penalty(form):
     y = torch.cat([data(seed)[1] for seed in range(4)])
     found = []
     for micro in (1, 4):
-        model, _adapters, allocator, optimizer = adapted(spec)
+        model, _adapters, trainable, optimizer = adapted(spec)
         for step in range(8):
             for part_x, part_y in zip(x.chunk(micro), y.chunk(micro), strict=True):
                 (F.mse_loss(model(part_x), part_y) / micro).backward()
-            allocator.penalise()
+            trainable.add_penalty()
             optimizer.step()
-            allocator.stepped(step, optimizer)
+            trainable.after_step(step, optimizer)
             optimizer.zero_grad(set_to_none=False)
-        found.append((allocator.importance.scores(allocator.triplets), allocator.kept))
+        found.append((trainable.importance.scores(trainable.triplets), trainable.alive))
     torch.testing.assert_close(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
 
@@ -384,55 +384,55 @@ def test_k_micro_batches_are_one_batch_for_scores_and_penalty(form):
 
 @pytest.mark.parametrize("missed", [0, 1, 5])
 def test_the_ranks_are_decided_also_when_the_very_step_was_skipped(missed):
-    model, adapters, allocator, optimizer = adapted(steps=20)
+    model, adapters, trainable, optimizer = adapted(steps=20)
     for step in range(20):
-        if allocator.schedule.decided <= step < allocator.schedule.decided + missed:
+        if trainable.schedule.decided <= step < trainable.schedule.decided + missed:
             continue
-        one_step(model, allocator, optimizer, step)
-    allocator.check_final()
+        one_step(model, trainable, optimizer, step)
+    trainable.check_final()
     assert sum(adapter.rank for adapter in adapters.adapters().values()) == 6
 
 
 def test_without_a_final_phase_they_are_decided_at_the_last_step():
     spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], final=0)
-    model, _adapters, allocator, optimizer = adapted(spec, steps=6)
+    model, _adapters, trainable, optimizer = adapted(spec, steps=6)
     for step in range(6):
-        assert not allocator.final
-        one_step(model, allocator, optimizer, step)
-    allocator.check_final()
+        assert not trainable.final
+        one_step(model, trainable, optimizer, step)
+    trainable.check_final()
 
 
 # 10
 
 
-def masked_step(model, allocator, optimizer, step, frozen):
+def masked_step(model, trainable, optimizer, step, frozen):
     """The plain form of a final phase: what is retired takes no part in anything."""
     loss_of(model, step).backward()
-    for part, mask in zip(allocator.triplets.parts, frozen, strict=True):
+    for part, mask in zip(trainable.triplets.parts, frozen, strict=True):
         for matrix in (part.P, part.Q):
             rows = matrix.detach()[mask]
             if len(rows):
                 excess = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype)
-                matrix.grad[mask] += 4 * allocator.spec.orthogonality * excess @ rows
+                matrix.grad[mask] += 4 * trainable.spec.orthogonality * excess @ rows
             matrix.grad[~mask] = 0
         part.strength.grad[~mask] = 0
-    norm = torch.nn.utils.clip_grad_norm_([allocator.triplets.vectors, allocator.triplets.strengths], 0.05)
+    norm = torch.nn.utils.clip_grad_norm_([trainable.triplets.vectors, trainable.triplets.strengths], 0.05)
     optimizer.step()
     with torch.no_grad():
-        for part, mask in zip(allocator.triplets.parts, frozen, strict=True):
+        for part, mask in zip(trainable.triplets.parts, frozen, strict=True):
             part.strength[~mask] = 0
     optimizer.zero_grad(set_to_none=False)
     return norm
 
 
-def shrunk_step(model, allocator, optimizer, step):
+def shrunk_step(model, trainable, optimizer, step):
     loss_of(model, step).backward()
-    allocator.penalise()
+    trainable.add_penalty()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, 0.05)
-    allocator.before_step()
+    trainable.before_step()
     optimizer.step()
-    allocator.stepped(step, optimizer)
+    trainable.after_step(step, optimizer)
     optimizer.zero_grad(set_to_none=False)
     return norm
 
@@ -441,59 +441,59 @@ def test_training_after_the_shrink_is_masked_training():
     spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], shrink=True)
     wide = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], shrink=False)
     x, _ = data(99)
-    shrunk, _, shrunk_allocator, shrunk_optimizer = adapted(spec, steps=20)
-    masked, _, masked_allocator, masked_optimizer = adapted(wide, steps=20)
+    shrunk, _, shrunk_trainable, shrunk_optimizer = adapted(spec, steps=20)
+    masked, _, masked_trainable, masked_optimizer = adapted(wide, steps=20)
     for step in range(13):
-        one_step(shrunk, shrunk_allocator, shrunk_optimizer, step)
-        one_step(masked, masked_allocator, masked_optimizer, step)
-    assert shrunk_allocator.final and masked_allocator.final
-    assert len(shrunk_allocator.triplets) == 6 and len(masked_allocator.triplets) == 12
+        one_step(shrunk, shrunk_trainable, shrunk_optimizer, step)
+        one_step(masked, masked_trainable, masked_optimizer, step)
+    assert shrunk_trainable.final and masked_trainable.final
+    assert len(shrunk_trainable.triplets) == 6 and len(masked_trainable.triplets) == 12
     assert torch.allclose(shrunk(x), masked(x), atol=1e-13)
-    frozen = masked_allocator.kept.split(masked_allocator.triplets.ranks)
+    frozen = masked_trainable.alive.split(masked_trainable.triplets.ranks)
     with torch.no_grad():  # what is retired does not take part any more, its momentum neither
         for group in ("exp_avg", "exp_avg_sq"):
-            masked_optimizer.state[masked_allocator.triplets.strengths][group].mul_(masked_allocator.kept)
-            rows = masked_optimizer.state[masked_allocator.triplets.vectors][group]
-            kept = masked_allocator.kept
-            for view, mask in zip(masked_allocator.triplets.rows(rows), row_masks(masked_allocator, kept), strict=True):
+            masked_optimizer.state[masked_trainable.triplets.strengths][group].mul_(masked_trainable.alive)
+            rows = masked_optimizer.state[masked_trainable.triplets.vectors][group]
+            kept = masked_trainable.alive
+            for view, mask in zip(masked_trainable.triplets.rows(rows), row_masks(masked_trainable, kept), strict=True):
                 view.mul_(mask[:, None])
     for step in range(13, 20):
-        one = shrunk_step(shrunk, shrunk_allocator, shrunk_optimizer, step)
-        other = masked_step(masked, masked_allocator, masked_optimizer, step, frozen)
+        one = shrunk_step(shrunk, shrunk_trainable, shrunk_optimizer, step)
+        other = masked_step(masked, masked_trainable, masked_optimizer, step, frozen)
         torch.testing.assert_close(one, other)
         assert torch.allclose(shrunk(x), masked(x), atol=1e-12)
 
 
-def row_masks(allocator, kept):
-    triplets = allocator.triplets
+def row_masks(trainable, kept):
+    triplets = trainable.triplets
     rows = torch.zeros(2 * len(triplets), dtype=torch.bool)
     rows[triplets._row_of_p], rows[triplets._row_of_q] = kept, kept
     return rows.split([len(view) for view in triplets.rows(triplets.vectors)])
 
 
 def test_the_shrink_takes_the_same_rows_of_the_optimizer_s_averages():
-    model, _adapters, allocator, optimizer = adapted(steps=20)
+    model, _adapters, trainable, optimizer = adapted(steps=20)
     for step in range(12):
-        one_step(model, allocator, optimizer, step)
-    state = optimizer.state[allocator.triplets.vectors]
-    assert state["exp_avg"].numel() == allocator.triplets.vectors.numel()
-    for parameter in (allocator.triplets.vectors, allocator.triplets.strengths):
+        one_step(model, trainable, optimizer, step)
+    state = optimizer.state[trainable.triplets.vectors]
+    assert state["exp_avg"].numel() == trainable.triplets.vectors.numel()
+    for parameter in (trainable.triplets.vectors, trainable.triplets.strengths):
         optimizer.state[parameter]["exp_avg_sq"].copy_(parameter.data)
-    kept = torch.rand(len(allocator.triplets), generator=torch.Generator().manual_seed(0)) < 0.5
-    copied = copy.deepcopy((allocator.triplets, optimizer))
+    kept = torch.rand(len(trainable.triplets), generator=torch.Generator().manual_seed(0)) < 0.5
+    copied = copy.deepcopy((trainable.triplets, optimizer))
     copied[0].shrink(kept, copied[1])
     for parameter in (copied[0].vectors, copied[0].strengths):
         assert torch.equal(copied[1].state[parameter]["exp_avg_sq"], parameter.data), "the very rows"
-    before = [view.clone() for view in allocator.triplets.rows(state["exp_avg"])]
+    before = [view.clone() for view in trainable.triplets.rows(state["exp_avg"])]
     step_before = state["step"].clone()
-    one_step(model, allocator, optimizer, 12)
-    assert allocator.final
-    state = optimizer.state[allocator.triplets.vectors]
-    after = allocator.triplets.rows(state["exp_avg"])
+    one_step(model, trainable, optimizer, 12)
+    assert trainable.final
+    state = optimizer.state[trainable.triplets.vectors]
+    after = trainable.triplets.rows(state["exp_avg"])
     assert [view.shape[1] for view in after] == [view.shape[1] for view in before]
     assert all(len(one) < len(other) for one, other in zip(after, before, strict=True))
     assert state["step"] == step_before + 1
-    assert state["exp_avg"].numel() == allocator.triplets.vectors.numel() == state["exp_avg_sq"].numel()
+    assert state["exp_avg"].numel() == trainable.triplets.vectors.numel() == state["exp_avg_sq"].numel()
 
 
 # A retired triplet
@@ -501,24 +501,24 @@ def test_the_shrink_takes_the_same_rows_of_the_optimizer_s_averages():
 
 def test_a_retired_triplet_can_come_back():
     spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], strength_rate=16)
-    model, _adapters, allocator, optimizer = adapted(spec, steps=200)
-    retired = torch.zeros(len(allocator.triplets), dtype=torch.bool)
+    model, _adapters, trainable, optimizer = adapted(spec, steps=200)
+    retired = torch.zeros(len(trainable.triplets), dtype=torch.bool)
     back = retired.clone()
     for step in range(110):
-        before = allocator.kept
-        one_step(model, allocator, optimizer, step)
+        before = trainable.alive
+        one_step(model, trainable, optimizer, step)
         retired |= ~before
-        back |= ~before & allocator.kept
+        back |= ~before & trainable.alive
     assert retired.any() and back.any()
 
 
 def test_what_is_retired_has_strength_zero_and_its_vectors_stay():
-    model, _adapters, allocator, optimizer = adapted(steps=20)
+    model, _adapters, trainable, optimizer = adapted(steps=20)
     for step in range(8):
-        one_step(model, allocator, optimizer, step)
-    assert int(allocator.kept.sum()) < len(allocator.triplets)
-    assert torch.equal(allocator.triplets.strengths != 0, allocator.kept)
-    assert all(part.P.abs().sum(1).min() > 0 for part in allocator.triplets.parts)
+        one_step(model, trainable, optimizer, step)
+    assert int(trainable.alive.sum()) < len(trainable.triplets)
+    assert torch.equal(trainable.triplets.strengths != 0, trainable.alive)
+    assert all(part.P.abs().sum(1).min() > 0 for part in trainable.triplets.parts)
 
 
 # A module that is never used
@@ -526,11 +526,11 @@ def test_what_is_retired_has_strength_zero_and_its_vectors_stay():
 
 def test_a_layer_without_gradients_has_no_importance_and_loses_its_ranks_first():
     spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "unused"], orthogonality=0)
-    model, adapters, allocator, optimizer = adapted(spec, steps=20)
+    model, adapters, trainable, optimizer = adapted(spec, steps=20)
     for step in range(20):
         if step == 12:
-            assert allocator.idle(optimizer) == ["unused"]
-        one_step(model, allocator, optimizer, step)
+            assert trainable.without_gradient(optimizer) == ["unused"]
+        one_step(model, trainable, optimizer, step)
     assert "unused" not in adapters.adapters()
     assert sum(adapter.rank for adapter in adapters.adapters().values()) == 6
 
@@ -654,20 +654,20 @@ def test_a_budget_of_bytes_is_the_size_of_the_file(architecture, size, tmp_path)
     model = tiny_model(architecture)
     spec = AdaLoraConfig(budget=size, initial=2)
     adapters = inject(model, spec)
-    allocator = RankAllocator(adapters, spec, 6)
-    optimizer = torch.optim.AdamW(allocator.groups, lr=RATE)
+    trainable = TrainableAdaLoRA(adapters, spec, 6)
+    optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=RATE)
     ids = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(1))
     for step in range(6):
         model(input_ids=ids)[0].logsumexp(-1).mean().backward()
-        allocator.penalise()
+        trainable.add_penalty()
         optimizer.step()
-        allocator.stepped(step, optimizer)
+        trainable.after_step(step, optimizer)
         optimizer.zero_grad(set_to_none=False)
     write_peft(adapters, tmp_path / "adapter", base_model="tiny")
     written = (tmp_path / "adapter" / WEIGHTS).stat().st_size
-    limit = spec.parsed_budget[1]
-    cheapest = min(part.cost for part in allocator.triplets.parts)
-    most = limit if allocator.budget.last < allocator.schedule.first else 4 * allocator.schedule.first
+    limit = spec.asked[1]
+    cheapest = min(part.cost for part in trainable.triplets.parts)
+    most = limit if trainable.budget.last < trainable.schedule.first else 4 * trainable.schedule.first
     assert most - 4 * cheapest - 64 * (1 + len(adapters.layers)) < written <= limit
 
 
@@ -714,14 +714,14 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
     model = tiny_model(architecture)
     spec = AdaLoraConfig(budget="9 triplets", initial=3)
     adapters = inject(model, spec)
-    allocator = RankAllocator(adapters, spec, 8)
-    optimizer = torch.optim.AdamW(allocator.groups, lr=5e-2)
+    trainable = TrainableAdaLoRA(adapters, spec, 8)
+    optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=5e-2)
     ids = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(1))
     for step in range(8):
         F.cross_entropy(model(input_ids=ids)[0].flatten(0, 1), ids.flatten()).backward()
-        allocator.penalise()
+        trainable.add_penalty()
         optimizer.step()
-        allocator.stepped(step, optimizer)
+        trainable.after_step(step, optimizer)
         optimizer.zero_grad(set_to_none=False)
     live = model(input_ids=ids)[0]
     left = adapters.adapters()
@@ -746,12 +746,12 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
 
 def test_without_the_shrink_what_is_written_has_the_ranks_that_are_left(tmp_path):
     spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], shrink=False)
-    model, adapters, allocator, optimizer = adapted(spec, steps=20)
+    model, adapters, trainable, optimizer = adapted(spec, steps=20)
     for step in range(20):
-        one_step(model, allocator, optimizer, step)
+        one_step(model, trainable, optimizer, step)
     x, _ = data(99)
     live = model(x)
-    assert len(allocator.triplets) == 12
+    assert len(trainable.triplets) == 12
     adapters.settle()
     assert sum(adapter.rank for adapter in adapters.adapters().values()) == 6
     torch.testing.assert_close(model(x), live, rtol=1e-6, atol=1e-6)
@@ -759,10 +759,10 @@ def test_without_the_shrink_what_is_written_has_the_ranks_that_are_left(tmp_path
 
 @pytest.mark.parametrize("act", ["settle", "write"])
 def test_ranks_that_were_never_decided_are_not_passed_off_as_an_adapter(act, tmp_path):
-    # elsewhere a loop that forgets to call the allocator trains all ranks in silence
-    model, adapters, allocator, optimizer = adapted(steps=20)
+    # elsewhere a loop that forgets to call it trains all ranks in silence
+    model, adapters, trainable, optimizer = adapted(steps=20)
     for step in range(3):
-        one_step(model, allocator, optimizer, step)
+        one_step(model, trainable, optimizer, step)
     with pytest.raises(TrainingError, match=r'the ranks of 3 layers are not decided yet, as of "up"'):
         adapters.settle() if act == "settle" else write_peft(adapters, tmp_path / "adapter", base_model="net")
     assert not (tmp_path / "adapter").exists()

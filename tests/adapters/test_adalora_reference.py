@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 
 WIDTHS = {"first": (6, 10), "second": (10, 10), "third": (10, 3)}
 RATE, STEPS, INITIAL = 5e-3, 60, 3
@@ -75,12 +75,12 @@ class Plain:
     def mask(self, budget):
         scores = self.scores()
         threshold = torch.cat(list(scores.values())).sort().values[-budget]
-        self.kept = {name: score >= threshold for name, score in scores.items()}
+        self.alive = {name: score >= threshold for name, score in scores.items()}
         self.hold()
 
     def hold(self):
         with torch.no_grad():
-            for name, kept in self.kept.items():
+            for name, kept in self.alive.items():
                 self.E[name][~kept] = 0
 
 
@@ -108,9 +108,9 @@ def test_scores_masks_and_weights_are_the_reference_s_at_every_step(interval, ga
     bare.load_state_dict({name.replace(".host", ""): value for name, value in net.state_dict().items()
                           if "adapters" not in name})  # fmt: skip
     plain = Plain(bare, adapters, spec.scale, gamma)
-    allocator = RankAllocator(adapters, spec, STEPS)
+    trainable = TrainableAdaLoRA(adapters, spec, STEPS)
     options = {"lr": RATE, "weight_decay": 0.01}
-    optimizer = torch.optim.AdamW(allocator.groups, **options)
+    optimizer = torch.optim.AdamW(trainable.parameter_groups(), **options)
     assert all(group["rate"] == 1 for group in optimizer.param_groups)
     reference = torch.optim.AdamW(list(plain.tensors().values()), **options)
     decided = STEPS - final
@@ -118,10 +118,10 @@ def test_scores_masks_and_weights_are_the_reference_s_at_every_step(interval, ga
     changed = 0
     for step in range(STEPS):
         nn.functional.mse_loss(net(x[step]), y[step]).backward()
-        allocator.penalise()
-        allocator.before_step()
+        trainable.add_penalty()
+        trainable.before_step()
         optimizer.step()
-        allocator.stepped(step, optimizer)
+        trainable.after_step(step, optimizer)
         optimizer.zero_grad(set_to_none=False)
 
         loss = nn.functional.mse_loss(plain.forward(x[step]), y[step]) + plain.penalty()
@@ -142,11 +142,11 @@ def test_scores_masks_and_weights_are_the_reference_s_at_every_step(interval, ga
             torch.testing.assert_close(part.P.T, plain.B[name], rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(part.strength, plain.E[name][:, 0], rtol=1e-9, atol=1e-12)
         if step < decided:
-            ours = allocator.importance.scores(allocator.triplets)
+            ours = trainable.importance.scores(trainable.triplets)
             torch.testing.assert_close(ours, torch.cat(list(plain.scores().values())), rtol=1e-9, atol=1e-18)
         if step > warmup and (step % interval == 0 or step >= decided):
             before, now = getattr(plain, "last", None), torch.cat([plain.kept[name] for name in live])
-            assert torch.equal(allocator.kept, now)
+            assert torch.equal(trainable.alive, now)
             changed += before is not None and not torch.equal(before, now)
             plain.last = now
     assert changed > 1, "masks that never change would prove little"

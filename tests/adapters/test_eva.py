@@ -396,9 +396,9 @@ def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
     heard = []
     trained = train(experiment(tiny_folder), callback=heard.append)
     adapter = Path(trained.run.adapter)
-    parts = trained.tuned.adapters()
+    parts = trained.trainable.adapters.adapters()
     written = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
-    costs = [sum(layer.host.weight.shape) for layer in trained.tuned.layers.values()]
+    costs = [sum(layer.host.weight.shape) for layer in trained.trainable.adapters.layers.values()]
     assert max(part.rank for part in parts.values()) > 4 >= min(part.rank for part in parts.values())
     (told,) = [event for event in heard if isinstance(event, RankRecord)]
     assert {path: rank for path, rank in told.ranks.items() if rank} == {p: part.rank for p, part in parts.items()}
@@ -432,12 +432,12 @@ def test_a_run_again_is_the_same_bytes(home, tiny_folder):
 
 
 def test_as_many_micro_batches_are_looked_at_as_asked_and_never_more_than_a_pass(home, tiny_folder, monkeypatch):
-    from rankwise.methods import beginning
+    from rankwise.methods import eva_start
 
     seen = []
-    look = beginning.eva_choices
+    look = eva_start.eva_choices
     monkeypatch.setattr(
-        beginning, "eva_choices",
+        eva_start, "eva_choices",
         lambda model, spec, run, seed: look(model, spec, lambda real: run(lambda m: seen.append(m) or real(m)), seed),
     )  # fmt: skip
     train(experiment(tiny_folder, "two", eva_batches=2))

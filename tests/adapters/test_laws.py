@@ -146,13 +146,13 @@ def test_disabled_is_the_base_and_restores_what_was_there_nested_too() -> None:
     adapters = inject(model, LoraConfig(rank=2))
     randomise(adapters)
     adapted = logits(model)
-    with adapters.disabled():
+    with adapters.base():
         assert torch.equal(logits(model), base)
-        with adapters.disabled():
+        with adapters.base():
             assert torch.equal(logits(model), base)
         assert torch.equal(logits(model), base)
     assert torch.equal(logits(model), adapted)
-    with pytest.raises(RuntimeError), adapters.disabled():
+    with pytest.raises(RuntimeError), adapters.base():
         raise RuntimeError
     assert torch.equal(logits(model), adapted)
 

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
@@ -29,6 +28,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import AdapterError, ConfigError, TargetError
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.training.state import adamw
 
 IDS = torch.arange(48).reshape(2, 24) % 96
@@ -87,8 +87,8 @@ def first_step(spec: LoraConfig, **training: Any) -> tuple[AdapterSet, dict[str,
     model = tiny_model("llama")
     adapters = inject(model, spec)
     unsettle(adapters)
-    allocator = FixedRanks(adapters, b_rate=spec.b_rate)
-    optimizer = adamw(allocator, TrainingConfig(**training))
+    trainable = TrainableLoRA(adapters, spec)
+    optimizer = adamw(trainable, TrainingConfig(**training))
     for group in optimizer.param_groups:
         group["lr"] = 1e-3 * group["rate"]
     before = {path: copy.deepcopy(adapter.state_dict()) for path, adapter in adapters.adapters().items()}
@@ -116,7 +116,7 @@ def test_b_steps_faster_by_its_rate_and_of_an_embedding_a_does() -> None:
 
 def test_with_a_rate_of_one_everything_is_one_group_as_before() -> None:
     adapters, moved = first_step(LoraConfig(rank=2, targets=("q_proj", "embed_tokens")))
-    [group] = FixedRanks(adapters).groups
+    [group] = TrainableLoRA(adapters).parameter_groups()
     assert group["rate"] == 1.0 and [*map(id, group["params"])] == [*map(id, adapters.parameters())]
     assert all(typical(move[name]) == pytest.approx(1e-3, rel=1e-2) for move in moved.values() for name in move)
 
@@ -124,7 +124,7 @@ def test_with_a_rate_of_one_everything_is_one_group_as_before() -> None:
 def test_every_parameter_is_in_one_group_and_a_magnitude_does_not_decay() -> None:
     spec = LoraConfig(rank=2, b_rate=4.0, dora=True)
     adapters, moved = first_step(spec, weight_decay=0.5)
-    groups = FixedRanks(adapters, b_rate=4.0).groups
+    groups = TrainableLoRA(adapters, LoraConfig(b_rate=4.0)).parameter_groups()
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(map(id, adapters.parameters()))
     assert [(group["rate"], group.get("weight_decay")) for group in groups] == [(1.0, None), (4.0, None), (1.0, 0.0)]

@@ -14,7 +14,6 @@ from fast_forms import in_float64, rows
 from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.adapters.full import WholeModel
 from rankwise.adapters.set import AdapterSet, inject
 from rankwise.adapters.weights import check_same
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
@@ -23,6 +22,7 @@ from rankwise.data.flat import flat
 from rankwise.errors import AdapterError, ConfigError
 from rankwise.forward.fused import FastLoss
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.full import FullFineTuning
 from rankwise.training.losses import summed
 
 IDS = torch.arange(48).reshape(2, 24) % 96
@@ -65,7 +65,7 @@ def test_at_one_it_is_itself_and_at_zero_the_base_bit_for_bit(kind: str, dtype: 
     adapters = adapted(kind, dtype)
     model = adapters.model
     whole = logits(model)
-    with adapters.disabled():
+    with adapters.base():
         base = logits(model)
     assert not torch.equal(whole, base)
     with adapters.scaled(1):
@@ -127,7 +127,7 @@ def test_whole_weights_are_turned_too(architecture: str) -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * 0.02)
-    whole, ours, plain = WholeModel(model, read_base), logits(model), logits(base)
+    whole, ours, plain = FullFineTuning(model, read_base), logits(model), logits(base)
     with whole.scaled(1):
         assert torch.equal(logits(model), ours) and not read, "a base that nobody asks is not looked for"
     with whole.scaled(0):
@@ -137,13 +137,14 @@ def test_whole_weights_are_turned_too(architecture: str) -> None:
             one.lerp_(other, 0.4)
     with torch.inference_mode(), whole.scaled(0.8), whole.scaled(0.5):
         assert torch.allclose(logits(model), logits(base), rtol=0, atol=1e-12)
-        with whole.disabled():
+        with whole.base():
             assert torch.equal(logits(model), plain)
     assert torch.equal(logits(model), ours) and len(read) == 1
     model(input_ids=IDS).logits.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
-    whole.turn(0.4)
-    assert torch.allclose(logits(model), logits(base), rtol=0, atol=1e-12)
+    outputs, before = whole.merge(0.4, lambda: logits(model))
+    assert before is None and torch.equal(outputs, logits(model))
+    assert torch.allclose(outputs, logits(base), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("dora", "dora with biases", "parted")])

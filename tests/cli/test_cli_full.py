@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import rankwise as package
 from processes import ended
-from rankwise.adapters.full import WholeModel
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, RunError
+from rankwise.methods.full import FullFineTuning
 from rankwise.models.precision import choose_precision
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import StepRecord
@@ -125,7 +125,7 @@ def test_a_finished_run_is_these_files_and_no_leftovers(home):
 
 
 def test_transformers_loads_the_model_that_was_trained(home):
-    asked = package.open_for_asking("whole")
+    asked = package.load_run("whole")
     found = AutoModelForCausalLM.from_pretrained("runs/whole/model").eval()
     assert found.dtype == torch.float32 and found.get_output_embeddings().weight is found.model.embed_tokens.weight
     assert torch.equal(logits(found), logits(asked.model.module))
@@ -143,7 +143,7 @@ def test_what_training_hands_over_is_what_was_written(home):
     )
     trained = package.train(asked_for)
     assert torch.equal(logits(trained.model.module), logits(theirs("runs/handed/model")))
-    with trained.tuned.disabled():
+    with trained.trainable.base():
         assert torch.equal(logits(trained.model.module), logits(theirs("base")))
     assert torch.equal(logits(trained.model.module), logits(theirs("runs/handed/model")))
     # what it is called is what it has become: nobody takes it for the base
@@ -167,11 +167,11 @@ def test_a_model_that_is_given_stays_as_it_is(home):
 
 
 def test_both_sides_of_a_run_can_be_asked_one_after_the_other(home):
-    asked = package.open_for_asking("whole")
-    assert isinstance(asked.tuned, WholeModel)
+    asked = package.load_run("whole")
+    assert isinstance(asked.trainable, FullFineTuning)
     own, base = logits(theirs("runs/whole/model")), logits(theirs("base"))
     for side in (False, True, True, False):
-        with asked.side(base=side):
+        with asked.base(side):
             assert torch.equal(logits(asked.model.module), base if side else own)
 
 
@@ -346,11 +346,11 @@ def test_a_recipe_s_settings_of_an_adapter_are_left_out():
 
 
 def test_an_adapter_s_run_is_asked_as_before(home):
-    asked = package.open_for_asking("lora")
-    with asked.side(base=True):
+    asked = package.load_run("lora")
+    with asked.base():
         base = logits(asked.model.module)
     assert not torch.equal(logits(asked.model.module), base)
     file = home / "base" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     with pytest.raises(RunError, match="--force-base to apply the adapter anyway"):
-        package.open_for_asking("lora")
+        package.load_run("lora")

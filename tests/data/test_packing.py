@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from transformers import StableLmConfig, StableLmForCausalLM
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import IGNORED, Batches, padded_length, portion
 from rankwise.data.packing import pack
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.text.tokenize import Tokens
 from rankwise.training.loop import train
 from rankwise.training.losses import summed
@@ -243,8 +243,8 @@ def trained(arrange, max_batch_tokens):
         documents.append(Tokens(ids, tuple(place >= given for place in range(length))))
     model = tiny_model("llama")
     adapters = inject(model, LoraConfig(rank=4), seed=1)
-    allocator, parameters = FixedRanks(adapters), adapters.parameters()
-    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
+    trainable, parameters = TrainableLoRA(adapters), adapters.parameters()
+    state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
     records = []
     batches = Batches(documents, 6, max_batch_tokens, 7, arrange)
     train(state, batches, loss_of=summed(SupervisedLogits(model)), callback=records.append)

@@ -81,7 +81,7 @@ def test_it_is_what_the_formula_says_at_every_position() -> None:
     given, wanted = text.blocks[:, :-1], text.blocks[:, 1:].flatten()
     with torch.no_grad():
         tuned = base(input_ids=given).logits.double().flatten(0, 1)
-        with adapters.disabled():
+        with adapters.base():
             before = base(input_ids=given).logits.double().flatten(0, 1)
     p, q = before.softmax(-1), tuned.softmax(-1)
     kl = float((p * (p / q).log()).sum(-1).mean())

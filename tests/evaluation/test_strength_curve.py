@@ -7,7 +7,6 @@ import torch
 
 from conftest import tiny_model
 from fast_forms import rows
-from rankwise.adapters.full import WholeModel
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import portion
@@ -17,6 +16,7 @@ from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.strength import recommended, strength_curve, untold
 from rankwise.evaluation.text import Text
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.full import FullFineTuning
 from rankwise.runs.evaluations import Measured, StrengthPoint
 from rankwise.training.losses import mean_loss, summed
 
@@ -63,7 +63,7 @@ def test_the_ends_of_the_curve_are_the_base_and_the_trained_model():
     assert (whole.kl.value, whole.kl.low, whole.kl.high, whole.delta_nll) == (
         kept.kl, kept.low, kept.high, kept.delta_nll,
     )  # fmt: skip
-    with adapters.disabled():
+    with adapters.base():
         nats, tokens = (sum(column) for column in zip(*loss_rows(model, documents), strict=True))
     assert base.loss.value == pytest.approx(nats / tokens, rel=1e-12)
     assert 0 < half.kl.value < whole.kl.value
@@ -76,7 +76,7 @@ def test_whole_weights_are_turned_as_an_adapter_is():
     with torch.no_grad():
         for path, adapter in adapters.adapters().items():
             changed.get_submodule(path).weight.add_(adapter.delta())
-    whole = WholeModel(changed, lambda: dict(tiny_model("llama").named_parameters()))
+    whole = FullFineTuning(changed, lambda: dict(tiny_model("llama").named_parameters()))
 
     def curve(tuned):
         return strength_curve(

@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
 from rankwise.runs.records import StepRecord
 from rankwise.text.example import Example, Message
@@ -67,9 +67,9 @@ def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) 
     spec = TrainingConfig(steps=flat.STEPS, batch_size=len(flat.ROWS), warmup=0.0)
     examples = [Example((Message("user", q), Message("assistant", a)), "flat") for q, a in flat.ROWS]
     rows = [tokenise(render(example, loaded.template), loaded.tokenizer) for example in examples]
-    allocator = FixedRanks(adapters)
+    trainable = TrainableLoRA(adapters)
     state = TrainState(
-        allocator, adamw(allocator, spec), lambda step: flat.RATE * rate_factor(spec, step, flat.STEPS), flat.STEPS,
+        trainable, adamw(trainable, spec), lambda step: flat.RATE * rate_factor(spec, step, flat.STEPS), flat.STEPS,
         spec.clip, torch.device("cpu"),
     )  # fmt: skip
     records: list[StepRecord] = []

@@ -9,11 +9,11 @@ import pytest
 
 from conftest import tiny_model
 from fast_forms import unsettle
-from rankwise.adapters.full import WholeModel
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward.activation_memory import kept_by, kept_by_plain
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.full import FullFineTuning
 from rankwise.training.losses import summed
 
 
@@ -22,7 +22,7 @@ from rankwise.training.losses import summed
 def test_a_count_leaves_no_graph(method, form):
     model = tiny_model("llama")
     if method == "full":
-        WholeModel(model, dict)
+        FullFineTuning(model, dict)
     else:
         unsettle(inject(model, LoraConfig(rank=3)))
     parameters = [weakref.ref(one) for one in model.parameters()]

@@ -7,13 +7,13 @@ import torch
 
 from conftest import tiny_model
 from fast_forms import rows, unsettle
-from rankwise.adapters.full import WholeModel
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import collate
 from rankwise.forward.activation_memory import kept_by_plain, kept_bytes
 from rankwise.forward.checkpointing import blocks_in_order, computed_twice
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.full import FullFineTuning
 from rankwise.training.losses import summed
 
 KINDS = ["llama", "neox", "gpt2", "gptj"]
@@ -24,7 +24,7 @@ KINDS = ["llama", "neox", "gpt2", "gptj"]
 def test_blocks_computed_twice_keep_less_and_give_the_same_bits(kind, method):
     model = tiny_model(kind)
     if method == "full":
-        tuned = WholeModel(model, dict)
+        tuned = FullFineTuning(model, dict)
     else:
         tuned = inject(model, LoraConfig(rank=3, dropout=0.3 if method == "dropout" else 0.0))
         unsettle(tuned)
@@ -59,7 +59,7 @@ def test_what_many_tokens_keep_is_known_from_a_few(kind):
     from rankwise.forward.reference import random_documents
 
     model = tiny_model(kind)
-    WholeModel(model, dict)
+    FullFineTuning(model, dict)
     loss_of = summed(SupervisedLogits(model))
     length = 40  # the tiny models have few positions
     batch = collate(random_documents(96, [length] * 6, torch.Generator().manual_seed(1)))

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import FixedRanks, RankAllocator
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.merge import merge
 from rankwise.adapters.set import inject
@@ -36,6 +35,8 @@ from rankwise.kernels.norm import (
 )
 from rankwise.kernels.prologue import Straight, entered
 from rankwise.kernels.rotary import plain_rotated, rotated
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
 from rankwise.runs.records import StepRecord
 from rankwise.text.example import Message
@@ -53,8 +54,8 @@ def losses(device: str, dtype: torch.dtype) -> list[float]:
     model = tiny_model("llama").to(device, dtype)
     adapters = inject(model, LoraConfig(rank=4))
     rows = [Tokens(tuple(range(k, k + 20)), (False,) * 5 + (True,) * 15) for k in range(8)]
-    allocator = FixedRanks(adapters)
-    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 10, 1.0, torch.device(device))
+    trainable = TrainableLoRA(adapters)
+    state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-2, 10, 1.0, torch.device(device))
     records: list[StepRecord] = []
     train(state, Batches(rows, 4, 64, 0), loss_of=summed(SupervisedLogits(model)), callback=records.append)
     return [record.loss for record in records]
@@ -145,14 +146,14 @@ def test_ranks_are_decided_as_on_the_processor(budget: str) -> None:
         model = tiny_model("llama").to(device)
         spec = AdaLoraConfig(budget=budget)
         adapters = inject(model, spec)
-        allocator = RankAllocator(adapters, spec, 6)
-        optimizer = torch.optim.AdamW(allocator.groups, lr=1e-2)
+        trainable = TrainableAdaLoRA(adapters, spec, 6)
+        optimizer = torch.optim.AdamW(trainable.parameter_groups(), lr=1e-2)
         for step in range(6):
             model(input_ids=IDS.to(device)).logits.logsumexp(-1).mean().backward()
-            allocator.penalise()
+            trainable.add_penalty()
             optimizer.step()
-            allocator.stepped(step, optimizer)
+            trainable.after_step(step, optimizer)
             optimizer.zero_grad(set_to_none=False)
-        ranks.append(allocator.triplets.ranks)
+        ranks.append(trainable.triplets.ranks)
         assert merge(adapters) is model
     assert sum(abs(one - other) for one, other in zip(*ranks, strict=True)) <= 2, "scores may tip by rounding"

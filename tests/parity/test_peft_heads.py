@@ -35,12 +35,11 @@ def logits(model):
 @pytest.fixture
 def written(tmp_path):
     model = classifier()
-    adapters = inject(model, LoraConfig(rank=3, targets="query,value"))
+    adapters = inject(model, LoraConfig(rank=3, targets="query,value"), heads=["classifier"])
     with torch.no_grad():
-        for parameter in (*adapters.parameters(), *model.classifier.parameters()):
+        for parameter in adapters.parameters():
             parameter.normal_(0, 0.2)
-    write_peft(adapters, tmp_path / "adapter", base_model="tiny", task_type="SEQ_CLS",
-               heads={"classifier": model.classifier})  # fmt: skip
+    write_peft(adapters, tmp_path / "adapter", base_model="tiny", task_type="SEQ_CLS")
     return tmp_path / "adapter", model
 
 
@@ -53,10 +52,11 @@ def test_peft_loads_our_head(written):
 
 def test_we_read_our_head(written):
     folder, model = written
+    head = model.classifier.copies["default"]
     for modules in (host_view(classifier()), None):
         heads = read_weights(folder, modules).heads
         assert heads.keys() == {"classifier.weight", "classifier.bias"}
-        assert all(torch.equal(value, model.get_parameter(name)) for name, value in heads.items())
+        assert all(torch.equal(value, getattr(head, name.rpartition(".")[2])) for name, value in heads.items())
 
 
 def test_we_read_peft_s_head(tmp_path):
@@ -68,9 +68,16 @@ def test_we_read_peft_s_head(tmp_path):
     assert torch.equal(heads["classifier.weight"], head.weight) and torch.equal(heads["classifier.bias"], head.bias)
 
 
-def test_a_head_is_not_left_out_in_silence(written):
-    with pytest.raises(AdapterError, match="modules_to_save"):
-        read_peft(classifier(), written[0])
+def test_a_head_is_laid_over_the_model_and_taken_out_again(written):
+    folder, model = written
+    again = classifier()
+    before = logits(again)
+    adapters = read_peft(again, folder)
+    assert torch.equal(logits(again), logits(model))
+    with adapters.base():
+        assert torch.equal(logits(again), before)
+    adapters.eject()
+    assert torch.equal(logits(again), before)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rankwise.adapters.full import WholeModel
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import collate
@@ -18,6 +17,7 @@ from rankwise.forward.fused import FastLoss, is_fast
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.kernels.loss import ROWS
+from rankwise.methods.full import FullFineTuning
 from rankwise.planning.activations import FAST, saved_bytes
 from rankwise.planning.memory import HEAD_ROWS
 from rankwise.training.losses import summed
@@ -65,7 +65,7 @@ def shape_of(family: str, blocks: int):
 
 def built(family: str, dtype: torch.dtype, method: str, blocks: int = 3):
     model = AutoModelForCausalLM.from_config(config_of(family, blocks), dtype=dtype).eval()
-    tuned = WholeModel(model, dict) if method == "full" else inject(model, LoraConfig(rank=4))
+    tuned = FullFineTuning(model, dict) if method == "full" else inject(model, LoraConfig(rank=4))
     ranks = {} if method == "full" else dict.fromkeys(range(blocks), 4.0 * len(tuned.parts) / blocks)
     return model, shape_of(family, blocks), ranks
 

@@ -15,7 +15,6 @@ from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.advice import Facts, advise
 from rankwise.planning.rows import Counted, Drawn, planned_rows
-from rankwise.training.schedules import learning_rate
 
 SHAPE = llama("smollm2-135m")
 ENDS = sum(layer.inputs + layer.outputs for layer in SHAPE.layers if layer.path in adapted(SHAPE, 1))
@@ -102,13 +101,6 @@ def test_the_advised_rank_holds_the_rows(rank, count):
     advised = changes(case).get("adapter.rank")
     holds = 2 * ENDS * int(advised or rank)
     assert holds >= min(case.bits, 2 * ENDS * 4096)
-
-
-@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
-@pytest.mark.parametrize("width", [64, 576, 4096])
-def test_auto_is_what_a_training_takes(method, width):
-    for spec in (TrainingConfig(), TrainingConfig(learning_rate=3e-4)):
-        assert spec.highest_rate(width, method) == learning_rate(spec, width, method)
 
 
 def test_rates_are_judged_by_auto_at_the_models_width():

@@ -11,13 +11,13 @@ from safetensors import safe_open
 from torch import nn
 
 from planning_models import SMALL, on_meta, shape_of_small
-from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet, inject
 from rankwise.adapters.targets import host_view
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.errors import RankwiseError, TargetError
 from rankwise.forward.plan import shape_of
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.planning.parameters import parameters_of
 
 QUERY_VALUE = {
@@ -129,21 +129,21 @@ def test_adalora_is_counted_as_it_is_injected(name: str, budget: str) -> None:
 @pytest.mark.parametrize("unit", ["triplets", "parameters"])
 @pytest.mark.parametrize("budget", ["2", "40 triplets", "4k parameters", "30KB", "1000 triplets"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
-def test_what_is_left_is_what_the_allocator_leaves(name: str, budget: str, unit: str, tmp_path: Path) -> None:
+def test_what_is_left_is_what_training_leaves(name: str, budget: str, unit: str, tmp_path: Path) -> None:
     spec = AdaLoraConfig(budget=budget, budget_unit=unit, warmup=0, interval=1)
     adapters = inject(on_cpu(name), spec)
-    allocator = RankAllocator(adapters, spec, steps=3)
+    trainable = TrainableAdaLoRA(adapters, spec, steps=3)
     left = parameters_of(shape_of_small(name), spec).left
     assert left is not None
-    assert (left.first, left.amount) == (allocator.schedule.first, allocator.schedule.last)
-    assert (left.unit, left.mean_rank) == (allocator.budget.unit, allocator.budget.mean_rank)
-    optimizer = torch.optim.AdamW(allocator.groups)
+    assert (left.first, left.amount) == (trainable.schedule.first, trainable.schedule.last)
+    assert (left.unit, left.mean_rank) == (trainable.budget.unit, trainable.budget.mean_rank)
+    optimizer = torch.optim.AdamW(trainable.parameter_groups())
     for step in range(3):
         for parameter in adapters.parameters():
             assert parameter.grad is not None
             parameter.grad.copy_(torch.randn(parameter.shape))
         optimizer.step()
-        allocator.stepped(step, optimizer)
+        trainable.after_step(step, optimizer)
     write_peft(adapters, tmp_path / "adapter", base_model=name)
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     with safe_open(file, "np") as tensors:

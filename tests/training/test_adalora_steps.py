@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.text.tokenize import Tokens
 from rankwise.training.loop import train
@@ -38,8 +38,8 @@ def rows(count=12, seed=0):
 def begun(steps=30, **settings):
     model = tiny_model("llama")
     spec = AdaLoraConfig(**{"budget": "2", "initial": 2, "start": "gaussian", "orthogonality": 50.0} | settings)
-    allocator = RankAllocator(inject(model, spec, seed=1), spec, steps)
-    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 5e-3, steps, 1.0, CPU)
+    trainable = TrainableAdaLoRA(inject(model, spec, seed=1), spec, steps)
+    state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 5e-3, steps, 1.0, CPU)
     return model, state
 
 
@@ -52,7 +52,7 @@ def test_the_loss_that_is_told_is_the_task_s_alone(penalty):
         wanted, _ = mean_loss(summed(forward), given, CPU)
         record, _ = optimizer_step(state, given, summed(forward), 0.0)
         assert record.loss == pytest.approx(wanted, rel=1e-5)
-    grams = [part.Q @ part.Q.T for part in state.allocator.triplets.parts]
+    grams = [part.Q @ part.Q.T for part in state.trainable.triplets.parts]
     assert any((gram - torch.eye(len(gram))).norm() > 1e-2 for gram in grams), "there was something to penalise"
 
 
@@ -60,7 +60,7 @@ def test_the_penalty_pulls_factors_together_whatever_the_loss_is():
     model, state = begun(steps=60, orthogonality=1.0, final=0.0, warmup=0.9)
 
     def far():
-        grams = [part.Q.detach() @ part.Q.detach().T for part in state.allocator.triplets.parts]
+        grams = [part.Q.detach() @ part.Q.detach().T for part in state.trainable.triplets.parts]
         return sum(float((gram - torch.eye(len(gram))).norm()) for gram in grams)
 
     before, forward = far(), SupervisedLogits(model)
@@ -74,7 +74,7 @@ def test_a_step_that_is_not_finite_leaves_averages_and_adapter_as_they_were():
     good = SupervisedLogits(model)
     for _ in range(5):
         optimizer_step(state, portion(rows(4), 200), summed(good), 0.0)
-    importance, triplets = state.allocator.importance, state.allocator.triplets
+    importance, triplets = state.trainable.importance, state.trainable.triplets
     live = (*importance.averages, *importance.uncertainties, triplets.vectors.data, triplets.strengths.data)
     before = [value.clone() for value in live]
     with pytest.raises(TrainingError):

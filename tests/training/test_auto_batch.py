@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import FixedRanks, RankAllocator
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.errors import is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.runs.records import StepRecord, WarningMessage, silent
 from rankwise.text.tokenize import Tokens
 from rankwise.training.auto_batch import Halving
@@ -37,8 +38,8 @@ def trained(
     model = tiny_model("llama").double()
     spec = LoraConfig(rank=3) if method == "lora" else AdaLoraConfig(budget="2")
     adapters = inject(model, spec)
-    allocator = FixedRanks(adapters, b_rate=1.0) if method == "lora" else RankAllocator(adapters, spec, 6)
-    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 6, 1.0, torch.device("cpu"))
+    trainable = TrainableLoRA(adapters) if method == "lora" else TrainableAdaLoRA(adapters, spec, 6)
+    state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-2, 6, 1.0, torch.device("cpu"))
     plain = summed(SupervisedLogits(model))
 
     def loss_of(batch):
@@ -73,8 +74,8 @@ def test_a_document_alone_is_the_least_and_then_memory_has_run_out():
 def test_nobody_who_did_not_ask_for_it_gets_other_portions():
     model = tiny_model("llama")
     adapters = inject(model, LoraConfig(rank=3))
-    allocator = FixedRanks(adapters, b_rate=1.0)
-    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-2, 6, 1.0, torch.device("cpu"))
+    trainable = TrainableLoRA(adapters)
+    state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-2, 6, 1.0, torch.device("cpu"))
 
     def loss_of(batch):
         return torch.empty(2**58, dtype=torch.uint8).sum()

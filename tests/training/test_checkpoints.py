@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import FixedRanks, RankAllocator
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.errors import RunError, TrainingError
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.runs.records import StepRecord
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
@@ -74,10 +75,10 @@ def begun(spec, *, steps=STEPS, seed=0, architecture="llama", training=None):
     model = tiny_model(architecture)
     adapters = inject(model, spec, seed=seed)
     fixed = isinstance(spec, LoraConfig)
-    allocator = FixedRanks(adapters) if fixed else RankAllocator(adapters, spec, steps)
+    trainable = TrainableLoRA(adapters) if fixed else TrainableAdaLoRA(adapters, spec, steps)
     rate = 1e-2
     state = TrainState(
-        allocator, adamw(allocator, training), lambda step: rate * rate_factor(training, step, steps), steps, 1.0,
+        trainable, adamw(trainable, training), lambda step: rate * rate_factor(training, step, steps), steps, 1.0,
         torch.device("cpu"),
     )  # fmt: skip
     return Run(state, adapters, summed(SupervisedLogits(model)), Batches(random_rows(11), 4, 60, 5))
@@ -85,8 +86,8 @@ def begun(spec, *, steps=STEPS, seed=0, architecture="llama", training=None):
 
 def everything(run):
     """All that one can compare of a run, as tensors and values by name."""
-    allocator = run.state.allocator
-    held = allocator.state()
+    trainable = run.state.trainable
+    held = trainable.state_dict()
     found = {f"held.{name}": value.clone() for name, value in held.tensors.items()} | dict(held.facts)
     for number, parameter in enumerate(run.state.parameters):
         for name, value in run.state.optimizer.state.get(parameter, {}).items():
@@ -142,17 +143,17 @@ def test_k_and_then_n_minus_k_steps_are_n_steps_bit_for_bit(tmp_path, name, step
 
 def test_the_cases_reach_every_phase():
     run = begun(ADALORA)
-    schedule = run.state.allocator.schedule
+    schedule = run.state.trainable.schedule
     assert (schedule.warmup, schedule.decided) == (WARMUP_ENDS, DECIDED)
     run.until(WARMUP_ENDS + 1)
-    assert run.state.allocator.kept.all()
+    assert run.state.trainable.alive.all()
     run.until(9)
-    assert not run.state.allocator.kept.all() and not run.state.allocator.final
-    whole = len(run.state.allocator.triplets)
+    assert not run.state.trainable.alive.all() and not run.state.trainable.final
+    whole = len(run.state.trainable.triplets)
     run.until(DECIDED)
-    assert len(run.state.allocator.triplets) == whole
+    assert len(run.state.trainable.triplets) == whole
     run.until(DECIDED + 1)
-    assert run.state.allocator.final and len(run.state.allocator.triplets) < whole
+    assert run.state.trainable.final and len(run.state.trainable.triplets) < whole
 
 
 @pytest.mark.parametrize("step", [9, DECIDED + 1])

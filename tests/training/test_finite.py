@@ -53,8 +53,8 @@ def poisoned(monkeypatch, change, step):
     """Before that update `change` is done to the first parameter that learns and to its averages."""
     real, count = session.adamw, iter(range(1, STEPS + 1))
 
-    def adamw(allocator, spec):
-        optimizer = real(allocator, spec)
+    def adamw(trainable, spec):
+        optimizer = real(trainable, spec)
 
         def before(*_):
             if next(count) == step:
@@ -127,8 +127,8 @@ def test_what_becomes_infinite_as_triplets_are_folded_is_found(monkeypatch):
     def then_grow(self, state):
         real(self, state)
         with torch.no_grad():
-            state.allocator.triplets.vectors.fill_(1e30)
-            state.allocator.triplets.strengths.fill_(1e30)
+            state.trainable.triplets.vectors.fill_(1e30)
+            state.trainable.triplets.strengths.fill_(1e30)
 
     monkeypatch.setattr(session.Session, "_check_that_all_learned", then_grow)
     said = refused(experiment("adalora"))

@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import FixedRanks
-from rankwise.adapters.full import AllWeights, WholeModel
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
@@ -18,6 +16,8 @@ from rankwise.data.batches import Batches, collate, portion
 from rankwise.errors import ModelError, RunError, TargetError
 from rankwise.forward.fused import is_fast
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.full import FullFineTuning
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.loop import train
@@ -47,18 +47,18 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-def whole_of(architecture: str = "llama") -> WholeModel:
-    return WholeModel(tiny_model(architecture), lambda: weights_of(tiny_model(architecture)))
+def whole_of(architecture: str = "llama") -> FullFineTuning:
+    return FullFineTuning(tiny_model(architecture), lambda: weights_of(tiny_model(architecture)))
 
 
-def state_of(whole: WholeModel, rate: float = RATE) -> TrainState:
-    allocator = AllWeights(whole)
+def state_of(whole: FullFineTuning, rate: float = RATE) -> TrainState:
+    trainable = whole
     return TrainState(
-        allocator, adamw(allocator, SPEC), lambda step: rate * rate_factor(SPEC, step, STEPS), STEPS, SPEC.clip, CPU
+        trainable, adamw(trainable, SPEC), lambda step: rate * rate_factor(SPEC, step, STEPS), STEPS, SPEC.clip, CPU
     )
 
 
-def learn(whole: WholeModel, state: TrainState, until: int = STEPS) -> list[float]:
+def learn(whole: FullFineTuning, state: TrainState, until: int = STEPS) -> list[float]:
     losses: list[float] = []
     state.steps = until
     whole.train()
@@ -119,7 +119,7 @@ def test_it_is_adamw_by_hand_over_every_weight(architecture: str) -> None:
     adamw_by_hand(by_hand)
     state = state_of(whole)
     losses = learn(whole, state)
-    assert losses[-1] < losses[0] and state.allocator.idle(state.optimizer) == []
+    assert losses[-1] < losses[0] and state.trainable.without_gradient(state.optimizer) == []
     wanted = weights_of(by_hand)
     for name, found in weights_of(whole.model).items():
         moved = (wanted[name] - before[name]).abs().max()
@@ -140,7 +140,7 @@ def test_a_weight_that_gets_no_gradient_is_named() -> None:
     whole.model.model.unused = nn.Linear(3, 3)
     state = state_of(whole)
     learn(whole, state, until=2)
-    assert state.allocator.idle(state.optimizer) == ["model.unused.weight", "model.unused.bias"]
+    assert state.trainable.without_gradient(state.optimizer) == ["model.unused.weight", "model.unused.bias"]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -169,7 +169,7 @@ def test_what_is_tied_stays_tied() -> None:
     assert "lm_head.weight" not in whole.parts, "a weight that two layers share learns once"
     learn(whole, state_of(whole))
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    with whole.disabled():
+    with whole.base():
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
@@ -203,8 +203,8 @@ def test_a_checkpoint_is_as_large_as_it_was_said_to_be_and_fits_nothing_else(tmp
     assert 0 <= (tmp_path / "c" / "state.safetensors").stat().st_size - said < 20_000
     with pytest.raises(RunError, match="is of other adapters"):
         restore(state_of(whole_of("gpt2")), tmp_path / "c")
-    allocator = FixedRanks(inject(tiny_model("llama"), LoraConfig(rank=2)))
-    adapter = TrainState(allocator, adamw(allocator, SPEC), lambda step: RATE, STEPS, 1.0, CPU)
+    trainable = TrainableLoRA(inject(tiny_model("llama"), LoraConfig(rank=2)))
+    adapter = TrainState(trainable, adamw(trainable, SPEC), lambda step: RATE, STEPS, 1.0, CPU)
     with pytest.raises(RunError, match="is of other adapters"):
         restore(adapter, tmp_path / "c")
 
@@ -215,14 +215,14 @@ def test_disabled_is_the_base_and_afterwards_what_was_there_before(architecture:
     learn(whole, state_of(whole))
     tuned, answered = weights_of(whole.model), logits(whole.model)
     for _ in range(2):
-        with whole.disabled():
+        with whole.base():
             assert_equal(weights_of(whole.model), weights_of(base))
-            with whole.disabled():
+            with whole.base():
                 assert torch.equal(logits(whole.model), logits(base))
             assert torch.equal(logits(whole.model), logits(base)), "an inner block ends nothing of the outer one"
         assert_equal(weights_of(whole.model), tuned)
         assert torch.equal(logits(whole.model), answered)
-    with pytest.raises(KeyboardInterrupt), whole.disabled():
+    with pytest.raises(KeyboardInterrupt), whole.base():
         raise KeyboardInterrupt
     assert_equal(weights_of(whole.model), tuned)
 
@@ -233,7 +233,7 @@ def test_a_look_at_the_base_between_steps_changes_nothing_of_the_rest() -> None:
     state = state_of(looked_at)
     for step in (3, 7, STEPS):
         learn(looked_at, state, until=step)
-        with torch.inference_mode(), looked_at.disabled():
+        with torch.inference_mode(), looked_at.base():
             logits(looked_at.model)
     assert_equal(weights_of(looked_at.model), weights_of(straight.model))
 
@@ -245,20 +245,20 @@ def test_the_base_is_read_once_and_only_when_it_is_asked_for() -> None:
         read.append(1)
         return weights_of(tiny_model("llama"))
 
-    whole = WholeModel(tiny_model("llama"), base)
+    whole = FullFineTuning(tiny_model("llama"), base)
     learn(whole, state_of(whole), until=2)
     assert read == []
     for _ in range(3):
-        with whole.disabled():
+        with whole.base():
             pass
     assert read == [1]
 
 
 def test_a_base_that_is_built_otherwise_is_refused_and_nothing_changes() -> None:
     for other in (tiny_model("gpt2"), tiny_model("llama", vocab=97)):
-        whole = WholeModel(tiny_model("llama"), lambda other=other: weights_of(other))
+        whole = FullFineTuning(tiny_model("llama"), lambda other=other: weights_of(other))
         before = weights_of(whole.model)
-        with pytest.raises(ModelError, match="is built otherwise"), whole.disabled():
+        with pytest.raises(ModelError, match="is built otherwise"), whole.base():
             pytest.fail("it was taken")
         assert_equal(weights_of(whole.model), before)
 
@@ -267,7 +267,7 @@ def test_no_kernel_takes_weights_that_learn() -> None:
     model = tiny_model("llama")
     model.requires_grad_(False)
     assert is_fast(model, 100)
-    WholeModel(model, lambda: {})
+    FullFineTuning(model, lambda: {})
     assert not is_fast(model, 100), "kernels give no gradient to a layer's own weights"
     loss = summed(SupervisedLogits(model))(collate(ROWS[:2]))
     loss.backward()
@@ -278,4 +278,4 @@ def test_a_model_with_adapters_does_not_learn_whole() -> None:
     model = copy.deepcopy(tiny_model("llama"))
     inject(model, LoraConfig(rank=2))
     with pytest.raises(TargetError, match="has adapters already"):
-        WholeModel(model, lambda: {})
+        FullFineTuning(model, lambda: {})

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.set import AdapterSet, inject
-from rankwise.config.adapters import LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch, Batches, collate, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.runs.records import StepRecord
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Example, Message
@@ -27,7 +27,7 @@ from rankwise.text.tokenize import Tokens, tokenise
 from rankwise.text.tokenizer import HubTokenizer
 from rankwise.training.loop import train
 from rankwise.training.losses import mean_loss, summed, token_loss
-from rankwise.training.schedules import learning_rate, rate_factor
+from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 from sampling import draws
@@ -58,8 +58,8 @@ def adapted(architecture: str = "llama") -> tuple[torch.nn.Module, AdapterSet]:
 
 
 def state_of(adapters: AdapterSet, steps: int = 10, rate: float = 1e-2) -> TrainState:
-    allocator = FixedRanks(adapters)
-    return TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: rate, steps, 1.0, CPU)
+    trainable = TrainableLoRA(adapters)
+    return TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: rate, steps, 1.0, CPU)
 
 
 def gradients(batches: list[Batch]) -> tuple[list[torch.Tensor], float]:
@@ -227,14 +227,16 @@ def test_rate_schedules_at_known_points() -> None:
 
 
 def test_the_automatic_rate_falls_with_width_and_an_asked_one_is_kept() -> None:
-    assert learning_rate(TrainingConfig(), 576) == pytest.approx(2e-3)
-    assert learning_rate(TrainingConfig(), 4096) == pytest.approx(4.16e-4, rel=0.01)
-    assert learning_rate(TrainingConfig(learning_rate=3e-4), 4096) == 3e-4
+    auto, given = TrainingConfig(), TrainingConfig(learning_rate=3e-4)
+    for config in (LoraConfig(), AdaLoraConfig()):
+        assert auto.highest_rate(576, config.auto_rate) == pytest.approx(2e-3)
+        assert auto.highest_rate(4096, config.auto_rate) == pytest.approx(4.16e-4, rel=0.01)
+        assert given.highest_rate(4096, config.auto_rate) == 3e-4
     for width in (576, 4096):
-        assert learning_rate(TrainingConfig(), width, "full") == pytest.approx(
-            learning_rate(TrainingConfig(), width) / 20
+        assert auto.highest_rate(width, FullConfig().auto_rate) == pytest.approx(
+            auto.highest_rate(width, LoraConfig().auto_rate) / 20
         )
-    assert learning_rate(TrainingConfig(learning_rate=3e-4), 576, "full") == 3e-4
+    assert given.highest_rate(576, FullConfig().auto_rate) == 3e-4
 
 
 def test_steps_follow_epochs_and_batch_size() -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.allocation import FixedRanks
 from rankwise.adapters.set import inject
 from rankwise.cli.failures import report_failures
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.runs.records import StepRecord
 from rankwise.system.signals import forget, heed
 from rankwise.text.tokenize import Tokens
@@ -65,8 +65,8 @@ def test_an_ignored_ctrl_c_stays_ignored():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_whose_step_swallows_the_request_ends_after_that_step(number):
     model = tiny_model("llama")
-    allocator = FixedRanks(inject(model, LoraConfig(rank=2)))
-    state = TrainState(allocator, adamw(allocator, TrainingConfig()), lambda step: 1e-3, 9, 1.0, torch.device("cpu"))
+    trainable = TrainableLoRA(inject(model, LoraConfig(rank=2)))
+    state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-3, 9, 1.0, torch.device("cpu"))
     plain, heard = summed(SupervisedLogits(model)), []
 
     def loss_of(batch):

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import rankwise
-from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.importance import Importance
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 
 STEPS, WORLD, ROWS = 24, 2, 12
 TARGETS = ["up", "mid", "down"]
@@ -52,25 +52,25 @@ def trained(spec, wrap, rows):
     adapters = inject(model, spec, seed=3)
     for adapter in adapters.adapters().values():
         adapter.double()
-    allocator = RankAllocator(adapters, spec, STEPS)
-    optimizer = torch.optim.AdamW([dict(group, lr=1e-2 * group["rate"]) for group in allocator.groups])
+    trainable = TrainableAdaLoRA(adapters, spec, STEPS)
+    optimizer = torch.optim.AdamW([dict(group, lr=1e-2 * group["rate"]) for group in trainable.parameter_groups()])
     called, seen = wrap(model), {}
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
         x, y = (torch.randn(ROWS, width, generator=generator, dtype=torch.float64) for width in (8, 4))
         F.mse_loss(called(x[rows]), y[rows]).backward()  # here the gradients become the mean over all processes
-        allocator.penalise()
-        nn.utils.clip_grad_norm_([allocator.triplets.vectors, allocator.triplets.strengths], 1.0)
-        allocator.before_step()
+        trainable.add_penalty()
+        nn.utils.clip_grad_norm_([trainable.triplets.vectors, trainable.triplets.strengths], 1.0)
+        trainable.before_step()
         optimizer.step()
-        before = allocator.final
-        allocator.stepped(step, optimizer)
+        before = trainable.final
+        trainable.after_step(step, optimizer)
         optimizer.zero_grad(set_to_none=False)
-        seen[f"{step}.kept"] = allocator.kept.clone()
-        seen[f"{step}.ranks"] = torch.tensor(allocator.triplets.ranks)
+        seen[f"{step}.kept"] = trainable.alive.clone()
+        seen[f"{step}.ranks"] = torch.tensor(trainable.triplets.ranks)
         for path, adapter in adapters.adapters().items():
             seen |= {f"{step}.{path}.{name}": value.detach().clone() for name, value in adapter.named_parameters()}
-        if allocator.final and not before:
+        if trainable.final and not before:
             called = wrap(model)  # the parameters are other objects now, and the old wrapper waits for the old ones
     return seen
 

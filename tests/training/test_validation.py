@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 import rankwise
-from rankwise.adapters.allocation import RankAllocator
 from rankwise.adapters.formats.peft import write_peft
-from rankwise.adapters.held import Held
 from rankwise.adapters.set import inject
 from rankwise.config.generation import GenerationConfig
 from rankwise.data.batches import collate
 from rankwise.data.preparing import Writing, prepare
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.state import TrainableState
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage, StepRecord, silent
@@ -140,8 +140,8 @@ def test_the_model_is_left_as_it_was(asked, tiny_folder):
     torch.manual_seed(3)
     trained = rankwise.train(asked("run", "lora", ALL), model=model)
     assert trained.model.module is model.module
-    assert not any(part.training for part in trained.tuned.adapters().values())
-    trained.tuned.eject()
+    assert not any(part.training for part in trained.trainable.adapters.adapters().values())
+    trained.trainable.remove()
     assert [part.training for part in model.module.modules()] == modes
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
 
@@ -227,7 +227,7 @@ def test_a_score_is_that_of_the_answers_which_the_finished_run_gives_to_the_rows
 def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(asked, plain):
     experiment = exactly(asked("run", "lora", {"steps": 5, "prompts": []}, plain=plain))
     rankwise.train(experiment)
-    finished = rankwise.open_for_asking("run").model
+    finished = rankwise.load_run("run").model
     writing = Writing(finished.tokenizer, finished.template, finished.source.name, finished.context_length)
     rows = prepare(experiment.data, writing, silent).measured_rows
     alone = [collate([row]) for row in rows]
@@ -271,7 +271,7 @@ def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, pla
 def test_the_model_that_is_returned_is_the_one_that_is_kept(asked, method):
     evaluation = {"keep": "best", "steps": 1, "prompts": ["What is land 21?"], "max_new_tokens": 9}
     name, _, trained = first_that(lambda _, made: results(made)["kept_step"] < STEPS, asked, method, evaluation)
-    write_peft(trained.tuned, Path("again"), base_model="x", revision=None, beside={})
+    write_peft(trained.trainable.adapters, Path("again"), base_model="x", revision=None, beside={})
     assert Path("again/adapter_model.safetensors").read_bytes() == weights(name)
     last = rows_of(name, "sample")[-1]
     assert last["step"] == results(trained)["kept_step"]
@@ -303,9 +303,9 @@ def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder, method
     held = load_file(f"runs/other/checkpoints/step-{best}/state.safetensors")
     facts = json.loads(Path(f"runs/other/checkpoints/step-{best}/state.json").read_text())["allocator"]
     adapters = inject(rankwise.load(str(tiny_folder)).module, METHODS[method])
-    allocator = RankAllocator(adapters, METHODS[method], STEPS)
+    trainable = TrainableAdaLoRA(adapters, METHODS[method], STEPS)
     own = {key.removeprefix("allocator."): value for key, value in held.items() if key.startswith("allocator.")}
-    allocator.load(Held(own, facts), torch.optim.AdamW(allocator.groups))
+    trainable.load_state_dict(TrainableState(own, facts), torch.optim.AdamW(trainable.parameter_groups()))
     adapters.settle()
     write_peft(adapters, Path("by-hand"), base_model="x", revision=None, beside={})
     assert Path("by-hand/adapter_model.safetensors").read_bytes() == weights(name)

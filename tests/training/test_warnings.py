@@ -216,7 +216,7 @@ def test_documents_longer_than_the_window_are_computed_in_the_plain_form_with_a_
             model, inject(model.module, rankwise.LoraConfig(rank=2)), longest, 64, 0, "auto", heard.append
         )
         assert one.chosen(100) == ("fast" if longest == 20 else "plain")
-        one.tuned.eject()
+        one.trainable.remove()
     (warned,) = [event.text for event in heard if isinstance(event, WarningMessage)]
     assert "the longest row has 21 tokens, more than the model's sliding window" in warned
 

@@ -1,12 +1,12 @@
-"""The adapters of one model: the only handle that others hold.
+"""The adapters of one model, and the heads that are trained whole beside them.
 
-Adapters are found by type, never by a substring of a name. The base is frozen while the set exists; `eject` puts
+Adapters are looked up by type, never by a substring of a name. The base is frozen while the set exists; `eject` puts
 back every layer, the same object it was, and what required gradients before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import regex
@@ -17,6 +17,7 @@ from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import adalora_for, features_of, lora_for
 from rankwise.adapters.fused import split_of
+from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, choose, chosen_paths
 from rankwise.adapters.wrapper import AdapterWrapper
@@ -30,8 +31,6 @@ _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
 class AdapterSet:
     """Made by `inject`. Adapters have names; the active ones are added up, and new ones become active alone."""
 
-    kind = "adapted layers"
-
     def __init__(self, model: nn.Module) -> None:
         refuse_adapted(model)
         self.model = model
@@ -39,14 +38,12 @@ class AdapterSet:
         model.requires_grad_(False)
 
     def add(
-        self,
-        spec: LoraConfig | AdaLoraConfig,
-        name: str = "default",
-        seed: int = 0,
-        choices: list[Choice] | None = None,
-    ) -> None:
+        self, spec: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
+        choices: list[Choice] | None = None, heads: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         """Lay a new adapter over the layers that `spec` names, and make it the active one. With start "eva" the
-        `choices` are those of `eva_choices`."""
+        `choices` are those of `eva_choices`. The modules named in `heads` are trained whole beside it."""
+        self.add_heads(heads, name)
         if (choices is not None) != (isinstance(spec, LoraConfig) and spec.start == "eva"):
             raise TargetError('LoRA with start "eva" needs the choices that eva_choices makes, and nothing else does.')
         if isinstance(spec, LoraConfig):
@@ -70,6 +67,16 @@ class AdapterSet:
 
         self._lay({choice.path: (lambda choice=choice: made(choice)) for choice in choices}, name)
 
+    def add_heads(self, heads: Sequence[str], name: str = "default") -> None:
+        """Train the modules of these names whole; no layer inside them gets an adapter."""
+        _check_name(name)
+        for path in head_paths(self.model, heads) if heads else []:
+            module = self.model.get_submodule(path)
+            wrapper = module if isinstance(module, HeadWrapper) else HeadWrapper(module)
+            wrapper.add(name)
+            wrapper.active = name
+            self.model.set_submodule(path, wrapper)
+
     def _place_triplets(self, spec: AdaLoraConfig, name: str, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         paths = chosen_paths(self.model, spec)
@@ -85,9 +92,8 @@ class AdapterSet:
         self._lay({path: (lambda path=path: made(path)) for path in paths}, name)
 
     def _lay(self, makers: dict[str, Callable[[], Adapter]], name: str) -> None:
-        if not _NAME.fullmatch(name):
-            raise TargetError(f"an adapter's name is 1 to 64 letters, digits, _ or -; this one is {name!r}.")
-        if name in self.names:
+        _check_name(name)
+        if name in dict.fromkeys(name for layer in self.layers.values() for name in layer.adapters):
             raise TargetError(f'this model has an adapter "{name}" already; its adapters are {some(self.names)}.')
         for path, make in makers.items():
             adapter = make()
@@ -120,7 +126,7 @@ class AdapterSet:
         if undecided:
             raise TrainingError(
                 f'the ranks of {len(undecided)} layers are not decided yet, as of "{undecided[0]}": '
-                "RankAllocator.stepped was not called up to its last steps."
+                "after_step of TrainableAdaLoRA was not called up to its last steps."
             )
 
     @property
@@ -129,8 +135,14 @@ class AdapterSet:
         return {path: module for path, module in self.model.named_modules() if isinstance(module, AdapterWrapper)}
 
     @property
+    def heads(self) -> dict[str, HeadWrapper]:
+        """The modules that are trained whole, by path."""
+        return {path: module for path, module in self.model.named_modules() if isinstance(module, HeadWrapper)}
+
+    @property
     def names(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.adapters))
+        adapters = (name for layer in self.layers.values() for name in layer.adapters)
+        return tuple(dict.fromkeys([*adapters, *(name for head in self.heads.values() for name in head.copies)]))
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -141,23 +153,20 @@ class AdapterSet:
         self._check(name)
         return {path: layer.adapter(name) for path, layer in self.layers.items() if name in layer.adapters}
 
+    def trained_heads(self, name: str = "default") -> dict[str, nn.Module]:
+        """The trained copies of one adapter, by the path of their head."""
+        return {path: head.copies[name] for path, head in self.heads.items() if name in head.copies}
+
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
-        return [parameter for adapter in self.adapters(name).values() for parameter in adapter.parameters()]
+        return list(self.named_parameters(name).values())
 
     def named_parameters(self, name: str = "default") -> dict[str, nn.Parameter]:
+        """Those of the adapters, and of the heads behind them."""
         return {
             f"{path}.{own}": parameter
-            for path, adapter in self.adapters(name).items()
-            for own, parameter in adapter.named_parameters()
+            for path, module in (*self.adapters(name).items(), *self.trained_heads(name).items())
+            for own, parameter in module.named_parameters()
         }
-
-    @property
-    def parts(self) -> list[str]:
-        return list(self.adapters())
-
-    @property
-    def added(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
 
     def train(self, learning: bool = True) -> None:
         """Turn the adapters' dropout on or off. The base's own stays off: it is not being trained."""
@@ -170,18 +179,28 @@ class AdapterSet:
         self._refuse_beside_another(names)
         for layer in self.layers.values():
             layer.active = tuple(name for name in names if name in layer.adapters)
+        for path, head in self.heads.items():
+            trained = [name for name in names if name in head.copies]
+            if len(trained) > 1:
+                raise TargetError(f'"{path}" was trained whole by {some(trained)}. Activate one of them alone.')
+            head.active = trained[0] if trained else None
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def base(self) -> Iterator[None]:
         """The base model inside; afterwards whatever was active before, nested or not."""
         before = [(layer, layer.active) for layer in self.layers.values()]
+        heads = [(head, head.active) for head in self.heads.values()]
         for layer, _ in before:
             layer.active = ()
+        for head, _ in heads:
+            head.active = None
         try:
             yield
         finally:
             for layer, active in before:
                 layer.active = active
+            for head, trained in heads:
+                head.active = trained
 
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
@@ -192,6 +211,8 @@ class AdapterSet:
             for layer in self.layers.values():
                 for name in layer.active:
                     stack.enter_context(layer.adapter(name).scaled(strength))
+            for head in self.heads.values():
+                stack.enter_context(head.scaled(strength))
             yield
 
     def eject(self) -> nn.Module:
@@ -199,6 +220,8 @@ class AdapterSet:
         for path, module in list(self.model.named_modules(remove_duplicate=False)):
             if isinstance(module, AdapterWrapper):
                 self.model.set_submodule(path, module.host)
+            elif isinstance(module, HeadWrapper):
+                self.model.set_submodule(path, module.base_layer)
         for parameter in self._required_grad:
             parameter.requires_grad_(True)
         return self.model
@@ -228,11 +251,16 @@ class AdapterSet:
             raise TargetError(f'this model has no adapter "{name}"; its adapters are {some(self.names) or "none"}.')
 
 
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise TargetError(f"an adapter's name is 1 to 64 letters, digits, _ or -; this one is {name!r}.")
+
+
 def refuse_adapted(model: nn.Module) -> None:
-    if any(isinstance(module, AdapterWrapper) for module in model.modules()):
+    if any(isinstance(module, AdapterWrapper | HeadWrapper) for module in model.modules()):
         raise TargetError(
-            "this model has adapters already. Their set (what inject returned, or a finished training's `tuned`) can "
-            "`add` another or `eject` them all."
+            "this model has adapters already. Their set (what inject returned, or a finished training's "
+            "`trainable.adapters`) can `add` another or `eject` them all."
         )
 
 
@@ -249,12 +277,12 @@ def plain_lora(host: nn.Module, adapter: Adapter) -> LoRA:
 
 def inject(
     model: nn.Module, spec: LoraConfig | AdaLoraConfig | None = None, *, name: str = "default", seed: int = 0,
-    choices: list[Choice] | None = None,
+    choices: list[Choice] | None = None, heads: Sequence[str] = (),
 ) -> AdapterSet:  # fmt: skip
     """Freeze `model` and lay an adapter over the layers that `spec` names. Untrained, it changes nothing."""
     adapters = AdapterSet(model)
     try:
-        adapters.add(spec or LoraConfig(), name, seed, choices)
+        adapters.add(spec or LoraConfig(), name, seed, choices, heads)
     except BaseException:
         adapters.eject()
         raise

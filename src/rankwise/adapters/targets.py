@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import kind_of, weight_of
+from rankwise.adapters.heads import HeadWrapper
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import AdapterConfig, LoraConfig
 from rankwise.config.matching import Seen, matched_paths, ranks_and_scales
@@ -31,7 +32,7 @@ def choose(model: nn.Module, spec: LoraConfig) -> list[Choice]:
 
 
 def chosen_paths(model: nn.Module, spec: AdapterConfig) -> list[str]:
-    modules, head = host_view(model), output_head(model)
+    modules, head = _outside_heads(model), output_head(model)
     tables = {id(weight_of(module)) for module in modules.values() if isinstance(module, nn.Embedding)}
     return matched_paths({path: _seen(module, head, tables) for path, module in modules.items()}, spec)
 
@@ -44,19 +45,35 @@ def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:
 
 
 def host_view(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by its path, as if no adapter were there: an adapted layer shows as its host."""
-    wrapped = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, AdapterWrapper))
-    return {
-        path: module.host if isinstance(module, AdapterWrapper) else module
-        for path, module in model.named_modules()
-        if path and not path.startswith(wrapped)
-    }
+    """Every module by its path, as if no adapter were there: an adapted layer shows as its host, and so does a head
+    that is trained whole."""
+    wrapped = tuple(
+        f"{path}." for path, module in model.named_modules() if isinstance(module, AdapterWrapper | HeadWrapper)
+    )
+    view: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if not path or path.startswith(wrapped):
+            continue
+        if isinstance(module, HeadWrapper):
+            view |= {f"{path}.{own}".rstrip("."): part for own, part in module.base_layer.named_modules()}
+        else:
+            view[path] = module.host if isinstance(module, AdapterWrapper) else module
+    return view
+
+
+def _outside_heads(model: nn.Module) -> dict[str, nn.Module]:
+    """What is trained whole gets no adapter."""
+    heads = [path for path, module in model.named_modules() if isinstance(module, HeadWrapper)]
+    inside = tuple(f"{path}." for path in heads)
+    return {path: one for path, one in host_view(model).items() if path not in heads and not path.startswith(inside)}
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
     """The layer that makes logits, which `all-linear` leaves alone."""
     get = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
+    if isinstance(head, HeadWrapper):
+        return head.base_layer
     return head.host if isinstance(head, AdapterWrapper) else head
 
 

@@ -51,7 +51,7 @@ def train(
             return
         results = trained.manifest.results
         assert results is not None, "only a finished run is returned"
-        _tell(experiment.run, experiment.adapter.result, results, trained.manifest.forecast)
+        _tell(experiment.run, experiment.adapter.artifact, results, trained.manifest.forecast)
 
 
 FILE_FORMATS = {"adapter": "PEFT's format", "model": "float32, for transformers"}

@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError
 from rankwise.inference.decoding import Answer, TextCallback
-from rankwise.inference.tuned_model import Asked, open_for_asking
+from rankwise.inference.tuned_model import TunedModel, load_run
 from rankwise.text.example import Message
 
-__all__ = ["Chat", "open_for_asking"]
+__all__ = ["Chat", "load_run"]
 
 
 @dataclass
 class Chat:
     """`sides` maps the name of a speaker ("adapted", "base") to what it has heard and said."""
 
-    asked: Asked
+    asked: TunedModel
     spec: GenerationConfig
     sides: dict[str, list[Message]]
     said: list[dict[str, str]] = field(default_factory=list)
     """Every turn so far: "user", each side that answered, and why each answer ended (`SIDE_stopped`)."""
 
     @classmethod
-    def begin(cls, asked: Asked, spec: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
+    def begin(cls, asked: TunedModel, spec: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
         if base and both:
             raise ConfigError(["--base asks the base alone and --both asks it too; give one of them."])
         names = ("adapted", "base") if both else ("base",) if base else ("adapted",)

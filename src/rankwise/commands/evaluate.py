@@ -31,9 +31,9 @@ from rankwise.evaluation.task_documents import drawn, identities
 from rankwise.evaluation.text import BLOCKS, Text, refuse_trained_on, text_for
 from rankwise.evaluation.validation_rows import refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
-from rankwise.inference.tuned_model import open_for_asking
-from rankwise.methods.methods import model_of
-from rankwise.methods.opening import Opened, find_opened, is_adapter_folder
+from rankwise.inference.tuned_model import load_run
+from rankwise.methods.artifact import Artifact, find_artifact, is_adapter_folder
+from rankwise.methods.registry import method_of
 from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
@@ -71,7 +71,7 @@ class Subject:
     """The fingerprint of the base of these sides."""
     system: str | None = None
     """The system message that the run's rows were trained with."""
-    opened: Opened | None = None
+    artifact: Artifact | None = None
     """The run, or the adapter's folder."""
 
 
@@ -174,8 +174,8 @@ def open_subject(
     force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
     base_model: str | None = None,
 ) -> Subject:  # fmt: skip
-    opened = find_opened(target, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
-    if opened is None:
+    artifact = find_artifact(target, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    if artifact is None:
         if base_model is not None:
             raise ConfigError([f'--base-model {base_model}: "{target}" is not a run or an adapter\'s folder, so it has '
                              "no base model. Use --against to compare two models."])  # fmt: skip
@@ -189,19 +189,21 @@ def open_subject(
         raise ConfigError(
             [f'"{target}" is a run or an adapter, which is compared with its own base; leave out --against.']
         )
-    asked = open_for_asking(opened, callback, force_base=force_base, held=held_to_measure(model_of(opened), dtype))
+    spec = held_to_measure(method_of(artifact.config).model_of(artifact), dtype)
+    asked = load_run(artifact, callback, force_base=force_base, spec=spec)
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:
-        with asked.side(base=True):
+        with asked.base():
             yield asked.model
 
-    trained_on = opened.trained_on or asked.model.facts
-    own = Subject(opened.name, asked.model, opened.run, system=asked.system, opened=opened)
+    trained_on = artifact.trained_on or asked.model.facts
+    own = Subject(artifact.name, asked.model, artifact.run, system=asked.system, artifact=artifact)
     if not base:
         return own
-    origin = _forced(opened, asked.model) if force_base else trained_on.fingerprint
-    return replace(own, against=trained_on.name, base=without, sides=with_and_without(asked.tuned), origin=origin)
+    # a base that was forced upon the run need not be the one that it was trained on
+    origin = fingerprint(find(artifact.base, silent).folder) if force_base else trained_on.fingerprint
+    return replace(own, against=trained_on.name, base=without, sides=with_and_without(asked.trainable), origin=origin)
 
 
 def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
@@ -210,20 +212,13 @@ def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, c
     return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
 
 
-def _forced(opened: Opened, model: LoadedModel) -> str:
-    """A base that was forced upon the run need not be the one that it was trained on."""
-    if opened.is_adapter:
-        return model.facts.fingerprint
-    return fingerprint(find(opened.base, silent).folder)
-
-
 def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None:
     """What is to be measured on, read before anything is measured: what is wrong with it is told at once."""
     if subject.sides is None:
         return None
     read = text_for(subject.model, text, blocks=BLOCKS if blocks is None else blocks)
-    if subject.opened is not None and subject.opened.data_report is not None:
-        refuse_trained_on(read, subject.opened.data_report)
+    if subject.artifact is not None and subject.artifact.data_report is not None:
+        refuse_trained_on(read, subject.artifact.data_report)
     return read
 
 
@@ -256,16 +251,16 @@ def asked_of(
 def _items(
     subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, callback: Callback
 ) -> tuple[TaskConfig, Items]:
-    opened = subject.opened
-    if task is None and (opened is None or (data is not None and is_running_text(data))):
+    artifact = subject.artifact
+    if task is None and (artifact is None or (data is not None and is_running_text(data))):
         if data is None:
             raise ConfigError(["which task? Give --task NAME, a YAML file, or a file of rows."])
         task, data = data, None
     if task is not None:
         spec = refuse_taken(task, "TaskConfig") if isinstance(task, TaskConfig) else task_named(task, data, rows)
         return _of_task(spec, subject)
-    assert opened is not None
-    found = rows_to_measure(opened, subject.model, data, callback)
+    assert artifact is not None
+    found = rows_to_measure(artifact, subject.model, data, callback)
     about = TaskConfig(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
     spec = about.model_copy(update={"rows": rows})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]

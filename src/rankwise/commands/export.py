@@ -24,7 +24,8 @@ from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.engines import wanted_for, way_to
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
 from rankwise.methods.adapter_folder import filled_by_export
-from rankwise.methods.opening import open_tuned
+from rankwise.methods.artifact import open_artifact
+from rankwise.methods.registry import method_of
 from rankwise.models.sources import LOCAL
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, silent
@@ -65,22 +66,21 @@ def export(
     folder = Path(to)
     _check(format, dtype, strength, force_base=force_base)
     _check_free(folder)
-    opened = open_tuned(run_name, callback, force_result=force_result, base_model=base_model)
+    artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
     if format == "merged":
-        merged = export_merged(opened, folder, callback, dtype, strength, force_base=force_base)
-        return Exported(str(opened.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
-    if not opened.is_adapter:
-        raise RunError(f"{opened.folder} has no adapter: its whole model was trained. Use --format merged.")
-    opened = replace(opened, trained_on=_renamed(opened.trained_on, base_model))
-    files = beside(opened, strength)
-    stored = _with_base(read_weights(opened.result), base_model)
+        merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
+        return Exported(str(artifact.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
+    method_of(artifact.config).check_export(format, artifact.folder)
+    artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
+    files = beside(artifact, strength)
+    stored = _with_base(read_weights(artifact.result), base_model)
     scaled = stored.scaled(strength)
     written = scaled.portable() if format == "portable" else scaled
     check_same(written, _with_scale(stored, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
-        rewrite(written, folder, files, filled_by_export(opened, written, _change(format, strength), callback))
-    return Exported(str(opened.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
+        rewrite(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
+    return Exported(str(artifact.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
 
 
 def _change(format: str, strength: float) -> str:

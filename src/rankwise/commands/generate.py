@@ -9,7 +9,7 @@ from typing import Any
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.inference.decoding import Answer, TextCallback
-from rankwise.inference.tuned_model import Asked, open_for_asking
+from rankwise.inference.tuned_model import TunedModel, load_run
 from rankwise.runs.records import Callback, silent
 from rankwise.text.example import Message
 
@@ -33,7 +33,7 @@ class Generated:
 
 
 def generate(
-    run: str | Path | Asked,
+    run: str | Path | TunedModel,
     prompt: str,
     spec: GenerationConfig | None = None,
     *,
@@ -56,7 +56,7 @@ def generate(
     if base and both:
         raise ConfigError(["--base asks the base alone and --both asks it too; give one of them."])
     asked = (
-        open_for_asking(
+        load_run(
             str(run),
             callback,
             force_base=force_base,

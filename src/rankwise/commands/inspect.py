@@ -7,13 +7,14 @@ trained whole has no ranks.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
-from rankwise.methods.opening import is_adapter_folder
-from rankwise.models.saving import numbers_in
+from rankwise.config.adapters import LoraConfig
+from rankwise.methods.artifact import is_adapter_folder
+from rankwise.methods.method import Contents
+from rankwise.methods.registry import method_of
 from rankwise.runs.directory import RunDirectory, find_run, open_run
 from rankwise.runs.integrity import Integrity, check_folder, check_result
 from rankwise.runs.metrics_log import read_ranks
@@ -51,25 +52,21 @@ class Inspected:
 def inspect(name: str, *, force_result: bool = False, callback: Callback = silent) -> Inspected:
     """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
     if find_run(name) is None and is_adapter_folder(name):
-        return replace(_inspected(name, Path(name), []), integrity=check_folder(Path(name), callback))
+        contents, integrity = method_of(LoraConfig()).contents(Path(name)), check_folder(Path(name), callback)
+        return _inspected(name, contents, [], integrity)
     run: RunDirectory = open_run(name)
-    integrity = check_result(run, callback, force=force_result)
-    return replace(_of_run(run), integrity=integrity)
+    integrity, config = check_result(run, callback, force=force_result), run.experiment().adapter
+    contents = method_of(config).contents(run.folder / config.artifact)
+    history = read_ranks(run.metrics) if run.metrics.is_file() else []
+    return _inspected(str(run.folder), contents, history, integrity)
 
 
-def _of_run(run: RunDirectory) -> Inspected:
-    if run.result != run.adapter:
-        size = sum(file.stat().st_size for file in run.result.glob("*.safetensors"))
-        return Inspected(str(run.folder), {}, numbers_in(run.result).total(), size, [])
-    return _inspected(str(run.folder), run.adapter, read_ranks(run.metrics) if run.metrics.is_file() else [])
-
-
-def _inspected(name: str, folder: Path, history: list[RankRecord]) -> Inspected:
-    weights, last = read_weights(folder), history[-1] if history else None
-    ranks = {path: weights.ranks[path] for path in sorted(weights.ranks, key=natural)}
+def _inspected(name: str, contents: Contents, history: list[RankRecord], integrity: Integrity | None) -> Inspected:
+    ranks = {path: contents.ranks[path] for path in sorted(contents.ranks, key=natural)}
+    last = history[-1] if history else None
     if last is not None and last.final and _agree(last.ranks, ranks):
         ranks = last.ranks
-    return Inspected(name, ranks, weights.parameters, (folder / WEIGHTS).stat().st_size, history)
+    return Inspected(name, ranks, contents.parameters, contents.bytes, history, integrity)
 
 
 def _agree(decided: dict[str, int], stored: dict[str, int]) -> bool:

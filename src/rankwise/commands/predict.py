@@ -21,7 +21,7 @@ from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
-from rankwise.inference.tuned_model import Asked, open_for_asking
+from rankwise.inference.tuned_model import TunedModel, load_run
 from rankwise.runs.directory import RunDirectory, find_run
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.system.files import check_place, write_atomic
@@ -74,23 +74,23 @@ class Predicted:
 
 
 def predict(
-    run: str | Path | Asked, data: str | Path, out: str | Path, spec: GenerationConfig | None = None, *,
+    run: str | Path | TunedModel, data: str | Path, out: str | Path, spec: GenerationConfig | None = None, *,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
     batch_size: int = TOGETHER, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
     **opening: Any,
 ) -> Predicted:  # fmt: skip
     """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
-    `open_for_asking`."""
+    `load_run`."""
     began, out = time.perf_counter(), Path(out)
     _check_out(out, data, overwrite)
     rows = _rows(_reading(run, str(data), prompt, system), _form_of(run), asked=prompt is not None)
     _refuse_taken([column, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
-    asked = run if isinstance(run, Asked) else open_for_asking(str(run), callback, **opening)
+    asked = run if isinstance(run, TunedModel) else load_run(str(run), callback, **opening)
     chosen = spec or GenerationConfig()
     _render(rows, asked, system, chosen.max_new_tokens)
     _refuse_bad(rows, skip_bad_rows)
-    with asked.side(base=base):
+    with asked.base(base):
         _answer([row for row in rows if row.problem is None], asked, chosen, batch_size, callback)
     write_atomic(out, file_of([_with_answer(row, column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began)
@@ -106,7 +106,7 @@ def _check_out(out: Path, data: str | Path, overwrite: bool) -> None:
         raise DataError(f"{out}: already exists. Give --out another name, or add --overwrite.")
 
 
-def _reading(run: str | Path | Asked, data: str, prompt: str | None, system: str | None) -> DataConfig:
+def _reading(run: str | Path | TunedModel, data: str, prompt: str | None, system: str | None) -> DataConfig:
     how: dict[str, Any] = {}
     if prompt is not None:
         how = {"prompt": prompt, "completion": f"{{{ANSWER}}}"}
@@ -115,8 +115,8 @@ def _reading(run: str | Path | Asked, data: str, prompt: str | None, system: str
     return DataConfig(**{**how, "path": data, **({} if system is None else {"system": system})})
 
 
-def _run(run: str | Path | Asked) -> RunDirectory | None:
-    return None if isinstance(run, Asked) else find_run(str(run))
+def _run(run: str | Path | TunedModel) -> RunDirectory | None:
+    return None if isinstance(run, TunedModel) else find_run(str(run))
 
 
 def _settings_of(run: RunDirectory) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _settings_of(run: RunDirectory) -> dict[str, Any]:
     return {"system": data.system, **said} if data.system is not None else said
 
 
-def _form_of(run: str | Path | Asked) -> str | None:
+def _form_of(run: str | Path | TunedModel) -> str | None:
     found = _run(run)
     return None if found is None else found.manifest().data.format
 
@@ -174,7 +174,7 @@ def _refuse_bad(rows: Sequence[Row], skip: bool) -> None:
         raise DataError(f"{together(problems)}\nNo row can be answered.")
 
 
-def _render(rows: Sequence[Row], asked: Asked, system: str | None, new: int) -> None:
+def _render(rows: Sequence[Row], asked: TunedModel, system: str | None, new: int) -> None:
     """A row that brings no system message has the one that is given, or that of the run's rows."""
     context = asked.model.context_length
     for row in rows:
@@ -195,7 +195,9 @@ def _render(rows: Sequence[Row], asked: Asked, system: str | None, new: int) -> 
             )
 
 
-def _answer(rows: Sequence[Row], asked: Asked, spec: GenerationConfig, batch_size: int, callback: Callback) -> None:
+def _answer(
+    rows: Sequence[Row], asked: TunedModel, spec: GenerationConfig, batch_size: int, callback: Callback
+) -> None:
     prompts = [row.ids for row in rows]
     try:
         answers = answers_in_turn(

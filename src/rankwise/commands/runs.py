@@ -14,7 +14,7 @@ from typing import Any
 
 from rankwise.commands.page import write_page
 from rankwise.errors import RankwiseError, first_line
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import CARD, RunDirectory
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
 from rankwise.runs.records import Callback, StatusMessage, silent
@@ -108,10 +108,7 @@ def rename_run(old: str, new: str, callback: Callback = silent) -> RenamedRun:
 
 def _retitle_card(run: RunDirectory, new: str) -> None:
     """The heading of the adapter's model card, and its hash in the manifest. A card that somebody edited stays."""
-    from rankwise.methods.model_card import (  # late: a list of runs need not wait for what a card is made of
-        CARD,
-        retitled,
-    )
+    from rankwise.methods.model_card import retitled  # late: a list of runs need not wait for what a card is made of
 
     manifest, card = run.manifest(), run.result / CARD
     name, recorded = card.relative_to(run.folder).as_posix(), manifest.result_sha256 or {}

@@ -15,9 +15,9 @@ from rankwise.evaluation.number_format import held_to_measure
 from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
 from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
-from rankwise.inference.tuned_model import open_for_asking
-from rankwise.methods.methods import model_of
-from rankwise.methods.opening import open_tuned
+from rankwise.inference.tuned_model import load_run
+from rankwise.methods.artifact import open_artifact
+from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, silent
@@ -49,25 +49,29 @@ def strength(
     run held out."""
     for one in strengths:
         check_strength(one)
-    opened = open_tuned(run_name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
-    if opened.run is not None:
-        check_place(opened.folder / STRENGTH)
-    asked = open_for_asking(opened, callback, force_base=force_base, held=held_to_measure(model_of(opened)))
+    artifact = open_artifact(
+        run_name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code
+    )
+    if artifact.run is not None:
+        check_place(artifact.folder / STRENGTH)
+    spec = held_to_measure(method_of(artifact.config).model_of(artifact))
+    asked = load_run(artifact, callback, force_base=force_base, spec=spec)
     told = text_for(asked.model, text, blocks=blocks)
-    if opened.data_report is not None:
-        refuse_trained_on(told, opened.data_report)
-    every = rows_to_measure(opened, asked.model, data, callback)
+    if artifact.data_report is not None:
+        refuse_trained_on(told, artifact.data_report)
+    every = rows_to_measure(artifact, asked.model, data, callback)
     rows = every.spread(MOST)
     if rows is not every:
         callback(StatusMessage(f"measuring on {rows.about}"))
     curve = strength_curve(
-        with_and_without(asked.tuned), asked.tuned.scaled, _task_loss(asked.model, rows, strengths, callback), told,
+        with_and_without(asked.trainable), asked.trainable.scaled,
+        _task_loss(asked.model, rows, strengths, callback), told,
         task=rows.about, strengths=strengths, callback=callback,
     ).model_copy(update={"own_rows": rows.own})  # fmt: skip
-    if opened.run is not None:
-        write_strength(opened.run, curve)
-        write_page(opened.run, callback)
-    return Strengths(str(opened.folder), curve, kept=opened.run is not None)
+    if artifact.run is not None:
+        write_strength(artifact.run, curve)
+        write_page(artifact.run, callback)
+    return Strengths(str(artifact.folder), curve, kept=artifact.run is not None)
 
 
 def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float], callback: Callback) -> TaskLoss:

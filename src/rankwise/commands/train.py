@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import tables_of_the_head
-from rankwise.adapters.tuned import Tuned
 from rankwise.commands.page import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import Writing, facts_of, prepare, refuse_fatal
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, is_out_of_memory, some
-from rankwise.methods.beginning import begin
-from rankwise.methods.methods import lent, named
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.runs.directory import RunDirectory
@@ -37,12 +37,12 @@ from rankwise.training.validation_prompts import asking_of
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, and the model as it was tuned. `tuned` is the set of its adapters, or the whole model."""
+    """A finished run, and the model as it was tuned. `trainable.base()` makes it its own base for a while."""
 
     run: RunDirectory
     manifest: Manifest
     model: LoadedModel
-    tuned: Tuned
+    trainable: Trainable
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise train --json` prints."""
@@ -64,14 +64,18 @@ def train(
     unless `force_memory`."""
     if restart and resume:
         raise ConfigError(["--restart begins again from nothing and --resume goes on; give one of them."])
-    run, callback = RunDirectory.named(experiment.run), WarningCollector(callback)
+    run, callback, method = (
+        RunDirectory.named(experiment.run),
+        WarningCollector(callback),
+        method_of(experiment.adapter),
+    )
     with run.claimed(restart=restart, resume=resume):
         if resume:
             experiment = settings_of(run, experiment)
         foreseen = foresee(experiment, callback)
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
-        loaded = load(experiment.base, callback) if model is None else lent(model, experiment)
+        loaded = load(experiment.base, callback) if model is None else method.own_copy(model)
         if loaded.spec != experiment.base:
             raise ConfigError(
                 [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.base}.']
@@ -81,18 +85,20 @@ def train(
         refuse_fatal(prepared.data_report)
         loaded = replace(loaded, template=writing.by(experiment.data).template)
         asking = asking_of(experiment.evaluation, loaded, prepared)
-        given = ranks_before_training(run, experiment) if resume else None
-        tuned, ranks = begin(experiment, loaded, prepared.trained_rows, callback, given)
+        rows = prepared.trained_rows
+        trainable = method.attach(loaded, Setup(
+            experiment.training, experiment.training.total_steps(len(rows)), rows, described=f'run "{experiment.run}"',
+            callback=callback, resumed_ranks=partial(ranks_before_training, run) if resume else None,
+        ))  # fmt: skip
         try:
-            if shared := tables_of_the_head(loaded.module, tuned.parts):
+            if shared := tables_of_the_head(loaded.module, trainable.names):
                 callback(WarningMessage(_shared(shared)))
-            lowest = lowest_of(loaded, experiment.training, len(prepared.trained_rows), prepared.longest)
-            session = Session(experiment, run, loaded, tuned, ranks, prepared, callback, lowest, asking)
+            lowest = lowest_of(loaded, experiment.training, len(rows), prepared.longest)
+            session = Session(experiment, run, loaded, method, trainable, prepared, callback, lowest, asking)
             manifest = _recorded(run, session, foreseen, resume=resume, force_memory=force_memory)
-            return Trained(run, manifest, named(tuned, loaded, run), tuned)
+            return Trained(run, manifest, method.tuned(loaded, run.result), trainable)
         except BaseException:
-            if isinstance(tuned, AdapterSet):  # a model that was given is to be what it was
-                tuned.eject()
+            trainable.remove()  # a model that was given is to be what it was
             raise
 
 
@@ -123,7 +129,7 @@ def _begun(
     session.callback.add(*past.manifest.warnings, first=True)
     past.manifest = past.manifest.model_copy(update={"warnings": session.callback.texts})
     run.write_manifest(past.manifest)
-    session.callback(StatusMessage("\n".join(filter(None, (session.describe(), state.allocator.plan())))))
+    session.callback(StatusMessage("\n".join(filter(None, (session.describe(), session.trainable.describe())))))
     for warning in session.prepared.data_report.warnings:
         session.callback(WarningMessage(warning))
     if resume:
@@ -170,7 +176,7 @@ def _recorded(
 
 def _told(error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
-        result = experiment.adapter.result
+        result = experiment.adapter.artifact
         message = f"stopped. {run.folder} keeps the metrics so far and holds no {result}. Use {run.ways_on}."
         return Interrupted(message, getattr(error, "exit_code", 130))
     if is_out_of_memory(error):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import Config, Number, PositiveInt
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
@@ -22,8 +23,14 @@ class AdapterConfig(Config):
     of a path. Anything else is a regular expression, which must match the whole path or its end after a dot.
     """
 
-    result: ClassVar[str] = "adapter"
-    """The folder of a finished run that holds what was learned."""
+    artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
+    """What is written, and the folder of a finished run that it lies in."""
+    base_dtype: ClassVar[Literal["float32"] | None] = None
+    """The number format that the base must have, where the method needs one."""
+    auto_rate: ClassVar[float] = 2e-3
+    """What the learning rate `auto` is at width 576; training/schedules.py says why."""
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Of the model card, beside those that every adapter has."""
     dropout: Number = Field(0.0, ge=0, lt=1)
     """Dropout probability on the input of each adapter during training."""
     targets: tuple[str, ...] = ("all-linear",)
@@ -31,6 +38,19 @@ class AdapterConfig(Config):
     names or regular expressions, for example `q_proj,v_proj`."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Transformer blocks that get adapters, as `0-3,7` or `[0, 1, 2, 3, 7]`. By default all blocks."""
+
+    @property
+    def needs_rows_of_weights(self) -> bool:
+        """Whether only layers whose weight has one row for each output can be adapted."""
+        return False
+
+    def without_rows(self) -> Self:
+        """The same with a start that needs no training rows."""
+        return self
+
+    def problem_with(self, base: ModelConfig) -> str | None:
+        """Why this base model cannot be trained so, for a message."""
+        return None
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -83,6 +103,21 @@ class LoraConfig(AdapterConfig):
     """DoRA (arXiv 2402.09353): train the length of each output's weight vector separately from its direction. It works
     on linear layers and Conv1D, and not together with a second adapter."""
 
+    @property
+    def label(self) -> str:
+        return "DoRA" if self.dora else "LoRA"
+
+    @property
+    def written_as(self) -> str:
+        return self.label
+
+    @property
+    def needs_rows_of_weights(self) -> bool:
+        return self.dora
+
+    def without_rows(self) -> Self:
+        return self.model_copy(update={"start": "uniform"})
+
     @model_validator(mode="after")
     def _eva_alone(self) -> Self:
         fields = type(self).model_fields
@@ -101,6 +136,9 @@ class AdaLoraConfig(AdapterConfig):
     initial values, one learning rate.
     """
 
+    tags: ClassVar[tuple[str, ...]] = ("adalora",)
+    label: ClassVar[str] = "AdaLoRA"
+    written_as: ClassVar[str] = "AdaLoRA, written as LoRA"
     method: Literal["adalora"] = "adalora"
     """The method these settings belong to."""
     budget: str = "8"
@@ -172,11 +210,33 @@ class AdaLoraConfig(AdapterConfig):
 class FullConfig(Config):
     """Full fine-tuning: every weight of the model is trained, in float32."""
 
-    result: ClassVar[str] = "model"
+    artifact: ClassVar[Literal["adapter", "model"]] = "model"
+    base_dtype: ClassVar[Literal["float32"] | None] = "float32"
+    auto_rate: ClassVar[float] = 1e-4
+    label: ClassVar[str] = "full fine-tuning"
+    written_as: ClassVar[str] = "full fine-tuning"
+    tags: ClassVar[tuple[str, ...]] = ()
     method: Literal["full"] = "full"
     """The method these settings belong to."""
 
+    def without_rows(self) -> Self:
+        return self
 
+    def problem_with(self, base: ModelConfig) -> str | None:
+        if base.dtype == "bfloat16":
+            return (
+                'The setting "model.dtype" is bfloat16 and the method is full: small steps of weights in bfloat16 '
+                "would be rounded away. Leave it out; weights that learn are held in float32"
+            )
+        if base.trust_code is not None:
+            return (
+                'The setting "model.trust_code" is given and the method is full: the model that it writes could not be '
+                "loaded without code of the base's folder. Train an adapter"
+            )
+        return None
+
+
+MethodSpec = LoraConfig | AdaLoraConfig | FullConfig
 AdaLora = AdaLoraConfig
 """Short name for use from Python: `rankwise.AdaLora(budget=8)`."""
 BudgetKind = Literal["rank", "triplets", "parameters", "bytes"]

@@ -57,19 +57,9 @@ class Experiment(Config):
         return value | {part: _over(settings.get(part, {}), value.get(part)) for part in ("training", "adapter")}
 
     @model_validator(mode="after")
-    def _whole_model_can_learn(self) -> Self:
-        if not isinstance(self.adapter, FullConfig):
-            return self
-        if self.model.dtype == "bfloat16":
-            raise ValueError(
-                'The setting "model.dtype" is bfloat16 and the method is full: small steps of weights in bfloat16 '
-                "would be rounded away. Leave it out; weights that learn are held in float32"
-            )
-        if self.model.trust_code is not None:
-            raise ValueError(
-                'The setting "model.trust_code" is given and the method is full: the model that it writes could not be '
-                "loaded without code of the base's folder. Train an adapter"
-            )
+    def _base_fits_method(self) -> Self:
+        if (problem := self.adapter.problem_with(self.model)) is not None:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -87,8 +77,8 @@ class Experiment(Config):
     @property
     def base(self) -> ModelConfig:
         """The model as it is loaded: weights that learn are float32 on every device."""
-        learns = isinstance(self.adapter, FullConfig)
-        return self.model.model_copy(update={"dtype": "float32"}) if learns else self.model
+        dtype = self.adapter.base_dtype
+        return self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
 
 
 def _over(under: dict[str, Any], given: Any) -> Any:

@@ -56,7 +56,7 @@ def matched_paths(modules: Modules, spec: AdapterConfig) -> list[str]:
     paths = [path for path in modules if path in chosen]
     _refuse_absent_blocks(paths, spec, modules)
     _refuse_tied_head(paths, modules)
-    if isinstance(spec, LoraConfig) and spec.dora:
+    if spec.needs_rows_of_weights:
         _refuse_without_rows(paths, modules)
     return paths
 

@@ -9,9 +9,6 @@ from pydantic import Field, model_validator
 
 from rankwise.config.base import Config, Number, PositiveInt, Seed
 
-AT_WIDTH_576 = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
-"""What `auto` is there, by the method; training/schedules.py says why."""
-
 
 class TrainingConfig(Config):
     """How a run is trained."""
@@ -65,9 +62,9 @@ class TrainingConfig(Config):
         """Rows in one step. A row never occurs twice in one step."""
         return min(self.batch_size, rows)
 
-    def highest_rate(self, width: int, method: str) -> float:
-        """The learning rate at the end of the warmup, for a model of this hidden size."""
-        return AT_WIDTH_576[method] * (576 / width) ** 0.8 if self.learning_rate == "auto" else self.learning_rate
+    def highest_rate(self, width: int, auto_rate: float) -> float:
+        """The learning rate at the end of the warmup, for a model of this hidden size; `auto_rate` is the method's."""
+        return auto_rate * (576 / width) ** 0.8 if self.learning_rate == "auto" else self.learning_rate
 
     def total_steps(self, rows: int) -> int:
         """Number of optimizer steps. The last step is filled up with rows of another pass."""

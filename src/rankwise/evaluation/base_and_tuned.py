@@ -13,9 +13,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from rankwise.adapters.tuned import Tuned
 from rankwise.errors import ModelError
 from rankwise.forward.reference import every_logits
+from rankwise.methods.trainable import WithBase
 from rankwise.models.loaded import LoadedModel
 
 Forward = Callable[[Tensor], Tensor]
@@ -33,12 +33,12 @@ def forward_of(module: nn.Module) -> Forward:
     return partial(every_logits, module)
 
 
-def with_and_without(tuned: Tuned) -> Sides:
+def with_and_without(tuned: WithBase) -> Sides:
     """One model as it was tuned, and as the base that it began with."""
     as_tuned = forward_of(tuned.model)
 
     def base(ids: Tensor) -> Tensor:
-        with tuned.disabled():
+        with tuned.base():
             return as_tuned(ids)
 
     return Sides(base, as_tuned)

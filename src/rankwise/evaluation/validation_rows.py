@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from rankwise.config.data import DataConfig
 from rankwise.data.preparing import Writing, prepare, refuse_fatal
 from rankwise.errors import DataError
-from rankwise.methods.opening import Opened
+from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import PartFacts
 from rankwise.runs.directory import RunDirectory
@@ -52,11 +52,11 @@ def spread(rows: Sequence[_Row], most: int) -> Sequence[_Row]:
     return [rows[number * len(rows) // most] for number in range(most)] if len(rows) > most else rows
 
 
-def rows_to_measure(opened: Opened, model: LoadedModel, data: str | None, callback: Callback) -> Measurable:
+def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, callback: Callback) -> Measurable:
     """`data` is a file, folder or hub data set; without it the run's own rows. `model` has the run's template."""
-    writing, run = Writing(model.tokenizer, model.template, model.source.name, model.context_length), opened.run
+    writing, run = Writing(model.tokenizer, model.template, model.source.name, model.context_length), artifact.run
     if run is None:
-        return _of_folder(opened, data, writing, callback)
+        return _of_folder(artifact, data, writing, callback)
     spec = run.experiment().data
     if data is None:
         return _own(run, spec, writing, callback)
@@ -66,12 +66,12 @@ def rows_to_measure(opened: Opened, model: LoadedModel, data: str | None, callba
     return _others(run, spec, data, writing, callback)
 
 
-def _of_folder(opened: Opened, data: str | None, writing: Writing, callback: Callback) -> Measurable:
+def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback: Callback) -> Measurable:
     """An adapter's folder holds no rows. Those that it was trained on are known where rankwise wrote it, unless rows of
     an evaluation source are listed among them."""
     if data is None:
-        raise DataError(f"{opened.folder} has no validation rows. Give rows that it was not trained on: --data FILE.")
-    prepared, data_report = prepare(DataConfig(path=data), writing, callback), opened.data_report
+        raise DataError(f"{artifact.folder} has no validation rows. Give rows that it was not trained on: --data FILE.")
+    prepared, data_report = prepare(DataConfig(path=data), writing, callback), artifact.data_report
     refuse_fatal(prepared.data_report)
     if data_report is not None and data_report.evaluation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},

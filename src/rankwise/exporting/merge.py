@@ -9,6 +9,7 @@ rounding; else nothing is left.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.adapters.full import WholeModel
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
 from rankwise.errors import AdapterError, RunError
-from rankwise.inference.tuned_model import Asked, open_for_asking
-from rankwise.methods.methods import model_of
-from rankwise.methods.opening import BASE_FACTS, Opened
+from rankwise.inference.tuned_model import load_run
+from rankwise.methods.artifact import Artifact
+from rankwise.methods.base import BASE_FACTS
+from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.saving import save, stored_as
@@ -57,27 +56,28 @@ class Merged:
 
 
 def export_merged(
-    opened: Opened, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool
+    artifact: Artifact, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool
 ) -> Merged:
-    """Of what was opened, and so checked."""
-    if opened.run is not None and opened.run.experiment().model.trust_code is not None:
-        raise RunError(f"{opened.folder} was trained on a model with Python code of its own, which cannot be "
+    """Of an artifact that was opened, and so checked."""
+    if artifact.run is not None and artifact.run.experiment().model.trust_code is not None:
+        raise RunError(f"{artifact.folder} was trained on a model with Python code of its own, which cannot be "
                        "exported as merged. Export the adapter as peft or portable.")  # fmt: skip
-    trained = model_of(opened)
+    trained = method_of(artifact.config).model_of(artifact)
     stored, numbers = stored_as(trained, callback)
     wanted = stored if dtype is None else DTYPES[dtype]
     need_space(folder.absolute(), numbers * wanted.itemsize)
     held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
-    asked = open_for_asking(opened, callback, force_base=force_base, held=spec)
-    live, change = _settled(asked, strength)
+    tuned = load_run(artifact, callback, force_base=force_base, spec=spec)
+    live, base = tuned.trainable.merge(strength, partial(_logits, tuned.model))
+    change = None if base is None else _difference(base, live)
     with published(folder) as temporary:
         callback(StatusMessage("Writing the merged model"))
-        save(asked.model, temporary, wanted)
-        for file, value in beside(opened, strength).items():
+        save(tuned.model, temporary, wanted)
+        for file, value in beside(artifact, strength).items():
             write_json(temporary / file, value)
-        weights = _hashes(asked.model)
-        del asked  # the merged one is loaded in its place
+        weights = _hashes(tuned.model)
+        del tuned  # the merged one is loaded in its place
         again = load(spec.model_copy(update={"name": str(temporary)}))
         difference, same = _difference(_logits(again), live), _hashes(again) == weights
         if not (same and difference <= ALLOWED[wanted]):
@@ -95,26 +95,12 @@ def export_merged(
     return made
 
 
-def _settled(asked: Asked, strength: float) -> tuple[Tensor, float | None]:
-    """From here on the model has that strength and no adapters: its logits, and how an adapter changed them."""
-    if isinstance(asked.tuned, AdapterSet):
-        with asked.tuned.scaled(strength):
-            live = _logits(asked.model)
-            with asked.tuned.disabled():
-                change = _difference(_logits(asked.model), live)
-            merge(asked.tuned)
-        return live, change
-    assert isinstance(asked.tuned, WholeModel), "a run has the one or the other"
-    asked.tuned.turn(strength)
-    return _logits(asked.model), None
-
-
-def beside(opened: Opened, strength: float) -> dict[str, Any]:
+def beside(artifact: Artifact, strength: float) -> dict[str, Any]:
     """What lies in an exported folder as JSON beside the tensors, by file name."""
-    data_report = {} if opened.data_report is None else {DATA_REPORT: opened.data_report.model_dump(mode="json")}
-    facts = {} if opened.trained_on is None else {BASE_FACTS: opened.trained_on.model_dump(mode="json")}
+    data_report = {} if artifact.data_report is None else {DATA_REPORT: artifact.data_report.model_dump(mode="json")}
+    facts = {} if artifact.trained_on is None else {BASE_FACTS: artifact.trained_on.model_dump(mode="json")}
     files = data_report | facts
-    return files if strength == 1 else data_report | {STRENGTH: {"run": opened.name, "strength": strength}}
+    return files if strength == 1 else data_report | {STRENGTH: {"run": artifact.name, "strength": strength}}
 
 
 def _logits(model: LoadedModel) -> Tensor:

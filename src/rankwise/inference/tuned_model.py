@@ -1,4 +1,4 @@
-"""Ask a finished run, or an adapter's folder, or the base that it began with: what `generate` and `chat` share."""
+"""A finished run, or an adapter's folder, loaded: a tuned model that can be its base too."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankwise.adapters.tuned import Tuned
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import DataError, ModelError
+from rankwise.errors import DataError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
-from rankwise.methods.methods import model_of, tuned_of
-from rankwise.methods.opening import Opened, open_tuned
+from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.registry import method_of
+from rankwise.methods.trainable import Trainable
 from rankwise.models.beside import other_tokens, templates_in
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load_unchecked
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import BREAK, Message
@@ -26,17 +25,17 @@ SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A tuned model, which can be its base too, for as many questions as there are."""
+class TunedModel:
+    """For as many prompts as there are, to the tuned model or to its base."""
 
     model: LoadedModel
-    tuned: Tuned
+    trainable: Trainable
     system: str | None
     """The system message that the run's rows were trained with."""
 
-    def side(self, *, base: bool) -> AbstractContextManager[None]:
-        """Inside, `model` is the untouched base, bit for bit, or else what the run made of it."""
-        return self.tuned.disabled() if base else nullcontext()
+    def base(self, active: bool = True) -> AbstractContextManager[None]:
+        """Inside, `model` is the untouched base, bit for bit; or still the tuned model where this is not `active`."""
+        return self.trainable.base() if active else nullcontext()
 
     def opening(self, system: str | None) -> list[Message]:
         """How a conversation begins: with `system`, or with what the run's rows began with."""
@@ -59,40 +58,31 @@ class Asked:
                 raise DataError(f"the {SPOKEN[message.role]} is not UTF-8 text (character {error.start}).") from None
             if BREAK in message.whole:
                 raise DataError(f"the {SPOKEN[message.role]} has the noncharacter U+FDD0, which no text should have.")
-        with self.side(base=base):
+        with self.base(base):
             return answer(self.model, messages, spec, on_text)
 
 
-def open_for_asking(
-    run: str | Opened, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
-    trust_code: str | None = None, base_model: str | None = None, held: ModelConfig | None = None,
-) -> Asked:  # fmt: skip
-    """Load what a run, or an adapter's folder, needs to answer. The base is the one that it was trained on, or is
+def load_run(
+    name: str | Path | Artifact, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
+    trust_code: str | None = None, base_model: str | None = None, spec: ModelConfig | None = None,
+) -> TunedModel:  # fmt: skip
+    """Load a run by its name or folder, or an adapter by its folder. The base is the one that it was trained on, or is
     refused, and so is a run's result that is not what training wrote; `base_model` names another place for the base.
-    `held` says in which number format and where the model is held."""
-    opened = run
-    if not isinstance(opened, Opened):
-        opened = open_tuned(opened, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
-    model = _loaded(opened, held or model_of(opened), callback)
-    tuned = tuned_of(opened, model, callback, force_base=force_base)
-    data_report = opened.data_report
+    `spec` is the method's `model_of` with another number format or device."""
+    artifact = name if isinstance(name, Artifact) else open_artifact(
+        str(name), callback, force_result=force_result, base_model=base_model, trust_code=trust_code
+    )  # fmt: skip
+    method = method_of(artifact.config)
+    model, trainable = method.load(artifact, spec or method.model_of(artifact), callback, force_base=force_base)
+    data_report = artifact.data_report
     if data_report is not None and data_report.template is not None:
         model = replace(model, template=ChatTemplate.of_data_report(model.tokenizer, data_report.template))
-    elif opened.run is None:
-        model = _with_what_lies_beside(opened.folder, model, callback)
-    return Asked(model, tuned, None if data_report is None else data_report.system)
+    elif artifact.run is None:
+        model = _with_own_template(artifact.folder, model, callback)
+    return TunedModel(model, trainable, None if data_report is None else data_report.system)
 
 
-def _loaded(opened: Opened, spec: ModelConfig, callback: Callback) -> LoadedModel:
-    try:
-        return load_unchecked(spec, callback)
-    except ModelError as error:
-        if type(error) is not ModelError or not opened.is_adapter:
-            raise
-        raise ModelError(f"{error} It is the base model of {opened.called}; --base-model gives another one.") from None
-
-
-def _with_what_lies_beside(folder: Path, model: LoadedModel, callback: Callback) -> LoadedModel:
+def _with_own_template(folder: Path, model: LoadedModel, callback: Callback) -> LoadedModel:
     """Somebody else's adapter was trained with the template in its folder, if there is one."""
     if (other := other_tokens(folder, model.tokenizer, model.source.folder)) is not None:
         callback(

@@ -1,1 +1,1 @@
-"""What learns: LoRA, AdaLoRA or the whole model, from being attached to being saved."""
+"""What learns, adapters or the whole model: how it is trained, written and read. `registry.method_of` is the way in."""

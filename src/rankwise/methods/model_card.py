@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, LOCAL
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import BaseModelFacts, Results, installed_version
 
-CARD = "README.md"
 UNKNOWN = "unknown"
 _OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
 LOADING = """\
@@ -72,10 +70,7 @@ class CardFacts:
 
     @property
     def method(self) -> str:
-        spec = self.experiment.adapter
-        if isinstance(spec, AdaLoraConfig):
-            return "AdaLoRA, written as LoRA"
-        return "DoRA" if isinstance(spec, LoraConfig) and spec.dora else "LoRA"
+        return self.experiment.adapter.written_as
 
 
 def card(facts: CardFacts) -> str:
@@ -108,12 +103,11 @@ def one_line(text: str) -> str:
 
 def _front_matter(facts: CardFacts) -> dict[str, Any]:
     """A base that is no model of the hub is not named: the hub would link to whatever has that name there."""
-    method = {"adalora": ["adalora"]}.get(facts.experiment.adapter.method, [])
     found: dict[str, Any] = {"base_model": one_line(facts.base.name)} if facts.on_hub else {}
     found |= {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lora", *method, "transformers", "rankwise"],
+        "tags": ["lora", *facts.experiment.adapter.tags, "transformers", "rankwise"],
     }
     licences = {"data_license": facts.data_report.licence, "base_model_license": facts.base_licence}
     return found | {key: one_line(licence) for key, licence in licences.items() if licence != UNKNOWN}

@@ -131,8 +131,8 @@ def _whole_model(facts: Facts) -> Advice | None:
 def _rate(facts: Facts) -> Advice | None:
     if facts.training.learning_rate == "auto":
         return None
-    method = facts.adapter.method
-    given, auto = facts.training.learning_rate, TrainingConfig().highest_rate(facts.width, method)
+    given = facts.training.learning_rate
+    auto = TrainingConfig().highest_rate(facts.width, facts.adapter.auto_rate)
     change = ("training.learning_rate", "auto")
     sums = f"{given:g} is {given / auto:.2g} times what auto is at width {facts.width:,}, {auto:.2g}"
     if facts.adapts and given >= HIGH * auto:
@@ -151,7 +151,7 @@ def _short(facts: Facts) -> Advice | None:
     steps = facts.rows.steps(facts.training)
     if not facts.adapts or steps >= SHORT_RUN or facts.training.learning_rate != "auto":
         return None
-    rate = 1.5 * facts.training.highest_rate(facts.width, facts.adapter.method)
+    rate = 1.5 * facts.training.highest_rate(facts.width, facts.adapter.auto_rate)
     sums = f"{steps} steps; 15 times the best rate of the whole model below about 100 steps, 10 times above"
     text = f"So short a run may want a higher learning rate, such as {rate:.2g}."
     return Advice(text, sums, SCHULMAN, ("training.learning_rate", f"{rate:.2g}"))

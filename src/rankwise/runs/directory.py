@@ -34,6 +34,8 @@ from rankwise.system.files import told_when_full, write_json
 LARGEST_JSON = 10_000_000
 REPORTS = ("report.html", "report.json")
 RESULTS = ("adapter", "model")
+CARD = "README.md"
+"""The model card, in the folder of a result."""
 _STEP = re.compile(r"step-([1-9][0-9]{0,14})")
 _Kind = TypeVar("_Kind", bound=Config)
 
@@ -57,7 +59,7 @@ class RunDirectory:
     @property
     def result(self) -> Path:
         """What was learned: an adapter, or a whole model."""
-        return self.folder / self.experiment().adapter.result
+        return self.folder / self.experiment().adapter.artifact
 
     @property
     def is_run(self) -> bool:

@@ -21,7 +21,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from rankwise.adapters.tuned import Tuned
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Arrange, Batch, portion
 from rankwise.data.flat import flat
@@ -41,6 +40,7 @@ from rankwise.forward.fused import (
 )
 from rankwise.forward.reference import SupervisedLogits, check_packs
 from rankwise.kernels.regions import compiled_regions
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.manifest import Form
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
@@ -64,7 +64,7 @@ class Forms:
     The blocks below `lowest` do not learn; `twice` is how many are to be computed twice."""
 
     model: LoadedModel
-    tuned: Tuned
+    trainable: Trainable
     longest: int
     largest: int
     lowest: int
@@ -116,7 +116,7 @@ class Forms:
             yield self._fitting(), flat
 
     def _agreement(self) -> Agreement:
-        return agreement(self.model.module, self.tuned.parameters(), SupervisedLogits(self.model.module))
+        return agreement(self.model.module, self.trainable.parameters(), SupervisedLogits(self.model.module))
 
     def _seconds_per_token(self) -> float:
         """By a small step, which is slower for each token than a large one; the comparison has made one before."""
@@ -127,17 +127,17 @@ class Forms:
             return (time.perf_counter() - began) / batch.tokens
 
     def _step(self, batch: Batch) -> None:
-        torch.autograd.grad(FastLoss(self.model.module)(batch), self.tuned.parameters(), allow_unused=True)
+        torch.autograd.grad(FastLoss(self.model.module)(batch), self.trainable.parameters(), allow_unused=True)
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
         """With dropout, if there is one, which no number of the run may depend on."""
         with torch.random.fork_rng(devices=[]):
-            self.tuned.train()
+            self.trainable.train()
             try:
                 yield
             finally:
-                self.tuned.train(False)
+                self.trainable.train(False)
 
     def _compiles(self) -> bool:
         began = time.perf_counter()
@@ -184,7 +184,7 @@ class Forms:
                 least = kept_by_plain(module, loss_of).of(self.largest)
             return kept_by_plain(module, loss_of), least
 
-        learned = sum(parameter.numel() for parameter in self.tuned.parameters())
+        learned = sum(parameter.numel() for parameter in self.trainable.parameters())
         free = free_on(self.model.precision.device) - BYTES_OF_LEARNING * learned
         return blocks[: self._twice(len(blocks), max(0, free), counted)] if blocks else []
 

@@ -1,7 +1,7 @@
 """Stop 10: a TrainState into a folder and back; a restored run goes on bit for bit (on the same machine and versions).
 
     state.safetensors   allocator.<name>, optimizer.<number>.<name>, random.<device>
-    state.json          the step, the allocator's facts, size and hash of the tensors, and a hash of itself
+    state.json          the step, what learns in facts (`allocator`), size and hash of the tensors, and a hash of itself
 
 The rows of each step and the learning rate are functions of the step, so these need no state. Nothing is pickled, and
 what is damaged, of other adapters or not finite is refused. A snapshot is what was learned alone, in the same files: to
@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankwise.adapters.held import Held
 from rankwise.errors import RunError, some
+from rankwise.methods.state import TrainableState
 from rankwise.system.files import published, sha256_of, write_json
 from rankwise.training.finite import check_finite, not_finite
 from rankwise.training.rng import random_states, set_random_states
@@ -33,9 +33,9 @@ LARGEST_FACTS = 10_000_000
 
 
 def size_of(state: TrainState) -> int:
-    """The bytes of a checkpoint, at most: what the allocator holds, and the optimizer's two averages."""
+    """The bytes of a checkpoint, at most: what learns, and the optimizer's two averages."""
     moments = 2 * sum(parameter.nbytes for parameter in state.parameters)
-    return moments + sum(value.nbytes for value in state.allocator.state().tensors.values())
+    return moments + sum(value.nbytes for value in state.trainable.state_dict().tensors.values())
 
 
 def save(state: TrainState, folder: Path) -> None:
@@ -48,7 +48,7 @@ def restore(state: TrainState, folder: Path) -> None:
     """Into a state that has made no step, over freshly injected adapters."""
     assert state.step == 0, "a checkpoint is restored into a fresh state"
     facts, tensors = _read(state, folder)
-    state.allocator.load(Held(_under("allocator", tensors), facts["allocator"]), state.optimizer)
+    _load_trainable(state, facts, tensors)
     _load_moments(state, _under("optimizer", tensors))
     state.step = facts["step"]
     set_random_states(state.device, _under("random", tensors))
@@ -66,12 +66,12 @@ def check_snapshot(state: TrainState, folder: Path) -> None:
 def load_snapshot(state: TrainState, folder: Path) -> None:
     """What was learned until then, over what was learned since. Its ranks must have been final."""
     facts, tensors = _read(state, folder)
-    state.allocator.load(Held(_under("allocator", tensors), facts["allocator"]), state.optimizer)
+    _load_trainable(state, facts, tensors)
 
 
 def _write(state: TrainState, folder: Path, beside: dict[str, Tensor]) -> None:
-    held = state.allocator.state()
-    tensors = {f"allocator.{name}": value for name, value in held.tensors.items()} | beside
+    learned = state.trainable.state_dict()
+    tensors = {f"allocator.{name}": value for name, value in learned.tensors.items()} | beside
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     check_finite(tensors, state)  # the checkpoint before this one is worth more
     with published(folder) as temporary:
@@ -80,7 +80,7 @@ def _write(state: TrainState, folder: Path, beside: dict[str, Tensor]) -> None:
             "format": FORMAT,
             "step": state.step,
             "steps": state.steps,
-            "allocator": dict(held.facts),
+            "allocator": dict(learned.facts),
             "tensors": {"bytes": (temporary / TENSORS).stat().st_size, "sha256": sha256_of(temporary / TENSORS)},
         }
         write_json(temporary / FACTS, facts | {"sha256": _hash(facts)})
@@ -91,6 +91,11 @@ def _read(state: TrainState, folder: Path) -> tuple[dict[str, Any], dict[str, Te
     if facts["steps"] != state.steps:
         raise RunError(f"{folder} is of a run of {facts['steps']} steps, and this one has {state.steps}.")
     return facts, _read_tensors(folder / TENSORS, facts["tensors"])
+
+
+def _load_trainable(state: TrainState, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    saved = TrainableState(_under("allocator", tensors), facts["allocator"])
+    state.trainable.load_state_dict(saved, state.optimizer)
 
 
 def _moments(state: TrainState) -> dict[str, Tensor]:

@@ -32,9 +32,9 @@ forecast for its training."""
 
 
 class Learner(Protocol):
-    """What is trained: an AdapterSet, for one."""
+    """What is trained."""
 
-    def train(self, learning: bool = True) -> None: ...
+    def train(self, mode: bool = True) -> None: ...
 
 
 @dataclass

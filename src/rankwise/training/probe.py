@@ -15,15 +15,12 @@ from itertools import cycle
 
 import torch
 
-from rankwise.adapters.full import WholeModel
-from rankwise.adapters.set import inject
-from rankwise.adapters.tuned import Tuned
-from rankwise.config.adapters import FullConfig, LoraConfig
 from rankwise.config.planning import Planned
 from rankwise.data.batches import Batch
 from rankwise.forward.plan import plan
 from rankwise.forward.reference import random_documents
-from rankwise.methods.methods import allocator_of
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.planning.plan import Plan
@@ -47,39 +44,30 @@ COUNTED = 2
 def probe(asked: Planned, callback: Callback = silent) -> Probe:
     made = plan(asked)
     model = load(asked.base, callback)
-    tuned = _tuned(asked, model)
-    allocator, device = allocator_of(tuned, asked.adapter, STEPS), model.precision.device
+    trainable = method_of(asked.adapter.without_rows()).attach(model, Setup(asked.training, STEPS))
+    device = model.precision.device
     state = TrainState(
-        allocator, adamw(allocator, asked.training), lambda step: RATE, STEPS, asked.training.clip, device
+        trainable, adamw(trainable, asked.training), lambda step: RATE, STEPS, asked.training.clip, device
     )
     longest, spec = made.amount.longest, asked.training
-    forms = Forms(model, tuned, longest, made.amount.tokens, 0, spec.activation_checkpointing, callback)
+    forms = Forms(model, trainable, longest, made.amount.tokens, 0, spec.activation_checkpointing, callback)
     form = "plain" if spec.plain else forms.chosen(0)
     most = min(LARGEST, max(round(made.step.tokens), longest))
     with forms.computing(form, packing=False) as (loss_of, arrange):
-        tuned.train()
+        trainable.train()
         small, large = (
             _mean(state, [
                 arrange(_documents(made, model, tokens, turn), spec.max_batch_tokens) for turn in range(COUNTED + 1)
             ], loss_of)
             for tokens in (max(1, most // SMALLER), most)
         )  # fmt: skip
-        tuned.train(False)
+        trainable.train(False)
     name = processor_name() if device.type == "cpu" else str(device)
     found = Probe.of(small, large, machine=name, when=now())
     callback(StatusMessage(
         f"probed in the {form} form: {small[0]:,.0f} tokens took {small[1]:.2f} s and {large[0]:,.0f} {large[1]:.2f} s"
     ))  # fmt: skip
     return found
-
-
-def _tuned(asked: Planned, model: LoadedModel) -> Tuned:
-    spec = asked.adapter
-    if isinstance(spec, FullConfig):
-        return WholeModel(model.module, dict)  # nobody asks for the base
-    if isinstance(spec, LoraConfig):
-        spec = spec.model_copy(update={"start": "uniform"})
-    return inject(model.module, spec, seed=asked.training.seed)
 
 
 def _documents(made: Plan, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from typing import Any, TypeVar
 
-from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError, some
 from rankwise.runs.comparisons import leaves
@@ -56,11 +55,8 @@ def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
     return experiment
 
 
-def ranks_before_training(run: RunDirectory, experiment: Experiment) -> RankRecord | None:
-    """What EVA gave out when the run began, which is not looked for again."""
-    spec = experiment.adapter
-    if not isinstance(spec, LoraConfig) or spec.start != "eva":
-        return None
+def ranks_before_training(run: RunDirectory) -> RankRecord | None:
+    """The ranks that data decided when the run began."""
     try:
         given = next((record for record in read_ranks(run.metrics) if record.step == 0), None)
         if given is not None and min(given.ranks.values(), default=0) < 0:

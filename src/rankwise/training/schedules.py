@@ -25,11 +25,6 @@ SHAPES = {
 }
 
 
-def learning_rate(spec: TrainingConfig, width: int, method: str = "lora") -> float:
-    """The highest rate of the run."""
-    return spec.highest_rate(width, method)
-
-
 def rate_factor(spec: TrainingConfig, step: int, steps: int) -> float:
     """What part of the highest rate step `step` of `steps` (counted from 0) is made with."""
     warm = round(spec.warmup * steps)

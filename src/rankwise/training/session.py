@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from rankwise.adapters.effect import effect_of
-from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.tuned import Tuned
-from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.data.batches import Arrange, Batches
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import facts_of, told
 from rankwise.errors import TrainingError, some
-from rankwise.methods.adapter_folder import say_what_peft_reads
-from rankwise.methods.methods import allocator_of, write
-from rankwise.methods.model_card import CardFacts
-from rankwise.methods.opening import AdapterBase
+from rankwise.methods.base import BaseFacts
+from rankwise.methods.method import Method, Record
+from rankwise.methods.model_card import CardFacts, card
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Form, Results, peak_rss
@@ -28,7 +25,6 @@ from rankwise.runs.records import (
     Callback,
     Event,
     ProgressUpdate,
-    RankRecord,
     StatusMessage,
     StepRecord,
     WarningCollector,
@@ -42,7 +38,7 @@ from rankwise.training.loop import train as train_loop
 from rankwise.training.losses import Loss
 from rankwise.training.measuring import Measuring
 from rankwise.training.resume import Past
-from rankwise.training.schedules import learning_rate, rate_factor
+from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.validation import Tracked, Tracking, judge_of, refuse_no_choice
 from rankwise.training.validation_prompts import Asking
@@ -53,9 +49,8 @@ class Session:
     experiment: Experiment
     run: RunDirectory
     model: LoadedModel
-    tuned: Tuned
-    ranks: RankRecord | None
-    """Given out before training."""
+    method: Method
+    trainable: Trainable
     prepared: Prepared
     callback: WarningCollector
     lowest: int
@@ -64,21 +59,21 @@ class Session:
 
     @property
     def rate(self) -> float:
-        return learning_rate(self.experiment.training, self.model.width, self.experiment.adapter.method)
+        return self.experiment.training.highest_rate(self.model.width, self.experiment.adapter.auto_rate)
 
     @property
     def steps(self) -> int:
         return self.experiment.training.total_steps(len(self.prepared.trained_rows))
 
     @property
-    def trainable(self) -> int:
-        return sum(parameter.numel() for parameter in self.tuned.parameters())
+    def trained_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.trainable.parameters())
 
     def bytes_written(self, state: TrainState) -> int:
         """At most: what is learned, three snapshots of the best, two checkpoints while one takes the other's place."""
         saves = self.experiment.training.checkpoint_interval(self.steps) < self.steps
         keeps = self.experiment.evaluation.keep == "best"
-        return 4 * self.trainable * (1 + 3 * keeps) + 2 * size_of(state) * saves
+        return 4 * self.trained_parameters * (1 + 3 * keeps) + 2 * size_of(state) * saves
 
     @property
     def tokens_trained(self) -> int:
@@ -100,8 +95,8 @@ class Session:
             f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} documents to train on, "
             f"{data.tokens:,} tokens, {share:.0%} of them learned"
             + (f"; {data.measured_documents:,} to measure with{self._often}" if data.measured_documents else "")
-            + f"\n{self.trainable:,} trainable parameters in {len(self.tuned.parts)} {self.tuned.kind}; "
-            f"{self.steps} steps at learning rate {self.rate:.2g}"
+            + f"\n{self.trained_parameters:,} trainable parameters in {len(self.trainable.names)} "
+            f"{self.trainable.unit}; {self.steps} steps at learning rate {self.rate:.2g}"
             + "".join(f"\n{line}" for line in told(self.prepared.data_report))
         )
 
@@ -114,13 +109,13 @@ class Session:
             seen, tracked, seconds = self._train(metrics_log, state, past)
         data_report, results = self.prepared.data_report, self._results(seen, tracked, seconds)
 
-        def card(base: AdapterBase, ranks: list[int]) -> CardFacts:
-            return CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks)
+        def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
+            return card(CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks))
 
-        revision = self.experiment.model.revision
-        write(self.tuned, self.model, self.run, revision, data_report.model_dump(mode="json"), card)
-        say_what_peft_reads(self.tuned, self.model, self.callback)
-        written = sum(file.stat().st_size for file in self.run.result.glob("*.safetensors"))
+        folder, revision = self.run.result, self.experiment.model.revision
+        record = Record(data_report.model_dump(mode="json"), revision, card_of, self.callback)
+        self.method.save(self.trainable, self.model, folder, record)
+        written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})
 
     def _train(self, metrics_log: MetricsLog, state: TrainState, past: Past) -> tuple[list[StepRecord], Tracked, float]:
@@ -145,38 +140,38 @@ class Session:
         portions = Halving(batches, hear) if spec.auto_batch else batches
         tracking = self._tracking(state, past, hear, loss_of, arrange)
         if state.step == 0:
-            if self.ranks is not None:
-                hear(self.ranks)
+            if self.trainable.initial_ranks is not None:
+                hear(self.trainable.initial_ranks)
             tracking.begin()
             torch.manual_seed(spec.seed)
 
         def after_step(state: TrainState) -> None:
             if state.finished or tracking.is_due(state) or self._saves(state):
-                parameters = self.tuned.named_parameters()
+                parameters = self.trainable.named_parameters()
                 check_finite(parameters | averages_of(parameters, state), state)
             tracking.after_step(state)
             self._save(state, metrics_log)
 
-        self.tuned.train()
+        self.trainable.train()
         began, aside = time.perf_counter(), tracking.measuring.seconds
         try:
             train_loop(state, portions, loss_of=loss_of, callback=hear, after_step=after_step)
         finally:
-            self.tuned.train(False)
+            self.trainable.train(False)
         seconds = past.seconds + time.perf_counter() - began - (tracking.measuring.seconds - aside)
         self._check_that_all_learned(state)
         tracked = tracking.choose(state)
-        self.tuned.settle()
+        self.trainable.finish()
         self._check_that_it_changes_something()
-        check_finite(self.tuned.named_parameters(), state)
+        check_finite(self.trainable.named_parameters(), state)
         tracking.close(tracked)
         return tracked, seconds
 
     def _tracking(self, state: TrainState, past: Past, hear: Callback, loss_of: Loss, arrange: Arrange) -> Tracking:
         spec, rows = self.experiment.evaluation, self.prepared.measured_rows
         batches = arrange(list(rows), self.experiment.training.max_batch_tokens)
-        measuring = Measuring(self.model, self.tuned, loss_of, batches, len(rows), self.asking, spec.metrics)
-        judge = judge_of(spec, state.allocator)
+        measuring = Measuring(self.model, self.trainable, loss_of, batches, len(rows), self.asking, spec.metrics)
+        judge = judge_of(spec, state.trainable)
         return Tracking(spec, self.interval, judge, measuring, self.run, hear, past.evaluations)
 
     def _saves(self, state: TrainState) -> bool:
@@ -194,7 +189,7 @@ class Session:
         spec, longest = self.experiment.training, self.prepared.longest
         largest = max(longest, min(spec.max_batch_tokens, spec.batch_size * longest))
         twice = spec.activation_checkpointing
-        return Forms(self.model, self.tuned, longest, largest, self.lowest, twice, self.callback)
+        return Forms(self.model, self.trainable, longest, largest, self.lowest, twice, self.callback)
 
     def form(self) -> Form:
         """In which form a new run is computed. It stays so if it is resumed."""
@@ -202,12 +197,11 @@ class Session:
 
     def state(self) -> TrainState:
         """Before the first step."""
-        spec, allocator = self.experiment.training, allocator_of(self.tuned, self.experiment.adapter, self.steps)
-        tracking = self.experiment.evaluation
-        refuse_no_choice(tracking, self.interval, judge_of(tracking, allocator), self.steps)
+        spec, tracking = self.experiment.training, self.experiment.evaluation
+        refuse_no_choice(tracking, self.interval, judge_of(tracking, self.trainable), self.steps)
         return TrainState(
-            allocator=allocator,
-            optimizer=adamw(allocator, spec),
+            trainable=self.trainable,
+            optimizer=adamw(self.trainable, spec),
             rate=lambda step: self.rate * rate_factor(spec, step, self.steps),
             steps=self.steps,
             clip=spec.clip,
@@ -215,20 +209,16 @@ class Session:
         )
 
     def _check_that_all_learned(self, state: TrainState) -> None:
-        idle, parts, kind = state.allocator.idle(state.optimizer), len(self.tuned.parts), self.tuned.kind
+        idle = self.trainable.without_gradient(state.optimizer)
+        parts, kind = len(self.trainable.names), self.trainable.unit
         if len(idle) >= parts:
             raise TrainingError(f"none of the {parts} {kind} got a gradient, so nothing was learned.")
         if idle:
             self.callback(WarningMessage(f"{len(idle)} of {parts} {kind} never got a gradient: {some(idle, 3)}"))
 
     def _check_that_it_changes_something(self) -> None:
-        """Of what is kept. A whole model's weights are not looked at: the base is not here to compare them with."""
-        if isinstance(self.tuned, AdapterSet):
-            spec = self.experiment.adapter
-            scale = f"adapter.alpha ({spec.alpha:g})" if isinstance(spec, LoraConfig) else "adapter.scale"
-            warning = effect_of(self.tuned).check(f"training.learning_rate ({self.rate:g}) or {scale}")
-            if warning is not None:
-                self.callback(WarningMessage(warning))
+        if (warning := self.trainable.check_change(self.rate)) is not None:
+            self.callback(WarningMessage(warning))
 
     def _results(self, seen: list[StepRecord], tracked: Tracked, seconds: float) -> Results:
         """`loss` is the mean over the last tenth of the steps."""
@@ -243,8 +233,8 @@ class Session:
             train_seconds=seconds,
             tokens_per_second=sum(record.tokens for record in seen) / seconds,
             peak_rss_bytes=peak_rss(),
-            trainable_parameters=self.trainable,
-            total_parameters=together - self.tuned.added,
+            trainable_parameters=self.trained_parameters,
+            total_parameters=together - self.trainable.extra_parameters,
             adapter_bytes=0,  # nothing is written yet
             kept_step=tracked.kept_step,
             kept_why=tracked.kept_why,

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rankwise.adapters.allocation import Allocator
 from rankwise.config.training import TrainingConfig
+from rankwise.methods.trainable import Trainable
 
 
 @dataclass
 class TrainState:
     """`rate` gives the learning rate of a step; `step` counts the optimizer steps that are done."""
 
-    allocator: Allocator
+    trainable: Trainable
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
     steps: int
@@ -40,6 +40,6 @@ class TrainState:
             group["lr"] = rate * group["rate"]
 
 
-def adamw(allocator: Allocator, spec: TrainingConfig) -> torch.optim.Optimizer:
+def adamw(trainable: Trainable, spec: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW in one fused call; its rate is set before each step."""
-    return torch.optim.AdamW(allocator.groups, lr=0.0, weight_decay=spec.weight_decay, fused=True)
+    return torch.optim.AdamW(trainable.parameter_groups(), lr=0.0, weight_decay=spec.weight_decay, fused=True)

@@ -27,14 +27,14 @@ def optimizer_step(
     began = time.perf_counter()
     supervised = sum(int(batch.supervised.sum()) for batch in batches)
     loss = _learn(state, batches, loss_of, supervised)
-    state.allocator.penalise()
+    state.trainable.add_penalty()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip).item()
     _check_finite(state, loss, norm)
     rate = state.rate(state.step)
     state.set_rate(rate)
-    state.allocator.before_step()
+    state.trainable.before_step()
     state.optimizer.step()
-    plan = state.allocator.stepped(state.step, state.optimizer)
+    plan = state.trainable.after_step(state.step, state.optimizer)
     state.optimizer.zero_grad(set_to_none=False)  # gradients may be views into one buffer
     state.step += 1
     record = StepRecord(

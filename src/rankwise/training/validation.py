@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rankwise.adapters.allocation import Allocator, RankAllocator
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, TrainingError
 from rankwise.evaluation.metrics import METRICS
+from rankwise.methods.trainable import Trainable
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import Callback, LossRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
@@ -129,9 +129,8 @@ def _check_loss(record: Evaluated) -> None:
         )
 
 
-def judge_of(spec: ValidationConfig, allocator: Allocator) -> Judge:
-    first = allocator.schedule.decided + 1 if isinstance(allocator, RankAllocator) else 1
-    return Judge(spec.by, METRICS[spec.by].more_is_better, first)
+def judge_of(spec: ValidationConfig, trainable: Trainable) -> Judge:
+    return Judge(spec.by, METRICS[spec.by].more_is_better, trainable.first_final_step)
 
 
 def refuse_no_choice(spec: ValidationConfig, interval: int, judge: Judge, steps: int) -> None:
@@ -149,6 +148,6 @@ def refuse_no_choice(spec: ValidationConfig, interval: int, judge: Judge, steps:
 
 def check_kept(run: RunDirectory, state: TrainState, spec: ValidationConfig, records: Sequence[Evaluated]) -> None:
     """Of a run that goes on: the snapshot of its best step must be there."""
-    best = judge_of(spec, state.allocator).best(records)
+    best = judge_of(spec, state.trainable).best(records)
     if spec.keep == "best" and best is not None:
         check_snapshot(state, run.snapshot(best.step))

@@ -37,17 +37,16 @@ Fill = Callable[[Path], None]
 
 def write_peft(
     adapters: AdapterSet, folder: Path | str, *, base_model: str, name: str = "default", revision: str | None = None,
-    task_type: str | None = None, heads: Mapping[str, nn.Module] | None = None,
-    beside: Mapping[str, Any] | None = None, fill: Fill | None = None,
+    task_type: str | None = None, beside: Mapping[str, Any] | None = None, fill: Fill | None = None,
 ) -> None:  # fmt: skip
     """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
 
-    `heads` are modules that were trained whole, by path. `beside` are values for JSON files in the same folder, by file
+    Heads that were trained whole are written with it. `beside` are values for JSON files in the same folder, by file
     name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default CAUSAL_LM if the model generates.
     """
     task_type = task_type or ("CAUSAL_LM" if hasattr(adapters.model, "prepare_inputs_for_generation") else None)
     given = {"base_model_name_or_path": base_model, "revision": revision, "task_type": task_type}
-    weights = weights_of(adapters, name, heads or {})
+    weights = weights_of(adapters, name)
     weights = replace(weights, settings=dict(sorted({**weights.settings, **given}.items())))
     tensors = _tensors(weights)
     if spoiled := [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]:
@@ -82,11 +81,11 @@ def _tensors(weights: AdapterWeights) -> dict[str, Tensor]:
     return {key: value.contiguous() for key, value in tensors.items()}
 
 
-def weights_of(adapters: AdapterSet, name: str, heads: Mapping[str, nn.Module]) -> AdapterWeights:
-    """Copy an adapter's numbers to the CPU, in float32. Layers of rank 0 are left out, as they change nothing and PEFT
-    refuses them."""
+def weights_of(adapters: AdapterSet, name: str) -> AdapterWeights:
+    """Copy the numbers of an adapter and its heads to the CPU, in float32. Layers of rank 0 are left out, as they
+    change nothing and PEFT refuses them."""
     adapters.check_decided(name)
-    trained = adapters.adapters(name)
+    trained, heads = adapters.adapters(name), adapters.trained_heads(name)
     layers = {path: adapters.layers[path].host for path in trained}
     factors = {path: part for path, adapter in trained.items() if (part := _factors(adapter, layers[path])).rank}
     dropout = max((adapter.dropout for adapter in trained.values()), default=0.0)
@@ -127,22 +126,17 @@ def lay_peft(
     model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None
 ) -> AdapterSet:
     """Do the same without a look at the run that the folder lies in."""
-    weights = read_weights(Path(folder), host_view(model))
-    if weights.heads:
-        raise AdapterError(
-            f'{Path(folder) / CONFIG}: setting "modules_to_save" is {sorted(weights.settings["modules_to_save"])}: '
-            "whole modules cannot be laid over this model."
-        )
-    return lay(model, weights, name=name, into=into)
+    return lay(model, read_weights(Path(folder), host_view(model)), name=name, into=into)
 
 
 def lay(
     model: nn.Module, weights: AdapterWeights, *, name: str = "default", into: AdapterSet | None = None
 ) -> AdapterSet:
-    """Lay the factors over a model that has the layers; `heads` are the caller's."""
+    """Lay the factors over a model that has the layers, and the heads in the place of its own."""
     factors = {path: part for path, part in weights.factors.items() if part.rank}
     adapters = into if into is not None else AdapterSet(model)
     try:
+        _lay_heads(adapters, weights, name)
         choices = [Choice(path, part.rank, part.scale) for path, part in factors.items()]
         adapters.place(choices, name, float(weights.settings.get("lora_dropout", 0.0)), dora=weights.is_dora)
         with torch.no_grad():
@@ -154,6 +148,16 @@ def lay(
             adapters.eject()
         raise
     return adapters
+
+
+@torch.no_grad()
+def _lay_heads(adapters: AdapterSet, weights: AdapterWeights, name: str) -> None:
+    """PEFT names every head that a classifier might have; those with parameters are the model's."""
+    names, modules = weights.settings.get("modules_to_save") or [], host_view(adapters.model)
+    adapters.add_heads([head for head in names if any(f".{path}".endswith(f".{head}") for path in modules)], name)
+    for path, head in adapters.trained_heads(name).items():
+        for own, parameter in head.state_dict().items():
+            parameter.copy_(weights.heads[f"{path}.{own}"])
 
 
 def _settings(

@@ -1,4 +1,4 @@
-"""What an allocator must not forget over a pause: tensors by name, and facts that JSON can hold.
+"""What a trainable must not lose over a pause between two steps: tensors by name, and facts that JSON can hold.
 
 A flat buffer means nothing without the order of what lies in it, so the facts hold a hash of names and shapes.
 """
@@ -18,31 +18,33 @@ from rankwise.errors import RunError, some
 
 
 @dataclass(frozen=True)
-class Held:
+class TrainableState:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
-    def check_order(self, order: str) -> None:
-        if self.facts.get("order") != order:
+    def check_layout(self, layout: str) -> None:
+        """RunError where the tensors belong to other layers, another order of them or other ranks."""
+        if self.facts.get("order") != layout:
             raise RunError(
                 "the checkpoint is of other adapters: their layers, the layers' order or the ranks are not those of "
                 "this model and these settings."
             )
 
     @torch.no_grad()
-    def fill(self, live: Mapping[str, Tensor]) -> None:
-        """Copy into what is there; nothing may be missing, left over or of another shape or type."""
+    def copy_into(self, live: Mapping[str, Tensor]) -> None:
+        """Overwrite the live tensors; none may be missing, left over, or of another shape or type."""
         wrong = sorted(self.tensors.keys() ^ live.keys())
-        wrong += [name for name in live if name not in wrong and not alike(live[name], self.tensors[name])]
+        wrong += [name for name in live if name not in wrong and not _same_kind(live[name], self.tensors[name])]
         if wrong:
             raise RunError(f"the checkpoint does not fit these adapters: {some(wrong, 4)}.")
-        for name, into in live.items():
-            into.copy_(self.tensors[name])
+        for name, target in live.items():
+            target.copy_(self.tensors[name])
 
 
-def alike(one: Tensor, other: Tensor) -> bool:
+def _same_kind(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def order_of(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+def layout_of(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """A hash of names and shapes in their order."""
     return sha256(json.dumps([[name, *shape] for name, shape in shapes]).encode()).hexdigest()

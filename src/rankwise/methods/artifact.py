@@ -1,6 +1,6 @@
-"""What is asked, measured and exported: a finished run, or the folder of an adapter in PEFT's format.
+"""What was learned, as it lies on the disk: the result of a finished run, or the folder of an adapter in PEFT's format.
 
-Both are opened here and are the same from there on. They differ in what they know: an adapter's folder has no rows of
+Both are opened here and are the same from there on. They differ in what is recorded: an adapter's folder has no rows of
 its own, its base model is the one that adapter_config.json names, and only a folder that rankwise wrote says which
 weights that was and by which template it was trained.
 """
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from rankwise.adapters.formats.peft_config import read_config
 from rankwise.adapters.formats.peft_reader import CONFIG
+from rankwise.config.adapters import LoraConfig, MethodSpec
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
-from rankwise.methods.base_model import base_of
+from rankwise.methods.base import BASE_FACTS, BaseFacts, base_of
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import RunDirectory, find_run, open_run, read_json
@@ -23,23 +24,16 @@ from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, silent
 
-BASE_FACTS = "base_model.json"
-"""Beside an adapter that rankwise wrote: its base model's name, source and fingerprint."""
-
-
-class AdapterBase(BaseModelFacts):
-    """What lies in that file."""
-
-    licence: str = "unknown"
-
 
 @dataclass(frozen=True)
-class Opened:
+class Artifact:
     name: str
     folder: Path
     """The run's, or the adapter's."""
     result: Path
-    """Where the weights are that were learned."""
+    """The folder of the weights that were learned."""
+    config: MethodSpec
+    """The settings of the method. Of an adapter that rankwise did not train they are those of LoRA."""
     base_named: ModelConfig | None
     trained_on: BaseModelFacts | None
     """The base model. None where nobody recorded it."""
@@ -47,33 +41,29 @@ class Opened:
     run: RunDirectory | None = None
 
     @property
-    def is_adapter(self) -> bool:
-        """Or else a whole model that was trained."""
-        return self.run is None or self.result == self.run.adapter
-
-    @property
-    def called(self) -> str:
-        """In a sentence."""
+    def described(self) -> str:
+        """For messages."""
         return f'run "{self.name}"' if self.run is not None else str(self.folder / CONFIG)
 
     @property
     def base(self) -> ModelConfig:
         """The model that was adapted; ModelError where it is not named, or is a file that is not here."""
         if self.base_named is None:
-            raise ModelError(f"{self.called} names no base model. Name it with --base-model.")
+            raise ModelError(f"{self.described} names no base model. Name it with --base-model.")
         name = self.base_named.name
         is_file = Path(name).is_absolute() or name.startswith((".", "~")) or name.lower().endswith(".gguf")
         if is_file and not os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111  it may be no path
             raise ModelError(
-                f'{self.called} names the base model "{name}", which is not here. Give its location with --base-model.'
+                f'{self.described} names the base model "{name}", which is not here. Give its location with '
+                "--base-model."
             )
         return self.base_named
 
 
-def open_tuned(
+def open_artifact(
     name: str, callback: Callback = silent, *, force_result: bool = False, base_model: str | None = None,
     trust_code: str | None = None,
-) -> Opened:  # fmt: skip
+) -> Artifact:  # fmt: skip
     """A run by its name or folder, or an adapter by its folder. What lies in a run must be what training wrote there,
     or `force_result`. `base_model` replaces the base that it names."""
     if find_run(name) is None and is_adapter_folder(name):
@@ -89,45 +79,41 @@ def open_tuned(
     return replace(opened, base_named=named.model_copy(update={"name": base_model, "revision": None}))
 
 
-def find_opened(
+def find_artifact(
     name: str, callback: Callback = silent, *, force_result: bool = False, base_model: str | None = None,
     trust_code: str | None = None,
-) -> Opened | None:  # fmt: skip
+) -> Artifact | None:  # fmt: skip
     """The same, or None where there is neither."""
     if find_run(name) is None and not is_adapter_folder(name):
         return None
-    return open_tuned(name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
+    return open_artifact(name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
 
 
 def is_adapter_folder(name: str) -> bool:
     return os.path.isfile(os.path.join(name, CONFIG))  # noqa: PTH113, PTH118  is_file raises where a name is too long
 
 
-def _of_run(run: RunDirectory, trust_code: str | None) -> Opened:
-    return Opened(
-        run.folder.name,
-        run.folder,
-        run.result,
-        base_of(run, trust_code),
-        run.manifest().base_model,
-        run.data_report(),
-        run,
-    )
+def _of_run(run: RunDirectory, trust_code: str | None) -> Artifact:
+    config = run.experiment().adapter
+    return Artifact(
+        run.folder.name, run.folder, run.folder / config.artifact, config, base_of(run, trust_code),
+        run.manifest().base_model, run.data_report(), run,
+    )  # fmt: skip
 
 
-def _of_folder(folder: Path, trust_code: str | None) -> Opened:
+def _of_folder(folder: Path, trust_code: str | None) -> Artifact:
     data_report = folder / DATA_REPORT
-    return Opened(
-        str(folder), folder, folder, _named_in(folder, trust_code),
+    return Artifact(
+        str(folder), folder, folder, LoraConfig(), _named_in(folder, trust_code),
         recorded_base(folder),
         read_json(data_report, DataReport) if data_report.is_file() else None,
     )  # fmt: skip
 
 
-def recorded_base(folder: Path) -> AdapterBase | None:
+def recorded_base(folder: Path) -> BaseFacts | None:
     """As it lies beside an adapter that rankwise wrote."""
     file = folder / BASE_FACTS
-    return read_json(file, AdapterBase) if file.is_file() else None
+    return read_json(file, BaseFacts) if file.is_file() else None
 
 
 def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:

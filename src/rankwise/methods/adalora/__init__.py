@@ -1,0 +1,1 @@
+"""AdaLoRA as a method: a budget of triplets that falls while it trains, given to the layers where they matter most."""

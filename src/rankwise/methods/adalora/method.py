@@ -1,0 +1,19 @@
+"""The method adalora: attaches triplets, and leaves plain LoRA whose ranks went where they pay."""
+
+from __future__ import annotations
+
+from rankwise.adapters.set import AdapterSet
+from rankwise.config.adapters import AdaLoraConfig
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adapter import AdapterMethod
+from rankwise.methods.method import Setup
+from rankwise.models.loaded import LoadedModel
+
+
+class AdaLoraMethod(AdapterMethod):
+    def __init__(self, config: AdaLoraConfig) -> None:
+        self.config = config
+
+    def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
+        adapters.add(self.config, seed=setup.training.seed)
+        return TrainableAdaLoRA(adapters, self.config, setup.steps)

@@ -1,0 +1,199 @@
+"""AdaLoRA while it trains: which triplets live on is decided between steps, exactly to the budget, at last for good.
+
+All triplets first, then fewer and fewer by importance, then the final ones alone (budget.py, importance.py). A loop of
+your own calls it as `Trainable` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
+from rankwise.adapters.budget import Schedule
+from rankwise.adapters.importance import Importance
+from rankwise.adapters.keeping import keep_best, keep_worth
+from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.triplets import Triplets
+from rankwise.config.adapters import AdaLoraConfig
+from rankwise.config.budget import Budget, budget_of
+from rankwise.errors import RunError, TrainingError
+from rankwise.methods.adapter import AdapterTrainable
+from rankwise.methods.state import TrainableState, layout_of
+from rankwise.runs.records import RankRecord
+
+
+class TrainableAdaLoRA(AdapterTrainable):
+    def __init__(
+        self, adapters: AdapterSet, spec: AdaLoraConfig, steps: int, name: str = "default", reports: int = 50
+    ) -> None:
+        """`reports` is about how many decisions of a run are reported: each makes the host wait for the device."""
+        super().__init__(adapters, name)
+        self.spec = spec
+        self.labels, parts = parts_of(adapters, name)
+        self.triplets = Triplets(parts)
+        self._layout = layout_of(
+            (label, (part.rank, part.P.shape[1], part.Q.shape[1]))
+            for label, part in zip(self.labels, parts, strict=True)
+        )
+        costs, ranks, layers = [part.cost for part in parts], self.triplets.ranks, _layers_of(adapters, name)
+        self.budget: Budget = budget_of(spec, costs, layers, list(adapters.adapters(name)))
+        self.costs = self.triplets.costs
+        self._layers = torch.tensor(layers).repeat_interleave(torch.tensor(ranks)).to(self.costs.device)
+        self._entries = torch.tensor(self.budget.entries, device=self.costs.device)
+        dearest = sum(cost * rank for cost, rank in zip(costs, ranks, strict=True)) + sum(self.budget.entries)
+        first = dearest if self.budget.by_cost else len(self.triplets)
+        self.schedule = Schedule.of(spec, first, min(self.budget.last, first), steps)
+        self.importance = Importance.of(self.triplets, spec.beta1, spec.beta2)
+        self.alive = torch.ones(len(self.triplets), dtype=torch.bool, device=self.costs.device)
+        self.final = False
+        self._report_every = max(1, steps // reports)
+
+    @property
+    def first_final_step(self) -> int:
+        return self.schedule.decided + 1
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": [self.triplets.vectors], "rate": 1.0},
+            {"params": [self.triplets.strengths], "rate": self.spec.strength_rate},
+            *self.head_groups(),
+        ]
+
+    def describe(self) -> str:
+        schedule, in_unit = self.schedule, self.budget.in_unit
+        line = (
+            f"AdaLoRA begins with {in_unit(schedule.first):,} {self.budget.unit}, retires from step "
+            f"{schedule.warmup + 2} on, and has {in_unit(schedule.last):,} left after step {schedule.decided + 1}"
+        )
+        if self.budget.last > schedule.first:
+            line += f"; the budget of {in_unit(self.budget.last):,} is more than these layers hold"
+        return line
+
+    def add_penalty(self) -> None:
+        self.triplets.check_views()
+        self.triplets.add_penalty(self.spec.orthogonality, self.spec.penalty)
+
+    def before_step(self) -> None:
+        """For importance="before": the order of the paper's algorithm."""
+        if self.spec.importance == "before" and not self.final:
+            self.importance.observe(self.triplets)
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        self.triplets.check_views()
+        if self.final:
+            self._keep_retired()
+            return None
+        if step >= self.schedule.decided:
+            return self._decide_at_last(step, optimizer)
+        if self.spec.importance == "after":
+            self.importance.observe(self.triplets)
+        if not self.schedule.is_due(step):
+            return None
+        self._decide(step)
+        return self._plan(step) if step % self._report_every == 0 else None
+
+    def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """What never got a gradient has averages of zero in the optimizer."""
+        squares = optimizer.state.get(self.triplets.strengths, {}).get("exp_avg_sq")
+        if squares is None:
+            return [*self.labels, *self.idle_heads(optimizer)]
+        parts = zip(self.labels, squares.split(self.triplets.ranks), strict=True)
+        idle = [label for label, square in parts if square.numel() and not bool(square.any())]
+        return idle + self.idle_heads(optimizer)
+
+    def state_dict(self) -> TrainableState:
+        return TrainableState(self._tensors, {"order": self._layout, "ranks": self.triplets.ranks, "final": self.final})
+
+    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
+        """After the shrink there are fewer rows: which of the fresh ones make way for them does not matter."""
+        state.check_layout(self._layout)
+        if state.facts["final"]:
+            self._end_allocation(self._first(state.facts["ranks"]), optimizer)
+        state.copy_into(self._tensors)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        flat = {"vectors": self.triplets.vectors.data, "strengths": self.triplets.strengths.data}
+        averages = {} if self.final else {
+            f"{kind}.{name}": value
+            for kind, pair in (("averages", self.importance.averages), ("uncertainties", self.importance.uncertainties))
+            for name, value in zip(flat, pair, strict=True)
+        }  # fmt: skip
+        heads = {f"head.{name}": value.detach() for name, value in self.head_parameters().items()}
+        return flat | {"kept": self.alive} | averages | heads
+
+    def _first(self, ranks: list[int]) -> Tensor:
+        """(b,) so many of each part."""
+        now = self.triplets.ranks
+        if len(ranks) != len(now) or not all(0 <= rank <= most for rank, most in zip(ranks, now, strict=True)):
+            raise RunError(f"the checkpoint does not fit these adapters: its ranks are {ranks[:8]}.")
+        masks = [torch.arange(most) < rank for rank, most in zip(ranks, now, strict=True)]
+        return torch.cat(masks).to(self.alive.device)
+
+    def check_final(self) -> None:
+        if not self.final:
+            raise TrainingError(
+                f"the ranks were never decided: step {self.schedule.decided} of {self.schedule.steps} was not reached."
+            )
+
+    def _decide(self, step: int) -> None:
+        scores, budget = self.importance.scores(self.triplets), self.schedule.budget(step)
+        if self.budget.by_cost:
+            self.alive = keep_worth(scores, self.costs, budget, self._layers, self._entries)
+        else:
+            self.alive = keep_best(scores, budget)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(self.alive, 0)  # equal gradients give equal scores; this makes sure of it
+        self.triplets.retire(self.alive)
+
+    def _decide_at_last(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord:
+        if step == 0 and self.spec.importance == "after":  # nothing else would tell the triplets of one step apart
+            self.importance.observe(self.triplets)
+        self._decide(step)
+        plan = replace(self._plan(step), final=True)
+        self._end_allocation(self.alive, optimizer)
+        return plan
+
+    def _end_allocation(self, alive: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """From here on the ranks stay."""
+        self.final = True
+        for part in self.triplets.parts:
+            part.decided = True
+        if self.spec.shrink:
+            self.triplets.shrink(alive, optimizer)
+            self.costs, self.alive = self.costs[alive], alive[alive]
+            self.adapters.discard_empty(self.name)
+        nothing = (self.costs[:0], self.costs[:0])
+        self.importance = Importance(0, 0, nothing, nothing)  # no longer needed
+
+    def _keep_retired(self) -> None:
+        if not self.spec.shrink:
+            self.triplets.retire(self.alive)
+
+    def _plan(self, step: int) -> RankRecord:
+        """The one place where the host waits for the device: only what is told needs it."""
+        alive = [int(mask.sum()) for mask in self.alive.cpu().split(self.triplets.ranks)]
+        ranks = dict(zip(self.labels, alive, strict=True))
+        budget, first = self.budget.in_unit(self.schedule.budget(step)), self.budget.in_unit(self.schedule.first)
+        return RankRecord(step + 1, budget, first, ranks, final=False, unit=self.budget.unit)
+
+
+def _layers_of(adapters: AdapterSet, name: str) -> list[int]:
+    """In which adapted layer each part is."""
+    adapted = enumerate(adapters.adapters(name).values())
+    return [layer for layer, adapter in adapted if isinstance(adapter, AdaLoRA | FusedAdaLoRA) for _ in adapter.parts]
+
+
+def parts_of(adapters: AdapterSet, name: str) -> tuple[list[str], list[AdaLoRA]]:
+    """Every set of triplets, and its path; for parts of a fused layer its path and part."""
+    parts: list[tuple[str, AdaLoRA]] = []
+    for path, adapter in adapters.adapters(name).items():
+        if isinstance(adapter, FusedAdaLoRA):
+            parts += [(f"{path}.{label}", part) for label, part in zip(adapter.names, adapter.parts, strict=True)]
+        elif isinstance(adapter, AdaLoRA):
+            parts.append((path, adapter))
+    return [path for path, _ in parts], [part for _, part in parts]

@@ -1,0 +1,213 @@
+"""What LoRA and AdaLoRA share: adapters over a base whose weights stay, written and read in PEFT's format.
+
+Heads of a new task are trained whole beside the adapters (adapters/heads.py) and written with them. However an adapter
+was trained, it is written as LoRA, and an adapter that is read learns on as LoRA.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.adapters.effect import effect_of
+from rankwise.adapters.formats.peft import lay_peft, write_peft
+from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
+from rankwise.adapters.merge import merge
+from rankwise.adapters.set import AdapterSet
+from rankwise.config.models import ModelConfig
+from rankwise.errors import ModelError
+from rankwise.methods.artifact import Artifact
+from rankwise.methods.base import BASE_FACTS, base_facts, check_base
+from rankwise.methods.method import Contents, Record, Setup
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load_unchecked
+from rankwise.models.saving import save_tokenizer
+from rankwise.models.sources import FROM_GGUF
+from rankwise.runs.data_report import DATA_REPORT
+from rankwise.runs.directory import CARD
+from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMessage
+from rankwise.system.files import write_atomic
+
+
+class AdapterTrainable:
+    """One adapter of a set. Unless a method says otherwise, its ranks stay and a step is a step."""
+
+    unit = "adapted layers"
+
+    def __init__(self, adapters: AdapterSet, name: str = "default", ranks: RankRecord | None = None) -> None:
+        self.adapters, self.name = adapters, name
+        self.initial_ranks = ranks
+
+    @property
+    def first_final_step(self) -> int:
+        return 1
+
+    @property
+    def scale_setting(self) -> str:
+        """The setting that makes the change larger, for messages."""
+        return "adapter.scale"
+
+    @property
+    def model(self) -> nn.Module:
+        return self.adapters.model
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.adapters.adapters(self.name), *self.adapters.trained_heads(self.name)]
+
+    @property
+    def extra_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def describe(self) -> str | None:
+        return None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.adapters.parameters(self.name)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return self.adapters.named_parameters(self.name)
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """Those of the heads alone, by their names in the model."""
+        heads = self.adapters.trained_heads(self.name)
+        return {f"{path}.{own}": value for path, head in heads.items() for own, value in head.named_parameters()}
+
+    def head_groups(self) -> list[dict[str, Any]]:
+        """Biases and the gains of norms do without weight decay."""
+        return decayed_groups(self.head_parameters().values())
+
+    def idle_heads(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Heads that never got a gradient."""
+        heads = self.adapters.trained_heads(self.name)
+        return [path for path, head in heads.items() if not any(one in optimizer.state for one in head.parameters())]
+
+    def train(self, mode: bool = True) -> None:
+        self.adapters.train(mode)
+
+    def add_penalty(self) -> None: ...
+
+    def before_step(self) -> None: ...
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        return None
+
+    def finish(self) -> None:
+        """The adapter is LoRA from here on, without layers of rank 0."""
+        self.adapters.settle(self.name)
+
+    def check_change(self, rate: float) -> str | None:
+        return effect_of(self.adapters, self.name).check(f"training.learning_rate ({rate:g}) or {self.scale_setting}")
+
+    def base(self) -> AbstractContextManager[None]:
+        return self.adapters.base()
+
+    def scaled(self, factor: float) -> AbstractContextManager[None]:
+        return self.adapters.scaled(factor)
+
+    def merge(self, factor: float, outputs: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
+        with self.scaled(factor):
+            tuned = outputs()
+            with self.base():
+                base = outputs()
+            merge(self.adapters, self.name)
+        return tuned, base
+
+    def remove(self) -> None:
+        self.adapters.eject()
+
+
+class AdapterMethod(ABC):
+    """Everything but `attach_to`, which is where the methods differ."""
+
+    @abstractmethod
+    def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> AdapterTrainable:
+        """Add the adapter to a set that has the heads already."""
+
+    def attach(self, model: LoadedModel, setup: Setup) -> AdapterTrainable:
+        adapters = AdapterSet(model.module)
+        try:
+            adapters.add_heads(setup.heads)
+            return self.attach_to(adapters, model, setup)
+        except BaseException:
+            adapters.eject()
+            raise
+
+    def own_copy(self, model: LoadedModel) -> LoadedModel:
+        return model
+
+    def save(self, trainable: AdapterTrainable, model: LoadedModel, folder: Path, record: Record) -> None:
+        facts = base_facts(model)
+        ranks = [adapter.rank for adapter in trainable.adapters.adapters(trainable.name).values() if adapter.rank]
+
+        def fill(temporary: Path) -> None:
+            save_tokenizer(model, temporary)
+            write_atomic(temporary / CARD, record.card(facts, ranks).encode())
+
+        write_peft(
+            trainable.adapters, folder, base_model=model.source.name_for_peft, name=trainable.name,
+            revision=record.revision, fill=fill,
+            beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json")},
+        )  # fmt: skip
+        if model.source.where == FROM_GGUF:
+            record.callback(StatusMessage(
+                f"PEFT cannot read GGUF files: adapter_config.json names {model.source.folder}, which holds the base "
+                "model converted to safetensors. For other machines, use rankwise export --format merged"
+            ))  # fmt: skip
+
+    def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
+        return model
+
+    def model_of(self, artifact: Artifact) -> ModelConfig:
+        return artifact.base
+
+    def load(
+        self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
+    ) -> tuple[LoadedModel, AdapterTrainable]:
+        model = _load_base(artifact, spec, callback)
+        if artifact.trained_on is not None:
+            check_base(model, artifact.trained_on, artifact.described, "apply the adapter", force=force_base)
+        else:
+            callback(WarningMessage(
+                f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
+                f"{model.source.name} from {model.source.where} is the right base model"
+            ))  # fmt: skip
+        return model, self.trainable(lay_peft(model.module, artifact.result))
+
+    def trainable(self, adapters: AdapterSet) -> AdapterTrainable:
+        """Of an adapter that was read."""
+        return AdapterTrainable(adapters)
+
+    def contents(self, folder: Path) -> Contents:
+        weights = read_weights(folder)
+        return Contents(weights.parameters, (folder / WEIGHTS).stat().st_size, weights.ranks)
+
+    def check_export(self, format: str, folder: Path) -> None:  # noqa: B027  a method may have nothing to refuse
+        """An adapter can be written in every format."""
+
+
+def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Matrices with weight decay; biases and the gains of norms without, as is usual since GPT-2."""
+    every = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [one for one in every if one.dim() > 1], "rate": 1.0},
+        {"params": [one for one in every if one.dim() <= 1], "rate": 1.0, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> LoadedModel:
+    try:
+        return load_unchecked(spec, callback)
+    except ModelError as error:
+        if type(error) is not ModelError:
+            raise
+        raise ModelError(
+            f"{error} It is the base model of {artifact.described}; --base-model gives another one."
+        ) from None

@@ -1,0 +1,67 @@
+"""The base model of a training: what is recorded of it, and how it is recognised when it is loaded again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from rankwise.config.models import ModelConfig
+from rankwise.data.licences import find_licence
+from rankwise.errors import RunError
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.models.starters import STARTERS
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.manifest import BaseModelFacts
+from rankwise.runs.records import Callback
+
+BASE_FACTS = "base_model.json"
+"""Beside an adapter that rankwise wrote: its base model's name, source and fingerprint."""
+
+
+class BaseFacts(BaseModelFacts):
+    """What lies in that file."""
+
+    licence: str = "unknown"
+
+
+def base_facts(model: LoadedModel) -> BaseFacts:
+    """As they are written beside an adapter, with the licence of the base where it is stated."""
+    starter = next((one.licence for one in STARTERS.values() if one.hub_id == model.source.name), None)
+    licence = starter or find_licence(model.source.folder)
+    return BaseFacts(**model.facts.model_dump(), licence=licence)
+
+
+def base_of(run: RunDirectory, trust_code: str | None) -> ModelConfig:
+    """The base model of a run, as it is loaded here: the device is this machine's own affair, and a run, which may be
+    somebody else's, cannot decide whose code to trust."""
+    spec = run.experiment().base
+    return spec.model_copy(update={"name": _base_name(run, spec.name), "device": "auto", "trust_code": trust_code})
+
+
+def check_base(model: LoadedModel, trained_on: BaseModelFacts, described: str, use: str, *, force: bool) -> None:
+    """RunError where this is not the base that was trained on. `described` is what was trained, and `use` what the base
+    is needed for, both for the message."""
+    if model.facts.fingerprint != trained_on.fingerprint and not force:
+        raise RunError(
+            f"{described} was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); "
+            f"the base model found now, from {model.facts.source}, has other weights ({model.facts.fingerprint}). "
+            f"Use --force-base to {use} anyway."
+        )
+
+
+def base_weights(
+    spec: ModelConfig, trained_on: BaseModelFacts, described: str, callback: Callback, *, force: bool = False
+) -> Mapping[str, Tensor]:
+    """By their names in the model, on the processor; a weight that two layers share is there once."""
+    model = load(spec.model_copy(update={"device": "cpu"}), callback)
+    check_base(model, trained_on, described, "ask it", force=force)
+    return {name: weight.detach() for name, weight in model.module.named_parameters()}
+
+
+def _base_name(run: RunDirectory, name: str) -> str:
+    """A relative path was written from the folder that holds `runs/`, which may not be the one we are in."""
+    beside_runs = os.path.join(run.folder.absolute().parent.parent, name)  # noqa: PTH118  the name may be no path
+    return beside_runs if not os.path.exists(name) and os.path.exists(beside_runs) else name  # noqa: PTH110

@@ -1,0 +1,208 @@
+"""Full fine-tuning: every weight of the model learns, and no adapter lies over it.
+
+The base's weights are not in memory while it trains. When the base is needed again, they are read from where they came,
+once, and stay in the processor's memory; on a processor taking turns then costs nothing, since nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.adapters.set import refuse_adapted
+from rankwise.config.adapters import FullConfig, check_strength
+from rankwise.config.models import ModelConfig
+from rankwise.errors import ModelError, RunError, some
+from rankwise.methods.adapter import decayed_groups
+from rankwise.methods.artifact import Artifact
+from rankwise.methods.base import base_weights
+from rankwise.methods.method import Contents, Record, Setup
+from rankwise.methods.state import TrainableState, layout_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load_unchecked
+from rankwise.models.saving import numbers_in, save
+from rankwise.models.sources import find
+from rankwise.runs.data_report import DATA_REPORT
+from rankwise.runs.records import Callback, RankRecord, silent
+from rankwise.system.files import published, write_json
+
+ReadBase = Callable[[], Mapping[str, Tensor]]
+"""The base's weights by their names in the model; they must be nobody else's."""
+
+
+class FullFineTuning:
+    """A weight that two layers share is one weight, before and after."""
+
+    unit = "weights"
+    extra_parameters = 0
+    initial_ranks = None
+    first_final_step = 1
+
+    def __init__(self, model: nn.Module, read_base: ReadBase) -> None:
+        refuse_adapted(model)
+        model.requires_grad_(True)
+        self.model = model
+        self._read_base = read_base
+        self._base: Mapping[str, Tensor] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.named_parameters())
+
+    def describe(self) -> None:
+        return None
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return decayed_groups(self.parameters())
+
+    def train(self, mode: bool = True) -> None:
+        """No dropout is turned on: a step must not depend on how it is divided."""
+
+    def add_penalty(self) -> None: ...
+
+    def before_step(self) -> None: ...
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        return None
+
+    def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        return [name for name, weight in self.named_parameters().items() if weight not in optimizer.state]
+
+    def state_dict(self) -> TrainableState:
+        return TrainableState(self._tensors, {"order": self._layout})
+
+    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
+        state.check_layout(self._layout)
+        state.copy_into(self._tensors)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self.named_parameters().items()}
+
+    @property
+    def _layout(self) -> str:
+        return layout_of((name, tuple(weight.shape)) for name, weight in self.named_parameters().items())
+
+    def finish(self) -> None:
+        """The weights are what they are."""
+
+    def check_change(self, rate: float) -> str | None:
+        """The base is not in memory to compare with."""
+        return None
+
+    def remove(self) -> None:
+        """The weights have changed; `own_copy` is for models that others use too."""
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        with self._with_weights(lambda base, ours: base):
+            yield
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[None]:
+        """Inside, every weight is `factor` of the way from the base's to what it learned. Nested factors multiply."""
+        check_strength(factor)
+        if factor == 1:
+            yield
+            return
+        with self._with_weights(lambda base, ours: _between(base, ours, factor)):
+            yield
+
+    def merge(self, factor: float, outputs: Callable[[], Tensor]) -> tuple[Tensor, None]:
+        """The same for good."""
+        check_strength(factor)
+        if factor != 1:
+            base = self._base_weights()
+            for name, weight in self.named_parameters().items():
+                _put(weight, _between(base[name], weight.data.cpu(), factor))
+        return outputs(), None
+
+    @contextmanager
+    def _with_weights(self, value: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        """Inside, each weight is `value` of the base's weight and of ours, both given on the processor."""
+        base, weights = self._base_weights(), self.named_parameters()
+        ours: dict[str, Tensor] = {}
+        try:
+            for name, weight in weights.items():
+                ours[name] = weight.data.cpu()
+                _put(weight, value(base[name], ours[name]))
+            yield
+        finally:
+            for name, own in ours.items():
+                _put(weights[name], own)
+
+    def _base_weights(self) -> Mapping[str, Tensor]:
+        if self._base is None:
+            read, weights = self._read_base(), self.named_parameters()
+            wrong = sorted(read.keys() ^ weights.keys())
+            wrong += [name for name in weights if name in read and read[name].shape != weights[name].shape]
+            if wrong:
+                raise ModelError(f"the base model is built otherwise than the tuned one: {some(wrong, 3)}.")
+            self._base = read
+        return self._base
+
+
+def _between(base: Tensor, ours: Tensor, strength: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.lerp(base.to(ours.dtype), ours, strength)
+
+
+def _put(weight: nn.Parameter, value: Tensor) -> None:
+    with torch.inference_mode(False):  # else what is moved to a device could never learn again
+        weight.data = value.to(weight.device, weight.dtype)
+
+
+class FullMethod:
+    def __init__(self, config: FullConfig) -> None:
+        self.config = config
+
+    def own_copy(self, model: LoadedModel) -> LoadedModel:
+        return replace(model, module=deepcopy(model.module))
+
+    def attach(self, model: LoadedModel, setup: Setup) -> FullFineTuning:
+        read_base = partial(base_weights, model.spec, model.facts, setup.described, setup.callback)
+        return FullFineTuning(model.module, read_base)
+
+    def save(self, trainable: FullFineTuning, model: LoadedModel, folder: Path, record: Record) -> None:
+        with published(folder) as temporary:
+            save(model, temporary, torch.float32)
+            write_json(temporary / DATA_REPORT, record.data_report)
+
+    def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
+        """A model whose own weights have learned is no longer the one that was loaded, but the one that was written."""
+        spec = model.spec.model_copy(update={"name": str(folder), "revision": None})
+        return replace(model, spec=spec, source=find(spec, silent))
+
+    def model_of(self, artifact: Artifact) -> ModelConfig:
+        return ModelConfig(name=str(artifact.result), dtype="float32")
+
+    def load(
+        self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
+    ) -> tuple[LoadedModel, FullFineTuning]:
+        """The base is not looked for until somebody needs it."""
+        model, base, trained_on = load_unchecked(spec, callback), artifact.base_named, artifact.trained_on
+        assert base is not None and trained_on is not None, "a run records its base"
+        read_base = partial(base_weights, base, trained_on, artifact.described, callback, force=force_base)
+        return model, FullFineTuning(model.module, read_base)
+
+    def contents(self, folder: Path) -> Contents:
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return Contents(numbers_in(folder).total(), size)
+
+    def check_export(self, format: str, folder: Path) -> None:
+        if format != "merged":
+            raise RunError(f"{folder} has no adapter: its whole model was trained. Use --format merged.")

@@ -1,0 +1,85 @@
+"""LoRA and DoRA as a method: ranks that stay, a start at random or from the rows (EVA), and LoRA+'s learning rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.adapters.dora import DoRA
+from rankwise.adapters.lora import LoRA
+from rankwise.adapters.set import AdapterSet
+from rankwise.config.adapters import LoraConfig
+from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
+from rankwise.methods.eva_start import eva_start
+from rankwise.methods.method import Setup
+from rankwise.methods.state import TrainableState, layout_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.records import RankRecord
+
+
+class TrainableLoRA(AdapterTrainable):
+    """With `b_rate` it is LoRA+ (Hayou et al. 2024, arXiv 2402.12354): B learns at a multiple of A's rate. Of an
+    embedding it is A that does: started at zero, A is what the correction grows by, and B the random frame that A is
+    elsewhere.
+    """
+
+    def __init__(
+        self, adapters: AdapterSet, config: LoraConfig | None = None, name: str = "default",
+        ranks: RankRecord | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(adapters, name, ranks)
+        self.config = config or LoraConfig()
+
+    @property
+    def scale_setting(self) -> str:
+        return f"adapter.alpha ({self.config.alpha:g})"
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """A magnitude that decayed would take the base with it."""
+        adapters, rate = self.adapters.adapters(self.name).values(), self.config.b_rate
+        faster = [one.grown for one in adapters if isinstance(one, LoRA)] if rate != 1 else []
+        magnitudes = [one.magnitude for one in adapters if isinstance(one, DoRA)]
+        apart = {id(parameter) for parameter in faster + magnitudes}
+        factors = [parameter for adapter in adapters for parameter in adapter.parameters()]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in factors if id(parameter) not in apart], "rate": 1.0},
+            {"params": faster, "rate": rate},
+            {"params": magnitudes, "rate": 1.0, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]] + self.head_groups()
+
+    def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        modules: dict[str, nn.Module] = {**self.adapters.adapters(self.name), **self.adapters.trained_heads(self.name)}
+        return [
+            path for path, module in modules.items() if not any(one in optimizer.state for one in module.parameters())
+        ]
+
+    def state_dict(self) -> TrainableState:
+        return TrainableState(self._tensors, {"order": self._layout})
+
+    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
+        state.check_layout(self._layout)
+        state.copy_into(self._tensors)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
+
+    @property
+    def _layout(self) -> str:
+        return layout_of((name, tuple(tensor.shape)) for name, tensor in self._tensors.items())
+
+
+class LoraMethod(AdapterMethod):
+    def __init__(self, config: LoraConfig) -> None:
+        self.config = config
+
+    def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableLoRA:
+        choices, ranks = eva_start(self.config, model, setup) if self.config.start == "eva" else (None, None)
+        adapters.add(self.config, seed=setup.training.seed, choices=choices)
+        return TrainableLoRA(adapters, self.config, ranks=ranks)
+
+    def trainable(self, adapters: AdapterSet) -> TrainableLoRA:
+        return TrainableLoRA(adapters, self.config)

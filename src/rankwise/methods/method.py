@@ -1,0 +1,95 @@
+"""A way to fine-tune, as the rest of the package sees it: attach it to a model, save what was learned, load it again.
+
+The settings of a method (rank, budget, start …) are its config; `registry.method_of` finds the method of a config. Code
+outside this folder never asks which method it has: what differs between methods is answered by the method, by its
+config, or by the `Trainable` that `attach` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rankwise.config.models import ModelConfig
+from rankwise.config.training import TrainingConfig
+from rankwise.methods.artifact import Artifact
+from rankwise.methods.base import BaseFacts
+from rankwise.methods.trainable import Trainable
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.records import Callback, RankRecord, silent
+from rankwise.text.tokenize import Tokens
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The training that a method is attached for."""
+
+    training: TrainingConfig
+    steps: int
+    rows: Sequence[Tokens] = ()
+    """The training rows, for a start that depends on them."""
+    heads: tuple[str, ...] = ()
+    """Modules that are trained whole beside an adapter."""
+    described: str = "this training"
+    """What is trained, for messages."""
+    callback: Callback = silent
+    resumed_ranks: Callable[[], RankRecord | None] | None = None
+    """For a run that is resumed: reads the ranks that data decided when it began."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written beside the weights."""
+
+    data_report: dict[str, Any]
+    revision: str | None
+    """Of the base model."""
+    card: Callable[[BaseFacts, Sequence[int]], str]
+    """The text of the model card, from what is known of the base and the ranks of the adapted layers."""
+    callback: Callback = silent
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder of results holds, without loading a model."""
+
+    parameters: int
+    bytes: int
+    ranks: dict[str, int] = field(default_factory=dict[str, int])
+    """By the path of the layer; none where there are no adapters."""
+
+
+class Method(Protocol):
+    def own_copy(self, model: LoadedModel) -> LoadedModel:
+        """A copy of somebody else's model where training would change its weights, or else the model itself."""
+        ...
+
+    def attach(self, model: LoadedModel, setup: Setup) -> Trainable:
+        """Make the model learn. If that fails, the model is what it was."""
+        ...
+
+    def save(self, trainable: Trainable, model: LoadedModel, folder: Path, record: Record) -> None:
+        """Write what was learned as `folder`, whole or not at all."""
+        ...
+
+    def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
+        """The model after training: the one that was loaded, or the one that was written to `folder`."""
+        ...
+
+    def model_of(self, artifact: Artifact) -> ModelConfig:
+        """The model to load for an artifact: its base, or what was written."""
+        ...
+
+    def load(
+        self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
+    ) -> tuple[LoadedModel, Trainable]:
+        """Load what was learned. `spec` is that of `model_of`, in the number format and on the device you choose."""
+        ...
+
+    def contents(self, folder: Path) -> Contents: ...
+
+    def check_export(self, format: str, folder: Path) -> None:
+        """RunError where a run of this method has nothing to write in this format."""
+        ...

@@ -1,0 +1,18 @@
+"""The one place that goes from settings to the method that they are settings of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankwise.config.adapters import MethodSpec
+from rankwise.methods.adalora.method import AdaLoraMethod
+from rankwise.methods.full import FullMethod
+from rankwise.methods.lora import LoraMethod
+from rankwise.methods.method import Method
+
+METHODS: dict[str, Any] = {"lora": LoraMethod, "adalora": AdaLoraMethod, "full": FullMethod}
+"""By the name that a config has as `method`."""
+
+
+def method_of(config: MethodSpec) -> Method:
+    return METHODS[config.method](config)

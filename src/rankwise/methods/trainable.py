@@ -1,0 +1,122 @@
+"""What learns, as one object from the first step to the last, whatever the method.
+
+A training loop calls, once a step and in this order,
+
+    add_penalty()               after the backward pass, before clipping
+    before_step()               after clipping
+    optimizer.step()
+    after_step(step, ...)       while the gradients are still there; they are then zeroed, not dropped
+
+and `finish()` after the last step. A loop of your own may do the same (docs/adalora.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.methods.state import TrainableState
+from rankwise.runs.records import RankRecord
+
+
+class WithBase(Protocol):
+    """A tuned model that can be its own base for a while."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, the model is the base, bit for bit; afterwards what it was before, nested or not."""
+        ...
+
+
+class Trainable(WithBase, Protocol):
+    @property
+    def unit(self) -> str:
+        """What `names` counts, in the plural, for messages: adapted layers, or weights."""
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """The paths of the layers or weights that learn."""
+        ...
+
+    @property
+    def extra_parameters(self) -> int:
+        """How many parameters the base does not have."""
+        ...
+
+    @property
+    def initial_ranks(self) -> RankRecord | None:
+        """The ranks, where data decided them before the first step."""
+        ...
+
+    @property
+    def first_final_step(self) -> int:
+        """The first step after which the model is as small as at the end; validation chooses from there on."""
+        ...
+
+    def describe(self) -> str | None:
+        """A sentence for the beginning of a run, where ranks will change."""
+        ...
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that learn."""
+        ...
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by their names in the model."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for an optimizer; `rate` is the multiple of the learning rate that a group learns with."""
+        ...
+
+    def train(self, mode: bool = True) -> None:
+        """Turn the adapters' dropout on or off. The model's own dropout stays off."""
+        ...
+
+    def add_penalty(self) -> None: ...
+
+    def before_step(self) -> None: ...
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        """`step` counts from 0. Returns the ranks where they were decided anew and are worth reporting."""
+        ...
+
+    def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Those of `names` that never got a gradient."""
+        ...
+
+    def state_dict(self) -> TrainableState:
+        """All that must survive a pause between two steps. The tensors are the live ones."""
+        ...
+
+    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
+        """Over a freshly attached method, before the optimizer's own state is loaded."""
+        ...
+
+    def finish(self) -> None:
+        """After the last step: what is left is only what will be written."""
+        ...
+
+    def check_change(self, rate: float) -> str | None:
+        """TrainingError where nothing was learned at this learning rate; a warning where it may be lost by rounding."""
+        ...
+
+    def scaled(self, factor: float) -> AbstractContextManager[None]:
+        """Inside, the change from the base is multiplied by `factor`: 0 is the base, 1 the tuned model."""
+        ...
+
+    def merge(self, factor: float, outputs: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Leave a plain model whose weights contain the change times `factor`, and nothing over it. Returns `outputs`
+        of the tuned model, and of its base where that is at hand."""
+        ...
+
+    def remove(self) -> None:
+        """Give the model back as it was, where the method leaves the base's weights alone."""
+        ...
