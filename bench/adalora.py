@@ -24,29 +24,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stacks import CASES, USUAL, StepBatches, trainer_of
 
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Arrange, Batch, Batches, portion
 from rankwise.data.flat import flat
 from rankwise.data.sources import open_source
-from rankwise.forward.fused import FastLoss
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
+from rankwise.objectives.causal_lm import token_loss
 from rankwise.runs.manifest import machine, versions
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 from rankwise.text.encode import Encoder
-from rankwise.training.losses import token_loss
-from rankwise.training.state import TrainState, adamw
-from rankwise.training.step import optimizer_step
 
 STEPS = 1000
 BEFORE, AFTER = 1.05, 1.02
@@ -67,15 +64,14 @@ def ours(
     model: LoadedModel, adapters: AdapterSet, name: str, trainable: Trainable, batches: Batches, first: int
 ) -> Step:
     """Counts its own steps from `first`; the rows are the same for whoever is at the same number of calls."""
-    spec = TrainingConfig()
-    state = TrainState(trainable, adamw(trainable, spec), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"), first)
-    loss_of, calls = FastLoss(model.module), [0]
+    rows = StepBatches(lambda step: batches.at(step - first))
+    adapters.activate(name)
+    trainer = trainer_of(model.module, trainable, CASES[USUAL], rows, "fused", steps=STEPS)
+    trainer.state.step, records = first, trainer.run()
 
     def step() -> None:
         adapters.activate(name)
-        adapters.train()
-        optimizer_step(state, batches.at(calls[0]), loss_of, 0.0)
-        calls[0] += 1
+        next(records)
 
     return step
 
@@ -111,12 +107,7 @@ def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -
     ada = ours(model, adapters, "adalora", trainable, batches, inside)
     lora = ours(model, adapters, "lora", TrainableLoRA(adapters, name="lora"), batches, inside)
     before = abba(ada, lora, pairs)
-    state = TrainState(
-        trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-4, STEPS, 1.0, torch.device("cpu"),
-        trainable.schedule.decided,
-    )  # fmt: skip
-    adapters.activate("adalora")
-    optimizer_step(state, batches.at(0), FastLoss(model.module), 0.0)
+    ours(model, adapters, "adalora", trainable, batches, trainable.schedule.decided)()
     assert trainable.final
     kept = [Choice(path, part.rank, 2.0) for path, part in adapters.adapters("adalora").items()]
     adapters.place(kept, "same")
@@ -137,12 +128,12 @@ def peft_step(module: Any, batches: Batches, after: Callable[[int], None]) -> St
     calls = [0]
 
     def loss_of(batch: Batch) -> torch.Tensor:
-        logits = module(input_ids=batch.inputs, use_cache=False).logits[batch.supervised]
-        return token_loss(logits, batch)[0]
+        logits = module(input_ids=batch.input_ids, use_cache=False).logits[batch.loss_mask]
+        return token_loss(logits, batch)
 
     def step() -> None:
         parts = batches.at(calls[0])
-        supervised = sum(int(part.supervised.sum()) for part in parts)
+        supervised = sum(int(part.loss_mask.sum()) for part in parts)
         for part in parts:
             (loss_of(part) / supervised).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -22,33 +22,28 @@ import statistics
 from typing import Any
 
 from memory import forget_peak, resident
-from stacks import CASES, OURS, USUAL, documents, rankwise_training, state_of
+from stacks import CASES, OURS, USUAL, documents, rankwise_trainer, trainer_of
 from telling import parser_of, tell
 from torch import Tensor
 from train_step import Served, in_turns
 
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Batches
-from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.models.loading import load
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.training.losses import summed
 from rankwise.training.state import TrainState
-from rankwise.training.step import optimizer_step
 
 CASE, PLAIN = CASES[USUAL], "rankwise-plain"
 FULL = {"full-bf16": "bfloat16", "full-fp32": "float32"}
 FULL_RATE = 1e-5
 
 
-def full_training(name: str, count: int) -> tuple[TrainState, Batches, Any]:
+def full_trainer(name: str, count: int) -> Any:
     keep_memory()
     model = load(ModelConfig(name="smollm2-135m", dtype=FULL[name]), silent)
-    state = state_of(FullFineTuning(model.module, dict), FULL_RATE)  # nobody asks for the base
-    batches = Batches(documents(model, count, CASE), CASE.batch, CASE.max_batch_tokens, 0)
-    return state, batches, summed(SupervisedLogits(model.module))
+    trainable = FullFineTuning(model.module, dict)  # nobody asks for the base
+    return trainer_of(model.module, trainable, CASE, documents(model, count, CASE), "eager", FULL_RATE)
 
 
 def bytes_of(tensors: list[Tensor]) -> int:
@@ -70,15 +65,16 @@ def held_to_learn(state: TrainState) -> dict[str, Any]:
 
 
 def serve(name: str, count: int, steps: int) -> None:
-    state, batches, loss_of = full_training(name, count) if name in FULL else rankwise_training(name, count, CASE)
+    trainer = full_trainer(name, count) if name in FULL else rankwise_trainer(name, count, CASE)
+    state, records = trainer.state, trainer.run()
     turns = Served()
     for parameter in state.parameters:
         parameter.detach().sum()  # weights that a file maps are in memory only when they were read
     forget_peak()
     before = resident()
-    for number in range(steps):
+    for _ in range(steps):
         turns.begin()
-        record, _ = optimizer_step(state, batches.at(number), loss_of, 0.0)
+        record = next(records)
         turns.end(record.loss, before=before, held=held_to_learn(state))
 
 

@@ -19,15 +19,11 @@ from typing import Any
 
 import torch
 from scaling import half_learned
-from stacks import CASES, USUAL, lora_state, peft_settings
+from stacks import CASES, USUAL, StepBatches, lora_trainer, peft_settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.data.batches import Batch, collate
 from rankwise.data.flat import flat
-from rankwise.forward.fused import FastLoss
-from rankwise.forward.reference import SupervisedLogits
-from rankwise.training.losses import summed
-from rankwise.training.step import optimizer_step
 
 CASE, LENGTH, VOCABULARY, HEAD = CASES[USUAL], 512, 32000, 64
 Act = Callable[[], float]
@@ -45,10 +41,8 @@ def model_of(width: int, layers: int, device: str) -> Any:
 
 
 def ours(model: Any, batch: Batch, fast: bool, device: str) -> Act:
-    state = lora_state(model, CASE)
-    state.device = torch.device(device)
-    loss_of = FastLoss(model) if fast else summed(SupervisedLogits(model))
-    return lambda: optimizer_step(state, [batch], loss_of, 0.0)[0].loss
+    steps = lora_trainer(model, CASE, StepBatches(lambda step: [batch]), "fused" if fast else "eager").run()
+    return lambda: next(steps).loss
 
 
 def by_peft(model: Any, batch: Batch, device: str) -> Act:
@@ -59,7 +53,7 @@ def by_peft(model: Any, batch: Batch, device: str) -> Act:
     optimizer, there = torch.optim.AdamW(learned, lr=1e-4, fused=True), batch.to(device)
 
     def step() -> float:
-        loss = module(input_ids=there.inputs, labels=there.targets, shift_labels=there.targets, use_cache=False).loss
+        loss = module(input_ids=there.input_ids, labels=there.targets, shift_labels=there.targets, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()

@@ -92,7 +92,7 @@ def trained(form: str, seed: int, rows: int, steps: int) -> Cell:
 
     done = rankwise.train(experiment_of(form, seed, steps), callback=hear, restart=True)
     manifest, results = done.manifest, done.manifest.results
-    assert (manifest.form != "plain") == (form == "fast"), "what is told is what was computed"
+    assert (manifest.backend != "eager") == (form == "fast"), "what is told is what was computed"
     assert results is not None and manifest.data.trained_documents == rows, "all rows were taken"
     return {
         **key_of(form, seed, rows, steps), "learning_rate": manifest.learning_rate,

@@ -95,7 +95,8 @@ def words_of(case: Case, rows: int, *more: str) -> list[str]:
         "--model", model_of(case.model), "--data", str(data), "--method", case.method, "--batch-size",
         str(case.batch_size), "--max-length", str(case.max_length), "--set", f"data.rows={rows}",
         "--set", f"training.max_batch_tokens={case.max_batch_tokens}",
-        "--set", f"training.activation_checkpointing={case.recomputed}", *dtype, *(["--plain"] if case.plain else []),
+        "--set", f"training.activation_checkpointing={case.recomputed}", *dtype,
+        *(["--backend", "eager"] if case.plain else []),
         "--json", *more,
     ]  # fmt: skip
 

@@ -29,7 +29,7 @@ import torch
 from limits import starter_shape
 from memory import forget_peak, resident
 from saved import arithmetic
-from stacks import CASES, USUAL, lora_state
+from stacks import CASES, USUAL, StepBatches, lora_trainer
 from telling import parser_of, tell
 
 from rankwise.config.models import ModelConfig
@@ -43,7 +43,6 @@ from rankwise.runs.manifest import peak_rss
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 from rankwise.text.tokenize import Tokens
-from rankwise.training.step import optimizer_step
 
 LENGTH, LONGER, MICRO, WHOLE = 256, 512, 2048, 10**9
 Case = tuple[int, int, int]
@@ -56,7 +55,7 @@ def half_learned(vocabulary: int, count: int, length: int) -> list[Tokens]:
     """Random documents that ask `length` questions each, of which the second half are supervised."""
     documents = random_documents(vocabulary, [length] * count, torch.Generator().manual_seed(0))
     first = length + 1 - length // 2
-    return [replace(document, learned=(False,) * first + (True,) * (length // 2)) for document in documents]
+    return [replace(document, loss_mask=(False,) * first + (True,) * (length // 2)) for document in documents]
 
 
 def starter() -> Any:
@@ -75,12 +74,13 @@ def cases_of(sizes: Sequence[int], rows: Sequence[int]) -> list[Case]:
 
 
 def timed(module: Any, cases: list[Case], rounds: int, vocabulary: int) -> list[dict[str, Any]]:
-    state, loss_of = lora_state(module, CASE), FastLoss(module)
     parts = {case: micro_batches(case, vocabulary) for case in cases}
+    order = [case for number in range(rounds + 1) for case in (cases if number % 2 else cases[::-1])]
+    records = lora_trainer(module, CASE, StepBatches(lambda step: parts[order[step]])).run()
     seconds: dict[Case, list[float]] = {case: [] for case in cases}
     for number in range(rounds + 1):
         for case in cases if number % 2 else reversed(cases):
-            record, _ = optimizer_step(state, parts[case], loss_of, 0.0)
+            record = next(records)
             if number:
                 seconds[case].append(record.seconds)
         print(f"round {number} is done", file=sys.stderr)
@@ -101,12 +101,12 @@ def grown(size: int) -> dict[str, int]:
     """In this process, which has done nothing else: by how much two steps grow it."""
     module = starter()
     (batch,) = micro_batches((size // LENGTH, LENGTH, WHOLE), module.config.vocab_size)
-    state, loss_of = lora_state(module, CASE), FastLoss(module)
+    records = lora_trainer(module, CASE, StepBatches(lambda step: [batch])).run()
     keep_memory()
     forget_peak()
     before = resident()
     for _ in range(2):
-        optimizer_step(state, [batch], loss_of, 0.0)
+        next(records)
     return {"tokens": size, "before_bytes": before, "grown_bytes": peak_rss() - before}
 
 

@@ -24,17 +24,16 @@ import torch
 from limits import gemm_rate, operations
 from memory import forget_peak, resident
 from scaling import LENGTH, WHOLE, micro_batches
-from stacks import CASES, USUAL, lora_state
+from stacks import CASES, USUAL, StepBatches, lora_trainer
 from telling import parser_of, tell
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
-from rankwise.forward.fused import FastLoss, is_fast
+from rankwise.forward.fused import is_fast
 from rankwise.runs.manifest import peak_rss
 from rankwise.system.allocator import keep_memory
-from rankwise.training.step import optimizer_step
 
 DOCUMENTS, INJECTIONS, DEVIATION = 2, 5, 0.02
 
@@ -95,19 +94,19 @@ def trained(layers: int, steps: int) -> dict[str, Any]:
     made, weights = time.perf_counter() - began, bytes_of(module)
     keep_memory()
     began = time.perf_counter()
-    state = lora_state(module, CASE)
+    batches = micro_batches((DOCUMENTS, LENGTH, WHOLE), module.config.vocab_size)
+    trainer = lora_trainer(module, CASE, StepBatches(lambda step: batches))
     injected = time.perf_counter() - began
     assert is_fast(module, LENGTH), "what is timed is what a run would do"
-    batches = micro_batches((DOCUMENTS, LENGTH, WHOLE), module.config.vocab_size)
     forget_peak()
-    before, loss_of, rows = resident(), FastLoss(module), list[dict[str, Any]]()
+    before, records, rows = resident(), trainer.run(), list[dict[str, Any]]()
     for _ in range(steps):
-        record, _ = optimizer_step(state, batches, loss_of, 0.0)
+        record = next(records)
         rows.append({"loss": record.loss, "seconds": record.seconds, "gradient_norm": record.gradient_norm})
         print(f"step {record.step}: {record.loss:.4f} in {record.seconds:.1f} s", file=sys.stderr)
     return {
         "weight_bytes": weights, "base_parameters": weights // 2, "seconds_to_make": made,
-        "trainable_parameters": sum(parameter.numel() for parameter in state.parameters),
+        "trainable_parameters": sum(parameter.numel() for parameter in trainer.state.parameters),
         "seconds_to_inject": injected, "tokens": record.tokens, "loss_tokens": record.loss_tokens,
         "before_bytes": before, "peak_bytes": peak_rss(), "steps": rows,
     }  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,65 +55,69 @@ CASES = {
 
 
 def rankwise_stack(name: str, count: int, case: Case) -> Step:
-    from rankwise.kernels.regions import REGIONS, compiled_regions
-    from rankwise.system.cache import cache_folder
-    from rankwise.training.step import optimizer_step
+    from rankwise.kernels.regions import REGIONS
 
-    state, batches, loss_of = rankwise_training(name, count, case)
-    for_good = ExitStack()
-    if name == "rankwise-compiled":
-        for_good.enter_context(compiled_regions(cache_folder() / "compiled"))
+    steps = rankwise_trainer(name, count, case).run()
 
     def step(number: int) -> float:
-        assert all(region.compiled for region in REGIONS) == (name == "rankwise-compiled"), for_good
-        return optimizer_step(state, batches.at(number), loss_of, 0.0)[0].loss
+        loss = next(steps).loss
+        assert all(region.compiled for region in REGIONS) == (name == "rankwise-compiled")
+        return loss
 
     return step
 
 
-def rankwise_training(name: str, count: int, case: Case) -> tuple[Any, Any, Any]:
-    """State, batches and loss, as `optimizer_step` takes them."""
+def rankwise_trainer(name: str, count: int, case: Case) -> Any:
+    """The starter with a LoRA adapter over the benchmark's rows."""
     from rankwise.config.models import ModelConfig
-    from rankwise.data.batches import Batches, portion
-    from rankwise.data.flat import flat
-    from rankwise.forward.fused import FastLoss, is_fast
-    from rankwise.forward.reference import SupervisedLogits
     from rankwise.models.loading import load
     from rankwise.runs.records import silent
     from rankwise.system.allocator import keep_memory
-    from rankwise.training.losses import summed
 
-    fast = name in (OURS, "rankwise-compiled")
+    backend = {OURS: "fused", "rankwise-compiled": "compiled"}.get(name, "eager")
     keep_memory()
     dtype = "float32" if name == REFERENCE else "bfloat16"
     model = load(ModelConfig(name="smollm2-135m", dtype=dtype), silent)
-    state = lora_state(model.module, case)
-    rows = documents(model, count, case)
-    batches = Batches(rows, case.batch, case.max_batch_tokens, 0, flat if fast else portion)
-    assert not fast or is_fast(model.module, case.longest), "what is timed is what a run would do"
-    loss_of = FastLoss(model.module) if fast else summed(SupervisedLogits(model.module))
-    return state, batches, loss_of
+    return lora_trainer(model.module, case, documents(model, count, case), backend)
 
 
-def lora_state(module: Any, case: Case) -> Any:
-    """Of a training that adapts all linear layers of `module`, which it injects."""
+def lora_trainer(module: Any, case: Case, rows: Any, backend: str = "fused") -> Any:
+    """A trainer of adapters on all linear layers. `rows` are documents, or the batches of any step."""
     from rankwise.adapters.set import inject
     from rankwise.config.adapters import LoraConfig
     from rankwise.methods.lora import TrainableLoRA
 
     adapters = inject(module, LoraConfig(rank=case.rank, alpha=case.alpha, dropout=case.dropout))
-    adapters.train()
-    return state_of(TrainableLoRA(adapters))
+    return trainer_of(module, TrainableLoRA(adapters), case, rows, backend)
 
 
-def state_of(allocator: Any, rate: float = RATE) -> Any:
-    import torch
-
+def trainer_of(
+    module: Any, trainable: Any, case: Case, rows: Any, backend: str, rate: float = RATE, steps: int = 10**6
+) -> Any:
+    """At a constant learning rate; nothing happens between steps."""
     from rankwise.config.training import TrainingConfig
-    from rankwise.training.state import TrainState, adamw
+    from rankwise.data.batches import Batches
+    from rankwise.objectives.causal_lm import CAUSAL_LM
+    from rankwise.training.backend import Workload, backend_named
+    from rankwise.training.trainer import Trainer
 
-    optimizer = adamw(allocator, TrainingConfig())
-    return TrainState(allocator, optimizer, lambda step: rate, 10**6, 1.0, torch.device("cpu"))
+    config = TrainingConfig(
+        steps=steps, learning_rate=rate, schedule="constant", warmup=0.0, batch_size=case.batch,
+        max_batch_tokens=case.max_batch_tokens,
+    )  # fmt: skip
+    computing: Any = backend_named(backend, Workload(module, trainable, CAUSAL_LM, longest=case.longest))  # pyright: ignore[reportArgumentType]
+    batches = rows if hasattr(rows, "at") else Batches(rows, case.batch, case.max_batch_tokens, 0, computing.layout)
+    return Trainer(trainable, batches, config, computing)
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The batches of each step, by a function of its number."""
+
+    at: Callable[[int], Any]
+
+    def epoch(self, step: int) -> float:
+        return 0.0
 
 
 def peft_stack(name: str, count: int, case: Case) -> Step:
@@ -148,15 +151,15 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
     batches = Batches(documents(model, count, case), case.batch, case.max_batch_tokens if best else 10**9, 0, arrange)
 
     def loss_of(batch: Any, supervised: int, mask: torch.Tensor | None) -> torch.Tensor:
-        places = {} if batch.positions is None else {"position_ids": batch.positions}
+        places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
         return module(
-            input_ids=batch.inputs, labels=batch.targets, shift_labels=batch.targets, use_cache=False,
+            input_ids=batch.input_ids, labels=batch.targets, shift_labels=batch.targets, use_cache=False,
             num_items_in_batch=supervised, attention_mask=mask, **places,
         ).loss  # fmt: skip
 
     def step(number: int) -> float:
         total, parts = 0.0, batches.at(number)
-        supervised = sum(int(batch.supervised.sum()) for batch in parts)
+        supervised = sum(int(batch.loss_mask.sum()) for batch in parts)
         for batch in parts:
             mask = (
                 None
@@ -214,7 +217,8 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
     before its callbacks hear of a step (taking rows, padding them) is not in its time."""
     import torch
     from datasets import Dataset
-    from peft import PeftLoraConfig, get_peft_model
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
@@ -232,7 +236,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
     batches = Batches(documents(model, count, case), case.batch, 10**9, 0)
     rows = [row for number in range(steps) for row in batches.rows_of(number)]
     data = Dataset.from_list(
-        [{"input_ids": list(row.ids), "completion_mask": [int(one) for one in row.learned]} for row in rows]
+        [{"input_ids": list(row.ids), "completion_mask": [int(one) for one in row.loss_mask]} for row in rows]
     )
 
     class Waiting(TrainerCallback):
@@ -278,6 +282,6 @@ def documents(model: Any, count: int, case: Case) -> list[Any]:
     found = [document for outcome in outcomes for document in outcome.documents]
     if not case.joined:
         return found[:count]
-    ids, learned = ([one for row in found for one in getattr(row, name)] for name in ("ids", "learned"))
+    ids, mask = ([one for row in found for one in getattr(row, name)] for name in ("ids", "loss_mask"))
     size = case.longest + 1
-    return [Tokens(tuple(ids[at : at + size]), tuple(learned[at : at + size])) for at in range(0, count * size, size)]
+    return [Tokens(tuple(ids[at : at + size]), tuple(mask[at : at + size])) for at in range(0, count * size, size)]

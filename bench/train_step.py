@@ -140,7 +140,7 @@ def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
     reference = [row["loss"] for row in found["reference"]]
     steps_rows = [batches.rows_of(number) for number in range(len(reference))]
     lengths = [[asked(row) for row in rows] for rows in steps_rows]
-    supervised = [sum(sum(row.learned[1:]) for row in rows) for rows in steps_rows]
+    supervised = [sum(sum(row.loss_mask[1:]) for row in rows) for rows in steps_rows]
 
     def row_of(name: str, own: list[list[dict[str, Any]]], turns: list[list[dict[str, Any]]]) -> dict[str, Any]:
         """Over all turns that the stack had, each without its first step."""

@@ -27,11 +27,11 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
+from rankwise.objectives.causal_lm import CAUSAL_LM, token_loss
 from rankwise.text.rendering import render
 from rankwise.text.tokenize import tokenise
-from rankwise.training.losses import summed, token_loss
-from rankwise.training.state import TrainState, adamw
-from rankwise.training.step import optimizer_step
+from rankwise.training.backend import Eager, Workload
+from rankwise.training.trainer import Trainer
 
 LINE = '{"prompt": "What is the name of the smallest planet?", "completion": "Mercury, and it has no moon."}'
 
@@ -51,17 +51,17 @@ def main() -> None:
 
     tokens = tokenise(rendering, model.tokenizer)
     assert tokens.as_asked, "what stands before the answer is what generation will be given"
-    learned = [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
+    learned = [token for token, is_learned in zip(tokens.ids, tokens.loss_mask, strict=True) if is_learned]
     assert model.tokenizer.decode(learned) == row["completion"] + "<|im_end|>", "exactly the answer and its end"
-    print(f"3  tokens    {len(tokens.ids)} ids, {tokens.supervised} of them learned")
+    print(f"3  tokens    {len(tokens.ids)} ids, {tokens.loss_count} of them learned")
 
     (packed,) = pack([tokens, tokens], 2048)
-    assert int(packed.supervised.sum()) == 2 * tokens.supervised, "no token is lost"
-    print(f"4  packed    two such rows: {tuple(packed.inputs.shape)}")
+    assert int(packed.loss_mask.sum()) == 2 * tokens.loss_count, "no token is lost"
+    print(f"4  packed    two such rows: {tuple(packed.input_ids.shape)}")
 
     batch = collate([tokens])
-    assert int(batch.supervised.sum()) == tokens.supervised
-    print(f"5  batch     inputs {tuple(batch.inputs.shape)}, padded to a multiple of 8")
+    assert int(batch.loss_mask.sum()) == tokens.loss_count
+    print(f"5  batch     inputs {tuple(batch.input_ids.shape)}, padded to a multiple of 8")
 
     forward = SupervisedLogits(model.module)
     with torch.no_grad():
@@ -70,16 +70,14 @@ def main() -> None:
         assert torch.equal(forward(batch), before), "freshly injected is the base, bit for bit"
     print(f"6  adapted   {len(adapters.layers)} layers, {sum(p.numel() for p in adapters.parameters()):,} parameters")
 
-    total, count = token_loss(before, batch)
+    total, count = token_loss(before, batch), batch.count
     print(f"7  loss      {total.item():.2f} nats over {count} tokens: {total.item() / count:.3f} each")
 
-    spec = TrainingConfig(steps=8, batch_size=1)
+    config = TrainingConfig(steps=8, batch_size=1, learning_rate=1e-3, schedule="constant")
     trainable = TrainableLoRA(adapters)
-    state = TrainState(trainable, adamw(trainable, spec), lambda step: 1e-3, 8, spec.clip, torch.device("cpu"))
-    batches = Batches([tokens], spec.batch_size, spec.max_batch_tokens, spec.seed)
-    losses = [
-        optimizer_step(state, batches.at(step), summed(forward), 0.0)[0].loss for step in range(spec.total_steps(1))
-    ]
+    backend = Eager(Workload(model.module, trainable, CAUSAL_LM))
+    trainer = Trainer(trainable, Batches.of([tokens], config, backend.layout), config, backend)
+    losses = [record.loss for record in trainer.run()]
     assert losses[-1] < 0.5 * losses[0], "the row is being learned"
     print(f"8  steps     loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")
 

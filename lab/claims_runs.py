@@ -8,12 +8,10 @@ other rounding than its base or another method.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
 from claims_records import CellResult, Point
 from torch import Tensor
 
@@ -31,15 +29,13 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.records import Callback, WarningCollector, silent
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.runs.records import Callback, silent
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
-from rankwise.training.backend import lowest_of
-from rankwise.training.loop import train as train_loop
-from rankwise.training.session import Session
-from rankwise.training.state import TrainState
-from rankwise.training.validation_prompts import asking_of
+from rankwise.training.backend import Workload, choose_backend
+from rankwise.training.hooks import Report
+from rankwise.training.trainer import Hook, Trainer
 
 MARKS = (0.25, 0.5, 0.75)
 """Shares of the run after which it is measured, beside its beginning and its end."""
@@ -123,25 +119,25 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
     model = method.own_copy(held.model)
     prepared = prepare(experiment.data, Writing(model.tokenizer, model.template, model.source.name, None), silent)
     outside = _documents(task.outside, model) if task.outside is not None else []
-    count = len(prepared.trained_rows)
-    tuned = method.attach(
-        model, Setup(experiment.training, experiment.training.total_steps(count), prepared.trained_rows)
-    )
-    lowest = lowest_of(model, experiment.training, len(prepared.trained_rows), prepared.longest)
-    run, asking = RunDirectory.named(experiment.run), asking_of(experiment.evaluation, model, prepared)
-    session = Session(experiment, run, model, method, tuned, prepared, WarningCollector(silent), lowest, asking)
-    rows = list(prepared.measured_rows)
+    trained, rows = prepared.trained_rows, list(prepared.measured_rows)
+    config = experiment.training.resolved(len(trained), model.width, experiment.adapter.auto_rate)
+    steps = config.total_steps(len(trained))
+    tuned = method.attach(model, Setup(config, steps, trained))
     meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)
     tuned.train(False)
     meter.begin(task.name)
-    began, before = time.perf_counter(), meter.seconds
     try:
-        steps = _train(session, meter, callback)
-        seconds = round(time.perf_counter() - began - (meter.seconds - before), 3)
+        work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
+        tokens = steps * config.rows_per_step(len(trained)) * trained.tokens // len(trained)
+        backend = choose_backend(work, config.backend, tokens)
+        hooks = [Look(meter, frozenset(max(1, round(share * steps)) for share in MARKS) - {steps}), Report(callback)]
+        trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend, hooks)
+        for _ in trainer.run():
+            pass
         meter.measure(steps)
         return CellResult(
             points=meter.points, choosing=_rows(model, rows[: len(rows) // 2]), outside=_rows(model, outside),
-            seconds=seconds,
+            seconds=round(trainer.seconds, 3),
         )  # fmt: skip
     except (TrainingError, EvaluationError) as error:
         return CellResult(points=meter.points[:1], choosing=[], outside=[], seconds=0.0, failed=first_line(error))
@@ -149,26 +145,17 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
         tuned.remove()
 
 
-def _train(session: Session, meter: _Meter, callback: Callback) -> int:
-    """As a session does, with a look at what was learned at MARKS. How many steps it took."""
-    spec, trained = session.experiment.training, session.prepared.trained_rows
-    state = session.state()
-    marks = {max(1, round(share * state.steps)) for share in MARKS} - {state.steps}
+@dataclass(frozen=True)
+class Look(Hook):
+    """Measures what was learned after the steps of `marks`."""
 
-    def look(state: TrainState) -> None:
-        if state.step in marks:
-            session.trainable.train(False)
-            meter.measure(state.step)
-            session.trainable.train()
+    meter: _Meter
+    marks: frozenset[int]
 
-    with session.forms.computing(session.form(), packing=False) as (loss_of, arrange):
-        batches = Batches(trained, spec.rows_per_step(len(trained)), spec.max_batch_tokens, spec.seed, arrange)
-        torch.manual_seed(spec.seed)
-        session.trainable.train()
-        train_loop(state, batches, loss_of=loss_of, callback=callback, after_step=look)
-    session.trainable.train(False)
-    session.trainable.finish()
-    return state.steps
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.state.step in self.marks:
+            with trainer.aside():
+                self.meter.measure(trainer.state.step)
 
 
 @dataclass
@@ -178,7 +165,6 @@ class _Meter:
     documents: Sequence[Tokens]
     text: Text
     held: Held
-    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.points: list[Point] = []
@@ -191,12 +177,10 @@ class _Meter:
         self.points.append(self.held.begun[task])
 
     def measure(self, step: int) -> None:
-        began = time.perf_counter()
         (blocks,) = compared(self.sides.base, [self.sides.tuned], self.text)
         kept = [[block.kl, float(block.positions)] for block in blocks]
         whole = step == 0 or step >= self.tuned.first_final_step
         self.points.append(Point(step=step, rows=_rows(self.model, self.documents), blocks=kept, whole=whole))
-        self.seconds += time.perf_counter() - began
 
 
 def _rows(model: LoadedModel, documents: Sequence[Tokens]) -> list[list[float]]:

@@ -364,7 +364,7 @@ def talk(*turns: str, system: str | None = None, where: str = "rows.jsonl:7") ->
 def runs(tokens: Tokens) -> list[tuple[int, int]]:
     """Where stretches of learned ids begin and stop."""
     found, place = [], 0
-    for learned, group in groupby(tokens.learned):
+    for learned, group in groupby(tokens.loss_mask):
         size = len(list(group))
         found += [(place, place + size)] if learned else []
         place += size

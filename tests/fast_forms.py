@@ -20,8 +20,8 @@ from rankwise.kernels import attention as attention_kernel
 from rankwise.kernels import linear
 from rankwise.kernels import prologue as entrance
 from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
+from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
-from rankwise.training.losses import summed
 
 
 def rows(count: int = 7) -> list[Tokens]:

@@ -33,11 +33,11 @@ COMMON = ("--model", "tiny-llama", "--data", "rows.jsonl", "--steps", "40", "--b
           "--learning-rate", "0.01", "--set", "model.dtype=float32")  # fmt: skip
 RUNS: dict[str, tuple[str, ...]] = {
     "lora": ("--rank", "4", "--held-out", "4"),
-    "adalora": ("--method", "adalora", "--budget", "3", "--evaluation", "apart.jsonl"),
+    "adalora": ("--method", "adalora", "--budget", "3", "--validation-data", "apart.jsonl"),
     "dora": ("--rank", "4", "--set", "adapter.dora=true"),
     "full": ("--method", "full", "--learning-rate", "0.001", "--held-out", "4"),
-    "short": ("--rank", "2", "--targets", "q_proj,v_proj", "--steps", "2", "--held-out", "2", "--plain"),
-    "short-full": ("--method", "full", "--steps", "2", "--held-out", "2", "--plain"),
+    "short": ("--rank", "2", "--targets", "q_proj,v_proj", "--steps", "2", "--held-out", "2", "--backend", "eager"),
+    "short-full": ("--method", "full", "--steps", "2", "--held-out", "2", "--backend", "eager"),
 }
 
 

@@ -46,7 +46,7 @@ def made_run(
     adapter = {"method": method} | ({"rank": 8, "rank_pattern": {said("target"): 3}} if method == "lora" else {})
     experiment = Experiment(
         model=said("model"), run="r", adapter=adapter,
-        evaluation=tracking or {},
+        validation=tracking or {},
         data={"path": path, "system": said("system"), "columns": {"prompt": said("column")}}
         | ({"held_out": 10} if tracking else {}),
     )  # fmt: skip

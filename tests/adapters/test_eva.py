@@ -215,7 +215,7 @@ def test_real_places_are_those_that_collating_fills():
     rows = [Tokens(tuple(range(1, n + 1)), (True,) * n) for n in (3, 14, 9, 2)]
     for part in portions_of(rows, 32):
         batch, places = collate(part), real_places(part)
-        assert torch.equal(batch.inputs != 0, places) and int(places.sum()) == batch.tokens
+        assert torch.equal(batch.input_ids != 0, places) and int(places.sum()) == batch.tokens
 
 
 def assert_equal(first, second):

@@ -23,7 +23,7 @@ from rankwise.errors import AdapterError, ConfigError
 from rankwise.forward.fused import FastLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
-from rankwise.training.losses import summed
+from rankwise.objectives.causal_lm import summed
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = {

@@ -167,8 +167,8 @@ def test_every_setting_has_an_effect(spec, field):
 def test_the_search_for_settings_finds_them_all():
     found = {spec for spec, _ in SETTINGS}
     assert {spec.__name__ for spec in found} == {
-        "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "EvaluationConfig", "LoraConfig", "AdaLoraConfig",
-        "FullConfig", "TrainingConfig", "GenerationConfig", "TaskConfig", "ValidationConfig",
+        "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "ValidationDataConfig", "LoraConfig",
+        "AdaLoraConfig", "FullConfig", "TrainingConfig", "GenerationConfig", "TaskConfig", "ValidationConfig",
     }  # fmt: skip
     # every other class of config/ is the base of one of these, an experiment as it is planned, with the same settings,
     # or a recipe, which we wrote and no user sets

@@ -110,7 +110,7 @@ def refused(*words):
         (("rows.jsonl", "more.jsonl"), 0),
         (("folder",), 0),
         (("rows.jsonl", "--held-out", 2), 0),
-        (("rows.jsonl", "--evaluation", "more.jsonl"), 0),
+        (("rows.jsonl", "--validation-data", "more.jsonl"), 0),
         (("alpaca.jsonl", "--recipe", "alpaca"), 0),
         (("mixed.jsonl", "--on-bad-row", "skip", "--max-length", 100), 0),
         (("mixed.jsonl",), 2),
@@ -127,7 +127,7 @@ def test_check_prints_one_object_with_every_promised_key_and_exits_by_what_is_fa
     assert DataReport(**facts).model_dump(mode="json") == facts
     assert bool(facts["fatal"]) == (code == 2)
     assert isinstance(facts["fatal"], list)
-    assert (facts["overlap"] is None) == ("--held-out" not in words and "--evaluation" not in words)
+    assert (facts["overlap"] is None) == ("--held-out" not in words and "--validation-data" not in words)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_check_prints_one_object_with_every_promised_key_and_exits_by_what_is_fa
     [
         ("rows.jsonl",),
         ("rows.jsonl", "more.jsonl", "--held-out", 3),
-        ("folder", "--evaluation", "rows.jsonl"),
+        ("folder", "--validation-data", "rows.jsonl"),
         ("mixed.jsonl", "--on-bad-row", "skip", "--max-length", 100),
         ("rows.jsonl", "--max-length", 30, "--set", "data.too_long=truncate"),
         ("mixed.jsonl",),
@@ -245,14 +245,14 @@ def test_a_flag_is_the_setting_that_it_stands_for():
         (("--held-out", 3), "data.held_out=3"),
         (("--on-bad-row", "skip"), "data.on_bad_row=skip"),
         (("--format", "prompt"), "data.format=prompt"),
-        (("--evaluation", "more.jsonl"), "data.evaluation=more.jsonl"),
+        (("--validation-data", "more.jsonl"), "data.validation=more.jsonl"),
         (("--recipe", "alpaca"), "data.recipe=alpaca"),
     ):
         for files in (["rows.jsonl"], ["rows.jsonl", "more.jsonl"]):
             code = 2 if "20" in setting else 0
             assert told("check", *files, *flag, code=code) == told("check", *files, "--set", setting, code=code)
     assert told("check", "alpaca.jsonl", "--recipe", "alpaca")["template"]["kind"] == "recipe alpaca"
-    assert told("check", "rows.jsonl", "--evaluation", "more.jsonl")["held_out"] == 4
+    assert told("check", "rows.jsonl", "--validation-data", "more.jsonl")["held_out"] == 4
 
 
 @pytest.mark.parametrize("files", [["german.jsonl"], ["german.jsonl", "german.jsonl"]], ids=len)
@@ -287,7 +287,7 @@ def test_a_system_message_for_rows_that_bring_none_is_counted_and_told():
         (("rows.jsonl", "more.jsonl", "--format", "chat"), ("--format", "chat", "messages")),
         (("rows.jsonl", "--on-bad-row", "ignore"), ("--on-bad-row", "ignore", "skip")),
         (("row.jsonl",), ("row.jsonl", "no such file", '"rows.jsonl"')),
-        (("rows.jsonl", "--evaluation", "mor.jsonl"), ("mor.jsonl", "no such file", '"more.jsonl"')),
+        (("rows.jsonl", "--validation-data", "mor.jsonl"), ("mor.jsonl", "no such file", '"more.jsonl"')),
         (("rows.jsonl", "--set", "data.columns.promt=x"), ("promt", '"prompt"')),
         (("rows.jsonl", "--set", "data.split=train"), ("rows.jsonl", "split")),
     ],
@@ -349,8 +349,8 @@ def test_what_only_a_guessed_starter_cannot_write_is_a_note(starter):
 @pytest.mark.parametrize(
     "words",
     [
-        ("tools.jsonl", "--evaluation", "mixed.jsonl"),
-        ("tools.jsonl", "--evaluation", "empty.jsonl"),
+        ("tools.jsonl", "--validation-data", "mixed.jsonl"),
+        ("tools.jsonl", "--validation-data", "empty.jsonl"),
         ("some.jsonl", "--on-bad-row", "skip", "--held-out", 9),
         ("tools.jsonl", "mixed.jsonl"),
     ],
@@ -663,9 +663,9 @@ def test_help_brings_nothing_large_and_names_every_flag(outcome_of, words):
     outcome = outcome_of[*words, "--help"]
     assert outcome.code == 0 and not outcome.loaded & HEAVY
     flags = {
-        "check": ("--model", "--recipe", "--format", "--max-length", "--on-bad-row", "--held-out", "--evaluation"),
+        "check": ("--model", "--recipe", "--format", "--max-length", "--on-bad-row", "--held-out", "--validation-data"),
         "preview": ("--model", "--rows", "--first", "--recipe", "--format", "--max-length", "--on-bad-row"),
-        "train": ("--recipe", "--format", "--on-bad-row", "--evaluation"),
+        "train": ("--recipe", "--format", "--on-bad-row", "--validation-data"),
         "generate": ("--context",),
         "data": ("check", "preview", "recipes"),
     }  # fmt: skip

@@ -324,10 +324,10 @@ def test_a_sample_is_one_line_that_steers_no_terminal():
 
 def test_a_training_that_ends_early_says_so_and_what_it_kept(home, tiny_folder):
     words = train_words(tiny_folder, "early", "--steps", 12, "--held-out", 2, "--learning-rate", 1.0)
-    words += ["--evaluate-every", "1", "--patience", "1", "--keep", "best", "--set", "training.schedule=constant"]
+    words += ["--validate-every", "1", "--patience", "1", "--keep", "best", "--set", "training.schedule=constant"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    spec = json.loads((home / "runs" / "early" / "config.json").read_text())["evaluation"]
+    spec = json.loads((home / "runs" / "early" / "config.json").read_text())["validation"]
     assert (spec["steps"], spec["patience"], spec["keep"]) == (1, 1, "best")
     found = json.loads((home / "runs" / "early" / "manifest.json").read_text())["results"]
     assert found["kept_step"] + 1 == found["steps"] < 12

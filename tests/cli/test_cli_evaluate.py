@@ -173,7 +173,7 @@ def test_the_rows_that_a_run_was_trained_on_say_nothing(home, words):
 
 def test_rows_to_measure_with_that_are_those_of_training_are_told_or_refused(home, tiny_folder):
     """As --data they were taken without a word, and as --task refused."""
-    words = ("--model", tiny_folder, "--data", "rows.jsonl", "--evaluation", "rows.jsonl", "--steps", 1)
+    words = ("--model", tiny_folder, "--data", "rows.jsonl", "--validation-data", "rows.jsonl", "--steps", 1)
     assert rankwise("train", *words, "--run", "both").exit_code == 0
     for named in ("--data", "--task"):
         result = rankwise("evaluate", "both", named, "rows.jsonl", "--no-forgetting")
@@ -185,7 +185,7 @@ def test_rows_to_measure_with_that_are_those_of_training_are_told_or_refused(hom
 
 def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
     result = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--steps", 1, "--run", "spoken",
-                      "--set", "data.system=quick fox", "--set", "data.evaluation=others.jsonl")  # fmt: skip
+                      "--set", "data.system=quick fox", "--set", "data.validation=others.jsonl")  # fmt: skip
     assert result.exit_code == 0, result.output
     (home / "asked.yaml").write_text("task: asked\ndata: others.jsonl\nscore: exact\nmax_new_tokens: 4\n")
     found("evaluate", "spoken", "--task", "asked.yaml", "--no-forgetting")

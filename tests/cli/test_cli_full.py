@@ -107,10 +107,14 @@ def test_what_json_says_agrees_with_what_lies_on_the_disk(home):
 
 def test_the_form_and_the_number_format_are_told_before(home):
     said = (home / "said.txt").read_text()
-    assert "computed in the plain form: the fast kernels need frozen weights" in said
+    assert "computed with the eager backend: the fused kernels need frozen weights" in said
     assert "float32 on cpu" in said and "trainable parameters in 20 weights" in said
     manifest = json.loads((home / "runs" / "whole" / "manifest.json").read_text())
-    assert (manifest["form"], manifest["base_model"]["dtype"], manifest["status"]) == ("plain", "float32", "finished")
+    assert (manifest["backend"], manifest["base_model"]["dtype"], manifest["status"]) == (
+        "eager",
+        "float32",
+        "finished",
+    )
 
 
 def test_a_finished_run_is_these_files_and_no_leftovers(home):

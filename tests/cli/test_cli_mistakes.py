@@ -204,7 +204,7 @@ MISTAKES = [
     Mistake("no such split", training("--set", "data.split=test"), "DataError", ("rows.jsonl", "data.split")),
     Mistake("no such column", training("--set", "data.columns={prompt: ask}"), "DataError", ("rows.jsonl:1", "ask")),
     Mistake("other form", training("--format", "alpaca", data="long.jsonl"), "DataError", ("long.jsonl:1", "alpaca")),
-    Mistake("no evaluation file", training("--evaluation", "row.jsonl"), "DataError", ("row.jsonl", '"rows.jsonl"')),
+    Mistake("no such file", training("--validation-data", "row.jsonl"), "DataError", ("row.jsonl", '"rows.jsonl"')),
     Mistake("answers all cut", training("--recipe", "alpaca", "--max-length", 20), "DataError", ("rows.jsonl",)),
     Mistake("all held out", training("--held-out", 6), "DataError", ("6 rows", "6 are to be held out")),
     Mistake("rows too long", training("--max-length", 5), "DataError", ("rows.jsonl", "5 tokens", "--max-length")),
@@ -222,8 +222,8 @@ MISTAKES = [
     Mistake("unknown recipe", training("--recipe", "alpacca"), "ConfigError", ("--recipe", "alpacca", "vicuna")),
     Mistake("unknown rule", training("--on-bad-row", "no"), "ConfigError", ("--on-bad-row", "data.on_bad_row", "skip")),
     Mistake(
-        "measured twice", training("--held-out", 1, "--evaluation", "rows.jsonl"), "ConfigError",
-        ("held_out", "evaluation"),
+        "measured twice", training("--held-out", 1, "--validation-data", "rows.jsonl"), "ConfigError",
+        ("held_out", "validation"),
     ),
     Mistake("rank 0", training("--rank", 0), "ConfigError", ("--rank", "adapter.rank", "0")),
     Mistake("steps and epochs", training("--steps", 2, "--epochs", 2), "ConfigError", ("epochs and steps",)),
@@ -404,8 +404,8 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_and_leaves_no_adapter(ho
     save_file(tensors, file, metadata={"format": "pt"})
     named = rankwise(*training("--steps", 5, "--json"))
     assert named.exit_code == 2 and "lm_head.weight" in json.loads(named.stdout)["error"]
-    assert not (home / "runs" / "new").exists(), "the fast form looks before the run begins"
-    result = rankwise(*training("--steps", 5, "--json", "--plain"))
+    assert not (home / "runs" / "new").exists(), "the fused backend looks before the run begins"
+    result = rankwise(*training("--steps", 5, "--json", "--backend", "eager"))
     assert isinstance(result.exception, SystemExit) and result.exit_code == 1
     facts = json.loads(result.stdout)
     assert (facts["kind"], facts["exit_code"]) == ("TrainingError", 1)

@@ -42,7 +42,7 @@ def words_of(run, *words, every=EVERY, steps=STEPS):
     return (
         "train", "--model", "base", "--data", "rows.jsonl", "--run", run, "--batch-size", 3, "--steps", steps,
         "--held-out", 2, "--set", f"training.checkpoint_steps={every}",
-        *(("--plain",) if steps > STEPS else ()), *words,  # a run so long is worth compiling
+        *(("--backend", "eager") if steps > STEPS else ()), *words,  # a run so long is worth compiling
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def begun(*words):
 
 def train_words(model, run, *words):
     """Of a run whose form is that of a short one: a million steps would be worth compiling."""
-    given = ("--batch-size", 2, "--rank", 2, "--plain")
+    given = ("--batch-size", 2, "--rank", 2, "--backend", "eager")
     return ("train", "--model", model, "--data", "rows.jsonl", "--run", run, *given, *words)
 
 

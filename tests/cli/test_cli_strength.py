@@ -88,7 +88,7 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
         files.append(f"from{start}.jsonl")
         Path(files[-1]).write_text(rows(12, start))
     sources = json.dumps([{"path": file} for file in files])
-    words = ("--model", tiny_folder, "--steps", 2, "--held-out", 10, "--keep", "best", "--evaluate-every", 1)
+    words = ("--model", tiny_folder, "--steps", 2, "--held-out", 10, "--keep", "best", "--validate-every", 1)
     result = rankwise("train", *words, "--run", "many", "--set", f"data.sources={sources}")
     assert result.exit_code == 0, result.output
     monkeypatch.setattr("rankwise.commands.strength.MOST", 5)

@@ -281,10 +281,10 @@ def test_an_adapter_on_a_table_that_is_the_head_too_is_told(tmp_path, monkeypatc
 def test_a_model_with_kernels_is_computed_by_them_unless_told_otherwise(home, tiny_folder):
     words = ("train", "--model", tiny_folder, "--data", "rows.jsonl", "--steps", 12, "--batch-size", 4, "--held-out", 3)
     words = (*words, "--set", "model.dtype=float32", "--learning-rate", 0.02, "--json")
-    fast, plain = rankwise(*words, "--run", "by-kernels"), rankwise(*words, "--run", "by-hand", "--plain")
-    assert "in the fast form" in fast.stderr and "fast form" not in plain.stderr
+    fast, plain = rankwise(*words, "--run", "by-kernels"), rankwise(*words, "--run", "by-hand", "--backend", "eager")
+    assert "with the fused backend" in fast.stderr and "fused" not in plain.stderr
     ours, theirs = json.loads(fast.stdout), json.loads(plain.stdout)
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     for key in ("held_out_loss_before", "held_out_loss_after"):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
-    assert spec_of(home, "by-hand")["training"]["plain"] and not spec_of(home, "by-kernels")["training"]["plain"]
+    assert [spec_of(home, run)["training"]["backend"] for run in ("by-hand", "by-kernels")] == ["eager", "auto"]

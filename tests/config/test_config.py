@@ -228,9 +228,9 @@ def test_a_source_may_be_its_path_alone_and_says_itself_how_it_is_read():
 
 
 def test_what_is_measured_is_said_once():
-    [problem] = refused(DataConfig, held_out=1, evaluation="e")
+    [problem] = refused(DataConfig, held_out=1, validation="e")
     assert "give one of them" in problem
-    assert DataConfig(path="d", evaluation="e").evaluation.path == "e"
+    assert DataConfig(path="d", validation="e").validation.path == "e"
 
 
 def test_epochs_and_steps_together_are_a_contradiction():

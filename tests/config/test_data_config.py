@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.config.data import DataConfig, EvaluationConfig, Reading, SourceConfig
+from rankwise.config.data import DataConfig, Reading, SourceConfig, ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment
 from rankwise.config.recipe import RECIPES
@@ -29,9 +29,9 @@ def problems(spec=DataConfig, **values):
 def test_a_path_alone_is_the_whole_of_a_source_wherever_one_is_wanted():
     assert Experiment(model="m", run="r", data="d").data == DataConfig(path="d")
     assert Experiment(model="m", run="r", data=Path("d")).data == DataConfig(path="d")
-    spec = DataConfig(sources=["a", Path("b"), {"path": "c"}, SourceConfig(path="d")], evaluation=Path("e"))
+    spec = DataConfig(sources=["a", Path("b"), {"path": "c"}, SourceConfig(path="d")], validation=Path("e"))
     assert spec.sources == tuple(SourceConfig(path=name) for name in "abcd")
-    assert spec.evaluation == EvaluationConfig(path="e")
+    assert spec.validation == ValidationDataConfig(path="e")
 
 
 HOW = st.fixed_dictionaries(
@@ -65,7 +65,7 @@ ELSE = st.fixed_dictionaries(
         "recipe": st.sampled_from(RECIPES),
     },
 )
-MEASURED = st.one_of(st.just({}), st.builds(dict, held_out=st.integers(0, 99)), st.builds(dict, evaluation=APART))
+MEASURED = st.one_of(st.just({}), st.builds(dict, held_out=st.integers(0, 99)), st.builds(dict, validation=APART))
 ONE = st.builds(lambda how, rest, measured: {"path": "hub:o/d"} | how | rest | measured, HOW, ELSE, MEASURED)
 SEVERAL = st.builds(
     lambda sources, rest, measured: {"sources": sources} | rest | measured,
@@ -119,17 +119,17 @@ def test_what_belongs_to_a_source_is_refused_beside_several(name):
 
 
 def test_held_out_and_evaluation_contradict_each_other():
-    assert DataConfig(path="a", held_out=0, evaluation="b").evaluation == EvaluationConfig(path="b")
-    assert DataConfig(path="a", held_out=5).evaluation is None
-    [problem] = problems(path="a", held_out=5, evaluation="b")
-    assert all(part in problem for part in ("held_out", "evaluation", "give one of them"))
+    assert DataConfig(path="a", held_out=0, validation="b").validation == ValidationDataConfig(path="b")
+    assert DataConfig(path="a", held_out=5).validation is None
+    [problem] = problems(path="a", held_out=5, validation="b")
+    assert all(part in problem for part in ("held_out", "validation", "give one of them"))
 
 
 @pytest.mark.parametrize("name", ["subset", "revision"])
 def test_a_file_has_no_subset_and_no_revision(name):
     for path in ("rows.jsonl", "folder", "hubs:o/d", "./hub:o"):
         for values in ({"path": path, name: "x"}, {"sources": [{"path": path, name: "x"}]},
-                       {"path": "a", "evaluation": {"path": path, name: "x"}}):  # fmt: skip
+                       {"path": "a", "validation": {"path": path, name: "x"}}):  # fmt: skip
             [problem] = problems(**values)
             assert "hub data set" in problem and name in problem
     assert getattr(DataConfig(path="hub:o/d", **{name: "x"}).all_sources[0], name) == "x"
@@ -165,7 +165,7 @@ def test_a_weight_is_a_share_or_a_multiple_of_a_pass(weight):
 @pytest.mark.parametrize("weight", [1.0, 2])
 def test_what_is_measured_once_has_no_weight(weight):
     # a setting without effect may not exist; it was taken and passed over
-    [problem] = problems(path="a", evaluation={"path": "b", "weight": weight})
+    [problem] = problems(path="a", validation={"path": "b", "weight": weight})
     assert 'unknown setting "evaluation.weight"' in problem
 
 
@@ -215,8 +215,8 @@ def test_a_setting_that_is_none_of_rows_is_refused_with_its_flag(files):
         ("data.format=nonsense", "nonsense"),
         ("data.columns=3", "columns"),
         ("data.rows=0", "rows"),
-        ("data.evaluation={path: b, weight: 0}", "weight"),
-        ("data.evaluation={path: b, revision: main}", "revision"),
+        ("data.validation={path: b, weight: 0}", "weight"),
+        ("data.validation={path: b, revision: main}", "revision"),
     ],
 )
 def test_each_problem_of_rows_named_on_a_command_line_names_its_flag(files, text, said):
@@ -227,10 +227,10 @@ def test_each_problem_of_rows_named_on_a_command_line_names_its_flag(files, text
 @pytest.mark.parametrize("files", [["a"], ["a", "b"]], ids=len)
 def test_a_contradiction_of_two_flags_names_one_of_them(files):
     [problem] = refused(
-        files, Setting("data.held_out", 2, "--held-out"), Setting("data.evaluation", "b", "--evaluation")
+        files, Setting("data.held_out", 2, "--held-out"), Setting("data.validation", "b", "--validation-data")
     )
-    assert "--held-out" in problem or "--evaluation" in problem
-    assert "held_out" in problem and "evaluation" in problem
+    assert "--held-out" in problem or "--validation-data" in problem
+    assert "held_out" in problem and "validation" in problem
 
 
 @pytest.mark.parametrize("files", [["a"], ["a", "b"]], ids=len)
@@ -257,7 +257,7 @@ def test_other_rows_than_those_named_are_refused_and_not_read_in_their_place(fil
         ("data:\n  held_out: 2\n", 3, BOTH_OR_NEITHER),
         ("data:\n  path: a\n  sources: [b]\n", 3, BOTH_OR_NEITHER),
         ("data:\n  sources: [a, b]\n  format: text\n", 3, "write format in each of them"),
-        ("data:\n  path: a\n  held_out: 2\n  evaluation: b\n", 3, "evaluation"),
+        ("data:\n  path: a\n  held_out: 2\n  validation: b\n", 3, "validation"),
         ("data:\n  path: a\n  subset: en\n", 3, "hub data set"),
         ("data:\n  path: a\n  evaluation:\n    path: b\n    revision: main\n", 5, "hub data set"),
         ("data:\n  sources:\n    - path: a\n      weight: 0\n", 6, "weight"),

@@ -18,7 +18,7 @@ COUNTS = st.integers(1, 10**7)
 
 
 def experiment(held_out=3, **evaluation):
-    return Experiment(model="m", data={"path": "d.jsonl", "held_out": held_out}, run="r", evaluation=evaluation)
+    return Experiment(model="m", data={"path": "d.jsonl", "held_out": held_out}, run="r", validation=evaluation)
 
 
 def test_the_metrics_of_texts_are_those_there_are():
@@ -28,20 +28,20 @@ def test_the_metrics_of_texts_are_those_there_are():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"by": "exact"}, "exact is a metric of answers; set evaluation.answers"),
-        ({"by": "exact", "answers": 0}, "set evaluation.answers to the number"),
+        ({"by": "exact"}, "exact is a metric of answers; set validation.answers"),
+        ({"by": "exact", "answers": 0}, "set validation.answers to the number"),
         ({"scores": ["bleu"]}, "bleu is a metric of answers"),
         ({"answers": 4}, "answers need a metric; name one"),
-        ({"by": "f1", "answers": 4}, "evaluation.by"),
-        ({"scores": ["loss"], "answers": 4}, "evaluation.scores.0"),
-        ({"keep": "first"}, "evaluation.keep"),
-        ({"patience": 0}, "evaluation.patience"),
-        ({"steps": 0}, "evaluation.steps"),
-        ({"steps": 1.5}, "evaluation.steps"),
-        ({"answers": -1}, "evaluation.answers"),
-        ({"max_new_tokens": 0}, "evaluation.max_new_tokens"),
-        ({"prompts": [""]}, "evaluation.prompts.0"),
-        ({"prompts": ["\ud800"]}, "evaluation.prompts"),
+        ({"by": "f1", "answers": 4}, "validation.by"),
+        ({"scores": ["loss"], "answers": 4}, "validation.scores.0"),
+        ({"keep": "first"}, "validation.keep"),
+        ({"patience": 0}, "validation.patience"),
+        ({"steps": 0}, "validation.steps"),
+        ({"steps": 1.5}, "validation.steps"),
+        ({"answers": -1}, "validation.answers"),
+        ({"max_new_tokens": 0}, "validation.max_new_tokens"),
+        ({"prompts": [""]}, "validation.prompts.0"),
+        ({"prompts": ["\ud800"]}, "validation.prompts"),
         ({"every": 3}, 'unknown setting "evaluation.every"'),
     ],
     ids=str,
@@ -65,26 +65,26 @@ def test_what_makes_no_sense_is_refused(given, said):
 )
 def test_what_needs_rows_to_measure_with_is_refused_without_them(given):
     with pytest.raises(
-        ConfigError, match=r"evaluation\.\w+ has no effect without them.*data\.held_out.*data\.evaluation"
+        ConfigError, match=r"validation\.\w+ has no effect without them.*data\.held_out.*data\.validation"
     ):
         experiment(held_out=0, **given)
     assert experiment(**given)
-    assert Experiment(model="m", data={"path": "d", "evaluation": "e"}, run="r", evaluation=given)
+    assert Experiment(model="m", data={"path": "d", "validation": "e"}, run="r", validation=given)
 
 
 def test_prompts_need_no_rows():
-    assert experiment(held_out=0, prompts=["Who is there?"]).evaluation.prompts == ("Who is there?",)
+    assert experiment(held_out=0, prompts=["Who is there?"]).validation.prompts == ("Who is there?",)
 
 
 def test_rows_to_measure_with_are_not_named_here():
-    with pytest.raises(ConfigError, match=r"data\.evaluation"):
-        read_experiment(None, [parse_setting(text) for text in ("model=m", "data=d", "run=r", "evaluation=rows.jsonl")])
+    with pytest.raises(ConfigError, match=r"data\.validation"):
+        read_experiment(None, [parse_setting(text) for text in ("model=m", "data=d", "run=r", "validation=rows.jsonl")])
 
 
 def test_a_spec_that_was_written_down_is_read_again():
     spec = experiment(by="bleu", scores=["exact", "bleu"], answers=4, keep="best", prompts=["a", "b"])
     assert Experiment(**spec.model_dump(mode="json")) == spec
-    assert spec.evaluation.metrics == ("bleu", "exact")
+    assert spec.validation.metrics == ("bleu", "exact")
 
 
 @given(st.integers(1, 10**5), COUNTS, COUNTS, st.integers(0, 10**4))

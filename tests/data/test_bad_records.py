@@ -342,7 +342,7 @@ def writing(hub_tokenizer):
 
 
 def documents(prepared):
-    return [(list(row.ids), list(row.learned)) for row in prepared.trained_rows]
+    return [(list(row.ids), list(row.loss_mask)) for row in prepared.trained_rows]
 
 
 @pytest.mark.parametrize("bad", ROWS, ids=lambda bad: bad.name)

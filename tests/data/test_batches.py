@@ -35,16 +35,16 @@ def numbered(count, length=4):
 
 
 def first_tokens(portions):
-    return [int(row[0]) for batch in portions for row in batch.inputs]
+    return [int(row[0]) for batch in portions for row in batch.input_ids]
 
 
 def same(ours, theirs):
     """Whether two lists of batches are equal bit for bit."""
     return len(ours) == len(theirs) and all(
-        torch.equal(a.inputs, b.inputs)
+        torch.equal(a.input_ids, b.input_ids)
         and torch.equal(a.targets, b.targets)
         and a.tokens == b.tokens
-        and (a.positions is b.positions is None or torch.equal(a.positions, b.positions))
+        and (a.position_ids is b.position_ids is None or torch.equal(a.position_ids, b.position_ids))
         for a, b in zip(ours, theirs, strict=True)
     )
 
@@ -53,7 +53,7 @@ def on_disk(rows, folder, kind):
     """The same rows as slices of read-only files, as a cache of tokens hands them out."""
     borders = np.cumsum([0, *(len(row.ids) for row in rows)])
     for name, values in (("ids", np.array([i for row in rows for i in row.ids], dtype=kind)),
-                         ("learned", np.array([one for row in rows for one in row.learned], dtype=bool))):  # fmt: skip
+                         ("learned", np.array([x for row in rows for x in row.loss_mask], dtype=bool))):  # fmt: skip
         values.tofile(folder / name)
     ids = np.memmap(folder / "ids", dtype=kind, mode="r")
     learned = np.memmap(folder / "learned", dtype=bool, mode="r")
@@ -64,14 +64,14 @@ def on_disk(rows, folder, kind):
 @given(rows=ROWS)
 def test_every_learned_token_but_the_first_is_a_target_at_the_place_before_it(rows):
     batch = collate(rows)
-    assert batch.inputs.shape == batch.targets.shape
-    for row, inputs, targets in zip(rows, batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+    assert batch.input_ids.shape == batch.targets.shape
+    for row, inputs, targets in zip(rows, batch.input_ids.tolist(), batch.targets.tolist(), strict=True):
         asked = len(row.ids) - 1
         assert inputs[:asked] == list(row.ids[:-1])
-        wanted = [token if learned else IGNORED for token, learned in zip(row.ids[1:], row.learned[1:], strict=True)]
+        wanted = [token if learned else IGNORED for token, learned in zip(row.ids[1:], row.loss_mask[1:], strict=True)]
         assert targets == wanted + [IGNORED] * (len(targets) - asked), "padding is never a target"
     assert batch.tokens == sum(len(row.ids) - 1 for row in rows)
-    assert int(batch.supervised.sum()) == sum(row.supervised for row in rows)
+    assert int(batch.loss_mask.sum()) == sum(row.loss_count for row in rows)
 
 
 def test_an_end_token_that_is_also_the_pad_token_stays_a_target(hub_tokenizer):
@@ -92,7 +92,7 @@ def test_an_end_token_that_is_also_the_pad_token_stays_a_target(hub_tokenizer):
 @given(rows=ROWS, limit=st.integers(1, 200))
 def test_portions_hold_every_row_once(rows, limit):
     def seen(batch):
-        return [(tuple(i), tuple(t)) for i, t in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True)]
+        return [(tuple(i), tuple(t)) for i, t in zip(batch.input_ids.tolist(), batch.targets.tolist(), strict=True)]
 
     def cut(pairs, width=48):
         """Padded alike, so that rows from batches of different widths can be compared."""
@@ -109,20 +109,20 @@ def test_portions_hold_every_row_once(rows, limit):
 def test_no_portion_of_several_rows_computes_more_than_the_limit(rows, limit):
     # rows are padded to a multiple of eight, which the sum of lengths does not see: 10 rows of 10 were 160, not 100
     for batch in portion(rows, limit):
-        assert len(batch.inputs) == 1 or batch.inputs.numel() <= limit
+        assert len(batch.input_ids) == 1 or batch.input_ids.numel() <= limit
 
 
 @settings(max_examples=draws(60), deadline=None)
 @given(rows=ROWS, limit=st.integers(1, 200))
 def test_portions_come_longest_first(rows, limit):
-    widths = [batch.inputs.shape[1] for batch in portion(rows, limit)]
+    widths = [batch.input_ids.shape[1] for batch in portion(rows, limit)]
     assert widths == sorted(widths, reverse=True)
 
 
 def test_rows_of_one_length_share_a_portion_as_far_as_the_limit_lets_them():
     assert len(portion(numbered(10, length=9), 64)) == 2
-    assert [len(batch.inputs) for batch in portion(numbered(10, length=9), 1)] == [1] * 10
-    assert [len(batch.inputs) for batch in portion(numbered(10, length=9), 1000)] == [10]
+    assert [len(batch.input_ids) for batch in portion(numbered(10, length=9), 1)] == [1] * 10
+    assert [len(batch.input_ids) for batch in portion(numbered(10, length=9), 1000)] == [10]
 
 
 @settings(max_examples=draws(40), deadline=None)
@@ -164,7 +164,7 @@ def test_a_step_is_the_same_whenever_and_in_whichever_order_it_is_asked_for(aske
     resumed = Batches(rows, 3, 16, 5)
     for step in asked:
         for ours, theirs in zip(resumed.at(step), known[step], strict=True):
-            assert torch.equal(ours.inputs, theirs.inputs)
+            assert torch.equal(ours.input_ids, theirs.input_ids)
             assert torch.equal(ours.targets, theirs.targets)
             assert ours.tokens == theirs.tokens
 
@@ -197,8 +197,8 @@ def test_rows_mapped_from_a_read_only_file_give_the_same_batches_without_a_warni
         assert same([collate(mapped)], [collate(rows)])
     assert same(batches, arrange(rows, 100))
     for batch in batches:  # a batch of its own: writing into it must not reach the file
-        assert batch.inputs.dtype == batch.targets.dtype == torch.long
-        batch.inputs.fill_(7)
+        assert batch.input_ids.dtype == batch.targets.dtype == torch.long
+        batch.input_ids.fill_(7)
         batch.targets.fill_(7)
     assert same(arrange(mapped, 100), arrange(rows, 100))
 
@@ -206,16 +206,16 @@ def test_rows_mapped_from_a_read_only_file_give_the_same_batches_without_a_warni
 def test_a_row_of_one_token_asks_nothing():
     batch = collate([Tokens((5,), (True,)), Tokens((5, 6), (False, True))])
     assert batch.tokens == 1
-    assert batch.supervised.sum() == 1
-    assert batch.inputs[0].tolist() == [0] * 8
+    assert batch.loss_mask.sum() == 1
+    assert batch.input_ids[0].tolist() == [0] * 8
 
 
 def test_a_batch_moves_whole():
-    batch = Batch(torch.zeros(1, 8).long(), torch.zeros(1, 8).long(), 8, torch.arange(8)[None], (5, 3))
+    batch = Batch.of_tokens(torch.zeros(1, 8).long(), torch.zeros(1, 8).long(), 8, torch.arange(8)[None], (5, 3))
     moved = batch.to("meta")
     assert {part.device.type for part in vars(moved).values() if isinstance(part, torch.Tensor)} == {"meta"}
     assert (moved.tokens, moved.lengths) == (8, (5, 3))
-    assert Batch(batch.inputs, batch.targets, 8).to("meta").positions is None
+    assert Batch.of_tokens(batch.input_ids, batch.targets, 8).to("meta").position_ids is None
 
 
 RUNS = {

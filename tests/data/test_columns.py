@@ -179,13 +179,13 @@ def test_each_source_has_its_own_texts_and_system_message():
 
 def test_rows_to_measure_with_are_made_of_the_same_columns_unless_they_say_of_which():
     how = {"prompt": "{q}", "completion": "{a}"}
-    assert DataConfig(path="a", evaluation="b", **how).measured_source.prompt == "{q}"
-    assert DataConfig(path="a", evaluation="b", columns={"prompt": "q"}).measured_source.columns == {"prompt": "q"}
-    assert DataConfig(sources=[{"path": "a", **how}] * 2, evaluation="b").measured_source.completion == "{a}"
+    assert DataConfig(path="a", validation="b", **how).measured_source.prompt == "{q}"
+    assert DataConfig(path="a", validation="b", columns={"prompt": "q"}).measured_source.columns == {"prompt": "q"}
+    assert DataConfig(sources=[{"path": "a", **how}] * 2, validation="b").measured_source.completion == "{a}"
     own = {"path": "b", "prompt": "{x}", "completion": "{y}"}
-    assert DataConfig(path="a", evaluation=own, **how).measured_source.prompt == "{x}"
-    assert DataConfig(path="a", evaluation={"path": "b", "format": "alpaca"}, **how).measured_source.prompt is None
-    assert DataConfig(sources=[{"path": "a", **how}, "c"], evaluation="b").measured_source.prompt is None
+    assert DataConfig(path="a", validation=own, **how).measured_source.prompt == "{x}"
+    assert DataConfig(path="a", validation={"path": "b", "format": "alpaca"}, **how).measured_source.prompt is None
+    assert DataConfig(sources=[{"path": "a", **how}, "c"], validation="b").measured_source.prompt is None
     assert DataConfig(path="a", **how).measured_source is None
 
 

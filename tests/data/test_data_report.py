@@ -144,7 +144,7 @@ def percentile(lengths, share):
 
 def documents_of(found):
     return [
-        [(int(i), bool(one)) for i, one in zip(tokens.ids, tokens.learned, strict=True)] for tokens in found.documents
+        [(int(i), bool(one)) for i, one in zip(tokens.ids, tokens.loss_mask, strict=True)] for tokens in found.documents
     ]
 
 
@@ -345,7 +345,7 @@ def test_duplicates_are_rows_that_say_what_an_earlier_row_says(place, writing):
     for name, texts in (("a", LONG[:2]), ("b", [LONG[1], nearly(LONG[0])]), ("c", LONG)):
         write(f"{name}.jsonl", [{"prompt": text, "completion": "fox"} for text in texts])
     data_report = prepared(
-        writing, None, sources=["a.jsonl", "b.jsonl"], evaluation="c.jsonl", max_length=10_000
+        writing, None, sources=["a.jsonl", "b.jsonl"], validation="c.jsonl", max_length=10_000
     ).data_report
     assert (data_report.duplicates, data_report.near_duplicates) == (1, 1)
 
@@ -360,7 +360,7 @@ def test_overlap_is_of_questions_measured_that_are_also_trained_on(place, writin
     write("trained.jsonl", trained)
     write("measured.jsonl", measured)
     held = prepared(writing, "both.jsonl", held_out=4, held_out_order="last", max_length=10_000).data_report
-    apart = prepared(writing, "trained.jsonl", evaluation="measured.jsonl", max_length=10_000).data_report
+    apart = prepared(writing, "trained.jsonl", validation="measured.jsonl", max_length=10_000).data_report
     for data_report in (held, apart):
         assert (data_report.overlap.exact, data_report.overlap.near, data_report.overlap.of) == (1, 1, 4)
         assert data_report.held_out == 4
@@ -375,10 +375,10 @@ def test_the_rows_to_measure_with_are_counted_nowhere_else(place, writing):
     write("rows.jsonl", pairs(5))
     write("other.jsonl", [*pairs(3, 100), {"prompt": "dog " * 200, "completion": "fox"}])
     alone = prepared(writing, max_length=200).data_report.model_dump()
-    both = prepared(writing, max_length=200, evaluation="other.jsonl")
+    both = prepared(writing, max_length=200, validation="other.jsonl")
     differ = {key for key, value in both.data_report.model_dump().items() if value != alone[key]}
     assert differ <= {"files", "held_out", "overlap", "evaluation"}
-    apart = both.data_report.evaluation
+    apart = both.data_report.validation
     assert (apart.rows, apart.kept, apart.skipped, apart.skipped_why) == (4, 3, 1, {"too long": 1})
     assert [row.where for row in apart.skipped_rows] == ["other.jsonl:4"]
     assert both.data_report.held_out == len(both.measured) == 3
@@ -490,7 +490,7 @@ def test_the_licence_is_the_strictest_of_all_files(place, writing):
     assert licences(free) == (["MIT"], "MIT")
     assert licences(free, noncommercial) == (["MIT", "CC-BY-NC-4.0"], "CC-BY-NC-4.0")
     assert licences(free, noncommercial, unsaid) == (["MIT", "CC-BY-NC-4.0", "unknown"], "unknown")
-    assert licences(free, evaluation=noncommercial) == (["MIT", "CC-BY-NC-4.0"], "CC-BY-NC-4.0")
+    assert licences(free, validation=noncommercial) == (["MIT", "CC-BY-NC-4.0"], "CC-BY-NC-4.0")
     assert licences(free, {"path": unsaid, "licence": "CC BY 4.0"}) == (["MIT", "CC-BY-4.0"], "CC-BY-4.0")
     assert licences({"path": noncommercial, "licence": "mit"}) == (["MIT"], "MIT"), "who knows better is believed"
 
@@ -553,15 +553,15 @@ FATAL = {
     "nothing left": ({"rows.jsonl": pairs(3)}, {"max_length": 8, "too_long": "truncate"}, CHATML, ("8 tokens",)),
     "refused by the template": ({"rows.jsonl": pairs(2)}, {}, REFUSING, ("rows.jsonl:1", "not this one")),
     "evaluation without rows": (
-        {"rows.jsonl": pairs(3), "other.jsonl": []}, {"evaluation": "other.jsonl"}, CHATML, ("other.jsonl", "no rows"),
+        {"rows.jsonl": pairs(3), "other.jsonl": []}, {"validation": "other.jsonl"}, CHATML, ("other.jsonl", "no rows"),
     ),
     "evaluation with a bad row": (
-        {"rows.jsonl": pairs(3), "other.jsonl": [*pairs(3), "{"]}, {"evaluation": "other.jsonl"}, CHATML,
+        {"rows.jsonl": pairs(3), "other.jsonl": [*pairs(3), "{"]}, {"validation": "other.jsonl"}, CHATML,
         ("other.jsonl:4",),
     ),
     "evaluation too long": (
         {"rows.jsonl": pairs(3), "other.jsonl": [{"prompt": "dog " * 99, "completion": "x"}]},
-        {"evaluation": "other.jsonl", "max_length": 60}, CHATML, ("other.jsonl", "60 tokens"),
+        {"validation": "other.jsonl", "max_length": 60}, CHATML, ("other.jsonl", "60 tokens"),
     ),
     "two sources all held out": (
         {"a.jsonl": pairs(3), "b.jsonl": pairs(4, 9)}, {"sources": ["a.jsonl", "b.jsonl"], "held_out": 10}, CHATML,
@@ -604,9 +604,9 @@ def test_what_is_fatal_stops_the_check_and_the_training_with_the_same_words_and_
 def test_what_is_fatal_names_the_rows_that_it_is_about_and_no_others(place, writing):
     write("none.jsonl", [])
     write("rows.jsonl", pairs(3))
-    [told] = prepared(writing, "none.jsonl", evaluation="rows.jsonl").data_report.fatal
+    [told] = prepared(writing, "none.jsonl", validation="rows.jsonl").data_report.fatal
     assert "none.jsonl" in told and "rows.jsonl" not in told
-    [told] = prepared(writing, "rows.jsonl", evaluation="none.jsonl").data_report.fatal
+    [told] = prepared(writing, "rows.jsonl", validation="none.jsonl").data_report.fatal
     assert "none.jsonl" in told and "rows.jsonl" not in told
 
 
@@ -645,7 +645,7 @@ def test_without_a_model_what_needs_no_tokens_is_counted_and_the_rest_is_none(pl
     spec = DataConfig(path="unmodelled/rows.jsonl", held_out=2, on_bad_row="skip")
     without, with_one = count_only(spec, silent).model_dump(), prepare(spec, writing, silent).data_report.model_dump()
     assert {key for key, value in without.items() if value is None} == UNCOUNTED | {
-        "system", "recipe", "evaluation", "labels", "distinct_labels",
+        "system", "recipe", "validation", "labels", "distinct_labels",
     }  # fmt: skip
 
     assert without["masks"] == {}

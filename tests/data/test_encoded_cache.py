@@ -23,14 +23,14 @@ import rankwise
 from rankwise.commands.data import check
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.models import ModelConfig
-from rankwise.data.encoded_cache import ARRAYS, key_of, recall
+from rankwise.data.encoded_cache import key_of, recall
 from rankwise.data.preparing import Writing, prepare
 from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 from sampling import draws
 
-ENTRY = (*ARRAYS, "facts.json")
+ENTRY = ("ids.bin", "loss_mask.bin", "starts.bin", "trained.bin", "measured.bin", "facts.json")
 
 
 class Counted(HubTokenizer):
@@ -89,7 +89,7 @@ def entry():
 
 def same(one, other):
     arrays = [
-        (one.documents.ids, other.documents.ids), (one.documents.learned, other.documents.learned),
+        (one.documents.ids, other.documents.ids), (one.documents.loss_mask, other.documents.loss_mask),
         (one.documents.starts, other.documents.starts), (one.trained, other.trained), (one.measured, other.measured),
     ]  # fmt: skip
     return one.data_report == other.data_report and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
@@ -110,7 +110,7 @@ SPEC = DataConfig(path="rows.jsonl", held_out=2)
     "spec",
     [
         SPEC,
-        DataConfig(sources=[{"path": "rows.jsonl", "weight": 2.5}, "more.jsonl"], evaluation="folder/valid.jsonl"),
+        DataConfig(sources=[{"path": "rows.jsonl", "weight": 2.5}, "more.jsonl"], validation="folder/valid.jsonl"),
         DataConfig(path="rows.jsonl", max_length=30, too_long="truncate"),
         DataConfig(path="rows.jsonl", max_length=3),
         DataConfig(path="rows.jsonl", recipe="dolly"),
@@ -138,7 +138,7 @@ CHANGES = {
     "path": [{"path": "rows.jsonl"}, {"path": "more.jsonl"}],
     "sources": [{"sources": ["rows.jsonl", "more.jsonl"]}, {"sources": ["more.jsonl", "rows.jsonl"]},
                 {"sources": ["rows.jsonl", {"path": "more.jsonl", "weight": 2}]}],
-    "evaluation": [{}, {"evaluation": "more.jsonl"}, {"evaluation": {"path": "more.jsonl", "rows": 2}}],
+    "validation": [{}, {"validation": "more.jsonl"}, {"validation": {"path": "more.jsonl", "rows": 2}}],
     "format": [{}, {"format": "alpaca"}],
     "columns": [{}, {"columns": {"prompt": "completion", "completion": "prompt"}}],
     "prompt": [TEXTS, TEXTS | {"prompt": "Q {prompt}"}],
@@ -198,7 +198,7 @@ def test_one_bit_of_any_file_that_is_read_changes_the_key(hub_tokenizer, tmp_pat
     (folder / "folder").mkdir()
     for one, file in files.items():
         file.write_bytes(f'{{"prompt": "{one}", "completion": "fox"}}\n'.encode())
-    spec = DataConfig(sources=[files["rows"], files["more"], folder / "folder"], evaluation=files["other"])
+    spec = DataConfig(sources=[files["rows"], files["more"], folder / "folder"], validation=files["other"])
     before = key(spec, writing)
     content = bytearray(files[name].read_bytes())
     content[place % len(content)] ^= 1 << bit
@@ -377,7 +377,7 @@ spec = DataConfig(path="many.jsonl", held_out=2)
 {before}
 heard = []
 found = prepare(spec, writing, heard.append)
-parts = (found.documents.ids, found.documents.learned, found.documents.starts, found.trained, found.measured)
+parts = (found.documents.ids, found.documents.loss_mask, found.documents.starts, found.trained, found.measured)
 print(json.dumps([found.data_report.model_dump(mode="json"), [part.tolist() for part in parts], list(map(str, heard))]))
 """
 WAIT = """
@@ -395,7 +395,7 @@ sys.addaudithook(killed)
 OPENED = 'event == "open" and "w" in str(arguments[1]) and str(arguments[0]).endswith("{name}")'
 MOMENTS = {
     "before anything": OPENED.replace("{name}", "ids.bin"),
-    "between the arrays": OPENED.replace("{name}", "learned.bin"),
+    "between the arrays": OPENED.replace("{name}", "loss_mask.bin"),
     "before the facts": OPENED.replace("{name}", ".tmp"),
     "before the facts have their name": 'event == "os.rename"',
     "before the entry has its name": 'event == "os.rename" and "facts" not in str(arguments[1])',

@@ -589,7 +589,7 @@ def test_holding_out_every_row_is_told(held_out, tmp_path, prepared):
 def test_rows_to_measure_with_are_never_trained_on(tmp_path, prepared, writing):
     as_lines(tmp_path / "rows.jsonl", rows_of("training", 12))
     as_parquet(tmp_path / "valid.parquet", rows_of("validation", 5))
-    made = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "valid.parquet"))
+    made = prepared(tmp_path / "rows.jsonl", validation=str(tmp_path / "valid.parquet"))
     assert not set(made.trained.tolist()) & set(made.measured.tolist())
     assert ["of training" in writing.tokenizer.decode(row.ids) for row in made.trained_rows] == [True] * 12
     assert ["of validation" in writing.tokenizer.decode(row.ids) for row in made.measured_rows] == [True] * 5
@@ -611,7 +611,7 @@ def test_questions_that_are_measured_and_trained_on_are_counted(tmp_path, prepar
     ]
     as_lines(tmp_path / "rows.jsonl", training)
     as_lines(tmp_path / "valid.jsonl", measured)
-    data_report = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "valid.jsonl")).data_report
+    data_report = prepared(tmp_path / "rows.jsonl", validation=str(tmp_path / "valid.jsonl")).data_report
     assert data_report.overlap is not None
     assert (data_report.overlap.exact, data_report.overlap.near, data_report.overlap.of) == (2, 1, 5)
     assert any("2 exactly and 1 nearly, of 5" in warning for warning in data_report.warnings)
@@ -627,7 +627,7 @@ def test_a_question_that_is_held_out_and_trained_on_is_counted(tmp_path, prepare
 
 def test_the_same_file_to_train_and_to_measure_with_overlaps_wholly(tmp_path, prepared):
     as_lines(tmp_path / "rows.jsonl", ROWS)
-    data_report = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "rows.jsonl")).data_report
+    data_report = prepared(tmp_path / "rows.jsonl", validation=str(tmp_path / "rows.jsonl")).data_report
     assert (
         data_report.overlap is not None
         and data_report.overlap.exact + data_report.overlap.near == data_report.overlap.of == 30
@@ -638,7 +638,7 @@ def test_a_bad_row_to_measure_with_is_told_as_one_to_train_on_is(tmp_path, prepa
     as_lines(tmp_path / "rows.jsonl", rows_of("training", 12))
     as_lines(tmp_path / "valid.jsonl", [*rows_of("validation", 2), {"prompt": "x"}])
     for mode in ("stop", "skip"):
-        made = prepared(tmp_path / "rows.jsonl", evaluation=str(tmp_path / "valid.jsonl"), on_bad_row=mode)
+        made = prepared(tmp_path / "rows.jsonl", validation=str(tmp_path / "valid.jsonl"), on_bad_row=mode)
         assert [f"{tmp_path / 'valid.jsonl'}:3: " in problem for problem in made.data_report.fatal] == [True] * (
             mode == "stop"
         )

@@ -20,11 +20,11 @@ from rankwise.data.batches import IGNORED, Batches, padded_length, portion
 from rankwise.data.packing import pack
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.lora import TrainableLoRA
+from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
-from rankwise.training.loop import train
-from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
 from sampling import draws
+from trainers import train
 
 CAUSAL = ("llama", "gpt2", "neox", "gptj", "stablelm")
 
@@ -41,7 +41,7 @@ def model_of(architecture):
 
 
 def as_arrays(document):
-    return Tokens(np.array(document.ids, dtype=np.uint16), np.array(document.learned))
+    return Tokens(np.array(document.ids, dtype=np.uint16), np.array(document.loss_mask))
 
 
 PAIRS = st.lists(st.tuples(st.integers(1, 95), st.booleans()), min_size=1, max_size=40)  # 0 is only in padding
@@ -58,12 +58,12 @@ def random_documents(lengths, seed=0):
 
 def segments(batch):
     """(row, start, end) of each document; asserts that what is left of a row is one stretch asked nothing."""
-    for index, inputs in enumerate(batch.inputs.tolist()):
-        if batch.positions is None:
+    for index, inputs in enumerate(batch.input_ids.tolist()):
+        if batch.position_ids is None:
             starts = [0]
             used = sum(token != 0 for token in inputs)
         else:
-            places = batch.positions[index].tolist()
+            places = batch.position_ids[index].tolist()
             starts = [start for start, place in enumerate(places) if place == 0]
             for start, end in pairwise([*starts, len(inputs)]):
                 assert places[start:end] == list(range(end - start)), "positions count on within a document"
@@ -78,7 +78,7 @@ def segments(batch):
 
 def recovered(batches):
     return Counter(
-        (tuple(batch.inputs[row, start:end].tolist()), tuple(batch.targets[row, start:end].tolist()))
+        (tuple(batch.input_ids[row, start:end].tolist()), tuple(batch.targets[row, start:end].tolist()))
         for batch in batches
         for row, start, end in segments(batch)
     )
@@ -90,7 +90,7 @@ def wanted(documents):
             tuple(int(token) for token in document.ids[:-1]),
             tuple(
                 int(token) if learned else IGNORED
-                for token, learned in zip(document.ids[1:], document.learned[1:], strict=True)
+                for token, learned in zip(document.ids[1:], document.loss_mask[1:], strict=True)
             ),
         )
         for document in documents
@@ -114,10 +114,10 @@ def test_no_micro_batch_of_several_documents_computes_more_than_the_limit(docume
     batches = pack(documents, limit)
     widest = max(padded_length(document) for document in documents)
     for batch in batches:
-        assert len(list(segments(batch))) == 1 or batch.inputs.numel() <= limit
-        assert batch.inputs.shape[1] % 8 == 0
-        assert batch.inputs.shape[1] <= widest
-    widths = [batch.inputs.shape[1] for batch in batches]
+        assert len(list(segments(batch))) == 1 or batch.input_ids.numel() <= limit
+        assert batch.input_ids.shape[1] % 8 == 0
+        assert batch.input_ids.shape[1] <= widest
+    widths = [batch.input_ids.shape[1] for batch in batches]
     assert widths == sorted(widths, reverse=True), "what is too large for memory fails at once"
 
 
@@ -126,16 +126,16 @@ def test_no_micro_batch_of_several_documents_computes_more_than_the_limit(docume
 def test_packing_is_a_function_and_never_takes_more_rows_than_documents_need(documents, limit):
     first, second = pack(documents, limit), pack(documents, limit)
     for one, other in zip(first, second, strict=True):
-        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.input_ids, other.input_ids)
         assert torch.equal(one.targets, other.targets)
-        assert (one.positions is None) == (other.positions is None)
-        assert one.positions is None or torch.equal(one.positions, other.positions)
+        assert (one.position_ids is None) == (other.position_ids is None)
+        assert one.position_ids is None or torch.equal(one.position_ids, other.position_ids)
     asked = [len(document.ids) - 1 for document in documents]
     room = min(max(padded_length(document) for document in documents), limit // 8 * 8)
     rows = []
     for batch in first:
         lengths = [(row, end - start) for row, start, end in segments(batch)]
-        rows += [[length for there, length in lengths if there == row] for row in range(len(batch.inputs))]
+        rows += [[length for there, length in lengths if there == row] for row in range(len(batch.input_ids))]
     small = [sum(row) for row in rows if sum(row) <= room]
     assert all(len(row) == 1 for row in rows if sum(row) > room)
     assert all(a + b > room for place, a in enumerate(small) for b in small[:place]), "no two rows would fit in one"
@@ -145,32 +145,32 @@ def test_packing_is_a_function_and_never_takes_more_rows_than_documents_need(doc
 def test_documents_fill_the_rows_that_padding_left_empty():
     documents = random_documents([n + 1 for n in (32, 20, 12, 16, 9, 7, 32)])
     [batch] = pack(documents, 1000)
-    assert batch.inputs.shape == (4, 32)
-    assert batch.inputs.numel() == batch.tokens
+    assert batch.input_ids.shape == (4, 32)
+    assert batch.input_ids.numel() == batch.tokens
     [padded] = portion(documents, 1000)
-    assert padded.inputs.numel() == 7 * 32
+    assert padded.input_ids.numel() == 7 * 32
     assert len(pack(documents, 64)) == 2
 
 
 def test_any_number_of_documents_shares_a_row():
     documents = random_documents([41] + [2] * 90)
     batches = pack(documents, 1000)
-    assert [tuple(batch.inputs.shape) for batch in batches] == [(4, 40)]
+    assert [tuple(batch.input_ids.shape) for batch in batches] == [(4, 40)]
     assert recovered(batches) == wanted(documents)
 
 
 def test_a_document_larger_than_the_limit_is_alone_and_the_others_keep_to_it():
     batches = pack(random_documents([101, 9, 9, 17]), 32)
-    assert [tuple(batch.inputs.shape) for batch in batches] == [(1, 104), (1, 32)]
-    assert batches[0].positions is None
-    assert batches[1].positions.tolist() == [[*range(16), *range(8), *range(8)]]
+    assert [tuple(batch.input_ids.shape) for batch in batches] == [(1, 104), (1, 32)]
+    assert batches[0].position_ids is None
+    assert batches[1].position_ids.tolist() == [[*range(16), *range(8), *range(8)]]
 
 
 def test_rows_of_one_document_each_are_padded_ones_and_need_no_positions():
     documents = random_documents([33, 30, 28])
     [packed], [padded] = pack(documents, 1000), portion(documents, 1000)
-    assert packed.positions is None
-    assert torch.equal(packed.inputs, padded.inputs)
+    assert packed.position_ids is None
+    assert torch.equal(packed.input_ids, padded.input_ids)
     assert torch.equal(packed.targets, padded.targets)
 
 
@@ -186,7 +186,7 @@ def alone(model, document):
 
 
 def packed_logits(model, batch):
-    return model(input_ids=batch.inputs, position_ids=batch.positions, use_cache=False).logits
+    return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
@@ -198,10 +198,10 @@ def test_a_packed_document_has_the_logits_it_has_alone(architecture, lengths, se
     documents = random_documents(lengths, seed)
     expected = {document.ids[:-1]: alone(model, document) for document in documents if len(document.ids) > 1}
     for batch in pack(documents, limit):
-        few, full = SupervisedLogits(model)(batch), torch.zeros(*batch.inputs.shape, 96)
-        full[batch.supervised] = few
+        few, full = SupervisedLogits(model)(batch), torch.zeros(*batch.input_ids.shape, 96)
+        full[batch.loss_mask] = few
         for row, start, end in segments(batch):
-            there = expected[tuple(batch.inputs[row, start:end].tolist())]
+            there = expected[tuple(batch.input_ids[row, start:end].tolist())]
             assert (full[row, start:end] - there).abs().max() <= 1e-5 * there.abs().max()
 
 
@@ -217,15 +217,15 @@ def test_a_changed_token_reaches_no_other_document(architecture, lengths, seed, 
     which %= len(documents)
     ids = documents[which].ids
     others = [*documents]
-    others[which] = Tokens((ids[0] % 95 + 1, *ids[1:]), documents[which].learned)
+    others[which] = Tokens((ids[0] % 95 + 1, *ids[1:]), documents[which].loss_mask)
     [before], [after] = pack(documents, 10**6), pack(others, 10**6)
-    if before.positions is None:
+    if before.position_ids is None:
         return
     first, second = packed_logits(model, before), packed_logits(model, after)
     changed = 0
     for row, start, end in segments(before):
         moved = (first[row, start:end] - second[row, start:end]).abs().max()
-        if torch.equal(before.inputs[row, start:end], after.inputs[row, start:end]):
+        if torch.equal(before.input_ids[row, start:end], after.input_ids[row, start:end]):
             assert moved <= 1e-6
         else:
             changed += 1
@@ -248,7 +248,7 @@ def trained(arrange, max_batch_tokens):
     records = []
     batches = Batches(documents, 6, max_batch_tokens, 7, arrange)
     train(state, batches, loss_of=summed(SupervisedLogits(model)), callback=records.append)
-    assert any(batch.positions is not None for batch in batches.at(0)) == (arrange is pack)
+    assert any(batch.position_ids is not None for batch in batches.at(0)) == (arrange is pack)
     return records, parameters, [len(batches.at(step)) for step in range(8)]
 
 

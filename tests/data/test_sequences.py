@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.data.sequences import Chosen, Documents
+from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.errors import DataError
 from rankwise.text.tokenize import Tokens
 from sampling import draws
 
 PAIRS = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=20)
 ROWS = st.lists(PAIRS, max_size=12)
-FILES = {"ids.bin": 4, "learned.bin": 1, "starts.bin": 8}
+FILES = {"ids.bin": 4, "loss_mask.bin": 1, "starts.bin": 8}
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,11 @@ def place(tmp_path_factory):
 
 def of(rows, *, arrays=False):
     kind = np.array if arrays else tuple
-    return Documents.of(Tokens(kind([i for i, _ in row]), kind([bool(one) for _, one in row])) for row in rows)
+    return EncodedRows.of(Tokens(kind([i for i, _ in row]), kind([bool(one) for _, one in row])) for row in rows)
 
 
 def pairs(tokens):
-    return [(int(i), bool(one)) for i, one in zip(tokens.ids, tokens.learned, strict=True)]
+    return [(int(i), bool(one)) for i, one in zip(tokens.ids, tokens.loss_mask, strict=True)]
 
 
 def rows_of(documents):
@@ -54,8 +54,8 @@ def test_documents_are_the_rows_they_were_made_of(rows, arrays):
     documents = of(rows, arrays=arrays)
     assert len(documents) == len(rows)
     assert rows_of(documents) == rows
-    assert (documents.ids.dtype, documents.learned.dtype, documents.starts.dtype) == (np.int32, np.bool_, np.int64)
-    assert [tokens.supervised for tokens in documents] == [supervised(row) for row in rows]
+    assert (documents.ids.dtype, documents.loss_mask.dtype, documents.starts.dtype) == (np.int32, np.bool_, np.int64)
+    assert [tokens.loss_count for tokens in documents] == [supervised(row) for row in rows]
 
 
 @settings(max_examples=draws(80), deadline=None)
@@ -74,9 +74,9 @@ def test_an_index_a_slice_and_an_index_from_the_end_mean_what_they_mean_for_a_li
 @settings(max_examples=draws(80), deadline=None)
 @given(parts=st.lists(ROWS, max_size=5))
 def test_parts_gathered_are_their_rows_one_part_after_another(parts):
-    gathered = Documents.gathered([of(rows) for rows in parts])
+    gathered = EncodedRows.gathered([of(rows) for rows in parts])
     together = of([row for rows in parts for row in rows])
-    for name in ("ids", "learned", "starts"):
+    for name in ("ids", "loss_mask", "starts"):
         one, other = getattr(gathered, name), getattr(together, name)
         assert one.dtype == other.dtype
         assert np.array_equal(one, other)
@@ -85,19 +85,19 @@ def test_parts_gathered_are_their_rows_one_part_after_another(parts):
 @settings(max_examples=draws(60), deadline=None)
 @given(parts=st.lists(ROWS, max_size=4))
 def test_what_is_written_and_read_again_is_the_same_also_in_parts_and_twice(place, parts):
-    documents = Documents.gathered([of(rows) for rows in parts])
-    read = Documents.read(written(documents, place))
+    documents = EncodedRows.gathered([of(rows) for rows in parts])
+    read = EncodedRows.read(written(documents, place))
     assert rows_of(read) == rows_of(documents) == [row for rows in parts for row in rows]
-    assert (read.ids.dtype, read.learned.dtype, read.starts.dtype) == (np.int32, np.bool_, np.int64)
-    again = Documents.gathered([read, documents])
+    assert (read.ids.dtype, read.loss_mask.dtype, read.starts.dtype) == (np.int32, np.bool_, np.int64)
+    again = EncodedRows.gathered([read, documents])
     (place / "d2").mkdir(exist_ok=True)
     again.write(place / "d2")
-    assert rows_of(Documents.read(place / "d2")) == 2 * rows_of(documents)
+    assert rows_of(EncodedRows.read(place / "d2")) == 2 * rows_of(documents)
 
 
 def test_a_file_is_read_from_the_disk_as_it_is_needed_and_cannot_be_written_into(place):
-    read = Documents.read(written(of([[(1, False), (2, True)], [(3, True)]]), place))
-    assert isinstance(read.ids, np.memmap) and isinstance(read.learned, np.memmap)
+    read = EncodedRows.read(written(of([[(1, False), (2, True)], [(3, True)]]), place))
+    assert isinstance(read.ids, np.memmap) and isinstance(read.loss_mask, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         read[1].ids[0] = 7
 
@@ -106,13 +106,13 @@ def test_a_file_is_read_from_the_disk_as_it_is_needed_and_cannot_be_written_into
 @given(rows=ROWS.filter(bool), data=st.data(), mapped=st.booleans())
 def test_chosen_rows_and_their_counts_are_those_of_the_documents_as_often_as_chosen(place, rows, data, mapped):
     numbers = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=20))
-    documents = Documents.read(written(of(rows), place)) if mapped else of(rows)
-    chosen = Chosen(documents, np.array(numbers, np.int64))
+    documents = EncodedRows.read(written(of(rows), place)) if mapped else of(rows)
+    chosen = SelectedRows(documents, np.array(numbers, np.int64))
     wanted = [rows[number] for number in numbers]
     assert len(chosen) == len(wanted)
     assert rows_of(chosen) == wanted
     assert chosen.tokens == sum(map(len, wanted))
-    assert chosen.supervised == sum(map(supervised, wanted)) == sum(tokens.supervised for tokens in chosen)
+    assert chosen.loss_count == sum(map(supervised, wanted)) == sum(tokens.loss_count for tokens in chosen)
     assert rows_of(chosen[1:7:2]) == wanted[1:7:2]
     assert [pairs(chosen[index]) for index in range(-len(wanted), 0)] == wanted
     with pytest.raises(IndexError):
@@ -127,7 +127,7 @@ def test_a_file_that_lost_or_gained_bytes_is_refused_or_read_as_it_was(place, ro
     changed = content[: max(0, len(content) + change)] + b"\1" * max(0, change)
     (folder / name).write_bytes(changed)
     try:
-        read = Documents.read(folder)
+        read = EncodedRows.read(folder)
     except DataError as error:
         assert str(folder) in str(error) and "damaged" in str(error)
         assert changed != content
@@ -141,7 +141,7 @@ def test_borders_that_do_not_follow_each_other_to_the_end_are_refused(place, sta
     folder = written(of([[(1, False), (2, True), (3, True)]]), place)
     np.array(starts, np.int64).tofile(folder / "starts.bin")
     with pytest.raises(DataError, match="damaged"):
-        Documents.read(folder)
+        EncodedRows.read(folder)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -149,4 +149,4 @@ def test_a_missing_file_is_an_error_and_no_empty_document(place, name):
     folder = written(of([[(1, False), (2, True)]]), place)
     (folder / name).unlink()
     with pytest.raises((DataError, FileNotFoundError)):
-        Documents.read(folder)
+        EncodedRows.read(folder)

@@ -140,9 +140,9 @@ def test_a_field_that_another_column_stands_for_is_not_used_itself():
 def test_the_rows_to_measure_with_are_looked_at_too():
     write("rows.jsonl", pairs(5))
     write("valid.jsonl", passages(5))
-    (column,) = data_report(evaluation="valid.jsonl").unused_columns
+    (column,) = data_report(validation="valid.jsonl").unused_columns
     assert (column.file, column.stops) == ("valid.jsonl", True)
-    assert data_report(evaluation={"path": "valid.jsonl", "ignore_columns": "passage"}).fatal == ()
+    assert data_report(validation={"path": "valid.jsonl", "ignore_columns": "passage"}).fatal == ()
 
 
 @pytest.mark.parametrize("name", ["The passage", "one, two", "it's a $x", "--odd", "the {x}", "line\nbreak"])

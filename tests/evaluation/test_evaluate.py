@@ -76,11 +76,11 @@ def test_as_many_answers_at_once_as_none_is_refused(tiny_folder, rows, together)
 def test_loss_is_that_of_each_document_alone(model, rows):
     items = items_of(TaskConfig(task="t", data=str(rows)), model).items
     for item, found in zip(items, likelihoods(model.module, [one.documents[0] for one in items]), strict=True):
-        ids, learned = torch.tensor([item.documents[0].ids]), torch.tensor(item.documents[0].learned)
+        ids, learned = torch.tensor([item.documents[0].ids]), torch.tensor(item.documents[0].loss_mask)
         with torch.no_grad():
             nats = F.cross_entropy(model.module(ids).logits[0, :-1], ids[0, 1:], reduction="none")
         assert found.nats == pytest.approx(nats[learned[1:]].sum().item(), rel=1e-5)
-        assert found.tokens == item.documents[0].supervised
+        assert found.tokens == item.documents[0].loss_count
 
 
 def test_neither_order_nor_company_changes_an_answer(model, rows):
@@ -281,7 +281,7 @@ def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
     items = items_of(TaskConfig(task="t", data=str(file)), model).items
     ids = model.tokenizer.encode(file.read_text())
     assert [token for item in items for token in item.documents[0].ids[1:]] == ids
-    assert sum(item.documents[0].supervised for item in items) == len(ids)
+    assert sum(item.documents[0].loss_count for item in items) == len(ids)
     assert [item.documents[0].ids[0] for item in items[1:]] == [item.documents[0].ids[-1] for item in items[:-1]]
     assert all(len(item.documents[0].ids) <= model.context_length + 1 for item in items)
 
@@ -299,7 +299,7 @@ def test_of_what_follows_nothing_every_token_is_scored(model, tmp_path):
     (item,) = items_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
     for choice, document in zip(item.choices, item.documents, strict=True):
         ids = model.tokenizer.encode(choice)
-        assert list(document.ids[1:]) == ids and document.supervised == len(ids)
+        assert list(document.ids[1:]) == ids and document.loss_count == len(ids)
     with pytest.raises(DataError, match="nothing stands before its answer"):
         items_of(TaskConfig(task="t", data=str(file), ask="{q}", answer="fox", score="exact", chat=False), model)
 

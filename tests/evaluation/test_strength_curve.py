@@ -17,8 +17,9 @@ from rankwise.evaluation.strength import recommended, strength_curve, untold
 from rankwise.evaluation.text import Text
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
+from rankwise.objectives.causal_lm import summed
 from rankwise.runs.evaluations import Measured, StrengthPoint
-from rankwise.training.losses import mean_loss, summed
+from rankwise.training.losses import mean_loss
 
 TEXT = Text(torch.randint(96, (4, 41), generator=torch.Generator().manual_seed(5)), "random words", "0" * 64, ())
 

@@ -20,14 +20,14 @@ from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
+from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import StepRecord
 from rankwise.text.example import Example, Message
 from rankwise.text.rendering import render
 from rankwise.text.tokenize import tokenise
-from rankwise.training.loop import train
-from rankwise.training.losses import summed
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
+from trainers import train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -6,15 +6,21 @@ import gc
 import weakref
 
 import pytest
+import torch
 
 from conftest import tiny_model
 from fast_forms import unsettle
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
+from rankwise.data.batches import collate
 from rankwise.forward.activation_memory import kept_by, kept_by_plain
-from rankwise.forward.reference import SupervisedLogits
+from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.methods.full import FullFineTuning
-from rankwise.training.losses import summed
+from rankwise.objectives.causal_lm import summed
+
+
+def one_row(length):
+    return collate(random_documents(96, [length], torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -26,7 +32,7 @@ def test_a_count_leaves_no_graph(method, form):
     else:
         unsettle(inject(model, LoraConfig(rank=3)))
     parameters = [weakref.ref(one) for one in model.parameters()]
-    kept_by(model) if form == "fast" else kept_by_plain(model, summed(SupervisedLogits(model)))
+    kept_by(model) if form == "fast" else kept_by_plain(model, summed(SupervisedLogits(model)), one_row)
     del model
     gc.collect()
     assert not [one for one in parameters if one() is not None]

@@ -169,7 +169,7 @@ def test_with_a_large_vocabulary_a_formula_that_differs_is_still_found(wide, fau
 
 def test_positions_are_of_every_document_and_the_last_of_all(wide):
     batch = comparison.probe(wide, comparison.PROBED, torch.Generator())
-    chosen = comparison._at_fewer_positions(wide, batch).supervised[0]
+    chosen = comparison._at_fewer_positions(wide, batch).loss_mask[0]
     assert chosen.sum() == 16 and chosen[-1]
     assert all(part.any() for part in chosen.split(batch.lengths))
 

@@ -14,7 +14,7 @@ from rankwise.forward.activation_memory import kept_by_plain, kept_bytes
 from rankwise.forward.checkpointing import blocks_in_order, computed_twice
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
-from rankwise.training.losses import summed
+from rankwise.objectives.causal_lm import summed
 
 KINDS = ["llama", "neox", "gpt2", "gptj"]
 
@@ -61,8 +61,12 @@ def test_what_many_tokens_keep_is_known_from_a_few(kind):
     model = tiny_model(kind)
     FullFineTuning(model, dict)
     loss_of = summed(SupervisedLogits(model))
+
+    def one_row(length):
+        return collate(random_documents(96, [length], torch.Generator().manual_seed(0)))
+
     length = 40  # the tiny models have few positions
     batch = collate(random_documents(96, [length] * 6, torch.Generator().manual_seed(1)))
-    assert kept_by_plain(model, loss_of).of(batch.inputs.numel()) == pytest.approx(
+    assert kept_by_plain(model, loss_of, one_row).of(batch.input_ids.numel()) == pytest.approx(
         kept_bytes(loss_of, batch, model), rel=0.05
     )

@@ -18,8 +18,8 @@ from rankwise.errors import ModelError
 from rankwise.forward.agreement import agrees
 from rankwise.forward.fused import FastLoss, is_fast
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
-from rankwise.training.losses import summed
 
 SHAPE = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -85,7 +85,7 @@ def test_flat_batches_say_all_that_packed_ones_do():
     documents = rows(9)
     batches = flat(documents, 70)
     assert sorted(length for batch in batches for length in batch.lengths) == sorted(map(asked, documents))
-    assert all(batch.tokens == batch.inputs.numel() == sum(batch.lengths) for batch in batches)
+    assert all(batch.tokens == batch.input_ids.numel() == sum(batch.lengths) for batch in batches)
     assert all(batch.tokens <= 70 or len(batch.lengths) == 1 for batch in batches)
     model = model_of("llama")
     in_float64(model)

@@ -60,16 +60,16 @@ def test_they_are_the_full_logits_at_the_supervised_positions(architecture):
     model, batch = tiny_model(architecture), batch_of()
     with torch.no_grad():
         few = SupervisedLogits(model)(batch)
-        full = model(input_ids=batch.inputs).logits
+        full = model(input_ids=batch.input_ids).logits
     assert few.shape == (9, 96)
-    torch.testing.assert_close(few, full[batch.supervised], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(few, full[batch.loss_mask], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_padding_on_the_right_does_not_change_a_row(architecture):
     model = tiny_model(architecture)
     together, alone = batch_of((11, 5)), batch_of((11, 5))
-    narrow = Batch(alone.inputs[1:, :4], alone.targets[1:, :4], 4)
+    narrow = Batch.of_tokens(alone.input_ids[1:, :4], alone.targets[1:, :4], 4)
     with torch.no_grad():
         rows = SupervisedLogits(model)(together)[3:]
         row = SupervisedLogits(model)(narrow)
@@ -79,9 +79,9 @@ def test_padding_on_the_right_does_not_change_a_row(architecture):
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_the_gradients_are_those_of_the_full_logits(architecture):
     model, batch = tiny_model(architecture), batch_of()
-    targets = batch.targets[batch.supervised]
+    targets = batch.targets[batch.loss_mask]
     gradients = []
-    for logits in (SupervisedLogits(model)(batch), model(input_ids=batch.inputs).logits[batch.supervised]):
+    for logits in (SupervisedLogits(model)(batch), model(input_ids=batch.input_ids).logits[batch.loss_mask]):
         model.zero_grad()
         torch.nn.functional.cross_entropy(logits, targets).backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
@@ -93,15 +93,15 @@ def test_the_gradients_are_those_of_the_full_logits(architecture):
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_the_model_has_whole_logits_again_afterwards_even_if_it_failed(architecture):
     model, batch = tiny_model(architecture), batch_of()
-    outside = Batch(torch.full_like(batch.inputs, 96), batch.targets, batch.tokens)  # no such token
+    outside = Batch.of_tokens(torch.full_like(batch.input_ids, 96), batch.targets, batch.tokens)  # no such token
     with torch.no_grad():
-        before = model(input_ids=batch.inputs).logits
+        before = model(input_ids=batch.input_ids).logits
         with pytest.raises(IndexError):
             SupervisedLogits(model)(outside)
         assert not model.get_output_embeddings()._forward_pre_hooks
         SupervisedLogits(model)(batch)
         assert not model.get_output_embeddings()._forward_pre_hooks
-        assert torch.equal(model(input_ids=batch.inputs).logits, before)
+        assert torch.equal(model(input_ids=batch.input_ids).logits, before)
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
@@ -112,13 +112,13 @@ def test_packed_rows_give_the_logits_at_their_supervised_positions(architecture)
         for length in (16, 6, 8, 4)
     ]
     model, [batch] = tiny_model(architecture), pack(documents, 1000)
-    assert batch.positions is not None
+    assert batch.position_ids is not None
     with torch.no_grad():
         few = SupervisedLogits(model)(batch)
-        full = model(input_ids=batch.inputs, position_ids=batch.positions, use_cache=False).logits
-        joined = model(input_ids=batch.inputs).logits
-    torch.testing.assert_close(few, full[batch.supervised], rtol=1e-5, atol=1e-6)
-    assert (few - joined[batch.supervised]).abs().max() > 1e-3
+        full = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+        joined = model(input_ids=batch.input_ids).logits
+    torch.testing.assert_close(few, full[batch.loss_mask], rtol=1e-5, atol=1e-6)
+    assert (few - joined[batch.loss_mask]).abs().max() > 1e-3
 
 
 def tiny_other(architecture, dtype):

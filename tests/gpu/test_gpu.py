@@ -38,12 +38,12 @@ from rankwise.kernels.rotary import plain_rotated, rotated
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
+from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import StepRecord
 from rankwise.text.example import Message
 from rankwise.text.tokenize import Tokens
-from rankwise.training.loop import train
-from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
+from trainers import train
 
 DEVICE = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(DEVICE is None, reason="no CUDA or Apple GPU here")]

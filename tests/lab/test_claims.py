@@ -94,14 +94,14 @@ def test_adalora_counts_once_its_ranks_are_decided(task, tmp_path, tiny_folder, 
 def test_a_rate_that_is_too_high_is_a_result_and_not_the_end(task, tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = Plan({**PLAN.rates, "full": (0.001, 10.0)}, (0, 1), PLAN.rows, blocks=2, most_rates=2)
-    plain = claims_runs.train_loop
 
-    def loop(state, *given, **named):
-        if state.rate(0) > 1:
-            raise TrainingError("step 1 of 3: the loss is nan")
-        return plain(state, *given, **named)
+    class Failing(claims_runs.Trainer):
+        def run(self):
+            if self.state.rate(0) > 1:
+                raise TrainingError("step 1 of 3: the loss is nan")
+            return super().run()
 
-    monkeypatch.setattr(claims_runs, "train_loop", loop)
+    monkeypatch.setattr(claims_runs, "Trainer", Failing)
     found = claims(tmp_path, str(tiny_folder), tasks=[task], plan=plan)
     rows = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     failed = [row["cell"]["rate"] for row in rows if row["result"]["failed"]]

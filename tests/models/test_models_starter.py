@@ -26,7 +26,7 @@ def test_the_starter_is_whole_answers_truly_and_stops_by_itself(starter_folder):
 
     row = Example((ASKED, Message("assistant", "It is Paris.")), "x:1")
     tokens = tokenise(render(row, model.template), model.tokenizer)
-    learned = [token for token, flag in zip(tokens.ids, tokens.learned, strict=True) if flag]
+    learned = [token for token, flag in zip(tokens.ids, tokens.loss_mask, strict=True) if flag]
     assert model.tokenizer.decode(learned) == "It is Paris.<|im_end|>"
 
 

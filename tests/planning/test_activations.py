@@ -18,9 +18,9 @@ from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.kernels.loss import ROWS
 from rankwise.methods.full import FullFineTuning
+from rankwise.objectives.causal_lm import summed
 from rankwise.planning.activations import FAST, saved_bytes
 from rankwise.planning.memory import HEAD_ROWS
-from rankwise.training.losses import summed
 
 VOCABULARY, LENGTH = 64, 96
 GATED = {

@@ -29,7 +29,7 @@ ROWS = PlannedRows(
 
 def config(held_out: int = 60, **settings) -> Planned:
     data = {"path": "rows.jsonl"} | ({"held_out": held_out} if held_out else {})
-    return Planned.model_validate({"model": "smollm2-135m", "data": data, "evaluation": settings})
+    return Planned.model_validate({"model": "smollm2-135m", "data": data, "validation": settings})
 
 
 def test_the_numbers_are_those_of_a_training() -> None:

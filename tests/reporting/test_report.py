@@ -171,7 +171,7 @@ def test_rows_that_chose_the_step_are_said_to_flatter(tracking):
     if "patience" in tracking:
         manifest = run.manifest()
         assert data_of()["remarks"] == data_of_plain_remarks(), "a run that made all its steps was not ended by them"
-        ended = manifest.results.model_copy(update={"ended_early": "3 evaluations without a better held-out loss"})
+        ended = manifest.results.model_copy(update={"ended_early": "3 validations without a better validation loss"})
         run.write_manifest(manifest.model_copy(update={"results": ended}))
     assert data_of()["remarks"] == data_of_plain_remarks(), "the task is of other rows"
     evaluation = read_evaluation(evaluation_path(run, "task"))

@@ -83,7 +83,7 @@ def composed(text, kind):
 
 def check_learned(example, tokens, template, family, kind):
     tokenizer = template.tokenizer
-    assert len(tokens.ids) == len(tokens.learned)
+    assert len(tokens.ids) == len(tokens.loss_mask)
     texts = learned_texts(tokens, tokenizer)
     wanted = [composed(family.written(answer), kind) for answer in answers_of(example)]
     assert len(texts) == len(wanted)
@@ -254,7 +254,7 @@ def test_a_text_is_learned_whole_with_an_end(kind, content):
     (text,) = learned_texts(tokens, template.tokenizer)
     assert text.removeprefix(" " if kind == "prepend" else "") == composed(content, kind) + "</s>"
     assert template.tokenizer.hub.convert_ids_to_tokens(list(tokens.ids))[0] == "<s>"
-    assert tokens.learned == (False,) + (True,) * (len(tokens.ids) - 1)
+    assert tokens.loss_mask == (False,) + (True,) * (len(tokens.ids) - 1)
 
 
 @pytest.mark.parametrize("name", ["vicuna", "mistral1", "zephyr"])

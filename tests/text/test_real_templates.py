@@ -29,7 +29,7 @@ def written(hub: PreTrainedTokenizerFast, template: str | None, ends: list[int])
 
 
 def learned_ids(tokens: Tokens) -> list[int]:
-    return [token for token, is_learned in zip(tokens.ids, tokens.learned, strict=True) if is_learned]
+    return [token for token, is_learned in zip(tokens.ids, tokens.loss_mask, strict=True) if is_learned]
 
 
 def learned(example: Example, made: ChatTemplate) -> list[str]:
@@ -106,10 +106,10 @@ def test_a_control_token_inside_a_message_is_encoded_as_the_text_it_is(
     assert made.tokenizer.decode(tokens.ids) == made.text(typed).replace(BREAK, "")
     assert made.tokenizer.decode(learned_ids(tokens)) == typed[-1].content + "<|im_end|>"
     place = next(n for n in range(len(tokens.ids)) if list(tokens.ids[n : n + len(letters)]) == letters)
-    assert tokens.learned[place] is (role == "assistant")
+    assert tokens.loss_mask[place] is (role == "assistant")
     # and so it is asked
     asked = prompt_ids(made.text(typed[:2], answer_next=True), made.tokenizer)
-    assert list(tokens.ids[: len(asked)]) == asked and not any(tokens.learned[: len(asked)])
+    assert list(tokens.ids[: len(asked)]) == asked and not any(tokens.loss_mask[: len(asked)])
     # BREAK is ours alone: no text of a conversation holds it when it is decoded
     assert BREAK not in made.tokenizer.decode(tokens.ids)
 

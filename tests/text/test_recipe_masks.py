@@ -164,8 +164,8 @@ def test_alpaca_s_start_and_end_are_the_tokens():
 
 def test_alpaca_lora_learns_everything_but_what_nothing_stands_before():
     tokens = document("alpaca-lora", written("alpaca-lora"), PLAIN)
-    assert all(tokens.learned)
-    assert tokens.supervised == len(tokens.ids) - 1
+    assert all(tokens.loss_mask)
+    assert tokens.loss_count == len(tokens.ids) - 1
 
 
 TURNS = talk("Hi.", "Hello!", "Who are you?", "A model.")

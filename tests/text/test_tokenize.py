@@ -48,7 +48,7 @@ def plain_template(hub_tokenizer):
 def learned_text(tokens, tokenizer):
     """Each stretch of learned ids, decoded."""
     texts, stretch = [], []
-    for token, learned in [*zip(tokens.ids, tokens.learned, strict=True), (0, False)]:
+    for token, learned in [*zip(tokens.ids, tokens.loss_mask, strict=True), (0, False)]:
         if learned:
             stretch.append(token)
         elif stretch:
@@ -75,7 +75,7 @@ def as_example(pairs):
 def test_learned_ids_decode_to_exactly_answer_and_end_token(tokenizer, template, pairs):
     example = as_example(pairs)
     tokens = tokenise(render(example, template), tokenizer, example.where)
-    assert len(tokens.ids) == len(tokens.learned)
+    assert len(tokens.ids) == len(tokens.loss_mask)
     assert tokens.ended
     assert tokenizer.decode(tokens.ids) == template.text(example.messages).replace(BREAK, "")
     assert learned_text(tokens, tokenizer) == [answer + END for _, answer in pairs]
@@ -93,7 +93,7 @@ def test_the_only_control_tokens_are_those_of_the_template(tokenizer, template, 
     tokens = tokenise(render(example, template), tokenizer, example.where)
     assert control(tokens.ids) == control(tokenizer.encode(template.text(harmless.messages)))
     ends = [
-        token for token, flag in zip(tokens.ids, tokens.learned, strict=True) if flag and token in tokenizer.special
+        token for token, flag in zip(tokens.ids, tokens.loss_mask, strict=True) if flag and token in tokenizer.special
     ]
     assert ends == [tokenizer.hub.eos_token_id] * len(pairs)
 
@@ -103,7 +103,7 @@ def test_the_only_control_tokens_are_those_of_the_template(tokenizer, template, 
 def test_what_stands_before_each_answer_is_what_generation_will_be_given(tokenizer, template, pairs):
     example = as_example(pairs)
     tokens = tokenise(render(example, template), tokenizer, example.where)
-    begins = [n for n in range(1, len(tokens.ids)) if tokens.learned[n] and not tokens.learned[n - 1]]
+    begins = [n for n in range(1, len(tokens.ids)) if tokens.loss_mask[n] and not tokens.loss_mask[n - 1]]
     asked = [
         prompt_ids(template.text(example.messages[: 2 * n + 1], answer_next=True), tokenizer) for n in range(len(pairs))
     ]
@@ -139,8 +139,8 @@ def test_a_row_is_encoded_as_it_will_be_when_served(tokenizer, template, pairs):
 def test_any_cut_of_a_text_gives_each_token_the_side_it_lies_on(tokenizer, texts):
     tokens = tokenise(rendering(*texts), tokenizer)
     assert tokenizer.decode(tokens.ids) == "".join(text for text, _ in texts)
-    learned = [token for token, flag in zip(tokens.ids, tokens.learned, strict=True) if flag]
-    given_ = [token for token, flag in zip(tokens.ids, tokens.learned, strict=True) if not flag]
+    learned = [token for token, flag in zip(tokens.ids, tokens.loss_mask, strict=True) if flag]
+    given_ = [token for token, flag in zip(tokens.ids, tokens.loss_mask, strict=True) if not flag]
     assert tokenizer.decode(learned) == "".join(text for text, flag in texts if flag)
     assert tokenizer.decode(given_) == "".join(text for text, flag in texts if not flag)
 
@@ -154,7 +154,7 @@ def test_where_a_token_would_straddle_the_border_the_parts_are_encoded_apart(tok
     tokens = tokenise(rendering((whole[:cut], False), (whole[cut:], True)), tokenizer)
     first, second = tokenizer.encode(whole[:cut]), tokenizer.encode(whole[cut:])
     assert list(tokens.ids) == first + second != ids
-    assert tokens.learned == (False,) * len(first) + (True,) * len(second)
+    assert tokens.loss_mask == (False,) * len(first) + (True,) * len(second)
 
 
 def test_a_prompt_that_has_other_ids_when_it_is_asked_is_not_as_asked(tokenizer):
@@ -177,7 +177,7 @@ def test_a_border_between_tokens_leaves_the_whole_encoding():
     tokens = tokenise(rendering(("hi:", False), ("yes", True)), tokenizer_)
     assert list(tokens.ids) == tokenizer_.encode("hi:yes")
     assert tokenizer_.hub.convert_ids_to_tokens(tokens.ids) == list("▁hi:yes")
-    assert tokens.learned == (False,) * 4 + (True,) * 3
+    assert tokens.loss_mask == (False,) * 4 + (True,) * 3
 
 
 def lossy(normalizer=None, decoder=None):
@@ -225,5 +225,5 @@ def test_the_tokenizer_that_is_refused_for_some_texts_serves_those_it_can_give_b
 
 
 def test_a_first_token_that_is_learned_is_not_counted_as_supervised():
-    assert Tokens((5, 6, 7), (True, False, True)).supervised == 1
-    assert Tokens((5, 6, 7), (False, True, True)).supervised == 2
+    assert Tokens((5, 6, 7), (True, False, True)).loss_count == 1
+    assert Tokens((5, 6, 7), (False, True, True)).loss_count == 2

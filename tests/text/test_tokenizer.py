@@ -68,7 +68,7 @@ def test_the_answer_and_its_end_token_are_learned_under_the_plain_template_too(p
     template = written(plain, plain.eos_token_id)
     tokenizer = template.tokenizer
     tokens = tokenise(render(Example(TALK, "x:1"), template), tokenizer)
-    learned = [token for token, flag in zip(tokens.ids, tokens.learned, strict=True) if flag]
+    learned = [token for token, flag in zip(tokens.ids, tokens.loss_mask, strict=True) if flag]
     assert tokenizer.decode(learned) == " ho<|im_end|>"
 
 

@@ -226,8 +226,8 @@ def test_whatever_is_kept_fits_and_teaches_something(
     assert len(outcome.methods) == len(outcome.documents)
     end = template.end_ids[0]
     for document in outcome.documents:
-        assert len(document.ids) == len(document.learned) <= limit
-        assert document.supervised > 0
+        assert len(document.ids) == len(document.loss_mask) <= limit
+        assert document.loss_count > 0
         if learned == "answers":
             assert document.ended is all(document.ids[stop - 1] == end for _, stop in runs(document))
             assert document.as_asked
@@ -299,8 +299,8 @@ def test_truncate_keeps_the_beginning(pairs, limit):
     outcome = outcome_of(example, limit, "truncate")
     for document in outcome.documents:
         assert list(document.ids) == list(whole.ids[:limit])
-        assert list(document.learned) == list(whole.learned[:limit])
-    assert bool(outcome.documents) is any(whole.learned[1:limit])
+        assert list(document.loss_mask) == list(whole.loss_mask[:limit])
+    assert bool(outcome.documents) is any(whole.loss_mask[1:limit])
 
 
 def test_an_end_that_is_cut_off_is_told():

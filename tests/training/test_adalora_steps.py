@@ -15,12 +15,13 @@ from rankwise.data.batches import Batches, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.text.tokenize import Tokens
-from rankwise.training.loop import train
-from rankwise.training.losses import mean_loss, summed
+from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
+from trainers import train
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,11 @@ from rankwise.errors import is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.lora import TrainableLoRA
+from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import StepRecord, WarningMessage, silent
 from rankwise.text.tokenize import Tokens
-from rankwise.training.auto_batch import Halving
-from rankwise.training.loop import train
-from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
+from trainers import train
 
 LENGTHS = (30, 9, 14, 22, 6, 17, 11, 25)
 
@@ -44,13 +43,13 @@ def trained(
 
     def loss_of(batch):
         total = plain(batch)
-        if room is not None and batch.inputs.numel() > room:
+        if room is not None and batch.input_ids.numel() > room:
             total.backward(retain_graph=True)  # some gradients are there by then
             torch.empty(2**58, dtype=torch.uint8)
         return total
 
     batches = Batches(documents(), 6, tokens, 0)
-    train(state, batches if room is None else Halving(batches, callback), loss_of=loss_of, callback=callback)
+    train(state, batches, loss_of=loss_of, callback=callback, auto_batch=room is not None)
     return [parameter.detach().clone() for parameter in state.parameters], state
 
 

@@ -1,19 +1,21 @@
-"""In which form a run is computed: chosen at its beginning, written down, and kept when it goes on."""
+"""With which backend a run computes: chosen at its beginning, written down, and kept when the run is resumed."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 import rankwise
 from rankwise.config.training import TrainingConfig
-from rankwise.errors import RunError
+from rankwise.errors import ConfigError, RunError
 from rankwise.kernels.regions import REGIONS
 from rankwise.runs.records import StatusMessage, StepRecord, WarningMessage
-from rankwise.training import backend as forms
+from rankwise.training import activation_checkpointing
+from rankwise.training import backend as backends
 
 COMPILER = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
 
@@ -69,61 +71,64 @@ def small(tiny_folder, tmp_path, monkeypatch):
 
 
 def test_a_short_run_is_not_compiled(small):
-    assert rankwise.train(small).manifest.form == "fast"
+    assert rankwise.train(small).manifest.backend == "fused"
 
 
-def test_where_compiling_fails_a_run_is_fast_and_says_so(small, monkeypatch):
-    monkeypatch.setattr(forms, "LONG", 0.0)
-    monkeypatch.setattr(forms, "compiled_regions", broken)
+def test_where_compiling_fails_a_run_is_fused_and_says_so(small, monkeypatch):
+    monkeypatch.setattr(backends, "LONG", 0.0)
+    monkeypatch.setattr(backends, "compiled_regions", broken)
     listener = Listener()
-    assert rankwise.train(small, callback=listener).manifest.form == "fast"
+    assert rankwise.train(small, callback=listener).manifest.backend == "fused"
     assert any("not compiled" in text for text in listener.said)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")
 def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
-    monkeypatch.setattr(forms, "LONG", 0.0)
+    monkeypatch.setattr(backends, "LONG", 0.0)
     whole, first, second = Listener(), Listener(last=2), Listener()
-    form = rankwise.train(small.model_copy(update={"run": "whole"}), callback=whole).manifest.form
-    if forms.NO_COMPILER in whole.said:
+    backend = rankwise.train(small.model_copy(update={"run": "whole"}), callback=whole).manifest.backend
+    if backends.NO_COMPILER in whole.said:
         pytest.skip("torch's compiler does not work here, and the run said so")
-    assert form == "compiled"
+    assert backend == "compiled"
     assert any("compiled in" in text for text in whole.said)
     with pytest.raises(Stopped):
         rankwise.train(small, callback=first)
     with monkeypatch.context() as context:
-        context.setattr(forms, "compiled_regions", broken)
+        context.setattr(backends, "compiled_regions", broken)
         with pytest.raises(RunError, match=r"C\+\+ compiler, does not work here"):
             rankwise.train(small, resume=True)
-    monkeypatch.setattr(forms, "LONG", 1e9)
-    assert rankwise.train(small, resume=True, callback=second).manifest.form == "compiled"
+    monkeypatch.setattr(backends, "LONG", 1e9)
+    assert rankwise.train(small, resume=True, callback=second).manifest.backend == "compiled"
     assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
 
 
 def test_memory_is_counted_with_the_dropout_that_a_run_has(small, monkeypatch):
     found = []
-    monkeypatch.setattr(forms, "recomputed", lambda needed, free, blocks, least: found.append(needed) or 0)
+    monkeypatch.setattr(
+        activation_checkpointing, "recomputed", lambda needed, free, blocks, least: found.append(needed) or 0
+    )
     for number, dropout in enumerate((0.0, 0.3)):
         adapter = rankwise.LoraConfig(rank=8, dropout=dropout)
         rankwise.train(small.model_copy(update={"run": f"run-{number}", "adapter": adapter}))
     assert found[1] > 1.2 * found[0]
 
 
-def test_where_memory_is_short_blocks_are_computed_twice_and_nothing_else_changes(small, monkeypatch):
+def test_where_memory_is_short_blocks_recompute_and_nothing_else_changes(small, monkeypatch):
     usual = rankwise.train(small.model_copy(update={"run": "usual"}))
-    monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
+    for module in (activation_checkpointing, backends):
+        monkeypatch.setattr(module, "available_memory", lambda: 10_000)
     listener = Listener()
     tight = rankwise.train(small, callback=listener)
-    assert any("blocks are computed twice" in text for text in listener.said)
+    assert any("blocks recompute their activations" in text for text in listener.said)
     weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"plain": True}], ids=["fast", "plain"])
-def test_as_many_blocks_are_computed_twice_as_asked_for_and_nothing_else_changes(small, settings, monkeypatch):
+@pytest.mark.parametrize("settings", [{}, {"backend": "eager"}], ids=["fused", "eager"])
+def test_as_many_blocks_recompute_as_the_setting_says_and_nothing_else_changes(small, settings, monkeypatch):
     found = []
-    blocks, loss = forms.computed_twice, forms.FastLoss
+    blocks, loss = backends.computed_twice, backends.FastLoss
 
     def plain(given):
         found.append(len(given))
@@ -133,8 +138,8 @@ def test_as_many_blocks_are_computed_twice_as_asked_for_and_nothing_else_changes
         found.extend([named["recomputed"]] if "recomputed" in named else [])
         return loss(module, **named)
 
-    monkeypatch.setattr(forms, "computed_twice", plain)
-    monkeypatch.setattr(forms, "FastLoss", fast)
+    monkeypatch.setattr(backends, "computed_twice", plain)
+    monkeypatch.setattr(backends, "FastLoss", fast)
     weights = []
     for asked in (0, 1, 99):
         training = small.training.model_copy(update={"activation_checkpointing": asked, **settings})
@@ -144,13 +149,14 @@ def test_as_many_blocks_are_computed_twice_as_asked_for_and_nothing_else_changes
     assert weights[0] == weights[1] == weights[2]
 
 
-def test_where_memory_is_short_the_plain_form_computes_blocks_twice_too(small, monkeypatch):
-    plain = small.model_copy(update={"training": small.training.model_copy(update={"plain": True})})
+def test_where_memory_is_short_the_eager_backend_recomputes_too(small, monkeypatch):
+    plain = small.model_copy(update={"training": small.training.model_copy(update={"backend": "eager"})})
     usual = rankwise.train(plain.model_copy(update={"run": "usual"}))
-    monkeypatch.setattr(forms, "available_memory", lambda: 10_000)
+    for module in (activation_checkpointing, backends):
+        monkeypatch.setattr(module, "available_memory", lambda: 10_000)
     listener = Listener()
     tight = rankwise.train(plain, callback=listener)
-    assert any("blocks are computed twice" in text for text in listener.said)
+    assert any("blocks recompute their activations" in text for text in listener.said)
     weights = [(run.run.adapter / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
     assert weights[0] == weights[1]
 
@@ -163,8 +169,23 @@ def test_a_run_goes_on_as_if_never_stopped(small, spec):
     """Over the top blocks, whose prefix is kept; and where the lower blocks lost all of their ranks before the stop."""
     small = small.model_copy(update={"adapter": spec})
     whole, first, second = Listener(), Listener(last=2), Listener()
-    assert rankwise.train(small.model_copy(update={"run": "whole"}), callback=whole).manifest.form == "fast"
+    assert rankwise.train(small.model_copy(update={"run": "whole"}), callback=whole).manifest.backend == "fused"
     with pytest.raises(Stopped):
         rankwise.train(small, callback=first)
     rankwise.train(small, resume=True, callback=second)
     assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
+
+
+def test_a_backend_that_is_named_is_taken_or_refused(small, monkeypatch):
+    def with_backend(name, **update):
+        training = small.training.model_copy(update={"backend": name})
+        return small.model_copy(update={"run": name, "training": training, **update})
+
+    for name in ("eager", "fused"):
+        assert rankwise.train(with_backend(name)).manifest.backend == name
+    with pytest.raises(ConfigError, match=r"training.backend is fused.*weights are trained"):
+        rankwise.train(with_backend("fused", run="full", adapter=rankwise.FullConfig()))
+    assert not (Path("runs") / "full").exists()
+    monkeypatch.setattr(backends, "compiled_regions", broken)
+    with pytest.raises(ConfigError, match=r"training.backend is compiled.*not compiled"):
+        rankwise.train(with_backend("compiled"))

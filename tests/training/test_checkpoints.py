@@ -20,15 +20,16 @@ from rankwise.errors import RunError, TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.lora import TrainableLoRA
+from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import StepRecord
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
 from rankwise.training import checkpoints
 from rankwise.training.checkpoints import FACTS, TENSORS, restore, save, size_of
-from rankwise.training.loop import train
-from rankwise.training.losses import Loss, summed
+from rankwise.training.losses import Loss
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
+from trainers import train
 
 STEPS = 20
 TARGETS = ["q_proj", "v_proj", "down_proj"]

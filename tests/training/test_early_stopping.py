@@ -1,4 +1,4 @@
-"""Which evaluation was best is a pure function of the records: no order of calls, no memory, no pause can change it."""
+"""Which validation was best is a pure function of the records: no order of calls, no memory, no pause can change it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.records import LossRecord, ScoreRecord
-from rankwise.training.early_stopping import Judge
+from rankwise.training.early_stopping import EarlyStopping
 
 VALUES = st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf]), max_size=12)
 
@@ -27,13 +27,13 @@ def records(values, by="loss"):
     return found
 
 
-def judge(by, first=1):
-    return Judge(by, METRICS[by].more_is_better, first)
+def stopping(by, first=1):
+    return EarlyStopping(by, METRICS[by].more_is_better, first)
 
 
 @given(VALUES, st.sampled_from(["loss", "exact"]), st.integers(0, 5))
 def test_the_best_is_the_first_of_the_best_finite_values_of_its_candidates(values, by, first):
-    found = judge(by, first).best(records(values, by))
+    found = stopping(by, first).best(records(values, by))
     candidates = [(step, value) for step, value in enumerate(values) if step >= max(1, first) and math.isfinite(value)]
     if not candidates:
         assert found is None
@@ -47,15 +47,24 @@ def test_an_evaluation_is_one_more_without_improvement_unless_it_is_the_new_best
     """As somebody would count who hears one evaluation after another."""
     best, waited = None, 0
     for step in range(len(values)):
-        here = judge(by, first).best(records(values[: step + 1], by))
+        here = stopping(by, first).best(records(values[: step + 1], by))
         if step >= max(1, first):
             waited = 0 if here is not None and here != best else waited + 1
         best = here
-        assert judge(by, first).waited(records(values[: step + 1], by)) == waited
+        assert stopping(by, first).without_improvement(records(values[: step + 1], by)) == waited
 
 
 @pytest.mark.parametrize("by", [name for name, metric in METRICS.items() if metric.text])
 def test_more_of_a_score_is_better(by):
     assert (
-        judge(by).best([ScoreRecord(1, by, 0.1, 4), ScoreRecord(2, by, 0.4, 4), ScoreRecord(3, by, 0.2, 4)]).step == 2
+        stopping(by).best([ScoreRecord(1, by, 0.1, 4), ScoreRecord(2, by, 0.4, 4), ScoreRecord(3, by, 0.2, 4)]).step
+        == 2
     )
+
+
+@given(VALUES, st.integers(1, 4))
+def test_a_run_is_over_when_as_many_validations_as_its_patience_brought_nothing(values, patience):
+    known = records(values)
+    one = EarlyStopping("loss", more_is_better=False, patience=patience)
+    assert one.is_over(known) == (one.without_improvement(known) >= patience)
+    assert not EarlyStopping("loss", more_is_better=False).is_over(known)

@@ -19,7 +19,7 @@ from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import AdapterError, TrainingError
-from rankwise.training import measuring, session
+from rankwise.training import trainer, validation
 from rankwise.training.finite import not_finite
 from rankwise.training.losses import mean_loss
 
@@ -43,7 +43,7 @@ def workplace(tmp_path, tiny_folder, monkeypatch):
 
 def experiment(method, held_out=0, **more):
     data = {"path": "rows.jsonl", "held_out": held_out}
-    training = TrainingConfig(steps=STEPS, batch_size=2, plain=True, checkpoint_steps=5)
+    training = TrainingConfig(steps=STEPS, batch_size=2, backend="eager", checkpoint_steps=5)
     return rankwise.Experiment(
         model="./base", data=data, run="r", adapter=METHODS[method], training=training, **more
     )  # fmt: skip
@@ -51,7 +51,7 @@ def experiment(method, held_out=0, **more):
 
 def poisoned(monkeypatch, change, step):
     """Before that update `change` is done to the first parameter that learns and to its averages."""
-    real, count = session.adamw, iter(range(1, STEPS + 1))
+    real, count = trainer.adamw, iter(range(1, STEPS + 1))
 
     def adamw(trainable, spec):
         optimizer = real(trainable, spec)
@@ -64,7 +64,7 @@ def poisoned(monkeypatch, change, step):
         optimizer.register_step_pre_hook(before)
         return optimizer
 
-    monkeypatch.setattr(session, "adamw", adamw)
+    monkeypatch.setattr(trainer, "adamw", adamw)
 
 
 def nan_in_average(parameter, averages):
@@ -103,13 +103,13 @@ def test_the_run_can_go_on_from_its_checkpoint(monkeypatch):
 
 def test_a_nan_of_the_last_update_fails_where_the_best_step_would_be_kept_too(monkeypatch):
     poisoned(monkeypatch, nan_in_average, STEPS)
-    said = refused(experiment("lora", 2, evaluation={"keep": "best", "steps": 3}))
+    said = refused(experiment("lora", 2, validation={"keep": "best", "steps": 3}))
     assert f"after step {STEPS}" in said
 
 
 def test_a_nan_before_an_evaluation_is_named_and_not_measured(monkeypatch):
     poisoned(monkeypatch, nan_in_average, 3)
-    said = refused(experiment("lora", 2, evaluation={"steps": 3}))
+    said = refused(experiment("lora", 2, validation={"steps": 3}))
     assert f"after step 3 of {STEPS}" in said
     assert "NaN" not in Path("runs/r/metrics.jsonl").read_text()
 
@@ -122,29 +122,29 @@ def test_an_infinite_average_by_which_nothing_learns_is_found_at_checkpoints_and
 
 
 def test_what_becomes_infinite_as_triplets_are_folded_is_found(monkeypatch):
-    real = session.Session._check_that_all_learned
+    real = trainer.Trainer._check_that_all_learned
 
-    def then_grow(self, state):
-        real(self, state)
+    def then_grow(self):
+        real(self)
         with torch.no_grad():
-            state.trainable.triplets.vectors.fill_(1e30)
-            state.trainable.triplets.strengths.fill_(1e30)
+            self.trainable.triplets.vectors.fill_(1e30)
+            self.trainable.triplets.strengths.fill_(1e30)
 
-    monkeypatch.setattr(session.Session, "_check_that_all_learned", then_grow)
+    monkeypatch.setattr(trainer.Trainer, "_check_that_all_learned", then_grow)
     said = refused(experiment("adalora"))
     assert "q_proj.B" in said and "contain NaN or infinity" in said
 
 
-@pytest.mark.parametrize(("evaluation", "when"), [(1, "before the first step"), (2, f"after step {STEPS}")])
-def test_a_held_out_loss_that_is_no_number_is_an_error_of_the_training(monkeypatch, evaluation, when):
+@pytest.mark.parametrize(("number", "when"), [(1, "before the first step"), (2, f"after step {STEPS}")])
+def test_a_held_out_loss_that_is_no_number_is_an_error_of_the_training(monkeypatch, number, when):
     count = iter(range(1, 9))
 
     def loss(*words):
         found, tokens = mean_loss(*words)
-        return (float("nan") if next(count) == evaluation else found), tokens
+        return (float("nan") if next(count) == number else found), tokens
 
-    monkeypatch.setattr(measuring, "mean_loss", loss)
-    assert f"held-out loss {when} is nan" in refused(experiment("lora", 2, evaluation={"steps": STEPS}))
+    monkeypatch.setattr(validation, "mean_loss", loss)
+    assert f"validation loss {when} is nan" in refused(experiment("lora", 2, validation={"steps": STEPS}))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -18,12 +18,12 @@ from rankwise.forward.fused import is_fast
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.lora import TrainableLoRA
+from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
-from rankwise.training.loop import train
-from rankwise.training.losses import summed
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
+from trainers import train
 
 CPU, RATE, STEPS = torch.device("cpu"), 1e-2, 12
 SPEC = TrainingConfig(weight_decay=0.1, clip=0.05)
@@ -97,7 +97,7 @@ def adamw_by_hand(model: nn.Module) -> None:
     for step in range(STEPS):
         model.zero_grad()
         parts = batches.at(step)
-        count = sum(int(part.supervised.sum()) for part in parts)
+        count = sum(int(part.loss_mask.sum()) for part in parts)
         for part in parts:
             (forward(part) / count).backward()
         norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]))
@@ -166,7 +166,7 @@ def test_k_micro_batches_are_one_large_batch(architecture: str) -> None:
 def test_what_is_tied_stays_tied() -> None:
     whole = whole_of("gpt2")
     model = whole.model
-    assert "lm_head.weight" not in whole.parts, "a weight that two layers share learns once"
+    assert "lm_head.weight" not in whole.names, "a weight that two layers share learns once"
     learn(whole, state_of(whole))
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     with whole.base():

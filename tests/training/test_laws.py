@@ -19,18 +19,19 @@ from rankwise.data.batches import Batch, Batches, collate, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.lora import TrainableLoRA
+from rankwise.objectives.causal_lm import summed, token_loss
 from rankwise.runs.records import StepRecord
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Example, Message
 from rankwise.text.rendering import render
 from rankwise.text.tokenize import Tokens, tokenise
 from rankwise.text.tokenizer import HubTokenizer
-from rankwise.training.loop import train
-from rankwise.training.losses import mean_loss, summed, token_loss
+from rankwise.training.losses import mean_loss
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 from sampling import draws
+from trainers import train
 
 CPU = torch.device("cpu")
 
@@ -77,7 +78,7 @@ def gradients(batches: list[Batch]) -> tuple[list[torch.Tensor], float]:
 def test_k_micro_batches_are_one_large_batch(budget: int) -> None:
     rows = random_rows(9)
     parts = portion(rows, budget)
-    assert len(parts) > 1 and len({int(part.supervised.sum()) for part in parts}) > 1, "the counts must differ"
+    assert len(parts) > 1 and len({int(part.loss_mask.sum()) for part in parts}) > 1, "the counts must differ"
     whole, whole_loss = gradients([collate(rows)])
     portioned, portioned_loss = gradients(parts)
     largest = max(gradient.abs().max() for gradient in whole)
@@ -93,7 +94,7 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_loss_tokens() -> None:
     for row in rows:  # written out plainly, one row at a time, with full logits
         logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
         for place in range(1, len(row.ids)):
-            if row.learned[place]:
+            if row.loss_mask[place]:
                 total -= logits[place - 1, row.ids[place]].item()
                 count += 1
     record, _ = optimizer_step(state_of(adapters), portion(rows, 50), summed(SupervisedLogits(model)), 0.0)
@@ -122,7 +123,7 @@ def test_a_pad_token_equal_to_the_end_token_still_leaves_the_end_token_trained(
     examples = [Example((Message("user", q), Message("assistant", "Paris.")), "x:1") for q in questions]
     rows = [tokenise(render(example, template), tokenizer) for example in examples]
     batch = collate(rows)
-    assert (batch.inputs == 0).any(), "there is padding"
+    assert (batch.input_ids == 0).any(), "there is padding"
     assert [int((targets == end).sum()) for targets in batch.targets] == [1, 1]
     model = tiny_model("llama", vocab=len(hub_tokenizer))
     adapters = inject(model, LoraConfig(rank=8))
@@ -193,9 +194,9 @@ def test_the_gradient_is_clipped_as_a_whole() -> None:
 
 def test_the_loss_is_summed_in_float32_whatever_the_model_computes_in() -> None:
     batch = collate(random_rows(3))
-    count = int(batch.supervised.sum())
+    count = int(batch.loss_mask.sum())
     logits = torch.randn(count, 96, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    total, tokens = token_loss(logits, batch)
+    total, tokens = token_loss(logits, batch), batch.count
     assert tokens == count and total.dtype == torch.float32
 
 

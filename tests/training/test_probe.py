@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from rankwise.errors import RunError
 from rankwise.forward.plan import plan
 from rankwise.planning.time import Probe
 from rankwise.training import probe as probing
+from rankwise.training import trainer
 
 
 @pytest.fixture
@@ -28,22 +30,25 @@ def steps(monkeypatch):
     """Without the clock, whose steps of a tiny model are noise: seconds by the tokens that were in them."""
     seen = []
 
-    def seconds(state, batches, loss_of):
+    def step(state, batches, loss_of, epoch):
         tokens = sum(batch.tokens for batch in batches)
-        seen.append((tokens, sum(int(batch.supervised.sum()) for batch in batches)))
-        original(state, batches, loss_of)
-        return 0.5 + 0.01 * tokens
+        seen.append((tokens, sum(batch.count for batch in batches)))
+        record, ranks = original(state, batches, loss_of, epoch)
+        return replace(record, seconds=0.5 + 0.01 * tokens), ranks
 
-    original = probing._seconds
-    monkeypatch.setattr(probing, "_seconds", seconds)
+    original = trainer.optimizer_step
+    monkeypatch.setattr(trainer, "optimizer_step", step)
     return seen
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "full"])
-@pytest.mark.parametrize("plain", [False, True])
-def test_every_method_is_probed_in_its_form(rows, tiny_folder, steps, method, plain):
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_every_method_is_probed_in_its_form(rows, tiny_folder, steps, method, backend):
     asked = Planned(
-        model=str(tiny_folder), data=str(rows), adapter={"method": method}, training={"plain": plain, "batch_size": 8}
+        model=str(tiny_folder),
+        data=str(rows),
+        adapter={"method": method},
+        training={"backend": backend, "batch_size": 8},
     )
     found = probing.probe(asked)
     assert found.constant == pytest.approx(0.5) and found.per_token == pytest.approx(0.01)

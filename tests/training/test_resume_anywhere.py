@@ -26,7 +26,7 @@ from rankwise.config.data import DataConfig
 from rankwise.data.batches import Batches, portion
 from rankwise.data.packing import pack
 from rankwise.data.preparing import Writing, prepare
-from rankwise.data.sequences import Chosen, Documents
+from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenize import Tokens
@@ -40,7 +40,7 @@ ARRANGE = {"portion": portion, "pack": pack}
 
 def opened(folder, numbers, batch_size, limit, seed, arrange):
     """Everything new, from what lies on the disk."""
-    rows = Chosen(Documents.read(Path(folder)), np.array(numbers, np.int64))
+    rows = SelectedRows(EncodedRows.read(Path(folder)), np.array(numbers, np.int64))
     return Batches(rows, batch_size, limit, seed, ARRANGE[arrange])
 
 
@@ -48,7 +48,7 @@ def digest(batches):
     """Every bit of them."""
     found = hashlib.sha256()
     for batch in batches:
-        for tensor in (batch.inputs, batch.targets, batch.positions):
+        for tensor in (batch.input_ids, batch.targets, batch.position_ids):
             part = None if tensor is None else (tuple(tensor.shape), str(tensor.dtype), tensor.numpy().tobytes())
             found.update(repr(part).encode())
         found.update(repr(batch.tokens).encode())
@@ -60,7 +60,7 @@ import hashlib, json, sys
 from pathlib import Path
 import numpy as np
 from rankwise.data.batches import Batches, portion
-from rankwise.data.sequences import Chosen, Documents
+from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.packing import pack
 ARRANGE = {{"portion": portion, "pack": pack}}
 {inspect.getsource(opened)}
@@ -111,13 +111,13 @@ def laid_down(lengths, place):
         Tokens((MARK + number, *generator.integers(1, MARK, length - 1)), tuple(generator.random(length) < 0.5))
         for number, length in enumerate(lengths)
     ]
-    Documents.of(rows).write(place / "d")
+    EncodedRows.of(rows).write(place / "d")
     return rows
 
 
 def held(batches):
     """Numbers of the documents in a step, as often as they are there."""
-    ids = [int(token) for batch in batches for token in batch.inputs.flatten()]
+    ids = [int(token) for batch in batches for token in batch.input_ids.flatten()]
     return Counter(token - MARK for token in ids if token >= MARK)
 
 
@@ -207,5 +207,5 @@ def test_rows_encoded_just_now_and_rows_from_the_cache_make_the_same_steps(
         assert [digest(now.at(step)) for step in range(20)] == [digest(later.at(step)) for step in range(20)]
         # one by one, a pass shows what `trained` holds
         alone = Batches(recalled.trained_rows, 1, 100, seed, ARRANGE[arrange])
-        passed = Counter(tuple(alone.at(step)[0].inputs[0].tolist()) for step in range(len(recalled.trained)))
+        passed = Counter(tuple(alone.at(step)[0].input_ids[0].tolist()) for step in range(len(recalled.trained)))
         assert sorted(passed.values()) == sorted(Counter(recalled.trained.tolist()).values())

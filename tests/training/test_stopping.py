@@ -16,12 +16,12 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.lora import TrainableLoRA
+from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import StepRecord
 from rankwise.system.signals import forget, heed
 from rankwise.text.tokenize import Tokens
-from rankwise.training.loop import train
-from rankwise.training.losses import summed
 from rankwise.training.state import TrainState, adamw
+from trainers import train
 
 
 @pytest.fixture(autouse=True)

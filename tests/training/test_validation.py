@@ -21,13 +21,14 @@ from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.state import TrainableState
+from rankwise.objectives.causal_lm import summed
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage, StepRecord, silent
-from rankwise.training.early_stopping import Judge
-from rankwise.training.losses import mean_loss, summed
-from rankwise.training.measuring import score
-from rankwise.training.rng import undrawn
+from rankwise.training.early_stopping import EarlyStopping
+from rankwise.training.losses import mean_loss
+from rankwise.training.rng import preserve_rng_state
+from rankwise.training.validation_prompts import score
 
 STEPS = 12
 METHODS = {
@@ -67,10 +68,10 @@ def asked(tiny_folder):
     """An experiment; `evaluation` None has no rows to measure with at all."""
 
     def experiment(run, method="lora", evaluation=None, **training):
-        rows = {"path": "rows.jsonl"} if evaluation is None else {"path": "rows.jsonl", "evaluation": "measured.jsonl"}
+        rows = {"path": "rows.jsonl"} if evaluation is None else {"path": "rows.jsonl", "validation": "measured.jsonl"}
         return rankwise.Experiment(
             model=str(tiny_folder), data=rows, run=run, adapter=METHODS[method], training={**UNSTEADY, **training},
-            evaluation=evaluation or {},
+            validation=evaluation or {},
         )  # fmt: skip
 
     return experiment
@@ -115,12 +116,12 @@ def first_that(holds, asked, *given, rates=RATES, **named):
 # It learns the same
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
+@pytest.mark.parametrize("backend", ["fused", "eager"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_is_measured_learns_what_one_learns_that_is_not(asked, method, plain):
-    unmeasured = rankwise.train(asked("without", method, plain=plain))
-    measured = rankwise.train(asked("with", method, ALL, plain=plain))
-    assert measured.manifest.form == unmeasured.manifest.form == ("plain" if plain else "fast")
+def test_a_run_that_is_measured_learns_what_one_learns_that_is_not(asked, method, backend):
+    unmeasured = rankwise.train(asked("without", method, backend=backend))
+    measured = rankwise.train(asked("with", method, ALL, backend=backend))
+    assert measured.manifest.backend == unmeasured.manifest.backend == backend
     assert weights("with") == weights("without")
     assert rows_of("with", "step", "ranks") == rows_of("without", "step", "ranks")
     assert [row["step"] for row in rows_of("with", "held_out")] == list(range(STEPS + 1))
@@ -128,7 +129,7 @@ def test_a_run_that_is_measured_learns_what_one_learns_that_is_not(asked, method
 
 def test_packed_rows_too(asked):
     for run, evaluation in (("without", None), ("with", ALL)):
-        experiment = asked(run, "lora", evaluation, plain=True)
+        experiment = asked(run, "lora", evaluation, backend="eager")
         data = experiment.data.model_copy(update={"packing": True})
         rankwise.train(experiment.model_copy(update={"data": data}))
     assert weights("with") == weights("without")
@@ -223,9 +224,9 @@ def test_a_score_is_that_of_the_answers_which_the_finished_run_gives_to_the_rows
         assert value == (score(metric, texts, [row["completion"] for row in rows]), 6), metric
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
-def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(asked, plain):
-    experiment = exactly(asked("run", "lora", {"steps": 5, "prompts": []}, plain=plain))
+@pytest.mark.parametrize("backend", ["fused", "eager"])
+def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(asked, backend):
+    experiment = exactly(asked("run", "lora", {"steps": 5, "prompts": []}, backend=backend))
     rankwise.train(experiment)
     finished = rankwise.load_run("run").model
     writing = Writing(finished.tokenizer, finished.template, finished.source.name, finished.context_length)
@@ -241,24 +242,24 @@ def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(
 
 
 @pytest.mark.parametrize("by", ["loss", "chrf"])
-@pytest.mark.parametrize("plain", [False, True], ids=["fast", "plain"])
-def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, plain):
+@pytest.mark.parametrize("backend", ["fused", "eager"])
+def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, backend):
     evaluation = {"keep": "best", "steps": 1, "by": by, "answers": 0 if by == "loss" else 6, "prompts": []}
 
     def best_of(name):
-        return Judge(by, by != "loss").best(evaluations(name))
+        return EarlyStopping(by, by != "loss").best(evaluations(name))
 
     def matters(name, trained):
         """The last would be the best by itself, and one measure could be the other."""
-        by_loss = Judge("loss", False).best(evaluations(name)).step
+        by_loss = EarlyStopping("loss", False).best(evaluations(name)).step
         return best_of(name).step < STEPS and (by == "loss" or best_of(name).step != by_loss)
 
-    name, how, trained = first_that(matters, asked, "lora", evaluation, plain=plain)
+    name, how, trained = first_that(matters, asked, "lora", evaluation, backend=backend)
     found, best = results(trained), best_of(name)
     assert found["kept_step"] == best.step
-    assert f"{best.value:.4f}" in found["kept_why"] and f"of {STEPS} evaluations" in found["kept_why"]
+    assert f"{best.value:.4f}" in found["kept_why"] and f"of {STEPS} validations" in found["kept_why"]
     # the rate is constant and rows are a function of the step, so a shorter run is the beginning of this one
-    again = {"plain": plain, **how}
+    again = {"backend": backend, **how}
     shorter = rankwise.train(asked("shorter", "lora", {"prompts": []}, steps=best.step, **again))
     assert weights(name) == weights("shorter")
     assert found["held_out_loss_after"] == results(shorter)["held_out_loss_after"]
@@ -283,7 +284,7 @@ def test_adalora_is_judged_once_its_ranks_are_decided(asked, tiny_folder, method
     evaluation = {"keep": "best", "steps": 1, "prompts": []}
 
     def bests(name):
-        return [Judge("loss", False, first).best(evaluations(name)).step for first in (1, DECIDED)]
+        return [EarlyStopping("loss", False, first).best(evaluations(name)).step for first in (1, DECIDED)]
 
     def matters(name, trained):
         everywhere, candidate = bests(name)
@@ -329,10 +330,10 @@ def stopping(step):
 def test_a_run_ends_when_its_patience_does_and_is_the_beginning_of_the_patient_one(asked, method, patience):
     evaluation = {"steps": 1, "prompts": []}
     rankwise.train(asked("patient", method, evaluation, schedule="linear"))
-    judge = Judge("loss", False, DECIDED if method == "adalora" else 1)
+    judge = EarlyStopping("loss", False, DECIDED if method == "adalora" else 1)
     records = evaluations("patient")
     until = [[one for one in records if one.step <= step] for step in range(1, STEPS)]
-    end = next((step for step, part in enumerate(until, 1) if judge.waited(part) >= patience), STEPS)
+    end = next((step for step, part in enumerate(until, 1) if judge.without_improvement(part) >= patience), STEPS)
     heard = []
     found = results(
         rankwise.train(
@@ -347,7 +348,7 @@ def test_a_run_ends_when_its_patience_does_and_is_the_beginning_of_the_patient_o
     ]
     assert len(said) == (end < STEPS)
     if end < STEPS:
-        assert f"ended after step {end} of {STEPS}: {patience} evaluations without a better held-out loss" in said[0]
+        assert f"ended after step {end} of {STEPS}: {patience} validations without a better validation loss" in said[0]
         assert found["ended_early"] in said[0]
         assert method == "lora" or end > DECIDED
 
@@ -422,7 +423,7 @@ def content(folder):
 @pytest.mark.parametrize("damage", ["gone", "cut", "facts"])
 def test_a_run_whose_best_is_gone_or_damaged_does_not_go_on_and_stays_as_it_is(stopped, damage):
     run = RunDirectory.named("it")
-    best = Judge("loss", False).best([one for one in evaluations("it") if one.step <= run.steps_saved[-1]])
+    best = EarlyStopping("loss", False).best([one for one in evaluations("it") if one.step <= run.steps_saved[-1]])
     folder = run.snapshot(best.step)
     match damage:
         case "gone":
@@ -437,7 +438,7 @@ def test_a_run_whose_best_is_gone_or_damaged_does_not_go_on_and_stays_as_it_is(s
     assert content(run.folder) == before
     kept = results(rankwise.train(stopped, restart=True))["kept_step"]
     assert (
-        kept == Judge("loss", False).best(evaluations("it")).step
+        kept == EarlyStopping("loss", False).best(evaluations("it")).step
     )  # the last one, where the processor has no bfloat16
 
 
@@ -503,7 +504,7 @@ def test_what_is_drawn_aside_was_never_drawn():
     torch.manual_seed(5)
     wanted = torch.rand(4)
     torch.manual_seed(5)
-    with pytest.raises(Stopped), undrawn(cpu):
+    with pytest.raises(Stopped), preserve_rng_state(cpu):
         torch.rand(7)
         raise Stopped
     assert torch.equal(torch.rand(4), wanted)

@@ -24,7 +24,7 @@ from rankwise.forward.agreement import Agreement
 from rankwise.planning.devices import with_memory
 from rankwise.planning.machine import this_processor
 from rankwise.runs.records import StatusMessage, StepRecord, WarningCollector, WarningMessage
-from rankwise.training import backend as forms
+from rankwise.training import backend
 from rankwise.training import preflight as foresight
 from rankwise.training import resume as resuming
 
@@ -132,29 +132,29 @@ def test_a_resume_with_other_versions_warns_with_quiet_too(small):
 
 @pytest.fixture
 def apart(monkeypatch):
-    """A fast form that does not agree, as the model's own comparison would say it."""
+    """A fused backend that does not agree, as the model's own comparison would say it."""
     found = Agreement(False, "the two forms differ in bfloat16, logits by 9.00% and gradients by 20.00%")
-    monkeypatch.setattr(forms, "agreement", lambda *given: found)
+    monkeypatch.setattr(backend, "agreement", lambda *given: found)
     return found
 
 
-def test_a_fall_back_to_the_plain_form_is_warned_of_with_its_distance_and_forecast_anew(small, apart):
+def test_a_fall_back_to_the_eager_backend_is_warned_of_with_its_distance_and_forecast_anew(small, apart):
     usual = foresight.foresee(small)
     trained = rankwise.train(small)
     manifest = trained.manifest
-    assert manifest.form == "plain" and manifest.forecast.peak_bytes > usual.plan.forecast.peak
+    assert manifest.backend == "eager" and manifest.forecast.peak_bytes > usual.plan.forecast.peak
     fallen, again = manifest.warnings
-    assert fallen == f"computed in the plain form, which takes more time and memory: {apart.why}"
-    assert again.startswith("the forecast for the plain form is ") and " of memory, not " in again
+    assert fallen == f"computed with the eager backend, which takes more time and memory: {apart.why}"
+    assert again.startswith("the forecast for the eager backend is ") and " of memory, not " in again
     plain = rankwise.train(small.model_copy(update={
-        "run": "plain", "training": small.training.model_copy(update={"plain": True}),
+        "run": "plain", "training": small.training.model_copy(update={"backend": "eager"}),
     })).manifest  # fmt: skip
     assert manifest.forecast.memory == plain.forecast.memory and plain.warnings == ()
     assert f"Warning: {fallen}" in json.loads(report("small").data.read_text())["remarks"]
 
 
-def test_what_cannot_fit_in_the_plain_form_is_not_begun(small, apart, monkeypatch):
-    plain = small.model_copy(update={"training": small.training.model_copy(update={"plain": True})})
+def test_what_cannot_fit_with_the_eager_backend_is_not_begun(small, apart, monkeypatch):
+    plain = small.model_copy(update={"training": small.training.model_copy(update={"backend": "eager"})})
     fast, usual = (foresight.foresee(one) for one in (small, plain))
     room = (fast.least + usual.least) // 2
     assert fast.least < room < usual.least
@@ -163,16 +163,16 @@ def test_what_cannot_fit_in_the_plain_form_is_not_begun(small, apart, monkeypatc
     with pytest.raises(ResourceError, match="was not started"):
         rankwise.train(small)
     assert not Path("runs/small/manifest.json").exists()
-    assert rankwise.train(small, force_memory=True).manifest.form == "plain"
+    assert rankwise.train(small, force_memory=True).manifest.backend == "eager"
 
 
-def test_a_run_that_goes_on_keeps_the_form_it_was_begun_in(small, monkeypatch):
+def test_a_resumed_run_keeps_its_backend(small, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(forms, "agreement", lambda *given: Agreement(False, "apart"))
+        patch.setattr(backend, "agreement", lambda *given: Agreement(False, "apart"))
         with pytest.raises(Stopped):
             rankwise.train(small, callback=stop_after(2))
     manifest = rankwise.train(small, resume=True).manifest
-    assert manifest.form == "plain" and any("apart" in one for one in manifest.warnings)
+    assert manifest.backend == "eager" and any("apart" in one for one in manifest.warnings)
 
 
 @pytest.mark.parametrize(
@@ -205,18 +205,21 @@ def test_a_change_below_the_rounding_of_the_base_is_warned_of(small):
     assert not [one for one in usual.warnings if one.startswith("the largest change")]
 
 
-def test_documents_longer_than_the_window_are_computed_in_the_plain_form_with_a_warning(tiny_folder, monkeypatch):
+def test_documents_longer_than_the_window_are_computed_eagerly_with_a_warning(tiny_folder, monkeypatch):
+    from rankwise.methods.lora import TrainableLoRA
     from rankwise.models.loading import load
+    from rankwise.objectives.causal_lm import CAUSAL_LM
 
     model = load(str(tiny_folder))
     model.module.config.sliding_window = 20
     heard = []
     for longest in (20, 21):
-        one = forms.Forms(
-            model, inject(model.module, rankwise.LoraConfig(rank=2)), longest, 64, 0, "auto", heard.append
+        adapters = inject(model.module, rankwise.LoraConfig(rank=2))
+        work = backend.Workload(
+            model.module, TrainableLoRA(adapters), CAUSAL_LM, longest=longest, largest=64, callback=heard.append
         )
-        assert one.chosen(100) == ("fast" if longest == 20 else "plain")
-        one.trainable.remove()
+        assert backend.choose_backend(work, "auto", 100).name == ("fused" if longest == 20 else "eager")
+        adapters.remove()
     (warned,) = [event.text for event in heard if isinstance(event, WarningMessage)]
     assert "the longest row has 21 tokens, more than the model's sliding window" in warned
 

@@ -150,8 +150,8 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     if data_report.labels:
         counts = some((f"{label} {count:,}" for label, count in data_report.labels.items()), 12)
         lines.append(("labels", counts, len(data_report.labels)))
-    if data_report.evaluation is not None:
-        validation = data_report.evaluation
+    if data_report.validation is not None:
+        validation = data_report.validation
         text = f"{validation.rows:,}{_left_out(validation.skipped_why)}"
         lines.append(("validation rows", text, validation.rows))
     lines += _token_lines(data_report)

@@ -27,7 +27,7 @@ from rankwise.config.validation import ValidationConfig
 
 CONFIGS = {
     "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig], "training": [TrainingConfig],
-    "evaluation": [ValidationConfig],
+    "validation": [ValidationConfig],
 }  # fmt: skip
 
 
@@ -74,7 +74,8 @@ FLAGS = {
         "Highest learning rate.  [default: by the method and the model's hidden size]"),
     "auto_batch": Flag("training.auto_batch", bool,
         "If memory runs out, compute fewer tokens at once. The rows of a step stay the same."),
-    "plain": Flag("training.plain", bool, "Use the model's own code instead of the fused kernels."),
+    "backend": Flag("training.backend", str,
+        "How losses are computed: eager (the model's own code), fused or compiled."),
     "recipe": Flag("data.recipe", str,
         "Train as a published system did: alpaca, alpaca-lora, vicuna, gpt4all-j, dolly, stablelm."),
     "format": Flag("data.format", str, "Row format, instead of the one detected from the columns.  [default: auto]"),
@@ -91,16 +92,16 @@ FLAGS = {
         "How they are chosen. seed: at random, in proportion to the labels; last: the last rows."),
     "group": Flag("data.group", str,
         "Column of groups: rows with the same value are all in training or all in validation."),
-    "evaluation": Flag("data.evaluation", str, "File of validation rows, which are never trained on."),
-    "evaluate_every": Flag("evaluation.steps", int, "Steps between validations.  [default: a tenth of all steps]"),
-    "keep": Flag("evaluation.keep", str, "Which checkpoint to keep: best (by validation loss) or last."),
-    "patience": Flag("evaluation.patience", int, "Stop early after N validations without improvement."),
+    "validation_data": Flag("data.validation", str, "File of validation rows, which are never trained on."),
+    "validate_every": Flag("validation.steps", int, "Steps between validations.  [default: a tenth of all steps]"),
+    "keep": Flag("validation.keep", str, "Which checkpoint to keep: best (by validation loss) or last."),
+    "patience": Flag("validation.patience", int, "Stop early after N validations without improvement."),
     "seed": Flag("training.seed", int, "Seed of the training."),
 }  # fmt: skip
 ROWS = (
     "recipe", "format", "prompt", "completion", "system", "ignore_columns", "max_length", "on_bad_row",
 )  # fmt: skip
-VALIDATION_ROWS = ("held_out", "held_out_order", "group", "evaluation")
+VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
 ADAPTER = ("method", "budget", "rank", "alpha", "dropout", "targets", "layers")
 _SET = Annotated[
     list[str] | None,

@@ -17,8 +17,8 @@ from rankwise.system.allocator import keep_memory
 
 
 @takes_settings(
-    "model", "data", "run", *ADAPTER, "epochs", "steps", "batch_size", "learning_rate", "auto_batch", "plain", *ROWS,
-    *VALIDATION_ROWS, "evaluate_every", "keep", "patience", "seed",
+    "model", "data", "run", *ADAPTER, "epochs", "steps", "batch_size", "learning_rate", "auto_batch", "backend", *ROWS,
+    *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
 )  # fmt: skip
 def train(
     config: ConfigFile = None,

@@ -101,11 +101,11 @@ def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
         ]
     if len(made) != len(outcome.documents) or outcome.truncated:  # cut or split: show what is left
         return [
-            Shown(example.where, _decoded(document, writing), len(document.ids), document.supervised)
+            Shown(example.where, _decoded(document, writing), len(document.ids), document.loss_count)
             for document in outcome.documents
         ]
     return [
-        Shown(example.where, _segments(rendering, data), len(document.ids), document.supervised)
+        Shown(example.where, _segments(rendering, data), len(document.ids), document.loss_count)
         for rendering, document in zip(made, outcome.documents, strict=True)
     ]
 
@@ -117,7 +117,7 @@ def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
 
 def _decoded(document: Any, writing: Writing) -> list[tuple[str, bool]]:
     runs: list[tuple[list[int], bool]] = []
-    for token, learned in zip(document.ids, document.learned, strict=True):
+    for token, learned in zip(document.ids, document.loss_mask, strict=True):
         if not runs or runs[-1][1] != learned:
             runs.append(([], learned))
         runs[-1][0].append(token)

@@ -21,18 +21,19 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
+from rankwise.objectives.registry import objective_of
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import hashes_of
-from rankwise.runs.manifest import Form, Manifest, now
+from rankwise.runs.manifest import Manifest, now
+from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.system.files import need_space
-from rankwise.training.backend import lowest_of
-from rankwise.training.preflight import Foresight, foresee, foresee_form, out_of_memory
+from rankwise.training.backend import Workload, backend_named, choose_backend
+from rankwise.training.preflight import Foresight, foresee, foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, ranks_before_training, settings_of, take_up
-from rankwise.training.session import Session
-from rankwise.training.state import TrainState
-from rankwise.training.validation_prompts import asking_of
+from rankwise.training.run import TrainingRun
+from rankwise.training.trainer import Trainer
+from rankwise.training.validation import SCORERS
 
 
 @dataclass(frozen=True)
@@ -72,30 +73,33 @@ def train(
     with run.claimed(restart=restart, resume=resume):
         if resume:
             experiment = settings_of(run, experiment)
+        objective = objective_of(experiment)
         foreseen = foresee(experiment, callback)
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
-        loaded = load(experiment.base, callback) if model is None else method.own_copy(model)
+        loaded = objective.load(experiment.base, callback) if model is None else method.own_copy(model)
         if loaded.spec != experiment.base:
             raise ConfigError(
                 [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.base}.']
             )
-        writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, loaded.context_length)
+        context = loaded.context_length
+        writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, context, objective.encoder)
         prepared = prepare(experiment.data, writing, callback)
         refuse_fatal(prepared.data_report)
         loaded = replace(loaded, template=writing.by(experiment.data).template)
-        asking = asking_of(experiment.evaluation, loaded, prepared)
+        scorer = SCORERS[objective.name](experiment.validation, loaded, prepared)
         rows = prepared.trained_rows
+        config = experiment.training.resolved(len(rows), loaded.width, experiment.adapter.auto_rate)
         trainable = method.attach(loaded, Setup(
-            experiment.training, experiment.training.total_steps(len(rows)), rows, described=f'run "{experiment.run}"',
-            callback=callback, resumed_ranks=partial(ranks_before_training, run) if resume else None,
+            config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
+            heads=tuple(objective.heads), resumed_ranks=partial(ranks_before_training, run) if resume else None,
         ))  # fmt: skip
         try:
             if shared := tables_of_the_head(loaded.module, trainable.names):
                 callback(WarningMessage(_shared(shared)))
-            lowest = lowest_of(loaded, experiment.training, len(rows), prepared.longest)
-            session = Session(experiment, run, loaded, method, trainable, prepared, callback, lowest, asking)
-            manifest = _recorded(run, session, foreseen, resume=resume, force_memory=force_memory)
+            work = Workload.of(loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback)
+            training = TrainingRun(experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback)
+            manifest = _recorded(training, foreseen, resume=resume, force_memory=force_memory)
             return Trained(run, manifest, method.tuned(loaded, run.result), trainable)
         except BaseException:
             trainable.remove()  # a model that was given is to be what it was
@@ -109,69 +113,78 @@ def _shared(paths: list[str]) -> str:
     )
 
 
-def _begun(
-    run: RunDirectory, session: Session, state: TrainState, form: Form, foreseen: Foresight | None, *, resume: bool
-) -> Past:
-    """From here on the folder holds a run that is running."""
-    need_space(run.folder, session.bytes_written(state))
-    manifest = Manifest(
-        status="running", base_model=session.model.facts, data=facts_of(session.prepared), learning_rate=session.rate,
-        form=form, forecast=None if foreseen is None else foreseen.recorded(),
-    )  # fmt: skip
-    if resume:
-        past = take_up(run, state, manifest, session.prepared.data_report)
-    else:
-        past = Past(manifest)
-        run.begin(session.experiment)
-        run.write_data_report(session.prepared.data_report)
-    if resume and (change := changed_since(past.manifest)):
-        session.callback(WarningMessage(change))
-    session.callback.add(*past.manifest.warnings, first=True)
-    past.manifest = past.manifest.model_copy(update={"warnings": session.callback.texts})
-    run.write_manifest(past.manifest)
-    session.callback(StatusMessage("\n".join(filter(None, (session.describe(), session.trainable.describe())))))
-    for warning in session.prepared.data_report.warnings:
-        session.callback(WarningMessage(warning))
-    if resume:
-        session.callback(StatusMessage(f"going on after step {state.step}"))
-    return past
-
-
 def _recorded(
-    run: RunDirectory, session: Session, foreseen: Foresight | None, *, resume: bool, force_memory: bool
-) -> Manifest:
-    """Begin the run or take it up, and do the work; however it ends, the manifest says so."""
-    state = session.state()
-    form = run.manifest().form if resume else session.form()
-    again = foresee_form(foreseen, form, session.callback)
+    training: TrainingRun, foreseen: Foresight | None, *, resume: bool, force_memory: bool
+) -> Manifest:  # fmt: skip
+    """Begin the run or take it up, and train; however it ends, the manifest says so."""
+    run, callback = training.run, training.callback
+    training.check()
+    setting, work = training.config.backend, training.work
+    backend = (
+        backend_named(run.manifest().backend, work)
+        if resume
+        else choose_backend(work, setting, training.tokens_trained)
+    )
+    again = foresee_backend(foreseen, backend.name, callback)
     if again is not None and again is not foreseen and not resume:
-        again.check(session.callback, force=force_memory)
-    foreseen = again
-    past = _begun(run, session, state, form, foreseen, resume=resume)
-    manifest, heard = past.manifest, session.callback
-    heard.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
+        again.check(callback, force=force_memory)
+    log, validation = MetricsLog(run.metrics), training.validation(backend)
+    trainer = training.trainer(backend, validation, log)
+    past = _begun(training, trainer, again, resume=resume)
+    manifest, validation.records = past.manifest, past.validations
+    callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
-        results = session.work(state, past)
-        heard.changed = lambda texts: None
-        update = {"status": "finished", "ended": now(), "results": results, "warnings": heard.texts}
+        with log:
+            records = [*past.steps, *trainer.run()]
+        results = training.save(training.results(records, validation, past.seconds + trainer.seconds))
+        callback.changed = lambda texts: None
+        update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
         finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run)})
         run.write_manifest(finished)
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        ended = manifest.model_copy(
-            update={
-                "status": status, "ended": now(), "problem": str(error) or type(error).__name__,
-                "warnings": heard.texts,
-            }
-        )  # fmt: skip
-        with suppress(OSError):
-            run.forget_results()
-        with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
-            run.write_manifest(ended)
-        raise _told(error, run, session.experiment, foreseen) from None
+        _write_failure(run, manifest, error, callback.texts)
+        raise _told(error, run, training.experiment, again) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
-    write_page(run, session.callback)
+    write_page(run, callback)
     return finished
+
+
+def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, *, resume: bool) -> Past:
+    """From here on the folder holds a run that is running."""
+    run, callback, report = training.run, training.callback, training.prepared.data_report
+    need_space(run.folder, training.bytes_written(trainer.state))
+    manifest = Manifest(
+        status="running", base_model=training.model.facts, data=facts_of(training.prepared),
+        learning_rate=training.rate, backend=trainer.backend.name,
+        forecast=None if foreseen is None else foreseen.recorded(),
+    )  # fmt: skip
+    if resume:
+        past = take_up(run, trainer.state, manifest, report)
+        if change := changed_since(past.manifest):
+            callback(WarningMessage(change))
+    else:
+        past = Past(manifest)
+        run.begin(training.experiment)
+        run.write_data_report(report)
+    callback.add(*past.manifest.warnings, first=True)
+    past.manifest = past.manifest.model_copy(update={"warnings": callback.texts})
+    run.write_manifest(past.manifest)
+    callback(StatusMessage("\n".join(filter(None, (training.describe(), training.trainable.describe())))))
+    for warning in report.warnings:
+        callback(WarningMessage(warning))
+    if resume:
+        callback(StatusMessage(f"going on after step {trainer.state.step}"))
+    return past
+
+
+def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, warnings: tuple[str, ...]) -> None:
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    problem = str(error) or type(error).__name__
+    update = {"status": status, "ended": now(), "problem": problem, "warnings": warnings}
+    with suppress(OSError):
+        run.forget_results()
+    with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
+        run.write_manifest(manifest.model_copy(update=update))
 
 
 def _told(error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None) -> BaseException:

@@ -165,7 +165,7 @@ class SourceConfig(Rows):
     """How often each row occurs in one pass: 2 is twice, and 0.5 is a random half of the rows."""
 
 
-class EvaluationConfig(Rows):
+class ValidationDataConfig(Rows):
     """Validation rows in files of their own."""
 
 
@@ -179,7 +179,7 @@ class DataConfig(Reading):
     """The training rows: a file, a folder of files, or `hub:organisation/name`."""
     sources: tuple[SourceConfig, ...] = ()
     """Several sources of training rows, each with its own path and weight."""
-    evaluation: EvaluationConfig | None = None
+    validation: ValidationDataConfig | None = None
     """Validation rows from files of their own. They are never trained on."""
     held_out: Annotated[int, Field(ge=0, strict=True)] = 0
     """Number of validation rows to take from the training rows. Each of several sources gives its share."""
@@ -237,8 +237,8 @@ class DataConfig(Reading):
         given = (name for name in Reading.model_fields if _given(self, name))
         if self.sources and (extra := sorted(given)):
             raise ValueError(f"with several sources, write {extra[0]} in each of them")
-        if self.held_out and self.evaluation is not None:
-            raise ValueError("both held_out and evaluation choose the validation rows; give one of them")
+        if self.held_out and self.validation is not None:
+            raise ValueError("both held_out and validation choose the validation rows; give one of them")
         self._refuse_without_hold_out()
         try:
             _ = self.all_sources  # its own checks
@@ -258,9 +258,9 @@ class DataConfig(Reading):
             )
 
     @property
-    def measured_source(self) -> EvaluationConfig | None:
+    def measured_source(self) -> ValidationDataConfig | None:
         """The validation rows. If they name no columns themselves, they use those that all training rows share."""
-        own = self.evaluation
+        own = self.validation
         if own is None or any(_given(own, name) for name in ("format", *COLUMN_SETTINGS)):
             return own
         every = [{name: getattr(source, name) for name in SHARED} for source in self.all_sources]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -36,13 +36,15 @@ class Experiment(Config):
     """The base model."""
     data: DataConfig
     """The training and validation rows."""
+    objective: Literal["auto", "causal-lm"] = "auto"
+    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers. `auto` chooses it."""
     run: Annotated[str, Field(pattern=RUN_NAME)]
     """Name of the run. Its folder is `runs/NAME`."""
     adapter: Adapting = Field(default_factory=LoraConfig)
     """The method and its settings."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """How the run is trained."""
-    evaluation: ValidationConfig = Field(default_factory=ValidationConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
     """How the run is measured while it trains."""
 
     @model_validator(mode="before")
@@ -64,13 +66,13 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _validation_rows_exist(self) -> Self:
-        needing = self.evaluation.needing_rows
+        needing = self.validation.needing_rows
         if self.data is None:  # only a plan has no rows
             return self
-        if needing and not self.data.held_out and self.data.evaluation is None:
+        if needing and not self.data.held_out and self.data.validation is None:
             raise ValueError(
                 f"validation rows are missing: evaluation.{needing[0]} has no effect without them. Take some from the "
-                "training rows with data.held_out, or name a file in data.evaluation"
+                "training rows with data.held_out, or name a file in data.validation"
             )
         return self
 

@@ -34,8 +34,10 @@ class TrainingConfig(Config):
     """Share of the steps in which the learning rate rises from zero."""
     weight_decay: Number = Field(0.0, ge=0, lt=1)
     """Weight decay of AdamW."""
-    plain: bool = False
-    """Run the model's own code instead of the fused kernels. Results differ by rounding errors."""
+    backend: Literal["auto", "eager", "fused", "compiled"] = "auto"
+    """What computes losses: `eager` is the model's own code, `fused` are faster kernels that some models have, and
+    `compiled` adds torch's compiler to these. `auto` takes the fastest that agrees with the model's own code. Results
+    of different backends differ in rounding."""
     activation_checkpointing: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000, strict=True)] = "auto"
     """Number of blocks whose activations are not stored but computed again in the backward pass, which saves memory,
     costs time and gives the same numbers. The lowest trained blocks come first. `auto` takes as many as free memory
@@ -65,6 +67,11 @@ class TrainingConfig(Config):
     def highest_rate(self, width: int, auto_rate: float) -> float:
         """The learning rate at the end of the warmup, for a model of this hidden size; `auto_rate` is the method's."""
         return auto_rate * (576 / width) ** 0.8 if self.learning_rate == "auto" else self.learning_rate
+
+    def resolved(self, rows: int, width: int, auto_rate: float) -> Self:
+        """The same settings with the number of steps and the learning rate named."""
+        rate = self.highest_rate(width, auto_rate)
+        return self.model_copy(update={"steps": self.total_steps(rows), "epochs": None, "learning_rate": rate})
 
     def total_steps(self, rows: int) -> int:
         """Number of optimizer steps. The last step is filled up with rows of another pass."""

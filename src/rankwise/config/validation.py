@@ -1,6 +1,6 @@
 """Settings of validation during training: how often, early stopping, and which checkpoint becomes the result.
 
-The data settings name the validation rows (data.held_out, data.evaluation). A run with validation rows measures the
+The data settings name the validation rows (data.held_out, data.validation). A run with validation rows measures the
 loss on them before its first step and after its last. In between, the default interval keeps validation below about a
 tenth of the run's time, because a token that is only read costs about half of a token that is trained on. `keep: best`
 and `patience` need more frequent validation and get it.
@@ -51,17 +51,17 @@ class ValidationConfig(Config):
     @classmethod
     def _no_rows(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError("this setting says how a run is measured; name the validation rows in data.evaluation")
+            raise ValueError("this setting says how a run is measured; name the validation rows in data.validation")
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.metrics and not self.answers:
             raise ValueError(
-                f"{self.metrics[0]} is a metric of answers; set evaluation.answers to the number of rows to answer"
+                f"{self.metrics[0]} is a metric of answers; set validation.answers to the number of rows to answer"
             )
         if self.answers and not self.metrics:
-            raise ValueError("answers need a metric; name one in evaluation.scores or evaluation.by, such as exact")
+            raise ValueError("answers need a metric; name one in validation.scores or validation.by, such as exact")
         return self
 
     @property

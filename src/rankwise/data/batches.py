@@ -9,14 +9,15 @@ How the rows of a step are laid out comes in as a value: padded, as here, or sev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rankwise.config.training import TrainingConfig
 from rankwise.text.tokenize import Tokens
 
 IGNORED = -100
@@ -25,25 +26,53 @@ ROUND_TO = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """`inputs` (B, T); `targets` (B, T) is the next token where it is learned and IGNORED elsewhere."""
+    """What a model is given and what it should predict.
 
-    inputs: Tensor
+    A loss is a sum over `count` predictions, so the mean over several batches is sum(losses) / sum(counts).
+    """
+
+    inputs: Mapping[str, Tensor]
+    """By the names that the model's forward pass gives them: input_ids, attention_mask, position_ids, …"""
     targets: Tensor
+    """What to predict, IGNORED where nothing is: (B, T) token ids, (B,) classes, or (B,) values."""
+    count: float
+    """How many predictions have a loss, or the sum of their weights."""
     tokens: int
     """Without padding."""
-    positions: Tensor | None = None
-    """(B, T), the place of each token in its document; None where each row holds one document, from its first."""
     lengths: tuple[int, ...] | None = None
-    """Of the documents, where they lie one behind the other in a single row (flat.py)."""
+    """Of the sequences, where these lie one behind the other in a single row (flat.py)."""
+
+    @classmethod
+    def of_tokens(
+        cls, ids: Tensor, targets: Tensor, tokens: int, positions: Tensor | None = None,
+        lengths: tuple[int, ...] | None = None,
+    ) -> Batch:  # fmt: skip
+        """A batch in which each token may be a target; `positions` (B, T) count anew from 0 in each sequence, and None
+        means that each row holds one sequence."""
+        inputs = {"input_ids": ids} if positions is None else {"input_ids": ids, "position_ids": positions}
+        return cls(inputs, targets, int((targets != IGNORED).sum()), tokens, lengths)
 
     @property
-    def supervised(self) -> Tensor:
-        """(B, T), true where there is something to predict."""
+    def input_ids(self) -> Tensor:
+        return self.inputs["input_ids"]
+
+    @property
+    def position_ids(self) -> Tensor | None:
+        return self.inputs.get("position_ids")
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """True where there is something to predict."""
         return self.targets != IGNORED
 
+    @property
+    def size(self) -> int:
+        """How much is computed at once: all tokens, padding too."""
+        return next(iter(self.inputs.values())).numel()
+
     def to(self, device: torch.device | str) -> Batch:
-        positions = None if self.positions is None else self.positions.to(device)
-        return Batch(self.inputs.to(device), self.targets.to(device), self.tokens, positions, self.lengths)
+        moved = {name: value.to(device) for name, value in self.inputs.items()}
+        return replace(self, inputs=moved, targets=self.targets.to(device))
 
 
 def asked(row: Tokens) -> int:
@@ -63,7 +92,7 @@ def padded_length(row: Tokens) -> int:
 def questions(row: Tokens) -> tuple[np.ndarray, np.ndarray]:
     """Each token but the last is an input; each but the first a target where it is learned, else IGNORED."""
     ids = np.asarray(row.ids, dtype=np.int64)
-    return ids[:-1], np.where(np.asarray(row.learned, dtype=bool)[1:], ids[1:], IGNORED)
+    return ids[:-1], np.where(np.asarray(row.loss_mask, dtype=bool)[1:], ids[1:], IGNORED)
 
 
 def collate(rows: Sequence[Tokens]) -> Batch:
@@ -72,7 +101,7 @@ def collate(rows: Sequence[Tokens]) -> Batch:
     targets = np.full((len(rows), width), IGNORED)
     for index, row in enumerate(rows):
         inputs[index, : asked(row)], targets[index, : asked(row)] = questions(row)
-    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), sum(asked(row) for row in rows))
+    return Batch.of_tokens(torch.from_numpy(inputs), torch.from_numpy(targets), sum(asked(row) for row in rows))
 
 
 def real_places(rows: Sequence[Tokens]) -> Tensor:
@@ -109,6 +138,10 @@ class Batches:
     seed: int
     arrange: Arrange = portion
 
+    @classmethod
+    def of(cls, rows: Sequence[Tokens], config: TrainingConfig, arrange: Arrange) -> Batches:
+        return cls(rows, config.rows_per_step(len(rows)), config.max_batch_tokens, config.seed, arrange)
+
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …"""
         return self.arrange(self.rows_of(step), self.max_batch_tokens)
@@ -119,10 +152,6 @@ class Batches:
 
     def epoch(self, step: int) -> float:
         return step * self.batch_size / len(self.rows)
-
-    def halve(self, step: int) -> bool:
-        """Whether later steps take fewer tokens at once: never here; training/auto_batch.py does."""
-        return False
 
     def _row(self, position: int) -> int:
         epoch, place = divmod(position, len(self.rows))

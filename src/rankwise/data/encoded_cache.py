@@ -19,19 +19,17 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.data.preparation import Prepared, content_identity
-from rankwise.data.sequences import Documents
+from rankwise.data.sequences import EncodedRows
 from rankwise.errors import RankwiseError
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import installed_version
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import published, sha256_of, write_json
-from rankwise.text.encode import Encoder
-
-ARRAYS = ("ids.bin", "learned.bin", "starts.bin", "trained.bin", "measured.bin")
+from rankwise.text.encode import RowEncoder
 
 
-def key_of(spec: DataConfig, encoder: Encoder, identity: str, model: str) -> str:
+def key_of(spec: DataConfig, encoder: RowEncoder, identity: str, model: str) -> str:
     """`identity` is that of the tokenizer and the template; `model` is named in the data report."""
     settings = spec.model_dump(mode="json", exclude={"packing"})
     parts = [our_own(), settings, content_identity(spec), encoder.limit, identity, model]
@@ -55,16 +53,19 @@ def recall(key: str) -> Prepared | None:
     folder = _folder(key)
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        if any(sha256_of(folder / name) != facts["sha256"][name] for name in ARRAYS):
-            return None
-        if _digest(facts["data_report"]) != facts["sha256"]["data_report"]:
+        if _hashes(folder) | {"data_report": _digest(facts["data_report"])} != facts["sha256"]:
             return None
         data_report = DataReport.model_validate(facts["data_report"])
         os.utime(folder)  # asked for
         trained, measured = (np.fromfile(folder / f"{name}.bin", np.int64) for name in ("trained", "measured"))
-        return Prepared(Documents.read(folder), trained, measured, data_report)
+        return Prepared(EncodedRows.read(folder), trained, measured, data_report)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # missing, damaged, or of another version
         return None
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The hash of each array."""
+    return {file.name: sha256_of(file) for file in folder.glob("*.bin")}
 
 
 def _digest(data_report: object) -> str:
@@ -82,7 +83,7 @@ def keep(key: str, prepared: Prepared, callback: Callback) -> None:
             prepared.trained.tofile(temporary / "trained.bin")
             prepared.measured.tofile(temporary / "measured.bin")
             data_report = prepared.data_report.model_dump(mode="json")
-            hashes = {name: sha256_of(temporary / name) for name in ARRAYS} | {"data_report": _digest(data_report)}
+            hashes = _hashes(temporary) | {"data_report": _digest(data_report)}
             write_json(temporary / "facts.json", {"sha256": hashes, "data_report": data_report})
         forget_old(folder.parent)
     except (RankwiseError, OSError) as error:

@@ -32,6 +32,6 @@ def _string(documents: Sequence[Tokens]) -> Batch:
     lengths = tuple(asked(document) for document in documents)
     inputs, targets = (np.concatenate(parts)[None] for parts in zip(*map(questions, documents), strict=True))
     positions = np.concatenate([np.arange(length) for length in lengths])[None]
-    return Batch(
+    return Batch.of_tokens(
         torch.from_numpy(inputs), torch.from_numpy(targets), sum(lengths), torch.from_numpy(positions), lengths
     )

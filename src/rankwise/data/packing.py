@@ -61,7 +61,7 @@ def lay(rows: Sequence[Row]) -> Batch:
             start = end
         positions[index, start:] = np.arange(inputs.shape[1] - start)
     tokens = sum(_used(row) for row in rows)
-    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens, torch.from_numpy(positions))
+    return Batch.of_tokens(torch.from_numpy(inputs), torch.from_numpy(targets), tokens, torch.from_numpy(positions))
 
 
 def _used(row: Row) -> int:

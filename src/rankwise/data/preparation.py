@@ -17,13 +17,13 @@ from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.labels import Labels
 from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
 from rankwise.data.report import Tally, advice_on, fatal_problems, overlap_of, warnings_of
-from rankwise.data.sequences import Chosen, Documents
+from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.source_rows import SourceRows, numbers_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
-from rankwise.runs.data_report import DataReport, EvaluationFacts, HoldOutFacts, OverlapFacts, PartFacts, TemplateFacts
+from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts, PartFacts, TemplateFacts, ValidationFacts
 from rankwise.runs.records import Callback, ProgressUpdate
-from rankwise.text.encode import Encoder
+from rankwise.text.encode import RowEncoder
 from rankwise.text.example import Example
 
 
@@ -31,18 +31,18 @@ from rankwise.text.example import Example
 class Prepared:
     """`trained` and `measured` are numbers of documents; `trained` holds one as often as a pass sees it."""
 
-    documents: Documents
+    documents: EncodedRows
     trained: np.ndarray
     measured: np.ndarray
     data_report: DataReport
 
     @property
-    def trained_rows(self) -> Chosen:
-        return Chosen(self.documents, self.trained)
+    def trained_rows(self) -> SelectedRows:
+        return SelectedRows(self.documents, self.trained)
 
     @property
-    def measured_rows(self) -> Chosen:
-        return Chosen(self.documents, self.measured)
+    def measured_rows(self) -> SelectedRows:
+        return SelectedRows(self.documents, self.measured)
 
     @property
     def longest(self) -> int:
@@ -51,7 +51,7 @@ class Prepared:
 
 
 def prepare_data(
-    spec: DataConfig, encoder: Encoder | None, tally: Tally, callback: Callback, *,
+    spec: DataConfig, encoder: RowEncoder | None, tally: Tally, callback: Callback, *,
     model: str | None, template: TemplateFacts | None,
 ) -> Prepared:  # fmt: skip
     work = _Preparation(spec, encoder, tally, callback, model, template)
@@ -69,22 +69,22 @@ def prepare_data(
     overlap = _overlap(trained, measured) if work.compares else None
     facts = facts_of(candidates, [source.apart for source in trained], spec)
     data_report = _data_report(work, apart.tally, trained, measured, len(numbers), overlap, facts)
-    return Prepared(Documents.gathered(work.documents), numbers, numbers_apart, data_report)
+    return Prepared(EncodedRows.gathered(work.documents), numbers, numbers_apart, data_report)
 
 
 @dataclass
 class _Preparation:
     spec: DataConfig
-    encoder: Encoder | None
+    encoder: RowEncoder | None
     tally: Tally
     callback: Callback
     model: str | None
     template: TemplateFacts | None
-    documents: list[Documents] = field(default_factory=list)
+    documents: list[EncodedRows] = field(default_factory=list)
 
     @property
     def compares(self) -> bool:
-        return bool(self.spec.held_out) or self.spec.evaluation is not None
+        return bool(self.spec.held_out) or self.spec.validation is not None
 
     def read(self, reading: Reading, weight: float) -> SourceRows:
         source = SourceRows(reading, weight)
@@ -120,7 +120,7 @@ class _Preparation:
             kept = kept if self.tally.encoded(own, self.encoder.limit) else []
             made.append(range(begin + len(tokens), begin + len(tokens) + len(kept)))
             tokens += kept
-        self.documents.append(Documents.of(tokens))
+        self.documents.append(EncodedRows.of(tokens))
         return made
 
 
@@ -150,8 +150,8 @@ def _data_report(
     unused = unused_columns(readings)
     if tally.kept:
         fatal += problems(readings, unused)
-    if spec.evaluation is not None:
-        fatal += fatal_problems(apart, spec, limit=limit, trained=apart.kept, name=spec.evaluation.path)
+    if spec.validation is not None:
+        fatal += fatal_problems(apart, spec, limit=limit, trained=apart.kept, name=spec.validation.path)
     return DataReport(
         format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
         files=files,
@@ -166,7 +166,7 @@ def _data_report(
         hold_out=facts,
         labels=dict(labels.counts.most_common(MOST_LABELS)) if labels else None,
         distinct_labels=len(labels.counts) if labels else None,
-        evaluation=_evaluation(apart, encodes) if spec.evaluation is not None else None,
+        validation=_validation(apart, encodes) if spec.validation is not None else None,
         documents=tally.documents if encodes else None,
         tokens=tally.tokens if encodes else None,
         loss_tokens=tally.loss_tokens if encodes else None,
@@ -201,8 +201,8 @@ def _data_report(
     )
 
 
-def _evaluation(apart: Tally, encodes: bool) -> EvaluationFacts:
-    return EvaluationFacts(
+def _validation(apart: Tally, encodes: bool) -> ValidationFacts:
+    return ValidationFacts(
         rows=apart.rows,
         kept=apart.kept,
         skipped=sum(apart.skipped.values()),

@@ -16,7 +16,7 @@ from rankwise.runs.data_report import MOST_LISTED, DataReport
 from rankwise.runs.manifest import DataFacts
 from rankwise.runs.records import Callback
 from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode import Encoder
+from rankwise.text.encode import Encoder, EncoderOf, RowEncoder
 from rankwise.text.tokenizer import HubTokenizer
 
 
@@ -28,6 +28,8 @@ class Writing:
     template: ChatTemplate
     name: str
     context: int | None
+    encoder_of: EncoderOf = Encoder
+    """An objective's way to encode rows."""
     guessed: bool = False
     """Nobody named this model; it was here."""
 
@@ -37,16 +39,16 @@ class Writing:
             return self
         return replace(self, template=ChatTemplate.of_recipe(self.tokenizer, recipe_named(spec.recipe)))
 
-    def encoder(self, spec: DataConfig) -> Encoder:
+    def encoder(self, spec: DataConfig) -> RowEncoder:
         limit = min(spec.max_length, self.context or spec.max_length)
-        return Encoder(self.template, self.tokenizer, spec, limit)
+        return self.encoder_of(self.template, self.tokenizer, spec, limit)
 
 
 def prepare(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
     """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
     writing = writing.by(spec)
     encoder = writing.encoder(spec)
-    identity = f"{writing.tokenizer.identity} {writing.template.identity} {writing.guessed}"
+    identity = f"{writing.tokenizer.identity} {writing.template.identity} {writing.guessed} {type(encoder).__name__}"
     key = key_of(spec, encoder, identity, writing.name)
     prepared = recall(key)
     if prepared is None:
@@ -82,7 +84,7 @@ def facts_of(prepared: Prepared) -> DataFacts:
         measured_documents=len(prepared.measured),
         rows_too_long=data_report.skipped_why.get("too long", 0),
         tokens=trained.tokens,
-        loss_tokens=trained.supervised,
+        loss_tokens=trained.loss_count,
     )
 
 

@@ -130,7 +130,7 @@ class Tally:
         self.unsupervised += outcome.unsupervised
         self.masks.update(outcome.methods)
         for document in outcome.documents:
-            supervised = document.supervised
+            supervised = document.loss_count
             assert supervised, f"{outcome.example.where} has nothing to learn"
             self.documents += 1
             self.tokens += len(document.ids)

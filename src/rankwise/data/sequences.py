@@ -1,7 +1,9 @@
-"""Many documents in little memory: all ids in one array, all masks in another, and where each begins.
+"""Many encoded rows in little memory: one array for each column of all rows together, and where each row begins.
 
-As a file that is a few bytes a token and read from the disk as it is needed, so a hundred million tokens are no
-burden. `Chosen` is a view of some of them, in an order and as often as wanted.
+    column of row n = column[starts[n] : starts[n + 1]]
+
+As files these are a few bytes a token and are read from the disk as they are needed, so a hundred million tokens are no
+burden. `SelectedRows` is a view of some rows, in any order and as often as needed.
 """
 
 from __future__ import annotations
@@ -10,22 +12,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from rankwise.errors import DataError
 from rankwise.text.tokenize import Tokens
 
+COLUMNS: dict[str, Any] = {"ids": np.int32, "loss_mask": np.bool_, "token_type_ids": np.int8}
+"""One value a token."""
+OPTIONAL = ("token_type_ids", "targets")
+
 
 @dataclass(frozen=True)
-class Documents(Sequence[Tokens]):
+class EncodedRows(Sequence[Tokens]):
     ids: np.ndarray
     """(T,) int32"""
-    learned: np.ndarray
+    loss_mask: np.ndarray
     """(T,) bool"""
     starts: np.ndarray
-    """(N + 1,) int64: document n is [starts[n], starts[n + 1])."""
+    """(N + 1,) int64: row n is [starts[n], starts[n + 1])."""
+    token_type_ids: np.ndarray | None = None
+    """(T,) int8"""
+    targets: np.ndarray | None = None
+    """(N,) float64: the class or the value of each row."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -39,54 +49,85 @@ class Documents(Sequence[Tokens]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        start, stop = self.starts[index % len(self)], self.starts[index % len(self) + 1]
-        return Tokens(self.ids[start:stop], self.learned[start:stop])
+        number = index % len(self)
+        row = slice(self.starts[number], self.starts[number + 1])
+        types = None if self.token_type_ids is None else self.token_type_ids[row]
+        target = None if self.targets is None else float(self.targets[number])
+        return Tokens(self.ids[row], self.loss_mask[row], token_type_ids=types, target=target)
 
     @classmethod
-    def gathered(cls, parts: Sequence[Documents]) -> Documents:
+    def gathered(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
+        """Join parts that have the same columns."""
         offsets = np.cumsum([0, *(len(part.ids) for part in parts)])
         starts = [part.starts[:-1] + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
         return cls(
             np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)]),
-            np.concatenate([np.empty(0, np.bool_), *(part.learned for part in parts)]),
+            np.concatenate([np.empty(0, np.bool_), *(part.loss_mask for part in parts)]),
             np.concatenate([np.empty(0, np.int64), *starts, offsets[-1:]]),
+            _joined([part.token_type_ids for part in parts]),
+            _joined([part.targets for part in parts]),
         )
 
     @classmethod
-    def of(cls, tokens: Iterable[Tokens]) -> Documents:
+    def of(cls, tokens: Iterable[Tokens]) -> EncodedRows:
         rows = list(tokens)
+        types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
+        targets = [row.target for row in rows if row.target is not None]
+        assert len(targets) in (0, len(rows)), "either every row has a target or none"
         return cls(
             np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32),
-            np.fromiter(chain.from_iterable(row.learned for row in rows), np.bool_),
+            np.fromiter(chain.from_iterable(row.loss_mask for row in rows), np.bool_),
             np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
+            np.fromiter(chain.from_iterable(types), np.int8) if types else None,
+            np.array(targets, np.float64) if targets else None,
         )
 
     def write(self, folder: Path) -> None:
-        for name, array in (("ids", self.ids), ("learned", self.learned), ("starts", self.starts)):
-            np.ascontiguousarray(array).tofile(folder / f"{name}.bin")
+        """One file for each array that is there."""
+        for name in (*COLUMNS, "starts", "targets"):
+            array: np.ndarray | None = getattr(self, name)
+            if array is not None:
+                np.ascontiguousarray(array).tofile(folder / f"{name}.bin")
 
     @classmethod
-    def read(cls, folder: Path) -> Documents:
-        """From the files that `write` made, as they are needed."""
+    def read(cls, folder: Path) -> EncodedRows:
+        """Map the files that `write` made; their content is read from the disk as it is needed."""
         starts = np.fromfile(folder / "starts.bin", np.int64)
         if not len(starts) or starts[0] != 0 or (np.diff(starts) < 1).any():
-            raise DataError(f"{folder} is damaged: its documents do not follow each other.")
+            raise DataError(f"{folder} is damaged: its rows do not follow each other.")
         size = int(starts[-1])
-        for name, width in (("ids", 4), ("learned", 1)):
-            if (folder / f"{name}.bin").stat().st_size != size * width:
-                raise DataError(f"{folder} is damaged: {name}.bin is not of {size:,} tokens.")
-        if not size:
-            return cls(np.empty(0, np.int32), np.empty(0, np.bool_), starts)
-        return cls(
-            np.memmap(folder / "ids.bin", np.int32, "r"), np.memmap(folder / "learned.bin", np.bool_, "r"), starts
-        )
+        tokens = {name: _read(folder / f"{name}.bin", dtype, size, "tokens") for name, dtype in COLUMNS.items()}
+        targets = _read(folder / "targets.bin", np.float64, len(starts) - 1, "rows")
+        return cls(**tokens, starts=starts, targets=targets)
+
+
+def _joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    present = [array for array in arrays if array is not None]
+    return np.concatenate(present) if present else None
+
+
+def _read(file: Path, dtype: Any, size: int, unit: str) -> Any:
+    """None where a column is not there that need not be."""
+    if file.stem in OPTIONAL and not file.exists():
+        return None
+    if file.stat().st_size != size * np.dtype(dtype).itemsize:
+        raise DataError(f"{file.parent} is damaged: {file.name} does not hold {size:,} {unit}.")
+    return np.memmap(file, dtype, "r") if size else np.empty(0, dtype)
+
+
+_Row = TypeVar("_Row")
+
+
+def evenly(rows: Sequence[_Row], most: int) -> Sequence[_Row]:
+    """At most so many rows, at equal distances, so that each source has its share of them."""
+    return [rows[number * len(rows) // most] for number in range(most)] if len(rows) > most else rows
 
 
 @dataclass(frozen=True)
-class Chosen(Sequence[Tokens]):
-    """Some of the documents, by number."""
+class SelectedRows(Sequence[Tokens]):
+    """Rows of `rows` by their numbers."""
 
-    documents: Documents
+    rows: EncodedRows
     numbers: np.ndarray
 
     def __len__(self) -> int:
@@ -98,20 +139,23 @@ class Chosen(Sequence[Tokens]):
     def __getitem__(self, index: slice) -> list[Tokens]: ...
     def __getitem__(self, index: int | slice) -> Tokens | list[Tokens]:
         if isinstance(index, slice):
-            return [self.documents[int(number)] for number in self.numbers[index]]
-        return self.documents[int(self.numbers[index])]
+            return [self.rows[int(number)] for number in self.numbers[index]]
+        return self.rows[int(self.numbers[index])]
 
     @property
     def lengths(self) -> np.ndarray:
-        return self.documents.starts[self.numbers + 1] - self.documents.starts[self.numbers]
+        return self.rows.starts[self.numbers + 1] - self.rows.starts[self.numbers]
 
     @property
     def tokens(self) -> int:
         return int(self.lengths.sum())
 
     @property
-    def supervised(self) -> int:
-        """The first token of a document has nothing to be predicted from."""
-        running = np.concatenate([[0], np.cumsum(self.documents.learned, dtype=np.int64)])
-        starts, stops = self.documents.starts[self.numbers], self.documents.starts[self.numbers + 1]
-        return int((running[stops] - running[starts] - self.documents.learned[starts]).sum())
+    def loss_count(self) -> int:
+        """How many predictions have a loss: one a row that has a target, else one a token of the loss mask. The first
+        token of a row has nothing to be predicted from."""
+        if self.rows.targets is not None:
+            return len(self)
+        running = np.concatenate([[0], np.cumsum(self.rows.loss_mask, dtype=np.int64)])
+        starts, stops = self.rows.starts[self.numbers], self.rows.starts[self.numbers + 1]
+        return int((running[stops] - running[starts] - self.rows.loss_mask[starts]).sum())

@@ -35,7 +35,7 @@ class SourceRows:
 
     def add(self, row: Sequence[Example], documents: range, spec: DataConfig) -> None:
         self.rows.append(documents)
-        if spec.held_out or spec.evaluation is not None:
+        if spec.held_out or spec.validation is not None:
             self.prompts.append("\n".join(example.asked for example in row))
         if spec.group is not None:
             self.groups.append(row[0].group)

@@ -53,14 +53,14 @@ def likelihoods(
     total, done = sum(asked(one) for one in distinct.values()), 0
     for batch in _batches([distinct[key] for key in sorted(distinct)], max(256, LOGITS // vocabulary)):
         there = collate(batch).to(device)
-        targets, logits = there.targets[there.supervised], forward(there)
+        targets, logits = there.targets[there.loss_mask], forward(there)
         pieces = [
             F.cross_entropy(part.float(), wanted, reduction="none")
             for part, wanted in zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
         ]
         nats = torch.cat(pieces).double().cpu()
-        for document, own in zip(batch, nats.split([one.supervised for one in batch]), strict=True):
-            found[_key(document)] = Likelihood(own.sum().item(), document.supervised)
+        for document, own in zip(batch, nats.split([one.loss_count for one in batch]), strict=True):
+            found[_key(document)] = Likelihood(own.sum().item(), document.loss_count)
         done += sum(asked(document) for document in batch)
         callback(ProgressUpdate(what, done, total, "tokens"))
     _refuse_damage(keys, found, places)
@@ -85,7 +85,7 @@ def _refuse_damage(keys: Sequence[Key], found: Mapping[Key, Likelihood], places:
 
 def _key(document: Tokens) -> Key:
     """Long ones first, so that what cannot fit is known at once."""
-    ids, learned = np.asarray(document.ids, np.int64), np.asarray(document.learned, np.bool_)
+    ids, learned = np.asarray(document.ids, np.int64), np.asarray(document.loss_mask, np.bool_)
     return -len(ids), ids.tobytes(), learned.tobytes()
 
 

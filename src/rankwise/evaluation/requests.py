@@ -191,7 +191,7 @@ def _encoded(pairs: Sequence[tuple[Example, Question | None]], task: TaskConfig,
 
 def _item(where: str, document: Tokens, model: LoadedModel) -> Item:
     """The last answer of a document is the one that is wanted."""
-    ids, learned = np.asarray(document.ids), np.asarray(document.learned)
+    ids, learned = np.asarray(document.ids), np.asarray(document.loss_mask)
     ends = np.flatnonzero(learned)
     last = ends[-1] + 1
     begin = last - int(np.argmin(learned[:last][::-1])) if not learned[:last].all() else 0
@@ -214,7 +214,7 @@ def _continued(question: Question, model: LoadedModel) -> Item:
     many = question.choices or (question.wanted,)
     befores = question.asked if len(question.asked) > 1 else question.asked * len(many)
     made = tuple(_document(before, after, model) for before, after in zip(befores, many, strict=True))
-    given = made[0].ids[: int(np.argmax(np.asarray(made[0].learned)))] if any(map(str.strip, befores)) else ()
+    given = made[0].ids[: int(np.argmax(np.asarray(made[0].loss_mask)))] if any(map(str.strip, befores)) else ()
     shown = " | ".join(question.asked)
     return Item(question.where, shown, question.wanted, made, question.right, question.choices, tuple(given),
                 question.alternatives)  # fmt: skip

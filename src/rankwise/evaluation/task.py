@@ -91,7 +91,7 @@ class OwnTask:
     def identity(self) -> str | None:
         known = sha256(json.dumps([self.settings, self.together, self.items.sha256]).encode())
         for item in self.items.items:
-            for ids in (item.given, *(part for one in item.documents for part in (one.ids, one.learned))):
+            for ids in (item.given, *(part for one in item.documents for part in (one.ids, one.loss_mask))):
                 known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
         return known.hexdigest()
 

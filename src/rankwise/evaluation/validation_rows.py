@@ -1,4 +1,4 @@
-"""The rows that a finished run's loss is measured on: those it held out, those of its evaluation source, or others.
+"""The rows that a finished run's loss is measured on: those it held out, those of its validation source, or others.
 
 They are read and encoded as in training, by the template that the run keeps. Rows that may have been trained on since,
 because a file is another now, are refused, and so is the very file that was trained on.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.data.preparing import Writing, prepare, refuse_fatal
+from rankwise.data.sequences import evenly
 from rankwise.errors import DataError
 from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
@@ -22,7 +23,7 @@ from rankwise.runs.records import Callback
 from rankwise.text.tokenize import Tokens
 
 OF_TRAINING = (
-    "path", "sources", "evaluation", "held_out", "held_out_order", "group", "split", "subset", "revision", "rows",
+    "path", "sources", "validation", "held_out", "held_out_order", "group", "split", "subset", "revision", "rows",
     "licence", "packing",
 )  # fmt: skip
 """What is said of the rows that were trained on, and of no others."""
@@ -41,15 +42,7 @@ class Measurable:
         if many <= most:
             return self
         of = self.about if self.about.startswith("the ") else f"the {many:,} documents of {self.about}"
-        return replace(self, documents=spread(self.documents, most), about=f"{most:,} of {of}")
-
-
-_Row = TypeVar("_Row")
-
-
-def spread(rows: Sequence[_Row], most: int) -> Sequence[_Row]:
-    """So many of them at most, evenly over all: rows stand source by source, and each has its share."""
-    return [rows[number * len(rows) // most] for number in range(most)] if len(rows) > most else rows
+        return replace(self, documents=evenly(self.documents, most), about=f"{most:,} of {of}")
 
 
 def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, callback: Callback) -> Measurable:
@@ -60,7 +53,7 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
     spec = run.experiment().data
     if data is None:
         return _own(run, spec, writing, callback)
-    if spec.evaluation is not None and data == spec.evaluation.path:
+    if spec.validation is not None and data == spec.validation.path:
         refuse_training_files(run, {file.sha256: file.name for file in _parted(run)[1]})
         return _own(run, spec, writing, callback)
     return _others(run, spec, data, writing, callback)
@@ -68,12 +61,12 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
 
 def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback: Callback) -> Measurable:
     """An adapter's folder holds no rows. Those that it was trained on are known where rankwise wrote it, unless rows of
-    an evaluation source are listed among them."""
+    an validation source are listed among them."""
     if data is None:
         raise DataError(f"{artifact.folder} has no validation rows. Give rows that it was not trained on: --data FILE.")
     prepared, data_report = prepare(DataConfig(path=data), writing, callback), artifact.data_report
     refuse_fatal(prepared.data_report)
-    if data_report is not None and data_report.evaluation is None:
+    if data_report is not None and data_report.validation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},
                         {file.sha256: file.name for file in prepared.data_report.files})  # fmt: skip
     return Measurable(prepared.trained_rows, data)
@@ -107,9 +100,9 @@ def _trained(run: RunDirectory) -> dict[str, str]:
 
 
 def _parted(run: RunDirectory) -> tuple[list[PartFacts], list[PartFacts]]:
-    """The files that were trained on, and those of the evaluation source, which the data report names last. One that is
+    """The files that were trained on, and those of the validation source, which the data report names last. One that is
     both is named twice."""
-    files, apart = list(run.data_report().files), run.experiment().data.evaluation
+    files, apart = list(run.data_report().files), run.experiment().data.validation
     measured: dict[str, PartFacts] = {}
     while apart is not None and files and _is_of(files[-1].name, apart.path) and files[-1].name not in measured:
         measured[files[-1].name] = files.pop()
@@ -122,7 +115,7 @@ def _is_of(name: str, path: str) -> bool:
 
 
 def _own(run: RunDirectory, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
-    if not spec.held_out and spec.evaluation is None:
+    if not spec.held_out and spec.validation is None:
         raise DataError(
             f"{run.folder} held no rows out to measure with. Give some that it was not trained on: --data FILE."
         )
@@ -135,7 +128,7 @@ def _own(run: RunDirectory, spec: DataConfig, writing: Writing, callback: Callba
             f"the files that {run.folder} was trained on are others now, so that nobody knows which rows it held out. "
             "Give some that it was not trained on: --data FILE."
         )
-    about = spec.evaluation.path if spec.evaluation is not None else f"the {len(prepared.measured)} documents held out"
+    about = spec.validation.path if spec.validation is not None else f"the {len(prepared.measured)} documents held out"
     return Measurable(prepared.measured_rows, about, own=True)
 
 
@@ -152,4 +145,4 @@ def _from_where_it_ran(said: dict[str, Any], run: RunDirectory) -> dict[str, Any
     said = found(said)
     if said.get("sources"):
         said = said | {"sources": [found(source) for source in said["sources"]]}
-    return said | {"evaluation": found(said["evaluation"])} if said.get("evaluation") else said
+    return said | {"validation": found(said["validation"])} if said.get("validation") else said

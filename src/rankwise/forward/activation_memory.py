@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.data.batches import Batch, collate
+from rankwise.data.batches import Batch
 from rankwise.forward.fused import FastLoss, probe
-from rankwise.forward.reference import random_documents
 
 SMALL, LARGE = (40, 24), (150, 106)
 """Lengths of the documents that tell what a token keeps from what a call keeps."""
@@ -31,8 +29,7 @@ class Kept:
 def kept_bytes(loss_of: Callable[[Batch], Tensor], batch: Batch, module: nn.Module) -> int:
     """Of the distinct storages that are kept and were not there before. No graph is left: an output that is given back
     to the node that made it would hold it for ever, and the model with it."""
-    there = [*module.parameters(), *module.buffers(), batch.inputs, batch.targets]
-    there += [] if batch.positions is None else [batch.positions]
+    there = [*module.parameters(), *module.buffers(), *batch.inputs.values(), batch.targets]
     known = {value.untyped_storage().data_ptr() for value in there}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -56,19 +53,14 @@ def kept_by(module: nn.Module, lowest: int = 0) -> Kept:
     return _line(FastLoss(module, lowest=lowest), batches, module)
 
 
-def kept_by_plain(module: nn.Module, loss_of: Callable[[Batch], Tensor]) -> Kept:
-    """By the model's own code, with every token learned."""
-    model: Any = module
-    vocabulary, device = model.get_input_embeddings().num_embeddings, next(module.parameters()).device
-    batches = [
-        collate(random_documents(vocabulary, [length], torch.Generator().manual_seed(0))).to(device)
-        for length in (SMALL[0], LARGE[0])
-    ]
-    return _line(loss_of, batches, module)
+def kept_by_plain(module: nn.Module, loss_of: Callable[[Batch], Tensor], batch_of: Callable[[int], Batch]) -> Kept:
+    """By the model's own code; `batch_of` makes a batch of one row of so many tokens, with a loss for each."""
+    device = next(module.parameters()).device
+    return _line(loss_of, [batch_of(length).to(device) for length in (SMALL[0], LARGE[0])], module)
 
 
 def _line(loss_of: Callable[[Batch], Tensor], batches: Sequence[Batch], module: nn.Module) -> Kept:
     """Through two sizes."""
-    (small, few), (large, many) = ((batch.inputs.numel(), kept_bytes(loss_of, batch, module)) for batch in batches)
+    (small, few), (large, many) = ((batch.size, kept_bytes(loss_of, batch, module)) for batch in batches)
     per_token = (many - few) / (large - small)
     return Kept(few - per_token * small, per_token)

@@ -103,7 +103,7 @@ def _at_fewer_positions(module: nn.Module, batch: Batch) -> Batch:
     chosen = torch.linspace(0, batch.tokens - 1, most).round().long()
     targets = torch.full_like(batch.targets, IGNORED)
     targets[0, chosen] = batch.targets[0, chosen]
-    return replace(batch, targets=targets)
+    return replace(batch, targets=targets, count=int((targets != IGNORED).sum()))
 
 
 def _judged(
@@ -157,14 +157,14 @@ def _moved(learned: Sequence[nn.Parameter], generator: torch.Generator) -> Itera
 
 def _by_plain(plain: Logits, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
     logits = plain(batch)
-    loss = F.cross_entropy(logits.float(), batch.targets[batch.supervised], reduction="sum")
+    loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask], reduction="sum")
     return Computed(logits.detach(), _gradients(loss, learned))
 
 
 def _by_kernels(module: nn.Module, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
     gradients = _gradients(FastLoss(module)(batch), learned)
     with torch.no_grad():
-        hidden = FastLoss(module).hidden(batch, batch.supervised[0].nonzero()[:, 0])
+        hidden = FastLoss(module).hidden(batch, batch.loss_mask[0].nonzero()[:, 0])
         return Computed(module.get_output_embeddings()(hidden), gradients)  # pyright: ignore[reportCallIssue]
 
 

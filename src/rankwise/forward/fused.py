@@ -48,18 +48,18 @@ class FastLoss:
         self._prefix = Prefix(self._below, room) if lowest else None
 
     def __call__(self, batch: Batch) -> Tensor:
-        places = batch.supervised[0].nonzero()[:, 0]
+        places = batch.loss_mask[0].nonzero()[:, 0]
         hidden = self.hidden(batch, places)
         return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
 
     def hidden(self, batch: Batch, places: Tensor) -> Tensor:
         """(N, d): what the head gets at `places`, where alone the last block's own outputs are needed."""
-        assert batch.lengths is not None and batch.positions is not None, "a flat batch has both"
+        assert batch.lengths is not None and batch.position_ids is not None, "a flat batch has both"
         decoder, model = _known(self._module)
         layers = decoder.layers(model)
         x, context = decoder.start(model, batch)
         if self._prefix is not None:
-            x = self._prefix(batch.inputs, batch.positions, batch.lengths)
+            x = self._prefix(batch.input_ids, batch.position_ids, batch.lengths)
         for number in range(self._lowest, len(layers)):
             at = places if number + 1 == len(layers) else None
             block = partial(_block, decoder, layers[number], context=context, lengths=batch.lengths, places=at)
@@ -71,7 +71,7 @@ class FastLoss:
         """Of one document: what goes into the lowest block that learns."""
         decoder, model = _known(self._module)
         lengths = (ids.shape[1],)
-        x, context = decoder.start(model, Batch(ids, ids, ids.shape[1], positions, lengths))
+        x, context = decoder.start(model, Batch.of_tokens(ids, ids, ids.shape[1], positions, lengths))
         for layer in decoder.layers(model)[: self._lowest]:
             x = _block(decoder, layer, x, context, lengths)
         return x

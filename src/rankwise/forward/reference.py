@@ -41,15 +41,15 @@ class SupervisedLogits:
         self._module: Any = module
 
     def __call__(self, batch: Batch) -> Tensor:
-        supervised = batch.supervised
+        supervised = batch.loss_mask
 
         def keep(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (given[0][supervised], *given[1:])
 
-        packed = {} if batch.positions is None else {"position_ids": batch.positions}
+        packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
         hook = self._module.get_output_embeddings().register_forward_pre_hook(keep)
         try:
-            return self._module(input_ids=batch.inputs, use_cache=False, **packed).logits
+            return self._module(input_ids=batch.input_ids, use_cache=False, **packed).logits
         finally:
             hook.remove()
 

@@ -115,7 +115,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 
 def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     data_report, results, ranks = facts.data_report, facts.results, facts.ranks
-    measured = data_report.held_out if data_report.evaluation is None else 0
+    measured = data_report.held_out if data_report.validation is None else 0
     files = sorted({PurePath(file.name).name for file in data_report.files})
     same = min(ranks) == max(ranks)
     mean = sum(ranks) / len(ranks)

@@ -1,7 +1,9 @@
-"""load(spec) -> LoadedModel: a causal language model with its tokenizer, from a folder that was found and inspected."""
+"""load(config) -> LoadedModel: a model with its tokenizer, from a folder that was found and inspected."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,33 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 
 
-def load(model: ModelConfig | str, callback: Callback = silent) -> LoadedModel:
+@dataclass(frozen=True)
+class ModelKind:
+    """What transformers is asked to build from a folder."""
+
+    auto_class: str
+    described: str
+    new_modules: tuple[str, ...] = ()
+    """Modules that the folder need not have weights for."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What overrides the folder's config.json."""
+
+
+CAUSAL_LM = ModelKind("AutoModelForCausalLM", "a causal language model")
+
+
+def load(model: ModelConfig | str, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
     """Load a base model by starter name, hub id, folder or GGUF file. What a run made must be what training wrote."""
     spec = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
     check_folder(Path(spec.name).expanduser(), callback)
-    return load_unchecked(spec, callback)
+    return load_unchecked(spec, callback, kind)
 
 
-def load_unchecked(spec: ModelConfig, callback: Callback = silent) -> LoadedModel:
+def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
     precision = choose_precision(spec)
     source = find(spec, callback)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    module = _module(source, precision.dtype, trusted, callback)
+    module = _module(source, precision.dtype, trusted, callback, kind)
     tokenizer = _tokenizer(source, trusted)
     module.to(precision.device).eval()
     module.generation_config = type(module.generation_config)()  # else it would fill in what a request leaves open
@@ -46,22 +63,22 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent) -> LoadedMode
     )
 
 
-def _module(source: Source, dtype: Any, trusted: bool, callback: Callback) -> Any:
-    from transformers import AutoModelForCausalLM
+def _module(source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind) -> Any:
+    import transformers
 
     quiet.hush()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = getattr(transformers, kind.auto_class).from_pretrained(
             source.folder, dtype=dtype, local_files_only=True, use_safetensors=True,
-            trust_remote_code=trusted, output_loading_info=True,
+            trust_remote_code=trusted, output_loading_info=True, **kind.settings,
         )  # fmt: skip
     except Exception as error:  # many kinds: damaged weights, unknown architectures, missing parts
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"{source.folder} cannot be loaded as a causal language model: {first_line(error)}") from None
+        raise ModelError(f"{source.folder} cannot be loaded as {kind.described}: {first_line(error)}") from None
     module, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(kind.new_modules))
+    if missing:
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
     if report["unexpected_keys"]:
         unused = sorted(report["unexpected_keys"])

@@ -80,7 +80,7 @@ def at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> A
 
 def form_of(shape: ModelShape, spec: Adapting, training: TrainingConfig, device: Device) -> Form:
     fast = device.kind == "processor" and shape.family in FAST and not isinstance(spec, FullConfig)
-    return "fast" if fast and not training.plain else "plain"
+    return "fast" if fast and training.backend != "eager" else "plain"
 
 
 def forecast(

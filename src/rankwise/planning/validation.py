@@ -32,9 +32,9 @@ class Validation:
 
 def validation_of(config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float) -> Validation:
     """Rows that have a file of their own are answered, and their number is not known here, so they are not counted."""
-    data, settings = config.data, config.evaluation
+    data, settings = config.data, config.validation
     count = data.held_out if data is not None else 0
-    has_rows = bool(count) or (data is not None and data.evaluation is not None)
+    has_rows = bool(count) or (data is not None and data.validation is not None)
     samples = len(settings.prompts) if settings.prompts is not None else SAMPLES * has_rows
     answers = settings.answers * has_rows
     if rows is None or not rows.documents.likely or steps is None:

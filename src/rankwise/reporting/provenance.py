@@ -21,7 +21,7 @@ from rankwise.runs.opened import OpenedRun
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 16
 """Bytes a parameter: weight, gradient and AdamW's two moments, each of four bytes."""
-SLOWER = {"fast": 6.2, "plain": 2.5}
+SLOWER = {"fused": 6.2, "eager": 2.5}
 """How many times as long as with LoRA in this form a step of full fine-tuning in float32 took (docs/speed.md)."""
 SHOWN_ROWS = 20
 
@@ -141,12 +141,12 @@ def against_full(manifest: Manifest, results: Results, experiment: Experiment) -
 
 def _time(manifest: Manifest, experiment: Experiment) -> str | None:
     """Of another model's record, and only where it was made in the same way."""
-    times = SLOWER.get(manifest.form)
+    times = SLOWER.get(manifest.backend)
     if times is None or experiment.adapter.method != "lora" or manifest.base_model.device != "cpu":
         return None
     return (
         f"By the benchmark in docs/speed.md, of SmolLM2-135M on two cores, a step of full fine-tuning in float32 took "
-        f"{times:g} times as long as one of LoRA in the {manifest.form} form; of this model it was not measured."
+        f"{times:g} times as long as one of LoRA in the {manifest.backend} backend; of this model it was not measured."
     )
 
 
@@ -170,7 +170,7 @@ def environment_section(run: OpenedRun) -> Section:
     pairs: list[tuple[str, Content]] = [
         ("base model", f"{base.name} ({base.source})"),
         ("its fingerprint", element("code", base.fingerprint)),
-        ("computed in", f"{base.dtype} on {base.device}, {manifest.form} form"),
+        ("computed in", f"{base.dtype} on {base.device}, {manifest.backend} backend"),
         ("seed", str(run.experiment.training.seed)),
         ("learning rate", f"{manifest.learning_rate:g}"),
         ("begun", manifest.started),

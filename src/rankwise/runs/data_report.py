@@ -134,8 +134,8 @@ class HoldOutFacts(Config):
         return text
 
 
-class EvaluationFacts(Config):
-    """Rows of the evaluation source, which are counted nowhere else in the data report."""
+class ValidationFacts(Config):
+    """Rows of the validation source, which are counted nowhere else in the data report."""
 
     rows: int
     kept: int
@@ -168,13 +168,13 @@ class DataReport(Config):
     skipped_rows: tuple[Skipped, ...]
     """The first hundred."""
     held_out: int
-    """Rows that are measured and not trained on: some of those kept, or those kept of the evaluation source."""
+    """Rows that are measured and not trained on: some of those kept, or those kept of the validation source."""
     hold_out: HoldOutFacts | None = None
-    """Which of those kept. None for an evaluation source."""
+    """Which of those kept. None for an validation source."""
     labels: dict[str, int] | None = None
     """Rows of each label, the hundred most frequent; None where rows have no labels."""
     distinct_labels: int | None = None
-    evaluation: EvaluationFacts | None = None
+    validation: ValidationFacts | None = None
     documents: int | None
     tokens: int | None
     loss_tokens: int | None

@@ -16,7 +16,7 @@ from pydantic import Field
 from rankwise.config.base import Config
 
 PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
-Form = Literal["compiled", "fast", "plain"]
+BackendName = Literal["eager", "fused", "compiled"]
 
 
 class BaseModelFacts(Config):
@@ -99,8 +99,8 @@ class Manifest(Config):
     base_model: BaseModelFacts
     data: DataFacts
     learning_rate: float
-    form: Form = "plain"
-    """In which form losses are computed; results of different forms differ in rounding."""
+    backend: BackendName = "eager"
+    """What losses are computed with; results of different backends differ in rounding."""
     forecast: Forecasted | None = None
     """None where the plan does not know the model."""
     results: Results | None = None

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,8 +21,14 @@ _Record = TypeVar("_Record", StepRecord, LossRecord, ScoreRecord, SampleRecord, 
 class MetricsLog:
     def __init__(self, path: Path) -> None:
         self._path = path
-        with told_when_full(path):
-            self._file = path.open("a", encoding="utf-8")
+        self._opened: TextIO | None = None
+
+    @property
+    def _file(self) -> TextIO:
+        """Opened by the first record."""
+        if self._opened is None:
+            self._opened = self._path.open("a", encoding="utf-8")
+        return self._opened
 
     def append(self, row: dict[str, Any]) -> None:
         with told_when_full(self._path):
@@ -41,8 +47,9 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with told_when_full(self._path):
-                self._file.close()
+            if self._opened is not None:
+                with told_when_full(self._path):
+                    self._opened.close()
         except (OSError, RankwiseError):
             if error is None:  # the error on the way out already says what went wrong
                 raise

@@ -55,10 +55,10 @@ def cautions_of_strength(curve: StrengthCurve, experiment: Experiment, results: 
 
 def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
     """What the held-out rows had a say in; nothing where they had none."""
-    if experiment.evaluation.keep == "best":
-        return "chose the step that was kept (evaluation.keep)"
+    if experiment.validation.keep == "best":
+        return "chose the step that was kept (validation.keep)"
     if results is not None and results.ended_early:
-        return "decided when training ended (evaluation.patience)"
+        return "decided when training ended (validation.patience)"
     return ""
 
 

@@ -12,8 +12,9 @@ What becomes of a row that is too long is the user's or the recipe's to say:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from rankwise.config.data import DataConfig
 from rankwise.errors import TemplateError
@@ -40,6 +41,19 @@ class Outcome:
     @property
     def unlike_asked(self) -> bool:
         return not all(document.as_asked for document in self.documents)
+
+
+class RowEncoder(Protocol):
+    """Turns examples into encoded rows of at most `limit` tokens."""
+
+    @property
+    def limit(self) -> int: ...
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome]: ...
+
+
+EncoderOf = Callable[[Template, Tokenizer, DataConfig, int], RowEncoder]
+"""From a template, a tokenizer, settings and the largest number of tokens of a row."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class Encoder:
 
     def _learned(self, tokens: Tokens) -> Tokens:
         everything = self.spec.learned == "everything"
-        return replace(tokens, learned=(True,) * len(tokens.ids)) if everything else tokens
+        return replace(tokens, loss_mask=(True,) * len(tokens.ids)) if everything else tokens
 
     def _fitted(self, outcome: Outcome) -> Outcome:
         if outcome.problem is not None:
@@ -116,7 +130,7 @@ class Encoder:
     def _truncate(self, outcome: Outcome) -> None:
         cut = [self._shortened(document) for document in outcome.documents]
         outcome.truncated += sum(len(document.ids) > self.limit for document in outcome.documents)
-        learns = [document.supervised > 0 for document in cut]
+        learns = [document.loss_count > 0 for document in cut]
         outcome.unsupervised += learns.count(False)
         outcome.documents = [document for document, some in zip(cut, learns, strict=True) if some]
         outcome.methods = [method for method, some in zip(outcome.methods, learns, strict=True) if some]
@@ -124,12 +138,12 @@ class Encoder:
     def _shortened(self, document: Tokens) -> Tokens:
         if len(document.ids) <= self.limit:
             return document
-        ids, learned = document.ids[: self.limit], document.learned[: self.limit]
-        inside = document.learned[self.limit] and document.learned[self.limit - 1]
+        ids, learned = document.ids[: self.limit], document.loss_mask[: self.limit]
+        inside = document.loss_mask[self.limit] and document.loss_mask[self.limit - 1]
         return Tokens(ids, learned, document.as_asked, ended=not inside)
 
     def _long_prompt(self, document: Tokens) -> bool:
-        given = next((place for place, learned in enumerate(document.learned) if learned), 0)
+        given = next((place for place, learned in enumerate(document.loss_mask) if learned), 0)
         return given >= self.limit // 2
 
     def _cut_prompt(self, outcome: Outcome, cuts: bool) -> None:
@@ -169,7 +183,7 @@ def _answers(example: Example) -> int:
 
 
 def _take(outcome: Outcome, part: Outcome) -> None:
-    learns = [document.supervised > 0 for document in part.documents]
+    learns = [document.loss_count > 0 for document in part.documents]
     outcome.unsupervised += learns.count(False)
     outcome.documents += [document for document, some in zip(part.documents, learns, strict=True) if some]
     outcome.methods += [method for method, some in zip(part.methods, learns, strict=True) if some]

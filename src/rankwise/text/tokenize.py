@@ -31,14 +31,21 @@ class Tokens:
     """`as_asked`: the ids before each answer are those that generation will be given. `ended`: no answer is cut."""
 
     ids: Sequence[int] | np.ndarray
-    learned: Sequence[bool] | np.ndarray
+    loss_mask: Sequence[bool] | np.ndarray
     """Same length as ids."""
     as_asked: bool = True
     ended: bool = True
+    token_type_ids: Sequence[int] | np.ndarray | None = None
+    """Of an encoder's pair of texts: 0 for the first, 1 for the second."""
+    target: float | None = None
+    """The class or the value that the whole row has, where no token of it is predicted."""
 
     @property
-    def supervised(self) -> int:
-        return int(np.count_nonzero(self.learned[1:]))  # the first token has nothing to be predicted from
+    def loss_count(self) -> int:
+        """How many predictions of this row have a loss."""
+        if self.target is not None:
+            return 1
+        return int(np.count_nonzero(self.loss_mask[1:]))  # the first token has nothing to be predicted from
 
 
 class Encoded(Protocol):
@@ -222,7 +229,7 @@ def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: Tokeniz
     """What was encoded apart: are the ids before each answer those of its prompt?"""
     if tokens is None:
         return None
-    learned = list(tokens.learned)
+    learned = list(tokens.loss_mask)
     begins = [place for place in range(1, len(learned)) if learned[place] and not learned[place - 1]]
     texts = [segment.text for segment in rendering.segments]
     prompts = ["".join(texts[:index]) for index, segment in enumerate(rendering.segments) if segment.learned and index]

@@ -1,7 +1,7 @@
-"""Which evaluation was the best, and how long ago: a pure function of what was recorded.
+"""Which validation was the best, and how many came since: a pure function of what was recorded.
 
-So nothing of it is held in a checkpoint, and a run that goes on judges as one that never stopped. The untrained start
-is no candidate. Equal values leave the earlier step the best, and one that is not finite is never best.
+So no checkpoint stores any of it, and a resumed run decides as one that never stopped. The untrained start is no
+candidate. Of equal values the earlier step stays the best, and a value that is not finite never is.
 """
 
 from __future__ import annotations
@@ -12,38 +12,43 @@ from dataclasses import dataclass
 
 from rankwise.runs.records import LossRecord, ScoreRecord
 
-Evaluated = LossRecord | ScoreRecord
+Validated = LossRecord | ScoreRecord
 
 
 @dataclass(frozen=True)
-class Judged:
+class Candidate:
     step: int
     value: float
 
 
 @dataclass(frozen=True)
-class Judge:
-    """`by` "loss" or the name of a score; candidates are evaluations after step `first` or later."""
+class EarlyStopping:
+    """`by` is "loss" or a metric; candidates are validations after step `first` or later. `patience` is how many of
+    them in a row may be no better than the best."""
 
     by: str
     more_is_better: bool
     first: int = 1
+    patience: int | None = None
 
-    def candidates(self, records: Iterable[Evaluated]) -> list[Judged]:
-        found = [
-            Judged(one.step, one.loss if isinstance(one, LossRecord) else one.value)
-            for one in records
-            if ("loss" if isinstance(one, LossRecord) else one.metric) == self.by
+    def candidates(self, records: Iterable[Validated]) -> list[Candidate]:
+        every = [
+            Candidate(record.step, record.loss if isinstance(record, LossRecord) else record.value)
+            for record in records
+            if ("loss" if isinstance(record, LossRecord) else record.metric) == self.by
         ]
-        return [one for one in found if one.step >= max(1, self.first)]
+        return [candidate for candidate in every if candidate.step >= max(1, self.first)]
 
-    def best(self, records: Iterable[Evaluated]) -> Judged | None:
-        finite = [one for one in self.candidates(records) if math.isfinite(one.value)]
+    def best(self, records: Iterable[Validated]) -> Candidate | None:
+        finite = [candidate for candidate in self.candidates(records) if math.isfinite(candidate.value)]
         sign = -1 if self.more_is_better else 1
-        return min(finite, key=lambda one: (sign * one.value, one.step), default=None)
+        return min(finite, key=lambda candidate: (sign * candidate.value, candidate.step), default=None)
 
-    def waited(self, records: Iterable[Evaluated]) -> int:
-        """How many candidates have come since the best."""
+    def without_improvement(self, records: Iterable[Validated]) -> int:
+        """How many candidates came after the best one."""
         known = list(records)
         best = self.best(known)
-        return sum(best is None or one.step > best.step for one in self.candidates(known))
+        return sum(best is None or candidate.step > best.step for candidate in self.candidates(known))
+
+    def is_over(self, records: Iterable[Validated]) -> bool:
+        return self.patience is not None and self.without_improvement(records) >= self.patience

@@ -21,7 +21,7 @@ from rankwise.planning.devices import Device, with_memory
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan
-from rankwise.runs.manifest import Forecasted, Form
+from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 
 CERTAIN = 0.85
@@ -87,17 +87,19 @@ def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | Non
     return Foresight(made) if made.trained else None
 
 
-def foresee_form(foreseen: Foresight | None, form: Form, callback: Callback) -> Foresight | None:
-    """Anew where a run is computed in the plain form, and the forecast took the fast one for granted."""
-    if foreseen is None or form != "plain" or foreseen.plan.forecast.job.form == "plain":
+def foresee_backend(foreseen: Foresight | None, backend: BackendName, callback: Callback) -> Foresight | None:
+    """A new forecast where a run computes with the eager backend, and the first one took the fused one for granted."""
+    if foreseen is None or backend != "eager" or foreseen.plan.forecast.job.form == "plain":
         return foreseen
     asked, device = foreseen.plan.config, foreseen.plan.device
-    training = asked.training.model_copy(update={"plain": True})
+    training = asked.training.model_copy(update={"backend": "eager"})
     again = _planned(lambda: plan(asked.model_copy(update={"training": training}), on=device), callback)
     if again is not None:
         before, now = foreseen.plan.forecast.peak, again.plan.forecast.peak
         callback(
-            WarningMessage(f"the forecast for the plain form is {_gigabytes(now)} of memory, not {_gigabytes(before)}")
+            WarningMessage(
+                f"the forecast for the eager backend is {_gigabytes(now)} of memory, not {_gigabytes(before)}"
+            )
         )
     return again
 

@@ -9,29 +9,28 @@ number of tokens that it has not met. EVA's start, which only looks at rows, is 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from itertools import cycle
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 
 from rankwise.config.planning import Planned
 from rankwise.data.batches import Batch
 from rankwise.forward.plan import plan
-from rankwise.forward.reference import random_documents
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.objective import Objective
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
 from rankwise.runs.manifest import now, processor_name
-from rankwise.runs.records import Callback, StatusMessage, silent
+from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
 from rankwise.text.tokenize import Tokens
-from rankwise.training.backend import Forms
-from rankwise.training.losses import Loss
-from rankwise.training.state import TrainState, adamw
-from rankwise.training.step import optimizer_step
+from rankwise.training.backend import Workload, choose_backend
+from rankwise.training.trainer import Trainer
 
 STEPS, RATE = 1000, 1e-9
 """Of the run that AdaLoRA takes it for, so that no rank is decided; and so small a rate that nothing changes."""
@@ -41,36 +40,56 @@ COUNTED = 2
 """Steps of each size that count."""
 
 
+@dataclass(frozen=True)
+class FixedSteps:
+    """The batches of each step, as they are."""
+
+    steps: Sequence[list[Batch]]
+
+    def at(self, step: int) -> list[Batch]:
+        return self.steps[step]
+
+    def epoch(self, step: int) -> float:
+        return 0.0
+
+
 def probe(asked: Planned, callback: Callback = silent) -> Probe:
     made = plan(asked)
-    model = load(asked.base, callback)
-    trainable = method_of(asked.adapter.without_rows()).attach(model, Setup(asked.training, STEPS))
+    objective: Objective = CAUSAL_LM
+    model = objective.load(asked.base, callback)
+    settings = {"steps": STEPS, "epochs": None, "learning_rate": RATE, "schedule": "constant", "warmup": 0.0}
+    config = asked.training.model_copy(update=settings)
+    trainable = method_of(asked.adapter.without_rows()).attach(model, Setup(config, STEPS))
+    work = Workload(
+        model.module, trainable, objective, longest=made.amount.longest, largest=made.amount.tokens,
+        activation_checkpointing=config.activation_checkpointing, callback=callback,
+    )  # fmt: skip
+    backend = choose_backend(work, config.backend, tokens=0)
+    most = min(LARGEST, max(round(made.step.tokens), made.amount.longest))
+    steps = [
+        backend.layout(_documents(made, objective, model, tokens, turn), config.max_batch_tokens)
+        for tokens in (max(1, most // SMALLER), most)
+        for turn in range(COUNTED + 1)
+    ]
+    with closing(Trainer(trainable, FixedSteps(steps), config, backend).run()) as records:
+        small, large = (_mean(list(islice(records, COUNTED + 1))) for _ in range(2))
     device = model.precision.device
-    state = TrainState(
-        trainable, adamw(trainable, asked.training), lambda step: RATE, STEPS, asked.training.clip, device
-    )
-    longest, spec = made.amount.longest, asked.training
-    forms = Forms(model, trainable, longest, made.amount.tokens, 0, spec.activation_checkpointing, callback)
-    form = "plain" if spec.plain else forms.chosen(0)
-    most = min(LARGEST, max(round(made.step.tokens), longest))
-    with forms.computing(form, packing=False) as (loss_of, arrange):
-        trainable.train()
-        small, large = (
-            _mean(state, [
-                arrange(_documents(made, model, tokens, turn), spec.max_batch_tokens) for turn in range(COUNTED + 1)
-            ], loss_of)
-            for tokens in (max(1, most // SMALLER), most)
-        )  # fmt: skip
-        trainable.train(False)
     name = processor_name() if device.type == "cpu" else str(device)
-    found = Probe.of(small, large, machine=name, when=now())
+    measured = Probe.of(small, large, machine=name, when=now())
     callback(StatusMessage(
-        f"probed in the {form} form: {small[0]:,.0f} tokens took {small[1]:.2f} s and {large[0]:,.0f} {large[1]:.2f} s"
+        f"probed with the {backend.name} backend: {small[0]:,.0f} tokens took {small[1]:.2f} s and {large[0]:,.0f} "
+        f"{large[1]:.2f} s"
     ))  # fmt: skip
-    return found
+    return measured
 
 
-def _documents(made: Plan, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
+def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:
+    """Tokens and seconds of a step, over all but the first."""
+    tokens, seconds = ([getattr(record, name) for record in records[1:]] for name in ("tokens", "seconds"))
+    return sum(tokens) / len(tokens), sum(seconds) / len(seconds)
+
+
+def _documents(made: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
     """About so many tokens, in documents as the rows have them, others at each turn; of a single one its first."""
     share, wanted = made.load.supervised / max(1, made.load.tokens), _mixed(made.load.lengths)
     first = turn * len(wanted) // (COUNTED + 1)
@@ -79,7 +98,7 @@ def _documents(made: Plan, model: LoadedModel, tokens: int, turn: int) -> list[T
         lengths.append(min(length, max(1, tokens - sum(lengths))))
         if sum(lengths) >= tokens:
             break
-    found = random_documents(model.vocabulary, lengths, torch.Generator().manual_seed(turn))
+    found = objective.random_rows(model.module, lengths, torch.Generator().manual_seed(turn))
     return [_learned(one, share) for one in found]
 
 
@@ -94,16 +113,3 @@ def _learned(document: Tokens, share: float) -> Tokens:
     count = len(document.ids)
     first = min(count - 1, round(count * (1 - share)))
     return Tokens(document.ids, (False,) * first + (True,) * (count - first))
-
-
-def _mean(state: TrainState, steps: Sequence[Sequence[Batch]], loss_of: Loss) -> tuple[float, float]:
-    """Tokens and seconds of a step, over all but the first."""
-    seconds = [_seconds(state, batches, loss_of) for batches in steps][1:]
-    tokens = [sum(batch.tokens for batch in batches) for batches in steps][1:]
-    return sum(tokens) / len(tokens), sum(seconds) / len(seconds)
-
-
-def _seconds(state: TrainState, batches: Sequence[Batch], loss_of: Loss) -> float:
-    began = time.perf_counter()
-    optimizer_step(state, batches, loss_of, 0.0)
-    return time.perf_counter() - began

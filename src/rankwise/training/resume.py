@@ -17,9 +17,9 @@ from rankwise.runs.manifest import Manifest, Resumed
 from rankwise.runs.metrics_log import cut_metrics_log, read_metrics_log, read_ranks
 from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
 from rankwise.training.checkpoints import restore
-from rankwise.training.early_stopping import Evaluated
+from rankwise.training.early_stopping import Validated
 from rankwise.training.state import TrainState
-from rankwise.training.validation import check_kept
+from rankwise.training.validation import check_best
 
 SAID_OF_ROWS: Mapping[str, Any] = {
     **dict.fromkeys(("warnings", "advice", "hold_out", "labels", "distinct_labels", "unused_columns", "licence"), True),
@@ -34,12 +34,12 @@ class Past:
     """What a run has behind it as this process takes it up: for a new one nothing."""
 
     manifest: Manifest
-    seen: list[StepRecord] = field(default_factory=list)
-    evaluations: list[Evaluated] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    validations: list[Validated] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        return sum(record.seconds for record in self.seen)
+        return sum(record.seconds for record in self.steps)
 
 
 def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
@@ -72,7 +72,7 @@ def take_up(run: RunDirectory, state: TrainState, now: Manifest, data_report: Da
     _check_same(run, "the data", begun=run.data_report(), now=data_report, but=SAID_OF_ROWS)
     _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name": True, "source": True})
     rows, past = _until(step, run, begun)
-    check_kept(run, state, run.experiment().evaluation, past.evaluations)
+    check_best(run, state, run.experiment().validation, past.validations)
     restore(state, run.checkpoint(step))
     assert state.step == step, "its folder is named by it"
     run.go_on(step)

@@ -31,8 +31,8 @@ def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def undrawn(device: torch.device) -> Iterator[None]:
-    """Afterwards as if nothing had been drawn inside."""
+def preserve_rng_state(device: torch.device) -> Iterator[None]:
+    """Afterwards the random generators are as if nothing had been drawn inside."""
     states = random_states(device)
     try:
         yield

@@ -19,14 +19,14 @@ from rankwise.training.state import TrainState
 def optimizer_step(
     state: TrainState, batches: Sequence[Batch], loss_of: Loss, epoch: float
 ) -> tuple[StepRecord, RankRecord | None]:
-    """Learn from all micro-batches at once; the loss is the mean over their supervised tokens together.
+    """Learn from all micro-batches at once; the loss is the mean over their predictions together.
 
     What keeps an adapter's factors apart is no part of that loss: its gradient is added once, before clipping.
     NoRoom where memory runs out before the update.
     """
     began = time.perf_counter()
-    supervised = sum(int(batch.supervised.sum()) for batch in batches)
-    loss = _learn(state, batches, loss_of, supervised)
+    count = sum(batch.count for batch in batches)
+    loss = _learn(state, batches, loss_of, count)
     state.trainable.add_penalty()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip).item()
     _check_finite(state, loss, norm)
@@ -45,7 +45,7 @@ def optimizer_step(
         learning_rate=rate,
         gradient_norm=norm,
         tokens=sum(batch.tokens for batch in batches),
-        loss_tokens=supervised,
+        loss_tokens=int(count),
         seconds=time.perf_counter() - began,
         resident_bytes=psutil.Process().memory_info().rss,
     )
@@ -56,20 +56,20 @@ class NoRoom(MemoryError):
     """Memory ran out before anything was updated; gradients are half done."""
 
 
-def _learn(state: TrainState, batches: Sequence[Batch], loss_of: Loss, supervised: int) -> float:
+def _learn(state: TrainState, batches: Sequence[Batch], loss_of: Loss, count: float) -> float:
     try:
-        return sum(_backward(batch.to(state.device), loss_of, supervised) for batch in batches)
+        return sum(_backward(batch.to(state.device), loss_of, count) for batch in batches)
     except Exception as error:
         if is_out_of_memory(error):
             raise NoRoom(str(error)) from None
         raise
 
 
-def _backward(batch: Batch, loss_of: Loss, supervised: int) -> float:
+def _backward(batch: Batch, loss_of: Loss, count: float) -> float:
     """Each backward adds a sum, so it is divided by the whole step's count here."""
     total = loss_of(batch)
-    (total / supervised).backward()
-    return total.item() / supervised
+    (total / count).backward()
+    return total.item() / count
 
 
 def _check_finite(state: TrainState, loss: float, norm: float) -> None:

@@ -1,153 +1,177 @@
-"""A run is measured while it trains; it may end because of that, and the best of its steps may be what is kept.
+"""Validation between steps: it may stop a run early, and decides which step's weights are the result.
 
-What was best so far lies as a snapshot in the run's folder, and which one it is follows from the records alone
-(training/early_stopping.py). Two are kept at most: the best, and the best at the last checkpoint, from which a run may
-go on. With AdaLoRA an evaluation counts once the ranks are decided: before that the adapter is larger than its budget.
+The best weights so far lie as a snapshot in the run's folder, and which step they are of follows from the records alone
+(early_stopping.py). At most two snapshots exist: the best, and the best at the last checkpoint, from which a run may go
+on. With AdaLoRA a validation counts once the ranks are decided: before that the adapter is larger than its budget.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rankwise.config.validation import ValidationConfig
+from rankwise.data.batches import Batch
+from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError, TrainingError
 from rankwise.evaluation.metrics import METRICS
 from rankwise.methods.trainable import Trainable
+from rankwise.models.loaded import LoadedModel
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.records import Callback, LossRecord, StatusMessage
+from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
-from rankwise.training.early_stopping import Evaluated, Judge, Judged
-from rankwise.training.measuring import Measuring
+from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
+from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState
+from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.validation_prompts import answer_scorer
 
 
-@dataclass(frozen=True)
-class Tracked:
-    """What the evaluations of a run came to. `after` is of the step that is kept."""
+class Scorer(Protocol):
+    """Measures at each validation what the loss does not show. It is made before a run begins."""
 
-    before: LossRecord | None
-    after: LossRecord | None
-    kept_step: int
-    kept_why: str
-    ended_early: str | None
+    @property
+    def tokens_written(self) -> int:
+        """Tokens that one validation generates at most; 0 where none are generated."""
+        ...
+
+    def scores(self, step: int) -> list[ScoreRecord]: ...
+
+    def samples(self, step: int) -> list[SampleRecord]:
+        """What the model answers to a few fixed prompts, before the first step and after the last."""
+        ...
+
+
+SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared], Scorer]] = {"causal-lm": answer_scorer}
+"""By the objective's name."""
 
 
 @dataclass
-class Tracking:
-    """`records` are the evaluations so far, those of an earlier process too."""
+class Validation(Hook):
+    """`batches` are the `rows` validation rows; `records` are all validations so far, an earlier process's too."""
 
-    spec: ValidationConfig
+    config: ValidationConfig
     interval: int
-    judge: Judge
-    measuring: Measuring
+    early_stopping: EarlyStopping
+    batches: Sequence[Batch]
+    rows: int
+    scorer: Scorer
     run: RunDirectory
-    hear: Callback
-    records: list[Evaluated] = field(default_factory=list)
-    ended: str | None = None
+    records: list[Validated] = field(default_factory=list)
+    result_step: int = 0
+    result_why: str = "the last step"
+    stopped_early: str | None = None
 
-    def begin(self) -> None:
-        """Before the first step."""
-        self._evaluate(0, learning=False)
-        self._sample(0)
+    def before_first_step(self, trainer: Trainer) -> None:
+        self._validate(trainer)
+        self._sample(trainer, 0)
 
-    def is_due(self, state: TrainState) -> bool:
-        """Whether there is an evaluation after this step."""
-        return state.finished or state.step % self.interval == 0
+    def after_step(self, trainer: Trainer) -> None:
+        """Before a checkpoint of this step, which so contains the whole validation."""
+        state = trainer.state
+        if not (state.finished or state.step % self.interval == 0):
+            return
+        trainer.check_finite()
+        self._validate(trainer)
+        self._save_best(state)
+        if self.early_stopping.is_over(self.records) and not state.finished:
+            state.ended = True
+            self.stopped_early = (
+                f"{self.early_stopping.without_improvement(self.records)} validations without a better {self._measure} "
+                "(validation.patience)"
+            )
+            trainer.emit(StatusMessage(f"ended after step {state.step} of {state.steps}: {self.stopped_early}"))
 
-    def after_step(self, state: TrainState) -> None:
-        """Before a checkpoint of this step, which so stands for an evaluation that is whole."""
-        if self.is_due(state):
-            self._evaluate(state.step, learning=True)
-            self._keep(state)
-            self._end(state)
+    def after_last_step(self, trainer: Trainer) -> None:
+        """Restore the best step's weights, where these are wanted and another's."""
+        self.result_step, best = trainer.state.step, self.early_stopping.best(self.records)
+        if self.config.keep == "best" and best is not None:
+            self.result_step, self.result_why = best.step, self._praise(best)
+            if best.step != trainer.state.step:
+                load_snapshot(trainer.state, self.run.snapshot(best.step))
+                trainer.emit(StatusMessage(
+                    f"the result is the adapter after step {best.step}, not {trainer.state.step}: {self.result_why}"
+                ))  # fmt: skip
 
-    def choose(self, state: TrainState) -> Tracked:
-        """After the last step: the best of them again, where that is wanted and another."""
-        step, why = state.step, "the last step"
-        best = self.judge.best(self.records)
-        if self.spec.keep == "best" and best is not None:
-            step, why = best.step, self._praise(best)
-            if step != state.step:
-                load_snapshot(state, self.run.snapshot(step))
-                self.hear(StatusMessage(f"kept is the adapter after step {step}, not {state.step}: {why}"))
-        return Tracked(self._loss(0), self._loss(step), step, why, self.ended)
+    def after_training(self, trainer: Trainer) -> None:
+        self._sample(trainer, self.result_step)
 
-    def close(self, tracked: Tracked) -> None:
-        """What is kept answers."""
-        self._sample(tracked.kept_step)
+    def loss_after(self, step: int) -> LossRecord | None:
+        losses = (record for record in self.records if isinstance(record, LossRecord))
+        return next((record for record in losses if record.step == step), None)
 
-    def _evaluate(self, step: int, *, learning: bool) -> None:
-        for record in self.measuring.evaluate(step, learning=learning):
+    def _validate(self, trainer: Trainer) -> None:
+        step = trainer.state.step
+        with trainer.aside():
+            records: list[Validated] = [*self.scorer.scores(step)]
+            if self.rows:
+                loss, count = mean_loss(trainer.backend.loss, self.batches, trainer.state.device)
+                records.append(LossRecord(step=step, loss=loss, loss_tokens=int(count), documents=self.rows))
+        for record in records:
             _check_loss(record)
             self.records.append(record)
-            self.hear(record)
+            trainer.emit(record)
 
-    def _sample(self, step: int) -> None:
-        for record in self.measuring.samples(step):
-            self.hear(record)
+    def _sample(self, trainer: Trainer, step: int) -> None:
+        with trainer.aside():
+            samples = self.scorer.samples(step)
+        for record in samples:
+            trainer.emit(record)
 
-    def _keep(self, state: TrainState) -> None:
+    def _save_best(self, state: TrainState) -> None:
         """A snapshot where this step is the best so far; the one before it may still be needed."""
-        best = self.judge.best(self.records)
-        if self.spec.keep == "best" and best is not None and best.step == state.step and not state.finished:
+        best = self.early_stopping.best(self.records)
+        if self.config.keep == "best" and best is not None and best.step == state.step and not state.finished:
             save_snapshot(state, self.run.snapshot(state.step))
-            before = (self.judge.best(self._until(step)) for step in self.run.steps_saved)
+            before = (self.early_stopping.best(self._until(step)) for step in self.run.steps_saved)
             self.run.forget_snapshots(but=[state.step, *(one.step for one in before if one is not None)])
 
-    def _until(self, step: int) -> list[Evaluated]:
+    def _until(self, step: int) -> list[Validated]:
         return [record for record in self.records if record.step <= step]
-
-    def _end(self, state: TrainState) -> None:
-        waited = self.judge.waited(self.records)
-        if self.spec.patience is not None and waited >= self.spec.patience and not state.finished:
-            state.ended = True
-            self.ended = f"{waited} evaluations without a better {self._measure} (evaluation.patience)"
-            self.hear(StatusMessage(f"ended after step {state.step} of {state.steps}: {self.ended}"))
 
     @property
     def _measure(self) -> str:
-        return "held-out loss" if self.spec.by == "loss" else self.spec.by
+        return "validation loss" if self.config.by == "loss" else self.config.by
 
-    def _praise(self, best: Judged) -> str:
-        order = "highest" if self.judge.more_is_better else "lowest"
-        count = len(self.judge.candidates(self.records))
-        return f"the {order} {self._measure} of {count} evaluations, {best.value:.4f}"
-
-    def _loss(self, step: int) -> LossRecord | None:
-        return next((one for one in self.records if isinstance(one, LossRecord) and one.step == step), None)
+    def _praise(self, best: Candidate) -> str:
+        order = "highest" if self.early_stopping.more_is_better else "lowest"
+        count = len(self.early_stopping.candidates(self.records))
+        return f"the {order} {self._measure} of {count} validations, {best.value:.4f}"
 
 
-def _check_loss(record: Evaluated) -> None:
-    """A loss that is no number stops a training, on held-out rows as on those that are learned."""
+def _check_loss(record: Validated) -> None:
+    """TrainingError where a loss is not a number, on validation rows as on training rows."""
     if isinstance(record, LossRecord) and not math.isfinite(record.loss):
         when = f"after step {record.step}" if record.step else "before the first step"
         raise TrainingError(
-            f"the held-out loss {when} is {record.loss}. Try --set model.dtype=float32"
+            f"the validation loss {when} is {record.loss}. Try --set model.dtype=float32"
             f"{' or a lower learning rate' if record.step else ''}, with --restart."
         )
 
 
-def judge_of(spec: ValidationConfig, trainable: Trainable) -> Judge:
-    return Judge(spec.by, METRICS[spec.by].more_is_better, trainable.first_final_step)
+def early_stopping_of(config: ValidationConfig, trainable: Trainable) -> EarlyStopping:
+    more_is_better = METRICS[config.by].more_is_better
+    return EarlyStopping(config.by, more_is_better, trainable.first_final_step, config.patience)
 
 
-def refuse_no_choice(spec: ValidationConfig, interval: int, judge: Judge, steps: int) -> None:
-    """Before a run begins: among fewer than two there is no best."""
-    count = len([step for step in range(interval, steps, interval) if step >= judge.first]) + 1
-    if spec.keep == "best" and count < 2:
-        ranks = f", of which the ranks are decided after {judge.first}" if judge.first > 1 else ""
+def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: EarlyStopping, steps: int) -> None:
+    """Before a run begins: among fewer than two validations there is no best."""
+    first = early_stopping.first
+    count = len([step for step in range(interval, steps, interval) if step >= first]) + 1
+    if config.keep == "best" and count < 2:
+        ranks = f", of which the ranks are decided after {first}" if first > 1 else ""
         raise ConfigError(
             [
-                f"evaluation.keep is best, and of the {steps} steps{ranks} only the last would be evaluated, with "
-                f"{interval} from one evaluation to the next. Set evaluation.steps (--evaluate-every) lower."
+                f"validation.keep is best, and of the {steps} steps{ranks} only the last would be validated, with "
+                f"{interval} from one validation to the next. Set validation.steps (--validate-every) lower."
             ]
         )
 
 
-def check_kept(run: RunDirectory, state: TrainState, spec: ValidationConfig, records: Sequence[Evaluated]) -> None:
-    """Of a run that goes on: the snapshot of its best step must be there."""
-    best = judge_of(spec, state.trainable).best(records)
-    if spec.keep == "best" and best is not None:
+def check_best(run: RunDirectory, state: TrainState, config: ValidationConfig, records: Sequence[Validated]) -> None:
+    """Of a run that is resumed: the snapshot of its best step must be there."""
+    best = early_stopping_of(config, state.trainable).best(records)
+    if config.keep == "best" and best is not None:
         check_snapshot(state, run.snapshot(best.step))

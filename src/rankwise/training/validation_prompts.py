@@ -1,7 +1,7 @@
-"""What a model is asked while it trains: held-out rows up to their last answer, and the prompts that somebody named.
+"""Answers to validation rows and to named prompts, generated while a language model trains.
 
-A row's prompt is taken as the ids that training would give it, which are those that generation would be given too. A
-row in which nothing is asked, or whose answer is cut, is not asked; nor is one whose answer might not fit the context.
+A row's prompt is every token before its last answer, with the ids that training gives it and generation would give it
+too. A row without a prompt, with a cut answer, or whose answer might not fit into the context is not used.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankwise.config.base import shown
+from rankwise.config.generation import GenerationConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
+from rankwise.data.sequences import evenly
 from rankwise.errors import ConfigError, TemplateError
-from rankwise.evaluation.metrics import unfit
-from rankwise.evaluation.validation_rows import spread
+from rankwise.evaluation.metrics import METRICS, rows_of, unfit
 from rankwise.inference.decoding import read_answer
-from rankwise.inference.generate import asking_ids
+from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.models.loaded import LoadedModel
+from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.chat_template import PROBE
 from rankwise.text.example import BREAK, Message
 from rankwise.text.tokenize import Tokens
 
 SAMPLES = 3
 LONGEST, UNKNOWN = 256, 64
+AT_ONCE = 16
+"""Answers that are generated together: few, and from the weights as they lie, so that validation needs no more memory
+than was forecast for training."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +43,45 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """`scored` are answered at every evaluation, `samples` before the first step and after the last."""
+class AnswerScorer:
+    """`scored` prompts are answered at every validation, `prompts` before the first step and after the last."""
 
+    model: LoadedModel
+    metrics: tuple[str, ...]
     scored: tuple[Prompt, ...]
-    samples: tuple[Prompt, ...]
+    prompts: tuple[Prompt, ...]
     max_new_tokens: int
 
     @property
-    def longest(self) -> int:
-        """Tokens that one evaluation writes, at most."""
+    def tokens_written(self) -> int:
         return len(self.scored) * self.max_new_tokens
 
+    def scores(self, step: int) -> list[ScoreRecord]:
+        answers, references = self._answers(self.scored), [one.wanted or "" for one in self.scored]
+        return [
+            ScoreRecord(step=step, metric=metric, value=score(metric, answers, references), n=len(answers))
+            for metric in self.metrics
+        ]
 
-def asking_of(spec: ValidationConfig, model: LoadedModel, prepared: Prepared) -> Asking:
-    """Refuses what could not be asked, before anything is written."""
+    def samples(self, step: int) -> list[SampleRecord]:
+        return [
+            SampleRecord(step=step, prompt=one.prompt, wanted=one.wanted, answer=answer)
+            for one, answer in zip(self.prompts, self._answers(self.prompts), strict=True)
+        ]
+
+    def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
+        spec = GenerationConfig(max_new_tokens=self.max_new_tokens, repetition_check=False)
+        ids = [one.ids for one in prompts]
+        return [one.text for one in answers_in_turn(self.model, ids, spec, AT_ONCE, lay_out=False)]
+
+
+def score(metric: str, answers: Sequence[str], references: Sequence[str]) -> float:
+    rows = rows_of(metric, answers, [(one,) for one in references], None)
+    return float(METRICS[metric].of(np.asarray(rows).sum(0)))
+
+
+def answer_scorer(spec: ValidationConfig, model: LoadedModel, prepared: Prepared) -> AnswerScorer:
+    """Choose the prompts, or refuse settings that none of them fits."""
     count = max(spec.answers, SAMPLES if spec.prompts is None else 0)
     rows = _prompts(model, prepared, count)
     named = [_named(model, prompt, prepared.data_report.system) for prompt in spec.prompts or ()]
@@ -66,7 +95,7 @@ def asking_of(spec: ValidationConfig, model: LoadedModel, prepared: Prepared) ->
     scored = rows[: spec.answers]
     _refuse_unscorable(spec, scored)
     samples = rows[:SAMPLES] if spec.prompts is None else named
-    return Asking(tuple(scored), tuple(samples), limit)
+    return AnswerScorer(model, spec.metrics, tuple(scored), tuple(samples), limit)
 
 
 def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]:
@@ -74,13 +103,13 @@ def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]
     rows = prepared.measured_rows if count else ()
     places = [index for index, row in enumerate(rows) if _last_answer(row)[0] > 0]
     frame = _frame(model, prepared.data_report.system)
-    found = [_prompt(model, rows[index], frame) for index in spread(places, count)]
+    found = [_prompt(model, rows[index], frame) for index in evenly(places, count)]
     return [one for one in found if one is not None]
 
 
 def _last_answer(row: Tokens) -> tuple[int, int]:
     """Where it begins and ends; (0, 0) where there is none."""
-    learned = np.asarray(row.learned, dtype=bool)
+    learned = np.asarray(row.loss_mask, dtype=bool)
     places = np.flatnonzero(learned)
     if not len(places):
         return 0, 0
@@ -112,7 +141,7 @@ def _frame(model: LoadedModel, system: str | None) -> tuple[str, str]:
 
 def _named(model: LoadedModel, prompt: str, system: str | None) -> Prompt:
     if BREAK in prompt:
-        raise ConfigError(["a prompt of evaluation.prompts has the noncharacter U+FDD0, which no text should have."])
+        raise ConfigError(["a prompt of validation.prompts has the noncharacter U+FDD0, which no text should have."])
     return Prompt(prompt, tuple(asking_ids(model, [*_opening(system), Message("user", prompt)])))
 
 
@@ -124,8 +153,8 @@ def _refuse_long(prompts: Sequence[Prompt], new: int, context: int) -> None:
     if prompts:
         raise ConfigError(
             [
-                f"evaluation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens, which with {new:,} new ones is "
-                f"more than the model's context holds ({context:,}). Shorten it, or lower evaluation.max_new_tokens."
+                f"validation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens, which with {new:,} new ones is "
+                f"more than the model's context holds ({context:,}). Shorten it, or lower validation.max_new_tokens."
                 for one in prompts
             ]
         )
@@ -136,7 +165,7 @@ def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, co
     if spec.metrics and rows and shortest + new > context:
         raise ConfigError(
             [
-                f"evaluation.max_new_tokens: with {new:,} new tokens none of the held-out rows fits into the model's "
+                f"validation.max_new_tokens: with {new:,} new tokens none of the held-out rows fits into the model's "
                 f"context of {context:,}; the shortest prompt has {shortest:,}. Lower it, or give shorter rows."
             ]
         )

@@ -29,7 +29,7 @@ class Gemma3(Gemma):
         return super().suits(model, longest) and model.config.attn_logit_softcapping is None
 
     def start(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
-        x = model.embed_tokens(batch.inputs[0])
+        x = model.embed_tokens(batch.input_ids[0])
         return x, {kind: angles(model, x, batch, kind) for kind in set(model.config.layer_types)}
 
     def attended(self, layer: Any, x: Tensor, context: Any, lengths: Sequence[int]) -> Tensor:

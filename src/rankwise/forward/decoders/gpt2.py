@@ -29,8 +29,8 @@ class GPT2:
         return not any(layer.attn.reorder_and_upcast_attn or hasattr(layer, "crossattention") for layer in model.h)
 
     def start(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
-        assert batch.positions is not None, "flat batches have them"
-        return model.wte(batch.inputs[0]) + model.wpe(batch.positions[0]), None
+        assert batch.position_ids is not None, "flat batches have them"
+        return model.wte(batch.input_ids[0]) + model.wpe(batch.position_ids[0]), None
 
     def attended(self, layer: Any, x: Tensor, context: Any, lengths: Sequence[int]) -> Tensor:
         attention = layer.attn

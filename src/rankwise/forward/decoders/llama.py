@@ -36,7 +36,7 @@ class Llama:
         return (window is None or window >= longest) and turns_by_place(model)
 
     def start(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
-        x = model.embed_tokens(batch.inputs[0])
+        x = model.embed_tokens(batch.input_ids[0])
         return x, angles(model, x, batch)
 
     def attended(self, layer: Any, x: Tensor, context: Any, lengths: Sequence[int]) -> Tensor:

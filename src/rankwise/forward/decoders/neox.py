@@ -29,7 +29,7 @@ class NeoX:
         return turns_by_place(model)
 
     def start(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
-        x = model.embed_in(batch.inputs[0])
+        x = model.embed_in(batch.input_ids[0])
         return x, angles(model, x, batch)
 
     def attended(self, layer: Any, x: Tensor, context: Any, lengths: Sequence[int]) -> Tensor:

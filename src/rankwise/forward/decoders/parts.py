@@ -52,7 +52,7 @@ def layer_norm(module: nn.Module) -> LayerNorm:
 
 def angles(model: Any, x: Tensor, batch: Batch, *kind: str) -> tuple[Tensor, ...]:
     """Cosines and sines (T, D), or of as much of a head as is turned."""
-    return tuple(values[0] for values in model.rotary_emb(x[None], batch.positions, *kind))
+    return tuple(values[0] for values in model.rotary_emb(x[None], batch.position_ids, *kind))
 
 
 def turns_by_place(model: Any) -> bool:

@@ -1,0 +1,65 @@
+"""Causal language modelling: predict each token of the loss mask from the tokens before it.
+
+loss = sum over masked tokens t of -log p(token t | tokens before t)        in nats, in float32 or more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.data.batches import Batch, portion
+from rankwise.forward.reference import SupervisedLogits, random_documents
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.runs.records import Callback
+from rankwise.text.encode import Encoder
+from rankwise.text.rendering import Template
+from rankwise.text.tokenize import Tokenizer, Tokens
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    name: str = "causal-lm"
+    unit: str = "token"
+    heads: tuple[str, ...] = ()
+
+    def load(self, spec: ModelConfig, callback: Callback) -> LoadedModel:
+        return load(spec, callback)
+
+    def encoder(self, template: Template, tokenizer: Tokenizer, spec: DataConfig, limit: int) -> Encoder:
+        return Encoder(template, tokenizer, spec, limit)
+
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return portion(rows, max_tokens)
+
+    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Logits (N, V) of the masked tokens alone."""
+        return SupervisedLogits(module)(batch)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        return token_loss(self.predict(module, batch), batch)
+
+    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        embeddings = module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        return random_documents(embeddings.num_embeddings, lengths, generator)
+
+
+CAUSAL_LM = CausalLM()
+
+
+def summed(forward: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    """The loss of logits that `forward` computes."""
+    return lambda batch: token_loss(forward(batch), batch)
+
+
+def token_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Negative log-likelihood in nats, summed over the masked tokens in float32 or more."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(exact, batch.targets[batch.loss_mask], reduction="sum")

@@ -1,0 +1,151 @@
+"""One training run: what was decided before its first step, its trainer with all hooks, and what it came to.
+
+What the run's folder says of it, from its beginning to its end, is in commands/train.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rankwise.config.experiment import Experiment
+from rankwise.config.training import TrainingConfig
+from rankwise.data.batches import Batches
+from rankwise.data.preparation import Prepared
+from rankwise.data.preparing import facts_of, told
+from rankwise.methods.base import BaseFacts
+from rankwise.methods.method import Method, Record
+from rankwise.methods.model_card import CardFacts, card
+from rankwise.methods.trainable import Trainable
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.manifest import Results, peak_rss
+from rankwise.runs.metrics_log import MetricsLog
+from rankwise.runs.records import StepRecord, WarningCollector
+from rankwise.training.backend import Backend, Workload
+from rankwise.training.checkpoints import size_of
+from rankwise.training.hooks import LogMetrics, Report, SaveCheckpoints
+from rankwise.training.state import TrainState
+from rankwise.training.trainer import Trainer
+from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """`config` are the experiment's training settings with the steps and the learning rate named; `work` is made before
+    a checkpoint is restored."""
+
+    experiment: Experiment
+    config: TrainingConfig
+    run: RunDirectory
+    model: LoadedModel
+    method: Method
+    trainable: Trainable
+    prepared: Prepared
+    scorer: Scorer
+    work: Workload
+    callback: WarningCollector
+
+    @property
+    def rate(self) -> float:
+        return float(self.config.learning_rate)
+
+    @property
+    def steps(self) -> int:
+        assert self.config.steps is not None, "the settings are resolved"
+        return self.config.steps
+
+    @property
+    def trained_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.trainable.parameters())
+
+    @property
+    def tokens_trained(self) -> int:
+        """In all steps together."""
+        rows = self.prepared.trained_rows
+        return self.steps * self.config.rows_per_step(len(rows)) * rows.tokens // len(rows)
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps from one validation to the next."""
+        read, written = self.prepared.measured_rows.tokens, self.scorer.tokens_written
+        return self.experiment.validation.interval(self.steps, self.tokens_trained, read, written)
+
+    def check(self) -> None:
+        """ConfigError where the best of several validations is wanted and there would be only one."""
+        config = self.experiment.validation
+        refuse_no_choice(config, self.validation_interval, early_stopping_of(config, self.trainable), self.steps)
+
+    def bytes_written(self, state: TrainState) -> int:
+        """At most: what is learned, three snapshots of the best, two checkpoints while one takes the other's place."""
+        saves = self.config.checkpoint_interval(self.steps) < self.steps
+        keeps = self.experiment.validation.keep == "best"
+        return 4 * self.trained_parameters * (1 + 3 * keeps) + 2 * size_of(state) * saves
+
+    def describe(self) -> str:
+        data, facts, trainable = facts_of(self.prepared), self.model.facts, self.trainable
+        share, interval = data.loss_tokens / data.tokens, self.validation_interval
+        often = f" every {interval} steps" if interval < self.steps else ""
+        return (
+            f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
+            f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} sequences to train on, "
+            f"{data.tokens:,} tokens, {share:.0%} of them learned"
+            + (f"; {data.measured_documents:,} to validate with{often}" if data.measured_documents else "")
+            + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
+            f"{self.steps} steps at learning rate {self.rate:.2g}"
+            + "".join(f"\n{line}" for line in told(self.prepared.data_report))
+        )
+
+    def validation(self, backend: Backend) -> Validation:
+        rows, config = self.prepared.measured_rows, self.experiment.validation
+        return Validation(
+            config=config,
+            interval=self.validation_interval,
+            early_stopping=early_stopping_of(config, self.trainable),
+            batches=backend.layout(list(rows), self.config.max_batch_tokens),
+            rows=len(rows),
+            scorer=self.scorer,
+            run=self.run,
+        )
+
+    def trainer(self, backend: Backend, validation: Validation, log: MetricsLog) -> Trainer:
+        """Before its first step, with everything that happens between steps."""
+        checkpoints = SaveCheckpoints(self.run, self.config.checkpoint_interval(self.steps), log)
+        hooks = [LogMetrics(log), validation, checkpoints, Report(self.callback)]
+        batches = Batches.of(self.prepared.trained_rows, self.config, backend.layout)
+        return Trainer(self.trainable, batches, self.config, backend, hooks)
+
+    def save(self, results: Results) -> Results:
+        """Write what was learned, as `run.result`."""
+        data_report, folder = self.prepared.data_report, self.run.result
+
+        def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
+            return card(CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks))
+
+        revision = self.experiment.model.revision
+        record = Record(data_report.model_dump(mode="json"), revision, card_of, self.callback)
+        self.method.save(self.trainable, self.model, folder, record)
+        written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return results.model_copy(update={"adapter_bytes": written})
+
+    def results(self, records: Sequence[StepRecord], validation: Validation, seconds: float) -> Results:
+        """`loss` is the mean over the last tenth of the steps."""
+        last = records[-max(1, len(records) // 10) :]
+        together = sum(parameter.numel() for parameter in self.model.module.parameters())
+        before, after = validation.loss_after(0), validation.loss_after(validation.result_step)
+        return Results(
+            steps=len(records),
+            loss=sum(r.loss * r.loss_tokens for r in last) / sum(r.loss_tokens for r in last),
+            held_out_loss_before=before.loss if before else None,
+            held_out_loss_after=after.loss if after else None,
+            held_out_loss_tokens=after.loss_tokens if after else None,
+            train_seconds=seconds,
+            tokens_per_second=sum(record.tokens for record in records) / seconds,
+            peak_rss_bytes=peak_rss(),
+            trainable_parameters=self.trained_parameters,
+            total_parameters=together - self.trainable.extra_parameters,
+            adapter_bytes=0,  # nothing is written yet
+            kept_step=validation.result_step,
+            kept_why=validation.result_why,
+            ended_early=validation.stopped_early,
+        )

@@ -1,0 +1,160 @@
+"""The trainer: one loop for `train`, the probe, the benchmarks, the lab and the examples.
+
+    for each step:   losses of all batches -> backward -> clip -> update        (step.py)
+                     each hook's after_step
+
+Everything that may vary is a value that comes in: what learns, which rows make which step, the settings, the backend
+that computes losses, and hooks for what happens between steps (metrics log, validation, checkpoints, report).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from rankwise.config.training import TrainingConfig
+from rankwise.errors import TrainingError, some
+from rankwise.methods.trainable import Trainable
+from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
+from rankwise.system.signals import heed
+from rankwise.training.auto_batch import StepBatches, halved
+from rankwise.training.backend import Backend
+from rankwise.training.finite import averages_of, check_finite
+from rankwise.training.rng import preserve_rng_state
+from rankwise.training.schedules import rate_factor
+from rankwise.training.state import TrainState, adamw
+from rankwise.training.step import NoRoom, optimizer_step
+
+
+class Hook:
+    """Something that happens between steps; by default nothing. Hooks are called in their order."""
+
+    def before_first_step(self, trainer: Trainer) -> None:
+        """Not called when a run is resumed."""
+
+    def after_step(self, trainer: Trainer) -> None: ...
+
+    def after_last_step(self, trainer: Trainer) -> None:
+        """Before the trainable is finished: another step's weights may still be restored."""
+
+    def after_training(self, trainer: Trainer) -> None:
+        """With the weights that will be saved."""
+
+    def on_event(self, event: Event) -> None: ...
+
+
+class Trainer:
+    """`config` names its steps and its learning rate (TrainingConfig.resolved)."""
+
+    def __init__(
+        self, trainable: Trainable, batches: StepBatches, config: TrainingConfig, backend: Backend,
+        hooks: Sequence[Hook] = (),
+    ) -> None:  # fmt: skip
+        assert config.steps is not None and config.learning_rate != "auto", "the settings are resolved"
+        steps, highest = config.steps, float(config.learning_rate)
+        self.trainable, self.batches, self.config, self.backend, self.hooks = trainable, batches, config, backend, hooks
+        self.state = TrainState(
+            trainable=trainable,
+            optimizer=adamw(trainable, config),
+            rate=lambda step: highest * rate_factor(config, step, steps),
+            steps=steps,
+            clip=config.clip,
+            device=trainable.parameters()[0].device,
+        )
+        self.seconds = 0.0
+        """Of training so far, without what is done aside."""
+        self._aside = 0.0
+        self._training = False
+        self._finite_at = -1
+
+    def run(self) -> Generator[StepRecord]:
+        """Train from the state's step to the last one, and give each step's record when its hooks are done."""
+        with self.backend.active():
+            if self.state.step == 0:
+                if self.trainable.initial_ranks is not None:
+                    self.emit(self.trainable.initial_ranks)
+                for hook in self.hooks:
+                    hook.before_first_step(self)
+                torch.manual_seed(self.config.seed)
+            yield from self._steps()
+            self._check_that_all_learned()
+            for hook in self.hooks:
+                hook.after_last_step(self)
+            self.trainable.finish()
+            if (warning := self.trainable.check_change(float(self.config.learning_rate))) is not None:
+                self.emit(WarningMessage(warning))
+            check_finite(self.trainable.named_parameters(), self.state)
+            for hook in self.hooks:
+                hook.after_training(self)
+
+    def emit(self, event: Event) -> None:
+        for hook in self.hooks:
+            hook.on_event(event)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Do something that training must not feel: dropout is off, random generators are put back, no time counts."""
+        began = time.perf_counter()
+        self.trainable.train(False)
+        try:
+            with preserve_rng_state(self.state.device):
+                yield
+        finally:
+            self.trainable.train(self._training)
+            self._aside += time.perf_counter() - began
+
+    def check_finite(self) -> None:
+        """TrainingError where a weight or an average of the optimizer is not a number; looked at once a step."""
+        if self._finite_at == self.state.step:
+            return
+        parameters = self.trainable.named_parameters()
+        check_finite(parameters | averages_of(parameters, self.state), self.state)
+        self._finite_at = self.state.step
+
+    def _steps(self) -> Iterator[StepRecord]:
+        self._training = True
+        self.trainable.train()
+        try:
+            while not self.state.finished:
+                yield self._timed_step()
+                heed()
+        finally:
+            self._training = False
+            self.trainable.train(False)
+
+    def _check_that_all_learned(self) -> None:
+        names, unit = self.trainable.names, self.trainable.unit
+        idle = self.trainable.without_gradient(self.state.optimizer)
+        if len(idle) >= len(names):
+            raise TrainingError(f"none of the {len(names)} {unit} got a gradient, so nothing was learned.")
+        if idle:
+            self.emit(WarningMessage(f"{len(idle)} of {len(names)} {unit} never got a gradient: {some(idle, 3)}"))
+
+    def _timed_step(self) -> StepRecord:
+        began, aside = time.perf_counter(), self._aside
+        record, ranks = self._step()
+        self.emit(record)
+        if ranks is not None:
+            self.emit(ranks)
+        for hook in self.hooks:
+            hook.after_step(self)
+        self.seconds += time.perf_counter() - began - (self._aside - aside)
+        return record
+
+    def _step(self) -> tuple[StepRecord, RankRecord | None]:
+        """Where memory runs out and `auto_batch` is set, begin the step again with less at once."""
+        state = self.state
+        while True:
+            batches = self.batches
+            try:
+                return optimizer_step(state, batches.at(state.step), self.backend.loss, batches.epoch(state.step + 1))
+            except NoRoom:
+                smaller = halved(batches, state.step) if self.config.auto_batch else None
+                if smaller is None:
+                    raise
+                self.batches, message = smaller
+            self.emit(WarningMessage(message))
+            state.optimizer.zero_grad(set_to_none=False)

@@ -1,0 +1,46 @@
+"""The trainer over a state and a loss that a test makes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from torch import Tensor
+
+from rankwise.config.training import TrainingConfig
+from rankwise.data.batches import Batch
+from rankwise.runs.records import Callback, StepRecord, silent
+from rankwise.text.tokenize import Tokens
+from rankwise.training.auto_batch import StepBatches
+from rankwise.training.hooks import Report
+from rankwise.training.state import TrainState
+from rankwise.training.trainer import Hook, Trainer
+
+
+@dataclass(frozen=True)
+class GivenLoss:
+    """A backend that computes losses by a function."""
+
+    loss: Callable[[Batch], Tensor]
+    name = "eager"
+
+    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        raise AssertionError("the test makes its own batches")
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        yield
+
+
+def train(
+    state: TrainState, batches: StepBatches, *, loss_of: Callable[[Batch], Tensor], callback: Callback = silent,
+    auto_batch: bool = False, hooks: Sequence[Hook] = (),
+) -> list[StepRecord]:  # fmt: skip
+    """Every step that the state has left, and nothing of what comes after the last."""
+    config = TrainingConfig(steps=state.steps, learning_rate=1e-3, auto_batch=auto_batch)
+    trainer = Trainer(state.trainable, batches, config, GivenLoss(loss_of), [Report(callback), *hooks])
+    trainer.state = state
+    with closing(trainer.run()) as records:
+        return list(islice(records, state.steps - state.step))
