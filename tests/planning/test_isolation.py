@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import rankwise
+from light import loaded_by_each
 
 SOURCE = Path(rankwise.__file__).parent
 WHOLE = """
@@ -54,10 +55,22 @@ def loaded_after(program: str, *argv: str) -> set[str]:
     return set(done.stdout.rpartition("LOADED ")[2].split())
 
 
-@pytest.mark.parametrize("module", sorted(path.stem for path in (SOURCE / "planning").glob("[a-z]*.py")))
-def test_no_part_loads_torch(module):
-    loaded = loaded_after(f"import rankwise.planning.{module}")
-    assert "rankwise" in loaded and not loaded & {"torch", "transformers", "tokenizers", "jinja2"}
+MODULES = sorted(f"rankwise.planning.{path.stem}" for path in (SOURCE / "planning").glob("[a-z]*.py"))
+
+
+@pytest.fixture(scope="module")
+def loaded_by():
+    """What each module loads that the ones before it had not."""
+    return dict(zip(MODULES, loaded_by_each(MODULES), strict=True))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_part_loads_torch(loaded_by, module):
+    assert not loaded_by[module] & {"torch", "transformers", "tokenizers", "jinja2"}
+
+
+def test_the_search_sees_what_a_module_loads():
+    assert "torch" in loaded_by_each(["rankwise.errors", "torch", "rankwise.planning"])[1]
 
 
 def test_a_whole_plan_loads_no_torch(tmp_path, family_folder):
