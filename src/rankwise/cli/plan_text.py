@@ -27,7 +27,13 @@ def _model(plan: Plan) -> Iterator[str]:
     yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
     yield _row("training", f"{job.method} in {job.dtype} on {plan.device.name}, {job.form} form")
     if not plan.trained:
-        yield _row("", "rankwise trains causal language models; for this model, only the parameters are planned")
+        is_causal = shape.auto_class == "AutoModelForCausalLM"
+        why = (
+            "its forward pass cannot be measured without weights"
+            if is_causal
+            else "rankwise trains causal language models"
+        )
+        yield _row("", f"{why}; for this model, only the parameters are planned")
 
 
 def _blocks(plan: Plan) -> str:

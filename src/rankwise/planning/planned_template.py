@@ -103,6 +103,6 @@ def _read(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _token(said: Any) -> str:
-    text = said.get("content") if isinstance(said, dict) else said
+def _token(value: Any) -> str:
+    text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else ""

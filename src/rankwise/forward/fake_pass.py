@@ -1,0 +1,130 @@
+"""One forward pass of a model without memory: what autograd saves in each block, and how its layers are called.
+
+Fake tensors have sizes and a device, so every operation is chosen as on a processor and computes nothing. Autograd
+offers each tensor that it saves to a hook; one that is no weight and was not there before belongs to the block that
+saves it first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rankwise.adapters.base_layers import is_host, is_linear
+from rankwise.kernels.linear import is_conv1d
+
+
+@dataclass
+class Trace:
+    """One forward pass: bytes saved by the path of each block, each block's width, and of each layer its stage and the
+    last size of its input."""
+
+    saved: Counter[str] = field(default_factory=Counter)
+    widths: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def without_memory(model: nn.Module, kept_blocks: Mapping[str, int]) -> Iterator[None]:
+    """Inside, tensors are fake, and of the list of blocks at each path only so many of the first are there."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    with ExitStack() as undo:
+        undo.callback(setattr, log, "disabled", log.disabled)
+        log.disabled = True  # it would print the traceback of what the caller catches
+        for path, count in kept_blocks.items():
+            blocks = model.get_submodule(path)._modules
+            undo.callback(blocks.update, dict(blocks))
+            for number in list(blocks)[count:]:
+                del blocks[number]
+        undo.enter_context(_one_sequence())
+        undo.enter_context(FakeTensorMode())
+        yield
+
+
+@contextmanager
+def _one_sequence() -> Iterator[None]:
+    """Without values transformers cannot see that a row is a single sequence, and would save a mask for it."""
+    from transformers import masking_utils
+
+    name = "find_packed_sequence_indices"
+    before = getattr(masking_utils, name, None)
+    setattr(masking_utils, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, before)
+
+
+def make_fake(model: nn.Module, dtype: torch.dtype, *, everything: bool) -> None:
+    """Weights and buffers as fake tensors of a processor, of which those learn that a pass is made for."""
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    for part in model.modules():
+        learns = everything or (part is not head and (is_linear(part) or is_conv1d(part)))
+        for values in (part._parameters, part._buffers):
+            for name, value in values.items():
+                if value is None:
+                    continue
+                floating = value.is_floating_point()
+                fake = torch.empty(value.shape, dtype=dtype if floating else value.dtype, device="cpu")
+                is_weight = values is part._parameters
+                values[name] = nn.Parameter(fake, requires_grad=learns and floating) if is_weight else fake
+
+
+class _Recorder:
+    """Writes into a trace what the hooks see. `_block` is the path of the block that is computed, or empty."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.trace = Trace()
+        self._block = ""
+        self._weights = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
+        self._saved: dict[int, torch.UntypedStorage] = {}
+        self._inputs: dict[str, list[torch.UntypedStorage]] = {}
+
+    def save(self, value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in self._weights and storage._cdata not in self._saved:
+            self._saved[storage._cdata] = storage  # its number stays its own as long as it lives
+            self.trace.saved[self._block] += storage.nbytes()
+        return value
+
+    def call(self, path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+        seen, storage = self._inputs.setdefault(self._block, []), given[0].untyped_storage()
+        if not any(one._cdata == storage._cdata for one in seen):
+            seen.append(storage)
+        stage = next(at for at, one in enumerate(seen) if one._cdata == storage._cdata)
+        self.trace.stages.setdefault(path, stage)
+        self.trace.inputs.setdefault(path, given[0].shape[-1])
+
+    def enter(self, path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+        self._block = path
+        if given and isinstance(given[0], Tensor):
+            self.trace.widths[path] = given[0].shape[-1]
+
+    def leave(self, *_: Any) -> None:
+        self._block = ""
+
+
+def trace(model: nn.Module, length: int, blocks: Sequence[str]) -> Trace:
+    """A pass over one sequence of so many tokens. `blocks` are the paths of all blocks that are there."""
+    recorder = _Recorder(model)
+    with ExitStack() as hooks:
+        for path, part in model.named_modules():
+            if is_host(part):
+                hooks.callback(part.register_forward_pre_hook(partial(recorder.call, path)).remove)
+        for path in blocks:
+            part = model.get_submodule(path)
+            hooks.callback(part.register_forward_pre_hook(partial(recorder.enter, path)).remove)
+            hooks.callback(part.register_forward_hook(recorder.leave).remove)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value):
+            model(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=False)
+    return recorder.trace
