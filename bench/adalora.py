@@ -117,7 +117,7 @@ def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -
         pairs,
     )
     after["mean_rank"] = sum(choice.rank for choice in kept) / len(kept)
-    adapters.eject()
+    adapters.remove()
     return before, after
 
 

@@ -124,7 +124,7 @@ def injections(layers: int) -> list[float]:
         began = time.perf_counter()
         adapters = inject(module, LoraConfig(rank=CASE.rank, alpha=CASE.alpha))
         seconds.append(time.perf_counter() - began)
-        adapters.eject()
+        adapters.remove()
     return seconds
 
 

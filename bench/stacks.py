@@ -191,7 +191,7 @@ def first_factors(model: Any, case: Case) -> dict[str, Any]:
 
     ours = inject(model.module, LoraConfig(rank=case.rank, alpha=case.alpha))
     first = {path: adapter.factors()[0].detach().clone() for path, adapter in ours.adapters().items()}
-    ours.eject()
+    ours.remove()
     return first
 
 

@@ -88,7 +88,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         write_peft(adapters, Path(folder), base_model=model.source.name)
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
-        adapters.eject()
+        adapters.remove()
         with torch.no_grad():
             assert torch.equal(forward(batch), before), "ejected is the base"
         again = read_peft(model.module, Path(folder))

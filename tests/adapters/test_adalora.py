@@ -105,7 +105,7 @@ def test_injected_and_untrained_it_is_the_base_bit_for_bit(architecture, start):
     adapters = inject(model, AdaLoraConfig(budget=3, start=start))
     assert torch.equal(model(input_ids=ids)[0], before)
     assert all(not adapter.delta().any() for adapter in adapters.adapters().values())
-    assert torch.equal(adapters.eject()(input_ids=ids)[0], before)
+    assert torch.equal(adapters.remove()(input_ids=ids)[0], before)
 
 
 # 2
@@ -697,7 +697,7 @@ def test_a_convolution_s_correction_is_that_of_its_delta(spec):
             parameter.data = torch.randn_like(parameter)
     live = model(x)
     deltas = {path: adapter.delta() for path, adapter in adapters.adapters().items()}
-    base = adapters.eject()
+    base = adapters.remove()
     with torch.no_grad():
         for path, delta in deltas.items():
             weight = base.get_submodule(path).weight
@@ -729,7 +729,7 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
     if portable:
         rewrite(read_weights(tmp_path / "adapter").portable(), tmp_path / "portable", {})
     folder = tmp_path / ("portable" if portable else "adapter")
-    base = adapters.eject()
+    base = adapters.remove()
     assert (live - base(input_ids=ids)[0]).abs().max() > 1e-3, "something was learned"
     again = read_peft(base, folder)
     assert again.adapters().keys() == left.keys(), "layers of rank 0 are left out"
@@ -738,7 +738,7 @@ def test_what_is_written_is_the_live_model(architecture, portable, tmp_path):
     assert ranks == {path: most if portable else adapter.rank for path, adapter in left.items()}
     difference = (base(input_ids=ids)[0] - live).abs().max() / live.abs().max()
     assert difference < 1e-5
-    again.eject()
+    again.remove()
     peft = pytest.importorskip("peft")
     theirs = peft.PeftModel.from_pretrained(base, folder)
     assert (theirs(input_ids=ids)[0] - live).abs().max() / live.abs().max() < 1e-5

@@ -50,7 +50,7 @@ def test_a_trained_adapter_changes_the_model_and_ejecting_restores_it_object_for
     adapters = inject(model, LoraConfig(targets=("all-linear", EMBEDDINGS[architecture])))
     randomise(adapters)
     assert not torch.allclose(logits(model), before)
-    assert adapters.eject() is model
+    assert adapters.remove() is model
     assert torch.equal(logits(model), before)
     after = dict(model.named_modules())
     assert after.keys() == modules.keys() and all(after[path] is modules[path] for path in modules)
@@ -200,7 +200,7 @@ def test_a_layer_used_in_two_places_is_adapted_and_restored_in_both() -> None:
     model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
     adapters = inject(model, LoraConfig(rank=1, targets=("a",)))
     assert model["a"] is model["b"][0] and isinstance(model["a"], AdapterWrapper)
-    adapters.eject()
+    adapters.remove()
     assert model["a"] is shared and model["b"][0] is shared
 
 

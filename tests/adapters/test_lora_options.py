@@ -223,7 +223,7 @@ def test_the_host_is_no_part_of_the_adapter_and_a_copy_of_the_model_has_its_own(
     with torch.no_grad():
         model[0].host.weight.zero_()
     assert torch.equal(again(x), wanted)
-    assert adapters.eject()[0] is not again[0]
+    assert adapters.remove()[0] is not again[0]
 
 
 def test_an_output_without_weights_stays_without_and_breaks_nothing() -> None:

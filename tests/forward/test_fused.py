@@ -105,7 +105,7 @@ def test_only_what_is_known_is_fast():
     model = model_of("llama")
     adapters = inject(model, LoraConfig(targets=("lm_head", "q_proj")))
     assert not is_fast(model, 10), "the head learns"
-    adapters.eject()
+    adapters.remove()
     type(model.model.layers[1]).__name__ = "Other"
     try:
         assert not is_fast(model, 10)

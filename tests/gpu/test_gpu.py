@@ -86,7 +86,7 @@ def test_an_adapter_goes_to_disk_and_back(tmp_path: Path) -> None:
             parameter.normal_()
         write_peft(adapters, tmp_path, base_model="tiny")
         expected = model(input_ids=IDS.to(DEVICE)).logits
-        adapters.eject()
+        adapters.remove()
         read_peft(model, tmp_path)
         assert torch.equal(model(input_ids=IDS.to(DEVICE)).logits, expected)
 

@@ -76,7 +76,7 @@ def test_a_head_is_laid_over_the_model_and_taken_out_again(written):
     assert torch.equal(logits(again), logits(model))
     with adapters.base():
         assert torch.equal(logits(again), before)
-    adapters.eject()
+    adapters.remove()
     assert torch.equal(logits(again), before)
 
 

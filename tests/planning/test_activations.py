@@ -66,7 +66,7 @@ def shape_of(family: str, blocks: int):
 def built(family: str, dtype: torch.dtype, method: str, blocks: int = 3):
     model = AutoModelForCausalLM.from_config(config_of(family, blocks), dtype=dtype).eval()
     tuned = FullFineTuning(model, dict) if method == "full" else inject(model, LoraConfig(rank=4))
-    ranks = {} if method == "full" else dict.fromkeys(range(blocks), 4.0 * len(tuned.parts) / blocks)
+    ranks = {} if method == "full" else dict.fromkeys(range(blocks), 4.0 * len(tuned.adapters()) / blocks)
     return model, shape_of(family, blocks), ranks
 
 

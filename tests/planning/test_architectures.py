@@ -53,10 +53,10 @@ def test_an_architecture_is_counted_as_it_is_built_and_adapted(family: str) -> N
     for spec in (LoraConfig(rank=3), AdaLoraConfig(budget="3")):
         counted, adapters = parameters_of(shape, spec), inject(model, spec)
         try:
-            assert counted.trainable == adapters.added
+            assert counted.trainable == sum(one.numel() for one in adapters.parameters())
             assert [one.layer.path for one in counted.adapted] == list(adapters.layers)
         finally:
-            adapters.eject()
+            adapters.remove()
 
 
 def test_many_of_them_are_named_nowhere_in_our_source() -> None:

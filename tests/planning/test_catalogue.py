@@ -69,10 +69,10 @@ def test_transformers_builds_what_the_list_says(name: str) -> None:
         adapters = inject(model, spec)
         try:
             counted = parameters_of(shape_of(name), spec)
-            assert counted.trainable == adapters.added
+            assert counted.trainable == sum(one.numel() for one in adapters.parameters())
             assert [planned.layer.path for planned in counted.adapted] == list(adapters.layers)
         finally:
-            adapters.eject()
+            adapters.remove()
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "gemma-3-270m", "roberta-base", "t5-small"])

@@ -106,10 +106,10 @@ def test_lora_is_counted_as_it_is_injected(name: str, choice: str) -> None:
         counted = parameters_of(shape_of_small(name), spec)
         assert {planned.layer.path: planned.trainable for planned in counted.adapted} == added(adapters)
         assert [planned.layer.path for planned in counted.adapted] == list(adapters.layers)
-        assert counted.trainable == adapters.added
+        assert counted.trainable == sum(one.numel() for one in adapters.parameters())
         assert sum(many for many, _ in counted.by_leaf.values()) == len(adapters.layers)
     finally:
-        adapters.eject()
+        adapters.remove()
     assert counted.total == sum(parameter.numel() for parameter in built(name).parameters())
 
 
@@ -121,9 +121,9 @@ def test_adalora_is_counted_as_it_is_injected(name: str, budget: str) -> None:
     try:
         counted = parameters_of(shape_of_small(name), spec)
         assert {planned.layer.path: planned.trainable for planned in counted.adapted} == added(adapters)
-        assert counted.trainable == adapters.added
+        assert counted.trainable == sum(one.numel() for one in adapters.parameters())
     finally:
-        adapters.eject()
+        adapters.remove()
 
 
 @pytest.mark.parametrize("unit", ["triplets", "parameters"])
@@ -168,7 +168,9 @@ def test_dora_is_counted_and_refused_alike() -> None:
         if targets == "all-linear":
             model = on_cpu("gpt2")
             adapters = inject(model, spec)
-            assert parameters_of(shape_of_small("gpt2"), spec).trainable == adapters.added
+            assert parameters_of(shape_of_small("gpt2"), spec).trainable == sum(
+                one.numel() for one in adapters.parameters()
+            )
         else:
             _, refused = adapted("gpt2", spec)
             with pytest.raises(TargetError) as caught:

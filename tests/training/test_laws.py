@@ -149,7 +149,7 @@ def test_training_lowers_the_loss_and_only_the_adapter_moves(architecture: str) 
     assert [record.step for record in records] == list(range(1, 61))
     assert records[-1].loss < records[0].loss - 0.15  # the frozen random head is small, and bounds what can be learned
     assert all(adapter.B.abs().max() > 0 for adapter in adapters.adapters().values())
-    adapters.eject()
+    adapters.remove()
     assert all(torch.equal(model.state_dict()[name], base[name]) for name in base)
 
 

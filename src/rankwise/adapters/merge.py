@@ -27,7 +27,7 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
         weight = weight_of(host)
         exact = torch.promote_types(weight.dtype, torch.float32)
         weight.copy_(weight.to(exact) + oriented(host, adapter.delta()))
-    return adapters.eject()
+    return adapters.remove()
 
 
 def _part(model: nn.Module, host: nn.Module) -> None:

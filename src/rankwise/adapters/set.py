@@ -1,6 +1,6 @@
 """The adapters of one model, and the heads that are trained whole beside them.
 
-Adapters are looked up by type, never by a substring of a name. The base is frozen while the set exists; `eject` puts
+Adapters are looked up by type, never by a substring of a name. The base is frozen while the set exists; `remove` puts
 back every layer, the same object it was, and what required gradients before.
 """
 
@@ -215,7 +215,7 @@ class AdapterSet:
                 stack.enter_context(head.scaled(strength))
             yield
 
-    def eject(self) -> nn.Module:
+    def remove(self) -> nn.Module:
         """Take every adapter out again; returns the base model."""
         for path, module in list(self.model.named_modules(remove_duplicate=False)):
             if isinstance(module, AdapterWrapper):
@@ -260,7 +260,7 @@ def refuse_adapted(model: nn.Module) -> None:
     if any(isinstance(module, AdapterWrapper | HeadWrapper) for module in model.modules()):
         raise TargetError(
             "this model has adapters already. Their set (what inject returned, or a finished training's "
-            "`trainable.adapters`) can `add` another or `eject` them all."
+            "`trainable.adapters`) can `add` another or `remove` them all."
         )
 
 
@@ -284,6 +284,6 @@ def inject(
     try:
         adapters.add(spec or LoraConfig(), name, seed, choices, heads)
     except BaseException:
-        adapters.eject()
+        adapters.remove()
         raise
     return adapters

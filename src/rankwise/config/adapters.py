@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import Config, Number, PositiveInt
+from rankwise.config.base import Number, PositiveInt
+from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 
@@ -16,7 +17,7 @@ Alpha = Annotated[Number, Field(gt=0, le=1e6)]
 ExportFormat = Literal["peft", "portable", "merged"]
 
 
-class AdapterConfig(Config):
+class AdapterConfig(MethodConfig):
     """Settings that LoRA and AdaLoRA share.
 
     Targets and the keys of patterns select modules by path. A word of letters, digits, `_`, `.` and `-` matches the end
@@ -24,13 +25,7 @@ class AdapterConfig(Config):
     """
 
     artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
-    """What is written, and the folder of a finished run that it lies in."""
-    base_dtype: ClassVar[Literal["float32"] | None] = None
-    """The number format that the base must have, where the method needs one."""
     auto_rate: ClassVar[float] = 2e-3
-    """What the learning rate `auto` is at width 576; training/schedules.py says why."""
-    tags: ClassVar[tuple[str, ...]] = ()
-    """Of the model card, beside those that every adapter has."""
     dropout: Number = Field(0.0, ge=0, lt=1)
     """Dropout probability on the input of each adapter during training."""
     targets: tuple[str, ...] = ("all-linear",)
@@ -38,19 +33,6 @@ class AdapterConfig(Config):
     names or regular expressions, for example `q_proj,v_proj`."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Transformer blocks that get adapters, as `0-3,7` or `[0, 1, 2, 3, 7]`. By default all blocks."""
-
-    @property
-    def needs_rows_of_weights(self) -> bool:
-        """Whether only layers whose weight has one row for each output can be adapted."""
-        return False
-
-    def without_rows(self) -> Self:
-        """The same with a start that needs no training rows."""
-        return self
-
-    def problem_with(self, base: ModelConfig) -> str | None:
-        """Why this base model cannot be trained so, for a message."""
-        return None
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -108,10 +90,6 @@ class LoraConfig(AdapterConfig):
         return "DoRA" if self.dora else "LoRA"
 
     @property
-    def written_as(self) -> str:
-        return self.label
-
-    @property
     def needs_rows_of_weights(self) -> bool:
         return self.dora
 
@@ -137,8 +115,6 @@ class AdaLoraConfig(AdapterConfig):
     """
 
     tags: ClassVar[tuple[str, ...]] = ("adalora",)
-    label: ClassVar[str] = "AdaLoRA"
-    written_as: ClassVar[str] = "AdaLoRA, written as LoRA"
     method: Literal["adalora"] = "adalora"
     """The method these settings belong to."""
     budget: str = "8"
@@ -178,6 +154,14 @@ class AdaLoraConfig(AdapterConfig):
     """Remove pruned triplets from the matrices when pruning has ended. If false, they stay and are set to zero at each
     step."""
 
+    @property
+    def label(self) -> str:
+        return "AdaLoRA"
+
+    @property
+    def written_as(self) -> str:
+        return "AdaLoRA, written as LoRA"
+
     @model_validator(mode="before")
     @classmethod
     def _compat(cls, value: Any) -> Any:
@@ -207,20 +191,18 @@ class AdaLoraConfig(AdapterConfig):
         return _parse_budget(self.budget)
 
 
-class FullConfig(Config):
+class FullConfig(MethodConfig):
     """Full fine-tuning: every weight of the model is trained, in float32."""
 
     artifact: ClassVar[Literal["adapter", "model"]] = "model"
     base_dtype: ClassVar[Literal["float32"] | None] = "float32"
     auto_rate: ClassVar[float] = 1e-4
-    label: ClassVar[str] = "full fine-tuning"
-    written_as: ClassVar[str] = "full fine-tuning"
-    tags: ClassVar[tuple[str, ...]] = ()
     method: Literal["full"] = "full"
     """The method these settings belong to."""
 
-    def without_rows(self) -> Self:
-        return self
+    @property
+    def label(self) -> str:
+        return "full fine-tuning"
 
     def problem_with(self, base: ModelConfig) -> str | None:
         if base.dtype == "bfloat16":
@@ -236,7 +218,6 @@ class FullConfig(Config):
         return None
 
 
-MethodSpec = LoraConfig | AdaLoraConfig | FullConfig
 AdaLora = AdaLoraConfig
 """Short name for use from Python: `rankwise.AdaLora(budget=8)`."""
 BudgetKind = Literal["rank", "triplets", "parameters", "bytes"]

@@ -120,7 +120,7 @@ class AdapterTrainable:
         return tuned, base
 
     def remove(self) -> None:
-        self.adapters.eject()
+        self.adapters.remove()
 
 
 class AdapterMethod(ABC):
@@ -136,7 +136,7 @@ class AdapterMethod(ABC):
             adapters.add_heads(setup.heads)
             return self.attach_to(adapters, model, setup)
         except BaseException:
-            adapters.eject()
+            adapters.remove()
             raise
 
     def own_copy(self, model: LoadedModel) -> LoadedModel:

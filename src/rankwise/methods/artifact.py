@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rankwise.adapters.formats.peft_config import read_config
 from rankwise.adapters.formats.peft_reader import CONFIG
-from rankwise.config.adapters import LoraConfig, MethodSpec
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.methods.base import BASE_FACTS, BaseFacts, base_of
@@ -32,7 +33,7 @@ class Artifact:
     """The run's, or the adapter's."""
     result: Path
     """The folder of the weights that were learned."""
-    config: MethodSpec
+    config: Adapting
     """The settings of the method. Of an adapter that rankwise did not train they are those of LoRA."""
     base_named: ModelConfig | None
     trained_on: BaseModelFacts | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankwise.config.adapters import MethodSpec
+from rankwise.config.experiment import Adapting
 from rankwise.methods.adalora.method import AdaLoraMethod
 from rankwise.methods.full import FullMethod
 from rankwise.methods.lora import LoraMethod
@@ -14,5 +14,5 @@ METHODS: dict[str, Any] = {"lora": LoraMethod, "adalora": AdaLoraMethod, "full":
 """By the name that a config has as `method`."""
 
 
-def method_of(config: MethodSpec) -> Method:
+def method_of(config: Adapting) -> Method:
     return METHODS[config.method](config)

@@ -145,7 +145,7 @@ def lay(
                     own.copy_(value.view(own.shape))
     except BaseException:
         if into is None:
-            adapters.eject()
+            adapters.remove()
         raise
     return adapters
 
