@@ -32,7 +32,7 @@ from stacks import CASES, REFERENCE, USUAL
 from telling import parser_of, tell
 
 import rankwise
-from rankwise.config.data import DataConfig, EvaluationConfig
+from rankwise.config.data import DataConfig, ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
@@ -76,9 +76,9 @@ def experiment_of(form: str, seed: int, steps: int) -> Experiment:
     dtype, plain = FORMS[form]
     return Experiment(
         model=ModelConfig(name="smollm2-135m", dtype=dtype),
-        data=DataConfig(path="train.jsonl", evaluation=EvaluationConfig(path="measure.jsonl"), max_length=LONGEST),
+        data=DataConfig(path="train.jsonl", validation=ValidationDataConfig(path="measure.jsonl"), max_length=LONGEST),
         run=f"{form}-{seed}",
-        training=TrainingConfig(steps=steps, batch_size=BATCH, plain=plain, seed=seed),
+        training=TrainingConfig(steps=steps, batch_size=BATCH, backend="eager" if plain else "auto", seed=seed),
     )
 
 
