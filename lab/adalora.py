@@ -126,7 +126,7 @@ def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, 
     experiment = Experiment(
         model=model.spec, run=name, adapter=cell.adapter(),
         data={"path": str(folder / f"{cell.task}-trained.jsonl"), "max_length": LONGEST,
-              "evaluation": str(folder / f"{cell.task}-measured.jsonl")},
+              "validation": str(folder / f"{cell.task}-measured.jsonl")},
         training={"steps": STEPS[cell.task], "batch_size": BATCH, "learning_rate": cell.rate, "seed": cell.seed,
                   "plain": cell.rank == 8},
     )  # fmt: skip

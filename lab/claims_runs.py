@@ -80,7 +80,7 @@ def experiment_of(cell: Cell, task: ClaimTask, model: str) -> Experiment:
         model={"name": model, "dtype": "float32"}, run="cell",
         adapter={"method": "lora" if cell.method == BASE else cell.method},
         data={"path": str(task.trained), "rows": cell.rows or None, "max_length": task.longest, "seed": 0,
-              "evaluation": str(task.measured)},
+              "validation": str(task.measured)},
         training={"epochs": 1, "batch_size": task.batch, "seed": cell.seed, **rate},
     )  # fmt: skip
 
