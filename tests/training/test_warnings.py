@@ -27,6 +27,8 @@ from rankwise.runs.records import StatusMessage, StepRecord, WarningCollector, W
 from rankwise.training import backend
 from rankwise.training import preflight as foresight
 from rankwise.training import resume as resuming
+from rankwise.training.run import TrainingRun
+from rankwise.training.trainer import Hook
 
 
 class Stopped(Exception):
@@ -93,20 +95,25 @@ def test_a_warning_is_on_stderr_in_the_manifest_and_in_the_report(small, with_un
 
 def test_warnings_are_kept_when_a_run_is_killed_fails_and_goes_on(small, monkeypatch):
     def announced(text):
-        class Told(training.Session):
-            def work(self, state, past):
-                self.callback(WarningMessage(text))
-                written = json.loads(self.run.folder.joinpath("manifest.json").read_text())
+        class Warns(Hook):
+            def after_step(self, trainer):
+                trainer.emit(WarningMessage(text))
+                written = json.loads(Path("runs/small/manifest.json").read_text())
                 assert text in written["warnings"] and written["status"] == "running"
-                return super().work(state, past)
 
-        return Told
+        class WarningRun(TrainingRun):
+            def trainer(self, *given):
+                made = super().trainer(*given)
+                made.hooks = [*made.hooks, Warns()]
+                return made
 
-    monkeypatch.setattr(training, "Session", announced("first"))
+        return WarningRun
+
+    monkeypatch.setattr(training, "TrainingRun", announced("first"))
     with pytest.raises(Stopped):
         rankwise.train(small, callback=stop_after(2))
     assert json.loads(Path("runs/small/manifest.json").read_text())["warnings"] == ["first"]
-    monkeypatch.setattr(training, "Session", announced("second"))
+    monkeypatch.setattr(training, "TrainingRun", announced("second"))
     found = rankwise.train(small, resume=True).manifest.warnings
     assert found == ("first", "second")
     assert [one for one in json.loads(report("small").data.read_text())["remarks"] if one.startswith("Warning")] == [
@@ -219,7 +226,7 @@ def test_documents_longer_than_the_window_are_computed_eagerly_with_a_warning(ti
             model.module, TrainableLoRA(adapters), CAUSAL_LM, longest=longest, largest=64, callback=heard.append
         )
         assert backend.choose_backend(work, "auto", 100).name == ("fused" if longest == 20 else "eager")
-        adapters.remove()
+        adapters.eject()
     (warned,) = [event.text for event in heard if isinstance(event, WarningMessage)]
     assert "the longest row has 21 tokens, more than the model's sliding window" in warned
 
