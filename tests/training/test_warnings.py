@@ -226,7 +226,7 @@ def test_documents_longer_than_the_window_are_computed_eagerly_with_a_warning(ti
             model.module, TrainableLoRA(adapters), CAUSAL_LM, longest=longest, largest=64, callback=heard.append
         )
         assert backend.choose_backend(work, "auto", 100).name == ("fused" if longest == 20 else "eager")
-        adapters.eject()
+        adapters.remove()
     (warned,) = [event.text for event in heard if isinstance(event, WarningMessage)]
     assert "the longest row has 21 tokens, more than the model's sliding window" in warned
 
