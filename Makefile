@@ -41,6 +41,7 @@ docs: $(RUN_READY)  ## docs/configuration.md, from the docstrings of the setting
 examples: $(DEV_READY)  ## the examples, as the tests run them
 	$(BIN)/python examples/one_row.py
 	$(BIN)/python examples/flat_lora.py
+	$(BIN)/python examples/notebook.py
 
 bench: $(DEV_READY)  ## long measurements, on the data sets at RANKWISE_DATA
 	$(BIN)/python bench/data_check.py bench/results/data-check-$$(date +%F)

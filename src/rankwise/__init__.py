@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from rankwise.commands.inspect import inspect as inspect
     from rankwise.commands.report import report as report
     from rankwise.commands.strength import strength as strength
-    from rankwise.commands.train import train as train
     from rankwise.config.adapters import AdaLora as AdaLora
     from rankwise.config.adapters import AdaLoraConfig as AdaLoraConfig
     from rankwise.config.adapters import FullConfig as FullConfig
@@ -51,10 +50,13 @@ if TYPE_CHECKING:
     from rankwise.config.training import TrainingConfig as TrainingConfig
     from rankwise.errors import RankwiseError as RankwiseError
     from rankwise.forward.plan import plan as plan
-    from rankwise.inference.tuned_model import load_run as load_run
+    from rankwise.inference.tuned_model import load_tuned as load_tuned
     from rankwise.methods.adalora.trainable import TrainableAdaLoRA as TrainableAdaLoRA
     from rankwise.models.loaded import LoadedModel as LoadedModel
     from rankwise.models.loading import load as load
+    from rankwise.python.run import Run as Run
+    from rankwise.python.run import load_run as load_run
+    from rankwise.python.train import train as train
 
 __version__ = "0.1.0"
 
@@ -68,6 +70,7 @@ _HOMES = {
     "GenerationConfig": "rankwise.config.generation",
     "LoadedModel": "rankwise.models.loaded",
     "LoraConfig": "rankwise.config.adapters",
+    "Run": "rankwise.python.run",
     "ModelConfig": "rankwise.config.models",
     "Planned": "rankwise.config.planning",
     "TrainableAdaLoRA": "rankwise.methods.adalora.trainable",
@@ -83,12 +86,13 @@ _HOMES = {
     "inject": "rankwise.adapters.set",
     "inspect": "rankwise.commands.inspect",
     "load": "rankwise.models.loading",
-    "load_run": "rankwise.inference.tuned_model",
+    "load_run": "rankwise.python.run",
+    "load_tuned": "rankwise.inference.tuned_model",
     "plan": "rankwise.forward.plan",
     "read_peft": "rankwise.adapters.formats.peft",
     "report": "rankwise.commands.report",
     "strength": "rankwise.commands.strength",
-    "train": "rankwise.commands.train",
+    "train": "rankwise.python.train",
     "write_peft": "rankwise.adapters.formats.peft",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

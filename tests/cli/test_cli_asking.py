@@ -244,7 +244,7 @@ def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
     # A run may be somebody else's: its config.json must not make us run the code of a model.
     from pathlib import Path
 
-    from rankwise.inference.tuned_model import load_run
+    from rankwise.inference.tuned_model import load_tuned
 
     file = Path("runs/plain/config.json")
     before = file.read_text()
@@ -252,7 +252,7 @@ def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
     spec["model"] |= {"trust_code": "f" * 40, "device": "cuda:7"}
     try:
         file.write_text(json.dumps(spec))
-        asked = load_run("plain")
+        asked = load_tuned("plain")
     finally:
         file.write_text(before)
     assert asked.model.spec.trust_code is None

@@ -129,7 +129,7 @@ def test_a_finished_run_is_these_files_and_no_leftovers(home):
 
 
 def test_transformers_loads_the_model_that_was_trained(home):
-    asked = package.load_run("whole")
+    asked = package.load_tuned("whole")
     found = AutoModelForCausalLM.from_pretrained("runs/whole/model").eval()
     assert found.dtype == torch.float32 and found.get_output_embeddings().weight is found.model.embed_tokens.weight
     assert torch.equal(logits(found), logits(asked.model.module))
@@ -171,7 +171,7 @@ def test_a_model_that_is_given_stays_as_it_is(home):
 
 
 def test_both_sides_of_a_run_can_be_asked_one_after_the_other(home):
-    asked = package.load_run("whole")
+    asked = package.load_tuned("whole")
     assert isinstance(asked.trainable, FullFineTuning)
     own, base = logits(theirs("runs/whole/model")), logits(theirs("base"))
     for side in (False, True, True, False):
@@ -350,11 +350,11 @@ def test_a_recipe_s_settings_of_an_adapter_are_left_out():
 
 
 def test_an_adapter_s_run_is_asked_as_before(home):
-    asked = package.load_run("lora")
+    asked = package.load_tuned("lora")
     with asked.base():
         base = logits(asked.model.module)
     assert not torch.equal(logits(asked.model.module), base)
     file = home / "base" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     with pytest.raises(RunError, match="--force-base to apply the adapter anyway"):
-        package.load_run("lora")
+        package.load_tuned("lora")

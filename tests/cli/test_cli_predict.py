@@ -15,7 +15,7 @@ import rankwise as library
 from rankwise.cli.main import app
 from rankwise.commands import predict as verb
 from rankwise.config.generation import GenerationConfig
-from rankwise.inference.tuned_model import load_run
+from rankwise.inference.tuned_model import load_tuned
 
 SHORT = ("--max-new-tokens", "6")
 LANDS = [f"What is the capital of land {number}?" + " Tell me." * (number % 3) for number in range(5)]
@@ -87,7 +87,7 @@ def home(tmp_path_factory, tiny_folder):
 @pytest.fixture(scope="module")
 def answers(home):
     """What `generate` says to each land."""
-    asked = load_run("plain")
+    asked = load_tuned("plain")
     found = [generated(asked, land) for land in LANDS]
     assert len(set(found)) > 1, "one answer for all would show no order"
     return found
@@ -225,7 +225,7 @@ def test_a_file_that_is_there_stays_unless_it_was_said():
     ],
 )
 def test_what_cannot_be_is_told_before_a_model_is_loaded(monkeypatch, rows, words, told):
-    monkeypatch.setattr(verb, "load_run", None)
+    monkeypatch.setattr(verb, "load_tuned", None)
     write("rows.jsonl", rows)
     assert told in refused("plain", "--data", "rows.jsonl", "--out", "new.jsonl", *words)
 

@@ -77,3 +77,13 @@ def test_the_flat_version_and_the_trainer_agree_step_by_step(tiny_folder: Path) 
     train(state, batches, loss_of=summed(SupervisedLogits(loaded.module)), callback=records.append)
     assert expected[-1] < expected[0]
     assert [record.loss for record in records] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_notebook_runs_cell_after_cell(starter_folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, EXAMPLES / "notebook.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, done.stdout.splitlines()[1].split(" -> "))
+    assert after < before, "three rows that were not trained on are learned from the others"
+    assert "tuned: GREEN" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("True ")
+    assert (tmp_path / "runs" / "colours" / "loss.png").is_file()

@@ -25,10 +25,11 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_the_python_runs(starter_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mydata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (code,) = blocks("python.md", "python")
+    code = "\n".join(blocks("python.md", "python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "adapted:" in done.stdout and "base:" in done.stdout
+    assert "tuned:" in done.stdout and "base:" in done.stdout
+    assert (tmp_path / "loss.png").is_file()
     assert (tmp_path / "runs" / "my-first" / "adapter" / "adapter_model.safetensors").is_file()
 
 

@@ -22,7 +22,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
-from rankwise.inference.tuned_model import load_run
+from rankwise.inference.tuned_model import load_tuned
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.text.chat_template import ChatTemplate
@@ -129,7 +129,7 @@ def test_a_run_is_asked_in_its_recipe_s_words_whatever_the_model_s_own_template_
     try:
         (model / "chat_template.jinja").write_text(other)
         config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": other}))
-        asked = load_run("first", force_base=True)
+        asked = load_tuned("first", force_base=True)
     finally:
         (model / "chat_template.jinja").unlink()
         for file, text in kept.items():

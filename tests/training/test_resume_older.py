@@ -73,7 +73,7 @@ def test_an_older_run_goes_on_by_its_own_command_with_the_rows_that_it_held_out(
     trained = rankwise.train(begun(), resume=True)
     assert (trained.manifest.status, trained.manifest.resumed[0].step) == ("finished", 2)
     assert trained.manifest.data.measured_documents == 3
-    assert trained.run.experiment().data.held_out_order == "last"
+    assert trained.directory.experiment().data.held_out_order == "last"
 
 
 def test_a_run_that_was_begun_with_an_order_wants_it_again(begun):

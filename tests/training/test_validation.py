@@ -228,7 +228,7 @@ def test_a_score_is_that_of_the_answers_which_the_finished_run_gives_to_the_rows
 def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(asked, backend):
     experiment = exactly(asked("run", "lora", {"steps": 5, "prompts": []}, backend=backend))
     rankwise.train(experiment)
-    finished = rankwise.load_run("run").model
+    finished = rankwise.load_tuned("run").model
     writing = Writing(finished.tokenizer, finished.template, finished.source.name, finished.context_length)
     rows = prepare(experiment.data, writing, silent).measured_rows
     alone = [collate([row]) for row in rows]

@@ -108,10 +108,10 @@ def chat(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
-        from rankwise.commands.chat import Chat, load_run
+        from rankwise.commands.chat import Chat, load_tuned
 
         with Display(quiet) as display:
-            asked = load_run(
+            asked = load_tuned(
                 run, display, force_base=force_base, force_result=force_result, trust_code=trust_code,
                 base_model=base_model,
             )  # fmt: skip

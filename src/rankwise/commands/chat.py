@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError
 from rankwise.inference.decoding import Answer, TextCallback
-from rankwise.inference.tuned_model import TunedModel, load_run
+from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.text.example import Message
 
-__all__ = ["Chat", "load_run"]
+__all__ = ["Chat", "load_tuned"]
 
 
 @dataclass

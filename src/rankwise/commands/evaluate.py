@@ -31,7 +31,7 @@ from rankwise.evaluation.task_documents import drawn, identities
 from rankwise.evaluation.text import BLOCKS, Text, refuse_trained_on, text_for
 from rankwise.evaluation.validation_rows import refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
-from rankwise.inference.tuned_model import load_run
+from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, find_artifact, is_adapter_folder
 from rankwise.methods.registry import method_of
 from rankwise.models.inspection import fingerprint
@@ -190,7 +190,7 @@ def open_subject(
             [f'"{target}" is a run or an adapter, which is compared with its own base; leave out --against.']
         )
     spec = held_to_measure(method_of(artifact.config).model_of(artifact), dtype)
-    asked = load_run(artifact, callback, force_base=force_base, spec=spec)
+    asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:

@@ -9,7 +9,7 @@ from typing import Any
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.inference.decoding import Answer, TextCallback
-from rankwise.inference.tuned_model import TunedModel, load_run
+from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.runs.records import Callback, silent
 from rankwise.text.example import Message
 
@@ -56,7 +56,7 @@ def generate(
     if base and both:
         raise ConfigError(["--base asks the base alone and --both asks it too; give one of them."])
     asked = (
-        load_run(
+        load_tuned(
             str(run),
             callback,
             force_base=force_base,

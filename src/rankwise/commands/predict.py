@@ -21,7 +21,7 @@ from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
-from rankwise.inference.tuned_model import TunedModel, load_run
+from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.runs.directory import RunDirectory, find_run
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.system.files import check_place, write_atomic
@@ -80,13 +80,13 @@ def predict(
     **opening: Any,
 ) -> Predicted:  # fmt: skip
     """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
-    `load_run`."""
+    `load_tuned`."""
     began, out = time.perf_counter(), Path(out)
     _check_out(out, data, overwrite)
     rows = _rows(_reading(run, str(data), prompt, system), _form_of(run), asked=prompt is not None)
     _refuse_taken([column, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
-    asked = run if isinstance(run, TunedModel) else load_run(str(run), callback, **opening)
+    asked = run if isinstance(run, TunedModel) else load_tuned(str(run), callback, **opening)
     chosen = spec or GenerationConfig()
     _render(rows, asked, system, chosen.max_new_tokens)
     _refuse_bad(rows, skip_bad_rows)

@@ -15,7 +15,7 @@ from rankwise.evaluation.number_format import held_to_measure
 from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
 from rankwise.evaluation.text import refuse_trained_on, text_for
 from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
-from rankwise.inference.tuned_model import load_run
+from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
@@ -55,7 +55,7 @@ def strength(
     if artifact.run is not None:
         check_place(artifact.folder / STRENGTH)
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
-    asked = load_run(artifact, callback, force_base=force_base, spec=spec)
+    asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
     told = text_for(asked.model, text, blocks=blocks)
     if artifact.data_report is not None:
         refuse_trained_on(told, artifact.data_report)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import AdapterError, RunError
-from rankwise.inference.tuned_model import load_run
+from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BASE_FACTS
 from rankwise.methods.registry import method_of
@@ -68,7 +68,7 @@ def export_merged(
     need_space(folder.absolute(), numbers * wanted.itemsize)
     held = "bfloat16" if stored == wanted == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": held, "device": "cpu"})
-    tuned = load_run(artifact, callback, force_base=force_base, spec=spec)
+    tuned = load_tuned(artifact, callback, force_base=force_base, spec=spec)
     live, base = tuned.trainable.merge(strength, partial(_logits, tuned.model))
     change = None if base is None else _difference(base, live)
     with published(folder) as temporary:

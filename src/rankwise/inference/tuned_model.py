@@ -62,7 +62,7 @@ class TunedModel:
             return answer(self.model, messages, spec, on_text)
 
 
-def load_run(
+def load_tuned(
     name: str | Path | Artifact, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
     trust_code: str | None = None, base_model: str | None = None, spec: ModelConfig | None = None,
 ) -> TunedModel:  # fmt: skip

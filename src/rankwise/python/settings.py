@@ -1,0 +1,80 @@
+"""Settings as keyword arguments: `steps=20` is `training.steps`, `rank=8` is `adapter.rank`.
+
+    experiment_of(model="smollm2-135m", data=Path("rows.jsonl"), run="first", settings={"steps": 20})
+
+A keyword is a flag of `rankwise train` with underscores (`validate_every=50`), or any other setting that only one
+section of the experiment has (docs/configuration.md lists them). A setting whose name several sections have is written
+with its section: `validation={"steps": 50}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from rankwise.cli.options import FLAGS
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.config.reading import Setting, read_experiment
+from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import ValidationConfig
+from rankwise.errors import ConfigError, did_you_mean
+
+SECTIONS: Mapping[str, tuple[type[BaseModel], ...]] = {
+    "training": (TrainingConfig,),
+    "adapter": (LoraConfig, AdaLoraConfig, FullConfig),
+    "validation": (ValidationConfig,),
+    "data": (DataConfig,),
+    "model": (ModelConfig,),
+}
+GIVEN_APART = {"data.path", "model.name"}
+
+
+def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) -> Experiment:
+    """The experiment of these keyword arguments. ConfigError reports every keyword that is wrong."""
+    given = [*_section("model", model, "name"), *_section("data", data, "path"), Setting("run", run, "run")]
+    problems: list[str] = []
+    for name, value in settings.items():
+        if name in SECTIONS or name == "objective":
+            given += _section(name, value, "")
+        elif name in FLAGS:
+            given.append(Setting(FLAGS[name][1], value, name))
+        else:
+            given += _flat(name, value, problems)
+    if problems:
+        raise ConfigError(problems)
+    return read_experiment(None, [setting for setting in given if setting.value is not None])
+
+
+def _section(name: str, value: Any, alone: str) -> Iterator[Setting]:
+    """A section given as a mapping or a config, or as the one setting that may stand for it alone."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_unset=True) | _method_of(value)
+    if isinstance(value, Mapping):
+        yield from (Setting(f"{name}.{key}", part, f"{name}={{{key!r}: …}}") for key, part in value.items())
+    else:
+        yield Setting(f"{name}.{alone}" if alone else name, value, name)
+
+
+def _method_of(config: BaseModel) -> dict[str, Any]:
+    """A method's config names its method even where nobody set it."""
+    return {"method": config.method} if isinstance(config, SECTIONS["adapter"]) else {}  # pyright: ignore
+
+
+def _flat(name: str, value: Any, problems: list[str]) -> Iterator[Setting]:
+    keys = sorted({f"{section}.{name}" for section, configs in SECTIONS.items() for config in configs
+                   if name in config.model_fields and f"{section}.{name}" not in GIVEN_APART})  # fmt: skip
+    if len(keys) == 1:
+        yield Setting(keys[0], value, name)
+    elif keys:
+        sections = " or ".join(f"{key.partition('.')[0]}={{{name!r}: …}}" for key in keys)
+        problems.append(f"{name}={value!r}: several sections have a setting of this name. Write {sections}.")
+    else:
+        names = {field for configs in SECTIONS.values() for config in configs for field in config.model_fields} | set(
+            FLAGS
+        )
+        problems.append(f"{name}={value!r}: there is no such setting.{did_you_mean(name, sorted(names))}")

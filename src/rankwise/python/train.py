@@ -1,0 +1,87 @@
+"""Train from Python: `rankwise.train(model="smollm2-135m", data=rows)`.
+
+Rows may be a path, a list of dicts, a pandas DataFrame or a `datasets.Dataset`; settings are keyword arguments. The run
+is the same as that of the command line: a folder with its settings, data report, metrics, result and report.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rankwise.cli.display import Display
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.errors import ConfigError
+from rankwise.python.run import Run
+from rankwise.python.settings import experiment_of
+from rankwise.runs.records import Callback, StatusMessage, silent
+
+LONGEST_STEM = 40
+
+
+def train(
+    experiment: Experiment | None = None, *, model: Any = None, data: Any = None, run: str | None = None,
+    progress: bool = True, callback: Callback | None = None, restart: bool = False, resume: bool = False,
+    force_memory: bool = False, **settings: Any,
+) -> Run:  # fmt: skip
+    """Train and return the finished run.
+
+    Give an `Experiment`, or `model` and `data` with settings as keyword arguments: method, steps, epochs, rank,
+    learning_rate, held_out and whatever else docs/configuration.md lists. `model` is a name, a folder, or a model from
+    `rankwise.load`; without `run` the run gets the next free name. `progress` prints to stderr, in notebooks too;
+    `callback` receives the events instead. Errors are `RankwiseError`s, as on the command line.
+    """
+    from rankwise.commands.train import train as train_command
+    from rankwise.inference.tuned_model import TunedModel
+    from rankwise.models.loaded import LoadedModel
+
+    loaded = model if isinstance(model, LoadedModel) else None
+    with Display() if progress and callback is None else nullcontext(callback or silent) as events:
+        if experiment is None:
+            experiment = _experiment(loaded, model, data, run, settings, events)
+        elif data is not None or run is not None or settings or (model is not None and loaded is None):
+            raise ConfigError(
+                ["train was given an experiment and other settings. Put the settings into the experiment."]
+            )
+        trained = train_command(
+            experiment, callback=events, restart=restart, resume=resume, model=loaded, force_memory=force_memory
+        )
+        system = trained.run.data_report().system
+        return Run(trained.run.folder, events, TunedModel(trained.model, trained.trainable, system))
+
+
+def _experiment(
+    loaded: Any, model: Any, data: Any, run: str | None, settings: dict[str, Any], events: Callback
+) -> Experiment:
+    missing = [name for name, value in (("model", model), ("data", data)) if value is None]
+    if missing:
+        raise ConfigError([f'train needs {" and ".join(missing)}, for example train(model="smollm2-135m", data=rows).'])
+    model = loaded.spec if loaded is not None else str(model) if isinstance(model, Path) else model
+    if run is None:
+        run = _free_name(str(getattr(model, "name", model if isinstance(model, str) else "run")))
+        events(StatusMessage(f'the run is named "{run}"; name it yourself with run=…'))
+    return experiment_of(model, _data(data, settings), run, settings)
+
+
+def _data(data: Any, settings: dict[str, Any]) -> Any:
+    """The rows as a file, where they are not one already. `data=` may also be a DataConfig or its settings."""
+    if isinstance(data, DataConfig | str):
+        return data
+    if isinstance(data, Path):
+        return str(data)
+    if isinstance(data, dict) and ("path" in data or "sources" in data):
+        return data
+    from rankwise.data.in_memory import rows_file
+
+    return str(rows_file(data))
+
+
+def _free_name(model: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).stem or "run").strip("-._")[:LONGEST_STEM] or "run"
+    number = 1
+    while (Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return f"{stem}-{number}"

@@ -1,0 +1,139 @@
+"""Training from Python: rows in memory, settings as keywords, progress that prints, and a run to ask, plot and load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import rankwise
+from rankwise.errors import ConfigError, DataError, RunError
+from rankwise.python.settings import experiment_of
+
+ROWS = [{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in range(12)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("python")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trained(home, tiny_folder):
+    return rankwise.train(model=tiny_folder, data=ROWS, run="first", steps=3, rank=2, held_out=2, progress=False)
+
+
+def test_rows_in_memory_train_the_same_adapter_as_the_command_line_does_from_a_file(trained, home, tiny_folder):
+    from typer.testing import CliRunner
+
+    from rankwise.cli.main import app
+
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    flags = ["--model", str(tiny_folder), "--data", "rows.jsonl", "--run", "second", "--steps", "3", "--rank", "2"]
+    done = CliRunner().invoke(app, ["train", *flags, "--held-out", "2", "--quiet"])
+    assert done.exit_code == 0, done.output
+    mine, theirs = (Path(f"runs/{name}/adapter/adapter_model.safetensors") for name in ("first", "second"))
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_a_run_has_its_results_and_metrics_as_plain_values(trained):
+    assert trained.results["steps"] == 3 and trained.name == "first"
+    steps = [row for row in trained.metrics if row["kind"] == "step"]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert (
+        trained.results["held_out_loss_after"]
+        == [row for row in trained.metrics if row["kind"] == "held_out"][-1]["loss"]
+    )
+    assert trained.report.is_file()
+    assert "'first'" in repr(trained) and "finished" in repr(trained)
+
+
+def test_the_plot_draws_what_the_metrics_hold_and_a_notebook_shows_it(trained):
+    figure = trained.plot()
+    training, validation = figure.axes[0].lines
+    assert list(training.get_ydata()) == [row["loss"] for row in trained.metrics if row["kind"] == "step"]
+    assert list(validation.get_ydata()) == [row["loss"] for row in trained.metrics if row["kind"] == "held_out"]
+    assert "<svg" in figure._repr_svg_()
+
+
+def test_a_loaded_run_answers_as_the_trained_one_and_its_base_as_the_base(trained):
+    loaded = rankwise.load_run("first")
+    assert loaded.metrics == trained.metrics and loaded.results == trained.results
+    answers = [run.generate("What is 3 plus 3?", max_new_tokens=6) for run in (trained, loaded)]
+    assert answers[0] == answers[1]
+    ids = torch.arange(9)[None]
+    with trained.trainable.base():
+        base = trained.model.module(ids).logits
+    assert torch.equal(base, rankwise.load(str(trained.tuned.model.spec.name)).module(ids).logits)
+    assert not torch.equal(base, trained.model.module(ids).logits)
+    assert isinstance(loaded.generate("What is 3 plus 3?", base=True, max_new_tokens=6), str)
+
+
+def test_a_run_without_a_name_gets_the_next_free_one_and_progress_says_so(home, tiny_folder, capfd):
+    names = [rankwise.train(model=tiny_folder, data=ROWS, steps=1, progress=True).name for _ in range(2)]
+    assert names == ["tiny-llama-1", "tiny-llama-2"]
+    printed = capfd.readouterr().err
+    assert 'named "tiny-llama-1"' in printed and "Training 100%" in printed
+
+
+def test_an_unfinished_or_missing_run_says_what_it_is(home, trained):
+    with pytest.raises(RunError):
+        rankwise.load_run("nowhere")
+    with pytest.raises(DataError, match="no rows"):
+        rankwise.train(model="smollm2-135m", data=[], progress=False)
+
+
+KEYWORDS = {
+    "steps": 3,
+    "learning_rate": 1e-3,
+    "rank": 4,
+    "clip": 0.5,
+    "validate_every": 2,
+    "held_out": 2,
+    "dtype": "float32",
+}
+
+
+def test_keywords_are_flags_and_settings_that_one_section_has():
+    experiment = experiment_of("m", "rows.jsonl", "r", KEYWORDS | {"training": {"warmup": 0.1}})
+    assert (experiment.training.steps, experiment.training.clip, experiment.training.warmup) == (3, 0.5, 0.1)
+    assert (experiment.adapter.rank, experiment.validation.steps, experiment.data.held_out) == (4, 2, 2)
+    assert experiment.model.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "adapter", [rankwise.AdaLoraConfig(budget=4), {"method": "adalora", "budget": 4}], ids=["config", "mapping"]
+)
+def test_a_section_may_be_a_config_or_a_mapping(adapter):
+    experiment = experiment_of({"name": "m"}, rankwise.DataConfig(path="rows.jsonl"), "r", {"adapter": adapter})
+    assert experiment.adapter == rankwise.AdaLoraConfig(budget=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"stepps": 3}, ['stepps=3: there is no such setting. Did you mean "steps"?']),
+        ({"start": "eva", "stepps": 3, "rankk": 1}, ["stepps=3", "rankk=1"]),
+        ({"steps": -1}, ["steps"]),
+        ({"rank": "many"}, ["rank"]),
+        ({"training": {"stepps": 3}}, ["stepps"]),
+    ],
+    ids=["unknown", "several", "range", "type", "nested"],
+)
+def test_every_wrong_keyword_is_reported(settings, words):
+    with pytest.raises(ConfigError) as caught:
+        experiment_of("m", "rows.jsonl", "r", settings)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_what_is_missing_or_given_twice_is_reported(home):
+    with pytest.raises(ConfigError, match="model and data"):
+        rankwise.train()
+    experiment = rankwise.Experiment(model="m", data="rows.jsonl", run="r")
+    with pytest.raises(ConfigError, match="other settings"):
+        rankwise.train(experiment, steps=3)
