@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rankwise.cli.options import FLAGS
+from rankwise.cli.settings import FLAGS
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
@@ -42,7 +42,7 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
         if name in SECTIONS or name == "objective":
             given += _section(name, value, "")
         elif name in FLAGS:
-            given.append(Setting(FLAGS[name][1], value, name))
+            given.append(Setting(FLAGS[name].setting, value, name))
         else:
             given += _flat(name, value, problems)
     if problems:
