@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -191,6 +192,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the results that are there, and run nothing")
     parser.add_argument("ids", nargs="*", help="bugs to plant, even if they have a result; without it all others")
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGHUP):  # a shell ignores them for what runs in its background
+        signal.signal(number, signal.SIG_DFL)
     tree, name = options.tree.resolve(), commit_of(options.tree)
     data = tree.parent / "shared" / "data"
     if data.is_dir():

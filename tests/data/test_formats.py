@@ -147,23 +147,6 @@ def test_a_system_message_is_laid_before_rows_that_bring_none_and_no_others():
     assert parsed({"text": "a"}, "text", system="given").text == "a"
 
 
-def test_the_best_ranked_reply_of_a_tree_is_learned_wherever_it_stands():
-    # no test noticed when the worst one was
-    replies = [
-        {"role": "assistant", "text": text, "rank": rank, "replies": []}
-        for text, rank in (("worse", 1), ("best", 0), ("worst", 2), ("without a rank", None))
-    ]
-    example = parsed({"prompt": {"role": "prompter", "text": "Why?", "replies": replies}}, "oasst-trees")
-    assert example.messages == (Message("user", "Why?"), Message("assistant", "best"))
-
-
-def test_an_answer_inside_a_prompt_is_not_learned():
-    # no test noticed when it was
-    example = parsed({"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}, "prompt")
-    answers = [message for message in example.messages if message.role == "assistant"]
-    assert [message.learned for message in answers] == [False, True]
-
-
 def test_content_in_text_parts_is_their_text_joined():
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     example = parsed({"messages": [{"role": "user", "content": parts}, ANSWER]}, "messages")
