@@ -282,7 +282,7 @@ def test_a_change_that_rounding_hides_is_warned_of(home):
     coarse, fine = rankwise(*words, "bfloat16"), rankwise(*words[:3], "exact", *words[4:], "float32")
     assert coarse.exit_code == fine.exit_code == 0, coarse.output + fine.output
     assert "rounding to bfloat16" in coarse.stderr and "--dtype float32" in coarse.stderr and fine.stderr == ""
-    assert "bfloat16 rounds a weight by up to 0.0039" in coarse.stdout
+    assert "bfloat16 rounds weights by up to 0.0039" in coarse.stdout
 
 
 def test_a_place_that_no_system_has_is_told(home):

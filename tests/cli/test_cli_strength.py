@@ -18,7 +18,7 @@ import rankwise as library
 from library import rows
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
-from rankwise.evaluation.validation_rows import spread
+from rankwise.data.sequences import evenly
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import read_strength
 
@@ -94,7 +94,7 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
     monkeypatch.setattr("rankwise.commands.strength.MOST", 5)
     result = rankwise("strength", "many", *QUICK)
     assert result.exit_code == 0, result.output
-    assert "task: 5 of the 10 documents held out, 5 documents" in result.stdout
+    assert "task: 5 of the 10 documents held out, 5 sequences" in result.stdout
     assert "chose the step that was kept" in result.stdout
     assert "strength: the rows it was measured on chose" in Path("runs/many/report.html").read_text()
     Path("others.jsonl").write_text(rows(7, 80))
@@ -105,7 +105,7 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 499, 500, 501])
 def test_rows_are_spread_over_all_of_them(count):
     rows = list(range(500))
-    found = spread(rows, count)
+    found = evenly(rows, count)
     assert len(found) == len(set(found)) == min(count, 500) and found == sorted(found)
     gaps = {b - a for a, b in pairwise([*found, 500])}
     assert max(gaps) - min(gaps) <= 1, "evenly"
@@ -212,7 +212,9 @@ def test_at_one_an_export_is_what_it_was(home):
     assert all((home / "out0" / name).read_bytes() == (home / "out1" / name).read_bytes() for name in names)
 
 
-@pytest.mark.parametrize(("strength", "said"), [(-1, "from 0"), ("nan", "from 0"), (11, "from 0"), (0, "base model")])
+@pytest.mark.parametrize(
+    ("strength", "said"), [(-1, "out of range"), ("nan", "out of range"), (11, "out of range"), (0, "base model")]
+)
 @pytest.mark.parametrize("format", ["peft", "merged"])
 def test_a_strength_that_means_nothing_is_not_exported(home, format, strength, said):
     result = rankwise("export", "lora", "--to", "out", "--format", format, f"--strength={strength}")
