@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.config.tasks import BUILT_IN
+from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS, class_row
 from rankwise.runs.evaluations import Difference, Side

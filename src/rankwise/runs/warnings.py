@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.experiment import Experiment
-from rankwise.config.tasks import BUILT_IN, HELD_OUT
+from rankwise.config.tasks import HELD_OUT
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.evaluations import Evaluation, Side, StrengthCurve
 from rankwise.runs.manifest import Results
