@@ -18,7 +18,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.preparation import prepare_data
 from rankwise.data.preparing import Writing
 from rankwise.data.report import Tally
-from rankwise.data.sample import glance
+from rankwise.data.sample import sample_rows
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import find
 from rankwise.planning.planned_rows import by_tokenizer, rows_of
@@ -34,7 +34,7 @@ LONGEST = 8192
 
 
 def characters_of_token(spec: DataConfig, tokenizer: Path) -> float:
-    seen = glance(spec, spec.all_sources[0])
+    seen = sample_rows(spec, spec.all_sources[0])
     texts = [
         text
         for row in seen.drawn

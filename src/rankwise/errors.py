@@ -1,22 +1,22 @@
-"""Every error a user can meet. Each is one sentence or a short list: what, where, the value found, what to do.
+"""Every error that a user can meet. A message says what is wrong, where, with which value, and what to do.
 
     RankwiseError (ValueError)      exit code
     ├── ConfigError                   2   a setting is unknown, missing or wrong
     ├── DataError                   2   a data file or row cannot be used (file:line)
-    │   └── TemplateError           2   a conversation cannot be cut into learned and given text
+    │   └── TemplateError           2   a conversation cannot be divided into prompt and answers
     ├── ModelError                  2   a base model is missing, damaged or refused
     │   └── RemoteCodeError         2   the model ships Python code, which is not run
     ├── TargetError                 2   a target names no layer that can be adapted
     ├── AdapterError                2   an adapter file is damaged, foreign or does not fit
     ├── RunError                    2   a run is missing, finished or unreadable
     │   ├── RunBusyError            3   another process is writing this run
-    │   └── ResultError             2   a run's result is not what training wrote
-    ├── TrainingError               1   training started and could not go on
-    ├── EvaluationError             1   an evaluation started and could not go on
+    │   └── ResultError             2   the files of a run's result have changed
+    ├── TrainingError               1   training started and could not continue
+    ├── EvaluationError             1   an evaluation started and could not continue
     └── ResourceError               4   out of disk or memory
-    Interrupted (KeyboardInterrupt) 130 Ctrl-C, or 143 when the process was told to end
+    Interrupted (KeyboardInterrupt) 130 Ctrl-C, or 143 when a signal ended the process
 
-A mistake of ours is an `assert` or an ordinary exception, never one of these.
+A bug in rankwise is an `assert` or an ordinary exception, never one of these.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RankwiseError(ValueError):
 
 
 class ConfigError(RankwiseError):
-    """All problems of one specification at once."""
+    """All problems of the settings at once."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -92,11 +92,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-"""What torch says on a processor: on Windows, and elsewhere."""
+"""What torch reports on a CPU, on Windows and elsewhere."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Known by name and text, so that nobody has to import torch to ask."""
+    """Whether memory ran out. Recognised by name and text, so that torch is not imported."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in NO_MEMORY))
@@ -104,24 +104,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's says, or what it is."""
+    """The first line of another library's error, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """' Did you mean "x"?' for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The hint ' Did you mean "x"?' with the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
 def together(problems: list[str], limit: int = 20) -> str:
-    """Problems of many rows as one message, a line each, cut to `limit` lines that say how many follow."""
+    """Join the problems of many rows, one per line. After `limit` lines, only the number of the others is given."""
     rest = len(problems) - limit
     return "\n".join(problems[:limit]) + (f"\nand {rest:,} more rows with problems." if rest > 0 else "")
 
 
 def some(items: Iterable[str], limit: int = 12) -> str:
-    """A list cut to `limit` entries that says how many it left out."""
+    """Join the entries of a list. After `limit` entries, only the number of the others is given."""
     listed = list(items)
     rest = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")

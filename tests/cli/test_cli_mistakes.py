@@ -206,7 +206,7 @@ MISTAKES = [
     Mistake("other form", training("--format", "alpaca", data="long.jsonl"), "DataError", ("long.jsonl:1", "alpaca")),
     Mistake("no such file", training("--validation-data", "row.jsonl"), "DataError", ("row.jsonl", '"rows.jsonl"')),
     Mistake("answers all cut", training("--recipe", "alpaca", "--max-length", 20), "DataError", ("rows.jsonl",)),
-    Mistake("all held out", training("--held-out", 6), "DataError", ("6 rows", "6 are to be held out")),
+    Mistake("all held out", training("--held-out", 6), "DataError", ("6 rows", "6 are to be validation rows")),
     Mistake("rows too long", training("--max-length", 5), "DataError", ("rows.jsonl", "5 tokens", "--max-length")),
     Mistake("rows beyond the context", training(data="long.jsonl"), "DataError", ("long.jsonl", "256 tokens")),
     # settings

@@ -267,7 +267,7 @@ def test_a_list_of_answers_that_is_none_is_refused(answer):
 def test_the_names_that_glue_has_are_known(row, asked, answered):
     assert find_format(row, WHERE) == "classification"
     (example,) = parse_row(row, "classification", WHERE)
-    assert (example.asked, example.messages[-1].content) == (asked, answered)
+    assert (example.prompt_text, example.messages[-1].content) == (asked, answered)
 
 
 PROPOSED = [
@@ -315,19 +315,19 @@ def test_where_no_column_looks_like_an_answer_the_error_says_how_to_name_one():
 @pytest.mark.parametrize("answer", [3, 2.5, True])
 def test_a_number_for_an_answer_is_refused_with_options_that_work(answer):
     row = {"question": "Which of these?", "choices": ["one a", "two b"], "subject": "sums", "answer": answer}
-    with pytest.raises(DataError, match=r"the answer is .*; text is wanted") as caught:
+    with pytest.raises(DataError, match=r"the answer is .*; text is expected") as caught:
         parse_row(row, "prompt", WHERE)
     words = typed_in_bash(re.search(r"add (--prompt .*)\.$", str(caught.value))[1])
     assert words == ["--prompt", "{question} {choices}", "--completion", "{answer}"]
     (example,) = from_columns(row, words[1], words[3], None, WHERE)
-    assert example.asked == "Which of these? one a\ntwo b"
+    assert example.prompt_text == "Which of these? one a\ntwo b"
     assert example.messages[-1].content == ("true" if answer is True else str(answer))
 
 
 def test_a_column_that_is_null_is_an_empty_cell():
     row = {"passage": None, "question": "Who?", "answer": "He."}
     (example,) = from_columns(row, "{passage}{question}", "{answer}", None, WHERE)
-    assert example.asked == "Who?"
+    assert example.prompt_text == "Who?"
     with pytest.raises(DataError, match="the completion is empty"):
         from_columns(row, "{question}", "{passage}", None, WHERE)
 

@@ -198,7 +198,7 @@ def test_rows_documents_tokens_and_ends_are_those_counted_by_hand(place, writing
     assert data_report.unsupervised == (lost if too_long == "truncate" else 0)
     bad = len(rows) - len(readable)
     why = {"cannot be read": bad, "too long": over} if too_long == "drop" else {}
-    why = why or {"cannot be read": bad, "nothing left to learn": lost}
+    why = why or {"cannot be read": bad, "nothing left to train on": lost}
     assert data_report.skipped_why == {reason: count for reason, count in why.items() if count}
     assert data_report.skipped == len(data_report.skipped_rows) == sum(data_report.skipped_why.values())
     lengths = [len(document) for document in whole]
@@ -316,7 +316,7 @@ def test_signs_of_damaged_or_foreign_rows_are_counted_by_row(place, writing, ask
     assert data_report.unknown_special_tokens == {token: count for token, count in counts.items() if count}
     signs = ("### Instruction:", "[INST]", BEGIN)
     rendered = sum(any(sign in row["prompt"] for sign in signs) for row in rows)
-    warned = [warning for warning in data_report.warnings if "a template had been written" in warning]
+    warned = [warning for warning in data_report.warnings if "a chat template had already been applied" in warning]
     assert [warning.rpartition(" ")[2] for warning in warned] == ([str(rendered)] if rendered else [])
     # what was typed has become no control token
     end, begin = writing.tokenizer.hub.eos_token_id, writing.tokenizer.hub.bos_token_id
@@ -543,8 +543,8 @@ FATAL = {
     "no known form": ({"rows.jsonl": [{"a": 1}]}, {}, CHATML, ("rows.jsonl:1", "'a'")),
     "all too long": ({"rows.jsonl": pairs(3)}, {"max_length": 5}, CHATML, ("rows.jsonl", "5 tokens", "--max-length")),
     "beyond the context": ({"rows.jsonl": [{"prompt": "x" * 600, "completion": "y"}]}, {}, CHATML, ("256",)),
-    "all held out": ({"rows.jsonl": pairs(3)}, {"held_out": 3}, CHATML, ("3 rows", "3 are to be held out")),
-    "more held out": ({"rows.jsonl": pairs(3)}, {"held_out": 50}, CHATML, ("3 rows", "50 are to be held out")),
+    "all held out": ({"rows.jsonl": pairs(3)}, {"held_out": 3}, CHATML, ("3 rows", "3 are to be validation rows")),
+    "more held out": ({"rows.jsonl": pairs(3)}, {"held_out": 50}, CHATML, ("3 rows", "50 are to be validation rows")),
     "kept are held out": (
         {"rows.jsonl": [*pairs(2), {"prompt": "dog " * 300, "completion": "x"}]}, {"held_out": 2}, CHATML, ("2 rows",),
     ),
@@ -565,7 +565,7 @@ FATAL = {
     ),
     "two sources all held out": (
         {"a.jsonl": pairs(3), "b.jsonl": pairs(4, 9)}, {"sources": ["a.jsonl", "b.jsonl"], "held_out": 10}, CHATML,
-        ("7 rows", "10 are to be held out"),
+        ("7 rows", "10 are to be validation rows"),
     ),
     "a weight that leaves no row": (
         {"a.jsonl": pairs(2)}, {"sources": [{"path": "a.jsonl", "weight": 0.1}]}, CHATML, ("a.jsonl", "no row"),
@@ -697,7 +697,7 @@ def test_a_weight_that_leaves_nothing_of_one_source_of_several_is_fatal(place, w
     write("many.jsonl", pairs(6, 100))
     sources = [{"path": "few.jsonl", "weight": 0.1}, "many.jsonl"]
     [told] = prepare(DataConfig(sources=sources), writing, silent).data_report.fatal
-    assert told == "few.jsonl: the weight 0.1 leaves none of its 4 rows to train on."
+    assert told == "few.jsonl: the weight 0.1 leaves none of its 4 rows for training."
     sources[0]["weight"] = 0.2
     assert prepare(DataConfig(sources=sources), writing, silent).data_report.fatal == ()
 

@@ -217,10 +217,10 @@ def test_one_bad_row_of_a_json_list_is_named(problem):
     ("content", "wanted"),
     [
         (b"[\n" + GOOD, ["rows.jsonl:3: ", "ends in the middle", "closing ]"]),
-        (b"[" + GOOD + GOOD + b"]", ["rows.jsonl:2: is not JSON", "where a comma or the end is wanted"]),
+        (b"[" + GOOD + GOOD + b"]", ["rows.jsonl:2: is not JSON", "where a comma or the end is expected"]),
         pytest.param(
             LIST + GOOD,
-            ["rows.jsonl:6: is not JSON", "where a comma or the end is wanted"],
+            ["rows.jsonl:6: is not JSON", "where a comma or the end is expected"],
         ),
         (b"[" + GOOD + b",\n{]", ["rows.jsonl:3: is not JSON", "column 2"]),
         (b"[" + GOOD + b',\n"\xff"]', ["rows.jsonl:3: is not UTF-8"]),

@@ -425,7 +425,7 @@ def test_two_processes_at_once_both_succeed_and_leave_one_whole_entry(home, tiny
     told = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     first, second = (json.loads(out) for out, _ in told)
-    assert first == second and "not kept" not in str(first[2])
+    assert first == second and "cannot be cached" not in str(first[2])
     [name] = entries()
     assert sorted(path.name for path in (home / "cache" / "encoded" / name).iterdir()) == sorted(ENTRY)
     found = recall(name)
@@ -505,5 +505,5 @@ def test_a_cache_that_cannot_be_written_is_told_and_costs_nothing_else(home, wri
         heard = []
         assert same(prepare(SPEC, writing, heard.append), fresh)
         [said] = heard
-        assert isinstance(said, StatusMessage) and "not kept" in said.text
+        assert isinstance(said, StatusMessage) and "cannot be cached" in said.text
     assert list(home.rglob("*.tmp")) == []

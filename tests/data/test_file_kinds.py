@@ -295,7 +295,7 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(split_folder):
 
 def test_a_file_has_no_splits(tmp_path):
     as_lines(tmp_path / "train.jsonl", ROWS)
-    with pytest.raises(DataError, match="one file and has no splits"):
+    with pytest.raises(DataError, match="a single file without splits"):
         reading_of(tmp_path / "train.jsonl", split="train")
 
 
@@ -583,7 +583,7 @@ def test_holding_out_every_row_is_told(held_out, tmp_path, prepared):
     as_lines(tmp_path / "rows.jsonl", ROWS)
     made = prepared(tmp_path / "rows.jsonl", held_out=held_out)
     assert len(made.trained) == 0
-    assert "none would be trained on" in made.data_report.fatal[0]
+    assert "none is left for training" in made.data_report.fatal[0]
 
 
 def test_rows_to_measure_with_are_never_trained_on(tmp_path, prepared, writing):
@@ -909,7 +909,7 @@ def test_a_row_of_a_hub_data_set_that_cannot_be_decoded_costs_only_itself(hub_ro
 
 
 def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub_rows):
-    # its identity is wanted for the cache of encoded rows, and then its rows
+    # its identity is expected for the cache of encoded rows, and then its rows
     told = {revision: hub_rows(TWICE, revision=revision).stdout.split() for revision in ("main", "v1")}
     for revision, (some, more, identity, licence) in told.items():
         assert (some, more, licence) == ("True", "0", "MIT"), revision

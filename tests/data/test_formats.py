@@ -175,13 +175,16 @@ def test_a_system_turn_may_be_empty():
         ([{"role": 3, "content": "x"}, ANSWER], ["turn 1", "role 3", "assistant"]),
         ([{"role": ["user"], "content": "x"}, ANSWER], ["turn 1", "['user']"]),
         ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], ["turn 2", "{'id': 1}", "function with name and arguments"]),
-        ([USER, {"role": "assistant", "content": None}], ["content of turn 2", "None", "text is wanted"]),
-        ([USER, {"role": "assistant", "content": 5}], ["content of turn 2", "5", "text is wanted"]),
+        ([USER, {"role": "assistant", "content": None}], ["content of turn 2", "None", "text is expected"]),
+        ([USER, {"role": "assistant", "content": 5}], ["content of turn 2", "5", "text is expected"]),
         ([USER, {"role": "assistant", "content": " \n"}], ["content of turn 2", "empty"]),
         ([{"role": "user", "content": ""}, ANSWER], ["content of turn 1", "empty"]),
-        ([{"role": "user", "content": []}, ANSWER], ["content of turn 1", "[]", "text is wanted"]),
-        ([{"role": "user", "content": [{"type": "image"}]}, ANSWER], ["content of turn 1", "image", "text is wanted"]),
-        ([{"role": "user", "content": ["a"]}, ANSWER], ["content of turn 1", "['a']", "text is wanted"]),
+        ([{"role": "user", "content": []}, ANSWER], ["content of turn 1", "[]", "text is expected"]),
+        (
+            [{"role": "user", "content": [{"type": "image"}]}, ANSWER],
+            ["content of turn 1", "image", "text is expected"],
+        ),
+        ([{"role": "user", "content": ["a"]}, ANSWER], ["content of turn 1", "['a']", "text is expected"]),
         ([USER], ["no turn has the role assistant"]),
         ([USER, ANSWER, USER], ["last turn has the role user", "must end with the answer"]),
         ([USER, {"role": "system", "content": "x"}, ANSWER], ["turn 2 has the role system", "only the first"]),
@@ -200,13 +203,13 @@ def test_a_bad_conversation_is_told_with_turn_value_and_wish(turns, wanted):
         ({}, "prompt", ["no 'prompt' and no 'completion'", "no keys"]),
         ({"message": [USER, ANSWER]}, "messages", ["no 'messages'", "'message'", '"message"?']),
         ({"instruction": "a", "outputs": "b"}, "alpaca", ["no 'output'", "'outputs'", '"outputs"?']),
-        ({"prompt": 1, "completion": "b"}, "prompt", ["the prompt is 1", "text is wanted"]),
-        ({"prompt": "a", "completion": None}, "prompt", ["the completion is None", "text is wanted"]),
-        ({"prompt": "a", "response": ["x", 3]}, "prompt", ["turn 2", "'x'", "a role and a content are wanted"]),
+        ({"prompt": 1, "completion": "b"}, "prompt", ["the prompt is 1", "text is expected"]),
+        ({"prompt": "a", "completion": None}, "prompt", ["the completion is None", "text is expected"]),
+        ({"prompt": "a", "response": ["x", 3]}, "prompt", ["turn 2", "'x'", "a role and a content are expected"]),
         ({"prompt": "a", "response": "  "}, "prompt", ["the response is empty"]),
         ({"instruction": "", "output": "b"}, "alpaca", ["the instruction is empty"]),
-        ({"instruction": "a", "output": {}}, "alpaca", ["the output is {}", "text is wanted"]),
-        ({"instruction": "a", "input": 5, "output": "b"}, "alpaca", ["the input is 5", "text is wanted"]),
+        ({"instruction": "a", "output": {}}, "alpaca", ["the output is {}", "text is expected"]),
+        ({"instruction": "a", "input": 5, "output": "b"}, "alpaca", ["the input is 5", "text is expected"]),
     ],
 )
 def test_a_bad_row_is_told_with_key_value_and_wish(row, form, wanted):
@@ -289,5 +292,5 @@ def test_two_names_that_say_the_same_are_no_rivals_and_columns_choose():
 @pytest.mark.parametrize("label", [True, False])
 def test_a_row_of_preference_is_refused(label):
     row = {"prompt": "p", "completion": "bad answer", "label": label}
-    with pytest.raises(DataError, match=rf"^x:1: the label is {label}; rows of preferences"):
+    with pytest.raises(DataError, match=rf"^x:1: the label is {label}, so this is a preference row"):
         parse_row(row, find_format(row, "x:1"), "x:1")

@@ -44,8 +44,8 @@ def said(row: dict, form: str) -> list[tuple[str, str]]:
             "messages",
             "turn 1 calls a tool, and its role is user",
         ),
-        ({"messages": [USER, RESULT, ANSWER]}, "messages", "turn 2 is a tool's result, and no turn before it calls"),
-        ({"messages": [USER, CALLING, USER, RESULT, ANSWER]}, "messages", "turn 4 is a tool's result, and no turn"),
+        ({"messages": [USER, RESULT, ANSWER]}, "messages", "turn 2 is a tool's result, but no turn before it calls"),
+        ({"messages": [USER, CALLING, USER, RESULT, ANSWER]}, "messages", "turn 4 is a tool's result, but no turn"),
         ({"messages": [USER, CALLING, RESULT]}, "messages", "the last turn has the role tool"),
         (
             {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
@@ -215,7 +215,7 @@ def test_text_that_cannot_be_encoded_is_refused_in_calls_and_tools_too(text: str
 
 
 def test_an_answer_with_no_question_before_it_is_refused() -> None:
-    with pytest.raises(DataError, match="x:1: turn 1 is an answer with no question"):
+    with pytest.raises(DataError, match="x:1: turn 1 is an answer without a question"):
         parse_row({"messages": [ANSWER, USER, ANSWER]}, "messages", "x:1")
 
 
@@ -223,7 +223,7 @@ def test_what_was_said_before_anybody_asked_is_passed_over_in_sharegpt_alone() -
     turns = [("gpt", "hello"), ("human", "q"), ("gpt", "a")]
     row = {"conversations": [{"from": who, "value": what} for who, what in turns]}
     assert said(row, "sharegpt") == [("user", "q"), ("assistant", "a")]
-    with pytest.raises(DataError, match="turn 1 is an answer with no question"):
+    with pytest.raises(DataError, match="turn 1 is an answer without a question"):
         parse_row({"messages": [{"role": "assistant", "content": "hello"}, USER, ANSWER]}, "messages", "x:1")
 
 
@@ -232,7 +232,7 @@ def test_one_answer_before_the_first_question_is_passed_over_and_no_second(more:
     # FastChat skips the first turn if it is not a human's, and asserts that questions and answers follow in turn
     turns = [("gpt", "hello"), *[("gpt", "again")] * more, ("human", "q"), ("gpt", "a")]
     row = {"conversations": [{"from": who, "value": what} for who, what in turns]}
-    with pytest.raises(DataError, match="x:1: turn 2 is an answer with no question before it"):
+    with pytest.raises(DataError, match="x:1: turn 2 is an answer without a question before it"):
         parse_row(row, "sharegpt", "x:1")
 
 

@@ -200,7 +200,7 @@ def test_a_column_of_groups_that_is_missing_or_of_one_value_is_refused(tmp_path,
     assert "rows.jsonl:1: has no column 'usr'" in problem and '"user"' in problem.replace("'", '"')
     as_lines(tmp_path / "rows.jsonl", [row | {"user": ["a"]} for row in rows])
     (problem,) = prepared(tmp_path / "rows.jsonl", held_out=3, group="user").data_report.fatal
-    assert "the group (user) is ['a']; a text or a number is wanted" in problem
+    assert "the group (user) is ['a']; a text or a number is expected" in problem
 
 
 def test_documents_of_a_row_stay_together_and_in_the_files_order(tmp_path, prepared):

@@ -17,7 +17,7 @@ import pytest
 from rankwise.config.data import DataConfig
 from rankwise.data import workbooks
 from rankwise.data.preparing import count_only
-from rankwise.data.sample import glance
+from rankwise.data.sample import sample_rows
 from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError
 from rankwise.runs.records import silent
@@ -89,7 +89,7 @@ def test_a_table_is_read_in_every_encoding_with_every_separator(tmp_path, encodi
 def test_a_plan_reads_the_rows_that_a_training_reads(tmp_path, encoding, delimiter):
     path = table(tmp_path / "rows.csv", written(CELLS, delimiter, "\r\n"), encoding)
     spec = DataConfig(path=str(path))
-    seen = glance(spec, spec.all_sources[0])
+    seen = sample_rows(spec, spec.all_sources[0])
     trained = [example for chunk in open_source(spec, spec.all_sources[0]).chunks() for row in chunk for example in row]
     assert [example for row in seen.drawn for example in row.examples] == trained
     assert len(trained) == 3 and seen.problems == ()
@@ -264,7 +264,7 @@ def test_a_setting_without_effect_is_refused(tmp_path, case):
         rows_of(table(tmp_path / name, text), **settings)
     spec = DataConfig(path=str(tmp_path / name), **settings)
     with pytest.raises(DataError, match=rf"data\.{next(iter(settings))}"):
-        glance(spec, spec.all_sources[0])
+        sample_rows(spec, spec.all_sources[0])
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_formula_gives_the_value_that_is_stored_and_without_one_its_row_is_bad
 def test_a_plan_of_a_workbook_reads_what_a_training_reads(tmp_path):
     path = workbook(tmp_path / "rows.xlsx", Data=[["prompt", "completion"], ["a", "b"], ["c", 4]])
     spec = DataConfig(path=str(path))
-    assert glance(spec, spec.all_sources[0]).found == 2
+    assert sample_rows(spec, spec.all_sources[0]).rows_in_files == 2
 
 
 def archive(**members):

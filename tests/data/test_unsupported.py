@@ -41,7 +41,7 @@ def test_a_folder_of_images_is_refused(names, tmp_path):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(PNG if "metadata" not in name else b'{"file_name": "1.webp", "text": "a cat"}\n')
-    with pytest.raises(DataError, match=r"is a folder of images, such as .*text only today.*rankwise plan --model"):
+    with pytest.raises(DataError, match=r"is a folder of images, such as .*text only.*rankwise plan --model"):
         examples(folder)
 
 
@@ -60,7 +60,7 @@ def test_an_image_and_arrays_are_refused(tmp_path):
     with zipfile.ZipFile(folder / "digits.npz", "w") as file:
         file.writestr("x.npy", b"never read")
     for path in (folder, folder / "digits.npz"):
-        with pytest.raises(DataError, match=r"NumPy arrays.*Arrays are not supported yet.*one JSON object a line"):
+        with pytest.raises(DataError, match=r"NumPy arrays.*Arrays are not supported yet.*one JSON object per line"):
             examples(path)
 
 
@@ -101,7 +101,7 @@ def test_the_chosen_answer_to_a_question_by_any_name_is_proposed_with_it(tmp_pat
         examples(file)
     assert 'add --prompt "{post}" --completion "{chosen}" --ignore-columns rejected.' in str(refused.value)
     (example,) = examples(file, prompt="{post}", completion="{chosen}", ignore_columns="rejected")
-    assert example.asked == "What is it now?"
+    assert example.prompt_text == "What is it now?"
 
 
 def test_rows_with_a_verdict_are_refused(tmp_path):

@@ -67,7 +67,7 @@ def test_product_and_order_can_be_read_from_the_message(rows):
     for example in rows:
         message, wanted = example.messages[1].content, answer(example)
         assert message.count(wanted["product"]) == 1
-        # an order number is given exactly if one is wanted, and it is the only long number
+        # an order number is given exactly if one is expected, and it is the only long number
         assert re.findall(r"\d{4,}", message) == ([wanted["order"]] if wanted["order"] is not None else [])
 
 

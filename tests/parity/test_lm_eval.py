@@ -100,7 +100,7 @@ def test_several_filters_are_one_sample_for_each_item(asked_by_lm_eval, rows):
     task = HarnessTask("twice", None, 4)
     found = task.scored(asked_by_lm_eval("twice", FILTERED.format(rows=rows)))
     assert (task.name, task.facts()[0]) == ("lm-eval-twice", 12)
-    assert found["exact"].measured.value == 1, "the first filter finds nothing, which is what is wanted"
+    assert found["exact"].measured.value == 1, "the first filter finds nothing, which is what is expected"
     assert task.settings["filter"] == "nothing"
 
 

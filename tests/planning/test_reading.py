@@ -111,7 +111,7 @@ def test_a_setting_that_names_code_is_not_followed(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(ModelError, match=r"config\.json is no ordinary file"):
+    with pytest.raises(ModelError, match=r"config\.json is not a regular file"):
         shape_of(str(tmp_path))
     os.mkfifo(tmp_path / "model.gguf")
     with pytest.raises(ModelError, match="no ordinary file"):
@@ -139,7 +139,7 @@ def test_a_name_that_is_nowhere_says_what_is_known() -> None:
 
 
 def test_a_folder_without_a_config_holds_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no model"):
+    with pytest.raises(ModelError, match="is not a model"):
         shape_of(str(tmp_path))
 
 

@@ -16,7 +16,7 @@ from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.preparation import prepare_data
 from rankwise.data.report import Tally
-from rankwise.data.sample import DRAWN, glance
+from rankwise.data.sample import DRAWN, sample_rows
 from rankwise.errors import DataError, ModelError
 from rankwise.planning.operations import operations
 from rankwise.planning.planned_rows import by_tokenizer, counted, rows_of
@@ -170,8 +170,8 @@ def pairs(count, seed=0):
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     rows = pairs(40)
     spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)))
-    seen = glance(spec, spec.all_sources[0])
-    assert seen.rows == seen.found == 40 and not seen.problems
+    seen = sample_rows(spec, spec.all_sources[0])
+    assert seen.rows == seen.rows_in_files == 40 and not seen.problems
     planned = planned_rows(counted(seen, words, Around(0, 0, 0), exact=True), limit=1000)
     said = [len(row["prompt"].split()) + len(row["completion"].split()) for row in rows]
     assert planned.tokens.likely == sum(said) and planned.longest == max(said) and planned.exact
@@ -183,8 +183,8 @@ def test_of_many_rows_some_are_drawn_and_the_longest_is_found(tmp_path, kind):
     rows = pairs(4000)
     rows[1234] = {"prompt": "word " * 900, "completion": "word"}
     spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)))
-    first, again = (glance(spec, spec.all_sources[0]) for _ in range(2))
-    assert first == again and len(first.drawn) == DRAWN and first.found == 4000
+    first, again = (sample_rows(spec, spec.all_sources[0]) for _ in range(2))
+    assert first == again and len(first.drawn) == DRAWN and first.rows_in_files == 4000
     planned = planned_rows(counted(first, words, Around(0, 0, 0), exact=True), limit=1000)
     said = sum(len(row["prompt"].split()) + len(row["completion"].split()) for row in rows)
     assert planned.longest == 901
@@ -206,14 +206,14 @@ def test_blank_lines_and_a_mark_are_no_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n   \n{"text": "two"}')
     spec = DataConfig(path=str(path))
-    assert glance(spec, spec.all_sources[0]).rows == 2
+    assert sample_rows(spec, spec.all_sources[0]).rows == 2
 
 
 def test_rows_that_cannot_be_read_are_told_and_no_part_of_the_tokens(tmp_path):
     path = data_file(tmp_path, pairs(10))
     path.write_text(path.read_text() + "{broken\n")
     spec = DataConfig(path=str(path))
-    seen = glance(spec, spec.all_sources[0])
+    seen = sample_rows(spec, spec.all_sources[0])
     assert seen.unread == 1 and f"{path}:11" in seen.problems[0]
     assert planned_rows(counted(seen, words, Around(), exact=True), limit=1000).documents.likely == 10
 

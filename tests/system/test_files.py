@@ -104,7 +104,7 @@ def test_a_folder_that_is_there_is_not_overwritten_and_not_passed_off_as_the_new
     # a run whose old adapter could not be removed would otherwise be finished with it
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "old").write_text("1")
-    with pytest.raises(RunError, match="is there already"), published(tmp_path / "adapter") as folder:
+    with pytest.raises(RunError, match="already exists"), published(tmp_path / "adapter") as folder:
         (folder / "new").write_text("1")
     assert names(tmp_path) == ["adapter", "old"]
 

@@ -340,7 +340,7 @@ def test_what_a_template_wrote_before_is_told(hub_tokenizer, tmp_path):
     data_report = prepare(
         DataConfig(path=str(file)), Writing(template.tokenizer, template, "tiny", None), silent
     ).data_report
-    assert any("template had been written into them already" in warning for warning in data_report.warnings)
+    assert any("chat template had already been applied" in warning for warning in data_report.warnings)
 
 
 def test_a_model_without_a_template_takes_control_tokens_for_text_too(hub_tokenizer):

@@ -180,7 +180,7 @@ def test_a_template_without_an_end_token_is_refused(with_template):
     message = refusal(conversation("a", "b"), with_template(LOOP + "{{ '<' + m.role[0] + '>' + m.content }}" + PROMPT))
     assert "no end token" in message
     assert END in message
-    assert "never learn to stop" in message
+    assert "not learn to stop" in message
 
 
 def test_a_model_without_an_end_token_is_refused_with_the_plain_template_too(with_template):

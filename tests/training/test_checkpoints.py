@@ -227,7 +227,7 @@ def test_a_checkpoint_is_not_written_over_another(tmp_path):
     run = begun(LORA)
     run.until(2)
     save(run.state, tmp_path / "c")
-    with pytest.raises(RunError, match="is there already"):
+    with pytest.raises(RunError, match="already exists"):
         save(run.state, tmp_path / "c")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.data.answered_rows import check_name, file_of
-from rankwise.data.asking import STAND_IN, question_of
+from rankwise.data.asking import PLACEHOLDER, question_of
 from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
 from rankwise.inference.decoding import Answer
@@ -143,7 +143,7 @@ def _rows(spec: DataConfig, form: str | None, *, asked: bool) -> list[Row]:
         for where, raw in raw_records(part):
             row = Row(where, {} if isinstance(raw, DataError) else raw)
             try:
-                filled = raw | {ANSWER: STAND_IN} if asked and not isinstance(raw, DataError) else raw
+                filled = raw | {ANSWER: PLACEHOLDER} if asked and not isinstance(raw, DataError) else raw
                 row.question = question_of(reading, part, where, filled, form)
             except DataError as error:
                 row.problem = str(error)

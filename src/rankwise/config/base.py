@@ -18,7 +18,7 @@ from rankwise.errors import ConfigError, did_you_mean
 
 def _no_boolean(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a number is wanted")
+        raise ValueError("a number is expected")
     return value
 
 

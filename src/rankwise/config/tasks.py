@@ -140,9 +140,7 @@ class TaskConfig(Reading):
         ):
             raise ValueError("give two or more choices, each once and none empty")
         if self.chosen and self.written:
-            raise ValueError(
-                f"a task scores either choices ({', '.join(CHOSEN)}) or generated answers; make two tasks of it"
-            )
+            raise ValueError(f"a task scores either choices ({', '.join(CHOSEN)}) or answers; make two tasks of it")
         return self
 
     @model_validator(mode="after")
@@ -202,9 +200,7 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
         return refuse_taken(read_settings(Path(name), TaskConfig, given, default), name)
     if os.path.exists(name) or name.startswith("hub:"):  # noqa: PTH110  Path.exists raises where a name is too long
         if data is not None:
-            raise ConfigError(
-                [f"{name} and {data} are both files of rows. Give one of them, with --task or with --data."]
-            )
+            raise ConfigError([f"{name} and {data} are both files of rows. Give one of them (--task or --data)."])
         return task_of_rows(name, **given)
     raise ConfigError(
         [f'there is no task "{name}".{did_you_mean(name, BUILT_IN)} A task is one of {some(BUILT_IN, 40)}; or a YAML '

@@ -1,1 +1,1 @@
-"""From a line of a file to a batch of tensors: example, segments, tokens, batch."""
+"""From a line of a file to a batch of tensors: Example, Rendering, Tokens, Batch; and the data report."""

@@ -1,4 +1,4 @@
-"""Rows with something added to each, as the bytes of a file: JSON lines, or CSV where its name ends so."""
+"""Rows with an added column, written as JSON lines or, for a file name ending in .csv, as CSV."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def file_of(rows: Sequence[dict[str, Any]], out: Path) -> bytes:
 def _line(row: dict[str, Any]) -> bytes:
     try:
         return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a character
+    except UnicodeEncodeError:  # a lone surrogate
         return json.dumps(row, default=str).encode() + b"\n"
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Each column that any row has; a cell that holds more than a text or a number is JSON."""
+    """Write all columns that occur in any row. A value that is not a text or a number is written as JSON."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, names, restval="", lineterminator="\n")

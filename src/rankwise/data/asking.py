@@ -1,7 +1,7 @@
-"""What a row asks, whether or not it brings an answer: for rows that are to be answered, not learned.
+"""The prompt of a row that is to be answered, with or without an answer in it.
 
-A row is read as training reads it. Where its answer is missing or empty, one stands in for it while it is read, and the
-last answer, a stand-in or not, is left out of what is asked.
+A row is read as in training. If its answer is missing or empty, a placeholder takes its place while the row is read.
+Then the last answer is removed, whether it was a placeholder or not.
 """
 
 from __future__ import annotations
@@ -13,48 +13,51 @@ from typing import Any
 from rankwise.config.column_text import column_text
 from rankwise.config.data import Rows
 from rankwise.data.columns import Row, renamed
-from rankwise.data.formats import ANSWERED, SIGNS
+from rankwise.data.formats import ANSWER_FIELDS, SIGNS
 from rankwise.data.hub import Part
 from rankwise.data.sources import Reading
 from rankwise.errors import DataError
 from rankwise.text.example import Example
 
-STAND_IN = "?"
+PLACEHOLDER = "?"
 ANSWERS: Mapping[str, tuple[str, ...]] = {
-    "prompt": ANSWERED, "alpaca": ("output",), "dolly": ("response",), "classification": ("label",),
+    "prompt": ANSWER_FIELDS, "alpaca": ("output",), "dolly": ("response",), "classification": ("label",),
 }  # fmt: skip
-"""The fields that may hold an answer, by the form of the row; the first is the one that is filled."""
+"""Fields that may contain the answer, by row format. The first one is filled with the placeholder."""
 TURNS = {"messages": "messages", "sharegpt": "conversations"}
 
 
 def question_of(reading: Reading, part: Part, where: str, row: Any, form: str | None) -> Example:
-    """Its last message is the question. `form` is the one that the run's rows had, where that is known: a row that has
-    it with an answer is taken for one of it. Others are known by their own keys."""
+    """The row as an Example whose last message is the question.
+
+    `form` is the format of the rows that the run was trained on, if known. A row that fits it once it has an answer is
+    read in this format. Other rows are recognised by their own columns.
+    """
     if isinstance(row, DataError):
         raise row
-    part.format = None  # of each row anew: one may have an answer and the next none
+    part.format = None  # recognised again for each row, because only some rows may have an answer
     examples = reading.examples(part, where, with_answer(row, reading.source, form, where))
     if len(examples) != 1:
         raise DataError(f"{where}: has {len(examples)} questions; a row must have exactly one.")
     [example] = examples
     if example.text is not None:
         raise DataError(
-            f"{where}: is plain text without a question. Give the question with --prompt; --prompt '{{text}}' asks the "
-            "text itself."
+            f"{where}: is plain text without a question. Give the question with --prompt; --prompt '{{text}}' uses the "
+            "text as the question."
         )
     return Example(example.messages[:-1], where, example.tools)
 
 
 def with_answer(row: Row, source: Rows, form: str | None, where: str) -> Row:
     if source.completion is not None:
-        return row | {name: STAND_IN for name in column_text(source.completion).columns if _is_empty(row.get(name))}
+        return row | {name: PLACEHOLDER for name in column_text(source.completion).columns if _is_empty(row.get(name))}
     given = source.format if source.format != "auto" else form
     forms = [given] if given in SIGNS else []
     for one in [*forms, *(other for other in (*ANSWERS, *TURNS) if other != "classification")]:
         filled = _filled(row, source, one)
         try:
             fits = SIGNS[one](renamed(filled, source.columns, where))
-        except DataError:  # a column that is no answer's is missing: told when the row is read
+        except DataError:  # another column is missing; reading the row reports it
             fits = False
         if fits:
             return filled
@@ -69,8 +72,8 @@ def _filled(row: Row, source: Rows, form: str) -> Row:
     names = [source.columns[field] for field in fields if field in source.columns] or list(fields)
     if not names or not all(_is_empty(row.get(name)) for name in names):
         return row
-    stand_in = source.labels[0] if form == "classification" and source.labels else STAND_IN
-    return row | {next((name for name in names if name in row), names[0]): stand_in}
+    answer = source.labels[0] if form == "classification" and source.labels else PLACEHOLDER
+    return row | {next((name for name in names if name in row), names[0]): answer}
 
 
 def _is_empty(value: Any) -> bool:
@@ -78,8 +81,8 @@ def _is_empty(value: Any) -> bool:
 
 
 def _closed(turns: Any) -> Any:
-    """A conversation with an answer at its end. What is no conversation is told when it is read."""
-    if isinstance(turns, str) and turns.lstrip().startswith("["):  # as tables hold them
+    """Append an answer to a conversation that ends with a question. Reading the row reports anything else."""
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a cell of a table
         try:
             turns = json.loads(turns)
         except (ValueError, RecursionError):
@@ -87,4 +90,4 @@ def _closed(turns: Any) -> Any:
     last = turns[-1] if isinstance(turns, list) and turns else None
     if not isinstance(last, dict) or last.get("role", last.get("from")) in ("assistant", "gpt", "chatgpt", "model"):
         return turns
-    return [*turns, {"role": "assistant", "content": STAND_IN}]
+    return [*turns, {"role": "assistant", "content": PLACEHOLDER}]

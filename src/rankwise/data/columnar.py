@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files. A cell that cannot be read costs its row; damage is looked for before any."""
+"""Rows of Parquet and Arrow files. A cell that cannot be read makes its row a bad row; damage is found first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from rankwise.errors import DataError, first_line
 
 Record = tuple[str, Row | DataError]
 Seen = Callable[[float], None]
-"""Told now and then how much of the file has been read."""
+"""A callback that receives the share of the file that has been read."""
 
 
 def find_damage(items: Iterator[Any]) -> None:
+    """Read everything once, so that a damaged file is refused before its first row is used."""
     deque(items, maxlen=0)
 
 
@@ -39,12 +40,12 @@ def parquet(path: Path, seen: Seen) -> Iterator[Record]:
             yield from _rows_of(path, file.iter_batches(1000))
     except DataError:
         raise
-    except Exception as error:  # the library's own, and whatever Python raises for a value it cannot hold
-        raise DataError(f"{path}: is damaged, or no Parquet file that can be read: {first_line(error)}") from None
+    except Exception as error:  # pyarrow's errors, and Python's for a value that it cannot represent
+        raise DataError(f"{path}: is damaged, or is not a readable Parquet file: {first_line(error)}") from None
 
 
 def arrow(path: Path, seen: Seen) -> Iterator[Record]:
-    """Both of Arrow's layouts: a file with an index, and the stream that `datasets` saves."""
+    """Read both Arrow layouts: the file with an index, and the stream that `datasets` saves."""
     from pyarrow import memory_map
 
     try:
@@ -54,7 +55,7 @@ def arrow(path: Path, seen: Seen) -> Iterator[Record]:
     except DataError:
         raise
     except Exception as error:  # as above
-        raise DataError(f"{path}: is damaged, or no Arrow file that can be read: {first_line(error)}") from None
+        raise DataError(f"{path}: is damaged, or is not a readable Arrow file: {first_line(error)}") from None
 
 
 def _arrow_batches(path: Path, source: Any) -> Iterator[Any]:
@@ -80,7 +81,7 @@ def _rows_of(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
 
 
 def _values(column: Any) -> list[Any]:
-    """A cell that Python cannot hold is the error it raised."""
+    """The values of a column; for a cell that Python cannot represent, the error that it raised."""
     try:
         return column.to_pylist()
     except (OverflowError, ValueError):
@@ -88,7 +89,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def _value(cell: Any) -> Any:
-    """A time beyond all calendars is None: no form reads a time, so its row is whole without it."""
+    """The value of a cell. A time that Python cannot represent is None, because no row format uses times."""
     from pyarrow.types import is_temporal
 
     try:
@@ -100,14 +101,15 @@ def _value(cell: Any) -> Any:
 def _row_of_values(names: list[str], cells: tuple[Any, ...], where: str) -> Row | DataError:
     for name, cell in zip(names, cells, strict=True):
         if isinstance(cell, UnicodeDecodeError):
-            found = f"{shown(cell.object)}, byte {cell.start}"
-            return DataError(f"{where}: the column {name!r} is not UTF-8 text ({found}).")
+            damage = f"{shown(cell.object)}, byte {cell.start}"
+            return DataError(f"{where}: the column {name!r} is not UTF-8 text ({damage}).")
         if isinstance(cell, Exception):
             return DataError(f"{where}: the column {name!r} cannot be read: {first_line(cell)}.")
     return dict(zip(names, cells, strict=True))
 
 
 def need(module: str, what: str, extra: str = "data") -> None:
+    """Refuse to go on without an optional library, and say how to install it."""
     if find_spec(module) is None:
         raise DataError(f"{what} needs {module}, which is not installed: pip install 'rankwise[{extra}]'.")
 

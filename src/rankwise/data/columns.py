@@ -1,7 +1,7 @@
-"""A row's columns by their names: put into texts, called otherwise, and guessed where no form fits.
+"""Columns of a row: their values filled into texts, and columns with other names mapped to the known fields.
 
-A text of columns (config/column_text.py) gets the columns' values as the file has them: text to the letter, numbers as
-they are written, a list of texts line by line. What cannot be written so is refused with file and line.
+A column text (config/column_text.py) receives the values as they are in the file: text unchanged, numbers as they are
+written, and a list of texts line by line. Any other value is refused with file and line.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Row = dict[str, Any]
 def from_columns(
     row: Row, prompt: str, completion: str, system: str | None, where: str, *, each: bool = False
 ) -> list[Example]:
-    """Mostly one example; `each` makes one of every answer in a list."""
-    first = () if not (said := filled(system or "", row, where, "system")).strip() else (Message("system", said),)
-    asked = Message("user", _not_empty(filled(prompt, row, where, "prompt"), prompt, row, where, "prompt"))
+    """The row as one example, or with `each` as one example for every answer in a list."""
+    first = () if not (text := filled(system or "", row, where, "system")).strip() else (Message("system", text),)
+    question = Message("user", _not_empty(filled(prompt, row, where, "prompt"), prompt, row, where, "prompt"))
     alone = column_text(completion).alone
     listed = texts_of(row.get(alone), where, alone) if alone is not None else None
     answers = listed or (
         _not_empty(filled(completion, row, where, "completion"), completion, row, where, "completion"),
     )
-    return answered((*first, asked), answers, where, each=each)
+    return answered((*first, question), answers, where, each=each)
 
 
 def answered(
     given: tuple[Message, ...], answers: tuple[str, ...], where: str, *, each: bool, tools: tuple[Any, ...] = ()
 ) -> list[Example]:
-    """What is given, with its first answer or with each; the others are alternatives."""
+    """Examples with the first answer, or one example for each answer. The other answers become alternatives."""
     return [
         Example(
             (*given, Message("assistant", answer)), where, tools,
@@ -48,7 +48,7 @@ def answered(
 
 
 def filled(text: str, row: Row, where: str, what: str) -> str:
-    """The text with the row's values in it."""
+    """Fill the values of the row into the text."""
     parts = column_text(text).parts
     unknown = [part.name for part in parts if isinstance(part, Column) and part.name not in row]
     if unknown:
@@ -71,7 +71,7 @@ def listed_columns(row: Iterable[str]) -> str:
 
 
 def _near(name: str, row: Iterable[str]) -> str:
-    """Capitals alone are near too."""
+    """A hint with the nearest column name; a name that differs only in capitals comes first."""
     row = [key for key in row if key.isprintable()]
     same = next((key for key in row if key.casefold().strip() == name.casefold().strip()), None)
     return f' Did you mean "{same}"?' if same is not None else did_you_mean(name, row)
@@ -88,18 +88,18 @@ def _written(value: Any, where: str, name: str) -> str:
         return format(Decimal(repr(value)), "f")
     if isinstance(value, str):
         return text_of(value, where, f'column "{name}"', may_be_empty=True)
-    if value is None:  # as an empty cell of a table
+    if value is None:  # an empty cell of a table
         return ""
     if isinstance(value, list) and any(isinstance(one, dict) and {"role", "from"} & set(one) for one in value):
         raise DataError(
-            f'{where}: the column "{name}" holds turns of a conversation, which cannot be put into a text. Leave '
+            f'{where}: the column "{name}" holds turns of a conversation, which cannot be filled into a text. Leave '
             "out prompt and completion; then such rows are read as conversations."
         )
-    raise DataError(f'{where}: the column "{name}" is {shown(value)}; a text, a number or a list of texts is wanted.')
+    raise DataError(f'{where}: the column "{name}" is {shown(value)}; a text, a number or a list of texts is expected.')
 
 
 def _not_empty(text: str, pattern: str, row: Row, where: str, what: str) -> str:
-    """A text whose columns are all empty says nothing of its row."""
+    """Refuse a text that is empty or whose columns are all empty in this row."""
     named = column_text(pattern).columns
     if not text.strip() or (named and not any(_written(row[name], where, name).strip() for name in named)):
         empty = f" (nothing in {some(map(shown, named), 8)})" if named else ""
@@ -108,7 +108,7 @@ def _not_empty(text: str, pattern: str, row: Row, where: str, what: str) -> str:
 
 
 def refuse_unfilled(system: str | None, row: Row, where: str) -> None:
-    """A system message with a {column} in it, where nothing would put the column's text in its place."""
+    """Refuse a system message with a {column} in it if the column would not be filled in."""
     there = next((name for name in row if f"{{{name}}}" in (system or "")), None)
     if there is not None:
         raise DataError(
@@ -118,7 +118,7 @@ def refuse_unfilled(system: str | None, row: Row, where: str) -> None:
 
 
 def renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
-    """The row with our names of its columns."""
+    """The row with the names of the known fields, as data.columns maps them."""
     if not columns:
         return row
     missing = next(((ours, theirs) for ours, theirs in columns.items() if theirs not in row), None)
@@ -129,5 +129,5 @@ def renamed(row: Row, columns: Mapping[str, str], where: str) -> Row:
             f"{listed_columns(row)}.{_near(theirs, row)}"
         )
     taken = set(columns.values())
-    kept = {key: value for key, value in row.items() if key not in taken and key not in columns}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items()}
+    others = {key: value for key, value in row.items() if key not in taken and key not in columns}
+    return others | {ours: row[theirs] for ours, theirs in columns.items()}

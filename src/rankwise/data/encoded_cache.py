@@ -1,9 +1,9 @@
-"""Encoded rows, kept by the content they were made from, so that the same data are encoded once.
+"""A cache of encoded rows, so that the same data is tokenized only once.
 
-The key is the content of every file, the settings that say how rows are read and rendered, the tokenizer, the template
-and our own version. An entry is a folder that takes its name when it is whole: two processes that make the same one do
-the work twice, and the first stays. One that was damaged since does not verify, and is made anew. What nobody has asked
-for in thirty days is removed when something new is kept.
+The key is a hash of every file's content, the settings of reading and rendering, the tokenizer, the template and
+rankwise's own code. An entry is a folder that gets its name when it is complete. If two processes create the same
+entry, the first one stays. A damaged entry fails its hash check and is created again. Entries that were not used for
+thirty days are removed when a new one is stored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rankwise.text.encode import RowEncoder
 
 
 def key_of(spec: DataConfig, encoder: RowEncoder, identity: str, model: str) -> str:
-    """`identity` is that of the tokenizer and the template; `model` is named in the data report."""
+    """The key of an entry. `identity` is the hash of tokenizer and template; `model` is named in the data report."""
     settings = spec.model_dump(mode="json", exclude={"packing"})
     parts = [our_own(), settings, content_identity(spec), encoder.limit, identity, model]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -38,7 +38,7 @@ def key_of(spec: DataConfig, encoder: RowEncoder, identity: str, model: str) -> 
 
 @cache
 def our_own() -> str:
-    """Changes with every line of ours, and with the libraries that render and encode."""
+    """A hash of rankwise's code and of the versions of the libraries that render and tokenize."""
     package = Path(__file__).parents[1]
     code = b"".join(file.read_bytes() for file in sorted([*package.rglob("*.py"), *package.rglob("*.yaml")]))
     return " ".join([sha256(code).hexdigest(), *map(installed_version, ("transformers", "tokenizers"))])
@@ -49,14 +49,14 @@ def _folder(key: str) -> Path:
 
 
 def recall(key: str) -> Prepared | None:
-    """What was kept under the key, if it is there and whole."""
+    """The entry of this key, or None if it is missing or damaged."""
     folder = _folder(key)
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         if _hashes(folder) | {"data_report": _digest(facts["data_report"])} != facts["sha256"]:
             return None
         data_report = DataReport.model_validate(facts["data_report"])
-        os.utime(folder)  # asked for
+        os.utime(folder)  # marks it as used
         trained, measured = (np.fromfile(folder / f"{name}.bin", np.int64) for name in ("trained", "measured"))
         return Prepared(EncodedRows.read(folder), trained, measured, data_report)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # missing, damaged, or of another version
@@ -73,10 +73,10 @@ def _digest(data_report: object) -> str:
 
 
 def keep(key: str, prepared: Prepared, callback: Callback) -> None:
-    """A cache that cannot be written costs nothing but the time to encode again."""
+    """Store an entry. If the cache cannot be written, the next run encodes the rows again."""
     folder = _folder(key)
     try:
-        if folder.exists() and recall(key) is None:  # damaged; what another process has made meanwhile stays
+        if folder.exists() and recall(key) is None:  # damaged; an entry that another process has just written stays
             shutil.rmtree(folder, ignore_errors=True)
         with published(folder, first_stays=True) as temporary:
             prepared.documents.write(temporary)
@@ -87,4 +87,4 @@ def keep(key: str, prepared: Prepared, callback: Callback) -> None:
             write_json(temporary / "facts.json", {"sha256": hashes, "data_report": data_report})
         forget_old(folder.parent)
     except (RankwiseError, OSError) as error:
-        callback(StatusMessage(f"the encoded rows are not kept for the next time: {error}"))
+        callback(StatusMessage(f"the encoded rows cannot be cached: {error}"))

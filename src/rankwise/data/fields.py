@@ -1,4 +1,4 @@
-"""What the fields of a row are called, whatever its form: two names for one thing, and what must be there."""
+"""The known fields of rows: alternative names of the same field, and fields that a format requires."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RIVALS = (
     ("messages", "conversations"), ("prompt", "question"), ("completion", "response", "answer"),
     ("output", "response"),
 )  # fmt: skip
-ABOUT, SYSTEM = ("input", "context"), ("system", "system_prompt")  # two names for one thing each
+ABOUT, SYSTEM = ("input", "context"), ("system", "system_prompt")  # each pair is two names for the same field
 FIELDS = (
     "messages", "conversations", "tools", "system", "system_prompt", "prompt", "question", "completion", "response",
     "answer", "answers", "text", "text_pair", "label", "instruction", "input", "output", "history", "context",
@@ -24,9 +24,9 @@ FIELDS = (
 
 def refuse_rivals(row: Row, where: str) -> None:
     for names in RIVALS:
-        said = {name: row[name] for name in names if row.get(name)}
-        if len({repr(value) for value in said.values()}) > 1:
-            raise two_names(said, where)
+        values = {name: row[name] for name in names if row.get(name)}
+        if len({repr(value) for value in values.values()}) > 1:
+            raise two_names(values, where)
 
 
 def _texts(row: Row, where: str, names: tuple[str, ...]) -> dict[str, str]:
@@ -38,27 +38,27 @@ def _not_blank(texts: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text.strip()}
 
 
-def two_names(said: Mapping[str, Any], where: str) -> DataError:
-    both = " and ".join(f"{name} {shown(text)}" for name, text in said.items())
+def two_names(values: Mapping[str, Any], where: str) -> DataError:
+    both = " and ".join(f"{name} {shown(text)}" for name, text in values.items())
     return DataError(
         f"{where}: has {both}, two names for the same field; leave out one, or choose one with data.columns."
     )
 
 
 def context_of(row: Row, where: str) -> str:
-    """What the question is about, to the letter: whether spaces alone count is the template's to say."""
+    """The context of the question, unchanged. The template decides whether a context of spaces counts."""
     texts = _texts(row, where, ABOUT)
-    said = _not_blank(texts)
-    if len(said) > 1:
-        raise two_names(said, where)
-    return next(filter(None, (said or texts).values()), "")
+    filled = _not_blank(texts)
+    if len(filled) > 1:
+        raise two_names(filled, where)
+    return next(filter(None, (filled or texts).values()), "")
 
 
 def system_of(row: Row, where: str) -> str:
-    said = _not_blank(_texts(row, where, SYSTEM))
-    if len(set(said.values())) > 1:
-        raise two_names(said, where)
-    return next(iter(said.values()), "")
+    filled = _not_blank(_texts(row, where, SYSTEM))
+    if len(set(filled.values())) > 1:
+        raise two_names(filled, where)
+    return next(iter(filled.values()), "")
 
 
 def require(row: Row, where: str, form: str, *keys: str) -> None:
@@ -66,6 +66,6 @@ def require(row: Row, where: str, form: str, *keys: str) -> None:
     if missing:
         near = "".join(did_you_mean(key, row) for key in missing)
         raise DataError(
-            f"{where}: no {' and no '.join(map(repr, missing))} in a row of the {form} form; "
+            f"{where}: no {' and no '.join(map(repr, missing))} in a row of the {form} format; "
             f"the row has {some(map(shown, row), 8) or 'no keys'}.{near}"
         )

@@ -1,9 +1,9 @@
-"""What a data file holds, row by row: JSON lines, a JSON list, a table (CSV, TSV, Excel), Parquet, Arrow.
+"""Read a data file row by row: JSON lines, a JSON list, a table (CSV, TSV, Excel), Parquet, Arrow.
 
-The kind is told by the file's first bytes where they tell it, and by its name otherwise. A row that cannot be read
-comes out as the problem it is, with its `file:line`, so that one bad row costs only itself. Damage after which nothing
-can be found again (a list cut in the middle, a quote that is never closed) is an error, and is looked for before the
-first row is given: nobody could say how many rows of such a file are lost.
+The kind of file follows from its first bytes, or from its name if they do not decide. A row that cannot be read is
+returned as a DataError with its `file:line`, so that the other rows can still be used. Damage that makes the rest of a
+file unreadable (a list cut in the middle, a quote that is never closed) is an error for the whole file. It is looked
+for before the first row is returned, because the number of lost rows would be unknown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOT_TEXT = {
 }  # fmt: skip
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *WORKBOOKS, ".parquet", ".arrow")
 SETTINGS = {"delimiter": table_records, "encoding": table_records, "sheet": workbook_records}
-"""Settings of one kind of file, and the kind."""
+"""Settings that apply to one kind of file, and this kind."""
 AS_DETECTED = Reading()
 
 
@@ -41,10 +41,10 @@ def records(
     source: Reading = AS_DETECTED,
     note: Note = lambda layout: None,
 ) -> Iterator[Record]:
-    """Every row of the file, or the reason why it is none, with `file:line` (`file:row` where there are no lines).
-    `header` names the columns of a table that does not; `note` is given how a table is written.
+    """Every row of the file with its `file:line` (or `file:row`), or a DataError in place of a bad row.
 
-    A library that is missing is told by the call; what is wrong with the file, by the iteration.
+    `header` names the columns of a table without a header line. `note` receives the layout of a table. A missing
+    library raises an error at once, and a damaged file during the iteration.
     """
     try:
         with path.open("rb") as file:
@@ -58,7 +58,7 @@ def records(
     if kind is workbook_records:
         need("openpyxl", f"{path}: reading a workbook", extra="excel")
     if header is not None and kind is not table_records:
-        raise DataError(f"{path}: is no CSV or TSV file, so its columns have their names already; leave out header.")
+        raise DataError(f"{path}: is not a CSV or TSV file, so its columns already have names; leave out header.")
     _refuse_without_effect(path, kind, source)
     return _records_of(kind, path, head, seen, lambda: _open(kind, path, seen, header, source, note))
 
@@ -86,8 +86,8 @@ def _records_of(
     for mark, what in NOT_TEXT.items():
         if head.startswith(mark) and kind is not workbook_records:
             raise DataError(f"{path}: {what}; give JSON lines, a JSON list, CSV, TSV, Excel (.xlsx), Parquet or Arrow.")
-    if kind in (json_lines, json_list) and (found := encoding_by_mark(head)) and not found.codec.startswith("utf-8"):
-        raise DataError(f"{path}: is {found.label} text, and JSON must be UTF-8. Save it as UTF-8.")
+    if kind in (json_lines, json_list) and (marked := encoding_by_mark(head)) and not marked.codec.startswith("utf-8"):
+        raise DataError(f"{path}: is {marked.label} text, and JSON must be UTF-8. Save it as UTF-8.")
     try:
         yield from opened()
     except OSError as error:
@@ -108,7 +108,7 @@ def kind_of(path: Path, head: bytes) -> Kind:
 
 
 def json_lines(path: Path, seen: Seen) -> Iterator[Record]:
-    """Read in bytes, so that one line that is no text costs only itself."""
+    """Read JSON lines as bytes, so that a line which is not UTF-8 is one bad row and not the end of the file."""
     size = max(1, path.stat().st_size)
     with path.open("rb") as file:
         number = 0
@@ -126,8 +126,8 @@ def json_lines(path: Path, seen: Seen) -> Iterator[Record]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip() == b"{" and path.suffix.lower() == ".json":
                     raise DataError(
-                        f"{where}: begins an object that goes over several lines. Rows are wanted, one JSON object a "
-                        "line or all in one list; this looks like settings."
+                        f"{where}: begins an object that goes over several lines. Write rows as one JSON object per "
+                        "line, or as one list. This file looks like settings."
                     )
             if line.strip():
                 yield where, row_of_line(line, where)
@@ -167,35 +167,37 @@ def json_list(path: Path, seen: Seen) -> Iterator[Record]:
 
 
 def _elements(path: Path, text: str, seen: Seen) -> Iterator[Record]:
-    """Element by element, so that each has its line and its number: a list may stand on one line."""
+    """Decode element by element, to know the line and the number of each. A list may stand on one line."""
     decoder = json.JSONDecoder(object_pairs_hook=once)
     skip = json.decoder.WHITESPACE.match  # pyright: ignore[reportAttributeAccessIssue]
-    place, line, counted, number = skip(text, skip(text, 0).end() + 1).end(), 1, 0, 0
-    while text[place : place + 1] != "]":
+    position, line, counted, number = skip(text, skip(text, 0).end() + 1).end(), 1, 0, 0
+    while text[position : position + 1] != "]":
         if number:
-            if text[place : place + 1] != ",":
-                _cut_off(path, text, place)
-            place = skip(text, place + 1).end()
-        line, counted, number = line + text.count("\n", counted, place), place, number + 1
+            if text[position : position + 1] != ",":
+                _cut_off(path, text, position)
+            position = skip(text, position + 1).end()
+        line, counted, number = line + text.count("\n", counted, position), position, number + 1
         where = f"{path}:{line} (element {number})"
         try:
-            row, place = decoder.raw_decode(text, place)
+            row, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}.") from None
         except GivenTwice as error:
-            _, place = json.JSONDecoder().raw_decode(text, place)
+            _, position = json.JSONDecoder().raw_decode(text, position)
             row = DataError(f"{where}: the key {error} is given twice in one object.")
         except (RecursionError, ValueError):
             raise DataError(f"{where}: is JSON nested too deeply, or with a number too long, to be a row.") from None
-        seen(place / len(text))
+        seen(position / len(text))
         yield where, row if isinstance(row, DataError) else checked(row, where)
-        place = skip(text, place).end()
-    if (rest := skip(text, place + 1).end()) != len(text):
+        position = skip(text, position).end()
+    if (rest := skip(text, position + 1).end()) != len(text):
         _cut_off(path, text, rest)
 
 
-def _cut_off(path: Path, text: str, place: int) -> None:
-    line = text.count("\n", 0, place) + 1
-    if not text[place:].strip():
+def _cut_off(path: Path, text: str, position: int) -> None:
+    line = text.count("\n", 0, position) + 1
+    if not text[position:].strip():
         raise DataError(f"{path}:{line}: the JSON list ends in the middle: its closing ] is missing.")
-    raise DataError(f"{path}:{line}: is not JSON: {text[place:].lstrip()[:20]!r} where a comma or the end is wanted.")
+    raise DataError(
+        f"{path}:{line}: is not JSON: {text[position:].lstrip()[:20]!r} where a comma or the end is expected."
+    )

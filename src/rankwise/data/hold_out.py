@@ -1,9 +1,9 @@
-"""Which rows are held out: drawn by the seed, of each source and each label its share, with whole groups.
+"""Choose the validation rows: at random by the seed, in proportion to sources and labels, and with whole groups.
 
-A unit is a set of rows that stay on one side: those of one group (data.group), else those that ask the same. Units are
-drawn in the order of a permutation of the rows, and each is taken while its source and label still lack so many rows.
-Rows that ask the same are parted only where N could not be filled otherwise, groups never: with groups N is
-approximate. `last` takes the last rows of each source, as runs did before there was a choice.
+A unit is a set of rows that stay together, in training or in validation: the rows of one group (data.group), or without
+groups the rows with the same prompt. Units are drawn in random order, and a unit is taken while its source and label
+still need that many rows. Rows with the same prompt are separated only if N cannot be reached otherwise. Groups are
+never separated, so with groups N is approximate. `last` takes the last rows of each source.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ MOST_LABELS = 100
 
 @dataclass(frozen=True)
 class Candidates:
-    """The rows of one source that are kept, as far as holding out looks at them: lists of one length, or empty where
-    nobody asked for it."""
+    """The usable rows of one source. Each list has one entry per row, or is empty if it is not needed."""
 
     size: int
     labels: Sequence[str]
@@ -32,7 +31,7 @@ class Candidates:
 
 
 def hold_out(sources: Sequence[Candidates], spec: DataConfig) -> list[np.ndarray]:
-    """For each source, whether each of its rows is held out."""
+    """A boolean array for each source: whether each of its rows becomes a validation row."""
     sizes = [source.size for source in sources]
     count = min(spec.held_out, sum(sizes))
     if not count:
@@ -44,7 +43,7 @@ def hold_out(sources: Sequence[Candidates], spec: DataConfig) -> list[np.ndarray
 
 
 def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: DataConfig) -> HoldOutFacts | None:
-    """What was held out, in numbers."""
+    """Counts of the validation rows, for the data report."""
     count = int(sum(one.sum() for one in apart))
     if not count:
         return None
@@ -62,15 +61,15 @@ def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: D
 
 
 def shares(count: int, sizes: Sequence[int]) -> list[int]:
-    """`count` divided by size; what rounding leaves goes where it took most."""
+    """Divide `count` in proportion to `sizes`, by the largest remainders."""
     total = sum(sizes)
     if not total:
         return [0 for _ in sizes]
-    found = [count * size // total for size in sizes]
+    parts = [count * size // total for size in sizes]
     by_remainder = sorted(range(len(sizes)), key=lambda index: (-(count * sizes[index] % total), -sizes[index]))
-    for index in by_remainder[: count - sum(found)]:
-        found[index] += 1
-    return found
+    for index in by_remainder[: count - sum(parts)]:
+        parts[index] += 1
+    return parts
 
 
 def _by_seed(sources: Sequence[Candidates], count: int, spec: DataConfig) -> np.ndarray:
@@ -91,18 +90,18 @@ def _by_seed(sources: Sequence[Candidates], count: int, spec: DataConfig) -> np.
 
 
 def _units(values: Sequence[Hashable], order: Sequence[int]) -> list[list[int]]:
-    """Rows of one value together, by the first of them in the order; a row without a value is a unit alone."""
+    """Group rows with the same value, in the order of their first rows. A row without a value is a unit alone."""
     if not values:
         return [[row] for row in order]
-    found: dict[Hashable, list[int]] = {}
+    units: dict[Hashable, list[int]] = {}
     for row in order:
         value = values[row]
-        found.setdefault((row,) if value is None else value, []).append(row)
-    return list(found.values())
+        units.setdefault((row,) if value is None else value, []).append(row)
+    return list(units.values())
 
 
 def _quotas(sources: Sequence[Candidates], strata: Sequence[tuple[int, str]], count: int) -> dict[tuple[int, str], int]:
-    """Rows wanted of each label of each source. The only row with its label is rather trained on."""
+    """Number of validation rows of each label of each source. The only row with a label is left for training."""
     sizes = Counter(strata)
     quotas: dict[tuple[int, str], int] = {}
     for number, share in enumerate(shares(count, [source.size for source in sources])):
@@ -134,7 +133,7 @@ class _Draw:
                 self._take(unit)
 
     def nearest(self, units: Sequence[list[int]]) -> None:
-        """One group more, if that comes nearer to N or nothing would be held out, and others are left to train on."""
+        """Take one more group if that comes nearer to N, or if nothing is held out yet, and another group remains."""
         rest = sorted((unit for unit in units if not self.chosen[unit[0]]), key=len)
         if len(rest) > 1 and (len(rest[0]) < 2 * self.left or not self.chosen.any()):
             self._take(rest[0])

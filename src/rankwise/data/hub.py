@@ -1,4 +1,4 @@
-"""A data set of the hub as one part of a source, and what a part is."""
+"""Parts of a source: files, and data sets of the hub."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ ROWS_AT_ONCE = 1000
 
 @dataclass
 class Part:
-    """One file, or one split of a hub data set, and what was found in it while it was read."""
+    """One file, or one split of a hub data set, with the facts that reading it collects."""
 
     name: str
     open: Callable[[Seen], Iterator[Record]]
     identity: Callable[[], str]
-    """Changes with the content: the SHA-256 of a file, or of a hub data set's columns and rows."""
+    """A hash of the content: of a file's bytes, or of a hub data set's columns and rows."""
     folder: Path | None = None
     licence: str | None = None
     format: str | None = None
     layout: LayoutFacts | None = None
-    """Of a table: how it is written."""
+    """Layout of a table: encoding, column separator, sheet."""
     rows: int = 0
     share: float = 0.0
-    """How much of it has been read, where that is known."""
+    """Share of the part that has been read, if known."""
 
     def seen(self, share: float) -> None:
         self.share = share

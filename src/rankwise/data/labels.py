@@ -1,7 +1,8 @@
-"""The labels of rows, where they have some: how many rows each has, and spellings that should be one.
+"""Labels of rows: the number of rows of each label, and spellings that probably mean the same label.
 
-Rows of the classification form have labels. So have others whose only answer is one of few distinct texts. Two labels
-that differ by case, spaces or the form of a Unicode character are two classes to the model; mostly somebody meant one.
+Rows in the classification format have labels. Other rows have labels too if their only answer is one of few distinct
+texts. Labels that differ only in case, spaces or Unicode form are different classes for the model, which is usually a
+mistake in the data.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from rankwise.text.example import Example
 
 MOST_DISTINCT = 50
 ROWS_OF_EACH = 5
-"""On average at least, for answers that nobody called labels."""
+"""Smallest average number of rows per answer, for answers of other formats to count as labels."""
 LONGEST = 200
 MOST_LISTED = 100
 SHORTEST = 4
-"""Characters of a label that may be a misspelling: "up" and "us" are two."""
+"""Smallest length of a label that can count as misspelled: "up" and "us" are two labels."""
 
 
 @dataclass
 class Labels:
-    """Labels of one kind of rows as they come by."""
+    """Counts the labels of the rows of one source while they are read."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    """Where each label stands first."""
+    """File and line of the first row with each label."""
     named: bool = True
-    """Whether every row was of the classification form."""
+    """Whether every row was in the classification format."""
     none: bool = False
-    """A row was met that has no label, or there are too many different ones."""
+    """Whether a row had no label, or there were too many different answers."""
 
     def add(self, row: Sequence[Example], *, classification: bool) -> str:
-        """The row's label; "" where it has none."""
+        """Count the row's label and return it; "" if it has none."""
         if self.none:
             return ""
         label = label_of(row)
@@ -53,16 +54,16 @@ class Labels:
 
     @classmethod
     def together(cls, parts: Iterable[Labels]) -> Labels:
-        """Of several sources, those that have labels."""
-        found = cls()
+        """The labels of several sources together."""
+        merged = cls()
         for part in parts:
             if part:
-                found.counts += part.counts
-                found.first = part.first | found.first
-        return found
+                merged.counts += part.counts
+                merged.first = part.first | merged.first
+        return merged
 
     def __bool__(self) -> bool:
-        """Whether these are labels."""
+        """Whether the answers count as labels."""
         distinct = len(self.counts)
         few = 1 < distinct <= MOST_DISTINCT and self.counts.total() >= ROWS_OF_EACH * distinct
         return not self.none and distinct > 0 and (self.named or few)
@@ -72,10 +73,14 @@ class Labels:
         return [*self._same_but_for_spelling(), *self._rare_misspellings()] if self else []
 
     def never_trained(self, facts: HoldOutFacts | None) -> list[str]:
-        """Labels of which every row is held out."""
+        """A warning about labels whose rows are all held out."""
         held_out = facts.labels or {} if facts is not None else {}
         lost = [shown(label) for label, count in held_out.items() if count == self.counts[label]]
-        return [f"all rows of these labels are held out, so they are not learned: {some(lost, 8)}"] if lost else []
+        return (
+            [f"all rows with these labels are validation rows, so training never sees them: {some(lost, 8)}"]
+            if lost
+            else []
+        )
 
     def _same_but_for_spelling(self) -> Iterator[str]:
         folded: dict[str, list[str]] = {}
@@ -104,7 +109,7 @@ class Labels:
 
 
 def label_of(row: Sequence[Example]) -> str | None:
-    """The only answer of a row that has one."""
+    """The answer of a row that has exactly one."""
     if len(row) != 1 or row[0].text is not None:
         return None
     answers = [message for message in row[0].messages if message.role == "assistant"]
@@ -116,7 +121,7 @@ def _folded(label: str) -> str:
 
 
 def _one_letter_apart(one: str, other: str) -> bool:
-    """One letter is missing, added or another. Numbers that differ are meant to."""
+    """Whether two labels differ by one missing, added or changed letter. A different digit is not a misspelling."""
     short, long = sorted((one, other), key=len)
     if one == other or len(short) < SHORTEST or len(long) - len(short) > 1:
         return False

@@ -88,10 +88,10 @@ class _Preparation:
 
     def read(self, reading: Reading, weight: float) -> SourceRows:
         source = SourceRows(reading, weight)
-        told = 0
+        rows = 0
         for chunk in reading.chunks():
-            self._told(reading, told)
-            told += len(chunk)
+            self._report_progress(reading, rows)
+            rows += len(chunk)
             for row in chunk:
                 self.tally.read(row)
             for row, documents in zip(chunk, self._encoded(chunk), strict=True):
@@ -100,7 +100,7 @@ class _Preparation:
         self.tally.unreadable(reading.skipped)
         return source
 
-    def _told(self, reading: Reading, rows: int) -> None:
+    def _report_progress(self, reading: Reading, rows: int) -> None:
         share = reading.share
         if rows >= 2 * CHUNK and share:
             self.callback(ProgressUpdate("Reading and encoding", rows, rows / share, "rows"))
@@ -137,32 +137,32 @@ def _data_report(
     tally, spec, encodes = work.tally, work.spec, work.encoder is not None
     parts = [(source.reading, part) for source in (*sources, *measured) for part in source.reading.parts]
     files = tuple(_facts(reading, part) for reading, part in parts)
-    said = tally.said.duplicates()
+    said = tally.texts.duplicates()
     limit = work.encoder.limit if work.encoder is not None else None
     name = ", ".join(dict.fromkeys(source.reading.source.path for source in sources))
     held = facts.rows if facts is not None else 0
     labels = Labels.together(source.labels for source in sources)
-    fatal = fatal_problems(tally, spec, limit=limit, trained=trained if encodes else tally.kept - held, name=name)
+    fatal = fatal_problems(tally, spec, limit=limit, trained=trained if encodes else tally.used - held, name=name)
     if spec.group is not None and facts is None and not fatal:
         fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can be held out."]
     fatal = fatal or [problem for source in sources for problem in source.weighed_out()]
     readings = [source.reading for source in (*sources, *measured)]
     unused = unused_columns(readings)
-    if tally.kept:
+    if tally.used:
         fatal += problems(readings, unused)
     if spec.validation is not None:
-        fatal += fatal_problems(apart, spec, limit=limit, trained=apart.kept, name=spec.validation.path)
+        fatal += fatal_problems(apart, spec, limit=limit, trained=apart.used, name=spec.validation.path)
     return DataReport(
         format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
         files=files,
         left_aside=tuple(name for source in (*sources, *measured) for name in source.reading.left_aside),
         model=work.model,
         rows=tally.rows,
-        kept=tally.kept,
+        kept=tally.used,
         skipped=sum(tally.skipped.values()),
         skipped_why=dict(tally.skipped),
         skipped_rows=tuple(tally.skipped_rows),
-        held_out=held or apart.kept,
+        held_out=held or apart.used,
         hold_out=facts,
         labels=dict(labels.counts.most_common(MOST_LABELS)) if labels else None,
         distinct_labels=len(labels.counts) if labels else None,
@@ -204,7 +204,7 @@ def _data_report(
 def _validation(apart: Tally, encodes: bool) -> ValidationFacts:
     return ValidationFacts(
         rows=apart.rows,
-        kept=apart.kept,
+        kept=apart.used,
         skipped=sum(apart.skipped.values()),
         skipped_why=dict(apart.skipped),
         skipped_rows=tuple(apart.skipped_rows),

@@ -1,7 +1,7 @@
-"""Which columns of a row may be its question and its answer, where no form says so: a guess for an error to print.
+"""Guess the columns of the prompt and the answer in a row of unknown format, as a proposal in an error message.
 
-The answer is the column with the best known name for one, else the last text; the question is every other column that
-holds some words, else the longest text. Numbers, web addresses and words alone ask nothing.
+The answer is the column with the best-known name for an answer, or else the last text. The prompt is every other column
+with several words, or else the longest text. Numbers, web addresses and single words are no prompt.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ QUESTIONS = (
     "source", "input", "context", "text", "mr",
 )  # fmt: skip
 REASONS = ("rationale", "reasoning", "explanation", "thought", "thoughts", "cot", "chain_of_thought", "steps")
-"""What leads to an answer, and is learned with it."""
+"""Columns with the reasoning that leads to an answer. It is trained on together with the answer."""
 ASIDE = (
     "id", "index", "idx", "url", "link", "date", "datum", "created", "created_at", "updated_at", "timestamp", "status",
     "lang", "language", "author", "user", "username", "email", "file", "filename", "path", "split",
 )  # fmt: skip
-"""What is said of a row and is no part of it."""
-MOST_WORDS_APART = 3
-"""A column of at least so many words asks something."""
+"""Columns with metadata of a row, such as its source or date."""
+PROMPT_WORDS = 3
+"""Smallest number of words in a column that can be part of the prompt."""
 
 
 def options_for(prompt: Sequence[str], completion: Sequence[str]) -> str:
-    """As they are typed."""
-    asked, learned = (" ".join(f"{{{name}}}" for name in names) for names in (prompt, completion))
-    return f"--prompt {_quoted(asked)} --completion {_quoted(learned)}"
+    """The flags --prompt and --completion as they are typed in a shell."""
+    question, answer = (" ".join(f"{{{name}}}" for name in names) for names in (prompt, completion))
+    return f"--prompt {_quoted(question)} --completion {_quoted(answer)}"
 
 
 def ignoring(names: Sequence[str]) -> str:
-    """As it is typed; a name with a comma in it is no part of a list with commas between."""
+    """The flag that ignores these columns, as it is typed in a shell. A name with a comma needs --set."""
     if any("," in name or name != name.strip() for name in names):
         return f"--set {_quoted(f'data.ignore_columns={json.dumps(list(names), ensure_ascii=False)}')}"
     listed = ",".join(names)
@@ -63,7 +63,7 @@ def _escaped(character: str) -> str:
 
 
 def guessed(row: dict[str, Any]) -> tuple[list[str], str] | None:
-    """The columns of the question and that of the answer, or nothing where that would be no guess."""
+    """The columns of the prompt and the column of the answer, or None if there is no good guess."""
     named = {name.casefold().strip(): name for name in reversed(row)}
     written = [name for name, value in row.items() if _is_written(value) and can_be_typed(name)]
     texts = texts_among({name: row[name] for name in written})
@@ -75,12 +75,12 @@ def guessed(row: dict[str, Any]) -> tuple[list[str], str] | None:
         return None
     known = [named[one] for one in QUESTIONS if named.get(one) in rest]
     longest = max(rest, key=lambda name: len(str(row[name])))
-    asking = [name for name in texts if name != answer and _words(row[name]) >= MOST_WORDS_APART]
+    asking = [name for name in texts if name != answer and _words(row[name]) >= PROMPT_WORDS]
     return (asking or known[:1] or [longest]), answer
 
 
 def _unnamed_answer(written: Sequence[str], texts: Sequence[str]) -> str | None:
-    """The last text. What has no letters is an answer only where a single text is beside it and nothing else."""
+    """The last text. A column without letters is an answer only if the row has just one text beside it."""
     if len(texts) > 1:
         return texts[-1]
     other = [name for name in written if name not in texts]
@@ -88,7 +88,7 @@ def _unnamed_answer(written: Sequence[str], texts: Sequence[str]) -> str | None:
 
 
 def texts_among(row: Mapping[str, Any]) -> list[str]:
-    """Columns of words: no numbers, dates, addresses, and nothing that is only said of the row."""
+    """Columns with words: no numbers, dates, addresses or metadata."""
     return [
         name
         for name, value in row.items()
@@ -96,11 +96,11 @@ def texts_among(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def as_text(row: Mapping[str, Any], asked: str, answer: str) -> str:
-    """How a number that is the answer is learned, as a sentence."""
-    beside = {name for name in texts_among(row) if _words(row[name]) >= MOST_WORDS_APART}
-    prompt = [name for name in row if name != answer and (name == asked or name in beside) and can_be_typed(name)]
-    return f" To learn it as it is written, add {options_for(prompt, [answer])}."
+def as_text(row: Mapping[str, Any], question: str, answer: str) -> str:
+    """A sentence that says how to train on an answer that is a number."""
+    beside = {name for name in texts_among(row) if _words(row[name]) >= PROMPT_WORDS}
+    prompt = [name for name in row if name != answer and (name == question or name in beside) and can_be_typed(name)]
+    return f" To train on it as text, add {options_for(prompt, [answer])}."
 
 
 def _says(value: Any) -> bool:
@@ -119,12 +119,12 @@ def _is_aside(name: str) -> bool:
 
 
 def proposal(row: dict[str, Any]) -> str:
-    """For these very columns: what to type, as a sentence, or nothing."""
-    found = guessed(row)
-    if found is None:
+    """A sentence with the flags to type for these columns, or nothing."""
+    guess = guessed(row)
+    if guess is None:
         return _without_answer(row)
-    asked, answer = found
-    return f" Name the columns of the prompt and of the answer; a guess is {options_for(asked, [answer])}."
+    question, answer = guess
+    return f" Name the columns of the prompt and of the answer; a guess is {options_for(question, [answer])}."
 
 
 def _without_answer(row: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""What the training data really is, counted while it is read: the data report, with what must stop a training.
+"""Counts of the training data while it is read, for the data report, and the errors that stop a training.
 
-Nothing is taken from what was asked for: the tokens are those that will be trained on, the ends are those that are
-learned, and the rows left out are counted where they are left out.
+All counts come from the data as it will be trained on, not from the settings: the tokens, the end tokens in the loss,
+and the rows that are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Sk
 from rankwise.text.encode import Outcome
 from rankwise.text.example import Example
 
-UNREAD, UNWRITTEN, NOTHING_LEFT = "cannot be read", "cannot be written for this model", "nothing left to learn"
+UNREAD, UNWRITTEN, NOTHING_LEFT = "cannot be read", "cannot be written for this model", "nothing left to train on"
 LOOKS_SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_ .:/-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
@@ -38,22 +38,22 @@ class Guards(Protocol):
 
 @dataclass
 class Tally:
-    """Rows and documents as they come by. `known` are the special tokens that the model's tokenizer has."""
+    """Counts rows and sequences while they are read. `known` are the special tokens of the model's tokenizer."""
 
     known: frozenset[str] = frozenset()
     start_id: int | None = None
     guards: Guards | None = None
     guessed: bool = False
-    """Nobody asked for this model: what only its template or tokenizer cannot do is no fault of the rows."""
-    said: TextIndex = field(default_factory=TextIndex)
+    """Whether the user named no model. Problems of the default model's template or tokenizer are then no errors."""
+    texts: TextIndex = field(default_factory=TextIndex)
     rows: int = 0
-    kept: int = 0
+    used: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     skipped_rows: list[Skipped] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
-    """Why rows cannot be read, each with its file:line."""
+    """Problems of rows that cannot be read, each with its file:line."""
     unwritten: list[str] = field(default_factory=list)
-    """Why rows that could be read cannot be written by the template or encoded by the tokenizer."""
+    """Problems of rows that the template cannot render or the tokenizer cannot encode."""
     documents: int = 0
     tokens: int = 0
     loss_tokens: int = 0
@@ -63,7 +63,7 @@ class Tally:
     lengths: list[int] = field(default_factory=list)
     shortest_left_out: int | None = None
     answers_too_long: int = 0
-    """Documents left out for their length from rows of which others are kept."""
+    """Answers left out because they are too long, from rows with other answers that are used."""
     masks: Counter[str] = field(default_factory=Counter)
     unlike_asked: int = 0
     double_start: int = 0
@@ -74,7 +74,7 @@ class Tally:
     systems: set[str | None] = field(default_factory=set)
 
     def anew(self) -> Tally:
-        """An empty one for the same model."""
+        """An empty tally for the same model."""
         return Tally(self.known, self.start_id, self.guards, self.guessed)
 
     def unreadable(self, problems: Iterable[tuple[str, str]]) -> None:
@@ -84,25 +84,25 @@ class Tally:
             self.unread.append(why)
 
     def read(self, examples: Sequence[Example]) -> None:
-        """One row that could be read."""
+        """Count a row that could be read."""
         self.rows += 1
-        said = "\n".join(example.said for example in examples)
-        self.said.add([said])
+        text = "\n".join(example.full_text for example in examples)
+        self.texts.add([text])
         systems = {example.system for example in examples}
-        said = "\n".join([said, *filter(None, systems)])
-        self.unknown_special.update(set(LOOKS_SPECIAL.findall(said)) - self.known)
-        self.replacements += "\ufffd" in said
-        self.looks_rendered += any(LOOKS_RENDERED.search(example.asked) is not None for example in examples)
+        text = "\n".join([text, *filter(None, systems)])
+        self.unknown_special.update(set(LOOKS_SPECIAL.findall(text)) - self.known)
+        self.replacements += "\ufffd" in text
+        self.looks_rendered += any(LOOKS_RENDERED.search(example.prompt_text) is not None for example in examples)
         if self.guards is not None:
-            self.control_tokens += self.guards.holds_control_token(said)
+            self.control_tokens += self.guards.holds_control_token(text)
 
     def keep_unencoded(self, examples: Sequence[Example]) -> None:
-        """Without a tokenizer, what could be read is kept."""
-        self.kept += 1
+        """Count a readable row as used if there is no tokenizer."""
+        self.used += 1
         self.systems |= {example.system for example in examples}
 
     def encoded(self, outcomes: Sequence[Outcome], limit: int) -> bool:
-        """One row's examples after encoding; whether anything of it is left."""
+        """Count the encoded examples of a row. Returns whether anything of it can be trained on."""
         where = outcomes[0].example.where
         problem = next((outcome.problem for outcome in outcomes if outcome.problem is not None), None)
         if problem is not None:
@@ -112,7 +112,7 @@ class Tally:
         for outcome in outcomes:
             self._count(outcome)
         if any(outcome.documents for outcome in outcomes):
-            self.kept += 1
+            self.used += 1
             self.systems |= {outcome.example.system for outcome in outcomes}
             self.answers_too_long += sum(outcome.too_long for outcome in outcomes)
             return True
@@ -131,7 +131,7 @@ class Tally:
         self.masks.update(outcome.methods)
         for document in outcome.documents:
             supervised = document.loss_count
-            assert supervised, f"{outcome.example.where} has nothing to learn"
+            assert supervised, f"{outcome.example.where} has no loss tokens"
             self.documents += 1
             self.tokens += len(document.ids)
             self.loss_tokens += supervised
@@ -159,7 +159,7 @@ class Tally:
 
 
 def overlap_of(measured: Sequence[str], trained: Iterable[Sequence[str]]) -> OverlapFacts:
-    """How many of the questions to measure with are also trained on."""
+    """How many validation prompts are also in the training rows."""
     of_measured, of_trained = TextIndex(), TextIndex()
     of_measured.add(measured)
     for chunk in trained:
@@ -169,70 +169,73 @@ def overlap_of(measured: Sequence[str], trained: Iterable[Sequence[str]]) -> Ove
 
 
 def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained: int, name: str) -> list[str]:
-    """Why these rows must not be trained on. `trained` counts documents, or rows where nothing was encoded."""
+    """Errors that stop the training. `trained` counts sequences, or rows if there is no tokenizer."""
     bad = [*tally.unread, *(() if tally.guessed else tally.unwritten)]
-    if bad and (spec.on_bad_row == "stop" or not tally.kept):
+    if bad and (spec.on_bad_row == "stop" or not tally.used):
         return [together(bad)]
     if not tally.rows:
         return [f"{name}: has no rows."]
-    if not tally.kept and tally.unwritten:
+    if not tally.used and tally.unwritten:
         return []
-    longer = "Raise --max-length." if limit == spec.max_length else "The model's context holds no more."
-    if not tally.kept and NOTHING_LEFT in tally.skipped:
+    longer = "Raise --max-length." if limit == spec.max_length else "The model's context is not longer."
+    if not tally.used and NOTHING_LEFT in tally.skipped:
         return [f"{name}: no answer is left in any row after cutting to {limit} tokens. {longer}"]
-    if not tally.kept:
+    if not tally.used:
         shortest = f" (the shortest has {tally.shortest_left_out:,})" if tally.shortest_left_out else ""
         return [f"{name}: every row is longer than {limit} tokens{shortest}. {longer}"]
     if not trained:
         return [
-            f"{name} has {tally.kept} rows and {spec.held_out} are to be held out, so none would be trained on."
+            f"{name} has {tally.used} rows and {spec.held_out} are to be validation rows, so none is left for training."
             if spec.held_out
-            else f"{name}: no row is left to be trained on."
+            else f"{name}: no row is left for training."
         ]
-    found: list[str] = []
+    problems: list[str] = []
     if tally.documents and not tally.ended:
-        found.append(f"{name}: no answer's end is learned, so the model would never learn to stop.")
+        problems.append(f"{name}: no end token is in the loss, so the model would not learn to stop.")
     if tally.documents and tally.unlike_asked == tally.documents:
-        found.append(
+        problems.append(
             f"{name}: before no answer stands what generation will be given, so the model would be asked in another "
             "way than it was taught."
         )
-    return found
+    return problems
 
 
 def advice_on(tally: Tally, spec: DataConfig) -> list[str]:
-    """What to do about bad rows among good ones."""
+    """Advice about bad rows among good ones."""
     bad = len(tally.unread) + (0 if tally.guessed else len(tally.unwritten))
-    if not bad or not tally.kept or spec.on_bad_row == "skip":
+    if not bad or not tally.used or spec.on_bad_row == "skip":
         return []
     return [f"{bad:,} of {tally.rows:,} rows cannot be used. To leave them out, use --on-bad-row skip."]
 
 
 def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: int) -> list[str]:
-    """What a careful person would want to know before paying."""
+    """Warnings about properties of the data that often are mistakes."""
     checks = [
-        (tally.documents - tally.ended, "documents cut before the end of an answer, which they do not teach"),
-        (tally.unlike_asked, "documents that show the model something else before an answer than it will be given"),
-        (tally.answers_too_long, "answers left out for their length, from rows of which others are kept"),
-        (tally.double_start, "documents that begin with two start tokens"),
-        (tally.looks_rendered, "rows that look as if a template had been written into them already"),
-        (tally.control_tokens, "rows with control tokens of this model, which are encoded as text"),
-        (tally.replacements, "rows with replacement characters (\ufffd): their text was damaged before"),
-        (exact, "rows that say what an earlier row says"),
-        (near, "rows that say nearly what an earlier row says"),
+        (
+            tally.documents - tally.ended,
+            "sequences cut before the end of an answer, so that its end token is not in the loss",
+        ),
+        (tally.unlike_asked, "sequences in which the tokens before an answer differ from the prompt at inference"),
+        (tally.answers_too_long, "answers left out because they are too long, from rows with other answers"),
+        (tally.double_start, "sequences that begin with two start tokens"),
+        (tally.looks_rendered, "rows that look as if a chat template had already been applied"),
+        (tally.control_tokens, "rows that contain control tokens of this model as text"),
+        (tally.replacements, "rows with replacement characters (\ufffd): their text is damaged"),
+        (exact, "rows that repeat an earlier row"),
+        (near, "rows that nearly repeat an earlier row"),
     ]
-    found = [f"{what}: {count:,}" for count, what in checks if count]
+    problems = [f"{what}: {count:,}" for count, what in checks if count]
     if tally.guessed and tally.unwritten:
-        found.append(
-            f"rows that this model, which nobody named, cannot be trained on: {len(tally.unwritten):,}, such as "
+        problems.append(
+            f"rows that do not work with the default model (--model names one): {len(tally.unwritten):,}, such as "
             f"{tally.unwritten[0]}"
         )
     if tally.unknown_special:
         tokens = some((f"{token} ({count})" for token, count in tally.unknown_special.most_common()), 5)
-        found.append(f"control tokens of other models, and the rows they stand in: {tokens}")
+        problems.append(f"control tokens of other models, with the number of rows: {tokens}")
     if overlap is not None and overlap.exact + overlap.near:
-        found.append(
-            f"rows to measure with that ask what is trained on: {overlap.exact:,} exactly and {overlap.near:,} nearly, "
-            f"of {overlap.of:,}"
+        problems.append(
+            f"validation prompts that are also in the training rows: {overlap.exact:,} exactly and {overlap.near:,} "
+            f"nearly, of {overlap.of:,}"
         )
-    return found
+    return problems

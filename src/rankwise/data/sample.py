@@ -1,8 +1,8 @@
-"""A glance at files of rows: how many there are, how large each is, and some of them read.
+"""A sample of a data set: the number and sizes of all rows, and the content of some of them.
 
-Of JSON lines only the ends of lines are looked for, so that a hundred thousand rows take a tenth of a second; other
-kinds are read whole. Which rows are drawn depends on nothing but how many there are. The largest are read besides,
-since they decide how much memory a training needs.
+In JSON lines only the line ends are searched, so that a hundred thousand rows take a tenth of a second. Other files are
+read completely. The sample depends only on the number of rows. The largest rows are read in addition, because they
+decide how much memory a training needs.
 """
 
 from __future__ import annotations
@@ -34,66 +34,70 @@ MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Seen:
-    """A row that was read. `size` is its length in the file, in bytes or in characters of its texts: all rows of one
-    glance in the same."""
+    """A row of the sample. `size` is its length in bytes, or in characters of its texts, the same for all rows."""
 
     size: int
     examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
-class Glance:
+class Sample:
+    """What a look at the files found out about all rows."""
+
     rows: int
-    """That are asked for."""
-    found: int
-    """In the files."""
+    """Number of rows that training would read (data.rows limits it)."""
+    rows_in_files: int
+    """Number of rows in the files."""
     size: int
-    """Of all that are asked for, together."""
+    """Total size of the rows that training would read."""
     drawn: tuple[Seen, ...]
     largest: tuple[Seen, ...]
     problems: tuple[str, ...] = ()
-    """Why rows that were drawn cannot be read."""
+    """Problems of drawn rows that cannot be read."""
     unread: int = 0
-    """How many of the drawn."""
+    """Number of drawn rows that cannot be read."""
 
 
 @dataclass
 class _Index:
-    """Where the rows of one file are."""
+    """The sizes of one file's rows, and a function that reads one of them."""
 
     part: Part
     row: Callable[[int], Record]
     sizes: list[int] = field(default_factory=list)
 
 
-def glance(spec: DataConfig, source: Rows, *, drawn: int = DRAWN, largest: int = LARGEST) -> Glance:
+def sample_rows(spec: DataConfig, source: Rows, *, drawn: int = DRAWN, largest: int = LARGEST) -> Sample:
+    """Index the rows of a source, and read some of them."""
     reading = open_source(spec, source)
     indices = [_index(part) for part in reading.parts]
-    places = [(index, number) for index in indices for number in range(len(index.sizes))]
-    if not places:
+    rows_by_index = [(index, number) for index in indices for number in range(len(index.sizes))]
+    if not rows_by_index:
         raise DataError(f"{source.path}: has no rows.")
-    seen = _Look(reading)
+    reader = _Reader(reading)
     for index in indices:
-        seen.settle_form(index)
-    by_size = sorted(places, key=lambda place: -place[0].sizes[place[1]])[:largest]
-    chosen = sorted(Random(0).sample(range(len(places)), min(drawn, len(places))))
-    read = seen.read([places[number] for number in chosen])
-    problems = tuple(seen.problems)
+        reader.settle_form(index)
+    by_size = sorted(rows_by_index, key=lambda row: -row[0].sizes[row[1]])[:largest]
+    chosen = sorted(Random(0).sample(range(len(rows_by_index)), min(drawn, len(rows_by_index))))
+    read = reader.read([rows_by_index[number] for number in chosen])
+    problems = tuple(reader.problems)
     if not read:
         raise DataError(problems[0])
-    rows = len(places) if source.rows is None else min(source.rows, len(places))
+    rows = len(rows_by_index) if source.rows is None else min(source.rows, len(rows_by_index))
     size = sum(sum(index.sizes) for index in indices)
-    size = round(size * rows / len(places))
-    return Glance(rows, len(places), size, read, seen.read(by_size), problems, len(problems))
+    size = round(size * rows / len(rows_by_index))
+    return Sample(rows, len(rows_by_index), size, read, reader.read(by_size), problems, len(problems))
 
 
 @dataclass
-class _Look:
+class _Reader:
+    """Reads single rows, and collects the problems of those that cannot be read."""
+
     reading: Reading
     problems: list[str] = field(default_factory=list)
 
     def settle_form(self, index: _Index) -> None:
-        """By the first row of the file that can be read, as in a training."""
+        """Recognise the format by the first readable row of the file, as training does."""
         for number in range(min(len(index.sizes), DRAWN)):
             where, row = index.row(number)
             if not isinstance(row, DataError):
@@ -101,9 +105,9 @@ class _Look:
                 break
         self.problems.clear()
 
-    def read(self, places: list[tuple[_Index, int]]) -> tuple[Seen, ...]:
-        found = [(index.sizes[number], self._examples(index, *index.row(number))) for index, number in places]
-        return tuple(Seen(size, tuple(examples)) for size, examples in found if examples)
+    def read(self, rows: list[tuple[_Index, int]]) -> tuple[Seen, ...]:
+        read = [(index.sizes[number], self._examples(index, *index.row(number))) for index, number in rows]
+        return tuple(Seen(size, tuple(examples)) for size, examples in read if examples)
 
     def _examples(self, index: _Index, where: str, row: Any) -> list[Example]:
         try:
@@ -121,9 +125,9 @@ def _index(part: Part) -> _Index:
             kind = kind_of(path, file.read(4096))
     if kind is json_lines:
         return _lines(part, path)
-    found = _listed(path) if kind is json_list else None
-    found = list(raw_records(part)) if found is None else found
-    return _Index(part, found.__getitem__, [_length(row) for _, row in found])
+    records = _listed(path) if kind is json_list else None
+    records = list(raw_records(part)) if records is None else records
+    return _Index(part, records.__getitem__, [_length(row) for _, row in records])
 
 
 def _lines(part: Part, path: Path) -> _Index:
@@ -144,13 +148,13 @@ def _lines(part: Part, path: Path) -> _Index:
         return where, row_of_line(line.removeprefix(MARK), where)
 
     if sizes:
-        next(iter(part.open(part.seen)), None)  # what is wrong with the file is told by its first row
+        next(iter(part.open(part.seen)), None)  # reading the first row raises the problems of the whole file
     return _Index(part, row, sizes)
 
 
 def _listed(path: Path) -> list[Record] | None:
-    """In one go, which is ten times as fast as row by row; None for a list that is damaged or odd, which the slow way
-    tells of."""
+    """Decode a JSON list at once, which is ten times as fast as row by row. None if that fails; then the slow way
+    reports the problem."""
     try:
         rows = json.loads(path.read_bytes().removeprefix(MARK))
     except (ValueError, RecursionError):
@@ -160,7 +164,7 @@ def _listed(path: Path) -> list[Record] | None:
 
 
 def _length(value: Any) -> int:
-    """Of the texts in a row."""
+    """Number of characters of the texts in a row."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The rows of one source that are kept: their documents' numbers, and what decides which side each is on."""
+"""The usable rows of one source: the numbers of their sequences, and what decides which become validation rows."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _Value = TypeVar("_Value")
 
 @dataclass
 class SourceRows:
-    """Lists of one length; those that nobody asks for are empty."""
+    """Lists with one entry per row. Lists that are not needed are empty."""
 
     reading: Reading
     weight: float
     rows: list[range] = field(default_factory=list)
-    """The numbers of each row's documents."""
+    """The numbers of each row's sequences."""
     prompts: list[str] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
     label_of_row: list[str] = field(default_factory=list)
     apart: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    """Whether each of the rows is held out."""
+    """Whether each row is a validation row."""
 
     def add(self, row: Sequence[Example], documents: range, spec: DataConfig) -> None:
         self.rows.append(documents)
         if spec.held_out or spec.validation is not None:
-            self.prompts.append("\n".join(example.asked for example in row))
+            self.prompts.append("\n".join(example.prompt_text for example in row))
         if spec.group is not None:
             self.groups.append(row[0].group)
         classification = {part.format for part in self.reading.parts} - {None} == {"classification"}
@@ -50,12 +50,12 @@ class SourceRows:
         return Candidates(len(self.rows), self.label_of_row if self.labels else [], prompts, self.groups)
 
     def side(self, values: Sequence[_Value], *, apart: bool) -> list[_Value]:
-        """Those of the rows that are held out, or of the others."""
+        """The values of the validation rows, or those of the training rows."""
         return [value for value, out in zip(values, self.apart.tolist(), strict=True) if out == apart]
 
     def weighted(self, rng: np.random.Generator) -> np.ndarray:
-        """Every row that is trained on as often as the whole part of the weight, and of the rest as many as it says,
-        drawn."""
+        """Numbers of the training sequences in one pass. A weight of 2.5 repeats each row twice, and a random half of
+        the rows a third time."""
         rows = self.side(self.rows, apart=False)
         times = int(self.weight)
         drawn = rng.permutation(len(rows))[: round((self.weight - times) * len(rows))]
@@ -66,7 +66,7 @@ class SourceRows:
         if rows < 1 or round(self.weight * rows):
             return []
         path = self.reading.source.path
-        return [f"{path}: the weight {self.weight:g} leaves none of its {rows:,} rows to train on."]
+        return [f"{path}: the weight {self.weight:g} leaves none of its {rows:,} rows for training."]
 
 
 def numbers_of(rows: Sequence[range]) -> np.ndarray:

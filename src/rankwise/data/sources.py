@@ -1,8 +1,8 @@
-"""A source of rows (file, folder, hub data set) into Examples, with what was skipped and why.
+"""Read a source of rows (file, folder, hub data set) as Examples, and collect the rows that cannot be read.
 
-The form is found for each file by its first readable row. Of a folder with splits the training files are read, or
-those of the split that was asked for; what is for testing is read only if it is asked for. Other files in the folder
-(a README, a licence) are passed over. A file that is damaged is one problem, beside those of the other files' rows.
+The first readable row of each file decides its format. In a folder with splits, the training files are read, or the
+files of the split that the user names; test files are read only if the user names them. Other files in the folder (a
+README, a licence) are ignored. A damaged file is one problem in the list, next to those of other rows.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ CHUNK = 1000
 
 @dataclass
 class Reading:
-    """A source while it is read: iterate over `chunks()`; rows that are none collect in `skipped`."""
+    """A source while it is read. Iterate over `chunks()`; rows that cannot be read are collected in `skipped`."""
 
     spec: DataConfig
     source: Rows
     parts: list[Part]
     left_aside: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """`file:line` and the reason."""
+    """`file:line` of each skipped row, and the reason."""
     unused: dict[str, Unused] = field(default_factory=dict)
-    """Of each file, the columns that no part of its rows was made of."""
+    """Unused columns of each file."""
 
     @property
     def rows(self) -> int:
@@ -54,11 +54,11 @@ class Reading:
 
     @property
     def share(self) -> float:
-        """How much of it has been read, as far as that is known."""
+        """Share of the source that has been read, as far as it is known."""
         return sum(part.share for part in self.parts) / len(self.parts)
 
     def chunks(self) -> Iterator[list[list[Example]]]:
-        """A thousand rows at a time; each row is the list of its examples."""
+        """Yield a thousand rows at a time. Each row is the list of its examples."""
         chunk: list[list[Example]] = []
         for row in self._drawn():
             chunk.append(row)
@@ -83,18 +83,18 @@ class Reading:
                 part.rows += 1
                 try:
                     examples = self.examples(part, where, row)
-                    assert not isinstance(row, DataError), "it was read"
+                    assert not isinstance(row, DataError), "examples() raises it"
                     self.unused.setdefault(part.name, Unused()).add(row, self._used(part, row), examples)
                     yield examples
                 except DataError as error:
                     self.skipped.append((where, str(error)))
                     of_no_form = part.format is None and not isinstance(row, DataError)
                     if of_no_form and self.spec.on_bad_row == "stop":
-                        break  # the same would be said of every row
+                        break  # every row would have the same problem
             part.share = 1.0
 
     def examples(self, part: Part, where: str, row: Any) -> list[Example]:
-        """Of one row as it stands in the file; the first one decides for the form of the others."""
+        """The examples of one raw row. The first row of a file decides its format."""
         if isinstance(row, DataError):
             raise row
         try:
@@ -122,13 +122,13 @@ class Reading:
         return self._grouped(examples, row, where)
 
     def _used(self, part: Part, row: dict[str, Any]) -> set[str]:
-        """Columns of which this row was made, and those that are left out on purpose."""
+        """Columns that the row was made from, and those that the user ignores."""
         source, texts = self.source, (self.source.prompt, self.source.completion)
         aside = {*source.ignore_columns, *((self.spec.group,) if self.spec.group is not None else ())}
         if source.prompt is not None:
             return aside.union(*(column_text(text or "").columns for text in (*texts, self.system)))
         ours = {name: value for name, value in row.items() if name not in source.ignore_columns}
-        assert part.format is not None, "a row was read"
+        assert part.format is not None, "set by the first row"
         fields = used_fields(renamed(ours, source.columns, part.name), part.format)
         taken = set(source.columns.values())
         return aside | {
@@ -136,7 +136,7 @@ class Reading:
         }
 
     def _grouped(self, examples: list[Example], row: dict[str, Any], where: str) -> list[Example]:
-        """With the row's value of data.group."""
+        """Add the row's value of data.group to its examples."""
         column = self.spec.group
         if column is None:
             return examples
@@ -149,12 +149,12 @@ class Reading:
         if value is None or value == "":
             return examples
         if not isinstance(value, str | int | float):
-            raise DataError(f"{where}: the group ({column}) is {shown(value)}; a text or a number is wanted.")
+            raise DataError(f"{where}: the group ({column}) is {shown(value)}; a text or a number is expected.")
         return [replace(example, group=str(value)) for example in examples]
 
     @property
     def system(self) -> str | None:
-        """The source's own, or that of all."""
+        """The system message of this source, or the one for all sources."""
         return self.source.system if self.source.system is not None else self.spec.system
 
     def _form(self, row: dict[str, Any], where: str) -> str:
@@ -164,13 +164,13 @@ class Reading:
 
 
 def raw_records(part: Part) -> Iterator[Record]:
-    """Rows as they stand in the file. Damage after which nothing more can be read is the last of them."""
-    found = part.open(part.seen)
+    """Raw rows of a part. Damage that ends the reading is yielded as the last one."""
+    rows = part.open(part.seen)
     try:
-        yield from found
+        yield from rows
     except DataError as error:
-        place = re.match(re.escape(part.name) + r"(:\d+)?", str(error))
-        yield place[0] if place else part.name, error
+        where = re.match(re.escape(part.name) + r"(:\d+)?", str(error))
+        yield where[0] if where else part.name, error
 
 
 def open_source(spec: DataConfig, source: Rows) -> Reading:
@@ -185,12 +185,12 @@ def open_source(spec: DataConfig, source: Rows) -> Reading:
     path = Path(os.path.expanduser(source.path))  # noqa: PTH111  Path's raises for a user that is not there
     if not os.path.exists(path):  # noqa: PTH110  Path.exists raises where a name is too long
         if os.path.islink(path):  # noqa: PTH114
-            raise DataError(f"{path}: is a link that leads to no file ({os.readlink(path)}).")  # noqa: PTH115
+            raise DataError(f"{path}: is a link to a missing file ({os.readlink(path)}).")  # noqa: PTH115
         raise DataError(f"{path}: there is no such file.{_nearby(path)}")
     if path.is_dir():
         return _open_folder(spec, source, path)
     if source.split is not None:
-        raise DataError(f"{path}: is one file and has no splits; leave out data.split.")
+        raise DataError(f"{path}: is a single file without splits; leave out data.split.")
     return Reading(spec, source, [_file_part(path, source)])
 
 
@@ -217,13 +217,13 @@ def _file_part(path: Path, source: Rows) -> Part:
 
 def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-        raise DataError(f"{folder}: is the folder of a model, and holds no rows.")
+        raise DataError(f"{folder}: is the folder of a model and contains no rows.")
     saved = (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()  # datasets' own layout
     suffixes = (".arrow",) if saved else SUFFIXES
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and visible(path, folder))
     refuse_folder(folder, files)
     if not files:
-        raise DataError(f"{folder}: holds no file of rows ({', '.join(SUFFIXES)}).")
+        raise DataError(f"{folder}: contains no file of rows ({', '.join(SUFFIXES)}).")
     chosen = chosen_files(files, folder, source.split)
     if not chosen:
         what = "training files" if source.split is None else f'files of a split "{source.split}"'

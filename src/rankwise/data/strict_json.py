@@ -1,4 +1,4 @@
-"""JSON in which no object has a key twice: the standard library would keep the last and lose the others in silence."""
+"""Read JSON and refuse an object with a repeated key. The standard library would silently keep the last value."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class GivenTwice(ValueError):
-    """Its text is the key."""
+    """Raised for a repeated key. The text of the error is the key."""
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `object_pairs_hook`."""
+    """The `object_pairs_hook` that refuses repeated keys."""
     row = dict(pairs)
     if len(row) != len(pairs):
         seen: set[str] = set()

@@ -1,8 +1,8 @@
-"""Tables of text: their encoding and what separates their columns are detected, and said.
+"""Read CSV and TSV files. Encoding and column separator are detected and printed.
 
-The first line names the columns, so it decides: what separates it into two or more columns. Where several characters
-do, the one that separates every row into as many; where that is no decision either, the file is refused with each
-reading. Python's `csv` reads the rows.
+The first line names the columns, so the separator is the character that divides it into two or more columns. If several
+characters do, it is the one that divides every row into the same number of columns. If that does not decide either, the
+file is refused, and the message shows each possible reading. Python's `csv` reads the rows.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from rankwise.runs.data_report import DELIMITERS, LayoutFacts
 LONGEST_CELL = 16_000_000
 HEAD, HEAD_ROWS = 1 << 18, 1000
 Note = Callable[[LayoutFacts], None]
-"""Is given how the file is written, before its first row."""
+"""A callback that receives the layout of the file before its first row."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file and how it is read."""
+    """A file with its encoding, separator and quoting."""
 
     path: Path
     encoding: Encoding
     delimiter: str
     quoting: Any = csv.QUOTE_MINIMAL
     skipped_lines: int = 0
-    """1 where the first line is Excel's `sep=;`."""
+    """1 if the first line is Excel's `sep=;`, else 0."""
 
     def rows(self) -> Iterator[tuple[str, list[str]]]:
-        """Where each row stands, and its cells; the line of names is the first."""
+        """Yield file:line and cells of each row, including the line of column names."""
         csv.field_size_limit(LONGEST_CELL)
         with self.path.open(encoding=self.encoding.codec, errors="surrogateescape", newline="") as file:
             lines = _without_mark(file)
@@ -62,7 +62,7 @@ class Table:
 
 
 def table_records(path: Path, source: Reading, header: list[str] | None, note: Note) -> Iterator[Record]:
-    """`header` names the columns of a table that does not."""
+    """The rows of a table. `header` names the columns of a table without a header line."""
     table = detect_table(path, source, header)
     names, width = _columns(table, header)
     note(_layout(table, len(names), width - len(names)))
@@ -80,7 +80,7 @@ def _layout(table: Table, columns: int, dropped: int) -> LayoutFacts:
 
 
 def _columns(table: Table, header: list[str] | None) -> tuple[list[str], int]:
-    """The names, and how many cells the line of names has. All is read, so that damage is known before any row."""
+    """The column names, and the number of cells in the first line. Reads the whole file, to find damage first."""
     names, width = header or [], len(header or [])
     for number, (where, cells) in enumerate(table.rows()):
         if header is None and number == 0:
@@ -92,14 +92,14 @@ def _columns(table: Table, header: list[str] | None) -> tuple[list[str], int]:
         elif len(cells) == width and any(cell.strip() for cell in cells[len(names) :]):
             column = next(n for n in range(len(names), width) if cells[n].strip())
             raise DataError(
-                f"{where}: the column {column + 1} holds {shown(cells[column])} but has no name in the first line. "
+                f"{where}: the column {column + 1} contains {shown(cells[column])} but has no name in the first line. "
                 "Add a name there, or empty the cell."
             )
     return names, width
 
 
 def _without_unnamed(cells: list[str]) -> list[str]:
-    """Without empty cells at the end, which a spreadsheet writes for columns that were used once."""
+    """Remove empty cells at the end, which spreadsheets write for columns that were used once."""
     named = len(cells)
     while named > 1 and not cells[named - 1].strip():
         named -= 1
@@ -107,7 +107,7 @@ def _without_unnamed(cells: list[str]) -> list[str]:
 
 
 def named(cells: list[str]) -> list[str]:
-    """With pandas' names for columns that have none before others that do, such as the index that it writes first."""
+    """Give columns without a name the names that pandas gives them, such as the index column that pandas writes."""
     if not any(cell.strip() for cell in cells):
         return cells
     names, taken = list(cells), set(cells)
@@ -139,7 +139,7 @@ def detect_table(path: Path, source: Reading, header: list[str] | None = None) -
 
 
 def _quoted(table: Table, header: list[str] | None) -> Table:
-    """Tab-separated text whose quotes make no table is text without quoting."""
+    """Read tab-separated text without quoting if that leaves fewer bad rows."""
     if table.delimiter != "\t":
         return table
     bare = Table(table.path, table.encoding, "\t", csv.QUOTE_NONE, table.skipped_lines)
@@ -166,7 +166,7 @@ class _Splits:
     def __init__(self, head: str, whole: bool, columns: int) -> None:
         self.rows: dict[str, list[list[str]]] = {}
         self.broken: set[str] = set()
-        """Delimiters with which quotes do not close where they should."""
+        """Delimiters with which a quote is not closed properly."""
         for delimiter in DELIMITERS:
             self.rows[delimiter] = self._split(head, whole, delimiter)
         self.wide = [one for one, rows in self.rows.items() if rows and _fits(len(rows[0]), columns)]
@@ -186,12 +186,12 @@ class _Splits:
         return rows if whole or len(rows) < 2 else rows[:-1]
 
     def share(self, delimiter: str) -> float:
-        """Of the rows that have as many cells as the first one."""
+        """Share of the rows with as many cells as the first row."""
         rows = self.rows[delimiter]
         return sum(len(row) == len(rows[0]) for row in rows) / len(rows)
 
     def only_names(self, delimiters: list[str]) -> bool:
-        """Whether these stand in the first line alone: as characters of one name, if there are rows."""
+        """Whether these characters occur in the first line only, so that they belong to a column name."""
         rows = [row for one in delimiters for row in self.rows[one][1:]]
         return bool(rows) and all(len(row) == 1 for row in rows)
 
@@ -224,7 +224,7 @@ def _names(splits: _Splits, delimiter: str) -> str:
 
 
 def _of_one_column(path: Path, splits: _Splits, default: str) -> str:
-    """The first line is one name. Then nothing in the rows separates cells, or the names of others are missing."""
+    """The separator of a table with one column name. Refuses rows with more columns, because names are missing."""
     for delimiter, rows in splits.rows.items():
         widths = {len(row) for row in rows[1:]}
         if len(widths) == 1 and (width := widths.pop()) > 1 and delimiter not in splits.broken:
@@ -239,7 +239,7 @@ def _of_one_column(path: Path, splits: _Splits, default: str) -> str:
 
 
 def _head(path: Path, encoding: Encoding) -> tuple[str, bool]:
-    """The first characters, and whether they are all."""
+    """The beginning of the file, and whether it is the whole file."""
     try:
         with path.open(encoding=encoding.codec, errors="surrogateescape", newline="") as file:
             text = file.read(HEAD)

@@ -1,7 +1,7 @@
-"""Which encoding a text file is in: by its byte order mark, else UTF-8 where that fits, else cp1252 as a guess.
+"""Detect the encoding of a text file: its byte order mark, else UTF-8 if it fits, else cp1252 as a guess.
 
-On 30 small tables of six Western languages this order was right 30 times, and a statistical detector 15 times. The
-guess is made only where the result looks like words: a file in Cyrillic, Greek, Polish or Japanese is refused, since
+On 30 small tables in six Western languages, this order was right 30 times and a statistical detector 15 times. The
+guess is made only if the result looks like words. A file in Cyrillic, Greek, Polish or Japanese is refused, because
 every single-byte encoding decodes it without an error.
 """
 
@@ -21,7 +21,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: ("utf-16", "UTF-16 LE"),
     codecs.BOM_UTF16_BE: ("utf-16", "UTF-16 BE"),
 }
-"""By the first bytes; UTF-32 before UTF-16, whose mark it begins with."""
+"""Codec and label by byte order mark. UTF-32 comes before UTF-16, because its mark begins with the mark of UTF-16."""
 CHUNK = 1 << 20
 OTHERS = "cp1250 (Central Europe), cp1251 (Cyrillic), cp1253 (Greek), cp932 (Japanese) or gb18030 (Chinese)"
 _ESCAPED = re.compile("[\udc80-\udcff]")
@@ -40,7 +40,7 @@ class Encoding:
 
 
 def detect_encoding(path: Path, given: str | None) -> Encoding:
-    """`given` is the setting data.encoding, which decides."""
+    """Detect the encoding. `given` is the setting data.encoding, which decides if it is set."""
     with path.open("rb") as file:
         head = file.read(4096)
     if given is not None:
@@ -50,7 +50,7 @@ def detect_encoding(path: Path, given: str | None) -> Encoding:
     good, bad, sample = _counts(path)
     if not bad:
         return Encoding("utf-8", "UTF-8")
-    if good > bad:  # a UTF-8 file in which something is damaged: only the rows that hold it are lost
+    if good > bad:  # a UTF-8 file with some damage: only the damaged rows are bad rows
         return Encoding("utf-8", "UTF-8")
     if not _looks_western(sample):
         raise DataError(
@@ -65,7 +65,7 @@ def detect_encoding(path: Path, given: str | None) -> Encoding:
 
 
 def encoding_by_mark(head: bytes) -> Encoding | None:
-    """By the mark; UTF-16 also without one."""
+    """The encoding that the first bytes show: by a byte order mark, or UTF-16 without one."""
     for mark, (codec, label) in MARKS.items():
         if head.startswith(mark):
             return Encoding(codec, label)
@@ -76,7 +76,7 @@ def encoding_by_mark(head: bytes) -> Encoding | None:
 
 
 def _is_utf16(head: bytes, codec: str) -> bool:
-    """Whether most bytes that look like line ends are whole characters in it, and none of its characters is NUL."""
+    """Whether most line ends are whole characters in this codec, and no character is NUL."""
     text = head[: len(head) // 2 * 2].decode(codec, errors="replace")
     ends = text.count("\n") + text.count("\r")
     return (
@@ -85,14 +85,14 @@ def _is_utf16(head: bytes, codec: str) -> bool:
 
 
 def _with_mark(given: str, head: bytes) -> str:
-    """The codec that also takes the mark away."""
+    """The codec that also removes the byte order mark."""
     codec = codecs.lookup(given).name
     marked = encoding_by_mark(head)
     return marked.codec if marked is not None and codec.startswith(marked.codec) else codec
 
 
 def _counts(path: Path) -> tuple[int, int, str]:
-    """Characters beyond ASCII that are whole in UTF-8, bytes that are not, and some of the text as cp1252."""
+    """Count the non-ASCII characters that are valid UTF-8 and the bytes that are not, and decode a sample as cp1252."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     good, bad, sample = 0, 0, ""
     with path.open("rb") as file:

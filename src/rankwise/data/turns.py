@@ -1,7 +1,7 @@
-"""The turns of a conversation, in OpenAI's words or in ShareGPT's, into Messages.
+"""Read the turns of a conversation, in OpenAI's or ShareGPT's format, as Messages.
 
-Roles, texts and tool calls are checked one by one; then the order: an answer needs a question before it, a row ends
-with an answer, a system message comes first, and a tool's result follows a call.
+First each role, text and tool call is checked, then the order: an answer follows a question, a row ends with an answer,
+a system message comes first, and a tool's result follows a call.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ ROLES: dict[str, Role] = {
     "function_call": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
-UNHEARD = ("function_call", "reasoning_content", "reasoning", "thinking", "audio", "images", "refusal")
+NOT_SUPPORTED = ("function_call", "reasoning_content", "reasoning", "thinking", "audio", "images", "refusal")
 
 
 def read_turns(turns: Any, where: str, key: str, *, skip_first_answer: bool = False) -> tuple[Message, ...]:
-    """`skip_first_answer`: ShareGPT's conversations may begin with an answer to nobody; FastChat passes over one."""
-    if isinstance(turns, str) and turns.lstrip().startswith("["):  # as tables hold them
+    """Read a list of turns. `skip_first_answer` skips one assistant turn before the first human turn, as FastChat does
+    for ShareGPT."""
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a cell of a table
         turns = _json(turns, where, key)
     if not isinstance(turns, list) or not turns:
-        raise DataError(f'{where}: "{key}" is {shown(turns)}; a list of turns with role and content is wanted.')
+        raise DataError(f'{where}: "{key}" is {shown(turns)}; a list of turns with role and content is expected.')
     messages = [_message(turn, where, number) for number, turn in enumerate(turns, start=1)]
     skipped = int(skip_first_answer and len(messages) > 1 and messages[0].role == "assistant")
     _check_order(messages[skipped:], where, skipped)
@@ -37,16 +38,18 @@ def read_turns(turns: Any, where: str, key: str, *, skip_first_answer: bool = Fa
 
 
 def _message(turn: Any, where: str, number: int) -> Message:
-    said = next((key for key in ("content", "value") if isinstance(turn, dict) and key in turn), None)
-    spoke = next((key for key in ("role", "from") if isinstance(turn, dict) and key in turn), None)
-    if spoke is None or (said is None and not turn.get("tool_calls")):
-        raise DataError(f"{where}: turn {number} is {shown(turn)}; a role and a content are wanted.")
-    role = _role(turn[spoke], where, number)
-    refuse_unheard(turn, where, f"turn {number}", UNHEARD)
-    calls = _calls(turn, said, where, number)
+    content_key = next((key for key in ("content", "value") if isinstance(turn, dict) and key in turn), None)
+    role_key = next((key for key in ("role", "from") if isinstance(turn, dict) and key in turn), None)
+    if role_key is None or (content_key is None and not turn.get("tool_calls")):
+        raise DataError(f"{where}: turn {number} is {shown(turn)}; a role and a content are expected.")
+    role = _role(turn[role_key], where, number)
+    refuse_unsupported(turn, where, f"turn {number}", NOT_SUPPORTED)
+    calls = _calls(turn, content_key, where, number)
     if calls and role != "assistant":
-        raise DataError(f"{where}: turn {number} calls a tool, and its role is {role}; only an answer can.")
-    content = turn[said] if said and turn[spoke] != "function_call" else ""
+        raise DataError(
+            f"{where}: turn {number} calls a tool, but its role is {role}; only the assistant can call a tool."
+        )
+    content = turn[content_key] if content_key and turn[role_key] != "function_call" else ""
     may_be_empty = bool(calls) or role in ("system", "tool")
     return Message(
         role,
@@ -70,33 +73,33 @@ def _weight(weight: Any, where: str, number: int) -> float:
     if weight is None:
         return 1
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise DataError(f"{where}: turn {number} has the weight {shown(weight)}; 0 (given) or 1 (learned) is wanted.")
+        raise DataError(f"{where}: turn {number} has the weight {shown(weight)}; use 0 (no loss) or 1 (loss).")
     return weight
 
 
-def _calls(turn: dict[str, Any], said: str | None, where: str, number: int) -> tuple[ToolCall, ...]:
-    """OpenAI's `tool_calls`, or ShareGPT's turn of the role function_call, whose text is the call."""
+def _calls(turn: dict[str, Any], content_key: str | None, where: str, number: int) -> tuple[ToolCall, ...]:
+    """The calls in OpenAI's `tool_calls`, or in a ShareGPT turn with the role function_call, whose text is the call."""
     calls = turn.get("tool_calls") or ()
     if turn.get("from", turn.get("role")) == "function_call":
-        called = turn.get(said or "")
+        called = turn.get(content_key or "")
         called = _json(called, where, f"content of turn {number}") if isinstance(called, str) else called
         calls = called if isinstance(called, list) else [called]
     if not isinstance(calls, list | tuple):
-        raise DataError(f"{where}: the tool_calls of turn {number} are {shown(calls)}; a list is wanted.")
+        raise DataError(f"{where}: the tool_calls of turn {number} are {shown(calls)}; a list is expected.")
     return tuple(_call(call, where, number) for call in calls)
 
 
 def _call(call: Any, where: str, number: int) -> ToolCall:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise DataError(f"{where}: turn {number} calls {shown(call)}; a function with name and arguments is wanted.")
+        raise DataError(f"{where}: turn {number} calls {shown(call)}; a function with name and arguments is expected.")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = _json(arguments or "{}", where, f"arguments of {function['name']} in turn {number}")
     if not isinstance(arguments, dict):
         raise DataError(
             f"{where}: the arguments of {function['name']} in turn {number} are {shown(arguments)}; "
-            "a JSON object is wanted, or its text."
+            "write a JSON object, or its text."
         )
     _check_texts(function["name"], where, f"name called in turn {number}")
     _check_texts(arguments, where, f"arguments of {function['name']} in turn {number}")
@@ -108,7 +111,7 @@ def _optional(value: Any, where: str, what: str) -> str | None:
 
 
 def _check_texts(value: Any, where: str, what: str) -> None:
-    """Every text inside a value of JSON, keys too, can be encoded, and every number written."""
+    """Refuse texts (keys too) inside a JSON value that cannot be encoded, and numbers that JSON cannot write."""
     if isinstance(value, float) and not math.isfinite(value):
         raise DataError(f"{where}: the {what} has the number {value}, which JSON cannot write.")
     if isinstance(value, str):
@@ -123,13 +126,13 @@ def _check_texts(value: Any, where: str, what: str) -> None:
 
 
 def read_tools(tools: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """Schemas of what can be called, as a list or as its text, each brought to OpenAI's form."""
+    """Schemas of the tools, from a list or its JSON text, in OpenAI's format."""
     if isinstance(tools, str):
         tools = _json(tools, where, "tools") if tools.strip() else []
     if tools is None:
         return ()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{where}: the tools are {shown(tools)}; a list of functions is wanted.")
+        raise DataError(f"{where}: the tools are {shown(tools)}; a list of functions is expected.")
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
     for number, tool in enumerate(wrapped, start=1):
         if not isinstance(tool["function"], dict) or not isinstance(tool["function"].get("name"), str):
@@ -142,28 +145,28 @@ def _check_order(messages: list[Message], where: str, skipped: int) -> None:
     roles, first = [message.role for message in messages], 1 + skipped
     if "assistant" not in roles:
         but = " but the first" if skipped else ""
-        raise DataError(f"{where}: no turn{but} has the role assistant, so there is no answer to learn.")
+        raise DataError(f"{where}: no turn{but} has the role assistant, so there is no answer to train on.")
     if "user" not in roles[: roles.index("assistant")]:
-        raise DataError(f"{where}: turn {first + roles.index('assistant')} is an answer with no question before it.")
+        raise DataError(f"{where}: turn {first + roles.index('assistant')} is an answer without a question before it.")
     if roles[-1] != "assistant":
         raise DataError(f"{where}: the last turn has the role {roles[-1]}; a row must end with the answer.")
     if "system" in roles[1:]:
         raise DataError(f"{where}: turn {first + roles.index('system', 1)} has the role system; only the first may.")
     if not any(message.learned for message in messages if message.role == "assistant"):
-        raise DataError(f"{where}: every answer has the weight 0, so there is nothing to learn.")
+        raise DataError(f"{where}: every answer has the weight 0, so there is nothing to train on.")
     called = False
     for number, message in enumerate(messages, start=first):
         if message.role == "tool" and not called:
-            raise DataError(f"{where}: turn {number} is a tool's result, and no turn before it calls a tool.")
+            raise DataError(f"{where}: turn {number} is a tool's result, but no turn before it calls a tool.")
         called = bool(message.tool_calls) or (called and message.role == "tool")
 
 
-def turns_of_prompt(asked: Any, answered: Any, where: str) -> tuple[Message, ...]:
-    """TRL's conversational pairs: turns given and turns to learn. Answers inside what is given are not learned."""
-    given = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
-    wanted = answered if isinstance(answered, list) else [{"role": "assistant", "content": answered}]
-    unlearned = [{**turn, "weight": 0} if _is_answer(turn) else turn for turn in given]
-    return read_turns([*unlearned, *wanted], where, "prompt")
+def turns_of_prompt(prompt: Any, completion: Any, where: str) -> tuple[Message, ...]:
+    """TRL's conversational prompt and completion as turns. The loss leaves out answers inside the prompt."""
+    before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    answers = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+    without_loss = [{**turn, "weight": 0} if _is_answer(turn) else turn for turn in before]
+    return read_turns([*without_loss, *answers], where, "prompt")
 
 
 def _is_answer(turn: Any) -> bool:
@@ -172,27 +175,28 @@ def _is_answer(turn: Any) -> bool:
 
 
 def turns_of_history(history: Any, where: str) -> tuple[Message, ...]:
-    """Alpaca's earlier turns: pairs of a question and its answer."""
+    """Earlier turns of an Alpaca row: pairs of a question and its answer."""
     if history is None:
         return ()
     if isinstance(history, str):
         history = _json(history, where, "history") if history.strip() else []
     pairs = list(history) if isinstance(history, list) else [history]
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-        raise DataError(f"{where}: the history is {shown(history)}; pairs of question and answer are wanted.")
+        raise DataError(f"{where}: the history is {shown(history)}; pairs of question and answer are expected.")
     roles: tuple[Role, Role] = ("user", "assistant")
     return tuple(
-        Message(role, text_of(said, where, f"{role} of turn {number} in the history"))
+        Message(role, text_of(text, where, f"{role} of turn {number} in the history"))
         for number, pair in enumerate(pairs, start=1)
-        for role, said in zip(roles, pair, strict=True)
+        for role, text in zip(roles, pair, strict=True)
     )
 
 
 def text_of(value: Any, where: str, what: str, *, may_be_empty: bool = False) -> str:
+    """The value as a text that can be tokenized; anything else is refused."""
     if isinstance(value, list) and value and all(map(_is_text_part, value)):
         value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
-        raise DataError(f"{where}: the {what} is {shown(value)}; text is wanted.")
+        raise DataError(f"{where}: the {what} is {shown(value)}; text is expected.")
     if not may_be_empty and not value.strip():
         raise DataError(f"{where}: the {what} is empty.")
     try:
@@ -206,7 +210,7 @@ def text_of(value: Any, where: str, what: str, *, may_be_empty: bool = False) ->
 
 
 def texts_of(value: Any, where: str, what: str) -> tuple[str, ...] | None:
-    """Several answers that are all right, each once: a list of texts, or as SQuAD has them. None of anything else."""
+    """Alternative answers, each once: a list of texts, or SQuAD's format. None for any other value."""
     listed = value.get("text") if isinstance(value, dict) else value
     parts = listed if isinstance(listed, list) else []
     if parts and all(isinstance(one, dict) and set(one) & _SPOKEN == {"text"} for one in parts):
@@ -219,14 +223,14 @@ def texts_of(value: Any, where: str, what: str) -> tuple[str, ...] | None:
 
 
 _SPOKEN = {"text", "type", "role", "from", "content", "value"}
-"""What a part of a message has; an answer of SQuAD has its text and where it begins."""
+"""Keys of message parts. An answer of SQuAD has the text and its position instead."""
 
 
-def refuse_unheard(holder: dict[str, Any], where: str, what: str, keys: tuple[str, ...]) -> None:
-    """What would change the conversation and cannot be followed yet must not be lost in silence."""
+def refuse_unsupported(holder: dict[str, Any], where: str, what: str, keys: tuple[str, ...]) -> None:
+    """Refuse fields that would change the conversation and are not supported yet."""
     there = [key for key in keys if holder.get(key)]
     if there:
-        raise DataError(f"{where}: the {what} has {', '.join(map(repr, there))}, which this version cannot follow.")
+        raise DataError(f"{where}: the {what} has {', '.join(map(repr, there))}, which is not supported.")
 
 
 def _is_text_part(part: Any) -> bool:

@@ -1,10 +1,10 @@
-"""Columns that no part of a row was made of: counted for each file, and judged by what they hold.
+"""Unused columns: columns that are in neither the prompt nor the answer, counted for each file and judged by content.
 
-A column stops a training if most rows have text in it that differs between rows and is not in the row's parts already:
-a passage that was meant to be asked about. Text is three words or more. What is left of it after the row's parts are
-taken out is compared, so that a column which holds the rendered row again is no text of its own. Numbers, dates, paths,
-single words, constants, categories and text that is there already are only named. Memory is bounded: of each column a
-hundred different values at most, by their hashes; of a long file every sixteenth row is judged and each one counted.
+A column stops the training if most rows have text in it that differs between rows and is not in the prompt or answer,
+such as a passage that the question is about. Text means three words or more. The texts of the row are removed from the
+value before the comparison, so a column that repeats the rendered row does not count. Numbers, dates, paths, single
+words, constants, categories and text that is already used are only reported. Memory is limited: at most a hundred
+hashes of values are stored per column, and in a long file only every sixteenth row is judged, although all are counted.
 """
 
 from __future__ import annotations
@@ -20,33 +20,35 @@ from rankwise.text.example import Example
 
 ALL_JUDGED, THEN_EACH = 2000, 16
 WORDS, LONG = 3, 20
-"""So many words are a text, and so many a long one."""
+"""Smallest number of words of a text, and of a long text."""
 CATEGORIES = 100
 PER_CATEGORY, PER_TEXT = 3, 50
-"""Texts that repeat so often each are categories; long ones are passages until they repeat this often."""
+"""Average repetitions from which short texts count as categories, and from which long texts do."""
 KNOWN_SHARE = 0.8
-"""Of a text's words that stand in the row's parts: it is there already, in another spelling."""
+"""Share of a text's words in the row's own texts from which it counts as already used."""
 PART = 4
-"""Shorter parts stand in any text by chance."""
+"""Shortest text of a row to look for; shorter ones occur in any text by chance."""
 MOST = 20_000
-"""Characters of a value that are looked at."""
+"""Largest number of characters of a value to look at."""
 _PATH = re.compile(r"(?:[a-z]:|\.{1,2}|~)?([\\/])[^\\/]+\1.*\S")
-"""A file's name with its folders."""
+"""Matches a file name with folders."""
 _WIDE = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-"""Letters of scripts that put no spaces between words."""
+"""Letters of scripts without spaces between words."""
 
 
 @dataclass
 class Column:
+    """What is known of one unused column of one file."""
+
     filled: int = 0
     example: str = ""
     texts: int = 0
-    """Rows in which it is text that is not in the row's parts."""
+    """Number of rows in which it has text that is not in the prompt or answer."""
     known: int = 0
-    """Rows in which it is text that is."""
+    """Number of rows in which it has text that is."""
     long: int = 0
     writable: bool = True
-    """Whether a text with {columns} in it could hold each of its values."""
+    """Whether each of its values can be filled into a column text."""
     values: set[int] = field(default_factory=set)
 
     def stops(self, judged: int) -> bool:
@@ -73,13 +75,13 @@ class Column:
 
 @dataclass
 class Unused:
-    """Of one file."""
+    """The unused columns of one file."""
 
     rows: int = 0
     judged: int = 0
     columns: dict[str, Column] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)
-    """All columns of its rows, in their order."""
+    """All columns of the file's rows, in order."""
 
     def add(self, row: Mapping[str, Any], used: Iterable[str], examples: Sequence[Example]) -> None:
         self.rows += 1
@@ -103,16 +105,16 @@ class Unused:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a row was made into, in small letters and with single spaces."""
+    """The texts that a row was made into, in lower case and with single spaces."""
 
     texts: tuple[str, ...]
     words: frozenset[str]
 
     @staticmethod
     def of(examples: Sequence[Example]) -> _Parts:
-        said = {text for example in examples for text in (example.text or "", *example.alternatives)}
-        said |= {text for one in examples for turn in one.messages for text in (turn.content, turn.context)}
-        texts = sorted(filter(None, map(_plain, said)), key=len, reverse=True)
+        used = {text for example in examples for text in (example.text or "", *example.alternatives)}
+        used |= {text for one in examples for turn in one.messages for text in (turn.content, turn.context)}
+        texts = sorted(filter(None, map(_plain, used)), key=len, reverse=True)
         return _Parts(tuple(texts), frozenset(word for text in texts for word in text.split()))
 
 
@@ -125,7 +127,7 @@ def _judge(column: Column, text: str, single: bool, parts: _Parts) -> None:
     words = rest.split()
     unknown = sum(word not in parts.words for word in words)
     contained = any(text in part for part in parts.texts)
-    contained |= len(parts.texts) > 1 and all(part in text for part in parts.texts)  # the whole row, written again
+    contained |= len(parts.texts) > 1 and all(part in text for part in parts.texts)  # the whole row again
     if contained or (len(words) < WORDS and not _WIDE.search(rest)) or unknown <= (1 - KNOWN_SHARE) * len(words):
         column.known += 1
         return
@@ -136,7 +138,7 @@ def _judge(column: Column, text: str, single: bool, parts: _Parts) -> None:
 
 
 def _text(value: Any) -> tuple[str, int]:
-    """The words in a value, and how many; of a list of texts each counts, numbers too."""
+    """The text of a value, and its number of words. In a list of texts, numbers count as words too."""
     pieces = list(_pieces(value))
     text = _plain(" ".join(pieces))
     every = text.split()

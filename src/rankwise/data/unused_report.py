@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from rankwise.config.base import shown
 from rankwise.data.fields import FIELDS
-from rankwise.data.formats import ANSWERED
+from rankwise.data.formats import ANSWER_FIELDS
 from rankwise.data.proposals import REASONS, can_be_typed, ignoring, options_for
 from rankwise.data.sources import Reading
 from rankwise.data.unused import Unused
 from rankwise.errors import did_you_mean, some
 from rankwise.runs.data_report import UnusedColumn
 
-ASKED_BY = ("prompt", "alpaca", "dolly", "classification")
-"""Forms whose rows a text with columns could ask instead."""
-ANSWERS = (*ANSWERED, "output", "label")
+PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "classification")
+"""Formats whose rows could be written with --prompt and --completion instead."""
+ANSWERS = (*ANSWER_FIELDS, "output", "label")
 
 
 def unused_columns(readings: Sequence[Reading]) -> tuple[UnusedColumn, ...]:
-    """Those of several files of one source together."""
+    """Facts about the unused columns of each source, over all its files."""
     return tuple(one for reading in readings for one in _of_source(reading))
 
 
@@ -51,28 +51,28 @@ def sentence(fact: UnusedColumn) -> str:
 
 
 def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list[str]:
-    """Why these rows must not be trained on as they are."""
+    """Why training stops: unused columns with text, and ignored columns that do not exist."""
     stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
     ways = _way_to_use(readings, stopping) if stopping else ""
-    found = [
-        f"{fact.file}: the column {shown(fact.column)} holds text in most rows, such as {fact.example}, but is not "
+    stops = [
+        f"{fact.file}: the column {shown(fact.column)} has text in most rows, such as {fact.example}, but is not "
         f"used; {ways}leave {'it' if len(stopping) == 1 else 'them'} out with {ignoring(stopping)} "
         "(data.ignore_columns)."
         for fact in facts
         if fact.stops
     ]
-    return [*found, *_ignored_in_vain(readings)]
+    return [*stops, *_ignored_in_vain(readings)]
 
 
 def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
-    """Empty where rows of this form have no prompt."""
+    """How to use the columns, as part of a sentence; empty if the row format has no prompt."""
     for reading in readings:
         writable = [name for name in stopping if _is_writable(name, reading)]
         rest = [name for name in stopping if name not in writable]
         for part in reading.parts:
             unused = reading.unused.get(part.name, Unused())
             if reading.source.prompt is None and (
-                part.format not in ASKED_BY or not set(stopping) & set(unused.columns)
+                part.format not in PROMPT_FORMATS or not set(stopping) & set(unused.columns)
             ):
                 continue
             if not writable:
@@ -89,12 +89,12 @@ def _is_writable(name: str, reading: Reading) -> bool:
 
 
 def _typed(reading: Reading, unused: Unused, stopping: Sequence[str], more: str) -> str:
-    """In the order of the columns in the file. What leads to an answer stands before it."""
+    """The flags that use the columns, in the order of the file. Reasoning comes before the answer."""
     ours = {theirs: field for field, theirs in reading.source.columns.items()}
     fields = {name: ours.get(name, name) for name in unused.names if can_be_typed(name)}
     answer = next((name for name, field in fields.items() if field in ANSWERS and name not in unused.columns), None)
     reasons = [name for name in stopping if name.casefold() in REASONS]
-    asked = [
+    question = [
         name
         for name, field in fields.items()
         if (name in stopping and name not in reasons)
@@ -105,7 +105,7 @@ def _typed(reading: Reading, unused: Unused, stopping: Sequence[str], more: str)
     what = "it" if len(stopping) == 1 else "them"
     how = f"put {what} before the answer with" if reasons == list(stopping) else f"add {what} to the prompt with"
     how = how if not reasons or reasons == list(stopping) else f"use {what} with"
-    return f"{how} {options_for(asked, [*reasons, answer])}{more}, or "
+    return f"{how} {options_for(question, [*reasons, answer])}{more}, or "
 
 
 def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Rows of an Excel workbook, read by openpyxl: one sheet, whose first row that is not empty names the columns.
+"""Read rows of an Excel workbook with openpyxl: one sheet, whose first non-empty row names the columns.
 
-Cells become the text that a CSV of them would hold. A formula gives the value that Excel stored beside it; one without
-a stored value is a bad row, since nothing here computes formulas. How much is unpacked is bounded before any is read.
+A cell becomes the text that a CSV export would contain. For a formula, the value that Excel stored is used. A formula
+without a stored value makes a bad row, because nothing here computes formulas. The unpacked size is limited.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WORKBOOKS = (".xlsx", ".xlsm")
 OLD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 Cells = list[tuple[int, list[Any]]]
-"""The number of each row that is not empty, and its cells."""
+"""Number and cells of each non-empty row."""
 
 
 def holds_workbook(path: Path) -> bool:
@@ -37,7 +37,7 @@ def holds_workbook(path: Path) -> bool:
 
 
 def why_no_workbook(path: Path, head: bytes) -> str | None:
-    """For a file that Excel or a like program wrote and that is none of today's workbooks."""
+    """The reason why an office file cannot be read as a workbook, or None."""
     if head.startswith(OLD):
         if ENCRYPTED in path.read_bytes():
             return "is a workbook with a password; save it without one, or as CSV"
@@ -73,12 +73,12 @@ def _row(names: list[str], values: list[Any], where: str) -> Row | DataError:
 
 
 def _sheet(path: Path, name: str | None) -> tuple[str, Cells]:
-    """The sheet of this name, or the only one that has rows."""
+    """Name and cells of the named sheet, or of the only sheet with rows."""
     try:
         sheets = _read(path, name)
     except DataError:
         raise
-    except Exception as error:  # the library's own, and whatever a damaged archive or XML raises
+    except Exception as error:  # openpyxl's errors, and those of a damaged archive or XML
         raise DataError(f"{path}: cannot be read as a workbook and may be damaged: {first_line(error)}") from None
     filled = {title: cells for title, cells in sheets.items() if len(cells) > 1} or {
         title: cells for title, cells in sheets.items() if cells
@@ -93,7 +93,7 @@ def _read(path: Path, name: str | None) -> dict[str, Cells]:
 
     _refuse_bomb(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of features that are not read: styles, checks of what is typed in
+        warnings.simplefilter("ignore")  # openpyxl warns about styles and input checks, which are not read
         stored, written = (
             load_workbook(path, read_only=True, data_only=data_only, keep_links=False) for data_only in (True, False)
         )
@@ -108,7 +108,7 @@ def _read(path: Path, name: str | None) -> dict[str, Cells]:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """An archive gives no more of a member than its directory says, so the sum bounds what is read."""
+    """Refuse an archive that would unpack to too much. zipfile never reads more than the archive's directory says."""
     with ZipFile(path) as archive:
         if "xl/workbook.xml" not in archive.namelist():
             raise DataError(f"{path}: is a zip archive without an Excel workbook in it.")
@@ -122,7 +122,7 @@ def _refuse_bomb(path: Path) -> None:
 
 def _cells(stored: Any, written: Any) -> Cells:
     for sheet in (stored, written):
-        sheet.reset_dimensions()  # what the file says of its own size may be wrong
+        sheet.reset_dimensions()  # the size that the file states may be wrong
     cells: Cells = []
     for number, (values, formulas) in enumerate(zip(stored.rows, written.rows, strict=True), start=1):
         row = [_value(value, formula) for value, formula in zip(values, formulas, strict=True)]
@@ -135,9 +135,9 @@ def _cells(stored: Any, written: Any) -> Cells:
 
 def _value(stored: Any, written: Any) -> Any:
     if stored.data_type == "e":
-        return DataError(f"holds the error {stored.value}")
+        return DataError(f"contains the error {stored.value}")
     if stored.value is None and written.data_type == "f" and stored.data_type == "n":
-        return DataError("holds a formula whose value is not stored; open the file in Excel and save it")
+        return DataError("contains a formula whose value is not stored; open the file in Excel and save it")
     return stored.value
 
 

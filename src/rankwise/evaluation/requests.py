@@ -149,7 +149,7 @@ def _answered(example: Example, answer: str) -> Example:
 def _question(example: Example) -> Question:
     if not example.messages or len([one for one in example.messages if one.role != "system"]) != 2:
         raise DataError(f"{example.where}: a row to choose an answer for has one question and one answer.")
-    return Question(example.where, (example.asked,), example.messages[-1].content)
+    return Question(example.where, (example.prompt_text,), example.messages[-1].content)
 
 
 def _conversations(asked: Sequence[Question], task: TaskConfig, model: LoadedModel) -> Items:
@@ -177,7 +177,7 @@ def _encoded(pairs: Sequence[tuple[Example, Question | None]], task: TaskConfig,
         whole = len(made) == count if question is not None else bool(made)
         too_long += not whole
         if whole:
-            shown = question.asked[0] if question is not None else example.asked
+            shown = question.asked[0] if question is not None else example.prompt_text
             items.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made),
                                  alternatives=example.alternatives))  # fmt: skip
         if whole and question is not None:

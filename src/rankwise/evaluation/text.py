@@ -125,7 +125,7 @@ def _of_rows(source: str) -> Written:
     reading = open_source(spec, spec.all_sources[0])
     texts: list[str] = []
     size = 0
-    for text in (example.asked for chunk in reading.chunks() for row in chunk for example in row):
+    for text in (example.prompt_text for chunk in reading.chunks() for row in chunk for example in row):
         texts.append(text)
         size += len(text) + len(BETWEEN)
         if size > LARGEST:

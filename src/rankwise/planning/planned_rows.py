@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankwise.config.data import DataConfig
-from rankwise.data.sample import Glance, Seen, glance
+from rankwise.data.sample import Sample, Seen, sample_rows
 from rankwise.errors import DataError, ModelError, first_line
 from rankwise.planning.planned_template import Around, Count, around_of
 from rankwise.planning.rows import (
@@ -35,7 +35,7 @@ def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = 
     tokenizer = folder / "tokenizer.json" if folder is not None else None
     exact = tokenizer is not None and tokenizer.is_file()
     count = by_tokenizer(tokenizer) if tokenizer is not None and exact else by_characters
-    found = [(source, glance(spec, source)) for source in spec.all_sources]
+    found = [(source, sample_rows(spec, source)) for source in spec.all_sources]
     if spec.on_bad_row == "stop":
         _refuse_unread([seen for _, seen in found])
     talks = any(example.text is None for _, seen in found for row in seen.drawn for example in row.examples)
@@ -48,7 +48,7 @@ def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = 
     return without_held_out(together(parts), spec.held_out)
 
 
-def _refuse_unread(samples: Sequence[Glance]) -> None:
+def _refuse_unread(samples: Sequence[Sample]) -> None:
     """As a training does."""
     problems = [problem for seen in samples for problem in seen.problems]
     if problems:
@@ -58,11 +58,11 @@ def _refuse_unread(samples: Sequence[Glance]) -> None:
         )
 
 
-def counted(seen: Glance, count: Count, around: Around, *, exact: bool, everything: bool = False) -> Counted:
+def counted(seen: Sample, count: Count, around: Around, *, exact: bool, everything: bool = False) -> Counted:
     drawn, largest = (_drawn(rows, count, around, everything) for rows in (seen.drawn, seen.largest))
     longest = max((document.tokens for document in (*drawn, *largest)), default=0)
     read = len(seen.drawn) + seen.unread
-    return Counted(seen.rows, seen.size, read, read == seen.rows == seen.found, tuple(drawn), longest, exact)
+    return Counted(seen.rows, seen.size, read, read == seen.rows == seen.rows_in_files, tuple(drawn), longest, exact)
 
 
 def by_characters(texts: Sequence[str]) -> list[int]:

@@ -1,12 +1,12 @@
-"""Memory that a step gave back is kept for the next one.
+"""Keep freed memory in the process, so that the next training step can use it again.
 
-glibc hands large pieces back to the system at once, which then has to clear each page anew when it is touched: a step
-frees and asks for the same hundreds of megabytes again and again. It holds for the whole process and cannot be undone,
-so only a command that trains and then ends asks for it. Elsewhere than with glibc nothing is done.
+glibc returns large blocks to the system at once, and the system clears each page again at the next use, although every
+step frees and allocates the same hundreds of megabytes. The setting holds for the whole process and cannot be undone,
+so only commands that train and then end use it. With other C libraries nothing is changed.
 
-oneDNN keeps the code of each product that it ever made, by its sizes: 1,024 of them, 0.6 MB each. Documents have other
-sizes in every step and hardly one comes back, so it is told to keep what one step needs. It asks once, so this comes
-before the first product.
+oneDNN caches the code of matrix products by their sizes: 1,024 of them, 0.6 MB each. The sizes differ in every step and
+hardly ever recur, so the cache is limited to what one step needs. oneDNN reads the limit once, before its first
+product.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PRODUCTS_KEPT = 256
 
 @cache
 def keep_memory() -> bool:
-    """For the rest of the process; whether it could be done."""
+    """Change the allocator for the rest of the process. Returns whether that was possible."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
     if sys.platform != "linux":
         return False

@@ -1,4 +1,4 @@
-"""Our own cache: models made from other formats, rows that were encoded, what bases scored; each whole or not there."""
+"""The cache folder: converted models, encoded rows and scores of base models. Each entry is complete or absent."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import platformdirs
 
 KEPT_SECONDS = 30 * 86_400
 SOURCE = "gguf_source.json"
-"""In the folder of a model that was made from a GGUF file: what the file was called."""
+"""File in the folder of a converted model that names its GGUF file."""
 
 
 def marked_folder(marker: Path) -> Path | None:
-    """The folder of a model that was made from another format, which a file beside it names; None where it is gone."""
+    """The folder of a converted model that the marker file names; None if it does not exist any more."""
     name = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
     folder = marker.parent / name
     return folder if name.startswith("gguf-") and folder.is_dir() else None
 
 
 def source_of(folder: Path) -> str | None:
-    """What a model was made from: the name of its file, or that of the starter whose it is; None where nobody knows."""
+    """The name of the file or the starter that a model was converted from; None if unknown."""
     try:
         named = json.loads((folder / SOURCE).read_text(encoding="utf-8"))["file"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -36,7 +36,7 @@ def source_of(folder: Path) -> str | None:
 
 
 def mark_used(folder: Path) -> None:
-    """That a model of ours was asked for now; a folder that lies elsewhere is left as it is."""
+    """Record that a model in the cache was used now. A folder outside the cache is not changed."""
     if folder.parent == cache_folder() / "models":
         with suppress(OSError):
             os.utime(folder)
@@ -49,8 +49,8 @@ def cache_folder() -> Path:
 
 
 def forget_old(entries: Path) -> None:
-    """What nobody has asked for in KEPT_SECONDS, by the time that stands at each entry: a folder or a file."""
+    """Remove entries that were not used for KEPT_SECONDS, by their modification time."""
     for entry in entries.iterdir():
-        with suppress(OSError):  # another process may be doing the same
+        with suppress(OSError):  # another process may be removing it too
             if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()

@@ -1,7 +1,7 @@
-"""Files and folders that are whole or not there.
+"""Write files and folders atomically: they are complete or absent.
 
-Everything is written beside its final name, flushed to the disk, and then renamed, so a reader never meets half a
-file. A full disk is told as such: what was needed, what is free, where.
+Everything is written under a temporary name, flushed to the disk and then renamed, so no reader sees half a file. An
+error on a full disk says where, how much was needed and how much is free.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import psutil
 from rankwise.errors import ResourceError, RunError
 
 ABANDONED = 86_400
-"""Seconds."""
+"""Age in seconds from which a leftover temporary folder is removed."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {
     errno.EACCES,
@@ -58,10 +58,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the name `folder` when the block ends, and vanishes if it fails.
+    """A temporary folder that is renamed to `folder` when the block ends, and removed if the block fails.
 
-    A folder of that name that holds something is an error, or, with `first_stays`, as good as this one: another
-    process made the same meanwhile.
+    If a folder with this name already has content, that is an error. With `first_stays`, the existing folder is used,
+    because another process has written the same content.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -81,8 +81,10 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """What an earlier try of this process left of it, and what has lain there for a day: another machine or container
-    may share the folder, so that a number which is no process here can be one there."""
+    """Remove temporary folders that this process left, and those of dead processes that are older than a day.
+
+    The age matters because another machine or container may share the folder, and its process ids are unknown here.
+    """
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
         number = left.name.removesuffix(".tmp").rpartition(".")[2]
         with suppress(OSError):
@@ -98,12 +100,12 @@ def _take_name(temporary: Path, folder: Path, first_stays: bool) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         if not first_stays:
-            raise RunError(f"{folder} is there already and is not overwritten.") from None
+            raise RunError(f"{folder} already exists and is not overwritten.") from None
 
 
 def _give_mode(path: Path, mode: int) -> None:
-    """That of any new file here. Libraries that write through a private temporary file, such as safetensors, leave its
-    mode, and nobody else could read what they wrote."""
+    """Give a file the mode of any new file here. safetensors writes through a private temporary file, whose mode would
+    keep other users from reading the result."""
     if path.is_file() and not path.is_symlink():
         path.chmod(mode)
 
@@ -119,24 +121,26 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def told_when_full(path: Path) -> Iterator[None]:
-    """Turn the system's write errors into ours, with the place and the free space."""
+    """Turn write errors of the system into errors that name the path and the free space."""
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
             raise _full(path) from None
         if error.errno in NOT_WRITABLE:
-            raise RunError(f"{path} cannot be written ({error.strerror}). Choose a place you can write to.") from None
+            raise RunError(
+                f"{path} cannot be written ({error.strerror}). Choose a folder that you can write to."
+            ) from None
         raise
     except Exception as error:
-        number = re.search(r"os error (\d+)", str(error))  # as safetensors' own error tells it
+        number = re.search(r"os error (\d+)", str(error))  # the form of safetensors' errors
         if "No space left" in str(error) or (number and int(number[1]) in FULL):
             raise _full(path) from None
         raise
 
 
 def check_place(path: Path) -> None:
-    """Before what takes long: that a file can be written there. Makes the folder."""
+    """Check, before long work, that a file can be written to this path. Creates its folder."""
     with told_when_full(path):
         if not path.name or path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

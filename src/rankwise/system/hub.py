@@ -1,5 +1,6 @@
-"""Whether a name can be the hub's, what of it is here, and whether the hub can be asked. Its client is imported when it
-is needed.
+"""The Hugging Face hub: valid names, models on this disk, and whether the hub can be reached.
+
+The hub's client is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from rankwise.system.cache import cache_folder, marked_folder
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the client reads it
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # must be set before the client is imported
 
 
 def could_be_hub_id(name: str) -> bool:
@@ -25,7 +26,7 @@ def could_be_hub_id(name: str) -> bool:
 
 
 def folder_here(name: str) -> Path | None:
-    """The folder of a starter, or of a model of the hub, whose tokenizer is on this disk already."""
+    """The folder of a starter or hub model whose tokenizer is already on this disk, or None."""
     if "/" not in name:
         markers = sorted((cache_folder() / "models").glob(f"{escape(name)}-*.folder"))
         return next((folder for marker in markers if (folder := marked_folder(marker)) is not None), None)
@@ -33,19 +34,19 @@ def folder_here(name: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "tokenizer.json")
-    return Path(found).parent if isinstance(found, str) else None
+    file = try_to_load_from_cache(name, "tokenizer.json")
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def hub_answers(seconds: float = 3.0) -> bool:
-    """Whether the hub can be reached at all: one short request, so that a laptop without network does not wait."""
+    """Whether the hub can be reached. One short request, so that a machine without network does not wait."""
     from huggingface_hub import constants, get_session
 
     if is_offline():
         return False
     try:
         answer = get_session().head(constants.ENDPOINT, timeout=seconds)
-    except Exception:  # whatever the client's transport raises: each means that it cannot be reached
+    except Exception:  # any error of the client's transport means that the hub cannot be reached
         return False
     return answer.status_code < 400
 

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""The memory that this process can still use."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def available_memory() -> int:
-    """Bytes: what the machine has, or what the limits of the control groups that this process is in leave, whichever
-    is least. Files that were read and can be forgotten count as free, as the machine's own figure has them."""
+    """Free memory in bytes: the smallest of the machine's free memory and what the limits of this process's control
+    groups leave. File cache that can be dropped counts as free, as in the machine's own figure."""
     return max(0, min([psutil.virtual_memory().available, *_left()]))
 
 
 def give_back() -> None:
-    """What was freed to the system, which glibc otherwise keeps for later: it counts as this process's until then."""
+    """Return freed memory to the system. Otherwise glibc keeps it for later, and it counts as used by this process."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
@@ -40,7 +40,7 @@ def _left() -> list[int]:
 
 
 def _groups() -> list[tuple[Path, tuple[str, str]]]:
-    """The group of this process and those above it, by either version of the system."""
+    """The control group of this process and its parents, for both versions of control groups."""
     try:
         lines = [line.split(":", 2) for line in OURS.read_text().splitlines()]
     except OSError:

@@ -1,27 +1,27 @@
-"""A request to stop that cannot get lost.
+"""A stop request that cannot get lost.
 
-A signal's handler raises wherever the program is. Guards of compiled code take any exception in them for a "no" and go
-on (torch 2.13), so the request is kept here as well, and training looks for it after each step.
+A signal handler raises an exception wherever the program is. Guards of compiled code (torch 2.13) treat any exception
+as a failed guard and continue, so the request is stored here too, and training checks for it after each step.
 """
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-_asked: list[KeyboardInterrupt] = []
+_requests: list[KeyboardInterrupt] = []
 
 
 def ask_to_stop(request: KeyboardInterrupt) -> NoReturn:
-    _asked[:] = [request]
+    _requests[:] = [request]
     raise request
 
 
 def heed() -> None:
-    """Raise what was asked for and did not arrive."""
-    if _asked:
-        raise _asked[0]
+    """Raise a stop request whose exception was lost."""
+    if _requests:
+        raise _requests[0]
 
 
 def forget() -> None:
-    """Of another command, in one process."""
-    _asked.clear()
+    """Drop the request of an earlier command in the same process."""
+    _requests.clear()

@@ -1,7 +1,7 @@
-"""How a model's conversations are written: its own chat template, a recipe's, a plain one, or the one a run recorded.
+"""Chat templates: the model's own, a recipe's, a plain one, or the one that a run has stored.
 
-All are Jinja, run by transformers' sandbox. Templates that can write a model's thoughts are asked not to, in training
-and in use alike. A model that brings no template gets a plain one, so that a base model can be tuned and asked alike:
+All of them are Jinja and run in transformers' sandbox. Templates that can write a model's thoughts are told not to, in
+training and at inference. A model without a template gets a plain one, so that a base model can be trained and used:
 "User: …\nAssistant: …" with the model's end token after each answer.
 """
 
@@ -23,8 +23,8 @@ from rankwise.text.tokenizer import HubTokenizer
 
 PROBE = "an answer like no other"
 REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
-"""Words in the templates of Qwen3, QwQ, DeepSeek-R1 and what was made from them: they take thoughts out of all answers
-but the last, or write an empty one before it."""
+"""Parts of the templates of Qwen3, QwQ, DeepSeek-R1 and models made from them. These templates remove the thoughts from
+all answers but the last, or write an empty thought before it."""
 MARKS = re.compile(r"\{%-?\+?\s*generation\s*-?\+?%\}")
 PLAIN = """\
 {%- for message in messages -%}
@@ -41,7 +41,7 @@ Assistant:{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneratio
 
 
 class ChatTemplate:
-    """`source` is the Jinja text, or several by name, of which "tool_use" is for conversations with tools."""
+    """A chat template. `source` is its Jinja text, or several by name; "tool_use" is for conversations with tools."""
 
     def __init__(
         self, tokenizer: HubTokenizer, source: str | Mapping[str, str], kind: str, *,
@@ -72,7 +72,9 @@ class ChatTemplate:
         own = tokenizer.end_tokens[:1]
         ends = [end for name in recipe.ends for end in (own if name == "eos_token" else [name])]
         if not ends:
-            raise TemplateError(f"the recipe {recipe.name} ends answers with the model's end token, and it has none.")
+            raise TemplateError(
+                f"the recipe {recipe.name} ends answers with the model's end token, but the model has none."
+            )
         return cls(tokenizer, recipe.template, f"recipe {recipe.name}", ends=ends, start=tokenizer.start)
 
     @classmethod
@@ -87,14 +89,14 @@ class ChatTemplate:
 
     @cached_property
     def identity(self) -> str:
-        """Changes with what is written: also with the special tokens, which a template names and does not hold."""
+        """A hash of everything that decides the rendered text, including the special tokens that the template names."""
         pairs = [*sorted(self._sources.items()), *sorted(self._special.items())]
         parts = [self._prefix, *self.ends, *(part for pair in pairs for part in pair)]
         return sha256("\0".join(parts).encode()).hexdigest()
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Of the ends that are one token; for a template of the model's also those that its settings name."""
+        """Ids of the ends that are a single token, and for the model's own template those that its config names."""
         alone = [ids for end in self.ends if len(ids := self.tokenizer.encode(end)) == 1]
         settings = self.tokenizer.end_ids if self.kind in ("model", "plain") else ()
         return tuple(dict.fromkeys((*settings, *(ids[0] for ids in alone))))
@@ -126,19 +128,19 @@ class ChatTemplate:
         return self.tokenizer.count_special(text)
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """What a person should read of generated ids: no special tokens, no end, no space that the template wrote."""
+        """The readable text of generated ids, without special tokens, the end, and the template's own spaces."""
         text = self.tokenizer.readable(ids)
         place = self._end_text_at(text)
         before, behind = self._around
         return (text.removesuffix(behind) if place is None else text[:place].rstrip()).removeprefix(before)
 
     def streamed_text(self, ids: Sequence[int]) -> str:
-        """As much of it as no later id can take back: what may be the beginning of an end is held back."""
+        """The part of the answer that later ids cannot change. A possible beginning of an end text is left out."""
         if not (self.end_texts or self._around[1]) or self.has_end_text(ids):
             return self.answer_text(ids)
         text = self.tokenizer.readable(ids)
-        held = (size for end in self.end_texts for size in range(1, len(end)) if text.endswith(end[:size]))
-        return text[: len(text) - max(held, default=0)].rstrip().removeprefix(self._around[0])
+        sizes = (size for end in self.end_texts for size in range(1, len(end)) if text.endswith(end[:size]))
+        return text[: len(text) - max(sizes, default=0)].rstrip().removeprefix(self._around[0])
 
     def has_end_text(self, ids: Sequence[int]) -> bool:
         return bool(self.end_texts) and self._end_text_at(self.tokenizer.readable(ids)) is not None
@@ -148,32 +150,34 @@ class ChatTemplate:
 
     @cached_property
     def _around(self) -> tuple[str, str]:
-        """White space that is learned and no part of an answer: before it, and between it and its end."""
+        """White space in the loss that is not part of an answer: before the answer, and between answer and end."""
         whole, spans = self._probed
         before, _, behind = whole.partition(PROBE)
-        learned = before[spans[0][0] :] if spans else before.removeprefix(self._asked) if self._asked else ""
-        return learned if learned.isspace() else "", behind[: len(behind) - len(behind.lstrip())]
+        in_loss = (
+            before[spans[0][0] :] if spans else before.removeprefix(self._probe_prompt) if self._probe_prompt else ""
+        )
+        return in_loss if in_loss.isspace() else "", behind[: len(behind) - len(behind.lstrip())]
 
     @cached_property
     def _probed(self) -> tuple[str, list[Span]]:
-        """A conversation as the template writes it; nothing where it refuses this one."""
+        """A short conversation as the template writes it; empty if the template refuses it."""
         try:
             return self._rendered([Message("user", "?"), Message("assistant", PROBE)], (), False)
-        except TemplateError:  # the real conversation will be refused with the template's own words
+        except TemplateError:  # rendering the real conversation reports the reason
             return "", []
 
     @cached_property
-    def _asked(self) -> str:
-        """What that answer is asked for with."""
+    def _probe_prompt(self) -> str:
+        """The prompt of this short conversation."""
         try:
             return self._rendered([Message("user", "?")], (), True)[0]
         except TemplateError:
             return ""
 
     def _has_place(self, source: str) -> bool:
-        """Whether the template writes a context by itself; others get it below the question."""
+        """Whether the template writes a context itself. Otherwise it is written below the question."""
         if source not in self._placed:
-            self._placed[source] = "context" in source  # so that the rendering below is made with it
+            self._placed[source] = "context" in source  # used by the rendering below
             if self._placed[source]:
                 try:
                     asked = [Message("user", "?", PROBE), Message("assistant", "!")]
@@ -183,7 +187,7 @@ class ChatTemplate:
         return self._placed[source]
 
     def _end_after_answer(self) -> list[str]:
-        """The special token that the template writes right after an answer: some models' settings do not name it."""
+        """The special token that the template writes after an answer. Some models' configs do not name it."""
         first = self.tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
         return [self.tokenizer.special[token] for token in first if token in self.tokenizer.special]
 
@@ -207,9 +211,9 @@ class ChatTemplate:
         try:
             try:
                 (text,), spans = render(False)
-            except TypeError:  # some templates join a call's arguments to a text
+            except TypeError:  # some templates expect the arguments of a call as a text
                 (text,), spans = render(True)
-        except Exception as error:  # a template may raise anything, by its own raise_exception or by a fault in it
+        except Exception as error:  # a template can raise any error
             roles = ", ".join(message.role for message in messages)
             raise TemplateError(f"the chat template refuses a conversation of {roles}: {error}") from None
         return text, [(start, stop) for start, stop in spans[0]] if spans else []

@@ -1,13 +1,13 @@
-"""From Examples to the documents that are learned: rendered, encoded, and brought under the longest length.
+"""From Examples to token sequences: rendered, tokenized, and limited to the largest length.
 
-What becomes of a row that is too long is the user's or the recipe's to say:
+The user or the recipe decides what happens to a row that is too long:
 
     drop        it is left out and counted
-    truncate    its end is cut, and with it the end token (Stanford Alpaca)
-    cut-prompt  a prompt of half the length or more is cut to as many characters, at most half of its own; what is still
-                too long is truncated (GPT4All-J)
-    split       the conversation is parted into several of whole turns (Vicuna); one turn that alone is too long is
-                left out
+    truncate    its end is cut, including the end token (Stanford Alpaca)
+    cut-prompt  a prompt of half the largest length or more is cut to that many characters, and to at most half of its
+                own; a row that is still too long is truncated (GPT4All-J)
+    split       the conversation is divided at turns into several rows (Vicuna); a single turn that is too long is left
+                out
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rankwise.text.tokenize import Tokenizer, Tokens, tokenise_all, undecodable
 
 @dataclass
 class Outcome:
-    """What became of one example."""
+    """The result of encoding one example."""
 
     example: Example
     documents: list[Tokens] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
-    """How the answers were found, for each document: marks, prefix, text, or apart."""
+    """How the answers were located, for each sequence: marks, prefix, text, or apart."""
     lengths: list[int] = field(default_factory=list)
-    """Before anything was cut or left out."""
+    """Number of tokens of each sequence, before any was cut or left out."""
     truncated: int = 0
     unsupervised: int = 0
     too_long: int = 0
@@ -62,18 +62,18 @@ class Encoder:
     tokenizer: Tokenizer
     spec: DataConfig
     limit: int
-    """Tokens: the spec's, or the model's context where that is shorter."""
+    """Largest number of tokens: data.max_length, or the model's context if that is shorter."""
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        """All together, because a tokenizer encodes many texts faster than each alone."""
+        """Encode examples together, because a tokenizer is faster with many texts at once."""
         outcomes = [Outcome(example) for example in examples]
         self._write(outcomes, apart=self.spec.answers == "apart")
         self._part(outcomes)
         return [self._fitted(outcome) for outcome in outcomes]
 
     def _part(self, outcomes: Sequence[Outcome]) -> None:
-        """Where an earlier answer's ids are not those that its text has when the next is asked for, they cannot be
-        right for both: each answer gets a document, if that helps."""
+        """Make one sequence for each answer of a conversation in which an earlier answer's tokens change once the next
+        question follows, if that helps."""
         unlike = [outcome for outcome in outcomes if outcome.unlike_asked and _answers(outcome.example) > 1]
         parted = [Outcome(outcome.example) for outcome in unlike]
         self._write(parted, apart=True)
@@ -190,7 +190,7 @@ def _take(outcome: Outcome, part: Outcome) -> None:
 
 
 def _turns(example: Example) -> tuple[tuple[Message, ...], list[list[Message]]]:
-    """The system message, and the rest cut before each question that follows an answer."""
+    """The system message, and the other turns, divided before each question that follows an answer."""
     system = tuple(message for message in example.messages[:1] if message.role == "system")
     pairs: list[list[Message]] = []
     for message in example.messages[len(system) :]:
@@ -201,7 +201,7 @@ def _turns(example: Example) -> tuple[tuple[Message, ...], list[list[Message]]]:
 
 
 def _with_short_question(example: Example, characters: int) -> Example:
-    """The last question cut; a context below it goes first, being what comes last in the prompt."""
+    """Shorten the last question. Its context is removed first, because it comes last in the prompt."""
     index = max((place for place, message in enumerate(example.messages) if message.role == "user"), default=None)
     if index is None:
         return example

@@ -1,4 +1,4 @@
-"""One checked row, before any template or tokenizer has seen it."""
+"""A checked row, before templates and tokenizers: a conversation, or a plain text."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 BREAK = "\ufdd0"
-"""Stands inside a control token that somebody typed, so that neither a template nor a tokenizer takes it for one.
+"""A character inserted into a control token that somebody typed, so that it is not read as a control token.
 
-Unicode keeps this character for a program's own use; the tokenizer's input never holds it (text/tokenize.py).
+Unicode reserves this character for internal use. It is removed before tokenizing (text/tokenize.py).
 """
 Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """`arguments` is a JSON object."""
+    """A call of a tool. `arguments` is a JSON object."""
 
     name: str
     arguments: dict[str, Any]
@@ -24,27 +24,29 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
+    """One turn of a conversation."""
+
     role: Role
     content: str
     context: str = ""
-    """What a question is about, kept apart from it: Alpaca's input, Dolly's context."""
+    """Text that the question is about, such as Alpaca's input or Dolly's context."""
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
-    """Of the tool that answers."""
+    """Name of the tool, in a tool's result."""
     call_id: str | None = None
-    """Of the call that a tool answers."""
+    """Id of the call that a tool's result belongs to."""
     learned: bool = True
-    """False for an answer that is given and not learned (OpenAI's weight 0)."""
+    """Whether an answer is in the loss. False for OpenAI's weight 0."""
 
     @property
     def whole(self) -> str:
-        """The content with its context below, for templates that have no place for one."""
+        """The content with its context below, for templates without a place for a context."""
         return f"{self.content}\n\n{self.context}" if self.context.strip() else self.content
 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with an answer, or a text that is learned whole.
+    """A conversation that ends with an answer, or a plain text that is in the loss as a whole.
 
     `where` is `file:line`, for messages about this row.
     """
@@ -52,23 +54,23 @@ class Example:
     messages: tuple[Message, ...]
     where: str
     tools: tuple[dict[str, Any], ...] = field(default=())
-    """What could be called, each a JSON schema in OpenAI's form."""
+    """The tools that can be called, each as a JSON schema in OpenAI's format."""
     text: str | None = None
-    """Instead of messages."""
+    """The plain text; then there are no messages."""
     group: str | None = None
     """The row's value of data.group."""
     alternatives: tuple[str, ...] = ()
-    """Other texts that are right as well as the last answer; they are not learned."""
+    """Other correct answers in place of the last one. They are not trained on."""
 
     @property
-    def asked(self) -> str:
-        """All that was said before the last answer, without the system message; of a text, the text."""
+    def prompt_text(self) -> str:
+        """Everything before the last answer, without the system message; for a plain text, the text."""
         turns = [message.whole for message in self.messages[:-1] if message.role != "system"]
         return "\n".join(turns) if self.text is None else self.text
 
     @property
-    def said(self) -> str:
-        """The row as one text, for finding others that say the same; a system message that many share is left out."""
+    def full_text(self) -> str:
+        """The row as one text without the system message, for the search for duplicates."""
         turns = [f"{turn.role}: {turn.whole}{_calls(turn)}" for turn in self.messages if turn.role != "system"]
         return "\n".join(turns) if self.text is None else self.text
 

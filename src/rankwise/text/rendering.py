@@ -1,14 +1,14 @@
-"""Stop 2: a conversation is rendered and cut where "learned" changes. Example in, Rendering out. Next: tokens.py.
+"""Render a conversation, and cut it into segments that are in the loss or not. text/tokenize.py comes next.
 
-The text is a chat template's own, to the letter: segments joined are what the template renders. Learned is each
-answer with the end token after it, and nothing else. Where an answer stands is found, in this order,
+The joined segments are exactly what the chat template renders. Each answer with the end token after it is in the loss,
+and nothing else. The position of an answer is determined in this order:
 
-1. by the template's own {% generation %} marks, if every one holds its answer and ends with an end token;
-2. by rendering the conversation up to the answer, if that is the beginning of the whole, for this conversation;
-3. where it is not, and the template is known to rewrite earlier turns, in its training form: a document of each answer,
-   with what was said before it rendered as it will be when that answer is asked for.
+1. by the template's {% generation %} marks, if each of them contains its answer and ends with an end token;
+2. by rendering the conversation up to the answer, if the whole conversation begins with this text;
+3. if it does not, and the template is known to rewrite earlier turns: by one sequence for each answer, with the turns
+   before it rendered as they will be at inference.
 
-Otherwise the row is refused, never guessed at.
+Otherwise the row is refused.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ Method = Literal["marks", "prefix", "text"]
 
 
 class UnstableTemplate(TemplateError):
-    """Rendering up to an answer is not the beginning of rendering the whole."""
+    """Raised if the rendered conversation does not begin with the rendering up to an answer."""
 
 
 @dataclass(frozen=True)
 class Segment:
+    """A part of the rendered text that is in the loss (`learned`) or not."""
+
     text: str
     learned: bool
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """One document to learn. `as_asked`: what stands before each answer is what generation will be given for it."""
+    """One sequence to train on. `as_asked` says whether the text before each answer equals the prompt at inference."""
 
     segments: tuple[Segment, ...]
     method: Method
@@ -53,34 +55,34 @@ class Rendering:
 
 
 class Template(Renders, Protocol):
-    """How conversations are written."""
+    """Writes conversations as text."""
 
     @property
     def ends(self) -> Sequence[str]:
-        """The texts that end an answer; of several, the first is the one for texts learned whole."""
+        """The texts that end an answer. The first one also ends plain texts."""
         ...
 
     @property
     def start(self) -> str:
-        """What the tokenizer puts before every text, if anything."""
+        """The text that the tokenizer puts before every text, or an empty text."""
         ...
 
     @property
     def rewrites(self) -> bool:
-        """Known to write earlier turns otherwise than they were asked and answered."""
+        """Whether the template is known to rewrite earlier turns."""
         ...
 
     def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
-        """The conversation; with `answer_next`, up to where the model is to speak."""
+        """The rendered conversation; with `answer_next`, up to the point where the model begins to write."""
         ...
 
     def guarded(self, content: str) -> str:
-        """A message's text as it is handed to the template: control tokens in it are broken (see example.BREAK)."""
+        """The text of a message with the control tokens in it broken up (see example.BREAK)."""
         ...
 
 
 def renderings(example: Example, template: Template, *, apart: bool = False) -> list[Rendering]:
-    """One document, or with `apart` one for each answer."""
+    """Render the conversation as one sequence, or with `apart` as one sequence for each answer."""
     answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
     if not apart or len(answers) < 2:
         try:
@@ -92,7 +94,7 @@ def renderings(example: Example, template: Template, *, apart: bool = False) -> 
 
 
 def _up_to(example: Example, answer: int) -> Example:
-    """The conversation to this answer, which alone is learned."""
+    """The conversation up to this answer, with only this answer in the loss."""
     given = tuple(replace(message, learned=False) for message in example.messages[:answer])
     return replace(example, messages=(*given, example.messages[answer]))
 
@@ -102,8 +104,8 @@ def render(example: Example, template: Template) -> Rendering:
         if example.text is not None:
             return _whole_text(example.text, template)
         whole, spans = template.marked(example.messages, example.tools)
-        held = spans and shown_of(example, template).marks_hold
-        by_marks = _by_marks(example, template, whole, merged(spans)) if held else None
+        usable = spans and shown_of(example, template).marks_fit
+        by_marks = _by_marks(example, template, whole, merged(spans)) if usable else None
         rendering = by_marks or _by_prefix(example, template, whole)
         refuse_unshown(example, template, whole)
         return rendering
@@ -113,15 +115,15 @@ def render(example: Example, template: Template) -> Rendering:
 
 def _whole_text(text: str, template: Template) -> Rendering:
     if not template.ends:
-        raise TemplateError("the model names no end token, so it would never learn where a text ends.")
+        raise TemplateError("the model names no end token, so it would not learn where a text ends.")
     learned = Segment(template.guarded(text) + template.ends[0], True)
     return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
 
 
 def _by_marks(example: Example, template: Template, whole: str, spans: Sequence[Span]) -> Rendering | None:
-    """None if the marks are not one for each answer, hold other text than the answer, or leave its end token out.
+    """Cut at the marks. None if the marks do not fit the answers, contain other text, or leave out an end token.
 
-    Of an answer without words, which is all call, nothing but what is asked tells where it begins.
+    An answer that consists only of a tool call must begin exactly where the prompt ends.
     """
     answers = [(index, message) for index, message in enumerate(example.messages) if message.role == "assistant"]
     if len(spans) != len(answers):
@@ -140,7 +142,7 @@ def _by_marks(example: Example, template: Template, whole: str, spans: Sequence[
 
 
 def _ended_length(marked: str, message: Message, template: Template) -> int | None:
-    """Length of the marked text up to its end token, if there is one and the answer stands before it."""
+    """Length of the marked text up to its end token; None if it has no end token or the answer is not before it."""
     try:
         return _learned_length(marked, message, template)
     except TemplateError:
@@ -162,8 +164,8 @@ def _by_prefix(example: Example, template: Template, whole: str) -> Rendering:
             several = [message.role for message in example.messages].count("assistant") > 1
             raise UnstableTemplate(
                 f"the model's chat template writes turn {index + 1} differently inside the whole conversation than up "
-                "to that turn, so the answer cannot be told from what was given."
-                + (APART if several else " It does not ask for an answer in the way it writes one.")
+                "to that turn, so the answer cannot be separated from the prompt."
+                + (APART if several else " Its generation prompt does not match the way it writes answers.")
             )
         found.append((len(before), end))
         position = end
@@ -180,7 +182,7 @@ def _cut(whole: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
 
 
 def _learned_length(rendered: str, message: Message, template: Template) -> int:
-    """Length of the answer and its end token in what the template wrote for this turn."""
+    """Length of the answer and its end token in the rendered turn."""
     answer = template.guarded(message.content).strip()
     start = rendered.find(answer)
     if start < 0 or (answer and rendered[:start].strip()):
@@ -192,7 +194,7 @@ def _learned_length(rendered: str, message: Message, template: Template) -> int:
         raise TemplateError(
             "the chat template puts no end token after the answer "
             f"(looked for {', '.join(map(repr, template.ends))} in {tail[:40]!r}). "
-            "Trained like this, the model would never learn to stop."
+            "Trained like this, the model would not learn to stop."
         )
     place, _, end = min(ends)
     if message.tool_calls:
@@ -209,7 +211,7 @@ def _check_calls(message: Message, written: str, template: Template) -> None:
         if missing is not None:
             raise TemplateError(
                 f"the chat template does not write the call of {call.name!r} ({missing!r} is not in {written[:60]!r}), "
-                "so it cannot be learned."
+                "so it cannot be trained on."
             )
 
 
@@ -226,5 +228,5 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _stands(text: str, written: str) -> bool:
-    """As it is, or as JSON writes it."""
+    """Whether the text occurs in the written one, unchanged or as JSON writes it."""
     return any(form in written for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))

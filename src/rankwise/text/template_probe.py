@@ -1,8 +1,8 @@
-"""What a template shows of a conversation, found with words like no other in the place of what was said.
+"""Check which parts of a conversation a chat template shows to the model.
 
-A template may drop a system message, a tool's result or the names of the tools, and mark a question as an answer; the
-text alone does not tell, since an answer can say what the tool found. So a conversation of the same shape is rendered
-in which each part is a word of its own, once for each shape, and the words are looked for.
+A template may leave out a system message, a tool's result or the names of the tools, or mark a question as an answer.
+The rendered text alone does not show this, because an answer can repeat other parts. So a conversation with the same
+shape is rendered in which each part is a unique word, once for each shape, and these words are looked for.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Shown:
+    """What a template shows of conversations of one shape."""
+
     missing: tuple[str, ...]
-    """Parts of such a conversation that the model would not be shown."""
-    marks_hold: bool
-    """Each {% generation %} mark begins with its own answer."""
+    """Parts that the template leaves out."""
+    marks_fit: bool
+    """Whether each {% generation %} mark begins with its own answer."""
     controls: int
-    """How many control tokens the template writes."""
+    """Number of control tokens that the template writes."""
 
 
 class Renders(Protocol):
-    """The part of a template that this needs."""
+    """The part of a template that this module needs."""
 
     @property
     def shapes(self) -> dict[Any, Shown]:
-        """What has been found so far."""
+        """The results for the shapes checked so far."""
         ...
 
     def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]: ...
 
     def controls(self, text: str) -> int:
-        """How many control tokens stand in a text."""
+        """Number of control tokens in a text."""
         ...
 
 
@@ -55,13 +57,13 @@ def refuse_unshown(example: Example, template: Renders, whole: str) -> None:
         raise TemplateError(f"the chat template does not show {shown.missing[0]}, so the model would not know it.")
     if template.controls(whole) > shown.controls:
         raise TemplateError(
-            "the chat template makes a control token out of what somebody typed: it takes something out of the text, "
-            "and what is left is read as one."
+            "the chat template turns text of the row into a control token: it removes something from the text, and the "
+            "rest is read as a control token."
         )
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:
-    """Marks that touch as one, without those that hold nothing."""
+    """Join marks that touch, and drop empty ones."""
     joined: list[Span] = []
     for start, stop in sorted(span for span in spans if span[0] < span[1]):
         if joined and start <= joined[-1][1]:
@@ -115,5 +117,5 @@ def _look(probe: Example, template: Renders) -> Shown:
 
 
 def _called(message: Message, number: int) -> str:
-    called = {"system": "the system message", "tool": "the tool's result in"}.get(message.role, "what was said in")
+    called = {"system": "the system message", "tool": "the tool's result in"}.get(message.role, "the text of")
     return called if message.role == "system" else f"{called} turn {number}"

@@ -1,13 +1,13 @@
-"""Stop 3: Renderings in, Tokens out: ids and mask are made together. Next: batches.py.
+"""Tokenize renderings: ids and loss mask are made together. data/batches.py comes next.
 
-The text is encoded whole, as it will be when the model is served, and each token belongs to the segment it lies in.
-What stands before an answer must have the ids that it has alone, for so it is asked. Where a token would straddle the
-border, or the ids before it differ, the segments are encoded one by one: that is what the model sees when it
-continues a prompt. Either way the learned ids must decode to the learned text, or the row is refused; what is given
-may lose white space on the way, as some tokenizers do it.
+The text is encoded as a whole, as at inference, and each token belongs to the segment that contains it. The tokens
+before an answer must equal those of the prompt alone, because the model is prompted with them. If a token would cross
+the border of a segment, or the tokens before an answer differ, the segments are encoded one by one, which is what the
+model sees when it continues a prompt. In both cases, the loss tokens must decode to the text of the answer, or the row
+is refused. The prompt may lose white space, as some tokenizers do that.
 
-Control tokens that somebody typed hold a BREAK (example.py). A text is encoded in the pieces between those, so no
-piece has the whole token in it, and the ids are those of plain text.
+Control tokens that somebody typed contain a BREAK (example.py). A text is encoded in the pieces between the BREAKs, so
+no piece contains a whole control token, and the ids are those of plain text.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ class Tokens:
 
 
 class Encoded(Protocol):
-    """A text's ids, and where its characters are among them."""
+    """The ids of a text, with their positions in it."""
 
     @property
     def ids(self) -> list[int]: ...
 
-    def before(self, place: int) -> int | None:
-        """How many ids hold the characters before `place`; None if one id reaches across."""
+    def before(self, position: int) -> int | None:
+        """Number of ids before `position` in the text; None if an id crosses the position."""
         ...
 
     def begin(self, index: int) -> int:
-        """The first character of an id."""
+        """Position of the first character of an id."""
         ...
 
 
 class Tokenizer(Protocol):
-    """Both ways adds nothing of its own. `encode_after` encodes a text as the continuation of another.
+    """Encodes and decodes without adding tokens. `encode_after` encodes a text as the continuation of another.
 
-    `borders` are ids of tokens that a text falls into pieces at: what stands behind one is encoded as if alone.
+    `borders` are ids of tokens that divide a text: the text after such a token is encoded as if it stood alone.
     """
 
     @property
@@ -92,18 +92,18 @@ def tokenise(rendering: Rendering, tokenizer: Tokenizer, where: str = "") -> Tok
 
 def undecodable(rendering: Rendering, where: str) -> str:
     return (
-        f"{where}: this tokenizer's ids do not decode to the text they came from, so the learned part cannot be "
+        f"{where}: this tokenizer's ids do not decode to the encoded text, so the loss mask cannot be "
         f"checked (text {rendering.text[:60]!r})."
     )
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of what a model is asked."""
+    """The ids of a prompt."""
     return _encode(text, tokenizer).ids
 
 
 def tokenise_all(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> list[Tokens | None]:
-    """None where the learned ids would not decode to the learned text."""
+    """Tokenize renderings together; None for one whose loss tokens do not decode to the text of the answers."""
     texts = [rendering.text for rendering in renderings]
     plain = [text for text in texts if BREAK not in text]
     encoded = iter(tokenizer.encode_all(plain) if plain else ())
@@ -123,10 +123,10 @@ def tokenise_all(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> list[
 
 @dataclass
 class _Asks:
-    """Whether ids that end a prompt are those that it has when it is asked.
+    """Checks whether the tokens of a prompt inside a text equal those of the prompt alone.
 
-    Behind a border a text is encoded as if alone, so only what follows the last border needs to be encoded again, and
-    that is mostly the same few words.
+    The text after a border is encoded as if it stood alone, so only the part after the last border is encoded again.
+    These parts are mostly the same few words, and their ids are remembered.
     """
 
     tokenizer: Tokenizer
@@ -135,7 +135,7 @@ class _Asks:
     def same(self, prompt: str, whole: Encoded, count: int) -> bool:
         borders = self.tokenizer.borders
         ids = whole.ids
-        last = next((place for place in range(count - 1, -1, -1) if ids[place] in borders), None)
+        last = next((position for position in range(count - 1, -1, -1) if ids[position] in borders), None)
         if last is None:
             return self._encoded(prompt) == ids[:count]
         return self._encoded(prompt[whole.begin(last) :]) == ids[last:count]
@@ -161,7 +161,7 @@ class _Pieces:
 
     def __init__(self, texts: Sequence[str], encoded: Sequence[Encoded]) -> None:
         self._encoded = encoded
-        self._places = list(accumulate((len(text) + len(BREAK) for text in texts), initial=0))
+        self._starts = list(accumulate((len(text) + len(BREAK) for text in texts), initial=0))
         self._counts = list(accumulate((len(piece.ids) for piece in encoded), initial=0))
         self._ids = [token for piece in encoded for token in piece.ids]
 
@@ -169,27 +169,27 @@ class _Pieces:
     def ids(self) -> list[int]:
         return self._ids
 
-    def before(self, place: int) -> int | None:
-        piece = min(bisect_right(self._places, place), len(self._encoded)) - 1
-        inside = self._encoded[piece].before(place - self._places[piece])
+    def before(self, position: int) -> int | None:
+        piece = min(bisect_right(self._starts, position), len(self._encoded)) - 1
+        inside = self._encoded[piece].before(position - self._starts[piece])
         return None if inside is None else self._counts[piece] + inside
 
     def begin(self, index: int) -> int:
         piece = bisect_right(self._counts, index) - 1
-        return self._places[piece] + self._encoded[piece].begin(index - self._counts[piece])
+        return self._starts[piece] + self._encoded[piece].begin(index - self._counts[piece])
 
 
 def _split(segments: Sequence[Segment], text: str, whole: Encoded, asks: _Asks) -> list[list[int]] | None:
-    """Each segment's ids, or None if one straddles a border or a prompt has other ids when it is asked alone."""
+    """The ids of each segment; None if an id crosses a border, or if a prompt alone has other ids."""
     parts: list[list[int]] = []
-    start = place = 0
+    start = position = 0
     for segment in segments:
-        if segment.learned and place and not asks.same(text[:place], whole, start):
+        if segment.learned and position and not asks.same(text[:position], whole, start):
             return None
-        place += len(segment.text)
-        end = whole.before(place)
+        position += len(segment.text)
+        end = whole.before(position)
         if end is None and segment.learned:
-            end = _behind_space(text, place, whole, asks.tokenizer.borders)
+            end = _behind_space(text, position, whole, asks.tokenizer.borders)
         if end is None or not _ends_well(segment, whole.ids[start:end], asks.tokenizer):
             return None
         parts.append(whole.ids[start:end])
@@ -197,18 +197,18 @@ def _split(segments: Sequence[Segment], text: str, whole: Encoded, asks: _Asks) 
     return parts
 
 
-def _behind_space(text: str, place: int, whole: Encoded, borders: Collection[int]) -> int | None:
-    """A learned end token may take the white space behind it, which is given."""
-    while place < len(text) and text[place].isspace():
-        place += 1
-        end = whole.before(place)
+def _behind_space(text: str, position: int, whole: Encoded, borders: Collection[int]) -> int | None:
+    """Number of ids up to an end token that also contains the white space after it."""
+    while position < len(text) and text[position].isspace():
+        position += 1
+        end = whole.before(position)
         if end:
             return end if whole.ids[end - 1] in borders else None
     return None
 
 
 def _ends_well(segment: Segment, ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """A learned end is the end token itself; some tokenizers read its letters where it stands behind a word."""
+    """Whether a segment in the loss ends with the end token itself. Some tokenizers encode its letters after a word."""
     end = tokenizer.special_end(segment.text) if segment.learned else None
     return end is None or (bool(ids) and ids[-1] == end[1])
 
@@ -226,11 +226,11 @@ def _continued(segment: Segment, tokenizer: Tokenizer) -> list[int]:
 
 
 def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: Tokenizer) -> Tokens | None:
-    """What was encoded apart: are the ids before each answer those of its prompt?"""
+    """For separately encoded segments, check whether the ids before each answer equal those of its prompt."""
     if tokens is None:
         return None
     learned = list(tokens.loss_mask)
-    begins = [place for place in range(1, len(learned)) if learned[place] and not learned[place - 1]]
+    begins = [position for position in range(1, len(learned)) if learned[position] and not learned[position - 1]]
     texts = [segment.text for segment in rendering.segments]
     prompts = ["".join(texts[:index]) for index, segment in enumerate(rendering.segments) if segment.learned and index]
     same = len(begins) == len(prompts) and all(
@@ -242,7 +242,7 @@ def _asked_alone(rendering: Rendering, tokens: Tokens | None, tokenizer: Tokeniz
 def _checked(
     renderings: Sequence[Rendering], splits: Sequence[list[list[int]] | None], tokenizer: Tokenizer
 ) -> list[Tokens | None]:
-    """Tokens where each segment's ids decode to its text, alone or behind those before it."""
+    """The tokens of renderings whose segments decode to their text, alone or after the segments before; else None."""
     parts = [part for split in splits if split is not None for part in split]
     decoded = iter(tokenizer.decode_all(parts) if parts else ())
     found: list[Tokens | None] = []
@@ -261,7 +261,7 @@ def _same(decoded: str, segment: Segment) -> bool:
 
 
 def _agrees(rendering: Rendering, split: Sequence[Sequence[int]], tokenizer: Tokenizer) -> bool:
-    """Each segment's ids behind those before it: SentencePiece writes a space only between words."""
+    """Whether the segments decode to their text after the segments before. SentencePiece needs this for spaces."""
     ids = [[token for part in split[: length + 1] for token in part] for length in range(len(split))]
     decoded = tokenizer.decode_all(ids)
     wanted = list(accumulate(segment.text.replace(BREAK, "") for segment in rendering.segments))

@@ -1,4 +1,4 @@
-"""The hub's tokenizer behind our Tokenizer protocol, with what it holds beside words: special tokens, start, end."""
+"""A tokenizer of transformers behind the Tokenizer protocol, with its special tokens, start and end tokens."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from rankwise.text.example import BREAK
 
 
 class Encoded:
-    """What the tokenizer found in a text; it knows more than is asked of it, and is asked only for that.
+    """An encoded text, with the position of each token.
 
-    The first `skipped` ids are of something before the text, which took `shift` characters.
+    The first `skipped` ids belong to `shift` characters before the text, and are left out.
     """
 
-    def __init__(self, found: Any, skipped: int = 0, shift: int = 0) -> None:
-        self._found, self._skipped, self._shift = found, skipped, shift
-        self._ids: list[int] = found.ids[skipped:]
+    def __init__(self, encoding: Any, skipped: int = 0, shift: int = 0) -> None:
+        self._encoding, self._skipped, self._shift = encoding, skipped, shift
+        self._ids: list[int] = encoding.ids[skipped:]
 
     @property
     def ids(self) -> list[int]:
         return self._ids
 
-    def before(self, place: int) -> int | None:
-        if not self._ids or self._chars(len(self._ids) - 1)[1] <= place:
+    def before(self, position: int) -> int | None:
+        if not self._ids or self._chars(len(self._ids) - 1)[1] <= position:
             return len(self._ids)
-        index = self._found.char_to_token(place + self._shift)
-        if index is None:  # a character that no id holds
-            return sum(stop - self._shift <= place for _, stop in self._found.offsets[self._skipped :])
-        return index - self._skipped if self.begin(index - self._skipped) == place else None
+        index = self._encoding.char_to_token(position + self._shift)
+        if index is None:  # a character without a token
+            return sum(stop - self._shift <= position for _, stop in self._encoding.offsets[self._skipped :])
+        return index - self._skipped if self.begin(index - self._skipped) == position else None
 
     def begin(self, index: int) -> int:
         return self._chars(index)[0]
 
     def _chars(self, index: int) -> tuple[int, int]:
-        start, stop = self._found.token_to_chars(index + self._skipped)
+        start, stop = self._encoding.token_to_chars(index + self._skipped)
         return start - self._shift, stop - self._shift
 
 
 class HubTokenizer:
-    """`end_ids` are those after which, by the model's settings, an answer is complete."""
+    """A tokenizer of transformers. `end_ids` are the tokens that end an answer by the model's config."""
 
     def __init__(self, hub: Any, end_ids: Sequence[int]) -> None:
         self.hub = hub
@@ -50,7 +50,7 @@ class HubTokenizer:
 
     @property
     def end_tokens(self) -> list[str]:
-        """Their texts, of those that have one."""
+        """The texts of the end tokens that have one."""
         texts = [self.decode([token]) for token in self.end_ids]
         return [text for text in texts if text and "\ufffd" not in text]
 
@@ -80,14 +80,15 @@ class HubTokenizer:
         return self.encode_all([text])[0].ids
 
     def encode_after(self, text: str) -> Encoded:
-        """Some tokenizers put a space before every text; behind another they do not put it here.
+        """Encode a text as the continuation of another.
 
-        That other is a line break, or where this would be joined with the text, a letter or a full stop.
+        Some tokenizers put a space before every text. To avoid it, the text is encoded after a line break, or if that
+        would merge with the text, after a letter or a full stop, and their ids are removed.
         """
         for before, ids in self._befores:
-            (found,) = self._backend.encode_batch([before + text], add_special_tokens=False)
-            if found.ids[: len(ids)] == ids and len(found.ids) > len(ids):
-                return Encoded(found, len(ids), len(before))
+            (encoding,) = self._backend.encode_batch([before + text], add_special_tokens=False)
+            if encoding.ids[: len(ids)] == ids and len(encoding.ids) > len(ids):
+                return Encoded(encoding, len(ids), len(before))
         return self.encode_all([text])[0]
 
     @cached_property
@@ -101,23 +102,23 @@ class HubTokenizer:
         return self.decode_all([ids])[0]
 
     def readable(self, ids: Sequence[int]) -> str:
-        """Without special tokens."""
+        """The text of ids, without special tokens."""
         return self.hub.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     @cached_property
     def special(self) -> dict[int, str]:
-        """Tokens that are no text, by id; a tokenizer's own list of names has only some of them."""
+        """All special tokens by id. The tokenizer's own list of named tokens has only some of them."""
         return {number: str(token) for number, token in self.hub.added_tokens_decoder.items() if token.special}
 
     @cached_property
     def _special_begins(self) -> re.Pattern[str]:
-        """Every place at which a special token begins, also inside another."""
+        """Matches every position at which a special token begins, also inside another one."""
         tokens = "|".join(re.escape(token) for token in self.special.values() if len(token) > 1)
         return re.compile(f"(?={tokens})" if tokens else r"(?!)")
 
     @cached_property
     def _special_parts(self) -> tuple[str, ...]:
-        """What a special token may begin with: a template could write the rest right behind it."""
+        """Beginnings of special tokens. A template could write the rest of the token directly after the text."""
         parts = {token[:size] for token in self.special.values() for size in range(1, len(token))}
         return tuple(sorted(parts))
 
@@ -131,25 +132,25 @@ class HubTokenizer:
 
     def special_end(self, text: str) -> tuple[str, int] | None:
         """The special token that a text ends with, and its id."""
-        found = ((token, number) for number, token in self.special.items() if token and text.endswith(token))
-        return max(found, key=lambda pair: len(pair[0]), default=None)
+        ends = ((token, number) for number, token in self.special.items() if token and text.endswith(token))
+        return max(ends, key=lambda pair: len(pair[0]), default=None)
 
     def holds_special(self, content: str) -> bool:
         return self._special_begins.search(content) is not None
 
     def guarded(self, content: str) -> str:
-        """Special tokens in it broken, so that they will be read as the text they were typed as."""
-        begins = [found.start() + 1 for found in self._special_begins.finditer(content)]
+        """Break up the special tokens in a text, so that they are encoded as plain text."""
+        begins = [match.start() + 1 for match in self._special_begins.finditer(content)]
         pieces = [content[start:stop] for start, stop in zip([0, *begins], [*begins, len(content)], strict=True)]
         return BREAK.join(pieces) + (BREAK if content.endswith(self._special_parts) else "")
 
     @cached_property
     def start(self) -> str:
-        """The token that this tokenizer puts before every text, if it does."""
+        """The token that this tokenizer puts before every text; empty if it puts none."""
         first = self.hub("a")["input_ids"][:1]
         return self.hub.bos_token if self.hub.bos_token_id is not None and first == [self.hub.bos_token_id] else ""
 
     @cached_property
     def identity(self) -> str:
-        """Changes with any token and any rule."""
+        """A hash of all tokens and rules of the tokenizer."""
         return sha256(self._backend.to_str().encode()).hexdigest()
