@@ -625,7 +625,7 @@ def test_what_is_fatal_in_every_document_is_a_warning_in_some(place, hub_tokeniz
         write("rows.jsonl", [*pairs(3), end])
         data_report = prepared(writing_with(hub_tokenizer, often)).data_report
         assert (data_report.template_parity, data_report.template_parity_broken) == (False, 3)
-        assert any("than it will be given: 3" in warning for warning in data_report.warnings)
+        assert any("from the prompt at inference: 3" in warning for warning in data_report.warnings)
     assert not data_report.fatal
 
 

@@ -131,7 +131,7 @@ def test_a_file_missing_in_a_missing_folder_is_told(tmp_path):
 
 def test_a_folder_without_rows_is_told_with_what_is_looked_for(tmp_path):
     (tmp_path / "README.md").write_text("# Rows")
-    with pytest.raises(DataError, match=r"holds no file of rows \(\.jsonl, .*\.parquet"):
+    with pytest.raises(DataError, match=r"contains no file of rows \(\.jsonl, .*\.parquet"):
         read_whole(tmp_path)
 
 

@@ -42,7 +42,7 @@ def said(row: dict, form: str) -> list[tuple[str, str]]:
         (
             {"messages": [USER | {"tool_calls": [CALL]}, ANSWER]},
             "messages",
-            "turn 1 calls a tool, and its role is user",
+            "turn 1 calls a tool, but its role is user",
         ),
         ({"messages": [USER, RESULT, ANSWER]}, "messages", "turn 2 is a tool's result, but no turn before it calls"),
         ({"messages": [USER, CALLING, USER, RESULT, ANSWER]}, "messages", "turn 4 is a tool's result, but no turn"),

@@ -167,7 +167,7 @@ def test_the_data_report_says_which_rows_are_held_out_and_how_many_of_each_label
     )
     assert not data_report.overlap.exact
     last = prepared(sorted_rows(tmp_path), held_out=20, held_out_order="last").data_report
-    assert any("they are not learned: 'trivia'" in warning for warning in last.warnings)
+    assert any("training never sees them: 'trivia'" in warning for warning in last.warnings)
 
 
 def test_rows_of_one_customer_are_on_one_side(tmp_path, prepared, writing):

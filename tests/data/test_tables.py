@@ -373,7 +373,7 @@ def test_a_formula_gives_the_value_that_is_stored_and_without_one_its_row_is_bad
     with_stored(path, **{"1+1": "2", 'UPPER("x")': "X"})
     found, _ = rows_of(path)
     assert found[:2] == [{"prompt": "a", "completion": "2"}, {"prompt": "b", "completion": "X"}]
-    assert "rows.xlsx:4: the column 'completion' holds a formula whose value is not stored" in str(found[2])
+    assert "rows.xlsx:4: the column 'completion' contains a formula whose value is not stored" in str(found[2])
 
 
 def test_a_plan_of_a_workbook_reads_what_a_training_reads(tmp_path):

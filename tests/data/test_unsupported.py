@@ -67,10 +67,10 @@ def test_an_image_and_arrays_are_refused(tmp_path):
 def test_rows_of_images_are_refused(tmp_path):
     image = {"bytes": PNG, "path": None}
     pq.write_table(pa.Table.from_pylist([{"picture": image, "label": 3}]), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"rows\.parquet:1: holds an image in the column 'picture'"):
+    with pytest.raises(DataError, match=r"rows\.parquet:1: contains an image in the column 'picture'"):
         examples(tmp_path / "rows.parquet")
     row = {"image": "1.png", "prompt": "What is it?", "completion": "A cat"}
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: holds an image in the column 'image'"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: contains an image in the column 'image'"):
         examples(as_lines(tmp_path / "rows.jsonl", [row]))
     assert len(examples(as_lines(tmp_path / "rows.jsonl", [row | {"image": None}]))) == 1
 

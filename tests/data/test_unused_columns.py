@@ -66,7 +66,7 @@ def rankwise(*words):
 def test_a_passage_that_is_not_used_stops_and_the_sentence_says_the_way_out(count, tiny_folder):
     write("rows.jsonl", passages(count))
     told = rankwise("data", "check", "rows.jsonl", "--model", tiny_folder)
-    (sentence,) = [line for line in told.stdout.splitlines() if "the column 'passage' holds" in line]
+    (sentence,) = [line for line in told.stdout.splitlines() if "the column 'passage' has text" in line]
     assert told.exit_code == 2 and "'passage'" in sentence and "--ignore-columns passage" in sentence
     assert '--prompt "{passage} {question}" --completion "{answer}"' in sentence
     out = ["--prompt", "{passage} {question}", "--completion", "{answer}"]

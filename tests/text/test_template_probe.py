@@ -23,8 +23,8 @@ ONLY_LAST = "{%- for m in messages[-2:] if not add_generation_prompt or m.role =
     ("source", "turns", "system", "missing"),
     [
         (NO_SYSTEM, ("Hi.", "Hello."), "Answer in French.", "the system message"),
-        (FIXED, ("Hi.", "Hello."), None, "what was said in turn 1"),
-        (FIXED, ("fixed", "Hello."), None, "what was said in turn 1"),
+        (FIXED, ("Hi.", "Hello."), None, "the text of turn 1"),
+        (FIXED, ("fixed", "Hello."), None, "the text of turn 1"),
         (NO_SYSTEM, ("Answer in French.", "Hello."), "Answer in French.", "the system message"),
     ],
     ids=["system", "question", "a question that is what it writes", "a system message that the question repeats"],
