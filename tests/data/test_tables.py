@@ -162,7 +162,7 @@ def test_a_tab_separated_file_with_stray_quotes_is_read_without_quoting(tmp_path
 
 def test_a_column_without_a_name_that_holds_something_is_refused(tmp_path):
     path = table(tmp_path / "rows.csv", "prompt;completion;;\na;b;;\nc;d;;note\n")
-    assert problem_of(path).startswith("rows.csv:3: the column 4 holds 'note' but has no name")
+    assert problem_of(path).startswith("rows.csv:3: the column 4 contains 'note' but has no name")
 
 
 NAMELESS = [["", "Unnamed: 0", "prompt", "", "completion"], ["0", "5", "a", "", "b"], ["1", "6", "c", "", "d"]]
