@@ -42,7 +42,7 @@ def test_the_metrics_of_texts_are_those_there_are():
         ({"max_new_tokens": 0}, "validation.max_new_tokens"),
         ({"prompts": [""]}, "validation.prompts.0"),
         ({"prompts": ["\ud800"]}, "validation.prompts"),
-        ({"every": 3}, 'unknown setting "evaluation.every"'),
+        ({"every": 3}, 'unknown setting "validation.every"'),
     ],
     ids=str,
 )

@@ -71,7 +71,7 @@ class Experiment(Config):
             return self
         if needing and not self.data.held_out and self.data.validation is None:
             raise ValueError(
-                f"validation rows are missing: evaluation.{needing[0]} has no effect without them. Take some from the "
+                f"validation rows are missing: validation.{needing[0]} has no effect without them. Take some from the "
                 "training rows with data.held_out, or name a file in data.validation"
             )
         return self
