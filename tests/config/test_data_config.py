@@ -118,7 +118,7 @@ def test_what_belongs_to_a_source_is_refused_beside_several(name):
     assert getattr(DataConfig(sources=[{"path": path, name: value} | pair]).sources[0], name) is not None
 
 
-def test_held_out_and_evaluation_contradict_each_other():
+def test_held_out_and_validation_contradict_each_other():
     assert DataConfig(path="a", held_out=0, validation="b").validation == ValidationDataConfig(path="b")
     assert DataConfig(path="a", held_out=5).validation is None
     [problem] = problems(path="a", held_out=5, validation="b")
@@ -166,7 +166,7 @@ def test_a_weight_is_a_share_or_a_multiple_of_a_pass(weight):
 def test_what_is_measured_once_has_no_weight(weight):
     # a setting without effect may not exist; it was taken and passed over
     [problem] = problems(path="a", validation={"path": "b", "weight": weight})
-    assert 'unknown setting "evaluation.weight"' in problem
+    assert 'unknown setting "validation.weight"' in problem
 
 
 # On the command line: files, and settings with their flags
@@ -259,7 +259,7 @@ def test_other_rows_than_those_named_are_refused_and_not_read_in_their_place(fil
         ("data:\n  sources: [a, b]\n  format: text\n", 3, "write format in each of them"),
         ("data:\n  path: a\n  held_out: 2\n  validation: b\n", 3, "validation"),
         ("data:\n  path: a\n  subset: en\n", 3, "hub data set"),
-        ("data:\n  path: a\n  evaluation:\n    path: b\n    revision: main\n", 5, "hub data set"),
+        ("data:\n  path: a\n  validation:\n    path: b\n    revision: main\n", 5, "hub data set"),
         ("data:\n  sources:\n    - path: a\n      weight: 0\n", 6, "weight"),
         ("data:\n  sources:\n    - a\n    - path: b\n      rowz: 3\n", 7, "rowz"),
         ("data:\n  path: a\n  recipe: alpca\n", 5, "alpaca"),

@@ -96,7 +96,7 @@ def test_what_nobody_asked_for_reads_a_fifth_of_what_is_trained_on_at_most(steps
 
 
 @given(st.integers(1, 10**5), COUNTS, COUNTS)
-def test_whoever_wants_a_choice_gets_about_ten_evaluations_and_whoever_names_an_interval_that_one(steps, trained, read):
+def test_whoever_wants_a_choice_gets_about_ten_validations_and_whoever_names_an_interval_that_one(steps, trained, read):
     for spec in (ValidationConfig(keep="best"), ValidationConfig(patience=3)):
         interval = spec.interval(steps, trained, read, 0)
         assert interval == -(-steps // TIMES)

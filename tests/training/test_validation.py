@@ -453,7 +453,7 @@ def test_a_run_that_is_begun_again_forgets_what_was_best(stopped):
 
 def test_a_best_among_one_is_refused_before_anything_is_written(asked):
     for method, steps in (("lora", 12), ("lora", 20), ("adalora", 12), ("adalora", 13)):
-        with pytest.raises(ConfigError, match="only the last would be evaluated"):
+        with pytest.raises(ConfigError, match="only the last would be validated"):
             rankwise.train(asked("run", method, {"keep": "best", "steps": steps}))
         assert not Path("runs/run").exists()
     with pytest.raises(ConfigError, match=f"decided after {DECIDED}"):
@@ -462,13 +462,15 @@ def test_a_best_among_one_is_refused_before_anything_is_written(asked):
 
 
 def test_a_metric_that_the_rows_cannot_have_is_refused_before_anything_is_written(asked):
-    with pytest.raises(ConfigError, match="evaluation wants json, and an answer of the held-out rows is not JSON"):
+    with pytest.raises(
+        ConfigError, match="validation is to score answers by json, but an answer of the validation rows is not JSON"
+    ):
         rankwise.train(asked("run", "lora", {"by": "json", "answers": 2}))
     Path("measured.jsonl").write_text('{"prompt": "the quick", "completion": "brown fox"}\n' * 2)
-    with pytest.raises(ConfigError, match=r"evaluation wants number, .* has no number in it"):
+    with pytest.raises(ConfigError, match=r"validation is to score answers by number, .* has no number in it"):
         rankwise.train(asked("run", "lora", {"by": "number", "answers": 2}))
     Path("measured.jsonl").write_text('{"text": "the quick brown fox"}\n')
-    with pytest.raises(ConfigError, match="none of these asks for an answer"):
+    with pytest.raises(ConfigError, match="no validation row asks for an answer"):
         rankwise.train(asked("run", "lora", {"by": "exact", "answers": 2}))
     assert not Path("runs/run").exists()
     rankwise.train(asked("run", "lora", {}))  # nor is it a sample

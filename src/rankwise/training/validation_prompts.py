@@ -174,12 +174,15 @@ def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, co
 def _refuse_unscorable(spec: ValidationConfig, prompts: Sequence[Prompt]) -> None:
     if spec.metrics and not prompts:
         raise ConfigError(
-            [f"evaluation wants {spec.metrics[0]} of answers to held-out rows, and none of these asks for an answer."]
+            [f"validation is to score answers by {spec.metrics[0]}, but no validation row asks for an answer."]
         )
     for metric in spec.metrics:
         for one in prompts:
             assert one.wanted is not None, "it is of a row"
             if why := unfit(metric, one.wanted):
                 raise ConfigError(
-                    [f"evaluation wants {metric}, and an answer of the held-out rows {why}: {shown(one.wanted)}."]
+                    [
+                        f"validation is to score answers by {metric}, but an answer of the validation rows {why}: "
+                        f"{shown(one.wanted)}."
+                    ]
                 )
