@@ -131,7 +131,7 @@ def measured(names: list[str], count: int, rounds: int, case: str) -> dict[str, 
 
 def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
     from rankwise.config.models import ModelConfig
-    from rankwise.data.batches import Batches, asked
+    from rankwise.data.batches import Batches, input_length
     from rankwise.models.loading import load
     from rankwise.runs.records import silent
 
@@ -139,7 +139,7 @@ def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
     rate, shaped = statistics.median(found["gemm"]), statistics.median(found["shaped"])
     reference = [row["loss"] for row in found["reference"]]
     steps_rows = [batches.rows_of(number) for number in range(len(reference))]
-    lengths = [[asked(row) for row in rows] for rows in steps_rows]
+    lengths = [[input_length(row) for row in rows] for rows in steps_rows]
     supervised = [sum(sum(row.loss_mask[1:]) for row in rows) for rows in steps_rows]
 
     def row_of(name: str, own: list[list[dict[str, Any]]], turns: list[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -321,7 +321,7 @@ def test_real_rows_none_is_missed_and_none_made_up(shared_data, name):
     distinct = [index for index in range(len(texts)) if index not in found.exact]
     assert len({said(text) for text in texts}) == len(distinct)
     signatures = np.array(
-        [duplicates._signature(duplicates._said(texts[index])) for index in distinct], dtype=np.uint32
+        [duplicates._signature(duplicates._normalised(texts[index])) for index in distinct], dtype=np.uint32
     )
     assert signatures.shape[1] == COMPONENTS
     equal = np.array([(signatures == row).sum(axis=1) for row in signatures])

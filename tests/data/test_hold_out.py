@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rankwise.config.data import DataConfig
 from rankwise.data.hold_out import Candidates, facts_of, hold_out, shares
-from rankwise.data.preparing import Writing, prepare, told
+from rankwise.data.preparing import Writing, prepare, summary_lines
 from rankwise.errors import ConfigError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
@@ -162,7 +162,7 @@ def test_the_data_report_says_which_rows_are_held_out_and_how_many_of_each_label
     assert data_report.hold_out.labels == {"billing": 4, "returns": 4, "trivia": 4}
     for label in data_report.labels:
         assert sum(f"of {label}<" in text for text in texts(made.measured_rows, writing)) == 4
-    assert told(data_report)[0] == (
+    assert summary_lines(data_report)[0] == (
         "Held out 12 of 60 rows by seed 0, stratified by label: billing 4, returns 4, trivia 4."
     )
     assert not data_report.overlap.exact

@@ -11,7 +11,7 @@ from conftest import tiny_model
 from fast_forms import assert_every_fault_is_found, assert_the_plain_one, in_float64, rows, unsettle
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.data.batches import asked
+from rankwise.data.batches import input_length
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.errors import ModelError
@@ -84,7 +84,7 @@ def test_with_dropout_the_layers_drop():
 def test_flat_batches_say_all_that_packed_ones_do():
     documents = rows(9)
     batches = flat(documents, 70)
-    assert sorted(length for batch in batches for length in batch.lengths) == sorted(map(asked, documents))
+    assert sorted(length for batch in batches for length in batch.lengths) == sorted(map(input_length, documents))
     assert all(batch.tokens == batch.input_ids.numel() == sum(batch.lengths) for batch in batches)
     assert all(batch.tokens <= 70 or len(batch.lengths) == 1 for batch in batches)
     model = model_of("llama")

@@ -67,7 +67,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """How much is computed at once: all tokens, padding too."""
+        """Number of tokens that are computed at once, padding included."""
         return next(iter(self.inputs.values())).numel()
 
     def to(self, device: torch.device | str) -> Batch:
@@ -75,22 +75,22 @@ class Batch:
         return replace(self, inputs=moved, targets=self.targets.to(device))
 
 
-def asked(row: Tokens) -> int:
-    """A row of n tokens asks n - 1 questions; a single token asks nothing."""
+def input_length(row: Tokens) -> int:
+    """Number of inputs of a row: all tokens but the last, which is only a target."""
     return max(len(row.ids) - 1, 0)
 
 
 def rounded(length: int) -> int:
-    """Up to the width that is computed."""
+    """Round a length up to the width that is computed."""
     return -(-length // ROUND_TO) * ROUND_TO
 
 
 def padded_length(row: Tokens) -> int:
-    return rounded(asked(row))
+    return rounded(input_length(row))
 
 
 def questions(row: Tokens) -> tuple[np.ndarray, np.ndarray]:
-    """Each token but the last is an input; each but the first a target where it is learned, else IGNORED."""
+    """Inputs and targets of a row: targets outside the loss mask are IGNORED."""
     ids = np.asarray(row.ids, dtype=np.int64)
     return ids[:-1], np.where(np.asarray(row.loss_mask, dtype=bool)[1:], ids[1:], IGNORED)
 
@@ -100,14 +100,14 @@ def collate(rows: Sequence[Tokens]) -> Batch:
     inputs = np.zeros((len(rows), width), dtype=np.int64)
     targets = np.full((len(rows), width), IGNORED)
     for index, row in enumerate(rows):
-        inputs[index, : asked(row)], targets[index, : asked(row)] = questions(row)
-    return Batch.of_tokens(torch.from_numpy(inputs), torch.from_numpy(targets), sum(asked(row) for row in rows))
+        inputs[index, : input_length(row)], targets[index, : input_length(row)] = questions(row)
+    return Batch.of_tokens(torch.from_numpy(inputs), torch.from_numpy(targets), sum(input_length(row) for row in rows))
 
 
 def real_places(rows: Sequence[Tokens]) -> Tensor:
     """(B, T), true where collated rows have a token and no padding."""
     width = max(padded_length(row) for row in rows)
-    return torch.arange(width) < torch.tensor([asked(row) for row in rows])[:, None]
+    return torch.arange(width) < torch.tensor([input_length(row) for row in rows])[:, None]
 
 
 def portion(rows: Sequence[Tokens], padded_tokens: int) -> list[Batch]:

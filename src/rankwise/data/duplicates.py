@@ -60,14 +60,14 @@ class TextIndex:
 
     def add(self, texts: Sequence[str]) -> None:
         for text in texts:
-            said = _said(text)
-            digest = _digest(said)
+            normalised = _normalised(text)
+            digest = _digest(normalised)
             row = self._rows.setdefault(digest, len(self._firsts))
             if row < len(self._firsts):
                 self._copies[self._length] = row
             else:
                 self._firsts.append(self._length)
-                self._signatures.extend(_signature(said))
+                self._signatures.extend(_signature(normalised))
             self._length += 1
 
     def duplicates(self) -> Duplicates:
@@ -97,30 +97,30 @@ class TextIndex:
 
 def digest_of(text: str) -> bytes:
     """The same for texts that are the same but for case, white space and compatible characters."""
-    return _digest(_said(text))
+    return _digest(_normalised(text))
 
 
-def _digest(said: str) -> bytes:
-    return blake2b(said.encode(), digest_size=16).digest()
+def _digest(normalised: str) -> bytes:
+    return blake2b(normalised.encode(), digest_size=16).digest()
 
 
-def _said(text: str) -> str:
+def _normalised(text: str) -> str:
     folded = normalize("NFKC", normalize("NFKC", text).casefold())
     return " ".join(folded.split()).encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
 
 
-def _signature(said: str) -> list[int]:
+def _signature(normalised: str) -> list[int]:
     sketch = RMinHash(COMPONENTS, SEED)
-    sketch.update(_shingles(said))
+    sketch.update(_shingles(normalised))
     return sketch.digest()
 
 
-def _shingles(said: str) -> list[str]:
+def _shingles(normalised: str) -> list[str]:
     """Of mixed text both: the words in threes, and the characters of scripts without spaces in fours."""
-    if said.isascii():
-        return _in_words(said.split())
-    unspaced = "".join(_UNSPACED.findall(said))
-    return _in_words(_UNSPACED.sub(" ", said).split()) + [
+    if normalised.isascii():
+        return _in_words(normalised.split())
+    unspaced = "".join(_UNSPACED.findall(normalised))
+    return _in_words(_UNSPACED.sub(" ", normalised).split()) + [
         unspaced[start : start + CHARACTERS] for start in range(max(len(unspaced) - CHARACTERS + 1, bool(unspaced)))
     ]
 

@@ -3,7 +3,7 @@
 The documents of a step are laid into rows as wide as its longest, first-fit decreasing: each, longest first, into
 the first row with room for it. Positions count anew from 0 in each document, which is how the model is told the
 borders; forward/reference.py proves that it heeds them. What is left of a row is padding, a document of its own that
-is asked nothing. The step's loss is a sum over all its supervised tokens, so packing changes nothing but speed.
+has no loss. The step's loss is a sum over all its loss tokens, so packing changes nothing but speed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rankwise.data.batches import IGNORED, ROUND_TO, Batch, asked, collate, padded_length, questions, rounded
+from rankwise.data.batches import IGNORED, ROUND_TO, Batch, collate, input_length, padded_length, questions, rounded
 from rankwise.text.tokenize import Tokens
 
 Row = list[Tokens]
@@ -31,17 +31,17 @@ def pack(documents: Sequence[Tokens], max_batch_tokens: int) -> list[Batch]:
 
 def _rows(documents: Sequence[Tokens], max_batch_tokens: int) -> list[Row]:
     """A document of one token asks nothing and takes no place."""
-    ordered = sorted((document for document in documents if asked(document)), key=asked, reverse=True)
+    ordered = sorted((document for document in documents if input_length(document)), key=input_length, reverse=True)
     capacity = min(padded_length(ordered[0]) if ordered else 0, max_batch_tokens // ROUND_TO * ROUND_TO)
     rows: list[Row] = []
     room: list[int] = []
     for document in ordered:
-        place = next((place for place, left in enumerate(room) if left >= asked(document)), len(rows))
+        place = next((place for place, left in enumerate(room) if left >= input_length(document)), len(rows))
         if place == len(rows):
             rows.append([])
             room.append(capacity)
         rows[place].append(document)
-        room[place] -= asked(document)
+        room[place] -= input_length(document)
     return rows
 
 
@@ -55,7 +55,7 @@ def lay(rows: Sequence[Row]) -> Batch:
     for index, row in enumerate(rows):
         start = 0
         for document in row:
-            end = start + asked(document)
+            end = start + input_length(document)
             inputs[index, start:end], targets[index, start:end] = questions(document)
             positions[index, start:end] = np.arange(end - start)
             start = end
@@ -65,7 +65,7 @@ def lay(rows: Sequence[Row]) -> Batch:
 
 
 def _used(row: Row) -> int:
-    return sum(asked(document) for document in row)
+    return sum(input_length(document) for document in row)
 
 
 def _width(rows: Sequence[Row]) -> int:

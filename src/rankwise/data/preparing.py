@@ -88,8 +88,8 @@ def facts_of(prepared: Prepared) -> DataFacts:
     )
 
 
-def told(data_report: DataReport) -> Sequence[str]:
-    """The data report in a few lines, for whoever waits for the training."""
+def summary_lines(data_report: DataReport) -> Sequence[str]:
+    """The data report in a few lines, printed before the training."""
     lines = [data_report.hold_out.describe()] if data_report.hold_out is not None else []
     lines += [f"the end token is in the loss in {data_report.eos_supervised:,} of {data_report.documents:,} sequences"]
     if data_report.skipped:

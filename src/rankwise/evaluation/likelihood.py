@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rankwise.data.batches import asked, collate
+from rankwise.data.batches import collate, input_length
 from rankwise.errors import EvaluationError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.runs.records import Callback, ProgressUpdate, silent
@@ -50,7 +50,7 @@ def likelihoods(
     model: Any = module
     device, vocabulary = next(module.parameters()).device, model.get_input_embeddings().weight.shape[0]
     forward, found = SupervisedLogits(module), {}
-    total, done = sum(asked(one) for one in distinct.values()), 0
+    total, done = sum(input_length(one) for one in distinct.values()), 0
     for batch in _batches([distinct[key] for key in sorted(distinct)], max(256, LOGITS // vocabulary)):
         there = collate(batch).to(device)
         targets, logits = there.targets[there.loss_mask], forward(there)
@@ -61,7 +61,7 @@ def likelihoods(
         nats = torch.cat(pieces).double().cpu()
         for document, own in zip(batch, nats.split([one.loss_count for one in batch]), strict=True):
             found[_key(document)] = Likelihood(own.sum().item(), document.loss_count)
-        done += sum(asked(document) for document in batch)
+        done += sum(input_length(document) for document in batch)
         callback(ProgressUpdate(what, done, total, "tokens"))
     _refuse_damage(keys, found, places)
     return [found[key] for key in keys]
@@ -93,6 +93,6 @@ def _batches(documents: Sequence[Tokens], tokens: int) -> Iterator[list[Tokens]]
     """As many as are no more than so many tokens with their padding; one at least."""
     begin = 0
     while begin < len(documents):
-        count = max(1, tokens // max(1, asked(documents[begin])))
+        count = max(1, tokens // max(1, input_length(documents[begin])))
         yield list(documents[begin : begin + count])
         begin += count

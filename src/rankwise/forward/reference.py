@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.data.batches import Batch, asked, collate
+from rankwise.data.batches import Batch, collate, input_length
 from rankwise.data.packing import lay
 from rankwise.errors import ModelError, is_out_of_memory
 from rankwise.text.tokenize import Tokens
@@ -66,7 +66,9 @@ def check_packs(module: nn.Module, vocabulary: int) -> None:
     """Refuse a model whose logits for a document depend on what else is in its row; ids are below `vocabulary`."""
     rows, others = _random_rows(vocabulary, 0), _random_rows(vocabulary, 1)
     changed = [[other[0], *row[1:]] for row, other in zip(rows, others, strict=True)]
-    unchanged = torch.tensor([place > 0 for row in rows for place, part in enumerate(row) for _ in range(asked(part))])
+    unchanged = torch.tensor(
+        [index > 0 for row in rows for index, part in enumerate(row) for _ in range(input_length(part))]
+    )
     device = next(module.parameters()).device
     forward = SupervisedLogits(module)
     with torch.no_grad(), _without_dropout(module):

@@ -16,7 +16,7 @@ from rankwise.adapters.eva import Real, costs_of, eva_choices
 from rankwise.adapters.targets import Choice, choose
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches, asked, collate, portions_of, real_places
+from rankwise.data.batches import Batches, collate, input_length, portions_of, real_places
 from rankwise.errors import ResourceError, is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.method import Setup
@@ -39,7 +39,7 @@ def eva_start(config: LoraConfig, model: LoadedModel, setup: Setup) -> tuple[lis
     budget = sum(layer.rank * costs[layer.path] for layer in layers)
     most = sum(round(layer.rank * config.eva_rho) * costs[layer.path] for layer in layers)
     record = RankRecord(0, budget, most, ranks, final=True, unit="parameters")
-    tokens = sum(asked(row) for batch in batches for row in batch)
+    tokens = sum(input_length(row) for batch in batches for row in batch)
     spent = sum(rank * costs[path] for path, rank in ranks.items())
     setup.callback(StatusMessage(_summary(record, spent, tokens, time.perf_counter() - began)))
     return choices, record

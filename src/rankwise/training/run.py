@@ -12,7 +12,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import facts_of, told
+from rankwise.data.preparing import facts_of, summary_lines
 from rankwise.methods.base import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
@@ -93,7 +93,7 @@ class TrainingRun:
             + (f"; {data.measured_documents:,} to validate with{often}" if data.measured_documents else "")
             + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
-            + "".join(f"\n{line}" for line in told(self.prepared.data_report))
+            + "".join(f"\n{line}" for line in summary_lines(self.prepared.data_report))
         )
 
     def validation(self, backend: Backend) -> Validation:
