@@ -40,7 +40,7 @@ class CatalogueModel:
 
 @cache
 def catalogue() -> dict[str, CatalogueModel]:
-    text = files(__package__).joinpath(FILE).read_text(encoding="utf-8")
+    text = files("rankwise.planning").joinpath(FILE).read_text(encoding="utf-8")
     rows = json.loads(text)
     return {row["name"]: CatalogueModel(row["name"], tuple(row["hub"]), row["config"], row["shape"]) for row in rows}
 

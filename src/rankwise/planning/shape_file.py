@@ -87,8 +87,8 @@ def _read(runs: Iterable[dict[str, Any]]) -> Iterator[Layer]:
 
 
 def _layer(stored: dict[str, Any]) -> Layer:
-    pairs = {key: tuple(stored[key]) for key in ("parts", "kernel") if key in stored}
-    return Layer(**stored | pairs)
+    pairs: dict[str, Any] = {key: tuple(stored[key]) for key in ("parts", "kernel") if key in stored}
+    return Layer(**{**stored, **pairs})
 
 
 def _prefix_and_number(layer: Layer) -> tuple[str, int | None]:
