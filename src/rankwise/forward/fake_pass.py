@@ -70,7 +70,8 @@ def make_fake(model: nn.Module, dtype: torch.dtype, *, everything: bool) -> None
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     for part in model.modules():
         learns = everything or (part is not head and (is_linear(part) or is_conv1d(part)))
-        for values in (part._parameters, part._buffers):
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for values in tables:
             for name, value in values.items():
                 if value is None:
                     continue
