@@ -416,7 +416,7 @@ def test_what_is_no_workbook_is_refused_with_the_way_out(tmp_path, case, monkeyp
     assert words in problem_of(path)
 
 
-# StatusMessage
+# Said
 
 
 def test_the_data_report_holds_how_a_table_is_written(tmp_path):
