@@ -35,8 +35,8 @@ from telling import parser_of, tell
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
-from rankwise.forward.activation_memory import kept_bytes
-from rankwise.forward.fused import FastLoss
+from rankwise.forward.activation_memory import saved_bytes
+from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import random_documents
 from rankwise.models.loading import load
 from rankwise.runs.manifest import peak_rss
@@ -116,10 +116,10 @@ def grown_apart(size: int) -> dict[str, int]:
 
 
 def kept_by_size(module: Any, sizes: list[int]) -> list[dict[str, int]]:
-    loss_of, vocabulary = FastLoss(module), module.config.vocab_size
+    loss_of, vocabulary = FusedLoss(module), module.config.vocab_size
     batches = [micro_batches((size // LENGTH, LENGTH, WHOLE), vocabulary)[0] for size in sizes]
     return [
-        {"tokens": size, "saved_bytes": kept_bytes(loss_of, batch, module)}
+        {"tokens": size, "saved_bytes": saved_bytes(loss_of, batch, module)}
         for size, batch in zip(sizes, batches, strict=True)
     ]
 

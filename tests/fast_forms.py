@@ -14,11 +14,11 @@ from rankwise.data.batches import portion
 from rankwise.data.flat import flat
 from rankwise.forward.agreement import agrees
 from rankwise.forward.decoders import gemma, gpt2, llama, neox, parts
-from rankwise.forward.fused import FastLoss
+from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels import attention as attention_kernel
 from rankwise.kernels import linear
-from rankwise.kernels import prologue as entrance
+from rankwise.kernels import prologue as prologue
 from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
 from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
@@ -64,7 +64,7 @@ def assert_the_plain_one(model: nn.Module, parameters: list[nn.Parameter]) -> No
     """Losses and gradients, in float64. The model's norms are changed."""
     documents = rows()
     in_float64(model)
-    ours = learned_from(FastLoss(model), flat(documents, 60), parameters)
+    ours = learned_from(FusedLoss(model), flat(documents, 60), parameters)
     theirs = learned_from(summed(SupervisedLogits(model)), portion(documents, 200), parameters)
     assert ours[0] == pytest.approx(theirs[0], rel=1e-10)
     largest = max(gradient.abs().max() for gradient in theirs[1])
@@ -75,14 +75,14 @@ def assert_the_plain_one(model: nn.Module, parameters: list[nn.Parameter]) -> No
 
 def faults_of() -> dict[str, tuple[str, object]]:
     """What could be wrong with the fast form, as what would stand in place of one of its kernels."""
-    attention, linears, enter = attention_kernel.causal_attention, linear.shared_linears, entrance.entered
+    attention, linears, enter = attention_kernel.causal_attention, linear.shared_linears, prologue.apply_prologue
 
     def apart(places):
         return lambda q, k, v, lengths, scale: attention(q, k, v, places(lengths), scale)
 
     def changed(change):
-        return lambda enter, values, pieces: linears(
-            enter, values, [one if one.A is None else change(one) for one in pieces]
+        return lambda enter, values, specs: linears(
+            enter, values, [one if one.A is None else change(one) for one in specs]
         )
 
     return {
@@ -92,7 +92,7 @@ def faults_of() -> dict[str, tuple[str, object]]:
         "nothing is seen": ("causal_attention", lambda *given: 0 * attention(*given)),
         "no adapters": ("shared_linears", changed(lambda one: replace(one, A=None, B=None))),
         "half of the adapters": ("shared_linears", changed(lambda one: replace(one, A=one.A / 2))),
-        "no gradient": ("entered", lambda entrance, *values: enter(entrance, *(one.detach() for one in values))),
+        "no gradient": ("apply_prologue", lambda prologue, *values: enter(prologue, *(one.detach() for one in values))),
     }
 
 

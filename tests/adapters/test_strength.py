@@ -20,7 +20,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.data.batches import portion
 from rankwise.data.flat import flat
 from rankwise.errors import AdapterError, ConfigError
-from rankwise.forward.fused import FastLoss
+from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.objectives.causal_lm import summed
@@ -158,7 +158,7 @@ def test_the_fast_form_is_turned_with_it(kind: str) -> None:
             return [
                 sum(float(loss_of(batch)) for batch in batches)
                 for loss_of, batches in (
-                    (FastLoss(model), flat(documents, 60)),
+                    (FusedLoss(model), flat(documents, 60)),
                     (summed(SupervisedLogits(model)), portion(documents, 200)),
                 )
             ]

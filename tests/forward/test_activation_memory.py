@@ -13,7 +13,7 @@ from fast_forms import unsettle
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import collate
-from rankwise.forward.activation_memory import kept_by, kept_by_plain
+from rankwise.forward.activation_memory import eager_saved_activations, saved_activations
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.methods.full import FullFineTuning
 from rankwise.objectives.causal_lm import summed
@@ -32,7 +32,9 @@ def test_a_count_leaves_no_graph(method, form):
     else:
         unsettle(inject(model, LoraConfig(rank=3)))
     parameters = [weakref.ref(one) for one in model.parameters()]
-    kept_by(model) if form == "fast" else kept_by_plain(model, summed(SupervisedLogits(model)), one_row)
+    saved_activations(model) if form == "fast" else eager_saved_activations(
+        model, summed(SupervisedLogits(model)), one_row
+    )
     del model
     gc.collect()
     assert not [one for one in parameters if one() is not None]

@@ -15,7 +15,7 @@ from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward import agreement as comparison
 from rankwise.forward.agreement import agreement
-from rankwise.forward.fused import FastLoss
+from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels.regions import REGIONS
 
@@ -42,14 +42,14 @@ def rough_plain(model, share):
 
 
 def rough_fast(monkeypatch, share):
-    hidden = FastLoss.hidden
-    monkeypatch.setattr(FastLoss, "hidden", lambda self, *given: noisy(hidden(self, *given), share))
+    hidden = FusedLoss.hidden
+    monkeypatch.setattr(FusedLoss, "hidden", lambda self, *given: noisy(hidden(self, *given), share))
 
 
 def test_the_form_that_rounds_less_is_taken(model):
     adapters = inject(model, LoraConfig(rank=3))
     found = agreement(model, adapters.parameters(), rough_plain(model, 0.3))
-    assert found.agrees and "the fast form differs from float32 in its logits by " in found.why
+    assert found.agrees and "the fused backend differs from float32 in logits by " in found.why
 
 
 def test_the_form_that_rounds_more_is_given_up_and_the_distances_are_told(model, monkeypatch):
@@ -107,14 +107,14 @@ def test_in_float32_there_is_nothing_more_exact_to_ask(monkeypatch):
     rough_fast(monkeypatch, 0.0)
     plain = SupervisedLogits(model)
     found = agreement(model, adapters.parameters(), lambda batch: 1.1 * plain(batch))
-    assert not found.agrees and found.why.startswith("the two forms differ in float32, logits by ")
+    assert not found.agrees and found.why.startswith("the fused and the eager backend differ in float32: logits by ")
 
 
 def test_a_form_that_cannot_be_computed_is_told_as_that(model, monkeypatch):
     def broken(self, *given):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(FastLoss, "hidden", broken)
+    monkeypatch.setattr(FusedLoss, "hidden", broken)
     found = agreement(model, inject(model, LoraConfig(rank=3)).parameters(), SupervisedLogits(model))
     assert found.failed and not found.agrees and "no such kernel" in found.why
 

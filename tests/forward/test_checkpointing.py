@@ -10,8 +10,8 @@ from fast_forms import rows, unsettle
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import collate
-from rankwise.forward.activation_memory import kept_by_plain, kept_bytes
-from rankwise.forward.checkpointing import blocks_in_order, computed_twice
+from rankwise.forward.activation_memory import eager_saved_activations, saved_bytes
+from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.objectives.causal_lm import summed
@@ -34,11 +34,11 @@ def test_blocks_computed_twice_keep_less_and_give_the_same_bits(kind, method):
     assert len(blocks) > 1
     kept, found = [], []
     for twice in range(len(blocks) + 1):
-        with computed_twice(blocks[:twice]):
+        with activation_checkpointing(blocks[:twice]):
             torch.manual_seed(0)
             total = loss_of(batch)
             found.append((total, torch.autograd.grad(total, list(tuned.parameters()), allow_unused=True)))
-            kept.append(kept_bytes(loss_of, batch, model))
+            kept.append(saved_bytes(loss_of, batch, model))
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept)
     for total, gradients in found[1:]:
         assert torch.equal(total, found[0][0])
@@ -49,7 +49,7 @@ def test_blocks_computed_twice_keep_less_and_give_the_same_bits(kind, method):
 def test_nothing_is_left_behind_when_it_ends_badly():
     model = tiny_model("llama")
     blocks = blocks_in_order(model)
-    with pytest.raises(KeyError), computed_twice(blocks):
+    with pytest.raises(KeyError), activation_checkpointing(blocks):
         raise KeyError
     assert not any("forward" in vars(block) for block in blocks)
 
@@ -67,6 +67,6 @@ def test_what_many_tokens_keep_is_known_from_a_few(kind):
 
     length = 40  # the tiny models have few positions
     batch = collate(random_documents(96, [length] * 6, torch.Generator().manual_seed(1)))
-    assert kept_by_plain(model, loss_of, one_row).of(batch.input_ids.numel()) == pytest.approx(
-        kept_bytes(loss_of, batch, model), rel=0.05
+    assert eager_saved_activations(model, loss_of, one_row).of(batch.input_ids.numel()) == pytest.approx(
+        saved_bytes(loss_of, batch, model), rel=0.05
     )

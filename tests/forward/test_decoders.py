@@ -18,7 +18,7 @@ from fast_forms import assert_every_fault_is_found, assert_the_plain_one, unsett
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.agreement import agrees
-from rankwise.forward.fused import is_fast
+from rankwise.forward.fused import has_kernels
 from rankwise.forward.reference import SupervisedLogits
 
 NEOX = {
@@ -95,7 +95,7 @@ def test_losses_and_gradients_are_the_plain_ones(kind, name):
     model = model_of(kind)
     adapters = inject(model, SPECS[name](family(kind)))
     unsettle(adapters)
-    assert is_fast(model, 40)
+    assert has_kernels(model, 40)
     assert_the_plain_one(model, adapters.parameters())
 
 
@@ -123,9 +123,9 @@ def dropping(kind: str) -> dict[str, dict[str, float]]:
 def test_what_drops_is_plain_while_it_drops(kind):
     for name, rates in dropping(kind).items():
         model = model_of(kind, **rates)
-        assert is_fast(model, 10), name
-        assert is_fast(model.train(), 10) == (name == "none"), name
-        assert is_fast(model.eval(), 10), name
+        assert has_kernels(model, 10), name
+        assert has_kernels(model.train(), 10) == (name == "none"), name
+        assert has_kernels(model.eval(), 10), name
 
 
 @pytest.mark.parametrize(
@@ -141,28 +141,28 @@ def test_what_drops_is_plain_while_it_drops(kind):
     ],
 )
 def test_what_is_not_computed_here_is_refused(kind, more):
-    assert is_fast(model_of(kind), 10) and not is_fast(model_of(kind, **more), 10)
+    assert has_kernels(model_of(kind), 10) and not has_kernels(model_of(kind, **more), 10)
 
 
 def test_gemma_2_has_soft_caps():
-    assert not is_fast(model_of("gemma 2"), 10)
+    assert not has_kernels(model_of("gemma 2"), 10)
 
 
 def test_one_kind_of_angles_that_depends_on_the_longest_is_enough():
     model = model_of("gemma 3")
     model.model.rotary_emb.rope_type["full_attention"] = "longrope"
-    assert not is_fast(model, 10)
+    assert not has_kernels(model, 10)
 
 
 def test_outside_of_a_window_nothing_is_seen():
     model = model_of("gemma 3")
-    assert is_fast(model, 160) and not is_fast(model, 161)
+    assert has_kernels(model, 160) and not has_kernels(model, 161)
 
 
 def test_a_head_with_a_bias_is_plain():
     model = model_of("neox")
     model.lm_head.bias = nn.Parameter(torch.ones(96))
-    assert not is_fast(model, 10)
+    assert not has_kernels(model, 10)
 
 
 def test_a_model_with_few_positions_is_asked_with_documents_that_fit():

@@ -16,7 +16,7 @@ from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.errors import ModelError
 from rankwise.forward.agreement import agrees
-from rankwise.forward.fused import FastLoss, is_fast
+from rankwise.forward.fused import FusedLoss, has_kernels
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
@@ -66,7 +66,7 @@ def test_losses_and_gradients_are_the_plain_ones(kind, name):
     model = model_of(kind)
     adapters = inject(model, SPECS[name])
     unsettle(adapters)
-    assert is_fast(model, 40)
+    assert has_kernels(model, 40)
     assert_the_plain_one(model, adapters.parameters())
 
 
@@ -77,7 +77,7 @@ def test_with_dropout_the_layers_drop():
     adapters.train()
     (batch,) = flat(rows(3), 500)
     torch.manual_seed(0)
-    first, second = (FastLoss(model)(batch).item() for _ in range(2))
+    first, second = (FusedLoss(model)(batch).item() for _ in range(2))
     assert first != second
 
 
@@ -97,18 +97,18 @@ def test_flat_batches_say_all_that_packed_ones_do():
 
 
 def test_only_what_is_known_is_fast():
-    assert not is_fast(tiny_model("gptj"), 10) and not is_fast(tiny_model("bert"), 10)
-    assert not is_fast(nn.Linear(2, 2), 10)
-    assert is_fast(model_of("far"), 64) and not is_fast(model_of("far"), 65), (
+    assert not has_kernels(tiny_model("gptj"), 10) and not has_kernels(tiny_model("bert"), 10)
+    assert not has_kernels(nn.Linear(2, 2), 10)
+    assert has_kernels(model_of("far"), 64) and not has_kernels(model_of("far"), 65), (
         "what lies outside of the window is unseen"
     )
     model = model_of("llama")
     adapters = inject(model, LoraConfig(targets=("lm_head", "q_proj")))
-    assert not is_fast(model, 10), "the head learns"
+    assert not has_kernels(model, 10), "the head learns"
     adapters.remove()
     type(model.model.layers[1]).__name__ = "Other"
     try:
-        assert not is_fast(model, 10)
+        assert not has_kernels(model, 10)
     finally:
         type(model.model.layers[1]).__name__ = "LlamaDecoderLayer"
 
@@ -128,16 +128,16 @@ def test_a_model_that_learns_itself_is_plain():
     model = model_of("llama")
     for part in (model.model.layers[1].self_attn.q_proj, model.model.layers[0].input_layernorm, model.lm_head):
         part.requires_grad_(True)
-        assert not is_fast(model, 10), "kernels take it as frozen"
+        assert not has_kernels(model, 10), "kernels take it as frozen"
         part.requires_grad_(False)
-    assert is_fast(model, 10)
+    assert has_kernels(model, 10)
 
 
 def test_a_model_with_a_narrow_window_is_asked_with_documents_that_fit():
     model = model_of("far").float()
     model.config.sliding_window = 20
     adapters = inject(model, LoraConfig(rank=3))
-    assert is_fast(model, 20) and not is_fast(model, 21)
+    assert has_kernels(model, 20) and not has_kernels(model, 21)
     assert agrees(model, adapters.parameters(), SupervisedLogits(model))
 
 
@@ -152,20 +152,20 @@ def test_weights_that_are_not_finite_are_named():
 def test_what_the_kernels_would_pass_over_is_plain():
     model = model_of("llama")
     handle = model.model.layers[0].register_forward_hook(lambda *given: None)
-    assert not is_fast(model, 10)
+    assert not has_kernels(model, 10)
     handle.remove()
-    assert is_fast(model, 10)
+    assert has_kernels(model, 10)
     model.model.layers[0].mlp.forward = lambda x: x
-    assert not is_fast(model, 10)
+    assert not has_kernels(model, 10)
     dropping = model_of("qwen2")
     dropping.config.attention_dropout = 0.5
-    assert is_fast(dropping, 10) and not is_fast(dropping.train(), 10)
+    assert has_kernels(dropping, 10) and not has_kernels(dropping.train(), 10)
     far = model_of("far")
     far.model.rotary_emb.rope_type = "longrope"
-    assert not is_fast(far, 10)
+    assert not has_kernels(far, 10)
 
 
 def test_a_block_that_borrows_a_name_is_not_known(monkeypatch):
     model = model_of("llama")
     monkeypatch.setattr(type(model.model.layers[0]), "__module__", "transformers_modules.somebody")
-    assert not is_fast(model, 10)
+    assert not has_kernels(model, 10)

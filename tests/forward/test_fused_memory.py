@@ -11,8 +11,8 @@ from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.flat import flat
 from rankwise.forward import fused as fast
-from rankwise.forward.activation_memory import kept_by, kept_bytes
-from rankwise.forward.fused import FastLoss, blocks_of, lowest_that_learns
+from rankwise.forward.activation_memory import saved_activations, saved_bytes
+from rankwise.forward.fused import FusedLoss, blocks_of, lowest_that_learns
 from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.training.activation_checkpointing import KEPT_SHARE, recomputed
@@ -37,8 +37,8 @@ def test_blocks_that_are_computed_twice_keep_less_and_give_the_same_bits(kind, s
     kept, found = [], []
     for twice in range(blocks_of(model) + 1):
         torch.manual_seed(0)
-        found.append(learned_from(FastLoss(model, recomputed=twice), batch, adapters.parameters()))
-        kept.append(kept_bytes(FastLoss(model, recomputed=twice), batch, model))
+        found.append(learned_from(FusedLoss(model, recomputed=twice), batch, adapters.parameters()))
+        kept.append(saved_bytes(FusedLoss(model, recomputed=twice), batch, model))
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept) > 2
     for total, gradients in found[1:]:
         assert torch.equal(total, found[0][0])
@@ -53,7 +53,7 @@ def test_what_lies_below_what_learns_is_computed_once(kind, monkeypatch):
     unsettle(adapters)
     assert lowest_that_learns(model) == blocks - 1
     (batch,) = flat(rows(5), 500)
-    loss_of, wanted = FastLoss(model, lowest=blocks - 1, room=10**6), FastLoss(model)
+    loss_of, wanted = FusedLoss(model, lowest=blocks - 1, room=10**6), FusedLoss(model)
     calls: list[int] = []
     original = fast._block
 
@@ -108,11 +108,11 @@ def test_what_many_tokens_keep_is_known_from_a_few(spec, lowest):
     adapters = inject(model, spec)
     adapters.train()
     (batch,) = flat(random_documents(96, (120,) * 10, torch.Generator()), 2000)
-    counted = kept_bytes(FastLoss(model, lowest=lowest), batch, model)
-    assert kept_by(model, lowest).of(1200) == pytest.approx(counted, rel=0.02)
+    counted = saved_bytes(FusedLoss(model, lowest=lowest), batch, model)
+    assert saved_activations(model, lowest).of(1200) == pytest.approx(counted, rel=0.02)
     (batch,) = flat(random_documents(96, (20,), torch.Generator()), 2000)
-    counted = kept_bytes(FastLoss(model, lowest=lowest), batch, model)
-    assert kept_by(model, lowest).of(20) == pytest.approx(counted, rel=0.05)
+    counted = saved_bytes(FusedLoss(model, lowest=lowest), batch, model)
+    assert saved_activations(model, lowest).of(20) == pytest.approx(counted, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, collate
 from rankwise.data.flat import flat
-from rankwise.forward.fused import FastLoss
+from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
-from rankwise.kernels.activation import Activated, plain_activated
+from rankwise.kernels.activation import ActivationPrologue, plain_activated
 from rankwise.kernels.attention import causal_attention, plain_causal_attention
-from rankwise.kernels.linear import Piece, plain_shared_linears, shared_linears
+from rankwise.kernels.linear import LinearSpec, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
 from rankwise.kernels.norm import (
     LayerNorm,
@@ -33,7 +33,7 @@ from rankwise.kernels.norm import (
     plain_rms_norm,
     plain_shifted_rms_norm,
 )
-from rankwise.kernels.prologue import Straight, entered
+from rankwise.kernels.prologue import Identity, apply_prologue
 from rankwise.kernels.rotary import plain_rotated, rotated
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.lora import TrainableLoRA
@@ -103,18 +103,18 @@ def test_kernels_are_their_plain_twins(dtype: torch.dtype) -> None:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE, dtype)
 
     q, k, v, x, turns = drawn(4, 30, 8), drawn(2, 30, 8), drawn(2, 30, 9)[..., :8], drawn(30, 12), drawn(30, 8)
-    pieces = [Piece(drawn(5, 12), drawn(5), drawn(3, 12), drawn(5, 3)), Piece(drawn(7, 12), None)]
+    specs = [LinearSpec(drawn(5, 12), drawn(5), drawn(3, 12), drawn(5, 3)), LinearSpec(drawn(7, 12), None)]
     targets = torch.arange(30, device=DEVICE) % 11
     pairs = [
         (causal_attention(q, k, v, (13, 17), 0.3), plain_causal_attention(q, k, v, (13, 17), 0.3)),
         (rotated(q, turns, turns), plain_rotated(q, turns, turns)),
-        (entered(RmsNorm(drawn(12), 1e-5), x), plain_rms_norm(x, drawn(12), 1e-5)),
+        (apply_prologue(RmsNorm(drawn(12), 1e-5), x), plain_rms_norm(x, drawn(12), 1e-5)),
         (head_loss(x, drawn(11, 12), targets), plain_head_loss(x, drawn(11, 12), targets)),
-        (entered(ShiftedRmsNorm(drawn(12), 1e-5), x), plain_shifted_rms_norm(x, drawn(12), 1e-5)),
-        (entered(LayerNorm(drawn(12), drawn(12), 1e-5), x), plain_layer_norm(x, drawn(12), drawn(12), 1e-5)),
-        (entered(Activated("silu"), x, x + 1), plain_activated("silu", x, x + 1)),
-        (entered(Activated("gelu-tanh"), x), plain_activated("gelu-tanh", x)),
-        *zip(shared_linears(Straight(), (x,), pieces), plain_shared_linears(x, pieces), strict=True),
+        (apply_prologue(ShiftedRmsNorm(drawn(12), 1e-5), x), plain_shifted_rms_norm(x, drawn(12), 1e-5)),
+        (apply_prologue(LayerNorm(drawn(12), drawn(12), 1e-5), x), plain_layer_norm(x, drawn(12), drawn(12), 1e-5)),
+        (apply_prologue(ActivationPrologue("silu"), x, x + 1), plain_activated("silu", x, x + 1)),
+        (apply_prologue(ActivationPrologue("gelu-tanh"), x), plain_activated("gelu-tanh", x)),
+        *zip(shared_linears(Identity(), (x,), specs), plain_shared_linears(x, specs), strict=True),
     ]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=0.02 if dtype == torch.bfloat16 else 1e-4, atol=0.02)
@@ -131,7 +131,7 @@ def test_the_fast_form_computes_what_the_plain_one_does(kind: str, recomputed: i
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 0.1)
     documents = [Tokens(tuple(range(k, k + 20)), (False,) * 5 + (True,) * 15) for k in range(4)]
     (batch,) = flat(documents, 100)
-    ours = FastLoss(model, recomputed=recomputed)(batch.to(str(DEVICE)))
+    ours = FusedLoss(model, recomputed=recomputed)(batch.to(str(DEVICE)))
     theirs = summed(SupervisedLogits(model))(collate(documents).to(str(DEVICE)))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     pairs = zip(*(torch.autograd.grad(total, adapters.parameters()) for total in (ours, theirs)), strict=True)

@@ -30,7 +30,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.inference import generate as generation
 from rankwise.inference.decoding import STAGE, decode
 from rankwise.inference.generate import PADDING, TOKENS, answers_in_turn, batches
-from rankwise.inference.kv_cache import ROOM, RoomyLayer, roomy_cache
+from rankwise.inference.kv_cache import ROOM, RoomyLayer, preallocated_cache
 from rankwise.models.loading import load
 from rankwise.text.chat_template import ChatTemplate
 from sampling import draws
@@ -101,7 +101,7 @@ def test_answers_in_company_are_those_of_transformers_alone(tiny, name):
 
 @pytest.mark.parametrize("name", [*KEPT_IN_ROOM, "lfm2", "mamba"])
 def test_a_model_that_keeps_more_than_keys_and_values_is_left_its_own_cache(tiny, name):
-    kept = roomy_cache(random_model(name, len(tiny.tokenizer.hub)))
+    kept = preallocated_cache(random_model(name, len(tiny.tokenizer.hub)))
     assert bool(kept) == (name in KEPT_IN_ROOM)
 
 
@@ -185,7 +185,7 @@ def test_a_token_is_written_behind_the_others_without_copying_them():
 
 
 def test_a_cache_of_transformers_takes_rooms_by_the_name_its_models_know(tiny):
-    ((name, cache),) = roomy_cache(tiny.module).items()
+    ((name, cache),) = preallocated_cache(tiny.module).items()
     assert isinstance(cache, DynamicCache)
     made = tiny.module(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True, **{name: cache})
     assert made.logits.shape[1] == 3 and cache.get_seq_length() == 3
@@ -216,7 +216,7 @@ def test_prompts_are_put_together_by_length_within_their_bounds(lengths, new, to
 
 def test_weights_are_laid_out_once_for_all_batches_or_not_at_all(tiny, monkeypatch):
     laid_out = []
-    monkeypatch.setattr(generation, "prepared", lambda module: nullcontext(laid_out.append(module)))
+    monkeypatch.setattr(generation, "prepacked_weights", lambda module: nullcontext(laid_out.append(module)))
     for wanted in (True, False):
         answers_in_turn(tiny, prompts_of([5, 9, 2]), GenerationConfig(max_new_tokens=2), 1, lay_out=wanted)
     assert laid_out == [tiny.module]

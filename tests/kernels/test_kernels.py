@@ -20,9 +20,9 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.kernels import attention, loss
-from rankwise.kernels.activation import Activated, plain_activated
+from rankwise.kernels.activation import ActivationPrologue, plain_activated
 from rankwise.kernels.attention import causal_attention, plain_causal_attention
-from rankwise.kernels.linear import Piece, piece_of, plain_shared_linears, shared_linears
+from rankwise.kernels.linear import LinearSpec, linear_spec_of, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
 from rankwise.kernels.norm import (
     LayerNorm,
@@ -32,9 +32,8 @@ from rankwise.kernels.norm import (
     plain_rms_norm,
     plain_shifted_rms_norm,
 )
-from rankwise.kernels.prologue import Entrance, Straight, entered
+from rankwise.kernels.prologue import Identity, Prologue, apply_prologue
 from rankwise.kernels.rotary import plain_rotated, rotated
-from sampling import draws
 
 
 def drawn(*shape: int, seed: int = 0, learned: bool = True) -> Tensor:
@@ -53,7 +52,7 @@ def assert_twins(kernel: Callable[..., Tensor], plain: Callable[..., Tensor], *g
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-@settings(max_examples=draws(40), deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 21), min_size=1, max_size=5), groups=st.integers(1, 3), repeats=st.integers(1, 3),
     width=st.sampled_from([2, 8]), block=st.sampled_from([1, 4, 7, 128]),
@@ -81,7 +80,7 @@ def test_a_document_does_not_see_another():
     assert torch.equal(before[5:], after[5:]) and not torch.equal(before[1:5], after[1:5])
 
 
-@settings(max_examples=draws(25), deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rows=st.integers(1, 9), at_once=st.integers(1, 9))
 def test_the_loss_of_a_head(rows, at_once):
     hidden, weight = drawn(rows, 5), drawn(11, 5, seed=1, learned=False)
@@ -106,8 +105,8 @@ def test_a_loss_that_nobody_learns_from_has_no_gradient():
 @pytest.mark.parametrize("shape", [(7, 6), (2, 3, 6)])
 def test_the_norm(shape):
     x, weight = drawn(*shape), drawn(6, seed=1, learned=False)
-    assert_twins(lambda x: entered(RmsNorm(weight, 1e-3), x), lambda x: plain_rms_norm(x, weight, 1e-3), x)
-    assert torch.autograd.gradcheck(lambda x: entered(RmsNorm(weight, 1e-3), x), (x,))
+    assert_twins(lambda x: apply_prologue(RmsNorm(weight, 1e-3), x), lambda x: plain_rms_norm(x, weight, 1e-3), x)
+    assert torch.autograd.gradcheck(lambda x: apply_prologue(RmsNorm(weight, 1e-3), x), (x,))
 
 
 @pytest.mark.parametrize("norm", [LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm])
@@ -115,7 +114,7 @@ def test_the_norm_rounds_where_transformers_does(norm):
     x = drawn(50, 64, learned=False).bfloat16()
     module = norm(64).bfloat16()
     weight = module.weight.data.copy_(drawn(64, seed=1, learned=False))
-    ours = entered(RmsNorm(weight, module.variance_epsilon), x).double()
+    ours = apply_prologue(RmsNorm(weight, module.variance_epsilon), x).double()
     theirs = module(x).double()
     assert torch.equal(plain_rms_norm(x, weight, module.variance_epsilon).double(), theirs)
     assert (ours != theirs).double().mean() < 0.01, "the root is summed in another order, which may tip a rounding"
@@ -127,7 +126,7 @@ def test_gemma_s_norm_rounds_where_transformers_does(norm):
     x = drawn(50, 64, learned=False).bfloat16()
     module = norm(64).bfloat16()
     weight = module.weight.data.copy_(drawn(64, seed=1, learned=False))
-    ours, theirs = entered(ShiftedRmsNorm(weight, module.eps), x), module(x)
+    ours, theirs = apply_prologue(ShiftedRmsNorm(weight, module.eps), x), module(x)
     assert torch.equal(plain_shifted_rms_norm(x, weight, module.eps), theirs)
     assert ours.dtype == theirs.dtype and (ours != theirs).double().mean() < 0.01
     torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=0)
@@ -145,7 +144,7 @@ def test_the_norm_of_layers_in_bfloat16_is_torch_s_and_its_gradient_is_nearer():
         y = norm(learned, *given[1:])
         return y, torch.autograd.grad(y, learned, arriving.to(y.dtype))[0].double()
 
-    ours = found(lambda x, *given: entered(LayerNorm(*given, 1e-5), x), x, weight, bias)
+    ours = found(lambda x, *given: apply_prologue(LayerNorm(*given, 1e-5), x), x, weight, bias)
     theirs = found(lambda x, *given: nn.functional.layer_norm(x, (64,), *given, 1e-5), x, weight, bias)
     _, right = found(partial(plain_layer_norm, eps=1e-5), x.double(), weight.double(), bias.double())
     assert torch.equal(ours[0], theirs[0])
@@ -164,25 +163,25 @@ def test_rotary_positions():
     assert torch.equal(part, rotated(wide, angles.cos(), angles.sin())) and torch.equal(part[..., 6:], wide[..., 6:])
 
 
-def pieces(kinds: str) -> list[Piece]:
+def specs(kinds: str) -> list[LinearSpec]:
     """One for each letter: a (adapted), b (adapted, with a bias), f (frozen alone)."""
     found = []
     for seed, (kind, outside) in enumerate(zip(kinds, (4, 7, 3), strict=False)):
         bias = drawn(outside, seed=seed + 10, learned=False) if kind == "b" else None
-        piece = Piece(drawn(outside, 5, seed=seed, learned=False), bias)
+        spec = LinearSpec(drawn(outside, 5, seed=seed, learned=False), bias)
         rank = seed + 1
         low = (drawn(rank, 5, seed=seed + 20), drawn(outside, rank, seed=seed + 30))
-        found.append(piece if kind == "f" else replace(piece, A=low[0], B=low[1]))
+        found.append(spec if kind == "f" else replace(spec, A=low[0], B=low[1]))
     return found
 
 
 @pytest.mark.parametrize("kinds", ["a", "b", "f", "aaa", "bab", "afa", "ffa", "fff"])
 @pytest.mark.parametrize("learned", [True, False])
 def test_linear_layers_that_share_an_input(kinds, learned):
-    x, given_ = drawn(6, 5, seed=40, learned=learned), pieces(kinds)
-    low = [matrix for piece in given_ for matrix in (piece.A, piece.B) if matrix is not None]
+    x, given_ = drawn(6, 5, seed=40, learned=learned), specs(kinds)
+    low = [matrix for spec in given_ for matrix in (spec.A, spec.B) if matrix is not None]
     wanted = [value for value in (x, *low) if value.requires_grad]
-    ours, theirs = shared_linears(Straight(), (x,), given_), plain_shared_linears(x, given_)
+    ours, theirs = shared_linears(Identity(), (x,), given_), plain_shared_linears(x, given_)
     arriving = [drawn(*y.shape, seed=50 + number, learned=False) for number, y in enumerate(theirs)]
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -194,12 +193,12 @@ def test_linear_layers_that_share_an_input(kinds, learned):
 
 
 WEIGHT, BIAS = drawn(5, seed=60, learned=False), drawn(5, seed=61, learned=False)
-ENTRANCES: dict[str, tuple[Entrance, Callable[..., Tensor], int]] = {
+ENTRANCES: dict[str, tuple[Prologue, Callable[..., Tensor], int]] = {
     "norm": (RmsNorm(WEIGHT, 1e-3), lambda x: plain_rms_norm(x, WEIGHT, 1e-3), 1),
     "shifted norm": (ShiftedRmsNorm(WEIGHT, 1e-3), lambda x: plain_shifted_rms_norm(x, WEIGHT, 1e-3), 1),
     "norm of layers": (LayerNorm(WEIGHT, BIAS, 1e-3), lambda x: plain_layer_norm(x, WEIGHT, BIAS, 1e-3), 1),
     **{
-        f"{name} of {count}": (Activated(name), partial(plain_activated, name), count)
+        f"{name} of {count}": (ActivationPrologue(name), partial(plain_activated, name), count)
         for name in ("silu", "gelu", "gelu-tanh")
         for count in (1, 2)
     },
@@ -208,15 +207,15 @@ ENTRANCES: dict[str, tuple[Entrance, Callable[..., Tensor], int]] = {
 
 @pytest.mark.parametrize("name", ENTRANCES)
 def test_what_lies_before_linear_layers(name):
-    entrance, plain, count = ENTRANCES[name]
+    prologue, plain, count = ENTRANCES[name]
     values = [drawn(6, 5, seed=70 + number) for number in range(count)]
     before = [value.detach().clone() for value in values]
-    assert_twins(lambda *values: entered(entrance, *values), plain, *values)
-    given_ = pieces("ab")
-    low = [matrix for piece in given_ for matrix in (piece.A, piece.B)]
+    assert_twins(lambda *values: apply_prologue(prologue, *values), plain, *values)
+    given_ = specs("ab")
+    low = [matrix for spec in given_ for matrix in (spec.A, spec.B)]
 
     def ours(*learned):
-        return torch.cat(shared_linears(entrance, learned[:count], given_), 1)
+        return torch.cat(shared_linears(prologue, learned[:count], given_), 1)
 
     def theirs(*learned):
         return torch.cat(plain_shared_linears(plain(*learned[:count]), given_), 1)
@@ -236,13 +235,13 @@ def test_what_comes_before_is_kept_and_not_what_goes_in():
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        (y,) = shared_linears(Activated("silu"), (gate, up), pieces("f"))
+        (y,) = shared_linears(ActivationPrologue("silu"), (gate, up), specs("f"))
     assert y.requires_grad and set(kept) == {value.untyped_storage().data_ptr() for value in (gate, up)}
 
 
 def test_an_output_that_is_not_used_has_no_part_in_the_gradient():
-    x, given_ = drawn(6, 5), pieces("aaa")
-    first, _, third = shared_linears(Straight(), (x,), given_)
+    x, given_ = drawn(6, 5), specs("aaa")
+    first, _, third = shared_linears(Identity(), (x,), given_)
     (first.sum() + third.square().sum()).backward()
     found = x.grad.clone()
     x.grad = None
@@ -255,16 +254,16 @@ def test_only_what_is_a_linear_layer_is_a_piece():
     class Other(nn.Linear):
         pass
 
-    assert piece_of(nn.Linear(2, 3)) is not None
-    assert piece_of(Other(2, 3)) is None and piece_of(nn.Embedding(2, 3)) is None
+    assert linear_spec_of(nn.Linear(2, 3)) is not None
+    assert linear_spec_of(Other(2, 3)) is None and linear_spec_of(nn.Embedding(2, 3)) is None
 
 
 def test_a_layer_that_is_stored_the_other_way_round_is_a_piece():
     module, x = Conv1D(7, 5).double(), drawn(6, 5)
     nn.init.normal_(module.bias)
-    piece = piece_of(module)
-    assert piece is not None
-    assert_twins(lambda x: shared_linears(Straight(), (x,), [piece])[0], module, x)
+    spec = linear_spec_of(module)
+    assert spec is not None
+    assert_twins(lambda x: shared_linears(Identity(), (x,), [spec])[0], module, x)
 
 
 @pytest.mark.parametrize("tokens", [100, 900])

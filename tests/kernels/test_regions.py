@@ -33,9 +33,9 @@ def given_to(region, dtype, tokens: int) -> tuple:
 
     x, weight, scale = drawn(tokens, 24), drawn(24), drawn(tokens, 1).abs() + 0.5
     return {
-        norm._there: (x, weight, 1e-5),
-        norm._scaled: (x, weight, scale),
-        norm._back: (x, weight, scale, drawn(tokens, 24) + 1),
+        norm._rms_forward: (x, weight, 1e-5),
+        norm._rms_recompute: (x, weight, scale),
+        norm._rms_backward: (x, weight, scale, drawn(tokens, 24) + 1),
         activation._gated: (x, drawn(tokens, 24) + 1, "silu"),
         activation._gated_back: (drawn(tokens, 24), x, drawn(tokens, 24) + 1, "gelu-tanh"),
     }[region]

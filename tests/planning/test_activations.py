@@ -12,8 +12,8 @@ from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import collate
 from rankwise.data.flat import flat
-from rankwise.forward.activation_memory import kept_bytes
-from rankwise.forward.fused import FastLoss, is_fast
+from rankwise.forward.activation_memory import saved_bytes as measured_bytes
+from rankwise.forward.fused import FusedLoss, has_kernels
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.kernels.loss import ROWS
@@ -73,8 +73,8 @@ def built(family: str, dtype: torch.dtype, method: str, blocks: int = 3):
 def autograd_bytes(model, form: str, count: int) -> int:
     documents = random_documents(VOCABULARY, [LENGTH] * count, torch.Generator().manual_seed(0))
     if form == "fast":
-        return kept_bytes(FastLoss(model), flat(documents, 10**9)[0], model)
-    return kept_bytes(summed(SupervisedLogits(model)), collate(documents), model)
+        return measured_bytes(FusedLoss(model), flat(documents, 10**9)[0], model)
+    return measured_bytes(summed(SupervisedLogits(model)), collate(documents), model)
 
 
 def of_a_block(family: str, dtype: torch.dtype, method: str, form: str) -> tuple[float, float]:
@@ -134,9 +134,9 @@ def test_the_families_with_a_fast_form_are_those_that_have_one():
     assert set(CONFIGS) == FAST
     for family in CONFIGS:
         model, *_ = built(family, torch.float32, "lora", 2)
-        assert is_fast(model, LENGTH), family
+        assert has_kernels(model, LENGTH), family
     others = AutoConfig.for_model("gptj", vocab_size=64, n_embd=48, n_layer=2, n_head=4, n_positions=64, rotary_dim=8)
-    assert not is_fast(AutoModelForCausalLM.from_config(others), LENGTH)
+    assert not has_kernels(AutoModelForCausalLM.from_config(others), LENGTH)
 
 
 def test_the_head_takes_as_many_rows_at_once_as_the_plan_says():

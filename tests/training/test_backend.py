@@ -128,7 +128,7 @@ def test_where_memory_is_short_blocks_recompute_and_nothing_else_changes(small, 
 @pytest.mark.parametrize("settings", [{}, {"backend": "eager"}], ids=["fused", "eager"])
 def test_as_many_blocks_recompute_as_the_setting_says_and_nothing_else_changes(small, settings, monkeypatch):
     found = []
-    blocks, loss = backends.computed_twice, backends.FastLoss
+    blocks, loss = backends.activation_checkpointing, backends.FusedLoss
 
     def plain(given):
         found.append(len(given))
@@ -138,8 +138,8 @@ def test_as_many_blocks_recompute_as_the_setting_says_and_nothing_else_changes(s
         found.extend([named["recomputed"]] if "recomputed" in named else [])
         return loss(module, **named)
 
-    monkeypatch.setattr(backends, "computed_twice", plain)
-    monkeypatch.setattr(backends, "FastLoss", fast)
+    monkeypatch.setattr(backends, "activation_checkpointing", plain)
+    monkeypatch.setattr(backends, "FusedLoss", fast)
     weights = []
     for asked in (0, 1, 99):
         training = small.training.model_copy(update={"activation_checkpointing": asked, **settings})

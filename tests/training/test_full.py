@@ -14,7 +14,7 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, collate, portion
 from rankwise.errors import ModelError, RunError, TargetError
-from rankwise.forward.fused import is_fast
+from rankwise.forward.fused import has_kernels
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.lora import TrainableLoRA
@@ -266,9 +266,9 @@ def test_a_base_that_is_built_otherwise_is_refused_and_nothing_changes() -> None
 def test_no_kernel_takes_weights_that_learn() -> None:
     model = tiny_model("llama")
     model.requires_grad_(False)
-    assert is_fast(model, 100)
+    assert has_kernels(model, 100)
     FullFineTuning(model, lambda: {})
-    assert not is_fast(model, 100), "kernels give no gradient to a layer's own weights"
+    assert not has_kernels(model, 100), "kernels give no gradient to a layer's own weights"
     loss = summed(SupervisedLogits(model))(collate(ROWS[:2]))
     loss.backward()
     assert all(weight.grad is not None for weight in model.parameters())

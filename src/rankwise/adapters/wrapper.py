@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
-from rankwise.kernels.linear import Piece, piece_of
+from rankwise.kernels.linear import LinearSpec, linear_spec_of
 
 
 class AdapterWrapper(nn.Module):
@@ -29,9 +29,9 @@ class AdapterWrapper(nn.Module):
             y = self.adapter(name).added_to(y, x)
         return y
 
-    def piece(self) -> Piece | None:
+    def linear_spec(self) -> LinearSpec | None:
         """For the kernel that computes several linear layers at once, where this is one with at most two factors."""
-        bare = piece_of(self.host)
+        bare = linear_spec_of(self.host)
         if bare is None or not self.active:
             return bare
         pair = self.adapter(self.active[0]).pair() if len(self.active) == 1 else None

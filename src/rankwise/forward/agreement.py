@@ -1,13 +1,13 @@
-"""Whether the fast form of a model computes what the plain one does, asked of the model itself before a run begins.
+"""Agreement of the fused and the eager backend, tested on the model itself before a run begins.
 
-Both compute logits and gradients of the same random documents, with adapters that were moved from where they start. Two
-forms that round differently are apart by what the number format explains, or, where rounding adds up over the blocks
-(deep models, large norms), by more. Then both are computed in float32 too, and the fast form is taken if
+Both compute logits and gradients of the same random sequences, with adapters moved away from their initial values.
+Backends that round differently differ by what the dtype explains, or by more where rounding adds up over the blocks
+(deep models, large norms). In that case both are also computed in float32, and the fused backend is accepted if
 
-    there it is the plain form, to what float32 rounds, and
-    in the model's own format it is no farther from float32 than the plain form is.
+    in float32 it equals the eager backend up to rounding, and
+    in the model's own dtype it is no farther from float32 than the eager backend is.
 
-So a formula that differs is found however much a model rounds, and no form is given up for being the more exact one.
+So a wrong formula is detected however much a model rounds, and the fused backend is not rejected for being more exact.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from torch.nn import functional as F
 
 from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
-from rankwise.forward.fused import PROBED, FastLoss, probe
+from rankwise.forward.fused import PROBED, FusedLoss, probe
 from rankwise.kernels.regions import plain_regions
 from rankwise.system.memory import available_memory, give_back
 
 NOISE = 0.02
 ROOM = 1.25
-"""How much more than a float32 copy of the weights has to be free for one to be made."""
+"""Free memory needed for a float32 copy of the weights, relative to the size of the copy."""
 
 LOGITS = 2**23
-"""Numbers. With a large vocabulary, logits of fewer positions are compared."""
+"""Largest number of logits to compare; with a large vocabulary fewer positions are compared."""
 LEAST_POSITIONS = 16
 EXACT = 2**18
-"""Numbers that are there in float64 at a time."""
+"""Numbers converted to float64 at a time."""
 
 Logits = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
 class Computed:
-    """By one form in one number format."""
+    """Logits and gradients of one backend in one dtype."""
 
     logits: Tensor
     gradients: Tensor
@@ -51,13 +51,13 @@ class Computed:
 
 @dataclass(frozen=True)
 class Distance:
-    """||a - b|| / ||b||, of logits and of gradients."""
+    """The relative distance ||a - b|| / ||b|| of logits and of gradients."""
 
     logits: float
     gradients: float
 
     def within(self, logits: float, gradients: float) -> bool:
-        """So that NaN is not."""
+        """Compare so that NaN is never within the limits."""
         return self.logits <= logits and self.gradients <= gradients
 
     def __str__(self) -> str:
@@ -66,16 +66,17 @@ class Distance:
 
 @dataclass(frozen=True)
 class Agreement:
-    """`why` says how far the forms are apart, or what hindered the comparison."""
+    """`why` says how far the backends differ, or what prevented the comparison."""
 
     agrees: bool
     why: str
     failed: bool = False
-    """The fast form could not be computed at all."""
+    """The fused backend raised an error."""
 
 
 def agreement(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) -> Agreement:
-    """`plain` maps a batch to logits. A model whose own weights are not finite is refused."""
+    """Compare the fused backend with the eager one, `plain`, which maps a batch to logits. Refuse a model whose weights
+    are not finite."""
     batch = _at_fewer_positions(module, probe(module, PROBED, generator := torch.Generator().manual_seed(0)))
     with _moved(learned, generator):
         try:
@@ -84,7 +85,7 @@ def agreement(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return Agreement(False, f"the fast form cannot be computed ({first_line(error)})", failed=True)
+            return Agreement(False, f"the fused backend fails ({first_line(error)})", failed=True)
         if not usual.logits.isfinite().all():
             check_finite(module)
         return _judged(module, learned, plain, batch, fast, usual)
@@ -95,7 +96,8 @@ def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) ->
 
 
 def _at_fewer_positions(module: nn.Module, batch: Batch) -> Batch:
-    """At most as many tokens are learned as LOGITS allows, spread over all documents; every token is still read."""
+    """Leave losses only on as many tokens as LOGITS allows, spread over all sequences; the model still reads every
+    token."""
     model: Any = module
     most = max(LEAST_POSITIONS, LOGITS // model.get_output_embeddings().weight.shape[0])
     if most >= batch.tokens:
@@ -111,38 +113,38 @@ def _judged(
 ) -> Agreement:
     dtype = next(module.parameters()).dtype
     apart, limits, name = _distance(fast, usual), _limits(dtype), str(dtype).removeprefix("torch.")
-    told = f"the two forms differ in {name}, {apart}"
+    outcome = f"the fused and the eager backend differ in {name}: {apart}"
     if apart.within(*limits):
-        return Agreement(True, told)
-    told += f"; rounding explains {limits[0]:.2%} and {limits[1]:.2%}"
+        return Agreement(True, outcome)
+    outcome += f"; rounding explains {limits[0]:.2%} and {limits[1]:.2%}"
     needed, free = _bytes_in_float32(module), available_memory()
     if not needed:
-        return Agreement(False, told)
+        return Agreement(False, outcome)
     if ROOM * needed > free:
         return Agreement(
-            False, f"{told}; comparing both in float32 needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+            False, f"{outcome}; comparing both in float32 needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
         )
     with _in_float32(module), plain_regions():
         exact_usual, exact_fast = _by_plain(plain, batch, learned), _by_kernels(module, batch, learned)
     exactly = _distance(exact_fast, exact_usual)
     if not exactly.within(*_limits(torch.float32)):
-        return Agreement(False, f"{told}, and in float32 they differ too, {exactly}")
+        return Agreement(False, f"{outcome}, and in float32 they differ too: {exactly}")
     ours, theirs = _distance(fast, exact_usual), _distance(usual, exact_usual)
     nearer = ours.within(max(limits[0], theirs.logits), max(limits[1], theirs.gradients))
     return Agreement(
-        nearer, f"in {name} the fast form differs from float32 in its {ours}, and the plain form in its {theirs}"
+        nearer, f"in {name} the fused backend differs from float32 in {ours}, and the eager backend in {theirs}"
     )
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:
-    """What rounding alone explains in a model of usual depth, for logits and for gradients."""
+    """Return what rounding alone explains in a model of usual depth, for logits and for gradients."""
     rounding = torch.finfo(dtype).eps
     return max(1e-4, 3 * rounding), max(1e-3, 48 * rounding)
 
 
 @contextmanager
 def _moved(learned: Sequence[nn.Parameter], generator: torch.Generator) -> Iterator[None]:
-    """What starts at zero would tell nothing. It is put back."""
+    """Add noise to trainable parameters inside the block, since those that start at zero would hide differences."""
     before = [parameter.detach().clone() for parameter in learned]
     try:
         with torch.no_grad():
@@ -162,34 +164,35 @@ def _by_plain(plain: Logits, batch: Batch, learned: Sequence[nn.Parameter]) -> C
 
 
 def _by_kernels(module: nn.Module, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
-    gradients = _gradients(FastLoss(module)(batch), learned)
+    gradients = _gradients(FusedLoss(module)(batch), learned)
     with torch.no_grad():
-        hidden = FastLoss(module).hidden(batch, batch.loss_mask[0].nonzero()[:, 0])
+        hidden = FusedLoss(module).hidden(batch, batch.loss_mask[0].nonzero()[:, 0])
         return Computed(module.get_output_embeddings()(hidden), gradients)  # pyright: ignore[reportCallIssue]
 
 
 def _gradients(total: Tensor, learned: Sequence[nn.Parameter]) -> Tensor:
-    """One after another; nothing where nothing learns."""
-    found = torch.autograd.grad(total, list(learned), allow_unused=True) if learned else ()
-    pairs = zip(learned, found, strict=True)
+    """Concatenate the gradients of all trainable parameters; empty if there are none."""
+    gradients = torch.autograd.grad(total, list(learned), allow_unused=True) if learned else ()
+    pairs = zip(learned, gradients, strict=True)
     flat = [(torch.zeros_like(one) if grad is None else grad).flatten() for one, grad in pairs]
     return torch.cat(flat) if flat else torch.zeros(0)
 
 
-def _distance(found: Computed, other: Computed) -> Distance:
-    return Distance(_share(found.logits, other.logits), _share(found.gradients, other.gradients))
+def _distance(value: Computed, other: Computed) -> Distance:
+    return Distance(_share(value.logits, other.logits), _share(value.gradients, other.gradients))
 
 
-def _share(found: Tensor, other: Tensor) -> float:
-    """Part by part, since float64 copies of the logits would be the largest tensors of a run."""
-    parts = list(zip(found.flatten().split(EXACT), other.flatten().split(EXACT), strict=True))
+def _share(value: Tensor, other: Tensor) -> float:
+    """Compute the relative distance part by part, since float64 copies of the logits would be the largest tensors of a
+    run."""
+    parts = list(zip(value.flatten().split(EXACT), other.flatten().split(EXACT), strict=True))
     apart = hypot(*((one.double() - two.double()).norm().item() for one, two in parts))
     whole = hypot(*(two.double().norm().item() for _, two in parts))
     return apart / whole if whole else 0.0 if apart == 0.0 else inf
 
 
 def _short(module: nn.Module) -> list[Tensor]:
-    """Its weights and buffers of 16 bits, each once."""
+    """List the 16-bit weights and buffers of the model, each once."""
     every = {id(one): one for one in (*module.parameters(), *module.buffers())}.values()
     return [one for one in every if one.dtype in (torch.bfloat16, torch.float16)]
 
@@ -200,7 +203,8 @@ def _bytes_in_float32(module: nn.Module) -> int:
 
 @contextmanager
 def _in_float32(module: nn.Module) -> Iterator[None]:
-    """The same numbers; what was there is put back, and not rounded anew."""
+    """Hold the model in float32 inside the block; afterwards the original tensors return, without being rounded
+    again."""
     short = _short(module)
     before = [one.data for one in short]
     try:
@@ -217,6 +221,6 @@ def check_finite(module: nn.Module) -> None:
     spoiled = [name for name, value in module.named_parameters() if not value.isfinite().all()]
     if spoiled:
         raise ModelError(
-            f"weights of the model are NaN or infinite: {some(spoiled, 3)}. Nothing can be learned over them; fetch or "
-            "convert the model again."
+            f"weights of the model are NaN or infinite: {some(spoiled, 3)}. Training on them is impossible; "
+            "download or convert the model again."
         )

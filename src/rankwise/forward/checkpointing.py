@@ -1,9 +1,10 @@
-"""Blocks of a model's own code that keep only what goes into them, and are computed again in the backward pass.
+"""Activation checkpointing for models that run on their own code: a block saves its input and is recomputed backward.
 
-    memory of n of N equal blocks: their inputs, and of one block everything;  time: their forward pass once more
+    memory for n checkpointed blocks: their inputs, and all activations of one block;  time: one more forward pass of
+    them
 
-The numbers are the same, also with dropout. Blocks are known by the class that transformers gives those that may be
-computed twice. (The fast form does the same by itself, forward/fused.py.)
+Results do not change, even with dropout. Blocks are recognised by transformers' GradientCheckpointingLayer. The fused
+backend has its own checkpointing (forward/fused.py).
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from torch.utils.checkpoint import checkpoint
 
 
 def blocks_in_order(module: nn.Module) -> list[nn.Module]:
-    """In the order in which a forward pass takes them; none where the model is not made of such."""
+    """List the blocks that can be checkpointed, in the order of the forward pass; empty if the model has none."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
 @contextmanager
-def computed_twice(blocks: list[nn.Module]) -> Iterator[None]:
+def activation_checkpointing(blocks: list[nn.Module]) -> Iterator[None]:
+    """Recompute these blocks in the backward pass instead of saving their activations."""
+    """Recompute these blocks in the backward pass instead of saving their activations."""
     for block in blocks:
-        assert "forward" not in vars(block), "somebody else has put his own there"
-        block.forward = _again(block.forward)
+        assert "forward" not in vars(block), "another patch has replaced its forward"
+        block.forward = _checkpointed(block.forward)
     try:
         yield
     finally:
@@ -36,10 +39,10 @@ def computed_twice(blocks: list[nn.Module]) -> Iterator[None]:
             del block.forward
 
 
-def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def forward_twice(*given: Any, **named: Any) -> Any:
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def checkpointed_forward(*given: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*given, **named)
         return checkpoint(forward, *given, use_reentrant=False, **named)
 
-    return forward_twice
+    return checkpointed_forward

@@ -1,9 +1,8 @@
-"""The forward pass of a decoder by kernels, for a row of documents without any padding.
+"""The forward pass of a decoder by kernels, on one row of packed sequences without padding.
 
-What is computed is what transformers computes: each block's parts are taken from its own modules, adapted or not, and
-only how they are put together is written here (decoders/). A model is known by the class of its blocks; any other, and
-any part that a kernel does not take, goes the plain way. Before a run relies on it, both are compared on the model
-itself (agreement.py).
+It computes what transformers computes: the parts of each block are its own modules, with or without adapters, and only
+their combination is written here (decoders/). Models are recognised by the class of their blocks; all others use the
+eager backend. Before a run relies on the kernels, both backends are compared on the model itself (agreement.py).
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from rankwise.kernels.loss import head_loss
 
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)
-"""Lengths of the documents that both forms are compared on."""
+"""Lengths of the sequences that both backends are compared on."""
 
 
-class FastLoss:
-    """Called with a flat batch, gives the sum of its losses in nats, as a scalar that autograd knows.
+class FusedLoss:
+    """Maps a flat batch to the sum of its losses in nats, a scalar with a gradient.
 
-    Of the blocks from `lowest` on, the first `recomputed` keep only what goes into them, and are computed again in the
-    backward pass: half as much work again for them, and the same numbers. Those below `lowest` get no gradient. Each
-    document goes through them once and what comes out is kept, as far as `room` bytes go, so they must not change.
+    From block `lowest` on, the first `recomputed` blocks use activation checkpointing: they save only their input and
+    are recomputed in the backward pass, which gives the same numbers for half as much work again. Blocks below `lowest`
+    get no gradient and must not change: their outputs are cached for each sequence, up to `room` bytes.
     """
 
     def __init__(self, module: nn.Module, *, lowest: int = 0, recomputed: int = 0, room: int = 0) -> None:
@@ -53,7 +52,7 @@ class FastLoss:
         return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
 
     def hidden(self, batch: Batch, places: Tensor) -> Tensor:
-        """(N, d): what the head gets at `places`, where alone the last block's own outputs are needed."""
+        """Return the input of the head (N, d) at `places`; the last block is only computed there."""
         assert batch.lengths is not None and batch.position_ids is not None, "a flat batch has both"
         decoder, model = _known(self._module)
         layers = decoder.layers(model)
@@ -68,7 +67,7 @@ class FastLoss:
         return decoder.end(model, x)
 
     def _below(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Of one document: what goes into the lowest block that learns."""
+        """Return the input of the lowest trainable block for one sequence."""
         decoder, model = _known(self._module)
         lengths = (ids.shape[1],)
         x, context = decoder.start(model, Batch.of_tokens(ids, ids, ids.shape[1], positions, lengths))
@@ -83,7 +82,7 @@ def blocks_of(module: nn.Module) -> int:
 
 
 def lowest_that_learns(module: nn.Module) -> int:
-    """The number of the block, or 0 where something learns that comes before all of them."""
+    """Return the number of the lowest trainable block, or 0 if something before all blocks is trainable."""
     decoder, model = _known(module)
     layers = decoder.layers(model)
     learning = [number for number, layer in enumerate(layers) if any(one.requires_grad for one in layer.parameters())]
@@ -92,8 +91,8 @@ def lowest_that_learns(module: nn.Module) -> int:
     return 0 if before or not learning else learning[0]
 
 
-def is_fast(module: nn.Module, longest: int) -> bool:
-    """Whether there are kernels for this model, with documents of at most so many tokens."""
+def has_kernels(module: nn.Module, longest: int) -> bool:
+    """Tell whether there are kernels for this model and for sequences of at most so many tokens."""
     model: Any = module
     decoder = _decoder_of(model)
     if decoder is None:
@@ -112,7 +111,7 @@ def is_fast(module: nn.Module, longest: int) -> bool:
 
 
 def _decoder_of(module: Any) -> Decoder | None:
-    """By the class of its blocks."""
+    """Find the decoder family by the class of the model's blocks."""
     for decoder in DECODERS:
         with suppress(AttributeError):
             layers = decoder.layers(module.base_model)
@@ -122,7 +121,7 @@ def _decoder_of(module: Any) -> Decoder | None:
 
 
 def _is_known(layer: nn.Module, decoder: Decoder) -> bool:
-    """The class must be the library's own: code that comes with a model may borrow a name."""
+    """Require the class to be transformers' own, since code that comes with a model may use the same name."""
     return type(layer).__name__ in decoder.blocks and type(layer).__module__.startswith("transformers.models.")
 
 
@@ -131,13 +130,13 @@ def _drops(part: nn.Module) -> bool:
 
 
 def _learns(part: nn.Module) -> bool:
-    """A layer of the model itself, which kernels take as frozen."""
+    """Tell whether a layer of the model itself is trainable; kernels assume that it is frozen."""
     theirs = type(part).__module__.startswith(("torch.nn.modules.", "transformers."))
     return theirs and any(parameter.requires_grad for parameter in part.parameters(recurse=False))
 
 
 def _is_watched(part: nn.Module) -> bool:
-    """Somebody waits for its call, or has replaced what it does."""
+    """Tell whether hooks wait for its call or its forward method was replaced."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
     return any(hooks) or "forward" in vars(part)
 
@@ -147,7 +146,8 @@ def has_weights_that_learn(module: nn.Module) -> bool:
 
 
 def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> Batch:
-    """Random documents of such lengths, or of as many tokens as the model has positions for and sees at once."""
+    """Make a batch of random sequences of such lengths, at most as long as the model's positions and attention
+    window."""
     model: Any = module
     limits = (getattr(model.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
     most = min([max(lengths), *(limit for limit in limits if limit)])
@@ -158,13 +158,13 @@ def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator)
 
 def _known(module: Any) -> tuple[Decoder, Any]:
     decoder = _decoder_of(module)
-    assert decoder is not None, "is_fast says so"
+    assert decoder is not None, "has_kernels says so"
     return decoder, module.base_model
 
 
 def _block(
     decoder: Decoder, layer: Any, x: Tensor, context: Any, lengths: Sequence[int], places: Tensor | None = None
 ) -> Tensor:
-    """(T, d) to what comes out of the block, at `places` alone where these are given."""
+    """Map (T, d) to the output of the block, computed only at `places` if they are given."""
     seen = decoder.attended(layer, x, context, lengths)
     return decoder.finished(layer, x, seen) if places is None else decoder.finished(layer, x[places], seen[places])

@@ -1,8 +1,8 @@
-"""What lies below the lowest layer that learns is the same for a document in every pass, so it is computed once.
+"""Cached hidden states: blocks below the lowest trainable one give a sequence the same output in every pass.
 
-Each document is computed alone, whether it is kept or not, so that its numbers depend neither on what it lies beside
-nor on when a run was stopped and went on. It is known by its ids. What is kept is its hidden states, 2 d bytes a token
-in a 16-bit format, as long as there is room.
+Each sequence is computed alone, cached or not. So its numbers depend neither on its neighbours in a batch nor on where
+a run was interrupted and resumed. The key is its token ids, the value its hidden states (2 d bytes per token in a
+16-bit dtype). Sequences are added until the memory limit is reached.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import torch
 from torch import Tensor
 
 Compute = Callable[[Tensor, Tensor], Tensor]
-"""Ids and positions (1, T) of a document to its hidden states (T, d)."""
+"""Maps ids and positions (1, T) of a sequence to its hidden states (T, d)."""
 
 
 class Prefix:
     def __init__(self, compute: Compute, room: int) -> None:
-        """`room` in bytes."""
+        """`room` is the memory limit in bytes."""
         self._compute = compute
         self._room = room
-        self._kept: dict[bytes, Tensor] = {}
+        self._cached: dict[bytes, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Of documents one behind the other, (1, T), to (T, d)."""
+        """Return the hidden states (T, d) of packed sequences (1, T)."""
         parts = zip(inputs.split(list(lengths), 1), positions.split(list(lengths), 1), strict=True)
         return torch.cat([self._of(*part) for part in parts])
 
     def _of(self, ids: Tensor, positions: Tensor) -> Tensor:
         key = ids.cpu().numpy().tobytes()
-        found = self._kept.get(key)
-        if found is None:
-            found = self._compute(ids, positions)
-            if found.nbytes <= self._room:
-                self._room -= found.nbytes
-                self._kept[key] = found
-        return found
+        states = self._cached.get(key)
+        if states is None:
+            states = self._compute(ids, positions)
+            if states.nbytes <= self._room:
+                self._room -= states.nbytes
+                self._cached[key] = states
+        return states

@@ -1,11 +1,12 @@
-"""A causal model's logits where there is something to predict, and nowhere else.
+"""Logits of a causal model at the positions that have a loss, and at no others.
 
-The output head is the widest layer of a small model and its logits the largest tensor of a step, while only the
-answers' tokens have a loss. So the hidden states are cut down to those positions just before the head; what the
-architecture does to its logits afterwards (scaling, soft caps) it does as ever, since that is element by element.
+The output head is the widest layer of a small model and its logits are the largest tensor of a step, but only the
+tokens of answers have a loss. So the hidden states are reduced to those positions just before the head. What the
+architecture does to its logits afterwards (scaling, soft caps) is unaffected, since it works elementwise.
 
-Where documents share a row, the model gets their positions, no mask and no cache: only then does transformers find
-the borders, where positions start anew. An architecture that ignores them says nothing, so check_packs asks first.
+Where sequences share a row, the model receives their positions, no mask and no cache. Only then does transformers
+recognise the borders, at which positions restart. An architecture that ignores positions gives no error, so
+`check_packs` tests the model first.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from rankwise.errors import ModelError, is_out_of_memory
 from rankwise.text.tokenize import Tokens
 
 PROBED = ((13, 2), (6, 9))
-"""Documents' lengths in two rows with borders in different places: some code reads the first row's positions alone."""
+"""Lengths of sequences in two rows with different borders, because some models only read the positions of the first
+row."""
 LEAKED = 1e-5
-"""Of the largest logit. Computed in the same shape, a document that sees no other has the same bits, whatever the
-number format; the weakest leak measured (a tiny Lfm2 in float32) is 7e-5."""
+"""Largest accepted difference, as a share of the largest logit. Computed in the same shape, a sequence that attends to
+no other has the same bits in every dtype; the weakest leak measured (a tiny Lfm2 in float32) is 7e-5."""
 LEAST_ROUNDED = 1e-4
 ROUNDINGS = 8
-"""In another shape bits differ. Measured on random models of up to 24 blocks: 2e-6 of the largest logit in float32,
-up to 4 times the format's epsilon in bfloat16 and float16."""
-ADVICE = "such a model cannot learn from packed rows. Set data.packing to false."
+"""Accepted rounding differences when the shape changes, in units of the dtype's epsilon. Random models of up to 24
+blocks showed 2e-6 of the largest logit in float32 and up to 4 epsilon in bfloat16 and float16."""
+ADVICE = "this model cannot be trained on packed rows. Set data.packing to false."
 
 
 class SupervisedLogits:
-    """Called with a batch, gives (N, V): one row per supervised position, in the order of `batch.targets`."""
+    """Maps a batch to logits (N, V): one row per position with a loss, in the order of `batch.targets`."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
@@ -55,7 +57,7 @@ class SupervisedLogits:
 
 
 def every_logits(module: nn.Module, ids: Tensor) -> Tensor:
-    """Ids (T,) of one text, wherever they are, to logits (T, V), without gradients and without dropout."""
+    """Map ids (T,) of one text, on any device, to logits (T, V), without gradients and without dropout."""
     model: Any = module
     device = next(model.parameters()).device
     with torch.no_grad(), _without_dropout(model):
@@ -63,7 +65,8 @@ def every_logits(module: nn.Module, ids: Tensor) -> Tensor:
 
 
 def check_packs(module: nn.Module, vocabulary: int) -> None:
-    """Refuse a model whose logits for a document depend on what else is in its row; ids are below `vocabulary`."""
+    """Refuse a model whose logits for a sequence depend on what else is in its row. Probe ids are below
+    `vocabulary`."""
     rows, others = _random_rows(vocabulary, 0), _random_rows(vocabulary, 1)
     changed = [[other[0], *row[1:]] for row, other in zip(rows, others, strict=True)]
     unchanged = torch.tensor(
@@ -78,15 +81,15 @@ def check_packs(module: nn.Module, vocabulary: int) -> None:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise ModelError(f"{type(module).__name__} takes no positions of its tokens ({error}); {ADVICE}") from error
+            raise ModelError(f"{type(module).__name__} does not accept position ids ({error}); {ADVICE}") from error
     largest = alone.abs().max()
     leaked = ((packed - beside_others)[unchanged.to(device)].abs().max() / largest).item()
     differing = ((packed - alone).abs().max() / largest).item()
-    if not (leaked <= LEAKED and differing <= _rounding(module)):  # so that NaN is refused too
+    if not (leaked <= LEAKED and differing <= _rounding(module)):  # written written so that NaN is refused too
         raise ModelError(
-            f"{type(module).__name__} does not keep documents apart that share a row: the logits of one differ by "
-            f"{differing:.2%} of the largest from those it has alone, and by {leaked:.2%} when the document before it "
-            f"is another; {ADVICE}"
+            f"{type(module).__name__} lets packed sequences influence each other: the logits of one differ by "
+            f"{differing:.2%} of the largest logit from those it has alone, and by {leaked:.2%} if the sequence before "
+            f"it changes; {ADVICE}"
         )
 
 
@@ -96,13 +99,13 @@ def _random_rows(vocabulary: int, seed: int) -> list[list[Tokens]]:
 
 
 def random_documents(vocabulary: int, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
-    """Of so many questions each, with every token learned."""
+    """Make random sequences with so many positions each and a loss on every token."""
     rows = [torch.randint(vocabulary, (length + 1,), generator=generator).tolist() for length in lengths]
     return [Tokens(tuple(row), (True,) * len(row)) for row in rows]
 
 
 def _rounding(module: nn.Module) -> float:
-    """By the coarsest number format among the parameters."""
+    """Return the accepted rounding for the coarsest dtype among the parameters."""
     coarsest = max(torch.finfo(value.dtype).eps for value in module.parameters() if value.is_floating_point())
     return max(LEAST_ROUNDED, ROUNDINGS * coarsest)
 

@@ -44,12 +44,12 @@ def decode(
     """`prompts` are ids, computed together. `on_text` needs a single prompt. An answer
     stops early once it is `settled`."""
     assert on_text is None or len(prompts) == 1
-    from rankwise.inference.kv_cache import roomy_cache
+    from rankwise.inference.kv_cache import preallocated_cache
 
     began, template = time.perf_counter(), model.template
     ids, mask = _left_padded(prompts, model.tokenizer.pad_id, model.precision.device)
     begin, end = ids.shape[1], ids.shape[1] + spec.max_new_tokens
-    cache = roomy_cache(model.module)
+    cache = preallocated_cache(model.module)
     rows, found = list(range(len(prompts))), dict[int, Answer]()
     with _evaluating(model.module) as module, _seeded(spec):
         while rows:

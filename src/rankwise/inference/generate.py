@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ModelError
 from rankwise.inference.decoding import Answer, Settled, TextCallback, decode
-from rankwise.kernels.prepacked import prepared
+from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.models.loaded import LoadedModel
 from rankwise.text.example import Message
 from rankwise.text.tokenize import prompt_ids
@@ -51,7 +51,7 @@ def answers_in_turn(
         return []
     _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     found: dict[int, Answer] = {}
-    with prepared(model.module) if lay_out else nullcontext():
+    with prepacked_weights(model.module) if lay_out else nullcontext():
         for batch in batches(prompts, spec.max_new_tokens, together):
             told(len(found))
             ended = _of_batch(settled, batch)

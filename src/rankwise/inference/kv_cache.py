@@ -48,7 +48,7 @@ def _appended(held: Tensor | None, room: Tensor | None, new: Tensor) -> tuple[Te
     return room[:, :, :length], room
 
 
-def roomy_cache(module: nn.Module) -> dict[str, Any]:
+def preallocated_cache(module: nn.Module) -> dict[str, Any]:
     """As the argument that `generate` takes it by; nothing for a model with layers that
     keep something else, or keys and values of another layer."""
     model: Any = module

@@ -1,2 +1,3 @@
-"""Faster forms of mathematics that stands elsewhere in plain form. A kernel sees tensors, and
-of modules only the linear layers that it takes them from."""
+"""Faster versions of operations that a plain twin beside each of them defines. Kernels take tensors; the only modules
+they read are linear layers.
+"""

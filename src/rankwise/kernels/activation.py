@@ -2,8 +2,8 @@
 
     x = f(e) u  or  f(e),      de = f'(e) u dx,   du = f(e) dx
 
-e and u are kept, f(e) and x are made again in the backward pass: by autograd these would be half of what a block of
-Llama's keeps.
+Only e and u are saved; f(e) and x are recomputed in the backward pass. Autograd would save them too, which makes up
+half of the saved activations of a Llama block.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rankwise.kernels.regions import Region
+from rankwise.kernels.regions import CompiledRegion
 
 Activation = Literal["silu", "gelu", "gelu-tanh"]
 
 
 @dataclass(frozen=True)
-class Activated:
-    """Of e (T, F), or of e and u: an `Entrance` that keeps nothing else."""
+class ActivationPrologue:
+    """A `Prologue` of e (T, F), or of e and u, that saves nothing but its inputs."""
 
     activation: Activation
 
-    def there(self, *values: Tensor) -> tuple[Tensor, None]:
-        return self.again(None, *values), None
+    def forward(self, *values: Tensor) -> tuple[Tensor, None]:
+        return self.recompute(None, *values), None
 
-    def again(self, kept: Tensor | None, *values: Tensor) -> Tensor:
+    def recompute(self, saved: Tensor | None, *values: Tensor) -> Tensor:
         if len(values) == 1:
             return _active(values[0], self.activation)
         return _gated(values[0], values[1], self.activation)
 
-    def back(self, kept: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    def backward(self, saved: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         if len(values) == 1:
             return (_slope(grad, values[0], self.activation),)
         return _gated_back(grad, values[0], values[1], self.activation)
 
 
-@Region
+@CompiledRegion
 def _gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     return _active(gate, activation).mul_(up)
 
 
-@Region
+@CompiledRegion
 def _gated_back(grad: Tensor, gate: Tensor, up: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
     return _slope(grad * up, gate, activation), _active(gate, activation).mul_(grad)
 
 
 def plain_activated(activation: Activation, *values: Tensor) -> Tensor:
-    """The same by autograd."""
+    """Compute the same with autograd, as the reference for tests."""
     active = _active(values[0], activation)
     return active if len(values) == 1 else active * values[1]
 
@@ -63,7 +63,7 @@ def _active(x: Tensor, activation: Activation) -> Tensor:
 
 
 def _slope(grad: Tensor, x: Tensor, activation: Activation) -> Tensor:
-    """f'(x) grad"""
+    """Return f'(x) grad."""
     if activation == "silu":
         return torch.ops.aten.silu_backward(grad, x)
     return torch.ops.aten.gelu_backward(grad, x, approximate="tanh" if activation == "gelu-tanh" else "none")

@@ -1,12 +1,12 @@
-"""Causal attention of documents that lie one behind the other, each seeing itself alone, by matrix products.
+"""Causal attention over packed sequences by matrix products: each sequence attends only to itself.
 
-    P = softmax(s Q K^T),  O = P V           row i of a document sees its columns up to i
+    P = softmax(s Q K^T),  O = P V           row i of a sequence sees columns up to i
     dV = P^T dO,  dP = dO V^T,  dS = P (dP - rowsum(P dP)),  dQ = s dS K,  dK = s dS^T Q
 
-Queries are taken in blocks, each against the keys up to its own end: what lies above the diagonal is computed inside a
-block alone, and scores are never all there at once. P is made again in the backward pass, so only Q, K and V are kept.
-Query heads that share a key are rows of one matrix. On a processor this runs at the speed of its matrix products, where
-torch's flash kernel does not (its backward least of all); on a GPU torch's own kernels are the faster ones.
+Queries are processed in blocks, each against the keys up to the block's end. So the part above the diagonal is computed
+only inside a block, and the full score matrix never exists. P is recomputed in the backward pass, so only Q, K and V
+are saved. Query heads that share a key head are rows of one matrix. On a CPU this runs at the speed of matrix products,
+which torch's flash kernel does not reach, least of all in its backward pass; on a GPU torch's own kernels are faster.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ BLOCK = 128
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
-    """q (H, T, D), k and v (K, T, D) of documents of these lengths, T in all, to (T, H, D). K divides H."""
+    """Map q (H, T, D), k and v (K, T, D) to (T, H, D). `lengths` of the sequences add up to T, and K divides H."""
     return _CausalAttention.apply(q, k, v, tuple(lengths), scale)
 
 
 def plain_causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
-    """The same, document by document, by torch."""
+    """Compute the same with torch, one sequence at a time, as the reference for tests."""
     parts = [
         torch.nn.functional.scaled_dot_product_attention(*part, is_causal=True, scale=scale, enable_gqa=True)
         for part in zip(*(values[None].split(list(lengths), 2) for values in (q, k, v)), strict=True)
@@ -66,7 +66,7 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    """Where the document starts, and where the block of queries starts and ends."""
+    """Yield for each block of queries where its sequence starts, and where the block starts and ends."""
     start = 0
     for length in lengths:
         for first in range(start, start + length, BLOCK):
@@ -75,7 +75,7 @@ def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
 
 
 def _weights(q: Tensor, k: Tensor, start: int, first: int, end: int, scale: float) -> tuple[Tensor, Tensor]:
-    """(K, H/K * rows, columns) and the queries in that shape."""
+    """Return the attention weights (K, H/K * rows, columns) and the queries in that layout."""
     groups, rows = k.shape[0], end - first
     queries = q[:, first:end].reshape(groups, -1, q.shape[2])
     scores = torch.baddbmm(q.new_zeros(()), queries, k[:, start:end].mT, beta=0, alpha=scale)
@@ -85,5 +85,5 @@ def _weights(q: Tensor, k: Tensor, start: int, first: int, end: int, scale: floa
 
 @lru_cache(maxsize=2 * BLOCK)
 def _above(rows: int, repeats: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(repeats * rows, rows): minus infinity where a column of a block comes after its row."""
+    """Return the causal mask (repeats * rows, rows): minus infinity where a column comes after its row."""
     return torch.full((rows, rows), float("-inf"), dtype=dtype, device=device).triu(1).repeat(repeats, 1)

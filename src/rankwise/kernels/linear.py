@@ -1,11 +1,11 @@
-"""Frozen linear layers that share an input, with their low-rank corrections, as one step of autograd.
+"""Frozen linear layers that share an input, with their low-rank corrections, as one autograd function.
 
     h = x [A_1; A_2; ...]^T,   y_k = x W_k^T + b_k + h_k B_k^T
     dh_k = g_k B_k,  dB_k = g_k^T h_k,  dA = dh^T x,  dx = sum g_k W_k + dh A
 
-Of what autograd would keep only x and h are kept; corrections are added into what they correct by the product itself,
-and so are the parts of dx; the thin products of all layers with x are one. A norm or an activation that x comes from
-(entrance.py) can be part of the step: then what goes in there is kept, and x is made again.
+Only x and h are saved for the backward pass. Each correction is accumulated in place by its matrix product, and so are
+the parts of dx; the products of x with all A_k are one product. The norm or activation that produces x (prologue.py)
+can be part of the function: then its input is saved instead of x, and x is recomputed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rankwise.kernels.prologue import Entrance
+from rankwise.kernels.prologue import Prologue
 
 
 @dataclass(frozen=True)
-class Piece:
-    """y = x W^T + b + x A^T B^T: weight (O, I) and bias (O,) are frozen, A (R, I) and B (O, R) may be none."""
+class LinearSpec:
+    """y = x W^T + b + x A^T B^T. Weight (O, I) and bias (O,) are frozen; A (R, I) and B (O, R) may be None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -31,19 +31,21 @@ class Piece:
     B: Tensor | None = None
 
 
-def piece_of(module: nn.Module) -> Piece | None:
-    """A linear layer as a piece; None where it is something else. What lies over one answers for itself (`piece`)."""
+def linear_spec_of(module: nn.Module) -> LinearSpec | None:
+    """Describe a linear layer; None for any other module. An adapter wrapper describes itself by its method
+    `linear_spec`."""
     if type(module) is nn.Linear:
-        return Piece(module.weight, module.bias)
+        return LinearSpec(module.weight, module.bias)
     if is_conv1d(module):
         stored: Any = module
-        return Piece(stored.weight.T, stored.bias)
-    made: Callable[[], Piece | None] | None = getattr(module, "piece", None)
-    return None if made is None else made()
+        return LinearSpec(stored.weight.T, stored.bias)
+    describe: Callable[[], LinearSpec | None] | None = getattr(module, "linear_spec", None)
+    return None if describe is None else describe()
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear layer, whose weight is stored as (I, O); by shape and name, so no model library is needed."""
+    """Recognise GPT-2's linear layer, whose weight is stored as (I, O), by name and shape, without importing
+    transformers."""
     return (
         type(module).__name__ == "Conv1D"
         and hasattr(module, "nf")
@@ -51,23 +53,23 @@ def is_conv1d(module: nn.Module) -> bool:
     )
 
 
-def shared_linears(entrance: Entrance, values: Sequence[Tensor], pieces: Sequence[Piece]) -> tuple[Tensor, ...]:
-    """x (T, I), which `entrance` makes of the values, to (T, O_k) of each piece."""
+def shared_linears(prologue: Prologue, values: Sequence[Tensor], specs: Sequence[LinearSpec]) -> tuple[Tensor, ...]:
+    """Apply `prologue` to the values, which gives x (T, I), and each layer to x, which gives (T, O_k)."""
     dtype = values[0].dtype
-    downs = [piece.A.to(dtype) for piece in pieces if piece.A is not None]
+    downs = [spec.A.to(dtype) for spec in specs if spec.A is not None]
     down = None if not downs else downs[0] if len(downs) == 1 else torch.cat(downs)
-    ups = [None if piece.B is None else piece.B.to(dtype) for piece in pieces]
-    frozen = [(piece.weight, piece.bias) for piece in pieces]
-    return _SharedLinears.apply(frozen, entrance, len(values), *values, down, *ups)
+    ups = [None if spec.B is None else spec.B.to(dtype) for spec in specs]
+    frozen = [(spec.weight, spec.bias) for spec in specs]
+    return _SharedLinears.apply(frozen, prologue, len(values), *values, down, *ups)
 
 
-def plain_shared_linears(x: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, ...]:
-    """The same, one after another, by autograd."""
+def plain_shared_linears(x: Tensor, specs: Sequence[LinearSpec]) -> tuple[Tensor, ...]:
+    """Compute the same layer by layer with autograd, as the reference for tests."""
     outputs = []
-    for piece in pieces:
-        y = nn.functional.linear(x, piece.weight, piece.bias)
-        if piece.A is not None and piece.B is not None:
-            y = y + x @ piece.A.to(x.dtype).T @ piece.B.to(x.dtype).T
+    for spec in specs:
+        y = nn.functional.linear(x, spec.weight, spec.bias)
+        if spec.A is not None and spec.B is not None:
+            y = y + x @ spec.A.to(x.dtype).T @ spec.B.to(x.dtype).T
         outputs.append(y)
     return tuple(outputs)
 
@@ -75,29 +77,29 @@ def plain_shared_linears(x: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, ..
 class _SharedLinears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, frozen: list[tuple[Tensor, Tensor | None]], entrance: Entrance, count: int, *given: Tensor | None
+        ctx: Any, frozen: list[tuple[Tensor, Tensor | None]], prologue: Prologue, count: int, *given: Tensor | None
     ) -> tuple[Tensor, ...]:
         values, down, ups = given[:count], given[count], given[count + 1 :]
-        x, kept = entrance.there(*values)  # pyright: ignore[reportArgumentType]
+        x, saved = prologue.forward(*values)  # pyright: ignore[reportArgumentType]
         h = None if down is None else x @ down.T
         outputs, parts = [], _parts(h, ups)
         for (weight, bias), part, up in zip(frozen, parts, ups, strict=True):
             y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
             outputs.append(y if part is None or up is None else y.addmm_(part, up.T))
-        ctx.frozen, ctx.entrance, ctx.count = [weight for weight, _ in frozen], entrance, count
-        ctx.save_for_backward(*values, down, *ups, h, kept)
+        ctx.frozen, ctx.prologue, ctx.count = [weight for weight, _ in frozen], prologue, count
+        ctx.save_for_backward(*values, down, *ups, h, saved)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *given, h, kept = ctx.saved_tensors
+        *given, h, saved = ctx.saved_tensors
         values, down, ups = given[: ctx.count], given[ctx.count], given[ctx.count + 1 :]
         changes = [None if up is None else grad @ up for grad, up in zip(grads, ups, strict=True)]
         there = [change for change in changes if change is not None]
         dh = None if not there else there[0] if len(there) == 1 else torch.cat(there, 1)
         d_ups = [None if part is None else grad.T @ part for grad, part in zip(grads, _parts(h, ups), strict=True)]
-        d_down = None if dh is None else dh.T @ ctx.entrance.again(kept, *values)
+        d_down = None if dh is None else dh.T @ ctx.prologue.recompute(saved, *values)
         d_values: tuple[Tensor | None, ...] = (None,) * ctx.count
         if any(ctx.needs_input_grad[3 : 3 + ctx.count]):
             dx = grads[0] @ ctx.frozen[0]
@@ -105,12 +107,12 @@ class _SharedLinears(torch.autograd.Function):
                 dx.addmm_(grad, weight)
             if dh is not None:
                 dx.addmm_(dh, down)
-            d_values = ctx.entrance.back(kept, dx, *values)
+            d_values = ctx.prologue.backward(saved, dx, *values)
         return None, None, None, *d_values, d_down, *d_ups
 
 
 def _parts(h: Tensor | None, ups: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The columns of h that are each piece's."""
+    """Split h into the columns that belong to each layer."""
     parts: list[Tensor | None] = []
     first = 0
     for up in ups:

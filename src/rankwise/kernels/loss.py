@@ -1,10 +1,10 @@
-"""The loss of a frozen output head, with its gradient made on the way, some rows at a time.
+"""Cross-entropy of a frozen output head, which computes its gradient on the way, a block of rows at a time.
 
     z = h W^T,  loss = sum(log sum exp z - z_target),  dh = (softmax(z) - onehot) W
 
-Logits are the largest tensor of a small model's step: N x V numbers, several times over in autograd. Here ROWS of them
-are there at a time, and nothing is kept but dh, which the backward pass multiplies by what arrives. Products are in the
-number format of h, all else in float32.
+The logits are the largest tensor of a small model's step: N x V numbers, which autograd holds several times. Here only
+ROWS rows of them exist at a time, and only dh is saved, which the backward pass multiplies by the incoming gradient.
+Matrix products use the dtype of h, everything else float32.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ROWS = 256
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """hidden (N, d), weight (V, d) that is not trained, targets (N,) to the sum of losses in nats, a float32 scalar."""
+    """Sum the losses in nats, as a float32 scalar, of hidden (N, d), a frozen weight (V, d) and targets (N,)."""
     return _HeadLoss.apply(hidden, weight, targets)
 
 
 def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The same by autograd."""
+    """Compute the same with autograd, as the reference for tests."""
     logits = F.linear(hidden, weight)
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 
@@ -38,12 +38,12 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=exact)
         change = torch.empty_like(hidden) if learning else hidden[:0]
         for first in range(0, len(hidden), ROWS):
-            rows, wanted = hidden[first : first + ROWS], targets[first : first + ROWS, None]
+            rows, labels = hidden[first : first + ROWS], targets[first : first + ROWS, None]
             logs = torch.log_softmax(rows @ weight.T, -1, dtype=exact)
-            total -= logs.gather(1, wanted).sum()
+            total -= logs.gather(1, labels).sum()
             if learning:
                 shares = logs.exp_()
-                shares.scatter_add_(1, wanted, shares.new_full(wanted.shape, -1.0))
+                shares.scatter_add_(1, labels, shares.new_full(labels.shape, -1.0))
                 torch.mm(shares.to(hidden.dtype), weight, out=change[first : first + ROWS])
         ctx.save_for_backward(change)
         return total

@@ -1,11 +1,11 @@
-"""Normalisations with frozen weights: by the root mean square (Zhang and Sennrich 2019), and of layers (Ba 2016).
+"""RMSNorm (Zhang and Sennrich 2019) and LayerNorm (Ba et al. 2016) with frozen weights.
 
     n = x r,  r = 1 / sqrt(mean(x^2) + eps)
-    y = w n             rounded to the format of x before w, as in Llama
-    y = (1 + w) n       rounded at the end, as in Gemma
+    y = w n             rounded to the dtype of x before the product with w, as in Llama
+    y = (1 + w) n       rounded after it, as in Gemma
     dx = r (d - n mean(d n)),  d = w g or (1 + w) g
 
-In float32; x and r alone are kept. Layer normalisation is torch's own, of which x, its mean and r are kept:
+RMSNorm is computed in float32 and saves only x and r. LayerNorm is torch's own and saves x, its mean and r:
 
     n = (x - mean(x)) r,  r = 1 / sqrt(var(x) + eps),  y = w n + b
 """
@@ -17,35 +17,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankwise.kernels.regions import Region
+from rankwise.kernels.regions import CompiledRegion
 
 
 @dataclass(frozen=True)
 class RmsNorm:
-    """Of x (..., d), with weight (d,); an `Entrance` that keeps r (..., 1)."""
+    """RMSNorm of x (..., d) with weight (d,); a `Prologue` that saves r (..., 1)."""
 
     weight: Tensor
     eps: float
 
     @property
     def factor(self) -> Tensor:
-        """Of n."""
+        """The factor of n."""
         return self.weight
 
-    def there(self, *values: Tensor) -> tuple[Tensor, Tensor]:
-        return _there(values[0], self.factor, self.eps)
+    def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
+        return _rms_forward(values[0], self.factor, self.eps)
 
-    def again(self, kept: Tensor | None, *values: Tensor) -> Tensor:
-        assert kept is not None, "`there` gives it"
-        return _scaled(values[0], self.factor, kept)
+    def recompute(self, saved: Tensor | None, *values: Tensor) -> Tensor:
+        assert saved is not None, "`forward` returned it"
+        return _rms_recompute(values[0], self.factor, saved)
 
-    def back(self, kept: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor]:
-        assert kept is not None, "`there` gives it"
-        return (_back(values[0], self.factor, kept, grad),)
+    def backward(self, saved: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor]:
+        assert saved is not None, "`forward` returned it"
+        return (_rms_backward(values[0], self.factor, saved, grad),)
 
 
 class ShiftedRmsNorm(RmsNorm):
-    """Gemma's."""
+    """RMSNorm as in Gemma, whose factor is 1 + w."""
 
     @property
     def factor(self) -> Tensor:
@@ -53,26 +53,26 @@ class ShiftedRmsNorm(RmsNorm):
 
 
 def _times(x: Tensor, scale: Tensor, factor: Tensor) -> Tensor:
-    """n is rounded before a factor of its own format, and after one that is more exact."""
+    """Multiply n by the factor; n is rounded first only if the factor has the dtype of x."""
     n = torch.mul(x, scale)
     return n.to(x.dtype).mul_(factor) if factor.dtype == x.dtype else n.mul_(factor).to(x.dtype)
 
 
-@Region
-def _there(x: Tensor, factor: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+@CompiledRegion
+def _rms_forward(x: Tensor, factor: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     exact = torch.promote_types(x.dtype, torch.float32)
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
     scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return _times(x, scale, factor), scale
 
 
-@Region
-def _scaled(x: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
+@CompiledRegion
+def _rms_recompute(x: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
     return _times(x, scale, factor)
 
 
-@Region
-def _back(x: Tensor, factor: Tensor, scale: Tensor, grad: Tensor) -> Tensor:
+@CompiledRegion
+def _rms_backward(x: Tensor, factor: Tensor, scale: Tensor, grad: Tensor) -> Tensor:
     change = torch.mul(grad, factor)
     along = torch.linalg.vecdot(change.to(scale.dtype), x.to(scale.dtype)).unsqueeze(-1)
     along = along.mul_(scale.pow(3)).div_(-x.shape[-1])
@@ -81,23 +81,23 @@ def _back(x: Tensor, factor: Tensor, scale: Tensor, grad: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """Of x (..., d), with weight and bias (d,); an `Entrance` that keeps means and r (2, ..., 1)."""
+    """LayerNorm of x (..., d) with weight and bias (d,); a `Prologue` that saves means and r (2, ..., 1)."""
 
     weight: Tensor
     bias: Tensor
     eps: float
 
-    def there(self, *values: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         y, mean, scale = self._normed(values[0])
         return y, torch.stack((mean, scale))
 
-    def again(self, kept: Tensor | None, *values: Tensor) -> Tensor:
-        """Anew: torch has no other way, and it costs what one pass over x does."""
+    def recompute(self, saved: Tensor | None, *values: Tensor) -> Tensor:
+        """Compute x anew, at the cost of one pass over it; torch offers no cheaper way."""
         return self._normed(values[0])[0]
 
-    def back(self, kept: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor]:
-        assert kept is not None, "`there` gives it"
-        mean, scale = kept.unbind()
+    def backward(self, saved: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor]:
+        assert saved is not None, "`forward` returned it"
+        mean, scale = saved.unbind()
         weight, bias = self._exact(values[0])
         dx, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad, values[0], weight.shape, mean, scale, weight, bias, (True, False, False)
@@ -109,14 +109,14 @@ class LayerNorm:
         return torch.ops.aten.native_layer_norm(x, weight.shape, weight, bias, self.eps)
 
     def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """With these in float32, torch on a processor keeps means and r of 16-bit numbers in it too, and y is the
-        same; on a GPU it does so by itself, and takes no other format than that of x."""
+        """Return weight and bias in the dtype that makes torch keep means and r in float32. On a CPU that takes float32
+        weights, which leave y unchanged; on a GPU torch does so by itself and only accepts the dtype of x."""
         exact = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
         return self.weight.to(exact), self.bias.to(exact)
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same by autograd."""
+    """Compute RMSNorm with autograd, as the reference for tests."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 

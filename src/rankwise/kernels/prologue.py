@@ -1,7 +1,7 @@
-"""What lies before linear layers, a norm or an activation, so that it can be part of their step of autograd.
+"""The norm or activation before linear layers, in a form that can be part of their autograd function.
 
-Its output x is as large as what goes in and soon made again, so only what goes in need be kept: `back` and `again` get
-the values and whatever small thing `there` gave beside x.
+Its output x is as large as its input and cheap to recompute, so only the input is saved. `recompute` and `backward`
+receive the input values and the small tensor that `forward` returned beside x.
 """
 
 from __future__ import annotations
@@ -13,50 +13,50 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class Entrance(Protocol):
-    """A function of one tensor or several, without parameters that learn."""
+class Prologue(Protocol):
+    """A function of one or several tensors without trainable parameters."""
 
-    def there(self, *values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x, and what else to keep."""
+    def forward(self, *values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return x and an optional small tensor to save."""
         ...
 
-    def again(self, kept: Tensor | None, *values: Tensor) -> Tensor:
-        """The same x."""
+    def recompute(self, saved: Tensor | None, *values: Tensor) -> Tensor:
+        """Return the same x again."""
         ...
 
-    def back(self, kept: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        """dx to the gradients of the values."""
+    def backward(self, saved: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        """Turn dx into the gradients of the values."""
         ...
 
 
-class Straight:
-    """Nothing is done to it."""
+class Identity:
+    """The prologue that passes its input through."""
 
-    def there(self, *values: Tensor) -> tuple[Tensor, None]:
+    def forward(self, *values: Tensor) -> tuple[Tensor, None]:
         return values[0], None
 
-    def again(self, kept: Tensor | None, *values: Tensor) -> Tensor:
+    def recompute(self, saved: Tensor | None, *values: Tensor) -> Tensor:
         return values[0]
 
-    def back(self, kept: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    def backward(self, saved: Tensor | None, grad: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         return (grad,)
 
 
-def entered(entrance: Entrance, *values: Tensor) -> Tensor:
-    """x by itself, as a step of autograd."""
-    return _Entered.apply(entrance, *values)
+def apply_prologue(prologue: Prologue, *values: Tensor) -> Tensor:
+    """Apply a prologue alone, as an autograd function."""
+    return _ApplyPrologue.apply(prologue, *values)
 
 
-class _Entered(torch.autograd.Function):
+class _ApplyPrologue(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, entrance: Entrance, *values: Tensor) -> Tensor:
-        x, kept = entrance.there(*values)
-        ctx.entrance = entrance
-        ctx.save_for_backward(kept, *values)
+    def forward(ctx: Any, prologue: Prologue, *values: Tensor) -> Tensor:
+        x, saved = prologue.forward(*values)
+        ctx.prologue = prologue
+        ctx.save_for_backward(saved, *values)
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        kept, *values = ctx.saved_tensors
-        return None, *ctx.entrance.back(kept, grad, *values)
+        saved, *values = ctx.saved_tensors
+        return None, *ctx.prologue.backward(saved, grad, *values)

@@ -1,7 +1,7 @@
-"""Chains of small operations on large tensors, each of which reads and writes all of it, as one loop over memory.
+"""Compiled regions: chains of elementwise operations on large tensors, fused into one pass over memory.
 
-torch's compiler makes that loop where a C++ compiler is there; elsewhere, and for runs that are too short to earn back
-the seconds it takes, the same function is called operation by operation. It is one choice for the whole process.
+torch's compiler fuses them if a C++ compiler is installed. Otherwise, and in runs too short to earn back the seconds
+that compiling takes, the same function runs operation by operation. The choice holds for the whole process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Region(Generic[P, R]):
+class CompiledRegion(Generic[P, R]):
     def __init__(self, plain: Callable[P, R]) -> None:
         self.plain = plain
         self.compiled: Callable[P, R] | None = None
@@ -29,20 +29,20 @@ class Region(Generic[P, R]):
         REGIONS.append(self)
 
     def __call__(self, *given: P.args, **named: P.kwargs) -> R:
-        """The first argument is a tensor of rows. For none or one the compiler would begin again."""
+        """Run the region on a first argument that is a tensor of rows. Below two rows the compiler would recompile."""
         rows: Any = given[0]
         return (self.plain if self.compiled is None or len(rows) < 2 else self.compiled)(*given, **named)
 
 
-REGIONS: list[Region[..., Any]] = []
+REGIONS: list[CompiledRegion[..., Any]] = []
 
 
 @contextmanager
 def compiled_regions(cache: Path) -> Iterator[None]:
-    """Inside, each region is compiled when it is first called, for tensors of any length. What is made lies in `cache`,
-    since torch would put it where everybody may write, and run it from there."""
+    """Compile each region inside the block at its first call, for tensors of any length. The compiled code is stored in
+    `cache`, because torch would by default store it in, and run it from, a folder that every user can write to."""
     _keep_distutils()
-    from torch._inductor import config  # late: a second that most runs need not spend
+    from torch._inductor import config  # imported late, because it takes a second
 
     before, folder = [region.compiled for region in REGIONS], os.environ.get(FOLDER)
     os.environ[FOLDER] = str(cache)
@@ -61,7 +61,7 @@ def compiled_regions(cache: Path) -> Iterator[None]:
 
 @contextmanager
 def plain_regions() -> Iterator[None]:
-    """Inside, none is compiled: another number format would be compiled anew, and torch does so only a few times."""
+    """Run every region uncompiled inside the block: torch recompiles for another dtype, and only a few times."""
     before = [region.compiled for region in REGIONS]
     try:
         for region in REGIONS:
@@ -73,7 +73,7 @@ def plain_regions() -> Iterator[None]:
 
 
 def _keep_distutils() -> None:
-    """The compiler asks setuptools where Python's headers are, and setuptools may refuse to be loaded in a process in
-    which it cannot put its own distutils in place of Python's. It need not, where Python still has one."""
+    """Let setuptools use Python's own distutils where there is one. torch's compiler asks setuptools for Python's
+    headers, and setuptools can fail to load if it is unable to replace an already imported distutils."""
     if sys.version_info < (3, 12) and "setuptools" not in sys.modules:
         os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")

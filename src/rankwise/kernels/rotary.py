@@ -1,9 +1,9 @@
-"""Rotary positions (Su et al. 2021), the halves of a head turned against each other, as one step of autograd.
+"""Rotary position embeddings (Su et al. 2021) on the two halves of a head, as one autograd function.
 
     y_1 = x_1 cos - x_2 sin,   y_2 = x_2 cos + x_1 sin
 
-The gradient is the same turn backwards, so nothing of x is kept. Angles can be those of the head's first part alone (as
-in GPT-NeoX), whose halves are then turned; the rest stays as it is.
+The gradient is the inverse rotation, so nothing of x is saved. If the angles cover only the first part of a head (as in
+GPT-NeoX), the halves of that part are rotated and the rest stays unchanged.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.autograd.function import once_differentiable
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (H, T, D) by the angles (T, D) or (T, fewer), whose two halves are alike."""
+    """Rotate x (H, T, D) by angles (T, D), or (T, fewer than D), whose two halves are equal."""
     return _Rotated.apply(x, cos, sin)
 
 
 def plain_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same by autograd."""
+    """Compute the same with autograd, as the reference for tests."""
     turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)
     first, second = turned.chunk(2, -1)
     return torch.cat((turned * cos + torch.cat((-second, first), -1) * sin, rest), -1)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from rankwise.data.batches import Batch
 from rankwise.errors import ConfigError
-from rankwise.forward.activation_memory import Kept, kept_by, kept_by_plain
-from rankwise.forward.checkpointing import blocks_in_order, computed_twice
+from rankwise.forward.activation_memory import SavedActivations, eager_saved_activations, saved_activations
+from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
 from rankwise.forward.fused import blocks_of
 from rankwise.runs.records import WarningMessage
 from rankwise.system.memory import available_memory
@@ -36,7 +36,7 @@ KEPT_SHARE = 0.7
 def fused_blocks(work: Workload, free: int) -> int:
     """How many blocks the fused backend recomputes, from the first trained one on."""
     blocks = blocks_of(work.module) - work.first_trained_block
-    return _count(work, blocks, free, lambda: (kept_by(work.module, work.first_trained_block), 0.0))
+    return _count(work, blocks, free, lambda: (saved_activations(work.module, work.first_trained_block), 0.0))
 
 
 def eager_blocks(work: Workload, loss: Callable[[Batch], Tensor]) -> list[nn.Module]:
@@ -54,8 +54,8 @@ def eager_blocks(work: Workload, loss: Callable[[Batch], Tensor]) -> list[nn.Mod
     if not blocks:
         return []
 
-    def measured() -> tuple[Kept, float]:
-        with computed_twice(blocks):
+    def measured() -> tuple[SavedActivations, float]:
+        with activation_checkpointing(blocks):
             least = _kept_by_eager(work, loss).of(work.largest)
         return _kept_by_eager(work, loss), least
 
@@ -65,16 +65,16 @@ def eager_blocks(work: Workload, loss: Callable[[Batch], Tensor]) -> list[nn.Mod
     return blocks[: _count(work, len(blocks), max(0, free), measured)]
 
 
-def _kept_by_eager(work: Workload, loss: Callable[[Batch], Tensor]) -> Kept:
+def _kept_by_eager(work: Workload, loss: Callable[[Batch], Tensor]) -> SavedActivations:
     def batch_of(length: int) -> Batch:
         rows = work.objective.random_rows(work.module, [length], torch.Generator().manual_seed(0))
         (batch,) = work.objective.batches(rows, length)
         return batch
 
-    return kept_by_plain(work.module, loss, batch_of)
+    return eager_saved_activations(work.module, loss, batch_of)
 
 
-def _count(work: Workload, blocks: int, free: int, measured: Callable[[], tuple[Kept, float]]) -> int:
+def _count(work: Workload, blocks: int, free: int, measured: Callable[[], tuple[SavedActivations, float]]) -> int:
     """`measured` gives what all blocks keep, and what is left of it if all are recomputed."""
     if work.activation_checkpointing != "auto":
         return min(work.activation_checkpointing, blocks)

@@ -26,8 +26,8 @@ from rankwise.data.packing import pack
 from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError, RunError, is_out_of_memory
 from rankwise.forward.agreement import Agreement, agreement
-from rankwise.forward.checkpointing import computed_twice
-from rankwise.forward.fused import PROBED, FastLoss, has_weights_that_learn, is_fast, lowest_that_learns, probe
+from rankwise.forward.checkpointing import activation_checkpointing
+from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, lowest_that_learns, probe
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.regions import compiled_regions
 from rankwise.methods.trainable import Trainable
@@ -120,7 +120,7 @@ class Eager:
         if work.packing:
             embeddings: Any = module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
             check_packs(module, embeddings.weight.shape[0])
-        with computed_twice(eager_blocks(work, self.loss)):
+        with activation_checkpointing(eager_blocks(work, self.loss)):
             yield
 
 
@@ -128,7 +128,7 @@ class Eager:
 class Fused:
     work: Workload
     compiled: bool = False
-    _loss: FastLoss | None = field(default=None, init=False)
+    _loss: FusedLoss | None = field(default=None, init=False)
 
     @property
     def name(self) -> BackendName:
@@ -152,7 +152,7 @@ class Fused:
             if self.compiled:
                 _try_compiler(work)
             free = available_memory()
-            self._loss = FastLoss(
+            self._loss = FusedLoss(
                 work.module, lowest=work.first_trained_block, recomputed=fused_blocks(work, free),
                 room=int(free * PREFIX_SHARE),
             )  # fmt: skip
@@ -168,7 +168,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     if setting == "eager":
         return Eager(work)
     if not supports(work):
-        kind = WarningMessage if is_fast(work.module, 1) else StatusMessage
+        kind = WarningMessage if has_kernels(work.module, 1) else StatusMessage
         return _eager_instead(work, setting, "", _why_unsupported(work), kind)
     found = _agreement(work)
     if not found.agrees:
@@ -184,13 +184,13 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
 
 def supports(work: Workload) -> bool:
     """Whether there are kernels for this model, objective and device, with rows of this length."""
-    return work.objective.name == "causal-lm" and is_fast(work.module, work.longest)
+    return work.objective.name == "causal-lm" and has_kernels(work.module, work.longest)
 
 
 def _first_trained_block(module: nn.Module, config: TrainingConfig, rows: int, longest: int) -> int:
     """The lowest block that learns, where rows come again and what lies below it is worth caching."""
     again = config.total_steps(rows) * config.rows_per_step(rows) > rows
-    return lowest_that_learns(module) if again and is_fast(module, longest) else 0
+    return lowest_that_learns(module) if again and has_kernels(module, longest) else 0
 
 
 def _eager_instead(
@@ -205,7 +205,7 @@ def _eager_instead(
 def _why_unsupported(work: Workload) -> str:
     if has_weights_that_learn(work.module):
         return "the fused kernels need frozen weights, and here the model's own weights are trained"
-    if is_fast(work.module, 1):
+    if has_kernels(work.module, 1):
         return (
             f"the longest row has {work.longest:,} tokens, more than the model's sliding window. With a lower "
             "--max-length the fused backend can be used, which takes less time and memory"
@@ -227,7 +227,7 @@ def _seconds_per_token(work: Workload) -> float:
 
 
 def _gradients(work: Workload, batch: Batch) -> None:
-    torch.autograd.grad(FastLoss(work.module)(batch), work.trainable.parameters(), allow_unused=True)
+    torch.autograd.grad(FusedLoss(work.module)(batch), work.trainable.parameters(), allow_unused=True)
 
 
 def _compiles(work: Workload, *, required: bool) -> bool:

@@ -1,1 +1,1 @@
-"""How the blocks of each family of decoders are put together, from kernels and the model's own modules."""
+"""One file per decoder family: how its blocks combine kernels and the model's own modules."""

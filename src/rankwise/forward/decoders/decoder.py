@@ -1,4 +1,4 @@
-"""What the fast form asks of a family of decoders. The loop over the blocks is not theirs but fast.py's."""
+"""The interface of a decoder family for the fused backend; the loop over the blocks is in fused.py."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from rankwise.data.batches import Batch
 
 
 class Decoder(Protocol):
-    """`model` is what lies below the head, `layer` one of its blocks; both are transformers' own, adapted or not."""
+    """`model` is the part below the head, `layer` one of its blocks; both are transformers' modules, with or without
+    adapters."""
 
     @property
     def blocks(self) -> Collection[str]:
-        """Classes of the blocks that are known."""
+        """Names of the supported block classes."""
         ...
 
     def layers(self, model: Any) -> Sequence[nn.Module]: ...
 
     def suits(self, model: Any, longest: int) -> bool:
-        """Whether nothing in it is switched on that is not computed here, for documents of at most so many tokens."""
+        """Tell whether every feature that the model uses is supported, for sequences of at most so many tokens."""
         ...
 
     def start(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
-        """(T, d), what goes into the first block, and what all blocks share (angles, or nothing)."""
+        """Return the input of the first block (T, d) and what all blocks share (rotary angles, or None)."""
         ...
 
     def attended(self, layer: Any, x: Tensor, context: Any, lengths: Sequence[int]) -> Tensor:
-        """(T, d) to (T, H * D), before the output projection. The one place where tokens see others."""
+        """Map (T, d) to attention outputs (T, H * D), before the output projection. Only here do tokens see other
+        tokens."""
         ...
 
     def finished(self, layer: Any, x: Tensor, seen: Tensor) -> Tensor:
-        """What went into the block and what its attention saw, at any N places, to what comes out of it there."""
+        """Map a block's input and attention output at any N positions to the block's output at these positions."""
         ...
 
     def end(self, model: Any, x: Tensor) -> Tensor:
-        """What comes out of the last block to what the head gets."""
+        """Map the output of the last block to the input of the head."""
         ...

@@ -1,7 +1,8 @@
-"""Gemma and Gemma 3 (text): Llama's blocks with other norms, and embeddings that their own module scales.
+"""Gemma and Gemma 3 (text): Llama's blocks with other norms; the embedding module scales its own output.
 
-Gemma 3 has two more norms in a block, over what attention and feed-forward layer give, and angles of two kinds, for
-the blocks that see a window and for those that see all. Gemma 2 has soft caps, which no kernel has.
+A block of Gemma 3 has two more norms, on the outputs of attention and feed-forward layer, and rotary angles of two
+kinds, for blocks with sliding-window attention and for those with full attention. Gemma 2 is not supported, because no
+kernel has soft caps.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from rankwise.data.batches import Batch
 from rankwise.forward.decoders.llama import Llama
 from rankwise.forward.decoders.parts import angles, linears
 from rankwise.kernels.norm import ShiftedRmsNorm
-from rankwise.kernels.prologue import Straight, entered
+from rankwise.kernels.prologue import Identity, apply_prologue
 
 
 class Gemma(Llama):
     def suits(self, model: Any, longest: int) -> bool:
-        """Newer ones can be told to see what comes after."""
+        """Refuse bidirectional attention, which newer versions can be configured for."""
         return super().suits(model, longest) and all(layer.self_attn.is_causal for layer in model.layers)
 
 
@@ -36,10 +37,10 @@ class Gemma3(Gemma):
         return super().attended(layer, x, context[layer.self_attn.layer_type], lengths)
 
     def finished(self, layer: Any, x: Tensor, seen: Tensor) -> Tensor:
-        projected = linears([layer.self_attn.o_proj], Straight(), seen)[0]
-        x = x + entered(self.norm(layer.post_attention_layernorm), projected)
+        projected = linears([layer.self_attn.o_proj], Identity(), seen)[0]
+        x = x + apply_prologue(self.norm(layer.post_attention_layernorm), projected)
         fed = self.fed(layer.mlp, layer.pre_feedforward_layernorm, x)
-        return x + entered(self.norm(layer.post_feedforward_layernorm), fed)
+        return x + apply_prologue(self.norm(layer.post_feedforward_layernorm), fed)
 
 
 def _norm(module: Any) -> ShiftedRmsNorm:

@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, q, k and v in thirds of one matrix whose weight is stored as (I, O), and no gate.
+"""GPT-2: learned positions; q, k and v as thirds of one matrix whose weight is stored as (I, O); no gated activation.
 
 x = wte(token) + wpe(place),   x = x + c_proj(attention(norm(x))),   x = x + feed_forward(norm(x))
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rankwise.data.batches import Batch
 from rankwise.forward.decoders.parts import fed_forward, layer_norm, linears
 from rankwise.kernels.attention import causal_attention
-from rankwise.kernels.prologue import Straight, entered
+from rankwise.kernels.prologue import Identity, apply_prologue
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class GPT2:
         return model.h
 
     def suits(self, model: Any, longest: int) -> bool:
-        """`reorder_and_upcast_attn` takes scores in float32; cross attention would see another text."""
+        """Refuse `reorder_and_upcast_attn`, which computes scores in float32, and cross attention."""
         return not any(layer.attn.reorder_and_upcast_attn or hasattr(layer, "crossattention") for layer in model.h)
 
     def start(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
@@ -40,8 +40,8 @@ class GPT2:
 
     def finished(self, layer: Any, x: Tensor, seen: Tensor) -> Tensor:
         mlp = layer.mlp
-        x = linears([layer.attn.c_proj], Straight(), seen)[0] + x
+        x = linears([layer.attn.c_proj], Identity(), seen)[0] + x
         return x + fed_forward([mlp.c_fc], mlp.act, mlp.c_proj, layer_norm(layer.ln_2), x)
 
     def end(self, model: Any, x: Tensor) -> Tensor:
-        return entered(layer_norm(model.ln_f), x)
+        return apply_prologue(layer_norm(model.ln_f), x)

@@ -1,8 +1,8 @@
-"""Llama, Mistral, Qwen2 and Qwen3: norm, attention with rotary positions, norm, gated feed-forward, one by one.
+"""Llama, Mistral, Qwen2 and Qwen3: norm, attention with rotary positions, norm, gated feed-forward, in sequence.
 
     x = x + o(attention(q, k, v of norm(x))),   x = x + down(f(gate(norm(x))) up(norm(x)))
 
-In Qwen3 the heads of q and k have norms of their own.
+In Qwen3 the heads of q and k are normalised too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from rankwise.data.batches import Batch
 from rankwise.forward.decoders.parts import angles, fed_forward, linears, turns_by_place
 from rankwise.kernels.attention import causal_attention
 from rankwise.kernels.norm import RmsNorm
-from rankwise.kernels.prologue import Entrance, Straight, entered
+from rankwise.kernels.prologue import Identity, Prologue, apply_prologue
 from rankwise.kernels.rotary import rotated
 
 
 @dataclass(frozen=True)
 class Llama:
     blocks: Collection[str]
-    norm: Callable[[Any], Entrance]
-    """Of a norm's module."""
+    norm: Callable[[Any], Prologue]
+    """Makes the prologue from the module of a norm."""
 
     def layers(self, model: Any) -> Sequence[nn.Module]:
         return model.layers
@@ -47,19 +47,19 @@ class Llama:
             for values in linears(projections, self.norm(layer.input_layernorm), x)
         )
         if hasattr(attention, "q_norm"):
-            q, k = entered(self.norm(attention.q_norm), q), entered(self.norm(attention.k_norm), k)
+            q, k = apply_prologue(self.norm(attention.q_norm), q), apply_prologue(self.norm(attention.k_norm), k)
         q, k, v = (values.transpose(0, 1) for values in (q, k, v))
         return causal_attention(rotated(q, *context), rotated(k, *context), v, lengths, attention.scaling).flatten(1)
 
     def finished(self, layer: Any, x: Tensor, seen: Tensor) -> Tensor:
-        x = x + linears([layer.self_attn.o_proj], Straight(), seen)[0]
+        x = x + linears([layer.self_attn.o_proj], Identity(), seen)[0]
         return x + self.fed(layer.mlp, layer.post_attention_layernorm, x)
 
     def fed(self, mlp: Any, norm: nn.Module, x: Tensor) -> Tensor:
         return fed_forward([mlp.gate_proj, mlp.up_proj], mlp.act_fn, mlp.down_proj, self.norm(norm), x)
 
     def end(self, model: Any, x: Tensor) -> Tensor:
-        return entered(self.norm(model.norm), x)
+        return apply_prologue(self.norm(model.norm), x)
 
 
 def _norm(module: Any) -> RmsNorm:

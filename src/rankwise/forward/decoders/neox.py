@@ -1,6 +1,6 @@
-"""GPT-NeoX: q, k and v of each head from one matrix, a part of the head turned, and no gate.
+"""GPT-NeoX: q, k and v of each head from one matrix, rotary positions on a part of the head, no gated activation.
 
-x = x + dense(attention) + feed_forward(norm(x))        in parallel, or one by one as in Llama
+x = x + dense(attention) + feed_forward(norm(x))        in parallel, or in sequence as in Llama
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rankwise.data.batches import Batch
 from rankwise.forward.decoders.parts import angles, fed_forward, layer_norm, linears, turns_by_place
 from rankwise.kernels.attention import causal_attention
-from rankwise.kernels.prologue import Straight, entered
+from rankwise.kernels.prologue import Identity, apply_prologue
 from rankwise.kernels.rotary import rotated
 
 
@@ -40,11 +40,11 @@ class NeoX:
 
     def finished(self, layer: Any, x: Tensor, seen: Tensor) -> Tensor:
         mlp, norm = layer.mlp, layer_norm(layer.post_attention_layernorm)
-        projected = linears([layer.attention.dense], Straight(), seen)[0]
+        projected = linears([layer.attention.dense], Identity(), seen)[0]
         if layer.use_parallel_residual:
             return fed_forward([mlp.dense_h_to_4h], mlp.act, mlp.dense_4h_to_h, norm, x) + projected + x
         x = projected + x
         return fed_forward([mlp.dense_h_to_4h], mlp.act, mlp.dense_4h_to_h, norm, x) + x
 
     def end(self, model: Any, x: Tensor) -> Tensor:
-        return entered(layer_norm(model.final_layer_norm), x)
+        return apply_prologue(layer_norm(model.final_layer_norm), x)
