@@ -24,7 +24,7 @@ from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import task_named
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.requests import Item, items_of
+from rankwise.evaluation.requests import Request, requests_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 
@@ -61,7 +61,7 @@ def compared(name: str, rows: int, model: LoadedModel, folder: Path) -> dict[str
     ask, choices, right = WORDS[name]
     task.write_text(TASK.format(name=name, rows=file, ask=ask, choices=choices, right=right), encoding="utf-8")
     theirs = samples_of_lm_eval(name, folder, model)
-    items = items_of(task_named(name, str(file)), model).items
+    items = requests_of(task_named(name, str(file)), model).requests
     flat = iter(likelihoods(model.module, [one for item in items for one in item.documents]))
     nats = [[next(flat).nats for _ in item.documents] for item in items]
     found: dict[str, Any] = {"task": name, "n": len(items)}
@@ -96,7 +96,7 @@ def _pick(nats: list[float], sizes: tuple[int, ...]) -> int:
     return int(np.argmin([one / size for one, size in zip(nats, sizes, strict=True)]))
 
 
-def _margin(nats: list[float], sizes: tuple[int, ...], item: Item) -> float:
+def _margin(nats: list[float], sizes: tuple[int, ...], item: Request) -> float:
     """Nats a character, between the two best."""
     best, second = sorted(one / size for one, size in zip(nats, sizes, strict=True))[:2]
     return (second - best) / (1 if sizes == item.sizes else min(item.sizes))
@@ -108,7 +108,7 @@ def perplexities(blocks: int, model: LoadedModel) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
 
     harness = HFLM(pretrained=model.module, tokenizer=model.tokenizer.hub, max_length=1024)  # pyright: ignore[reportArgumentType]
-    items = items_of(task_named("wikitext"), model).items[:blocks]
+    items = requests_of(task_named("wikitext"), model).requests[:blocks]
     found = likelihoods(model.module, [item.documents[0] for item in items])
     text = model.tokenizer.decode([token for item in items for token in item.documents[0].ids[1:]])
     request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0, metadata=("t", 0, 1))

@@ -20,10 +20,10 @@ from rankwise.config.tasks import TaskConfig
 from rankwise.data.batches import Batches
 from rankwise.data.preparing import Writing, prepare
 from rankwise.errors import EvaluationError, TrainingError, first_line
-from rankwise.evaluation.base_and_tuned import Forward, Sides, with_and_without
+from rankwise.evaluation.base_and_tuned import BaseAndTuned, Forward, base_and_tuned
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.requests import items_of
+from rankwise.evaluation.requests import requests_of
 from rankwise.evaluation.text import Text
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
@@ -96,7 +96,7 @@ class Held:
 
     def base_of(self, tuned: Trainable) -> Forward:
         """As `tuned` without what was learned. A block of 128 tokens takes 25 MB on the starter."""
-        asked = with_and_without(tuned).base
+        asked = base_and_tuned(tuned).base
 
         def remembered(ids: Tensor) -> Tensor:
             key = ids.numpy().tobytes()
@@ -168,7 +168,7 @@ class _Meter:
 
     def __post_init__(self) -> None:
         self.points: list[Point] = []
-        self.sides = Sides(self.held.base_of(self.tuned), with_and_without(self.tuned).tuned)
+        self.sides = BaseAndTuned(self.held.base_of(self.tuned), base_and_tuned(self.tuned).tuned)
 
     def begin(self, task: str) -> None:
         if task not in self.held.begun:
@@ -188,5 +188,5 @@ def _rows(model: LoadedModel, documents: Sequence[Tokens]) -> list[list[float]]:
 
 
 def _documents(file: Path, model: LoadedModel) -> list[Tokens]:
-    found = items_of(TaskConfig(task="outside", data=str(file)), replace(model, context_length=1024))
-    return [item.documents[-1] for item in found.items]
+    found = requests_of(TaskConfig(task="outside", data=str(file)), replace(model, context_length=1024))
+    return [item.documents[-1] for item in found.requests]

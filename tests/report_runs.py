@@ -14,8 +14,8 @@ from rankwise.runs.evaluations import (
     Evaluation,
     Forgetting,
     Measured,
+    ModelScores,
     Sample,
-    Side,
     StrengthCurve,
     StrengthPoint,
     evaluation_path,
@@ -118,7 +118,7 @@ def write_metrics_log(run, said, steps, held_out, method, during):
             rows.append(RankRecord(step, 40 - step, 40, ranks, step >= 12))
         if during and step in (1, steps):
             rows += [ScoreRecord(step, said("metric"), step / steps, 10)]
-            rows += [SampleRecord(step, said("prompt"), said("wanted"), said("answer"))]
+            rows += [SampleRecord(step, said("prompt"), said("target"), said("answer"))]
     rows += [LossRecord(steps, 0.7, 99, 10)] if held_out else []
     lines = [json.dumps(row.as_row()) + "\n" for row in rows]
     run.metrics.write_text("".join(lines))
@@ -130,14 +130,14 @@ def evaluation_of(run, said, better, text_sha256, items, n=40, kept=None):
     tuned = [[float(item < better * n), 1.0] for item in range(n)]
     return Evaluation(
         task=said("task"), n=n, items_sha256=items, data=said("items"), model=run.folder.name, against=said("against"),
-        tuned=Side(scores={metric: scores("exact", tuned), said("key"): scores("exact", tuned)}, seconds=3.0),
-        base=Side(scores={metric: scores("exact", base), said("key"): scores("exact", base)}, seconds=2.0),
+        tuned=ModelScores(scores={metric: scores("exact", tuned), said("key"): scores("exact", tuned)}, seconds=3.0),
+        base=ModelScores(scores={metric: scores("exact", base), said("key"): scores("exact", base)}, seconds=2.0),
         differences={metric: difference(METRICS["exact"], base, tuned)},
         forgetting=Forgetting(
             kl=0.02, low=0.017, high=0.024, delta_nll=0.005, delta_nll_low=-0.001, delta_nll_high=0.01,
             agreement=0.96, text=said("text"), sha256=text_sha256, blocks=16, positions=8000, **(kept or {}),
         ),
-        samples=[Sample(prompt=said("prompt"), wanted=said("wanted"), base=said("before"), tuned=said("after"))],
+        samples=[Sample(prompt=said("prompt"), target=said("target"), base=said("before"), tuned=said("after"))],
         made=MADE, versions=VERSIONS, settings={said("setting"): said("value")},
     )  # fmt: skip
 

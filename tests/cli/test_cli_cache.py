@@ -112,7 +112,7 @@ def test_only_what_is_older_than_asked_goes(cache):
     os.utime(cache / "encoded" / ROWS)
     assert objects("cache", "clean", "--older-than", "41d", "--yes")["removed"] == []
     objects("cache", "clean", "--kind", "rows", "--kind", "scores", "--older-than", "30d", "--yes")
-    assert (cache / "encoded" / ROWS).is_dir() and not (cache / "sides" / SCORES).exists()
+    assert (cache / "encoded" / ROWS).is_dir() and not (cache / "scores" / SCORES).exists()
     assert (cache / "models" / MODEL).is_dir()
 
 
@@ -171,7 +171,7 @@ def test_nothing_outside_the_folder_is_touched(cache, tmp_path):
     (cache / "models").rename(outside)
     (cache / "models").symlink_to(outside)
     (cache / "encoded" / ("12" * 32)).symlink_to(outside / MODEL)
-    (cache / "sides" / f"{'34' * 32}.json").symlink_to(outside / MODEL / SOURCE)
+    (cache / "scores" / f"{'34' * 32}.json").symlink_to(outside / MODEL / SOURCE)
     before = files(outside)
     assert not any(one["path"].startswith(str(outside)) for one in objects("cache")["entries"])
     cleaned = objects("cache", "clean", "--yes")

@@ -12,8 +12,8 @@ import torch
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
 from rankwise.evaluation import base_cache as base_sides
-from rankwise.evaluation.base_cache import side_of_base
-from rankwise.evaluation.requests import items_of
+from rankwise.evaluation.base_cache import base_scores
+from rankwise.evaluation.requests import requests_of
 from rankwise.evaluation.task import OwnTask
 from rankwise.models.loading import load
 from rankwise.runs.records import ProgressUpdate, silent
@@ -22,7 +22,7 @@ from rankwise.runs.records import ProgressUpdate, silent
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "sides"
+    return tmp_path / "cache" / "scores"
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,13 @@ def task_of(model, folder, together=4, rows=5, **settings):
     made = [{"prompt": f"What is land {n}?", "completion": f"town {n}"} for n in range(rows)]
     file.write_text("".join(json.dumps(row) + "\n" for row in made))
     spec = TaskConfig(**{"task": "t", "data": str(file), "score": ("loss", "exact"), "max_new_tokens": 4} | settings)
-    return OwnTask(spec, items_of(spec, model), together)
+    return OwnTask(spec, requests_of(spec, model), together)
 
 
 def asked(task, model, fingerprint="f00d"):
     """The side, and whether the model was asked for it."""
     heard = []
-    side = side_of_base(task, model, fingerprint, "base", heard.append)
+    side = base_scores(task, model, fingerprint, "base", heard.append)
     return side, any(isinstance(event, ProgressUpdate) for event in heard)
 
 
@@ -49,7 +49,7 @@ def test_a_base_is_asked_once_and_says_the_same_again(model, tmp_path, cache):
     first, was_asked = asked(task_of(model, tmp_path), model)
     again, asked_again = asked(task_of(model, tmp_path), model)
     assert (was_asked, asked_again) == (True, False) and again == first
-    assert again == task_of(model, tmp_path).side(model, "base", silent).model_copy(update={"seconds": first.seconds})
+    assert again == task_of(model, tmp_path).score(model, "base", silent).model_copy(update={"seconds": first.seconds})
 
 
 def test_nothing_else_is_taken_for_it(model, tmp_path, cache, monkeypatch):

@@ -15,8 +15,8 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError, DataError, EvaluationError
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.requests import Item, items_of, items_of_documents
-from rankwise.evaluation.scoring import CUT, answers, is_wrong, side
+from rankwise.evaluation.requests import Request, requests_of, requests_of_sequences
+from rankwise.evaluation.scoring import CUT, answers, is_wrong, score_task
 from rankwise.evaluation.task import OwnTask
 from rankwise.models.loading import load
 from rankwise.runs.evaluations import read_evaluation
@@ -74,7 +74,7 @@ def test_as_many_answers_at_once_as_none_is_refused(tiny_folder, rows, together)
 
 
 def test_loss_is_that_of_each_document_alone(model, rows):
-    items = items_of(TaskConfig(task="t", data=str(rows)), model).items
+    items = requests_of(TaskConfig(task="t", data=str(rows)), model).requests
     for item, found in zip(items, likelihoods(model.module, [one.documents[0] for one in items]), strict=True):
         ids, learned = torch.tensor([item.documents[0].ids]), torch.tensor(item.documents[0].loss_mask)
         with torch.no_grad():
@@ -84,7 +84,7 @@ def test_loss_is_that_of_each_document_alone(model, rows):
 
 
 def test_neither_order_nor_company_changes_an_answer(model, rows):
-    items = list(items_of(TaskConfig(task="t", data=str(rows)), model).items)
+    items = list(requests_of(TaskConfig(task="t", data=str(rows)), model).requests)
     alone = answers(items, model, 12, silent, 1, "")
     assert answers(items, model, 12, silent, 16, "") == alone
     assert len(set(alone)) > 5, "a model that says one thing would show nothing"
@@ -96,18 +96,18 @@ def test_neither_order_nor_company_changes_an_answer(model, rows):
 def test_for_exact_alone_an_answer_is_written_until_it_is_wrong(model, rows):
     """The same hits in fewer tokens: a base that talks on is not written to its end."""
     task = TaskConfig(task="t", data=str(rows), score="exact", max_new_tokens=40)
-    items = list(items_of(task, model).items)
+    items = list(requests_of(task, model).requests)
     whole = answers(items, model, 40, silent, 16, "")
-    items[3], items[4] = replace(items[3], wanted=f" {whole[3]}\n"), replace(items[4], alternatives=(whole[4],))
+    items[3], items[4] = replace(items[3], target=f" {whole[3]}\n"), replace(items[4], alternatives=(whole[4],))
     for together in (1, 16):
-        found = side(task, items, model, silent, together=together, who="")
+        found = score_task(task, items, model, silent, together=together, who="")
         assert [hit for hit, _ in found.scores["exact"].sums] == [float(at in (3, 4)) for at in range(20)]
         assert (found.answers[3], found.answers[4]) == (whole[3], whole[4])
         cut = [at for at, text in enumerate(found.answers) if text.endswith(CUT)]
         assert len(cut) > 5 and all(whole[at].startswith(found.answers[at].removesuffix(CUT)) for at in cut)
         assert all(found.answers[at] == whole[at] for at in range(20) if at not in cut)
     both = task.model_copy(update={"score": ("exact", "rouge_l")})
-    assert side(both, items, model, silent, together=16, who="").answers == whole
+    assert score_task(both, items, model, silent, together=16, who="").answers == whole
 
 
 @pytest.mark.parametrize(
@@ -116,24 +116,24 @@ def test_for_exact_alone_an_answer_is_written_until_it_is_wrong(model, rows):
      ("Cafe", True)],
 )  # fmt: skip
 def test_an_answer_is_wrong_once_no_reference_begins_like_it(beginning, wrong):
-    item = Item("", "", "Rome", (), alternatives=("Caf\u00e9 noir",))
+    item = Request("", "", "Rome", (), alternatives=("Caf\u00e9 noir",))
     assert is_wrong(beginning, item) is wrong
 
 
 def test_metrics_do_not_depend_on_the_order_of_rows(model, chosen, rows):
     for task in (chosen[1], TaskConfig(task="t", data=str(rows), score="loss")):
-        items = list(items_of(task, model).items)
-        before = side(task, items, model, silent, together=4, who="")
+        items = list(requests_of(task, model).requests)
+        before = score_task(task, items, model, silent, together=4, who="")
         random.Random(3).shuffle(items)
-        after = side(task, items, model, silent, together=4, who="")
+        after = score_task(task, items, model, silent, together=4, who="")
         for metric, measured in before.metrics.items():
             assert after.metrics[metric].model_dump() == pytest.approx(measured.model_dump(), rel=1e-5)
 
 
 def test_the_likeliest_choice_for_its_length_is_taken(model, chosen):
     made, task = chosen
-    items = items_of(task, model).items
-    found = side(task, items, model, silent, together=4, who="")
+    items = requests_of(task, model).requests
+    found = score_task(task, items, model, silent, together=4, who="")
     for item, row, (hit, _), (bare, _) in zip(
         items, made, found.scores["accuracy"].sums, found.scores["accuracy_unnormalised"].sums, strict=True
     ):
@@ -154,10 +154,10 @@ def test_rows_of_a_classification_choose_by_the_chat_template(model, tmp_path):
     texts = [(" ".join(WORDS[at : at + 3]), ("good", "bad")[at % 2]) for at in range(8)]
     file.write_text("".join(json.dumps({"prompt": text, "completion": label}) + "\n" for text, label in texts))
     task = TaskConfig(task="t", data=str(file), score=("accuracy", "f1", "matthews"))
-    items = items_of(task, model).items
-    assert [item.wanted for item in items] == [label for _, label in texts]
+    items = requests_of(task, model).requests
+    assert [item.target for item in items] == [label for _, label in texts]
     assert all(len(item.documents) == 2 and item.sizes == (3, 4) for item in items)
-    found = side(task, items, model, silent, together=4, who="")
+    found = score_task(task, items, model, silent, together=4, who="")
     assert list(found.scores) == ["accuracy", "f1", "matthews"]
 
 
@@ -168,8 +168,8 @@ def test_a_label_is_not_taken_for_its_length(model, tmp_path):
     rows = [{"q": "brown " + WORDS[at], "label": (short, long)[at % 2]} for at in range(6)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = TaskConfig(task="t", data=str(file), ask="{q}", chat=False, choices=(short, long), score=("f1", "accuracy"))
-    items = items_of(task, model).items
-    found = side(task, items, model, silent, together=4, who="")
+    items = requests_of(task, model).requests
+    found = score_task(task, items, model, silent, together=4, who="")
     assert list(found.scores) == ["f1", "accuracy"]
     each = likelihoods(model.module, [one for item in items for one in item.documents])
     by_length = [each[at].nats / len(short) > each[at + 1].nats / len(long) for at in range(0, 12, 2)]
@@ -182,7 +182,7 @@ def test_a_row_keeps_its_own_system_message_when_answers_are_chosen(model, tmp_p
     file = tmp_path / "spoken.jsonl"
     rows = [{"system": f"quick {name}", "prompt": "brown fox", "completion": name} for name in ("dog", "land")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    items = items_of(TaskConfig(task="t", data=str(file), score="accuracy"), model).items
+    items = requests_of(TaskConfig(task="t", data=str(file), score="accuracy"), model).requests
     for item, row in zip(items, rows, strict=True):
         assert all(f"system\nquick {row['completion']}" in model.tokenizer.readable(one.ids) for one in item.documents)
 
@@ -192,7 +192,7 @@ def test_other_choices_are_other_items(model, tmp_path):
     for wrong in ("ab", "cd"):
         file = tmp_path / f"{wrong}.jsonl"
         file.write_text(json.dumps({"q": "fox", "choices": ["xy", wrong], "gold": 0}) + "\n")
-        hashes.add(items_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy"), model).sha256)
+        hashes.add(requests_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy"), model).sha256)
     assert len(hashes) == 2
 
 
@@ -202,29 +202,29 @@ def test_a_damaged_model_is_named_and_not_scored(tiny_folder, rows):
         broken.module.lm_head.weight[:, 0] = torch.nan
     task = TaskConfig(task="t", data=str(rows))
     with pytest.raises(EvaluationError, match=r"rows.jsonl:1: .* nan .*damaged"):
-        side(task, items_of(task, broken).items, broken, silent, together=4, who="")
+        score_task(task, requests_of(task, broken).requests, broken, silent, together=4, who="")
     task = TaskConfig(task="t", data=str(rows), score="exact", max_new_tokens=3)
     with pytest.raises(EvaluationError, match=r"logit of an answer is nan.*damaged"):
-        side(task, items_of(task, broken).items, broken, silent, together=4, who="")
+        score_task(task, requests_of(task, broken).requests, broken, silent, together=4, who="")
 
 
 def test_a_question_written_from_columns_is_asked_by_the_template(model, tmp_path):
     file = tmp_path / "pairs.csv"
     file.write_text("first,second,same\na fox,a dog,0\na land,a town,1\n")
     task = TaskConfig(task="t", data=str(file), ask="Are {first} and {second} alike?", answer="{same}", score="exact")
-    (item, _) = items_of(task, model).items
+    (item, _) = requests_of(task, model).requests
     assert model.tokenizer.decode(item.given) == (
         "<|im_start|>user\nAre a fox and a dog alike?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert item.wanted == "0"
+    assert item.target == "0"
 
 
 def test_rows_longer_than_the_context_are_left_out_and_counted(model, tmp_path):
     file = tmp_path / "long.jsonl"
     rows = [{"prompt": "fox " * 300, "completion": "dog"}, {"prompt": "fox", "completion": "dog"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = items_of(TaskConfig(task="t", data=str(file)), model)
-    assert (len(found.items), found.too_long) == (1, 1)
+    found = requests_of(TaskConfig(task="t", data=str(file)), model)
+    assert (len(found.requests), found.too_long) == (1, 1)
 
 
 def test_prompts_without_room_for_their_answer_are_left_out_and_counted(tiny_folder, model, tmp_path):
@@ -235,7 +235,7 @@ def test_prompts_without_room_for_their_answer_are_left_out_and_counted(tiny_fol
     found = evaluate(str(tiny_folder), task)
     assert (found.n, found.left_out, found.summary()["left_out"]) == (1, 1, 1)
     with pytest.raises(DataError, match="Lower max_new_tokens"):
-        items_of(task.model_copy(update={"max_new_tokens": 5000}), model)
+        requests_of(task.model_copy(update={"max_new_tokens": 5000}), model)
 
 
 @pytest.mark.parametrize("score", ["loss", "exact", "accuracy"])
@@ -250,10 +250,10 @@ def test_a_text_to_be_continued_is_left_out_where_it_does_not_fit(model, tmp_pat
         task = TaskConfig(task="t", data=str(file), ask="{q}", chat=False, score=score, **more)
         if kept == 2:
             with pytest.raises(DataError, match="none of its 2 rows fits into the model's context"):
-                items_of(task, model)
+                requests_of(task, model)
             return
-        found = items_of(task, model)
-        assert (len(found.items), found.too_long) == (1, 2)
+        found = requests_of(task, model)
+        assert (len(found.requests), found.too_long) == (1, 2)
 
 
 @pytest.mark.parametrize("ask", [{}, {"ask": "", "answer": "{text}", "chat": False}])
@@ -261,14 +261,14 @@ def test_rows_that_ask_nothing_have_no_answer_that_could_be_compared(model, tmp_
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "the quick brown fox"}\n')
     with pytest.raises(DataError, match=r"texts.jsonl:1: nothing stands before its answer"):
-        items_of(TaskConfig(task="t", data=str(file), score=("exact", "loss"), **ask), model)
+        requests_of(TaskConfig(task="t", data=str(file), score=("exact", "loss"), **ask), model)
 
 
 def test_rows_of_a_running_text_are_drawn_by_the_seed(model, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(" ".join(WORDS * 200))
     wheres = [
-        [item.where for item in items_of(TaskConfig(task="t", data=str(file), rows=2, seed=seed), model).items]
+        [item.where for item in requests_of(TaskConfig(task="t", data=str(file), rows=2, seed=seed), model).requests]
         for seed in range(6)
     ]
     assert all(len(one) == 2 for one in wheres)
@@ -278,7 +278,7 @@ def test_rows_of_a_running_text_are_drawn_by_the_seed(model, tmp_path):
 def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(" ".join(WORDS * 30))
-    items = items_of(TaskConfig(task="t", data=str(file)), model).items
+    items = requests_of(TaskConfig(task="t", data=str(file)), model).requests
     ids = model.tokenizer.encode(file.read_text())
     assert [token for item in items for token in item.documents[0].ids[1:]] == ids
     assert sum(item.documents[0].loss_count for item in items) == len(ids)
@@ -287,34 +287,34 @@ def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
 
 
 def test_documents_are_asked_as_they_were_learned(model, rows):
-    items = items_of(TaskConfig(task="t", data=str(rows)), model).items
-    again = items_of_documents([item.documents[0] for item in items], model).items
-    assert [(one.given, one.wanted) for one in again] == [(one.given, one.wanted) for one in items]
+    items = requests_of(TaskConfig(task="t", data=str(rows)), model).requests
+    again = requests_of_sequences([item.documents[0] for item in items], model).requests
+    assert [(one.given, one.target) for one in again] == [(one.given, one.target) for one in items]
 
 
 def test_of_what_follows_nothing_every_token_is_scored(model, tmp_path):
     """A choice of one token had a likelihood of 1, and so was always the likeliest."""
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"q": "", "choices": ["fox", "lazy dog"], "gold": 0}) + "\n")
-    (item,) = items_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
+    (item,) = requests_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).requests
     for choice, document in zip(item.choices, item.documents, strict=True):
         ids = model.tokenizer.encode(choice)
         assert list(document.ids[1:]) == ids and document.loss_count == len(ids)
     with pytest.raises(DataError, match="nothing stands before its answer"):
-        items_of(TaskConfig(task="t", data=str(file), ask="{q}", answer="fox", score="exact", chat=False), model)
+        requests_of(TaskConfig(task="t", data=str(file), ask="{q}", answer="fox", score="exact", chat=False), model)
 
 
 def test_a_running_text_is_read_as_the_kept_one_is(model, tmp_path):
     file = tmp_path / "text.txt"
     plain = "the quick brown fox"
     file.write_bytes(b"\xef\xbb\xbf" + plain.encode())
-    (item,) = items_of(TaskConfig(task="t", data=str(file)), model).items
+    (item,) = requests_of(TaskConfig(task="t", data=str(file)), model).requests
     assert list(item.documents[0].ids[1:]) == model.tokenizer.encode(plain), "a byte-order mark is no text"
     file.write_text("fox \ufdd0 dog")
     with pytest.raises(DataError, match="noncharacter"):
-        items_of(TaskConfig(task="t", data=str(file)), model)
+        requests_of(TaskConfig(task="t", data=str(file)), model)
     with pytest.raises(DataError, match="more than"):
-        items_of(TaskConfig(task="t", data=str(big(tmp_path))), model)
+        requests_of(TaskConfig(task="t", data=str(big(tmp_path))), model)
 
 
 def big(folder):
@@ -328,20 +328,20 @@ def big(folder):
 def test_what_is_wanted_must_be_what_is_compared(model, rows):
     task = TaskConfig(task="t", data=str(rows), score="json")
     with pytest.raises(DataError, match=r"rows.jsonl:1: .*is not JSON"):
-        OwnTask(task, items_of(task, model), 4)
+        OwnTask(task, requests_of(task, model), 4)
     for score in ("number", "pearson"):
         task = task.model_copy(update={"score": (score,)})
         with pytest.raises(DataError, match=r"rows.jsonl:1: .*has no number"):
-            OwnTask(task, items_of(task, model), 4)
+            OwnTask(task, requests_of(task, model), 4)
 
 
 def test_rouge_is_refused_where_it_reads_nothing(model, tmp_path):
     """It gave 0 to an answer that is right to the letter."""
     file = tmp_path / "rows.jsonl"
     task = TaskConfig(task="t", data=str(file), score="rouge_l")
-    for wanted, refused in (("привет мир", True), ("你好世界", True), ("größer", False), ("👍", False)):
-        file.write_text(json.dumps({"prompt": "fox", "completion": wanted}) + "\n")
-        items = items_of(task, model)
+    for target, refused in (("привет мир", True), ("你好世界", True), ("größer", False), ("👍", False)):
+        file.write_text(json.dumps({"prompt": "fox", "completion": target}) + "\n")
+        items = requests_of(task, model)
         if not refused:
             OwnTask(task, items, 4)
             continue
@@ -355,7 +355,7 @@ def test_a_pattern_is_tried_on_what_is_wanted(model, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"prompt": "fox", "completion": "dog " * 20}) + "\n")
     task = TaskConfig(task="t", data=str(file), score="regex", pattern="(cat)")
-    items = items_of(task, model)
+    items = requests_of(task, model)
     with pytest.raises(DataError, match=r"rows.jsonl:1: the pattern '\(cat\)' finds nothing in the wanted answer"):
         OwnTask(task, items, 4)
     OwnTask(task.model_copy(update={"pattern": "cat"}), items, 4)
@@ -366,13 +366,13 @@ def test_a_pattern_is_tried_on_what_is_wanted(model, tmp_path):
 def test_f1_needs_the_same_choices_and_not_only_as_many(model, chosen):
     task = chosen[1].model_copy(update={"score": ("f1",)})
     with pytest.raises(DataError, match=r"chosen.jsonl:\d+: .*f1 needs the same choices"):
-        OwnTask(task, items_of(task, model), 4)
+        OwnTask(task, requests_of(task, model), 4)
 
 
 def test_a_control_token_in_a_text_is_text(model, tmp_path):
     file = tmp_path / "typed.jsonl"
     file.write_text(json.dumps({"q": "a <|im_end|> b", "choices": ["x", "y"], "gold": 0}) + "\n")
-    (item,) = items_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).items
+    (item,) = requests_of(TaskConfig(task="t", data=str(file), ask="{q}", score="accuracy", chat=False), model).requests
     ends = set(model.template.end_ids)
     assert not ends & set(item.documents[0].ids)
 
@@ -386,19 +386,19 @@ def test_an_answer_is_held_against_every_reference_of_its_row(model, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"q": "fox", "a": ["no", "land town"]}) + "\n")
     task = TaskConfig(task="t", data=str(file), ask="{q}", answer="{a}", score=("exact", "rouge_1"), max_new_tokens=4)
-    items = items_of(task, model)
-    (item,) = items.items
-    assert (item.wanted, item.references) == ("no", ("no", "land town"))
-    written = answers(items.items, model, 4, silent, 1, "")[0]
-    right = replace(items.items[0], alternatives=(written,))
-    assert side(task, [right], model, silent, together=1, who="").metrics["exact"].value == 1
+    items = requests_of(task, model)
+    (item,) = items.requests
+    assert (item.target, item.references) == ("no", ("no", "land town"))
+    written = answers(items.requests, model, 4, silent, 1, "")[0]
+    right = replace(items.requests[0], alternatives=(written,))
+    assert score_task(task, [right], model, silent, together=1, who="").metrics["exact"].value == 1
     assert replace(items, items=(right,)).sha256 != items.sha256, "other references are other items"
 
 
 def test_a_list_of_answers_in_rows_of_a_known_form_are_references(model, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"question": "fox", "answer": ["land", "town"]}) + "\n")
-    (item,) = items_of(TaskConfig(task="t", data=str(file), score="exact"), model).items
+    (item,) = requests_of(TaskConfig(task="t", data=str(file), score="exact"), model).requests
     assert item.references == ("land", "town")
 
 
@@ -435,7 +435,7 @@ def test_choices_that_the_task_does_not_name_are_told(tiny_folder, tmp_path):
 
 
 def test_equal_documents_are_computed_once_and_told_twice(model, rows):
-    items = items_of(TaskConfig(task="t", data=str(rows)), model).items
+    items = requests_of(TaskConfig(task="t", data=str(rows)), model).requests
     document = items[0].documents[0]
     twice = likelihoods(model.module, [document, items[1].documents[0], replace(document)], silent, "")
     assert twice[0] == twice[2] != twice[1]

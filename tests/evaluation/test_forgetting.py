@@ -23,7 +23,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import DataError, EvaluationError, ModelError
 from rankwise.evaluation import forgetting as retaining
 from rankwise.evaluation import text as texts
-from rankwise.evaluation.base_and_tuned import Sides, forward_of, of_two, with_and_without
+from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, forward_of, of_two_models
 from rankwise.evaluation.forgetting import compared, forgetting
 from rankwise.evaluation.text import LARGEST, Text, documentation, firsts_of, refuse_trained_on, text_for
 from rankwise.models.loaded import LoadedModel
@@ -59,14 +59,14 @@ def test_an_untrained_adapter_forgets_exactly_nothing(
     architecture: str, spec: LoraConfig | AdaLoraConfig, dtype: torch.dtype
 ) -> None:
     base = tiny_model(architecture).to(dtype)
-    found = forgetting(with_and_without(inject(base, spec)), words(3, 40))
+    found = forgetting(base_and_tuned(inject(base, spec)), words(3, 40))
     assert (found.kl, found.low, found.high) == (0, 0, 0)
     assert (found.delta_nll, found.delta_nll_low, found.delta_nll_high) == (0, 0, 0)
     assert found.agreement == 1 and (found.blocks, found.positions) == (3, 120)
 
 
 def test_a_model_beside_itself_has_lost_exactly_nothing(model: LoadedModel) -> None:
-    found = forgetting(of_two(model, model), words(2, 70, model.vocabulary))
+    found = forgetting(of_two_models(model, model), words(2, 70, model.vocabulary))
     assert (found.kl, found.delta_nll, found.agreement) == (0, 0, 1)
 
 
@@ -77,7 +77,7 @@ def test_it_is_what_the_formula_says_at_every_position() -> None:
     adapters = inject(base, LoraConfig(rank=3, targets=("all-linear", "embed_tokens")))
     unsettle(adapters)
     text = words(5, 90)
-    found = forgetting(with_and_without(adapters), text)
+    found = forgetting(base_and_tuned(adapters), text)
     given, wanted = text.blocks[:, :-1], text.blocks[:, 1:].flatten()
     with torch.no_grad():
         tuned = base(input_ids=given).logits.double().flatten(0, 1)
@@ -98,7 +98,7 @@ def test_neither_the_order_of_blocks_nor_what_is_held_at_a_time_changes_it(monke
     base = tiny_model("gpt2")
     adapters = inject(base, LoraConfig(rank=3))
     unsettle(adapters)
-    sides, text = with_and_without(adapters), words(6, 50)
+    sides, text = base_and_tuned(adapters), words(6, 50)
     found = forgetting(sides, text)
     turned = forgetting(sides, replace(text, blocks=text.blocks.flip(0)))
     assert turned.summary() == found.summary() and turned.sums.kl == found.sums.kl[::-1]
@@ -111,7 +111,7 @@ def test_the_base_is_asked_once_for_several_that_were_tuned() -> None:
     base = tiny_model("llama")
     adapters = inject(base, LoraConfig(rank=3))
     unsettle(adapters)
-    sides, text = with_and_without(adapters), words(2, 30)
+    sides, text = base_and_tuned(adapters), words(2, 30)
     asked: list[int] = []
 
     def counted(ids: torch.Tensor) -> torch.Tensor:
@@ -128,9 +128,9 @@ def test_two_models_apart_are_the_one_with_its_adapter(model: LoadedModel, tiny_
     tuned = rankwise.load(rankwise.ModelConfig(name=str(tiny_folder), dtype="float32"))
     adapters = inject(tuned.module, LoraConfig(rank=3))
     unsettle(adapters)
-    together = forgetting(with_and_without(adapters), text)
+    together = forgetting(base_and_tuned(adapters), text)
     merge(adapters)
-    apart = forgetting(of_two(model, tuned), text)
+    apart = forgetting(of_two_models(model, tuned), text)
     assert apart.kl == pytest.approx(together.kl, rel=1e-3) and together.kl > 1e-6
     assert apart.delta_nll == pytest.approx(together.delta_nll, rel=1e-3)
 
@@ -140,14 +140,14 @@ def test_models_of_other_vocabularies_are_not_compared(
 ) -> None:
     wider = replace(model, module=tiny_model("llama", vocab=model.vocabulary + 8))
     with pytest.raises(ModelError, match="has another vocabulary"):
-        of_two(model, wider)
+        of_two_models(model, wider)
     described = json.loads(hub_tokenizer.backend_tokenizer.to_str())
     ids = described["model"]["vocab"]
     ids["A"], ids["B"] = ids["B"], ids["A"]
     backend = Tokenizer.from_str(json.dumps(described))
     other = HubTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), [2])
     with pytest.raises(ModelError, match='"A" has other ids'):
-        of_two(model, replace(model, tokenizer=other))
+        of_two_models(model, replace(model, tokenizer=other))
 
 
 def test_logits_that_are_not_finite_are_told() -> None:
@@ -156,7 +156,7 @@ def test_logits_that_are_not_finite_are_told() -> None:
     with torch.no_grad():
         next(broken.parameters())[5] = float("nan")
     with pytest.raises(EvaluationError, match="not finite"):
-        forgetting(Sides(base, forward_of(broken)), words(2, 60))
+        forgetting(BaseAndTuned(base, forward_of(broken)), words(2, 60))
 
 
 def test_dropout_is_off_meanwhile_and_on_again_afterwards() -> None:
@@ -164,7 +164,7 @@ def test_dropout_is_off_meanwhile_and_on_again_afterwards() -> None:
     adapters = inject(base, LoraConfig(rank=2, dropout=0.5))
     unsettle(adapters)
     training = [part for part in base.modules() if part.training]
-    sides, text = with_and_without(adapters), words(2, 30)
+    sides, text = base_and_tuned(adapters), words(2, 30)
     assert forgetting(sides, text) == forgetting(sides, text)
     assert training == [part for part in base.modules() if part.training] and len(training) > 10
 

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_model
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
-from rankwise.evaluation.base_and_tuned import Sides, with_and_without
+from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned
 from rankwise.evaluation.forgetting import Compared, _both, forgetting
 from rankwise.evaluation.sequential import Looks, interval, quantile
 from rankwise.evaluation.text import Text
@@ -17,13 +17,13 @@ from rankwise.runs.evaluations import Measured
 
 
 @pytest.fixture(scope="module")
-def sides() -> Sides:
+def sides() -> BaseAndTuned:
     adapters = inject(tiny_model("llama"), LoraConfig(rank=3))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.6)
-    return with_and_without(adapters)
+    return base_and_tuned(adapters)
 
 
 def words(count: int = 32, length: int = 12) -> Text:
@@ -74,21 +74,21 @@ def test_it_stops_at_a_share_of_the_mean_or_at_an_amount() -> None:
     assert enough(Measured(value=0.001, low=0, high=0.006)) and not enough(Measured(value=0.001, low=0, high=0.0061))
 
 
-def test_what_does_not_differ_takes_the_first_look_alone(sides: Sides) -> None:
+def test_what_does_not_differ_takes_the_first_look_alone(sides: BaseAndTuned) -> None:
     asked: list[int] = []
 
     def counted(ids: torch.Tensor) -> torch.Tensor:
         asked.append(len(ids))
         return sides.base(ids)
 
-    found = forgetting(Sides(counted, sides.base), words(), looks=Looks())
+    found = forgetting(BaseAndTuned(counted, sides.base), words(), looks=Looks())
     assert (found.kl, found.low, found.high) == (0, 0, 0)
     assert len(asked) == found.blocks == 8 and found.available == 32 and found.positions == 96
     assert found.sums is not None and found.sums.numbers == list(range(0, 32, 4))
     assert "8 of them were enough" in found.measured_on
 
 
-def test_the_blocks_of_a_look_are_measured_as_all_are(sides: Sides) -> None:
+def test_the_blocks_of_a_look_are_measured_as_all_are(sides: BaseAndTuned) -> None:
     fixed, stepwise = forgetting(sides, words()), forgetting(sides, words(), looks=Looks())
     numbers = stepwise.sums.numbers or range(32)
     assert stepwise.sums.kl == [fixed.sums.kl[number] for number in numbers]
@@ -97,7 +97,7 @@ def test_the_blocks_of_a_look_are_measured_as_all_are(sides: Sides) -> None:
     assert stepwise.high == pytest.approx(interval(values, 3).high)
 
 
-def test_no_interval_of_a_divergence_reaches_below_nothing(sides: Sides) -> None:
+def test_no_interval_of_a_divergence_reaches_below_nothing(sides: BaseAndTuned) -> None:
     class Never(Looks):
         def enough(self, kl: Measured) -> bool:
             return False

@@ -10,7 +10,7 @@ from fast_forms import rows
 from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import portion
-from rankwise.evaluation.base_and_tuned import with_and_without
+from rankwise.evaluation.base_and_tuned import base_and_tuned
 from rankwise.evaluation.forgetting import forgetting
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.strength import recommended, strength_curve, untold
@@ -50,7 +50,7 @@ def test_the_ends_of_the_curve_are_the_base_and_the_trained_model():
     adapters, documents = adapted(), rows(9)
     model = adapters.model
     curve = strength_curve(
-        with_and_without(adapters),
+        base_and_tuned(adapters),
         adapters.scaled,
         lambda: loss_rows(model, documents),
         TEXT,
@@ -60,7 +60,7 @@ def test_the_ends_of_the_curve_are_the_base_and_the_trained_model():
     assert [point.strength for point in curve.points] == [0, 0.5, 1]
     base, half, whole = curve.points
     assert (base.kl.value, base.delta_nll) == (0, 0)
-    kept = forgetting(with_and_without(adapters), TEXT)
+    kept = forgetting(base_and_tuned(adapters), TEXT)
     assert (whole.kl.value, whole.kl.low, whole.kl.high, whole.delta_nll) == (
         kept.kl, kept.low, kept.high, kept.delta_nll,
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_whole_weights_are_turned_as_an_adapter_is():
 
     def curve(tuned):
         return strength_curve(
-            with_and_without(tuned), tuned.scaled, lambda: loss_rows(tuned.model, documents), TEXT, task="words"
+            base_and_tuned(tuned), tuned.scaled, lambda: loss_rows(tuned.model, documents), TEXT, task="words"
         )
 
     for one, same in zip(curve(whole).points, curve(adapters).points, strict=True):
@@ -118,7 +118,7 @@ def test_the_base_is_the_model_without_its_change_and_no_strength_of_it():
     """So a change that did not go away at strength 0 would be seen."""
     adapters = adapted()
     stuck = strength_curve(
-        with_and_without(adapters), lambda _: adapters.scaled(1.0), lambda: [[1.0, 1.0]], TEXT, task="words"
+        base_and_tuned(adapters), lambda _: adapters.scaled(1.0), lambda: [[1.0, 1.0]], TEXT, task="words"
     )
     assert stuck.points[0].kl.value > 0
 
@@ -138,6 +138,6 @@ def test_few_items_recommend_what_was_trained():
     adapters, documents = adapted(), rows(3)
     model = adapters.model
     curve = strength_curve(
-        with_and_without(adapters), adapters.scaled, lambda: loss_rows(model, documents), TEXT, task="words"
+        base_and_tuned(adapters), adapters.scaled, lambda: loss_rows(model, documents), TEXT, task="words"
     )
     assert curve.recommended == 1 and "n = 3" in curve.why

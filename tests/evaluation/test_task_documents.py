@@ -9,13 +9,13 @@ import pytest
 from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.tasks import TaskConfig, task_named
 from rankwise.errors import ConfigError, DataError
-from rankwise.evaluation.task_documents import questions
+from rankwise.evaluation.task_documents import task_documents
 
 
 def asked(tmp_path, written, **task):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in written))
-    return questions(TaskConfig(**{"task": "t", "data": str(file), "ask": "{q}", "score": "accuracy"} | task))
+    return task_documents(TaskConfig(**{"task": "t", "data": str(file), "ask": "{q}", "score": "accuracy"} | task))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def asked(tmp_path, written, **task):
 def test_the_right_choice_by_number_letter_or_text(tmp_path, row, right):
     (question,) = asked(tmp_path, [{"q": "which?", **row}])
     assert question.right == right
-    assert question.choices[right] == question.wanted
+    assert question.choices[right] == question.target
 
 
 @pytest.mark.parametrize(
@@ -50,21 +50,21 @@ def test_the_right_choice_by_number_letter_or_text(tmp_path, row, right):
         (["a", "b"], [0, "b"], None),
     ],
 )
-def test_labels_are_texts_where_they_are_among_the_choices(tmp_path, choices, labels, wanted):
+def test_labels_are_texts_where_they_are_among_the_choices(tmp_path, choices, labels, target):
     rows = [{"q": "which?", "label": label} for label in labels]
-    if wanted is None:
+    if target is None:
         with pytest.raises(DataError, match="by number, letter or text"):
             asked(tmp_path, rows, answer="{label}", choices=choices)
         return
-    assert [one.wanted for one in asked(tmp_path, rows, answer="{label}", choices=choices)] == wanted
+    assert [one.target for one in asked(tmp_path, rows, answer="{label}", choices=choices)] == target
     own = asked(tmp_path, [row | {"choices": choices} for row in rows])
-    assert [choices[one.right] for one in own] == wanted
+    assert [choices[one.right] for one in own] == target
 
 
 def test_numbers_among_choices_of_other_rows_are_no_texts(tmp_path):
     """As in questions of arithmetic, whose labels are numbers of choices that are numbers."""
     rows = [{"q": "2 + 1?", "choices": ["1", "3"], "gold": 1}, {"q": "4 + 4?", "choices": ["8", "6"], "gold": 0}]
-    assert [one.wanted for one in asked(tmp_path, rows)] == ["3", "8"]
+    assert [one.target for one in asked(tmp_path, rows)] == ["3", "8"]
 
 
 def test_a_right_choice_that_is_there_twice_is_refused(tmp_path):
@@ -72,8 +72,8 @@ def test_a_right_choice_that_is_there_twice_is_refused(tmp_path):
     row = {"q": "which?", "choices": ["yes", "yes", "no"]}
     with pytest.raises(DataError, match=r"rows.jsonl:1: .*'yes', which is right, is there twice"):
         asked(tmp_path, [row | {"gold": 1}])
-    assert asked(tmp_path, [row | {"gold": 2}])[0].wanted == "no"
-    assert asked(tmp_path, [row | {"gold": 1}], lettered=True)[0].wanted == "B"
+    assert asked(tmp_path, [row | {"gold": 2}])[0].target == "no"
+    assert asked(tmp_path, [row | {"gold": 1}], lettered=True)[0].target == "B"
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path):
 def test_braces_of_a_row_are_text(tmp_path):
     row = {"q": "{answer} {0} {q.__class__}", "answer": "{q}"}
     (question,) = asked(tmp_path, [row], answer="{answer}", score="exact")
-    assert question.asked == ("{answer} {0} {q.__class__}",)
-    assert question.wanted == "{q}"
+    assert question.prompts == ("{answer} {0} {q.__class__}",)
+    assert question.target == "{q}"
 
 
 def test_rows_without_choices_choose_between_all_answers(tmp_path):
@@ -172,7 +172,7 @@ def test_choices_of_a_row_are_a_list_or_a_list_as_text(tmp_path, named, form):
 def test_choices_with_semicolons_in_one_column_have_their_right_one_elsewhere(tmp_path):
     """The first was taken as the right one, whatever the column answer said."""
     (question,) = asked(tmp_path, [{"q": "which?", "options": "x; y; z", "answer": "y"}], choices="{options}")
-    assert question.choices == ("x", "y", "z") and question.wanted == "y"
+    assert question.choices == ("x", "y", "z") and question.target == "y"
 
 
 def test_choices_in_no_known_form_are_refused_with_the_way_to_write_them(tmp_path):
@@ -189,7 +189,7 @@ def test_choices_in_no_known_form_are_refused_with_the_way_to_write_them(tmp_pat
 def test_references_come_from_a_list_or_from_several_columns(tmp_path, answer, references):
     row = {"q": "which?", "a": ["one", "two"], "b": "three", "c": "four"}
     (question,) = asked(tmp_path, [row], answer=answer, score="rouge_l")
-    assert [question.wanted, *question.alternatives] == references
+    assert [question.target, *question.alternatives] == references
 
 
 @pytest.mark.parametrize(("held", "problem"), [([], "one or more reference"), ([{"a": 1}], "one or more reference")])
@@ -202,14 +202,14 @@ def test_references_are_texts(tmp_path, held, problem):
 
 def test_letters_stand_below_the_question(tmp_path):
     (question,) = asked(tmp_path, [{"q": "which?", "choices": ["x", "y"], "gold": 1}], lettered=True)
-    assert question.asked == ("which?\nA. x\nB. y\nAnswer:",)
-    assert (question.choices, question.wanted) == (("A", "B"), "B")
+    assert question.prompts == ("which?\nA. x\nB. y\nAnswer:",)
+    assert (question.choices, question.target) == (("A", "B"), "B")
 
 
 def test_several_contexts_are_the_choice(tmp_path):
     row = {"q": ["Ann, so Ann", "Ann, so Bea"], "then": "won.", "gold": 1}
     (question,) = asked(tmp_path, [row], answer="{then}")
-    assert question.asked == ("Ann, so Ann", "Ann, so Bea")
+    assert question.prompts == ("Ann, so Ann", "Ann, so Bea")
     assert (question.choices, question.right) == (("won.", "won."), 1)
 
 
@@ -218,13 +218,13 @@ def test_a_table_without_names_gets_them(tmp_path):
     file.write_text('a\t1\tHe said "no\nb\t0\tYes\n')
     task = TaskConfig(task="t", data=str(file), ask="{text}", answer="{label}", header=("source", "label", "text"),
                     choices=("bad", "good"), score="accuracy")  # fmt: skip
-    assert [(one.asked[0], one.wanted) for one in questions(task)] == [('He said "no', "good"), ("Yes", "bad")]
+    assert [(one.prompts[0], one.target) for one in task_documents(task)] == [('He said "no', "good"), ("Yes", "bad")]
 
 
 def test_a_table_without_names_is_one_file(tmp_path):
     for data, problem in ((tmp_path, "header names the columns of one file"), (tmp_path / "no.csv", "cannot be read")):
         with pytest.raises(DataError, match=problem):
-            questions(TaskConfig(task="t", data=str(data), ask="{q}", answer="{a}", header=("q", "a")))
+            task_documents(TaskConfig(task="t", data=str(data), ask="{q}", answer="{a}", header=("q", "a")))
 
 
 @pytest.mark.parametrize(
@@ -308,9 +308,9 @@ def test_no_task_of_ones_own_passes_for_another(tmp_path, name):
 def test_every_row_of_the_public_sets_is_asked(name, shared_data, monkeypatch):
     monkeypatch.setenv("RANKWISE_DATA", str(shared_data))
     task = task_named(name)
-    found = questions(task)
+    found = task_documents(task)
     assert len(found) > 90
-    assert all(one.asked[0].strip() and one.wanted for one in found)
+    assert all(one.prompts[0].strip() and one.target for one in found)
     if task.chosen:
         assert all(0 <= one.right < len(one.choices) for one in found)
         assert len({one.right for one in found}) > 1 or name == "truthfulqa"  # whose first answer is the right one

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
-from rankwise.evaluation.requests import Item
+from rankwise.evaluation.requests import Request
 from rankwise.evaluation.scoring import answers
 from rankwise.inference.decoding import decode
 from rankwise.inference.generate import answer, answers_in_turn
@@ -96,17 +96,17 @@ def test_an_answer_is_cut_where_it_loops_alone_in_company_and_as_a_stream(endles
     free = [greedy(endless.module, prompt, LONG.max_new_tokens) for prompt in prompts]
     places = [loop_at(ids) for ids in free]
     assert len(set(places)) > 1 and any(places), f"{places} show too little"
-    wanted = [(endless.template.answer_text(ids[:at]), at or len(ids), "repetition" if at else "length")
+    target = [(endless.template.answer_text(ids[:at]), at or len(ids), "repetition" if at else "length")
               for ids, at in zip(free, places, strict=True)]  # fmt: skip
 
     def facts(found):
         return [(one.text, one.tokens, one.stopped) for one in found]
 
-    assert facts(decode(endless, prompts, LONG)) == wanted
-    assert facts(answers_in_turn(endless, prompts, LONG, 4)) == wanted
+    assert facts(decode(endless, prompts, LONG)) == target
+    assert facts(answers_in_turn(endless, prompts, LONG, 4)) == target
     heard = []
-    assert facts([decode(endless, [prompt], LONG, heard.append)[0] for prompt in prompts]) == wanted
-    assert "".join(heard) == "".join(text for text, _, _ in wanted)
+    assert facts([decode(endless, [prompt], LONG, heard.append)[0] for prompt in prompts]) == target
+    assert "".join(heard) == "".join(text for text, _, _ in target)
 
 
 def test_the_check_can_be_switched_off(endless, prompts):
@@ -115,7 +115,7 @@ def test_the_check_can_be_switched_off(endless, prompts):
 
 
 def test_what_is_measured_is_not_cut(endless, prompts):
-    items = [Item(where="f:1", prompt="", documents=(), given=tuple(prompt), wanted="") for prompt in prompts]
+    items = [Request(where="f:1", prompt="", documents=(), given=tuple(prompt), target="") for prompt in prompts]
     whole = decode(endless, prompts, LONG.model_copy(update={"repetition_check": False}))
     assert answers(items, endless, LONG.max_new_tokens, silent, 4, "x") == [one.text for one in whole]
 

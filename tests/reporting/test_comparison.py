@@ -19,7 +19,7 @@ from rankwise.commands.report import report
 from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
 from rankwise.runs.comparisons import differing
-from rankwise.runs.evaluations import Scores, Side, evaluation_path, read_evaluation, write_evaluation
+from rankwise.runs.evaluations import ModelScores, Scores, evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.opened import open_candidate
 from report_runs import made_run
 from sampling import draws
@@ -58,7 +58,7 @@ def test_a_comparison_of_runs_is_symmetric(metric):
         path = evaluation_path(run, "task")
         evaluation = read_evaluation(path)
         sums = [[2.5 - better + 0.01 * (item % 7), 2.0] for item in range(evaluation.n)]
-        tuned = Side(scores={"loss": scores("loss", sums), **evaluation.tuned.scores}, seconds=1.0)
+        tuned = ModelScores(scores={"loss": scores("loss", sums), **evaluation.tuned.scores}, seconds=1.0)
         write_evaluation(path, evaluation.model_copy(update={"tuned": tuned}))
     there, back = (one(*names).tasks[0].differences[metric] for names in ("ab", "ba"))
     assert back.model_dump() == turned(there)
@@ -145,7 +145,7 @@ def test_sums_that_no_text_has_are_told_as_damage(metric, row):
         path = evaluation_path(made_run(name), "task")
         evaluation = read_evaluation(path)
         whole = Scores(measured=evaluation.tuned.metrics["exact"], sums=[row] * evaluation.n)
-        tuned = Side(scores={metric: whole}, seconds=1.0)
+        tuned = ModelScores(scores={metric: whole}, seconds=1.0)
         write_evaluation(path, evaluation.model_copy(update={"tuned": tuned}))
     with pytest.raises(RunError, match="damaged"):
         one("a", "b")
@@ -313,7 +313,7 @@ def test_of_equal_items_no_number_is_taken_from_one_of_something_else(metric, a,
         run = made_run(name)
         path = evaluation_path(run, "task")
         evaluation = read_evaluation(path)
-        side = Side(scores={metric: scores(metric, [[1.0, 1.0]] * evaluation.n)}, seconds=1.0)
+        side = ModelScores(scores={metric: scores(metric, [[1.0, 1.0]] * evaluation.n)}, seconds=1.0)
         write_evaluation(path, evaluation.model_copy(update={"tuned": side, "settings": asked}))
     for names in (("a", "b"), ("b", "a")):
         task = one(*names).tasks[0]

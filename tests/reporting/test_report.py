@@ -273,7 +273,7 @@ def test_many_samples_are_there_and_all_but_the_first_are_folded():
 
 
 def test_samples_stand_side_by_side_with_what_was_wanted():
-    made_run(said=lambda where: "the same" if where in ("wanted", "after") else where)
+    made_run(said=lambda where: "the same" if where in ("target", "after") else where)
     html = report("r").page.read_text()
     assert html.index(">before<") < html.index(">the same<", html.index(">before<"))
     assert html.count("as wanted") == 1

@@ -7,9 +7,9 @@ import pytest
 from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS, class_row
-from rankwise.runs.evaluations import Difference, Side
+from rankwise.runs.evaluations import Difference, ModelScores
 from rankwise.runs.score_text import verdict_text
-from rankwise.runs.warnings import cautions, chance
+from rankwise.runs.warnings import chance, evaluation_warnings
 from report_runs import evaluation_of, made_run, plain
 
 
@@ -22,24 +22,28 @@ def evaluation(tmp_path, monkeypatch):
 def chosen(evaluation, n, right, **more):
     """One whose base chose right so often."""
     rows = [[float(item < right * n), 1.0] for item in range(n)]
-    side = Side(scores={"accuracy": scores("accuracy", rows)}, seconds=1.0)
+    side = ModelScores(scores={"accuracy": scores("accuracy", rows)}, seconds=1.0)
     return evaluation.model_copy(update={"n": n, "base": side, "tuned": side, **more})
 
 
 def test_nothing_is_said_of_answers_to_enough_items(evaluation):
-    assert cautions(evaluation, None, None) == []
+    assert evaluation_warnings(evaluation, None, None) == []
 
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_too_few_items_to_show_anything(evaluation, n):
-    (said,) = cautions(evaluation.model_copy(update={"n": n}), None, None)
+    (said,) = evaluation_warnings(evaluation.model_copy(update={"n": n}), None, None)
     assert f"{n} item" in said and "can show nothing" in said
 
 
 def test_an_interval_without_width_is_no_certainty(evaluation):
     right = [class_row(0, 0, 2)] * 20 + [class_row(1, 1, 2)] * 20
-    side = Side(scores={"f1": scores("f1", right)}, seconds=1.0)
-    said = [one for one in cautions(evaluation.model_copy(update={"tuned": side}), None, None) if "no width" in one]
+    side = ModelScores(scores={"f1": scores("f1", right)}, seconds=1.0)
+    said = [
+        one
+        for one in evaluation_warnings(evaluation.model_copy(update={"tuned": side}), None, None)
+        if "no width" in one
+    ]
     assert len(said) == 1 and "7.5%" in said[0]
 
 
@@ -49,16 +53,19 @@ def test_an_interval_without_width_is_no_certainty(evaluation):
 )  # fmt: skip
 def test_choices_want_many_items_and_a_base_above_chance(evaluation, n, right, said):
     public = chosen(evaluation, n, right, task="arc_easy", settings={"ask": BUILT_IN["arc_easy"]["ask"]})
-    told = cautions(public, None, None)
+    told = evaluation_warnings(public, None, None)
     assert [word in one for word, one in zip(said, told, strict=True)] == [True] * len(said)
 
 
 def test_few_items_are_not_remarked_after_a_clear_verdict(evaluation):
     few = chosen(evaluation, 50, 0.6)
-    assert len(cautions(few, None, None)) == 1 and "14 percentage points" in cautions(few, None, None)[0]
+    assert (
+        len(evaluation_warnings(few, None, None)) == 1
+        and "14 percentage points" in evaluation_warnings(few, None, None)[0]
+    )
     rows = [[[float(at < right), 1.0] for at in range(50)] for right in (10, 45)]
     clear = few.model_copy(update={"differences": {"accuracy": difference(METRICS["accuracy"], *rows)}})
-    assert clear.differences["accuracy"].verdict == "better" and cautions(clear, None, None) == []
+    assert clear.differences["accuracy"].verdict == "better" and evaluation_warnings(clear, None, None) == []
 
 
 def test_why_nothing_can_be_told_is_said_where_interval_and_test_disagree():
@@ -73,12 +80,12 @@ def test_why_nothing_can_be_told_is_said_where_interval_and_test_disagree():
 def test_a_task_that_is_only_called_like_a_public_one_has_not_its_chance(evaluation):
     """Rows of eight choices in boolq.jsonl were once held against a chance of one half."""
     mine = chosen(evaluation, 1200, 0.5, task="boolq", settings={"ask": "{question}"})
-    assert chance(mine) is None and cautions(mine, None, None) == []
+    assert chance(mine) is None and evaluation_warnings(mine, None, None) == []
 
 
 def test_chance_is_what_is_right_for_who_always_says_the_same(evaluation):
     rows = [class_row(0, int(item < 15), 2) for item in range(20)]
-    side = Side(scores={"f1": scores("f1", rows)}, seconds=1.0)
+    side = ModelScores(scores={"f1": scores("f1", rows)}, seconds=1.0)
     assert chance(evaluation.model_copy(update={"n": 20, "tuned": side})) == 0.75
     assert chance(evaluation.model_copy(update={"settings": {"choices": ["a", "b", "c"]}})) == pytest.approx(1 / 3)
     assert chance(evaluation) is None, "nobody knows how many choices there were"

@@ -174,7 +174,7 @@ def test_by_default_there_is_a_curve_and_three_rows_are_answered(asked):
     samples = [row for row in rows if row["kind"] == "sample"]
     assert [row["step"] for row in samples] == [0] * 3 + [40] * 3
     assert [row["prompt"] for row in samples[:3]] == [f"What is land {n}?" for n in (20, 22, 24)]
-    assert [row["wanted"] for row in samples[:3]] == [f"It could be lake {n}, or the dog." for n in (20, 22, 24)]
+    assert [row["target"] for row in samples[:3]] == [f"It could be lake {n}, or the dog." for n in (20, 22, 24)]
     assert results(trained)["held_out_loss_after"] == [row["loss"] for row in rows if row["kind"] == "held_out"][-1]
 
 
@@ -496,7 +496,7 @@ def test_of_a_conversation_the_last_answer_is_asked_with_all_that_was_said_befor
     Path("measured.jsonl").write_text(json.dumps(row) + "\n")
     rankwise.train(asked("run", "lora", {}))
     (before, _) = rows_of("run", "sample")
-    assert before["wanted"] == "You are."
+    assert before["target"] == "You are."
     assert before["prompt"].startswith("Hello fox") and before["prompt"].endswith("Who is lazy?")
     assert "Hello dog" in before["prompt"]
 

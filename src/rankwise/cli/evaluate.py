@@ -93,10 +93,10 @@ def _lines(evaluation: Evaluation) -> list[str]:
 
 def _cautions(target: str, evaluation: Evaluation) -> list[str]:
     from rankwise.runs.directory import find_run
-    from rankwise.runs.warnings import HELD_OUT, cautions, of_overlap
+    from rankwise.runs.warnings import HELD_OUT, evaluation_warnings, of_overlap
 
     run = find_run(target)
     if run is None:
-        return cautions(evaluation, None, None)
+        return evaluation_warnings(evaluation, None, None)
     shared = of_overlap(run.data_report()) if evaluation.task == HELD_OUT else ""
-    return [*([shared] if shared else []), *cautions(evaluation, run.experiment(), run.manifest().results)]
+    return [*([shared] if shared else []), *evaluation_warnings(evaluation, run.experiment(), run.manifest().results)]

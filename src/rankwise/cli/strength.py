@@ -72,12 +72,12 @@ def _table(curve: StrengthCurve) -> list[str]:
 
 def _cautions(measured: Strengths) -> list[str]:
     from rankwise.runs.directory import find_run
-    from rankwise.runs.warnings import cautions_of_strength
+    from rankwise.runs.warnings import strength_warnings
 
     run = find_run(measured.run)
     if run is None:  # the folder of an adapter has no records of its training
         return []
-    return cautions_of_strength(measured.curve, run.experiment(), run.manifest().results)
+    return strength_warnings(measured.curve, run.experiment(), run.manifest().results)
 
 
 def _interval(value: float, low: float, high: float) -> str:

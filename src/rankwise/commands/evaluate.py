@@ -17,14 +17,14 @@ from rankwise.commands.page import write_page
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import HELD_OUT, TaskConfig, is_running_text, refuse_taken, task_named, task_of_rows
 from rankwise.errors import ConfigError, RankwiseError, first_line
-from rankwise.evaluation.base_and_tuned import Sides, of_two, with_and_without
-from rankwise.evaluation.base_cache import side_of_base
+from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, of_two_models
+from rankwise.evaluation.base_cache import base_scores
 from rankwise.evaluation.forgetting import forgetting
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.number_format import held_to_measure
-from rankwise.evaluation.requests import Items, items_of, items_of_documents
+from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
 from rankwise.evaluation.sequential import Looks
 from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.task_documents import drawn, identities
@@ -43,7 +43,7 @@ from rankwise.runs.evaluations import (
     Difference,
     Evaluation,
     Forgetting,
-    Side,
+    ModelScores,
     check_evaluation_place,
     evaluation_path,
     read_evaluation,
@@ -66,7 +66,7 @@ class Subject:
     run: RunDirectory | None
     against: str | None = None
     base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
-    sides: Sides | None = None
+    sides: BaseAndTuned | None = None
     origin: str | None = None
     """The fingerprint of the base of these sides."""
     system: str | None = None
@@ -109,12 +109,12 @@ def evaluated(
 ) -> Evaluation:  # fmt: skip
     """Without a `text` it is not measured what was forgotten."""
     place = _place(subject, asked, out)
-    tuned = asked.side(subject.model, subject.name, callback)
+    tuned = asked.score(subject.model, subject.name, callback)
     callback(StatusMessage(score_line(asked.name, subject.name, tuned)))
     base, differences = None, dict[str, Difference]()
     if subject.base is not None:
         with subject.base() as other:
-            base = side_of_base(asked, other, subject.origin, str(subject.against), callback)
+            base = base_scores(asked, other, subject.origin, str(subject.against), callback)
         differences = _differences(tuned, base)
         callback(StatusMessage(score_line(asked.name, str(subject.against), base, differences)))
     n, items = asked.facts()
@@ -203,12 +203,12 @@ def open_subject(
         return own
     # a base that was forced upon the run need not be the one that it was trained on
     origin = fingerprint(find(artifact.base, silent).folder) if force_base else trained_on.fingerprint
-    return replace(own, against=trained_on.name, base=without, sides=with_and_without(asked.trainable), origin=origin)
+    return replace(own, against=trained_on.name, base=without, sides=base_and_tuned(asked.trainable), origin=origin)
 
 
 def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
     other = load(held_to_measure(against, dtype), callback)
-    sides = of_two(other, model)
+    sides = of_two_models(other, model)
     return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
 
 
@@ -250,7 +250,7 @@ def asked_of(
 
 def _items(
     subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None, callback: Callback
-) -> tuple[TaskConfig, Items]:
+) -> tuple[TaskConfig, Requests]:
     artifact = subject.artifact
     if task is None and (artifact is None or (data is not None and is_running_text(data))):
         if data is None:
@@ -264,20 +264,20 @@ def _items(
     about = TaskConfig(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
     spec = about.model_copy(update={"rows": rows})
     chosen = [found.documents[at] for at in drawn(len(found.documents), spec)]
-    return spec, items_of_documents(chosen, subject.model)
+    return spec, requests_of_sequences(chosen, subject.model)
 
 
-def _of_task(spec: TaskConfig, subject: Subject) -> tuple[TaskConfig, Items]:
+def _of_task(spec: TaskConfig, subject: Subject) -> tuple[TaskConfig, Requests]:
     """A run is asked with the system message that it was trained with, unless the task has another."""
     if spec.chat and not spec.running_text and spec.system is None:
         spec = spec.model_copy(update={"system": subject.system})
-    items = items_of(spec, subject.model)
+    items = requests_of(spec, subject.model)
     if subject.run is not None:
         refuse_training_files(subject.run, identities(spec))
     return spec, items
 
 
-def _differences(tuned: Side, base: Side | None) -> dict[str, Difference]:
+def _differences(tuned: ModelScores, base: ModelScores | None) -> dict[str, Difference]:
     if base is None:
         return {}
     return {

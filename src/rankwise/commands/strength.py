@@ -9,7 +9,7 @@ from typing import Any
 
 from rankwise.commands.page import write_page
 from rankwise.config.adapters import check_strength
-from rankwise.evaluation.base_and_tuned import with_and_without
+from rankwise.evaluation.base_and_tuned import base_and_tuned
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.number_format import held_to_measure
 from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
@@ -64,7 +64,7 @@ def strength(
     if rows is not every:
         callback(StatusMessage(f"measuring on {rows.about}"))
     curve = strength_curve(
-        with_and_without(asked.trainable), asked.trainable.scaled,
+        base_and_tuned(asked.trainable), asked.trainable.scaled,
         _task_loss(asked.model, rows, strengths, callback), told,
         task=rows.about, strengths=strengths, callback=callback,
     ).model_copy(update={"own_rows": rows.own})  # fmt: skip

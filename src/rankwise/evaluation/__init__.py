@@ -1,1 +1,1 @@
-"""How good a model is, how sure that is, and what it lost."""
+"""Evaluation: task scores with confidence intervals, and forgetting."""

@@ -1,9 +1,9 @@
-"""A base's side of an evaluation, kept: runs of one base are all held against it, and it does the same each time.
+"""Cached scores of base models: all runs of one base are compared with the same scores.
 
-The key is everything that the numbers depend on: the weights by their fingerprint, the format that they are held in,
-the tokenizer, the template and the tokens that end an answer, each item as ids, the task's settings, our own code, the
-libraries that compute and score, and the processor with its threads. An entry that was damaged does not verify, and the
-base is asked anew. What nobody has asked for in thirty days is removed when something new is kept.
+The key covers everything that the numbers depend on: the fingerprint of the weights and their dtype, the tokenizer, the
+chat template and the tokens that end an answer, each request as ids, the task's settings, rankwise's own code, the
+libraries that compute and score, and the CPU with its number of threads. A damaged entry fails its checksum, and the
+base is evaluated again. Entries unused for thirty days are removed when a new one is written.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from rankwise.data.encoded_cache import our_own
 from rankwise.errors import RankwiseError
 from rankwise.evaluation.task import Task
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.evaluations import Side
+from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.manifest import installed_version, processor_name
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import write_json
 
 COUNTED_BY = ("torch", "sacrebleu", "rouge-score")
-"""Beside what reads and renders, which our_own holds."""
+"""Libraries whose versions are part of the key, beside those that `our_own` covers."""
 
 
-def side_of_base(task: Task, model: LoadedModel, fingerprint: str | None, who: str, callback: Callback) -> Side:
-    """`fingerprint` is that of the weights that `model` has now; without one nothing is known, and nothing kept."""
+def base_scores(task: Task, model: LoadedModel, fingerprint: str | None, who: str, callback: Callback) -> ModelScores:
+    """Return the base's scores, from the cache if possible. Without a `fingerprint` of the current weights, nothing is
+    cached."""
     identity = task.identity
     if fingerprint is None or identity is None:
-        return task.side(model, who, callback)
-    file = cache_folder() / "sides" / f"{_key(identity, model, fingerprint)}.json"
+        return task.score(model, who, callback)
+    file = cache_folder() / "scores" / f"{_key(identity, model, fingerprint)}.json"
     known = _recalled(file)
     if known is not None:
-        callback(StatusMessage(f"{who} was asked all of {task.name} before; what it scored is taken from the cache"))
+        callback(StatusMessage(f"{who} was evaluated on {task.name} before; its scores are taken from the cache"))
         return known
-    made = task.side(model, who, callback)
-    _keep(file, made, callback)
-    return made
+    scores = task.score(model, who, callback)
+    _store(file, scores, callback)
+    return scores
 
 
 def _key(identity: str, model: LoadedModel, fingerprint: str) -> str:
@@ -59,23 +60,23 @@ def _digest(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _recalled(file: Path) -> Side | None:
+def _recalled(file: Path) -> ModelScores | None:
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-        if _digest(held["side"]) != held["sha256"]:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if _digest(stored["scores"]) != stored["sha256"]:
             return None
-        os.utime(file)  # asked for
-        return Side(**held["side"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, RankwiseError):  # missing, or damaged
+        os.utime(file)  # mark as used
+        return ModelScores(**stored["scores"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RankwiseError):  # missing or damaged
         return None
 
 
-def _keep(file: Path, made: Side, callback: Callback) -> None:
-    """A cache that cannot be written costs nothing but the time to ask again."""
-    side = made.model_dump(mode="json")
+def _store(file: Path, scores: ModelScores, callback: Callback) -> None:
+    """Write an entry. A failure is only reported, since it merely costs the time of another evaluation."""
+    content = scores.model_dump(mode="json")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"sha256": _digest(side), "side": side})
+        write_json(file, {"sha256": _digest(content), "scores": content})
         forget_old(file.parent)
     except (RankwiseError, OSError) as error:
-        callback(StatusMessage(f"what the base scored is not kept for the next time: {error}"))
+        callback(StatusMessage(f"the scores of the base model could not be cached: {error}"))

@@ -1,4 +1,4 @@
-"""A task's texts with {columns} in them, and where a row's choices stand: in a list, or in a text of a table's cell."""
+"""Answer choices of a row, from a list or a cell of a table, and task texts with {columns} filled in."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ COLUMN = re.compile(r"\{([^{}]+)\}")
 
 
 def written(pattern: str, row: dict[str, Any], where: str) -> str:
-    def value(found: re.Match[str]) -> str:
-        if found[1] not in row:
+    def filled(match: re.Match[str]) -> str:
+        if match[1] not in row:
             raise DataError(
-                f'{where}: has no column "{found[1]}".{did_you_mean(found[1], list(row))} Its columns are '
+                f'{where}: has no column "{match[1]}".{did_you_mean(match[1], list(row))} Its columns are '
                 f"{some(map(shown, row), 8)}."
             )
-        held = row[found[1]]
-        if held is None or isinstance(held, dict | list):
-            raise DataError(f'{where}: "{found[1]}" holds {shown(held)}, and a text or a number is wanted.')
-        return str(held)
+        value = row[match[1]]
+        if value is None or isinstance(value, dict | list):
+            raise DataError(f'{where}: "{match[1]}" is {shown(value)}, but must be a text or a number.')
+        return str(value)
 
-    return COLUMN.sub(value, pattern)
+    return COLUMN.sub(filled, pattern)
 
 
 def choices_of(task: TaskConfig, row: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -41,15 +41,15 @@ def choices_of(task: TaskConfig, row: dict[str, Any], where: str) -> tuple[str, 
             f'{where}: has no column "{column}" of choices.{did_you_mean(column, list(row))} Its columns are '
             f"{some(map(shown, row), 8)}."
         )
-    held = row[column]["text"] if isinstance(row[column], dict) and "text" in row[column] else row[column]
-    if isinstance(held, str):
-        held = _listed(held) or (_parted(task.choices, held, where) if _in_braces(task.choices) else held)
-    if not isinstance(held, list | tuple) or len(held) < 2 or not all(isinstance(one, str) for one in held):
+    value = row[column]["text"] if isinstance(row[column], dict) and "text" in row[column] else row[column]
+    if isinstance(value, str):
+        value = _listed(value) or (_parted(task.choices, value, where) if _in_braces(task.choices) else value)
+    if not isinstance(value, list | tuple) or len(value) < 2 or not all(isinstance(one, str) for one in value):
         raise DataError(
-            f'{where}: "{column}" holds {shown(held)}; a list of two or more texts is wanted. In a CSV cell write '
+            f'{where}: "{column}" is {shown(value)}, but must be a list of two or more texts. In a CSV cell, write '
             f'JSON, ["first", "second"]; or write first; second and set choices: "{{{column}}}" in the task.'
         )
-    return tuple(held)
+    return tuple(value)
 
 
 def _in_braces(choices: object) -> bool:
@@ -57,7 +57,8 @@ def _in_braces(choices: object) -> bool:
 
 
 def column_of_choices(task: TaskConfig) -> str | None:
-    """The one column that holds the choices, named with braces or without; None for a text of several columns."""
+    """Return the column that holds the choices, named with or without braces; None for a text made of several
+    columns."""
     if not _in_braces(task.choices):
         return str(task.choices or "choices")
     alone = COLUMN.fullmatch(str(task.choices))
@@ -65,23 +66,23 @@ def column_of_choices(task: TaskConfig) -> str | None:
 
 
 def _parted(pattern: object, text: str, where: str) -> tuple[str, ...]:
-    """Choices with ; between them, each once."""
+    """Split choices at semicolons and drop duplicates."""
     parts = (part.strip() for part in text.split(";"))
     several = tuple(dict.fromkeys(part for part in parts if part))
     if len(several) < 2:
         raise DataError(
             f'{where}: "{pattern}" gives {some(map(shown, several)) or "none"}; two or more choices '
-            "with ; between them are wanted."
+            "separated by semicolons are needed."
         )
     return several
 
 
 def _listed(text: str) -> list[Any] | None:
-    """The list that a cell holds as JSON text."""
+    """Parse a cell that holds a JSON list; None if it does not."""
     if not text.lstrip().startswith("["):
         return None
     try:
-        found = loads(text)
+        value = loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) else None
+    return value if isinstance(value, list) else None

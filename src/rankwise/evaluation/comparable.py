@@ -1,7 +1,7 @@
-"""Which of two evaluations' numbers on the same items may be subtracted, and which not for how they came about.
+"""Rules for which metrics of two evaluations may be compared, given how each was obtained.
 
-Items are the same where question and answer are, whatever the tokenizer. A loss in nats per token is then still of
-other tokens, behind another prompt; an answer that was cut elsewhere, or searched by another pattern, is another one.
+Items count as the same if question and answer are, whatever the tokenizer. A loss per token still differs if the tokens
+or the prompt differ, and so does an answer that was cut at another length or searched with another pattern.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ NAMES = {
 
 
 def set_apart(metric: str, a: Evaluation, b: Evaluation) -> str | None:
-    """Why no difference of the two in this metric means anything, if so."""
+    """Say why the two cannot be compared in this metric; None if they can."""
     other = [NAMES[name] for name in _depends_on(metric, a, b) if _setting(a, name) != _setting(b, name)]
-    return f"the two had another {' and another '.join(other)}" if other else None
+    return f"the two differ in {' and '.join(other)}" if other else None
 
 
 def _depends_on(metric: str, a: Evaluation, b: Evaluation) -> tuple[str, ...]:
@@ -35,6 +35,6 @@ def _depends_on(metric: str, a: Evaluation, b: Evaluation) -> tuple[str, ...]:
 
 
 def _setting(evaluation: Evaluation, name: str) -> Any:
-    """Defaults of a task are not written down."""
+    """Return a setting; evaluations do not store defaults."""
     default = TaskConfig.model_fields[name].get_default() if name in TaskConfig.model_fields else None
     return evaluation.settings.get(name, default)

@@ -1,15 +1,15 @@
-"""What a tuned model does to text that is not among its data, against its base.
+"""Forgetting: how far a tuned model moves from its base on text that it was not trained on.
 
     KL   = sum over the vocabulary of p (log p - log q),   p the base's distribution, q the tuned model's
     dNLL = log p(next token) - log q(next token)
 
-in nats, at every position of every block, and their means over all positions. KL counts any change of what the model
-would say, dNLL one that costs the text's own tokens likelihood; a change of domain can even lower it. Logarithms are in
-float32, whatever format the logits come in. A model beside itself has a KL of exactly 0; any other, where it is held in
-bfloat16, has the rounding of that in it: on the starter 0.001 to 0.002 nats too much. Intervals are over blocks, since
-positions of one block are no independent draws. How many blocks it takes is decided in looks.py.
+in nats, averaged over all positions of all blocks. KL counts every change of the model's predictions; dNLL counts only
+lost likelihood of the text's own tokens, and a change of domain can even lower it. Logarithms are computed in float32,
+whatever the dtype of the logits. A model compared with itself has a KL of exactly 0. In bfloat16, rounding adds to the
+KL: 0.001 to 0.002 nats on the starter model. Intervals are over blocks, since positions of one block are not
+independent. sequential.py decides how many blocks are needed.
 
-Only equal tokens can be compared, and no KL with that of another base.
+Values are only comparable for equal tokens and the same base.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import EvaluationError
-from rankwise.evaluation.base_and_tuned import Forward, Sides
+from rankwise.evaluation.base_and_tuned import BaseAndTuned, Forward
 from rankwise.evaluation.intervals import measured
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.sequential import Looks
@@ -30,24 +30,23 @@ from rankwise.runs.evaluations import Forgetting, Measured, OfBlocks
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 
 ROWS = 64
-"""Positions whose logarithms are there at a time."""
+"""Positions whose logarithms are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Sums over the positions of one block."""
+    """Sums over the positions of one block; `change` is that of the negative log-likelihood."""
 
     kl: float
     change: float
-    """Of the negative log-likelihood."""
     agreed: int
     positions: int
 
 
-def forgetting(sides: Sides, text: Text, callback: Callback = silent, looks: Looks | None = None) -> Forgetting:
-    """On all blocks of the text or, with `looks`, on as many as these need."""
-    found = _needed(sides, text, callback, looks)
-    numbers, blocks, available = sorted(found), _in_order(found), len(text.blocks)
+def forgetting(models: BaseAndTuned, text: Text, callback: Callback = silent, looks: Looks | None = None) -> Forgetting:
+    """Measure forgetting on all blocks of the text or, with `looks`, on as many as are needed."""
+    results = _needed(models, text, callback, looks)
+    numbers, blocks, available = sorted(results), _in_order(results), len(text.blocks)
     kl, change = _both(blocks, looks, available)
     positions = sum(block.positions for block in blocks)
     whole = len(blocks) == available
@@ -65,34 +64,34 @@ def forgetting(sides: Sides, text: Text, callback: Callback = silent, looks: Loo
     )  # fmt: skip
 
 
-def _needed(sides: Sides, text: Text, callback: Callback, looks: Looks | None) -> dict[int, Compared]:
-    """By the number of the block in the text."""
+def _needed(models: BaseAndTuned, text: Text, callback: Callback, looks: Looks | None) -> dict[int, Compared]:
+    """Compare the models block by block; results by block number."""
     available = len(text.blocks)
     order = list(range(available)) if looks is None else looks.order(available)
-    found: dict[int, Compared] = {}
+    results: dict[int, Compared] = {}
     for size in [available] if looks is None else looks.sizes(available):
-        part = order[len(found) : size]
+        part = order[len(results) : size]
         cut = replace(text, blocks=text.blocks[part])
-        (blocks,) = compared(sides.base, [sides.tuned], cut, callback, Done(len(found), size))
-        found |= zip(part, blocks, strict=True)
-        if looks is not None and looks.enough(_both(_in_order(found), looks, available)[0]):
+        (blocks,) = compared(models.base, [models.tuned], cut, callback, Done(len(results), size))
+        results |= zip(part, blocks, strict=True)
+        if looks is not None and looks.enough(_both(_in_order(results), looks, available)[0]):
             break
-    return found
+    return results
 
 
-def _in_order(found: Mapping[int, Compared]) -> list[Compared]:
-    return [found[number] for number in sorted(found)]
+def _in_order(results: Mapping[int, Compared]) -> list[Compared]:
+    return [results[number] for number in sorted(results)]
 
 
 def _both(blocks: Sequence[Compared], looks: Looks | None, available: int) -> tuple[Measured, Measured]:
-    """KL and dNLL with their intervals."""
+    """Return KL and dNLL with their intervals."""
     if looks is None:
         return kl_of(blocks), change_of(blocks)
     kl, change = (
         looks.interval([nats / block.positions for nats, block in zip(sums, blocks, strict=True)], available)
         for sums in ([block.kl for block in blocks], [block.change for block in blocks])
     )
-    return kl.model_copy(update={"low": min(kl.value, max(0.0, kl.low))}), change  # no KL is below 0
+    return kl.model_copy(update={"low": min(kl.value, max(0.0, kl.low))}), change  # KL is never negative
 
 
 def kl_of(blocks: Sequence[Compared]) -> Measured:
@@ -109,7 +108,7 @@ def _mean(rows: list[list[float]]) -> Measured:
 
 @dataclass(frozen=True)
 class Done:
-    """Blocks that were measured before these, and those that there will be then."""
+    """Blocks measured in earlier rounds, and their total after this one."""
 
     before: int
     total: int
@@ -118,24 +117,24 @@ class Done:
 def compared(
     base: Forward, tuned: Sequence[Forward], text: Text, callback: Callback = silent, progress: Done | None = None
 ) -> list[list[Compared]]:
-    """Of each tuned model its blocks. Block by block, so that the base is asked once for all of them."""
-    found: list[list[Compared]] = [[] for _ in tuned]
+    """Compare each tuned model with the base, block by block, so that the base runs only once per block."""
+    results: list[list[Compared]] = [[] for _ in tuned]
     steps, total = 0, len(text.blocks) * (1 + len(tuned))
     progress = progress or Done(0, len(text.blocks))
     for block in text.blocks:
         inputs, targets = block[:-1], block[1:]
         expected = base(inputs)
         steps += 1
-        for forward, blocks in zip(tuned, found, strict=True):
+        for forward, blocks in zip(tuned, results, strict=True):
             blocks.append(_compared(expected, forward(inputs), targets))
             steps += 1
             done = progress.before + steps / total * len(text.blocks)
-            callback(ProgressUpdate("Measuring what is forgotten", done, progress.total, "blocks of text"))
-    return found
+            callback(ProgressUpdate("Measuring forgetting", done, progress.total, "blocks of text"))
+    return results
 
 
 def _compared(base: Tensor, tuned: Tensor, targets: Tensor) -> Compared:
-    """Logits (T, V) of both."""
+    """Compare the logits (T, V) of both models on one block."""
     if base.shape != tuned.shape:
         raise EvaluationError(f"one model has logits {tuple(base.shape)} and the other {tuple(tuned.shape)}.")
     exact = torch.promote_types(base.dtype, torch.float32)
@@ -149,7 +148,9 @@ def _compared(base: Tensor, tuned: Tensor, targets: Tensor) -> Compared:
         kl += _total((log_p.exp_() * apart).sum(-1))
         agreed += int((base[rows].argmax(-1) == tuned[rows].argmax(-1)).sum())
     if not torch.tensor([kl, change]).isfinite().all():
-        raise EvaluationError("logits are not finite: one of the two models is damaged, or overflows on this text.")
+        raise EvaluationError(
+            "logits are not finite: the weights of one of the two models are damaged, or it overflows on this text."
+        )
     return Compared(kl, change, agreed, len(targets))
 
 

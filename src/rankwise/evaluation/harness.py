@@ -1,9 +1,10 @@
-"""A task of lm-eval, where that is installed (`pip install rankwise[lm-eval]`): asked and scored by it, judged by us.
+"""Tasks of lm-eval, if it is installed (`pip install rankwise[lm-eval]`): lm-eval scores items, rankwise compares
+models.
 
-Named `lm-eval:NAME`, for one of its own. It hands over what each item scored, so intervals and comparisons are those of
-every other task. Its tasks may fetch their data from the hub, which is why one has to be asked for by name. A file of a
-user's is not handed over: lm-eval renders whatever stands in it as a jinja2 template outside of any sandbox, and so
-runs any code of whoever wrote the file. Our own task files (config/tasks.py) ask the same questions and run nothing.
+`lm-eval:NAME` selects one of its built-in tasks. lm-eval returns the score of each item, so intervals and comparisons
+work as for every other task. Its tasks may download data from the hub, so they run only when named. A user's task file
+is not passed on: lm-eval renders its contents as jinja2 templates without a sandbox, and so would run code from the
+file. Our own task files (config/tasks.py) can express the same and run nothing.
 """
 
 from __future__ import annotations
@@ -20,49 +21,49 @@ from rankwise.config.tasks import OF_LM_EVAL
 from rankwise.errors import ConfigError, EvaluationError, ResourceError, did_you_mean, first_line, is_out_of_memory
 from rankwise.evaluation.intervals import scores
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.evaluations import Sample, Scores, Side
+from rankwise.runs.evaluations import ModelScores, Sample, Scores
 from rankwise.runs.records import Callback, StatusMessage
 
 PREFIX = "lm-eval:"
 KNOWN = {"acc_norm": "accuracy", "acc": "accuracy_unnormalised", "exact_match": "exact"}
-"""Its names and ours, for metrics that are a mean over items."""
+"""lm-eval's names and ours, for metrics that are means over items."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 FILES = (".yaml", ".yml")
 ASKED_TOGETHER = 16
-"""Documents, whose logits are all kept."""
-Found = Mapping[str, Any]
-"""What lm-eval keeps of one item."""
+"""Documents in a batch; the logits of all of them are in memory."""
+LoggedSample = Mapping[str, Any]
+"""What lm-eval logs for one item."""
 
 
 @dataclass
 class HarnessTask:
-    asked: str
+    task_name: str
     rows: int | None
     together: int
     left_out: int = 0
     _hashes: list[str] = field(default_factory=list)
     _filter: str = ""
     labels: tuple[tuple[str, int], ...] = ()
-    """Its tasks name their choices."""
+    """Empty, since tasks of lm-eval always name their choices."""
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.asked) or self.asked.lower().endswith(FILES):
+        if not NAME.fullmatch(self.task_name) or self.task_name.lower().endswith(FILES):
             raise ConfigError(
                 [
-                    f'"{PREFIX}{self.asked}": a task of lm-eval is asked for by its name alone, for in a file of its '
-                    "kind anything would be run as code. Write it as a task file of ours (task, data, ask, score; "
-                    "docs/evaluation.md) and give that: --task FILE.yaml"
+                    f'"{PREFIX}{self.task_name}": tasks of lm-eval can only be named, since a file of its kind can run '
+                    "code. Write a rankwise task file instead (task, data, ask, score; docs/evaluation.md): "
+                    "--task FILE.yaml"
                 ]
             )
 
     @property
     def name(self) -> str:
-        """Beside our own tasks of the same name."""
-        return f"{OF_LM_EVAL}{self.asked}"
+        """Name in results, distinct from rankwise's own tasks."""
+        return f"{OF_LM_EVAL}{self.task_name}"
 
     @property
     def data(self) -> str:
-        return f"{PREFIX}{self.asked}"
+        return f"{PREFIX}{self.task_name}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,77 +74,79 @@ class HarnessTask:
 
     @property
     def identity(self) -> None:
-        """What it asks stands in lm-eval."""
+        """None, because the requests are inside lm-eval."""
 
-    def side(self, model: LoadedModel, who: str, callback: Callback) -> Side:
-        callback(StatusMessage(f"lm-eval asks {self.asked}, {who}"))
+    def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
+        callback(StatusMessage(f"lm-eval asks {self.task_name}, {who}"))
         began = time.perf_counter()
         found = self.scored(self._samples(model))
-        return Side(scores=found, seconds=time.perf_counter() - began)
+        return ModelScores(scores=found, seconds=time.perf_counter() - began)
 
-    def _samples(self, model: LoadedModel) -> Mapping[str, Sequence[Found]]:
-        """By task."""
-        evaluate, wrap, manager = _harness(self.asked)
-        if self.asked not in manager.all_tasks:
-            raise ConfigError([f'lm-eval has no task "{self.asked}".{did_you_mean(self.asked, manager.all_tasks)}'])
+    def _samples(self, model: LoadedModel) -> Mapping[str, Sequence[LoggedSample]]:
+        """Run the task in lm-eval and return its logged samples by task."""
+        evaluate, wrap, manager = _harness(self.task_name)
+        if self.task_name not in manager.all_tasks:
+            raise ConfigError(
+                [f'lm-eval has no task "{self.task_name}".{did_you_mean(self.task_name, manager.all_tasks)}']
+            )
         try:
             harness = wrap(pretrained=model.module, tokenizer=model.tokenizer.hub, batch_size=self.together)
             return evaluate(
-                model=harness, tasks=[self.asked], task_manager=manager, limit=self.rows, bootstrap_iters=0,
+                model=harness, tasks=[self.task_name], task_manager=manager, limit=self.rows, bootstrap_iters=0,
                 log_samples=True, verbosity="ERROR",
             )["samples"]  # fmt: skip
-        except Exception as error:  # as many kinds as there are tasks
-            raise self._told(error) from None
+        except Exception as error:  # tasks raise errors of any kind
+            raise self._explained(error) from None
 
-    def scored(self, samples: Mapping[str, Sequence[Found]]) -> dict[str, Scores]:
-        """Of what lm-eval kept of each item, which then says what was asked (`facts`)."""
-        found = self._first_way(samples.get(self.asked, ()))
+    def scored(self, samples: Mapping[str, Sequence[LoggedSample]]) -> dict[str, Scores]:
+        """Turn logged samples into scores, and remember their hashes for `facts`."""
+        found = self._first_way(samples.get(self.task_name, ()))
         self._hashes = list(map(_identity, found))
         metrics = [name for name in KNOWN if name in found[0]["metrics"]]
         if not metrics:
             raise EvaluationError(
-                f'the task "{self.asked}" scores {", ".join(found[0]["metrics"])}; of lm-eval\'s metrics '
-                f"{', '.join(KNOWN)} can be taken over, which are means over items."
+                f'the task "{self.task_name}" scores {", ".join(found[0]["metrics"])}; of lm-eval\'s metrics '
+                f"rankwise supports {', '.join(KNOWN)}, which are means over items."
             )
         return {
             KNOWN[metric]: scores(KNOWN[metric], [[float(one[metric]), 1.0] for one in found]) for metric in metrics
         }
 
-    def _first_way(self, samples: Sequence[Found]) -> list[Found]:
-        """One for each item. Where answers are filtered in several ways there is one for each way: the first counts."""
+    def _first_way(self, samples: Sequence[LoggedSample]) -> list[LoggedSample]:
+        """Return one sample per item. If lm-eval filters answers in several ways, the first filter counts."""
         if not samples:
-            raise EvaluationError(f'"{self.asked}" is a group of lm-eval\'s tasks; name one of them.')
+            raise EvaluationError(f'"{self.task_name}" is a group of lm-eval tasks; name one task of the group.')
         self._filter = str(samples[0].get("filter", ""))
         return sorted(
             (one for one in samples if str(one.get("filter", "")) == self._filter), key=lambda one: one["doc_id"]
         )
 
-    def _told(self, error: Exception) -> Exception:
+    def _explained(self, error: Exception) -> Exception:
         if is_out_of_memory(error):
             return ResourceError(
-                f'out of memory while lm-eval asks "{self.asked}", {self.together} at once. Lower --batch-size.'
+                f'out of memory while lm-eval asks "{self.task_name}", {self.together} at once. Lower --batch-size.'
             )
-        return EvaluationError(f'lm-eval cannot run the task "{self.asked}": {first_line(error)}')
+        return EvaluationError(f'lm-eval cannot run the task "{self.task_name}": {first_line(error)}')
 
     def facts(self) -> tuple[int, str]:
         return len(self._hashes), sha256("\n".join(self._hashes).encode()).hexdigest()
 
-    def samples(self, tuned: Side, base: Side | None) -> list[Sample]:
+    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
         return []
 
 
-def _identity(one: Found) -> str:
-    """Of an item: its row, what is wanted, and all that the model was given. `prompt_hash` is of the first choice's
-    prompt alone."""
+def _identity(one: LoggedSample) -> str:
+    """Identify an item by its row, its target and everything that the model was given; `prompt_hash` only covers the
+    prompt of the first choice."""
     given = sha256(json.dumps(one["arguments"], default=str).encode()).hexdigest()
     return f"{one['doc_hash']} {one['target_hash']} {one['prompt_hash']} {given}"
 
 
-def _harness(asked: str) -> tuple[Any, Any, Any]:
+def _harness(task_name: str) -> tuple[Any, Any, Any]:
     try:
         from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ConfigError([f"{PREFIX}{asked} needs lm-eval: pip install 'rankwise[lm-eval]'."]) from None
+        raise ConfigError([f"{PREFIX}{task_name} needs lm-eval: pip install 'rankwise[lm-eval]'."]) from None
     return simple_evaluate, HFLM, TaskManager()

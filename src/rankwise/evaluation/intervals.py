@@ -1,13 +1,14 @@
-"""How sure a metric is, and whether two differ.
+"""Confidence intervals of metrics, and tests for differences between two models.
 
-Intervals are of 95 %, by drawing the items again (Efron 1979), or Wilson's (1927) for a share of hits, which has a
-width also where all or none were hit. Two models are compared on the same items, pair by pair: the interval draws
-pairs again, and the test swaps the sides of pairs at random (Noreen 1989). For hits it is that of Agresti and Min
-(2005), with half a pair more of each kind: where b alone hit in `gained` pairs of n and a alone in `lost`,
+The 95 % intervals use the bootstrap over items (Efron 1979), or Wilson's interval (1927) for shares of hits, which has
+a width even if all or no items were hit. Two models are compared on the same items, pair by pair: the interval
+bootstraps pairs, and the test swaps the two models within pairs at random (Noreen 1989). For hits, the interval is that
+of Agresti and Min (2005), which adds half a pair of each kind. If only b hit in `gained` of n pairs and only a in
+`lost`, it is
 
     (gained - lost) / (n + 2)  +-  z sqrt(gained + lost + 1 - (gained - lost)^2 / (n + 2)) / (n + 2)
 
-which has a width also where no pair was unlike. A model is better or worse only where interval and test agree.
+which has a width even if no pair differs. A model counts as better or worse only if interval and test agree.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rankwise.runs.evaluations import LEVEL, Difference, Measured, Scores, Verdi
 RESAMPLES, SEED = 2000, 0
 QUANTILE = 1.959963984540054
 TOGETHER = 20_000_000
-"""Numbers drawn at a time."""
+"""Random numbers drawn at a time."""
 
 
 def scores(metric: str, rows: Sequence[Sequence[float]]) -> Scores:
@@ -41,7 +42,7 @@ def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
 
 
 def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Difference:
-    """b minus a, whose rows are of the same items in the same order."""
+    """Compare b with a (b minus a); both have rows of the same items in the same order."""
     assert len(a) == len(b) > 0, "only equal items are compared"
     width = len(a[0])
     table = _sorted(np.hstack((np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))))
@@ -51,12 +52,12 @@ def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequenc
 
     pair = Metric(between, more_is_better=metric.more_is_better)
     total = _total(table)
-    found = float(between(total))
+    result = float(between(total))
     hits = metric.of is share and width == 2 and _hits(table[:, :2]) and _hits(table[:, 2:])
     low, high = _paired_hits(table) if hits else _quantiles(_drawn(pair, table))
-    low, high, p = min(low, found), max(high, found), _swapped(pair, table, width, found)
+    low, high, p = min(low, result), max(high, result), _swapped(pair, table, width, result)
     return Difference(
-        a=float(metric.of(total[:width])), b=float(metric.of(total[width:])), difference=found, low=low, high=high,
+        a=float(metric.of(total[:width])), b=float(metric.of(total[width:])), difference=result, low=low, high=high,
         p=p, n=len(table), verdict=_verdict(metric, low, high, p),
     )  # fmt: skip
 
@@ -68,12 +69,12 @@ def _verdict(metric: Metric, low: float, high: float, p: float) -> Verdict:
 
 
 def _sorted(table: Sums) -> Sums:
-    """So that no draw depends on the order of the items."""
+    """Sort the rows, so that no draw depends on the order of the items."""
     return table[np.lexsort(table.T[::-1])]
 
 
 def _total(table: Sums) -> Sums:
-    """Exact, whatever the order."""
+    """Sum exactly, independent of the order."""
     return np.array([math.fsum(column) for column in table.T])
 
 
@@ -97,7 +98,7 @@ def _paired_hits(table: Sums) -> tuple[float, float]:
 
 
 def _drawn(metric: Metric, table: Sums) -> Sums:
-    """The metric of as many items drawn with replacement, RESAMPLES times."""
+    """Compute the metric on RESAMPLES bootstrap samples of the items."""
     n = len(table)
     generator = np.random.default_rng(SEED)
     at_once = max(1, TOGETHER // n)
@@ -108,8 +109,8 @@ def _drawn(metric: Metric, table: Sums) -> Sums:
     return np.concatenate(values)
 
 
-def _swapped(pair: Metric, table: Sums, width: int, found: float) -> float:
-    """How often chance alone, which may swap the sides of each pair, makes as large a difference."""
+def _swapped(pair: Metric, table: Sums, width: int, result: float) -> float:
+    """Return the p-value: how often random swaps within pairs give a difference at least as large."""
     a, b = table[:, :width], table[:, width:]
     total, change = _total(table), b - a
     generator = np.random.default_rng(SEED + 1)
@@ -118,7 +119,7 @@ def _swapped(pair: Metric, table: Sums, width: int, found: float) -> float:
     for start in range(0, RESAMPLES, at_once):
         swaps = generator.integers(0, 2, size=(min(at_once, RESAMPLES - start), len(table))) @ change
         turned = np.hstack((total[:width] + swaps, total[width:] - swaps))
-        reached += int((np.abs(pair.of(turned)) >= abs(found) * (1 - 1e-9) - 1e-12).sum())
+        reached += int((np.abs(pair.of(turned)) >= abs(result) * (1 - 1e-9) - 1e-12).sum())
     return (1 + reached) / (1 + RESAMPLES)
 
 

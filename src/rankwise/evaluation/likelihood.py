@@ -1,7 +1,7 @@
-"""How likely a model finds documents: the sum of -log p, in nats, over the tokens of each that are scored.
+"""Likelihood of sequences under a model: the sum of -log p, in nats, over the target tokens of each.
 
-Documents are computed together by length, in an order of their own: what a document gets depends on neither the order
-nor the number of the others that are asked for, but for rounding in the last places.
+Sequences are sorted and batched by length. So the result for a sequence depends neither on the order nor on the number
+of the others, apart from rounding in the last digits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.text.tokenize import Tokens
 
 LOGITS = 100_000_000
-"""Numbers that are held at a time."""
+"""Logits in memory at a time."""
 AT_ONCE = 512
 
 
@@ -34,65 +34,65 @@ class Likelihood:
 
     @property
     def sums(self) -> list[float]:
-        """Its row for `loss` (metrics.py): [nats, tokens]."""
+        """Row for the metric `loss` (metrics.py): [nats, tokens]."""
         return [self.nats, float(self.tokens)]
 
 
 @torch.inference_mode()
 def likelihoods(
-    module: nn.Module, documents: Sequence[Tokens], callback: Callback = silent, what: str = "",
-    places: Sequence[str] = (),
+    module: nn.Module, sequences: Sequence[Tokens], callback: Callback = silent, what: str = "",
+    sources: Sequence[str] = (),
 ) -> list[Likelihood]:  # fmt: skip
-    """One for each document, in their order. Equal documents are computed once. `places` say where they stand, for
-    messages."""
-    keys = [_key(document) for document in documents]
-    distinct = dict(zip(keys, documents, strict=True))
+    """Compute the likelihood of each sequence, in order; equal sequences are computed once. `places` name their sources
+    in error messages."""
+    keys = [_key(sequence) for sequence in sequences]
+    distinct = dict(zip(keys, sequences, strict=True))
     model: Any = module
     device, vocabulary = next(module.parameters()).device, model.get_input_embeddings().weight.shape[0]
-    forward, found = SupervisedLogits(module), {}
+    forward, results = SupervisedLogits(module), {}
     total, done = sum(input_length(one) for one in distinct.values()), 0
     for batch in _batches([distinct[key] for key in sorted(distinct)], max(256, LOGITS // vocabulary)):
         there = collate(batch).to(device)
         targets, logits = there.targets[there.loss_mask], forward(there)
         pieces = [
-            F.cross_entropy(part.float(), wanted, reduction="none")
-            for part, wanted in zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
+            F.cross_entropy(part.float(), target, reduction="none")
+            for part, target in zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
         ]
         nats = torch.cat(pieces).double().cpu()
-        for document, own in zip(batch, nats.split([one.loss_count for one in batch]), strict=True):
-            found[_key(document)] = Likelihood(own.sum().item(), document.loss_count)
-        done += sum(input_length(document) for document in batch)
+        for sequence, own in zip(batch, nats.split([one.loss_count for one in batch]), strict=True):
+            results[_key(sequence)] = Likelihood(own.sum().item(), sequence.loss_count)
+        done += sum(input_length(sequence) for sequence in batch)
         callback(ProgressUpdate(what, done, total, "tokens"))
-    _refuse_damage(keys, found, places)
-    return [found[key] for key in keys]
+    _refuse_damage(keys, results, sources)
+    return [results[key] for key in keys]
 
 
 Key = tuple[int, bytes, bytes]
 
 
-def _refuse_damage(keys: Sequence[Key], found: Mapping[Key, Likelihood], places: Sequence[str]) -> None:
-    """What is not a number would be chosen, or not, by accident."""
-    wrong = [at for at, key in enumerate(keys) if not math.isfinite(found[key].nats)]
+def _refuse_damage(keys: Sequence[Key], results: Mapping[Key, Likelihood], sources: Sequence[str]) -> None:
+    """Refuse likelihoods that are not finite, since choices based on them would be accidental."""
+    wrong = [at for at, key in enumerate(keys) if not math.isfinite(results[key].nats)]
     if wrong:
         first = wrong[0]
-        place = places[first] if places else f"document {first + 1}"
+        source = sources[first] if sources else f"document {first + 1}"
         raise EvaluationError(
-            f"{place}: the model finds it {found[keys[first]].nats} nats unlikely, and {len(wrong) - 1:,} of "
-            f"{len(keys):,} documents more. Its weights are damaged, or its number format overflows; --dtype float32 "
-            "tells which."
+            f"{source}: its negative log-likelihood is {results[keys[first]].nats}, like that of {len(wrong) - 1:,} "
+            f"more of {len(keys):,} sequences. The model's weights are damaged, or its dtype overflows; try --dtype "
+            "float32 to find out which."
         )
 
 
-def _key(document: Tokens) -> Key:
-    """Long ones first, so that what cannot fit is known at once."""
-    ids, learned = np.asarray(document.ids, np.int64), np.asarray(document.loss_mask, np.bool_)
+def _key(sequence: Tokens) -> Key:
+    """Sort long sequences first, so that running out of memory shows at once."""
+    ids, learned = np.asarray(sequence.ids, np.int64), np.asarray(sequence.loss_mask, np.bool_)
     return -len(ids), ids.tobytes(), learned.tobytes()
 
 
-def _batches(documents: Sequence[Tokens], tokens: int) -> Iterator[list[Tokens]]:
-    """As many as are no more than so many tokens with their padding; one at least."""
+def _batches(sequences: Sequence[Tokens], tokens: int) -> Iterator[list[Tokens]]:
+    """Yield batches of at most so many tokens including padding, but of at least one sequence."""
     begin = 0
-    while begin < len(documents):
-        count = max(1, tokens // max(1, input_length(documents[begin])))
-        yield list(documents[begin : begin + count])
+    while begin < len(sequences):
+        count = max(1, tokens // max(1, input_length(sequences[begin])))
+        yield list(sequences[begin : begin + count])
         begin += count

@@ -1,11 +1,11 @@
-"""Metrics as sums over items, and a formula over the sums.
+"""Metrics: sums over items, and a formula over the sums.
 
     value = of(sum of rows),   one row (k,) per item
 
-So a metric of any choice of items, drawn again or left out, is the same formula over other sums, and so are its
-interval and its difference from another model's (intervals.py). Nothing depends on the order of the items. Texts are
-compared by sacrebleu and rouge-score where these are the field's own measure. An item may have several references:
-sacrebleu has its own rule for them, and every other metric counts the reference that the answer matches best.
+So the metric of any selection of items, such as a bootstrap sample, is the same formula over other sums, and so are its
+interval and its difference between two models (intervals.py). Nothing depends on the order of the items. sacrebleu and
+rouge-score compute BLEU, chrF and ROUGE. An item may have several references: sacrebleu has its own rule for them, and
+all other metrics use the reference that matches the answer best.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from rankwise.errors import EvaluationError
 
 Sums = NDArray[np.float64]
 SECONDS = 1.0
-"""For one pattern on one text."""
+"""Time limit for matching one pattern against one text."""
 LARGEST = 1_000_000_000_000
-"""Of a wanted rating."""
+"""Largest rating that a reference may have."""
 TextRow = Callable[[str, Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`of` takes sums (..., k) to values (...); `text` an answer and its references to an item's row."""
+    """`of` maps sums (..., k) to values (...); `text` maps an answer and its references to an item's row."""
 
     of: Callable[[Sums], Sums]
     text: TextRow | None = None
@@ -43,12 +43,12 @@ class Metric:
 
 
 def share(sums: Sums) -> Sums:
-    """[earned, possible]."""
+    """Return earned / possible, for rows [earned, possible]."""
     return sums[..., 0] / np.maximum(sums[..., 1], 1e-300)
 
 
 def macro_f1(sums: Sums) -> Sums:
-    """[right, predicted, actual] of each class; a class that never occurs on either side does not count."""
+    """Compute macro F1, for rows [right, predicted, actual] of each class; classes that never occur do not count."""
     right, predicted, actual = (sums[..., part::3] for part in range(3))
     both = predicted + actual
     seen = both > 0
@@ -56,7 +56,8 @@ def macro_f1(sums: Sums) -> Sums:
 
 
 def matthews(sums: Sums) -> Sums:
-    """The correlation of predicted and actual classes (Gorodkin 2004), from the same rows; 0 where one is constant."""
+    """Compute the correlation of predicted and actual classes (Gorodkin 2004) from the same rows; 0 if one is
+    constant."""
     right, predicted, actual = (sums[..., part::3] for part in range(3))
     n = actual.sum(-1)
     shared = right.sum(-1) * n - (predicted * actual).sum(-1)
@@ -65,15 +66,16 @@ def matthews(sums: Sums) -> Sums:
 
 
 def pearson(sums: Sums) -> Sums:
-    """[1, x, y, xx, yy, xy]; 0 where one is constant, and nan where one is no number."""
+    """Compute Pearson's correlation, for rows [1, x, y, xx, yy, xy]; 0 if one is constant, nan if one is not a
+    number."""
     n, x, y, xx, yy, xy = (sums[..., part] for part in range(6))
     spread = (n * xx - x**2) * (n * yy - y**2)
-    sure = ~(spread <= 1e-12 * np.maximum(n * xx * n * yy, 1e-300))  # of nan too
+    sure = ~(spread <= 1e-12 * np.maximum(n * xx * n * yy, 1e-300))  # false for nan too
     return np.where(sure, (n * xy - x * y) / np.sqrt(np.where(sure, spread, 1)), 0.0)
 
 
 def class_row(predicted: int, actual: int, classes: int) -> list[float]:
-    """An item's row for `macro_f1` and `matthews`."""
+    """Make an item's row for `macro_f1` and `matthews`."""
     row = [0.0] * (3 * classes)
     row[3 * predicted + 1] += 1.0
     row[3 * actual + 2] += 1.0
@@ -82,19 +84,19 @@ def class_row(predicted: int, actual: int, classes: int) -> list[float]:
 
 
 def number_row(predicted: float, actual: float) -> list[float]:
-    """An item's row for `pearson`."""
+    """Make an item's row for `pearson`."""
     return [1.0, predicted, actual, predicted**2, actual**2, predicted * actual]
 
 
-def exact(answer: str, wanted: str) -> list[float]:
-    """To the letter, but for white space around it."""
-    return [float(answer.strip() == wanted.strip()), 1.0]
+def exact(answer: str, target: str) -> list[float]:
+    """Compare two texts exactly, apart from surrounding white space."""
+    return [float(answer.strip() == target.strip()), 1.0]
 
 
-def number(answer: str, wanted: str) -> list[float]:
-    """The number after ####, or the last one, as in GSM8K."""
-    found = number_in(answer)
-    return [float(found is not None and found == number_in(wanted)), 1.0]
+def number(answer: str, target: str) -> list[float]:
+    """Compare the numbers after ####, or else the last numbers, as in GSM8K."""
+    matched = number_in(answer)
+    return [float(matched is not None and matched == number_in(target)), 1.0]
 
 
 _NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
@@ -102,24 +104,24 @@ _NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
 
 def number_in(text: str) -> Decimal | None:
     _, marked, tail = text.rpartition("####")
-    found = _NUMBER.findall(tail if marked else text)
+    matched = _NUMBER.findall(tail if marked else text)
     try:
-        return Decimal(found[0 if marked else -1].replace(",", "")) if found else None
+        return Decimal(matched[0 if marked else -1].replace(",", "")) if matched else None
     except InvalidOperation:
         return None
 
 
 def rating_in(text: str) -> float | None:
-    """The first number, where it is finite."""
-    found = _NUMBER.search(text)
-    value = float(found[0].replace(",", "")) if found else math.nan
+    """Return the first number in a text, if it is finite."""
+    matched = _NUMBER.search(text)
+    value = float(matched[0].replace(",", "")) if matched else math.nan
     return value if math.isfinite(value) else None
 
 
-def rating_rows(answers: Sequence[str], wanted: Sequence[str]) -> list[list[float]]:
-    """For `pearson`: no answer counts for more than the ends of what is wanted, and one without a number as the lowest
-    end, on whatever scale: a correlation does not depend on where a scale begins."""
-    actual = [rating_in(one) or 0.0 for one in wanted]
+def rating_rows(answers: Sequence[str], target: Sequence[str]) -> list[list[float]]:
+    """Make the rows for `pearson`. Answers are clipped to the range of the references, and an answer without a number
+    counts as the lowest reference, since correlations do not depend on where a scale begins."""
+    actual = [rating_in(one) or 0.0 for one in target]
     low, high = min(actual), max(actual)
     given = [rating_in(answer) for answer in answers]
     return [
@@ -128,23 +130,23 @@ def rating_rows(answers: Sequence[str], wanted: Sequence[str]) -> list[list[floa
     ]
 
 
-def json_fields(answer: str, wanted: str) -> list[float]:
-    """The share of all fields of either that both have with the same value; nested ones by their path. Each item is
-    one, however many fields are made up for it."""
-    leaves = _leaves(loads(wanted))
+def json_fields(answer: str, target: str) -> list[float]:
+    """Compute the share of fields, of both objects together, that are equal in both; nested fields by their path. Each
+    item has weight one, however many fields an answer invents."""
+    leaves = _leaves(loads(target))
     try:
-        found = _leaves(loads(_unfenced(answer)))
+        matched = _leaves(loads(_unfenced(answer)))
     except (ValueError, RecursionError):
         return [0.0, 1.0]
-    equal = sum(found.get(path, _NOTHING) == value for path, value in leaves.items())
-    return [equal / len(leaves | found), 1.0]
+    equal = sum(matched.get(path, _NOTHING) == value for path, value in leaves.items())
+    return [equal / len(leaves | matched), 1.0]
 
 
 _NOTHING = object()
 
 
 FieldPath = tuple[str | int, ...]
-"""Names of an object's fields and places in a list; a field "0" is no place 0."""
+"""Field names and list indices; the field "0" differs from the index 0."""
 
 
 def _leaves(value: Any, path: FieldPath = ()) -> dict[FieldPath, Any]:
@@ -152,41 +154,41 @@ def _leaves(value: Any, path: FieldPath = ()) -> dict[FieldPath, Any]:
         return {deep: leaf for name, part in value.items() for deep, leaf in _leaves(part, (*path, name)).items()}
     if isinstance(value, list) and value:
         return {deep: leaf for at, part in enumerate(value) for deep, leaf in _leaves(part, (*path, at)).items()}
-    return {path: (isinstance(value, bool), value)}  # True is no 1
+    return {path: (isinstance(value, bool), value)}  # so that True differs from 1
 
 
 def _unfenced(answer: str) -> str:
-    """What stands between ``` and ```, where an answer wraps its JSON so."""
+    """Remove a code fence (```) around JSON."""
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n```\s*", answer, re.DOTALL)
     return fenced[1] if fenced else answer
 
 
 def matching(pattern: str) -> Callable[[str, str], list[float]]:
-    """Whether the pattern finds in the answer the groups that it finds in what was wanted; without groups, whether it
-    finds anything."""
+    """Make a metric from a pattern: whether its groups match the same texts in answer and reference; without groups,
+    whether it matches the answer."""
     compiled = regex.compile(pattern)
 
-    def row(answer: str, wanted: str) -> list[float]:
-        found = searched(compiled, answer)
-        if found is None or not compiled.groups:
-            return [float(found is not None), 1.0]
-        return [float(found == searched(compiled, wanted)), 1.0]
+    def row(answer: str, target: str) -> list[float]:
+        matched = searched(compiled, answer)
+        if matched is None or not compiled.groups:
+            return [float(matched is not None), 1.0]
+        return [float(matched == searched(compiled, target)), 1.0]
 
     return row
 
 
 def searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] | None:
     try:
-        found = compiled.search(text, timeout=SECONDS)
+        matched = compiled.search(text, timeout=SECONDS)
     except TimeoutError:
         raise EvaluationError(
-            f"the pattern {compiled.pattern!r} takes more than {SECONDS:.0f} s on one answer; write a simpler one."
+            f"the pattern {compiled.pattern!r} takes more than {SECONDS:.0f} s on one answer; use a simpler one."
         ) from None
-    return found.groups() if found else None
+    return matched.groups() if matched else None
 
 
 def best(row: Callable[[str, str], list[float]]) -> TextRow:
-    """Of [earned, possible] against each reference, the one with the largest share."""
+    """Score an answer against each reference and return the [earned, possible] with the largest share."""
 
     def of_references(answer: str, references: Sequence[str]) -> list[float]:
         return max((row(answer, one) for one in references), key=lambda sums: sums[0] / sums[1])
@@ -195,24 +197,24 @@ def best(row: Callable[[str, str], list[float]]) -> TextRow:
 
 
 def rouge(kind: str) -> Callable[[str, str], list[float]]:
-    """F of shared stemmed words (rouge1), pairs of words (rouge2), or the longest common subsequence (rougeL),
-    as Lin has it (2004). rouge-score knows Latin letters and digits."""
+    """Make a ROUGE metric (Lin 2004): F1 of shared stemmed words (rouge1), word pairs (rouge2) or the longest common
+    subsequence (rougeL). rouge-score only reads Latin letters and digits."""
 
-    def row(answer: str, wanted: str) -> list[float]:
-        return [_rouge(kind).score(wanted, answer)[kind].fmeasure, 1.0]
+    def row(answer: str, target: str) -> list[float]:
+        return [_rouge(kind).score(target, answer)[kind].fmeasure, 1.0]
 
     return row
 
 
 @cache
 def _rouge(kind: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # late: it brings nltk
+    from rouge_score.rouge_scorer import RougeScorer  # imported late, because it imports nltk
 
     return RougeScorer([kind], use_stemmer=True)
 
 
 def _corpus(name: str) -> Metric:
-    """Of sacrebleu, over whole sets of texts: an item's row are its n-gram counts, against all of its references."""
+    """Make a corpus metric of sacrebleu; an item's row holds its n-gram counts against all references."""
 
     @cache
     def scorer() -> Any:
@@ -249,22 +251,22 @@ METRICS: dict[str, Metric] = {
     "bleu": _corpus("BLEU"),
     "chrf": _corpus("CHRF"),
 }
-"""`loss` has rows [nats, tokens]; of `regex` each task has its own pattern."""
+"""All metrics. Rows of `loss` are [nats, tokens]; for `regex`, each task has its own pattern."""
 
 
-def unfit(metric: str, wanted: str) -> str | None:
-    """Why nothing could be held against this answer by the metric."""
-    if metric == "number" and number_in(wanted) is None:
-        return "has no number in it"
-    if metric.startswith("rouge_") and any(map(str.isalpha, wanted)) and not rouge("rouge1")(wanted, wanted)[0]:
-        return f"has no Latin letters or digits, which are all that {metric} reads (take chrf)"
+def unfit(metric: str, target: str) -> str | None:
+    """Say why the metric cannot score answers against this reference; None if it can."""
+    if metric == "number" and number_in(target) is None:
+        return "contains no number"
+    if metric.startswith("rouge_") and any(map(str.isalpha, target)) and not rouge("rouge1")(target, target)[0]:
+        return f"has no Latin letters or digits, which are all that {metric} reads (use chrf)"
     if metric == "json":
         try:
-            json_fields("", wanted)
+            json_fields("", target)
         except (ValueError, RecursionError):
             return "is not JSON"
     if metric == "pearson":
-        rating = rating_in(wanted)
+        rating = rating_in(target)
         return None if rating is not None and abs(rating) <= LARGEST else f"has no number up to {LARGEST:,}"
     return None
 
@@ -272,7 +274,7 @@ def unfit(metric: str, wanted: str) -> str | None:
 def rows_of(
     metric: str, answers: Sequence[str], references: Sequence[Sequence[str]], pattern: str | None
 ) -> list[list[float]]:
-    """Of each item, for a metric of texts. An item has one reference or several."""
+    """Make the rows of all items for a text metric; each item has one or more references."""
     row = best(matching(pattern)) if metric == "regex" and pattern is not None else METRICS[metric].text
-    assert row is not None, "the task's spec allows metrics of texts alone"
+    assert row is not None, "the task config only allows text metrics here"
     return [row(answer, several) for answer, several in zip(answers, references, strict=True)]

@@ -1,7 +1,7 @@
-"""How a model is held while it is measured: in float32 on a processor, unless somebody says otherwise.
+"""The dtype for measurements: float32 on a CPU, unless the user chooses another.
 
-There answers do not depend on how many are written at once, and no measure has the rounding of bfloat16 in it; so
-`evaluate` and `strength` tell the same KL of the same run.
+In float32, answers do not depend on the batch size and measurements contain no bfloat16 rounding. So `evaluate` and
+`strength` report the same KL for the same run.
 """
 
 from __future__ import annotations

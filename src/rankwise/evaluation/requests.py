@@ -1,8 +1,8 @@
-"""A task's questions as token ids: what is given, what is scored, and what is to be chosen between. Next: scoring.py.
+"""Requests: the documents of a task as token ids, with what is given, scored and chosen from. scoring.py comes next.
 
-Rows of a known form are encoded as training encodes them, so a loss is that of training, and what is asked has the very
-ids that a run was trained on. A question that is a text to be continued is encoded whole, and is scored from where the
-ids of the text alone end.
+Rows in a known format are encoded exactly as in training, so losses are comparable with those of training and prompts
+have the ids that a run was trained on. A text to be continued is encoded together with its continuation, and scored
+from where the ids of the text alone end.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ import numpy as np
 from rankwise.config.tasks import TaskConfig
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError
-from rankwise.evaluation.task_documents import Question, between, data_spec, drawn, questions
+from rankwise.evaluation.task_documents import TaskDocument, between, data_spec, drawn, task_documents
 from rankwise.models.loaded import LoadedModel
 from rankwise.text.encode import Encoder
 from rankwise.text.example import BREAK, Example, Message
 from rankwise.text.tokenize import Tokens, prompt_ids
 
 BLOCK = 1024
-"""Tokens of a running text that are scored together."""
+"""Tokens of a running text that are scored at once."""
 LONGEST_TEXT = 50_000_000
 
 
 @dataclass(frozen=True)
-class Item:
-    """`documents` are scored where they are learned: one, or one for each of `choices`. `given` are the ids before the
-    answer that is to be written, and `alternatives` are references beside `wanted`."""
+class Request:
+    """One prompt with what is scored after it. `documents` are encoded sequences, one or one for each of `choices`,
+    scored where their loss mask is set. `given` are the ids before an answer to be generated; `alternatives` are
+    references beside `target`."""
 
     where: str
     prompt: str
-    wanted: str
+    target: str
     documents: tuple[Tokens, ...]
     right: int = -1
     choices: tuple[str, ...] = ()
@@ -45,75 +46,81 @@ class Item:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The texts that an answer may equal."""
-        return (self.wanted, *self.alternatives)
+        """All reference answers."""
+        return (self.target, *self.alternatives)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of the choices, in characters."""
+        """Lengths of the choices in characters."""
         return tuple(map(len, self.choices))
 
 
 @dataclass(frozen=True)
-class Items:
-    items: tuple[Item, ...]
+class Requests:
+    requests: tuple[Request, ...]
     too_long: int = 0
-    """Left out, since the model's context does not hold them, or not with the answer that is to be written."""
+    """Rows left out because they, or they and the answer to be generated, exceed the model's context."""
     labels: tuple[tuple[str, int], ...] = ()
-    """The answers that occur in the file, the most frequent first with their counts, where these are the choices."""
+    """If the choices are the answers that occur in the file: these answers with their counts, most frequent first."""
 
     @property
     def sha256(self) -> str:
-        """Of what is asked and wanted, whatever the tokenizer."""
+        """Hash of prompts, targets and choices, independent of the tokenizer."""
         said = [
-            (item.prompt, item.wanted, item.right, item.choices, *([item.alternatives] if item.alternatives else []))
-            for item in self.items
+            (
+                request.prompt,
+                request.target,
+                request.right,
+                request.choices,
+                *([request.alternatives] if request.alternatives else []),
+            )
+            for request in self.requests
         ]
         return sha256(json.dumps(said).encode()).hexdigest()
 
 
-def items_of(task: TaskConfig, model: LoadedModel) -> Items:
-    found = _all_items(task, model)
+def requests_of(task: TaskConfig, model: LoadedModel) -> Requests:
+    requests = _all_items(task, model)
     if not task.written:
-        return found
-    _refuse_unasked(found, task)
-    return _with_room(found, task, model)
+        return requests
+    _refuse_unasked(requests, task)
+    return _with_room(requests, task, model)
 
 
-def _all_items(task: TaskConfig, model: LoadedModel) -> Items:
+def _all_items(task: TaskConfig, model: LoadedModel) -> Requests:
     if task.running_text:
-        return Items(_blocks(task, model))
+        return Requests(_blocks(task, model))
     if task.ask is not None:
-        asked = questions(task)
-        made = _conversations(asked, task, model) if task.chat else _continuations(asked, task, model)
-        return replace(made, labels=asked[0].labels)
+        documents = task_documents(task)
+        made = _conversations(documents, task, model) if task.chat else _continuations(documents, task, model)
+        return replace(made, labels=documents[0].labels)
     return _of_rows(task, model)
 
 
-def items_of_documents(documents: Sequence[Tokens], model: LoadedModel) -> Items:
-    """Of rows that are encoded already, such as those a run held out."""
-    return Items(tuple(_item(f"document {number}", one, model) for number, one in enumerate(documents, start=1)))
+def requests_of_sequences(documents: Sequence[Tokens], model: LoadedModel) -> Requests:
+    """Make requests from sequences that are already encoded, such as the held-out rows of a run."""
+    return Requests(tuple(_item(f"document {number}", one, model) for number, one in enumerate(documents, start=1)))
 
 
-def _refuse_unasked(found: Items, task: TaskConfig) -> None:
-    nothing = next((item.where for item in found.items if not item.given), None)
+def _refuse_unasked(requests: Requests, task: TaskConfig) -> None:
+    nothing = next((request.where for request in requests.requests if not request.given), None)
     if nothing is not None:
         raise DataError(
-            f"{nothing}: nothing stands before its answer, so there is nothing to ask for {task.written[0]}. Give rows "
-            "with a question, or score such ones by loss alone."
+            f"{nothing}: there is no prompt before the answer, so {task.written[0]} cannot be scored. Give rows "
+            "with a prompt, or score these by loss alone."
         )
 
 
-def _with_room(found: Items, task: TaskConfig, model: LoadedModel) -> Items:
-    """Those that leave room in the model's context for the answer."""
+def _with_room(requests: Requests, task: TaskConfig, model: LoadedModel) -> Requests:
+    """Drop requests that leave no room in the model's context for the answer."""
     context = model.context_length or 10**9
-    kept = tuple(item for item in found.items if len(item.given) + task.max_new_tokens <= context)
+    kept = tuple(request for request in requests.requests if len(request.given) + task.max_new_tokens <= context)
     if not kept:
         raise DataError(
-            f"{task.data}: with {task.max_new_tokens:,} new tokens none of its {len(found.items):,} prompts fits into "
-            f"the model's context of {context:,}. Lower max_new_tokens, or give shorter rows."
+            f"{task.data}: with {task.max_new_tokens:,} new tokens none of its {len(requests.requests):,} prompts fits "
+            f"into the model's context of {context:,}. Lower max_new_tokens, or give shorter rows."
         )
-    return Items(kept, found.too_long + len(found.items) - len(kept), found.labels)
+    return Requests(kept, requests.too_long + len(requests.requests) - len(kept), requests.labels)
 
 
 def _encoder(task: TaskConfig, model: LoadedModel) -> Encoder:
@@ -122,7 +129,7 @@ def _encoder(task: TaskConfig, model: LoadedModel) -> Encoder:
     return Encoder(model.template, model.tokenizer, spec.model_copy(update={"max_length": limit}), limit)
 
 
-def _of_rows(task: TaskConfig, model: LoadedModel) -> Items:
+def _of_rows(task: TaskConfig, model: LoadedModel) -> Requests:
     spec = data_spec(task)
     reading = open_source(spec, spec.all_sources[0])
     examples = [example for chunk in reading.chunks() for row in chunk for example in row]
@@ -130,45 +137,48 @@ def _of_rows(task: TaskConfig, model: LoadedModel) -> Items:
     if problems or not examples:
         raise DataError("\n".join(problems[:5]) or f"{task.data}: holds no rows.")
     if task.chosen:
-        asked = between([(_question(example), example.messages[-1].content) for example in examples], task)
+        documents = between([(_question(example), example.messages[-1].content) for example in examples], task)
         pairs = [
             (_answered(example, answer), question)
-            for example, question in zip(examples, asked, strict=True)
+            for example, question in zip(examples, documents, strict=True)
             for answer in question.choices
         ]
-        return replace(_encoded(pairs, task, model), labels=asked[0].labels)
+        return replace(_encoded(pairs, task, model), labels=documents[0].labels)
     return _encoded([(example, None) for example in examples], task, model)
 
 
 def _answered(example: Example, answer: str) -> Example:
-    """The row's own conversation with another answer."""
+    """Replace the answer of a row's conversation."""
     *before, last = example.messages
     return replace(example, messages=(*before, replace(last, content=answer)))
 
 
-def _question(example: Example) -> Question:
+def _question(example: Example) -> TaskDocument:
     if not example.messages or len([one for one in example.messages if one.role != "system"]) != 2:
-        raise DataError(f"{example.where}: a row to choose an answer for has one question and one answer.")
-    return Question(example.where, (example.prompt_text,), example.messages[-1].content)
+        raise DataError(
+            f"{example.where}: choosing between answers needs rows with exactly one question and one answer."
+        )
+    return TaskDocument(example.where, (example.prompt_text,), example.messages[-1].content)
 
 
-def _conversations(asked: Sequence[Question], task: TaskConfig, model: LoadedModel) -> Items:
-    """By the chat template; with choices each is a conversation of its own, scored with the end token behind it."""
+def _conversations(documents: Sequence[TaskDocument], task: TaskConfig, model: LoadedModel) -> Requests:
+    """Render documents with the chat template. Each choice is a conversation of its own, scored including its end
+    token."""
     opening = (Message("system", task.system),) if task.system else ()
 
-    def example(question: Question, answer: str) -> Example:
-        return Example((*opening, Message("user", question.asked[0]), Message("assistant", answer)), question.where)
+    def example(question: TaskDocument, answer: str) -> Example:
+        return Example((*opening, Message("user", question.prompts[0]), Message("assistant", answer)), question.where)
 
-    pairs = [(example(one, answer), one) for one in asked for answer in one.choices or (one.wanted,)]
+    pairs = [(example(one, answer), one) for one in documents for answer in one.choices or (one.target,)]
     return _encoded(pairs, task, model)
 
 
-def _encoded(pairs: Sequence[tuple[Example, Question | None]], task: TaskConfig, model: LoadedModel) -> Items:
+def _encoded(pairs: Sequence[tuple[Example, TaskDocument | None]], task: TaskConfig, model: LoadedModel) -> Requests:
     outcomes = _encoder(task, model).encode([example for example, _ in pairs])
     problems = [outcome.problem for outcome in outcomes if outcome.problem is not None]
     if problems:
         raise DataError("\n".join(problems[:5]))
-    items: list[Item] = []
+    requests: list[Request] = []
     too_long, place = 0, 0
     while place < len(pairs):
         example, question = pairs[place]
@@ -177,72 +187,73 @@ def _encoded(pairs: Sequence[tuple[Example, Question | None]], task: TaskConfig,
         whole = len(made) == count if question is not None else bool(made)
         too_long += not whole
         if whole:
-            shown = question.asked[0] if question is not None else example.prompt_text
-            items.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made),
+            shown = question.prompts[0] if question is not None else example.prompt_text
+            requests.append(replace(_item(example.where, made[-1], model), prompt=shown, documents=tuple(made),
                                  alternatives=example.alternatives))  # fmt: skip
         if whole and question is not None:
-            items[-1] = replace(items[-1], wanted=question.wanted, right=question.right, choices=question.choices,
+            requests[-1] = replace(requests[-1], target=question.target, right=question.right, choices=question.choices,
                                 alternatives=question.alternatives)  # fmt: skip
         place += count
-    if not items:
+    if not requests:
         raise DataError(f"{task.data}: none of its {too_long:,} rows fits into the model's context.")
-    return Items(tuple(items), too_long)
+    return Requests(tuple(requests), too_long)
 
 
-def _item(where: str, document: Tokens, model: LoadedModel) -> Item:
-    """The last answer of a document is the one that is wanted."""
+def _item(where: str, document: Tokens, model: LoadedModel) -> Request:
+    """Make a request from an encoded sequence; its last answer is the target."""
     ids, learned = np.asarray(document.ids), np.asarray(document.loss_mask)
     ends = np.flatnonzero(learned)
     last = ends[-1] + 1
     begin = last - int(np.argmin(learned[:last][::-1])) if not learned[:last].all() else 0
     given = ids[:begin].tolist()
-    wanted = model.template.answer_text(ids[begin:last].tolist())
-    return Item(where, model.tokenizer.readable(given), wanted, (document,), given=tuple(given))
+    target = model.template.answer_text(ids[begin:last].tolist())
+    return Request(where, model.tokenizer.readable(given), target, (document,), given=tuple(given))
 
 
-def _continuations(asked: Sequence[Question], task: TaskConfig, model: LoadedModel) -> Items:
-    """Those that fit with all their choices, but for the last token, which is only predicted."""
-    made, room = [_continued(one, model) for one in asked], (model.context_length or 10**9) + 1
-    kept = tuple(item for item in made if max(len(one.ids) for one in item.documents) <= room)
+def _continuations(documents: Sequence[TaskDocument], task: TaskConfig, model: LoadedModel) -> Requests:
+    """Make requests without a template. Those that fit with all their choices are used; the last token need not fit,
+    since it is only predicted."""
+    made, room = [_continued(one, model) for one in documents], (model.context_length or 10**9) + 1
+    kept = tuple(request for request in made if max(len(one.ids) for one in request.documents) <= room)
     if not kept:
         raise DataError(f"{task.data}: none of its {len(made):,} rows fits into the model's context.")
-    return Items(kept, len(made) - len(kept))
+    return Requests(kept, len(made) - len(kept))
 
 
-def _continued(question: Question, model: LoadedModel) -> Item:
-    """Without a template: a text, and what is to follow."""
-    many = question.choices or (question.wanted,)
-    befores = question.asked if len(question.asked) > 1 else question.asked * len(many)
+def _continued(question: TaskDocument, model: LoadedModel) -> Request:
+    """Make a request without a template: a text and what follows it."""
+    many = question.choices or (question.target,)
+    befores = question.prompts if len(question.prompts) > 1 else question.prompts * len(many)
     made = tuple(_document(before, after, model) for before, after in zip(befores, many, strict=True))
     given = made[0].ids[: int(np.argmax(np.asarray(made[0].loss_mask)))] if any(map(str.strip, befores)) else ()
-    shown = " | ".join(question.asked)
-    return Item(question.where, shown, question.wanted, made, question.right, question.choices, tuple(given),
+    shown = " | ".join(question.prompts)
+    return Request(question.where, shown, question.target, made, question.right, question.choices, tuple(given),
                 question.alternatives)  # fmt: skip
 
 
 def _document(before: str, after: str, model: LoadedModel) -> Tokens:
-    """White space between the two belongs to what follows, where most tokenizers have it. Of what follows nothing every
-    token is scored too, as lm-eval does it."""
+    """Encode a text with its continuation. White space between the two belongs to the continuation, as in most
+    tokenizers. If nothing comes before, every token is scored, as lm-eval does."""
     tokenizer, text = model.tokenizer, before.rstrip()
     gap = before[len(text) :] or ("" if after[:1].isspace() or not text else " ")
     known = tokenizer.start + tokenizer.guarded(text)
     whole = prompt_ids(known + tokenizer.guarded(gap + after), tokenizer)
-    asked = len(prompt_ids(known, tokenizer))
-    if not asked:
-        whole, asked = [_first(model), *whole], 1
-    return Tokens(tuple(whole), tuple([False] * asked + [True] * (len(whole) - asked)))
+    first = len(prompt_ids(known, tokenizer))
+    if not first:
+        whole, first = [_first(model), *whole], 1
+    return Tokens(tuple(whole), tuple([False] * first + [True] * (len(whole) - first)))
 
 
-def _blocks(task: TaskConfig, model: LoadedModel) -> tuple[Item, ...]:
-    """A running text in pieces, each given the last token before it, and the first one the token that texts begin with:
-    every token is scored once, as lm-eval's rolling windows do it."""
+def _blocks(task: TaskConfig, model: LoadedModel) -> tuple[Request, ...]:
+    """Split a running text into blocks. Each block is preceded by the last token of the block before it, the first by
+    the token that begins every text. So every token is scored once, as in lm-eval's rolling windows."""
     text, start = _text(task.data), _first(model)
     ids = prompt_ids(model.tokenizer.guarded(text), model.tokenizer)
     size = min(BLOCK, model.context_length or BLOCK)
     pieces = [ids[place : place + size] for place in range(0, len(ids), size)]
     before = [start, *(piece[-1] for piece in pieces)]
     return tuple(
-        Item(
+        Request(
             f"{task.data}, tokens from {number * size:,}", "", model.tokenizer.readable(pieces[number]),
             (Tokens((before[number], *pieces[number]), (False,) + (True,) * len(pieces[number])),),
         )
@@ -251,7 +262,7 @@ def _blocks(task: TaskConfig, model: LoadedModel) -> tuple[Item, ...]:
 
 
 def _first(model: LoadedModel) -> int:
-    """What stands before a text that begins with nothing, so that its first token is predicted too."""
+    """Return the token to put before a text without one, so that its first token is predicted too."""
     start = model.tokenizer.hub.bos_token_id
     return start if start is not None else model.tokenizer.pad_id
 
@@ -261,7 +272,7 @@ def _text(path: str) -> str:
         with Path(path).open("rb") as file:
             content = file.read(LONGEST_TEXT + 1)
         if len(content) > LONGEST_TEXT:
-            raise DataError(f"{path}: has more than {LONGEST_TEXT:,} bytes, which is the most that is read.")
+            raise DataError(f"{path}: has more than {LONGEST_TEXT:,} bytes, the largest text that is supported.")
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None

@@ -1,20 +1,21 @@
-"""How many blocks of text a measure of forgetting needs: looks at 8, 16 and 32 of them, until the interval is narrow.
+"""Sequential measurement of forgetting: look at 8, 16 and 32 blocks, and stop once the interval is narrow enough.
 
 After each look the interval of the mean over blocks is
 
     mean  +-  t s / sqrt(n),   s the standard deviation of n blocks, t Student's quantile at 1 - LEVEL / (2 looks)
 
-and the measurement ends when half of its width is at most SHARE of the mean, or at most NATS. To stop when an interval
-happens to look narrow would make it too narrow. Here each look has its share of the error (Bonferroni), so that all
-intervals hold together with at least 95 %, and so does the one at which it stops, whatever the rule. That makes the
-interval a quarter wider at 32 blocks than one for a number that is fixed before.
+and the measurement stops when half of its width is at most SHARE of the mean, or at most NATS. Stopping whenever an
+interval looks narrow would bias it to be too narrow. So the error is divided among the looks (Bonferroni): all
+intervals hold together with at least 95 % probability, and so does the last one, whatever the stopping rule. At 32
+blocks this makes the interval a quarter wider than one for a fixed number of blocks.
 
-Student's interval takes blocks for independent and near to normal. In simulations of 1,500 texts it held the mean of
-lognormal blocks in 97 % (sigma 0.3), 95 % (0.7), 93 % (1.0) and 83 % (1.5); in 54 % where one block in twenty had ten
-times the KL of the others, since a look may see none of these; and in 67 % where neighbouring blocks correlate by 0.7.
+Student's interval assumes independent, roughly normal blocks. In simulations of 1,500 texts it covered the mean of
+lognormal blocks in 97 % (sigma 0.3), 95 % (0.7), 93 % (1.0) and 83 % (1.5) of cases; in 54 % where one block in twenty
+had ten times the KL of the others, because a look can miss all of these; and in 67 % where neighbouring blocks had a
+correlation of 0.7.
 
-Each look is spread over the whole text: every fourth block, then every second, then all. The blocks of one look are
-among those of the next, and the last look is the whole text.
+Each look is spread over the whole text: every fourth block, then every second, then all. Each look contains the blocks
+of the one before, and the last is the whole text.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ import numpy as np
 from rankwise.runs.evaluations import LEVEL, Measured
 
 STEPS = (4, 2, 1)
-"""A look takes every so many of the blocks."""
+"""Step between the blocks of each look."""
 SHARE = 0.25
-"""Of the mean KL."""
+"""Half width that is narrow enough, as a share of the mean KL."""
 NATS = 0.005
-"""Per token. A KL that is smaller is hardly more than the rounding of bfloat16."""
+"""Half width in nats per token that is always narrow enough; smaller values are close to bfloat16 rounding."""
 LEAST = 8
-"""Blocks of a look: of fewer a standard deviation says little."""
+"""Smallest number of blocks of a look; with fewer, a standard deviation says little."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,17 @@ class Looks:
     steps: tuple[int, ...] = STEPS
 
     def order(self, blocks: int) -> list[int]:
-        """All numbers of blocks, those of the first look first."""
+        """List all block numbers, those of the first look first."""
         every = [number for step in self.steps for number in range(0, blocks, step)]
         return list(dict.fromkeys(every))
 
     def sizes(self, blocks: int) -> list[int]:
-        """Blocks of each look; of a short text fewer looks."""
+        """Return the number of blocks of each look; a short text has fewer looks."""
         found = [len(range(0, blocks, step)) for step in self.steps]
         return [*(size for size in found[:-1] if LEAST <= size < blocks), found[-1]]
 
     def interval(self, values: Sequence[float], blocks: int) -> Measured:
-        """Of the mean of the blocks that were measured, of so many in the text."""
+        """Return the mean of the measured blocks with its interval, for a text of so many blocks."""
         return interval(values, len(self.sizes(blocks)))
 
     def enough(self, kl: Measured) -> bool:
@@ -60,7 +61,7 @@ class Looks:
 
 
 def interval(values: Sequence[float], looks: int) -> Measured:
-    """The mean of blocks, with an interval that holds at every one of so many looks together."""
+    """Return the mean with an interval that holds at all of so many looks together."""
     n, mean = len(values), math.fsum(values) / len(values)
     if n < 2:
         return Measured(value=mean, low=mean, high=mean)
@@ -69,7 +70,7 @@ def interval(values: Sequence[float], looks: int) -> Measured:
 
 
 def quantile(freedom: int, level: float) -> float:
-    """Student's t, by bisection over its distribution function."""
+    """Compute a quantile of Student's t by bisection of its distribution function."""
     low, high = 0.0, 1e4
     for _ in range(100):
         middle = (low + high) / 2
@@ -78,7 +79,7 @@ def quantile(freedom: int, level: float) -> float:
 
 
 def _below(t: float, freedom: int) -> float:
-    """P(T <= t) for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    """Compute P(T <= t) for integer degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
     cosine, sine = math.cos(angle), math.sin(angle)
     term, total = (cosine, cosine if freedom > 1 else 0.0) if freedom % 2 else (1.0, 1.0)

@@ -1,8 +1,8 @@
-"""Which of a row's choices its label means: by the choice's own text, or by number or letter.
+"""Resolve a row's label to one of its choices, by text, number or letter.
 
-A label such as 1 may be either, and the two may name different choices. So all rows of a task are read alike: by text
-where any label is the text of a choice that all rows share, or, where rows have choices of their own, where every
-label is.
+A label such as 1 can be a text or a number, and the two readings may point to different choices. So all rows of a task
+are read in the same way. If all rows share their choices, labels are texts as soon as one label is the text of a
+choice; if rows have their own choices, the reading that fits more rows applies.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPELLED = {True: ("true", "yes"), False: ("false", "no")}
 
 
-class Place(int):
-    """Among the choices, whatever these say: nothing is left to read."""
+class ChoiceIndex(int):
+    """An index into the choices that is already resolved."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class Label:
 
     @property
     def text(self) -> int | None:
-        """The place of the choice that says so; JSON's true is "true", "True" or "yes"."""
+        """Index of the choice with this text; JSON's true matches "true", "True" and "yes"."""
         if isinstance(self.value, bool):
             spelled = SPELLED[self.value]
             return next((at for at, choice in enumerate(self.choices) if choice.lower() in spelled), None)
-        said = str(self.value)
-        return self.choices.index(said) if said in self.choices else None
+        text = str(self.value)
+        return self.choices.index(text) if text in self.choices else None
 
     @property
-    def place(self) -> int | None:
-        """By number from 0, or by letter."""
+    def index(self) -> int | None:
+        """Index of the choice with this number, counted from 0, or this letter."""
         value = int(self.value) if isinstance(self.value, bool) else self.value
         if isinstance(value, str):
             digits = value.isascii() and value.isdigit() and len(value) < 9
@@ -47,9 +47,9 @@ class Label:
         return value if isinstance(value, int) and 0 <= value < len(self.choices) else None
 
     def right(self, *, by_text: bool) -> int:
-        found = self.text if by_text and not isinstance(self.value, Place) else self.place
+        found = self.text if by_text and not isinstance(self.value, ChoiceIndex) else self.index
         if found is None:
-            texts = ", which other rows are labelled by" if by_text and self.place is not None else ""
+            texts = ", which other rows are labelled by" if by_text and self.index is not None else ""
             raise DataError(
                 f"{self.where}: {shown(self.value)} is none of the {len(self.choices)} choices, by number, letter or "
                 f"text{texts}."
@@ -58,10 +58,10 @@ class Label:
 
 
 def are_texts(labels: Sequence[Label]) -> bool:
-    """Whether the labels of a task are texts of their choices. Of rows with choices of their own the reading that fits
-    all of them, or else more of them, so that the odd ones are those that are refused."""
-    read = [label for label in labels if not isinstance(label.value, Place)]
+    """Decide whether the labels of a task are texts of choices. For rows with their own choices, take the reading that
+    fits more rows, so that the exceptions are refused."""
+    read = [label for label in labels if not isinstance(label.value, ChoiceIndex)]
     texts = sum(label.text is not None for label in read)
     if len({label.choices for label in read}) == 1:
         return texts > 0
-    return texts >= sum(label.place is not None for label in read)
+    return texts >= sum(label.index is not None for label in read)

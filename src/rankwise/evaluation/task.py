@@ -1,4 +1,4 @@
-"""A task that is ready to be asked: of a spec's own rows, or of another harness (harness.py)."""
+"""A task with its requests, ready to score models: from a task config, or from lm-eval (harness.py)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from rankwise.config.tasks import TaskConfig
-from rankwise.evaluation.requests import Items
-from rankwise.evaluation.scoring import refuse_unfit, side
+from rankwise.evaluation.requests import Requests
+from rankwise.evaluation.scoring import refuse_unfit, score_task
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.evaluations import Sample, Side
+from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.records import Callback
 
 SAMPLES = 20
@@ -26,7 +26,7 @@ class Task(Protocol):
 
     @property
     def data(self) -> str:
-        """Where its items come from."""
+        """Name of the source of its rows."""
         ...
 
     @property
@@ -34,38 +34,39 @@ class Task(Protocol):
 
     @property
     def left_out(self) -> int:
-        """Items that the model's context does not hold."""
+        """Number of rows left out because they exceed the model's context."""
         ...
 
     @property
     def labels(self) -> tuple[tuple[str, int], ...]:
-        """The answers that occur with their counts, where they are the choices."""
+        """The answers that occur with their counts, if these are the choices."""
         ...
 
     @property
     def identity(self) -> str | None:
-        """Of all that a side depends on, beside the model; None where that is not known here."""
+        """Hash of everything but the model that the scores depend on; None if unknown."""
         ...
 
-    def side(self, model: LoadedModel, who: str, callback: Callback) -> Side: ...
+    def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores: ...
 
     def facts(self) -> tuple[int, str]:
-        """How many items, and a hash of them; asked when a side is there."""
+        """Return the number of items and their hash; called after the first model was scored."""
         ...
 
-    def samples(self, tuned: Side, base: Side | None) -> list[Sample]: ...
+    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]: ...
 
 
 @dataclass(frozen=True)
 class OwnTask:
-    """`together` answers are written at once. What cannot be scored is refused when it is made."""
+    """A task with rankwise's own requests. `together` answers are generated at once; rows that cannot be scored are
+    refused."""
 
     spec: TaskConfig
-    items: Items
+    requests: Requests
     together: int
 
     def __post_init__(self) -> None:
-        refuse_unfit(self.spec, self.items.items)
+        refuse_unfit(self.spec, self.requests.requests)
 
     @property
     def name(self) -> str:
@@ -73,7 +74,7 @@ class OwnTask:
 
     @property
     def left_out(self) -> int:
-        return self.items.too_long
+        return self.requests.too_long
 
     @property
     def data(self) -> str:
@@ -85,31 +86,31 @@ class OwnTask:
 
     @property
     def labels(self) -> tuple[tuple[str, int], ...]:
-        return self.items.labels
+        return self.requests.labels
 
     @property
     def identity(self) -> str | None:
-        known = sha256(json.dumps([self.settings, self.together, self.items.sha256]).encode())
-        for item in self.items.items:
-            for ids in (item.given, *(part for one in item.documents for part in (one.ids, one.loss_mask))):
+        known = sha256(json.dumps([self.settings, self.together, self.requests.sha256]).encode())
+        for request in self.requests.requests:
+            for ids in (request.given, *(part for one in request.documents for part in (one.ids, one.loss_mask))):
                 known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
         return known.hexdigest()
 
-    def side(self, model: LoadedModel, who: str, callback: Callback) -> Side:
-        return side(self.spec, self.items.items, model, callback, together=self.together, who=who)
+    def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
+        return score_task(self.spec, self.requests.requests, model, callback, together=self.together, who=who)
 
     def facts(self) -> tuple[int, str]:
-        return len(self.items.items), self.items.sha256
+        return len(self.requests.requests), self.requests.sha256
 
-    def samples(self, tuned: Side, base: Side | None) -> list[Sample]:
-        """The first few, as they were answered."""
+    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
+        """Return the first few requests with the answers of both models."""
         if tuned.answers is None:
             return []
         others = base.answers if base is not None and base.answers is not None else None
         return [
             Sample(
-                prompt=item.prompt, wanted=item.wanted, tuned=tuned.answers[at],
+                prompt=request.prompt, target=request.target, tuned=tuned.answers[at],
                 base=others[at] if others is not None else None,
             )
-            for at, item in enumerate(self.items.items[:SAMPLES])
+            for at, request in enumerate(self.requests.requests[:SAMPLES])
         ]  # fmt: skip

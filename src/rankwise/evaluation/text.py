@@ -1,15 +1,14 @@
-"""Text that stays the same: blocks of tokens that a tuned model is asked to predict, with what they were cut from.
+"""The reference text for measuring forgetting: blocks of tokens that base and tuned model predict.
 
-A block is T inputs and their T next tokens: T + 1 tokens in a row of the text, or, where the tokenizer puts a token
-before every text, that one and T more. With S tokens from the first of one block to its last, of L in all, block i of N
-begins at token
+A block has T inputs and their T next tokens: T + 1 consecutive tokens of the text, or, if the tokenizer puts a token
+before every text, that one and T consecutive tokens. With blocks of S text tokens out of L, block i of N begins at
+token
 
     floor(i (L - S) / (N - 1))
 
-so the first is the text's beginning, the last its end, and none shares a token with another. Nothing is drawn and
-nothing is left out. Without a text of the user's it is the documentation of the Python language that every Python
-carries: English that is not among the run's files, though nobody knows what else its model has read, and other
-versions of Python have another.
+so the first block is the beginning of the text, the last is its end, and no two share a token. Nothing is random. The
+default text is the documentation of the Python language that comes with every Python. It is English that is not among
+the run's files; whether the base model was pretrained on it is unknown, and it differs between versions of Python.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ from rankwise.text.tokenize import prompt_ids
 
 BLOCKS, LENGTH = 32, 512
 LARGEST = 4_000_000
-"""Characters; about a million tokens. What follows is not read, and the text's name says so."""
+"""Characters that are read, about a million tokens. If the text is longer, its name says so."""
 BETWEEN = "\n\n"
-"""Between the texts of rows, and of topics."""
+"""Separates the texts of rows and of topics."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """`origins` are the SHA-256 of the files it comes from."""
+    """A text with its name; `origins` are the SHA-256 of the files that it comes from."""
 
     name: str
     content: str
@@ -55,27 +54,27 @@ class Written:
 @dataclass(frozen=True)
 class Text:
     blocks: Tensor
-    """(N, T + 1) ids: the first T are given, the last T predicted."""
+    """Ids (N, T + 1): the first T are inputs, the last T targets."""
     about: str
-    """Its name, what of it is read, and in whose tokens."""
+    """Its name, which part is used, and with which tokenizer."""
     sha256: str
-    """Of the blocks."""
+    """Hash of the blocks."""
     origins: tuple[str, ...]
 
     @property
     def length(self) -> int:
-        """Positions of a block."""
+        """Number of positions of a block."""
         return self.blocks.shape[1] - 1
 
 
 def text_for(model: LoadedModel, source: str | None = None, *, blocks: int = BLOCKS, length: int = LENGTH) -> Text:
-    """`source` is a file of plain text, a file, folder or hub data set of rows with a `text`, or None for what Python
-    carries. Blocks are as long as the model's context, where that is shorter."""
+    """Cut a text into blocks. `source` is a plain text file; or a file, folder or hub data set with rows that have a
+    `text`; or None for Python's documentation. Blocks are shortened to the model's context."""
     written = documentation() if source is None else read_text(source)
     length = min(length, model.context_length or length)
     tokenizer = model.tokenizer
     if BREAK in written.content:
-        raise DataError(f"{written.name}: has the noncharacter U+FDD0, which no text should have.")
+        raise DataError(f"{written.name}: contains the noncharacter U+FDD0, which text should not contain.")
     ids = prompt_ids(tokenizer.guarded(written.content), tokenizer)
     start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
     size = length + 1 - len(start)
@@ -94,22 +93,22 @@ def firsts_of(tokens: int, blocks: int, size: int) -> list[int]:
 
 
 def documentation() -> Written:
-    """As `help()` shows it, in the order of its topics."""
+    """Return Python's documentation as `help()` shows it, in alphabetical order of topics."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise DataError("this Python carries no documentation of its own (pydoc_data); give a text.") from None
+        raise DataError("this Python comes without its documentation (pydoc_data); give a text with --text.") from None
     name = f"documentation of Python {python_version()} (pydoc_data.topics)"
     return Written(name, BETWEEN.join(topics[topic] for topic in sorted(topics)))
 
 
 def read_text(source: str) -> Written:
-    path = Path(os.path.expanduser(source))  # noqa: PTH111  Path's raises for a user that is not there
+    path = Path(os.path.expanduser(source))  # noqa: PTH111  the method of Path fails for unknown users
     if source.startswith(HUB) or path.suffix.lower() in SUFFIXES or not os.path.isfile(path):  # noqa: PTH113
         return _of_rows(source)
     try:
         with path.open("rb") as file:
-            content = file.read(4 * LARGEST + 4)  # a character has four bytes at most
+            content = file.read(4 * LARGEST + 4)  # a character has at most four bytes
         text = getincrementaldecoder("utf-8-sig")().decode(content, final=len(content) <= 4 * LARGEST)
         return _limited(str(path), text, (sha256_of(path),))
     except UnicodeDecodeError as error:
@@ -142,10 +141,11 @@ def _limited(name: str, text: str, origins: tuple[str, ...]) -> Written:
 
 
 def refuse_trained_on(text: Text, data_report: DataReport) -> None:
-    """What a run has learned says nothing of what it forgot."""
+    """Refuse a text that the run was trained on, since it cannot show forgetting."""
     shared = [file.name for file in data_report.files if file.sha256 in text.origins]
     if shared:
         raise DataError(
-            f"{shared[0]} is among the data of the run, so that it cannot tell what the model has forgotten. "
-            "Give text that it was not trained on."
+            f"{shared[0]} belongs to the data of the run, so it cannot show what the model has forgotten. "
+            "Give text "
+            "that it was not trained on."
         )

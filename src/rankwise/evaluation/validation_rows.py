@@ -1,7 +1,7 @@
-"""The rows that a finished run's loss is measured on: those it held out, those of its validation source, or others.
+"""Rows for measuring the loss of a finished run: its held-out rows, its validation data, or other rows.
 
-They are read and encoded as in training, by the template that the run keeps. Rows that may have been trained on since,
-because a file is another now, are refused, and so is the very file that was trained on.
+They are read and encoded as in training, with the chat template stored in the run. Files that the run was trained on
+are refused, and so are held-out rows if a file has changed since, because they can no longer be identified.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OF_TRAINING = (
     "path", "sources", "validation", "held_out", "held_out_order", "group", "split", "subset", "revision", "rows",
     "licence", "packing",
 )  # fmt: skip
-"""What is said of the rows that were trained on, and of no others."""
+"""Settings that only apply to the training data."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Measurable:
     documents: Sequence[Tokens]
     about: str
     own: bool = False
-    """Whether the run measured on them itself as it trained."""
+    """Whether the run itself used these rows for validation during training."""
 
     def spread(self, most: int) -> Measurable:
-        """So many of them at most."""
+        """Select at most so many rows, evenly spread."""
         many = len(self.documents)
         if many <= most:
             return self
@@ -46,7 +46,8 @@ class Measurable:
 
 
 def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, callback: Callback) -> Measurable:
-    """`data` is a file, folder or hub data set; without it the run's own rows. `model` has the run's template."""
+    """Read the rows from `data` (a file, folder or hub data set), or without it the run's own. `model` has the run's
+    template."""
     writing, run = Writing(model.tokenizer, model.template, model.source.name, model.context_length), artifact.run
     if run is None:
         return _of_folder(artifact, data, writing, callback)
@@ -60,8 +61,8 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
 
 
 def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback: Callback) -> Measurable:
-    """An adapter's folder holds no rows. Those that it was trained on are known where rankwise wrote it, unless rows of
-    an validation source are listed among them."""
+    """Read rows for an adapter folder, which holds none itself. Training files are refused if the folder lists them,
+    which it does if rankwise wrote it; not if validation files are listed among them."""
     if data is None:
         raise DataError(f"{artifact.folder} has no validation rows. Give rows that it was not trained on: --data FILE.")
     prepared, data_report = prepare(DataConfig(path=data), writing, callback), artifact.data_report
@@ -73,35 +74,36 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
 
 
 def _others(run: RunDirectory, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
-    """Read as the run's own were, but for their form and columns, which are found anew."""
-    said = {
+    """Read other rows with the run's settings, but detect their format and columns anew."""
+    config = {
         name: getattr(spec, name) for name in spec.model_fields_set if name not in (*OF_TRAINING, "format", "columns")
     }
-    prepared = prepare(DataConfig(**said, path=data), writing, callback)
+    prepared = prepare(DataConfig(**config, path=data), writing, callback)
     refuse_fatal(prepared.data_report)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return Measurable(prepared.trained_rows, data)
 
 
 def refuse_training_files(run: RunDirectory, files: Mapping[str, str]) -> None:
-    """`files` are names by SHA-256. What a model has learned by heart says nothing of what it can do."""
+    """Refuse `files` (names by SHA-256) that the run was trained on, since memorised rows do not show what a model can
+    do."""
     _refuse_trained(_trained(run), files)
 
 
 def _refuse_trained(trained: Mapping[str, str], files: Mapping[str, str]) -> None:
     for identity, name in files.items():
         if identity in trained:
-            raise DataError(f"{name}: is among the data of the run ({trained[identity]}). Give other rows.")
+            raise DataError(f"{name}: belongs to the data of the run ({trained[identity]}). Give other rows.")
 
 
 def _trained(run: RunDirectory) -> dict[str, str]:
-    """Names by SHA-256."""
+    """Return the names of the run's training files by SHA-256."""
     return {file.sha256: file.name for file in _parted(run)[0]}
 
 
 def _parted(run: RunDirectory) -> tuple[list[PartFacts], list[PartFacts]]:
-    """The files that were trained on, and those of the validation source, which the data report names last. One that is
-    both is named twice."""
+    """Split the run's files into training and validation files; the data report lists validation files last, and a file
+    that is both twice."""
     files, apart = list(run.data_report().files), run.experiment().data.validation
     measured: dict[str, PartFacts] = {}
     while apart is not None and files and _is_of(files[-1].name, apart.path) and files[-1].name not in measured:
@@ -117,7 +119,7 @@ def _is_of(name: str, path: str) -> bool:
 def _own(run: RunDirectory, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
     if not spec.held_out and spec.validation is None:
         raise DataError(
-            f"{run.folder} held no rows out to measure with. Give some that it was not trained on: --data FILE."
+            f"{run.folder} held out no rows to measure on. Give rows that it was not trained on: --data FILE."
         )
     here = DataConfig(**_from_where_it_ran(spec.model_dump(exclude_unset=True), run))
     prepared = prepare(here, writing, callback)
@@ -125,24 +127,24 @@ def _own(run: RunDirectory, spec: DataConfig, writing: Writing, callback: Callba
     before, after = ([file.sha256 for file in one.files] for one in (run.data_report(), prepared.data_report))
     if before != after:
         raise DataError(
-            f"the files that {run.folder} was trained on are others now, so that nobody knows which rows it held out. "
-            "Give some that it was not trained on: --data FILE."
+            f"the files that {run.folder} was trained on have changed, so its held-out rows can no longer be "
+            "identified. Give rows that it was not trained on: --data FILE."
         )
     about = spec.validation.path if spec.validation is not None else f"the {len(prepared.measured)} documents held out"
     return Measurable(prepared.measured_rows, about, own=True)
 
 
-def _from_where_it_ran(said: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
-    """A relative path was written from the folder that holds `runs/`, which may not be the one we are in."""
+def _from_where_it_ran(config: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+    """Resolve relative paths against the folder that holds `runs/`, which may not be the current folder."""
 
-    def found(rows: dict[str, Any]) -> dict[str, Any]:
+    def resolved(rows: dict[str, Any]) -> dict[str, Any]:
         path = rows.get("path")
         if path is None or os.path.exists(path):  # noqa: PTH110
             return rows
         beside_runs = os.path.join(run.folder.absolute().parent.parent, path)  # noqa: PTH118
         return rows | {"path": beside_runs} if os.path.exists(beside_runs) else rows  # noqa: PTH110
 
-    said = found(said)
-    if said.get("sources"):
-        said = said | {"sources": [found(source) for source in said["sources"]]}
-    return said | {"validation": found(said["validation"])} if said.get("validation") else said
+    config = resolved(config)
+    if config.get("sources"):
+        config = config | {"sources": [resolved(source) for source in config["sources"]]}
+    return config | {"validation": resolved(config["validation"])} if config.get("validation") else config

@@ -167,7 +167,7 @@ def _during(records: list[SampleRecord]) -> list[tuple[Sample, tuple[str, str]]]
     for prompt in dict.fromkeys(record.prompt for record in records):
         own = [record for record in records if record.prompt == prompt]
         first, last = own[0], own[-1]
-        sample = Sample(prompt=prompt, wanted=last.wanted, base=first.answer, tuned=last.answer)
+        sample = Sample(prompt=prompt, target=last.target, base=first.answer, tuned=last.answer)
         found.append(
             (sample, ("base" if first.step == 0 else f"after step {first.step:,}", f"after step {last.step:,}"))
         )
@@ -176,14 +176,14 @@ def _during(records: list[SampleRecord]) -> list[tuple[Sample, tuple[str, str]]]
 
 def _pair(task: str, one: Sample, titles: tuple[str, str]) -> Markup:
     def said(title: str, words: str | None, kind: str) -> Markup:
-        right = words is not None and one.wanted is not None and words.strip() == one.wanted.strip()
+        right = words is not None and one.target is not None and words.strip() == one.target.strip()
         mark = element("span", "as wanted", class_="chip good") if right else Markup("")
         return element("div", element("h4", title, " ", mark), _words(words), class_=kind)
 
-    wanted = [element("h4", "wanted"), _words(one.wanted)] if one.wanted is not None else []
+    target = [element("h4", "wanted"), _words(one.target)] if one.target is not None else []
     return element(
         "article",
-        element("div", element("h4", task), _words(one.prompt), wanted, class_="asked"),
+        element("div", element("h4", task), _words(one.prompt), target, class_="asked"),
         element("div", said(titles[0], one.base, "was"), said(titles[1], one.tuned, "is"), class_="pair"),
         class_="sample",
     )

@@ -13,7 +13,7 @@ from typing import TypeVar
 from rankwise.reporting.quantities import figure, interval, plural
 from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, Verdict
 from rankwise.runs.opened import OpenedRun
-from rankwise.runs.warnings import cautions, cautions_of_strength, chosen_by_held_out, of_overlap
+from rankwise.runs.warnings import chosen_by_held_out, evaluation_warnings, of_overlap, strength_warnings
 
 ORDER: tuple[Verdict, ...] = ("better", "worse", "cannot tell")
 WHOLE, LOSS = 1e-9, "loss"
@@ -69,9 +69,9 @@ def remarks_of(run: OpenedRun) -> list[str]:
 
 def _cautions(run: OpenedRun) -> list[str]:
     experiment, results = run.experiment, run.manifest.results
-    found = [said for one in run.evaluations.values() for said in cautions(one, experiment, results)]
+    found = [said for one in run.evaluations.values() for said in evaluation_warnings(one, experiment, results)]
     if run.strength is not None:
-        found += cautions_of_strength(run.strength, experiment, results)
+        found += strength_warnings(run.strength, experiment, results)
     how = chosen_by_held_out(experiment, results)
     if how and run.history.losses and not run.evaluations:
         found.append(f"The held-out rows {how}, so the loss on them flatters.")

@@ -42,8 +42,8 @@ KINDS = {
     "downloads": Kind("downloads", r"tmp\w+", "unfinished downloads", settles=True),
     "models": Kind("models", r"gguf-[0-9a-f]{16}", "models converted from GGUF"),
     "rows": Kind("encoded", r"[0-9a-f]{64}", "encoded rows"),
+    "scores": Kind("scores", r"[0-9a-f]{64}\.json", "scores of base models"),
     "shapes": Kind("shapes", r"[0-9a-f]{64}\.json", "shapes of models, for plans"),
-    "scores": Kind("sides", r"[0-9a-f]{64}\.json", "scores of base models"),
     "compiled": Kind("compiled", r".*", "code that torch compiled", whole=True, settles=True),
 }
 OTHER = "other"

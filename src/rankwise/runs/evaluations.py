@@ -69,7 +69,7 @@ class Scores(Config):
     sums: list[list[Sum]]
 
 
-class Side(Config):
+class ModelScores(Config):
     """What one model did with the items of a task."""
 
     scores: dict[str, Scores]
@@ -140,7 +140,7 @@ class Sample(Config):
     """One prompt with what was wanted and what each side answered."""
 
     prompt: str
-    wanted: str | None = None
+    target: str | None = None
     base: str | None = None
     tuned: str | None = None
 
@@ -159,8 +159,8 @@ class Evaluation(Config):
     """The run, or the model, that was evaluated."""
     against: str | None
     """What stands in `base`."""
-    tuned: Side
-    base: Side | None
+    tuned: ModelScores
+    base: ModelScores | None
     differences: dict[str, Difference]
     """Of `tuned` (b) to `base` (a), by metric; none without a base."""
     forgetting: Forgetting | None

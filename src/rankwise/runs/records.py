@@ -62,7 +62,7 @@ class SampleRecord:
 
     step: int
     prompt: str
-    wanted: str | None
+    target: str | None
     answer: str
 
     def as_row(self) -> dict[str, Any]:

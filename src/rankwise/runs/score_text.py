@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rankwise.errors import some
-from rankwise.runs.evaluations import Difference, Measured, Side
+from rankwise.runs.evaluations import Difference, Measured, ModelScores
 
 MOST_LABELS = 12
 
 
-def score_line(task: str, who: str, side: Side, differences: Mapping[str, Difference] | None = None) -> str:
+def score_line(task: str, who: str, side: ModelScores, differences: Mapping[str, Difference] | None = None) -> str:
     """One line for whoever waits; of a base with what the tuned model differs by."""
     scores = [
         f"{metric} {measured_text(one)}" + (f", tuned: {verdict_text(differences[metric])}" if differences else "")

@@ -6,7 +6,7 @@ from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import HELD_OUT
 from rankwise.runs.data_report import DataReport
-from rankwise.runs.evaluations import Evaluation, Side, StrengthCurve
+from rankwise.runs.evaluations import Evaluation, ModelScores, StrengthCurve
 from rankwise.runs.manifest import Results
 
 FEW, MANY = 5, 1000
@@ -18,7 +18,7 @@ CHOICES = {
 """Of each row of the public tasks whose rows have as many."""
 
 
-def cautions(evaluation: Evaluation, experiment: Experiment | None, results: Results | None) -> list[str]:
+def evaluation_warnings(evaluation: Evaluation, experiment: Experiment | None, results: Results | None) -> list[str]:
     """`experiment` and `results` are those of the run that was evaluated."""
     found = []
     if evaluation.n < FEW:
@@ -43,7 +43,7 @@ def cautions(evaluation: Evaluation, experiment: Experiment | None, results: Res
     return found
 
 
-def cautions_of_strength(curve: StrengthCurve, experiment: Experiment, results: Results | None) -> list[str]:
+def strength_warnings(curve: StrengthCurve, experiment: Experiment, results: Results | None) -> list[str]:
     """The strength that is recommended is one more choice by the same rows."""
     how = chosen_by_held_out(experiment, results) if curve.own_rows else ""
     if not how:
@@ -109,7 +109,7 @@ def _choices_of_public(evaluation: Evaluation) -> int | None:
     return CHOICES.get(evaluation.task) if same else None
 
 
-def _class_rows(side: Side) -> list[list[float]]:
+def _class_rows(side: ModelScores) -> list[list[float]]:
     """[right, predicted, actual] of each class, where a metric of classes was taken."""
     rows = next((side.scores[metric].sums for metric in ("f1", "matthews") if metric in side.scores), [])
     widths = {len(row) for row in rows}

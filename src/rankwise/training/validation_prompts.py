@@ -38,7 +38,7 @@ class Prompt:
     prompt: str
     """As people read it."""
     ids: tuple[int, ...]
-    wanted: str | None = None
+    target: str | None = None
     wanted_tokens: int = 0
 
 
@@ -57,7 +57,7 @@ class AnswerScorer:
         return len(self.scored) * self.max_new_tokens
 
     def scores(self, step: int) -> list[ScoreRecord]:
-        answers, references = self._answers(self.scored), [one.wanted or "" for one in self.scored]
+        answers, references = self._answers(self.scored), [one.target or "" for one in self.scored]
         return [
             ScoreRecord(step=step, metric=metric, value=score(metric, answers, references), n=len(answers))
             for metric in self.metrics
@@ -65,7 +65,7 @@ class AnswerScorer:
 
     def samples(self, step: int) -> list[SampleRecord]:
         return [
-            SampleRecord(step=step, prompt=one.prompt, wanted=one.wanted, answer=answer)
+            SampleRecord(step=step, prompt=one.prompt, target=one.target, answer=answer)
             for one, answer in zip(self.prompts, self._answers(self.prompts), strict=True)
         ]
 
@@ -121,12 +121,12 @@ def _last_answer(row: Tokens) -> tuple[int, int]:
 def _prompt(model: LoadedModel, row: Tokens, frame: tuple[str, str]) -> Prompt | None:
     begin, end = _last_answer(row)
     ids = [int(token) for token in row.ids[:end]]
-    wanted = read_answer(ids[begin:], model.template)
-    if wanted.stopped != "end" or not model.tokenizer.readable(ids[:begin]).strip():
+    target = read_answer(ids[begin:], model.template)
+    if target.stopped != "end" or not model.tokenizer.readable(ids[:begin]).strip():
         return None
     before, behind = frame
     prompt = model.tokenizer.decode(ids[:begin]).removeprefix(before).removesuffix(behind)
-    return Prompt(prompt, tuple(ids[:begin]), wanted.text, wanted.tokens)
+    return Prompt(prompt, tuple(ids[:begin]), target.text, target.tokens)
 
 
 def _frame(model: LoadedModel, system: str | None) -> tuple[str, str]:
@@ -178,11 +178,11 @@ def _refuse_unscorable(spec: ValidationConfig, prompts: Sequence[Prompt]) -> Non
         )
     for metric in spec.metrics:
         for one in prompts:
-            assert one.wanted is not None, "it is of a row"
-            if why := unfit(metric, one.wanted):
+            assert one.target is not None, "it is of a row"
+            if why := unfit(metric, one.target):
                 raise ConfigError(
                     [
                         f"validation is to score answers by {metric}, but an answer of the validation rows {why}: "
-                        f"{shown(one.wanted)}."
+                        f"{shown(one.target)}."
                     ]
                 )
