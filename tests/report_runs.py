@@ -138,7 +138,7 @@ def evaluation_of(run, said, better, text_sha256, items, n=40, kept=None):
             agreement=0.96, text=said("text"), sha256=text_sha256, blocks=16, positions=8000, **(kept or {}),
         ),
         samples=[Sample(prompt=said("prompt"), target=said("target"), base=said("before"), tuned=said("after"))],
-        made=MADE, versions=VERSIONS, settings={said("setting"): said("value")},
+        created=MADE, versions=VERSIONS, settings={said("setting"): said("value")},
     )  # fmt: skip
 
 
@@ -151,5 +151,5 @@ def strength(said):
         for s in range(6)
     ]
     return StrengthCurve(
-        task=said("task"), n=40, text=said("text"), sha256="ab" * 32, points=points, recommended=0.75, made=MADE
+        task=said("task"), n=40, text=said("text"), sha256="ab" * 32, points=points, recommended=0.75, created=MADE
     )

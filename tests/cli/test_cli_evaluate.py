@@ -133,7 +133,7 @@ def test_what_was_measured_stays_where_it_is_not_measured_again(home):
     before = found("evaluate", "measured")
     file = home / "runs/measured/evaluations/held-out.json"
     stored = json.loads(file.read_text())
-    stored["forgetting"]["made"] = before["forgetting"]["made"] = "2020-02-02T00:00:00+00:00"
+    stored["forgetting"]["created"] = before["forgetting"]["created"] = "2020-02-02T00:00:00+00:00"
     file.write_text(json.dumps(stored))
     again = found("evaluate", "measured", "--no-forgetting", "--no-base")
     assert again["base"] is None
@@ -143,7 +143,7 @@ def test_what_was_measured_stays_where_it_is_not_measured_again(home):
 def test_what_was_kept_names_the_base_and_how_both_were_held(home, tiny_folder):
     own = json.loads((home / "runs/measured/manifest.json").read_text())["base_model"]["fingerprint"]
     kept = found("evaluate", "measured")["forgetting"]
-    assert (kept["base"], kept["dtype"]) == (own, "float32") and kept["made"]
+    assert (kept["base"], kept["dtype"]) == (own, "float32") and kept["created"]
     beside = found("evaluate", tiny_folder, "--against", tiny_folder, "--task", "rows.jsonl", "--dtype", "bfloat16")
     assert (beside["forgetting"]["base"], beside["forgetting"]["dtype"]) == (own, "bfloat16")
     told = found("evaluate", "measured", "--force-base")["forgetting"]

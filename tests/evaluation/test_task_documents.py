@@ -37,7 +37,7 @@ def test_the_right_choice_by_number_letter_or_text(tmp_path, row, right):
 
 
 @pytest.mark.parametrize(
-    ("choices", "labels", "wanted"),
+    ("choices", "labels", "target"),
     [
         (["true", "false"], [True, False], ["true", "false"]),  # was the wrong one, by its number
         (["False", "True"], [False, True], ["False", "True"]),

@@ -234,10 +234,11 @@ def test_what_was_kept_is_as_old_as_its_measurement():
     run = made_run("a")
     evaluation = read_evaluation(evaluation_path(run, "task"))
     for task, made, sha256 in (("carried", "2026-01-01", "cd" * 32), ("late", None, "ef" * 32)):
-        kept = evaluation.forgetting.model_copy(update={"sha256": sha256, "made": made})
+        kept = evaluation.forgetting.model_copy(update={"sha256": sha256, "created": made})
         when = {"carried": "2026-03-03", "late": "2026-02-02"}[task]
         write_evaluation(
-            evaluation_path(run, task), evaluation.model_copy(update={"task": task, "forgetting": kept, "made": when})
+            evaluation_path(run, task),
+            evaluation.model_copy(update={"task": task, "forgetting": kept, "created": when}),
         )
     assert open_candidate("a").forgetting.sha256 == "ef" * 32
 
@@ -274,7 +275,7 @@ def test_what_was_kept_is_compared_on_the_last_text_that_both_have():
         run = made_run(name, text_sha256=text)
         evaluation = read_evaluation(evaluation_path(run, "task"))
         other = evaluation.forgetting.model_copy(update={"sha256": "ef" * 32, "text": "shared", "kl": 0.5})
-        changed = {"task": "early", "forgetting": other, "made": "2025-01-01T00:00:00+00:00"}
+        changed = {"task": "early", "forgetting": other, "created": "2025-01-01T00:00:00+00:00"}
         write_evaluation(evaluation_path(run, "early"), evaluation.model_copy(update=changed))
     found = one("a", "b").forgetting
     assert (found.a.text, found.b.text, found.verdict) == ("shared", "shared", "cannot tell")

@@ -162,7 +162,7 @@ def _instead_of(
     if before.items_sha256 != items:
         callback(
             WarningMessage(
-                f"{place} is replaced; it was about {before.n:,} other items of {before.data} ({before.made})"
+                f"{place} is replaced; it was about {before.n:,} other items of {before.data} ({before.created})"
             )
         )
     same = all(before.settings.get(name) == held[name] for name in ("fingerprint", "dtype"))
@@ -225,7 +225,7 @@ def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None
 def _forgetting(subject: Subject, text: Text, looks: Looks | None, callback: Callback) -> Forgetting | None:
     if subject.sides is None:
         return None
-    held = {"base": subject.origin, "dtype": subject.model.facts.dtype, "made": now()}
+    held = {"base": subject.origin, "dtype": subject.model.facts.dtype, "created": now()}
     return forgetting(subject.sides, text, callback, looks).model_copy(update=held)
 
 

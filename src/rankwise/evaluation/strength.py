@@ -58,7 +58,7 @@ def strength_curve(
     instead = untold(points, losses)
     return StrengthCurve(
         task=task, n=len(losses[0]), text=text.about, sha256=text.sha256, points=points,
-        recommended=instead[0] if instead else recommended(points), why=instead[1] if instead else None, made=now(),
+        recommended=instead[0] if instead else recommended(points), why=instead[1] if instead else None, created=now(),
     )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""Pages made from run directories: one file of HTML that asks for nothing, and the same content as JSON."""
+"""Reports made from run directories: one self-contained HTML file, and the same content as JSON."""

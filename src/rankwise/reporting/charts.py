@@ -1,4 +1,4 @@
-"""Which records become which pictures. Where points are drawn between those recorded (smoothing), the page says so."""
+"""Charts made from the records of a run. The page says where a line is smoothed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecor
 
 MOST_POINTS, LONGEST_NAME = 1200, 15
 LOG_FROM = 20.0
-"""Times that the largest value is the smallest, from where on a scale is logarithmic."""
+"""Scales are logarithmic if the largest value is more than so many times the smallest."""
 ROLES = ("tuned", "base", "third", "fourth")
 Points = tuple[list[float], list[float]]
 
@@ -28,10 +28,10 @@ def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord]) -> M
         values = [*raw[1], *measured[1]]
         _scaled(panel, values)
         panel.across(0, max([*raw[0], *measured[0], 1]), under="step")
-        panel.headed("nats per learned token")
+        panel.headed("nats per target token")
         panel.line(*thinned(raw), "tuned", width=1, opacity=0.35)
         panel.line(*thinned(smooth), "tuned", width=2.2)
-        if len(measured[0]) > 2:  # between two there is nothing to be drawn
+        if len(measured[0]) > 2:  # two points need no line
             panel.line(*measured, "base", width=1.2, dashed=True)
         panel.dots(*measured, "base", size=7)
         if len(measured[0]) > 1:
@@ -47,11 +47,11 @@ def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord]) -> M
         ]
         _named(panel, ends)
 
-    return chart("loss", _told("Loss by step", smooth, measured), draw, (300, 250))
+    return chart("loss", _described("Loss by step", smooth, measured), draw, (300, 250))
 
 
 def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
-    """Those that there are colours for."""
+    """Draw the losses of the first runs, as many as there are colours."""
     lines = {
         name: (xs, smoothed(ys))
         for name, steps in list(runs.items())[: len(ROLES)]
@@ -62,18 +62,18 @@ def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
         panel = sheet.panel(44, 36, 110, 40)
         _scaled(panel, [value for _, ys in lines.values() for value in ys])
         panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
-        panel.headed("nats per learned token")
+        panel.headed("nats per target token")
         ends = []
         for (name, points), role in zip(lines.items(), ROLES, strict=False):
             panel.line(*thinned(points), role, width=2)
             ends += [(points[1][-1], role, name)] if points[0] else []
         _named(panel, ends)
 
-    return chart("losses", "; ".join(_told(name, points) for name, points in lines.items()), draw, (280, 240))
+    return chart("losses", "; ".join(_described(name, points) for name, points in lines.items()), draw, (280, 240))
 
 
 def small_chart(name: str, heading: str, points: Points) -> Markup:
-    """A value that only has to be looked over."""
+    """Draw a small chart of one value by step."""
 
     def draw(sheet: Sheet) -> None:
         panel = sheet.panel(52, 34, 16, 40)
@@ -83,7 +83,7 @@ def small_chart(name: str, heading: str, points: Points) -> Markup:
         panel.headed(heading)
         panel.line(*thinned(points), "quiet", width=1.5)
 
-    return chart(name, _told(heading, points), draw, (150, 150))
+    return chart(name, _described(heading, points), draw, (150, 150))
 
 
 def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
@@ -99,7 +99,7 @@ def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
         low, high = min(0.0, *values), max(values)
         panel.upwards(low, high + 0.08 * (high - low or 1))
         panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
-        panel.headed("score on rows that are not trained on")
+        panel.headed("score on validation rows")
         ends = []
         for at, (name, points) in enumerate(lines.items()):
             role = ROLES[at % len(ROLES)]
@@ -108,7 +108,7 @@ def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
             ends += [(points[1][-1], role, name)] if points[0] else []
         _named(panel, ends)
 
-    return chart("scores", "; ".join(_told(name, points) for name, points in lines.items()), draw, (240, 220))
+    return chart("scores", "; ".join(_described(name, points) for name, points in lines.items()), draw, (240, 220))
 
 
 def strength_chart(curve: StrengthCurve) -> Markup:
@@ -118,8 +118,8 @@ def strength_chart(curve: StrengthCurve) -> Markup:
         panel = sheet.panel(44, 36, 46, 46)
         _scaled(panel, [end for one in points for end in (one.loss.low, one.loss.high)])
         panel.across(0, 1.04 * max([*(one.kl.high for one in points), 1e-9]), whole=False,
-                     under="moved from the base, nats per token")  # fmt: skip
-        panel.headed("loss on the task, nats per learned token")
+                     under="KL from the base, nats per token")  # fmt: skip
+        panel.headed("loss on the task, nats per target token")
         panel.line([one.kl.value for one in points], [one.loss.value for one in points], "quiet", width=1.2)
         for one in points:
             role = "tuned" if one.strength == curve.recommended else "quiet"
@@ -136,11 +136,11 @@ def strength_chart(curve: StrengthCurve) -> Markup:
                            beside=(9, 14), bold=True)  # fmt: skip
 
     label = "; ".join(f"strength {p.strength:g}: loss {figure(p.loss.value)}, KL {figure(p.kl.value)}" for p in points)
-    return chart("strength", f"Loss on the task against movement from the base. {label}", draw, (320, 280))
+    return chart("strength", f"Loss on the task against KL from the base. {label}", draw, (320, 280))
 
 
 def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
-    """From all that it began with; `steps` is where the run ended."""
+    """Draw the rank budget from its initial value; `steps` is where the run ended."""
     xs = [0, *(one.step for one in ranks), max(steps, ranks[-1].step)]
     ys = [ranks[0].of, *(one.budget for one in ranks), ranks[-1].budget]
 
@@ -154,7 +154,7 @@ def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
         for one in ranks:
             if one.final and one.step:
                 panel.dots([one.step], [one.budget], "tuned", size=7)
-                panel.word(one.step, one.budget, "decided", "tuned", beside=(0, 14), bold=True)
+                panel.word(one.step, one.budget, "final", "tuned", beside=(0, 14), bold=True)
                 break
 
     label = f"Budget from {ys[0]:,} at the beginning to {ys[-1]:,} at step {ranks[-1].step:,}"
@@ -162,7 +162,7 @@ def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
 
 
 def _named(panel: Panel, ends: list[tuple[float, str, str]]) -> None:
-    """Names beside the chart, as high as their lines end, moved apart where they would meet."""
+    """Write names beside the chart at the height where their lines end, moved apart where they would overlap."""
     low, high = panel.axes.get_ylim()
     right = panel.axes.get_xlim()[1]
     log = panel.axes.get_yscale() == "log"
@@ -180,7 +180,7 @@ def _named(panel: Panel, ends: list[tuple[float, str, str]]) -> None:
 
 
 def _cut(name: str) -> str:
-    """As long as there is room for beside a chart."""
+    """Shorten a name to the room beside a chart."""
     seen = shown(name)
     return seen if len(seen) <= LONGEST_NAME else f"{seen[: LONGEST_NAME - 1]}\u2026"
 
@@ -205,7 +205,7 @@ def finite(xs: Sequence[float], ys: Sequence[float]) -> Points:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The average around each step, over about a twentieth of the run, without lagging behind:
+    """Average the values around each step over about a twentieth of the run, without lag:
 
     mean_t = sum_i k^|t-i| value_i / sum_i k^|t-i|
     """
@@ -215,7 +215,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _faded(values: Sequence[float], keep: float) -> list[tuple[float, float]]:
-    """Sum and weight of all that came until then, the older the fainter."""
+    """Return the exponentially weighted sum and weight of all values up to each step."""
     total = weight = 0.0
     found = []
     for value in values:
@@ -225,13 +225,13 @@ def _faded(values: Sequence[float], keep: float) -> list[tuple[float, float]]:
 
 
 def thinned(points: Points) -> Points:
-    """Every so-manieth point and the last, where a screen has no room for all."""
+    """Keep every n-th point and the last, if there are more than a screen can show."""
     xs, ys = points
     apart = max(1, -(-len(xs) // MOST_POINTS))
     kept = [*range(0, len(xs) - 1, apart), len(xs) - 1] if xs else []
     return [xs[at] for at in kept], [ys[at] for at in kept]
 
 
-def _told(name: str, *lines: Points) -> str:
+def _described(name: str, *lines: Points) -> str:
     spans = [f"from {figure(ys[0])} to {figure(ys[-1])} over {len(ys)} points" for _, ys in lines if ys]
     return f"{name}: {'; '.join(spans) or 'nothing recorded'}"

@@ -1,4 +1,4 @@
-"""The report of several runs side by side: all are held against the first, and only what differs is listed."""
+"""The report that compares several runs: each is compared with the first, and only differences are listed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rankwise.runs.opened import Candidate
 
 def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Document:
     listed = (
-        ("settings", "What was asked", [one.settings for one in comparisons]),
+        ("settings", "Settings", [one.settings for one in comparisons]),
         ("data", "Data", [one.data for one in comparisons]),
         ("base_model", "Base model", [one.base_model for one in comparisons]),
         ("environment", "Versions and machine", [one.made_with for one in comparisons]),
     )
-    made = [_quality(comparisons), _forgetting(candidates, comparisons), _losses(candidates),
+    sections = [_quality(comparisons), _forgetting(candidates, comparisons), _losses(candidates),
             _cost(candidates, comparisons),
-            *(_differing(key, title, candidates, found) for key, title, found in listed)]  # fmt: skip
+            *(_differing(key, title, candidates, differing) for key, title, differing in listed)]  # fmt: skip
     return Document(
         title=" \u00b7 ".join(one.name for one in candidates),
         over="rankwise comparison",
@@ -35,14 +35,14 @@ def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Com
             f"{one.name} is not finished ({one.run.manifest.status})."
             for one in candidates if one.run and one.run.manifest.status != "finished"
         ],
-        sections=[section for section in made if section is not None],
+        sections=[section for section in sections if section is not None],
     )  # fmt: skip
 
 
 def _verdict(comparisons: Sequence[Comparison]) -> str:
     parts = [_sentence(one) for one in comparisons]
     if len(comparisons) > 1:
-        parts.append("each is held against the first, without allowance for how many are")
+        parts.append("each is compared with the first, without correction for multiple comparisons")
     return f"{'; '.join(parts)}."
 
 
@@ -51,20 +51,18 @@ def _sentence(one: Comparison) -> str:
     counts = counted(list(paired.values()))
     where = next(iter(paired)) if len(paired) == 1 else f"{len(paired)} tasks"
     if not paired and any(task.set_apart for task in one.tasks):
-        return (
-            f"nothing that was measured of {one.b} and {one.a} alike can be compared, so neither can be called better"
-        )
+        return f"no measurement of {one.b} and {one.a} can be compared, so neither can be called better"
     if not paired:
         return f"{one.b} and {one.a} were not evaluated on the same items, so neither can be called better"
     if set(counts) == {"cannot tell"}:
-        found = f"{one.b} cannot be told from {one.a} on {where}"
+        sentence = f"no difference between {one.b} and {one.a} is significant on {where}"
     else:
         first, *rest = counts
-        found = f"{one.b} is {first} than {one.a} on {'' if len(paired) == 1 else f'{counts[first]:,} of '}{where}"
-        found += "".join(f", {'undecided' if kind == 'cannot tell' else kind} on {counts[kind]:,}" for kind in rest)
-    kept = one.forgetting.verdict if one.forgetting else None
-    moved = {"better": "less", "worse": "more"}.get(kept or "")
-    return f"{found}; it moved {moved} from the base on other text" if moved else found
+        sentence = f"{one.b} is {first} than {one.a} on {'' if len(paired) == 1 else f'{counts[first]:,} of '}{where}"
+        sentence += "".join(f", {'undecided' if kind == 'cannot tell' else kind} on {counts[kind]:,}" for kind in rest)
+    verdict = one.forgetting.verdict if one.forgetting else None
+    moved = {"better": "less", "worse": "more"}.get(verdict or "")
+    return f"{sentence}; it moved {moved} from the base on unrelated text" if moved else sentence
 
 
 def _quality(comparisons: Sequence[Comparison]) -> Section:
@@ -77,13 +75,13 @@ def _quality(comparisons: Sequence[Comparison]) -> Section:
             blocks += [element("h3", f"{one.b} against {one.a}"), compared, _notes(one)]
         for only, name in ((one.only_a, one.a), (one.only_b, one.b)):
             if only:
-                blocks.append(paragraph(f"{name} alone was evaluated on {', '.join(only)}."))
+                blocks.append(paragraph(f"Only {name} was evaluated on {', '.join(only)}."))
     if not blocks:
-        blocks.append(paragraph("None was evaluated. Evaluate each on the same task: rankwise evaluate RUN."))
+        blocks.append(paragraph("No run was evaluated. Evaluate each on the same task: rankwise evaluate RUN."))
     return Section(
         "comparisons", "Quality", [one.model_dump() for one in comparisons], blocks,
-        about="Item against item, where the items are the same. Intervals are of 95 %; a verdict is of the second, and "
-        "given only where interval and test agree.",
+        about="Compared item by item if the items are the same. Intervals are 95 % intervals. A verdict says whether "
+        "the second is better or worse; it needs interval and test to agree.",
     )  # fmt: skip
 
 
@@ -101,8 +99,9 @@ def _notes(one: Comparison) -> Markup:
     notes += [f"{task.task}: {metric} is not compared: {why}." for task in one.tasks
               for metric, why in task.set_apart.items()]  # fmt: skip
     notes += [
-        f"{task.task} was asked with other settings: "
-        + "; ".join(f"{setting.key} was {setting.a} and {setting.b}" for setting in task.settings) + "."
+        f"{task.task} was evaluated with different settings:  "
+        + "; ".join(f"{setting.key} is {setting.a} in one and {setting.b} in the "
+            f"other" for setting in task.settings) + "."
         for task in one.tasks if task.settings
     ]  # fmt: skip
     return joined([element("p", note, class_="about") for note in notes])
@@ -112,29 +111,41 @@ def _forgetting(candidates: Sequence[Candidate], comparisons: Sequence[Compariso
     if not any(one.forgetting for one in candidates):
         return None
     first, *others = candidates
-    on_texts = {found.sha256: found for one in comparisons if one.forgetting and (found := one.forgetting.a)}
+    on_texts = {measured.sha256: measured for one in comparisons if one.forgetting and (measured := one.forgetting.a)}
     of_first = list(on_texts.values()) or [first.forgetting]
-    rows: list[list[Content]] = [[first.name, *_moved(found), "\u2013", "compared with"] for found in of_first]
-    kept: dict[str, Forgetting | None] = {first.name: of_first[-1]}
+    rows: list[list[Content]] = [[first.name, *_moved(measured), "\u2013", "compared with"] for measured in of_first]
+    by_run: dict[str, Forgetting | None] = {first.name: of_first[-1]}
     for candidate, one in zip(others, comparisons, strict=True):
-        kept[candidate.name] = one.forgetting.b if one.forgetting else candidate.forgetting
-        rows.append([candidate.name, *_moved(kept[candidate.name]), *_judged(one.forgetting)])
-    heads = ("run", "moved (KL)", "text less likely by", "same likeliest token", "text", "difference of KL", "verdict")
+        by_run[candidate.name] = one.forgetting.b if one.forgetting else candidate.forgetting
+        rows.append([candidate.name, *_moved(by_run[candidate.name]), *_judged(one.forgetting)])
+    heads = (
+        "run",
+        "KL from the base",
+        "increase of the loss on the text",
+        "same most likely token",
+        "text",
+        "difference of KL",
+        "verdict",
+    )
     return Section(
-        "forgetting", "What they kept",
-        {name: found.summary() if found else None for name, found in kept.items()},
+        "forgetting", "Forgetting",
+        {name: measured.summary() if measured else None for name, measured in by_run.items()},
         [table(heads, rows, words=(0, 4, 6), label="forgetting", lead=1, judged=True)],
-        about="KL(base || tuned) in nats per token, on text that is not among the files of the run. Better is what "
-        "moved less, block by block; what learned less also moved less, so read it beside the quality.",
+        about="KL(base || tuned) in nats per token, on text that the runs were not trained on, compared block by "
+        "block. Moving less is better, but a run that learned less also moved less, so read it together with the "
+        "quality.",
     )  # fmt: skip
 
 
-def _judged(found: ComparedForgetting | None) -> list[Content]:
-    if found is None:
+def _judged(compared: ComparedForgetting | None) -> list[Content]:
+    if compared is None:
         return ["\u2013", "\u2013"]
-    moved = found.differences.get("kl")
-    told = f"{number(moved.difference, True)} ({interval(moved.low, moved.high, True)})" if moved else "\u2013"
-    return [told, chip(found.verdict) if found.verdict else element("span", found.incomparable or "", class_="quiet")]
+    moved = compared.differences.get("kl")
+    change = f"{number(moved.difference, True)} ({interval(moved.low, moved.high, True)})" if moved else "\u2013"
+    return [
+        change,
+        chip(compared.verdict) if compared.verdict else element("span", compared.incomparable or "", class_="quiet"),
+    ]
 
 
 def _moved(one: Forgetting | None) -> list[Content]:
@@ -150,8 +161,8 @@ def _losses(candidates: Sequence[Candidate]) -> Section | None:
         return None
     return Section(
         "loss", "Loss", {name: [step.loss for step in steps] for name, steps in shown.items()},
-        [figure(losses_chart(shown), "Training losses, each averaged over about a twentieth of its run. Runs on other "
-                "rows or with other templates have other losses.")],
+        [figure(losses_chart(shown), "Training losses, averaged over about a twentieth of each run. Losses of runs on "
+        "different rows or with different templates cannot be compared.")],
     )  # fmt: skip
 
 
@@ -163,7 +174,7 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
         [
             called,
             *(
-                cost_text(name, getattr(found, name)) if (found := results.get(one.name)) else "\u2013"
+                cost_text(name, getattr(result, name)) if (result := results.get(one.name)) else "\u2013"
                 for one in candidates
             ),
         ]
@@ -173,34 +184,37 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
     return Section(
         "cost", "Cost", {name: one.model_dump() if one else None for name, one in results.items()},
         [table(("", *(one.name for one in candidates)), rows, label="cost")],
-        about="They ran with other versions or on other machines, so times and rates say little." if elsewhere else "",
+        about="The runs used different versions or machines, so times and rates are hardly "
+            "comparable." if elsewhere else "",
     )  # fmt: skip
 
 
 def _differing(
-    key: str, title: str, candidates: Sequence[Candidate], found: Sequence[Sequence[Differing]]
+    key: str, title: str, candidates: Sequence[Candidate], differences: Sequence[Sequence[Differing]]
 ) -> Section | None:
-    """One row for each value in which any differs from the first."""
-    keys = list(dict.fromkeys(one.key for each in found for one in each))
+    """List each value in which any run differs from the first."""
+    keys = list(dict.fromkeys(one.key for each in differences for one in each))
     if not keys:
         return None
     rows: dict[str, list[Content]] = {}
     one_sided: set[str] = set()
     for name in keys:
-        of = [next((one for one in each if one.key == name), None) for each in found]
+        of = [next((one for one in each if one.key == name), None) for each in differences]
         first = next(one.a for one in of if one is not None)
         rows[name] = [name, _value(first), *(_value(one.b) if one else element("em", "the same") for one in of)]
         if any(one is not None and one.one_sided for one in of):
             one_sided.add(name)
     data = [
         {"of": one.name, "differing": [each.model_dump() for each in listed]}
-        for one, listed in zip(candidates[1:], found, strict=True)
+        for one, listed in zip(candidates[1:], differences, strict=True)
     ]
     heads = ("", *(one.name for one in candidates))
     both, alone = ([rows[name] for name in keys if (name in one_sided) == apart] for apart in (False, True))
     blocks = [table(heads, both, words=range(len(heads)), label=title)] if both else []
     if alone:
-        blocks.append(folded("What not all of them have", table(heads, alone, words=range(len(heads)), label=title)))
+        blocks.append(
+            folded("Settings that only some runs have", table(heads, alone, words=range(len(heads)), label=title))
+        )
     return Section(key, title, data, blocks, about="Only what differs.")
 
 

@@ -1,4 +1,4 @@
-"""What a training cost, in words: the same on a page and on a terminal."""
+"""Costs of a training run as text, shared by reports and the terminal."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def _count(value: Any) -> str:
 
 
 COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "trainable_parameters": ("learned parameters", _count),
-    "adapter_bytes": ("saved", size),
+    "trainable_parameters": ("trainable parameters", _count),
+    "adapter_bytes": ("saved file size", size),
     "steps": ("steps", _count),
     "train_seconds": ("time", duration),
-    "tokens_per_second": ("tokens a second", _count),
+    "tokens_per_second": ("tokens per second", _count),
     "peak_rss_bytes": ("peak memory", size),
-    "loss": ("loss at the end", figure),
+    "loss": ("final loss", figure),
     "held_out_loss_after": ("held-out loss", figure),
 }
-"""By the field of the results: what it is called, and how its value is written."""
+"""Label and format of each field of the results."""
 
 
 def cost_text(name: str, value: Any) -> str:

@@ -1,8 +1,8 @@
-"""A page as a small tree of sections, and its two forms: one file of HTML that asks for nothing, and JSON.
+"""A report as a list of sections, rendered as one self-contained HTML file and as JSON.
 
-A section holds what it shows twice: `blocks` for readers, `data` for programs, from the same records. The page has no
-script, no address and no style but its own sheet, which its policy names by hash, so that even markup that had come
-from a run could load, run and restyle nothing.
+A section holds its content twice, made from the same records: `blocks` for readers and `data` for programs. The page
+has no scripts, no links and only its own style sheet. Its content security policy names this sheet by hash. So even if
+markup from a run got into the page, it could not load, run or restyle anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STYLE = Path(__file__).with_name("style.css")
 
 @dataclass(frozen=True)
 class Section:
-    """`key` is its name in the JSON and its anchor in the page."""
+    """A section; `key` is its name in the JSON and its anchor in the page."""
 
     key: str
     title: str
@@ -38,16 +38,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """`verdict` is the one sentence that is read if nothing else is."""
+    """A report; `verdict` is the sentence for readers who read nothing else."""
 
     title: str
     over: str
-    """What kind of page it is, above the title."""
+    """The kind of report, shown above the title."""
     verdict: str
     remarks: Sequence[str] = ()
-    """Shown right below the verdict, which would mislead without them."""
+    """Caveats shown right below the verdict, which would mislead without them."""
     next: str = ""
-    """What would say more, and how to get it."""
+    """A suggestion for what to measure next."""
     key_facts: Sequence[tuple[str, str]] = ()
     sections: Sequence[Section] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ class Document:
         return f"{BEGINS}{head}{body}</html>\n".encode()
 
     def as_json(self) -> bytes:
-        """ASCII alone: half a character in an answer cannot be written otherwise, and nothing unseen steers anyone."""
+        """Render JSON in ASCII, since an answer may contain incomplete or invisible characters."""
         data = {
             "kind": KIND,
             "format": 1,
@@ -92,7 +92,8 @@ class Document:
 
     def _foot(self) -> Markup:
         return element(
-            "footer", "Made by rankwise from what the run recorded; the same content lies beside it as JSON."
+            "footer",
+            "Made by rankwise from the records of the run. A JSON file with the same content is beside this page.",
         )
 
 
@@ -100,8 +101,9 @@ def table(
     heads: Sequence[str], rows: Sequence[Sequence[Content]], *, words: Sequence[int] = (0,), label: str = "",
     lead: int = 0, judged: bool = False,
 ) -> Markup:  # fmt: skip
-    """Columns of `words` stand to the left, numbers to the right. With `lead` each row is a block of its own on a
-    telephone, headed by so many cells, and by the last where it is `judged`; without, the table is moved sideways."""
+    """Render a table. Columns in `words` are left-aligned, numbers right-aligned. On narrow screens, `lead` turns each
+    row into a block headed by its first `lead` cells, and by its last cell if `judged`; without `lead`, the table
+    scrolls sideways."""
 
     def cell(tag: str, at: int, content: Content) -> Markup:
         kind = "words" if at in words else "number"
@@ -119,7 +121,7 @@ def table(
 
 
 def facts(pairs: Sequence[tuple[str, Content]]) -> Markup:
-    """Names and values, one a line."""
+    """Render names and values, one pair per line."""
     return element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in pairs],
                    class_="facts")  # fmt: skip
 
@@ -137,7 +139,7 @@ def listed(items: Sequence[Content]) -> Markup:
 
 
 def folded(summary: str, *content: Content) -> Markup:
-    """Opened by a click, and in print always."""
+    """Render content that is collapsed on screen and expanded in print."""
     return element("details", element("summary", summary), *content)
 
 
@@ -165,7 +167,7 @@ def _policy() -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no numbers that are none."""
+    """Replace NaN and infinity by None, because JSON cannot represent them."""
     if isinstance(value, dict):
         return {str(key): _without_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""The drawing board of all charts: matplotlib, with one look, in two widths.
+"""Drawing primitives of all charts: matplotlib with a common look, in two widths.
 
-A chart is drawn twice, for a page and for a telephone, and the style sheet shows the one that fits: text that is scaled
-down to a third is not read. Colours are roles (svg.py), words are never taken for formulas, and nothing in a drawing
-depends on the day, the machine or the process.
+Each chart is drawn for wide and for narrow screens, and the style sheet shows the one that fits, because scaled-down
+text is unreadable. Colours are roles (svg.py), text is never parsed as a formula, and a drawing does not depend on the
+date, the machine or the process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Panel:
     axes: Axes
     narrow: bool
     left: float
-    """Pixels beside it on the sheet."""
+    """Pixels to its left on the sheet."""
     height: float
 
     def line(
@@ -59,11 +59,11 @@ class Panel:
         )  # fmt: skip
 
     def span(self, x: tuple[float, float], y: tuple[float, float], role: str, *, width: float = 1.6) -> None:
-        """An interval: from one end to the other."""
+        """Draw an interval from one end to the other."""
         self.axes.plot(x, y, color=ROLES[role], linewidth=width, solid_capstyle="butt", clip_on=False, zorder=4)
 
     def cell(self, x: float, y: float, role: str, opacity: float, gap: float = 0.06) -> None:
-        """A square of one by one around a point."""
+        """Draw a unit square around a point."""
         side = 1 - 2 * gap
         self.axes.add_patch(
             Rectangle((x - side / 2, y - side / 2), side, side, facecolor=ROLES[role], alpha=opacity, linewidth=0)
@@ -73,7 +73,7 @@ class Panel:
         self, x: float, y: float, words: str, role: str = "ink", *, to: str = "middle",
         beside: tuple[float, float] = (0, 0), size: float = 11, bold: bool = False,
     ) -> None:  # fmt: skip
-        """`to` is where the words begin, end or have their middle; `beside` moves them by so many pixels."""
+        """Write text whose start, middle or end (`to`) is at a point, moved by `beside` pixels."""
         self.axes.annotate(
             " ".join(shown(words).split()), (x, y), xytext=beside, textcoords="offset points", annotation_clip=False,
             fontsize=size, ha=TO[to], va="center_baseline", color=ROLES[role],
@@ -81,14 +81,14 @@ class Panel:
         )  # fmt: skip
 
     def headed(self, words: str) -> None:
-        """What is drawn upwards, written above the axes and not along them."""
+        """Write the label of the vertical axis above the axes instead of along them."""
         self.axes.annotate(
             shown(words), (0, 1), xycoords="axes fraction", xytext=(-self.left, 14), textcoords="offset points",
             ha="left", va="baseline", fontsize=11, color=ROLES["quiet"], annotation_clip=False,
         )  # fmt: skip
 
     def across(self, low: float, high: float, *, whole: bool = True, under: str = "") -> None:
-        """The horizontal axis; `under` is written at its end."""
+        """Set up the horizontal axis; `under` is written below its right end."""
         self.axes.set_xlim(low, high if high > low else low + 1)
         self.axes.xaxis.set_major_locator(MaxNLocator(4 if self.narrow else 8, integer=whole, steps=[1, 2, 5, 10]))
         self.axes.xaxis.set_major_formatter(FuncFormatter(_tick))
@@ -109,7 +109,7 @@ class Panel:
         axis.set_major_formatter(FuncFormatter(_tick))
 
     def bare(self, x: tuple[float, float], y: tuple[float, float]) -> None:
-        """Without scales, for maps."""
+        """Remove all scales, for maps."""
         self.axes.set_xlim(*x)
         self.axes.set_ylim(*y)
         self.axes.xaxis.set_major_locator(FixedLocator([]))
@@ -128,7 +128,7 @@ class Sheet:
         return self.width < 500
 
     def panel(self, left: float, top: float, right: float, bottom: float) -> Panel:
-        """So many pixels from each side of the sheet."""
+        """Add axes with margins of so many pixels."""
         axes = self.figure.add_axes((
             left / self.width, bottom / self.height, (self.width - left - right) / self.width,
             (self.height - top - bottom) / self.height,
@@ -143,7 +143,8 @@ class Sheet:
 
 
 def chart(name: str, label: str, draw: Callable[[Sheet], None], heights: tuple[float, float]) -> Markup:
-    """`heights` are those of the wide and of the narrow drawing; `label` says the picture in words."""
+    """Draw a chart in both widths; `heights` belong to the wide and the narrow drawing, `label` describes it in
+    words."""
     drawings = zip(WIDTHS.items(), heights, strict=True)
     return joined([_drawn(f"{name}-{variant}", label, draw, variant, w, h) for (variant, w), h in drawings])
 
@@ -161,5 +162,5 @@ def _drawn(name: str, label: str, draw: Callable[[Sheet], None], variant: str, w
 
 def _tick(value: float, _: int | None = None) -> str:
     size = abs(value)
-    said = f"{value:.0e}" if size and (size < 1e-4 or size >= 1e7) else f"{value:,.10g}"
-    return said.replace("e-0", "e-").replace("e+0", "e").replace("-", "\u2212")
+    text = f"{value:.0e}" if size and (size < 1e-4 or size >= 1e7) else f"{value:,.10g}"
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("-", "\u2212")

@@ -1,4 +1,4 @@
-"""What the plan said of a run before it began, beside what it took."""
+"""The forecast of a run compared with what it took."""
 
 from __future__ import annotations
 
@@ -23,33 +23,37 @@ def foreseen(manifest: Manifest) -> dict[str, Any] | None:
         "peak_bytes": (forecast.peak_bytes, results.peak_rss_bytes if manifest.base_model.device == "cpu" else None),
         "seconds": (forecast.seconds, results.train_seconds),
     }
-    return {name: _pair(said, was) for name, (said, was) in pairs.items() if said is not None and was is not None}
+    return {
+        name: _pair(expected, actual)
+        for name, (expected, actual) in pairs.items()
+        if expected is not None and actual is not None
+    }
 
 
-def _pair(said: float, was: float) -> dict[str, float | None]:
-    return {"forecast": said, "fact": was, "off": said / was - 1 if was else None}
+def _pair(expected: float, actual: float) -> dict[str, float | None]:
+    return {"forecast": expected, "fact": actual, "off": expected / actual - 1 if actual else None}
 
 
-TOLD = {
-    "trainable_parameters": "learned parameters", "adapter_bytes": "what was saved", "steps": "steps",
+LABELS = {
+    "trainable_parameters": "trainable parameters", "adapter_bytes": "saved file size", "steps": "steps",
     "peak_bytes": "peak memory", "seconds": "time",
 }  # fmt: skip
 
 
 def foreseen_table(manifest: Manifest) -> Markup:
-    found, forecast = foreseen(manifest), manifest.forecast
-    if not found or forecast is None:
+    pairs, forecast = foreseen(manifest), manifest.forecast
+    if not pairs or forecast is None:
         return Markup("")
     rows: list[list[Content]] = [
-        [TOLD[name], _amount(name, pair["forecast"]) + _between(name, forecast), _amount(name, pair["fact"]),
+        [LABELS[name], _amount(name, pair["forecast"]) + _between(name, forecast), _amount(name, pair["fact"]),
          _off(pair["off"])]
-        for name, pair in found.items()
+        for name, pair in pairs.items()
     ]  # fmt: skip
     return element(
         "aside",
-        element("h3", "Forecast and fact"),
-        paragraph(f"What `rankwise plan` said before the training began, for {forecast.device}."),
-        table(("what", "forecast", "fact", "off by"), rows, words=(0,), label="forecast and fact"),
+        element("h3", "Forecast and actual values"),
+        paragraph(f"The forecast of `rankwise plan` before training began, for {forecast.device}."),
+        table(("quantity", "forecast", "actual", "error"), rows, words=(0,), label="forecast and actual values"),
     )
 
 

@@ -1,8 +1,8 @@
-"""The only place that makes HTML. What comes from a run is text, and text is escaped wherever it is put.
+"""The only module that makes HTML. Everything that comes from a run is text, and text is always escaped.
 
-A plain string is never markup: it becomes markup by `text`, or as a child or attribute of `element`, and all of these
-escape it. Characters that would steer a reader's eye or a terminal (control characters, overrides of the direction of
-writing, halves of characters) are shown by their number, in a style of their own.
+A plain string becomes markup only through `text`, or as a child or attribute of `element`, and all of these escape it.
+Characters that could mislead a reader or a terminal (control characters, overrides of the writing direction, incomplete
+characters) are shown by their code point in a distinct style.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from html import escape
 
 EMPTY = frozenset({"meta", "br", "path", "use", "circle", "line", "rect"})
 JOINERS = frozenset("\u200c\u200d")
-"""Letters of several scripts, and many emoji, are written with them."""
+"""Characters that several scripts and many emoji need."""
 
 
 class Markup(str):
-    """HTML that was made here."""
+    """HTML made by this module."""
 
     __slots__ = ()
 
@@ -26,16 +26,16 @@ Content = str | Markup | Iterable["str | Markup"]
 
 
 def element(tag: str, *children: Content, **attributes: str | int | float | bool | None) -> Markup:
-    """`class_` is class and `data_label` data-label; an attribute of None or False is left out, and True has no
-    value."""
-    said = "".join(
+    """Make an element. `class_` means class and `data_label` data-label. None and False leave an attribute out; True
+    writes it without a value."""
+    attributes_text = "".join(
         f" {name.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{attribute(str(value))}"')
         for name, value in attributes.items()
         if value is not None and value is not False
     )
     if tag in EMPTY:
-        return Markup(f"<{tag}{said}>" if tag in ("meta", "br") else f"<{tag}{said}/>")
-    return Markup(f"<{tag}{said}>{joined(*children)}</{tag}>")
+        return Markup(f"<{tag}{attributes_text}>" if tag in ("meta", "br") else f"<{tag}{attributes_text}/>")
+    return Markup(f"<{tag}{attributes_text}>{joined(*children)}</{tag}>")
 
 
 def joined(*children: Content) -> Markup:
@@ -49,7 +49,7 @@ def _content(child: Content) -> str:
 
 
 def text(words: str) -> Markup:
-    """Somebody's words, escaped; what cannot be seen is shown."""
+    """Escape text and make invisible characters visible."""
     parts: list[str] = []
     for character in words:
         if _seen(character):
@@ -64,7 +64,7 @@ def attribute(words: str) -> str:
 
 
 def shown(words: str) -> str:
-    """As plain text, for places that have no styles."""
+    """Make invisible characters visible in plain text, without styles."""
     return "".join(character if _seen(character) else number(character) for character in words)
 
 

@@ -1,4 +1,4 @@
-"""How it went: loss, rate and gradient by step, scores on the way, and where the ranks went."""
+"""Sections on the course of training: loss, learning rate and gradient norm by step, validation scores, and ranks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def loss_section(run: OpenedRun) -> Section:
         "held_out": [one.as_row() for one in losses],
     }
     if len(steps) < 2:
-        only = f"The one step had a loss of {number(steps[0].loss)} nats per learned token." if steps else ""
-        said = only or "No step was recorded."
-        return Section("loss", "Loss", data, [paragraph(said), *([_held_out(losses)] if losses else [])])
+        only = f"The only step had a loss of {number(steps[0].loss)} nats per target token." if steps else ""
+        sentence = only or "No step was recorded."
+        return Section("loss", "Loss", data, [paragraph(sentence), *([_held_out(losses)] if losses else [])])
     xs = [one.step for one in steps]
     rate = small_chart("rate", "learning rate", finite(xs, [one.learning_rate for one in steps]))
-    norm = small_chart("norm", "norm of the gradient, before it is clipped",
+    norm = small_chart("norm", "gradient norm before clipping",
                        finite(xs, [one.gradient_norm for one in steps]))  # fmt: skip
     clip = run.experiment.training.clip
     caption = (
-        "Each step (thin) and its average over about a twentieth of the run (thick). "
-        + ("Dots are rows that are not trained on. " if losses else "No rows were held out. ")
+        "Loss of each step (thin) and its average over about a twentieth of the run (thick).  "
+        + ("Dots are validation losses. " if losses else "No rows were held out. ")
         + f"Gradients are clipped at a norm of {clip:g}."
     )
     return Section(
@@ -49,7 +49,7 @@ def _held_out(losses: list[LossRecord]) -> Markup:
     rows: list[list[Content]] = [
         [f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.documents:,}"] for one in losses
     ]
-    return table(("step", "loss", "learned tokens", "documents"), rows, label="held-out losses")
+    return table(("step", "loss", "target tokens", "sequences"), rows, label="held-out losses")
 
 
 def scores_section(run: OpenedRun) -> Section | None:
@@ -79,24 +79,22 @@ def ranks_section(run: OpenedRun) -> Section | None:
     ]  # fmt: skip
     shown = [figure(rank_map(last.ranks), _about_map(last))]
     if sum(one.step > 0 for one in ranks) > 1:
-        shown.append(
-            figure(budget_chart(ranks, len(run.history.steps)), "How the budget was taken away, step by step.")
-        )
+        shown.append(figure(budget_chart(ranks, len(run.history.steps)), "The rank budget by step."))
     return Section(
-        "ranks", "Ranks", _as_data(ranks), [*shown, folded("The same in numbers", table(heads, rows, label="ranks"))],
-        about="Where the rank is: a layer that kept more of it needed more to be changed for this task.",
+        "ranks", "Ranks", _as_data(ranks), [*shown, folded("Ranks as numbers", table(heads, rows, label="ranks"))],
+        about="The ranks of all layers. A layer that kept a higher rank needed more change for this task.",
     )  # fmt: skip
 
 
 def _as_data(ranks: list[RankRecord]) -> dict[str, object]:
-    """The budget all along, and each layer's rank at last."""
+    """Return the budget over time and the final rank of each layer."""
     plans = [{key: value for key, value in one.as_row().items() if key != "ranks"} for one in ranks]
     return {"ranks": ranks[-1].ranks, "mean_rank": ranks[-1].mean_rank, "plans": plans}
 
 
 def _about_map(last: RankRecord) -> str:
     empty = sum(rank == 0 for rank in last.ranks.values())
-    when = "Before training" if last.step == 0 else f"After step {last.step:,}{', for good' if last.final else ''}"
+    when = "Before training" if last.step == 0 else f"After step {last.step:,}{', final' if last.final else ''}"
     return (
         f"{when}: {sum(last.ranks.values()):,} ranks over {plural(len(last.ranks), 'layer')}, {last.mean_rank:.2f} on "
         f"average; budget {last.budget:,} of {last.of:,} {last.unit}."

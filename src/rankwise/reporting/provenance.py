@@ -1,6 +1,6 @@
-"""What it was made of, what it cost, and with what it was made: only what was recorded is shown.
+"""Sections on data, cost and environment of a run, from its records only.
 
-The one sum that is no record says so: what full fine-tuning would have held, by arithmetic.
+The one calculated figure is marked as such: the memory that full fine-tuning would have needed.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from rankwise.runs.opened import OpenedRun
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 16
-"""Bytes a parameter: weight, gradient and AdamW's two moments, each of four bytes."""
+"""Bytes per parameter: weight, gradient and AdamW's two moments, four bytes each."""
 SLOWER = {"fused": 6.2, "eager": 2.5}
-"""How many times as long as with LoRA in this form a step of full fine-tuning in float32 took (docs/speed.md)."""
+"""Time of a step of full fine-tuning in float32 relative to LoRA with this backend (docs/speed.md)."""
 SHOWN_ROWS = 20
 
 
 def data_section(run: OpenedRun) -> Section:
-    data_report, told = run.data_report, run.manifest.data
+    data_report, summary = run.data_report, run.manifest.data
     if data_report is None:
-        pairs = [("rows", count(told.rows)), ("form", told.format), ("learned tokens", count(told.loss_tokens)),
-                 ("sha256", told.sha256)]  # fmt: skip
+        pairs = [("rows", count(summary.rows)), ("format", summary.format), ("target "
+        "tokens", count(summary.loss_tokens)),
+                 ("sha256", summary.sha256)]  # fmt: skip
         return Section(
-            "data", "Data", {"manifest": told.model_dump(), "data_report": None},
-            [paragraph("The data report (data_report.json) is missing; this is what the manifest says."), facts(pairs)],
+            "data", "Data", {"manifest": summary.model_dump(), "data_report": None},
+            [paragraph("The data report (data_report.json) is missing; these figures are from the "
+                "manifest."), facts(pairs)],
         )  # fmt: skip
     blocks = [_warnings(data_report), _counts(data_report), _files(data_report), *_left_out(data_report)]
     return Section(
-        "data", "Data", {"manifest": told.model_dump(), "data_report": data_report.model_dump()},
+        "data", "Data", {"manifest": summary.model_dump(), "data_report": data_report.model_dump()},
         [block for block in blocks if block],
-        about="As the rows were read for training: counted where they are trained on, and where they are left out.",
+        about="How the training data was read: what was used and what was left out.",
     )  # fmt: skip
 
 
@@ -54,23 +56,23 @@ def _counts(data_report: DataReport) -> Markup:
         learned += f" ({share(data_report.loss_tokens, data_report.tokens)})"
     lengths = data_report.lengths
     pairs: list[tuple[str, Content]] = [
-        ("form", data_report.format),
-        ("rows", f"{data_report.rows:,}, of which {data_report.kept:,} kept and {data_report.skipped:,} left out"),
+        ("format", data_report.format),
+        ("rows", f"{data_report.rows:,}, of which {data_report.kept:,} used and {data_report.skipped:,} left out"),
         ("held out", data_report.hold_out.counts() if data_report.hold_out else plural(data_report.held_out, "row")),
-        ("documents", count(data_report.documents)),
+        ("sequences", count(data_report.documents)),
         ("tokens", count(data_report.tokens)),
-        ("learned tokens", learned),
-        ("ends learned", f"{count(data_report.eos_supervised)} documents"),
-        ("cut", f"{count(data_report.truncated)} documents"),
+        ("target tokens", learned),
+        ("with end token as target", f"{count(data_report.eos_supervised)} sequences"),
+        ("truncated", f"{count(data_report.truncated)} sequences"),
         ("duplicates", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near"),
         ("licence", data_report.licence),
         ("recipe", data_report.recipe or "none"),
-        ("system message", data_report.system or "none that all rows share"),
+        ("system message", data_report.system or "none shared by all rows"),
     ]
     if data_report.labels:
         pairs.append(("labels", some((f"{label} {many:,}" for label, many in data_report.labels.items()), 20)))
     if lengths:
-        pairs.append(("tokens a document", f"median {lengths.median:,}, 99 of 100 up to {lengths.p99:,}, longest "
+        pairs.append(("tokens per sequence", f"median {lengths.median:,}, 99 of 100 up to {lengths.p99:,}, longest "
                       f"{lengths.longest:,}"))  # fmt: skip
     if data_report.overlap:
         overlap = data_report.overlap
@@ -90,7 +92,7 @@ def _files(data_report: DataReport) -> Markup:
         [one.name, one.format or "\u2013", f"{one.rows:,}", one.licence, element("code", one.sha256)]
         for one in data_report.files
     ]
-    return table(("file", "form", "rows", "licence", "sha256"), rows, words=(0, 1, 3, 4), label="files", lead=1)
+    return table(("file", "format", "rows", "licence", "sha256"), rows, words=(0, 1, 3, 4), label="files", lead=1)
 
 
 def _left_out(data_report: DataReport) -> list[Markup]:
@@ -111,12 +113,12 @@ def cost_section(run: OpenedRun) -> Section:
             [paragraph(f"The run has no results. Its {plural(len(steps), 'step')} took {duration(spent)}.")],
         )  # fmt: skip
     pairs: list[tuple[str, Content]] = [
-        ("learned parameters", f"{results.trainable_parameters:,}, "
+        ("trainable parameters", f"{results.trainable_parameters:,}, "
          f"{share(results.trainable_parameters, results.total_parameters)} of {results.total_parameters:,}"),
-        ("what was saved", size(results.adapter_bytes)),
+        ("saved file size", size(results.adapter_bytes)),
         ("time", f"{duration(results.train_seconds)} for {plural(results.steps, 'step')}"),
-        ("tokens a second", f"{results.tokens_per_second:,.0f}"),
-        ("peak memory", f"{size(results.peak_rss_bytes)}, measured, of the whole process"),
+        ("tokens per second", f"{results.tokens_per_second:,.0f}"),
+        ("peak memory", f"{size(results.peak_rss_bytes)}, measured for the whole process"),
     ]  # fmt: skip
     against = against_full(manifest, results, run.experiment)
     blocks = [facts(pairs), foreseen_table(manifest), *([_arithmetic(against)] if against else [])]
@@ -125,14 +127,15 @@ def cost_section(run: OpenedRun) -> Section:
 
 
 def against_full(manifest: Manifest, results: Results, experiment: Experiment) -> dict[str, Any] | None:
-    """Bytes of weights and optimizer, without activations: full fine-tuning in float32, and this run. None where this
-    run was full fine-tuning."""
+    """Compare the bytes of weights, gradients and optimizer of this run with full fine-tuning in float32, without
+    activations; None if this run was full fine-tuning."""
     if experiment.adapter.method not in ("lora", "adalora"):
         return None
     per_weight = BYTES_OF.get(manifest.base_model.dtype, 4)
     return {
-        "formula": f"{FULL} bytes for each parameter that learns (weight, gradient, two moments, float32) and "
-        f"{per_weight} for each that does not ({manifest.base_model.dtype})",
+        "formula": f"{FULL} bytes per trainable parameter (weight, gradient, two moments, float32) and "
+        f"{per_weight} "
+        f"per frozen parameter ({manifest.base_model.dtype})",
         "time": _time(manifest, experiment),
         "full_fine_tuning_bytes": FULL * results.total_parameters,
         "this_run_bytes": per_weight * results.total_parameters + FULL * results.trainable_parameters,
@@ -140,13 +143,13 @@ def against_full(manifest: Manifest, results: Results, experiment: Experiment) -
 
 
 def _time(manifest: Manifest, experiment: Experiment) -> str | None:
-    """Of another model's record, and only where it was made in the same way."""
+    """Return a sentence about time from a benchmark of another model, if it applies to this method and backend."""
     times = SLOWER.get(manifest.backend)
     if times is None or experiment.adapter.method != "lora" or manifest.base_model.device != "cpu":
         return None
     return (
-        f"By the benchmark in docs/speed.md, of SmolLM2-135M on two cores, a step of full fine-tuning in float32 took "
-        f"{times:g} times as long as one of LoRA in the {manifest.backend} backend; of this model it was not measured."
+        f"In the benchmark of docs/speed.md (SmolLM2-135M on two cores), a step of full fine-tuning in float32 took "
+        f"{times:g} times as long as one of LoRA with the {manifest.backend} backend. It was not measured for this model."
     )
 
 
@@ -154,11 +157,11 @@ def _arithmetic(against: dict[str, Any]) -> Markup:
     full, this = against["full_fine_tuning_bytes"], against["this_run_bytes"]
     return element(
         "aside",
-        element("h3", "Against full fine-tuning, by arithmetic"),
+        element("h3", "Compared with full fine-tuning (calculated)"),
         paragraph(
-            f"Full fine-tuning of this model would have held {size(full)} of weights, gradients and optimizer; this "
-            f"run held {size(this)}, {share(this, full)} of it. {against['formula']}. Activations come on top of both. "
-            "This is a sum and not a measurement."
+            f"Full fine-tuning of this model would need {size(full)} for weights, gradients and optimizer; this run "
+            f"needed {size(this)}, or {share(this, full)}. This assumes {against['formula']}. Activations come on top "
+            "of both. These figures are calculated, not measured."
         ),
         paragraph(against["time"]) if against["time"] else Markup(""),
         class_="arithmetic",
@@ -169,11 +172,11 @@ def environment_section(run: OpenedRun) -> Section:
     manifest, base = run.manifest, run.manifest.base_model
     pairs: list[tuple[str, Content]] = [
         ("base model", f"{base.name} ({base.source})"),
-        ("its fingerprint", element("code", base.fingerprint)),
-        ("computed in", f"{base.dtype} on {base.device}, {manifest.backend} backend"),
+        ("base model fingerprint", element("code", base.fingerprint)),
+        ("computed with", f"{base.dtype} on {base.device}, {manifest.backend} backend"),
         ("seed", str(run.experiment.training.seed)),
         ("learning rate", f"{manifest.learning_rate:g}"),
-        ("begun", manifest.started),
+        ("started", manifest.started),
         ("ended", f"{manifest.ended or 'not yet'} ({manifest.status})"),
         ("resumed", ", ".join(f"after step {one.step:,} at {one.at}" for one in manifest.resumed) or "never"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
@@ -184,14 +187,14 @@ def environment_section(run: OpenedRun) -> Section:
     return Section(
         "environment", "Environment", {"manifest": manifest.model_dump(exclude={"results", "data"}), "spec": spec},
         [facts(pairs), element("h3", "Command"), code(command), folded("All settings", as_code(spec))],
-        about="Everything that is needed to do it again.",
+        about="Everything needed to repeat the run.",
     )  # fmt: skip
 
 
 def _of_machine(machine: dict[str, Any]) -> list[str]:
-    def told(name: str, value: Any) -> str:
+    def recorded(name: str, value: Any) -> str:
         if name == "memory_bytes" and isinstance(value, int | float):
             return f"{size(value)} of memory"
         return plural(value, "core") if name == "cores" and isinstance(value, int) else str(value)
 
-    return [told(name, value) for name, value in machine.items()]
+    return [recorded(name, value) for name, value in machine.items()]

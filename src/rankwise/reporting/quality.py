@@ -1,4 +1,4 @@
-"""How good it is: before and after by task and metric, what the base could do and it no longer can, and its words."""
+"""Sections on quality: scores of base and tuned model by task and metric, forgetting, and sample answers."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def quality_section(run: OpenedRun) -> Section | None:
     if not run.evaluations:
         return None
     rows = [row for evaluation in run.evaluations.values() for row in _rows(evaluation)]
-    asked = {
-        task: {"data": one.data, "against": one.against, "made": one.made} for task, one in run.evaluations.items()
+    sources = {
+        task: {"data": one.data, "against": one.against, "created": one.created}
+        for task, one in run.evaluations.items()
     }
     details = [
-        facts([("items", f"{one.data} (n = {one.n:,})"), ("against", one.against or "nothing"), ("made", one.made),
-               *((key, str(value)) for key, value in one.settings.items())])
+        facts([("items", f"{one.data} (n = {one.n:,})"), ("against", one.against or "nothing"),
+               ("created", one.created), *((key, str(value)) for key, value in one.settings.items())])
         for one in run.evaluations.values()
     ]  # fmt: skip
     return Section(
         "quality",
-        "Before and after",
-        [evaluation.summary() | asked[task] for task, evaluation in run.evaluations.items()],
+        "Quality", [evaluation.summary() | sources[task] for task, evaluation in run.evaluations.items()],
         [
             table(HEADS, rows, words=(0, 1, 8), label="before and after", lead=2, judged=True),
-            folded("How it was asked", *(joined(element("h3", task), one)
+            folded("Evaluation settings", *(joined(element("h3", task), one)
                                          for task, one in zip(run.evaluations, details, strict=True))),
         ],
-        about="Intervals are of 95 %. Base and tuned model answered the same items, and are compared item by item: the "
-        "interval draws the items again, p swaps the sides of each at random, and a verdict is given only where both "
-        "agree. A loss is better where it is smaller.",
+        about="Intervals are 95 % intervals. Base and tuned model are compared item by item on the same items: "
+        "intervals come from a bootstrap over items, p-values from random swaps within pairs, and a verdict needs "
+        "both to agree. A lower loss is better.",
     )  # fmt: skip
 
 
@@ -50,19 +50,19 @@ def _rows(evaluation: Evaluation) -> list[list[Content]]:
     base = evaluation.base.metrics if evaluation.base else {}
     rows: list[list[Content]] = []
     for metric, tuned in evaluation.tuned.metrics.items():
-        found = evaluation.differences.get(metric)
+        difference = evaluation.differences.get(metric)
         rows.append([
             evaluation.task, metric, f"{evaluation.n:,}", value(base[metric]) if metric in base else "\u2013",
-            value(tuned), *difference_cells(found),
+            value(tuned), *difference_cells(difference),
         ])  # fmt: skip
     return rows
 
 
-def difference_cells(found: Difference | None) -> list[Content]:
-    if found is None:
+def difference_cells(difference: Difference | None) -> list[Content]:
+    if difference is None:
         return ["\u2013", "", "", element("span", "not compared", class_="chip open")]
-    change = joined(number(found.difference, True), _between(interval(found.low, found.high, True)))
-    return [change, whisker(found), chance(found.p), chip(found.verdict)]
+    change = joined(number(difference.difference, True), _between(interval(difference.low, difference.high, True)))
+    return [change, whisker(difference), chance(difference.p), chip(difference.verdict)]
 
 
 def value(one: Measured) -> Markup:
@@ -78,7 +78,7 @@ def chip(verdict: Verdict) -> Markup:
 
 
 def whisker(one: Difference) -> Markup:
-    """The interval of a difference beside zero, on a scale of its own."""
+    """Draw the interval of a difference relative to zero, on its own scale."""
     width, height = WHISKER
     reach = max(abs(one.low), abs(one.high), 1e-12) * 1.1
     low, at, high = (round(width / 2 * (1 + value / reach), 2) for value in (one.low, one.difference, one.high))
@@ -106,19 +106,19 @@ def forgetting_section(run: OpenedRun) -> Section | None:
         "strength": run.strength.model_dump() if run.strength else None,
     }
     return Section(
-        "forgetting", "What it kept", data, blocks,
-        about="How far the tuned model moved on text that is not among its files: KL(base || tuned) over every "
-        "position, in nats per token of this base's tokenizer, so it is not to be compared across bases. A model that "
-        "learned less also moved less: read it beside the quality.",
+        "forgetting", "Forgetting", data, blocks,
+        about="How far the tuned model moved from its base on text that it was not trained on: KL(base || tuned) in "
+        "nats per token, averaged over all positions. It cannot be compared across base models. A model that learned "
+        "less also moved less, so read it together with the quality.",
     )  # fmt: skip
 
 
 def forgetting_facts(one: Forgetting) -> Markup:
     return facts([
-        ("moved by (KL)", f"{number(one.kl)} nats per token ({interval(one.low, one.high)})"),
-        ("the text became less likely by",
+        ("KL from the base", f"{number(one.kl)} nats per token ({interval(one.low, one.high)})"),
+        ("increase of the loss on the text",
          f"{number(one.delta_nll, True)} nats per token ({interval(one.delta_nll_low, one.delta_nll_high, True)})"),
-        ("same likeliest token", share(one.agreement, 1)),
+        ("same most likely token", share(one.agreement, 1)),
         ("text", f"{one.measured_on}; {plural(one.positions, 'position')}"),
     ])  # fmt: skip
 
@@ -130,11 +130,11 @@ def _strength(curve: StrengthCurve) -> list[Markup]:
         for one in curve.points
     ]  # fmt: skip
     caption = (
-        f"The adapter turned up from nothing, on {curve.task} (n = {curve.n:,}) and on {curve.text}. Down is better at "
-        f"the task, left is nearer to the base. Recommended is {curve.recommended:g}: "
+        f"The adapter at several strengths, on {curve.task} (n = {curve.n:,}) and on {curve.text}. Lower is better at "
+        f"the task, left is closer to the base. Recommended strength: {curve.recommended:g}, "
         f"{curve.why or 'the smallest strength that keeps 95 % of the gain'}."
     )
-    heads = ("strength", "loss on the task", "moved (KL)", "text less likely by")
+    heads = ("strength", "loss on the task", "KL from the base", "increase of the loss on the text")
     return [
         element("h3", "Strength"),
         figure(strength_chart(curve), caption),
@@ -156,44 +156,42 @@ def samples_section(run: OpenedRun) -> Section | None:
         "evaluations": [{"task": task} | one.model_dump() for task, one in measured_with],
         "training": [record.as_row() for record in run.history.samples],
     }
-    return Section(
-        "samples", "Side by side", data, blocks, about="The first items of each task, as they come; none was chosen."
-    )
+    return Section("samples", "Samples", data, blocks, about="The first items of each task, without selection.")
 
 
 def _during(records: list[SampleRecord]) -> list[tuple[Sample, tuple[str, str]]]:
-    """For each prompt what was answered at the first step that was listened to, and at the last."""
-    found = []
+    """Return for each prompt the answers at the first and the last sampled step."""
+    pairs = []
     for prompt in dict.fromkeys(record.prompt for record in records):
         own = [record for record in records if record.prompt == prompt]
         first, last = own[0], own[-1]
         sample = Sample(prompt=prompt, target=last.target, base=first.answer, tuned=last.answer)
-        found.append(
+        pairs.append(
             (sample, ("base" if first.step == 0 else f"after step {first.step:,}", f"after step {last.step:,}"))
         )
-    return found
+    return pairs
 
 
 def _pair(task: str, one: Sample, titles: tuple[str, str]) -> Markup:
-    def said(title: str, words: str | None, kind: str) -> Markup:
+    def side(title: str, words: str | None, kind: str) -> Markup:
         right = words is not None and one.target is not None and words.strip() == one.target.strip()
-        mark = element("span", "as wanted", class_="chip good") if right else Markup("")
+        mark = element("span", "matches the target", class_="chip good") if right else Markup("")
         return element("div", element("h4", title, " ", mark), _words(words), class_=kind)
 
-    target = [element("h4", "wanted"), _words(one.target)] if one.target is not None else []
+    target = [element("h4", "target"), _words(one.target)] if one.target is not None else []
     return element(
         "article",
-        element("div", element("h4", task), _words(one.prompt), target, class_="asked"),
-        element("div", said(titles[0], one.base, "was"), said(titles[1], one.tuned, "is"), class_="pair"),
+        element("div", element("h4", task), _words(one.prompt), target, class_="prompt"),
+        element("div", side(titles[0], one.base, "was"), side(titles[1], one.tuned, "is"), class_="pair"),
         class_="sample",
     )
 
 
 def _words(words: str | None) -> Markup:
     if words is None:
-        return paragraph(element("em", "not asked"))
+        return paragraph(element("em", "no answer recorded"))
     if not words:
-        return paragraph(element("em", "nothing"))
+        return paragraph(element("em", "empty"))
     rest = len(words) - LONGEST
     tail = element("em", f"\u2026 and {rest:,} more characters") if rest > 0 else ""
     return element("blockquote", words[:LONGEST], tail, dir="auto", tabindex=0)

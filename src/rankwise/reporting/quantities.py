@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: enough digits to tell two apart, and the unit beside them."""
+"""Number formats for reports: enough digits to distinguish values, with their units."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SIGNS: dict[Verdict, str] = {"better": "\u25b2 better", "worse": "\u25bc worse",
 
 
 def figure(value: float, signed: bool = False) -> str:
-    """Three or four digits, whatever the size."""
+    """Format a number with three or four digits."""
     if not math.isfinite(value):
         return "not finite"
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e6):
-        said = f"{value:+.2e}" if signed else f"{value:.2e}"
+        formatted = f"{value:+.2e}" if signed else f"{value:.2e}"
     else:
         places = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
-        said = f"{value:+,.{places}f}" if signed else f"{value:,.{places}f}"
-    return said.replace("-", MINUS)
+        formatted = f"{value:+,.{places}f}" if signed else f"{value:,.{places}f}"
+    return formatted.replace("-", MINUS)
 
 
 def interval(low: float, high: float, signed: bool = False) -> str:
@@ -36,7 +36,7 @@ def chance(p: float) -> str:
 
 
 def recorded(value: object) -> str:
-    """A setting, or another value that a run keeps."""
+    """Format a setting or another recorded value."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -49,7 +49,7 @@ def count(value: int | None) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes."""
+    """Format a number of bytes."""
     for unit, many in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= many:
             return f"{value / many:,.2f} {unit}" if value < 100 * many else f"{value / many:,.0f} {unit}"
@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """Of a whole, in percent with three digits."""
+    """Format a share in percent with three digits."""
     return f"{100 * part / whole:.3g} %" if whole else "\u2013"
 
 

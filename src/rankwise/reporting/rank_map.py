@@ -1,4 +1,4 @@
-"""Ranks as a map: the depth of the model one way, kinds of layers the other, darker where more rank is left."""
+"""A map of ranks: blocks along one axis, kinds of layers along the other, darker where more rank remains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rankwise.runs.layers import rank_grid
 
 MOST_KINDS, MOST_BLOCKS = 40, 200
 NUMBERED = 400
-"""Cells up to which each shows its rank."""
+"""Maps with up to so many cells show the rank in each."""
 FAINTEST = 0.04
 LEFT, TOP, EDGE = 92, 26, 10
 Grid = dict[tuple[str, str], int]
@@ -28,11 +28,11 @@ def rank_map(ranks: dict[str, int]) -> Markup:
             _draw(sheet, blocks, kinds, cells, largest, LEFT)
 
     heights = (TOP + EDGE + max(cell_wide, 20) * len(kinds), 2 * TOP + EDGE + cell_tall * len(blocks))
-    return chart("rank-map", _told(kinds, cells), draw, heights)
+    return chart("rank-map", _described(kinds, cells), draw, heights)
 
 
 def left_out(ranks: dict[str, int]) -> str:
-    """A sentence on what the map has no room for."""
+    """Return a sentence about blocks or layers that do not fit on the map."""
     blocks, kinds, _ = rank_grid(ranks)
     if len(blocks) <= MOST_BLOCKS and len(kinds) <= MOST_KINDS:
         return ""
@@ -43,7 +43,7 @@ def left_out(ranks: dict[str, int]) -> str:
 
 
 def _draw(sheet: Sheet, columns: list[str], rows: list[str], cells: Grid, largest: int, left: float) -> None:
-    # long names of kinds take turns on two lines
+    # long column names alternate between two lines
     in_turns = sheet.narrow and any(len(_cut(column, sheet)) > 6 for column in columns)
     top = 2 * TOP if in_turns else TOP
     panel = sheet.panel(left, top, EDGE, EDGE)
@@ -73,6 +73,6 @@ def _cut(name: str, sheet: Sheet) -> str:
     return name if len(name) <= 12 else f"\u2026{name[-11:]}"
 
 
-def _told(kinds: list[str], cells: Grid) -> str:
+def _described(kinds: list[str], cells: Grid) -> str:
     sums = {kind: sum(rank for (_, one), rank in cells.items() if one == kind) for kind in kinds}
     return "Ranks by kind of layer: " + ", ".join(f"{kind} {total:,}" for kind, total in sums.items())

@@ -1,7 +1,7 @@
-"""A drawing of matplotlib as part of a page: only known elements and attributes, colours by the page's names for them.
+"""Inline SVG from matplotlib, reduced to known elements and attributes, with colours as classes of the style sheet.
 
-Charts are drawn in stand-in colours, one for each part that a colour plays, and here every stand-in becomes a class of
-the style sheet. So a chart follows the page into the dark, holds no style of its own, and names no other file.
+Charts are drawn in placeholder colours, one for each role. Here each placeholder becomes a class of the style sheet. So
+charts follow the page's dark mode, contain no styles of their own and refer to no other file.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ ROLES = {
     "ink": "#010101", "quiet": "#010102", "rule": "#010103", "tuned": "#010104", "base": "#010105", "paper": "#010106",
     "good": "#010107", "bad": "#010108", "third": "#010109", "fourth": "#01010a",
 }  # fmt: skip
-"""What a colour is for, and its stand-in."""
+"""Roles of colours, with their placeholder colours."""
 OF_COLOUR = {colour: role for role, colour in ROLES.items()}
 ELEMENTS = frozenset({"svg", "g", "path", "use", "defs", "text"})
-KEPT = ("d", "x", "y", "transform", "id", "href")
+ATTRIBUTES = ("d", "x", "y", "transform", "id", "href")
 STYLES = (
     "opacity", "stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin", "fill-opacity",
     "stroke-opacity", "font-size", "font-weight", "text-anchor",
@@ -28,31 +28,31 @@ _IDLE = re.compile(r"rotate\(-?0(?:\.0)? [^)]*\)")
 
 
 def inline(drawing: str, name: str, label: str, variant: str) -> Markup:
-    """`name` keeps the drawing's own references apart from those of others on the page."""
+    """Convert a drawing; `name` makes its internal references unique on the page."""
     tree = ElementTree.fromstring(drawing)
-    children = [_kept(child, name) for child in tree]
+    children = [_cleaned(child, name) for child in tree]
     return element(
         "svg", children, class_=f"chart {variant}", viewBox=tree.get("viewBox"), role="img", aria_label=label
     )
 
 
-def _kept(node: ElementTree.Element, name: str) -> Markup:
+def _cleaned(node: ElementTree.Element, name: str) -> Markup:
     tag = _local(node.tag)
     if tag not in ELEMENTS:
         return Markup("")
-    children = [_kept(child, name) for child in node]
-    if tag in ("g", "defs") and not node.attrib.keys() - {"id"}:  # groups that only have a name say nothing
+    children = [_cleaned(child, name) for child in node]
+    if tag in ("g", "defs") and not node.attrib.keys() - {"id"}:  # drop groups that only have an id
         return Markup("".join(children)) if tag == "g" else element("defs", children)
     attributes = _attributes(node, name)
     return element(tag, node.text or "" if tag == "text" else "", children, **attributes)
 
 
 def _attributes(node: ElementTree.Element, name: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     for key, value in node.attrib.items():
         key = _local(key)
-        if key in KEPT:
-            found[key] = _short(_own(key, value, name))
+        if key in ATTRIBUTES:
+            attributes[key] = _short(_own(key, value, name))
     styles = _styles(node.get("style", ""))
     classes = [
         f"{prefix}-{role}"
@@ -62,8 +62,8 @@ def _attributes(node: ElementTree.Element, name: str) -> dict[str, str]:
     if styles.get("fill") == "none":
         classes.append("f-none")
     if classes:
-        found["class"] = " ".join(classes)
-    return {key: value for key, value in found.items() if value} | {
+        attributes["class"] = " ".join(classes)
+    return {key: value for key, value in attributes.items() if value} | {
         style: _short(styles[style].removesuffix("px")) for style in STYLES if style in styles
     }
 
@@ -82,8 +82,8 @@ def _own(key: str, value: str, name: str) -> str:
 
 
 def _short(value: str) -> str:
-    """A hundredth of a pixel is enough."""
-    return _NUMBER.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), " ".join(value.split()))
+    """Round numbers to a hundredth of a pixel."""
+    return _NUMBER.sub(lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), " ".join(value.split()))
 
 
 def _local(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The report of one run, in the order in which it is asked: was it worth it, how did it go, can I trust it."""
+"""The report of one run, in the order of a reader's questions: was it worth it, how did it go, can I trust it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECTIONS = (
 
 
 def training_report(run: OpenedRun) -> Document:
-    sections = [made for section in SECTIONS if (made := section(run)) is not None]
+    sections = [built for section in SECTIONS if (built := section(run)) is not None]
     return Document(
         title=run.name, over="rankwise report", verdict=verdict_of(run), remarks=remarks_of(run), next=next_of(run),
         key_facts=_key_facts(run), sections=sections,
@@ -29,16 +29,16 @@ def _key_facts(run: OpenedRun) -> list[tuple[str, str]]:
     method = {"lora": "LoRA", "adalora": "AdaLoRA", "full": "full fine-tuning"}.get(
         run.experiment.adapter.method, run.experiment.adapter.method
     )
-    found = [("model", run.manifest.base_model.name), ("method", method)]
+    facts = [("model", run.manifest.base_model.name), ("method", method)]
     if results is None:
-        return [*found, ("steps", f"{len(run.history.steps):,}")]
+        return [*facts, ("steps", f"{len(run.history.steps):,}")]
     if results.held_out_loss_before is not None and results.held_out_loss_after is not None:
         before, after = figure(results.held_out_loss_before), figure(results.held_out_loss_after)
-        found.append(("held-out loss", f"{before} \u2192 {after}"))
+        facts.append(("held-out loss", f"{before} \u2192 {after}"))
     return [
-        *found,
-        ("learned", share(results.trainable_parameters, results.total_parameters)),
-        ("saved", size(results.adapter_bytes)),
+        *facts,
+        ("trainable", share(results.trainable_parameters, results.total_parameters)),
+        ("saved file size", size(results.adapter_bytes)),
         ("time", duration(results.train_seconds)),
         ("peak memory", size(results.peak_rss_bytes)),
     ]

@@ -1,7 +1,7 @@
-"""The one sentence: what was measured, on how much, and how sure it is. What was not measured is said, and how to.
+"""The verdict sentence of a report: what was measured, on how much, how certain it is, and what was not measured.
 
-A task counts by its first metric that is not a loss, and by its loss only where it has no other: a lower loss is not
-yet a better answer. `cannot tell` is not `no difference`.
+A task counts by its first metric that is not a loss, or by its loss if it has no other, because a lower loss does not
+mean better answers. `cannot tell` does not mean `no difference`.
 """
 
 from __future__ import annotations
@@ -27,55 +27,55 @@ def verdict_of(run: OpenedRun) -> str:
         return f"{_sentence(compared, run.manifest.base_model.name)}{f'; {moved}' if moved else ''}."
     if run.evaluations:
         return f"{_scored(run.evaluations)}{f'; {moved}' if moved else ''}."
-    return f"{_losses(run)}{f' Beside that, {moved}.' if moved else ''}"
+    return f"{_losses(run)}{f' In addition, {moved}.' if moved else ''}"
 
 
 def primary(metrics: Mapping[str, _Value]) -> tuple[str, _Value]:
-    """The metric that a task counts by."""
+    """Return the metric that a task counts by."""
     return next((item for item in metrics.items() if item[0] != LOSS), None) or next(iter(metrics.items()))
 
 
 def next_of(run: OpenedRun) -> str:
-    """What would say more."""
+    """Suggest what to measure next."""
     if run.evaluations:
         return ""
-    hold = "" if run.history.losses else "Hold rows out (--held-out 50) to see the loss on what it does not train on. "
+    hold = "" if run.history.losses else "Hold out rows (--held-out 50) to measure the validation loss. "
     if run.manifest.status != "finished":
         return hold
-    return f"{hold}To measure its answers against the base: rankwise evaluate {run.name}"
+    return f"{hold}Compare its answers with those of the base: rankwise evaluate {run.name}"
 
 
 def remarks_of(run: OpenedRun) -> list[str]:
-    """What a reader must know before the numbers."""
-    found = []
+    """List the caveats that a reader must know before the numbers."""
+    remarks = []
     status, manifest = run.manifest.status, run.manifest
     reached = run.history.steps[-1].step if run.history.steps else 0
     of = f" of {run.history.steps[-1].steps:,}" if run.history.steps else ""
     if status == "running":
-        found.append(
+        remarks.append(
             f"This run is not finished: {plural(reached, 'step')}{of} recorded so far. It is still training, or was "
-            "ended from outside; there is nothing to use yet."
+            "killed; it has no result yet."
         )
     elif status != "finished":
         why = f" ({manifest.problem})" if manifest.problem else ""
         how = "was interrupted" if status == "interrupted" else "failed"
-        found.append(f"This run {how}{why} after {plural(reached, 'step')}{of}, and left nothing to use.")
+        remarks.append(f"This run {how}{why} after {plural(reached, 'step')}{of} and has no result.")
     if shared := of_overlap(run.data_report):
-        found.append(shared)
-    of_data = run.data_report.warnings if run.data_report is not None else ()  # those are shown beside the rows
-    found += [f"Warning: {warning}" for warning in manifest.warnings if warning not in of_data]
-    return found + _cautions(run)
+        remarks.append(shared)
+    of_data = run.data_report.warnings if run.data_report is not None else ()  # the data section shows these
+    remarks += [f"Warning: {warning}" for warning in manifest.warnings if warning not in of_data]
+    return remarks + _cautions(run)
 
 
 def _cautions(run: OpenedRun) -> list[str]:
     experiment, results = run.experiment, run.manifest.results
-    found = [said for one in run.evaluations.values() for said in evaluation_warnings(one, experiment, results)]
+    remarks = [warning for one in run.evaluations.values() for warning in evaluation_warnings(one, experiment, results)]
     if run.strength is not None:
-        found += strength_warnings(run.strength, experiment, results)
+        remarks += strength_warnings(run.strength, experiment, results)
     how = chosen_by_held_out(experiment, results)
     if how and run.history.losses and not run.evaluations:
-        found.append(f"The held-out rows {how}, so the loss on them flatters.")
-    return found
+        remarks.append(f"The held-out rows {how}, so their loss is biased downwards.")
+    return remarks
 
 
 def _sentence(compared: dict[str, Evaluation], base: str) -> str:
@@ -86,7 +86,7 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
         means: dict[Verdict, str] = {
             "better": f"Better than {against} on {task}",
             "worse": f"Worse than {against} on {task}",
-            "cannot tell": f"No difference from {against} can be told on {task}",
+            "cannot tell": f"No significant difference from {against} on {task}",
         }
         return (
             f"{means[one.verdict]}: {metric} {figure(one.b)} against {figure(one.a)} "
@@ -97,9 +97,9 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
         task: primary(evaluation.differences)[1].verdict for task, evaluation in compared.items()
     }
     counts = Counter(verdicts.values())
-    found: list[Verdict] = [kind for kind in ORDER if counts[kind]]
-    first, rest = found[0], found[1:]
-    opening = {"better": "Better than", "worse": "Worse than", "cannot tell": "Not to be told from"}
+    kinds: list[Verdict] = [kind for kind in ORDER if counts[kind]]
+    first, rest = kinds[0], kinds[1:]
+    opening = {"better": "Better than", "worse": "Worse than", "cannot tell": "No significant difference from"}
     following = {"better": "better", "worse": "worse", "cannot tell": "undecided"}
     parts = [
         f"{opening[first]} {_against(compared, base)} on {counts[first]} of {len(compared)} tasks"
@@ -128,36 +128,37 @@ def _scored(evaluations: dict[str, Evaluation]) -> str:
             parts.append(
                 f"{metric} {figure(one.value)} ({interval(one.low, one.high)}) on {task}, n = {evaluation.n:,}"
             )
-    return f"Scored, and not compared with a base: {'; '.join(parts) or 'nothing'}"
+    return f"Evaluated without comparison to a base: {'; '.join(parts) or 'nothing'}"
 
 
 def _moved(forgetting: Forgetting | None) -> str:
     if forgetting is None:
         return ""
     return (
-        f"on text that is not among its files it moved from the base by {figure(forgetting.kl)} nats per token "
-        f"(KL, {interval(forgetting.low, forgetting.high)})"
+        f"on text that it was not trained on, it moved from the base by {figure(forgetting.kl)} nats per "
+        f"token (KL, "
+        f"{interval(forgetting.low, forgetting.high)})"
     )
 
 
 def _losses(run: OpenedRun) -> str:
     losses = run.history.losses
     if not losses:
-        return "Nothing was measured on rows that it was not trained on, so nothing can be said about what it learned."
+        return "Nothing was measured on rows that it was not trained on, so nothing is known about what it learned."
     results = run.manifest.results
-    kept = results.kept_step if results is not None else None
-    first, last = losses[0], next((one for one in losses if one.step == kept), losses[-1])
+    best_step = results.kept_step if results is not None else None
+    first, last = losses[0], next((one for one in losses if one.step == best_step), losses[-1])
     if len(losses) == 1:
         when = "before training" if first.step == 0 else f"after step {first.step:,}"
         return (
-            f"The loss on {plural(first.documents, 'held-out document')} was {figure(first.loss)} nats per learned "
-            f"token {when}, and was measured no other time."
+            f"The loss on {plural(first.documents, 'held-out sequence')} was {figure(first.loss)} nats per target "
+            f"token {when}; it was not measured at any other time."
         )
     how = _way(first.loss, last.loss)
-    when = "" if last is losses[-1] else f" after step {last.step:,}, which was kept"
+    when = "" if last is losses[-1] else f" at the selected step {last.step:,}"
     return (
-        f"The loss on {plural(last.documents, 'document')} it was not trained on {how}, from {figure(first.loss)} to "
-        f"{figure(last.loss)} nats per learned token{when}; whether its answers are better was not measured."
+        f"The loss on {plural(last.documents, 'held-out sequence')} {how}, from {figure(first.loss)} to "
+        f"{figure(last.loss)} nats per target token{when}; whether its answers are better was not measured."
     )
 
 
@@ -168,5 +169,5 @@ def _way(first: float, last: float) -> str:
 
 
 def counted(differences: Sequence[Difference]) -> dict[Verdict, int]:
-    found = Counter(one.verdict for one in differences)
-    return {kind: found[kind] for kind in ORDER if found[kind]}
+    counts = Counter(one.verdict for one in differences)
+    return {kind: counts[kind] for kind in ORDER if counts[kind]}

@@ -121,7 +121,7 @@ class Forgetting(Config):
     """In which both were held."""
     sums: OfBlocks | None = None
     """By which two are compared block by block. Older files have none."""
-    made: str | None = None
+    created: str | None = None
     """When it was measured, which may be earlier than the evaluation that it stands in."""
 
     @property
@@ -168,7 +168,7 @@ class Evaluation(Config):
     """The first few items."""
     labels: dict[str, int] | None = None
     """The choices with how many rows have each, where the task names none and the answers that occur are taken."""
-    made: str
+    created: str
     versions: dict[str, str]
     settings: dict[str, Any]
     """All that the numbers depend on beside model and items."""
@@ -219,7 +219,7 @@ class StrengthCurve(Config):
     """Why it is 1 or 0, where no gain could be told from none."""
     own_rows: bool = False
     """Whether the rows of the task are those that the run measured on itself."""
-    made: str
+    created: str
 
 
 def evaluation_path(run: RunDirectory, task: str) -> Path:
@@ -264,4 +264,4 @@ def read_strength(run: RunDirectory) -> StrengthCurve | None:
 
 def stamped() -> dict[str, Any]:
     """When and with what; for whoever makes an Evaluation."""
-    return {"made": now(), "versions": versions()}
+    return {"created": now(), "versions": versions()}

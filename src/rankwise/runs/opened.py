@@ -48,7 +48,7 @@ def forgettings_of(evaluations: dict[str, Evaluation]) -> dict[str, Forgetting]:
     task, and may have been measured before the evaluation that it stands in."""
     found: dict[str, Forgetting] = {}
     kept = [known for one in evaluations.values() if (known := forgetting_in(one)) is not None]
-    for one in sorted(kept, key=lambda one: one.made or ""):
+    for one in sorted(kept, key=lambda one: one.created or ""):
         found.pop(one.sha256, None)
         found[one.sha256] = one
     return found
@@ -60,7 +60,7 @@ def forgetting_in(evaluation: Evaluation) -> Forgetting | None:
     if kept is None:
         return None
     dtype = kept.dtype or evaluation.settings.get("dtype")
-    return kept.model_copy(update={"made": kept.made or evaluation.made, "dtype": dtype})
+    return kept.model_copy(update={"created": kept.created or evaluation.created, "dtype": dtype})
 
 
 def forgetting_of(evaluations: dict[str, Evaluation]) -> Forgetting | None:
