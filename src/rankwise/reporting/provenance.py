@@ -148,8 +148,9 @@ def _time(manifest: Manifest, experiment: Experiment) -> str | None:
     if times is None or experiment.adapter.method != "lora" or manifest.base_model.device != "cpu":
         return None
     return (
-        f"In the benchmark of docs/speed.md (SmolLM2-135M on two cores), a step of full fine-tuning in float32 took "
-        f"{times:g} times as long as one of LoRA with the {manifest.backend} backend. It was not measured for this model."
+        "In the benchmark of docs/speed.md (SmolLM2-135M on two cores), a step of full fine-tuning in float32 took "
+        f"{times:g} times as long as one of LoRA with the {manifest.backend} backend. It was not measured for this "
+        "model."
     )
 
 

@@ -1,9 +1,9 @@
-"""What lies in our cache, entry by entry, and how it is removed.
+"""Entries of rankwise's cache folder, and their removal.
 
-An entry is something that is made anew when it is missing: a converted model, encoded rows, what a base scored, a
-download that was begun, what torch compiled. Only what bears the name that we give to such a thing is an entry;
-whatever else lies in the folder is counted and left alone, and links are not followed. What a living process has open
-or mapped, or is writing, stays.
+An entry can always be made again: a converted model, encoded rows, scores of a base model, an unfinished download, code
+compiled by torch. Only files and folders with the names that rankwise gives them are entries. Everything else in the
+folder is counted but never removed, and links are not followed. Entries that a running process has open, maps or writes
+are kept.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from rankwise.system.files import told_when_full
 
 @dataclass(frozen=True)
 class Kind:
-    """`names` is what its entries are called. One that is `whole` is a single entry, and, like a download, has been
-    used as long as it changes."""
+    """A kind of entry; `names` is a pattern for their names. If `whole`, the folder is a single entry. If `settles`, an
+    entry counts as in use for a while after its last change."""
 
     folder: str
     names: str
@@ -48,13 +48,13 @@ KINDS = {
 }
 OTHER = "other"
 SETTLED = 600
-"""Seconds after its last change in which an entry of a kind that settles is taken to be in use."""
+"""Seconds after its last change during which an entry that `settles` counts as in use."""
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
 
 
 @dataclass(frozen=True)
 class Cached:
-    """`source` is the file that it was made from, where that is known; `in_use` says by what, and is None otherwise."""
+    """One entry. `source` is the file that it was made from, if known; `in_use` says what uses it, or is None."""
 
     kind: str
     path: Path
@@ -73,7 +73,7 @@ class Cached:
 
 
 def cached_entries() -> list[Cached]:
-    """Kind by kind, the largest first."""
+    """List all entries by kind, the largest first."""
     root, found = cache_folder(), []
     if not root.is_dir():
         return []
@@ -99,17 +99,17 @@ def _entries(root: Path, kind: str, busy: dict[str, str]) -> Iterator[Cached]:
             when = _last_change(path) if what.settles else path.lstat().st_mtime
             used = _writer(unfinished) or _user(path, busy) or _settling(what, when)
             source = source_of(path) if kind == "models" else None
-            yield Cached(kind, path, _size(path), _told(when), source, used)
+            yield Cached(kind, path, _size(path), _timestamp(when), source, used)
 
 
 def _others(root: Path, known: set[Path]) -> Iterator[Cached]:
-    """What is not ours, or lies behind a link: named once for each place of the folder or of one of its parts."""
+    """List files that rankwise did not make, and links, without descending into them."""
     parts = {root / kind.folder for kind in KINDS.values()}
     for path in sorted(root.iterdir()):
         within = sorted(path.iterdir()) if path in parts and path.is_dir() and not path.is_symlink() else [path]
         for one in within if path not in known else ():
             if one not in known:
-                yield Cached(OTHER, one, _size(one), _told(one.lstat().st_mtime))
+                yield Cached(OTHER, one, _size(one), _timestamp(one.lstat().st_mtime))
 
 
 def _size(path: Path) -> int:
@@ -121,7 +121,7 @@ def _last_change(path: Path) -> float:
     return max([path.lstat().st_mtime, *(os.lstat(file).st_mtime for file in inside)])
 
 
-def _told(when: float) -> str:
+def _timestamp(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
 
 
@@ -141,7 +141,7 @@ def _user(path: Path, busy: dict[str, str]) -> str | None:
 
 
 def _used_files(root: Path) -> dict[str, str]:
-    """Files below `root` that a process, whose files we may see, has open or mapped, and which process that is."""
+    """Map files below `root` to the process that has them open or mapped, for all processes visible to this user."""
     below, found = f"{root.resolve()}{os.sep}", dict[str, str]()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -154,7 +154,8 @@ def _used_files(root: Path) -> dict[str, str]:
 
 
 def remove(entry: Cached) -> None:
-    """It takes another name first, so that nobody meets half of it; with a model goes the file that names it."""
+    """Remove an entry, after renaming it so that no process sees half of it. A model's marker file is removed with
+    it."""
     leaving = entry.path.with_name(f".{entry.path.name.lstrip('.')}.{os.getpid()}.tmp")
     with told_when_full(entry.path), suppress(FileNotFoundError):  # another process may be doing the same
         for marker in entry.path.parent.glob("*.folder") if entry.kind == "models" else ():

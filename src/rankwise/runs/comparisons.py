@@ -1,6 +1,6 @@
-"""Two runs beside each other: what was asked of them, what it cost, and how they differ on the same items.
+"""A comparison of two runs: settings, costs, and differences of scores on the same items.
 
-`a` is what `b` is compared with, so a difference is b minus a.
+`b` is compared with `a`, so differences are b minus a.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rankwise.runs.evaluations import Difference, Forgetting, Measured, Verdict
 
 
 class Differing(Config):
-    """One recorded value that is not the same; None where a side has none."""
+    """A recorded value that differs between two runs; None if a run does not have it."""
 
     key: str
     a: Any = None
@@ -23,13 +23,13 @@ class Differing(Config):
 
     @property
     def one_sided(self) -> bool:
-        """Such as a setting that only one of two methods has."""
+        """True for a setting that only one of the two methods has."""
         return self.a is None or self.b is None
 
 
 class ComparedTask(Config):
-    """`differences` has the metrics that both sides have, unless `unpaired` says why no item can be held against its
-    like."""
+    """Scores of both runs on one task. `differences` has the common metrics, unless `unpaired` says why items cannot be
+    paired."""
 
     task: str
     n_a: int
@@ -39,21 +39,21 @@ class ComparedTask(Config):
     differences: dict[str, Difference]
     unpaired: str | None = None
     set_apart: dict[str, str] = Field(default_factory=dict)
-    """Why no difference is given, by metric: where the items are the same, and what the metric counts is not."""
+    """Reasons, by metric, why scores cannot be compared although the items are the same."""
     settings: list[Differing] = Field(default_factory=list)
-    """Of the evaluations, where they differ."""
+    """Evaluation settings that differ."""
 
 
 class ComparedForgetting(Config):
-    """`verdict` is of b, which is better where it moved less: by the blocks that both were measured on, or, where a
-    file does not have them, by whether the intervals are apart."""
+    """Forgetting of both runs. `verdict` is better if b moved less than a, judged by common blocks of text, or by
+    whether the intervals are disjoint if a file has no blocks."""
 
     a: Forgetting | None
     b: Forgetting | None
     verdict: Verdict | None
     incomparable: str | None = None
     differences: dict[str, Difference] = Field(default_factory=dict)
-    """`kl` and `delta_nll`, block by block."""
+    """Paired differences of `kl` and `delta_nll` over blocks."""
 
 
 class Comparison(Config):
@@ -69,12 +69,12 @@ class Comparison(Config):
     tasks: list[ComparedTask]
     only_a: list[str]
     only_b: list[str]
-    """Tasks that one side alone was evaluated on."""
+    """Tasks that only one of the two was evaluated on."""
     forgetting: ComparedForgetting | None
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """The values of nested dictionaries by their dotted names."""
+    """Flatten nested dictionaries to values by dotted names."""
     if not isinstance(value, dict) or not value:
         return {path: value}
     return {
@@ -85,7 +85,7 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def differing(a: Any, b: Any, but: Collection[str] = ()) -> list[Differing]:
-    """The leaves that two nested dictionaries do not share, in a's order and then b's."""
+    """List the values in which two nested dictionaries differ, in the order of a and then b."""
     one, other = leaves(a), leaves(b)
     return [
         Differing(key=key, a=one.get(key), b=other.get(key))

@@ -1,4 +1,4 @@
-"""data_report.json: what a run's training data really was, and the template that everything after it renders with."""
+"""data_report.json: what a run's training data contained, and the chat template for everything that follows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rankwise.errors import some
 
 DATA_REPORT = "data_report.json"
 MOST_LISTED = 100
-"""Rows left out that are listed one by one."""
+"""Largest number of left-out rows that are listed."""
 
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 class LayoutFacts(Config):
-    """How a table is written: as detected, or as the settings say."""
+    """How a table is written, as detected or as set."""
 
     encoding: str | None = None
     """None for a workbook."""
@@ -24,7 +24,7 @@ class LayoutFacts(Config):
     """None for a workbook, and for a table of one column."""
     sheet: str | None = None
     unnamed_columns: int = 0
-    """Empty columns at the end whose name is empty too; they are left out."""
+    """Trailing columns without name and content, which are dropped."""
 
     def describe(self) -> str:
         if self.sheet is not None:
@@ -47,11 +47,11 @@ class PartFacts(Config):
     rows: int
     licence: str
     layout: LayoutFacts | None = None
-    """Of CSV, TSV and workbooks."""
+    """Only for CSV, TSV and workbooks."""
 
 
 class TemplateFacts(Config):
-    """`sources` is the Jinja text, by name where a model has several; `start` goes before it."""
+    """A chat template: Jinja texts by name in `sources`, and `start`, the text put before every conversation."""
 
     kind: str
     sources: dict[str, str]
@@ -61,14 +61,14 @@ class TemplateFacts(Config):
 
 
 class LengthFacts(Config):
-    """Tokens per document, before any was cut or left out."""
+    """Tokens per sequence, before any was truncated or left out."""
 
     median: int
     p90: int
     p99: int
     longest: int
     suggested_max_length: int
-    """Holds 99 of 100 documents, rounded up to a multiple of 64."""
+    """Long enough for 99 % of the sequences, rounded up to a multiple of 64."""
 
 
 class Skipped(Config):
@@ -77,22 +77,22 @@ class Skipped(Config):
 
 
 class UnusedColumn(Config):
-    """A column that no part of any row was made of."""
+    """A column that is not used in any row."""
 
     column: str
     file: str
     filled: int
     rows: int
-    """How many the file has; of them so many are filled."""
+    """Rows of the file; `filled` is how many of them have a value."""
     example: str
     stops: bool
-    """It must be used or left out on purpose before these rows are trained on."""
+    """Training is refused until the column is used or explicitly left out."""
     why: str
-    """What it holds."""
+    """What the column seems to contain, and why it matters."""
 
 
 class OverlapFacts(Config):
-    """Rows to measure with whose question is also trained on."""
+    """Validation rows whose prompt is also in the training rows."""
 
     exact: int
     near: int
@@ -100,28 +100,28 @@ class OverlapFacts(Config):
 
 
 class HoldOutFacts(Config):
-    """Which of the rows that are kept are measured and not trained on."""
+    """How rows were held out for validation."""
 
     order: Literal["seed", "last"]
     seed: int | None
-    """None where the last rows are held out."""
+    """None if the last rows are held out."""
     requested: int
     rows: int
     of: int
-    """Rows that are kept."""
+    """Usable rows, from which these are held out."""
     labels: dict[str, int] | None
-    """Held-out rows of each label, the hundred most frequent; None where rows have no labels."""
+    """Held-out rows per label, for the hundred most frequent labels; None if rows have no labels."""
     group: str | None
-    """The column whose groups are on one side whole."""
+    """The column by which rows are grouped; a group is never split."""
     groups: int | None
     groups_in_all: int | None
 
     def describe(self) -> str:
-        """In one sentence."""
+        """Describe the hold-out in one sentence."""
         return f"Held out {self.counts()}."
 
     def counts(self) -> str:
-        """The same beside the words "held out"."""
+        """Describe the hold-out as a phrase that follows "held out"."""
         text = f"{self.rows:,} of {self.of:,} rows"
         text += f" by seed {self.seed}" if self.order == "seed" else ", the last of each source"
         if self.group is not None:
@@ -135,7 +135,7 @@ class HoldOutFacts(Config):
 
 
 class ValidationFacts(Config):
-    """Rows of the validation source, which are counted nowhere else in the data report."""
+    """Counts of the separate validation data, which are not part of the other counts."""
 
     rows: int
     kept: int
@@ -148,15 +148,16 @@ class ValidationFacts(Config):
 
 
 class DataReport(Config):
-    """Token counts are of all documents kept, and None where no model was named to count with.
+    """What the data contains. Token counts cover all usable sequences; they are None if no model was given to count
+    with.
 
-    A row is what the file holds; a document is what is learned at a time. They differ where a row holds several tasks,
-    a conversation was split, or each answer has a row of its own.
+    A row is one entry of a file; a sequence is one training example. They differ if a row has several tasks, a
+    conversation is split, or each answer becomes an example of its own.
     """
 
     version: Literal[1] = 1
     format: str
-    """Of all files, with commas between."""
+    """Formats of all files, separated by commas."""
     files: tuple[PartFacts, ...]
     left_aside: tuple[str, ...] = ()
     """Files of a folder that belong to other splits."""
@@ -168,45 +169,45 @@ class DataReport(Config):
     skipped_rows: tuple[Skipped, ...]
     """The first hundred."""
     held_out: int
-    """Rows that are measured and not trained on: some of those kept, or those kept of the validation source."""
+    """Validation rows: held out from the usable rows, or the usable rows of separate validation data."""
     hold_out: HoldOutFacts | None = None
-    """Which of those kept. None for an validation source."""
+    """How they were chosen; None for separate validation data."""
     labels: dict[str, int] | None = None
-    """Rows of each label, the hundred most frequent; None where rows have no labels."""
+    """Rows per label, for the hundred most frequent labels; None if rows have no labels."""
     distinct_labels: int | None = None
     validation: ValidationFacts | None = None
     documents: int | None
     tokens: int | None
     loss_tokens: int | None
     eos_supervised: int | None
-    """Documents in which the end of every learned answer is learned."""
+    """Sequences in which the end token of every target answer is a target too."""
     truncated: int | None
     unsupervised: int | None
-    """Documents that had no supervised token left after cutting; they are left out."""
+    """Sequences left out because truncation removed all their target tokens."""
     lengths: LengthFacts | None
     masks: dict[str, int]
-    """How the answers were found, and in how many documents."""
+    """Methods that located the answers, with the number of sequences."""
     template_parity: bool | None
-    """Whether what stands before every answer is, id for id, what generation will be given."""
+    """Whether the tokens before every answer equal the prompt tokens of generation."""
     template_parity_broken: int | None
     duplicates: int
-    """Rows that say what an earlier row says."""
+    """Rows that repeat an earlier row."""
     near_duplicates: int
     overlap: OverlapFacts | None
     double_start: int | None
     control_tokens_as_text: int | None
-    """Rows in which somebody typed a control token of this model."""
+    """Rows whose text contains a control token of this model."""
     unknown_special_tokens: dict[str, int]
-    """What looks like a control token of other models, and in how many rows."""
+    """Texts that look like control tokens of other models, with the number of rows."""
     replacement_characters: int
     licence: str
     system: str | None
-    """The system message that all rows share, if they do; answers are asked for with it too."""
+    """The system message that all rows share, if any; generation uses it too."""
     recipe: str | None
     template: TemplateFacts | None
     unused_columns: tuple[UnusedColumn, ...] = ()
     warnings: tuple[str, ...]
     fatal: tuple[str, ...]
-    """Why this must not be trained on."""
+    """Reasons why training on this data is refused."""
     advice: tuple[str, ...] = ()
-    """What can be done about it."""
+    """Suggestions for fixing problems."""

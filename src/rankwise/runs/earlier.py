@@ -1,4 +1,4 @@
-"""Settings of earlier versions' runs: where there was no choice yet, what was done then is read."""
+"""Settings of runs from earlier versions: missing settings get the behaviour of that version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rankwise.config.experiment import Experiment
 
 
 def as_then(spec: Any) -> Any:
-    """A stored spec from before there was an order of holding out held out the last rows."""
+    """Fill in `held_out_order: last`, the behaviour before this setting existed."""
     data = spec.get("data") if isinstance(spec, dict) else None
     if isinstance(data, dict) and data.get("held_out") and "held_out_order" not in data:
         return spec | {"data": data | {"held_out_order": "last"}}
@@ -18,7 +18,7 @@ def as_then(spec: Any) -> Any:
 
 
 def as_begun(stored: Path, experiment: Experiment) -> Experiment:
-    """The experiment with what the stored spec does not name as it was then, unless it is given."""
+    """Give an experiment the behaviour of the stored run for settings that neither of them names."""
     spec = json.loads(stored.read_text(encoding="utf-8"))
     then = as_then(spec)
     if then is spec or "held_out_order" in experiment.data.model_fields_set:

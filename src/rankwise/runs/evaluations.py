@@ -1,8 +1,8 @@
-"""What an evaluation leaves behind: numbers with intervals, and each item's own share of them.
+"""Stored evaluations: metrics with intervals, and each item's contribution to them.
 
-An item's share is a short row of sums (hits; nats and tokens; n-gram counts) that add up, over any choice of items, to
-the metric itself (evaluation/metrics.py). So two evaluations of the same items can be compared, item against item,
-long after the models are gone.
+An item's contribution is a short row of sums (hits; nats and tokens; n-gram counts). Added up over any selection of
+items, these give the metric (evaluation/metrics.py). So two evaluations of the same items can later be compared item by
+item, without the models.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rankwise.system.files import check_place, write_json
 
 Verdict = Literal["better", "worse", "cannot tell"]
 Sum = Annotated[float, Field(ge=-1e100, le=1e100)]
-"""Adds up, over any number of items, to a number."""
+"""A summand that is small enough for any sum to stay finite."""
 LEVEL = 0.05
-"""Of the paired test, below which a difference is a verdict; intervals are of 1 - LEVEL."""
+"""Significance level of the paired test; intervals have level 1 - LEVEL."""
 Positions = Annotated[float, Field(ge=1, le=1e12)]
 LARGEST = 500_000_000
 FOLDER, STRENGTH = "evaluations", "strength.json"
 BEGINS = b'{\n  "format": 1,\n  "task": '
-"""What a file of an evaluation begins with."""
+"""First bytes of every evaluation file."""
 
 
 class Measured(Config):
@@ -40,7 +40,7 @@ class Measured(Config):
 
 
 class Difference(Config):
-    """b minus a over the same items, with its 95 % interval; `p` is that of a paired test."""
+    """The difference b minus a over the same items, with its 95 % interval and the p-value of a paired test."""
 
     a: float
     b: float
@@ -50,11 +50,11 @@ class Difference(Config):
     p: float
     n: int
     verdict: Verdict
-    """Of b: `better` and `worse` heed whether more of the metric is better."""
+    """Verdict on b, which accounts for whether higher or lower is better."""
 
     @property
     def undecided(self) -> str | None:
-        """Why nothing can be told, where the interval alone or the test alone would tell it."""
+        """Explain a missing verdict if interval and test disagree."""
         if self.verdict != "cannot tell" or (self.low <= 0 <= self.high and self.p >= LEVEL):
             return None
         if self.low <= 0 <= self.high:
@@ -63,18 +63,18 @@ class Difference(Config):
 
 
 class Scores(Config):
-    """One metric of one side: what it is, and each item's sums."""
+    """One metric of one model: its value and each item's sums."""
 
     measured: Measured
     sums: list[list[Sum]]
 
 
 class ModelScores(Config):
-    """What one model did with the items of a task."""
+    """Scores and answers of one model on the items of a task."""
 
     scores: dict[str, Scores]
     answers: list[str] | None = None
-    """One per item, where texts were generated."""
+    """One per item, if answers were generated."""
     seconds: float
 
     @property
@@ -83,19 +83,19 @@ class ModelScores(Config):
 
 
 class OfBlocks(Config):
-    """Sums over the positions of each block, with how many these are: [nats, positions]."""
+    """For each block of text: [sum of nats, number of positions]."""
 
     kl: list[tuple[Sum, Positions]]
     delta_nll: list[tuple[Sum, Positions]]
     numbers: list[int] | None = None
-    """Which blocks of the text they are, where not all of them were needed."""
+    """Numbers of the measured blocks, if not all were needed."""
 
 
 class Forgetting(Config):
-    """What a tuned model does to text that is not among its files, against its base: both in nats per token.
+    """How far a tuned model moved from its base on text that it was not trained on, in nats per token.
 
-    `kl` is KL(base || tuned), with its interval in `low` and `high`; `delta_nll` is by how much the text's own tokens
-    became less likely.
+    `kl` is KL(base || tuned), with its interval in `low` and `high`; `delta_nll` is the increase of the text's negative
+    log-likelihood.
     """
 
     kl: float
@@ -105,39 +105,39 @@ class Forgetting(Config):
     delta_nll_low: float
     delta_nll_high: float
     agreement: float
-    """Share of positions at which both find the same token likeliest."""
+    """Share of positions at which both models have the same most likely token."""
     text: str
-    """Its name, and what of it was read."""
+    """Name of the text, and which part of it was used."""
     sha256: str
     """Of the text's tokens: only equal ones can be compared."""
     blocks: int
-    """Those that were measured."""
+    """Number of measured blocks."""
     positions: int
     available: int | None = None
-    """Blocks of the text, where not all of them were needed."""
+    """Number of blocks of the text, if not all were measured."""
     base: str | None = None
-    """The fingerprint of the base; a KL is compared only with one from the same. Older files have none."""
+    """Fingerprint of the base; KLs are only comparable for the same base. Older files have none."""
     dtype: str | None = None
-    """In which both were held."""
+    """The dtype of both models."""
     sums: OfBlocks | None = None
-    """By which two are compared block by block. Older files have none."""
+    """Sums for comparing two models block by block. Older files have none."""
     created: str | None = None
-    """When it was measured, which may be earlier than the evaluation that it stands in."""
+    """Time of measurement, which may be earlier than that of the evaluation."""
 
     @property
     def measured_on(self) -> str:
-        """The text, and how much of it."""
+        """Describe the text and how much of it was measured."""
         if self.available is None:
             return self.text
         return f"{self.text} ({self.blocks} of them were enough)"
 
     def summary(self) -> dict[str, Any]:
-        """As it is told, without the blocks' own."""
+        """Return the values without the sums of the blocks."""
         return self.model_dump(exclude={"sums"})
 
 
 class Sample(Config):
-    """One prompt with what was wanted and what each side answered."""
+    """One prompt with the target and the answers of both models."""
 
     prompt: str
     target: str | None = None
@@ -152,26 +152,26 @@ class Evaluation(Config):
     left_out: int = 0
     """Items that the model's context does not hold."""
     items_sha256: str
-    """Of the items as they were asked: only equal ones are compared item against item."""
+    """Hash of the items; evaluations are compared item by item only if it is equal."""
     data: str
-    """Where the items come from."""
+    """Source of the items."""
     model: str
     """The run, or the model, that was evaluated."""
     against: str | None
-    """What stands in `base`."""
+    """Name of the model in `base`."""
     tuned: ModelScores
     base: ModelScores | None
     differences: dict[str, Difference]
-    """Of `tuned` (b) to `base` (a), by metric; none without a base."""
+    """Differences of `tuned` (b) from `base` (a) by metric; empty without a base."""
     forgetting: Forgetting | None
     samples: list[Sample]
     """The first few items."""
     labels: dict[str, int] | None = None
-    """The choices with how many rows have each, where the task names none and the answers that occur are taken."""
+    """If the choices are the answers that occur in the file: these answers with their counts."""
     created: str
     versions: dict[str, str]
     settings: dict[str, Any]
-    """All that the numbers depend on beside model and items."""
+    """Everything beside model and items that the numbers depend on."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise evaluate --json` prints."""
@@ -194,7 +194,7 @@ class Evaluation(Config):
 
 
 class StrengthPoint(Config):
-    """The adapter at `strength` times its scale. `loss` is that of the task, in nats per supervised token."""
+    """The model at one adapter strength; `loss` is in nats per target token of the task."""
 
     strength: float
     loss: Measured
@@ -203,7 +203,7 @@ class StrengthPoint(Config):
 
 
 class StrengthCurve(Config):
-    """Gain against forgetting as the adapter is turned up from nothing."""
+    """Task loss and forgetting at several adapter strengths."""
 
     format: Literal[1] = 1
     task: str
@@ -213,12 +213,12 @@ class StrengthCurve(Config):
     """Of the text's tokens: only equal ones can be compared."""
     points: list[StrengthPoint]
     recommended: float
-    """The smallest of these strengths that keeps 95 % of the largest gain of any up to 1; where no gain can be told
-    from none 1, or 0 if the loss is surely worse than the base's."""
+    """The smallest measured strength that keeps 95 % of the largest gain up to strength 1. Without a significant gain
+    it is 1, or 0 if the loss is significantly worse than the base's."""
     why: str | None = None
-    """Why it is 1 or 0, where no gain could be told from none."""
+    """The reason, if no gain is significant."""
     own_rows: bool = False
-    """Whether the rows of the task are those that the run measured on itself."""
+    """Whether the rows are the run's own validation rows."""
     created: str
 
 
@@ -227,13 +227,13 @@ def evaluation_path(run: RunDirectory, task: str) -> Path:
 
 
 def check_evaluation_place(path: Path) -> None:
-    """Of a user's choice, before anything is measured: an earlier evaluation is written anew, anything else stays."""
+    """Refuse an output path that is not writable or holds something other than an evaluation, before measuring."""
     check_place(path)
     if path.exists():
         with path.open("rb") as file:
             ours = file.read(len(BEGINS)) == BEGINS
         if not ours:
-            raise RunError(f"{path} is there already and is no evaluation. Choose another name with --out.")
+            raise RunError(f"{path} already exists and is not an evaluation. Choose another name with --out.")
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
@@ -246,7 +246,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def evaluations_of(run: RunDirectory) -> dict[str, Evaluation]:
-    """Those of a run, by task. A copy under another name does not take the place of a task's own file."""
+    """Read all evaluations of a run by task. A task's own file takes precedence over copies under other names."""
     paths = sorted((run.folder / FOLDER).glob("*.json")) if (run.folder / FOLDER).is_dir() else []
     found = [(path.stem, read_evaluation(path)) for path in paths]
     found.sort(key=lambda each: each[0] == each[1].task)
@@ -263,5 +263,5 @@ def read_strength(run: RunDirectory) -> StrengthCurve | None:
 
 
 def stamped() -> dict[str, Any]:
-    """When and with what; for whoever makes an Evaluation."""
+    """Return time and versions, as fields of an Evaluation."""
     return {"created": now(), "versions": versions()}

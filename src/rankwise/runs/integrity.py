@@ -1,10 +1,10 @@
-"""Whether a run's result is still what training wrote: the SHA-256 of each of its files, recorded and compared.
+"""Integrity of a run's result: the SHA-256 of each file is recorded after training and compared before use.
 
-The manifest of a finished run has the hash of every file of `adapter/` or `model/`, and of `data_report.json`, whose
-chat template and system message the run is asked with. Every command that reads a result calls `check_result` first. A
-file that some program loads (weights, settings, tokenizer, template) must be there unchanged, and none may have been
-added; a model card may be edited, which is only mentioned. This finds accidents and careless edits. It is no signature:
-whoever can write into the folder can write another manifest too.
+The manifest of a finished run has the hash of every file of `adapter/` or `model/`, and of `data_report.json`, which
+holds the chat template and system message. Every command that reads a result calls `check_result` first. Files that
+programs load (weights, settings, tokenizer, template) must be present and unchanged, and none may have been added. A
+model card may be edited, which is only reported. This detects accidents and careless edits. It is not a signature:
+whoever can write to the folder can also change the manifest.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ COPY = "or copy the folder out of the run to use it as it is"
 
 @dataclass(frozen=True)
 class Integrity:
-    """How the files of a result differ from what was recorded. Paths are relative to the run's folder."""
+    """Differences between the files of a result and the recorded hashes. Paths are relative to the run's folder."""
 
     status: Literal["verified", "changed", "not recorded"]
     files: int = 0
-    """How many have a recorded hash."""
+    """Number of files with a recorded hash."""
     changed: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
-    """Changed, missing or added, and loaded by no program."""
+    """Files that changed, are missing or were added, but are not loaded by programs."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise inspect --json` prints as `integrity`."""
         return asdict(self)
 
     def problems(self, folder: Path, way_out: str = FORCE) -> list[str]:
-        """One sentence for each file, with what to do."""
+        """Describe each problem in a sentence that says what to do."""
         restore, remove = f"Restore it from a copy, {way_out}.", f"Remove it, {way_out}."
         return [
-            *(f"{folder / name} was changed after training: its SHA-256 is not the recorded one. {restore}"
+            *(f"{folder / name} was changed after training: its SHA-256 differs from the recorded one. {restore}"
               for name in self.changed),
             *(f"{folder / name} is missing. {restore}" for name in self.missing),
             *(f"{folder / name} was added after training. {remove}" for name in self.added),
@@ -56,12 +56,12 @@ class Integrity:
 
 
 def hashes_of(run: RunDirectory) -> dict[str, str]:
-    """The SHA-256 of every file of a result that is whole, and of the data report, by path in the run's folder."""
+    """Return the SHA-256 of every file of a complete result, and of the data report, by path in the run's folder."""
     return {name: sha256_of(run.folder / name) for name in _files(run)}
 
 
 def check_result(run: RunDirectory, callback: Callback, *, force: bool = False, way_out: str = FORCE) -> Integrity:
-    """Refuse a result that is not what training wrote, all its files at once; with `force`, warn and go on."""
+    """Refuse a result that differs from what training wrote, naming all files; with `force`, only warn."""
     found = compare_result(run)
     if problems := found.problems(run.folder, way_out):
         if not force:
@@ -69,18 +69,18 @@ def check_result(run: RunDirectory, callback: Callback, *, force: bool = False, 
         differing = some([*found.changed, *found.missing, *found.added], 8)
         callback(WarningMessage(f'the result of run "{run.folder.name}" is not what training wrote: {differing}'))
     if found.other:
-        callback(StatusMessage(f"not as training wrote them, and loaded by no program: {some(found.other, 8)}"))
+        callback(StatusMessage(f"changed since training, but not loaded by programs: {some(found.other, 8)}"))
     if found.status == "not recorded":
         callback(
-            StatusMessage(f'run "{run.folder.name}" is of an earlier version and has no hashes, so its result is '
+            StatusMessage(f'run "{run.folder.name}" is from an earlier version without hashes, so its result is '
                  "not checked")
         )  # fmt: skip
     return found
 
 
 def check_folder(folder: Path, callback: Callback) -> Integrity | None:
-    """The same for a result that is named by its own folder, also as "." or by a link; None where it is of no run."""
-    for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  the link itself may lie in a run
+    """Check a result that is named by its own folder, also as "." or through a link; None if it belongs to no run."""
+    for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  keeps links
         run = RunDirectory(path.parent)
         if path.name in RESULTS and run.is_run and run.result.name == path.name:
             return check_result(run, callback, way_out=COPY)
@@ -111,13 +111,13 @@ def _differs(path: Path, recorded: Mapping[str, str], name: str) -> bool:
 
 
 def _is_loaded(name: str) -> bool:
-    """Hidden files are of the system, such as those that macOS writes beside each file on a foreign disk."""
+    """Tell whether programs load the file. Hidden files belong to the system, such as macOS's on foreign disks."""
     path = Path(name)
     return not path.name.startswith(".") and (path.suffix.lower() in LOADED or path.name in LOADED_NAMES)
 
 
 def _files(run: RunDirectory) -> list[str]:
-    """Whatever lies in the result and is no folder, whatever its kind."""
+    """List everything in the result that is not a folder."""
     inside = [os.path.join(parent, name) for parent, _, names in os.walk(run.result) for name in names]  # noqa: PTH118
     found = [Path(path).relative_to(run.folder).as_posix() for path in inside]
     return sorted(found + [DATA_REPORT] * (run.folder / DATA_REPORT).is_file())

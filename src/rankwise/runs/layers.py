@@ -1,4 +1,4 @@
-"""Where a layer stands, read from its path: `model.layers.3.mlp.up_proj` is mlp.up_proj of block 3."""
+"""Block and kind of a layer, read from its path: `model.layers.3.mlp.up_proj` is mlp.up_proj of block 3."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 
 LONGEST_NAME = 20
 USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""A file has its layers by the alphabet; these are shown in the order in which a model uses them."""
+"""Usual kinds in the order of a forward pass; files list layers alphabetically."""
 _BLOCK = re.compile(r"(?:^|.*?\.)(?P<block>\d{1,9})\.(?P<rest>.+)")
 
 
 def placed(path: str) -> tuple[str, str]:
-    """Block and kind. Layers outside blocks have none."""
+    """Split a path into block and kind; the block is empty for layers outside blocks."""
     match = _BLOCK.fullmatch(path)
     return (match["block"], match["rest"]) if match else ("", path)
 
 
 def rank_grid(ranks: dict[str, int]) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:
-    """Blocks from the first on, short names of kinds in the order of use, and the rank at each (block, kind)."""
+    """Return blocks in order, short names of kinds in order of use, and the rank of each (block, kind)."""
     places = {path: placed(path) for path in ranks}
     names = short_names({rest for _, rest in places.values()})
     cells: dict[tuple[str, str], int] = {}
@@ -30,7 +30,7 @@ def rank_grid(ranks: dict[str, int]) -> tuple[list[str], list[str], dict[tuple[s
 
 
 def short_names(kinds: set[str]) -> dict[str, str]:
-    """The last words of each kind, as many as tell it from the others, cut at its beginning if it is still long."""
+    """Shorten each kind to as many trailing words as make it unique, cut at the beginning if still too long."""
     short: dict[str, str] = {}
     for kind in kinds:
         words = kind.split(".")
@@ -45,5 +45,5 @@ def short_names(kinds: set[str]) -> dict[str, str]:
 
 
 def _numbered(kind: str, kinds: set[str]) -> str:
-    """Names that differ only where they were cut."""
+    """Number names that would be equal after cutting."""
     return f"..{kind[-LONGEST_NAME + 8 :]}#{sorted(kinds).index(kind) + 1}"

@@ -1,8 +1,8 @@
-"""What lies in the runs folder, one entry for each folder, whatever state it is in.
+"""The list of runs: one entry per folder of the runs folder, whatever its state.
 
-A folder that is no run, or whose files are damaged, is an entry too: its status is `unreadable`, and `problem` says
-why. A manifest says `running` until its process ends; where that process was killed, nobody holds the run's lock any
-more, and the status is `interrupted`.
+A folder that is not a run, or whose files are damaged, has the status `unreadable`, and `problem` says why. A manifest
+says `running` until its process ends. If that process was killed, the run's lock is free, and the status is
+`interrupted`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Status = Literal["running", "finished", "failed", "interrupted", "unreadable"]
 
 @dataclass(frozen=True)
 class ListedRun:
-    """`rows`, `steps` and the losses are None where the run has not come so far, or cannot be read."""
+    """One run. `rows`, `steps` and losses are None if not reached yet or unreadable."""
 
     name: str
     status: Status
@@ -45,21 +45,21 @@ class ListedRun:
 
 
 def run_names() -> list[str]:
-    """The folders in the runs folder that can be seen, in the order of their names."""
+    """List the visible folders of the runs folder, sorted by name."""
     if not RUNS.is_dir():
         return []
     return sorted(path.name for path in RUNS.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def listed_runs() -> list[ListedRun]:
-    """The newest first: those that are running, then by when they ended; what cannot be read comes last."""
+    """List all runs: running ones first, then the most recently ended, unreadable ones last."""
     runs = [listed(name) for name in run_names()]
     runs.sort(key=lambda run: (run.status == "running", run.ended or run.started or ""), reverse=True)
     return runs
 
 
 def listed(name: str) -> ListedRun:
-    """One entry. It raises nothing: whatever is wrong with the folder is its `problem`."""
+    """Describe one folder without raising: anything wrong with it becomes its `problem`."""
     run = RunDirectory.named(name)
     size = folder_bytes(run.folder)
     try:
@@ -75,7 +75,7 @@ def listed(name: str) -> ListedRun:
 
 
 def _refuse_special(run: RunDirectory) -> None:
-    """A pipe in the place of a file would be waited for without end."""
+    """Refuse pipes and other special files, which could block reading for ever."""
     for file in (run.folder / "manifest.json", run.folder / "config.json", run.metrics):
         if file.exists() and not file.is_file():
             raise RunError(f"{file} is not a file.")
@@ -86,7 +86,7 @@ def _status(run: RunDirectory, manifest: Manifest) -> Status:
 
 
 def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
-    """Of a finished run its results; of another one what its metrics log holds so far."""
+    """Return the results of a finished run, or else the latest values of its metrics log."""
     if manifest.results is not None:
         of = manifest.results
         return {"steps": of.steps, "loss": of.loss, "held_out_loss": of.held_out_loss_after}
@@ -105,13 +105,13 @@ def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What its files hold. A link counts as itself, and what it leads to does not count."""
+    """Sum the sizes of all files. Links count as themselves, not their targets."""
     total = 0
     for place, _, files in os.walk(folder):
         for file in files:
             try:
                 total += os.lstat(os.path.join(place, file)).st_size  # noqa: PTH118
-            except OSError:  # removed meanwhile
+            except OSError:  # removed in the meantime
                 continue
     return total
 

@@ -1,4 +1,4 @@
-"""What made a run: versions, machine, data and base model by hash, and how it ended."""
+"""The manifest of a run: versions, machine, data and base model by hash, and how it ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BackendName = Literal["eager", "fused", "compiled"]
 
 
 class BaseModelFacts(Config):
-    """Which weights a run began with. `fingerprint` is that of models/inspection.py."""
+    """The weights that a run began with; models/inspection.py computes `fingerprint`."""
 
     name: str
     source: str
@@ -30,7 +30,8 @@ class BaseModelFacts(Config):
 
 
 class DataFacts(Config):
-    """What was trained on; data_report.json says more. A document is what is learned at a time, mostly a row."""
+    """A summary of the training data; data_report.json has details. A sequence is one training example, usually a
+    row."""
 
     path: str
     sha256: str
@@ -55,20 +56,20 @@ class Results(Config):
     trainable_parameters: int
     total_parameters: int
     adapter_bytes: int
-    """Of the weights that were written: the adapter's, or the whole model's."""
+    """Bytes of the saved weights: of the adapter, or of the whole model."""
     kept_step: int | None = None
-    """The step after which the adapter was as it is now; `held_out_loss_after` is of that step."""
+    """The step whose weights were saved; `held_out_loss_after` belongs to it."""
     kept_why: str | None = None
     ended_early: str | None = None
-    """Why, where the run made fewer steps than it was asked for."""
+    """The reason, if the run stopped before its last step."""
 
 
 class Forecasted(Config):
-    """What the plan said before the run, to be held against its results."""
+    """The forecast made before the run, for comparison with its results."""
 
     peak_bytes: int
     memory: dict[str, int]
-    """Its parts."""
+    """Parts of the peak memory."""
     device: str
     trainable_parameters: int
     adapter_bytes: int | None
@@ -80,7 +81,7 @@ class Forecasted(Config):
 
 
 class Resumed(Config):
-    """A process that took the run up again, after `step` steps."""
+    """A process that resumed the run after `step` steps."""
 
     step: int
     at: str = Field(default_factory=lambda: now())
@@ -100,9 +101,9 @@ class Manifest(Config):
     data: DataFacts
     learning_rate: float
     backend: BackendName = "eager"
-    """What losses are computed with; results of different backends differ in rounding."""
+    """The backend that computed losses; backends differ in rounding."""
     forecast: Forecasted | None = None
-    """None where the plan does not know the model."""
+    """None if the model could not be planned."""
     results: Results | None = None
     result_sha256: dict[str, str] | None = None
     """The hash of every file of the result, by its path in the run's folder (runs/integrity.py). None in runs of
@@ -110,7 +111,7 @@ class Manifest(Config):
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()
     warnings: tuple[str, ...] = ()
-    """What changed results or memory without being asked for, as the terminal showed it."""
+    """Warnings shown in the terminal: changes of results or memory use that were not requested."""
 
 
 def now() -> str:
@@ -151,8 +152,8 @@ def processor_name() -> str:
 
 
 def peak_rss() -> int:
-    """The most memory this process has held, in bytes. What Linux says of resources begins with the peak of the process
-    that started this one; what it says of memory does not."""
+    """Return the peak memory of this process in bytes. On Linux, VmHWM is used, because ru_maxrss includes the peak of
+    the parent process."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

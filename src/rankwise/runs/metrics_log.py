@@ -1,4 +1,4 @@
-"""Records as JSON lines, appended while a run works; a torn last line is left out when reading, not fatal."""
+"""The metrics log: records as JSON lines, appended during a run; an incomplete last line is ignored when reading."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MetricsLog:
             self._file.flush()
 
     def sync(self) -> None:
-        """To the disk itself: a checkpoint must not outlive the records before it."""
+        """Flush to disk, so that a checkpoint never survives without the records before it."""
         with told_when_full(self._path):
             os.fsync(self._file.fileno())
 
@@ -51,25 +51,25 @@ class MetricsLog:
                 with told_when_full(self._path):
                     self._opened.close()
         except (OSError, RankwiseError):
-            if error is None:  # the error on the way out already says what went wrong
+            if error is None:  # the pending error already says what went wrong
                 raise
 
 
 def cut_metrics_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Leave the first lines, which read as `rows`, each with its end."""
+    """Truncate the log to the lines of `rows`."""
     lines = path.read_bytes().splitlines()
     write_atomic(path, b"".join(line + b"\n" for line in lines[: len(rows)]))
 
 
 def read_metrics_log(path: Path) -> list[dict[str, Any]]:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if path.exists() and not path.is_file():  # reading a pipe would block
         raise RunError(f"{path} is not a file.")
     lines = path.read_bytes().splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except (ValueError, RecursionError):  # the last one may be torn
+        except (ValueError, RecursionError):  # the last line may be incomplete
             if number < len(lines):
                 raise RunError(
                     f"{path}:{number}: is not a JSON record: {line[:60].decode(errors='replace')!r}."
@@ -79,7 +79,7 @@ def read_metrics_log(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class History:
-    """What a metrics log tells, by kind and in its order."""
+    """All records of a metrics log by kind, in order."""
 
     steps: list[StepRecord] = field(default_factory=list)
     losses: list[LossRecord] = field(default_factory=list)
@@ -89,7 +89,7 @@ class History:
 
 
 def read_history(path: Path) -> History:
-    """All records of a run, as far as it came. Kinds that are not known here are of a later version, and left out."""
+    """Read all records of a run so far. Unknown kinds, which come from later versions, are ignored."""
     rows = _rows(path)
     return History(
         _records(path, rows, "step", StepRecord), _records(path, rows, "held_out", LossRecord),
@@ -99,7 +99,7 @@ def read_history(path: Path) -> History:
 
 
 def read_ranks(path: Path) -> list[RankRecord]:
-    """How ranks were given out while a run trained; none where they were fixed."""
+    """Read the rank allocations of a run; empty if ranks were fixed."""
     return _records(path, _rows(path), "ranks", RankRecord)
 
 
@@ -107,7 +107,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         return [row for row in read_metrics_log(path) if isinstance(row, dict)]
     except FileNotFoundError:
-        raise RunError(f"{path} is missing: this folder is not a whole run.") from None
+        raise RunError(f"{path} is missing: this folder is not a complete run.") from None
 
 
 def _records(path: Path, rows: list[dict[str, Any]], kind: str, record: type[_Record]) -> list[_Record]:
@@ -118,6 +118,8 @@ def _records(path: Path, rows: list[dict[str, Any]], kind: str, record: type[_Re
     except ValidationError as error:
         where = error.errors()[0]["loc"]
         what = (
-            f"row {where[0]} of kind {kind} has no good {where[-1]}" if where else f"a row of kind {kind} is not text"
+            f"row {where[0]} of kind {kind} has an invalid {where[-1]}"
+            if where
+            else f"a row of kind {kind} is not text"
         )
         raise RunError(f"{path} is damaged: {what}.") from None

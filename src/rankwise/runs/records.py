@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step. `loss` is nats per supervised token over the whole step; `tokens` leaves padding out."""
+    """One optimizer step. `loss` is in nats per target token over the whole step; `tokens` excludes padding."""
 
     step: int
     steps: int
@@ -32,7 +32,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class LossRecord:
-    """Loss per supervised token on rows that are not trained on."""
+    """Loss per target token on the validation rows."""
 
     step: int
     loss: float
@@ -45,7 +45,7 @@ class LossRecord:
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """A metric of the answers to rows that are not trained on (evaluation/metrics.py)."""
+    """A metric of answers to validation rows (evaluation/metrics.py)."""
 
     step: int
     metric: str
@@ -58,7 +58,7 @@ class ScoreRecord:
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """What the model answers to one fixed prompt after `step` steps; at 0 it is still the base."""
+    """The model's answer to a fixed prompt after `step` steps; at step 0 it is the base's."""
 
     step: int
     prompt: str
@@ -71,7 +71,7 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class RankRecord:
-    """How ranks are given out after `step` steps. `unit` is what `budget` and `of` count: also parameters or bytes."""
+    """The rank allocation after `step` steps. `unit` is what `budget` and `of` count: triplets, parameters or bytes."""
 
     step: int
     budget: int

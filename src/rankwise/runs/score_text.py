@@ -1,4 +1,4 @@
-"""Scores as lines of text: the same words while an evaluation runs, at its end, and where two are compared."""
+"""Scores as lines of text, shared by evaluations and comparisons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_LABELS = 12
 
 
 def score_line(task: str, who: str, side: ModelScores, differences: Mapping[str, Difference] | None = None) -> str:
-    """One line for whoever waits; of a base with what the tuned model differs by."""
+    """Format the scores of one model; for a base, with the differences of the tuned model."""
     scores = [
         f"{metric} {measured_text(one)}" + (f", tuned: {verdict_text(differences[metric])}" if differences else "")
         for metric, one in side.metrics.items()
@@ -23,16 +23,16 @@ def measured_text(one: Measured) -> str:
     return f"{one.value:.4g} ({one.low:.4g} to {one.high:.4g})"
 
 
-def verdict_text(found: Difference) -> str:
-    verdict = found.verdict if found.verdict != "cannot tell" else f"cannot tell with n = {found.n:,}"
-    why = f"; {found.undecided}" if found.undecided else ""
-    return f"{verdict}, difference {found.difference:+.4g} ({found.low:+.4g} to {found.high:+.4g}){why}"
+def verdict_text(difference: Difference) -> str:
+    verdict = difference.verdict if difference.verdict != "cannot tell" else f"cannot tell with n = {difference.n:,}"
+    why = f"; {difference.undecided}" if difference.undecided else ""
+    return f"{verdict}, difference {difference.difference:+.4g} ({difference.low:+.4g} to {difference.high:+.4g}){why}"
 
 
 def labels_text(labels: Mapping[str, int]) -> str:
-    """Among which answers a model chooses, where the task does not say."""
+    """Describe the choices if they are the answers that occur in the file."""
     listed = some((f"{label} ({count:,})" for label, count in labels.items()), MOST_LABELS)
     return (
         f"the task names no choices, so the model chooses among the {len(labels)} different answers in the file "
-        f"(rows of each in brackets): {listed}"
+        f"(number of rows in brackets): {listed}"
     )

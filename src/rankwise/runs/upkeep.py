@@ -1,8 +1,8 @@
-"""Runs renamed and deleted: each is checked as a whole before anything is changed, and only folders of the runs folder
-are touched.
+"""Renaming and deleting runs: everything is checked before anything changes, and only folders of the runs folder are
+touched.
 
-A run that another process is writing is left alone, and so is one whose model other runs were trained on. A folder that
-is a link is never followed. A folder that goes is renamed first, so that nobody meets half of a run.
+Runs that another process is writing are refused, and so are runs that contain the base model of other runs. Links are
+never followed. A folder is renamed before it is deleted, so that no process sees half of a run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OF_A_RUN = ("manifest.json", "config.json", "data_report.json")
 
 
 def entry(name: str) -> RunDirectory:
-    """A folder of the runs folder by its name, or by `runs/NAME` as a shell completes it."""
+    """Find a run of the runs folder by its name, or by `runs/NAME` as a shell completes it."""
     path = Path(name)
     bare = path.name if len(path.parts) > 1 and path.parent.resolve() == RUNS.resolve() else name
     if bare not in run_names():
@@ -37,7 +37,7 @@ def entry(name: str) -> RunDirectory:
 
 
 def check_deletable(runs: Sequence[RunDirectory]) -> None:
-    """All reasons why not, at once."""
+    """Refuse the deletion with all reasons at once."""
     problems = [problem for run in runs if (problem := _undeletable(run)) is not None]
     leaving = {run.folder.name for run in runs}
     for run in runs:
@@ -68,7 +68,7 @@ def _refuse_busy(runs: Sequence[RunDirectory]) -> None:
 
 
 def delete(run: RunDirectory) -> None:
-    """Checked before."""
+    """Delete a run that `check_deletable` has accepted."""
     with run.locked():
         leaving = run.folder.with_name(f".{run.folder.name}.{os.getpid()}.tmp")
         with told_when_full(run.folder):
@@ -78,7 +78,7 @@ def delete(run: RunDirectory) -> None:
 
 
 def dependents(run: RunDirectory) -> list[str]:
-    """Runs that were trained on a model which lies in this one. A run that cannot be read names no model."""
+    """List runs whose base model is inside this run. Unreadable runs count as having none."""
     inside, found = run.folder.resolve(), []
     for name in run_names():
         other = RunDirectory.named(name)
@@ -93,7 +93,7 @@ def dependents(run: RunDirectory) -> list[str]:
 
 def check_renamable(run: RunDirectory, new: str) -> None:
     if run.folder.is_symlink():
-        raise RunError(f"{run.folder} is a link to {os.readlink(run.folder)}, and links are not followed.")  # noqa: PTH115
+        raise RunError(f"{run.folder} is a link to {os.readlink(run.folder)}, and links are not followed.")
     if not re.fullmatch(RUN_NAME, new):
         raise RunError(
             f'"{new[:80]}" cannot be the name of a run: at most 64 letters (A-Z), digits, ".", "_" and "-" are '
@@ -103,15 +103,15 @@ def check_renamable(run: RunDirectory, new: str) -> None:
         raise RunError(f"{RUNS / new} already exists. Choose another name.")
     if based := dependents(run):
         raise RunError(
-            f'run "{run.folder.name}" contains the base model of {some(based)}, which would not find it under '
-            "another name. It was not renamed."
+            f'run "{run.folder.name}" contains the base model of {some(based)}, which they could not find '
+            "under another name. It was not renamed."
         )
     _refuse_busy([run])
-    run.experiment()  # a run whose settings cannot be read cannot be given another name in them
+    run.experiment()  # a run with unreadable settings cannot be renamed in them
 
 
 def rename(run: RunDirectory, new: str) -> RunDirectory:
-    """Checked before. The folder takes its new name at once; then its own files are brought after it, each whole."""
+    """Rename a run that `check_renamable` has accepted: first the folder, then the name in each of its files."""
     renamed, old = RunDirectory.named(new), run.folder.name
     with run.locked():
         with told_when_full(renamed.folder):
@@ -123,7 +123,7 @@ def rename(run: RunDirectory, new: str) -> RunDirectory:
 
 
 def _replace(file: Path, key: str, new: str, old: str | None = None) -> None:
-    """One value of a JSON object; only if it was `old`, where that is given. A file that cannot be read stays."""
+    """Replace one value of a JSON object, if `old` is given only where it matches. Unreadable files stay unchanged."""
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

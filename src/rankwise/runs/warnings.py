@@ -1,4 +1,4 @@
-"""What a reader must know before the numbers of an evaluation: they are right, and say less than they seem to."""
+"""Warnings about evaluations whose numbers are correct but easy to misread."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ CHOICES = {
     "arc_easy": 4, "arc_challenge": 4, "hellaswag": 4, "mmlu": 4, "openbookqa": 4, "boolq": 2, "piqa": 2,
     "winogrande": 2,
 }  # fmt: skip
-"""Of each row of the public tasks whose rows have as many."""
+"""Number of choices in the public tasks that have a fixed number."""
 
 
 def evaluation_warnings(evaluation: Evaluation, experiment: Experiment | None, results: Results | None) -> list[str]:
-    """`experiment` and `results` are those of the run that was evaluated."""
+    """List the warnings for an evaluation; `experiment` and `results` belong to the evaluated run."""
     found = []
     if evaluation.n < FEW:
         found.append(
-            f"{evaluation.task}: {_items(evaluation.n)} can show nothing, and intervals over so few are too narrow; "
-            f"evaluate on {FEW} at the least, better on a hundred."
+            f"{evaluation.task}: {_items(evaluation.n)} cannot show anything, and intervals over so few are too "
+            f"narrow; evaluate on at least {FEW}, better on a hundred."
         )
     alike = [name for name, one in evaluation.tuned.metrics.items() if one.low == one.high]
     if alike and evaluation.n >= FEW:
         found.append(
-            f"{evaluation.task}: {alike[0]} comes out the same whichever of the {_items(evaluation.n)} are drawn, so "
-            f"its interval has no width. That is no certainty: up to about {3 / evaluation.n:.1%} of all such items "
-            "may be otherwise."
+            f"{evaluation.task}: {alike[0]} does not vary when the {_items(evaluation.n)} are resampled, so its "
+            f"interval has no width. It is still uncertain: up to about {3 / evaluation.n:.1%} of all such items may "
+            "differ."
         )
     if evaluation.task == HELD_OUT and experiment is not None and (how := chosen_by_held_out(experiment, results)):
         found.append(
-            f"{HELD_OUT}: these rows {how}, so what is measured on them flatters. Evaluate on rows that took no part "
+            f"{HELD_OUT}: these rows {how}, so results on them are too optimistic. Evaluate on rows that took no part "
             "in the choice: rankwise evaluate RUN --task FILE"
         )
     if any(metric in CHOOSING for metric in evaluation.tuned.scores):
@@ -44,18 +44,18 @@ def evaluation_warnings(evaluation: Evaluation, experiment: Experiment | None, r
 
 
 def strength_warnings(curve: StrengthCurve, experiment: Experiment, results: Results | None) -> list[str]:
-    """The strength that is recommended is one more choice by the same rows."""
+    """List the warnings for a strength curve, whose recommendation is also chosen by these rows."""
     how = chosen_by_held_out(experiment, results) if curve.own_rows else ""
     if not how:
         return []
     return [
-        f"strength: the rows it was measured on {how}, so the gain on them flatters. Measure on rows that took no part "
-        "in the choice: rankwise strength RUN --data FILE"
+        f"strength: the rows it was measured on {how}, so the gain is too optimistic. Measure on rows that took no "
+        "part in the choice: rankwise strength RUN --data FILE"
     ]
 
 
 def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
-    """What the held-out rows had a say in; nothing where they had none."""
+    """Say what the held-out rows decided during training; empty if nothing."""
     if experiment.validation.keep == "best":
         return "chose the step that was kept (validation.keep)"
     if results is not None and results.ended_early:
@@ -64,13 +64,13 @@ def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
 
 
 def of_overlap(data_report: DataReport | None) -> str:
-    """What the run's own rows to measure with share with those it was trained on; nothing where they share none."""
+    """Describe the overlap of validation and training rows; empty if there is none."""
     both = data_report.overlap if data_report is not None else None
     if both is None or not both.exact + both.near:
         return ""
     return (
         f"{both.exact:,} of the {both.of:,} validation rows have the same prompt as a training row, and {both.near:,} "
-        "nearly the same: their loss is too low to judge the model by."
+        "nearly the same: their loss underestimates the loss on new rows."
     )
 
 
@@ -79,7 +79,7 @@ def _of_choices(evaluation: Evaluation) -> list[str]:
     clear = any(one.verdict != "cannot tell" for name, one in evaluation.differences.items() if name in CHOOSING)
     if evaluation.n < MANY and not clear:
         found.append(
-            f"{evaluation.task}: an accuracy that is measured on {_items(evaluation.n)} can be wrong by "
+            f"{evaluation.task}: an accuracy measured on {_items(evaluation.n)} can be wrong by "
             f"{_points(evaluation.n)} percentage points; on {MANY:,} items it would be {_points(MANY)}."
         )
     least, base = chance(evaluation), evaluation.base
@@ -87,13 +87,13 @@ def _of_choices(evaluation: Evaluation) -> list[str]:
     if least is not None and accuracy is not None and accuracy.low <= least:
         found.append(
             f"{evaluation.task}: the base's accuracy of {accuracy.value:.3f} ({accuracy.low:.3f} to "
-            f"{accuracy.high:.3f}) is not clearly above chance ({least:.3f}), so there is little that could be lost."
+            f"{accuracy.high:.3f}) is not clearly above chance ({least:.3f}), so there is little to lose."
         )
     return found
 
 
 def chance(evaluation: Evaluation) -> float | None:
-    """What who always chooses the same, or at random, gets right; None where the number of choices is not known."""
+    """Return the accuracy of constant or random choices; None if the number of choices is unknown."""
     listed = evaluation.settings.get("choices")
     many = len(listed) if isinstance(listed, list) and listed else _choices_of_public(evaluation)
     shares = [1 / many] if many else []
@@ -104,20 +104,20 @@ def chance(evaluation: Evaluation) -> float | None:
 
 
 def _choices_of_public(evaluation: Evaluation) -> int | None:
-    """A name alone says nothing: the task has to be asked as the public one is."""
+    """Return the number of choices of a public task, if the prompt is the public one too."""
     same = evaluation.settings.get("ask") == BUILT_IN.get(evaluation.task, {}).get("ask")
     return CHOICES.get(evaluation.task) if same else None
 
 
 def _class_rows(side: ModelScores) -> list[list[float]]:
-    """[right, predicted, actual] of each class, where a metric of classes was taken."""
+    """Return [right, predicted, actual] of each class for all items, if a class metric was computed."""
     rows = next((side.scores[metric].sums for metric in ("f1", "matthews") if metric in side.scores), [])
     widths = {len(row) for row in rows}
     return rows if len(widths) == 1 and min(widths) and min(widths) % 3 == 0 else []
 
 
 def _points(n: int) -> int:
-    """Half of the 95 % interval of a share of one half, which is the widest."""
+    """Return half the width of the 95 % interval of a share of one half, the widest case."""
     return round(98 / n**0.5)
 
 
