@@ -168,7 +168,7 @@ def test_the_rows_that_a_run_was_trained_on_say_nothing(home, words):
     for run in ("measured", "all"):
         result = rankwise("evaluate", run, *words)
         assert result.exit_code == 2, result.output
-        assert "rows.jsonl: is among the data of the run" in " ".join(result.output.split())
+        assert "rows.jsonl: belongs to the data of the run" in " ".join(result.output.split())
 
 
 def test_rows_to_measure_with_that_are_those_of_training_are_told_or_refused(home, tiny_folder):
@@ -178,7 +178,7 @@ def test_rows_to_measure_with_that_are_those_of_training_are_told_or_refused(hom
     for named in ("--data", "--task"):
         result = rankwise("evaluate", "both", named, "rows.jsonl", "--no-forgetting")
         assert result.exit_code == 2, result.output
-        assert "rows.jsonl: is among the data of the run" in " ".join(result.output.split())
+        assert "rows.jsonl: belongs to the data of the run" in " ".join(result.output.split())
     told = rankwise("evaluate", "both", "--no-forgetting", "--quiet").stdout
     assert "12 of the 12 validation rows have the same prompt as a training row" in " ".join(told.split())
 
@@ -204,7 +204,7 @@ def test_a_file_of_rows_is_a_task(home, tiny_folder):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("all",), "held no rows out"),
+        (("all",), "held out no rows"),
         (("measured", "--task", "nothing"), "there is no task"),
         (("measured", "--against", "x"), "its own base"),
         (("measured", "--task", "missing.yaml"), "missing.yaml"),

@@ -253,7 +253,7 @@ def test_a_result_that_lies_behind_a_link_is_checked_too(home):
 def test_hidden_files_that_a_system_leaves_are_only_mentioned(home, name):
     replace(home / "runs" / "short" / "adapter" / name, b"x")
     read = rankwise("generate", "short", "--prompt", "hi", "--max-new-tokens", 2)
-    assert read.exit_code == 0 and f"loaded by no program: adapter/{name}" in read.stderr
+    assert read.exit_code == 0 and f"not loaded by programs: adapter/{name}" in read.stderr
 
 
 def test_a_renamed_run_has_its_new_name_on_its_card_and_verifies(home):

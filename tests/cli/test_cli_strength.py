@@ -121,7 +121,7 @@ def test_a_run_is_measured_from_elsewhere_too(home, tmp_path, monkeypatch):
 
 def test_a_run_that_held_nothing_out_wants_rows(home):
     result = rankwise("strength", "dora", *QUICK)
-    assert result.exit_code == 2 and "held no rows out" in result.stderr and "--data FILE" in result.stderr
+    assert result.exit_code == 2 and "held out no rows" in result.stderr and "--data FILE" in result.stderr
     result = rankwise("strength", "dora", "--data", "apart.jsonl", *QUICK, "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -132,13 +132,13 @@ def test_a_run_that_held_nothing_out_wants_rows(home):
 
 def test_what_was_trained_on_measures_nothing(home):
     result = rankwise("strength", "lora", "--data", "rows.jsonl", *QUICK)
-    assert result.exit_code == 2 and "rows.jsonl: is among the data of the run" in result.stderr
+    assert result.exit_code == 2 and "rows.jsonl: belongs to the data of the run" in result.stderr
     shutil.copy("rows.jsonl", "same.txt")
     result = rankwise("strength", "lora", "--text", "same.txt", "--blocks", 1)
-    assert result.exit_code == 2 and "rows.jsonl is among the data of the run" in result.stderr
+    assert result.exit_code == 2 and "rows.jsonl belongs to the data of the run" in result.stderr
     Path("rows.jsonl").write_text(rows(12, 1))
     result = rankwise("strength", "lora", *QUICK)
-    assert result.exit_code == 2 and "are others now" in result.stderr
+    assert result.exit_code == 2 and "have changed" in result.stderr
     assert not (home / "runs" / "lora" / "strength.json").exists()
 
 

@@ -260,7 +260,7 @@ def test_a_text_to_be_continued_is_left_out_where_it_does_not_fit(model, tmp_pat
 def test_rows_that_ask_nothing_have_no_answer_that_could_be_compared(model, tmp_path, ask):
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "the quick brown fox"}\n')
-    with pytest.raises(DataError, match=r"texts.jsonl:1: nothing stands before its answer"):
+    with pytest.raises(DataError, match=r"texts.jsonl:1: there is no prompt before the answer"):
         requests_of(TaskConfig(task="t", data=str(file), score=("exact", "loss"), **ask), model)
 
 
@@ -300,7 +300,7 @@ def test_of_what_follows_nothing_every_token_is_scored(model, tmp_path):
     for choice, document in zip(item.choices, item.documents, strict=True):
         ids = model.tokenizer.encode(choice)
         assert list(document.ids[1:]) == ids and document.loss_count == len(ids)
-    with pytest.raises(DataError, match="nothing stands before its answer"):
+    with pytest.raises(DataError, match="there is no prompt before the answer"):
         requests_of(TaskConfig(task="t", data=str(file), ask="{q}", answer="fox", score="exact", chat=False), model)
 
 
@@ -416,7 +416,7 @@ def test_the_task_comes_first_and_is_announced_as_soon_as_it_is_known(tiny_folde
     scored = f"t, {tiny_folder}: exact {found.tuned.metrics['exact'].value:.4g}"
     places = [at for at, text in enumerate(told) if text.startswith(scored)]
     answering, forgetting = ([at for at, text in enumerate(told) if text.startswith(what)]
-                             for what in ("Answering t", "Measuring what is forgotten"))  # fmt: skip
+                             for what in ("Answering t", "Measuring forgetting"))  # fmt: skip
     assert len(places) == 2 and len(answering) == 2
     assert answering[0] < places[0] < answering[1] < places[1] < forgetting[0]
     assert "cannot tell with n = 20" in told[places[1]]

@@ -139,7 +139,7 @@ def test_models_of_other_vocabularies_are_not_compared(
     model: LoadedModel, hub_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     wider = replace(model, module=tiny_model("llama", vocab=model.vocabulary + 8))
-    with pytest.raises(ModelError, match="has another vocabulary"):
+    with pytest.raises(ModelError, match="has a different vocabulary"):
         of_two_models(model, wider)
     described = json.loads(hub_tokenizer.backend_tokenizer.to_str())
     ids = described["model"]["vocab"]

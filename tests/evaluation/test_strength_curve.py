@@ -131,7 +131,7 @@ def test_where_no_gain_can_be_told_from_none_it_is_said(gain, instead):
     means = [sum(row[0] for row in rows) / 40 for rows in losses]
     found = untold(points(s0=means[0], s50=means[1], s100=means[2]), losses)
     assert (found and found[0]) == instead
-    assert found is None or ("n = 40" in found[1] and ("surely worse" in found[1]) == (instead == 0))
+    assert found is None or ("n = 40" in found[1] and ("significantly worse" in found[1]) == (instead == 0))
 
 
 def test_few_items_recommend_what_was_trained():

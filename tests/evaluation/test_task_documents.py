@@ -95,7 +95,7 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path, row, problem):
 
 @pytest.mark.parametrize(
     ("row", "what"),
-    [({"q": "a\ud800", "a": "b"}, "question"), ({"q": "a", "a": "\udfff"}, "wanted answer"),
+    [({"q": "a\ud800", "a": "b"}, "question"), ({"q": "a", "a": "\udfff"}, "reference answer"),
      ({"q": "a\0", "a": "b"}, "question")],
 )  # fmt: skip
 def test_what_no_text_should_have_is_refused_as_in_rows_of_a_known_form(tmp_path, row, what):

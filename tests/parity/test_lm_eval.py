@@ -149,6 +149,6 @@ def test_a_file_is_refused_whatever_is_in_it(tiny_folder, tmp_path, monkeypatch,
     for file in ("bad.yaml", "bad", "sub/bad.YML"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(TEMPLATE)
-    with pytest.raises(ConfigError, match=r"task file of ours .*docs/evaluation.md"):
+    with pytest.raises(ConfigError, match=r"rankwise task file instead .*docs/evaluation.md"):
         evaluate(str(tiny_folder), f"lm-eval:{name}")
     assert not (tmp_path / "mark").exists()

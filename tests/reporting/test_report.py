@@ -82,8 +82,8 @@ def test_the_verdict_comes_first_and_says_how_sure_it_is():
     one = read_evaluation(evaluation_path(run, "task")).differences["exact"]
     assert made.verdict == (
         "Better than the base on task: exact 0.600 against 0.200 "
-        f"(+0.400, 95 % interval {one.low:+.3f} to {one.high:+.3f}, n = 40); on text that is not "
-        "among its files it moved from the base by 0.020 nats per token (KL, 0.017 to 0.024)."
+        f"(+0.400, 95 % interval {one.low:+.3f} to {one.high:+.3f}, n = 40); on text that it was "
+        "not trained on, it moved from the base by 0.020 nats per token (KL, 0.017 to 0.024)."
     )
 
 
@@ -138,7 +138,7 @@ def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():
     made_run(evaluated=False)
     made = report("r")
     assert made.verdict == (
-        "The loss on 10 documents it was not trained on fell, from 2.000 to 0.700 nats per learned token; whether its "
+        "The loss on 10 held-out sequences fell, from 2.000 to 0.700 nats per target token; whether its "
         "answers are better was not measured."
     )
     assert "rankwise evaluate r" in json.loads(made.data.read_text())["next"]
@@ -155,7 +155,7 @@ def test_the_loss_that_is_told_is_that_of_the_step_that_was_kept():
     assert manifest.results is not None
     results = manifest.results.model_copy(update={"kept_step": 12, "held_out_loss_after": 1.2})
     run.write_manifest(manifest.model_copy(update={"results": results}))
-    assert "fell, from 2.000 to 1.200 nats per learned token after step 12, which was kept" in report("r").verdict
+    assert "fell, from 2.000 to 1.200 nats per target token at the selected step 12" in report("r").verdict
 
 
 def test_where_nothing_was_measured_it_says_just_that():
@@ -198,7 +198,7 @@ def test_a_run_that_was_cut_short_has_a_page_that_says_so(status):
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_a_run_of_hardly_any_steps_has_a_page(steps):
     made_run(steps=steps, during=False, evaluated=False, method="lora")
-    assert ("The one step had a loss of" in words_of()) == (steps == 1)
+    assert ("The only step had a loss of" in words_of()) == (steps == 1)
     assert len(data_of()["loss"]["loss"]) == steps
 
 
@@ -229,14 +229,14 @@ def test_full_fine_tuning_is_told_by_arithmetic_with_its_formula():
     assert found["full_fine_tuning_bytes"] == 16 * 134_515_008
     assert found["this_run_bytes"] == 2 * 134_515_008 + 16 * 1_200_000
     assert "16 bytes" in found["formula"]
-    assert "by arithmetic" in words_of() and "not a measurement" in words_of()
+    assert "calculated" in words_of() and "not measured" in words_of()
     assert found["time"] is None, "there is no record of AdaLoRA's"
 
 
 def test_the_time_of_full_fine_tuning_is_a_record_and_called_one():
     made_run(method="lora")
     said = data_of()["cost"]["by_arithmetic"]["time"]
-    assert "By the benchmark in docs/speed.md" in said and "2.5 times" in said and said in words_of()
+    assert "In the benchmark of docs/speed.md" in said and "2.5 times" in said and said in words_of()
 
 
 def test_what_cannot_be_seen_is_plain_text_in_the_title():
@@ -276,7 +276,7 @@ def test_samples_stand_side_by_side_with_what_was_wanted():
     made_run(said=lambda where: "the same" if where in ("target", "after") else where)
     html = report("r").page.read_text()
     assert html.index(">before<") < html.index(">the same<", html.index(">before<"))
-    assert html.count("as wanted") == 1
+    assert html.count("matches the target") == 1
 
 
 def test_a_loss_that_is_no_number_is_left_out_of_the_picture_and_null_in_the_data():

@@ -33,7 +33,7 @@ def test_nothing_is_said_of_answers_to_enough_items(evaluation):
 @pytest.mark.parametrize("n", [1, 4])
 def test_too_few_items_to_show_anything(evaluation, n):
     (said,) = evaluation_warnings(evaluation.model_copy(update={"n": n}), None, None)
-    assert f"{n} item" in said and "can show nothing" in said
+    assert f"{n} item" in said and "cannot show anything" in said
 
 
 def test_an_interval_without_width_is_no_certainty(evaluation):

@@ -47,7 +47,7 @@ def test_what_was_forecast_is_written_beside_what_it_took(small):
     assert found["peak_bytes"]["forecast"] == forecast.peak_bytes
     assert found["peak_bytes"]["off"] == pytest.approx(forecast.peak_bytes / results.peak_rss_bytes - 1)
     page = report("small")
-    assert "Forecast and fact" in page.page.read_text()
+    assert "Forecast and actual values" in page.page.read_text()
     cost = json.loads(page.data.read_text())["cost"]
     assert cost["forecast"]["seconds"]["fact"] == results.train_seconds
 

@@ -467,7 +467,7 @@ def test_a_metric_that_the_rows_cannot_have_is_refused_before_anything_is_writte
     ):
         rankwise.train(asked("run", "lora", {"by": "json", "answers": 2}))
     Path("measured.jsonl").write_text('{"prompt": "the quick", "completion": "brown fox"}\n' * 2)
-    with pytest.raises(ConfigError, match=r"validation is to score answers by number, .* has no number in it"):
+    with pytest.raises(ConfigError, match=r"validation is to score answers by number, .* contains no number"):
         rankwise.train(asked("run", "lora", {"by": "number", "answers": 2}))
     Path("measured.jsonl").write_text('{"text": "the quick brown fox"}\n')
     with pytest.raises(ConfigError, match="no validation row asks for an answer"):

@@ -93,7 +93,7 @@ def dependents(run: RunDirectory) -> list[str]:
 
 def check_renamable(run: RunDirectory, new: str) -> None:
     if run.folder.is_symlink():
-        raise RunError(f"{run.folder} is a link to {os.readlink(run.folder)}, and links are not followed.")
+        raise RunError(f"{run.folder} is a link to {os.readlink(run.folder)}, and links are not followed.")  # noqa: PTH115
     if not re.fullmatch(RUN_NAME, new):
         raise RunError(
             f'"{new[:80]}" cannot be the name of a run: at most 64 letters (A-Z), digits, ".", "_" and "-" are '
