@@ -376,8 +376,8 @@ def test_three_runs_are_held_against_the_first_and_their_page_says_so():
     made = rankwise.report(["a", "b", "c"])
     assert made.page.name == "against-b-c.html" and made.page.parent.name == "a"
     assert made.verdict == (
-        "b is better than a on task; c cannot be told from a on task; each is held against the first, without "
-        "allowance for how many are."
+        "b is better than a on task; no difference between c and a is significant on task; each is compared "
+        "with the first, without correction for multiple comparisons."
     )
     first = made.page.read_bytes(), made.data.read_bytes()
     again = rankwise.report(["a", "b", "c"])

@@ -1,1 +1,1 @@
-"""Where base models come from: the hub, folders, GGUF files, starters. The only home of transformers."""
+"""Base models from the hub, folders, GGUF files and starters. Most uses of transformers are here."""

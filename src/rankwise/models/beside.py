@@ -1,7 +1,7 @@
-"""Tokenizer and chat template that lie beside an adapter in its folder, as PEFT and TRL leave them there.
+"""Tokenizer and chat template stored in an adapter's folder, as PEFT and TRL save them.
 
-The folder may be anybody's: the files are read as text and JSON, up to a size, and a template runs in the sandbox that
-every chat template runs in.
+The folder is not trusted: files are read as text and JSON up to a size limit, and a template runs in the same sandbox
+as every chat template.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from rankwise.system.foreign_json import read_json
 from rankwise.text.tokenizer import HubTokenizer
 
 LARGEST_TEMPLATE, LARGEST_TOKENIZER = 1_000_000, 100_000_000
-"""Bytes."""
+"""Size limits in bytes."""
 COPIED = ("added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.model", "vocab.json")
-"""Of a tokenizer, beside the files that are named below."""
+"""Further files of a tokenizer, beside those named below."""
 TEMPLATE, MORE_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG = (
     "chat_template.jinja", "additional_chat_templates", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
 
 
 def templates_in(folder: Path) -> dict[str, str]:
-    """The Jinja text by name, of which one is "default"; nothing where there is none. Files win over settings."""
+    """Return Jinja texts by name, one of them "default"; empty if there is none. Files take precedence over
+    settings."""
     config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     found = _named(config.get("chat_template"))
     if (folder / TEMPLATE).is_file():
@@ -34,7 +35,7 @@ def templates_in(folder: Path) -> dict[str, str]:
 
 
 def _named(value: Any) -> dict[str, str]:
-    """In a tokenizer's settings: one text, or a list of {name, template}."""
+    """Read templates from a tokenizer's settings: one text, or a list of {name, template}."""
     if isinstance(value, str):
         return {"default": value}
     entries = [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
@@ -44,7 +45,7 @@ def _named(value: Any) -> dict[str, str]:
 
 def _text(file: Path) -> str:
     if not file.is_file() or file.stat().st_size > LARGEST_TEMPLATE:
-        raise AdapterError(f"{file} is no chat template: it is not a file of at most {LARGEST_TEMPLATE:,} bytes.")
+        raise AdapterError(f"{file} is not a chat template: it must be a file of at most {LARGEST_TEMPLATE:,} bytes.")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -52,8 +53,8 @@ def _text(file: Path) -> str:
 
 
 def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Tokenizer and templates of one folder into another; whether there is a tokenizer at all. A link out of the folder
-    is not followed, but for the hub client's cache, so that no other file of its reader's is copied."""
+    """Copy tokenizer and templates to another folder; return whether there is a tokenizer. Links out of the folder are
+    only followed into the hub client's cache, so that no private file is copied."""
     whole = source.resolve()
     allowed = [whole, *(parent / "blobs" for parent in whole.parents[1:2])]
     names = [TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, *COPIED]
@@ -68,7 +69,7 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
 
 
 def other_tokens(folder: Path, base: HubTokenizer, base_folder: Path) -> str | None:
-    """How the tokenizer in the folder differs from the base model's in the numbers of its tokens, in a few words."""
+    """Describe how token ids of the folder's tokenizer differ from the base model's; None if they do not."""
     file, own = folder / TOKENIZER, base_folder / TOKENIZER
     if not file.is_file() or (own.is_file() and sha256_of(file) == sha256_of(own)):
         return None
@@ -76,16 +77,16 @@ def other_tokens(folder: Path, base: HubTokenizer, base_folder: Path) -> str | N
     other = [token for token, number in theirs.items() if ours.get(token, number) != number]
     added = [token for token in theirs if token not in ours]
     if other:
-        return f"{len(other):,} tokens have other numbers there, such as {other[0]!r}"
-    return f"it has {len(added):,} tokens more, such as {some(map(repr, added), 3)}" if added else None
+        return f"{len(other):,} tokens have different ids, such as {other[0]!r}"
+    return f"it has {len(added):,} additional tokens, such as {some(map(repr, added), 3)}" if added else None
 
 
 def _vocabulary(file: Path) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     if file.stat().st_size > LARGEST_TOKENIZER:
-        raise AdapterError(f"{file} has {file.stat().st_size:,} bytes, too many for a tokenizer.")
+        raise AdapterError(f"{file} has {file.stat().st_size:,} bytes, which is too large for a tokenizer.")
     try:
         return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no specific errors
         raise AdapterError(f"{file} cannot be read as a tokenizer: {error}") from None

@@ -1,8 +1,8 @@
-"""A GGUF file into a folder of safetensors, once. Weights are dequantised to float32, so the noise of their
-quantisation stays and nothing is added; the next load takes a second instead of a quarter of a minute.
+"""Conversion of GGUF files to a folder of safetensors, done once. Weights are dequantised to float32, which keeps their
+quantisation noise and adds none. After that, loading takes about 1 s instead of 15 s.
 
-The folder is named for the file's SHA-256: another file, or the same one changed, is converted anew. The tensors are
-checked each time, also of files that were converted before there was a check.
+The folder is named after the file's SHA-256, so a changed file is converted again. Tensors are checked at each load,
+even if the file was converted before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAGIC = b"GGUF"
 
 
 def converted(file: Path, callback: Callback) -> Path:
-    """The safetensors folder of a GGUF file, made if it is not there."""
+    """Return the safetensors folder of a GGUF file, converting it if necessary."""
     with file.open("rb") as opened:
         if opened.read(4) != MAGIC:
             raise ModelError(f"{file} is not a GGUF file (it does not begin with GGUF).")
@@ -34,7 +34,7 @@ def converted(file: Path, callback: Callback) -> Path:
         unused = check_tensors(file)
     if unused:
         callback(WarningMessage(
-            f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} not read: long texts use the "
+            f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} ignored: long texts use the "
             "architecture's own positions instead of those in the file"
         ))  # fmt: skip
     folder = cache_folder() / "models" / f"gguf-{sha256_of(file)[:16]}"
@@ -49,7 +49,7 @@ def converted(file: Path, callback: Callback) -> Path:
 
 @contextmanager
 def _refused(file: Path) -> Iterator[None]:
-    """Whatever a damaged file makes the readers raise names the file; each of them has kinds of its own."""
+    """Turn any error of the GGUF readers into one that names the file."""
     try:
         yield
     except RankwiseError:
@@ -64,7 +64,7 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # In a folder of its own, so that nothing else beside the file is read. The converter's bar has no switch.
+    # in a folder of its own, so that no other file is read; stderr is redirected to hide the converter's progress bar
     with _refused(file), TemporaryDirectory() as alone, redirect_stderr(StringIO()):
         Path(alone, file.name).symlink_to(file.absolute())
         only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
@@ -72,7 +72,7 @@ def _convert(file: Path, folder: Path) -> None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, output_loading_info=True, **only)
     model, report = loaded
     _check_all_was_read(file, report)
-    # Its weights are plain now; what says otherwise would make transformers refuse to save and later to load them.
+    # the weights are not quantised any more; with these settings transformers would refuse to save and load them
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
@@ -82,9 +82,9 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _check_all_was_read(file: Path, report: Any) -> None:
-    """What was not read is random now. Tied weights are not among what is missing."""
+    """Refuse a conversion with missing weights, which would be random. Tied weights do not count as missing."""
     missing, other = sorted(report["missing_keys"]), sorted(str(one) for one in report["mismatched_keys"])
     problems = [f"{len(missing)} of the model's weights are missing: {some(missing, 4)}."] if missing else []
-    problems += [f"{len(other)} have another shape than in the model: {some(other, 4)}."] if other else []
+    problems += [f"{len(other)} have a different shape than in the model: {some(other, 4)}."] if other else []
     if problems:
         raise ModelError("\n  ".join([f"{file} cannot be converted; download or make the file again:", *problems]))

@@ -1,9 +1,8 @@
-"""Whether the tensors of a GGUF file are those of the model that its settings describe, from the header alone.
+"""Check from the header of a GGUF file that its tensors fit the model that its settings describe.
 
-transformers fills a tensor that it does not find with random numbers and reads what lies at an offset whatever it is.
-So each tensor has to lie within the file, apart from all others, and, of the families whose weights are known here, in
-the shape that the model has; none may be missing and none left over. Of other families the loading report says
-afterwards what was missing (gguf.py).
+transformers fills missing tensors with random numbers, and reads any bytes at an offset as numbers. So each tensor must
+lie within the file and overlap no other. For known families, it must also have the model's shape, and none may be
+missing or left over. For other families, the loading report shows missing tensors afterwards (gguf.py).
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ from rankwise.planning.gguf_config import FAMILIES, NOT_OF_THE_MODEL, config_of_
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 
 LISTED = 4
-"""Tensors that one message names."""
+"""Largest number of tensors named in a message."""
 
 Shape = tuple[int, ...]
 
 
 def check_tensors(file: Path) -> list[str]:
-    """ModelError with all that is wrong. What is left over and computed from settings is returned by name."""
+    """Refuse a file with all its problems; return the names of tensors that are ignored because settings determine
+    them."""
     header = read_gguf_header(file)
     problems = [*_blocks(header), *_stored(header)]
     if not problems and header.settings.get("general.architecture") in FAMILIES:
@@ -36,7 +36,7 @@ def check_tensors(file: Path) -> list[str]:
 
 
 def _blocks(header: GgufHeader) -> list[str]:
-    """Every block has tensors of its own, so more blocks than tensors are a mistake, and would be built without end."""
+    """Refuse more blocks than tensors: every block has tensors, and building that many blocks could take for ever."""
     key = f"{header.settings.get('general.architecture')}.block_count"
     blocks = header.settings.get(key)
     if isinstance(blocks, int) and blocks > len(header.tensors):
@@ -45,7 +45,7 @@ def _blocks(header: GgufHeader) -> list[str]:
 
 
 def _stored(header: GgufHeader) -> list[str]:
-    """What is wrong with where the tensors lie."""
+    """List problems with the positions of tensors in the file."""
     problems, lying = [], []
     for name, sizes in header.tensors.items():
         try:
@@ -63,7 +63,7 @@ def _stored(header: GgufHeader) -> list[str]:
 
 
 def _overlaps(lying: list[tuple[int, int, str]]) -> list[str]:
-    """Of tensors in the order in which they begin."""
+    """List overlaps of tensors, which are sorted by their start."""
     problems, reached, last = [], 0, ""
     for begin, end, name in lying:
         if begin < reached:
@@ -74,20 +74,20 @@ def _overlaps(lying: list[tuple[int, int, str]]) -> list[str]:
 
 
 def _bytes_of(sizes: Shape, kind: int) -> int:
-    """Quantised numbers are stored in blocks of so many, which a row is made of."""
+    """Compute the size of a tensor; quantised numbers are stored in blocks, and a row is a whole number of blocks."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
         numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
-        raise ModelError(f"is stored in format {kind}, which is not known.") from None
+        raise ModelError(f"is stored in an unknown format ({kind}).") from None
     if sizes[0] % numbers:
         raise ModelError(f"has rows of {sizes[0]:,} numbers, and its format stores {numbers} at a time.")
     return math.prod(sizes) // numbers * size
 
 
 def _against(header: GgufHeader, expected: dict[str, Shape]) -> list[str]:
-    """What the file holds beside what the model is made of."""
+    """Compare the file's tensors with those of the model."""
     there = {name: sizes for name, sizes in header.tensors.items() if not name.startswith(NOT_OF_THE_MODEL)}
     problems = []
     if missing := sorted(expected.keys() - there.keys()):
@@ -106,7 +106,7 @@ def _tensors(names: list[str]) -> str:
 
 
 def expected_tensors(header: GgufHeader, file: Path) -> dict[str, Shape]:
-    """By GGUF's names: the shapes of the model that transformers would build, which takes no memory."""
+    """Return the shapes of the model that transformers would build, by GGUF names, without allocating memory."""
     import torch
     from gguf import MODEL_ARCH, get_tensor_name_map
     from transformers import AutoModelForCausalLM

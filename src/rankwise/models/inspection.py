@@ -1,7 +1,7 @@
-"""What a model's folder holds, looked at before anything in it is handed to transformers.
+"""Inspection of a model folder before transformers reads anything from it.
 
-Weights must be safetensors (no pickles), whole and not quantised; Python code that comes with a model is not run
-unless its commit was named, and neither is code that a setting asks for from elsewhere.
+Weights must be safetensors (no pickles) and not quantised. Python code that comes with a model runs only if the user
+named its commit; code that a setting refers to elsewhere never runs.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from rankwise.system.foreign_json import read_json as read_json
 
 
 def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
-    """Refuse a folder that could not be loaded, or only by running what it brings."""
+    """Refuse a folder that cannot be loaded, or only by running its own code."""
     config = read_json(folder / "config.json")
     refuse_vision(config, str(folder))
     if not any(folder.glob("*.safetensors")):
         pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
         hint = (
-            f" Its weights are pickles ({pickled}), which are never read; convert them to safetensors."
+            f" Its weights are pickle files ({pickled}), which rankwise never reads; convert them to safetensors."
             if pickled
             else ""
         )
         raise ModelError(f"{folder} has no .safetensors weights.{hint}")
     if (folder / "adapter_config.json").exists():
-        raise ModelError(f"{folder} holds an adapter beside its weights; give the folder of the base model alone.")
+        raise ModelError(f"{folder} contains an adapter beside its weights; give a folder with only the base model.")
     if config.get("quantization_config"):
         raise ModelError(
-            f"{folder} holds quantised weights, which cannot be adapted yet; give the full-precision model."
+            f"{folder} contains quantised weights, which are not supported yet; give the full-precision model."
         )
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else read_json(folder / name) if (folder / name).is_file() else {}
@@ -39,7 +39,7 @@ def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
 
 
 def refuse_vision(config: dict[str, Any], name: str) -> None:
-    """A model of images, which would be refused later for its lack of a tokenizer or of weights that fit."""
+    """Refuse vision models with a clear message; later errors would be about missing tokenizers or weights."""
     from transformers.models.auto import modeling_auto
 
     kind = config.get("model_type")
@@ -53,7 +53,7 @@ def refuse_vision(config: dict[str, Any], name: str) -> None:
 
 
 def _is_native(config: dict[str, Any]) -> bool:
-    """Whether transformers has this architecture itself; then it is used, and the code beside the model is not."""
+    """Tell whether transformers has this architecture itself, in which case code in the folder is ignored."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return config.get("model_type") in CONFIG_MAPPING
@@ -61,37 +61,38 @@ def _is_native(config: dict[str, Any]) -> bool:
 
 def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: bool) -> None:
     if "--" in "".join(_texts(settings.get("auto_map"))):
-        raise RemoteCodeError(f"{folder / name} asks for Python code of another repository. It is not run.")
+        raise RemoteCodeError(f"{folder / name} refers to Python code of another repository. Such code is never run.")
     if "auto_map" in settings and not allowed:
         files = some(sorted(path.name for path in folder.glob("*.py"))) or str(settings["auto_map"])
         raise RemoteCodeError(
-            f"{folder / name} asks for Python code that comes with the model ({files}). It is not run. "
-            "If you have read it, take the model from the hub and name its commit with --set model.trust_code=COMMIT."
+            f"{folder / name} needs Python code that comes with the model ({files}), which was not run. "
+            "If you have "
+            "read and trust it, use the model from the hub with --set model.trust_code=COMMIT."
         )
     for key, value in _items(settings):
         elsewhere = [text for text in _texts(value) if set(text) & set("/:")] if "implementation" in key else []
         if elsewhere:
             raise RemoteCodeError(
-                f'{folder / name} asks by "{key}" for code from elsewhere ({elsewhere[0]!r}). It is not run.'
+                f'{folder / name} refers to code elsewhere by "{key}" ({elsewhere[0]!r}). Such code is never run.'
             )
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:
-    """Every key with its value, at any depth."""
+    """List all keys and values at any depth."""
     here = list(value.items()) if isinstance(value, dict) else []
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return here + [item for part in inside for item in _items(part)]
 
 
 def _texts(value: Any) -> list[str]:
-    """Every text inside a value of JSON."""
+    """List all texts inside a JSON value."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [value] if isinstance(value, str) else [text for item in inside for text in _texts(item)]
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes with the config, the tokenizer, the chat template or any weight: of a file up to 2 GB every byte counts,
-    of a larger one a sample does.
+    """Hash config, tokenizer, chat template and weights. Files up to 2 GB are hashed completely, larger ones by a
+    sample.
     """
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -104,7 +105,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _sample(file: Path, size: int) -> bytes:
-    """A megabyte at each of 64 places, the header among them."""
+    """Hash a megabyte at each of 64 positions, including the header."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         for place in range(64):

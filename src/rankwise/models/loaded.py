@@ -1,4 +1,4 @@
-"""A base model in memory with everything that is needed to train it, ask it and say what it is."""
+"""A base model in memory, with everything needed to train, run and identify it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LoadedModel:
     module: nn.Module
     tokenizer: HubTokenizer
     template: ChatTemplate
-    """How conversations are written: the model's own, unless a recipe or a run says otherwise."""
+    """The chat template: the model's own, unless a recipe or a run sets another."""
     spec: ModelConfig
     source: Source
     precision: Precision
@@ -31,7 +31,7 @@ class LoadedModel:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens have an embedding."""
+        """Number of tokens that have an embedding."""
         module: Any = self.module
         return module.get_input_embeddings().weight.shape[0]
 

@@ -1,4 +1,4 @@
-"""load(config) -> LoadedModel: a model with its tokenizer, from a folder that was found and inspected."""
+"""Loading of models with their tokenizers, from folders that were inspected first."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from rankwise.text.tokenizer import HubTokenizer
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What transformers is asked to build from a folder."""
+    """The kind of model that transformers builds from a folder."""
 
     auto_class: str
     described: str
     new_modules: tuple[str, ...] = ()
-    """Modules that the folder need not have weights for."""
+    """Modules that may lack weights in the folder."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What overrides the folder's config.json."""
+    """Settings that override the folder's config.json."""
 
 
 CAUSAL_LM = ModelKind("AutoModelForCausalLM", "a causal language model")
 
 
 def load(model: ModelConfig | str, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
-    """Load a base model by starter name, hub id, folder or GGUF file. What a run made must be what training wrote."""
+    """Load a base model by starter name, hub id, folder or GGUF file. A run's model must be unchanged since
+    training."""
     spec = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
     check_folder(Path(spec.name).expanduser(), callback)
     return load_unchecked(spec, callback, kind)
@@ -49,7 +50,7 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
     module = _module(source, precision.dtype, trusted, callback, kind)
     tokenizer = _tokenizer(source, trusted)
     module.to(precision.device).eval()
-    module.generation_config = type(module.generation_config)()  # else it would fill in what a request leaves open
+    module.generation_config = type(module.generation_config)()  # else it would fill in unset settings
     config = module.config.get_text_config()
     return LoadedModel(
         module=module,
@@ -72,7 +73,7 @@ def _module(source: Source, dtype: Any, trusted: bool, callback: Callback, kind:
             source.folder, dtype=dtype, local_files_only=True, use_safetensors=True,
             trust_remote_code=trusted, output_loading_info=True, **kind.settings,
         )  # fmt: skip
-    except Exception as error:  # many kinds: damaged weights, unknown architectures, missing parts
+    except Exception as error:  # errors of many kinds: damaged weights, unknown architectures, missing parts
         if is_out_of_memory(error):
             raise
         raise ModelError(f"{source.folder} cannot be loaded as {kind.described}: {first_line(error)}") from None
@@ -89,7 +90,7 @@ def _module(source: Source, dtype: Any, trusted: bool, callback: Callback, kind:
 
 
 def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:
-    """The tokenizer without the weights, the model's name, and the length of its context."""
+    """Load the tokenizer without the weights; return it with the model's name and context length."""
     source = find(spec, callback)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     return _tokenizer(source, trusted), source.name, _context_length(_config(source, trusted))
@@ -101,7 +102,7 @@ def _config(source: Source, trusted: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=trusted)
     except Exception as error:  # as many kinds as there are architectures
-        raise ModelError(f"{source.folder} holds no model that can be loaded: {first_line(error)}") from None
+        raise ModelError(f"{source.folder} contains no model that can be loaded: {first_line(error)}") from None
 
 
 def _context_length(config: Any) -> int | None:
@@ -123,7 +124,7 @@ def _tokenizer(source: Source, trusted: bool) -> HubTokenizer:
 
 
 def _settings_ends(folder: Path) -> list[int]:
-    """What ends an answer by generation_config.json, or by config.json where there is none."""
+    """Return the end tokens from generation_config.json, or from config.json if there is none."""
     settings = folder / "generation_config.json"
     named = settings if settings.is_file() else folder / "config.json"
     return _ids(read_json(named).get("eos_token_id"), str(named))
@@ -132,5 +133,5 @@ def _settings_ends(folder: Path) -> list[int]:
 def _ids(value: Any, named_by: str) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-        raise ModelError(f"{named_by} names {value!r} as eos_token_id; a token's number is wanted, or a list of such.")
+        raise ModelError(f"{named_by} has eos_token_id {value!r}; it must be a token id or a list of token ids.")
     return ids

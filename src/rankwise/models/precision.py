@@ -1,7 +1,7 @@
-"""On which device a base model is held, in which number format, and why.
+"""The device and dtype of a base model, and the reason for the choice.
 
-bfloat16 halves the memory and, where the processor multiplies in it (AVX512-BF16, AMX, ARM BF16, CUDA from Ampere,
-Apple GPUs from macOS 14), more than doubles the speed; elsewhere it is emulated and float32 is faster.
+bfloat16 halves the memory. On hardware with bfloat16 arithmetic (AVX512-BF16, AMX, ARM BF16, CUDA from Ampere, Apple
+GPUs from macOS 14) it also more than doubles the speed; elsewhere it is emulated and float32 is faster.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ def choose_precision(spec: ModelConfig) -> Precision:
     device = torch.device(_device(spec.device))
     able, why = computes_bfloat16(device)
     if spec.dtype != "auto":
-        return Precision(device, getattr(torch, spec.dtype), "asked for")
+        return Precision(device, getattr(torch, spec.dtype), "set by the user")
     return Precision(device, torch.bfloat16 if able else torch.float32, why)
 
 
-def _device(asked: str) -> str:
+def _device(name: str) -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(name for name, usable in there.items() if usable)
-    kind, _, number = asked.partition(":")
+    if name == "auto":
+        return next(name for kind, usable in there.items() if usable)
+    kind, _, number = name.partition(":")
     if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
         usable = ", ".join(name for name, is_there in there.items() if is_there)
-        raise ModelError(f'device "{asked}" is not there; this torch ({torch.__version__}) can use {usable}.')
-    return asked
+        raise ModelError(f'device "{name}" is not available; this torch ({torch.__version__}) can use {usable}.')
+    return name
 
 
 def computes_bfloat16(device: torch.device) -> tuple[bool, str]:

@@ -1,6 +1,6 @@
-"""Keep transformers and the hub client from writing to the terminal what we say ourselves, and from telemetry.
+"""Silence transformers and the hub client in the terminal, and turn off telemetry.
 
-Imported before transformers everywhere in this folder. The hub client keeps its own bar for downloads, on a terminal.
+It must be imported before transformers. The hub client keeps its own progress bar for downloads in a terminal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def hush() -> None:
-    """Turn off transformers' own bars, once it is imported."""
+    """Turn off transformers' own progress bars, once it is imported."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""A model as a folder that other programs load: weights, tokenizer, the template it answers by, what ends an answer."""
+"""Saving a model as a folder for other programs: weights, tokenizer, chat template and end tokens."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _MARK = re.compile(r"\{%-?\+?\s*(?:end)?generation\s*-?\+?%\}")
 
 
 def numbers_in(folder: Path) -> Counter[str]:
-    """How many numbers a model's files hold of each format."""
+    """Count the numbers in a model's files by dtype."""
     counts: Counter[str] = Counter()
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+            for name in tensors.keys():  # noqa: SIM118  not a dictionary
                 part = tensors.get_slice(name)
                 counts[part.get_dtype()] += math.prod(part.get_shape())
     return counts
 
 
 def stored_as(spec: ModelConfig, callback: Callback) -> tuple[torch.dtype, int]:
-    """The number format that most of a model's weights have in its files, and how many numbers there are."""
+    """Return the dtype of most weights in a model's files, and the number of weights."""
     counts = numbers_in(find(spec, callback).folder)
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
     return dtype, counts.total()
 
 
 def save(model: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
-    """The model's weights are changed to `dtype` in place."""
+    """Save the model; its weights are converted to `dtype` in place."""
     module: Any = model.module.to(dtype)
     module.save_pretrained(folder)
     _save_settings(model, folder)
@@ -50,7 +50,7 @@ def save(model: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
 
 
 def save_tokenizer(model: LoadedModel, folder: Path) -> None:
-    """With the template that answers are asked for with, and the base's list of special tokens where it has one."""
+    """Save the tokenizer with the template used for generation, and the base's list of special tokens if it has one."""
     tokenizer = model.tokenizer.hub
     own, tokenizer.chat_template = tokenizer.chat_template, template_text(model.template)
     try:
@@ -63,7 +63,7 @@ def save_tokenizer(model: LoadedModel, folder: Path) -> None:
 
 
 def _save_settings(model: LoadedModel, folder: Path) -> None:
-    """The base's own, as they stand, with what the run learned to end with."""
+    """Save the base's generation settings with the end tokens that the run was trained on."""
     name = "generation_config.json"
     own = read_json(model.source.folder / name) if (model.source.folder / name).is_file() else {}
     ends = list(model.template.end_ids)
@@ -74,7 +74,8 @@ def _save_settings(model: LoadedModel, folder: Path) -> None:
 
 
 def template_text(template: ChatTemplate) -> Any:
-    """As engines read it: without the marks of what is learned, and with what every conversation begins with."""
+    """Return the template for inference engines: without generation marks, and with the text that begins every
+    conversation."""
     facts = template.facts
     start = f"{{{{ {json.dumps(facts.start)} }}}}" if facts.start else ""
     sources = {name: start + _MARK.sub(_same_trim, source) for name, source in facts.sources.items()}
@@ -82,6 +83,6 @@ def template_text(template: ChatTemplate) -> Any:
 
 
 def _same_trim(mark: re.Match[str]) -> str:
-    """A mark says what becomes of the white space beside it, and a comment can say the same."""
+    """Replace a mark by a comment that trims the white space around it in the same way."""
     left, right = (sign if (sign := mark[0][at]) in "-+" else "" for at in (2, -3))
     return f"{{#{left} {right}#}}"

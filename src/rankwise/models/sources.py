@@ -1,7 +1,7 @@
-"""A model's name into a folder on this disk that holds it: a starter, a local folder, a GGUF file or the hub.
+"""Resolve a model's name to a local folder: a starter, a local folder, a GGUF file or a hub model.
 
-What is cached is used without asking the network; the network is asked only for a model that was named and is not
-here. A folder is inspected (inspection.py) before it is given out.
+Cached models are used without network access; only a named model that is not cached is downloaded. Every folder is
+inspected (inspection.py) before it is used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 UNUSED = ["consolidated*", "*/*"]
-"""Weights in another layout, and folders of other formats."""
+"""Weights in another layout, and subfolders with other formats."""
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 LONGEST_NAME = 256
 LOCAL, FROM_GGUF, FROM_INDEX = "local folder", "converted from GGUF", "package index"
@@ -30,7 +30,8 @@ LOCAL, FROM_GGUF, FROM_INDEX = "local folder", "converted from GGUF", "package i
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is as it was given, or the hub's; `where` says which copy this is; `commit` is the hub's."""
+    """A model's folder. `name` is the name as given, or the hub's; `where` describes the copy; `commit` is the
+    hub's."""
 
     folder: Path
     name: str
@@ -39,14 +40,14 @@ class Source:
 
     @property
     def name_for_peft(self) -> str:
-        """What PEFT can load as an adapter's base: a hub id, or the folder with the weights, which is given in full so
-        that nobody takes a relative path for a hub id. A GGUF file's is the one that it was converted to."""
+        """Name that PEFT can load as an adapter's base: a hub id or a folder (for a GGUF file, the converted one).
+        Folders are absolute, since a relative path could be taken for a hub id."""
         on_disk = self.where in (LOCAL, FROM_GGUF)
         return str(self.folder.expanduser().absolute()) if on_disk else self.name
 
     @classmethod
     def of_hub(cls, folder: Path, name: str) -> Source:
-        """A snapshot in the hub client's cache, whose folder is named for its commit."""
+        """Describe a snapshot in the hub client's cache, whose folder is named after its commit."""
         return cls(folder, name, f"hub, commit {folder.name[:12]}", folder.name)
 
 
@@ -68,19 +69,20 @@ def _find(spec: ModelConfig, callback: Callback) -> Source:
             raise ModelError(f"{path} is a file; a model is a folder, a .gguf file, a starter or a hub name.")
         return Source(converted(path, callback), spec.name, FROM_GGUF)
     if not could_be_hub_id(spec.name):
-        raise ModelError(f'"{spec.name}" is no folder or file here.{_known(spec.name)}')
+        raise ModelError(f'"{spec.name}" is not a local folder or file.{_known(spec.name)}')
     _refuse_known_vision(spec)
     folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, callback)
     if folder is None:
         raise ModelError(
-            f'model "{spec.name}" is no starter and no folder or file here, it is not cached, and the hub '
+            f'model "{spec.name}" is not a starter, a local file or a cached model, and the hub '
             f"{'is switched off (HF_HUB_OFFLINE)' if is_offline() else 'cannot be reached'}.{_known(spec.name)}"
         )
     return Source.of_hub(folder, spec.name)
 
 
 def _starter(starter: Starter, callback: Callback) -> Source:
-    """Whichever copy is here stays in use, so that an adapter meets the weights it was trained on."""
+    """Find a starter. A copy that is already here is always used, so that adapters keep the weights they were trained
+    on."""
     folder = index_folder(starter)
     if folder is None:
         try:
@@ -96,7 +98,7 @@ def _starter(starter: Starter, callback: Callback) -> Source:
 
 
 def _refuse_known_vision(spec: ModelConfig) -> None:
-    """Before weights are fetched, where a plan has left the config here."""
+    """Refuse a vision model before downloading weights, if its config is already cached."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
@@ -108,7 +110,7 @@ def _in_hub_cache(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    for wanted in (FILES, ESSENTIAL):  # another program may have fetched less than we would
+    for wanted in (FILES, ESSENTIAL):  # another program may have downloaded fewer files
         try:
             folder = Path(
                 snapshot_download(
@@ -123,7 +125,7 @@ def _in_hub_cache(repo: str, revision: str | None) -> Path | None:
 
 
 def _shards_are_there(folder: Path) -> bool:
-    """Every weight file that the index names; one of any name where there is no index."""
+    """Tell whether all weight files of the index are there, or any weight file if there is no index."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
@@ -131,7 +133,7 @@ def _shards_are_there(folder: Path) -> bool:
 
 
 def _from_hub(spec: ModelConfig, callback: Callback) -> Path | None:
-    """The downloaded folder, or None where the hub cannot be reached; what it answers otherwise is told."""
+    """Download a model; None if the hub cannot be reached. Its other answers become errors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -146,13 +148,11 @@ def _from_hub(spec: ModelConfig, callback: Callback) -> Path | None:
     except RankwiseError:
         raise
     except GatedRepoError:
-        raise ModelError(
-            f'the hub asks for an account to give "{repo}". Log in with "hf auth login" and try again.'
-        ) from None
+        raise ModelError(f'"{repo}" is gated on the hub. Log in with "hf auth login" and try again.') from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         at = f" at {revision}" if revision else ""
         raise ModelError(f'the hub has no model "{repo}"{at}.{_known(repo)}') from None
-    except Exception as error:  # whatever the client's transport raises when a connection ends in the middle
+    except Exception as error:  # the client raises many kinds of errors when a connection breaks
         raise ModelError(f'"{repo}" could not be downloaded: {first_line(error)}') from None
 
 
@@ -162,7 +162,7 @@ def _known(name: str) -> str:
 
 
 def cached_hub_models() -> dict[str, Path]:
-    """Hub models with weights on this disk, by name."""
+    """List cached hub models that have weights, by name."""
     from huggingface_hub import constants
 
     found: dict[str, Path] = {}
@@ -179,7 +179,7 @@ def cached_conversions() -> list[Path]:
 
 
 def cached_starter() -> str | None:
-    """The name of a starter that is on this disk."""
+    """Return the name of a cached starter, if there is one."""
     for starter in STARTERS.values():
         if index_folder(starter) is not None or _in_hub_cache(starter.hub_id, None) is not None:
             return starter.name

