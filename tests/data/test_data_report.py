@@ -688,7 +688,7 @@ def test_a_check_without_a_model_and_without_a_starter_here_fetches_nothing(tmp_
     assert done.returncode == 0, done.stderr
     data_report = json.loads(done.stdout)
     assert (data_report["rows"], data_report["kept"], data_report["tokens"], data_report["model"]) == (3, 3, None, None)
-    assert "no starter is here" in done.stderr
+    assert "no starter is cached" in done.stderr
     assert [path for folder in empty.values() for path in folder.rglob("*") if path.is_file()] == []
 
 

@@ -198,7 +198,10 @@ def test_all_that_is_wrong_is_told_at_once(write):
 
 
 def test_a_format_that_is_unknown_or_does_not_divide_a_row_is_named(write):
-    for kind, told in ((99, "is stored in format 99"), (12, "rows of 32 numbers, and its format stores 256")):
+    for kind, told in (
+        (99, "is stored in an unknown format (99)"),
+        (12, "rows of 32 numbers, and its format stores 256"),
+    ):
         file = write()
         with_entry(file, Q, kind=kind)
         assert f"tensor '{Q}' " in refusal(file) and told in refusal(file)

@@ -60,14 +60,14 @@ def _say(talk: Chat, text: str, aloud: bool) -> None:
         return
     try:
         talk.ask(text)
-        for side in talk.sides:
+        for side in talk.histories:
             _answer(talk, side, aloud)
     except RankwiseError as error:  # such as a conversation that is too long for the model; the chat goes on
         remark(f"rankwise: {error} /new starts a new conversation.")
 
 
 def _answer(talk: Chat, side: str, aloud: bool) -> None:
-    if aloud and len(talk.sides) > 1:
+    if aloud and len(talk.histories) > 1:
         typer.echo(f"{side}: ", nl=False)
     answer = talk.answer(side, speak if aloud else None)
     if aloud:

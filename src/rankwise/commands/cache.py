@@ -1,4 +1,4 @@
-"""What the cache holds, and making room there. Everything in it is made anew when it is needed."""
+"""Show and clean the cache; everything in it can be made again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is removed, and what stays although it was chosen, since it is in use."""
+    """Entries that are removed, and chosen entries that stay because they are in use."""
 
     removed: list[Cached]
     in_use: list[Cached]
@@ -56,11 +56,11 @@ def cache() -> Cache:
 
 
 def planned(kinds: Sequence[str] = (), older_than: str | None = None) -> Cleaning:
-    """What cleaning would remove; it changes nothing. Without `kinds`, entries of all of them."""
+    """Return what cleaning would remove, without changing anything. Without `kinds`, all kinds are chosen."""
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ConfigError(
-            [f'--kind {one}: there is no such kind.{did_you_mean(one, KINDS)} Known are {", ".join(KINDS)}.'
+            [f'--kind {one}: there is no such kind.{did_you_mean(one, KINDS)} Kinds are {", ".join(KINDS)}.'
              for one in unknown]
         )  # fmt: skip
     age = 0.0 if older_than is None else seconds_of(older_than)
@@ -72,14 +72,14 @@ def planned(kinds: Sequence[str] = (), older_than: str | None = None) -> Cleanin
 
 
 def clean(kinds: Sequence[str] = (), older_than: str | None = None) -> Cleaning:
-    found = planned(kinds, older_than)
-    for entry in found.removed:
+    planned_cleaning = planned(kinds, older_than)
+    for entry in planned_cleaning.removed:
         remove(entry)
-    return found
+    return planned_cleaning
 
 
 def seconds_of(age: str) -> float:
-    """`36h`, `30d` or `2w`."""
+    """Parse an age such as `36h`, `30d` or `2w`."""
     parts = _AGE.fullmatch(age.strip())
     if parts is None:
         raise ConfigError([f'--older-than "{age[:40]}": give hours, days or weeks, such as 36h, 30d or 2w.'])

@@ -1,4 +1,4 @@
-"""A conversation with a run's model, its base, or both at once, each with its own memory of what it said."""
+"""A conversation with a run's model, its base, or both at once; each has its own history."""
 
 from __future__ import annotations
 
@@ -15,55 +15,56 @@ __all__ = ["Chat", "load_tuned"]
 
 @dataclass
 class Chat:
-    """`sides` maps the name of a speaker ("adapted", "base") to what it has heard and said."""
+    """A conversation. `histories` maps "adapted" and "base" to the messages of each model."""
 
-    asked: TunedModel
+    tuned: TunedModel
     spec: GenerationConfig
-    sides: dict[str, list[Message]]
-    said: list[dict[str, str]] = field(default_factory=list)
-    """Every turn so far: "user", each side that answered, and why each answer ended (`SIDE_stopped`)."""
+    histories: dict[str, list[Message]]
+    log: list[dict[str, str]] = field(default_factory=list)
+    """Every turn so far: "user", the answer of each model, and why it ended (`NAME_stopped`)."""
 
     @classmethod
-    def begin(cls, asked: TunedModel, spec: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
+    def begin(cls, tuned: TunedModel, spec: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
         if base and both:
-            raise ConfigError(["--base asks the base alone and --both asks it too; give one of them."])
+            raise ConfigError(["--base runs only the base model and --both runs it too; give one of them."])
         names = ("adapted", "base") if both else ("base",) if base else ("adapted",)
-        return cls(asked, spec, {name: asked.opening(system) for name in names})
+        return cls(tuned, spec, {name: tuned.opening(system) for name in names})
 
     def ask(self, text: str) -> None:
-        """Begin a turn, which each side then answers."""
-        self.said.append({"user": text})
+        """Begin a turn, which each model then answers."""
+        self.log.append({"user": text})
 
-    def answer(self, side: str, on_text: TextCallback | None = None) -> Answer:
-        """One side's answer to the turn that was begun. A turn that it cannot answer it does not remember."""
-        text = self.said[-1]["user"]
-        history = [*self.sides[side], Message("user", text)]
-        spec = self.spec.model_copy(update={"seed": self.spec.seed + len(self.said) - 1})
-        answer = self.asked.answer(history, spec, base=side == "base", on_text=on_text)
-        self.sides[side] = [*history, Message("assistant", answer.text)]
-        self.said[-1] |= {side: answer.text, f"{side}_stopped": answer.stopped}
+    def answer(self, name: str, on_text: TextCallback | None = None) -> Answer:
+        """Generate one model's answer to the current turn. A failed turn is not added to its history."""
+        text = self.log[-1]["user"]
+        history = [*self.histories[name], Message("user", text)]
+        spec = self.spec.model_copy(update={"seed": self.spec.seed + len(self.log) - 1})
+        answer = self.tuned.answer(history, spec, base=name == "base", on_text=on_text)
+        self.histories[name] = [*history, Message("assistant", answer.text)]
+        self.log[-1] |= {name: answer.text, f"{name}_stopped": answer.stopped}
         return answer
 
     def turns(self) -> list[dict[str, str]]:
-        """What `rankwise chat --json` prints as `turns`: those that anybody answered."""
-        return [turn for turn in self.said if len(turn) > 1]
+        """Return the turns with an answer, which `rankwise chat --json` prints as `turns`."""
+        return [turn for turn in self.log if len(turn) > 1]
 
     @property
     def system(self) -> str | None:
-        """The system message, which all sides share."""
-        first = next(iter(next(iter(self.sides.values()))), None)
+        """The system message, which all models share."""
+        first = next(iter(next(iter(self.histories.values()))), None)
         return first.content if first is not None and first.role == "system" else None
 
     def set_system(self, text: str | None) -> None:
-        """From the next turn on; what was said so far stays. None: there is none."""
+        """Set the system message from the next turn on, or remove it; earlier messages stay."""
         before = [Message("system", text)] if text else []
-        self.sides = {
+        self.histories = {
             name: [*before, *(message for message in history if message.role != "system")]
-            for name, history in self.sides.items()
+            for name, history in self.histories.items()
         }
 
     def forget(self) -> None:
-        """Begin again, keeping the system message."""
-        self.sides = {
-            name: [message for message in history if message.role == "system"] for name, history in self.sides.items()
+        """Clear the histories, keeping the system message."""
+        self.histories = {
+            name: [message for message in history if message.role == "system"]
+            for name, history in self.histories.items()
         }

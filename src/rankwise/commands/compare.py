@@ -1,7 +1,7 @@
-"""Two or more evaluated runs, item against item where the items are the same, and set apart where they are not.
+"""Compare evaluated runs item by item, where their items are the same.
 
-The first is the one that the others are compared with. A side may be a run or a file that `rankwise evaluate --out`
-wrote. No model is loaded: what is compared are the sums that each item left behind.
+The others are compared with the first. Each may be a run or a file written by `rankwise evaluate --out`. No model is
+loaded: the comparison uses the stored sums of each item.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rankwise.runs.comparisons import ComparedForgetting, ComparedTask, Comparis
 from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, OfBlocks, Verdict
 from rankwise.runs.opened import Candidate, forgettings_of, open_candidates
 
-TURNED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
+REVERSED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Compared:
 
 def compare(names: Sequence[str]) -> Compared:
     if len(names) < 2:
-        raise RunError("name two runs at least: the one to compare with, and the others.")
+        raise RunError("name at least two runs: the one to compare with, and the others.")
     first, *others = open_candidates(names)
     return Compared([_compared(first, other) for other in others])
 
@@ -57,7 +57,7 @@ def _compared(a: Candidate, b: Candidate) -> Comparison:
 
 
 def _differing(a: Candidate, b: Candidate, recorded: Any, but: set[str] | None = None) -> list[Differing]:
-    """Of a file alone nothing is recorded that could differ."""
+    """List recorded values that differ; an evaluation file alone has none."""
     if a.run is None or b.run is None:
         return []
     return differing(recorded(a.run), recorded(b.run), but or set())
@@ -67,11 +67,12 @@ def _task(a: Evaluation, b: Evaluation) -> ComparedTask:
     unpaired = None
     if a.items_sha256 != b.items_sha256:
         unpaired = (
-            f"the items differ, or stand in another order ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so they are "
-            "shown and not compared; evaluate both on the same file"
+            f"the items differ, or their order does ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so scores are "
+            "shown and "
+            "not compared; evaluate both on the same file"
         )
     shared = [] if unpaired else [name for name in a.tuned.scores if name in b.tuned.scores and name in METRICS]
-    why = {metric: said for metric in shared if (said := set_apart(metric, a, b))}
+    why = {metric: reason for metric in shared if (reason := set_apart(metric, a, b))}
     return ComparedTask(
         task=a.task, n_a=a.n, n_b=b.n, a=a.tuned.metrics, b=b.tuned.metrics,
         differences=_differences(a, b, [metric for metric in shared if metric not in why]), unpaired=unpaired,
@@ -80,7 +81,7 @@ def _task(a: Evaluation, b: Evaluation) -> ComparedTask:
 
 
 def _differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> dict[str, Difference]:
-    found = {}
+    differences = {}
     for metric in metrics:
         one, other = (_sums(evaluation, metric) for evaluation in (a, b))
         if len(one[0]) != len(other[0]):
@@ -89,13 +90,14 @@ def _differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> dict[s
             )
         try:
             with np.errstate(all="ignore"):
-                found[metric] = _difference(metric, one, other)
-        except ValueError:  # no number comes of them
+                differences[metric] = _difference(metric, one, other)
+        except ValueError:  # the sums give no number
             raise RunError(
-                f"{a.task}: the items of {a.model} or {b.model} have sums that {metric} cannot have: an evaluation is "
+                f"{a.task}: the items of {a.model} or {b.model} have sums that are impossible for {metric}: an "
+                f"evaluation is "
                 "damaged. Evaluate both again."
             ) from None
-    return found
+    return differences
 
 
 def _sums(evaluation: Evaluation, metric: str) -> list[list[float]]:
@@ -103,14 +105,14 @@ def _sums(evaluation: Evaluation, metric: str) -> list[list[float]]:
     whole = len(sums) == evaluation.n > 0 and len({len(row) for row in sums}) == 1 and _fit(metric, sums[0])
     if not whole:
         raise RunError(
-            f"the evaluation of {evaluation.model} on {evaluation.task} is damaged: its {metric} has {len(sums):,} "
-            f"items, and {evaluation.n:,} were asked, each with as many numbers as {metric} takes. Evaluate it again."
+            f"the evaluation of {evaluation.model} on {evaluation.task} is damaged: its {metric} needs "
+            f"{evaluation.n:,} items with valid sums, but has {len(sums):,}. Evaluate it again."
         )
     return sums
 
 
 def _fit(metric: str, row: list[float]) -> bool:
-    """Whether the metric's formula takes a row of so many numbers."""
+    """Tell whether the metric's formula accepts rows of this length."""
     try:
         METRICS[metric].of(np.zeros(len(row)))
     except (IndexError, ValueError):
@@ -119,13 +121,13 @@ def _fit(metric: str, row: list[float]) -> bool:
 
 
 def _difference(metric: str, a: list[list[float]], b: list[list[float]]) -> Difference:
-    """Drawn in one order of the two, whichever was named first, so that turning them round turns the answer round."""
+    """Compare both in a canonical order, so that exchanging a and b exactly reverses the result."""
     if a <= b:
         return difference(METRICS[metric], a, b)
-    found = difference(METRICS[metric], b, a)
-    return found.model_copy(
-        update={"a": found.b, "b": found.a, "difference": -found.difference, "low": -found.high, "high": -found.low,
-                "verdict": TURNED[found.verdict]}
+    other = difference(METRICS[metric], b, a)
+    return other.model_copy(
+        update={"a": other.b, "b": other.a, "difference": -other.difference, "low": -other.high, "high": -other.low,
+                "verdict": REVERSED[other.verdict]}
     )  # fmt: skip
 
 
@@ -134,17 +136,17 @@ def _forgetting(a: Candidate, b: Candidate) -> ComparedForgetting | None:
     if one is None and other is None:
         return None
     why = _incomparable(a, b, one, other)
-    told = [kept and kept.model_copy(update={"sums": None}) for kept in (one, other)]
+    without_sums = [measured and measured.model_copy(update={"sums": None}) for measured in (one, other)]
     if why or one is None or other is None:
-        return ComparedForgetting(a=told[0], b=told[1], verdict=None, incomparable=why)
-    found = _by_blocks(one, other)
+        return ComparedForgetting(a=without_sums[0], b=without_sums[1], verdict=None, incomparable=why)
+    differences = _by_blocks(one, other)
     apart: Verdict = "better" if other.high < one.low else "worse" if other.low > one.high else "cannot tell"
-    verdict = found["kl"].verdict if found else apart
-    return ComparedForgetting(a=told[0], b=told[1], verdict=verdict, differences=found)
+    verdict = differences["kl"].verdict if differences else apart
+    return ComparedForgetting(a=without_sums[0], b=without_sums[1], verdict=verdict, differences=differences)
 
 
 def _by_blocks(one: Forgetting, other: Forgetting) -> dict[str, Difference]:
-    """Both are means over positions of which less is better, as a loss is."""
+    """Compare KL and dNLL over common blocks; both are means over positions and lower is better, like a loss."""
     if one.sums is None or other.sums is None:
         return {}
     sides = _blocks(one, one.sums), _blocks(other, other.sums)
@@ -158,19 +160,19 @@ def _by_blocks(one: Forgetting, other: Forgetting) -> dict[str, Difference]:
     }
 
 
-def _blocks(kept: Forgetting, sums: OfBlocks) -> dict[int, tuple[tuple[float, float], tuple[float, float]]]:
-    """Sums of KL and of dNLL by the block's number in the text: of one text two may have needed other blocks."""
-    numbers = list(range(kept.blocks)) if sums.numbers is None else sums.numbers
-    if not kept.blocks == len(numbers) == len(set(numbers)) == len(sums.kl) == len(sums.delta_nll):
+def _blocks(measured: Forgetting, sums: OfBlocks) -> dict[int, tuple[tuple[float, float], tuple[float, float]]]:
+    """Return the sums of KL and dNLL by block number; evaluations may have measured different blocks."""
+    numbers = list(range(measured.blocks)) if sums.numbers is None else sums.numbers
+    if not measured.blocks == len(numbers) == len(set(numbers)) == len(sums.kl) == len(sums.delta_nll):
         raise RunError(
-            f"of {kept.text} {kept.blocks:,} blocks were measured, and there are not as many sums: it is damaged. "
-            "Evaluate again."
+            f"{measured.blocks:,} blocks of {measured.text} were measured, but the number of sums differs: the file is "
+            "damaged. Evaluate again."
         )
     return dict(zip(numbers, zip(sums.kl, sums.delta_nll, strict=True), strict=True))
 
 
 def _on_one_text(a: Candidate, b: Candidate) -> tuple[Forgetting | None, Forgetting | None]:
-    """On a text of both, and of several on the one that both came to last; else the last of each."""
+    """Choose measurements on the last text that both share, or else the last of each."""
     one, other = forgettings_of(a.evaluations), forgettings_of(b.evaluations)
     shared = [text for text in one if text in other]
     if not shared:
@@ -181,19 +183,20 @@ def _on_one_text(a: Candidate, b: Candidate) -> tuple[Forgetting | None, Forgett
 
 def _incomparable(a: Candidate, b: Candidate, one: Forgetting | None, other: Forgetting | None) -> str | None:
     if one is None or other is None:
-        return f"it was measured of {b.name if one is None else a.name} alone"
+        return f"it was only measured for {b.name if one is None else a.name}"
     if one.sha256 != other.sha256:
         return "the texts differ"
     bases = _base_of(a, one), _base_of(b, other)
     if None in bases:
-        return "the base of one is not known; evaluate it again, or name its run"
+        return "the base of one is unknown; evaluate it again, or name its run"
     if bases[0] != bases[1]:
         return "the base models differ"
     if one.dtype != other.dtype:
-        return f"one was held in {one.dtype or 'a format not known'}, the other in {other.dtype or 'one not known'}"
+        dtypes = [measured.dtype or "an unknown dtype" for measured in (one, other)]
+        return f"one was measured in {dtypes[0]}, the other in {dtypes[1]}"
     return None
 
 
-def _base_of(side: Candidate, kept: Forgetting) -> str | None:
-    """By its fingerprint, which files of older evaluations do not have; a run knows it."""
-    return kept.base or (side.run.manifest.base_model.fingerprint if side.run is not None else None)
+def _base_of(side: Candidate, measured: Forgetting) -> str | None:
+    """Return the fingerprint of the base, for older files without one from the run's manifest."""
+    return measured.base or (side.run.manifest.base_model.fingerprint if side.run is not None else None)

@@ -1,4 +1,4 @@
-"""Look at rows before training on them: `check` counts what they are, `preview` shows what would be learned of them."""
+"""Inspect rows before training: `check` reports on them, `preview` shows which tokens are training targets."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from rankwise.text.rendering import Rendering, renderings
 
 @dataclass(frozen=True)
 class Shown:
-    """One document as the model would see it: text, and whether it is learned."""
+    """One training sequence as segments of text, each with whether it is a training target."""
 
     where: str
     segments: list[tuple[str, bool]]
     tokens: int
     loss_tokens: int
     left_out: str | None = None
-    """Why it will not be trained on."""
+    """Why it is left out of training."""
 
     def summary(self) -> dict[str, Any]:
         segments = [{"text": text, "learned": learned} for text, learned in self.segments]
@@ -45,11 +45,13 @@ class Shown:
 
 
 def check(data: DataConfig, model: ModelConfig | None = None, *, callback: Callback = silent) -> DataReport:
-    """The data report of these rows. Tokens are counted by `model`, or by a starter that is here already."""
+    """Make the data report. Tokens are counted with the tokenizer of `model`, or of a cached starter."""
     writing = _writing(model, callback)
     if writing is None:
         callback(
-            StatusMessage("no model is named and no starter is here, so tokens, masks and templates are not looked at")
+            StatusMessage(
+                "no model was given and no starter is cached, so tokens, loss masks and templates were not checked"
+            )
         )
         return count_only(data, callback)
     return prepare(data, writing, callback).data_report
@@ -58,19 +60,19 @@ def check(data: DataConfig, model: ModelConfig | None = None, *, callback: Callb
 def preview(
     data: DataConfig, model: ModelConfig | None = None, *, rows: int = 3, first: int = 1, callback: Callback = silent
 ) -> list[Shown]:
-    """Rows `first`, `first` + 1, … as they would be learned."""
+    """Return so many rows from row `first` on as training would see them."""
     writing = _writing(model, callback)
     if writing is None:
-        raise DataError("no starter model is here to show the rows with; name one with --model.")
+        raise DataError("no starter model is cached to show the rows with; name a model with --model.")
     writing = writing.by(data)
     readings: list[Reading] = []
-    wanted = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
+    examples = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
     unused = unused_columns(readings)
-    for said in [*(sentence(column) for column in unused if not column.stops), *problems(readings, unused)]:
-        callback(WarningMessage(said.rstrip(".")))
-    if not wanted:
+    for problem in [*(sentence(column) for column in unused if not column.stops), *problems(readings, unused)]:
+        callback(WarningMessage(problem.rstrip(".")))
+    if not examples:
         raise DataError(f"there is no row {first}.")
-    return [shown for example in wanted for shown in _shown(example, writing, data)]
+    return [shown for example in examples for shown in _shown(example, writing, data)]
 
 
 def _examples(data: DataConfig, readings: list[Reading]) -> Iterator[Example]:
@@ -94,12 +96,12 @@ def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
         raise DataError(outcome.problem)
     made = renderings(example, writing.template, apart=data.answers == "apart")
     if not outcome.documents:
-        why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after cutting"
+        why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
         return [
             Shown(example.where, _segments(rendering, data), length, 0, why)
             for rendering, length in zip(made, outcome.lengths, strict=True)
         ]
-    if len(made) != len(outcome.documents) or outcome.truncated:  # cut or split: show what is left
+    if len(made) != len(outcome.documents) or outcome.truncated:  # truncated or split: show what remains
         return [
             Shown(example.where, _decoded(document, writing), len(document.ids), document.loss_count)
             for document in outcome.documents
@@ -129,7 +131,7 @@ def _writing(model: ModelConfig | None, callback: Callback) -> Writing | None:
         starter = cached_starter()
         if starter is None:
             return None
-        callback(StatusMessage(f"tokens are counted with {starter}, which is here; name your model with --model"))
+        callback(StatusMessage(f"tokens are counted with {starter}, which is cached; name your model with --model"))
     else:
         starter = model.name
     tokenizer, name, context = load_tokenizer(model or ModelConfig(name=starter), callback)

@@ -1,7 +1,7 @@
-"""The whole route on a data set that the package ships: ask the base, train, ask again, count.
+"""The demo: evaluate a base model on bundled data, train it, and evaluate it again.
 
-The data are messy customer messages and one line of strict JSON for each (data/demo.jsonl): 400 rows to train on and
-100 to test with, which share no name, product or order number.
+The data are messy customer messages, each with one line of strict JSON as target (data/demo.jsonl): 400 training rows
+and 100 test rows that share no name, product or order number.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class Demo:
-    """`base_exact` and `adapted_exact` are shares of the test rows answered to the letter."""
+    """Results of the demo; `base_exact` and `adapted_exact` are shares of test rows answered exactly."""
 
     run: str
     base_exact: float
@@ -118,7 +118,7 @@ def write_rows(file: Path, lines: Sequence[str]) -> None:
 
 
 def _answers(model: LoadedModel, questions: list[list[Message]], what: str, callback: Callback) -> list[str]:
-    """Greedy answers without white space around them."""
+    """Generate greedy answers, without surrounding white space."""
     prompts = [asking_ids(model, messages[:-1]) for messages in questions]
     given = answers_in_turn(
         model, prompts, GenerationConfig(max_new_tokens=LONGEST_ANSWER),

@@ -1,4 +1,4 @@
-"""What this machine has and whether rankwise can work on it: one fact and one verdict per line."""
+"""Check this machine and the installation: one fact and one verdict per line."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def _processor() -> Iterator[Check]:
     yield Check("processor", f"{processor_name()}, {usable_cores()} cores", "good", "")
     yield Check(
         "arithmetic", " ".join(have) or "nothing special", "good" if fast else "note",
-        f"models are held in {str(precision.dtype).removeprefix('torch.')}: {precision.why}",
+        f"models are loaded in {str(precision.dtype).removeprefix('torch.')}: {precision.why}",
     )  # fmt: skip
 
 
 def _accelerators() -> Iterator[Check]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
-    yield Check("CUDA", names or "none", "good" if count else "note", "" if count else "training runs on the processor")
+    yield Check("CUDA", names or "none", "good" if count else "note", "" if count else "training runs on the CPU")
     if torch.backends.mps.is_available():
         yield Check("MPS", "available", "good", "")
 
@@ -81,7 +81,7 @@ def _memory() -> Iterator[Check]:
     free = memory.available / GIGABYTE
     value = f"{free:.1f} GB free of {memory.total / GIGABYTE:.1f}"
     enough = free >= 4
-    yield Check("memory", value, "good" if enough else "note", "" if enough else "the demo wants about 3 GB")
+    yield Check("memory", value, "good" if enough else "note", "" if enough else "the demo needs about 3 GB")
 
 
 def _disk() -> Iterator[Check]:
@@ -90,7 +90,7 @@ def _disk() -> Iterator[Check]:
         free = shutil.disk_usage(existing).free / GIGABYTE
         verdict, remark = _writable(existing)
         if verdict == "good" and free < 2:
-            verdict, remark = "note", "a starter model wants about 1 GB"
+            verdict, remark = "note", "a starter model needs about 1 GB"
         yield Check(name, f"{folder}, {free:.1f} GB free", verdict, remark)
 
 
@@ -109,7 +109,7 @@ def _models() -> Iterator[Check]:
         "cached models",
         ", ".join(cached) or "none",
         "good" if cached else "note",
-        "" if cached else "fetched when first named",
+        "" if cached else "models are downloaded at first use",
     )
     answers = hub_answers()
     yield Check(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.commands.page import write_page
+from rankwise.commands.report import write_page
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import HELD_OUT, TaskConfig, is_running_text, refuse_taken, task_named, task_of_rows
 from rankwise.errors import ConfigError, RankwiseError, first_line

@@ -21,7 +21,7 @@ from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.weights import AdapterWeights, check_same
 from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
-from rankwise.exporting.engines import wanted_for, way_to
+from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
 from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import open_artifact
@@ -127,7 +127,7 @@ def _check(format: str, dtype: str | None, strength: float, *, force_base: bool)
 
 
 def _unknown(format: str) -> str:
-    known, engine = ", ".join(FORMATS), wanted_for(format)
+    known, engine = ", ".join(FORMATS), engine_meant_by(format)
     if engine is None:
         return f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {known}.'
     return f'the format "{format}" cannot be written yet. Known: {known}. {way_to(engine)}'

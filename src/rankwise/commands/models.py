@@ -1,4 +1,4 @@
-"""The models that can be named: starters and what is cached; and fetching one before it is needed."""
+"""List starters and cached models, and download a model in advance."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def known_models() -> list[KnownModel]:
 
 
 def pull(name: str, revision: str | None = None, callback: Callback = silent) -> KnownModel:
-    """Fetch a model if it is not here, and say where it lies."""
+    """Download a model if it is not cached, and return its location."""
     source = find(ModelConfig(name=name, revision=revision), callback)
     return KnownModel(name, source.where, True, _size(source.folder), str(source.folder))
 

@@ -1,4 +1,4 @@
-"""A run as a page, several as one that sets them side by side: HTML and the same content as JSON, from files alone."""
+"""Reports of one run or of several side by side, as HTML and JSON, made from stored files only."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.commands.compare import compare
-from rankwise.errors import RunError
-from rankwise.reporting.comparison import comparison_report
+from rankwise.errors import RunError, first_line
 from rankwise.reporting.document import BEGINS, BEGINS_DATA, Document
-from rankwise.reporting.training import training_report
 from rankwise.runs.directory import REPORTS, RunDirectory
 from rankwise.runs.opened import open_candidates, open_for_reading
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.system.files import told_when_full, write_atomic
 
 LONGEST_NAME = 100
-"""Bytes."""
+"""Largest length of the name of a comparison report, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,11 @@ class Reported:
 
 
 def report(names: str | Sequence[str], out: str | Path | None = None) -> Reported:
-    """Of one run, in whatever state, or of several; the first is the one that the others are compared with."""
+    """Write the report of one run in any state, or of several runs compared with the first."""
+    from rankwise.commands.compare import compare  # imported late, because charts load matplotlib
+    from rankwise.reporting.comparison import comparison_report
+    from rankwise.reporting.training import training_report
+
     listed = [names] if isinstance(names, str) else list(names)
     if not listed:
         raise RunError("name at least one run to report on.")
@@ -49,15 +51,27 @@ def report(names: str | Sequence[str], out: str | Path | None = None) -> Reporte
 
 
 def report_of(run: RunDirectory) -> Reported:
-    """Of a run that this process has just made."""
+    """Write the report of a run that this process has just finished."""
     return report(str(run.folder))
+
+
+def write_page(run: RunDirectory, callback: Callback) -> None:
+    """Write or update a run's report; a failure is only a warning, since the work itself is done."""
+    try:
+        report_of(run)
+    except Exception as error:
+        callback(
+            WarningMessage(f"the report was not written ({first_line(error)}); try rankwise report {run.folder.name}")
+        )
 
 
 def _written(document: Document, page: Path) -> Reported:
     if page.suffix.lower() not in (".html", ".htm"):
-        raise RunError(f'a report is a page: "{page}" should end in .html (its data then lie beside it in .json).')
+        raise RunError(
+            f'a report is an HTML file: "{page}" must end in .html (its data are stored beside it in .json).'
+        )
     if not page.parent.is_dir():
-        raise RunError(f"{page.parent} is no folder that a report can be written to.")
+        raise RunError(f"{page.parent} is not a folder, so no report can be written there.")
     data = page.with_suffix(".json")
     _check_free(page, BEGINS)
     _check_free(data, BEGINS_DATA)
@@ -67,10 +81,10 @@ def _written(document: Document, page: Path) -> Reported:
 
 
 def _check_free(path: Path, begins: str) -> None:
-    """An earlier report is written anew; anything else stays as it is."""
+    """Refuse to overwrite anything but an earlier report."""
     with told_when_full(path):
         if not path.exists():
             return
     ours = path.is_file() and path.open("rb").read(len(begins.encode())) == begins.encode()
     if not ours:
-        raise RunError(f"{path} is there already and is no report. Choose another name with --out.")
+        raise RunError(f"{path} already exists and is not a report. Choose another name with --out.")

@@ -1,7 +1,7 @@
-"""The runs of this folder: listed, looked at one by one, renamed and deleted. Loads no model.
+"""List, show, rename and delete the runs of the current folder, without loading a model.
 
-A run's name stands in its settings, its evaluations and its pages, and in the comparison pages of other runs. Renaming
-brings all of them after it; the command that made the run stays in the manifest as it was typed.
+A run's name is part of its settings, evaluations and reports, and of the comparison reports of other runs. Renaming
+updates all of them; the command that made the run stays in the manifest as it was typed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankwise.commands.page import write_page
+from rankwise.commands.report import report, write_page
 from rankwise.errors import RankwiseError, first_line
 from rankwise.runs.directory import CARD, RunDirectory
 from rankwise.runs.evaluations import FOLDER
@@ -22,7 +22,7 @@ from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry
 from rankwise.system.files import sha256_of, write_atomic
 
 BETWEEN = " \u00b7 "
-"""Parts the names in the title of a comparison page."""
+"""Separates the names in the title of a comparison report."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """`parts` maps what lies in the run's folder to its bytes; `manifest` is None where it cannot be read."""
+    """Details of one run. `parts` maps entries of its folder to their sizes; `manifest` is None if unreadable."""
 
     run: ListedRun
     folder: Path
@@ -57,7 +57,7 @@ class RenamedRun:
     old: str
     new: str
     pages: list[str] = field(default_factory=list)
-    """Written anew, because the old name stood in them."""
+    """Reports rewritten because they contained the old name."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs rename --json` prints."""
@@ -66,7 +66,7 @@ class RenamedRun:
 
 @dataclass(frozen=True)
 class Deletion:
-    """Runs that can be deleted, and what that frees."""
+    """Runs that can be deleted, and the disk space this frees."""
 
     runs: list[RunDirectory]
     bytes: int
@@ -86,12 +86,12 @@ def runs() -> Runs:
 
 def show(name: str) -> ShownRun:
     run = entry(name)
-    found = listed(run.folder.name)
-    manifest = None if found.status == UNREADABLE else run.manifest().model_dump(mode="json")
+    run_facts = listed(run.folder.name)
+    manifest = None if run_facts.status == UNREADABLE else run.manifest().model_dump(mode="json")
     parts = {path.name: folder_bytes(path) if path.is_dir() else path.lstat().st_size
              for path in sorted(run.folder.iterdir()) if not path.name.startswith(".")}  # fmt: skip
     evaluations = sorted(path.stem for path in (run.folder / FOLDER).glob("*.json"))
-    return ShownRun(found, run.folder, parts, evaluations, manifest)
+    return ShownRun(run_facts, run.folder, parts, evaluations, manifest)
 
 
 def rename_run(old: str, new: str, callback: Callback = silent) -> RenamedRun:
@@ -107,8 +107,8 @@ def rename_run(old: str, new: str, callback: Callback = silent) -> RenamedRun:
 
 
 def _retitle_card(run: RunDirectory, new: str) -> None:
-    """The heading of the adapter's model card, and its hash in the manifest. A card that somebody edited stays."""
-    from rankwise.methods.model_card import retitled  # late: a list of runs need not wait for what a card is made of
+    """Update the heading of the adapter's model card, and its hash in the manifest, unless the card was edited."""
+    from rankwise.methods.model_card import retitled  # imported late, so that listing runs stays fast
 
     manifest, card = run.manifest(), run.result / CARD
     name, recorded = card.relative_to(run.folder).as_posix(), manifest.result_sha256 or {}
@@ -118,15 +118,13 @@ def _retitle_card(run: RunDirectory, new: str) -> None:
 
 
 def _compared_again(old: str, new: str, callback: Callback) -> list[str]:
-    """The comparison pages that name the run, each made again from the runs it compares."""
-    made = []
+    """Rewrite the comparison reports that contain the run's old name."""
+    rewritten = []
     for page in [page for name in run_names() for page in sorted((RUNS / name).glob("against-*.html"))]:
         names = _names_in(page.with_suffix(".json"))
         if old not in names:
             continue
         try:
-            from rankwise.commands.report import report  # late: nobody else need wait for matplotlib
-
             reported = report([new if name == old else name for name in names])
         except (RankwiseError, OSError) as error:
             callback(
@@ -135,11 +133,11 @@ def _compared_again(old: str, new: str, callback: Callback) -> list[str]:
                 )
             )
             continue
-        made.append(str(reported.page))
+        rewritten.append(str(reported.page))
         if reported.page.name != page.name:
             page.unlink()
             page.with_suffix(".json").unlink()
-    return made
+    return rewritten
 
 
 def _names_in(data: Path) -> list[str]:
@@ -151,14 +149,14 @@ def _names_in(data: Path) -> list[str]:
 
 
 def deletion(names: Sequence[str]) -> Deletion:
-    """Checks all of them, and changes nothing."""
+    """Check that all runs can be deleted, without changing anything."""
     chosen = list({run.folder.name: run for run in map(entry, names)}.values())
     check_deletable(chosen)
     return Deletion(chosen, sum(folder_bytes(run.folder) for run in chosen))
 
 
 def delete_runs(names: Sequence[str]) -> Deletion:
-    """All of them, or none where one cannot be deleted."""
+    """Delete all runs, or none if one cannot be deleted."""
     planned = deletion(names)
     for run in planned.runs:
         delete(run)

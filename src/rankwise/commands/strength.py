@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from rankwise.commands.page import write_page
+from rankwise.commands.report import write_page
 from rankwise.config.adapters import check_strength
 from rankwise.evaluation.base_and_tuned import base_and_tuned
 from rankwise.evaluation.likelihood import likelihoods

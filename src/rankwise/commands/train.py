@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from rankwise.adapters.targets import tables_of_the_head
-from rankwise.commands.page import write_page
+from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import Writing, facts_of, prepare, refuse_fatal
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, is_out_of_memory, some

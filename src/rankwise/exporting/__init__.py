@@ -1,1 +1,1 @@
-"""Adapters and merged models for other engines."""
+"""Export of adapters and merged models for other engines."""

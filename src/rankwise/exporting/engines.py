@@ -1,6 +1,6 @@
-"""Which of our export formats each engine reads, and how: what a refusal points to and docs/export.md lists.
+"""Export formats that each inference engine reads, for error messages and docs/export.md.
 
-None of these engines is run here; the commands are theirs, as their documentation gives them.
+The commands come from the engines' documentation; rankwise does not run them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ DOCS = "docs/export.md"
 class Engine:
     name: str
     format: str
-    """Of ours, which it reads."""
+    """The rankwise export format that it reads."""
     use: str
-    """What to do with the exported folder FOLDER."""
-    asked_as: tuple[str, ...] = ()
-    """Words that people give as a format when they want it for this engine."""
+    """How to use the exported folder FOLDER."""
+    aliases: tuple[str, ...] = ()
+    """Format names that users of this engine are likely to try."""
 
 
 ENGINES = (
@@ -39,20 +39,20 @@ ENGINES = (
 )  # fmt: skip
 
 
-def wanted_for(format: str) -> Engine | None:
-    """The engine that somebody has in mind who asks for this format, which is none of ours."""
-    return next((engine for engine in ENGINES if format.lower() in engine.asked_as), None)
+def engine_meant_by(format: str) -> Engine | None:
+    """Guess the engine that a user means by an unknown format name."""
+    return next((engine for engine in ENGINES if format.lower() in engine.aliases), None)
 
 
 def way_to(engine: Engine) -> str:
-    """Instead of a format that cannot be written yet."""
+    """Describe the way to an engine whose own format is not supported."""
     return (
         f"For {engine.name}, use --format {engine.format} and then: {engine.use}. {DOCS} lists what each engine reads."
     )
 
 
 def loaded_with(format: str, folder: str) -> str:
-    """What is said after an export."""
+    """Describe how to load an export."""
     first = next(engine for engine in ENGINES if engine.format == format)
     others = ", ".join(engine.name for engine in ENGINES if engine.format == format and engine is not first)
     use = first.use.replace("FOLDER", folder)
