@@ -356,7 +356,7 @@ def test_a_pattern_is_tried_on_what_is_wanted(model, tmp_path):
     file.write_text(json.dumps({"prompt": "fox", "completion": "dog " * 20}) + "\n")
     task = TaskConfig(task="t", data=str(file), score="regex", pattern="(cat)")
     items = requests_of(task, model)
-    with pytest.raises(DataError, match=r"rows.jsonl:1: the pattern '\(cat\)' finds nothing in the wanted answer"):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the pattern '\(cat\)' finds nothing in the reference answer"):
         OwnTask(task, items, 4)
     OwnTask(task.model_copy(update={"pattern": "cat"}), items, 4)
     with pytest.raises(EvaluationError, match="takes more than"):
