@@ -23,7 +23,7 @@ ROWS, SCORES = "ab" * 32, f"{'cd' * 32}.json"
 OURS = {
     "models": [f"models/{MODEL}/m.safetensors", f"models/{MODEL}/{SOURCE}", f"models/{OTHER_MODEL}/m.safetensors"],
     "rows": [f"encoded/{ROWS}/ids.bin", f"encoded/.{'ef' * 32}.999999999.tmp/ids.bin"],
-    "scores": [f"sides/{SCORES}"],
+    "scores": [f"scores/{SCORES}"],
     "compiled": ["compiled/ab/cd.so", "compiled/locks/x.lock"],
     "downloads": ["downloads/tmpab12cd/wheel/x.whl"],
 }  # fmt: skip

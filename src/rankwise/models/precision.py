@@ -33,7 +33,7 @@ def choose_precision(spec: ModelConfig) -> Precision:
 def _device(name: str) -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return next(name for kind, usable in there.items() if usable)
+        return next(kind for kind, usable in there.items() if usable)
     kind, _, number = name.partition(":")
     if not there[kind] or (number and int(number) >= torch.cuda.device_count()):
         usable = ", ".join(name for name, is_there in there.items() if is_there)
