@@ -138,7 +138,7 @@ def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():
     made_run(evaluated=False)
     made = report("r")
     assert made.verdict == (
-        "The loss on 10 held-out sequences fell, from 2.000 to 0.700 nats per target token; whether its "
+        "The loss on 10 held-out sequences fell, from 2.000 to 0.700 nats per loss token; whether its "
         "answers are better was not measured."
     )
     assert "rankwise evaluate r" in json.loads(made.data.read_text())["next"]
@@ -155,7 +155,7 @@ def test_the_loss_that_is_told_is_that_of_the_step_that_was_kept():
     assert manifest.results is not None
     results = manifest.results.model_copy(update={"kept_step": 12, "held_out_loss_after": 1.2})
     run.write_manifest(manifest.model_copy(update={"results": results}))
-    assert "fell, from 2.000 to 1.200 nats per target token at the selected step 12" in report("r").verdict
+    assert "fell, from 2.000 to 1.200 nats per loss token at the selected step 12" in report("r").verdict
 
 
 def test_where_nothing_was_measured_it_says_just_that():

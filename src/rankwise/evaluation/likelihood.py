@@ -1,4 +1,4 @@
-"""Likelihood of sequences under a model: the sum of -log p, in nats, over the target tokens of each.
+"""Likelihood of sequences under a model: the sum of -log p, in nats, over the loss tokens of each.
 
 Sequences are sorted and batched by length. So the result for a sequence depends neither on the order nor on the number
 of the others, apart from rounding in the last digits.

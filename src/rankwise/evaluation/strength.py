@@ -1,7 +1,7 @@
 """Gain and forgetting as a function of adapter strength.
 
 At strength s the weights are W + s (W' - W): the base at 0, the trained model at 1, and extrapolated beyond. Each model
-is measured on its task, in nats per target token, and on text that it was not trained on (forgetting.py). The
+is measured on its task, in nats per loss token, and on text that it was not trained on (forgetting.py). The
 recommended strength is the smallest measured one, up to 1, that keeps 95 % of the largest gain:
 
     loss(0) - loss(s)  >=  0.95 max over t <= 1 of (loss(0) - loss(t))

@@ -28,7 +28,7 @@ def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord]) -> M
         values = [*raw[1], *measured[1]]
         _scaled(panel, values)
         panel.across(0, max([*raw[0], *measured[0], 1]), under="step")
-        panel.headed("nats per target token")
+        panel.headed("nats per loss token")
         panel.line(*thinned(raw), "tuned", width=1, opacity=0.35)
         panel.line(*thinned(smooth), "tuned", width=2.2)
         if len(measured[0]) > 2:  # two points need no line
@@ -62,7 +62,7 @@ def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
         panel = sheet.panel(44, 36, 110, 40)
         _scaled(panel, [value for _, ys in lines.values() for value in ys])
         panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
-        panel.headed("nats per target token")
+        panel.headed("nats per loss token")
         ends = []
         for (name, points), role in zip(lines.items(), ROLES, strict=False):
             panel.line(*thinned(points), role, width=2)
@@ -119,7 +119,7 @@ def strength_chart(curve: StrengthCurve) -> Markup:
         _scaled(panel, [end for one in points for end in (one.loss.low, one.loss.high)])
         panel.across(0, 1.04 * max([*(one.kl.high for one in points), 1e-9]), whole=False,
                      under="KL from the base, nats per token")  # fmt: skip
-        panel.headed("loss on the task, nats per target token")
+        panel.headed("loss on the task, nats per loss token")
         panel.line([one.kl.value for one in points], [one.loss.value for one in points], "quiet", width=1.2)
         for one in points:
             role = "tuned" if one.strength == curve.recommended else "quiet"

@@ -25,7 +25,7 @@ def loss_section(run: OpenedRun) -> Section:
         "held_out": [one.as_row() for one in losses],
     }
     if len(steps) < 2:
-        only = f"The only step had a loss of {number(steps[0].loss)} nats per target token." if steps else ""
+        only = f"The only step had a loss of {number(steps[0].loss)} nats per loss token." if steps else ""
         sentence = only or "No step was recorded."
         return Section("loss", "Loss", data, [paragraph(sentence), *([_held_out(losses)] if losses else [])])
     xs = [one.step for one in steps]
@@ -49,7 +49,7 @@ def _held_out(losses: list[LossRecord]) -> Markup:
     rows: list[list[Content]] = [
         [f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.documents:,}"] for one in losses
     ]
-    return table(("step", "loss", "target tokens", "sequences"), rows, label="held-out losses")
+    return table(("step", "loss", "loss tokens", "sequences"), rows, label="held-out losses")
 
 
 def scores_section(run: OpenedRun) -> Section | None:

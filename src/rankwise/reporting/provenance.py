@@ -61,7 +61,7 @@ def _counts(data_report: DataReport) -> Markup:
         ("held out", data_report.hold_out.counts() if data_report.hold_out else plural(data_report.held_out, "row")),
         ("sequences", count(data_report.documents)),
         ("tokens", count(data_report.tokens)),
-        ("target tokens", learned),
+        ("loss tokens", learned),
         ("with end token as target", f"{count(data_report.eos_supervised)} sequences"),
         ("truncated", f"{count(data_report.truncated)} sequences"),
         ("duplicates", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near"),

@@ -158,7 +158,7 @@ def _losses(run: OpenedRun) -> str:
     when = "" if last is losses[-1] else f" at the selected step {last.step:,}"
     return (
         f"The loss on {plural(last.documents, 'held-out sequence')} {how}, from {figure(first.loss)} to "
-        f"{figure(last.loss)} nats per target token{when}; whether its answers are better was not measured."
+        f"{figure(last.loss)} nats per loss token{when}; whether its answers are better was not measured."
     )
 
 

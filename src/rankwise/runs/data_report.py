@@ -183,7 +183,7 @@ class DataReport(Config):
     """Sequences in which the end token of every target answer is a target too."""
     truncated: int | None
     unsupervised: int | None
-    """Sequences left out because truncation removed all their target tokens."""
+    """Sequences left out because truncation removed all their loss tokens."""
     lengths: LengthFacts | None
     masks: dict[str, int]
     """Methods that located the answers, with the number of sequences."""

@@ -194,7 +194,7 @@ class Evaluation(Config):
 
 
 class StrengthPoint(Config):
-    """The model at one adapter strength; `loss` is in nats per target token of the task."""
+    """The model at one adapter strength; `loss` is in nats per loss token of the task."""
 
     strength: float
     loss: Measured

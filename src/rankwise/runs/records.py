@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step. `loss` is in nats per target token over the whole step; `tokens` excludes padding."""
+    """One optimizer step. `loss` is in nats per loss token over the whole step; `tokens` excludes padding."""
 
     step: int
     steps: int
@@ -32,7 +32,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class LossRecord:
-    """Loss per target token on the validation rows."""
+    """Loss per loss token on the validation rows."""
 
     step: int
     loss: float
