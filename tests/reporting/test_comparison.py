@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import rankwise
 from rankwise.cli.main import app
-from rankwise.commands.compare import TURNED, _difference, compare
+from rankwise.commands.compare import REVERSED, _difference, compare
 from rankwise.commands.report import report
 from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
@@ -40,7 +40,7 @@ def one(a, b):
 def turned(found):
     return {
         "a": found.b, "b": found.a, "difference": -found.difference, "low": -found.high, "high": -found.low,
-        "p": found.p, "n": found.n, "verdict": TURNED[found.verdict],
+        "p": found.p, "n": found.n, "verdict": REVERSED[found.verdict],
     }  # fmt: skip
 
 
