@@ -76,7 +76,7 @@ def test_a_damaged_entry_is_made_anew(model, tmp_path, cache, damage):
     first, _ = asked(task_of(model, tmp_path), model)
     (entry,) = cache.iterdir()
     content = json.loads(entry.read_text())
-    content["side"]["scores"]["loss"]["sums"][0][0] += 1.0
+    content["scores"]["scores"]["loss"]["sums"][0][0] += 1.0
     entry.write_text(json.dumps(content) if damage == "digit" else damage)
     again, was_asked = asked(task_of(model, tmp_path), model)
     assert was_asked and again.scores == first.scores

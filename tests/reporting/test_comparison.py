@@ -87,7 +87,7 @@ def test_other_items_are_shown_and_not_compared():
 @pytest.mark.parametrize(
     ("other", "said"),
     [({"text_sha256": "cd" * 32}, "texts differ"), ({"fingerprint": "beef"}, "base models differ"),
-     ({"evaluated": False}, "of a alone"), ({"kept": {"dtype": "bfloat16"}}, "held in"),
+     ({"evaluated": False}, "only measured for a"), ({"kept": {"dtype": "bfloat16"}}, "measured in"),
      ({"kept": {"base": "beef"}}, "base models differ")],
 )  # fmt: skip
 def test_what_was_kept_is_compared_on_one_text_and_one_base_alone(other, said):
@@ -335,7 +335,7 @@ def test_sums_that_do_not_belong_to_the_items_are_refused():
     broken = json.loads(path.read_text())
     broken["tuned"]["scores"]["exact"]["sums"].pop()
     path.write_text(json.dumps(broken))
-    with pytest.raises(RunError, match="39 items, and 40 were asked"):
+    with pytest.raises(RunError, match="needs 40 items with valid sums, but has 39"):
         compare(["a", "b"])
 
 
