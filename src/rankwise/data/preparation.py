@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,11 @@ class _Preparation:
     documents: list[EncodedRows] = field(default_factory=list)
 
     @property
+    def limit(self) -> int | None:
+        """Tokens of a row at most."""
+        return self.encoder.limit if self.encoder is not None else None
+
+    @property
     def compares(self) -> bool:
         return bool(self.spec.held_out) or self.spec.validation is not None
 
@@ -134,71 +140,88 @@ def _data_report(
     work: _Preparation, apart: Tally, sources: Sequence[SourceRows], measured: Sequence[SourceRows], trained: int,
     overlap: OverlapFacts | None, facts: HoldOutFacts | None,
 ) -> DataReport:  # fmt: skip
+    """`apart` counts the rows of the validation source, which are counted nowhere else."""
     tally, spec, encodes = work.tally, work.spec, work.encoder is not None
-    parts = [(source.reading, part) for source in (*sources, *measured) for part in source.reading.parts]
-    files = tuple(_facts(reading, part) for reading, part in parts)
-    said = tally.texts.duplicates()
-    limit = work.encoder.limit if work.encoder is not None else None
-    name = ", ".join(dict.fromkeys(source.reading.source.path for source in sources))
-    held = facts.rows if facts is not None else 0
-    labels = Labels.together(source.labels for source in sources)
-    fatal = fatal_problems(tally, spec, limit=limit, trained=trained if encodes else tally.used - held, name=name)
-    if spec.group is not None and facts is None and not fatal:
-        fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can be held out."]
-    fatal = fatal or [problem for source in sources for problem in source.weighed_out()]
     readings = [source.reading for source in (*sources, *measured)]
+    files = tuple(_facts(reading, part) for reading in readings for part in reading.parts)
+    labels = Labels.together(source.labels for source in sources)
     unused = unused_columns(readings)
-    if tally.used:
-        fatal += problems(readings, unused)
-    if spec.validation is not None:
-        fatal += fatal_problems(apart, spec, limit=limit, trained=apart.used, name=spec.validation.path)
+    duplicates = tally.texts.duplicates()
+    remarks = (
+        *(sentence(column) for column in unused if not column.stops),
+        *warnings_of(tally, overlap, len(duplicates.near), len(duplicates.exact)),
+        *labels.remarks(),
+        *labels.never_trained(facts),
+        *(f"validation rows: {warning}" for warning in warnings_of(apart, None, 0, 0)),
+    )
+    fatal = _fatal(work, sources, trained, facts)
     return DataReport(
         format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
         files=files,
-        left_aside=tuple(name for source in (*sources, *measured) for name in source.reading.left_aside),
+        left_aside=tuple(name for reading in readings for name in reading.left_aside),
         model=work.model,
-        rows=tally.rows,
-        kept=tally.used,
-        skipped=sum(tally.skipped.values()),
-        skipped_why=dict(tally.skipped),
-        skipped_rows=tuple(tally.skipped_rows),
-        held_out=held or apart.used,
+        held_out=(facts.rows if facts is not None else 0) or apart.used,
         hold_out=facts,
         labels=dict(labels.counts.most_common(MOST_LABELS)) if labels else None,
         distinct_labels=len(labels.counts) if labels else None,
         validation=_validation(apart, encodes) if spec.validation is not None else None,
-        documents=tally.documents if encodes else None,
-        tokens=tally.tokens if encodes else None,
-        loss_tokens=tally.loss_tokens if encodes else None,
-        eos_supervised=tally.ended if encodes else None,
-        truncated=tally.truncated if encodes else None,
-        unsupervised=tally.unsupervised if encodes else None,
-        lengths=tally.length_facts(),
-        masks=dict(tally.masks),
-        template_parity=tally.unlike_asked == 0 if tally.documents else None,
-        template_parity_broken=tally.unlike_asked if encodes else None,
-        duplicates=len(said.exact),
-        near_duplicates=len(said.near),
+        duplicates=len(duplicates.exact),
+        near_duplicates=len(duplicates.near),
         overlap=overlap,
-        double_start=tally.double_start if encodes else None,
-        control_tokens_as_text=tally.control_tokens if encodes else None,
-        unknown_special_tokens=dict(tally.unknown_special),
-        replacement_characters=tally.replacements,
         licence=strictest(file.licence for file in files),
-        system=tally.system,
         recipe=spec.recipe,
         template=work.template,
         unused_columns=unused,
-        warnings=(
-            *(sentence(column) for column in unused if not column.stops),
-            *warnings_of(tally, overlap, len(said.near), len(said.exact)),
-            *labels.remarks(),
-            *labels.never_trained(facts),
-            *(f"to measure with: {warning}" for warning in warnings_of(apart, None, 0, 0)),
-        ),
-        fatal=tuple(fatal),
+        warnings=remarks,
+        fatal=(*fatal, *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart)),
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
+        **_counts(tally, encodes),
     )
+
+
+def _fatal(work: _Preparation, sources: Sequence[SourceRows], trained: int, facts: HoldOutFacts | None) -> list[str]:
+    """Why the training rows must not be trained on."""
+    tally, spec = work.tally, work.spec
+    name = ", ".join(dict.fromkeys(source.reading.source.path for source in sources))
+    remaining = trained if work.encoder is not None else tally.used - (facts.rows if facts is not None else 0)
+    fatal = fatal_problems(tally, spec, limit=work.limit, trained=remaining, name=name)
+    if spec.group is not None and facts is None and not fatal:
+        fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can be held out."]
+    return fatal or [problem for source in sources for problem in source.weighed_out()]
+
+
+def _fatal_of_validation(work: _Preparation, apart: Tally) -> list[str]:
+    path = work.spec.validation.path if work.spec.validation is not None else None
+    return fatal_problems(apart, work.spec, limit=work.limit, trained=apart.used, name=path) if path else []
+
+
+def _counts(tally: Tally, encodes: bool) -> dict[str, Any]:
+    """What the report takes from the tally as it is; counts of tokens only where rows were encoded."""
+    counts: dict[str, Any] = {
+        "rows": tally.rows,
+        "kept": tally.used,
+        "skipped": sum(tally.skipped.values()),
+        "skipped_why": dict(tally.skipped),
+        "skipped_rows": tuple(tally.skipped_rows),
+        "lengths": tally.length_facts(),
+        "masks": dict(tally.masks),
+        "template_parity": tally.unlike_asked == 0 if tally.documents else None,
+        "unknown_special_tokens": dict(tally.unknown_special),
+        "replacement_characters": tally.replacements,
+        "system": tally.system,
+    }
+    of_tokens = {
+        "documents": tally.documents,
+        "tokens": tally.tokens,
+        "loss_tokens": tally.loss_tokens,
+        "eos_supervised": tally.ended,
+        "truncated": tally.truncated,
+        "unsupervised": tally.unsupervised,
+        "template_parity_broken": tally.unlike_asked,
+        "double_start": tally.double_start,
+        "control_tokens_as_text": tally.control_tokens,
+    }
+    return counts | (of_tokens if encodes else dict.fromkeys(of_tokens))
 
 
 def _validation(apart: Tally, encodes: bool) -> ValidationFacts:
