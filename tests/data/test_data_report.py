@@ -337,7 +337,7 @@ def test_duplicates_are_rows_that_say_what_an_earlier_row_says(place, writing):
     write("rows.jsonl", [{"prompt": text, "completion": "fox"} for text in texts])
     data_report = prepared(writing, max_length=10_000).data_report
     assert (data_report.duplicates, data_report.near_duplicates) == (2, 2)
-    assert any(warning.endswith("says: 2") for warning in data_report.warnings)
+    assert any(warning.endswith("repeat an earlier row: 2") for warning in data_report.warnings)
     # the same question with another answer says something else
     write("rows.jsonl", [{"prompt": "a b c d e", "completion": word} for word in ("one two three", "four five six")])
     assert prepared(writing).data_report.duplicates == 0

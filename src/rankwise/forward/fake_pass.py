@@ -70,14 +70,16 @@ def make_fake(model: nn.Module, dtype: torch.dtype, *, everything: bool) -> None
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     for part in model.modules():
         learns = everything or (part is not head and (is_linear(part) or is_conv1d(part)))
-        tables: tuple[tuple[bool, dict[str, Any]], ...] = ((True, part._parameters), (False, part._buffers))
-        for is_weight, values in tables:
+        weights: dict[str, Any] = part._parameters  # pyright: ignore[reportAssignmentType]
+        buffers: dict[str, Any] = part._buffers  # pyright: ignore[reportAssignmentType]
+        for values in (weights, buffers):
             for name, value in values.items():
                 if value is None:
                     continue
                 floating = value.is_floating_point()
                 fake = torch.empty(value.shape, dtype=dtype if floating else value.dtype, device="cpu")
-                values[name] = nn.Parameter(fake, requires_grad=learns and floating) if is_weight else fake
+                learned = nn.Parameter(fake, requires_grad=learns and floating)
+                values[name] = learned if values is weights else fake
 
 
 class _Recorder:
