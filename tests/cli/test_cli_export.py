@@ -263,15 +263,15 @@ def test_a_weight_that_is_not_on_the_disk_as_it_was_merged_leaves_nothing(home, 
 
 
 def test_a_merged_model_that_is_another_is_not_left_behind(home, monkeypatch):
-    from rankwise.exporting import merge as merging
+    from rankwise.methods import adapter as adapter_method
 
-    def half(adapters):
+    def half(adapters, *name):
         for adapter in adapters.adapters().values():
             adapter.scale /= 2
-        return merge(adapters)
+        return merge(adapters, *name)
 
-    merge = merging.merge
-    monkeypatch.setattr(merging, "merge", half)
+    merge = adapter_method.merge
+    monkeypatch.setattr(adapter_method, "merge", half)
     result = rankwise("export", "lora", "--to", "whole", "--format", "merged")
     assert result.exit_code == 2 and "would differ from the trained model" in result.stderr, result.output
     assert not any("whole" in path.name for path in home.iterdir())
