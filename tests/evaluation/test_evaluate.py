@@ -201,7 +201,7 @@ def test_a_damaged_model_is_named_and_not_scored(tiny_folder, rows):
     with torch.no_grad():
         broken.module.lm_head.weight[:, 0] = torch.nan
     task = TaskConfig(task="t", data=str(rows))
-    with pytest.raises(EvaluationError, match=r"rows.jsonl:1: .* nan .*damaged"):
+    with pytest.raises(EvaluationError, match=r"rows.jsonl:1: .* nan, .*damaged"):
         score_task(task, requests_of(task, broken).requests, broken, silent, together=4, who="")
     task = TaskConfig(task="t", data=str(rows), score="exact", max_new_tokens=3)
     with pytest.raises(EvaluationError, match=r"logit of an answer is nan.*damaged"):
@@ -331,7 +331,7 @@ def test_what_is_wanted_must_be_what_is_compared(model, rows):
         OwnTask(task, requests_of(task, model), 4)
     for score in ("number", "pearson"):
         task = task.model_copy(update={"score": (score,)})
-        with pytest.raises(DataError, match=r"rows.jsonl:1: .*has no number"):
+        with pytest.raises(DataError, match=r"rows.jsonl:1: .*contains no number"):
             OwnTask(task, requests_of(task, model), 4)
 
 
@@ -392,7 +392,7 @@ def test_an_answer_is_held_against_every_reference_of_its_row(model, tmp_path):
     written = answers(items.requests, model, 4, silent, 1, "")[0]
     right = replace(items.requests[0], alternatives=(written,))
     assert score_task(task, [right], model, silent, together=1, who="").metrics["exact"].value == 1
-    assert replace(items, items=(right,)).sha256 != items.sha256, "other references are other items"
+    assert replace(items, requests=(right,)).sha256 != items.sha256, "other references are other items"
 
 
 def test_a_list_of_answers_in_rows_of_a_known_form_are_references(model, tmp_path):

@@ -177,7 +177,7 @@ def test_rows_that_chose_the_step_are_said_to_flatter(tracking):
     evaluation = read_evaluation(evaluation_path(run, "task"))
     write_evaluation(evaluation_path(run, "held-out"), evaluation.model_copy(update={"task": "held-out"}))
     (said,) = [one for one in data_of()["remarks"] if one.startswith("held-out")]
-    assert "too optimistic" in said and f"evaluation.{next(iter(tracking))}" in said
+    assert "too optimistic" in said and f"validation.{next(iter(tracking))}" in said
 
 
 def data_of_plain_remarks():
