@@ -267,7 +267,7 @@ def unfit(metric: str, target: str) -> str | None:
             return "is not JSON"
     if metric == "pearson":
         rating = rating_in(target)
-        return None if rating is not None and abs(rating) <= LARGEST else f"has no number up to {LARGEST:,}"
+        return None if rating is not None and abs(rating) <= LARGEST else f"contains no number up to {LARGEST:,}"
     return None
 
 
