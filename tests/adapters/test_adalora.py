@@ -246,7 +246,7 @@ def test_at_the_end_exactly_the_budget_lives(budget, initial, targets):
     spec = AdaLoraConfig(budget=budget, initial=initial, targets=targets, warmup=0.2, final=0.3)
     model, adapters, trainable, optimizer = adapted(spec, steps=12)
     asked = trainable.schedule.last
-    kind, amount = spec.asked
+    kind, amount = spec.parsed_budget
     assert asked == (round(amount * len(targets)) if kind == "rank" else amount)
     seen = []
     for step in range(12):
@@ -267,7 +267,7 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
         one_step(model, trainable, optimizer, step)
     adapters.settle()
     spent = sum(parameter.numel() for parameter in adapters.parameters())
-    limit = min(spec.asked[1], trainable.schedule.first)
+    limit = min(spec.parsed_budget[1], trainable.schedule.first)
     assert limit - 32 < spent <= limit
 
 
@@ -665,7 +665,7 @@ def test_a_budget_of_bytes_is_the_size_of_the_file(architecture, size, tmp_path)
         optimizer.zero_grad(set_to_none=False)
     write_peft(adapters, tmp_path / "adapter", base_model="tiny")
     written = (tmp_path / "adapter" / WEIGHTS).stat().st_size
-    limit = spec.asked[1]
+    limit = spec.parsed_budget[1]
     cheapest = min(part.cost for part in trainable.triplets.parts)
     most = limit if trainable.budget.last < trainable.schedule.first else 4 * trainable.schedule.first
     assert most - 4 * cheapest - 64 * (1 + len(adapters.layers)) < written <= limit

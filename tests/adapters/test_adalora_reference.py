@@ -145,7 +145,7 @@ def test_scores_masks_and_weights_are_the_reference_s_at_every_step(interval, ga
             ours = trainable.importance.scores(trainable.triplets)
             torch.testing.assert_close(ours, torch.cat(list(plain.scores().values())), rtol=1e-9, atol=1e-18)
         if step > warmup and (step % interval == 0 or step >= decided):
-            before, now = getattr(plain, "last", None), torch.cat([plain.kept[name] for name in live])
+            before, now = getattr(plain, "last", None), torch.cat([plain.alive[name] for name in live])
             assert torch.equal(trainable.alive, now)
             changed += before is not None and not torch.equal(before, now)
             plain.last = now

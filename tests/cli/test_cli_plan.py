@@ -109,7 +109,7 @@ def test_rows_make_steps_and_tokens_and_advice(rows):
 
 def test_the_same_file_of_settings_is_trained_and_planned(tmp_path, rows):
     file = tmp_path / "train.yaml"
-    file.write_text(f"model: smollm2-135m\ndata: {rows}\nrun: mine\nadapter:\n  rank: 4\nevaluation:\n  keep: last\n")
+    file.write_text(f"model: smollm2-135m\ndata: {rows}\nrun: mine\nadapter:\n  rank: 4\nvalidation:\n  keep: last\n")
     assert planned(file, "--device", "h100")["trainable_parameters"] == 4_884_480 // 4
     wrong = rankwise("plan", file, "--set", "training.step=3")
     assert wrong.exit_code == 2 and "training.step" in wrong.output and "Traceback" not in wrong.output

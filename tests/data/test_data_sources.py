@@ -302,7 +302,7 @@ def test_a_form_that_was_asked_for_is_not_guessed(rows, problem):
     both = b'{"messages": [], "prompt": "a", "completion": "b"}\n'
     assert rows(both, format="prompt")[1] == "prompt"
     assert "messages" in problem(both)
-    assert "a row of the prompt form in a file of the messages form" in problem(GOOD, format="messages")
+    assert "is in the prompt format, but its file is in the messages format" in problem(GOOD, format="messages")
     assert "no 'messages'" in problem(b'{"message": []}\n', format="messages")
 
 

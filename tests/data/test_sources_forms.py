@@ -112,7 +112,7 @@ def test_question_and_answer_are_what_the_file_holds_to_the_letter(name, shared_
 
 def test_rows_that_a_template_wrote_already_are_told(shared_data):
     data_report = count_only(DataConfig(path=str(shared_data / "dolly" / "train.jsonl")), silent)
-    assert "rows that look as if a template had been written into them already: 800" in data_report.warnings
+    assert "rows that look as if a chat template had already been applied: 800" in data_report.warnings
 
 
 def test_self_instruct_tasks_give_an_example_for_each_of_their_instances(shared_data):
@@ -317,7 +317,7 @@ def test_a_first_line_that_cannot_be_read_does_not_hide_the_others(tmp_path):
 def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path):
     link = tmp_path / "rows.jsonl"
     link.symlink_to("nowhere.jsonl")
-    with pytest.raises(DataError, match=r"is a link that leads to no file \(nowhere\.jsonl\)"):
+    with pytest.raises(DataError, match=r"is a link to a missing file \(nowhere\.jsonl\)"):
         open_source(DataConfig(path=str(link)), SourceConfig(path=str(link)))
 
 
