@@ -279,10 +279,10 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_spent(budget):
     ], ids=str,
 )  # fmt: skip
 def test_a_budget_that_is_not_one_triplet_is_refused_and_the_smallest_told(budget, targets, least):
-    with pytest.raises(ConfigError, match=r"is less than one triplet on these [13] layers") as caught:
+    with pytest.raises(ConfigError, match=r"is less than one triplet for these [13] layers") as caught:
         inject(net(), AdaLoraConfig(budget=budget, targets=targets))
     if least is not None:
-        size = str(caught.value).partition("smallest there is has ")[2].removesuffix(f" {least}.")
+        size = str(caught.value).partition("the smallest triplet has ")[2].removesuffix(f" {least}.")
         enough = {"parameters": "{} parameters", "bytes": "{}B"}[least].format(int(size.replace(",", "")))
         spec = AdaLoraConfig(budget=enough, targets=targets)
         model, adapters, trainable, optimizer = adapted(spec, steps=3)
@@ -293,7 +293,7 @@ def test_a_budget_that_is_not_one_triplet_is_refused_and_the_smallest_told(budge
 
 def test_a_budget_is_what_the_cheapest_layer_costs_and_no_mixture_of_several():
     path, name = "x" * 120, "a"
-    with pytest.raises(ConfigError, match="the smallest there is has"):
+    with pytest.raises(ConfigError, match="the smallest triplet has"):
         budget_of(AdaLoraConfig(budget="536B"), [72, 68], [0, 1], [name, path])
     least = 4 * 72 + 64 + 228
     assert budget_of(AdaLoraConfig(budget=f"{least}B"), [72, 68], [0, 1], [name, path]).last == 72 + 57

@@ -337,7 +337,7 @@ def test_a_training_that_ends_early_says_so_and_what_it_kept(home, tiny_folder):
     assert sum(line.startswith("answer before training: ") for line in lines) == 2
     assert sum(line.startswith(f"answer after step {found['kept_step']}: ") for line in lines) == 2
     assert f"stopped early: {found['ended_early']}" in result.stdout
-    assert f"kept step {found['kept_step']}: the lowest held-out loss of " in result.stdout
+    assert f"kept step {found['kept_step']}: the lowest validation loss of " in result.stdout
 
 
 @pytest.mark.parametrize("terminal", [False, True])

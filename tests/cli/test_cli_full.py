@@ -259,7 +259,7 @@ def test_a_run_that_is_stopped_when_its_model_is_written_does_not_keep_it(home, 
     write_manifest = RunDirectory.write_manifest
     monkeypatch.setattr(RunDirectory, "write_manifest", stopped_at_last)
     result = rankwise(*WORDS, "--run", "late")
-    assert result.exit_code == 130 and "is not a model" in result.stderr
+    assert result.exit_code == 130 and "holds no model" in result.stderr
     run = home / "runs" / "late"
     assert json.loads((run / "manifest.json").read_text())["status"] == "interrupted" and not (run / "model").exists()
 

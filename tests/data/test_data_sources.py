@@ -173,7 +173,7 @@ def test_a_file_without_rows_is_refused(problem, content, form):
         (b'{"prompt": ' + b"9" * 5000 + b', "completion": "b"}\n', ["number too long"]),
         (
             b'{"instruction": "a", "output": "b"}\n',
-            ["of the alpaca form", "of the prompt form", "'instruction', 'output'"],
+            ["is in the alpaca format", "its file is in the prompt format", "'instruction', 'output'"],
         ),
         (b'{"prompt": "a", "completion": ""}\n', ["the completion is empty"]),
     ],

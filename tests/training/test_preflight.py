@@ -11,6 +11,7 @@ import torch
 
 import rankwise
 from rankwise.commands.report import report
+from rankwise.commands.train import train
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ResourceError
 from rankwise.planning.devices import with_memory
@@ -37,7 +38,7 @@ def with_room(monkeypatch, room: int):
 
 
 def test_what_was_forecast_is_written_beside_what_it_took(small):
-    trained = rankwise.train(small)
+    trained = train(small)
     forecast = trained.manifest.forecast
     assert forecast is not None and trained.summary()["forecast"] == forecast.model_dump()
     results = trained.manifest.results
