@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rankwise.runs.directory import open_run
+from rankwise.runs.snapshot import RunSnapshot
 
 PAGE = """# {title}
 
@@ -44,7 +44,7 @@ def portable(text: str) -> str:
 
 
 def record(run_name: str) -> dict[str, Any]:
-    manifest = open_run(run_name).manifest()
+    manifest = RunSnapshot.finished(run_name).manifest
     kept = json.loads(portable(manifest.model_dump_json()))
     kept["machine"].pop("system")
     return kept

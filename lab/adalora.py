@@ -137,9 +137,9 @@ def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, 
     return {
         "loss": results.held_out_loss_after,
         "before": results.held_out_loss_before,
-        "parameters": sum(parameter_count(trained.run.adapter)),
+        "parameters": sum(parameter_count(trained.result)),
         "seconds": results.train_seconds,
-    } | ({"gram": gram(trained.run.adapter)} if cell.method == "adalora" else {})
+    } | ({"gram": gram(trained.result)} if cell.method == "adalora" else {})
 
 
 def gram(adapter: Path) -> float:

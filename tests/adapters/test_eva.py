@@ -395,7 +395,7 @@ def experiment(model, name="eva", **adapter):
 def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
     heard = []
     trained = train(experiment(tiny_folder), callback=heard.append)
-    adapter = Path(trained.run.adapter)
+    adapter = Path(trained.result)
     parts = trained.trainable.adapters.adapters()
     written = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
     costs = [sum(layer.host.weight.shape) for layer in trained.trainable.adapters.layers.values()]
@@ -426,7 +426,7 @@ def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
 
 
 def test_a_run_again_is_the_same_bytes(home, tiny_folder):
-    first, second = (train(experiment(tiny_folder, name)).run.adapter for name in ("one", "two"))
+    first, second = (train(experiment(tiny_folder, name)).result for name in ("one", "two"))
     name = "adapter_model.safetensors"
     assert (first / name).read_bytes() == (second / name).read_bytes()
 

@@ -143,7 +143,7 @@ def test_training_takes_the_options_from_the_settings(
         experiment = Experiment(
             model=str(tiny_folder), data="rows.jsonl", run=f"rate-{rate:g}", adapter=adapter, training={"steps": 1}
         )
-        folder = train(experiment).run.adapter
+        folder = train(experiment).result
         assert json.loads((folder / CONFIG).read_text())["use_dora"] is True
         stored[rate] = load_file(folder / WEIGHTS)
     for key, slow in stored[1.0].items():  # B starts at zero, and A has had no gradient yet

@@ -26,6 +26,7 @@ from rankwise.models.sources import find
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import silent
+from rankwise.runs.snapshot import RunSnapshot
 
 HOSTILE = "x](javascript:1) <script>alert(1)</script> | `# a: {b} *c* _d_ www.evil.example &lt; \u202e\n---\n- e: f"
 
@@ -185,9 +186,9 @@ def test_what_somebody_wrote_is_shown_and_not_obeyed():
 def test_a_hostile_name_of_a_base_reads_back_as_itself(home):
     run = RunDirectory(home / "runs" / "mine")
     base = BaseModelFacts(name=HOSTILE, source=HOSTILE, fingerprint="f", dtype="float32", device="cpu")
-    data_report, results = run.data_report(), run.manifest().results
+    data_report, results = RunSnapshot.of(run).recorded_data, run.manifest().results
     data_report = data_report.model_copy(update={"licence": HOSTILE})
-    facts = CardFacts(run.experiment(), base, HOSTILE, data_report, results, 0.01, [3, 3])
+    facts = CardFacts(RunSnapshot.of(run).experiment, base, HOSTILE, data_report, results, 0.01, [3, 3])
     front, text = card(facts).removeprefix("---\n").split("\n---\n", 1)
     read = YAML(typ="safe", pure=True).load(front)
     line = " ".join(HOSTILE.replace("\u202e", " ").split())

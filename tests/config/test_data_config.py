@@ -15,6 +15,7 @@ from rankwise.config.reading import Setting, parse_setting, read_data, read_expe
 from rankwise.config.recipe import RECIPES
 from rankwise.errors import ConfigError
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.snapshot import RunSnapshot
 from sampling import draws
 
 BOTH_OR_NEITHER = "a path, or several sources"
@@ -96,7 +97,7 @@ def test_the_spec_of_a_run_is_read_back_equal(tmp_path_factory, values):
     run.folder.mkdir()
     experiment = Experiment(model="m", run="r", data=values)
     run.begin(experiment)
-    assert run.experiment() == experiment
+    assert RunSnapshot.of(run).experiment == experiment
 
 
 def test_rows_are_named_by_a_path_or_by_sources_and_not_by_both_or_neither():

@@ -20,7 +20,7 @@ from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
 from rankwise.runs.comparisons import differing
 from rankwise.runs.evaluations import ModelScores, Scores, evaluation_path, read_evaluation, write_evaluation
-from rankwise.runs.opened import open_candidate
+from rankwise.runs.snapshot import open_candidate
 from report_runs import made_run
 from sampling import draws
 

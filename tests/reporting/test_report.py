@@ -20,6 +20,7 @@ from rankwise.reporting.document import Document
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.records import LossRecord
+from rankwise.runs.snapshot import RunSnapshot
 from report_runs import made_run
 
 
@@ -254,7 +255,7 @@ def test_numbers_of_the_page_are_those_of_the_run():
     assert data["samples"]["training"] == [row for row in rows if row["kind"] == "sample"]
     assert data["ranks"]["ranks"] == [row for row in rows if row["kind"] == "ranks"][-1]["ranks"]
     assert data["cost"]["results"] == run.manifest().results.model_dump()
-    assert data["data"]["data_report"] == run.data_report().model_dump(mode="json")
+    assert data["data"]["data_report"] == RunSnapshot.of(run).recorded_data.model_dump(mode="json")
     evaluation = read_evaluation(evaluation_path(run, "task"))
     exact = evaluation.differences["exact"]
     assert data["quality"][0]["differences"]["exact"] == exact.model_dump() | {"undecided": exact.undecided}
@@ -330,7 +331,7 @@ def test_a_run_begun_again_forgets_the_report_of_its_first_try():
     run = made_run(status="interrupted")
     report("r")
     with run.claimed(restart=True):
-        run.begin(run.experiment())
+        run.begin(RunSnapshot.of(run).experiment)
     assert not (run.folder / "report.html").exists() and not (run.folder / "report.json").exists()
     assert RunDirectory.named("r").folder.is_dir()
 

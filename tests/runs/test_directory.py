@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -14,8 +13,9 @@ import pytest
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunBusyError, RunError
 from rankwise.runs.data_report import DataReport, TemplateFacts
-from rankwise.runs.directory import LARGEST_JSON, RunDirectory, open_run
+from rankwise.runs.directory import LARGEST_JSON, RunDirectory, read_json
 from rankwise.runs.manifest import BaseModelFacts, DataFacts, Manifest
+from rankwise.runs.snapshot import RunSnapshot
 
 EXPERIMENT = Experiment(model="m", data="d", run="r", adapter={"layers": "0-2"})
 
@@ -101,8 +101,8 @@ def test_a_claim_that_failed_before_writing_leaves_nothing():
 def test_what_was_written_under_a_claim_stays():
     run = written()
     assert {"config.json", "data_report.json", "manifest.json"} <= set(names(run.folder))
-    assert run.data_report() == DATA_REPORT
-    assert run.experiment() == EXPERIMENT
+    assert RunSnapshot.of(run).recorded_data == DATA_REPORT
+    assert read_json(run.folder / "config.json", Experiment) == EXPERIMENT
     assert run.manifest().status == "finished"
 
 
@@ -128,13 +128,13 @@ def test_an_unfinished_run_is_refused_unless_it_is_to_begin_again(status):
 def test_beginning_again_leaves_nothing_of_the_old_attempt():
     run = written(status="failed")
     run.metrics.write_text('{"step": 1}\n')
-    run.adapter.mkdir()
-    (run.adapter / "half").write_text("1")
+    (run.folder / "adapter").mkdir()
+    ((run.folder / "adapter") / "half").write_text("1")
     other = EXPERIMENT.model_copy(update={"run": "other"})
     with run.claimed(restart=True):
         run.begin(other)
         assert set(names(run.folder)) == {".lock", "config.json"}
-    assert run.experiment() == other
+    assert read_json(run.folder / "config.json", Experiment) == other
 
 
 def test_a_run_killed_between_its_first_two_files_can_be_begun():
@@ -200,7 +200,7 @@ def test_a_refused_claim_does_not_take_the_name_from_its_owner():
         assert names(run.folder) == [".lock"]
         assert claim_elsewhere().startswith("RunBusyError")
         run.begin(EXPERIMENT)
-    assert run.experiment() == EXPERIMENT
+    assert read_json(run.folder / "config.json", Experiment) == EXPERIMENT
 
 
 def test_a_lock_is_gone_with_its_process():
@@ -214,36 +214,36 @@ def test_a_lock_is_gone_with_its_process():
 
 def test_a_finished_run_is_opened_by_name_and_by_folder():
     run = written()
-    assert open_run("r") == run
-    assert open_run(str(run.folder.absolute())).manifest() == run.manifest()
+    assert RunSnapshot.finished("r").directory == run
+    assert RunSnapshot.finished(str(run.folder.absolute())).manifest == run.manifest()
     run.folder.rename("moved")
-    assert open_run("moved").folder == Path("moved")
+    assert RunSnapshot.finished("moved").folder == Path("moved")
 
 
 def test_a_run_that_is_missing_is_told_with_the_nearest_name():
     for name in ("refunds", "poems"):
         written(name)
     with pytest.raises(RunError) as caught:
-        open_run("refnds")
+        RunSnapshot.finished("refnds")
     assert str(caught.value) == 'there is no run "refnds". Did you mean "refunds"? Runs here: poems, refunds.'
 
 
 def test_where_there_are_no_runs_that_is_told():
     with pytest.raises(RunError, match=r'there is no run "r".*no runs in this folder yet'):
-        open_run("r")
+        RunSnapshot.finished("r")
 
 
 def test_a_name_too_long_for_any_folder_is_told():
     # the system's own error ended in a traceback
     with pytest.raises(RunError):
-        open_run("x" * 300)
+        RunSnapshot.finished("x" * 300)
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
 def test_a_run_that_is_not_finished_is_not_opened(status):
     written(status=status)
     with pytest.raises(RunError, match=rf'run "r" is not finished \({status}\); it has nothing to use yet'):
-        open_run("r")
+        RunSnapshot.finished("r")
 
 
 DAMAGES = {
@@ -264,8 +264,7 @@ def test_a_damaged_file_of_a_run_is_told_by_its_name(file, name):
     run = written()
     (run.folder / file).write_text(DAMAGES[name])
     with pytest.raises(RunError) as caught:
-        run = open_run("r")
-        _ = run.experiment(), run.data_report()
+        _ = RunSnapshot.finished("r").recorded_data
     assert file in str(caught.value)
     assert "damaged or of another version" in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -275,17 +274,17 @@ def test_a_file_of_a_run_that_is_not_text_or_far_too_large_is_told():
     run = written()
     (run.folder / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(RunError, match=r"config\.json is damaged"):
-        run.experiment()
+        RunSnapshot.of(run)
     (run.folder / "config.json").write_bytes(b" " * (LARGEST_JSON + 1))
     with pytest.raises(RunError, match=r"config\.json has 10,000,001 bytes"):
-        run.experiment()
+        RunSnapshot.of(run)
 
 
 def test_a_missing_file_of_a_run_is_told():
     run = written()
     (run.folder / "config.json").unlink()
     with pytest.raises(RunError, match=r"config\.json is missing"):
-        run.experiment()
+        RunSnapshot.of(run)
 
 
 def test_a_run_whose_manifest_is_damaged_is_not_overwritten():
@@ -306,11 +305,17 @@ def test_what_a_killed_process_was_writing_is_no_obstacle_and_is_removed(tmp_pat
     assert not list(run.folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize(("held_out", "order"), [(3, "last"), (0, "seed")])
-def test_a_spec_from_before_there_was_an_order_held_out_the_last_rows(held_out, order):
+def test_a_run_of_the_old_layout_is_refused_by_name():
     run = written()
-    file = run.folder / "config.json"
-    spec = json.loads(file.read_text())
-    del spec["data"]["held_out_order"], spec["data"]["group"]
-    file.write_text(json.dumps(spec | {"data": spec["data"] | {"held_out": held_out}}))
-    assert run.experiment().data.held_out_order == order
+    (run.folder / "config.json").rename(run.folder / "spec.json")
+    with pytest.raises(RunError, match=r"runs/r is a run of an earlier version .* \(runs/r/adapter\)"):
+        RunSnapshot.read("r")
+
+
+def test_a_snapshot_reads_each_file_once_and_stays_as_it_was_read():
+    run = written()
+    snapshot = RunSnapshot.read("r")
+    before = snapshot.experiment, snapshot.manifest, snapshot.recorded_data
+    for file in ("config.json", "manifest.json", "data_report.json"):
+        (run.folder / file).write_text("{")
+    assert (snapshot.experiment, snapshot.manifest, snapshot.data_report) == before

@@ -23,8 +23,8 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.tokenizer import HubTokenizer
@@ -102,8 +102,8 @@ def test_the_loss_is_finite_and_falls(trained):
 
 def test_the_data_report_names_recipe_and_template_in_the_run_and_beside_the_adapter(trained):
     name, place, _, found = trained
-    data_report = found.run.data_report()
-    beside = json.loads((place / found.run.adapter / "data_report.json").read_text())
+    data_report = RunSnapshot.of(found.run).recorded_data
+    beside = json.loads((place / found.result / "data_report.json").read_text())
     assert beside == json.loads((place / found.run.folder / "data_report.json").read_text())
     assert data_report.recipe == name
     assert data_report.template.kind == f"recipe {name}"
@@ -139,7 +139,7 @@ def test_a_run_is_asked_in_its_recipe_s_words_whatever_the_model_s_own_template_
     recipe = ChatTemplate.of_recipe(HubTokenizer(hub, [hub.eos_token_id]), recipe_named(name))
     assert asked.model.template.text(ASKED, answer_next=True) == recipe.text(ASKED, answer_next=True)
     assert "OTHER" not in asked.model.template.text(ASKED, answer_next=True)
-    assert asked.model.template.facts == found.run.data_report().template
+    assert asked.model.template.facts == RunSnapshot.of(found.run).recorded_data.template
     assert asked.model.template.end_ids == recipe.end_ids
     assert asked.model.template.end_texts == recipe.end_texts
     reply = asked.answer([*asked.opening(None), *ASKED], GenerationConfig(max_new_tokens=4))
@@ -248,7 +248,7 @@ def test_the_terminal_s_flags_win_over_a_recipe(shared_data, tmp_path, monkeypat
     ]  # fmt: skip
     result = CliRunner().invoke(app, list(map(str, words)))
     assert result.exit_code == 0, result.output
-    spec = RunDirectory.named("flags").experiment()
+    spec = RunSnapshot.read("flags").experiment
     assert (spec.training.batch_size, spec.training.steps, spec.training.epochs) == (3, 1, None)
     assert (spec.adapter.rank, spec.adapter.alpha, spec.adapter.targets) == (2, 16, ("q_proj", "v_proj"))
     assert (spec.data.max_length, spec.data.too_long, spec.data.learned) == (300, "truncate", "everything")
@@ -267,7 +267,7 @@ def test_a_recipe_of_one_turn_leaves_conversations_out(shared_data, tmp_path, mo
     ):
         train(Experiment.model_validate(experiment))
     data["on_bad_row"] = "skip"
-    data_report = train(Experiment.model_validate(experiment)).run.data_report()
+    data_report = RunSnapshot.of(train(Experiment.model_validate(experiment)).run).recorded_data
     assert data_report.kept + data_report.skipped == 30
     assert data_report.kept == data_report.documents > 0
     assert data_report.skipped_why == {"cannot be written for this model": data_report.skipped}
@@ -283,5 +283,5 @@ def test_the_model_s_own_template_is_that_of_a_run_without_a_recipe(tmp_path, mo
     hub.save_pretrained(model)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Name the capital.", "completion": "Paris."}\n' * 4)
     experiment = {"model": {"name": str(model)}, "data": "rows.jsonl", "run": "r", "training": {"steps": 1}}
-    template = train(Experiment.model_validate(experiment)).run.data_report().template
+    template = RunSnapshot.of(train(Experiment.model_validate(experiment)).run).recorded_data.template
     assert (template.kind, template.sources) == ("model", {"default": family.template})

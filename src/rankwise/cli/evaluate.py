@@ -93,10 +93,12 @@ def _lines(evaluation: Evaluation) -> list[str]:
 
 def _cautions(target: str, evaluation: Evaluation) -> list[str]:
     from rankwise.runs.directory import find_run
+    from rankwise.runs.snapshot import RunSnapshot
     from rankwise.runs.warnings import HELD_OUT, evaluation_warnings, of_overlap
 
-    run = find_run(target)
-    if run is None:
+    directory = find_run(target)
+    if directory is None:
         return evaluation_warnings(evaluation, None, None)
-    shared = of_overlap(run.data_report()) if evaluation.task == HELD_OUT else ""
-    return [*([shared] if shared else []), *evaluation_warnings(evaluation, run.experiment(), run.manifest().results)]
+    run = RunSnapshot.of(directory)
+    shared = of_overlap(run.recorded_data) if evaluation.task == HELD_OUT else ""
+    return [*([shared] if shared else []), *evaluation_warnings(evaluation, run.experiment, run.manifest.results)]

@@ -72,12 +72,14 @@ def _table(curve: StrengthCurve) -> list[str]:
 
 def _cautions(measured: Strengths) -> list[str]:
     from rankwise.runs.directory import find_run
+    from rankwise.runs.snapshot import RunSnapshot
     from rankwise.runs.warnings import strength_warnings
 
-    run = find_run(measured.run)
-    if run is None:  # the folder of an adapter has no records of its training
+    directory = find_run(measured.run)
+    if directory is None:  # the folder of an adapter has no records of its training
         return []
-    return strength_warnings(measured.curve, run.experiment(), run.manifest().results)
+    run = RunSnapshot.of(directory)
+    return strength_warnings(measured.curve, run.experiment, run.manifest.results)
 
 
 def _interval(value: float, low: float, high: float) -> str:

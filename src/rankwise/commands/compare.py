@@ -18,7 +18,7 @@ from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.comparisons import ComparedForgetting, ComparedTask, Comparison, Differing, differing
 from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, OfBlocks, Verdict
-from rankwise.runs.opened import Candidate, forgettings_of, open_candidates
+from rankwise.runs.snapshot import Candidate, forgettings_of, open_candidates
 
 REVERSED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
 

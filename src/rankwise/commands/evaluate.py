@@ -38,7 +38,7 @@ from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.sources import find
-from rankwise.runs.directory import RunDirectory, find_run
+from rankwise.runs.directory import find_run
 from rankwise.runs.evaluations import (
     Difference,
     Evaluation,
@@ -51,9 +51,9 @@ from rankwise.runs.evaluations import (
     write_evaluation,
 )
 from rankwise.runs.manifest import now
-from rankwise.runs.opened import forgetting_in
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.runs.score_text import labels_text, score_line
+from rankwise.runs.snapshot import RunSnapshot, forgetting_in
 from rankwise.system.files import check_place
 
 
@@ -63,7 +63,7 @@ class Subject:
 
     name: str
     model: LoadedModel
-    run: RunDirectory | None
+    run: RunSnapshot | None
     against: str | None = None
     base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
     sides: BaseAndTuned | None = None
@@ -142,7 +142,7 @@ def _place(subject: Subject, asked: Task, out: Path | None) -> Path | None:
         return out
     if subject.run is None:
         return None
-    own = evaluation_path(subject.run, asked.name)
+    own = evaluation_path(subject.run.directory, asked.name)
     check_place(own)
     return own
 

@@ -15,10 +15,11 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.methods.artifact import is_adapter_folder
 from rankwise.methods.method import Contents
 from rankwise.methods.registry import method_of
-from rankwise.runs.directory import RunDirectory, find_run, open_run
+from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import Integrity, check_folder, check_result
 from rankwise.runs.metrics_log import read_ranks
 from rankwise.runs.records import Callback, RankRecord, silent
+from rankwise.runs.snapshot import RunSnapshot
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ def inspect(name: str, *, force_result: bool = False, callback: Callback = silen
     if find_run(name) is None and is_adapter_folder(name):
         contents, integrity = method_of(LoraConfig()).contents(Path(name)), check_folder(Path(name), callback)
         return _inspected(name, contents, [], integrity)
-    run: RunDirectory = open_run(name)
-    integrity, config = check_result(run, callback, force=force_result), run.experiment().adapter
-    contents = method_of(config).contents(run.folder / config.artifact)
-    history = read_ranks(run.metrics) if run.metrics.is_file() else []
+    run = RunSnapshot.finished(name)
+    integrity = check_result(run, callback, force=force_result)
+    contents = method_of(run.experiment.adapter).contents(run.result)
+    metrics = run.directory.metrics
+    history = read_ranks(metrics) if metrics.is_file() else []
     return _inspected(str(run.folder), contents, history, integrity)
 
 

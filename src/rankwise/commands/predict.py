@@ -22,8 +22,9 @@ from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_mem
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.runs.directory import RunDirectory, find_run
+from rankwise.methods.artifact import open_artifact
 from rankwise.runs.records import Callback, ProgressUpdate, silent
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import check_place, write_atomic
 from rankwise.text.example import Example
 from rankwise.text.tokenize import prompt_ids
@@ -77,16 +78,18 @@ def predict(
     run: str | Path | TunedModel, data: str | Path, out: str | Path, spec: GenerationConfig | None = None, *,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
     batch_size: int = TOGETHER, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
-    **opening: Any,
+    force_base: bool = False, **opening: Any,
 ) -> Predicted:  # fmt: skip
     """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to
-    `load_tuned`."""
+    `open_artifact`."""
     began, out = time.perf_counter(), Path(out)
     _check_out(out, data, overwrite)
-    rows = _rows(_reading(run, str(data), prompt, system), _form_of(run), asked=prompt is not None)
+    artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
+    form = None if artifact.run is None else artifact.run.manifest.data.format
+    rows = _rows(_reading(artifact.run, str(data), prompt, system), form, asked=prompt is not None)
     _refuse_taken([column, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
-    asked = run if isinstance(run, TunedModel) else load_tuned(str(run), callback, **opening)
+    asked = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
     chosen = spec or GenerationConfig()
     _render(rows, asked, system, chosen.max_new_tokens)
     _refuse_bad(rows, skip_bad_rows)
@@ -106,22 +109,18 @@ def _check_out(out: Path, data: str | Path, overwrite: bool) -> None:
         raise DataError(f"{out}: already exists. Give --out another name, or add --overwrite.")
 
 
-def _reading(run: str | Path | TunedModel, data: str, prompt: str | None, system: str | None) -> DataConfig:
+def _reading(run: RunSnapshot | None, data: str, prompt: str | None, system: str | None) -> DataConfig:
     how: dict[str, Any] = {}
     if prompt is not None:
         how = {"prompt": prompt, "completion": f"{{{ANSWER}}}"}
-    elif (found := _run(run)) is not None:
-        how = _settings_of(found)
+    elif run is not None:
+        how = _settings_of(run)
     return DataConfig(**{**how, "path": data, **({} if system is None else {"system": system})})
 
 
-def _run(run: str | Path | TunedModel) -> RunDirectory | None:
-    return None if isinstance(run, TunedModel) else find_run(str(run))
-
-
-def _settings_of(run: RunDirectory) -> dict[str, Any]:
+def _settings_of(run: RunSnapshot) -> dict[str, Any]:
     """Of several sources those that all have."""
-    data = run.experiment().data
+    data = run.experiment.data
     every = [{name: getattr(source, name) for name in READ} for source in data.all_sources]
     if any(one != every[0] for one in every):
         raise ConfigError(
@@ -130,11 +129,6 @@ def _settings_of(run: RunDirectory) -> dict[str, Any]:
         )  # fmt: skip
     said = {name: value for name, value in every[0].items() if value}
     return {"system": data.system, **said} if data.system is not None else said
-
-
-def _form_of(run: str | Path | TunedModel) -> str | None:
-    found = _run(run)
-    return None if found is None else found.manifest().data.format
 
 
 def _rows(spec: DataConfig, form: str | None, *, asked: bool) -> list[Row]:

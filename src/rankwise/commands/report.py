@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RunError, first_line
 from rankwise.reporting.document import BEGINS, BEGINS_DATA, Document
-from rankwise.runs.directory import REPORTS, RunDirectory
-from rankwise.runs.opened import open_candidates, open_for_reading
+from rankwise.runs.directory import REPORTS
 from rankwise.runs.records import Callback, WarningMessage
+from rankwise.runs.snapshot import RunSnapshot, open_candidates
 from rankwise.system.files import told_when_full, write_atomic
 
 LONGEST_NAME = 100
@@ -39,23 +39,24 @@ def report(names: str | Sequence[str], out: str | Path | None = None) -> Reporte
     if not listed:
         raise RunError("name at least one run to report on.")
     if len(listed) == 1:
-        run = open_for_reading(listed[0])
-        document, usual = training_report(run), run.folder / REPORTS[0]
-    else:
-        candidates = open_candidates(listed)
-        document = comparison_report(candidates, compare(listed).comparisons)
-        others = "-".join(one.name.replace("/", "-") for one in candidates[1:])
-        short = others.encode()[:LONGEST_NAME].decode(errors="ignore")
-        usual = candidates[0].folder / f"against-{short}.html"
+        run = RunSnapshot.read(listed[0])
+        return _written(training_report(run), Path(out) if out is not None else run.folder / REPORTS[0])
+    candidates = open_candidates(listed)
+    document = comparison_report(candidates, compare(listed).comparisons)
+    others = "-".join(one.name.replace("/", "-") for one in candidates[1:])
+    short = others.encode()[:LONGEST_NAME].decode(errors="ignore")
+    usual = candidates[0].folder / f"against-{short}.html"
     return _written(document, Path(out) if out is not None else usual)
 
 
-def report_of(run: RunDirectory) -> Reported:
+def report_of(run: RunSnapshot) -> Reported:
     """Write the report of a run that this process has just finished."""
-    return report(str(run.folder))
+    from rankwise.reporting.training import training_report
+
+    return _written(training_report(replace(run)), run.folder / REPORTS[0])
 
 
-def write_page(run: RunDirectory, callback: Callback) -> None:
+def write_page(run: RunSnapshot, callback: Callback) -> None:
     """Write or update a run's report; a failure is only a warning, since the work itself is done."""
     try:
         report_of(run)

@@ -18,6 +18,7 @@ from rankwise.runs.directory import CARD, RunDirectory
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
 from rankwise.runs.records import Callback, StatusMessage, silent
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
 from rankwise.system.files import sha256_of, write_atomic
 
@@ -102,7 +103,7 @@ def rename_run(old: str, new: str, callback: Callback = silent) -> RenamedRun:
     _retitle_card(renamed, new)
     pages = [str(renamed.page)] if renamed.page.exists() else []
     if pages:
-        write_page(renamed, callback)
+        write_page(RunSnapshot.of(renamed), callback)
     return RenamedRun(before, new, pages + _compared_again(before, new, callback))
 
 
@@ -110,7 +111,8 @@ def _retitle_card(run: RunDirectory, new: str) -> None:
     """Update the heading of the adapter's model card, and its hash in the manifest, unless the card was edited."""
     from rankwise.methods.model_card import retitled  # imported late, so that listing runs stays fast
 
-    manifest, card = run.manifest(), run.result / CARD
+    snapshot = RunSnapshot.of(run)
+    manifest, card = snapshot.manifest, snapshot.result / CARD
     name, recorded = card.relative_to(run.folder).as_posix(), manifest.result_sha256 or {}
     if name in recorded and card.is_file() and sha256_of(card) == recorded[name]:
         write_atomic(card, retitled(card.read_text(encoding="utf-8"), new).encode())

@@ -69,7 +69,7 @@ def strength(
         task=rows.about, strengths=strengths, callback=callback,
     ).model_copy(update={"own_rows": rows.own})  # fmt: skip
     if artifact.run is not None:
-        write_strength(artifact.run, curve)
+        write_strength(artifact.run.directory, curve)
         write_page(artifact.run, callback)
     return Strengths(str(artifact.folder), curve, kept=artifact.run is not None)
 

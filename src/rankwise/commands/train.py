@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rankwise.adapters.targets import tables_of_the_head
@@ -27,6 +28,7 @@ from rankwise.runs.integrity import hashes_of
 from rankwise.runs.manifest import Manifest, now
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
 from rankwise.training.backend import Workload, backend_named, choose_backend
 from rankwise.training.preflight import Foresight, foresee, foresee_backend, out_of_memory
@@ -42,6 +44,8 @@ class Trained:
 
     run: RunDirectory
     manifest: Manifest
+    result: Path
+    """The folder of what was learned."""
     model: LoadedModel
     trainable: Trainable
 
@@ -51,7 +55,7 @@ class Trained:
         assert results is not None, "only a finished run is returned"
         forecast = self.manifest.forecast
         return {
-            "run": str(self.run.folder), self.run.result.name: str(self.run.result), **results.model_dump(),
+            "run": str(self.run.folder), self.result.name: str(self.result), **results.model_dump(),
             "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
         }  # fmt: skip
 
@@ -99,8 +103,8 @@ def train(
                 callback(WarningMessage(_shared(shared)))
             work = Workload.of(loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback)
             training = TrainingRun(experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback)
-            manifest = _recorded(training, foreseen, resume=resume, force_memory=force_memory)
-            return Trained(run, manifest, method.tuned(loaded, run.result), trainable)
+            result, manifest = training.result, _recorded(training, foreseen, resume=resume, force_memory=force_memory)
+            return Trained(run, manifest, result, method.tuned(loaded, result), trainable)
         except BaseException:
             trainable.remove()  # a model that was given is to be what it was
             raise
@@ -139,13 +143,13 @@ def _recorded(
         results = training.save(training.results(records, validation, past.seconds + trainer.seconds))
         callback.changed = lambda texts: None
         update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
-        finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run)})
+        finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
         run.write_manifest(finished)
     except BaseException as error:
         _write_failure(run, manifest, error, callback.texts)
         raise _told(error, run, training.experiment, again) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
-    write_page(run, callback)
+    write_page(RunSnapshot(run, training.experiment, finished), callback)
     return finished
 
 

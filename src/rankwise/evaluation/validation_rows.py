@@ -18,8 +18,8 @@ from rankwise.errors import DataError
 from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import PartFacts
-from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import Callback
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.text.tokenize import Tokens
 
 OF_TRAINING = (
@@ -51,7 +51,7 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
     writing, run = Writing(model.tokenizer, model.template, model.source.name, model.context_length), artifact.run
     if run is None:
         return _of_folder(artifact, data, writing, callback)
-    spec = run.experiment().data
+    spec = run.experiment.data
     if data is None:
         return _own(run, spec, writing, callback)
     if spec.validation is not None and data == spec.validation.path:
@@ -73,7 +73,7 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     return Measurable(prepared.trained_rows, data)
 
 
-def _others(run: RunDirectory, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
+def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
     """Read other rows with the run's settings, but detect their format and columns anew."""
     config = {
         name: getattr(spec, name) for name in spec.model_fields_set if name not in (*OF_TRAINING, "format", "columns")
@@ -84,7 +84,7 @@ def _others(run: RunDirectory, spec: DataConfig, data: str, writing: Writing, ca
     return Measurable(prepared.trained_rows, data)
 
 
-def refuse_training_files(run: RunDirectory, files: Mapping[str, str]) -> None:
+def refuse_training_files(run: RunSnapshot, files: Mapping[str, str]) -> None:
     """Refuse `files` (names by SHA-256) that the run was trained on, since memorised rows do not show what a model can
     do."""
     _refuse_trained(_trained(run), files)
@@ -96,15 +96,15 @@ def _refuse_trained(trained: Mapping[str, str], files: Mapping[str, str]) -> Non
             raise DataError(f"{name}: belongs to the data of the run ({trained[identity]}). Give other rows.")
 
 
-def _trained(run: RunDirectory) -> dict[str, str]:
+def _trained(run: RunSnapshot) -> dict[str, str]:
     """Return the names of the run's training files by SHA-256."""
     return {file.sha256: file.name for file in _parted(run)[0]}
 
 
-def _parted(run: RunDirectory) -> tuple[list[PartFacts], list[PartFacts]]:
+def _parted(run: RunSnapshot) -> tuple[list[PartFacts], list[PartFacts]]:
     """Split the run's files into training and validation files; the data report lists validation files last, and a file
     that is both twice."""
-    files, apart = list(run.data_report().files), run.experiment().data.validation
+    files, apart = list(run.recorded_data.files), run.experiment.data.validation
     measured: dict[str, PartFacts] = {}
     while apart is not None and files and _is_of(files[-1].name, apart.path) and files[-1].name not in measured:
         measured[files[-1].name] = files.pop()
@@ -116,7 +116,7 @@ def _is_of(name: str, path: str) -> bool:
     return name == path or name.startswith(path.rstrip("/") + "/")
 
 
-def _own(run: RunDirectory, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
+def _own(run: RunSnapshot, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
     if not spec.held_out and spec.validation is None:
         raise DataError(
             f"{run.folder} held out no rows to measure on. Give rows that it was not trained on: --data FILE."
@@ -124,7 +124,7 @@ def _own(run: RunDirectory, spec: DataConfig, writing: Writing, callback: Callba
     here = DataConfig(**_from_where_it_ran(spec.model_dump(exclude_unset=True), run))
     prepared = prepare(here, writing, callback)
     refuse_fatal(prepared.data_report)
-    before, after = ([file.sha256 for file in one.files] for one in (run.data_report(), prepared.data_report))
+    before, after = ([file.sha256 for file in one.files] for one in (run.recorded_data, prepared.data_report))
     if before != after:
         raise DataError(
             f"the files that {run.folder} was trained on have changed, so its held-out rows can no longer be "
@@ -134,7 +134,7 @@ def _own(run: RunDirectory, spec: DataConfig, writing: Writing, callback: Callba
     return Measurable(prepared.measured_rows, about, own=True)
 
 
-def _from_where_it_ran(config: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+def _from_where_it_ran(config: dict[str, Any], run: RunSnapshot) -> dict[str, Any]:
     """Resolve relative paths against the folder that holds `runs/`, which may not be the current folder."""
 
     def resolved(rows: dict[str, Any]) -> dict[str, Any]:

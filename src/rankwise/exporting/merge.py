@@ -60,7 +60,7 @@ def export_merged(
     artifact: Artifact, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool
 ) -> Merged:
     """Export an artifact, which was checked when it was opened."""
-    if artifact.run is not None and artifact.run.experiment().model.trust_code is not None:
+    if artifact.run is not None and artifact.run.experiment.model.trust_code is not None:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which cannot be merged. "
         "Export the adapter as peft or portable.")  # fmt: skip
     trained = method_of(artifact.config).model_of(artifact)

@@ -28,6 +28,7 @@ SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 class TunedModel:
     """For as many prompts as there are, to the tuned model or to its base."""
 
+    artifact: Artifact
     model: LoadedModel
     trainable: Trainable
     system: str | None
@@ -79,7 +80,7 @@ def load_tuned(
         model = replace(model, template=ChatTemplate.of_data_report(model.tokenizer, data_report.template))
     elif artifact.run is None:
         model = _with_own_template(artifact.folder, model, callback)
-    return TunedModel(model, trainable, None if data_report is None else data_report.system)
+    return TunedModel(artifact, model, trainable, None if data_report is None else data_report.system)
 
 
 def _with_own_template(folder: Path, model: LoadedModel, callback: Callback) -> LoadedModel:

@@ -41,14 +41,14 @@ def _card_of(artifact: Artifact, adapter: AdapterWeights, change: str) -> str | 
             return None
         text = own.read_text(encoding="utf-8", errors="replace").rstrip("\n")
         return f"{text}\n\n{change}\n" if change else f"{text}\n"
-    manifest, data_report = artifact.run.manifest(), artifact.data_report
+    manifest, data_report = artifact.run.manifest, artifact.data_report
     if manifest.results is None or data_report is None:
         raise RunError(f"{artifact.folder} has no results, so the run is not finished.")
     ranks = [part.rank for part in adapter.factors.values()]
     base = recorded_base(artifact.result)
     return card(
         CardFacts(
-            artifact.run.experiment(), artifact.trained_on or manifest.base_model,
+            artifact.run.experiment, artifact.trained_on or manifest.base_model,
             UNKNOWN if base is None else base.licence, data_report,
             manifest.results, manifest.learning_rate, ranks, change,
         )

@@ -20,10 +20,11 @@ from rankwise.errors import ModelError
 from rankwise.methods.base import BASE_FACTS, BaseFacts, base_of
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.runs.directory import RunDirectory, find_run, open_run, read_json
+from rankwise.runs.directory import find_run, read_json
 from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, silent
+from rankwise.runs.snapshot import RunSnapshot
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Artifact:
     trained_on: BaseModelFacts | None
     """The base model. None where nobody recorded it."""
     data_report: DataReport | None
-    run: RunDirectory | None = None
+    run: RunSnapshot | None = None
 
     @property
     def described(self) -> str:
@@ -71,9 +72,9 @@ def open_artifact(
         check_folder(Path(name), callback)
         opened = _of_folder(Path(name), trust_code)
     else:
-        run = open_run(name)
+        run = RunSnapshot.finished(name)
         check_result(run, callback, force=force_result)
-        opened = _of_run(run, trust_code)
+        opened = artifact_of(run, trust_code)
     if base_model is None:
         return opened
     named = opened.base_named or ModelConfig(name=base_model, trust_code=trust_code)
@@ -94,11 +95,10 @@ def is_adapter_folder(name: str) -> bool:
     return os.path.isfile(os.path.join(name, CONFIG))  # noqa: PTH113, PTH118  is_file raises where a name is too long
 
 
-def _of_run(run: RunDirectory, trust_code: str | None) -> Artifact:
-    config = run.experiment().adapter
+def artifact_of(run: RunSnapshot, trust_code: str | None) -> Artifact:
     return Artifact(
-        run.folder.name, run.folder, run.folder / config.artifact, config, base_of(run, trust_code),
-        run.manifest().base_model, run.data_report(), run,
+        run.folder.name, run.folder, run.result, run.experiment.adapter, base_of(run, trust_code),
+        run.manifest.base_model, run.recorded_data, run,
     )  # fmt: skip
 
 

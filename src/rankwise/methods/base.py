@@ -13,9 +13,9 @@ from rankwise.errors import RunError
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.starters import STARTERS
-from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback
+from rankwise.runs.snapshot import RunSnapshot
 
 BASE_FACTS = "base_model.json"
 """Beside an adapter that rankwise wrote: its base model's name, source and fingerprint."""
@@ -34,10 +34,10 @@ def base_facts(model: LoadedModel) -> BaseFacts:
     return BaseFacts(**model.facts.model_dump(), licence=licence)
 
 
-def base_of(run: RunDirectory, trust_code: str | None) -> ModelConfig:
+def base_of(run: RunSnapshot, trust_code: str | None) -> ModelConfig:
     """The base model of a run, as it is loaded here: the device is this machine's own affair, and a run, which may be
     somebody else's, cannot decide whose code to trust."""
-    spec = run.experiment().base
+    spec = run.experiment.base
     return spec.model_copy(update={"name": _base_name(run, spec.name), "device": "auto", "trust_code": trust_code})
 
 
@@ -61,7 +61,7 @@ def base_weights(
     return {name: weight.detach() for name, weight in model.module.named_parameters()}
 
 
-def _base_name(run: RunDirectory, name: str) -> str:
+def _base_name(run: RunSnapshot, name: str) -> str:
     """A relative path was written from the folder that holds `runs/`, which may not be the one we are in."""
     beside_runs = os.path.join(run.folder.absolute().parent.parent, name)  # noqa: PTH118  the name may be no path
     return beside_runs if not os.path.exists(name) and os.path.exists(beside_runs) else name  # noqa: PTH110

@@ -36,7 +36,9 @@ def train(
     """
     from rankwise.commands.train import train as train_command
     from rankwise.inference.tuned_model import TunedModel
+    from rankwise.methods.artifact import artifact_of
     from rankwise.models.loaded import LoadedModel
+    from rankwise.runs.snapshot import RunSnapshot
 
     loaded = model if isinstance(model, LoadedModel) else None
     with Display() if progress and callback is None else nullcontext(callback or silent) as events:
@@ -49,8 +51,9 @@ def train(
         trained = train_command(
             experiment, callback=events, restart=restart, resume=resume, model=loaded, force_memory=force_memory
         )
-        system = trained.run.data_report().system
-        return Run(trained.run.folder, events, TunedModel(trained.model, trained.trainable, system))
+        snapshot = RunSnapshot.of(trained.run)
+        artifact, system = artifact_of(snapshot, experiment.model.trust_code), snapshot.recorded_data.system
+        return Run(snapshot.folder, events, TunedModel(artifact, trained.model, trained.trainable, system))
 
 
 def _experiment(

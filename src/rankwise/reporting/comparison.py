@@ -14,7 +14,7 @@ from rankwise.reporting.quantities import interval, recorded, share
 from rankwise.reporting.verdict import counted, primary
 from rankwise.runs.comparisons import ComparedForgetting, ComparedTask, Comparison, Differing
 from rankwise.runs.evaluations import Forgetting
-from rankwise.runs.opened import Candidate
+from rankwise.runs.snapshot import Candidate
 
 
 def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Document:

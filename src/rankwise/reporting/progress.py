@@ -9,11 +9,11 @@ from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import plural
 from rankwise.reporting.rank_map import left_out, rank_map
 from rankwise.runs.layers import rank_grid
-from rankwise.runs.opened import OpenedRun
 from rankwise.runs.records import LossRecord, RankRecord
+from rankwise.runs.snapshot import RunSnapshot
 
 
-def loss_section(run: OpenedRun) -> Section:
+def loss_section(run: RunSnapshot) -> Section:
     steps, losses = run.history.steps, run.history.losses
     data = {
         "step": [one.step for one in steps],
@@ -52,7 +52,7 @@ def _held_out(losses: list[LossRecord]) -> Markup:
     return table(("step", "loss", "loss tokens", "sequences"), rows, label="held-out losses")
 
 
-def scores_section(run: OpenedRun) -> Section | None:
+def scores_section(run: RunSnapshot) -> Section | None:
     scores = run.history.scores
     if not scores:
         return None
@@ -65,7 +65,7 @@ def scores_section(run: OpenedRun) -> Section | None:
     )  # fmt: skip
 
 
-def ranks_section(run: OpenedRun) -> Section | None:
+def ranks_section(run: RunSnapshot) -> Section | None:
     ranks = run.history.ranks
     if not ranks:
         return None

@@ -16,7 +16,7 @@ from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import count, duration, plural, share, size
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import Manifest, Results
-from rankwise.runs.opened import OpenedRun
+from rankwise.runs.snapshot import RunSnapshot
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 16
@@ -26,7 +26,7 @@ SLOWER = {"fused": 6.2, "eager": 2.5}
 SHOWN_ROWS = 20
 
 
-def data_section(run: OpenedRun) -> Section:
+def data_section(run: RunSnapshot) -> Section:
     data_report, summary = run.data_report, run.manifest.data
     if data_report is None:
         pairs = [("rows", count(summary.rows)), ("format", summary.format), ("target "
@@ -103,7 +103,7 @@ def _left_out(data_report: DataReport) -> list[Markup]:
     return [folded(f"Rows left out ({why})", table(("where", "why"), rows, words=(0, 1), label="rows left out"))]
 
 
-def cost_section(run: OpenedRun) -> Section:
+def cost_section(run: RunSnapshot) -> Section:
     results, manifest = run.manifest.results, run.manifest
     if results is None:
         steps = run.history.steps
@@ -169,7 +169,7 @@ def _arithmetic(against: dict[str, Any]) -> Markup:
     )
 
 
-def environment_section(run: OpenedRun) -> Section:
+def environment_section(run: RunSnapshot) -> Section:
     manifest, base = run.manifest, run.manifest.base_model
     pairs: list[tuple[str, Content]] = [
         ("base model", f"{base.name} ({base.source})"),

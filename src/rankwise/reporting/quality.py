@@ -10,8 +10,8 @@ from rankwise.reporting.markup import Content, Markup, element, joined
 from rankwise.reporting.quantities import SIGNS, chance, interval, measured, plural, share
 from rankwise.reporting.quantities import figure as number
 from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, Measured, Sample, StrengthCurve, Verdict
-from rankwise.runs.opened import OpenedRun
 from rankwise.runs.records import SampleRecord
+from rankwise.runs.snapshot import RunSnapshot
 
 LONGEST, MOST_SAMPLES, OPEN_SAMPLES = 3000, 40, 4
 WHISKER = (132, 18)
@@ -19,7 +19,7 @@ CSS_OF: dict[Verdict, str] = {"better": "good", "worse": "bad", "cannot tell": "
 HEADS = ("task", "metric", "n", "base", "tuned", "difference", "", "p", "verdict")
 
 
-def quality_section(run: OpenedRun) -> Section | None:
+def quality_section(run: RunSnapshot) -> Section | None:
     if not run.evaluations:
         return None
     rows = [row for evaluation in run.evaluations.values() for row in _rows(evaluation)]
@@ -93,7 +93,7 @@ def whisker(one: Difference) -> Markup:
     )  # fmt: skip
 
 
-def forgetting_section(run: OpenedRun) -> Section | None:
+def forgetting_section(run: RunSnapshot) -> Section | None:
     if run.forgetting is None and run.strength is None:
         return None
     blocks: list[Markup] = []
@@ -142,7 +142,7 @@ def _strength(curve: StrengthCurve) -> list[Markup]:
     ]
 
 
-def samples_section(run: OpenedRun) -> Section | None:
+def samples_section(run: RunSnapshot) -> Section | None:
     measured_with = [(task, one) for task, evaluation in run.evaluations.items() for one in evaluation.samples]
     during = _during(run.history.samples)
     if not measured_with and not during:

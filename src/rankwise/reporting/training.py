@@ -8,7 +8,7 @@ from rankwise.reporting.provenance import cost_section, data_section, environmen
 from rankwise.reporting.quality import forgetting_section, quality_section, samples_section
 from rankwise.reporting.quantities import duration, figure, share, size
 from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
-from rankwise.runs.opened import OpenedRun
+from rankwise.runs.snapshot import RunSnapshot
 
 SECTIONS = (
     loss_section, scores_section, quality_section, forgetting_section, samples_section, ranks_section, data_section,
@@ -16,7 +16,7 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def training_report(run: OpenedRun) -> Document:
+def training_report(run: RunSnapshot) -> Document:
     sections = [built for section in SECTIONS if (built := section(run)) is not None]
     return Document(
         title=run.name, over="rankwise report", verdict=verdict_of(run), remarks=remarks_of(run), next=next_of(run),
@@ -24,7 +24,7 @@ def training_report(run: OpenedRun) -> Document:
     )  # fmt: skip
 
 
-def _key_facts(run: OpenedRun) -> list[tuple[str, str]]:
+def _key_facts(run: RunSnapshot) -> list[tuple[str, str]]:
     results = run.manifest.results
     method = {"lora": "LoRA", "adalora": "AdaLoRA", "full": "full fine-tuning"}.get(
         run.experiment.adapter.method, run.experiment.adapter.method

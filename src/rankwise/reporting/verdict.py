@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from rankwise.reporting.quantities import figure, interval, plural
 from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, Verdict
-from rankwise.runs.opened import OpenedRun
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.warnings import chosen_by_held_out, evaluation_warnings, of_overlap, strength_warnings
 
 ORDER: tuple[Verdict, ...] = ("better", "worse", "cannot tell")
@@ -20,7 +20,7 @@ WHOLE, LOSS = 1e-9, "loss"
 _Value = TypeVar("_Value")
 
 
-def verdict_of(run: OpenedRun) -> str:
+def verdict_of(run: RunSnapshot) -> str:
     compared = {task: one for task, one in run.evaluations.items() if one.differences}
     moved = _moved(run.forgetting)
     if compared:
@@ -35,7 +35,7 @@ def primary(metrics: Mapping[str, _Value]) -> tuple[str, _Value]:
     return next((item for item in metrics.items() if item[0] != LOSS), None) or next(iter(metrics.items()))
 
 
-def next_of(run: OpenedRun) -> str:
+def next_of(run: RunSnapshot) -> str:
     """Suggest what to measure next."""
     if run.evaluations:
         return ""
@@ -45,7 +45,7 @@ def next_of(run: OpenedRun) -> str:
     return f"{hold}Compare its answers with those of the base: rankwise evaluate {run.name}"
 
 
-def remarks_of(run: OpenedRun) -> list[str]:
+def remarks_of(run: RunSnapshot) -> list[str]:
     """List the caveats that a reader must know before the numbers."""
     remarks = []
     status, manifest = run.manifest.status, run.manifest
@@ -67,7 +67,7 @@ def remarks_of(run: OpenedRun) -> list[str]:
     return remarks + _warnings(run)
 
 
-def _warnings(run: OpenedRun) -> list[str]:
+def _warnings(run: RunSnapshot) -> list[str]:
     experiment, results = run.experiment, run.manifest.results
     remarks = [warning for one in run.evaluations.values() for warning in evaluation_warnings(one, experiment, results)]
     if run.strength is not None:
@@ -141,7 +141,7 @@ def _moved(forgetting: Forgetting | None) -> str:
     )
 
 
-def _losses(run: OpenedRun) -> str:
+def _losses(run: RunSnapshot) -> str:
     losses = run.history.losses
     if not losses:
         return "Nothing was measured on rows that it was not trained on, so nothing is known about what it learned."

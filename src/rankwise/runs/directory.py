@@ -13,12 +13,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -26,13 +26,13 @@ from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.runs.earlier import as_then
 from rankwise.runs.manifest import Manifest
 from rankwise.system import locks
 from rankwise.system.files import told_when_full, write_json
 
 LARGEST_JSON = 10_000_000
 REPORTS = ("report.html", "report.json")
+SETTINGS = "config.json"
 RESULTS = ("adapter", "model")
 CARD = "README.md"
 """The model card, in the folder of a result."""
@@ -49,22 +49,9 @@ class RunDirectory:
         return cls(Path("runs") / name)
 
     @property
-    def adapter(self) -> Path:
-        return self.folder / "adapter"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def result(self) -> Path:
-        """What was learned: an adapter, or a whole model."""
-        return self.folder / self.experiment().adapter.artifact
-
-    @property
     def is_run(self) -> bool:
         """Whether the folder holds a run at all, finished or not."""
-        names = ("manifest.json", "config.json")
+        names = ("manifest.json", SETTINGS)
         return all(os.path.isfile(self.folder / name) for name in names)  # noqa: PTH113  is_file raises on long names
 
     def forget_results(self) -> None:
@@ -120,17 +107,11 @@ class RunDirectory:
     def write_manifest(self, manifest: Manifest) -> None:
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
 
-    def experiment(self) -> Experiment:
-        return read_json(self.folder / "config.json", Experiment, read_as=as_then)
-
     def manifest(self) -> Manifest:
         return read_json(self.folder / "manifest.json", Manifest)
 
     def write_data_report(self, data_report: DataReport) -> None:
         write_json(self.folder / DATA_REPORT, data_report.model_dump(mode="json"))
-
-    def data_report(self) -> DataReport:
-        return read_json(self.folder / DATA_REPORT, DataReport)
 
     @contextmanager
     def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[None]:
@@ -140,7 +121,7 @@ class RunDirectory:
             self._check_free(restart=restart, resume=resume)
             yield
         finally:
-            if not self._names() & {"manifest.json", "config.json"}:  # still held, so nobody else can have begun here
+            if not self._names() & {"manifest.json", SETTINGS}:  # still held, so nobody else can have begun here
                 with suppress(OSError):  # a folder of something else; Windows removes no open file
                     (self.folder / ".lock").unlink(missing_ok=True)
                     self.folder.rmdir()
@@ -165,7 +146,7 @@ class RunDirectory:
         reports = (self.folder / name for name in REPORTS)
         self._remove(self.folder / DATA_REPORT, self.metrics, *reports, *self.folder.glob(".*.tmp"))
         self._remove(self.folder / "manifest.json")
-        write_json(self.folder / "config.json", experiment.model_dump(mode="json"))
+        write_json(self.folder / SETTINGS, experiment.model_dump(mode="json"))
 
     def go_on(self, step: int) -> None:
         """Remove what an attempt left that came further than its checkpoint."""
@@ -186,7 +167,7 @@ class RunDirectory:
     def _check_free(self, *, restart: bool, resume: bool) -> None:
         left = self._names()
         if "manifest.json" not in left:
-            if left - {"config.json"}:
+            if left - {SETTINGS}:
                 raise RunError(f"{self.folder} holds {some(sorted(left), 4)} and is not a run. Use another --run name.")
             if resume:
                 raise RunError(f'run "{self.folder.name}" was never begun; without --resume it is.')
@@ -254,15 +235,6 @@ def find_run(name: str) -> RunDirectory | None:
     return None
 
 
-def open_run(name: str) -> RunDirectory:
-    """A finished run by its name or its folder."""
-    run = open_any_run(name)
-    manifest = run.manifest()
-    if manifest.status != "finished":
-        raise RunError(f'run "{name}" is not finished ({manifest.status}); it has nothing to use yet.')
-    return run
-
-
 def open_any_run(name: str) -> RunDirectory:
     """One that must be there, finished or not."""
     run = find_run(name)
@@ -273,9 +245,7 @@ def open_any_run(name: str) -> RunDirectory:
     raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
 
 
-def read_json(
-    path: Path, kind: type[_Kind], largest: int = LARGEST_JSON, read_as: Callable[[Any], Any] = lambda content: content
-) -> _Kind:
+def read_json(path: Path, kind: type[_Kind], largest: int = LARGEST_JSON) -> _Kind:
     """One of a run's own files, or a RunError that names what is wrong with it."""
     try:
         there = path.stat()
@@ -283,7 +253,7 @@ def read_json(
             raise RunError(f"{path} is not a file.")
         if there.st_size > largest:
             raise RunError(f"{path} has {there.st_size:,} bytes; a run's own file is never that large.")
-        return kind(**read_as(json.loads(path.read_text(encoding="utf-8"))))
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise RunError(f"{path} is missing: this folder is not a whole run.") from None
     except (ValueError, TypeError, RecursionError, ValidationError, OSError) as error:

@@ -19,6 +19,7 @@ from rankwise.errors import ResultError, RunError, some
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import RESULTS, RunDirectory
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import sha256_of
 
 LOADED = {".safetensors", ".json", ".jinja", ".model", ".bin", ".pt", ".py"}
@@ -55,13 +56,13 @@ class Integrity:
         ]  # fmt: skip
 
 
-def hashes_of(run: RunDirectory) -> dict[str, str]:
-    """Return the SHA-256 of every file of a complete result, and of the data report, by path in the run's folder."""
-    return {name: sha256_of(run.folder / name) for name in _files(run)}
+def hashes_of(folder: Path, result: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a result that is whole, and of the data report, by path in the run's folder."""
+    return {name: sha256_of(folder / name) for name in _files(folder, result)}
 
 
-def check_result(run: RunDirectory, callback: Callback, *, force: bool = False, way_out: str = FORCE) -> Integrity:
-    """Refuse a result that differs from what training wrote, naming all files; with `force`, only warn."""
+def check_result(run: RunSnapshot, callback: Callback, *, force: bool = False, way_out: str = FORCE) -> Integrity:
+    """Refuse a result that is not what training wrote, all its files at once; with `force`, warn and go on."""
     found = compare_result(run)
     if problems := found.problems(run.folder, way_out):
         if not force:
@@ -79,19 +80,21 @@ def check_result(run: RunDirectory, callback: Callback, *, force: bool = False, 
 
 
 def check_folder(folder: Path, callback: Callback) -> Integrity | None:
-    """Check a result that is named by its own folder, also as "." or through a link; None if it belongs to no run."""
-    for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  keeps links
-        run = RunDirectory(path.parent)
-        if path.name in RESULTS and run.is_run and run.result.name == path.name:
+    """The same for a result that is named by its own folder, also as "." or by a link; None where it is of no run."""
+    for path in (Path(os.path.abspath(folder)), folder.resolve()):  # noqa: PTH100  the link itself may lie in a run
+        if path.name not in RESULTS or not RunDirectory(path.parent).is_run:
+            continue
+        run = RunSnapshot.of(RunDirectory(path.parent))
+        if run.result.name == path.name:
             return check_result(run, callback, way_out=COPY)
     return None
 
 
-def compare_result(run: RunDirectory) -> Integrity:
-    recorded = run.manifest().result_sha256
+def compare_result(run: RunSnapshot) -> Integrity:
+    recorded = run.manifest.result_sha256
     if recorded is None:
         return Integrity("not recorded")
-    there = _files(run)
+    there = _files(run.folder, run.result)
     if not run.result.is_dir():
         return Integrity("changed", len(recorded), missing=(run.result.name,))
     changed = [name for name in there if name in recorded and _differs(run.folder / name, recorded, name)]
@@ -116,8 +119,8 @@ def _is_loaded(name: str) -> bool:
     return not path.name.startswith(".") and (path.suffix.lower() in LOADED or path.name in LOADED_NAMES)
 
 
-def _files(run: RunDirectory) -> list[str]:
-    """List everything in the result that is not a folder."""
-    inside = [os.path.join(parent, name) for parent, _, names in os.walk(run.result) for name in names]  # noqa: PTH118
-    found = [Path(path).relative_to(run.folder).as_posix() for path in inside]
-    return sorted(found + [DATA_REPORT] * (run.folder / DATA_REPORT).is_file())
+def _files(folder: Path, result: Path) -> list[str]:
+    """Whatever lies in the result and is no folder, whatever its kind."""
+    inside = [os.path.join(parent, name) for parent, _, names in os.walk(result) for name in names]  # noqa: PTH118
+    found = [Path(path).relative_to(folder).as_posix() for path in inside]
+    return sorted(found + [DATA_REPORT] * (folder / DATA_REPORT).is_file())

@@ -16,6 +16,7 @@ from rankwise.errors import RankwiseError, RunError, first_line
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.locks import owner_if_locked
 
 RUNS = Path("runs")
@@ -64,7 +65,8 @@ def listed(name: str) -> ListedRun:
     size = folder_bytes(run.folder)
     try:
         _refuse_special(run)
-        manifest, experiment = run.manifest(), run.experiment()
+        snapshot = RunSnapshot.of(run)
+        manifest, experiment = snapshot.manifest, snapshot.experiment
     except (RankwiseError, OSError) as error:
         return ListedRun(name, UNREADABLE, size, first_line(error))
     facts: dict[str, Any] = {

@@ -20,6 +20,7 @@ from rankwise.errors import RankwiseError, RunBusyError, RunError, did_you_mean,
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, run_names, writer_of
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import told_when_full, write_json
 
 OF_A_RUN = ("manifest.json", "config.json", "data_report.json")
@@ -83,7 +84,7 @@ def dependents(run: RunDirectory) -> list[str]:
     for name in run_names():
         other = RunDirectory.named(name)
         try:
-            model = Path(other.experiment().model.name).resolve()
+            model = Path(RunSnapshot.of(other).experiment.model.name).resolve()
         except (RankwiseError, OSError):
             continue
         if name != run.folder.name and (model == inside or inside in model.parents):
@@ -107,7 +108,7 @@ def check_renamable(run: RunDirectory, new: str) -> None:
             "under another name. It was not renamed."
         )
     _refuse_busy([run])
-    run.experiment()  # a run with unreadable settings cannot be renamed in them
+    RunSnapshot.of(run)  # a run with unreadable settings cannot be renamed in them
 
 
 def rename(run: RunDirectory, new: str) -> RunDirectory:

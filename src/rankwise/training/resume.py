@@ -12,10 +12,10 @@ from rankwise.errors import RunError, some
 from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.earlier import as_begun
 from rankwise.runs.manifest import Manifest, Resumed
 from rankwise.runs.metrics_log import cut_metrics_log, read_metrics_log, read_ranks
 from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training.checkpoints import restore
 from rankwise.training.early_stopping import Validated
 from rankwise.training.state import TrainState
@@ -43,10 +43,8 @@ class Past:
 
 
 def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
-    """Those of the run, or an error that names what differs; before anything is loaded. What was no setting yet when
-    the run was begun, and was not given now, is as it was then."""
-    stored = run.experiment()
-    experiment = as_begun(run.folder / "config.json", experiment)
+    """Those of the run, or an error that names what differs; before anything is loaded."""
+    stored = RunSnapshot.of(run).experiment
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
     if differing:
@@ -68,11 +66,12 @@ def ranks_before_training(run: RunDirectory) -> RankRecord | None:
 
 def take_up(run: RunDirectory, state: TrainState, now: Manifest, data_report: DataReport) -> Past:
     """Restore `state`; `now` is the manifest that a new run would have. What is refused is left as it is."""
-    step, begun = run.steps_saved[-1], run.manifest()
-    _check_same(run, "the data", begun=run.data_report(), now=data_report, but=SAID_OF_ROWS)
+    step, before = run.steps_saved[-1], RunSnapshot.of(run)
+    begun = before.manifest
+    _check_same(run, "the data", begun=before.recorded_data, now=data_report, but=SAID_OF_ROWS)
     _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name": True, "source": True})
     rows, past = _until(step, run, begun)
-    check_best(run, state, run.experiment().validation, past.validations)
+    check_best(run, state, before.experiment.validation, past.validations)
     restore(state, run.checkpoint(step))
     assert state.step == step, "its folder is named by it"
     run.go_on(step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
@@ -45,6 +46,11 @@ class TrainingRun:
     scorer: Scorer
     work: Workload
     callback: WarningCollector
+
+    @property
+    def result(self) -> Path:
+        """The folder of what is learned."""
+        return self.run.folder / self.experiment.adapter.artifact
 
     @property
     def rate(self) -> float:
@@ -116,8 +122,8 @@ class TrainingRun:
         return Trainer(self.trainable, batches, self.config, backend, hooks)
 
     def save(self, results: Results) -> Results:
-        """Write what was learned, as `run.result`."""
-        data_report, folder = self.prepared.data_report, self.run.result
+        """Write what was learned."""
+        data_report, folder = self.prepared.data_report, self.result
 
         def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
             return card(CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks))

@@ -1,6 +1,8 @@
-"""A run opened for reading, however far it came: what was asked, what was recorded, and what was measured since.
+"""A run as it was when it was read, however far it came: settings, manifest, and what was measured since.
 
-Beside runs, an evaluation that stands alone in a file can be compared; both are candidates.
+Whoever reads a run reads it once, as a `RunSnapshot`, and passes that on; `RunDirectory` is for writing. Settings and
+manifest are parsed at once, the rest when it is first needed; nothing changes afterwards. Beside runs, an evaluation
+that stands alone in a file can be compared; both are candidates.
 """
 
 from __future__ import annotations
@@ -8,11 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from rankwise.config.experiment import Experiment
+from rankwise.errors import RunError
 from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.runs.directory import RunDirectory, open_any_run
+from rankwise.runs.directory import SETTINGS, RunDirectory, open_any_run, read_json
 from rankwise.runs.evaluations import (
     Evaluation,
     Forgetting,
@@ -26,21 +30,79 @@ from rankwise.runs.metrics_log import History, read_history
 
 
 @dataclass(frozen=True)
-class OpenedRun:
-    """`name` is that of its folder, which may have been copied; what it was begun as stands in the experiment."""
+class RunSnapshot:
+    """`name` is that of its folder, which may have been copied; what it was begun as is in the experiment."""
 
-    name: str
-    folder: Path
+    directory: RunDirectory
     experiment: Experiment
     manifest: Manifest
-    data_report: DataReport | None
-    history: History
-    evaluations: dict[str, Evaluation]
-    strength: StrengthCurve | None
+
+    @classmethod
+    def read(cls, name: str) -> RunSnapshot:
+        """A run by its name or its folder."""
+        return cls.of(open_any_run(name))
+
+    @classmethod
+    def of(cls, directory: RunDirectory) -> RunSnapshot:
+        """RunError where the settings or the manifest are damaged, or of an earlier version."""
+        return cls(directory, _read_experiment(directory.folder), directory.manifest())
+
+    @classmethod
+    def finished(cls, name: str) -> RunSnapshot:
+        """One that has a result."""
+        run = cls.read(name)
+        if run.manifest.status != "finished":
+            raise RunError(f'run "{name}" is not finished ({run.manifest.status}); it has nothing to use yet.')
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def folder(self) -> Path:
+        return self.directory.folder
+
+    @property
+    def result(self) -> Path:
+        """The folder of what was learned: an adapter, or a whole model."""
+        return self.folder / self.experiment.adapter.artifact
+
+    @cached_property
+    def data_report(self) -> DataReport | None:
+        """None where the file is missing, as long as nobody needs it."""
+        return self.recorded_data if (self.folder / DATA_REPORT).exists() else None
+
+    @cached_property
+    def recorded_data(self) -> DataReport:
+        """The same for those who need it: RunError where it is missing."""
+        return read_json(self.folder / DATA_REPORT, DataReport)
+
+    @cached_property
+    def history(self) -> History:
+        metrics = self.directory.metrics
+        return read_history(metrics) if metrics.exists() else History()
+
+    @cached_property
+    def evaluations(self) -> dict[str, Evaluation]:
+        return evaluations_of(self.directory)
+
+    @cached_property
+    def strength(self) -> StrengthCurve | None:
+        return read_strength(self.directory)
 
     @property
     def forgetting(self) -> Forgetting | None:
         return forgetting_of(self.evaluations)
+
+
+def _read_experiment(folder: Path) -> Experiment:
+    if not (folder / SETTINGS).exists() and (folder / "spec.json").exists():
+        raise RunError(
+            f"{folder} is a run of an earlier version of rankwise, which this one does not read. Train it again; an "
+            f"adapter in it can be used by its folder ({folder / 'adapter'})."
+        )
+    return read_json(folder / SETTINGS, Experiment)
 
 
 def forgettings_of(evaluations: dict[str, Evaluation]) -> dict[str, Forgetting]:
@@ -68,21 +130,6 @@ def forgetting_of(evaluations: dict[str, Evaluation]) -> Forgetting | None:
     return next(reversed(forgettings_of(evaluations).values()), None)
 
 
-def open_for_reading(name: str) -> OpenedRun:
-    """By its name or its folder. Files that a run need not have may be missing; one that is damaged is an error."""
-    run: RunDirectory = open_any_run(name)
-    return OpenedRun(
-        name=run.folder.resolve().name,
-        folder=run.folder,
-        experiment=run.experiment(),
-        manifest=run.manifest(),
-        data_report=run.data_report() if (run.folder / DATA_REPORT).exists() else None,
-        history=read_history(run.metrics) if run.metrics.exists() else History(),
-        evaluations=evaluations_of(run),
-        strength=read_strength(run),
-    )
-
-
 @dataclass(frozen=True)
 class Candidate:
     """What is compared with others: a run, or one evaluation alone."""
@@ -90,7 +137,7 @@ class Candidate:
     name: str
     folder: Path
     evaluations: dict[str, Evaluation]
-    run: OpenedRun | None = None
+    run: RunSnapshot | None = None
 
     @property
     def forgetting(self) -> Forgetting | None:
@@ -129,5 +176,5 @@ def open_candidate(name: str) -> Candidate:
     if os.path.isfile(name):  # noqa: PTH113  Path.is_file raises where a name is too long
         evaluation = read_evaluation(Path(name))
         return Candidate(Path(name).stem, Path(name).parent, {evaluation.task: evaluation})
-    run = open_for_reading(name)
+    run = RunSnapshot.read(name)
     return Candidate(run.name, run.folder, run.evaluations, run)
