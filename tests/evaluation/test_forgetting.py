@@ -146,7 +146,7 @@ def test_models_of_other_vocabularies_are_not_compared(
     ids["A"], ids["B"] = ids["B"], ids["A"]
     backend = Tokenizer.from_str(json.dumps(described))
     other = HubTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), [2])
-    with pytest.raises(ModelError, match='"A" has other ids'):
+    with pytest.raises(ModelError, match='"A" has different ids'):
         of_two_models(model, replace(model, tokenizer=other))
 
 
@@ -267,5 +267,5 @@ def test_text_that_was_trained_on_is_refused(model: LoadedModel, tmp_path: Path)
     part = PartFacts(name="mine.jsonl", sha256="1" * 64, format="text", rows=1, licence="unknown")
     refuse_trained_on(text, DataReport.model_construct(files=(part,)))
     same = PartFacts(name="mine.jsonl", sha256=text.origins[0], format="text", rows=1, licence="unknown")
-    with pytest.raises(DataError, match=r"mine\.jsonl is among the data of the run"):
+    with pytest.raises(DataError, match=r"mine\.jsonl belongs to the data of the run"):
         refuse_trained_on(text, DataReport.model_construct(files=(part, same)))

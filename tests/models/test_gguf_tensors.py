@@ -229,7 +229,7 @@ def test_what_is_computed_from_settings_may_be_left_over_and_is_warned_of(write)
     heard = []
     converted(write(more={"rope_freqs.weight": np.ones(4, np.float32)}), heard.append)
     (warned,) = [event.text for event in heard if isinstance(event, WarningMessage)]
-    assert warned.startswith("rope_freqs.weight of tiny.gguf is not read")
+    assert warned.startswith("rope_freqs.weight of tiny.gguf is ignored")
 
 
 def test_a_model_of_another_family_in_which_a_weight_stayed_random_is_refused(write, monkeypatch):
