@@ -112,7 +112,7 @@ def test_what_is_printed_steers_no_terminal_and_claims_no_more_than_is_known(hom
     assert result.exit_code == 0 and "\x1b" not in result.stdout and "\\x1b[2J" in result.stdout
     told = rankwise("evaluate", "measured", "--quiet").stdout
     assert "KL(base || tuned)" in told and "never trained" not in told
-    assert "4 items can show nothing" in told and "chose the step" not in told
+    assert "4 items cannot show anything" in told and "chose the step" not in told
 
 
 def test_rows_that_chose_the_step_are_said_to_flatter(home, tiny_folder):
@@ -193,7 +193,7 @@ def test_a_run_is_asked_with_its_own_system_message(home, tiny_folder):
     assert stored["settings"]["system"] == "quick fox"
     subject = open_subject("spoken")
     task = asked_of(subject, "asked.yaml", None, None, 4, silent)
-    assert all("system\nquick fox" in subject.model.tokenizer.decode(item.given) for item in task.items.items)
+    assert all("system\nquick fox" in subject.model.tokenizer.decode(item.given) for item in task.requests.requests)
 
 
 def test_a_file_of_rows_is_a_task(home, tiny_folder):
@@ -221,7 +221,7 @@ def test_mistakes_are_told_and_exit_with_two(home, words, problem):
 
 @pytest.mark.parametrize("out", ["rows.jsonl", "runs", "rows.jsonl/x.json", "", "rows.jsonl/deep/x.json"])
 def test_a_place_that_cannot_take_the_result_is_told_before_anything_is_measured(home, tiny_folder, monkeypatch, out):
-    monkeypatch.setattr("rankwise.evaluation.task.OwnTask.side", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("rankwise.evaluation.task.OwnTask.score", lambda *_: pytest.fail("it was measured"))
     before = (home / "rows.jsonl").read_bytes()
     result = rankwise("evaluate", tiny_folder, "--task", "others.jsonl", "--out", out, "--no-forgetting", "--json")
     assert result.exit_code == 2, result.output

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from light import outcomes
 from rankwise.cli.main import app
-from rankwise.commands import report as command
+from rankwise.reporting import training as reports
 from report_runs import made_run
 
 
@@ -90,7 +90,7 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(rows, monkeypatch
     def fails(run):
         raise OSError("no room for a page")
 
-    monkeypatch.setattr(command, "training_report", fails)
+    monkeypatch.setattr(reports, "training_report", fails)
     result = rankwise("train", *rows, "--steps", 2, "--json")
     assert result.exit_code == 0, result.output
     assert "the report was not written (no room for a page); try rankwise report r" in result.stderr
