@@ -41,18 +41,6 @@ def home(tmp_path_factory, tiny_folder):
         yield folder
 
 
-def test_a_run_from_before_there_was_an_order_is_measured_on_the_last_rows_that_it_held_out(home, tiny_folder):
-    words = ("--model", tiny_folder, "--data", "rows.jsonl", "--steps", 2, "--held-out", 4)
-    assert rankwise("train", *words, "--run", "older", "--held-out-order", "last").exit_code == 0
-    file = home / "runs/older/config.json"
-    spec = json.loads(file.read_text())
-    assert spec["data"].pop("held_out_order") == "last" and spec["data"].pop("group") is None
-    file.write_text(json.dumps(spec))
-    after = json.loads((home / "runs/older/manifest.json").read_text())["results"]["held_out_loss_after"]
-    figures = found("evaluate", "older", "--no-forgetting")["metrics"]
-    assert figures["loss"]["value"] == pytest.approx(after, abs=1e-4)
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [(("measured", "--text", "t.txt", "--no-forgetting"), "needs two models to compare"),

@@ -14,8 +14,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment
 from rankwise.config.recipe import RECIPES
 from rankwise.errors import ConfigError
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.directory import RunDirectory, read_json
 from sampling import draws
 
 BOTH_OR_NEITHER = "a path, or several sources"
@@ -97,7 +96,7 @@ def test_the_spec_of_a_run_is_read_back_equal(tmp_path_factory, values):
     run.folder.mkdir()
     experiment = Experiment(model="m", run="r", data=values)
     run.begin(experiment)
-    assert RunSnapshot.of(run).experiment == experiment
+    assert read_json(run.folder / "config.json", Experiment) == experiment
 
 
 def test_rows_are_named_by_a_path_or_by_sources_and_not_by_both_or_neither():

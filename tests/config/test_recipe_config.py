@@ -17,8 +17,7 @@ from rankwise.config.reading import Setting, parse_setting, read_experiment
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.directory import RunDirectory, read_json
 from sampling import draws
 
 NAMES = st.sampled_from(RECIPES)
@@ -143,7 +142,7 @@ def test_the_spec_of_a_run_is_read_back_equal(tmp_path_factory, asked):
     assert Experiment(**json.loads(json.dumps(experiment.model_dump(mode="json")))) == experiment
     run = RunDirectory(tmp_path_factory.mktemp("runs"))
     run.begin(experiment)
-    assert RunSnapshot.of(run).experiment == experiment
+    assert read_json(run.folder / "config.json", Experiment) == experiment
 
 
 @pytest.mark.parametrize("name", RECIPES)

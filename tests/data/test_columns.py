@@ -22,8 +22,7 @@ from rankwise.data.columns import from_columns
 from rankwise.data.formats import find_format, parse_row
 from rankwise.data.sources import open_source
 from rankwise.errors import ConfigError, DataError
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.directory import RunDirectory, read_json
 from shell import typed_in_bash
 
 WHERE = "rows.jsonl:7"
@@ -195,7 +194,7 @@ def test_a_run_keeps_its_texts():
     run.folder.mkdir()
     data = {"path": "a", "prompt": "Q: {q}", "completion": "{a}", "system": "On {t}."}
     run.begin(Experiment(model="m", run="r", data=data))
-    assert RunSnapshot.of(run).experiment.data == DataConfig(**data)
+    assert read_json(run.folder / "config.json", Experiment).data == DataConfig(**data)
 
 
 def test_a_system_message_with_a_column_is_refused_where_nothing_would_fill_it():
