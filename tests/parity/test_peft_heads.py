@@ -9,10 +9,12 @@ import torch
 from peft import LoraConfig as PeftLora
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS, read_weights
+from rankwise.adapters.heads import HeadWrapper
+from rankwise.adapters.merge import merge
 from rankwise.adapters.set import inject
 from rankwise.adapters.targets import host_view
 from rankwise.config.adapters import LoraConfig
@@ -98,3 +100,35 @@ def test_a_head_that_does_not_fit_is_refused_by_name(written, change, message):
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(AdapterError, match=message):
         read_weights(folder, host_view(classifier()))
+
+
+def test_a_merged_model_has_the_trained_head():
+    # merging had taken the adapter and its heads away and given back the base's head without a word
+    model = classifier()
+    adapters = inject(model, LoraConfig(rank=3, targets="query,value"), heads=["classifier"])
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.normal_(0, 0.2)
+    before = logits(model)
+    merged = merge(adapters)
+    assert not any(isinstance(module, HeadWrapper) for module in merged.modules())
+    torch.testing.assert_close(logits(merged), before, atol=1e-5, rtol=0)
+
+
+def test_a_trained_head_that_shared_its_weight_is_parted_from_the_table_when_it_is_merged():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    table = model.get_input_embeddings().weight.clone()
+    adapters = inject(model, LoraConfig(rank=2, targets="q_proj"), heads=["lm_head"])
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.normal_(0, 0.2)
+    before = logits(model)
+    merged = merge(adapters)
+    torch.testing.assert_close(logits(merged), before, atol=1e-5, rtol=0)
+    assert torch.equal(merged.get_input_embeddings().weight, table), "the head alone was trained"
+    assert not merged.config.tie_word_embeddings

@@ -2,8 +2,9 @@
 
     W' = W + s B A,   for DoRA m (W + s B A) / n
 
-computed in float32 and rounded once to the number format of W. A weight that two layers share, such as a table that is
-the output head too, is parted first, since only one of the two was adapted.
+computed in float32 and rounded once to the number format of W. A head that was trained whole takes the place of the
+base's. A weight that two layers share, such as a table that is the output head too, is parted first, since only one of
+the two was trained.
 """
 
 from __future__ import annotations
@@ -23,20 +24,25 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
     adapters.check_decided(name)
     for path, adapter in adapters.adapters(name).items():
         host = adapters.layers[path].host
-        _part(adapters.model, host)
         weight = weight_of(host)
+        _part(adapters.model, host, weight)
         exact = torch.promote_types(weight.dtype, torch.float32)
         weight.copy_(weight.to(exact) + oriented(host, adapter.delta()))
+    for path, trained in adapters.trained_heads(name).items():
+        base = adapters.heads[path].base_layer
+        for weight in base.parameters():
+            _part(adapters.model, base, weight)
+        base.load_state_dict(trained.state_dict())
     return adapters.remove()
 
 
-def _part(model: nn.Module, host: nn.Module) -> None:
-    """Give every other module that holds this weight a copy of its own."""
-    weight = weight_of(host)
+def _part(model: nn.Module, trained: nn.Module, weight: nn.Parameter) -> None:
+    """Give every module outside `trained` that holds this weight a copy of its own."""
+    own = set(trained.modules())
     others = [
         (module, name)
         for module in model.modules()
-        if module is not host
+        if module not in own
         for name, parameter in module.named_parameters(recurse=False)
         if parameter is weight
     ]
