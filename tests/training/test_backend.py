@@ -121,7 +121,7 @@ def test_where_memory_is_short_blocks_recompute_and_nothing_else_changes(small, 
     listener = Listener()
     tight = rankwise.train(small, callback=listener)
     assert any("blocks recompute their activations" in text for text in listener.said)
-    weights = [(run.directory.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
+    weights = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
     assert weights[0] == weights[1]
 
 
@@ -144,7 +144,7 @@ def test_as_many_blocks_recompute_as_the_setting_says_and_nothing_else_changes(s
     for asked in (0, 1, 99):
         training = small.training.model_copy(update={"activation_checkpointing": asked, **settings})
         run = rankwise.train(small.model_copy(update={"run": f"run-{asked}", "training": training}))
-        weights.append((run.directory.folder / "adapter" / "adapter_model.safetensors").read_bytes())
+        weights.append((run.folder / "adapter" / "adapter_model.safetensors").read_bytes())
     assert found == [0, 1, 2]
     assert weights[0] == weights[1] == weights[2]
 
@@ -157,7 +157,7 @@ def test_where_memory_is_short_the_eager_backend_recomputes_too(small, monkeypat
     listener = Listener()
     tight = rankwise.train(plain, callback=listener)
     assert any("blocks recompute their activations" in text for text in listener.said)
-    weights = [(run.directory.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
+    weights = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
     assert weights[0] == weights[1]
 
 

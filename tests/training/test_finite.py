@@ -97,9 +97,7 @@ def test_the_run_can_go_on_from_its_checkpoint(monkeypatch):
         refused(experiment("lora"))
     trained = rankwise.train(experiment("lora"), resume=True)
     straight = rankwise.train(experiment("lora").model_copy(update={"run": "straight"}))
-    one, other = (
-        (run.directory.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (trained, straight)
-    )
+    one, other = ((run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (trained, straight))
     assert one == other
 
 

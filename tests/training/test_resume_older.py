@@ -12,7 +12,6 @@ import rankwise
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
 from rankwise.runs.records import StepRecord
-from rankwise.runs.snapshot import RunSnapshot
 
 LATER_SETTINGS = (
     "group", "prompt", "completion", "ignore_columns", "alternatives", "delimiter", "encoding", "sheet",
@@ -73,4 +72,4 @@ def test_an_older_run_goes_on_by_its_own_command_with_the_rows_that_it_held_out(
     trained = rankwise.train(begun(), resume=True)
     assert (trained.manifest.status, trained.manifest.resumed[0].step) == ("finished", 2)
     assert trained.manifest.data.measured_documents == 3
-    assert RunSnapshot.of(trained.directory).experiment.data.held_out_order == "seed"
+    assert trained.snapshot.experiment.data.held_out_order == "seed"

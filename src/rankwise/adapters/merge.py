@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import oriented, weight_of
 from rankwise.adapters.set import AdapterSet
@@ -36,7 +36,7 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
     return adapters.remove()
 
 
-def _part(model: nn.Module, trained: nn.Module, weight: nn.Parameter) -> None:
+def _part(model: nn.Module, trained: nn.Module, weight: Tensor) -> None:
     """Give every module outside `trained` that holds this weight a copy of its own."""
     own = set(trained.modules())
     others = [

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from pydantic_core import PydanticUndefined
 
-from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.reading import Setting, parse_setting
@@ -26,8 +26,8 @@ from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
 CONFIGS = {
-    "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig], "training": [TrainingConfig],
-    "validation": [ValidationConfig],
+    "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig, FullConfig],
+    "training": [TrainingConfig], "validation": [ValidationConfig],
 }  # fmt: skip
 
 

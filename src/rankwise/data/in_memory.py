@@ -50,7 +50,7 @@ def _records(rows: object) -> list[Any]:
         splits = ", ".join(map(str, rows))
         raise DataError(f"the data is a datasets.DatasetDict with the splits {splits}. Give one of them.")
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
-        raise DataError(f"the data is a {type(rows).__name__}. Give {ACCEPTED}.")
+        raise DataError(f"the data is of type {type(rows).__name__}. Give {ACCEPTED}.")
     return list(rows)
 
 

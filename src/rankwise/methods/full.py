@@ -25,7 +25,7 @@ from rankwise.methods.adapter import decayed_groups
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import base_weights
 from rankwise.methods.method import Contents, Record, Setup
-from rankwise.methods.state import TrainableState, layout_of
+from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load_unchecked
 from rankwise.models.saving import numbers_in, save
@@ -83,19 +83,10 @@ class FullFineTuning:
         return [name for name, weight in self.named_parameters().items() if weight not in optimizer.state]
 
     def state_dict(self) -> TrainableState:
-        return TrainableState(self._tensors, {"order": self._layout})
+        return state_of(self.named_parameters())
 
     def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
-        state.check_layout(self._layout)
-        state.copy_into(self._tensors)
-
-    @property
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self.named_parameters().items()}
-
-    @property
-    def _layout(self) -> str:
-        return layout_of((name, tuple(weight.shape)) for name, weight in self.named_parameters().items())
+        state.restore(self.named_parameters())
 
     def finish(self) -> None:
         """The weights are what they are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.lora import LoRA
@@ -14,7 +14,7 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.eva_start import eva_start
 from rankwise.methods.method import Setup
-from rankwise.methods.state import TrainableState, layout_of
+from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord
 
@@ -57,19 +57,10 @@ class TrainableLoRA(AdapterTrainable):
         ]
 
     def state_dict(self) -> TrainableState:
-        return TrainableState(self._tensors, {"order": self._layout})
+        return state_of(self.named_parameters())
 
     def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
-        state.check_layout(self._layout)
-        state.copy_into(self._tensors)
-
-    @property
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
-
-    @property
-    def _layout(self) -> str:
-        return layout_of((name, tuple(tensor.shape)) for name, tensor in self._tensors.items())
+        state.restore(self.named_parameters())
 
 
 class LoraMethod(AdapterMethod):

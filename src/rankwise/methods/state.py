@@ -40,6 +40,21 @@ class TrainableState:
         for name, target in live.items():
             target.copy_(self.tensors[name])
 
+    def restore(self, parameters: Mapping[str, Tensor]) -> None:
+        """Into the live parameters of a state that `state_of` made."""
+        self.check_layout(_layout_of_tensors(parameters))
+        self.copy_into({name: parameter.detach() for name, parameter in parameters.items()})
+
+
+def state_of(parameters: Mapping[str, Tensor]) -> TrainableState:
+    """Parameters whose shapes stay, and nothing else. The tensors are the live ones."""
+    tensors = {name: parameter.detach() for name, parameter in parameters.items()}
+    return TrainableState(tensors, {"order": _layout_of_tensors(tensors)})
+
+
+def _layout_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    return layout_of((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+
 
 def _same_kind(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype

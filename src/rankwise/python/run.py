@@ -1,9 +1,9 @@
 """A run as a Python object: its results and metrics as plain values, a plot, and answers from the tuned model.
 
 run = rankwise.load_run("first")
-run.metrics[-1]["loss"]        # records of the metrics log, which a pandas DataFrame takes as they are
-run.plot()                     # a matplotlib figure that a notebook shows
-run.generate("Hello")          # the model is loaded at the first call and stays loaded
+run.metrics[-1]         # records of the metrics log, which a pandas DataFrame takes as they are
+run.plot()              # a matplotlib figure that a notebook shows
+run.generate("Hello")   # the model is loaded at the first call and stays loaded
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RunError
-from rankwise.runs.directory import RunDirectory, open_any_run
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Callback, silent
+from rankwise.runs.snapshot import RunSnapshot
 
 if TYPE_CHECKING:
     from rankwise.inference.tuned_model import TunedModel
@@ -27,31 +27,30 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run by its name or folder, finished or not. RunError where there is none."""
+    """A run, finished or not; `load_run` opens one."""
 
     def __init__(
-        self, name: str | Path, callback: Callback = silent, model: TunedModel | None = None, **loading: Any
+        self, snapshot: RunSnapshot, callback: Callback = silent, tuned: TunedModel | None = None, **loading: Any
     ) -> None:
-        self.directory: RunDirectory = open_any_run(str(name))
-        self._callback, self._loading = callback, loading
-        if model is not None:
-            self.__dict__["tuned"] = model
+        self.snapshot, self._callback, self._loading = snapshot, callback, loading
+        if tuned is not None:
+            self.__dict__["tuned"] = tuned
 
     def __repr__(self) -> str:
         return f"<rankwise run {self.name!r}, {self.manifest.status}, {self.folder}>"
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return self.snapshot.name
 
     @property
     def folder(self) -> Path:
-        return self.directory.folder
+        return self.snapshot.folder
 
     @property
     def manifest(self) -> Manifest:
-        """Versions, machine, hashes, results and warnings of the run."""
-        return self.directory.manifest()
+        """Versions, machine, hashes, results and warnings of the run, as they were when it was opened."""
+        return self.snapshot.manifest
 
     @property
     def results(self) -> dict[str, Any]:
@@ -64,13 +63,13 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The records of the metrics log in their order; `kind` says what a record is (docs/runs.md)."""
-        path = self.directory.metrics
+        path = self.snapshot.directory.metrics
         return [row for row in read_metrics_log(path) if isinstance(row, dict)] if path.exists() else []
 
     @property
     def report(self) -> Path:
         """The page that shows the whole run."""
-        return self.directory.page
+        return self.snapshot.directory.page
 
     @cached_property
     def tuned(self) -> TunedModel:
@@ -106,11 +105,7 @@ class Run:
         return loss_plot(self.metrics, self.name)
 
 
-def load_run(
-    name: str | Path, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
-    trust_code: str | None = None, base_model: str | None = None,
-) -> Run:  # fmt: skip
-    """A run by its name or its folder. The last four say how its model may be loaded: see `load_tuned`."""
-    return Run(
-        name, callback, force_base=force_base, force_result=force_result, trust_code=trust_code, base_model=base_model
-    )
+def load_run(name: str | Path, callback: Callback = silent, **loading: Any) -> Run:
+    """A run by its name or its folder; RunError where there is none. `loading` says how its model may be loaded:
+    force_base, force_result, trust_code and base_model, as `load_tuned` takes them."""
+    return Run(RunSnapshot.read(str(name)), callback, **loading)

@@ -14,23 +14,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rankwise.cli.settings import FLAGS
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
-from rankwise.config.data import DataConfig
+from rankwise.cli.settings import CONFIGS, FLAGS
 from rankwise.config.experiment import Experiment
-from rankwise.config.models import ModelConfig
 from rankwise.config.reading import Setting, read_experiment
-from rankwise.config.training import TrainingConfig
-from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, did_you_mean
 
-SECTIONS: Mapping[str, tuple[type[BaseModel], ...]] = {
-    "training": (TrainingConfig,),
-    "adapter": (LoraConfig, AdaLoraConfig, FullConfig),
-    "validation": (ValidationConfig,),
-    "data": (DataConfig,),
-    "model": (ModelConfig,),
-}
 GIVEN_APART = {"data.path", "model.name"}
 
 
@@ -39,7 +27,7 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
     given = [*_section("model", model, "name"), *_section("data", data, "path"), Setting("run", run, "run")]
     problems: list[str] = []
     for name, value in settings.items():
-        if name in SECTIONS or name == "objective":
+        if name in CONFIGS or name == "objective":
             given += _section(name, value, "")
         elif name in FLAGS:
             given.append(Setting(FLAGS[name].setting, value, name))
@@ -53,20 +41,16 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
 def _section(name: str, value: Any, alone: str) -> Iterator[Setting]:
     """A section given as a mapping or a config, or as the one setting that may stand for it alone."""
     if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json", exclude_unset=True) | _method_of(value)
+        named = {"method"} & type(value).model_fields.keys()  # a method's config has it even where nobody set it
+        value = value.model_dump(mode="json", include={*value.model_fields_set, *named})
     if isinstance(value, Mapping):
         yield from (Setting(f"{name}.{key}", part, f"{name}={{{key!r}: …}}") for key, part in value.items())
     else:
         yield Setting(f"{name}.{alone}" if alone else name, value, name)
 
 
-def _method_of(config: BaseModel) -> dict[str, Any]:
-    """A method's config names its method even where nobody set it."""
-    return {"method": config.method} if isinstance(config, SECTIONS["adapter"]) else {}  # pyright: ignore
-
-
 def _flat(name: str, value: Any, problems: list[str]) -> Iterator[Setting]:
-    keys = sorted({f"{section}.{name}" for section, configs in SECTIONS.items() for config in configs
+    keys = sorted({f"{section}.{name}" for section, configs in CONFIGS.items() for config in configs
                    if name in config.model_fields and f"{section}.{name}" not in GIVEN_APART})  # fmt: skip
     if len(keys) == 1:
         yield Setting(keys[0], value, name)
@@ -74,7 +58,7 @@ def _flat(name: str, value: Any, problems: list[str]) -> Iterator[Setting]:
         sections = " or ".join(f"{key.partition('.')[0]}={{{name!r}: …}}" for key in keys)
         problems.append(f"{name}={value!r}: several sections have a setting of this name. Write {sections}.")
     else:
-        names = {field for configs in SECTIONS.values() for config in configs for field in config.model_fields} | set(
-            FLAGS
+        names = {field for configs in CONFIGS.values() for config in configs for field in config.model_fields}
+        problems.append(
+            f"{name}={value!r}: there is no such setting.{did_you_mean(name, sorted(names | FLAGS.keys()))}"
         )
-        problems.append(f"{name}={value!r}: there is no such setting.{did_you_mean(name, sorted(names))}")

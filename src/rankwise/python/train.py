@@ -53,7 +53,7 @@ def train(
         )
         snapshot = RunSnapshot.of(trained.run)
         artifact, system = artifact_of(snapshot, experiment.model.trust_code), snapshot.recorded_data.system
-        return Run(snapshot.folder, events, TunedModel(artifact, trained.model, trained.trainable, system))
+        return Run(snapshot, events, TunedModel(artifact, trained.model, trained.trainable, system))
 
 
 def _experiment(
@@ -66,10 +66,10 @@ def _experiment(
     if run is None:
         run = _free_name(str(getattr(model, "name", model if isinstance(model, str) else "run")))
         events(StatusMessage(f'the run is named "{run}"; name it yourself with run=…'))
-    return experiment_of(model, _data(data, settings), run, settings)
+    return experiment_of(model, _data(data), run, settings)
 
 
-def _data(data: Any, settings: dict[str, Any]) -> Any:
+def _data(data: Any) -> Any:
     """The rows as a file, where they are not one already. `data=` may also be a DataConfig or its settings."""
     if isinstance(data, DataConfig | str):
         return data
