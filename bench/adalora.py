@@ -110,7 +110,7 @@ def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -
     ours(model, adapters, "adalora", trainable, batches, trainable.schedule.decided)()
     assert trainable.final
     kept = [Choice(path, part.rank, 2.0) for path, part in adapters.adapters("adalora").items()]
-    adapters.place(kept, "same")
+    adapters.attach(kept, "same")
     after = abba(
         ours(model, adapters, "adalora", trainable, batches, trainable.schedule.decided + 1),
         ours(model, adapters, "same", TrainableLoRA(adapters, name="same"), batches, 0),

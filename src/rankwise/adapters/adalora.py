@@ -71,12 +71,12 @@ class FusedAdaLoRA(Adapter):
         super().__init__(on_linear, parts[0].scale, parts[0].dropout)
         self.names = tuple(names)
         self.members = nn.ModuleList(parts)
-        place = torch.argsort(torch.cat(list(rows)))
-        self.place: Tensor
-        self.register_buffer("place", place, persistent=False)
-        self.in_order = bool((place == torch.arange(len(place))).all())
+        positions = torch.argsort(torch.cat(list(rows)))
+        self.positions: Tensor
+        self.register_buffer("positions", positions, persistent=False)
+        self.in_order = bool((positions == torch.arange(len(positions))).all())
         for part in parts:
-            part.cost = part.Q.shape[1] + len(place)  # B is written whole, with zeros outside the part's rows
+            part.cost = part.Q.shape[1] + len(positions)  # B is written whole, with zeros outside the part's rows
 
     @property
     def parts(self) -> tuple[AdaLoRA, ...]:
@@ -98,14 +98,14 @@ class FusedAdaLoRA(Adapter):
         """Of the whole layer: a part's columns of B are zero outside its rows."""
         pairs = [part.factors() for part in self.parts]
         blocks = torch.block_diag(*(B for _, B in pairs))
-        return torch.cat([A for A, _ in pairs]), blocks[self.place]
+        return torch.cat([A for A, _ in pairs]), blocks[self.positions]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropped(x)
         ranks = [part.rank for part in self.parts]
         hidden = F.linear(x, torch.cat([part.down() for part in self.parts]).to(x.dtype)).split(ranks, -1)
         y = torch.cat([h @ part.P.to(x.dtype) for h, part in zip(hidden, self.parts, strict=True)], -1)
-        return y if self.in_order else y.index_select(-1, self.place)
+        return y if self.in_order else y.index_select(-1, self.positions)
 
 
 def is_decided(adapter: Adapter) -> bool:

@@ -48,12 +48,12 @@ class AdapterSet:
             raise TargetError('LoRA with start "eva" needs the choices that eva_choices makes, and nothing else does.')
         if isinstance(spec, LoraConfig):
             chosen = choose(self.model, spec) if choices is None else choices
-            self.place(chosen, name, spec.dropout, seed, dora=spec.dora)
+            self.attach(chosen, name, spec.dropout, seed, dora=spec.dora)
         else:
             self._place_triplets(spec, name, seed)
 
     @torch.no_grad()
-    def place(
+    def attach(
         self, choices: list[Choice], name: str, dropout: float = 0.0, seed: int = 0, *, dora: bool = False
     ) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -105,25 +105,25 @@ class Triplets:
                 into.index_add_(0, block.matrices[valid], (excess @ padded)[valid])
 
     @torch.no_grad()
-    def retire(self, kept: Tensor) -> None:
-        """`kept` (b,) bool. A strength of zero can grow again."""
-        self.strengths.mul_(kept)
+    def retire(self, alive: Tensor) -> None:
+        """`alive` (b,) bool. A strength of zero can grow again."""
+        self.strengths.mul_(alive)
 
     @torch.no_grad()
-    def shrink(self, kept: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def shrink(self, alive: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Take the others out for good: of parameters, gradients and the optimizer's averages alike."""
-        rows = torch.zeros(sum(block.count for block in self._blocks), dtype=torch.bool, device=kept.device)
-        rows[self._row_of_p], rows[self._row_of_q] = kept, kept
+        rows = torch.zeros(sum(block.count for block in self._blocks), dtype=torch.bool, device=alive.device)
+        rows[self._row_of_p], rows[self._row_of_q] = alive, alive
         flat = torch.cat([
             mask[:, None].expand(-1, block.width).flatten()
             for mask, block in zip(rows.split([block.count for block in self._blocks]), self._blocks, strict=True)
         ])  # fmt: skip
-        for parameter, mask in ((self.vectors, flat), (self.strengths, kept)):
+        for parameter, mask in ((self.vectors, flat), (self.strengths, alive)):
             state = optimizer.state.get(parameter, {})
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[name] = value[mask]
-        for part, mask in zip(self.parts, kept.split(self.ranks), strict=True):
+        for part, mask in zip(self.parts, alive.split(self.ranks), strict=True):
             for name in ("P", "strength", "Q"):
                 setattr(part, name, nn.Parameter(getattr(part, name)[mask].clone()))
         self._lay()

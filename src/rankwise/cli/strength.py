@@ -93,7 +93,7 @@ def _summary(measured: Strengths) -> list[str]:
         f"forgetting: {visible(curve.text)}; KL (base || tuned) and change in nats per token, intervals of 95 %",
         f"recommended: {curve.recommended:g}, "
         + (visible(curve.why) if curve.why else "the smallest strength with 95 % of the largest gain up to 1"),
-        (f"written to {visible(measured.run)}/strength.json; " if measured.kept else "")
+        (f"written to {visible(measured.run)}/strength.json; " if measured.stored else "")
         + (f"next: rankwise export {visible(measured.run)} --to FOLDER --strength {curve.recommended:g}"
            if curve.recommended else ""),
     ]  # fmt: skip

@@ -122,6 +122,6 @@ def _answers(model: LoadedModel, questions: list[list[Message]], what: str, call
     prompts = [asking_ids(model, messages[:-1]) for messages in questions]
     given = answers_in_turn(
         model, prompts, GenerationConfig(max_new_tokens=LONGEST_ANSWER),
-        told=lambda done: callback(ProgressUpdate(what, done, len(prompts), "rows")),
+        on_progress=lambda done: callback(ProgressUpdate(what, done, len(prompts), "rows")),
     )  # fmt: skip
     return [one.text.strip() for one in given]

@@ -98,75 +98,75 @@ def evaluate(
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
     asked = asked_of(subject, task, data, rows, together, callback)
-    _place(subject, asked, out)
+    _result_file(subject, asked, out)
     read = _text(subject, text, blocks) if with_forgetting else None
     return evaluated(subject, asked, read, None if blocks is not None else Looks(), out=out, callback=callback)
 
 
 def evaluated(
-    subject: Subject, asked: Task, text: Text | None = None, looks: Looks | None = None, *, out: Path | None = None,
+    subject: Subject, task: Task, text: Text | None = None, looks: Looks | None = None, *, out: Path | None = None,
     callback: Callback = silent,
 ) -> Evaluation:  # fmt: skip
     """Without a `text` it is not measured what was forgotten."""
-    place = _place(subject, asked, out)
-    tuned = asked.score(subject.model, subject.name, callback)
-    callback(StatusMessage(score_line(asked.name, subject.name, tuned)))
+    file = _result_file(subject, task, out)
+    tuned = task.score(subject.model, subject.name, callback)
+    callback(StatusMessage(score_line(task.name, subject.name, tuned)))
     base, differences = None, dict[str, Difference]()
     if subject.base is not None:
         with subject.base() as other:
-            base = base_scores(asked, other, subject.origin, str(subject.against), callback)
+            base = base_scores(task, other, subject.origin, str(subject.against), callback)
         differences = _differences(tuned, base)
-        callback(StatusMessage(score_line(asked.name, str(subject.against), base, differences)))
-    n, items = asked.facts()
-    held = _held(subject.model)
+        callback(StatusMessage(score_line(task.name, str(subject.against), base, differences)))
+    n, items = task.facts()
+    identity = _identity_of(subject.model)
     kept = _forgetting(subject, text, looks, callback) if text is not None else None
-    kept = _instead_of(place, items, kept, held, callback) if place is not None and out is None else kept
+    kept = _instead_of(file, items, kept, identity, callback) if file is not None and out is None else kept
     found = Evaluation(
-        task=asked.name, n=n, left_out=asked.left_out, items_sha256=items, data=asked.data,
+        task=task.name, n=n, left_out=task.left_out, items_sha256=items, data=task.data,
         model=subject.name, against=subject.against, tuned=tuned, base=base, differences=differences,
-        forgetting=kept, samples=asked.samples(tuned, base), labels=dict(asked.labels) or None,
-        settings=asked.settings | held, **stamped(),
+        forgetting=kept, samples=task.samples(tuned, base), labels=dict(task.labels) or None,
+        settings=task.settings | identity, **stamped(),
     )  # fmt: skip
-    if place is not None:
-        write_evaluation(place, found)
-        callback(StatusMessage(f"written to {place}"))
+    if file is not None:
+        write_evaluation(file, found)
+        callback(StatusMessage(f"written to {file}"))
     if subject.run is not None and out is None:
         write_page(subject.run, callback)
     return found
 
 
-def _place(subject: Subject, asked: Task, out: Path | None) -> Path | None:
+def _result_file(subject: Subject, task: Task, out: Path | None) -> Path | None:
     """Where the result goes; told before anything is measured if it cannot."""
     if out is not None:
         check_evaluation_place(out)
         return out
     if subject.run is None:
         return None
-    own = evaluation_path(subject.run.directory, asked.name)
+    own = evaluation_path(subject.run.directory, task.name)
     check_place(own)
     return own
 
 
 def _instead_of(
-    place: Path, items: str, kept: Forgetting | None, held: dict[str, Any], callback: Callback
+    file: Path, items: str, forgetting: Forgetting | None, identity: dict[str, Any], callback: Callback
 ) -> Forgetting | None:
     """What is said of an evaluation that is written over, and what stays of it: what was forgotten, where that was not
-    measured again and the model is held as it was."""
-    if not place.exists():
-        return kept
+    measured again and the model is identity as it was."""
+    if not file.exists():
+        return forgetting
     try:
-        before = read_evaluation(place)
+        before = read_evaluation(file)
     except RankwiseError as error:
-        callback(WarningMessage(f"{place} is replaced; it could not be read ({first_line(error)})"))
-        return kept
+        callback(WarningMessage(f"{file} is replaced; it could not be read ({first_line(error)})"))
+        return forgetting
     if before.items_sha256 != items:
         callback(
             WarningMessage(
-                f"{place} is replaced; it was about {before.n:,} other items of {before.data} ({before.created})"
+                f"{file} is replaced; it was about {before.n:,} other items of {before.data} ({before.created})"
             )
         )
-    same = all(before.settings.get(name) == held[name] for name in ("fingerprint", "dtype"))
-    return forgetting_in(before) if kept is None and same else kept
+    same = all(before.settings.get(name) == identity[name] for name in ("fingerprint", "dtype"))
+    return forgetting_in(before) if forgetting is None and same else forgetting
 
 
 def open_subject(
@@ -285,7 +285,7 @@ def _differences(tuned: ModelScores, base: ModelScores | None) -> dict[str, Diff
     }
 
 
-def _held(model: LoadedModel) -> dict[str, Any]:
+def _identity_of(model: LoadedModel) -> dict[str, Any]:
     facts = model.facts
     return {
         "dtype": facts.dtype, "fingerprint": facts.fingerprint, "template": model.template.identity,

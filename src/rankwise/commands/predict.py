@@ -86,15 +86,15 @@ def predict(
     _check_out(out, data, overwrite)
     artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
     form = None if artifact.run is None else artifact.run.manifest.data.format
-    rows = _rows(_reading(artifact.run, str(data), prompt, system), form, asked=prompt is not None)
+    rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
     _refuse_taken([column, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
-    asked = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
+    tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
     chosen = spec or GenerationConfig()
-    _render(rows, asked, system, chosen.max_new_tokens)
+    _render(rows, tuned, system, chosen.max_new_tokens)
     _refuse_bad(rows, skip_bad_rows)
-    with asked.base(base):
-        _answer([row for row in rows if row.problem is None], asked, chosen, batch_size, callback)
+    with tuned.base(base):
+        _answer([row for row in rows if row.problem is None], tuned, chosen, batch_size, callback)
     write_atomic(out, file_of([_with_answer(row, column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began)
 
@@ -131,13 +131,13 @@ def _settings_of(run: RunSnapshot) -> dict[str, Any]:
     return {"system": data.system, **said} if data.system is not None else said
 
 
-def _rows(spec: DataConfig, form: str | None, *, asked: bool) -> list[Row]:
+def _rows(spec: DataConfig, form: str | None, *, has_prompt: bool) -> list[Row]:
     reading, found = open_source(spec, spec.all_sources[0]), []
     for part in reading.parts:
         for where, raw in raw_records(part):
             row = Row(where, {} if isinstance(raw, DataError) else raw)
             try:
-                filled = raw | {ANSWER: PLACEHOLDER} if asked and not isinstance(raw, DataError) else raw
+                filled = raw | {ANSWER: PLACEHOLDER} if has_prompt and not isinstance(raw, DataError) else raw
                 row.question = question_of(reading, part, where, filled, form)
             except DataError as error:
                 row.problem = str(error)
@@ -168,17 +168,17 @@ def _refuse_bad(rows: Sequence[Row], skip: bool) -> None:
         raise DataError(f"{together(problems)}\nNo row can be answered.")
 
 
-def _render(rows: Sequence[Row], asked: TunedModel, system: str | None, new: int) -> None:
+def _render(rows: Sequence[Row], tuned: TunedModel, system: str | None, new: int) -> None:
     """A row that brings no system message has the one that is given, or that of the run's rows."""
-    context = asked.model.context_length
+    context = tuned.model.context_length
     for row in rows:
         if row.question is None:
             continue
         messages, tools = row.question.messages, row.question.tools
         if messages[0].role != "system":
-            messages = (*asked.opening(system), *messages)
+            messages = (*tuned.opening(system), *messages)
         try:
-            row.ids = prompt_ids(asked.model.template.text(messages, tools, answer_next=True), asked.model.tokenizer)
+            row.ids = prompt_ids(tuned.model.template.text(messages, tools, answer_next=True), tuned.model.tokenizer)
         except DataError as error:
             row.problem = f"{row.where}: {error}"
             continue
@@ -190,12 +190,12 @@ def _render(rows: Sequence[Row], asked: TunedModel, system: str | None, new: int
 
 
 def _answer(
-    rows: Sequence[Row], asked: TunedModel, spec: GenerationConfig, batch_size: int, callback: Callback
+    rows: Sequence[Row], tuned: TunedModel, spec: GenerationConfig, batch_size: int, callback: Callback
 ) -> None:
     prompts = [row.ids for row in rows]
     try:
         answers = answers_in_turn(
-            asked.model, prompts, spec, batch_size,
+            tuned.model, prompts, spec, batch_size,
             lambda done: callback(ProgressUpdate("Answering", done, len(prompts), "rows")), refuse_damage=True,
         )  # fmt: skip
     except Exception as error:

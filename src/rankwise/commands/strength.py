@@ -31,7 +31,7 @@ BLOCKS, MOST = 16, 100
 class Strengths:
     run: str
     curve: StrengthCurve
-    kept: bool = True
+    stored: bool = True
     """Whether it is stored: a run's is, and an adapter's folder stays as it is."""
 
     def summary(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def strength(
     if artifact.run is not None:
         write_strength(artifact.run.directory, curve)
         write_page(artifact.run, callback)
-    return Strengths(str(artifact.folder), curve, kept=artifact.run is not None)
+    return Strengths(str(artifact.folder), curve, stored=artifact.run is not None)
 
 
 def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float], callback: Callback) -> TaskLoss:

@@ -147,7 +147,7 @@ def _recorded(
         run.write_manifest(finished)
     except BaseException as error:
         _write_failure(run, manifest, error, callback.texts)
-        raise _told(error, run, training.experiment, again) from None
+        raise _explained(error, run, training.experiment, again) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(RunSnapshot(run, training.experiment, finished), callback)
     return finished
@@ -191,7 +191,9 @@ def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, 
         run.write_manifest(manifest.model_copy(update=update))
 
 
-def _told(error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None) -> BaseException:
+def _explained(
+    error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None
+) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         result = experiment.adapter.artifact
         message = f"stopped. {run.folder} keeps the metrics so far and holds no {result}. Use {run.ways_on}."

@@ -183,7 +183,7 @@ class _Streamer:
     def __init__(self, template: ChatTemplate, on_text: TextCallback) -> None:
         self._template, self._on_text = template, on_text
         self._ids: list[int] = []
-        self._said = 0
+        self._sent = 0
         self._prompt_seen = False
 
     def put(self, value: Tensor) -> None:
@@ -193,10 +193,10 @@ class _Streamer:
         self._ids += [token for token in value.flatten().tolist() if token not in self._template.end_ids]
         text = self._template.streamed_text(self._ids)
         if not text.endswith("\ufffd"):  # half of a character
-            self._on_text(text[self._said :])
-            self._said = len(text)
+            self._on_text(text[self._sent :])
+            self._sent = len(text)
 
     def end(self) -> None:
         text = self._template.answer_text(self._ids)
-        if text[self._said :]:
-            self._on_text(text[self._said :])
+        if text[self._sent :]:
+            self._on_text(text[self._sent :])

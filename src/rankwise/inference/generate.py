@@ -41,23 +41,25 @@ def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
 
 def answers_in_turn(
     model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, together: int = TOGETHER,
-    told: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = False, lay_out: bool = True,
+    on_progress: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = False, lay_out: bool = True,
     settled: Settled | None = None,
 ) -> list[Answer]:  # fmt: skip
-    """To any number of prompts, which are ids already, at most `together` at once; in the prompts' order. `told` hears
-    how many are done. What a model with damaged weights writes can be refused. To `lay_out` the weights is faster and
-    takes their memory once more."""
+    """Answer any number of prompts, given as token ids, at most `together` at once, in the prompts' order.
+
+    `on_progress` gets how many are done. `refuse_damage` refuses what a model with damaged weights writes. `lay_out`
+    packs the weights first, which is faster and takes their memory once more.
+    """
     if not prompts:
         return []
     _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
     found: dict[int, Answer] = {}
     with prepacked_weights(model.module) if lay_out else nullcontext():
         for batch in batches(prompts, spec.max_new_tokens, together):
-            told(len(found))
+            on_progress(len(found))
             ended = _of_batch(settled, batch)
             made = decode(model, [prompts[at] for at in batch], spec, refuse_damage=refuse_damage, settled=ended)
             found |= zip(batch, made, strict=True)
-    told(len(found))
+    on_progress(len(found))
     return [found[at] for at in range(len(prompts))]
 
 

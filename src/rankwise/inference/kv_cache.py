@@ -36,14 +36,14 @@ class RoomyLayer(DynamicLayer):
         super().batch_select_indices(indices)
 
 
-def _appended(held: Tensor | None, room: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
-    """`held` is the beginning of `room`, or of nothing where somebody has replaced it, say by fewer rows."""
-    past = 0 if held is None or not held.numel() else held.shape[-2]
+def _appended(past_states: Tensor | None, room: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
+    """`past_states` is the beginning of `room`, or of nothing where somebody has replaced it, say by fewer rows."""
+    past = 0 if past_states is None or not past_states.numel() else past_states.shape[-2]
     length = past + new.shape[-2]
-    if held is None or room is None or room.data_ptr() != held.data_ptr() or room.shape[-2] < length:
+    if past_states is None or room is None or room.data_ptr() != past_states.data_ptr() or room.shape[-2] < length:
         room = new.new_empty((*new.shape[:2], length + ROOM, new.shape[-1]))
-        if held is not None and past:
-            room[:, :, :past] = held
+        if past_states is not None and past:
+            room[:, :, :past] = past_states
     room[:, :, past:length] = new
     return room[:, :, :length], room
 

@@ -144,7 +144,7 @@ class Candidate:
         return forgetting_of(self.evaluations)
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
         whole = self.folder.resolve()
         return whole if self.run is not None else whole / self.name
 
@@ -163,12 +163,12 @@ def open_candidates(names: Sequence[str]) -> list[Candidate]:
 
 def _tail(one: Candidate, others: Sequence[Candidate]) -> str:
     """The end of its path, as short as tells it from that of each other."""
-    places = {other.place for other in others}
+    places = {other.path for other in others}
     if len(places) == 1:
         return one.name
     longest = max(len(place.parts) for place in places)
     enough = next((n for n in range(1, longest) if len({place.parts[-n:] for place in places}) == len(places)), longest)
-    return "/".join(one.place.parts[-enough:])
+    return "/".join(one.path.parts[-enough:])
 
 
 def open_candidate(name: str) -> Candidate:

@@ -129,10 +129,10 @@ def out_of_memory(foreseen: Foresight | None, auto_batch: bool) -> ResourceError
     return ResourceError(f"out of memory while training. {_listed(found)}{itself}")
 
 
-def _listed(found: list[Remedy]) -> str:
-    if not found:
+def _listed(remedies: list[Remedy]) -> str:
+    if not remedies:
         return ""
-    lines = [f"  {remedy.settings} ({_gigabytes(remedy.peak)}): {remedy.price}" for remedy in found]
+    lines = [f"  {remedy.settings} ({_gigabytes(remedy.peak)}): {remedy.price}" for remedy in remedies]
     return "\n".join(["These are forecast to fit:", *lines])
 
 

@@ -53,25 +53,25 @@ class FixedSteps:
         return 0.0
 
 
-def probe(asked: Planned, callback: Callback = silent) -> Probe:
-    made = plan(asked)
+def probe(config: Planned, callback: Callback = silent) -> Probe:
+    forecast = plan(config)
     objective: Objective = CAUSAL_LM
-    model = objective.load(asked.base, callback)
+    model = objective.load(config.base, callback)
     settings = {"steps": STEPS, "epochs": None, "learning_rate": RATE, "schedule": "constant", "warmup": 0.0}
-    config = asked.training.model_copy(update=settings)
-    trainable = method_of(asked.adapter.without_rows()).attach(model, Setup(config, STEPS))
+    training = config.training.model_copy(update=settings)
+    trainable = method_of(config.adapter.without_rows()).attach(model, Setup(training, STEPS))
     work = Workload(
-        model.module, trainable, objective, longest=made.amount.longest, largest=made.amount.tokens,
-        activation_checkpointing=config.activation_checkpointing, callback=callback,
+        model.module, trainable, objective, longest=forecast.amount.longest, largest=forecast.amount.tokens,
+        activation_checkpointing=training.activation_checkpointing, callback=callback,
     )  # fmt: skip
-    backend = choose_backend(work, config.backend, tokens=0)
-    most = min(LARGEST, max(round(made.step.tokens), made.amount.longest))
+    backend = choose_backend(work, training.backend, tokens=0)
+    most = min(LARGEST, max(round(forecast.step.tokens), forecast.amount.longest))
     steps = [
-        backend.layout(_documents(made, objective, model, tokens, turn), config.max_batch_tokens)
+        backend.layout(_documents(forecast, objective, model, tokens, turn), training.max_batch_tokens)
         for tokens in (max(1, most // SMALLER), most)
         for turn in range(COUNTED + 1)
     ]
-    with closing(Trainer(trainable, FixedSteps(steps), config, backend).run()) as records:
+    with closing(Trainer(trainable, FixedSteps(steps), training, backend).run()) as records:
         small, large = (_mean(list(islice(records, COUNTED + 1))) for _ in range(2))
     device = model.precision.device
     name = processor_name() if device.type == "cpu" else str(device)
@@ -89,9 +89,9 @@ def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:
     return sum(tokens) / len(tokens), sum(seconds) / len(seconds)
 
 
-def _documents(made: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
+def _documents(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
     """About so many tokens, in documents as the rows have them, others at each turn; of a single one its first."""
-    share, wanted = made.load.supervised / max(1, made.load.tokens), _mixed(made.load.lengths)
+    share, wanted = forecast.load.supervised / max(1, forecast.load.tokens), _mixed(forecast.load.lengths)
     first = turn * len(wanted) // (COUNTED + 1)
     lengths: list[int] = []
     for length in cycle(wanted[first:] + wanted[:first]):

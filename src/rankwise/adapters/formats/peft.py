@@ -138,7 +138,7 @@ def lay(
     try:
         _lay_heads(adapters, weights, name)
         choices = [Choice(path, part.rank, part.scale) for path, part in factors.items()]
-        adapters.place(choices, name, float(weights.settings.get("lora_dropout", 0.0)), dora=weights.is_dora)
+        adapters.attach(choices, name, float(weights.settings.get("lora_dropout", 0.0)), dora=weights.is_dora)
         with torch.no_grad():
             for path, adapter in adapters.adapters(name).items():
                 for own, value in zip(_values(adapter), factors[path].values, strict=True):
