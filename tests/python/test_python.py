@@ -122,8 +122,9 @@ def test_a_section_may_be_a_config_or_a_mapping(adapter):
         ({"steps": -1}, ["steps"]),
         ({"rank": "many"}, ["rank"]),
         ({"training": {"stepps": 3}}, ["stepps"]),
+        ({"warmup": 3}, ["warmup=3: several sections", "adapter={'warmup': …} or training={'warmup': …}"]),
     ],
-    ids=["unknown", "several", "range", "type", "nested"],
+    ids=["unknown", "several", "range", "type", "nested", "ambiguous"],
 )
 def test_every_wrong_keyword_is_reported(settings, words):
     with pytest.raises(ConfigError) as caught:
