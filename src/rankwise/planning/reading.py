@@ -81,7 +81,7 @@ def _fetched(name: str, revision: str | None) -> Path:
 
     if not hub_answers():
         raise ModelError(
-            f'model "{name}" is not in the list and no folder or file here, its config.json is not cached, and the hub '
+            f'model "{name}" is not in the catalogue, not a folder or file here and not in the cache, and the hub '
             f"{'is switched off (HF_HUB_OFFLINE)' if is_offline() else 'cannot be reached'}.{_listed(name)}"
         )
     try:
@@ -104,4 +104,5 @@ def _listed(name: str) -> str:
     """One of each family, since the list is long."""
     first = {model.family: model.name for model in reversed(catalogue().values())}
     examples = some(reversed(first.values()), 20)
-    return f"{did_you_mean(name.lower(), catalogue_names())} The list has {len(catalogue())} models, as {examples}."
+    guess = did_you_mean(name.lower(), catalogue_names())
+    return f"{guess} The catalogue has {len(catalogue())} models, such as {examples}."
