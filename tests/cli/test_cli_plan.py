@@ -191,7 +191,7 @@ def test_rows_that_train_nothing_are_refused(tmp_path):
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"prompt": "a " * 5000, "completion": "b " * 5000}) + "\n")
     result = rankwise("plan", "--model", "smollm2-135m", "--data", file)
-    assert result.exit_code == 2 and "can be trained on" in result.output
+    assert result.exit_code == 2 and "no row is left for training" in result.output
     file.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
     result = rankwise("plan", "--model", "smollm2-135m", "--data", file)
     assert result.exit_code == 2 and "cannot be read" in result.output

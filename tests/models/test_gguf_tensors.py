@@ -141,7 +141,7 @@ def test_a_missing_tensor_is_named_also_where_the_file_was_converted_before(writ
 def test_a_tensor_that_is_there_twice_is_named(write):
     file = write()
     renamed(file, "blk.1.attn_q.weight", Q)
-    assert f"tensor '{Q}' is there twice" in refusal(file)
+    assert f"tensor '{Q}' occurs twice" in refusal(file)
 
 
 @pytest.mark.parametrize("offset", [0, 32])

@@ -69,7 +69,7 @@ def test_a_file_named_gguf_that_does_not_begin_with_gguf_is_refused(tmp_path, co
 def test_a_gguf_file_of_nonsense_is_refused_and_nothing_is_left_of_it(tmp_path, monkeypatch):
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + b"\xff" * 200)
-    assert "model.gguf is no GGUF file that can be read" in refusal(tmp_path / "model.gguf")
+    assert "model.gguf cannot be read as a GGUF file" in refusal(tmp_path / "model.gguf")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.name != "models"] == []
 
 

@@ -120,7 +120,7 @@ def test_the_probe_of_docs_speed_tells_its_other_sizes():
 
 @pytest.mark.parametrize(("short", "long"), [(2.0, 1.0), (1.0, 1.0), (0.0, 1.0)])
 def test_a_probe_whose_larger_step_was_no_slower_is_refused(short, long):
-    with pytest.raises(RankwiseError, match="Probe again"):
+    with pytest.raises(RankwiseError, match="Run the probe again"):
         Probe.of((10, short), (20, long), machine="m", when="now")
 
 

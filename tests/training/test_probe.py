@@ -68,7 +68,7 @@ def test_eva_is_probed_as_plain_lora_is(rows, tiny_folder, steps):
 
 
 def test_a_machine_that_is_busy_tells_nothing():
-    with pytest.raises(RunError, match="Probe again"):
+    with pytest.raises(RunError, match="Run the probe again"):
         Probe.of((100, 2.0), (400, 1.9), machine="m", when="now")
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rankwise.planning.plan import Plan
 
 COLUMN = 14
+BACKENDS = {"fast": "fused", "plain": "eager"}
 PROBE = "; --probe measures it"
 
 
@@ -25,15 +26,15 @@ def _row(name: str, text: str) -> str:
 def _model(plan: Plan) -> Iterator[str]:
     shape, job = plan.shape, plan.forecast.job
     yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
-    yield _row("training", f"{job.method} in {job.dtype} on {plan.device.name}, {job.form} form")
+    yield _row("training", f"{job.method} in {job.dtype} on {plan.device.name}, {BACKENDS[job.form]} backend")
     if not plan.trained:
         is_causal = shape.auto_class == "AutoModelForCausalLM"
         why = (
-            "its forward pass cannot be measured without weights"
+            "its forward pass cannot be simulated without its weights"
             if is_causal
             else "rankwise trains causal language models"
         )
-        yield _row("", f"{why}; for this model, only the parameters are planned")
+        yield _row("", f"{why}; for this model, only the parameters are counted")
 
 
 def _blocks(plan: Plan) -> str:
@@ -48,19 +49,22 @@ def _parameters(plan: Plan) -> Iterator[str]:
         return
     yield _row(
         "parameters",
-        f"{most}{counted.trainable:,} of {counted.total:,} are trained ({counted.share:.4%}), {counted.ratio:,.0f} "
-        "times fewer",
+        f"{most}{counted.trainable:,} of {counted.total:,} are trained ({counted.share:.4%}); full fine-tuning would "
+        f"train {counted.ratio:,.0f} times as many",
     )
     for leaf, (layers, trainable) in counted.by_leaf.items():
         yield _row("", f"{leaf:<18}{layers:>5} layer{'s' if layers > 1 else ' '}  {trainable:>15,}")
     if (left := counted.left) is not None:
         first, last = left.in_units
-        yield _row("", f"from {first:,} {left.unit} to {last:,}: {left.least:,} to {left.most:,} parameters")
+        yield _row(
+            "",
+            f"pruned from {first:,} {left.unit} to {last:,}, which leaves {left.least:,} to {left.most:,} parameters",
+        )
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
         yield _row(
             "adapter",
             f"{most}{_size(counted.file_bytes)} in float32; in float16 {_size(counted.file_bytes_half)}, "
-            f"of which {_size(2 * counted.written)} are numbers and the rest names",
+            f"of which {_size(2 * counted.written)} are values and the rest is the header",
         )
 
 
@@ -68,26 +72,26 @@ def _rows(plan: Plan) -> Iterator[str]:
     rows = plan.rows
     if rows is None:
         if plan.trained:
-            yield _row("rows", f"none given (--data): full micro-batches, sequences of {plan.amount.longest:,} tokens")
+            yield _row("rows", f"no --data: assumes full micro-batches and sequences of {plan.amount.longest:,} tokens")
         return
     about = "" if rows.exact else "about "
     yield _row(
         "rows",
         f"{about}{rows.documents.likely:,.0f} sequences, {rows.tokens.likely:,.0f} tokens"
-        f"{_between(rows.tokens, '{:,.0f}')}, {rows.supervised_share:.0%} of them in the loss; median {rows.median:,}, "
-        f"longest {rows.longest:,} tokens",
+        f"{_between(rows.tokens, '{:,.0f}')}, {rows.supervised_share:.0%} of them in the loss; median length "
+        f"{rows.median:,}, longest {rows.longest:,} tokens",
     )
     if rows.too_long >= 1:
-        yield _row("", f"about {rows.too_long:,.0f} are longer than --max-length")
+        yield _row("", f"about {rows.too_long:,.0f} rows are longer than --max-length")
     if plan.steps is not None:
-        yield _row("steps", f"{plan.steps:,} of about {plan.step.tokens:,.0f} tokens")
+        yield _row("steps", f"{plan.steps:,}, each of about {plan.step.tokens:,.0f} tokens")
 
 
 def _memory(plan: Plan) -> Iterator[str]:
     if not plan.trained:
         return
     methods = plan.methods
-    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   {plan.forecast.job.method}'s:")
+    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {plan.forecast.job.method}")
     for part in plan.forecast.memory.parts:
         cells = "".join(f"{_size(forecast.memory[part.name]):>12}" for forecast in methods.values())
         yield _row(f"  {part.name}", f"{cells}   {part.formula}")
@@ -101,11 +105,11 @@ def _fit(plan: Plan) -> Iterator[str]:
         return
     fit, twice = plan.fit, plan.forecast.job.recomputed
     room = f"{_size(fit.device.usable)} on {fit.device.name}"
-    blocks = f", with {twice} of {plan.shape.blocks.count} blocks in activation checkpointing" if twice else ""
+    blocks = f", with activation checkpointing of {twice} of {plan.shape.blocks.count} blocks" if twice else ""
     if fit.fits:
-        text = f"yes: {_size(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit at once"
+        text = f"yes: {_size(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit into one micro-batch"
     else:
-        text = f"no: {_size(fit.peak)}{blocks}, and {room} are available"
+        text = f"no: needs {_size(fit.peak)}{blocks}, but only {room} are available"
     yield _row("fits", text)
 
 
@@ -134,26 +138,26 @@ def _speed(plan: Plan) -> str:
     speed = plan.speed
     assert speed is not None, "only called with a speed"
     if speed.origin == "measured":
-        line = f"{speed.constant:.3g} s and {speed.per_token * 1e3:.3g} ms per token"
+        line = f"{speed.constant:.3g} s per step and {speed.per_token * 1e3:.3g} ms per token"
         return f"measured: {line}, {speed.when}, {speed.machine}"
-    share = speed.efficiency.share
-    return f"assumed: {share.likely:.0%} ({share.low:.0%} to {share.high:.0%}) of {speed.rate / 1e12:,.3g} TFLOP/s" + (
-        PROBE if plan.here else ""
-    )
+    share, rate = speed.efficiency.share, f"{speed.rate / 1e12:,.3g} TFLOP/s"
+    assumed = f"assumed: {share.likely:.0%} ({share.low:.0%} to {share.high:.0%}) of the device's {rate}"
+    return assumed + (PROBE if plan.here else "")
 
 
 def _devices(plan: Plan) -> Iterator[str]:
     if not plan.trained:
         return
     fits = plan.fits_elsewhere
-    groups = {
-        "fits on": [fit.device.name for fit in fits if fit.fits and not fit.recomputed],
-        "if checkpointed": [fit.device.name for fit in fits if fit.recomputed],
-        "too large for": [fit.device.name for fit in fits if not fit.fits and fit.recomputed is None],
-    }
-    for name, devices in groups.items():
-        if devices:
-            yield _row(name, " ".join(devices))
+    fitting = [fit.device.name for fit in fits if fit.fits and not fit.recomputed]
+    checkpointed = [fit.device.name for fit in fits if fit.recomputed]
+    too_small = [fit.device.name for fit in fits if not fit.fits and fit.recomputed is None]
+    if fitting:
+        yield _row("fits on", " ".join(fitting))
+    if checkpointed:
+        yield _row("fits on", "with activation checkpointing: " + " ".join(checkpointed))
+    if too_small:
+        yield _row("too large for", " ".join(too_small))
 
 
 def _remedies(plan: Plan) -> Iterator[str]:

@@ -95,15 +95,15 @@ def advise(facts: Facts) -> list[Advice]:
 def _capacity(facts: Facts) -> Advice | None:
     holds = BITS_OF_PARAMETER * facts.trainable
     sums = (
-        f"{facts.rows.supervised.likely:,.0f} supervised tokens hold about {facts.bits / 1e6:,.2f} Mbit, "
-        f"{facts.trainable:,} parameters some {holds / 1e6:,.2f} Mbit"
+        f"{facts.rows.supervised.likely:,.0f} loss tokens contain about {facts.bits / 1e6:,.2f} Mbit of information, "
+        f"and {facts.trainable:,} trainable parameters can store about {holds / 1e6:,.2f} Mbit"
     )
     if not facts.adapts or not facts.ranks:
         return None
     rank = sum(facts.ranks.values()) / len(facts.ranks)
     if holds < facts.bits:
         wanted = min(4096, math.ceil(rank * facts.bits / holds))
-        text = f"The adapter is too small for what these rows contain; a rank of {wanted} would be enough."
+        text = f"The adapter is too small to learn all that these rows contain; a rank of {wanted} would be enough."
         return Advice(text, sums, SCHULMAN, (facts.setting, str(wanted)))
     enough = max(LEAST_RANK, math.ceil(rank * facts.bits / holds))
     if holds > AMPLE * facts.bits and enough < rank:
@@ -120,11 +120,11 @@ def _whole_model(facts: Facts) -> Advice | None:
         return None
     holds = BITS_OF_PARAMETER * facts.ends * facts.rank_for_rows
     sums = (
-        f"{tokens:,.0f} tokens are {tokens / facts.parameters:.2g} for each parameter, where a model made anew wants "
-        f"{TOKENS_OF_PARAMETER}; LoRA of rank {facts.rank_for_rows} holds {holds / 1e6:,.2f} Mbit, these rows say "
-        f"{facts.bits / 1e6:,.2f}"
+        f"{tokens:,.0f} tokens are {tokens / facts.parameters:.2g} per parameter, while training from scratch needs "
+        f"about {TOKENS_OF_PARAMETER}; LoRA of rank {facts.rank_for_rows} can store {holds / 1e6:,.2f} Mbit, and these "
+        f"rows contain {facts.bits / 1e6:,.2f} Mbit of information"
     )
-    text = "These rows change a model and do not make one; an adapter learns them as well, for less memory and time."
+    text = "An adapter learns so few rows as well as full fine-tuning does, with less memory and time."
     return Advice(text, sums, f"{CHINCHILLA}; {SCHULMAN}", ("adapter.method", "lora"))
 
 
@@ -134,15 +134,16 @@ def _rate(facts: Facts) -> Advice | None:
     given = facts.training.learning_rate
     auto = TrainingConfig().highest_rate(facts.width, facts.adapter.auto_rate)
     change = ("training.learning_rate", "auto")
-    sums = f"{given:g} is {given / auto:.2g} times what auto is at width {facts.width:,}, {auto:.2g}"
+    sums = f"{given:g} is {given / auto:.2g} times the rate of auto at hidden size {facts.width:,}, {auto:.2g}"
     if facts.adapts and given >= HIGH * auto:
-        found = "8 times auto was worse than 4 times in every sweep, and LoRA of rank 8 diverged"
+        found = "in every sweep, 8 times the rate of auto was worse than 4 times, and LoRA of rank 8 diverged"
         return Advice("The learning rate is high for an adapter.", f"{sums}; {found}", OWN, change)
     if facts.adapts and given <= LOW * auto:
-        text = "The learning rate is low for an adapter, which wants about ten times that of a whole model."
-        return Advice(text, f"{sums}; a quarter of auto was the worst of its sweeps", f"{SCHULMAN}; {OWN}", change)
+        text = "The learning rate is low for an adapter: adapters need about ten times the rate of full fine-tuning."
+        found = "a quarter of the rate of auto was the worst in every sweep that included it"
+        return Advice(text, f"{sums}; {found}", f"{SCHULMAN}; {OWN}", change)
     if not facts.adapts and given >= HIGH_FOR_WHOLE * auto:
-        text = "The learning rate is one for adapters; a whole model learns best with about a tenth of it."
+        text = "The learning rate would suit an adapter; full fine-tuning works best with about a tenth of it."
         return Advice(text, sums, f"{SCHULMAN}; {BIDERMAN}", change)
     return None
 
@@ -152,8 +153,11 @@ def _short(facts: Facts) -> Advice | None:
     if not facts.adapts or steps >= SHORT_RUN or facts.training.learning_rate != "auto":
         return None
     rate = 1.5 * facts.training.highest_rate(facts.width, facts.adapter.auto_rate)
-    sums = f"{steps} steps; 15 times the best rate of the whole model below about 100 steps, 10 times above"
-    text = f"So short a run may want a higher learning rate, such as {rate:.2g}."
+    sums = (
+        f"{steps} steps; the best rate of LoRA was 15 times that of full fine-tuning below about 100 steps, and 10 "
+        "times above"
+    )
+    text = f"In such a short run, a higher learning rate may work better, such as {rate:.2g}."
     return Advice(text, sums, SCHULMAN, ("training.learning_rate", f"{rate:.2g}"))
 
 
@@ -162,10 +166,11 @@ def _targets(facts: Facts) -> Advice | None:
         return None
     rank = max(1, facts.trainable // facts.ends)
     sums = (
-        "at equal parameters all matrices beat queries and values on all eight tasks of GLUE (MNLI 90.30 to 89.80, "
-        f"CoLA 68.71 to 67.04); as many parameters as now are rank {rank} over all linear layers"
+        "with the same number of parameters, adapters on all matrices were better than on queries and values alone, on "
+        "all eight GLUE tasks (MNLI 90.30 against 89.80, CoLA 68.71 against 67.04); on all linear layers, rank "
+        f"{rank} has as many parameters as now"
     )
-    text = "Adapt every linear layer, with less rank, rather than attention alone."
+    text = "Adapt all linear layers with a lower rank, instead of the attention layers alone."
     return Advice(text, sums, f"{ADALORA}; {SCHULMAN}", ("adapter.targets", "all-linear"))
 
 
@@ -173,17 +178,18 @@ def _batch(facts: Facts) -> Advice | None:
     size = facts.training.rows_per_step(max(1, round(facts.rows.documents.likely)))
     if not facts.adapts or size <= LARGE_BATCH:
         return None
-    text = f"Take {LARGE_BATCH} rows a step, or fewer: adapters lose more from large steps than a whole model does."
-    sums = f"{size} rows a step; at 32 the gap was small, whatever the rank"
+    text = f"Use at most {LARGE_BATCH} rows per step: large batches hurt adapters more than full fine-tuning."
+    sums = f"{size} rows per step; at 32 the difference from full fine-tuning was small at every rank"
     return Advice(text, sums, SCHULMAN, ("training.batch_size", str(LARGE_BATCH)))
 
 
 def _epochs(facts: Facts) -> Advice | None:
     if facts.passes <= MANY_EPOCHS:
         return None
-    text = f"More than {MANY_EPOCHS} passes teach less and less; more rows would teach more."
+    text = f"After {MANY_EPOCHS} passes, further ones improve the model less and less; more rows would help more."
     sums = (
-        f"{facts.passes:.1f} passes; in pretraining four were as good as new rows, and of more the value fell to none"
+        f"{facts.passes:.1f} passes; in pretraining, up to four passes were as good as new rows, and the benefit of "
+        "further passes fell to zero"
     )
     return Advice(text, sums, REPEATED, None)
 
@@ -195,7 +201,7 @@ def _too_long(facts: Facts) -> Advice | None:
         return None
     wanted = min(room, -(-longest // 64) * 64)
     text = f"Raise the limit to {wanted:,} tokens to keep the rows that are longer than {limit:,}, if memory allows."
-    sums = f"about {facts.rows.too_long:,.0f} are left out; the longest that was seen has {longest:,} tokens"
+    sums = f"about {facts.rows.too_long:,.0f} rows are left out; the longest row of the sample has {longest:,} tokens"
     return Advice(text, sums, "the rows themselves", ("data.max_length", str(wanted)))
 
 

@@ -38,7 +38,9 @@ def checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:
 def refused(where: str, problems: list[str]) -> ModelError:
     if len(problems) == 1:
         return ModelError(f"{where}: {problems[0]}")
-    return ModelError("\n".join([f"{where} describes no model that can be planned:", *(f"  {p}" for p in problems)]))
+    return ModelError(
+        "\n".join([f"{where} does not describe a model that can be planned:", *(f"  {p}" for p in problems)])
+    )
 
 
 def _problems(settings: Any, name: str = "") -> Iterator[str]:

@@ -161,11 +161,13 @@ def find_device(name: str) -> Device:
     if len(fitting) == 1:
         return DEVICES[fitting[0]]
     if fitting:
-        raise ConfigError([f'"{name}" is sold with several sizes of memory; say which: {" or ".join(fitting)}.'])
+        raise ConfigError([f'"{name}" is sold with several sizes of memory; give one of {" or ".join(fitting)}.'])
     if plain in APPLE:
-        raise ConfigError([f'"{name}" is sold with several sizes of memory; say which, as {plain}-16gb.'])
+        raise ConfigError(
+            [f'"{name}" is sold with several sizes of memory; give the size too, for example {plain}-16gb.']
+        )
     known = ", ".join(DEVICES)
-    raise ConfigError([f'"{name}" is no device that is known here.{did_you_mean(plain, DEVICES)} Known are {known}.'])
+    raise ConfigError([f'"{name}" is not a known device.{did_you_mean(plain, DEVICES)} Known devices: {known}.'])
 
 
 def with_memory(device: Device, memory: int) -> Device:

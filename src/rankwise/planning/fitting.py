@@ -13,8 +13,8 @@ from rankwise.planning.devices import Device
 from rankwise.planning.forecast import AtOnce, Forecast
 
 LARGEST, STEP_OF_TOKENS = 65_536, 64
-ROUNDED = "numbers of 8 bits instead of 24: single steps differ by some hundredths of a nat"
-SMALLER = "less room for what is learned"
+ROUNDED = "weights have 8 significant bits instead of 24; the loss of a step differs by some hundredths of a nat"
+SMALLER = "a smaller adapter can learn less"
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,15 @@ def remedies(forecast: Forecast, room: int, changes: Changes) -> list[Remedy]:
 def _tried(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
     job, blocks, amount = forecast.job, _blocks(forecast), changes.amount
     if 0 < (tokens := most_at_once(forecast, room, amount, job.recomputed)) < job.tokens:
-        yield from _with(forecast, changes, (f"training.max_batch_tokens={tokens}",), "the same result, in more pieces")
+        yield from _with(
+            forecast, changes, (f"training.max_batch_tokens={tokens}",), "the same result, in more micro-batches"
+        )
     twice = least_recomputed(forecast, room)
     if twice is not None and twice > job.recomputed and not changes.auto:
         yield from _with(forecast, changes, (f"training.activation_checkpointing={twice}",), "the same result")
     if twice is None and 0 < (least := most_at_once(forecast, room, amount, blocks)) < job.tokens:
         settings = (f"training.activation_checkpointing={blocks}", f"training.max_batch_tokens={least}")
-        yield from _with(forecast, changes, settings, "the same result, in more pieces")
+        yield from _with(forecast, changes, settings, "the same result, in more micro-batches")
     yield from _others(forecast, changes)
 
 
@@ -117,9 +119,12 @@ def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
     if method != "full" and forecast.job.dtype == "float32":
         yield from _with(forecast, changes, ("model.dtype=bfloat16",), ROUNDED)
     if method == "full":
-        yield from _with(forecast, changes, ("adapter.method=lora",), "an adapter learns instead of the whole model")
+        yield from _with(
+            forecast, changes, ("adapter.method=lora",), "an adapter is trained instead of the whole model"
+        )
     if longest > 2 * STEP_OF_TOKENS:
-        yield from _with(forecast, changes, (f"data.max_length={longest // 2}",), "longer rows go by data.too_long")
+        price = "data.too_long says whether longer rows are left out or shortened"
+        yield from _with(forecast, changes, (f"data.max_length={longest // 2}",), price)
     if method == "lora":
         yield from _with(forecast, changes, ("adapter.rank=4",), SMALLER)
     if method == "adalora":
@@ -131,7 +136,7 @@ def _with(forecast: Forecast, changes: Changes, settings: tuple[str, ...], price
     if changed is None or changed.peak >= forecast.peak:
         return
     slower = changes.operations(changed) / changes.operations(forecast)
-    yield Remedy(settings, changed.peak, price + (f", about {slower:.2f} times the time" if slower > 1.02 else ""))
+    yield Remedy(settings, changed.peak, price + (f"; takes about {slower:.2f} times as long" if slower > 1.02 else ""))
 
 
 def _blocks(forecast: Forecast) -> int:

@@ -41,8 +41,8 @@ def shape_of_gguf(file: Path, build: Build) -> ModelShape:
     held = sum(math.prod(size) for name, size in header.tensors.items() if not name.startswith(NOT_OF_THE_MODEL))
     if held != shape.parameters:
         raise ModelError(
-            f"{file}: its settings make a {shape.family} of {shape.parameters:,} parameters, and its tensors hold "
-            f"{held:,}. It is another model than its header says, or in a layout that is not known here."
+            f"{file}: the header describes a {shape.family} model with {shape.parameters:,} parameters, but the "
+            f"tensors have {held:,}. The header is wrong, or this layout is not supported."
         )
     return replace(shape, name=file.name)
 
@@ -52,11 +52,11 @@ def config_of_gguf(header: GgufHeader, file: Path) -> dict[str, Any]:
     family = header.settings.get("general.architecture")
     if not isinstance(family, str) or family not in FAMILIES:
         told = 'setting "general.architecture" is missing' if family is None else f"architecture {shown(family)}"
-        tail = "" if family is None else " is not known here"
-        raise ModelError(f"{file}: {told}{tail}. Known are {', '.join(sorted(FAMILIES))}.")
+        tail = "" if family is None else " is not supported"
+        raise ModelError(f"{file}: {told}{tail}. Supported architectures: {', '.join(sorted(FAMILIES))}.")
     parts = header.settings.get("split.count", 1)
     if parts not in (0, 1):
-        raise ModelError(f"{file} is one part of {shown(parts)} (split.count); give the whole model in one file.")
+        raise ModelError(f"{file} is one of {shown(parts)} parts (split.count); give the whole model as one file.")
     config = {
         "model_type": FAMILIES[family], "tie_word_embeddings": "output.weight" not in header.tensors,
         "pad_token_id": None,
@@ -67,11 +67,11 @@ def config_of_gguf(header: GgufHeader, file: Path) -> dict[str, Any]:
     for key, name in (REQUIRED | OPTIONAL).items():
         value = header.settings.get(f"{family}.{key}")
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            problems.append(f'setting "{family}.{key}" is {shown(value)}: a whole number is wanted.')
+            problems.append(f'setting "{family}.{key}" is {shown(value)}: a whole number is expected.')
         elif value is not None:
             config[name] = value
     if problems:
-        raise ModelError("\n  ".join([f"{file} tells of no model that can be planned:", *problems]))
+        raise ModelError("\n  ".join([f"{file} does not describe a model that can be planned:", *problems]))
     return config | _of_family(family, header, config)
 
 

@@ -54,9 +54,9 @@ def read_gguf_header(file: Path) -> GgufHeader:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(data).header()
     except _Damaged as error:
-        raise ModelError(f"{file} is no GGUF file that can be read: {error}.") from None
+        raise ModelError(f"{file} cannot be read as a GGUF file: {error}.") from None
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        raise ModelError(f"{file} is no GGUF file that can be read: {error}.") from None
+        raise ModelError(f"{file} cannot be read as a GGUF file: {error}.") from None
 
 
 class _Reader:
@@ -71,21 +71,21 @@ class _Reader:
         self._position = 4
         version = self._number("I")
         if version not in (2, 3):
-            raise _Damaged(f"its version is {version}, and 2 and 3 are known")
+            raise _Damaged(f"its version is {version}, and only versions 2 and 3 are supported")
         tensors = self._count("tensors", MOST_TENSORS)
         settings = self._count("settings", MOST_SETTINGS)
         header = GgufHeader()
         for _ in range(settings):
             key = self._name("a setting")
             if key in header.settings:
-                raise _Damaged(f"setting {shown(key)} is there twice")
+                raise _Damaged(f"setting {shown(key)} occurs twice")
             value = self._value(key, self._number("I"))
             if value is not None:
                 header.settings[key] = value
         for _ in range(tensors):
             name = self._name("a tensor")
             if name in header.tensors:
-                raise _Damaged(f"tensor {shown(name)} is there twice")
+                raise _Damaged(f"tensor {shown(name)} occurs twice")
             header.tensors[name] = self._dimensions(name)
             header.types[name], header.offsets[name] = self._number("I"), self._number("Q")
         alignment = header.settings.get("general.alignment", ALIGNMENT)
@@ -108,13 +108,13 @@ class _Reader:
     def _count(self, what: str, most: int) -> int:
         count = self._number("Q")
         if count > most:
-            raise _Damaged(f"it claims {count:,} {what}, and {most:,} are the most that is read")
+            raise _Damaged(f"its header announces {count:,} {what}, and at most {most:,} are read")
         return count
 
     def _name(self, what: str) -> str:
         length = self._number("Q")
         if not 0 < length <= LONGEST_NAME:
-            raise _Damaged(f"the name of {what} has {length:,} bytes")
+            raise _Damaged(f"the name of {what} has {length:,} bytes; 1 to {LONGEST_NAME:,} are allowed")
         return self._text(length, what)
 
     def _text(self, length: int, what: str) -> str:
@@ -136,7 +136,7 @@ class _Reader:
             return None
         if kind == ARRAY:
             return self._array(key)
-        raise _Damaged(f"setting {shown(key)} is of type {kind}, which is not known")
+        raise _Damaged(f"setting {shown(key)} has the unknown type {kind}")
 
     def _array(self, key: str) -> list[int | float] | None:
         kind, count = self._number("I"), self._number("Q")
@@ -146,9 +146,9 @@ class _Reader:
             begin = self._take(count * size)
             return list(struct.unpack_from(f"<{count}{form}", self._data, begin)) if count <= LONGEST_LIST else None
         if kind != TEXT:
-            raise _Damaged(f"setting {shown(key)} is an array of type {kind}, which is not known")
+            raise _Damaged(f"setting {shown(key)} is an array of the unknown type {kind}")
         if count > MOST_ITEMS:
-            raise _Damaged(f"setting {shown(key)} claims {count:,} texts, and {MOST_ITEMS:,} are the most that is read")
+            raise _Damaged(f"setting {shown(key)} announces {count:,} texts, and at most {MOST_ITEMS:,} are read")
         length_of, data, size, place = struct.Struct("<Q").unpack_from, self._data, self._size, self._position
         for _ in range(count):  # a vocabulary, so this is the one loop that must be quick
             if place + 8 > size:
@@ -161,8 +161,8 @@ class _Reader:
     def _dimensions(self, name: str) -> tuple[int, ...]:
         count = self._number("I")
         if not 1 <= count <= 4:
-            raise _Damaged(f"tensor {shown(name)} has {count:,} dimensions")
+            raise _Damaged(f"tensor {shown(name)} has {count:,} dimensions; 1 to 4 are allowed")
         sizes = tuple(self._number("Q") for _ in range(count))
         if not all(0 < size <= 10**9 for size in sizes):
-            raise _Damaged(f"tensor {shown(name)} claims the size {sizes}")
+            raise _Damaged(f"tensor {shown(name)} has the impossible shape {sizes}")
         return sizes

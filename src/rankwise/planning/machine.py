@@ -77,7 +77,11 @@ def this_processor() -> Device:
     found = processor()
     known = found.instructions("bfloat16") or found.instructions("float32")
     clock = f"{found.clock / 1e9:.2f} GHz" if found.clock else "an unknown clock"
-    how = f"{known.cycle} operations a cycle ({known.flag}; {known.source})" if known else "no products that are known"
+    how = (
+        f"{known.cycle} operations per cycle ({known.flag}; {known.source})"
+        if known
+        else "an unknown number of operations per cycle"
+    )
     return Device(
         found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"), None,
         f"assumed: {found.cores} cores x {clock} x {how}", "bfloat16" if BFLOAT16 & found.flags else "float32",

@@ -123,18 +123,17 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
     return Memory((
         Part("process", process, "measured" if overheads.measured else "assumed"),
         Part("weights", weights_bytes(shape, job.dtype), f"{shape.parameters:,} x {FORMATS[job.dtype]:g}"),
-        Part("adapter", 0 if whole else EXACT * count, "in the weights" if whole else f"{count:,} x 4"),
+        Part("adapter", 0 if whole else EXACT * count, "no adapter" if whole else f"{count:,} x 4"),
         Part("gradients", EXACT * count, f"{count:,} x 4"),
         Part("optimizer", 8 * count, f"{count:,} x 8"),
-        Part("averages", averages, f"{count:,} x 8" if averages else "AdaLoRA's alone"),
+        Part("averages", averages, f"{count:,} x 8" if averages else "only for AdaLoRA"),
         Part("activations", saved, f"{job.tokens:,} tokens x {saved / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
-        Part("answers", packed, "the linear layers once more" if packed else "none, or as the weights lie"),
+        Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights, for decoding"),
         Part(
             "overhead", times * of_block + overheads.holes * (saved + logits) + OF_AVERAGES * 8 * count + tables,
-            f"{times:g} x a block's {of_block / 1e6:,.1f} MB, {overheads.holes:.1%} of activations and logits, "
-            f"{OF_AVERAGES:.0%} of the optimizer"
-            + (", the table's gradient twice" if whole else ""),
+            f"{times:g} x {of_block / 1e6:,.1f} MB of a block + {overheads.holes:.1%} of activations and logits + "
+            f"{OF_AVERAGES:.0%} of the optimizer" + (" + twice the embedding's gradient" if whole else ""),
         ),
     ))  # fmt: skip
 
@@ -152,4 +151,4 @@ def _logits(shape: ModelShape, job: Job, number: int) -> float:
 
 def _of_logits(shape: ModelShape, job: Job) -> str:
     rows = min(HEAD_ROWS, job.learned) if job.form == "fast" else job.learned
-    return f"{rows:,} tokens x {shape.vocabulary:,}, in two formats"
+    return f"{rows:,} tokens x {shape.vocabulary:,}, in two number formats"

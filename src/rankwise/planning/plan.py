@@ -202,8 +202,8 @@ def plan_for(
         rows = rows_of(config.data, folder if folder.is_dir() else folder_here(config.model.name), shape.context)
         if rows.documents.likely <= 0:
             raise DataError(
-                f"none of these rows can be trained on: they are longer than {_limit(config, shape):,} tokens, held "
-                "out, or ask for nothing. Raise --max-length, or give other rows."
+                f"no row is left for training: every row is longer than {_limit(config, shape):,} tokens, is a "
+                "validation row, or has no answer to learn. Raise --max-length, or give other rows."
             )
     found = on or _device(device, config)
     return planned(config, shape, found, rows, measured, watts, price, here=device in HERE)
@@ -212,7 +212,7 @@ def plan_for(
 def refuse_elsewhere(device: str | None) -> None:
     """Before a probe, which measures this machine."""
     if device not in HERE:
-        raise ConfigError([f'a probe measures this machine, and the plan is for "{device}". Leave out one of them.'])
+        raise ConfigError([f'--probe measures this machine, but --device plans for "{device}". Leave out one of them.'])
 
 
 def planned(
@@ -252,7 +252,7 @@ def _device(name: str | None, config: Planned) -> Device:
     found = this_machine()
     if wanted.startswith("cuda") or (wanted == "mps" and found.kind != "apple"):
         raise ConfigError([
-            f'device "{wanted}" is not here, as far as can be told. Name one to plan for, such as --device rtx-4090.'
+            f'no device "{wanted}" was found on this machine. Name one to plan for, such as --device rtx-4090.'
         ])  # fmt: skip
     return found
 
@@ -264,7 +264,7 @@ def _limit(config: Planned, shape: ModelShape) -> int:
 
 
 def _refuse_negative(**given: float | None) -> None:
-    wrong = [f"{name} is {value:g}; a number above 0 is wanted." for name, value in given.items()
+    wrong = [f"{name} is {value:g}; a number above 0 is expected." for name, value in given.items()
              if value is not None and not 0 < value < 1e9]  # fmt: skip
     if wrong:
         raise ConfigError(wrong)

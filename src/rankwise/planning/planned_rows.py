@@ -54,7 +54,7 @@ def _refuse_unread(samples: Sequence[Sample]) -> None:
     if problems:
         count = sum(seen.unread for seen in samples)
         raise DataError(
-            f"{count} of the rows that were looked at cannot be read, as a training would find: {problems[0]}"
+            f"{count} of the sampled rows cannot be read, so training on them would stop with an error: {problems[0]}"
         )
 
 
@@ -75,7 +75,7 @@ def by_tokenizer(path: Path) -> Count:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{path}: is no tokenizer that can be read: {first_line(error)}.") from None
+        raise ModelError(f"{path}: cannot be read as a tokenizer: {first_line(error)}.") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

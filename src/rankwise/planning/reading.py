@@ -36,7 +36,9 @@ def read_shape(name: str, revision: str | None, build: Build) -> ModelShape:
     if path is not None and path.exists():
         return _of_path(path, name, build)
     if not could_be_hub_id(name):
-        raise ModelError(f"{shown(name)} is no folder or file here.{_listed(name)}")
+        raise ModelError(
+            f"{shown(name)} is not a known model, a hub id, or a folder or file on this machine.{_listed(name)}"
+        )
     return _of_file(_cached(name, revision) or _fetched(name, revision), name, build)
 
 
@@ -49,13 +51,14 @@ def _path_of(name: str) -> Path | None:
 
 def _of_path(path: Path, name: str, build: Build) -> ModelShape:
     if not path.is_file():
-        raise ModelError(f"{path} is no ordinary file.")
+        raise ModelError(f"{path} is not a regular file.")
     if path.suffix.lower() == ".gguf":
         return shape_of_gguf(path, build)
     if path.suffix.lower() == ".json":
         return _of_file(path, name, build)
     raise ModelError(
-        f"{path} is a file; a plan reads a folder, its config.json, a .gguf file, or a name of the list or the hub."
+        f"{path} is not a file that a plan can read. Give a config.json, a folder that contains one, a .gguf file, a "
+        "name from rankwise plan --models, or a hub id."
     )
 
 
@@ -87,9 +90,7 @@ def _fetched(name: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(name, CONFIG, revision=revision))
     except GatedRepoError:
-        raise ModelError(
-            f'the hub asks for an account to show "{name}". Log in with "hf auth login" and try again.'
-        ) from None
+        raise ModelError(f'"{name}" is gated on the hub. Log in with "hf auth login" and try again.') from None
     except RepositoryNotFoundError:
         raise ModelError(f'the hub has no model "{name}".{_listed(name)}') from None
     except RevisionNotFoundError:

@@ -28,39 +28,40 @@ class Efficiency:
     source: str
 
 
-CARDS = (
-    "PEFT's own run on an L40S, 7,198 tokens/s of Llama-3.2-3B: 26 %; half of it at least, which is a guess; at most "
-)
+CARDS = "likely 26 %: PEFT's run on an L40S (7,198 tokens/s of Llama-3.2-3B); at least half of this, which is a guess; "
 EFFICIENCIES: dict[Kind, Efficiency] = {
     "datacentre": Efficiency(
         Estimate(0.13, 0.26, 0.43),
-        CARDS + "NeMo AutoModel's on an H100, 12,473 tokens/s of Llama-3-8B, 402 TFLOP/s as it counts: 43 % of 989",
+        CARDS
+        + "at most 43 %: NeMo AutoModel on an H100 (12,473 tokens/s of Llama-3-8B, 402 of 989 TFLOP/s as it counts)",
     ),
     "consumer": Efficiency(
         Estimate(0.13, 0.26, 0.60),
-        CARDS + "torchtune's README on an RTX 4090, 3,083 tokens/s of Llama-3.1-8B, packed and compiled: 60 % of 165",
+        CARDS + "at most 60 % of 165 TFLOP/s: torchtune's README on an RTX 4090 (3,083 tokens/s of Llama-3.1-8B, "
+        "packed and compiled)",
     ),
     "apple": Efficiency(
         Estimate(0.13, 0.26, 0.39),
-        "mlx-lm's LORA.md on an M1 Max, 250 tokens/s of Mistral-7B with 4 layers that learn: 39 % at most; for torch "
-        "two thirds of it and a third, which is a guess",
+        "at most 39 %: mlx-lm's LORA.md on an M1 Max (250 tokens/s of Mistral-7B, 4 adapted layers); with torch likely "
+        "two thirds and at least one third of this, which is a guess",
     ),
 }
 PROCESSORS = {
     "avx512_bf16": Efficiency(
         Estimate(0.40, 0.73, 1.02),
-        "docs/speed.md on two cores that tell 2.6 GHz and run faster: the starter 482 GFLOP/s in the fast form and 264 "
-        "in the plain one, 7B parameters 679, of 665 assumed",
+        "docs/speed.md, two cores that report 2.6 GHz and run faster, so 665 GFLOP/s are assumed: the starter model "
+        "reached 482 with the fused backend and 264 with the eager one, and a model of 7B parameters 679",
     ),
     "amx_bf16": Efficiency(
         Estimate(0.17, 0.24, 0.34),
-        "products on two cores with AMX made 1.8 to 2.4 TFLOP/s of 5.3 assumed; of that a half on the starter and "
-        "three quarters on 7B parameters, as docs/speed.md has it of another processor",
+        "matrix products on two cores with AMX reached 1.8 to 2.4 of the assumed 5.3 TFLOP/s; training reached half of "
+        "the rate of such products on the starter model and three quarters on 7B parameters, on another processor "
+        "(docs/speed.md)",
     ),
     "float32": Efficiency(
         Estimate(0.20, 0.40, 0.80),
-        "docs/speed.md: the whole starter in float32, 9.91 s for some 1,750 tokens on two cores: 132 GFLOP/s of 332; "
-        "half and twice of it are a guess",
+        "docs/speed.md: full fine-tuning of the starter model in float32 took 9.91 s for about 1,750 tokens on two "
+        "cores, 132 of 332 GFLOP/s; the range from half to twice this is a guess",
     ),
 }
 LAUNCH = Estimate(1.37e-3, 4.1e-3, 4.1e-3)
@@ -111,8 +112,8 @@ class Probe:
         assert 0 < few < many, (few, many)
         if not 0 < short < long:
             raise RunError(
-                f"the probe's step of {many:,.0f} tokens took {long:.3g} s and that of {few:,.0f} took {short:.3g} s, "
-                "so this machine was busy with something else. Probe again."
+                f"the probe's step of {many:,.0f} tokens took {long:.3g} s, and its smaller step of {few:,.0f} tokens "
+                f"took {short:.3g} s, so this machine was busy with something else. Run the probe again."
             )
         slope = min((long - short) / (many - few), long / many)  # else a step of no tokens would take less than none
         return cls(long - slope * many, slope, machine, when, spread)
