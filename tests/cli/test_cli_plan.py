@@ -197,7 +197,12 @@ def test_rows_that_train_nothing_are_refused(tmp_path):
     assert result.exit_code == 2 and "cannot be read" in result.output
 
 
-def test_of_a_model_that_is_not_trained_here_the_parameters_are_told_alone():
-    told = planned("--model", "bert-base-uncased")
-    assert told["total_parameters"] == 109_482_240 and told["trained_by_rankwise"] is False
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [("bert-base-uncased", 109_482_240), ("t5-small", 60_506_624), ("vit-base-patch16-224", 86_389_248)],
+)
+@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
+def test_of_a_model_that_is_not_trained_here_the_parameters_are_told_alone(model, parameters, method):
+    told = planned("--model", model, "--method", method)
+    assert told["total_parameters"] == parameters and told["trained_by_rankwise"] is False
     assert told["memory_bytes"] is None and told["fits"] is None and told["seconds"] is None

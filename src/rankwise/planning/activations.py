@@ -34,12 +34,14 @@ def block_bytes(
     shape: ModelShape, ranks: float, number: int, form: Form, *, full: bool, tokens: int = 1, longest: int = 0
 ) -> float:
     """Bytes that the mean block keeps of `tokens` tokens in sequences of at most `longest`. `ranks` is the sum over its
-    adapters, `number` the bytes of a number, `full` whether the model's own weights learn."""
+    adapters, `number` the bytes of a number, `full` whether the model's own weights learn. A model whose forward pass
+    was not measured is not trained here, and its blocks count as nothing."""
     own = number * ranks * tokens
     if form == "fast":
         return own + tokens * _fast(shape, number)
-    saved = shape.blocks.saved["full float32" if full else f"adapter {DTYPES[number]}"]
-    return own + saved.of(tokens, longest)
+    if not shape.blocks.saved:
+        return own
+    return own + shape.blocks.saved["full float32" if full else f"adapter {DTYPES[number]}"].of(tokens, longest)
 
 
 def saved_bytes(
