@@ -35,6 +35,7 @@ from rankwise.data.batches import Arrange, Batch, Batches, portion
 from rankwise.data.flat import flat
 from rankwise.data.sources import open_source
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import add_adapter
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
@@ -100,8 +101,8 @@ def abba(one: Step, other: Step, pairs: int) -> dict[str, Any]:
 def rankwise_pair(model: LoadedModel, batches: Batches, rank: int, pairs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     adapters = AdapterSet(model.module)
     spec = AdaLoraConfig(budget=f"{rank}", interval=1)
-    adapters.add(LoraConfig(rank=round(rank * spec.initial)), "lora")
-    adapters.add(spec, "adalora")
+    add_adapter(adapters, LoraConfig(rank=round(rank * spec.initial)), "lora")
+    add_adapter(adapters, spec, "adalora")
     trainable = TrainableAdaLoRA(adapters, spec, STEPS, "adalora")
     inside = trainable.schedule.warmup + 100
     ada = ours(model, adapters, "adalora", trainable, batches, inside)

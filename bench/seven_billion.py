@@ -29,9 +29,9 @@ from telling import parser_of, tell
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward.fused import has_kernels
+from rankwise.methods.inject import inject
 from rankwise.runs.manifest import peak_rss
 from rankwise.system.allocator import keep_memory
 

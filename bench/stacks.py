@@ -83,8 +83,8 @@ def rankwise_trainer(name: str, count: int, case: Case) -> Any:
 
 def lora_trainer(module: Any, case: Case, rows: Any, backend: str = "fused") -> Any:
     """A trainer of adapters on all linear layers. `rows` are documents, or the batches of any step."""
-    from rankwise.adapters.set import inject
     from rankwise.config.adapters import LoraConfig
+    from rankwise.methods.inject import inject
     from rankwise.methods.lora import TrainableLoRA
 
     adapters = inject(module, LoraConfig(rank=case.rank, alpha=case.alpha, dropout=case.dropout))
@@ -186,8 +186,8 @@ def peft_settings(case: Case) -> dict[str, Any]:
 
 def first_factors(model: Any, case: Case) -> dict[str, Any]:
     """What rankwise begins with, by path."""
-    from rankwise.adapters.set import inject
     from rankwise.config.adapters import LoraConfig
+    from rankwise.methods.inject import inject
 
     ours = inject(model.module, LoraConfig(rank=case.rank, alpha=case.alpha))
     first = {path: adapter.factors()[0].detach().clone() for path, adapter in ours.adapters().items()}

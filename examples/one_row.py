@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 import torch
 
 from rankwise.adapters.formats.peft import read_peft, write_peft
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
@@ -25,6 +24,7 @@ from rankwise.data.formats import find_format, parse_row
 from rankwise.data.packing import pack
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM, token_loss

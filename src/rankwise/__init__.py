@@ -5,6 +5,7 @@ brings no torch.
 
     load        a base model by starter name, hub id, folder or GGUF file
     inject      lay an adapter over a module; the AdapterSet it returns takes it out again
+    add_adapter     another adapter in such a set
     eva_choices     ranks and a start for it from inputs that the model gets
     plan        what a training would take, before anything is loaded
     train       an Experiment into a finished run
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from rankwise.adapters.formats.peft import read_peft as read_peft
     from rankwise.adapters.formats.peft import write_peft as write_peft
     from rankwise.adapters.set import AdapterSet as AdapterSet
-    from rankwise.adapters.set import inject as inject
     from rankwise.commands.compare import compare as compare
     from rankwise.commands.demo import demo as demo
     from rankwise.commands.evaluate import evaluate as evaluate
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from rankwise.forward.plan import plan as plan
     from rankwise.inference.tuned_model import load_tuned as load_tuned
     from rankwise.methods.adalora.trainable import TrainableAdaLoRA as TrainableAdaLoRA
+    from rankwise.methods.inject import add_adapter as add_adapter
+    from rankwise.methods.inject import inject as inject
     from rankwise.models.loaded import LoadedModel as LoadedModel
     from rankwise.models.loading import load as load
     from rankwise.python.run import Run as Run
@@ -76,6 +78,7 @@ _HOMES = {
     "TrainableAdaLoRA": "rankwise.methods.adalora.trainable",
     "RankwiseError": "rankwise.errors",
     "TrainingConfig": "rankwise.config.training",
+    "add_adapter": "rankwise.methods.inject",
     "compare": "rankwise.commands.compare",
     "demo": "rankwise.commands.demo",
     "TaskConfig": "rankwise.config.tasks",
@@ -83,7 +86,7 @@ _HOMES = {
     "evaluate": "rankwise.commands.evaluate",
     "export": "rankwise.commands.export",
     "generate": "rankwise.commands.generate",
-    "inject": "rankwise.adapters.set",
+    "inject": "rankwise.methods.inject",
     "inspect": "rankwise.commands.inspect",
     "load": "rankwise.models.loading",
     "load_run": "rankwise.python.run",

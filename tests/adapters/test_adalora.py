@@ -23,11 +23,11 @@ from rankwise.adapters.budget import Schedule, budget_of
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.keeping import PASSES, keep_best, keep_worth
-from rankwise.adapters.set import inject
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ConfigError, TrainingError
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import inject
 from sampling import draws
 
 RATE = 1e-2

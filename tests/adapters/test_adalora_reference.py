@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import inject
 
 WIDTHS = {"first": (6, 10), "second": (10, 10), "third": (10, 3)}
 RATE, STEPS, INITIAL = 5e-3, 60, 3

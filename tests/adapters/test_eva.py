@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 from conftest import tiny_model
 from rankwise.adapters import eva
 from rankwise.adapters.eva import Sketch, eva_choices, give_out, leading
-from rankwise.adapters.set import inject
 from rankwise.commands.train import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.data import DataConfig
@@ -28,6 +27,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import collate, portions_of, real_places
 from rankwise.errors import ConfigError, TargetError
+from rankwise.methods.inject import add_adapter, inject
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import RankRecord, StatusMessage
 from rankwise.text.tokenize import Tokens
@@ -325,7 +325,7 @@ def test_a_second_adapter_starts_from_what_the_hosts_see():
     adapters = inject(model, LoraConfig(rank=2), name="first")
     choices = eva_choices(model, EVA, running(model, batches()))
     assert_equal(plain, choices)
-    adapters.add(EVA, "second", choices=choices)
+    add_adapter(adapters, EVA, "second", choices=choices)
     assert adapters.active == ("second",)
 
 

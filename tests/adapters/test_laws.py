@@ -10,10 +10,11 @@ from transformers.pytorch_utils import Conv1D
 
 from conftest import ARCHITECTURES, tiny_model
 from rankwise.adapters.base_layers import oriented
-from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import ConfigError, TargetError
+from rankwise.methods.inject import add_adapter, inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 EMBEDDINGS = {"llama": "embed_tokens", "gpt2": "wte", "neox": "embed_in", "gptj": "wte", "bert": "word_embeddings"}
@@ -116,7 +117,7 @@ def test_two_active_adapters_add_up_and_none_is_the_base() -> None:
     model = nn.Sequential(host)
     base = model(x)
     adapters = inject(model, LoraConfig(rank=2, targets=("0",)), name="one")
-    adapters.add(LoraConfig(rank=3, targets=("0",)), name="two", seed=1)
+    add_adapter(adapters, LoraConfig(rank=3, targets=("0",)), name="two", seed=1)
     randomise(adapters, "one", 1)
     randomise(adapters, "two", 2)
     assert adapters.active == ("two",)
@@ -134,7 +135,7 @@ def test_two_active_adapters_add_up_and_none_is_the_base() -> None:
 def test_an_adapter_named_like_the_beginning_of_another_is_not_confused_with_it() -> None:
     # Peft finds its layers by substring, so that "task" also means "task2".
     adapters = inject(tiny_model("llama"), LoraConfig(rank=1, targets=("q_proj",)), name="task")
-    adapters.add(LoraConfig(rank=2, targets=("v_proj",)), name="task2")
+    add_adapter(adapters, LoraConfig(rank=2, targets=("v_proj",)), name="task2")
     assert set(adapters.adapters("task")) == {f"model.layers.{block}.self_attn.q_proj" for block in (0, 1)}
     adapters.activate("task")
     assert adapters.active == ("task",)
@@ -218,9 +219,9 @@ def test_injecting_twice_and_names_that_are_taken_or_wrong_are_refused() -> None
     with pytest.raises(TargetError, match="has adapters already"):
         inject(model, LoraConfig(targets=("v_proj",)))
     with pytest.raises(TargetError, match='"default" already'):
-        adapters.add(LoraConfig(targets=("v_proj",)))
+        add_adapter(adapters, LoraConfig(targets=("v_proj",)))
     with pytest.raises(TargetError, match=r"'a\.b'"):
-        adapters.add(LoraConfig(targets=("v_proj",)), name="a.b")
+        add_adapter(adapters, LoraConfig(targets=("v_proj",)), name="a.b")
     with pytest.raises(TargetError, match='no adapter "other"; its adapters are default'):
         adapters.activate("other")
 

@@ -20,7 +20,7 @@ from conftest import tiny_model
 from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.weights import check_same
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.commands.train import train
@@ -28,6 +28,7 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import AdapterError, ConfigError, TargetError
+from rankwise.methods.inject import add_adapter, inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.training.state import adamw
 
@@ -251,8 +252,8 @@ def test_what_has_no_row_for_an_output_is_refused_and_nothing_is_laid() -> None:
 def test_it_is_active_alone_where_another_acts() -> None:
     model = tiny_model("llama")
     adapters = inject(model, LoraConfig(targets=("q_proj", "k_proj")), name="plain")
-    adapters.add(LoraConfig(targets=("q_proj",), dora=True), name="dora")
-    adapters.add(LoraConfig(targets=("v_proj",)), name="elsewhere")
+    add_adapter(adapters, LoraConfig(targets=("q_proj",), dora=True), name="dora")
+    add_adapter(adapters, LoraConfig(targets=("v_proj",)), name="elsewhere")
     for names in (("plain", "dora"), ("dora", "elsewhere", "plain"), ("dora", "dora")):
         with pytest.raises(TargetError, match=r'adapter "dora" is DoRA.*Activate it alone'):
             adapters.activate(*names)

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from conftest import tiny_model
 from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TrainingError
+from rankwise.methods.inject import inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 

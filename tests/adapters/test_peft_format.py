@@ -14,10 +14,10 @@ from torch import Tensor
 
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft, write_peft
-from rankwise.adapters.set import inject
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError, RankwiseError
+from rankwise.methods.inject import inject
 
 PREFIX = "base_model.model."
 OTHER_WEIGHTS = "may not bring other weights"

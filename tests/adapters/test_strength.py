@@ -14,7 +14,7 @@ from fast_forms import in_float64, rows
 from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.weights import check_same
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.data.batches import portion
@@ -23,6 +23,7 @@ from rankwise.errors import AdapterError, ConfigError
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
+from rankwise.methods.inject import add_adapter, inject
 from rankwise.objectives.causal_lm import summed
 
 IDS = torch.arange(48).reshape(2, 24) % 96
@@ -175,7 +176,7 @@ def test_all_active_adapters_are_turned_together_and_no_other() -> None:
     model = nn.Sequential(layer)
     adapters = inject(model, LoraConfig(rank=2, targets=("0",)), name="one")
     for name in ("two", "idle"):
-        adapters.add(LoraConfig(rank=2, targets=("0",)), name=name)
+        add_adapter(adapters, LoraConfig(rank=2, targets=("0",)), name=name)
     for name in adapters.names:
         unsettle(adapters, name)
     adapters.activate("one", "two")

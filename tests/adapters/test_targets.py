@@ -6,10 +6,10 @@ import pytest
 from torch import nn
 
 from conftest import tiny_model
-from rankwise.adapters.set import inject
 from rankwise.adapters.targets import choose, layer_number, tables_of_the_head
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError
+from rankwise.methods.inject import add_adapter, inject
 
 
 def paths(architecture: str, **spec: object) -> list[str]:
@@ -126,7 +126,7 @@ def test_an_expression_that_is_none_is_refused() -> None:
 def test_a_second_adapter_sees_hosts_and_not_the_first_adapter() -> None:
     model = tiny_model("llama")
     adapters = inject(model, LoraConfig(rank=2))
-    adapters.add(LoraConfig(rank=2), name="second")
+    add_adapter(adapters, LoraConfig(rank=2), name="second")
     assert set(adapters.adapters("second")) == set(adapters.adapters("default"))
     assert not any("host" in path or "adapters" in path for path in adapters.layers)
 

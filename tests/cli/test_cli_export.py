@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
-from rankwise.adapters.set import inject
 from rankwise.adapters.weights import AdapterWeights, Factors, check_same
 from rankwise.cli.main import app
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
 from rankwise.exporting.engines import ENGINES
+from rankwise.methods.inject import inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import WEIGHTS, write_peft
-from rankwise.adapters.set import inject
 from rankwise.cli.main import app
 from rankwise.cli.rank_map import rank_tables
 from rankwise.config.adapters import LoraConfig
+from rankwise.methods.inject import inject
 from sampling import draws
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from transformers import StableLmConfig, StableLmForCausalLM
 
 from conftest import tiny_model
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import IGNORED, Batches, padded_length, portion
 from rankwise.data.packing import pack
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens

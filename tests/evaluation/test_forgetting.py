@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 import rankwise
 from conftest import TEXT, tiny_model
 from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import DataError, EvaluationError, ModelError
 from rankwise.evaluation import forgetting as retaining
@@ -26,6 +26,7 @@ from rankwise.evaluation import text as texts
 from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, forward_of, of_two_models
 from rankwise.evaluation.forgetting import compared, forgetting
 from rankwise.evaluation.text import LARGEST, Text, documentation, firsts_of, refuse_trained_on, text_for
+from rankwise.methods.inject import inject
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport, PartFacts
 from rankwise.system.files import sha256_of

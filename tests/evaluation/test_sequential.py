@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned
 from rankwise.evaluation.forgetting import Compared, _both, forgetting
 from rankwise.evaluation.sequential import Looks, interval, quantile
 from rankwise.evaluation.text import Text
+from rankwise.methods.inject import inject
 from rankwise.runs.evaluations import Measured
 
 

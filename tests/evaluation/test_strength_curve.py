@@ -7,7 +7,6 @@ import torch
 
 from conftest import tiny_model
 from fast_forms import rows
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import portion
 from rankwise.evaluation.base_and_tuned import base_and_tuned
@@ -17,6 +16,7 @@ from rankwise.evaluation.strength import recommended, strength_curve, untold
 from rankwise.evaluation.text import Text
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
+from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.evaluations import Measured, StrengthPoint
 from rankwise.training.losses import mean_loss

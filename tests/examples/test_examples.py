@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import summed

@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import tiny_model
 from fast_forms import faults_of, plant
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward import agreement as comparison
 from rankwise.forward.agreement import agreement
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels.regions import REGIONS
+from rankwise.methods.inject import inject
 
 SHORT = torch.bfloat16
 

@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from fast_forms import assert_every_fault_is_found, assert_the_plain_one, unsettle
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.agreement import agrees
 from rankwise.forward.fused import has_kernels
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.inject import inject
 
 NEOX = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,

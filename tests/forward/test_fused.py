@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3
 
 from conftest import tiny_model
 from fast_forms import assert_every_fault_is_found, assert_the_plain_one, in_float64, rows, unsettle
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.data.batches import input_length
 from rankwise.data.flat import flat
@@ -18,6 +17,7 @@ from rankwise.errors import ModelError
 from rankwise.forward.agreement import agrees
 from rankwise.forward.fused import FusedLoss, has_kernels
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
 

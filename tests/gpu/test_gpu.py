@@ -11,7 +11,6 @@ import torch
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.merge import merge
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
@@ -36,6 +35,7 @@ from rankwise.kernels.norm import (
 from rankwise.kernels.prologue import Identity, apply_prologue
 from rankwise.kernels.rotary import plain_rotated, rotated
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import summed

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from rankwise.adapters.formats.peft import write_peft
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RemoteCodeError
+from rankwise.methods.inject import inject
 from rankwise.models.inspection import fingerprint
 from rankwise.models.loading import load
 from rankwise.models.sources import find

@@ -12,11 +12,11 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch, Batches, portions_of
 from rankwise.data.sequences import EncodedRows, SelectedRows
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import Eager, Workload

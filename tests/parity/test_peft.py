@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from conftest import ARCHITECTURES, tiny_model
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, write_peft
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
+from rankwise.methods.inject import inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 LEAVES = {

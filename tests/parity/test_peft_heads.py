@@ -15,10 +15,10 @@ from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS, read_weights
 from rankwise.adapters.heads import HeadWrapper
 from rankwise.adapters.merge import merge
-from rankwise.adapters.set import inject
 from rankwise.adapters.targets import host_view
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
+from rankwise.methods.inject import inject
 
 HEAD = "base_model.model.classifier.weight"
 

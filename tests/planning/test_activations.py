@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import collate
 from rankwise.data.flat import flat
@@ -18,6 +17,7 @@ from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.kernels.loss import ROWS
 from rankwise.methods.full import FullFineTuning
+from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.planning.activations import FAST, saved_bytes
 from rankwise.planning.memory import HEAD_ROWS

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import rankwise
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.model_shape import shape_of_config
+from rankwise.methods.inject import inject
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.text.tokenize import Tokens

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.errors import RunError, TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import StepRecord

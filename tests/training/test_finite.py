@@ -15,10 +15,10 @@ import torch
 import rankwise
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import write_peft
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import AdapterError, TrainingError
+from rankwise.methods.inject import inject
 from rankwise.training import trainer, validation
 from rankwise.training.finite import not_finite
 from rankwise.training.losses import mean_loss

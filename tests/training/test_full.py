@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from conftest import tiny_model
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, collate, portion
@@ -17,6 +16,7 @@ from rankwise.errors import ModelError, RunError, TargetError
 from rankwise.forward.fused import has_kernels
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_model
-from rankwise.adapters.set import AdapterSet, inject
+from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch, Batches, collate, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed, token_loss
 from rankwise.runs.records import StepRecord

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from rankwise.adapters.set import inject
 from rankwise.cli.failures import report_failures
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import StepRecord

@@ -21,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rankwise
 from rankwise.adapters.importance import Importance
-from rankwise.adapters.set import inject
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import inject
 
 STEPS, WORLD, ROWS = 24, 2, 12
 TARGETS = ["up", "mid", "down"]

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 import rankwise
 from rankwise.adapters.formats.peft import write_peft
-from rankwise.adapters.set import inject
 from rankwise.config.generation import GenerationConfig
 from rankwise.data.batches import collate
 from rankwise.data.preparing import Writing, prepare
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import inject
 from rankwise.methods.state import TrainableState
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.directory import RunDirectory

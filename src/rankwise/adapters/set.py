@@ -19,9 +19,9 @@ from rankwise.adapters.base_layers import adalora_for, features_of, lora_for
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
-from rankwise.adapters.targets import Choice, choose, chosen_paths
+from rankwise.adapters.targets import Choice, chosen_paths
 from rankwise.adapters.wrapper import AdapterWrapper
-from rankwise.config.adapters import AdaLoraConfig, LoraConfig, check_strength
+from rankwise.config.adapters import AdaLoraConfig, check_strength
 from rankwise.config.budget import budget_of
 from rankwise.errors import TargetError, TrainingError, some
 
@@ -37,25 +37,11 @@ class AdapterSet:
         self._required_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.requires_grad_(False)
 
-    def add(
-        self, spec: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
-        choices: list[Choice] | None = None, heads: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """Lay a new adapter over the layers that `spec` names, and make it the active one. With start "eva" the
-        `choices` are those of `eva_choices`. The modules named in `heads` are trained whole beside it."""
-        self.add_heads(heads, name)
-        if (choices is not None) != (isinstance(spec, LoraConfig) and spec.start == "eva"):
-            raise TargetError('LoRA with start "eva" needs the choices that eva_choices makes, and nothing else does.')
-        if isinstance(spec, LoraConfig):
-            chosen = choose(self.model, spec) if choices is None else choices
-            self.attach(chosen, name, spec.dropout, seed, dora=spec.dora)
-        else:
-            self._place_triplets(spec, name, seed)
-
     @torch.no_grad()
     def attach(
         self, choices: list[Choice], name: str, dropout: float = 0.0, seed: int = 0, *, dora: bool = False
     ) -> None:
+        """Lay a new LoRA or DoRA adapter over the chosen layers, and make it the active one."""
         generator = torch.Generator().manual_seed(seed)
 
         def made(choice: Choice) -> Adapter:
@@ -77,7 +63,8 @@ class AdapterSet:
             wrapper.active = name
             self.model.set_submodule(path, wrapper)
 
-    def _place_triplets(self, spec: AdaLoraConfig, name: str, seed: int) -> None:
+    def attach_triplets(self, spec: AdaLoraConfig, name: str, seed: int) -> None:
+        """Lay AdaLoRA's triplets over the layers that `spec` names, and make them the active adapter."""
         generator = torch.Generator().manual_seed(seed)
         paths = chosen_paths(self.model, spec)
         sizes = {path: features_of(self.host(path)) for path in paths}
@@ -259,8 +246,8 @@ def _check_name(name: str) -> None:
 def refuse_adapted(model: nn.Module) -> None:
     if any(isinstance(module, AdapterWrapper | HeadWrapper) for module in model.modules()):
         raise TargetError(
-            "this model has adapters already. Their set (what inject returned, or a finished training's "
-            "`trainable.adapters`) can `add` another or `remove` them all."
+            "this model has adapters already. To their set (what inject returned, or a finished training's "
+            "`trainable.adapters`), `rankwise.add_adapter` adds another; its `remove` takes them all out."
         )
 
 
@@ -273,17 +260,3 @@ def plain_lora(host: nn.Module, adapter: Adapter) -> LoRA:
     lora.A.copy_(A)
     lora.B.copy_(B)
     return lora.train(adapter.training)
-
-
-def inject(
-    model: nn.Module, spec: LoraConfig | AdaLoraConfig | None = None, *, name: str = "default", seed: int = 0,
-    choices: list[Choice] | None = None, heads: Sequence[str] = (),
-) -> AdapterSet:  # fmt: skip
-    """Freeze `model` and lay an adapter over the layers that `spec` names. Untrained, it changes nothing."""
-    adapters = AdapterSet(model)
-    try:
-        adapters.add(spec or LoraConfig(), name, seed, choices, heads)
-    except BaseException:
-        adapters.remove()
-        raise
-    return adapters

@@ -13,6 +13,7 @@ from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import AdapterConfig, LoraConfig
 from rankwise.config.matching import Seen, matched_paths, ranks_and_scales
 from rankwise.config.matching import layer_number as layer_number
+from rankwise.errors import TargetError
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Choice:
     rank: int
     scale: float
     A: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+def check_choices(choices: list[Choice] | None, *, needed: bool) -> None:
+    if (choices is not None) != needed:
+        raise TargetError('LoRA with start "eva" needs the choices that eva_choices makes, and nothing else does.')
 
 
 def choose(model: nn.Module, spec: LoraConfig) -> list[Choice]:

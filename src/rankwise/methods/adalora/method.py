@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.targets import Choice, check_choices
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.adapter import AdapterMethod
@@ -14,6 +15,10 @@ class AdaLoraMethod(AdapterMethod):
     def __init__(self, config: AdaLoraConfig) -> None:
         self.config = config
 
+    def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:
+        check_choices(choices, needed=False)
+        adapters.attach_triplets(self.config, name, seed)
+
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
-        adapters.add(self.config, seed=setup.training.seed)
+        self.add_to(adapters, "default", setup.training.seed)
         return TrainableAdaLoRA(adapters, self.config, setup.steps)
