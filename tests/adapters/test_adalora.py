@@ -763,6 +763,6 @@ def test_ranks_that_were_never_decided_are_not_passed_off_as_an_adapter(act, tmp
     model, adapters, trainable, optimizer = adapted(steps=20)
     for step in range(3):
         one_step(model, trainable, optimizer, step)
-    with pytest.raises(TrainingError, match=r'the ranks of 3 layers are not decided yet, as of "up"'):
+    with pytest.raises(TrainingError, match=r'has not decided the ranks of 3 layers yet, such as "up"'):
         adapters.settle() if act == "settle" else write_peft(adapters, tmp_path / "adapter", base_model="net")
     assert not (tmp_path / "adapter").exists()

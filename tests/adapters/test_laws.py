@@ -216,9 +216,9 @@ def test_a_failed_injection_leaves_the_model_as_it_was() -> None:
 def test_injecting_twice_and_names_that_are_taken_or_wrong_are_refused() -> None:
     model = tiny_model("llama")
     adapters = inject(model, LoraConfig(targets=("q_proj",)))
-    with pytest.raises(TargetError, match="has adapters already"):
+    with pytest.raises(TargetError, match="already has adapters"):
         inject(model, LoraConfig(targets=("v_proj",)))
-    with pytest.raises(TargetError, match='"default" already'):
+    with pytest.raises(TargetError, match='already has an adapter "default"'):
         add_adapter(adapters, LoraConfig(targets=("v_proj",)))
     with pytest.raises(TargetError, match=r"'a\.b'"):
         add_adapter(adapters, LoraConfig(targets=("v_proj",)), name="a.b")

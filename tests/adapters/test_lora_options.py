@@ -303,10 +303,10 @@ def test_its_files_alone_are_read_and_written_the_same(tmp_path: Path) -> None:
     ("key", "value", "said"),
     [
         (f"{Q0}.lora_magnitude_vector", None, "has only lora_A and lora_B, no lora_magnitude_vector"),
-        (f"{Q0}.lora_magnitude_vector", torch.ones(31), "wants (4, 32) and (32, 4) and (32,)"),
-        (f"{Q0}.lora_magnitude_vector", torch.ones(1, 32), "wants (4, 32) and (32, 4) and (32,)"),
-        (f"{Q0}.lora_magnitude_vector", torch.full((32,), math.nan), "not finite"),
-        (f"{Q0}.lora_magnitude_vector.weight", torch.ones(32), "is no LoRA factor"),
+        (f"{Q0}.lora_magnitude_vector", torch.ones(31), "needs (4, 32) and (32, 4) and (32,)"),
+        (f"{Q0}.lora_magnitude_vector", torch.ones(1, 32), "needs (4, 32) and (32, 4) and (32,)"),
+        (f"{Q0}.lora_magnitude_vector", torch.full((32,), math.nan), "NaN or infinity"),
+        (f"{Q0}.lora_magnitude_vector.weight", torch.ones(32), "is not a LoRA factor"),
         (
             "base_model.model.model.embed_tokens.lora_embedding_A",
             torch.ones(4, 96),

@@ -20,7 +20,7 @@ from rankwise.errors import AdapterError, RankwiseError
 from rankwise.methods.inject import inject
 
 PREFIX = "base_model.model."
-OTHER_WEIGHTS = "may not bring other weights"
+OTHER_WEIGHTS = "must not contain other weights"
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
@@ -96,22 +96,25 @@ A0, B0 = f"{Q0}.lora_A.weight", f"{Q0}.lora_B.weight"
 BROKEN: dict[str, tuple[Breaking, str]] = {
     "a base weight among the tensors": (add(f"{PREFIX}model.norm.weight", torch.full((32,), 9.0)), OTHER_WEIGHTS),
     "a base weight of an adapted layer": (add(f"{Q0}.base_layer.weight", torch.zeros(32, 32)), OTHER_WEIGHTS),
-    "a key without the prefix": (add(A0.removeprefix(PREFIX), torch.zeros(4, 32)), "is no LoRA factor"),
-    "a DoRA magnitude": (add(f"{Q0}.lora_magnitude_vector.weight", torch.zeros(32)), "is no LoRA factor"),
-    "an AdaLoRA strength": (add(f"{Q0}.lora_E", torch.zeros(4, 1)), "is no LoRA factor"),
+    "a key without the prefix": (add(A0.removeprefix(PREFIX), torch.zeros(4, 32)), "is not a LoRA factor"),
+    "a DoRA magnitude": (add(f"{Q0}.lora_magnitude_vector.weight", torch.zeros(32)), "is not a LoRA factor"),
+    "an AdaLoRA strength": (add(f"{Q0}.lora_E", torch.zeros(4, 1)), "is not a LoRA factor"),
     "a layer that is not there": (add(A0.replace("layers.0", "layers.9"), torch.zeros(4, 32)), "does not have"),
     "a norm as host": (add(f"{PREFIX}model.norm.lora_A.weight", torch.zeros(4, 32)), "does not have"),
-    "an embedding's key for a linear layer": (add(f"{Q0}.lora_embedding_A", torch.zeros(4, 32)), "of the wrong kind"),
-    "a letter that looks like another": (add(A0.replace("_A", "_\uff21"), torch.zeros(4, 32)), "is no LoRA factor"),
-    "NaN in B": (tensor(B0, lambda t: t * float("nan")), "not finite"),
-    "infinity in A": (tensor(A0, lambda t: t / 0), "not finite"),
+    "an embedding's key for a linear layer": (
+        add(f"{Q0}.lora_embedding_A", torch.zeros(4, 32)),
+        "does not fit a layer",
+    ),
+    "a letter that looks like another": (add(A0.replace("_A", "_\uff21"), torch.zeros(4, 32)), "is not a LoRA factor"),
+    "NaN in B": (tensor(B0, lambda t: t * float("nan")), "NaN or infinity"),
+    "infinity in A": (tensor(A0, lambda t: t / 0), "NaN or infinity"),
     "one B missing": (drop("layers.0", "q_proj", "lora_B"), "has only lora_A"),
     "a declared target without factors": (drop("v_proj"), 'target "v_proj" has no factors'),
     "no factor at all": (drop("lora"), "no factors"),
-    "A and B exchanged": (lambda s, t: t.update({A0: t[B0].clone(), B0: t[A0].clone()}), "wants (4, 32)"),
-    "a transposed A": (tensor(A0, lambda t: t.T), "wants (4, 32)"),
+    "A and B exchanged": (lambda s, t: t.update({A0: t[B0].clone(), B0: t[A0].clone()}), "needs (4, 32)"),
+    "a transposed A": (tensor(A0, lambda t: t.T), "needs (4, 32)"),
     "integers": (tensor(A0, lambda t: t.to(torch.int8)), "I8"),
-    "another rank than declared": (config(r=8), "where rank 8"),
+    "another rank than declared": (config(r=8), "but rank 8"),
     "rank 0": (config(r=0), '"r" is 0'),
     "rank -1": (config(r=-1), '"r" is -1'),
     "rank as text": (config(r="4"), "\"r\" is '4'"),
@@ -127,13 +130,13 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "another method": (config(peft_type="EVIL"), "\"peft_type\" is 'EVIL'"),
     "DoRA without magnitudes": (config(use_dora=True), "has only lora_A and lora_B, no lora_magnitude_vector"),
     "use_dora as a word": (config(use_dora="maybe"), "\"use_dora\" is 'maybe'"),
-    "a magnitude without use_dora": (add(f"{Q0}.lora_magnitude_vector", torch.ones(32)), "does not say use_dora"),
+    "a magnitude without use_dora": (add(f"{Q0}.lora_magnitude_vector", torch.ones(32)), "does not set use_dora"),
     "biases": (config(bias="all"), "\"bias\" is 'all'"),
     "saved modules": (config(modules_to_save=["norm"]), '"modules_to_save"'),
     "one of two targets misspelt": (config(target_modules=["q_proj", "v_prj"]), 'target "v_prj" has no factors'),
     "a factor that no target declares": (config(target_modules=["q_proj"]), "is not among its targets"),
     "a pattern that never ends": (config(rank_pattern={r"(.|.)+[xyz]": 4}), "takes too long"),
-    "a rank pattern that says otherwise": (config(rank_pattern={"q_proj": 2}), "where rank 2"),
+    "a rank pattern that says otherwise": (config(rank_pattern={"q_proj": 2}), "but rank 2"),
 }
 
 

@@ -85,7 +85,7 @@ def test_training_and_the_card_say_what_to_do_where_the_converted_copy_is_gone(t
     (tmp_path / "cache").rename(tmp_path / "cleaned")
     words = ("generate", "runs/mine/adapter", "--prompt", "What is land 1?", "--max-new-tokens", 4, "--json")
     gone = rankwise(*words)
-    assert gone.exit_code == 2 and "not here" in gone.stderr and "--base-model" in gone.stderr
+    assert gone.exit_code == 2 and "which was not found" in gone.stderr and "--base-model" in gone.stderr
     again = rankwise(*words, "--base-model", "tiny.gguf")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["answer"] == json.loads(rankwise("generate", "mine", *words[2:]).stdout)["answer"]

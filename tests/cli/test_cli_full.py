@@ -204,8 +204,8 @@ def test_a_base_that_is_another_is_refused_and_named(home):
     file = home / "base" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     done("generate", "whole", *QUESTION)
-    assert "has other weights" in (message := refused("generate", "whole", *QUESTION, "--both"))
-    assert "--force-base to ask it anyway" in message
+    assert "has different weights" in (message := refused("generate", "whole", *QUESTION, "--both"))
+    assert "--force-base to use it anyway" in message
     done("generate", "whole", *QUESTION, "--both", "--force-base")
 
 

@@ -130,7 +130,7 @@ def test_factors_that_do_not_belong_together_are_refused(home):
     key = next(key for key in tensors if "lora_A" in key)
     save_file(tensors | {key: torch.zeros(9, 3)}, file)
     result = rankwise("inspect", "lora", "--force-result")
-    assert result.exit_code == 2 and "where its rank is 4" in result.stderr
+    assert result.exit_code == 2 and "but its rank is 4" in result.stderr
     save_file({}, file)
     result = rankwise("inspect", "lora", "--force-result")
     assert result.exit_code == 2 and "has no factors" in result.stderr
@@ -163,10 +163,10 @@ def test_any_ranks_are_tables_that_fit_and_hold_them_all(ranks):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda config, tensors, key: tensors[key].fill_(torch.nan), "not finite"),
-        (lambda config, tensors, key: config.update(r=3), "where its rank is 3"),
+        (lambda config, tensors, key: tensors[key].fill_(torch.nan), "NaN or infinity"),
+        (lambda config, tensors, key: config.update(r=3), "but its rank is 3"),
         (lambda config, tensors, key: config.update(lora_alpha=0), "lora_alpha"),
-        (lambda config, tensors, key: tensors.update(weight=tensors[key].clone()), "may not bring other weights"),
+        (lambda config, tensors, key: tensors.update(weight=tensors[key].clone()), "must not contain other weights"),
         (lambda config, tensors, key: config.update(target_modules=["q_proj"]), "not among its targets"),
     ],
 )

@@ -132,7 +132,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(home, undisturbed
         assert not (run / "adapter").exists() and saved(run)[-1] % EVERY == 0
     result = rankwise(*words, "--resume", "--json")
     assert result.exit_code == 0, result.output
-    assert "going on after step" in result.stderr and "EVA looked" not in result.stderr
+    assert "going on after step" in result.stderr and "EVA read" not in result.stderr
     assert json.loads(result.stdout)["steps"] == STEPS
     assert_is_as_if_never_stopped(run, undisturbed / f"whole-{name}", 3)
 

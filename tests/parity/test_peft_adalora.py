@@ -135,25 +135,28 @@ def pattern(change: Callable[[dict[str, list[Any]]], object]) -> Breaking:
 
 
 BROKEN: dict[str, tuple[Breaking, str]] = {
-    "a LoRA's key": (add(f"{Q}.lora_A.weight", torch.zeros(6, 32)), "is no LoRA factor"),
-    "a base weight": (add("base_model.model.model.norm.weight", torch.full((32,), 9.0)), "may not bring other weights"),
+    "a LoRA's key": (add(f"{Q}.lora_A.weight", torch.zeros(6, 32)), "is not a LoRA factor"),
+    "a base weight": (
+        add("base_model.model.model.norm.weight", torch.full((32,), 9.0)),
+        "must not contain other weights",
+    ),
     "a layer that is not there": (add(Q.replace("s.0", "s.9") + ".lora_E", torch.zeros(6, 1)), "does not have"),
     "no strengths": (lambda s, t: t.pop(f"{Q}.lora_E"), "has only lora_A and lora_B"),
     "strengths alone": (lambda s, t: (t.pop(f"{Q}.lora_A"), t.pop(f"{Q}.lora_B")), "has only lora_E"),
-    "strengths of another shape": (lambda s, t: t.update({f"{Q}.lora_E": t[f"{Q}.lora_E"].T.contiguous()}), "wants"),
-    "a row too many": (add(f"{Q}.lora_A", torch.zeros(6, 32)), "wants"),
-    "NaN in the strengths": (lambda s, t: t[f"{Q}.lora_E"].fill_(float("nan")), "not finite"),
-    "infinity in A": (lambda s, t: t[f"{Q}.lora_A"].fill_(float("inf")), "not finite"),
+    "strengths of another shape": (lambda s, t: t.update({f"{Q}.lora_E": t[f"{Q}.lora_E"].T.contiguous()}), "needs"),
+    "a row too many": (add(f"{Q}.lora_A", torch.zeros(6, 32)), "needs"),
+    "NaN in the strengths": (lambda s, t: t[f"{Q}.lora_E"].fill_(float("nan")), "NaN or infinity"),
+    "infinity in A": (lambda s, t: t[f"{Q}.lora_A"].fill_(float("inf")), "NaN or infinity"),
     "integers": (lambda s, t: t.update({f"{Q}.lora_A": t[f"{Q}.lora_A"].to(torch.int8)}), "I8"),
     "a pattern that is too short": (pattern(lambda p: p[NAME].pop()), "5 entries where init_r is 6"),
-    "a pattern with more rows left": (pattern(lambda p: p.update({NAME: [True] * 6})), "where rank 6"),
-    "no pattern where rows are missing": (config(rank_pattern=None), "where rank 6"),
+    "a pattern with more rows left": (pattern(lambda p: p.update({NAME: [True] * 6})), "but rank 6"),
+    "no pattern where rows are missing": (config(rank_pattern=None), "but rank 6"),
     "a pattern for nothing": (pattern(lambda p: p.update({"model.norm.lora_E": [True] * 6})), "no triplets here"),
     "a pattern by no strengths": (pattern(lambda p: p.update({"q_proj": [True] * 6})), "no triplets here"),
     "a pattern of numbers": (pattern(lambda p: p.update({NAME: [1] * 6})), "rank_pattern"),
     "no rank at the start": (config(init_r=0), '"init_r" is 0'),
     "alpha NaN": (config(lora_alpha=float("nan")), '"lora_alpha" is nan'),
-    "a rank of another start": (add(f"{Q}.ranknum", torch.tensor([4.0])), "is not the init_r of 6"),
+    "a rank of another start": (add(f"{Q}.ranknum", torch.tensor([4.0])), "differs from init_r, which is 6"),
     "biases": (config(bias="all"), "\"bias\" is 'all'"),
     "DoRA": (config(use_dora=True), '"use_dora" is True'),
     "saved modules": (config(modules_to_save=["norm"]), '"modules_to_save"'),
@@ -197,7 +200,7 @@ def test_several_problems_are_told_at_once(saved: Path, tmp_path: Path) -> None:
         saved, tmp_path, BROKEN["no strengths"][0], BROKEN["a pattern by no strengths"][0], BROKEN["a base weight"][0]
     )
     told = refused(tmp_path)
-    assert "has only lora_A and lora_B" in told and "no triplets here" in told and "may not bring other" in told
+    assert "has only lora_A and lora_B" in told and "no triplets here" in told and "must not contain other" in told
 
 
 def test_one_that_has_no_rank_at_all_is_refused(saved: Path, tmp_path: Path) -> None:

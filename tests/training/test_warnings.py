@@ -206,10 +206,10 @@ def test_a_change_below_the_rounding_of_the_base_is_warned_of(small):
     training = small.training.model_copy(update={"learning_rate": 1e-7})
     model = small.model.model_copy(update={"dtype": "bfloat16"})
     manifest = rankwise.train(small.model_copy(update={"training": training, "model": model})).manifest
-    (warning,) = [one for one in manifest.warnings if one.startswith("the largest change")]
+    (warning,) = [one for one in manifest.warnings if one.startswith('the adapter changes "')]
     assert "training.learning_rate (1e-07)" in warning and "0.0039" in warning
     usual = rankwise.train(small.model_copy(update={"run": "usual", "model": model})).manifest
-    assert not [one for one in usual.warnings if one.startswith("the largest change")]
+    assert not [one for one in usual.warnings if one.startswith('the adapter changes "')]
 
 
 def test_documents_longer_than_the_window_are_computed_eagerly_with_a_warning(tiny_folder, monkeypatch):

@@ -30,14 +30,14 @@ class Effect:
     def check(self, settings: str) -> str | None:
         """TrainingError where not even float32 would tell the adapted model from its base; a warning where the base's
         own number format may not. `settings` are those that decide of it, with their values."""
-        change = f'the largest change that the adapter makes is {self.share:.2g} of the weights of "{self.path}"'
+        change = f'the adapter changes "{self.path}" most, by {self.share:.2g} of the norm of its weights'
         if self.path is None:
-            raise TrainingError(f"nothing was learned: no layer has a rank left. Raise {settings}.")
+            raise TrainingError(f"nothing was learned: all layers have rank 0. Raise {settings}.")
         advice = f"Raise {settings}, or train for more steps."
         if self.share < torch.finfo(torch.float32).eps:
             raise TrainingError(f"nothing was learned: {change}, which is below the precision of float32. {advice}")
         if self.share < self.rounding:
-            return f"{change}, less than the rounding of the base's number format ({self.rounding:.2g}). {advice}"
+            return f"{change}, less than the rounding of the base model's weights ({self.rounding:.2g}). {advice}"
         return None
 
 

@@ -133,7 +133,8 @@ def _given_out(
     broken = [path for path, sketch in sketches.items() if not math.isfinite(sketch.size)]
     if broken:
         raise TargetError(
-            f"the inputs of {some(broken, 3)} are not finite, so EVA cannot start from them. Try float32 as dtype."
+            f"the inputs of {some(broken, 3)} contain NaN or infinity, so EVA cannot compute initial values from them. "
+            "Try --set model.dtype=float32."
         )
     seen = [choice for choice in choices if choice.path in sketches]
     worth = [sketches[choice.path].worth(most[choice.path]) for choice in seen]
@@ -141,7 +142,8 @@ def _given_out(
     ranks = give_out(worth, [costs[choice.path] for choice in seen], budget) if seen else []
     if not any(ranks):
         raise TargetError(
-            "the adapted layers got no input but zeros, or none at all, so EVA has nothing to start from."
+            "the adapted layers received no inputs, or only zeros, so EVA cannot compute initial values from them. "
+            'Use start "uniform".'
         )
     return [
         replace(choice, rank=rank, A=_signed(sketches[choice.path].vectors[:rank]))
@@ -187,8 +189,9 @@ class _Watch:
             as_rows = x.ndim == 2 and len(flat) == self._places.numel()
             if x.shape[:-1] != self._places.shape and not as_rows:
                 raise TargetError(
-                    f'"{path}" gets an input {tuple(x.shape)} for a batch {tuple(self._places.shape)}, so which of its '
-                    'rows are padding cannot be told. Leave it out of the targets, or use start "uniform".'
+                    f'"{path}" receives an input of shape {tuple(x.shape)} for a batch of shape '
+                    f"{tuple(self._places.shape)}, so EVA cannot tell which of its rows are padding. "
+                    'Leave it out of the targets, or use start "uniform".'
                 )
             flat = flat[self._places.flatten().to(flat.device)]
         if flat.device.type == "mps":  # has no decompositions
@@ -202,7 +205,7 @@ def _refuse_others(hosts: dict[str, nn.Module]) -> None:
     ]
     if others:
         raise TargetError(
-            f'start "eva" needs inputs that are vectors, which linear layers and Conv1D have: not {some(others, 3)}. '
+            f'start "eva" works on linear layers and Conv1D only, but the targets include {some(others, 3)}. '
             'Leave them out of the targets, or use start "uniform".'
         )
 

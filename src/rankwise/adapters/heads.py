@@ -62,7 +62,9 @@ def head_paths(model: nn.Module, heads: Sequence[str]) -> list[str]:
     paths = [path for path in modules if any(path == head or path.endswith(f".{head}") for head in heads)]
     missing = [head for head in heads if not any(path == head or path.endswith(f".{head}") for path in paths)]
     if missing:
-        raise TargetError(f"this {type(model).__name__} has no module {some(missing)} that could be trained whole.")
+        raise TargetError(
+            f"this {type(model).__name__} has no module {some(missing)}, which should be trained beside the adapter."
+        )
     return paths
 
 

@@ -81,7 +81,7 @@ class AdapterSet:
     def _lay(self, makers: dict[str, Callable[[], Adapter]], name: str) -> None:
         _check_name(name)
         if name in dict.fromkeys(name for layer in self.layers.values() for name in layer.adapters):
-            raise TargetError(f'this model has an adapter "{name}" already; its adapters are {some(self.names)}.')
+            raise TargetError(f'this model already has an adapter "{name}"; its adapters are {some(self.names)}.')
         for path, make in makers.items():
             adapter = make()
             adapted = self._adapted_at(path)
@@ -112,8 +112,8 @@ class AdapterSet:
         undecided = [path for path, adapter in self.adapters(name).items() if not is_decided(adapter)]
         if undecided:
             raise TrainingError(
-                f'the ranks of {len(undecided)} layers are not decided yet, as of "{undecided[0]}": '
-                "after_step of TrainableAdaLoRA was not called up to its last steps."
+                f'AdaLoRA has not decided the ranks of {len(undecided)} layers yet, such as "{undecided[0]}". '
+                "Call after_step of TrainableAdaLoRA after every step, up to the last."
             )
 
     @property
@@ -169,7 +169,7 @@ class AdapterSet:
         for path, head in self.heads.items():
             trained = [name for name in names if name in head.copies]
             if len(trained) > 1:
-                raise TargetError(f'"{path}" was trained whole by {some(trained)}. Activate one of them alone.')
+                raise TargetError(f'each of {some(trained)} has its own trained "{path}". Activate only one of them.')
             head.active = trained[0] if trained else None
 
     @contextmanager
@@ -229,7 +229,7 @@ class AdapterSet:
             alone = next((name for name in here if not layer.adapter(name).additive), None)
             if alone is not None and len(here) > 1:
                 raise TargetError(
-                    f'adapter "{alone}" is DoRA, which stretches the whole weight and cannot be added to another; '
+                    f'adapter "{alone}" is DoRA, which rescales the whole weight and cannot be added to another; '
                     f'"{path}" would have {some(here)}. Activate it alone.'
                 )
 
@@ -240,14 +240,14 @@ class AdapterSet:
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise TargetError(f"an adapter's name is 1 to 64 letters, digits, _ or -; this one is {name!r}.")
+        raise TargetError(f"the adapter name {name!r} is not allowed: use 1 to 64 letters, digits, _ or -.")
 
 
 def refuse_adapted(model: nn.Module) -> None:
     if any(isinstance(module, AdapterWrapper | HeadWrapper) for module in model.modules()):
         raise TargetError(
-            "this model has adapters already. To their set (what inject returned, or a finished training's "
-            "`trainable.adapters`), `rankwise.add_adapter` adds another; its `remove` takes them all out."
+            "this model already has adapters. Give their AdapterSet, which inject returned (after training it is "
+            "`trainable.adapters`), to rankwise.add_adapter to add another one, or call its `remove`."
         )
 
 

@@ -28,7 +28,7 @@ class Choice:
 
 def check_choices(choices: list[Choice] | None, *, needed: bool) -> None:
     if (choices is not None) != needed:
-        raise TargetError('LoRA with start "eva" needs the choices that eva_choices makes, and nothing else does.')
+        raise TargetError('LoRA with start "eva" needs `choices` from eva_choices; leave them out otherwise.')
 
 
 def choose(model: nn.Module, spec: LoraConfig) -> list[Choice]:

@@ -63,9 +63,9 @@ class Triplets:
         for flat, own in pairs:
             if flat.grad is None or own.grad is None or _storage(flat.grad) != _storage(own.grad):
                 raise TrainingError(
-                    "the gradients of these adapters no longer reach the buffers that they are trained from. Use "
-                    "optimizer.zero_grad(set_to_none=False) and not model.zero_grad(), and make TrainableAdaLoRA when "
-                    "the model has its device and number format."
+                    "the gradients of these adapters are no longer in the buffers that they are trained from. Use "
+                    "optimizer.zero_grad(set_to_none=False) instead of model.zero_grad(), and create TrainableAdaLoRA "
+                    "after the model has been moved to its device and number format."
                 )
 
     def rows(self, values: Tensor) -> list[Tensor]:

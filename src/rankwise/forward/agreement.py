@@ -113,10 +113,10 @@ def _judged(
 ) -> Agreement:
     dtype = next(module.parameters()).dtype
     apart, limits, name = _distance(fast, usual), _limits(dtype), str(dtype).removeprefix("torch.")
-    outcome = f"the fused and the eager backend differ in {name}: {apart}"
+    outcome = f"in {name}, the fused and the eager backend differ in {apart}"
     if apart.within(*limits):
         return Agreement(True, outcome)
-    outcome += f"; rounding explains {limits[0]:.2%} and {limits[1]:.2%}"
+    outcome += f"; rounding explains at most {limits[0]:.2%} and {limits[1]:.2%}"
     needed, free = _bytes_in_float32(module), available_memory()
     if not needed:
         return Agreement(False, outcome)
@@ -132,7 +132,7 @@ def _judged(
     ours, theirs = _distance(fast, exact_usual), _distance(usual, exact_usual)
     nearer = ours.within(max(limits[0], theirs.logits), max(limits[1], theirs.gradients))
     return Agreement(
-        nearer, f"in {name} the fused backend differs from float32 in {ours}, and the eager backend in {theirs}"
+        nearer, f"in {name}, the fused backend differs from float32 in {ours}, and the eager backend in {theirs}"
     )
 
 

@@ -70,7 +70,7 @@ def _built(settings: dict[str, Any], where: str) -> tuple[str, Any]:
         nonlocal counted
         counted += 1
         if counted > MOST_MODULES:
-            raise ModelError(f"{where}: it has more than {MOST_MODULES:,} parts, so it is not planned.")
+            raise ModelError(f"{where}: it has more than {MOST_MODULES:,} modules, so it cannot be planned.")
 
     hook = register_module_module_registration_hook(count)
     try:
@@ -81,7 +81,7 @@ def _built(settings: dict[str, Any], where: str) -> tuple[str, Any]:
     except RankwiseError:
         raise
     except Exception as error:  # as many kinds as there are architectures
-        raise ModelError(f"{where}: transformers builds no model of it: {_reason(error)}") from None
+        raise ModelError(f"{where}: transformers cannot build this model: {_reason(error)}") from None
     finally:
         hook.remove()
 

@@ -87,7 +87,7 @@ def check_packs(module: nn.Module, vocabulary: int) -> None:
     differing = ((packed - alone).abs().max() / largest).item()
     if not (leaked <= LEAKED and differing <= _rounding(module)):  # written written so that NaN is refused too
         raise ModelError(
-            f"{type(module).__name__} lets packed sequences influence each other: the logits of one differ by "
+            f"{type(module).__name__} lets packed sequences influence each other: the logits of a sequence differ by "
             f"{differing:.2%} of the largest logit from those it has alone, and by {leaked:.2%} if the sequence before "
             f"it changes; {ADVICE}"
         )

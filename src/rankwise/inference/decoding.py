@@ -140,7 +140,7 @@ def _refuse_damage(input_ids: Tensor, scores: Tensor) -> Tensor:
         wrong = highest[~highest.isfinite()][0].item()
         raise EvaluationError(
             f"the highest logit of an answer is {wrong}. The model's weights are damaged, or its number format "
-            "overflows; --dtype float32 tells which."
+            "overflows; try --dtype float32 to find out which."
         )
     return scores
 

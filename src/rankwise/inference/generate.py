@@ -85,6 +85,6 @@ def batches(prompts: Sequence[Sequence[int]], new: int, together: int) -> list[l
 def _check_room(model: LoadedModel, prompt: int, new: int) -> None:
     if model.context_length is not None and prompt + new > model.context_length:
         raise ModelError(
-            f"the prompt has {prompt:,} tokens and {new:,} more were asked for, but the model's context holds "
+            f"the prompt has {prompt:,} tokens; with {new:,} new tokens it does not fit into the model's context of "
             f"{model.context_length:,}. Shorten the prompt or lower --max-new-tokens."
         )

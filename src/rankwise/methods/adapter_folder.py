@@ -25,7 +25,11 @@ def filled_by_export(
 
     def fill(folder: Path) -> None:
         if not copy_tokenizer(artifact.result, folder):
-            callback(WarningMessage(f"{artifact.result} has no tokenizer, so {folder} has none; use the base model's"))
+            callback(
+                WarningMessage(
+                    f"{artifact.result} has no tokenizer, so {folder} has none either; use the base model's tokenizer"
+                )
+            )
         text = _card_of(artifact, adapter, change)
         if text is not None:
             write_atomic(folder / CARD, text.encode())

@@ -56,7 +56,7 @@ class Artifact:
         is_file = Path(name).is_absolute() or name.startswith((".", "~")) or name.lower().endswith(".gguf")
         if is_file and not os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111  it may be no path
             raise ModelError(
-                f'{self.described} names the base model "{name}", which is not here. Give its location with '
+                f'{self.described} names the base model "{name}", which was not found. Give its location with '
                 "--base-model."
             )
         return self.base_named

@@ -47,7 +47,7 @@ def check_base(model: LoadedModel, trained_on: BaseModelFacts, described: str, u
     if model.facts.fingerprint != trained_on.fingerprint and not force:
         raise RunError(
             f"{described} was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); "
-            f"the base model found now, from {model.facts.source}, has other weights ({model.facts.fingerprint}). "
+            f"the base model found now, from {model.facts.source}, has different weights ({model.facts.fingerprint}). "
             f"Use --force-base to {use} anyway."
         )
 
@@ -57,7 +57,7 @@ def base_weights(
 ) -> Mapping[str, Tensor]:
     """By their names in the model, on the processor; a weight that two layers share is there once."""
     model = load(spec.model_copy(update={"device": "cpu"}), callback)
-    check_base(model, trained_on, described, "ask it", force=force)
+    check_base(model, trained_on, described, "use it", force=force)
     return {name: weight.detach() for name, weight in model.module.named_parameters()}
 
 

@@ -60,14 +60,14 @@ def _choices(model: LoadedModel, config: LoraConfig, batches: list[list[Tokens]]
         for index, batch in enumerate(batches):
             real(real_places(batch).to(device))
             forward(collate(batch).to(device))
-            setup.callback(ProgressUpdate("Looking at rows", index + 1, len(batches), "micro-batches"))
+            setup.callback(ProgressUpdate("Reading rows for EVA", index + 1, len(batches), "micro-batches"))
 
     try:
         return eva_choices(model.module, config, run_batches, setup.training.seed)
     except Exception as error:
         if is_out_of_memory(error):
             raise ResourceError(
-                "out of memory while looking at rows for EVA. Lower training.max_batch_tokens, or --max-length."
+                "out of memory while reading rows for EVA. Lower training.max_batch_tokens, or --max-length."
             ) from None
         raise
 
@@ -75,7 +75,7 @@ def _choices(model: LoadedModel, config: LoraConfig, batches: list[list[Tokens]]
 def _summary(record: RankRecord, spent: int, tokens: int, seconds: float) -> str:
     given = [rank for rank in record.ranks.values() if rank]
     return (
-        f"EVA looked at {tokens:,} tokens for {seconds:.1f} s: {sum(given):,} ranks on {len(given)} of "
-        f"{len(record.ranks)} layers, {min(given)} to {max(given)} each, {sum(given) / len(given):.1f} on average; "
-        f"{spent:,} parameters of {record.budget:,}"
+        f"EVA read {tokens:,} tokens in {seconds:.1f} s: {len(given)} of {len(record.ranks)} layers have ranks from "
+        f"{min(given)} to {max(given)}, {sum(given) / len(given):.1f} on average and {sum(given):,} in all; {spent:,} "
+        f"of {record.budget:,} parameters"
     )

@@ -26,7 +26,7 @@ class TrainableState:
         """RunError where the tensors belong to other layers, another order of them or other ranks."""
         if self.facts.get("order") != layout:
             raise RunError(
-                "the checkpoint is of other adapters: their layers, the layers' order or the ranks are not those of "
+                "the checkpoint belongs to other adapters: its layers, their order or their ranks differ from those of "
                 "this model and these settings."
             )
 

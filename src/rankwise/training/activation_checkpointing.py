@@ -46,8 +46,8 @@ def eager_blocks(work: Workload, loss: Callable[[Batch], Tensor]) -> list[nn.Mod
     if work.activation_checkpointing != "auto" and work.activation_checkpointing and not blocks:
         raise ConfigError(
             [
-                f"training.activation_checkpointing is {work.activation_checkpointing}, but rankwise knows no blocks "
-                f"of {type(work.module).__name__} whose activations it could recompute. Leave it out, or lower "
+                f"training.activation_checkpointing is {work.activation_checkpointing}, but rankwise finds no "
+                f"blocks in {type(work.module).__name__} whose activations it could recompute. Leave it out, or lower "
                 "training.max_batch_tokens."
             ]
         )
@@ -84,9 +84,9 @@ def _count(work: Workload, blocks: int, free: int, measured: Callable[[], tuple[
     count = recomputed(needed, free, blocks, least)
     if count:
         work.callback(WarningMessage(
-            f"{count} of {blocks} blocks recompute their activations: all would keep {needed / 1e9:.1f} GB for "
-            f"{work.largest:,} tokens at once, and {free / 1e9:.1f} GB are free. A lower training.max_batch_tokens "
-            "keeps less"
+            f"{count} of {blocks} blocks use activation checkpointing, because the activations of {work.largest:,} "
+            f"tokens would need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. A lower "
+            "training.max_batch_tokens needs less memory"
         ))  # fmt: skip
     return count
 

@@ -33,8 +33,9 @@ def halved(batches: StepBatches, step: int) -> tuple[Batches, str] | None:
         smaller = replace(batches, max_batch_tokens=tokens)
         if (after := _largest(smaller.at(step))) < before:
             return smaller, (
-                f"out of memory with {before:,} tokens at once; going on with training.max_batch_tokens={tokens}, "
-                f"{after:,} at once in this step. A step still has the same rows"
+                f"out of memory with micro-batches of {before:,} tokens; continuing with "
+                f"training.max_batch_tokens={tokens}, which makes {after:,} in this step. Each step still has the "
+                "same rows"
             )
     return None
 

@@ -89,7 +89,7 @@ def _write(state: TrainState, folder: Path, beside: dict[str, Tensor]) -> None:
 def _read(state: TrainState, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     facts = _read_facts(folder / FACTS)
     if facts["steps"] != state.steps:
-        raise RunError(f"{folder} is of a run of {facts['steps']} steps, and this one has {state.steps}.")
+        raise RunError(f"{folder} is a checkpoint of a run of {facts['steps']} steps, but this run has {state.steps}.")
     return facts, _read_tensors(folder / TENSORS, facts["tensors"])
 
 
@@ -113,7 +113,9 @@ def _load_moments(state: TrainState, saved: dict[str, Tensor]) -> None:
     for key, value in saved.items():
         number, _, name = key.partition(".")
         if int(number) >= len(parameters) or value.shape not in ((), parameters[int(number)].shape):
-            raise RunError(f"the checkpoint does not fit these adapters: optimizer.{key}.")
+            raise RunError(
+                f"the checkpoint does not fit these adapters: optimizer.{key} is unknown or has another shape."
+            )
         known.setdefault(int(number), {})[name] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": known, "param_groups": groups})
@@ -134,18 +136,18 @@ def _read_facts(file: Path) -> dict[str, Any]:
             raise
         raise _damaged(file, type(error).__name__) from None
     if not isinstance(facts, dict) or facts.pop("sha256", None) != _hash(facts):
-        raise _damaged(file, "its hash is not that of what it says")
+        raise _damaged(file, "its content does not match its hash")
     if facts["format"] != FORMAT:
-        raise RunError(f"{file} is of format {facts['format']}, and this version of rankwise reads {FORMAT}.")
+        raise RunError(f"{file} has format {facts['format']}, but this version of rankwise reads format {FORMAT}.")
     return facts
 
 
 def _read_tensors(file: Path, written: dict[str, Any]) -> dict[str, Tensor]:
     try:
         if file.stat().st_size != written["bytes"]:
-            raise _damaged(file, f"{file.stat().st_size:,} of {written['bytes']:,} bytes are there")
+            raise _damaged(file, f"it has {file.stat().st_size:,} of {written['bytes']:,} bytes")
         if sha256_of(file) != written["sha256"]:
-            raise _damaged(file, "its hash is not the one that was written down")
+            raise _damaged(file, "its content does not match the recorded hash")
         tensors = load_file(file)
     except FileNotFoundError:
         raise _damaged(file, "it is missing") from None
@@ -153,12 +155,12 @@ def _read_tensors(file: Path, written: dict[str, Any]) -> dict[str, Tensor]:
         raise _damaged(file, str(error)) from None
     spoiled = not_finite(tensors)
     if spoiled:
-        raise _damaged(file, f"not finite: {some(spoiled, 3)}")
+        raise _damaged(file, f"NaN or infinity in {some(spoiled, 3)}")
     return tensors
 
 
 def _damaged(file: Path, why: str) -> RunError:
-    return RunError(f"{file} is damaged ({why}), so the run cannot go on from it; --restart begins it again.")
+    return RunError(f"{file} is damaged ({why}), so the run cannot be resumed. Use --restart to start it again.")
 
 
 def _under(head: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

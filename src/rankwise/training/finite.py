@@ -24,8 +24,8 @@ def check_finite(tensors: Mapping[str, Tensor], state: TrainState) -> None:
     """TrainingError that names the tensors and the step."""
     if spoiled := not_finite(tensors):
         raise TrainingError(
-            f"after step {state.step} of {state.steps} these contain NaN or infinity: {some(spoiled, 3)}. They were "
-            "not saved. Try a lower learning rate or --set model.dtype=float32, with --restart."
+            f"after step {state.step} of {state.steps}, these tensors contain NaN or infinity: {some(spoiled, 3)}. "
+            "They were not saved. Try a lower learning rate or --set model.dtype=float32, with --restart."
         )
 
 

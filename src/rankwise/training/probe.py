@@ -77,8 +77,8 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
     name = processor_name() if device.type == "cpu" else str(device)
     measured = Probe.of(small, large, machine=name, when=now())
     callback(StatusMessage(
-        f"probed with the {backend.name} backend: {small[0]:,.0f} tokens took {small[1]:.2f} s and {large[0]:,.0f} "
-        f"{large[1]:.2f} s"
+        f"probed with the {backend.name} backend: {small[0]:,.0f} tokens took {small[1]:.2f} s, and {large[0]:,.0f} "
+        f"tokens took {large[1]:.2f} s"
     ))  # fmt: skip
     return measured
 

@@ -129,9 +129,9 @@ class Trainer:
         names, unit = self.trainable.names, self.trainable.unit
         idle = self.trainable.without_gradient(self.state.optimizer)
         if len(idle) >= len(names):
-            raise TrainingError(f"none of the {len(names)} {unit} got a gradient, so nothing was learned.")
+            raise TrainingError(f"none of the {len(names)} {unit} received a gradient, so nothing was learned.")
         if idle:
-            self.emit(WarningMessage(f"{len(idle)} of {len(names)} {unit} never got a gradient: {some(idle, 3)}"))
+            self.emit(WarningMessage(f"{len(idle)} of {len(names)} {unit} never received a gradient: {some(idle, 3)}"))
 
     def _timed_step(self) -> StepRecord:
         began, aside = time.perf_counter(), self._aside

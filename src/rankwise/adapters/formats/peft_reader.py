@@ -55,15 +55,15 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         ranks = reader.checked_ranks(layers)
         problems = [*reader.problems, *config.unmatched(list(layers))]
         if not layers and not heads and not problems:
-            problems.append("it holds no LoRA factor at all")
+            problems.append("it contains no LoRA factors")
         if modules is not None and not heads and not problems and not any(ranks.values()):
-            problems.append("no layer has any rank, so it changes nothing")
+            problems.append("all layers have rank 0, so it changes nothing")
         _refuse(file, problems)
         factors = {path: _factors(tensors, keys, config, path) for path, keys in layers.items()}
         whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
     infinite = [path for path, part in factors.items() if not part.finite]
     infinite += [name for name, value in whole.items() if not bool(torch.isfinite(value).all())]
-    _refuse(file, [f'"{name}" has values that are not finite' for name in infinite])
+    _refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
     return AdapterWeights(settings, factors, whole)
 
 
@@ -114,11 +114,11 @@ class _Reader:
             elif problem := self._problem_of(match):
                 self.problems.append(f'"{key}" {problem}')
             elif match["part"] in layers.setdefault(match["path"], {}):
-                self.problems.append(f'"{key}" is the second of its kind')
+                self.problems.append(f'"{key}" is a second tensor for the same part of a layer')
             else:
                 layers[match["path"]][match["part"]] = key
         self.problems += [
-            f'"modules_to_save" names "{name}", and the file has no weights of it'
+            f'"modules_to_save" names "{name}", but the file has no weights for it'
             for name in self.config.modules_to_save or []
             if self._has_module(name) and not any(_is_inside(head, name) for head in heads)
         ]
@@ -134,7 +134,9 @@ class _Reader:
             self.problems += self._wrong_shape(path, [tuple(part.get_shape()) for part in slices], ranks[path])
             types = [part.get_dtype() for part in slices]
             if not set(types) <= _FLOATS:
-                self.problems.append(f'"{path}" has factors of type {" and ".join(types)}')
+                self.problems.append(
+                    f'"{path}" has factors of type {" and ".join(types)}, which are not floating-point numbers'
+                )
         return ranks
 
     def _problem_of(self, match: regex.Match[str]) -> str | None:
@@ -144,10 +146,10 @@ class _Reader:
             if layer is None or not is_host(layer):
                 return "is for a layer that this model does not have"
             if is_table != is_embedding(layer):
-                return f"is of the wrong kind for a {type(layer).__name__}"
+                return f"does not fit a layer of type {type(layer).__name__}"
             if "m" in self.config.parts and not takes_dora(layer):
-                return f"is DoRA's for a {type(layer).__name__}, which is not supported"
-        return None if match["part"] in self.config.parts else f"is DoRA's, and {CONFIG} does not say use_dora"
+                return f"belongs to DoRA on a {type(layer).__name__}, which is not supported"
+        return None if match["part"] in self.config.parts else f"belongs to DoRA, but {CONFIG} does not set use_dora"
 
     def _has_module(self, name: str) -> bool:
         """PEFT names every head that a classifier might have, of which a model has one."""
@@ -172,7 +174,7 @@ class _Reader:
             stored = self.tensors.get_tensor(key)
             if stored.shape == base.shape and torch.equal(stored.to(base), base):
                 return []
-        self.problems.append(f'"{key}" is no LoRA factor; an adapter may not bring other weights')
+        self.problems.append(f'"{key}" is not a LoRA factor; an adapter must not contain other weights')
         return []
 
     def _fits_model(self, key: str, name: str) -> bool:
@@ -184,10 +186,10 @@ class _Reader:
                 self.problems.append(f'"{key}" is for a layer that this model does not have')
                 return False
             if tuple(own.shape) != shape:
-                self.problems.append(f'"{key}" has the shape {shape} where this model has {tuple(own.shape)}')
+                self.problems.append(f'"{key}" has the shape {shape}, but this model needs {tuple(own.shape)}')
                 return False
         if stored.get_dtype() not in _FLOATS:
-            self.problems.append(f'"{key}" is of type {stored.get_dtype()}')
+            self.problems.append(f'"{key}" has the type {stored.get_dtype()}, which is not a floating-point number')
             return False
         return True
 
@@ -195,7 +197,7 @@ class _Reader:
         """Some versions of PEFT store the rank at the start with each layer and divide by it."""
         initial = getattr(self.config, "init_r", None)
         if self.tensors.get_slice(key).get_shape() not in ([], [1]) or self.tensors.get_tensor(key).item() != initial:
-            self.problems.append(f'"{key}" is not the init_r of {initial}')
+            self.problems.append(f'"{key}" differs from init_r, which is {initial}')
 
     def _wrong_shape(self, path: str, shapes: list[tuple[int, ...]], rank: int) -> list[str]:
         """Compare with what the rank and the layer demand; without a model the file's own widths are the layer's."""
@@ -212,10 +214,10 @@ class _Reader:
         if shapes == fitting and len(A) in (2, 4):
             return []
         noun = "triplets" if "E" in self.config.parts else "factors"
-        has = f'"{path}" has {noun} {" and ".join(map(str, shapes))}'
+        has = f'"{path}" has {noun} of shape {" and ".join(map(str, shapes))}'
         if layer is None:
-            return [f"{has} where its rank is {rank}"]
-        return [f"{has} where rank {rank} on this layer wants {' and '.join(map(str, fitting))}"]
+            return [f"{has}, but its rank is {rank}"]
+        return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]
 
 
 def _is_inside(parameter: str, module: str) -> bool:

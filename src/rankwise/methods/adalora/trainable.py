@@ -66,11 +66,11 @@ class TrainableAdaLoRA(AdapterTrainable):
     def describe(self) -> str:
         schedule, in_unit = self.schedule, self.budget.in_unit
         line = (
-            f"AdaLoRA begins with {in_unit(schedule.first):,} {self.budget.unit}, retires from step "
+            f"AdaLoRA starts with {in_unit(schedule.first):,} {self.budget.unit}, prunes from step "
             f"{schedule.warmup + 2} on, and has {in_unit(schedule.last):,} left after step {schedule.decided + 1}"
         )
         if self.budget.last > schedule.first:
-            line += f"; the budget of {in_unit(self.budget.last):,} is more than these layers hold"
+            line += f"; the budget of {in_unit(self.budget.last):,} is more than these layers can use"
         return line
 
     def add_penalty(self) -> None:
@@ -137,7 +137,8 @@ class TrainableAdaLoRA(AdapterTrainable):
     def check_final(self) -> None:
         if not self.final:
             raise TrainingError(
-                f"the ranks were never decided: step {self.schedule.decided} of {self.schedule.steps} was not reached."
+                f"AdaLoRA has not decided the final ranks: step {self.schedule.decided} of {self.schedule.steps} was "
+                "not reached."
             )
 
     def _decide(self, step: int) -> None:
