@@ -256,7 +256,7 @@ def test_training_does_not_touch_the_base_model_on_the_disk(tmp_path, monkeypatc
     [
         (("--budget", 2), r"AdaLoRA starts with 42 triplets, prunes from step 3 on, and has 28 left after step 7"),
         (("--budget", 500), r"384 triplets, .* 384 left after .*; the budget of 7,000 is more than these layers"),
-        (("--budget", "3kB"), r"begins with [\d,]+ bytes, .* has (2,9\d\d|3,000) left"),
+        (("--budget", "3kB"), r"starts with [\d,]+ bytes, .* has (2,9\d\d|3,000) left"),
     ],
 )
 def test_what_adalora_will_do_is_told_before(home, tiny_folder, words, said):
