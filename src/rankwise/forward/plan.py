@@ -5,6 +5,9 @@ torch and transformers come in only for a model that neither the catalogue nor t
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rankwise.config.planning import Planned
@@ -31,6 +34,20 @@ def shape_of(name: str, revision: str | None = None) -> ModelShape:
 
 
 def _built(config: dict[str, Any], name: str, where: str) -> ModelShape:
-    from rankwise.forward.model_shape import shape_of_config
+    with _without_collection():
+        from rankwise.forward.model_shape import shape_of_config
 
-    return shape_of_config(config, name, where)
+        return shape_of_config(config, name, where)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause Python's garbage collector, which would search the many lasting objects of torch and transformers again and
+    again while they are imported (0.7 s of 4.9)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
