@@ -16,7 +16,7 @@ from rankwise.models.gguf import converted
 from rankwise.models.inspection import inspect_folder, read_json, refuse_vision
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.system.cache import cache_folder, mark_used
+from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder, mark_used
 from rankwise.system.files import told_when_full
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
 
@@ -175,12 +175,16 @@ def cached_hub_models() -> dict[str, Path]:
 
 
 def cached_conversions() -> list[Path]:
-    return sorted(path for path in (cache_folder() / "models").glob("gguf-*") if path.is_dir())
+    """Folders of models that were converted, or came as a starter's folder."""
+    names = (f"{GGUF_FOLDER}*", f"{STARTER_FOLDER}*")
+    return sorted(path for name in names for path in (cache_folder() / "models").glob(name) if path.is_dir())
 
 
 def cached_starter() -> str | None:
-    """Return the name of a cached starter, if there is one."""
+    """Return the name of a cached starter that generates text, if there is one."""
     for starter in STARTERS.values():
+        if not starter.generates:
+            continue
         if index_folder(starter) is not None or _in_hub_cache(starter.hub_id, None) is not None:
             return starter.name
     return None

