@@ -302,7 +302,7 @@ ROWS = [
     Bad("a negative label", "classification", label(-1), ("label -1",), LABELS),
     Bad("a label of another name", "classification", label("maybe"), ("label 'maybe'",), LABELS),
     Bad("a label of 5,000 digits", "classification", label("9" * 5000), ("label",), LABELS),
-    Bad("a float label", "classification", label(1.0), ("label is 1.0",), LABELS),
+    Bad("a label with decimals", "classification", label(1.5), ("label '1.5'",), LABELS),
     Bad("a null label", "classification", label(None), ("label is None",), LABELS),
     Bad("a label of a truth", "classification", label(True), ("label is True",), LABELS),
     Bad("a label of a list", "classification", label([1]), ("label is [1]",), LABELS),

@@ -42,8 +42,7 @@ class RowLoss:
 
     kind: str
     name: str = "of-rows"
-    unit: str = "example"
-    heads: tuple[str, ...] = ()
+    targets: None = None
 
     @property
     def weights(self) -> torch.Tensor:

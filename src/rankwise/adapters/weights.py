@@ -73,7 +73,7 @@ class AdapterWeights:
 
     @property
     def rank(self) -> int:
-        return max(factors.rank for factors in self.factors.values())
+        return max((factors.rank for factors in self.factors.values()), default=0)
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -145,9 +145,9 @@ def _facts(record: StepRecord) -> str:
 
 def measured(record: LossRecord, scores: Sequence[ScoreRecord]) -> str:
     """One validation on one line."""
-    line = f"validation loss {_when(record.step)}: {record.loss:.4f} nats per loss token ({record.documents} sequences)"
+    line = f"validation loss {_when(record.step)}: {record.loss:.4f} {record.unit} ({record.documents} sequences)"
     listed = ", ".join(f"{one.metric} {one.value:.3f}" for one in scores)
-    return f"{line}; {listed} ({scores[0].n} answers)" if scores else line
+    return f"{line}; {listed} ({scores[0].n} rows)" if scores else line
 
 
 def sampled(record: SampleRecord) -> str:

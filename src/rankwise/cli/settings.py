@@ -18,7 +18,8 @@ from typing import Annotated, Any
 import typer
 from pydantic_core import PydanticUndefined
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.reading import Setting, parse_setting
@@ -26,8 +27,8 @@ from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
 CONFIGS = {
-    "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig, FullConfig],
-    "training": [TrainingConfig], "validation": [ValidationConfig],
+    "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig, HeadConfig, FullConfig],
+    "training": [TrainingConfig], "validation": [ValidationConfig], "classification": [ClassificationConfig],
 }  # fmt: skip
 
 
@@ -57,8 +58,11 @@ FLAGS = {
     "model": Flag("model.name", str, "Starter name, hub id, folder or .gguf file."),
     "data": Flag("data.path", str, "File or folder of rows, or hub:organisation/name."),
     "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
+    "objective": Flag("objective", str,
+        "What is learned from a row: causal-lm (the tokens of its answers) or sequence-classification (one class or "
+        "number for its text).  [default: by the model]"),
     "method": Flag("adapter.method", str,
-        "lora, adalora, or full: train every weight of the model, in float32.  [default: lora]"),
+        "lora, adalora, head (a classifier's new head alone) or full (every weight, in float32).  [default: lora]"),
     "budget": Flag("adapter.budget", str,
         "AdaLoRA budget: a mean rank (8), 600k parameters, or the adapter's size (2MB)."),
     "rank": Flag("adapter.rank", int, "LoRA rank."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,14 +11,17 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet
 from rankwise.cli.settings import ADAPTER, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
 from rankwise.config.reading import read_experiment
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.manifest import Forecasted, Results
+from rankwise.runs.data_report import loss_unit
+from rankwise.runs.manifest import Results
 from rankwise.system.allocator import keep_memory
+
+if TYPE_CHECKING:
+    from rankwise.commands.train import Trained
 
 
 @takes_settings(
-    "model", "data", "run", *ADAPTER, "epochs", "steps", "batch_size", "learning_rate", "auto_batch", "backend", *ROWS,
-    *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
+    "model", "data", "run", "objective", *ADAPTER, "epochs", "steps", "batch_size", "learning_rate", "auto_batch",
+    "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
 )  # fmt: skip
 def train(
     config: ConfigFile = None,
@@ -51,13 +54,14 @@ def train(
             return
         results = trained.manifest.results
         assert results is not None, "only a finished run is returned"
-        _tell(experiment.run, experiment.adapter.artifact, results, trained.manifest.forecast)
+        _tell(trained, results)
 
 
 FILE_FORMATS = {"adapter": "PEFT's format", "model": "float32, for transformers"}
 
 
-def _tell(run: str, result: str, results: Results, forecast: Forecasted | None) -> None:
+def _tell(trained: Trained, results: Results) -> None:
+    run, result, forecast = trained.run.folder.name, trained.result.name, trained.manifest.forecast
     typer.echo(
         f"{run}: {results.steps} steps in {results.train_seconds:.0f} s ({results.tokens_per_second:,.0f} tokens/s), "
         f"loss {results.loss:.3f}, peak memory {results.peak_rss_bytes / 1e9:.1f} GB"
@@ -69,14 +73,15 @@ def _tell(run: str, result: str, results: Results, forecast: Forecasted | None) 
         change = results.held_out_loss_after - results.held_out_loss_before
         typer.echo(
             f"validation loss {results.held_out_loss_before:.4f} -> {results.held_out_loss_after:.4f} "
-            f"({change:+.4f} nats per loss token)"
+            f"({change:+.4f} {loss_unit(trained.targets)})"
         )
     if results.ended_early is not None:
         typer.echo(f"stopped early: {results.ended_early}")
     if results.kept_step not in (None, results.steps):
         typer.echo(f"kept step {results.kept_step}: {results.kept_why}")
     typer.echo(f"{result}: runs/{run}/{result} ({results.adapter_bytes / 1e6:.1f} MB, {FILE_FORMATS[result]})")
-    page = RunDirectory.named(run).page
+    page = trained.run.page
     if page.is_file():
         typer.echo(f"report: {page}")
-    typer.echo(f"next: rankwise chat {run} --both")
+    use = f"chat {run} --both" if trained.targets is None else f"predict {run} --data FILE --out predictions.jsonl"
+    typer.echo(f"next: rankwise {use}")

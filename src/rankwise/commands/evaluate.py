@@ -19,6 +19,7 @@ from rankwise.config.tasks import HELD_OUT, TaskConfig, is_running_text, refuse_
 from rankwise.errors import ConfigError, RankwiseError, first_line
 from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, of_two_models
 from rankwise.evaluation.base_cache import base_scores
+from rankwise.evaluation.class_task import ClassTask
 from rankwise.evaluation.forgetting import forgetting
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import difference
@@ -38,6 +39,8 @@ from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.sources import find
+from rankwise.objectives.registry import objective_for
+from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.runs.directory import find_run
 from rankwise.runs.evaluations import (
     Difference,
@@ -74,6 +77,11 @@ class Subject:
     artifact: Artifact | None = None
     """The run, or the adapter's folder."""
 
+    @property
+    def classifier(self) -> SequenceClassification | None:
+        objective = None if self.artifact is None else objective_for(self.artifact.data_report)
+        return objective if isinstance(objective, SequenceClassification) else None
+
 
 def evaluate(
     target: str, task: str | TaskConfig | None = None, *, data: str | None = None, rows: int | None = None,
@@ -97,6 +105,7 @@ def evaluate(
         raise ConfigError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
+    _refuse_of_language_models(subject, task, text, blocks)
     asked = asked_of(subject, task, data, rows, together, callback)
     _result_file(subject, asked, out)
     read = _text(subject, text, blocks) if with_forgetting else None
@@ -199,7 +208,9 @@ def open_subject(
 
     trained_on = artifact.trained_on or asked.model.facts
     own = Subject(artifact.name, asked.model, artifact.run, system=asked.system, artifact=artifact)
-    if not base:
+    if base and asked.objective.targets is not None:
+        callback(StatusMessage("the base has no trained head, so this classifier is evaluated alone"))
+    if not base or asked.objective.targets is not None:
         return own
     # a base that was forced upon the run need not be the one that it was trained on
     origin = fingerprint(find(artifact.base, silent).folder) if force_base else trained_on.fingerprint
@@ -237,6 +248,8 @@ def asked_of(
         if data is not None:
             raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
         return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
+    if subject.classifier is not None:
+        return _class_task(subject, subject.classifier, data, rows, callback)
     spec, items = _items(subject, task, data, rows, callback)
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
@@ -246,6 +259,28 @@ def asked_of(
     if items.labels:
         callback(StatusMessage(f"{spec.task}: {labels_text(dict(items.labels))}"))
     return OwnTask(spec, items, together or TOGETHER)
+
+
+def _class_task(
+    subject: Subject, objective: SequenceClassification, data: str | None, rows: int | None, callback: Callback
+) -> ClassTask:
+    """Rows that the run did not train on, its own or those of `data`."""
+    assert subject.artifact is not None, "a classifier is a run or an adapter's folder"
+    found = rows_to_measure(subject.artifact, subject.model, data, callback)
+    name = HELD_OUT if data is None else task_of_rows(data).task
+    chosen = found.documents if rows is None else found.spread(rows).documents
+    return ClassTask(name, found.about, objective, chosen)
+
+
+def _refuse_of_language_models(
+    subject: Subject, task: str | TaskConfig | None, text: str | None, blocks: int | None
+) -> None:
+    """ConfigError where a classifier is given what only a language model can be measured with."""
+    given = [name for name, value in (("--task", task), ("--text", text), ("--blocks", blocks)) if value is not None]
+    if subject.classifier is not None and given:
+        raise ConfigError(
+            [f"{given[0]} is for language models, and {subject.name} is a classifier. Give labelled rows with --data."]
+        )
 
 
 def _items(

@@ -19,6 +19,7 @@ from rankwise.data.answered_rows import check_name, file_of
 from rankwise.data.asking import PLACEHOLDER, question_of
 from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
+from rankwise.inference.classify import Prediction, probability_column
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
@@ -26,6 +27,7 @@ from rankwise.methods.artifact import open_artifact
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import check_place, write_atomic
+from rankwise.text.encode_texts import texts_of
 from rankwise.text.example import Example
 from rankwise.text.tokenize import prompt_ids
 
@@ -44,6 +46,10 @@ class Row:
     question: Example | None = None
     ids: list[int] = field(default_factory=list)
     answer: Answer | None = None
+    texts: tuple[str, str] = ("", "")
+    """What a classifier reads: a text, and a second one or nothing."""
+    prediction: Prediction | None = None
+    """Of a classifier, in place of an answer."""
     problem: str | None = None
 
 
@@ -67,7 +73,8 @@ class Predicted:
         """What `rankwise predict --json` prints."""
         tokens = sum(answer.tokens for answer in self.answers)
         return {
-            "out": str(self.out), "column": self.column, "rows": len(self.rows), "answered": len(self.answers),
+            "out": str(self.out), "column": self.column, "rows": len(self.rows),
+            "answered": sum(row.problem is None for row in self.rows),
             "errors": [row.problem for row in self.rows if row.problem is not None], "tokens": tokens,
             "seconds": round(self.seconds, 3), "stopped": dict(Counter(answer.stopped for answer in self.answers)),
             "repeated": self.repeated,
@@ -87,14 +94,22 @@ def predict(
     artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
     form = None if artifact.run is None else artifact.run.manifest.data.format
     rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
-    _refuse_taken([column, *([PROBLEM] if skip_bad_rows else [])], rows)
+    targets = None if artifact.data_report is None else artifact.data_report.targets
+    shares = [probability_column(name) for name in targets.classes] if targets is not None else []
+    _refuse_taken([column, *shares, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
+    if targets is not None:
+        _refuse_generation(spec, base=base, system=system)
     tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
-    chosen = spec or GenerationConfig()
-    _render(rows, tuned, system, chosen.max_new_tokens)
-    _refuse_bad(rows, skip_bad_rows)
-    with tuned.base(base):
-        _answer([row for row in rows if row.problem is None], tuned, chosen, batch_size, callback)
+    if targets is not None:
+        _classify(rows, tuned, callback)
+        _refuse_bad(rows, skip_bad_rows)
+    else:
+        chosen = spec or GenerationConfig()
+        _render(rows, tuned, system, chosen.max_new_tokens)
+        _refuse_bad(rows, skip_bad_rows)
+        with tuned.base(base):
+            _answer([row for row in rows if row.problem is None], tuned, chosen, batch_size, callback)
     write_atomic(out, file_of([_with_answer(row, column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began)
 
@@ -209,7 +224,45 @@ def _answer(
         row.answer = answer
 
 
+def _refuse_generation(spec: GenerationConfig | None, *, base: bool, system: str | None) -> None:
+    """ConfigError where a setting is given that a classifier has no use for."""
+    changed = [] if spec is None else [name for name, value in GenerationConfig() if getattr(spec, name) != value]
+    idle = ["base"] * base + ["system"] * (system is not None) + changed
+    if idle:
+        raise ConfigError([f"the setting {idle[0]} has no effect, because this run is a classifier. Leave it out."])
+
+
+def _classify(rows: Sequence[Row], tuned: TunedModel, callback: Callback) -> None:
+    """A row that is too long is cut if the run's rows were, and cannot be classified if they were left out."""
+    run = tuned.artifact.run
+    data = DataConfig(path="rows") if run is None else run.experiment.data
+    limit = min(data.max_length, tuned.model.context_length or data.max_length)
+    questions = [(row, row.question) for row in rows if row.question is not None and row.problem is None]
+    for row, question in questions:
+        try:
+            row.texts = texts_of(question)
+        except DataError as error:
+            row.problem = str(error)
+    usable = [row for row, _ in questions if row.problem is None]
+    encoded = tuned.encode_texts([row.texts for row in usable], limit if data.too_long == "truncate" else None)
+    for row, tokens in zip(usable, encoded, strict=True):
+        if len(tokens.ids) > limit:
+            row.problem = (
+                f"{row.where}: has {len(tokens.ids):,} tokens, and the run's longest row may have {limit:,} "
+                "(data.max_length, and the model's context). Shorten the row."
+            )
+    fitting = [(row, tokens) for row, tokens in zip(usable, encoded, strict=True) if row.problem is None]
+    classified = tuned.classify(
+        [tokens for _, tokens in fitting],
+        lambda done: callback(ProgressUpdate("Classifying", done, len(fitting), "rows")),
+    )
+    for (row, _), prediction in zip(fitting, classified, strict=True):
+        row.prediction = prediction
+
+
 def _with_answer(row: Row, column: str) -> dict[str, Any]:
+    if row.prediction is not None:
+        return row.columns | row.prediction.as_columns(column)
     if row.answer is not None:
         return row.columns | {column: row.answer.text}
     return row.columns | {column: None, PROBLEM: row.problem}

@@ -56,6 +56,7 @@ def strength(
         check_place(artifact.folder / STRENGTH)
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
     asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
+    asked.check_generates()
     told = text_for(asked.model, text, blocks=blocks)
     if artifact.data_report is not None:
         refuse_trained_on(told, artifact.data_report)

@@ -22,7 +22,8 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.registry import objective_of
+from rankwise.objectives.registry import decided, objective_of
+from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import hashes_of
 from rankwise.runs.manifest import Manifest, now
@@ -37,6 +38,11 @@ from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import SCORERS
 
+LABELS_AS_ANSWERS = (
+    "the objective is causal-lm: the labels are learned as answers. --objective sequence-classification trains a "
+    "classifier with a head instead"
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -48,6 +54,8 @@ class Trained:
     """The folder of what was learned."""
     model: LoadedModel
     trainable: Trainable
+    targets: TargetFacts | None = None
+    """The classes or numbers that a classifier predicts."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise train --json` prints."""
@@ -74,10 +82,13 @@ def train(
         WarningCollector(callback),
         method_of(experiment.adapter),
     )
+    experiment = decided(experiment, callback)
     with run.claimed(restart=restart, resume=resume):
         if resume:
             experiment = settings_of(run, experiment)
         objective = objective_of(experiment)
+        if model is not None and objective.targets is not None:
+            raise ConfigError(["a classifier gets a new head when its model is loaded; give the model's name."])
         foreseen = foresee(experiment, callback)
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
@@ -87,16 +98,19 @@ def train(
                 [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.base}.']
             )
         context = loaded.context_length
-        writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, context, objective.encoder)
+        writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, context, objective.encoder,
+                          targets=objective.targets)  # fmt: skip
         prepared = prepare(experiment.data, writing, callback)
         refuse_fatal(prepared.data_report)
+        if prepared.data_report.format == "classification" and objective.targets is None:
+            callback(StatusMessage(LABELS_AS_ANSWERS))
         loaded = replace(loaded, template=writing.by(experiment.data).template)
-        scorer = SCORERS[objective.name](experiment.validation, loaded, prepared)
+        scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
         rows = prepared.trained_rows
         config = experiment.training.resolved(len(rows), loaded.width, experiment.adapter.auto_rate)
         trainable = method.attach(loaded, Setup(
             config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
-            heads=tuple(objective.heads), resumed_ranks=partial(ranks_before_training, run) if resume else None,
+            heads=objective.heads(loaded), resumed_ranks=partial(ranks_before_training, run) if resume else None,
         ))  # fmt: skip
         try:
             if shared := tables_of_the_head(loaded.module, trainable.names):
@@ -104,7 +118,8 @@ def train(
             work = Workload.of(loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback)
             training = TrainingRun(experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback)
             result, manifest = training.result, _recorded(training, foreseen, resume=resume, force_memory=force_memory)
-            return Trained(run, manifest, result, method.tuned(loaded, result), trainable)
+            tuned = method.tuned(loaded, result)
+            return Trained(run, manifest, result, tuned, trainable, objective.targets)
         except BaseException:
             trainable.remove()  # a model that was given is to be what it was
             raise

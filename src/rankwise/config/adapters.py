@@ -191,6 +191,19 @@ class AdaLoraConfig(AdapterConfig):
         return _parse_budget(self.budget)
 
 
+class HeadConfig(MethodConfig):
+    """The new head of a classifier alone; the pretrained model stays as it is."""
+
+    artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
+    auto_rate: ClassVar[float] = 2e-3
+    method: Literal["head"] = "head"
+    """The method these settings belong to."""
+
+    @property
+    def label(self) -> str:
+        return "head only"
+
+
 class FullConfig(MethodConfig):
     """Full fine-tuning: every weight of the model is trained, in float32."""
 

@@ -258,6 +258,13 @@ class DataConfig(Reading):
             )
 
     @property
+    def of_language_models(self) -> list[str]:
+        """The settings given here that have no effect where no answer is written."""
+        names = ("recipe", "system", "learned", "answers", "packing")
+        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        return given + [f"too_long {self.too_long}"] * (self.too_long in ("cut-prompt", "split"))
+
+    @property
     def measured_source(self) -> ValidationDataConfig | None:
         """The validation rows. If they name no columns themselves, they use those that all training rows share."""
         own = self.validation

@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.base import Config
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
-OTHERS: dict[str, type[Config]] = {"adalora": AdaLoraConfig, "full": FullConfig}
+OTHERS: dict[str, type[Config]] = {"adalora": AdaLoraConfig, "head": HeadConfig, "full": FullConfig}
 """Methods other than LoRA. The adapter settings of recipes are written for LoRA."""
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -24,8 +25,13 @@ def _method(value: Any) -> Any:
 
 
 Adapting = Annotated[
-    Annotated[LoraConfig, Tag("lora")] | Annotated[AdaLoraConfig, Tag("adalora")] | Annotated[FullConfig, Tag("full")],
-    Discriminator(_method, custom_error_type="method", custom_error_message="The method is lora, adalora or full"),
+    Annotated[LoraConfig, Tag("lora")]
+    | Annotated[AdaLoraConfig, Tag("adalora")]
+    | Annotated[HeadConfig, Tag("head")]
+    | Annotated[FullConfig, Tag("full")],
+    Discriminator(
+        _method, custom_error_type="method", custom_error_message="The method is lora, adalora, head or full"
+    ),
 ]
 
 
@@ -36,8 +42,12 @@ class Experiment(Config):
     """The base model."""
     data: DataConfig
     """The training and validation rows."""
-    objective: Literal["auto", "causal-lm"] = "auto"
-    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers. `auto` chooses it."""
+    objective: Literal["auto", "causal-lm", "sequence-classification"] = "auto"
+    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers, and
+    `sequence-classification` to predict one class or one number for its text. `auto` chooses sequence-classification
+    for an encoder, such as BERT, and causal-lm for every other model."""
+    classification: ClassificationConfig = Field(default_factory=ClassificationConfig)
+    """What a classifier predicts."""
     run: Annotated[str, Field(pattern=RUN_NAME)]
     """Name of the run. Its folder is `runs/NAME`."""
     adapter: Adapting = Field(default_factory=LoraConfig)
@@ -81,6 +91,25 @@ class Experiment(Config):
         """The model as it is loaded: weights that learn are float32 on every device."""
         dtype = self.adapter.base_dtype
         return self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
+
+
+def misfits(experiment: Experiment) -> list[str]:
+    """Settings that have no effect with the experiment's objective."""
+    if experiment.objective == "auto":
+        return []
+    classifies = experiment.objective == "sequence-classification"
+    validation, method = experiment.validation, experiment.adapter.method
+    idle = [f"validation.{name}" for name in validation.of_other_objective(classifies)]
+    if classifies:
+        idle += [f"data.{name}" for name in experiment.data.of_language_models] if experiment.data is not None else []
+        idle += ["adapter.start eva"] if getattr(experiment.adapter, "start", None) == "eva" else []
+    else:
+        idle += ["classification"] if experiment.classification != ClassificationConfig() else []
+        idle += ["adapter.method head"] if method == "head" else []
+    return [
+        f"the setting {name} has no effect with the objective {experiment.objective}. Leave it out, or choose another "
+        "objective (--objective)." for name in idle
+    ]  # fmt: skip
 
 
 def _over(under: dict[str, Any], given: Any) -> Any:

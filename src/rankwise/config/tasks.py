@@ -29,11 +29,14 @@ Score = Literal[
 ]  # fmt: skip
 MEANINGS = {
     "loss": "nats per token of the reference answers, end token included; lower is better",
+    "cross_entropy": "nats per row of the right class, each row with weight 1; lower is better",
+    "mean_squared_error": "the mean of the squared differences of predicted and true numbers; lower is better",
     "accuracy": "the share of items for which the model finds the right choice the most likely",
     "accuracy_unnormalised": "accuracy without dividing a choice's log-likelihood by its length",
     "f1": "F1 of each class, averaged over classes (macro F1)",
     "matthews": "the correlation of predicted and true classes: 0 is chance, 1 is perfect",
-    "pearson": "the correlation of the number in the answer with the number in the reference",
+    "pearson": "the correlation of predicted and true numbers (Pearson)",
+    "spearman": "the correlation of the ranks of predicted and true numbers (Spearman)",
     "exact": "the share of answers that equal a reference, letter for letter, apart from white space around them",
     "number": "the share of answers whose final number equals that of a reference",
     "json": "the share of JSON fields that have the right value, averaged over items",

@@ -8,14 +8,16 @@ and `patience` need more frequent validation and get it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from rankwise.config.base import Config, PositiveInt
 
 TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
+ClassMetric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
+OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
 TIMES = 10
 READ_SHARE = 0.2
 """Tokens that validation may read between the first and the last step, as a share of the trained tokens."""
@@ -34,8 +36,9 @@ class ValidationConfig(Config):
     AdaLoRA, only checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
     patience: PositiveInt | None = None
     """Early stopping: end the run after this many validations in a row without improvement."""
-    by: Literal["loss", TextMetric] = "loss"
-    """What `keep` and `patience` compare: the validation loss, or a metric of the answers."""
+    by: Literal["loss", TextMetric, ClassMetric] = "loss"
+    """What `keep` and `patience` compare: the validation loss, a metric of a language model's answers, or a metric of a
+    classifier (accuracy, f1, matthews; pearson and spearman where labels are numbers)."""
     scores: tuple[TextMetric, ...] = ()
     """Further metrics of the answers to validation rows, computed at each validation."""
     answers: Annotated[int, Field(ge=0, strict=True)] = 0
@@ -67,8 +70,16 @@ class ValidationConfig(Config):
     @property
     def metrics(self) -> tuple[TextMetric, ...]:
         """The metrics of answers, each once."""
-        of_by = () if self.by == "loss" else (self.by,)
+        of_by = tuple(metric for metric in get_args(TextMetric) if metric == self.by)
         return tuple(dict.fromkeys((*of_by, *self.scores)))
+
+    def of_other_objective(self, classifies: bool) -> list[str]:
+        """The settings given here that are for language models, or with `classifies` False for classifiers."""
+        if not classifies:
+            return [f"by {self.by}"] if self.by in get_args(ClassMetric) else []
+        fields = type(self).model_fields
+        given = [name for name in OF_ANSWERS if getattr(self, name) not in (fields[name].default, ())]
+        return given + [f"by {self.by}"] * (self.by in get_args(TextMetric))
 
     @property
     def chooses(self) -> bool:

@@ -114,11 +114,14 @@ def portion(rows: Sequence[Tokens], padded_tokens: int) -> list[Batch]:
     return [collate(part) for part in portions_of(rows, padded_tokens)]
 
 
-def portions_of(rows: Sequence[Tokens], padded_tokens: int) -> list[list[Tokens]]:
-    """Rows of like length together, longest first, so that what is too large for memory fails at once."""
+def portions_of(
+    rows: Sequence[Tokens], padded_tokens: int, width: Callable[[Tokens], int] = padded_length
+) -> list[list[Tokens]]:
+    """Rows of like length together, longest first, so that what is too large for memory fails at once. `width` is how
+    many tokens a row takes in a batch whose longest row it is."""
     portions: list[list[Tokens]] = []
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        if not portions or padded_length(portions[-1][0]) * (len(portions[-1]) + 1) > padded_tokens:
+        if not portions or width(portions[-1][0]) * (len(portions[-1]) + 1) > padded_tokens:
             portions.append([])
         portions[-1].append(row)
     return portions

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, Literal
 
 from rankwise.config.base import shown
@@ -205,8 +206,10 @@ def classified(row: Row) -> tuple[str, ...] | None:
 
 
 def _label(value: Any, labels: tuple[str, ...], where: str) -> str:
+    if isinstance(value, float) and isfinite(value):  # written as in the file; tables make floats of whole numbers
+        value = int(value) if value.is_integer() else repr(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DataError(f"{where}: the label is {shown(value)}; a whole number or a name is expected.")
+        raise DataError(f"{where}: the label is {shown(value)}; a name or a finite number is expected.")
     if not labels:
         return text_of(value if isinstance(value, str) else shown(value), where, "label")
     short = isinstance(value, str) and len(value) < 10 and value.isdecimal()

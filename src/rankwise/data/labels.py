@@ -7,6 +7,7 @@ mistake in the data.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ ROWS_OF_EACH = 5
 """Smallest average number of rows per answer, for answers of other formats to count as labels."""
 LONGEST = 200
 MOST_LISTED = 100
+_FRACTION = re.compile(r"[+-]?\d*\.\d*[1-9]\d*")
 SHORTEST = 4
 """Smallest length of a label that can count as misspelled: "up" and "us" are two labels."""
 
@@ -45,7 +47,11 @@ class Labels:
             return ""
         label = label_of(row)
         self.named = self.named and classification
-        if label is None or (not self.named and (len(label) > LONGEST or len(self.counts) > MOST_DISTINCT)):
+        if (
+            label is None
+            or _is_fraction(label)
+            or (not self.named and (len(label) > LONGEST or len(self.counts) > MOST_DISTINCT))
+        ):
             self.none = True
             return ""
         self.counts[label] += 1
@@ -114,6 +120,11 @@ def label_of(row: Sequence[Example]) -> str | None:
         return None
     answers = [message for message in row[0].messages if message.role == "assistant"]
     return answers[0].content if len(answers) == 1 and not answers[0].tool_calls else None
+
+
+def _is_fraction(label: str) -> bool:
+    """Whether it is a number such as 3.8, which belongs to a scale and is no class."""
+    return "." in label and _FRACTION.fullmatch(label) is not None
 
 
 def _folded(label: str) -> str:

@@ -22,7 +22,15 @@ from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.source_rows import SourceRows, numbers_of
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
-from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts, PartFacts, TemplateFacts, ValidationFacts
+from rankwise.runs.data_report import (
+    DataReport,
+    HoldOutFacts,
+    OverlapFacts,
+    PartFacts,
+    TargetFacts,
+    TemplateFacts,
+    ValidationFacts,
+)
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.text.encode import RowEncoder
 from rankwise.text.example import Example
@@ -53,9 +61,9 @@ class Prepared:
 
 def prepare_data(
     spec: DataConfig, encoder: RowEncoder | None, tally: Tally, callback: Callback, *,
-    model: str | None, template: TemplateFacts | None,
+    model: str | None, template: TemplateFacts | None, targets: TargetFacts | None = None,
 ) -> Prepared:  # fmt: skip
-    work = _Preparation(spec, encoder, tally, callback, model, template)
+    work = _Preparation(spec, encoder, tally, callback, model, template, targets)
     trained = [work.read(open_source(spec, source), source.weight) for source in spec.all_sources]
     apart = replace(work, tally=tally.anew())
     to_measure = spec.measured_source
@@ -81,6 +89,7 @@ class _Preparation:
     callback: Callback
     model: str | None
     template: TemplateFacts | None
+    targets: TargetFacts | None
     documents: list[EncodedRows] = field(default_factory=list)
 
     @property
@@ -170,12 +179,13 @@ def _data_report(
         overlap=overlap,
         licence=strictest(file.licence for file in files),
         recipe=spec.recipe,
-        template=work.template,
+        template=None if work.targets is not None else work.template,
+        targets=work.targets,
         unused_columns=unused,
         warnings=remarks,
         fatal=(*fatal, *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart)),
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
-        **_counts(tally, encodes),
+        **_counts(tally, encodes, work.targets is not None),
     )
 
 
@@ -195,7 +205,7 @@ def _fatal_of_validation(work: _Preparation, apart: Tally) -> list[str]:
     return fatal_problems(apart, work.spec, limit=work.limit, trained=apart.used, name=path) if path else []
 
 
-def _counts(tally: Tally, encodes: bool) -> dict[str, Any]:
+def _counts(tally: Tally, encodes: bool, classifies: bool) -> dict[str, Any]:
     """What the report takes from the tally as it is; counts of tokens only where rows were encoded."""
     counts: dict[str, Any] = {
         "rows": tally.rows,
@@ -210,7 +220,7 @@ def _counts(tally: Tally, encodes: bool) -> dict[str, Any]:
         "replacement_characters": tally.replacements,
         "system": tally.system,
     }
-    of_tokens = {
+    of_tokens: dict[str, int | None] = {
         "documents": tally.documents,
         "tokens": tally.tokens,
         "loss_tokens": tally.loss_tokens,
@@ -221,6 +231,9 @@ def _counts(tally: Tally, encodes: bool) -> dict[str, Any]:
         "double_start": tally.double_start,
         "control_tokens_as_text": tally.control_tokens,
     }
+    if classifies:  # no answer is written, so none is located or ended
+        counts["template_parity"] = None
+        of_tokens |= {"eos_supervised": None, "template_parity_broken": None}
     return counts | (of_tokens if encodes else dict.fromkeys(of_tokens))
 
 

@@ -12,7 +12,7 @@ from rankwise.data.encoded_cache import keep, key_of, recall
 from rankwise.data.preparation import Prepared, prepare_data
 from rankwise.data.report import Tally
 from rankwise.errors import DataError
-from rankwise.runs.data_report import MOST_LISTED, DataReport
+from rankwise.runs.data_report import MOST_LISTED, DataReport, TargetFacts
 from rankwise.runs.manifest import DataFacts
 from rankwise.runs.records import Callback
 from rankwise.text.chat_template import ChatTemplate
@@ -32,6 +32,8 @@ class Writing:
     """An objective's way to encode rows."""
     guessed: bool = False
     """Nobody named this model; it was here."""
+    targets: TargetFacts | None = None
+    """What a classifier predicts for a row."""
 
     def by(self, spec: DataConfig) -> Writing:
         """With the template of the recipe, where there is one."""
@@ -48,13 +50,16 @@ def prepare(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
     """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
     writing = writing.by(spec)
     encoder = writing.encoder(spec)
-    identity = f"{writing.tokenizer.identity} {writing.template.identity} {writing.guessed} {type(encoder).__name__}"
+    targets = None if writing.targets is None else writing.targets.model_dump_json()
+    written_by = (writing.tokenizer.identity, writing.template.identity, writing.guessed, type(encoder).__name__)
+    identity = " ".join(map(str, (*written_by, targets)))
     key = key_of(spec, encoder, identity, writing.name)
     prepared = recall(key)
     if prepared is None:
         prepared = prepare_data(
-            spec, encoder, _tally(writing), callback, model=writing.name, template=writing.template.facts
-        )
+            spec, encoder, _tally(writing), callback, model=writing.name, template=writing.template.facts,
+            targets=writing.targets,
+        )  # fmt: skip
         if key_of(spec, encoder, identity, writing.name) == key:  # else somebody wrote into a file that was being read
             keep(key, prepared, callback)
     return prepared
@@ -91,7 +96,11 @@ def facts_of(prepared: Prepared) -> DataFacts:
 def summary_lines(data_report: DataReport) -> Sequence[str]:
     """The data report in a few lines, printed before the training."""
     lines = [data_report.hold_out.describe()] if data_report.hold_out is not None else []
-    lines += [f"the end token is in the loss in {data_report.eos_supervised:,} of {data_report.documents:,} sequences"]
+    if data_report.targets is not None:
+        lines.append(data_report.targets.describe())
+    else:
+        ended, sequences = data_report.eos_supervised, data_report.documents
+        lines.append(f"the end token is in the loss in {ended:,} of {sequences:,} sequences")
     if data_report.skipped:
         why = ", ".join(f"{count:,} {reason}" for reason, count in data_report.skipped_why.items())
         listed = "them" if data_report.skipped <= MOST_LISTED else f"the first {MOST_LISTED}"

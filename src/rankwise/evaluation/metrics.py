@@ -236,11 +236,14 @@ def _corpus(name: str) -> Metric:
 
 METRICS: dict[str, Metric] = {
     "loss": Metric(share, more_is_better=False),
+    "cross_entropy": Metric(share, more_is_better=False),
+    "mean_squared_error": Metric(share, more_is_better=False),
     "accuracy": Metric(share),
     "accuracy_unnormalised": Metric(share),
     "f1": Metric(macro_f1),
     "matthews": Metric(matthews),
     "pearson": Metric(pearson),
+    "spearman": Metric(pearson),
     "exact": Metric(share, best(exact)),
     "number": Metric(share, best(number)),
     "json": Metric(share, best(json_fields)),
@@ -251,7 +254,8 @@ METRICS: dict[str, Metric] = {
     "bleu": _corpus("BLEU"),
     "chrf": _corpus("CHRF"),
 }
-"""All metrics. Rows of `loss` are [nats, tokens]; for `regex`, each task has its own pattern."""
+"""All metrics. Rows of `loss` are [nats, tokens]; for `regex`, each task has its own pattern; `spearman` is the
+correlation of ranks among all items."""
 
 
 def unfit(metric: str, target: str) -> str | None:

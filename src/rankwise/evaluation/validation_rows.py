@@ -17,6 +17,7 @@ from rankwise.data.sequences import evenly
 from rankwise.errors import DataError
 from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import PartFacts
 from rankwise.runs.records import Callback
 from rankwise.runs.snapshot import RunSnapshot
@@ -48,7 +49,9 @@ class Measurable:
 def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, callback: Callback) -> Measurable:
     """Read the rows from `data` (a file, folder or hub data set), or without it the run's own. `model` has the run's
     template."""
-    writing, run = Writing(model.tokenizer, model.template, model.source.name, model.context_length), artifact.run
+    objective, run = objective_for(artifact.data_report), artifact.run
+    writing = Writing(model.tokenizer, model.template, model.source.name, model.context_length, objective.encoder,
+                      targets=objective.targets)  # fmt: skip
     if run is None:
         return _of_folder(artifact, data, writing, callback)
     spec = run.experiment.data

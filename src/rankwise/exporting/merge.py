@@ -23,11 +23,11 @@ from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BASE_FACTS
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.models.saving import save, stored_as
+from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
-from rankwise.runs.records import Callback, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import need_space, published, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,7 +79,7 @@ def export_merged(
             write_json(temporary / file, value)
         weights = _hashes(tuned.model)
         del tuned  # frees memory for the reloaded model
-        again = load(spec.model_copy(update={"name": str(temporary)}))
+        again = objective_for(artifact.data_report).load(spec.model_copy(update={"name": str(temporary)}), silent)
         difference, same = _difference(_logits(again), live), _hashes(again) == weights
         if not (same and difference <= ALLOWED[export_dtype]):
             raise AdapterError(

@@ -59,7 +59,15 @@ def eager_saved_activations(
 ) -> SavedActivations:
     """By the model's own code; `batch_of` makes a batch of one row of so many tokens, with a loss for each."""
     device = next(module.parameters()).device
-    return _line(loss_of, [batch_of(length).to(device) for length in (SMALL[0], LARGE[0])], module)
+    return _line(loss_of, [batch_of(length).to(device) for length in _lengths(module)], module)
+
+
+def _lengths(module: nn.Module) -> tuple[int, int]:
+    """A short and a long row, within the positions that the model has."""
+    config = getattr(module, "config", None)
+    longest = getattr(config, "max_position_embeddings", None) or LARGE[0]
+    large = min(LARGE[0], max(2, longest - 2))  # RoBERTa's first two positions are no token's
+    return min(SMALL[0], large // 2), large
 
 
 def _line(loss_of: Callable[[Batch], Tensor], batches: Sequence[Batch], module: nn.Module) -> SavedActivations:

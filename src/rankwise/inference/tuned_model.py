@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import DataError
+from rankwise.errors import DataError, RunError
+from rankwise.inference.classify import Prediction, predictions
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
 from rankwise.methods.artifact import Artifact, open_artifact
@@ -17,9 +18,14 @@ from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.beside import other_tokens, templates_in
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.registry import objective_for
+from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.encode_texts import encode_texts
 from rankwise.text.example import BREAK, Message
+from rankwise.text.tokenize import Tokens
 
 SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 
@@ -38,6 +44,38 @@ class TunedModel:
         """Inside, `model` is the untouched base, bit for bit; or still the tuned model where this is not `active`."""
         return self.trainable.base() if active else nullcontext()
 
+    @property
+    def objective(self) -> Objective:
+        """What the model was trained for."""
+        return objective_for(self.artifact.data_report)
+
+    def check_generates(self) -> None:
+        """RunError where the model is a classifier."""
+        if self.objective.targets is not None:
+            raise RunError(
+                f"{self.artifact.described} is a classifier, which generates no text. Use rankwise predict for its "
+                "classes or numbers, and rankwise evaluate to measure it."
+            )
+
+    @property
+    def classifier(self) -> SequenceClassification:
+        """The objective of a classifier; RunError where the model is a language model."""
+        if not isinstance(objective := self.objective, SequenceClassification):
+            raise RunError(
+                f"{self.artifact.described} is a language model, not a classifier. Use rankwise generate for answers."
+            )
+        return objective
+
+    def encode_texts(self, texts: Sequence[tuple[str, str]], limit: int | None = None) -> list[Tokens]:
+        """Texts for a classifier, each with a second text beside it or "". With a `limit`, longer ones are cut to
+        it."""
+        _ = self.classifier
+        return encode_texts(self.model.tokenizer, texts, limit)
+
+    def classify(self, rows: Sequence[Tokens], done: Callable[[int], None] | None = None) -> list[Prediction]:
+        """One prediction for each encoded row; `done` is told how many there are so far."""
+        return predictions(self.classifier, self.model.module, rows, done)
+
     def opening(self, system: str | None) -> list[Message]:
         """How a conversation begins: with `system`, or with what the run's rows began with."""
         spoken = self.system if system is None else system
@@ -52,6 +90,7 @@ class TunedModel:
         on_text: TextCallback | None = None,
     ) -> Answer:
         """One answer to a conversation, from the tuned model or the untouched base."""
+        self.check_generates()
         for message in messages:
             try:
                 message.whole.encode()

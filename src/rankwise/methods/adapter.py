@@ -25,10 +25,11 @@ from rankwise.errors import ModelError
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BASE_FACTS, base_facts, check_base
 from rankwise.methods.method import Contents, Record, Setup
+from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load_unchecked
 from rankwise.models.saving import save_tokenizer
 from rankwise.models.sources import FROM_GGUF
+from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMessage
@@ -82,6 +83,23 @@ class AdapterTrainable:
     def head_groups(self) -> list[dict[str, Any]]:
         """Biases and the gains of norms do without weight decay."""
         return decayed_groups(self.head_parameters().values())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Heads alone; a method with factors puts these first."""
+        return self.head_groups()
+
+    def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        adapters, heads = self.adapters.adapters(self.name), self.adapters.trained_heads(self.name)
+        modules: dict[str, nn.Module] = {**adapters, **heads}
+        return [
+            path for path, module in modules.items() if not any(one in optimizer.state for one in module.parameters())
+        ]
+
+    def state_dict(self) -> TrainableState:
+        return state_of(self.named_parameters())
+
+    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
+        state.restore(self.named_parameters())
 
     def idle_heads(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """Heads that never got a gradient."""
@@ -204,7 +222,7 @@ def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
 
 def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> LoadedModel:
     try:
-        return load_unchecked(spec, callback)
+        return objective_for(artifact.data_report).load(spec, callback, checked=False)
     except ModelError as error:
         if type(error) is not ModelError:
             raise

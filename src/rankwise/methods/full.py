@@ -27,9 +27,9 @@ from rankwise.methods.base import base_weights
 from rankwise.methods.method import Contents, Record, Setup
 from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load_unchecked
 from rankwise.models.saving import numbers_in, save
 from rankwise.models.sources import find
+from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.records import Callback, RankRecord, silent
 from rankwise.system.files import published, write_json
@@ -185,7 +185,8 @@ class FullMethod:
         self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, FullFineTuning]:
         """The base is not looked for until somebody needs it."""
-        model, base, trained_on = load_unchecked(spec, callback), artifact.base_named, artifact.trained_on
+        model = objective_for(artifact.data_report).load(spec, callback, checked=False)
+        base, trained_on = artifact.base_named, artifact.trained_on
         assert base is not None and trained_on is not None, "a run records its base"
         read_base = partial(base_weights, base, trained_on, artifact.described, callback, force=force_base)
         return model, FullFineTuning(model.module, read_base)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.set import AdapterSet
@@ -15,7 +12,6 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.eva_start import eva_start
 from rankwise.methods.method import Setup
-from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord
 
@@ -50,18 +46,6 @@ class TrainableLoRA(AdapterTrainable):
             {"params": magnitudes, "rate": 1.0, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]] + self.head_groups()
-
-    def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        modules: dict[str, nn.Module] = {**self.adapters.adapters(self.name), **self.adapters.trained_heads(self.name)}
-        return [
-            path for path, module in modules.items() if not any(one in optimizer.state for one in module.parameters())
-        ]
-
-    def state_dict(self) -> TrainableState:
-        return state_of(self.named_parameters())
-
-    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
-        state.restore(self.named_parameters())
 
 
 class LoraMethod(AdapterMethod):

@@ -15,6 +15,7 @@ from typing import Any
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
+from rankwise.errors import some
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, LOCAL
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import BaseModelFacts, Results, installed_version
@@ -37,6 +38,23 @@ Or with rankwise, beside the untouched base model:
 
 ```
 rankwise chat path/to/this/folder --both
+```"""
+CLASSIFIER = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+base = AutoModelForSequenceClassification.from_pretrained("path/or/name/of/base", num_labels=OUTPUTS)
+base.config.pad_token_id = tokenizer.pad_token_id
+model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
+print(model(**tokenizer("A text", return_tensors="pt")).logits)
+```
+
+The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a file of texts:
+
+```
+rankwise predict path/to/this/folder --data texts.csv --out predictions.csv
 ```"""
 BASE_FIRST = """\
 ```python
@@ -80,7 +98,7 @@ def card(facts: CardFacts) -> str:
         f"A {facts.method} adapter for {escaped(facts.base_name)}, trained with rankwise "
         f"{installed_version('rankwise')}.{f' {facts.export}' if facts.export else ''}",
         "## How it was trained", _table(_trained(facts)),
-        "## How to load it", LOADING, _about_base(facts),
+        "## How to load it", _loading(facts), _about_base(facts),
         "## Limits", _limits(facts),
     ]  # fmt: skip
     return f"---\n{dump_yaml(_front_matter(facts))}---\n\n" + "\n\n".join(parts) + "\n"
@@ -106,7 +124,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     found: dict[str, Any] = {"base_model": one_line(facts.base.name)} if facts.on_hub else {}
     found |= {
         "library_name": "peft",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-generation" if facts.data_report.targets is None else "text-classification",
         "tags": ["lora", *facts.experiment.adapter.tags, "transformers", "rankwise"],
     }
     licences = {"data_license": facts.data_report.licence, "base_model_license": facts.base_licence}
@@ -117,8 +135,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     data_report, results, ranks = facts.data_report, facts.results, facts.ranks
     measured = data_report.held_out if data_report.validation is None else 0
     files = sorted({PurePath(file.name).name for file in data_report.files})
-    same = min(ranks) == max(ranks)
-    mean = sum(ranks) / len(ranks)
+    targets, unit = data_report.targets, data_report.loss_unit.replace("loss token", "learned token")
     rows_used = (
         f"{data_report.kept - measured:,} trained on, {data_report.held_out:,} held out, "
         f"{data_report.skipped:,} left out"
@@ -127,21 +144,35 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("base model", f"{escaped(facts.base_name)} ({escaped(facts.base.source)})"),
         ("fingerprint of the base", escaped(facts.base.fingerprint)),
         ("method", facts.method),
-        ("rank", f"{ranks[0]}" if same else f"{min(ranks)} to {max(ranks)}, {mean:.1f} on average"),
-        ("adapted layers", f"{len(ranks):,}"),
+        *_ranks(ranks),
         ("data", f"{escaped(', '.join(files[:3]))}{f' and {len(files) - 3} more files' if len(files) > 3 else ''}"),
         ("rows", rows_used),
         ("steps", f"{results.steps:,} at learning rate {facts.learning_rate:.2g}"),
-        ("loss in training", f"{results.loss:.4f} nats per learned token over the last tenth of the steps"),
+        ("loss in training", f"{results.loss:.4f} {unit} over the last tenth of the steps"),
     ]  # fmt: skip
+    if targets is not None and targets.classes:
+        rows.append(("classes", some(map(escaped, targets.classes), 20)))
     before, after = results.held_out_loss_before, results.held_out_loss_after
     if before is not None and after is not None:
-        rows.append(("loss on held-out rows", f"{before:.4f} before and {after:.4f} after, nats per learned token"))
+        rows.append(("loss on held-out rows", f"{before:.4f} before and {after:.4f} after, {unit}"))
     return [
         *rows,
         ("licence of the data", _licence(data_report.licence)),
         ("licence of the base", _licence(facts.base_licence)),
     ]
+
+
+def _ranks(ranks: Sequence[int]) -> list[tuple[str, str]]:
+    """None where no layer was adapted."""
+    if not ranks:
+        return []
+    mean = f"{min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average"
+    return [("rank", f"{ranks[0]}" if min(ranks) == max(ranks) else mean), ("adapted layers", f"{len(ranks):,}")]
+
+
+def _loading(facts: CardFacts) -> str:
+    targets = facts.data_report.targets
+    return LOADING if targets is None else CLASSIFIER.replace("OUTPUTS", str(targets.outputs))
 
 
 def _licence(name: str) -> str:

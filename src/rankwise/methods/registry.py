@@ -7,10 +7,11 @@ from typing import Any
 from rankwise.config.experiment import Adapting
 from rankwise.methods.adalora.method import AdaLoraMethod
 from rankwise.methods.full import FullMethod
+from rankwise.methods.head import HeadMethod
 from rankwise.methods.lora import LoraMethod
 from rankwise.methods.method import Method
 
-METHODS: dict[str, Any] = {"lora": LoraMethod, "adalora": AdaLoraMethod, "full": FullMethod}
+METHODS: dict[str, Any] = {"lora": LoraMethod, "adalora": AdaLoraMethod, "head": HeadMethod, "full": FullMethod}
 """By the name that a config has as `method`."""
 
 

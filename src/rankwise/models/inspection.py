@@ -52,6 +52,17 @@ def refuse_vision(config: dict[str, Any], name: str) -> None:
         )
 
 
+def is_encoder(config: dict[str, Any]) -> bool:
+    """Whether transformers has this architecture for masked tokens and the folder's model generates nothing."""
+    from transformers.models.auto import modeling_auto
+
+    generates = config.get("is_decoder") or config.get("is_encoder_decoder") or any(
+        name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+        for name in config.get("architectures") or ()
+    )  # fmt: skip
+    return config.get("model_type") in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not generates
+
+
 def _is_native(config: dict[str, Any]) -> bool:
     """Tell whether transformers has this architecture itself, in which case code in the folder is ignored."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

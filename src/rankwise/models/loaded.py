@@ -28,6 +28,8 @@ class LoadedModel:
     precision: Precision
     width: int
     context_length: int | None
+    new_modules: tuple[str, ...] = ()
+    """Paths of modules below the head whose weights the folder lacks, so that they were drawn."""
 
     @property
     def vocabulary(self) -> int:

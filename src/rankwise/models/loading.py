@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import rankwise.models.quiet as quiet
 from rankwise.config.models import ModelConfig
@@ -15,7 +18,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
 from rankwise.runs.integrity import check_folder
-from rankwise.runs.records import Callback, WarningMessage, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 
@@ -26,8 +29,8 @@ class ModelKind:
 
     auto_class: str
     described: str
-    new_modules: tuple[str, ...] = ()
-    """Modules that may lack weights in the folder."""
+    head_seed: int | None = None
+    """For a model with a new head: draws the weights that the folder lacks. None where the folder must have all."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings that override the folder's config.json."""
 
@@ -47,10 +50,11 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
     precision = choose_precision(spec)
     source = find(spec, callback)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    module = _module(source, precision.dtype, trusted, callback, kind)
+    module, new_modules = _module(source, precision.dtype, trusted, callback, kind)
     tokenizer = _tokenizer(source, trusted)
     module.to(precision.device).eval()
-    module.generation_config = type(module.generation_config)()  # else it would fill in unset settings
+    if getattr(module, "generation_config", None) is not None:  # else it would fill in unset settings
+        module.generation_config = type(module.generation_config)()
     config = module.config.get_text_config()
     return LoadedModel(
         module=module,
@@ -61,32 +65,57 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         precision=precision,
         width=config.hidden_size,
         context_length=_context_length(module.config),
+        new_modules=new_modules,
     )
 
 
-def _module(source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind) -> Any:
+def _module(
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind
+) -> tuple[Any, tuple[str, ...]]:
+    """The model, and the modules inside its body whose weights were drawn because the folder lacks them."""
     import transformers
 
     quiet.hush()
+    new_head = kind.head_seed is not None
     try:
-        loaded: Any = getattr(transformers, kind.auto_class).from_pretrained(
-            source.folder, dtype=dtype, local_files_only=True, use_safetensors=True,
-            trust_remote_code=trusted, output_loading_info=True, **kind.settings,
-        )  # fmt: skip
+        with nullcontext() if kind.head_seed is None else _drawing(kind.head_seed):
+            module, report = getattr(transformers, kind.auto_class).from_pretrained(
+                source.folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=trusted,
+                output_loading_info=True, ignore_mismatched_sizes=new_head, **kind.settings,
+            )  # fmt: skip
     except Exception as error:  # errors of many kinds: damaged weights, unknown architectures, missing parts
         if is_out_of_memory(error):
             raise
         raise ModelError(f"{source.folder} cannot be loaded as {kind.described}: {first_line(error)}") from None
-    module, report = loaded
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(kind.new_modules))
+    body = f"{module.base_model_prefix}."
+    new = [key.rpartition(".")[0] for key in sorted(report["missing_keys"]) if new_head and _may_be_new(key, body)]
+    missing = sorted(key for key in report["missing_keys"] if not (new_head and _may_be_new(key, body)))
+    missing += [key for key, *_ in report["mismatched_keys"] if not (new_head and _may_be_new(key, body))]
     if missing:
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
-    if report["unexpected_keys"]:
-        unused = sorted(report["unexpected_keys"])
-        callback(
-            WarningMessage(f"{len(unused)} weights of {source.folder} have no place in this model, such as {unused[0]}")
-        )
-    return module
+    _report_unused(sorted(report["unexpected_keys"]), source, callback, StatusMessage if new_head else WarningMessage)
+    return module, tuple(dict.fromkeys(path for path in new if path.startswith(body)))
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Draw by a seed, without a trace in the random numbers of the process."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _may_be_new(key: str, body: str) -> bool:
+    """A classifier's head is new, and so is the pooler of an encoder that was pretrained without one."""
+    return not key.startswith(body) or "pooler." in key
+
+
+def _report_unused(
+    unused: list[str], source: Source, callback: Callback, kind: type[StatusMessage] | type[WarningMessage]
+) -> None:
+    """Of a model that gets a new head, the old head is left out as expected."""
+    if unused:
+        callback(kind(f"{len(unused)} weights of {source.folder} have no place in this model, such as {unused[0]}"))
 
 
 def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:

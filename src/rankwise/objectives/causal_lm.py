@@ -17,7 +17,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portion
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
+from rankwise.models.loading import load, load_unchecked
 from rankwise.runs.records import Callback
 from rankwise.text.encode import Encoder
 from rankwise.text.rendering import Template
@@ -27,11 +27,13 @@ from rankwise.text.tokenize import Tokenizer, Tokens
 @dataclass(frozen=True)
 class CausalLM:
     name: str = "causal-lm"
-    unit: str = "token"
-    heads: tuple[str, ...] = ()
+    targets: None = None
 
-    def load(self, spec: ModelConfig, callback: Callback) -> LoadedModel:
-        return load(spec, callback)
+    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+        return (load if checked else load_unchecked)(spec, callback)
+
+    def heads(self, model: LoadedModel) -> tuple[str, ...]:
+        return ()
 
     def encoder(self, template: Template, tokenizer: Tokenizer, spec: DataConfig, limit: int) -> Encoder:
         return Encoder(template, tokenizer, spec, limit)

@@ -19,10 +19,12 @@ from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
 from rankwise.models.loaded import LoadedModel
+from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
 from rankwise.text.encode import RowEncoder
 from rankwise.text.rendering import Template
-from rankwise.text.tokenize import Tokenizer, Tokens
+from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenizer import HubTokenizer
 
 
 class Objective(Protocol):
@@ -30,20 +32,20 @@ class Objective(Protocol):
     def name(self) -> str: ...
 
     @property
-    def unit(self) -> str:
-        """What a loss is a mean over: token, example."""
+    def targets(self) -> TargetFacts | None:
+        """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
         ...
 
-    @property
-    def heads(self) -> Sequence[str]:
+    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+        """The model by its auto class, and the tokenizer. `checked`: a model that lies in a run must be what training
+        wrote there."""
+        ...
+
+    def heads(self, model: LoadedModel) -> tuple[str, ...]:
         """Modules that are trained whole beside an adapter (PEFT's modules_to_save)."""
         ...
 
-    def load(self, spec: ModelConfig, callback: Callback) -> LoadedModel:
-        """The model by its auto class, and the tokenizer."""
-        ...
-
-    def encoder(self, template: Template, tokenizer: Tokenizer, spec: DataConfig, limit: int) -> RowEncoder: ...
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder: ...
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""

@@ -8,6 +8,7 @@ run.generate("Hello")   # the model is loaded at the first call and stays loaded
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,18 @@ class Run:
         answer = generated.base if base else generated.adapted
         assert answer is not None, "one of the two was asked for"
         return answer.text
+
+    def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+        """What a classifier predicts for each text, or pair of texts: {"label": …, "probabilities": {label: …}}, or
+        {"value": …} where it predicts numbers. RunError where the run is a language model. Longer texts than the model
+        can read are cut."""
+        pairs = [(text, "") if isinstance(text, str) else text for text in texts]
+        rows = self.tuned.encode_texts(pairs, self.tuned.model.context_length)
+        found = self.tuned.classify(rows)
+        return [
+            {"value": one.value} if one.label is None else {"label": one.label, "probabilities": one.probabilities}
+            for one in found
+        ]
 
     def plot(self) -> LossPlot:
         """The training loss of each step, and the validation loss where it was measured, in nats."""

@@ -18,7 +18,7 @@ ROLES = ("tuned", "base", "third", "fourth")
 Points = tuple[list[float], list[float]]
 
 
-def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord]) -> Markup:
+def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord], unit: str) -> Markup:
     raw = finite([record.step for record in steps], [record.loss for record in steps])
     smooth = (raw[0], smoothed(raw[1]))
     measured = finite([record.step for record in held_out], [record.loss for record in held_out])
@@ -28,7 +28,7 @@ def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord]) -> M
         values = [*raw[1], *measured[1]]
         _scaled(panel, values)
         panel.across(0, max([*raw[0], *measured[0], 1]), under="step")
-        panel.headed("nats per loss token")
+        panel.headed(unit)
         panel.line(*thinned(raw), "tuned", width=1, opacity=0.35)
         panel.line(*thinned(smooth), "tuned", width=2.2)
         if len(measured[0]) > 2:  # two points need no line

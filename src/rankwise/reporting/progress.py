@@ -14,7 +14,7 @@ from rankwise.runs.snapshot import RunSnapshot
 
 
 def loss_section(run: RunSnapshot) -> Section:
-    steps, losses = run.history.steps, run.history.losses
+    steps, losses, unit = run.history.steps, run.history.losses, run.loss_unit
     data = {
         "step": [one.step for one in steps],
         "loss": [one.loss for one in steps],
@@ -25,7 +25,7 @@ def loss_section(run: RunSnapshot) -> Section:
         "held_out": [one.as_row() for one in losses],
     }
     if len(steps) < 2:
-        only = f"The only step had a loss of {number(steps[0].loss)} nats per loss token." if steps else ""
+        only = f"The only step had a loss of {number(steps[0].loss)} {unit}." if steps else ""
         sentence = only or "No step was recorded."
         return Section("loss", "Loss", data, [paragraph(sentence), *([_held_out(losses)] if losses else [])])
     xs = [one.step for one in steps]
@@ -40,7 +40,8 @@ def loss_section(run: RunSnapshot) -> Section:
     )
     return Section(
         "loss", "Loss", data,
-        [figure(loss_chart(steps, losses), caption), element("div", figure(rate), figure(norm), class_="small-charts"),
+        [figure(loss_chart(steps, losses, unit), caption),
+         element("div", figure(rate), figure(norm), class_="small-charts"),
          *([folded("Held-out losses", _held_out(losses))] if losses else [])],
     )  # fmt: skip
 

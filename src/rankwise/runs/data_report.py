@@ -12,6 +12,7 @@ MOST_LISTED = 100
 """Largest number of left-out rows that are listed."""
 
 
+OF_LANGUAGE_MODELS = "nats per loss token"
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -99,6 +100,37 @@ class OverlapFacts(Config):
     of: int
 
 
+class TargetFacts(Config):
+    """What a model predicts for a whole row: one of several classes, or a number if there are no classes."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of the model's outputs."""
+    counts: tuple[int, ...] = ()
+    """Rows of each class in the training data, validation rows that are held out from it included."""
+    weights: tuple[float, ...] = ()
+    """Weight of each class in the loss; empty if all weigh 1."""
+    low: float | None = None
+    """Of numbers, the lowest and the highest target."""
+    high: float | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Number of the model's outputs."""
+        return len(self.classes) or 1
+
+    @property
+    def loss_unit(self) -> str:
+        return "nats per row" if self.classes else "squared error per row"
+
+    def describe(self) -> str:
+        if not self.classes:
+            return f"the target is a number between {self.low:g} and {self.high:g}"
+        rows = zip(self.classes, self.counts, strict=True)
+        listed = some((f"{name} ({count:,} rows)" for name, count in rows), 12)
+        weights = some((f"{weight:.3g}" for weight in self.weights), 12)
+        return f"{len(self.classes)} classes: {listed}" + (f"; weights in the loss: {weights}" if weights else "")
+
+
 class HoldOutFacts(Config):
     """How rows were held out for validation."""
 
@@ -175,6 +207,8 @@ class DataReport(Config):
     labels: dict[str, int] | None = None
     """Rows per label, for the hundred most frequent labels; None if rows have no labels."""
     distinct_labels: int | None = None
+    targets: TargetFacts | None = None
+    """The classes or numbers that a classifier predicts; None for a language model."""
     validation: ValidationFacts | None = None
     documents: int | None
     tokens: int | None
@@ -211,3 +245,12 @@ class DataReport(Config):
     """Reasons why training on this data is refused."""
     advice: tuple[str, ...] = ()
     """Suggestions for fixing problems."""
+
+    @property
+    def loss_unit(self) -> str:
+        return loss_unit(self.targets)
+
+
+def loss_unit(targets: TargetFacts | None) -> str:
+    """What a loss is measured in, of a language model or a classifier."""
+    return OF_LANGUAGE_MODELS if targets is None else targets.loss_unit

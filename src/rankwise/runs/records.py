@@ -38,6 +38,7 @@ class LossRecord:
     loss: float
     loss_tokens: int
     documents: int
+    unit: str = "nats per loss token"
 
     def as_row(self) -> dict[str, Any]:
         return {"kind": "held_out", **asdict(self)}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
-from rankwise.runs.data_report import DATA_REPORT, DataReport
+from rankwise.runs.data_report import DATA_REPORT, DataReport, loss_unit
 from rankwise.runs.directory import SETTINGS, RunDirectory, open_any_run, read_json
 from rankwise.runs.evaluations import (
     Evaluation,
@@ -90,6 +90,11 @@ class RunSnapshot:
     @cached_property
     def strength(self) -> StrengthCurve | None:
         return read_strength(self.directory)
+
+    @property
+    def loss_unit(self) -> str:
+        """What the run's losses are measured in."""
+        return loss_unit(None if self.data_report is None else self.data_report.targets)
 
     @property
     def forgetting(self) -> Forgetting | None:

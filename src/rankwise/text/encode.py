@@ -21,6 +21,7 @@ from rankwise.errors import TemplateError
 from rankwise.text.example import Example, Message
 from rankwise.text.rendering import Rendering, Template, renderings
 from rankwise.text.tokenize import Tokenizer, Tokens, tokenise_all, undecodable
+from rankwise.text.tokenizer import HubTokenizer
 
 
 @dataclass
@@ -52,7 +53,7 @@ class RowEncoder(Protocol):
     def encode(self, examples: Sequence[Example]) -> list[Outcome]: ...
 
 
-EncoderOf = Callable[[Template, Tokenizer, DataConfig, int], RowEncoder]
+EncoderOf = Callable[[Template, HubTokenizer, DataConfig, int], RowEncoder]
 """From a template, a tokenizer, settings and the largest number of tokens of a row."""
 
 

@@ -76,6 +76,27 @@ class HubTokenizer:
     def _borders(self) -> frozenset[int]:
         return frozenset(self.hub.added_tokens_decoder)
 
+    def encode_texts(
+        self, texts: Sequence[tuple[str, ...]], limit: int | None = None
+    ) -> list[tuple[list[int], list[int] | None]]:
+        """Ids and token types of texts, or of pairs of texts, with the special tokens that the model expects around
+        them. With a `limit`, the longer text of a pair is cut until both fit. Special tokens inside a text are read as
+        plain text. Token types are None where the model takes none.
+        """
+        joins = self.hub.sep_token_id is None
+        inputs = ["\n\n".join(filter(None, pair)) if joins or not pair[1] else pair for pair in texts]
+        backend = self._backend
+        backend.encode_special_tokens = True
+        if limit is not None:
+            backend.enable_truncation(limit, strategy="longest_first")
+        try:
+            encodings = backend.encode_batch(inputs, add_special_tokens=True)
+        finally:
+            backend.encode_special_tokens = False
+            backend.no_truncation()
+        typed = "token_type_ids" in self.hub.model_input_names
+        return [(one.ids, one.type_ids if typed else None) for one in encodings]
+
     def encode(self, text: str) -> list[int]:
         return self.encode_all([text])[0].ids
 

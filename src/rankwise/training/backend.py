@@ -168,7 +168,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     if setting == "eager":
         return Eager(work)
     if not supports(work):
-        kind = WarningMessage if has_kernels(work.module, 1) else StatusMessage
+        kind = WarningMessage if has_kernels(work.module, 1) and predicts_tokens(work) else StatusMessage
         return _eager_instead(work, setting, "", _why_unsupported(work), kind)
     found = _agreement(work)
     if not found.agrees:
@@ -184,7 +184,12 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
 
 def supports(work: Workload) -> bool:
     """Whether there are kernels for this model, objective and device, with rows of this length."""
-    return work.objective.name == "causal-lm" and has_kernels(work.module, work.longest)
+    return predicts_tokens(work) and has_kernels(work.module, work.longest)
+
+
+def predicts_tokens(work: Workload) -> bool:
+    """The fused kernels end in the loss of predicted tokens."""
+    return work.objective.targets is None
 
 
 def _first_trained_block(module: nn.Module, config: TrainingConfig, rows: int, longest: int) -> int:
@@ -203,6 +208,8 @@ def _eager_instead(
 
 
 def _why_unsupported(work: Workload) -> str:
+    if not predicts_tokens(work):
+        return f"there are no fused kernels for {work.objective.name}"
     if has_weights_that_learn(work.module):
         return "the fused kernels need frozen weights, and here the model's own weights are trained"
     if has_kernels(work.module, 1):

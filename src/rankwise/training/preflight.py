@@ -73,6 +73,9 @@ class Foresight:
 
 def foresee(experiment: Experiment, callback: Callback = silent) -> Foresight | None:
     """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one."""
+    if experiment.objective == "sequence-classification":
+        callback(StatusMessage("no forecast: plans do not know classifiers yet"))
+        return None
     return _planned(lambda: plan(as_planned(experiment), on=_device(experiment)), callback)
 
 

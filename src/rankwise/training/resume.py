@@ -117,4 +117,5 @@ def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str
 
 
 def _records(kind: type[_Kind], name: str, rows: list[dict[str, Any]]) -> list[_Kind]:
-    return [kind(**{one.name: row[one.name] for one in fields(kind)}) for row in rows if row["kind"] == name]
+    names = [one.name for one in fields(kind)]
+    return [kind(**{key: row[key] for key in names if key in row}) for row in rows if row["kind"] == name]

@@ -90,12 +90,14 @@ class TrainingRun:
 
     def describe(self) -> str:
         data, facts, trainable = facts_of(self.prepared), self.model.facts, self.trainable
-        share, interval = data.loss_tokens / data.tokens, self.validation_interval
+        interval = self.validation_interval
+        learns_tokens = self.work.objective.targets is None
+        learned = f"{data.loss_tokens / data.tokens:.0%} of them learned" if learns_tokens else "one target a row"
         often = f" every {interval} steps" if interval < self.steps else ""
         return (
             f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
             f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} sequences to train on, "
-            f"{data.tokens:,} tokens, {share:.0%} of them learned"
+            f"{data.tokens:,} tokens, {learned}"
             + (f"; {data.measured_documents:,} to validate with{often}" if data.measured_documents else "")
             + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
@@ -112,6 +114,7 @@ class TrainingRun:
             rows=len(rows),
             scorer=self.scorer,
             run=self.run,
+            unit=self.prepared.data_report.loss_unit,
         )
 
     def trainer(self, backend: Backend, validation: Validation, log: MetricsLog) -> Trainer:

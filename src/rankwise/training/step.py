@@ -45,7 +45,7 @@ def optimizer_step(
         learning_rate=rate,
         gradient_norm=norm,
         tokens=sum(batch.tokens for batch in batches),
-        loss_tokens=int(count),
+        loss_tokens=max(1, round(count)),
         seconds=time.perf_counter() - began,
         resident_bytes=psutil.Process().memory_info().rss,
     )

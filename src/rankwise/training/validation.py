@@ -19,6 +19,8 @@ from rankwise.errors import ConfigError, TrainingError
 from rankwise.evaluation.metrics import METRICS
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
+from rankwise.runs.data_report import OF_LANGUAGE_MODELS
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
@@ -26,6 +28,7 @@ from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
 from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.validation_classes import class_scorer
 from rankwise.training.validation_prompts import answer_scorer
 
 
@@ -44,7 +47,9 @@ class Scorer(Protocol):
         ...
 
 
-SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared], Scorer]] = {"causal-lm": answer_scorer}
+SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared, Objective], Scorer]] = {
+    "causal-lm": answer_scorer, "sequence-classification": class_scorer,
+}  # fmt: skip
 """By the objective's name."""
 
 
@@ -59,6 +64,8 @@ class Validation(Hook):
     rows: int
     scorer: Scorer
     run: RunDirectory
+    unit: str = OF_LANGUAGE_MODELS
+    """Of the loss."""
     records: list[Validated] = field(default_factory=list)
     result_step: int = 0
     result_why: str = "the last step"
@@ -108,7 +115,11 @@ class Validation(Hook):
             records: list[Validated] = [*self.scorer.scores(step)]
             if self.rows:
                 loss, count = mean_loss(trainer.backend.loss, self.batches, trainer.state.device)
-                records.append(LossRecord(step=step, loss=loss, loss_tokens=int(count), documents=self.rows))
+                records.append(
+                    LossRecord(
+                        step=step, loss=loss, loss_tokens=max(1, round(count)), documents=self.rows, unit=self.unit
+                    )
+                )
         for record in records:
             _check_loss(record)
             self.records.append(record)

@@ -21,6 +21,7 @@ from rankwise.evaluation.metrics import METRICS, rows_of, unfit
 from rankwise.inference.decoding import read_answer
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.chat_template import PROBE
 from rankwise.text.example import BREAK, Message
@@ -80,7 +81,7 @@ def score(metric: str, answers: Sequence[str], references: Sequence[str]) -> flo
     return float(METRICS[metric].of(np.asarray(rows).sum(0)))
 
 
-def answer_scorer(spec: ValidationConfig, model: LoadedModel, prepared: Prepared) -> AnswerScorer:
+def answer_scorer(spec: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> AnswerScorer:
     """Choose the prompts, or refuse settings that none of them fits."""
     count = max(spec.answers, SAMPLES if spec.prompts is None else 0)
     rows = _prompts(model, prepared, count)

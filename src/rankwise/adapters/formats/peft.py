@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import is_conv1d, is_conv2d, is_embedding, weight_of
 from rankwise.adapters.dora import DoRA
-from rankwise.adapters.formats.peft_config import commonest, pattern_of, tidy
+from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern_of, tidy
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, WEIGHTS, read_weights
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, host_view
@@ -33,6 +33,11 @@ from rankwise.runs.records import silent
 from rankwise.system.files import published, write_json
 
 Fill = Callable[[Path], None]
+_COMMON: dict[str, Any] = {
+    "alpha_pattern": {}, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+    "layers_pattern": None, "layers_to_transform": None, "peft_type": "LORA", "rank_pattern": {}, "use_dora": False,
+    "use_rslora": False,
+}  # fmt: skip
 
 
 def write_peft(
@@ -42,9 +47,9 @@ def write_peft(
     """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
 
     Heads that were trained whole are written with it. `beside` are values for JSON files in the same folder, by file
-    name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default CAUSAL_LM if the model generates.
+    name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default that of the model's class.
     """
-    task_type = task_type or ("CAUSAL_LM" if hasattr(adapters.model, "prepare_inputs_for_generation") else None)
+    task_type = task_type or _task_type(adapters.model)
     given = {"base_model_name_or_path": base_model, "revision": revision, "task_type": task_type}
     weights = weights_of(adapters, name)
     weights = replace(weights, settings=dict(sorted({**weights.settings, **given}.items())))
@@ -53,6 +58,13 @@ def write_peft(
         raise AdapterError(f"{folder} is not written, because these contain NaN or infinity: {some(spoiled, 4)}.")
     with published(Path(folder)) as temporary:
         _write(temporary, weights, beside or {}, fill)
+
+
+def _task_type(model: nn.Module) -> str | None:
+    """As PEFT names it: a model that classifies texts, or one that generates."""
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
 def rewrite(weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Fill | None = None) -> None:
@@ -165,25 +177,21 @@ def _settings(
 ) -> dict[str, Any]:
     """`r` is the largest rank, since engines make room by it, and `lora_alpha` that of a layer which has it: lora_alpha
     / r, all that some engines read, is then the scale wherever all layers have one."""
+    if not factors:  # PEFT lays no factors for a target of this name, and reads the heads alone
+        return {**_COMMON, "lora_alpha": 1, "r": 1, "target_modules": NO_TARGETS}
     ranks = {path: part.rank for path, part in factors.items()}
     alphas = {path: tidy(part.scale * part.rank) for path, part in factors.items()}
     rank = max(ranks.values())
     alpha = commonest({path: alphas[path] for path in ranks if ranks[path] == rank})
     return {
+        **_COMMON,
         "alpha_pattern": pattern_of({path: value for path, value in alphas.items() if value != alpha}),
-        "bias": "none",
         "fan_in_fan_out": all(map(is_conv1d, layers.values())),
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
         "lora_alpha": alpha,
-        "peft_type": "LORA",
         "r": rank,
         "rank_pattern": pattern_of({path: value for path, value in ranks.items() if value != rank}),
         "target_modules": _target_names(list(factors), modules),
         "use_dora": any(part.magnitude is not None for part in factors.values()),
-        "use_rslora": False,
     }
 
 

@@ -21,6 +21,8 @@ from rankwise.config.matching import matcher
 from rankwise.errors import AdapterError, some
 
 LARGEST = 5_000_000
+NO_TARGETS = "dummy-target-modules"
+"""PEFT's target of an adapter that has no factors."""
 WrittenAlpha = Annotated[Number, Field(gt=0, le=1e8)]
 """Scale times rank: more than an alpha that is asked for, where it was divided by less than the rank."""
 HARMLESS = {
@@ -57,7 +59,7 @@ class _Common(BaseModel):
     def unmatched(self, paths: list[str]) -> list[str]:
         """List declared targets that have no factors, and factors that no target declares."""
         targets = self.target_modules
-        if targets is None or targets == "all-linear":
+        if targets in (None, "all-linear") or (targets == NO_TARGETS and not paths):
             return []
         names = [targets] if isinstance(targets, str) else targets
         meant = [matcher(target, "target_modules") for target in names]

@@ -1,0 +1,137 @@
+"""The classes of labelled rows, or the range of their numbers, which a classifier's head is built for.
+
+All training rows are read once for this before a model is loaded, those that will be held out included. Labels are
+numbers where all of them are and one has decimals, and names of classes elsewhere. Classes are in the order of
+data.labels, or sorted: as numbers if all are whole numbers, as text elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rankwise.config.base import shown
+from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
+from rankwise.data.sources import open_source
+from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
+from rankwise.runs.data_report import TargetFacts
+from rankwise.text.encode_texts import label_of, number_of
+from rankwise.text.example import Example
+
+MOST_CLASSES = 1000
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+
+
+@dataclass
+class _Labels:
+    """The labels that were read, with the place of the first row of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, example: Example) -> None:
+        label = label_of(example)
+        self.counts[label] += 1
+        self.first.setdefault(label, example.where)
+
+
+def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    """DataError where rows have no label, too few classes, or labels of two kinds, with the first such row."""
+    labels, problems = _Labels(), list[str]()
+    for example in _examples(spec, problems):
+        try:
+            labels.add(example)
+        except DataError as error:
+            problems.append(str(error))
+    if problems and (spec.on_bad_row == "stop" or not labels.counts):
+        raise DataError(together(problems))
+    if not labels.counts:
+        raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
+    return _numbers(labels, config) if _are_numbers(labels, config) else _classes(labels, spec, config)
+
+
+def _examples(spec: DataConfig, problems: list[str]) -> Iterator[Example]:
+    for source in spec.all_sources:
+        reading = open_source(spec, source)
+        for chunk in reading.chunks():
+            yield from (example for row in chunk for example in row)
+        problems += [why for _, why in reading.skipped]
+
+
+def _are_numbers(labels: _Labels, config: ClassificationConfig) -> bool:
+    if config.targets != "auto":
+        return config.targets == "numbers"
+    numbers = {label: number_of(label) for label in labels.counts}
+    fractions = [label for label, value in numbers.items() if value is not None and not value.is_integer()]
+    others = [label for label, value in numbers.items() if value is None]
+    if fractions and others:
+        known = _place(labels, fractions[0])
+        raise DataError(
+            f"{labels.first[others[0]]}: the label is {shown(others[0])}, which is no finite number, but other labels "
+            f"are numbers with decimals ({known}). Correct it, or set classification.targets to classes."
+        )
+    return bool(fractions)
+
+
+def _numbers(labels: _Labels, config: ClassificationConfig) -> TargetFacts:
+    values: dict[str, float | None] = {label: number_of(label) for label in labels.counts}
+    wrong = next((label for label, value in values.items() if value is None), None)
+    if wrong is not None:
+        raise DataError(f"{labels.first[wrong]}: the label is {shown(wrong)}; a finite number is expected.")
+    numbers = [value for value in values.values() if value is not None]
+    if len(set(numbers)) < 2:
+        raise DataError(
+            f"{next(iter(labels.first.values()))}: this and all other rows have the label {shown(next(iter(values)))}, "
+            "so there is nothing to learn. At least two different numbers are needed."
+        )
+    if config.class_weights is not None:
+        raise ConfigError(["classification.class_weights has no effect, since the labels are numbers. Leave it out."])
+    return TargetFacts(low=min(numbers), high=max(numbers))
+
+
+def _classes(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    names = _ordered(labels, spec)
+    if len(labels.counts) < 2:
+        only = next(iter(labels.counts))
+        raise DataError(
+            f"{labels.first[only]}: this and all other rows have the label {shown(only)}, so there is nothing to "
+            "learn. At least two classes are needed."
+        )
+    if len(names) > MOST_CLASSES:
+        raise DataError(
+            f"{labels.first[names[0]]}: its label {shown(names[0])} is one of {len(names):,} different ones, and a "
+            f"classifier has at most {MOST_CLASSES:,} classes. For numbers on a scale, set classification.targets to "
+            "numbers."
+        )
+    counts = tuple(labels.counts[name] for name in names)
+    return TargetFacts(classes=names, counts=counts, weights=_weights(names, counts, config))
+
+
+def _ordered(labels: _Labels, spec: DataConfig) -> tuple[str, ...]:
+    named = tuple(dict.fromkeys(name for source in spec.all_sources for name in source.labels))
+    others = [label for label in labels.counts if label not in named]
+    whole = all(_WHOLE.fullmatch(label) for label in others)
+    return (*named, *sorted(others, key=(lambda label: (int(label), label)) if whole else None))
+
+
+def _weights(names: tuple[str, ...], counts: tuple[int, ...], config: ClassificationConfig) -> tuple[float, ...]:
+    """Balanced: n / (classes * n of the class), so that the mean over all rows is 1."""
+    if config.class_weights is None:
+        return ()
+    if config.class_weights == "balanced":
+        present = sum(count > 0 for count in counts)
+        return tuple(sum(counts) / (present * count) if count else 1.0 for count in counts)
+    unknown = [name for name in config.class_weights if name not in names]
+    if unknown:
+        raise ConfigError([
+            f"classification.class_weights names {shown(unknown[0])}, which is no class of these rows; they are "
+            f"{some(map(shown, names), 8)}.{did_you_mean(unknown[0], names)}"
+        ])  # fmt: skip
+    return tuple(float(config.class_weights.get(name, 1.0)) for name in names)
+
+
+def _place(labels: _Labels, label: str) -> str:
+    return f"{shown(label)} in {labels.first[label]}"

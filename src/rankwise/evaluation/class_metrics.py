@@ -1,0 +1,40 @@
+"""Metrics of a classifier: its predictions and the targets to one row of sums for each item (metrics.py).
+
+classes    accuracy, macro F1, Matthews correlation
+numbers    Pearson's correlation, and Spearman's, which is Pearson's of the ranks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwise.evaluation.metrics import class_row, number_row
+from rankwise.runs.data_report import TargetFacts
+
+Numbers = NDArray[np.float64]
+
+
+def metric_rows(
+    targets: TargetFacts, predicted: Sequence[float], actual: Sequence[float]
+) -> dict[str, list[list[float]]]:
+    """Each metric with its rows. Classes are given by their numbers."""
+    if not targets.classes:
+        ranks = _ranks(np.asarray(predicted)), _ranks(np.asarray(actual))
+        return {
+            "pearson": [number_row(*pair) for pair in zip(predicted, actual, strict=True)],
+            "spearman": [number_row(*pair) for pair in zip(*(one.tolist() for one in ranks), strict=True)],
+        }
+    pairs = [(int(one), int(other)) for one, other in zip(predicted, actual, strict=True)]
+    classes = [class_row(*pair, targets.outputs) for pair in pairs]
+    hits = [[float(one == other), 1.0] for one, other in pairs]
+    return {"accuracy": hits, "f1": classes, "matthews": classes}
+
+
+def _ranks(values: Numbers) -> Numbers:
+    """Ranks from 0 on; equal values share their mean rank. Divided by their number, so that sums stay small."""
+    order = np.sort(values)
+    first, last = np.searchsorted(order, values, "left"), np.searchsorted(order, values, "right") - 1
+    return (first + last) / 2 / max(1, len(values))

@@ -1,0 +1,82 @@
+"""A classifier's rows as a task: accuracy, F1 and Matthews correlation, or correlations of numbers, with intervals."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwise.evaluation.class_metrics import metric_rows
+from rankwise.evaluation.intervals import scores
+from rankwise.inference.classify import outputs_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.runs.evaluations import ModelScores, Sample
+from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
+from rankwise.text.tokenize import Tokens
+
+
+@dataclass(frozen=True)
+class ClassTask:
+    """`about` names the rows, which have targets."""
+
+    name: str
+    about: str
+    objective: SequenceClassification
+    rows: Sequence[Tokens]
+    left_out: int = 0
+    labels: tuple[tuple[str, int], ...] = ()
+    identity: str | None = None
+    """No base is scored, so nothing is cached."""
+
+    @property
+    def data(self) -> str:
+        return Path(self.about).name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"objective": self.objective.name, "classes": list(self.objective.targets.classes)}
+
+    def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
+        began, n = time.perf_counter(), len(self.rows)
+        outputs = outputs_of(
+            self.objective, model.module, self.rows,
+            lambda done: callback(ProgressUpdate(f"Classifying with {who}", done, n, "rows")),
+        )  # fmt: skip
+        targets, actual = self.objective.targets, [row.target or 0.0 for row in self.rows]
+        predicted = outputs.argmax(1) if targets.classes else outputs[:, 0]
+        loss = "cross_entropy" if targets.classes else "mean_squared_error"
+        rows = {loss: self._losses(outputs, actual), **metric_rows(targets, predicted.tolist(), actual)}
+        if targets.classes:
+            number, count = Counter(actual).most_common(1)[0]
+            callback(StatusMessage(
+                f'the most frequent class, "{targets.classes[int(number)]}", is that of {count / n:.1%} of these rows'
+            ))  # fmt: skip
+        answers = [targets.classes[int(one)] if targets.classes else f"{one:.4g}" for one in predicted.tolist()]
+        measured = {metric: scores(metric, sums) for metric, sums in rows.items()}
+        return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began)
+
+    def _losses(self, outputs: NDArray[np.float64], actual: Sequence[float]) -> list[list[float]]:
+        """Of each row, without weights of classes: nats, or squared errors."""
+        if not self.objective.targets.classes:
+            return [[float(one), 1.0] for one in (outputs[:, 0] - np.asarray(actual)) ** 2]
+        shares = outputs[np.arange(len(actual)), np.asarray(actual, dtype=np.int64)]
+        return [[float(one), 1.0] for one in -np.log(np.maximum(shares, 1e-300))]
+
+    def facts(self) -> tuple[int, str]:
+        digest = sha256()
+        for row in self.rows:
+            digest.update(np.asarray([len(row.ids), *row.ids], "<i8").tobytes())
+            digest.update(np.asarray([row.target], "<f8").tobytes())
+        return len(self.rows), digest.hexdigest()
+
+    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
+        """None: the rows are not kept as text."""
+        return []

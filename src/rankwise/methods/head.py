@@ -1,0 +1,38 @@
+"""The method head: a classifier's new head is trained whole, and the pretrained model stays as it is.
+
+The cheapest classifier, and the baseline that every adapter should beat. It is written as an adapter without factors.
+"""
+
+from __future__ import annotations
+
+from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.targets import Choice, check_choices
+from rankwise.config.adapters import HeadConfig
+from rankwise.errors import ConfigError
+from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
+from rankwise.methods.method import Setup
+from rankwise.models.loaded import LoadedModel
+
+
+class TrainableHead(AdapterTrainable):
+    unit = "heads"
+
+    def check_change(self, rate: float) -> str | None:
+        """A head that was drawn anew has no base to compare with."""
+        return None
+
+
+class HeadMethod(AdapterMethod):
+    def __init__(self, config: HeadConfig) -> None:
+        self.config = config
+
+    def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:
+        check_choices(choices, needed=False)
+
+    def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableHead:
+        if not setup.heads:
+            raise ConfigError(["adapter.method is head, and this model has no new head to train. Choose another."])
+        return TrainableHead(adapters)
+
+    def trainable(self, adapters: AdapterSet) -> TrainableHead:
+        return TrainableHead(adapters)

@@ -1,0 +1,120 @@
+"""Sequence classification: predict one class, or one number, for a whole text or pair of texts.
+
+    classes    loss = sum over rows of -w(class) log softmax(logits)[class]     in nats
+    numbers    loss = sum over rows of (output - target)^2
+
+The model is an encoder or a decoder with a new head, whose weights are drawn anew and trained whole beside an adapter.
+A decoder's head reads the last token of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.data.batches import Batch, portions_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import ModelKind, load, load_unchecked
+from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.records import Callback
+from rankwise.text.encode_texts import TextEncoder
+from rankwise.text.rendering import Template
+from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenizer import HubTokenizer
+
+NAME = "sequence-classification"
+LONGEST_MODEL = 1_000_000
+"""Tokenizers that know no longest text name a number beyond this."""
+
+
+@dataclass(frozen=True)
+class SequenceClassification:
+    targets: TargetFacts
+    seed: int = 0
+    """Draws the new head's weights."""
+    name: str = NAME
+
+    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+        loaded = (load if checked else load_unchecked)(spec, callback, self._kind)
+        config: Any = loaded.module.config
+        if config.get_text_config().pad_token_id is None:  # by it a decoder finds the last token of a row
+            config.pad_token_id = config.get_text_config().pad_token_id = loaded.tokenizer.pad_id
+        longest = loaded.tokenizer.hub.model_max_length
+        context = min(longest, loaded.context_length or longest)
+        return replace(loaded, context_length=context if context < LONGEST_MODEL else None)
+
+    @property
+    def _kind(self) -> ModelKind:
+        classes = dict(enumerate(self.targets.classes))
+        names = {"id2label": classes, "label2id": {name: at for at, name in classes.items()}} if classes else {}
+        problem = "single_label_classification" if classes else "regression"
+        settings = {"num_labels": self.targets.outputs, "problem_type": problem, **names}
+        return ModelKind(
+            "AutoModelForSequenceClassification",
+            "a model that classifies texts",
+            head_seed=self.seed,
+            settings=settings,
+        )
+
+    def heads(self, model: LoadedModel) -> tuple[str, ...]:
+        """Every module beside the pretrained body, and those inside it whose weights the folder lacks."""
+        module: Any = model.module
+        children = [(name, child) for name, child in module.named_children() if name != module.base_model_prefix]
+        own = [name for name, child in children if next(child.parameters(), None) is not None]
+        return tuple(dict.fromkeys([*own, *model.new_modules]))
+
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> TextEncoder:
+        return TextEncoder(tokenizer, spec, limit, self.targets)
+
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
+
+    def _batch(self, rows: Sequence[Tokens]) -> Batch:
+        """Rows padded on the right to the longest of them, behind an attention mask."""
+        shape = (len(rows), max(len(row.ids) for row in rows))
+        arrays = {name: np.zeros(shape, np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        for at, row in enumerate(rows):
+            size = len(row.ids)
+            arrays["input_ids"][at, :size], arrays["attention_mask"][at, :size] = row.ids, 1
+            if row.token_type_ids is not None:
+                arrays["token_type_ids"][at, :size] = row.token_type_ids
+        if rows[0].token_type_ids is None:
+            del arrays["token_type_ids"]
+        targets = np.array([0.0 if row.target is None else row.target for row in rows])
+        values = torch.from_numpy(targets).long() if self.targets.classes else torch.from_numpy(targets).float()
+        count = float(self._weights[values].sum()) if self.targets.weights else len(rows)
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(inputs, values, count, int(arrays["attention_mask"].sum()))
+
+    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
+        pad: int = getattr(module.config, "pad_token_id", 0)  # pyright: ignore[reportAttributeAccessIssue]
+        real = batch.inputs["attention_mask"].bool()
+        inputs = {**batch.inputs, "input_ids": batch.input_ids.masked_fill(~real, pad)}
+        outputs: Tensor = module(**inputs).logits
+        exact = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return exact if self.targets.classes else exact[:, 0]
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        outputs = self.predict(module, batch)
+        if not self.targets.classes:
+            return F.mse_loss(outputs, batch.targets, reduction="sum")
+        weights = self._weights.to(outputs) if self.targets.weights else None
+        return F.cross_entropy(outputs, batch.targets, weights, reduction="sum")
+
+    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        embeddings = module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        drawn = [torch.randint(embeddings.num_embeddings, (length,), generator=generator) for length in lengths]
+        return [Tokens(ids.tolist(), (False,) * len(ids), target=0.0) for ids in drawn]
+
+    @property
+    def _weights(self) -> Tensor:
+        return torch.tensor(self.targets.weights)

@@ -1,0 +1,110 @@
+"""Encode a text, or a pair of texts, with the row's class or number as its only target.
+
+A text becomes what the tokenizer makes of it, with the special tokens that its model expects: [CLS] text [SEP] pair
+[SEP] of BERT, and two sentences joined by a blank line where a tokenizer has no separator. Control tokens that somebody
+typed stay plain text. A row that is too long is left out, or with `truncate` the longer of its texts is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rankwise.config.base import shown
+from rankwise.config.data import DataConfig
+from rankwise.errors import DataError, some
+from rankwise.runs.data_report import TargetFacts
+from rankwise.text.encode import Outcome
+from rankwise.text.example import BREAK, Example
+from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenizer import HubTokenizer
+
+
+def texts_of(example: Example) -> tuple[str, str]:
+    """The text of a row and the second text beside it, which is often empty; DataError where there are others."""
+    turns = example.messages
+    if len(turns) not in (1, 2) or turns[0].role != "user" or example.tools:
+        raise DataError(
+            f"{example.where}: is {'plain text' if example.text is not None else 'a conversation'} without a label; a "
+            "classifier needs text and label in each row. Name the columns with --set data.columns.text=COLUMN and "
+            "--set data.columns.label=COLUMN."
+        )
+    return turns[0].content, turns[0].context
+
+
+def label_of(example: Example) -> str:
+    if len(example.messages) != 2:
+        texts_of(example)
+        raise DataError(f"{example.where}: has no label.")
+    return example.messages[1].content.strip()
+
+
+def number_of(label: str) -> float | None:
+    """None where a label is no finite number."""
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    tokenizer: HubTokenizer
+    spec: DataConfig
+    limit: int
+    targets: TargetFacts
+    numbers: Mapping[str, int] = field(init=False)
+    """The output of each class."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numbers", {name: at for at, name in enumerate(self.targets.classes)})
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome]:
+        outcomes = [Outcome(example) for example in examples]
+        usable: list[tuple[Outcome, tuple[str, str], float]] = []
+        for outcome in outcomes:
+            try:
+                usable.append((outcome, texts_of(outcome.example), self._target(outcome.example)))
+            except DataError as error:
+                outcome.problem = str(error)
+        encoded = encode_texts(self.tokenizer, [texts for _, texts, _ in usable])
+        for (outcome, texts, target), tokens in zip(usable, encoded, strict=True):
+            self._add(outcome, texts, tokens, target)
+        return outcomes
+
+    def _add(self, outcome: Outcome, texts: tuple[str, str], tokens: Tokens, target: float) -> None:
+        outcome.lengths = [len(tokens.ids)]
+        if len(tokens.ids) > self.limit:
+            if self.spec.too_long != "truncate":
+                outcome.too_long = 1
+                return
+            (tokens,) = encode_texts(self.tokenizer, [texts], self.limit)
+            outcome.truncated = 1
+        outcome.documents = [Tokens(tokens.ids, tokens.loss_mask, token_type_ids=tokens.token_type_ids, target=target)]
+
+    def _target(self, example: Example) -> float:
+        label = label_of(example)
+        if not self.targets.classes:
+            value = number_of(label)
+            if value is None:
+                raise DataError(f"{example.where}: the label is {shown(label)}; a finite number is expected.")
+            return value
+        if label not in self.numbers:
+            known = some(map(shown, self.targets.classes), 8)
+            raise DataError(
+                f"{example.where}: the label {shown(label)} is in no training row; the classes are {known}. Correct "
+                "it, or add training rows of this class."
+            )
+        return float(self.numbers[label])
+
+
+def encode_texts(tokenizer: HubTokenizer, texts: Sequence[tuple[str, str]], limit: int | None = None) -> list[Tokens]:
+    """Texts without targets. With a `limit`, longer ones are cut to it."""
+    encodings = tokenizer.encode_texts([(_without_breaks(text), _without_breaks(pair)) for text, pair in texts], limit)
+    return [Tokens(ids, (False,) * len(ids), token_type_ids=types) for ids, types in encodings]
+
+
+def _without_breaks(text: str) -> str:
+    return text.replace(BREAK, "")

@@ -1,0 +1,59 @@
+"""A classifier's metrics on the validation rows while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankwise.config.validation import ValidationConfig
+from rankwise.data.preparation import Prepared
+from rankwise.errors import ConfigError
+from rankwise.evaluation.class_metrics import metric_rows
+from rankwise.evaluation.metrics import METRICS
+from rankwise.inference.classify import outputs_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.runs.records import SampleRecord, ScoreRecord
+from rankwise.text.tokenize import Tokens
+
+
+@dataclass(frozen=True)
+class ClassScorer:
+    objective: SequenceClassification
+    model: LoadedModel
+    rows: Sequence[Tokens]
+    tokens_written: int = 0
+
+    def scores(self, step: int) -> list[ScoreRecord]:
+        """All metrics of the objective, without intervals."""
+        if not self.rows:
+            return []
+        outputs, targets = outputs_of(self.objective, self.model.module, self.rows), self.objective.targets
+        predicted = outputs.argmax(1) if targets.classes else outputs[:, 0]
+        actual = [row.target or 0.0 for row in self.rows]
+        rows = metric_rows(targets, predicted.tolist(), actual)
+        return [
+            ScoreRecord(
+                step=step, metric=metric, value=float(METRICS[metric].of(np.asarray(sums).sum(0))), n=len(actual)
+            )
+            for metric, sums in rows.items()
+        ]
+
+    def samples(self, step: int) -> list[SampleRecord]:
+        """A classifier writes no answers."""
+        return []
+
+
+def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
+    assert isinstance(objective, SequenceClassification), "the scorer of its name"
+    names = ["loss", *metric_rows(objective.targets, [0.0], [0.0])]
+    if config.by not in names:
+        predicts = "classes" if objective.targets.classes else "numbers"
+        raise ConfigError([
+            f"validation.by is {config.by}, but the rows have {predicts}, whose metrics are {', '.join(names)}. "
+            "Choose one of these."
+        ])  # fmt: skip
+    return ClassScorer(objective, model, prepared.measured_rows)

@@ -1,0 +1,342 @@
+"""`--objective sequence-classification` from training to predictions, and what is refused with one sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from classifiers import encoder_folder, labelled, scaled, write_rows
+from rankwise.cli.main import app
+from rankwise.commands.train import train
+from rankwise.config.experiment import Experiment
+from rankwise.errors import Interrupted
+from rankwise.runs.records import Event, StepRecord
+
+TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
+METHODS: dict[str, tuple[str, ...]] = {
+    "lora": ("--rank", "2"),
+    "adalora": ("--method", "adalora", "--budget", "2"),
+    "dora": ("--rank", "2", "--set", "adapter.dora=true"),
+    "head": ("--method", "head"),
+    "full": ("--method", "full"),
+}
+
+
+LEARNING: dict[str, tuple[str, ...]] = {
+    "lora": ("--rank", "8", "--learning-rate", "0.005"),
+    "adalora": ("--method", "adalora", "--budget", "4", "--learning-rate", "0.005"),
+    "full": ("--method", "full", "--learning-rate", "0.002"),
+}
+"""With which 24 rows are learned by heart in 120 steps of 8."""
+
+
+def rankwise(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+def trained(run: str, data: str, *more: str, model: str = "tiny-bert") -> Any:
+    result = rankwise("train", "--model", model, "--data", data, "--run", run, *TRAINING, *more)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the encoder, rows, and one run of each method."""
+    folder = tmp_path_factory.mktemp("classification")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        encoder_folder(Path("tiny-bert"))
+        write_rows("rows.jsonl", labelled(24))
+        write_rows("apart.jsonl", labelled(9, 24))
+        write_rows("scaled.jsonl", scaled(20))
+        for name, words in METHODS.items():
+            trained(name, "rows.jsonl", "--validation-data", "apart.jsonl", *words)
+        trained("numbers", "scaled.jsonl", "--held-out", "4")
+    return folder
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(home)
+    return home
+
+
+def predicted(run: str, data: str, out: str) -> list[dict[str, Any]]:
+    result = rankwise("predict", run, "--data", data, "--out", out, "--overwrite", "--quiet")
+    assert result.exit_code == 0, (result.output, result.exception)
+    return [json.loads(line) for line in Path(out).read_text().splitlines()]
+
+
+def base_for(run: str, outputs: int) -> Any:
+    config = json.loads(Path(f"runs/{run}/adapter/adapter_config.json").read_text())
+    return AutoModelForSequenceClassification.from_pretrained(config["base_model_name_or_path"], num_labels=outputs)
+
+
+def logits_of(model: Any, texts: list[tuple[str, ...]]) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained("tiny-bert")
+    with torch.no_grad():
+        return torch.cat([model.eval()(**tokenizer(*text, return_tensors="pt")).logits for text in texts])
+
+
+@pytest.mark.parametrize("run", ["lora", "adalora", "dora", "head"])
+def test_peft_loads_what_was_written_and_gives_our_probabilities(here, run):
+    torch.manual_seed(1)  # another head than the one that was trained begins here
+    model = PeftModel.from_pretrained(base_for(run, 2), f"runs/{run}/adapter")
+    rows = labelled(9, 24)
+    theirs = logits_of(model, [(row["text"],) for row in rows]).double().softmax(-1)
+    ours = predicted(run, "apart.jsonl", "peft.jsonl")
+    shares = [[row["probability_bad"], row["probability_good"]] for row in ours]
+    assert np.abs(theirs.numpy() - np.array(shares)).max() <= 1e-5
+    assert [row["prediction"] for row in ours] == [("bad", "good")[at] for at in theirs.argmax(-1).tolist()]
+
+
+def test_peft_gives_our_numbers(here):
+    torch.manual_seed(1)
+    model = PeftModel.from_pretrained(base_for("numbers", 1), "runs/numbers/adapter")
+    rows = scaled(20)
+    theirs = logits_of(model, [(row["text"], row["text_pair"]) for row in rows])[:, 0]
+    ours = [row["prediction"] for row in predicted("numbers", "scaled.jsonl", "numbers.jsonl")]
+    assert np.abs(theirs.numpy() - np.array(ours)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
+def test_the_rows_are_learned(here, method):
+    rows, run = labelled(24), f"{method}-learned"
+    trained(run, "rows.jsonl", "--steps", "120", "--batch-size", "8", *LEARNING[method])
+    write_rows("texts.jsonl", [{"text": row["text"]} for row in rows])
+    assert [row["prediction"] for row in predicted(run, "texts.jsonl", "learned.jsonl")] == [
+        row["label"] for row in rows
+    ]
+
+
+def test_the_head_lies_in_the_adapter_as_peft_names_it(here):
+    config = json.loads(Path("runs/lora/adapter/adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+    assert config["modules_to_save"] == ["bert.pooler.dense", "classifier"]
+    tensors = load_file("runs/lora/adapter/adapter_model.safetensors")
+    assert tensors["base_model.model.classifier.weight"].shape == (2, 32)
+    head = load_file("runs/head/adapter/adapter_model.safetensors")
+    assert not [name for name in head if "lora" in name]
+
+
+def test_a_full_model_has_the_names_of_its_classes_and_our_predictions(here):
+    model = AutoModelForSequenceClassification.from_pretrained("runs/full/model")
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    theirs = logits_of(model, [(row["text"],) for row in labelled(9, 24)]).double().softmax(-1)
+    ours = [row["probability_good"] for row in predicted("full", "apart.jsonl", "full.jsonl")]
+    assert np.abs(theirs[:, 1].numpy() - np.array(ours)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("run", ["lora", "head"])
+def test_a_merged_export_is_a_classifier_for_transformers(here, run):
+    result = rankwise("export", run, "--to", f"merged-{run}", "--format", "merged", "--dtype", "float32")
+    assert result.exit_code == 0, (result.output, result.exception)
+    model = AutoModelForSequenceClassification.from_pretrained(f"merged-{run}")
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    theirs = logits_of(model, [(row["text"],) for row in labelled(9, 24)]).double().softmax(-1)
+    ours = [row["probability_good"] for row in predicted(run, "apart.jsonl", "merged.jsonl")]
+    assert np.abs(theirs[:, 1].numpy() - np.array(ours)).max() <= 1e-5
+
+
+def test_probabilities_sum_to_one_and_belong_to_the_prediction(here):
+    for row in predicted("lora", "apart.jsonl", "sums.jsonl"):
+        shares = {name: row[f"probability_{name}"] for name in ("bad", "good")}
+        assert sum(shares.values()) == pytest.approx(1, abs=2e-6)
+        assert row["prediction"] == max(shares, key=lambda name: shares[name])
+
+
+def test_predictions_as_a_table(here):
+    result = rankwise("predict", "lora", "--data", "apart.jsonl", "--out", "out.csv", "--overwrite", "--quiet")
+    assert result.exit_code == 0, result.output
+    with Path("out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["text", "label", "prediction", "probability_bad", "probability_good"]
+    assert len(rows) == 9
+
+
+def test_an_adapter_s_folder_alone_knows_its_classes(here):
+    alone, run = (predicted(name, "apart.jsonl", "alone.jsonl") for name in ("runs/lora/adapter", "lora"))
+    for one, other in zip(alone, run, strict=True):  # a folder does not say in which number format it was trained
+        assert one["probability_bad"] == pytest.approx(other["probability_bad"], abs=0.02)
+
+
+def test_evaluation_counts_what_predict_says(here):
+    result = rankwise("evaluate", "lora", "--json", "--quiet")
+    assert result.exit_code == 0, (result.output, result.exception)
+    summary = json.loads(result.stdout)
+    rows = predicted("lora", "apart.jsonl", "counted.jsonl")
+    hits = [row["prediction"] == row["label"] for row in rows]
+    accuracy = summary["metrics"]["accuracy"]
+    assert accuracy["value"] == pytest.approx(sum(hits) / len(hits))
+    assert accuracy["low"] < accuracy["value"] <= accuracy["high"]
+    true = [row[f"probability_{row['label']}"] for row in rows]
+    assert summary["metrics"]["cross_entropy"]["value"] == pytest.approx(-np.log(true).mean(), rel=1e-3)
+    assert set(summary["metrics"]) == {"cross_entropy", "accuracy", "f1", "matthews"}
+
+
+def test_evaluation_of_numbers(here):
+    others = write_rows("others.jsonl", [row | {"text": f"a {row['text']}"} for row in scaled(20)])
+    result = rankwise("evaluate", "numbers", "--data", others, "--json", "--quiet")
+    assert result.exit_code == 0, (result.output, result.exception)
+    metrics = json.loads(result.stdout)["metrics"]
+    rows = predicted("numbers", "others.jsonl", "others-out.jsonl")
+    given, true = (np.array([row[name] for row in rows]) for name in ("prediction", "label"))
+    ranks = [[(values < one).sum() + (values == one).sum() / 2 for one in values] for values in (given, true)]
+    assert metrics["pearson"]["value"] == pytest.approx(np.corrcoef(given, true)[0, 1], abs=1e-4)
+    assert metrics["spearman"]["value"] == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-4)
+    assert metrics["mean_squared_error"]["value"] == pytest.approx(((given - true) ** 2).mean(), rel=1e-3)
+
+
+def test_the_objective_follows_from_the_model_and_is_told(here):
+    result = trained("chosen", "rows.jsonl", "--steps", "1")
+    assert "the objective is sequence-classification: tiny-bert is an encoder (bert)" in result.stderr
+    assert "2 classes: bad (8 rows), good (16 rows)" in result.stderr
+    assert json.loads(Path("runs/chosen/config.json").read_text())["objective"] == "sequence-classification"
+
+
+def test_a_decoder_learns_labels_as_answers_unless_told_otherwise(here, tiny_folder):
+    result = trained("answers", "rows.jsonl", "--steps", "1", model=str(tiny_folder))
+    assert "the labels are learned as answers" in result.stderr
+    result = trained("scored", "rows.jsonl", "--objective", "sequence-classification", model=str(tiny_folder))
+    assert json.loads(Path("runs/scored/adapter/adapter_config.json").read_text())["modules_to_save"] == ["score"]
+    assert {row["prediction"] for row in predicted("scored", "rows.jsonl", "scored.jsonl")} <= {"bad", "good"}
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "head", "full"])
+def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here, method):
+    def experiment(run: str) -> Experiment:
+        return Experiment(
+            model={"name": "tiny-bert", "dtype": "float32"}, run=run, adapter={"method": method},
+            data={"path": "rows.jsonl", "validation": "apart.jsonl"},
+            training={"steps": 24, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 5},
+        )  # fmt: skip
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepRecord) and event.step == 12:
+            raise KeyboardInterrupt
+
+    whole = train(experiment(f"{method}-whole"))
+    with pytest.raises(Interrupted):
+        train(experiment(f"{method}-part"), callback=stop)
+    part = train(experiment(f"{method}-part"), resume=True)
+    [one, other] = [next(each.result.glob("*.safetensors")) for each in (whole, part)]
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_weights_of_classes_are_told_and_change_the_result(here):
+    result = trained("weighted", "rows.jsonl", *METHODS["lora"], "--set", "classification.class_weights=balanced")
+    assert "weights in the loss: 1.5, 0.75" in result.stderr
+    one, other = (load_file(f"runs/{run}/adapter/adapter_model.safetensors") for run in ("weighted", "lora"))
+    name = "base_model.model.classifier.weight"
+    assert not torch.equal(one[name], other[name])
+
+
+BAD_ROWS: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
+    "no label": ([{"text": "a film"}] * 4, ("rows-bad.jsonl:1", "label")),
+    "one class": (
+        [{"text": f"film {n}", "label": "good"} for n in range(4)], ("rows-bad.jsonl:1", "'good'", "two classes"),
+    ),
+    "a list as a label": ([*labelled(4), {"text": "film", "label": ["good"]}], ("rows-bad.jsonl:5", "['good']")),
+    "a truth as a label": ([*labelled(4), {"text": "film", "label": True}], ("rows-bad.jsonl:5", "True")),
+    "no label in one row": ([*labelled(4), {"text": "film", "label": None}], ("rows-bad.jsonl:5", "None")),
+    "an empty text": ([*labelled(4), {"text": " ", "label": "good"}], ("rows-bad.jsonl:5", "text")),
+    "a number that is none": (
+        [*scaled(4), {"text": "film", "label": "nan"}], ("rows-bad.jsonl:5", "'nan'", "number"),
+    ),
+    "a name among numbers": ([*scaled(4), {"text": "film", "label": "good"}], ("rows-bad.jsonl:5", "'good'", "number")),
+    "one number": ([{"text": f"film {n}", "label": 2.5} for n in range(4)], ("rows-bad.jsonl:1", "2.5")),
+    "a conversation": ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+                                      {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}],
+                       ("rows-bad.jsonl:1", "conversation")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(BAD_ROWS))
+def test_bad_rows_are_refused_in_one_sentence(here, kind):
+    rows, said = BAD_ROWS[kind]
+    result = rankwise("train", "--model", "tiny-bert", "--data", write_rows("rows-bad.jsonl", rows), "--run", "bad")
+    assert result.exit_code == 2, (result.output, result.exception)
+    for part in said:
+        assert part in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not Path("runs/bad").exists()
+
+
+def test_a_label_that_no_training_row_has_is_refused_in_validation(here):
+    rows = write_rows("unseen.jsonl", [*labelled(3), {"text": "film", "label": "ugly"}])
+    result = rankwise(
+        "train", "--model", "tiny-bert", "--data", "rows.jsonl", "--validation-data", rows, "--run", "bad"
+    )
+    assert result.exit_code == 2
+    assert "unseen.jsonl:4: the label 'ugly' is in no training row; the classes are 'bad', 'good'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--system", "Be brief."), "data.system"),
+        (("--set", "data.packing=true"), "data.packing"),
+        (("--set", "data.learned=everything"), "data.learned"),
+        (("--set", "adapter.start=eva"), "adapter.start eva"),
+        (
+            ("--held-out", "4", "--keep", "best", "--set", "validation.by=exact", "--set", "validation.answers=2"),
+            "by exact",
+        ),
+        (("--objective", "causal-lm", "--set", "classification.class_weights=balanced"), "classification"),
+        (("--objective", "causal-lm", "--method", "head"), "adapter.method head"),
+        (("--backend", "fused"), "training.backend"),
+        (
+            ("--held-out", "4", "--keep", "best", "--validate-every", "4", "--set", "validation.by=pearson"),
+            "validation.by",
+        ),
+        (("--set", 'classification.class_weights={"ugly": 2}'), "'ugly'"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(here, words, said):
+    result = rankwise("train", "--model", "tiny-bert", "--data", "rows.jsonl", "--run", "bad", "--steps", "8", *words)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert said in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("generate", "lora", "--prompt", "hello"), ("chat", "lora"), ("strength", "lora"),
+     ("evaluate", "lora", "--task", "demo"), ("evaluate", "lora", "--blocks", "2"),
+     ("predict", "lora", "--data", "apart.jsonl", "--out", "no.jsonl", "--base"),
+     ("predict", "lora", "--data", "apart.jsonl", "--out", "no.jsonl", "--temperature", "1")],
+)  # fmt: skip
+def test_what_only_language_models_can_do_is_refused(here, words):
+    result = rankwise(*words)
+    assert result.exit_code in (1, 2), (result.output, result.exception)
+    assert "classifier" in result.stderr
+    assert not Path("no.jsonl").exists()
+
+
+def test_a_text_that_is_too_long_is_left_out_or_cut(here):
+    rows = [*labelled(12), {"text": "the " * 100, "label": "good"}]
+    result = trained("left-out", write_rows("long.jsonl", rows), "--steps", "1")
+    assert "1 of 13 rows are left out: 1 too long" in " ".join(result.stderr.split())
+    result = trained("cut", "long.jsonl", "--steps", "1", "--set", "data.too_long=truncate")
+    assert "1 rows are cut or split to fit" in result.stderr
+    long = write_rows("long-texts.jsonl", [{"text": "the " * 100}, {"text": "a film"}])
+    assert len(predicted("cut", long, "cut.jsonl")) == 2
+    result = rankwise("predict", "left-out", "--data", long, "--out", "never.jsonl")
+    assert result.exit_code == 2
+    assert "long-texts.jsonl:1: has 102 tokens" in result.stderr
+
+
+def test_the_page_says_what_the_loss_is_of(here):
+    page = Path("runs/lora/report.html").read_text()
+    assert "nats per row" in page
+    assert "nats per loss token" not in page
