@@ -159,7 +159,7 @@ def test_a_base_that_is_another_is_refused_where_the_folder_records_which_it_was
     hub_tokenizer.save_pretrained(home / "another")
     words = ("generate", "ours", "--prompt", PROMPT, "--max-new-tokens", 4, "--base-model", "another")
     refused = rankwise(*words)
-    assert refused.exit_code == 2 and "other weights" in refused.stderr and "--force-base" in refused.stderr
+    assert refused.exit_code == 2 and "different weights" in refused.stderr and "--force-base" in refused.stderr
     assert rankwise(*words, "--force-base").exit_code == 0
 
 

@@ -143,9 +143,9 @@ def test_a_run_that_was_told_to_end_names_the_way_on(home, undisturbed):
     code, out, _ = stopped(run, (*words, "--json"), lambda run: saved(run) and lines(run) % EVERY == 4, signal.SIGTERM)
     assert code == 143
     step, message = saved(run)[-1], json.loads(out)["error"]
-    assert f"--resume to go on from step {step}" in message and "--restart" in message
+    assert f"--resume to continue from step {step}" in message and "--restart" in message
     refused = rankwise(*words)
-    assert refused.exit_code == 2 and f"--resume to go on from step {step}, or --restart" in refused.stderr
+    assert refused.exit_code == 2 and f"--resume to continue from step {step}, or --restart" in refused.stderr
     # as if the power had failed while a record, the next checkpoint and the adapter were being written
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')
@@ -244,7 +244,7 @@ def test_metrics_that_do_not_reach_the_checkpoint_are_refused(it, damage, said):
 
 def test_a_run_without_a_checkpoint_can_only_be_begun_again(it):
     shutil.rmtree(it / "checkpoints")
-    assert "no checkpoint to go on from" in (message := refused(it)) and "--restart" in message
+    assert "no checkpoint to resume from" in (message := refused(it)) and "--restart" in message
     plain = rankwise(*words_of("it", *LORA, steps=1_000_000))
     assert plain.exit_code == 2 and "--resume" not in plain.stderr and "--restart" in plain.stderr
 
@@ -258,7 +258,7 @@ def test_what_cannot_be_resumed_is_told(home, undisturbed):
     before = sorted((home / "runs").iterdir())
     for run, words, said in (
         ("whole-lora", ("--resume",), "is finished"),
-        ("new", ("--resume",), '"new" was never begun'),
+        ("new", ("--resume",), '"new" does not exist yet'),
         ("new", ("--resume", "--restart"), "one of them"),
     ):
         result = rankwise(*words_of(run, *LORA, *words))

@@ -543,12 +543,12 @@ FATAL = {
     "no known form": ({"rows.jsonl": [{"a": 1}]}, {}, CHATML, ("rows.jsonl:1", "'a'")),
     "all too long": ({"rows.jsonl": pairs(3)}, {"max_length": 5}, CHATML, ("rows.jsonl", "5 tokens", "--max-length")),
     "beyond the context": ({"rows.jsonl": [{"prompt": "x" * 600, "completion": "y"}]}, {}, CHATML, ("256",)),
-    "all held out": ({"rows.jsonl": pairs(3)}, {"held_out": 3}, CHATML, ("3 rows", "3 are to be validation rows")),
-    "more held out": ({"rows.jsonl": pairs(3)}, {"held_out": 50}, CHATML, ("3 rows", "50 are to be validation rows")),
+    "all held out": ({"rows.jsonl": pairs(3)}, {"held_out": 3}, CHATML, ("3 rows", "held_out is 3")),
+    "more held out": ({"rows.jsonl": pairs(3)}, {"held_out": 50}, CHATML, ("3 rows", "held_out is 50")),
     "kept are held out": (
         {"rows.jsonl": [*pairs(2), {"prompt": "dog " * 300, "completion": "x"}]}, {"held_out": 2}, CHATML, ("2 rows",),
     ),
-    "asked otherwise": ({"rows.jsonl": pairs(3)}, {}, UNLIKE, ("rows.jsonl", "generation")),
+    "asked otherwise": ({"rows.jsonl": pairs(3)}, {}, UNLIKE, ("rows.jsonl", "prompt at inference")),
     "no end": ({"rows.jsonl": LONG_ANSWERS}, {"max_length": 40, "too_long": "truncate"}, CHATML, ("end", "stop")),
     "nothing left": ({"rows.jsonl": pairs(3)}, {"max_length": 8, "too_long": "truncate"}, CHATML, ("8 tokens",)),
     "refused by the template": ({"rows.jsonl": pairs(2)}, {}, REFUSING, ("rows.jsonl:1", "not this one")),
@@ -565,7 +565,7 @@ FATAL = {
     ),
     "two sources all held out": (
         {"a.jsonl": pairs(3), "b.jsonl": pairs(4, 9)}, {"sources": ["a.jsonl", "b.jsonl"], "held_out": 10}, CHATML,
-        ("7 rows", "10 are to be validation rows"),
+        ("7 rows", "held_out is 10"),
     ),
     "a weight that leaves no row": (
         {"a.jsonl": pairs(2)}, {"sources": [{"path": "a.jsonl", "weight": 0.1}]}, CHATML, ("a.jsonl", "no row"),

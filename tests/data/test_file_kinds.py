@@ -874,14 +874,14 @@ def test_what_a_hub_data_set_does_not_have_is_told(hub_rows, settings):
     result = hub_rows(**settings)
     # now and then a thread of the library ends the dying process with a line of its own, "terminate called"
     [told] = [line for line in result.stderr.splitlines() if line.startswith("rankwise.errors.")]
-    assert told.startswith("rankwise.errors.DataError: hub:me/tiny: cannot be had: ")
+    assert told.startswith("rankwise.errors.DataError: hub:me/tiny: cannot be loaded: ")
 
 
 def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(hub_rows, tmp_path):
     (tmp_path / "me" / "tiny").mkdir(parents=True)
     as_lines(tmp_path / "me" / "tiny" / "train.jsonl", [{"prompt": "of this machine", "completion": "yes"}])
     result = hub_rows()  # `datasets` would read the folder, and the data report would name the hub
-    assert "there is a me/tiny in this folder" in result.stderr, result.stdout + result.stderr
+    assert "a local file or folder has the same name" in result.stderr, result.stdout + result.stderr
 
 
 ANSWERS = f"""{READ.replace("example.messages[0]", "example.messages[-1]")}

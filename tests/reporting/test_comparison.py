@@ -79,9 +79,9 @@ def test_other_items_are_shown_and_not_compared():
     made_run("a")
     made_run("b", items="b" * 64)
     task = one("a", "b").tasks[0]
-    assert task.differences == {} and task.a and task.b and "items differ" in task.unpaired
+    assert task.differences == {} and task.a and task.b and "the items or their order differ" in task.unpaired
     html = report(["a", "b"], "out.html").page.read_text()
-    assert "not compared" in html and "items differ" in html
+    assert "not compared" in html and "the items or their order differ" in html
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_file_of_an_evaluation_stands_for_a_run():
 
 @pytest.mark.parametrize(
     ("bases", "said"),
-    [(("f00d", "f00d"), None), (("f00d", "beef"), "base models differ"), ((None, "f00d"), "evaluate it again")],
+    [(("f00d", "f00d"), None), (("f00d", "beef"), "base models differ"), ((None, "f00d"), "evaluate that one again")],
 )
 def test_what_whole_models_kept_is_compared_where_their_bases_are_one(bases, said):
     """Two evaluations that stand alone were once told apart by the models that were evaluated, not by their bases."""
@@ -322,7 +322,7 @@ def test_of_equal_items_no_number_is_taken_from_one_of_something_else(metric, a,
         assert set(task.set_apart) == (set() if said is None else {metric})
         assert (said or "") in task.set_apart.get(metric, "")
     told = report(["a", "b"], "out.html")
-    assert (f"{metric} is not compared: the two differ in" in told.page.read_text()) == (said is not None)
+    assert (f"{metric} is not compared: the two evaluations differ in" in told.page.read_text()) == (said is not None)
     assert ("can be called better" in told.verdict) == (said is not None)
     printed = CliRunner().invoke(app, ["compare", "a", "b"]).stdout
     assert (f"task: {metric} is not compared" in printed) == (said is not None)

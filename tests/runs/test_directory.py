@@ -151,7 +151,7 @@ def test_a_folder_that_is_no_run_is_refused_and_stays_as_it_is():
     Path("runs/r/notes.txt").write_text("mine")
     for restart in (False, True):
         message = refusal(restart=restart)
-        assert "holds" in message
+        assert "contains" in message
         assert "notes.txt" in message
         assert "not a run" in message
     assert Path("runs/r/notes.txt").read_text() == "mine"
@@ -266,7 +266,7 @@ def test_a_damaged_file_of_a_run_is_told_by_its_name(file, name):
     with pytest.raises(RunError) as caught:
         _ = RunSnapshot.finished("r").recorded_data
     assert file in str(caught.value)
-    assert "damaged or of another version" in str(caught.value)
+    assert "damaged or was written by another version" in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 

@@ -144,7 +144,7 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     """Label, text and count of each line."""
     apart = f", {data_report.held_out:,} for validation" if data_report.held_out else ""
     left_out = _left_out(data_report.skipped_why)
-    lines = [("rows", f"{data_report.rows:,}, kept {data_report.kept:,}{apart}{left_out}", data_report.rows)]
+    lines = [("rows", f"{data_report.rows:,} read, {data_report.kept:,} used{apart}{left_out}", data_report.rows)]
     if data_report.hold_out is not None:
         lines.append(("held out", data_report.hold_out.counts(), data_report.held_out))
     if data_report.labels:

@@ -23,7 +23,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a small model on customer messages, and show its answers before and after."""
+    """Train a small model on customer messages, and show its answers before and after training."""
     with report_failures(as_json):
         from rankwise.commands.demo import demo as demo_command
 

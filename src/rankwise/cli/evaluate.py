@@ -21,7 +21,7 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", show_default=False,
         help="A run (its name or folder), a PEFT adapter's folder, or a model as --model takes it.")],
     task: Annotated[str | None, typer.Option(show_default=False,
-        help="A built-in task, a YAML file, or a file of rows.  [default: the rows that the run held out]")] = None,
+        help="A built-in task, a YAML file, or a file of rows.  [default: the validation rows of the run]")] = None,
     data: Annotated[str | None, typer.Option(show_default=False, help="File of the task's rows.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, show_default=False,
         help="Number of rows, drawn by the task's seed; for an lm-eval task, the first rows.  [default: all]")] = None,
@@ -49,7 +49,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Score a run and its base, or a model."""
+    """Score a run and its base model on a task, or a single model."""
     with report_failures(as_json):
         from rankwise.commands.evaluate import evaluate as evaluate_command
 

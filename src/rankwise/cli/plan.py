@@ -16,7 +16,7 @@ from rankwise.config.reading import read_planned
 
 @takes_settings(
     "model", "data", *ADAPTER, "epochs", "steps", "batch_size", "backend", *ROWS,
-    model="Name of a known model (--models), hub id, folder with a config.json, or .gguf file.",
+    model="Model name from the catalogue (--models), hub id, folder with a config.json, or .gguf file.",
 )  # fmt: skip
 def plan(
     config: ConfigFile = None,
@@ -29,7 +29,7 @@ def plan(
         help="Price of an hour in any currency; adds the cost to the plan.")] = None,
     probe: Annotated[bool, typer.Option("--probe",
         help="Load the model and run two steps, to measure the speed instead of assuming it.")] = False,
-    models: Annotated[bool, typer.Option("--models", help="List the models with known names.")] = False,
+    models: Annotated[bool, typer.Option("--models", help="List the models of the catalogue.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip

@@ -97,7 +97,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row(f"  {part.name}", f"{cells}   {part.formula}")
     yield _row("  peak", "".join(f"{_size(forecast.peak):>12}" for forecast in methods.values()))
     formats = ", ".join(f"{_size(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
-    yield _row("", f"the weights alone: {formats} (training uses float32 or bfloat16)")
+    yield _row("", f"weights alone, by number format: {formats} (training uses float32 or bfloat16)")
 
 
 def _fit(plan: Plan) -> Iterator[str]:

@@ -29,7 +29,7 @@ def strength(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Rows of the task that were not trained on.  [default: the validation rows that the run held out]",
+            help="Rows of the task that were not trained on.  [default: the validation rows of the run]",
             show_default=False,
         ),
     ] = None,

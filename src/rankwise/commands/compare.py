@@ -67,9 +67,8 @@ def _task(a: Evaluation, b: Evaluation) -> ComparedTask:
     unpaired = None
     if a.items_sha256 != b.items_sha256:
         unpaired = (
-            f"the items differ, or their order does ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so scores are "
-            "shown and "
-            "not compared; evaluate both on the same file"
+            f"the items or their order differ ({a.n:,} from {a.data}, {b.n:,} from {b.data}), so the scores are shown "
+            "without a comparison; evaluate both on the same file"
         )
     shared = [] if unpaired else [name for name in a.tuned.scores if name in b.tuned.scores and name in METRICS]
     why = {metric: reason for metric in shared if (reason := set_apart(metric, a, b))}
@@ -183,12 +182,12 @@ def _on_one_text(a: Candidate, b: Candidate) -> tuple[Forgetting | None, Forgett
 
 def _incomparable(a: Candidate, b: Candidate, one: Forgetting | None, other: Forgetting | None) -> str | None:
     if one is None or other is None:
-        return f"it was only measured for {b.name if one is None else a.name}"
+        return f"forgetting was only measured for {b.name if one is None else a.name}"
     if one.sha256 != other.sha256:
         return "the texts differ"
     bases = _base_of(a, one), _base_of(b, other)
     if None in bases:
-        return "the base of one is unknown; evaluate it again, or name its run"
+        return "the base model of one of them is unknown; evaluate that one again, or name its run"
     if bases[0] != bases[1]:
         return "the base models differ"
     if one.dtype != other.dtype:

@@ -121,7 +121,7 @@ def _check(format: str, dtype: str | None, strength: float, *, force_base: bool)
     if dtype is not None and dtype not in DTYPES:
         problems.append(f'there is no dtype "{dtype}".{did_you_mean(dtype, DTYPES)} Known: {", ".join(DTYPES)}.')
     if strength == 0:
-        problems.append("at strength 0 there is nothing to export: that is the base model itself.")
+        problems.append("strength 0 is the base model itself, so there is nothing to export.")
     if problems:
         raise ConfigError(problems)
 
@@ -135,12 +135,14 @@ def _unknown(format: str) -> str:
 
 def _check_free(folder: Path) -> None:
     if os.path.lexists(folder):
-        raise RunError(f"{folder} is there already and is not overwritten. Choose another --to.")
+        raise RunError(f"{folder} already exists and is not overwritten. Choose another --to.")
     is_run = ("manifest.json", "config.json")
     parents = folder.absolute().parents
     inside = next((one for one in parents if all(os.path.isfile(one / name) for name in is_run)), None)  # noqa: PTH113
     if inside is not None:
-        raise RunError(f"{folder} lies inside the run {inside.name}, which would then not be what was trained.")
+        raise RunError(
+            f"{folder} is inside the run {inside.name}, and exporting must not change a run. Choose another --to."
+        )
 
 
 def _size(folder: Path) -> int:

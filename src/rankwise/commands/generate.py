@@ -54,7 +54,7 @@ def generate(
     if not prompt.strip():
         raise DataError("the prompt is empty.")
     if base and both:
-        raise ConfigError(["--base asks the base alone and --both asks it too; give one of them."])
+        raise ConfigError(["--base uses only the base model and --both uses both models; give one of them."])
     asked = (
         load_tuned(
             str(run),

@@ -49,7 +49,10 @@ def hub_part(source: Rows) -> Part:
 
     name = source.path.removeprefix(HUB)
     if os.path.exists(name):  # noqa: PTH110  `datasets` would read it instead
-        raise DataError(f"{source.path}: there is a {name} in this folder. Name that without {HUB}, or work elsewhere.")
+        raise DataError(
+            f"{source.path}: a local file or folder has the same name. Leave out {HUB} to read {name} here, or run "
+            "rankwise in another folder."
+        )
     rows, licence = _fetched(name, source.subset, source.split, source.revision)
     label = f"{source.path}/{rows.split or 'all'}"
     labels = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, ClassLabel)}
@@ -69,7 +72,7 @@ def _fetched(name: str, subset: str | None, split: str | None, revision: str | N
     try:
         loaded: Any = load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:  # whatever the hub's client, the network or a damaged cache raises
-        raise DataError(f"{HUB}{name}: cannot be had: {first_line(error)}") from None
+        raise DataError(f"{HUB}{name}: cannot be loaded: {first_line(error)}") from None
     if isinstance(loaded, DatasetDict):
         only = "train" if "train" in loaded or len(loaded) > 1 else next(iter(loaded))
         if only not in loaded:

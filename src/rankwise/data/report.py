@@ -185,7 +185,7 @@ def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained
         return [f"{name}: every row is longer than {limit} tokens{shortest}. {longer}"]
     if not trained:
         return [
-            f"{name} has {tally.used} rows and {spec.held_out} are to be validation rows, so none is left for training."
+            f"{name} has {tally.used} rows and held_out is {spec.held_out}, so none is left for training."
             if spec.held_out
             else f"{name}: no row is left for training."
         ]
@@ -194,8 +194,8 @@ def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained
         problems.append(f"{name}: no end token is in the loss, so the model would not learn to stop.")
     if tally.documents and tally.unlike_asked == tally.documents:
         problems.append(
-            f"{name}: before no answer stands what generation will be given, so the model would be asked in another "
-            "way than it was taught."
+            f"{name}: in no sequence do the tokens before the answer equal the prompt at inference, so the model would "
+            "be prompted differently from how it was trained."
         )
     return problems
 

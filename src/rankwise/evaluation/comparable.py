@@ -20,7 +20,7 @@ NAMES = {
 def set_apart(metric: str, a: Evaluation, b: Evaluation) -> str | None:
     """Say why the two cannot be compared in this metric; None if they can."""
     other = [NAMES[name] for name in _depends_on(metric, a, b) if _setting(a, name) != _setting(b, name)]
-    return f"the two differ in {' and '.join(other)}" if other else None
+    return f"the two evaluations differ in {' and '.join(other)}" if other else None
 
 
 def _depends_on(metric: str, a: Evaluation, b: Evaluation) -> tuple[str, ...]:

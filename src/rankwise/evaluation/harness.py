@@ -50,8 +50,9 @@ class HarnessTask:
         if not NAME.fullmatch(self.task_name) or self.task_name.lower().endswith(FILES):
             raise ConfigError(
                 [
-                    f'"{PREFIX}{self.task_name}": tasks of lm-eval can only be named, since a file of its kind can run '
-                    "code. Write a rankwise task file instead (task, data, ask, score; docs/evaluation.md): "
+                    f'"{PREFIX}{self.task_name}": tasks of lm-eval can only be given by name, because their task '
+                    "files can "
+                    "run code. Write a rankwise task file instead (task, data, ask, score; docs/evaluation.md): "
                     "--task FILE.yaml"
                 ]
             )
@@ -77,7 +78,7 @@ class HarnessTask:
         """None, because the requests are inside lm-eval."""
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
-        callback(StatusMessage(f"lm-eval asks {self.task_name}, {who}"))
+        callback(StatusMessage(f"lm-eval runs {self.task_name}, {who}"))
         began = time.perf_counter()
         found = self.scored(self._samples(model))
         return ModelScores(scores=found, seconds=time.perf_counter() - began)
@@ -124,7 +125,8 @@ class HarnessTask:
     def _explained(self, error: Exception) -> Exception:
         if is_out_of_memory(error):
             return ResourceError(
-                f'out of memory while lm-eval asks "{self.task_name}", {self.together} at once. Lower --batch-size.'
+                f'out of memory while lm-eval runs "{self.task_name}" with {self.together} answers at once. Lower '
+                "--batch-size."
             )
         return EvaluationError(f'lm-eval cannot run the task "{self.task_name}": {first_line(error)}')
 

@@ -69,7 +69,7 @@ def _by_likelihood(
     except Exception as error:
         if is_out_of_memory(error):
             raise ResourceError(
-                f"out of memory while scoring {len(documents):,} documents of {task.task}, the longest of "
+                f"out of memory while scoring {len(documents):,} sequences of {task.task}, the longest of "
                 f"{max(len(one.ids) for one in documents):,} tokens. Give shorter rows, or --dtype bfloat16."
             ) from None
         raise

@@ -87,13 +87,14 @@ def untold(points: Sequence[StrengthPoint], losses: Sequence[Sequence[Sequence[f
         return None
     if changes[1.0].verdict == "worse":
         return 0.0, (
-            f"the base alone: at 1 the loss is significantly worse ({_change(changes[1.0])}), and at no strength up "
-            "to 1 is it significantly better"
+            f"which is the base model alone: at strength 1 the loss is significantly worse ({_change(changes[1.0])}), "
+            "and "
+            "at no strength up to 1 is it significantly better"
         )
     return 1.0, (
-        f"no strength up to 1 gains significantly (at {best:g} the loss changes by "
-        f"{_change(changes[best])}), so 1 "
-        f"is as good as any"
+        f"no strength up to 1 lowers the loss significantly (at {best:g} it changes by {_change(changes[best])}), so "
+        "1 is "
+        "as good as any other"
     )
 
 

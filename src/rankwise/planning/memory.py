@@ -129,7 +129,7 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
         Part("averages", averages, f"{count:,} x 8" if averages else "only for AdaLoRA"),
         Part("activations", saved, f"{job.tokens:,} tokens x {saved / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
-        Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights, for decoding"),
+        Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),
         Part(
             "overhead", times * of_block + overheads.holes * (saved + logits) + OF_AVERAGES * 8 * count + tables,
             f"{times:g} x {of_block / 1e6:,.1f} MB of a block + {overheads.holes:.1%} of activations and logits + "

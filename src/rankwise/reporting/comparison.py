@@ -215,7 +215,7 @@ def _differing(
         blocks.append(
             folded("Settings that only some runs have", table(heads, alone, words=range(len(heads)), label=title))
         )
-    return Section(key, title, data, blocks, about="Only what differs.")
+    return Section(key, title, data, blocks, about="Only values that differ between the runs.")
 
 
 def _value(value: object) -> Content:

@@ -101,8 +101,8 @@ class RunDirectory:
     @property
     def ways_on(self) -> str:
         """What to do with a run that is not finished."""
-        saved = f"--resume to go on from step {self.steps_saved[-1]}, or " if self.steps_saved else ""
-        return f"{saved}--restart to begin it again from nothing"
+        saved = f"--resume to continue from step {self.steps_saved[-1]}, or " if self.steps_saved else ""
+        return f"{saved}--restart to start it again from the first step"
 
     def write_manifest(self, manifest: Manifest) -> None:
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
@@ -168,23 +168,29 @@ class RunDirectory:
         left = self._names()
         if "manifest.json" not in left:
             if left - {SETTINGS}:
-                raise RunError(f"{self.folder} holds {some(sorted(left), 4)} and is not a run. Use another --run name.")
+                raise RunError(
+                    f"{self.folder} contains {some(sorted(left), 4)} and is not a run. Use another --run name."
+                )
             if resume:
-                raise RunError(f'run "{self.folder.name}" was never begun; without --resume it is.')
+                raise RunError(
+                    f'run "{self.folder.name}" does not exist yet, so it cannot be resumed. Leave out --resume to '
+                    "start it."
+                )
             return
         manifest = self.manifest()
         if manifest.status == "finished":
             raise RunError(
-                f'run "{self.folder.name}" is finished ({manifest.ended}) and stays as it is. Use another --run name.'
+                f'run "{self.folder.name}" is finished ({manifest.ended}) and is not overwritten. '
+                "Use another --run name."
             )
         if resume and not self.steps_saved:
             raise RunError(
-                f'run "{self.folder.name}" has no checkpoint to go on from ({manifest.status}). '
-                f"Use {self.ways_on}. training.checkpoint_steps says how often one is written."
+                f'run "{self.folder.name}" has no checkpoint to resume from ({manifest.status}). '
+                f"Use {self.ways_on}. training.checkpoint_steps sets how often a checkpoint is written."
             )
         if not (restart or resume):
             raise RunError(
-                f'run "{self.folder.name}" was begun {manifest.started} and is not finished ({manifest.status}). '
+                f'run "{self.folder.name}" was started {manifest.started} and is not finished ({manifest.status}). '
                 f"Use another --run name, {'' if self.steps_saved else 'or '}{self.ways_on}."
             )
 
@@ -250,14 +256,14 @@ def read_json(path: Path, kind: type[_Kind], largest: int = LARGEST_JSON) -> _Ki
     try:
         there = path.stat()
         if not S_ISREG(there.st_mode):  # a pipe would be waited for
-            raise RunError(f"{path} is not a file.")
+            raise RunError(f"{path} is not a regular file.")
         if there.st_size > largest:
             raise RunError(f"{path} has {there.st_size:,} bytes; a run's own file is never that large.")
         return kind(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise RunError(f"{path} is missing: this folder is not a whole run.") from None
+        raise RunError(f"{path} is missing: this folder is not a complete run.") from None
     except (ValueError, TypeError, RecursionError, ValidationError, OSError) as error:
         if isinstance(error, RunError):
             raise
         detail = error.problems[0] if isinstance(error, ConfigError) else type(error).__name__
-        raise RunError(f"{path} is damaged or of another version: {detail}") from None
+        raise RunError(f"{path} is damaged or was written by another version: {detail}") from None

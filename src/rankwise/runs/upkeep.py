@@ -104,8 +104,8 @@ def check_renamable(run: RunDirectory, new: str) -> None:
         raise RunError(f"{RUNS / new} already exists. Choose another name.")
     if based := dependents(run):
         raise RunError(
-            f'run "{run.folder.name}" contains the base model of {some(based)}, which they could not find '
-            "under another name. It was not renamed."
+            f'run "{run.folder.name}" contains the base model of {some(based)}, which would not find it under '
+            "another name. It was not renamed."
         )
     _refuse_busy([run])
     RunSnapshot.of(run)  # a run with unreadable settings cannot be renamed in them
