@@ -81,6 +81,20 @@ def test_in_words_it_says_what_is_recommended_and_how_to_have_it(home):
     assert all(ord(sign) < 127 for sign in "".join(lines[:9]))
 
 
+def test_each_line_of_the_table_is_a_point_of_the_curve_and_a_gain_is_positive(home):
+    result = rankwise("strength", "lora", *QUICK, "--quiet")
+    assert result.exit_code == 0, result.output
+    lines = [line.replace("*", " ").split() for line in result.stdout.splitlines()]
+    first = 1 + next(at for at, cells in enumerate(lines) if cells[:1] == ["strength"])
+    points = read_strength(RunDirectory(home / "runs" / "lora")).points
+    gains = [points[0].loss.value - point.loss.value for point in points]
+    assert max(gains) > 1e-3, "without a gain no sign could be wrong"
+    for point, gain, cells in zip(points, gains, lines[first : first + len(points)], strict=True):
+        shown = [float(cells[at]) for at in (0, 1, 2, 3, -1)]
+        known = [point.strength, point.loss.value, gain, point.kl.value, point.delta_nll]
+        assert shown == pytest.approx(known, rel=1e-3, abs=6e-5)
+
+
 def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home, tiny_folder, monkeypatch):
     """The first hundred were once taken, which may all be of one source, and called all of them."""
     files = []
