@@ -90,15 +90,18 @@ def occurrence(tree: Path, bug: Bug) -> tuple[Path, str, str] | str:
 
 
 def resolved(tree: Path, names: Sequence[str]) -> list[str]:
-    """Test files by their paths below tests/, or where they have moved to: as listed, or by a name that is unique."""
+    """Test files by their paths below tests/, or where they have moved to: as listed, or by a name that is unique.
+
+    A name may end with one of the file's tests, `::test_…`.
+    """
     moved, paths = tomllib.loads(BUGS.read_text(encoding="utf-8"))["moved"], []
-    for name in names:
+    for name, separator, test in (listed.partition("::") for listed in names):
         same = [*(tree / "tests").rglob(Path(name).name)]
         candidates = [tree / "tests" / name, tree / "tests" / moved.get(name, name), *(same if len(same) == 1 else ())]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"tests/{name} is not there; add its new path under `moved` in {BUGS.name}")
-        paths.append(str(path.relative_to(tree)))
+        paths.append(f"{path.relative_to(tree)}{separator}{test}")
     return paths
 
 
