@@ -22,7 +22,8 @@ from rankwise.planning.devices import DEVICES
 from rankwise.planning.machine import graphics_cards, this_machine
 from rankwise.planning.operations import operations
 from rankwise.planning.rows import average_step
-from rankwise.planning.shape import Blocks, Layer, ModelShape
+from rankwise.config.layer import Layer
+from rankwise.planning.shape import Blocks, ModelShape
 from rankwise.planning.time import cost, duration, speed_of
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig

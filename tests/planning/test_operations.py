@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planned_shapes import SIZES, adapted, llama
-from rankwise.config.adapters import AdaLoraConfig
-from rankwise.planning.operations import Load, mean_rank_factor, operations, penalty_operations
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.planning.operations import Load, operations
 
 ROOT = Path(__file__).parents[2]
 SMOLLM, LLAMA2, LLAMA3, QWEN = "smollm2-135m", "llama-2-7b", "llama-3.1-8b", "qwen2.5-7b"
@@ -202,8 +202,8 @@ def test_the_whole_model_makes_each_product_three_times():
 
 
 def test_adalora_computes_with_what_it_starts_with_until_the_ranks_are_decided():
-    assert mean_rank_factor(AdaLoraConfig(initial=1.5, final=0.4)) == pytest.approx(1.5 * 0.6 + 0.4)
-    assert mean_rank_factor(AdaLoraConfig(initial=1.5, final=0.4, shrink=False)) == 1.5
-    assert mean_rank_factor(AdaLoraConfig(initial=1.0)) == 1.0
-    shape = llama(count=1)
-    assert penalty_operations(shape, {"model.layers.0.self_attn.q_proj": 3}) == 4 * 9 * 128
+    assert AdaLoraConfig(initial=1.5, final=0.4).mean_rank_share == pytest.approx(0.6 + 0.4 / 1.5)
+    assert AdaLoraConfig(initial=1.5, final=0.4, shrink=False).mean_rank_share == 1
+    assert AdaLoraConfig(initial=1.0).mean_rank_share == LoraConfig().mean_rank_share == 1
+    query = next(layer for layer in llama(count=1).layers if layer.path.endswith("q_proj"))
+    assert AdaLoraConfig().step_operations(query, 3) == 4 * 9 * 128 and LoraConfig().step_operations(query, 3) == 0

@@ -11,7 +11,7 @@ from rankwise.adapters.base_layers import kind_of, weight_of
 from rankwise.adapters.heads import HeadWrapper
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import AdapterConfig, LoraConfig
-from rankwise.config.matching import Seen, matched_paths, ranks_and_scales
+from rankwise.config.matching import Seen
 from rankwise.config.matching import layer_number as layer_number
 from rankwise.errors import TargetError
 
@@ -34,13 +34,13 @@ def check_choices(choices: list[Choice] | None, *, needed: bool) -> None:
 def choose(model: nn.Module, spec: LoraConfig) -> list[Choice]:
     """The layers that `spec` names, in the model's order, with the rank and scale of each."""
     paths = chosen_paths(model, spec)
-    return [Choice(path, *asked) for path, asked in zip(paths, ranks_and_scales(paths, spec), strict=True)]
+    return [Choice(path, *asked) for path, asked in zip(paths, spec.ranks_and_scales(paths), strict=True)]
 
 
 def chosen_paths(model: nn.Module, spec: AdapterConfig) -> list[str]:
     modules, head = _outside_heads(model), output_head(model)
     tables = {id(weight_of(module)) for module in modules.values() if isinstance(module, nn.Embedding)}
-    return matched_paths({path: _seen(module, head, tables) for path, module in modules.items()}, spec)
+    return spec.paths({path: _seen(module, head, tables) for path, module in modules.items()})
 
 
 def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:

@@ -24,9 +24,9 @@ def _row(name: str, text: str) -> str:
 
 
 def _model(plan: Plan) -> Iterator[str]:
-    shape, job = plan.shape, plan.forecast.job
+    shape, job, method = plan.shape, plan.forecast.job, plan.config.adapter.method
     yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
-    yield _row("training", f"{job.method} in {job.dtype} on {plan.device.name}, {BACKENDS[job.form]} backend")
+    yield _row("training", f"{method} in {job.dtype} on {plan.device.name}, {BACKENDS[job.form]} backend")
     if not plan.trained:
         is_causal = shape.auto_class == "AutoModelForCausalLM"
         why = (
@@ -91,7 +91,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     if not plan.trained:
         return
     methods = plan.methods
-    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {plan.forecast.job.method}")
+    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {next(iter(methods))}")
     for part in plan.forecast.memory.parts:
         cells = "".join(f"{_size(forecast.memory[part.name]):>12}" for forecast in methods.values())
         yield _row(f"  {part.name}", f"{cells}   {part.formula}")

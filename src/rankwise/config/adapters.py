@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import Number, PositiveInt
+from rankwise.config.budget import BudgetKind, parse_budget
+from rankwise.config.layer import Layer
+from rankwise.config.matching import Modules, by_pattern, matched_paths, parse_layers, split_names
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.parameters import Parameters, with_budget, with_ranks
 from rankwise.errors import ConfigError
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
@@ -38,7 +43,7 @@ class AdapterConfig(MethodConfig):
     @classmethod
     def _targets_as_list(cls, value: object) -> object:
         if isinstance(value, str):
-            value = _split_names(value)
+            value = split_names(value)
         if isinstance(value, list | tuple) and (not value or not all(value)):
             raise ValueError("name at least one layer, or all-linear")
         return value
@@ -48,7 +53,10 @@ class AdapterConfig(MethodConfig):
     def _layers_as_numbers(cls, value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool):
             return (value,)
-        return _parse_layers(value) if isinstance(value, str) else value
+        return parse_layers(value) if isinstance(value, str) else value
+
+    def paths(self, modules: Modules) -> list[str]:
+        return matched_paths(modules, self.targets, self.layers, with_rows=self.needs_rows_of_weights)
 
 
 class LoraConfig(AdapterConfig):
@@ -57,6 +65,7 @@ class LoraConfig(AdapterConfig):
     The defaults follow Schulman et al. 2025 ("LoRA Without Regret"): every linear layer, alpha 32.
     """
 
+    smaller: ClassVar[tuple[str, int] | None] = ("adapter.rank", 4)
     method: Literal["lora"] = "lora"
     """The method these settings belong to."""
     rank: Rank = 16
@@ -96,6 +105,19 @@ class LoraConfig(AdapterConfig):
     def without_rows(self) -> Self:
         return self.model_copy(update={"start": "uniform"})
 
+    def ranks_and_scales(self, paths: list[str]) -> list[tuple[int, float]]:
+        """Rank and scale of the adapter at each path."""
+        ranks = by_pattern(paths, self.rank_pattern, self.rank, "rank_pattern")
+        alphas = by_pattern(paths, self.alpha_pattern, self.alpha, "alpha_pattern")
+        return [
+            (int(rank), alpha / (math.sqrt(rank) if self.scaling == "sqrt-rank" else rank))
+            for rank, alpha in zip(ranks, alphas, strict=True)
+        ]
+
+    def parameters(self, total: int, layers: Sequence[Layer]) -> Parameters:
+        ranks = [rank for rank, _ in self.ranks_and_scales([layer.path for layer in layers])]
+        return with_ranks(total, layers, ranks, dora=self.dora, exact=self.start != "eva")
+
     @model_validator(mode="after")
     def _eva_alone(self) -> Self:
         fields = type(self).model_fields
@@ -115,6 +137,8 @@ class AdaLoraConfig(AdapterConfig):
     """
 
     tags: ClassVar[tuple[str, ...]] = ("adalora",)
+    averages: ClassVar[int] = 2
+    smaller: ClassVar[tuple[str, int] | None] = ("adapter.budget", 2)
     method: Literal["adalora"] = "adalora"
     """The method these settings belong to."""
     budget: str = "8"
@@ -177,7 +201,7 @@ class AdaLoraConfig(AdapterConfig):
     def _budget_as_text(cls, value: object) -> object:
         text = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
         if isinstance(text, str):
-            _parse_budget(text)
+            parse_budget(text)
         return text
 
     @model_validator(mode="after")
@@ -188,7 +212,21 @@ class AdaLoraConfig(AdapterConfig):
 
     @property
     def parsed_budget(self) -> tuple[BudgetKind, float]:
-        return _parse_budget(self.budget)
+        return parse_budget(self.budget)
+
+    @property
+    def mean_rank_share(self) -> float:
+        """Training computes with the first ranks until they are decided, and then with what is left, if the rest is
+        taken out."""
+        mean = self.initial * (1 - self.final) + self.final if self.shrink else self.initial
+        return mean / self.initial
+
+    def parameters(self, total: int, layers: Sequence[Layer]) -> Parameters:
+        return with_budget(total, layers, self, self.initial)
+
+    def step_operations(self, layer: Layer, rank: float) -> float:
+        """The penalty: P^T P and Q Q^T, and as much for their gradient."""
+        return 4.0 * rank**2 * (layer.inputs + layer.outputs)
 
 
 class HeadConfig(MethodConfig):
@@ -209,6 +247,10 @@ class FullConfig(MethodConfig):
 
     artifact: ClassVar[Literal["adapter", "model"]] = "model"
     base_dtype: ClassVar[Literal["float32"] | None] = "float32"
+    trains_base: ClassVar[bool] = True
+    lighter_base: ClassVar[tuple[str, str]] = (
+        "adapter.method=lora", "an adapter is trained instead of the whole model",
+    )  # fmt: skip
     auto_rate: ClassVar[float] = 1e-4
     method: Literal["full"] = "full"
     """The method these settings belong to."""
@@ -216,6 +258,9 @@ class FullConfig(MethodConfig):
     @property
     def label(self) -> str:
         return "full fine-tuning"
+
+    def parameters(self, total: int, layers: Sequence[Layer]) -> Parameters:
+        return Parameters(total, total, (), 0, None, None, exact=True)
 
     def problem_with(self, base: ModelConfig) -> str | None:
         if base.dtype == "bfloat16":
@@ -233,30 +278,11 @@ class FullConfig(MethodConfig):
 
 AdaLora = AdaLoraConfig
 """Short name for use from Python: `rankwise.AdaLora(budget=8)`."""
-BudgetKind = Literal["rank", "triplets", "parameters", "bytes"]
-UNITS: dict[str, BudgetKind] = {
-    "": "rank", "rank": "rank", "triplet": "triplets", "triplets": "triplets", "parameter": "parameters",
-    "parameters": "parameters", "params": "parameters", "b": "bytes",
-}  # fmt: skip
-LARGEST_BUDGET = 1e13
 LARGEST_STRENGTH = 10.0
-TIMES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 REFERENCE: dict[str, Any] = {
     "penalty": "reference", "orthogonality": 0.1, "strength_rate": 1.0, "start": "gaussian", "shrink": False,
     "importance": "after",
 }  # fmt: skip
-
-
-def _parse_budget(text: str) -> tuple[BudgetKind, float]:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)\s*(b|rank|triplets?|parameters?|params|)", text.strip().lower())
-    if found is None or float(found[1]) <= 0:
-        raise ValueError("a budget is a mean rank (8), 1680 triplets, 600k parameters, or a size (2MB)")
-    kind, amount = UNITS[found[3]], float(found[1]) * TIMES[found[2]]
-    if kind == "rank" and not 0 < amount <= 4096:
-        raise ValueError("a mean rank is at most 4096; write a size as 2MB, or parameters as 600k parameters")
-    if amount > LARGEST_BUDGET:
-        raise ValueError("a budget is at most 1e13")
-    return kind, amount
 
 
 def check_strength(strength: float) -> None:
@@ -268,28 +294,3 @@ def check_strength(strength: float) -> None:
                 f"{LARGEST_STRENGTH:g} the maximum."
             ]
         )
-
-
-def _split_names(text: str) -> list[str]:
-    """Split a list at its commas, except commas inside brackets: `q_proj,(k|v)_proj` is two targets."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
-
-
-def _parse_layers(text: str) -> tuple[int, ...]:
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError("write block numbers as 0-3,7")
-        low, high = int(first), int(last) if dash else int(first)
-        if high < low or high - low > 10_000:
-            raise ValueError(f"{part.strip()} is not a range of blocks")
-        numbers.extend(range(low, high + 1))
-    return tuple(sorted(set(numbers)))

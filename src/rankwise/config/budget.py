@@ -6,10 +6,11 @@ A budget in bytes includes the largest possible header of the adapter's safetens
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from rankwise.config.adapters import AdaLoraConfig
 from rankwise.errors import ConfigError
 
 BYTES_OF_NAMES = 226
@@ -17,6 +18,20 @@ BYTES_OF_NAMES = 226
 BYTES_OF_FILE = 64
 """Size of the header without the entries of the pairs."""
 BYTES_PER_PARAMETER = 4
+BudgetKind = Literal["rank", "triplets", "parameters", "bytes"]
+UNITS: dict[str, BudgetKind] = {
+    "": "rank", "rank": "rank", "triplet": "triplets", "triplets": "triplets", "parameter": "parameters",
+    "parameters": "parameters", "params": "parameters", "b": "bytes",
+}  # fmt: skip
+LARGEST_BUDGET = 1e13
+TIMES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+
+
+class BudgetSettings(Protocol):
+    @property
+    def budget(self) -> str: ...
+    @property
+    def budget_unit(self) -> Literal["triplets", "parameters"]: ...
 
 
 @dataclass(frozen=True)
@@ -40,9 +55,21 @@ class Budget:
         return "bytes" if self.in_bytes else "parameters" if self.by_cost else "triplets"
 
 
-def budget_of(spec: AdaLoraConfig, costs: Sequence[int], layers: Sequence[int], paths: Sequence[str]) -> Budget:
+def parse_budget(text: str) -> tuple[BudgetKind, float]:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)\s*(b|rank|triplets?|parameters?|params|)", text.strip().lower())
+    if found is None or float(found[1]) <= 0:
+        raise ValueError("a budget is a mean rank (8), 1680 triplets, 600k parameters, or a size (2MB)")
+    kind, amount = UNITS[found[3]], float(found[1]) * TIMES[found[2]]
+    if kind == "rank" and not 0 < amount <= 4096:
+        raise ValueError("a mean rank is at most 4096; write a size as 2MB, or parameters as 600k parameters")
+    if amount > LARGEST_BUDGET:
+        raise ValueError("a budget is at most 1e13")
+    return kind, amount
+
+
+def budget_of(spec: BudgetSettings, costs: Sequence[int], layers: Sequence[int], paths: Sequence[str]) -> Budget:
     """Resolve the budget. `costs` are the parameters of a triplet of each part; `layers` index its layer in `paths`."""
-    kind, amount = spec.parsed_budget
+    kind, amount = parse_budget(spec.budget)
     parts, dearest = len(costs), sum(costs)
     names = [BYTES_OF_NAMES + 2 * len(path) if kind == "bytes" else 0 for path in paths]
     entries = [-(-size // BYTES_PER_PARAMETER) for size in names]

@@ -7,16 +7,14 @@ some never finish. A target or pattern that matches nothing is an error that nam
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import regex
 
-from rankwise.config.adapters import AdapterConfig, LoraConfig
 from rankwise.errors import TargetError, did_you_mean, some
 
 ALL_LINEAR = "all-linear"
@@ -45,30 +43,23 @@ Modules = Mapping[str, Seen]
 """Modules by path, in the model's order."""
 
 
-def matched_paths(modules: Modules, spec: AdapterConfig) -> list[str]:
-    """Paths of the modules that get an adapter, in the model's order."""
+def matched_paths(
+    modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *, with_rows: bool
+) -> list[str]:
+    """Paths of the modules that get an adapter, in the model's order. `with_rows` refuses those whose weight does not
+    have one row for each output."""
     chosen: set[str] = set()
-    for target in spec.targets:
-        matching = [path for path in _named(target, modules) if _in_layers(path, spec.layers)]
+    for target in targets:
+        matching = [path for path in _named(target, modules) if _in_layers(path, layers)]
         if not matching:
-            raise TargetError(_nothing_in_layers(target, spec.layers, modules))
+            raise TargetError(_nothing_in_layers(target, layers, modules))
         chosen.update(matching)
     paths = [path for path in modules if path in chosen]
-    _refuse_absent_blocks(paths, spec, modules)
+    _refuse_absent_blocks(paths, targets, layers, modules)
     _refuse_tied_head(paths, modules)
-    if spec.needs_rows_of_weights:
+    if with_rows:
         _refuse_without_rows(paths, modules)
     return paths
-
-
-def ranks_and_scales(paths: list[str], spec: LoraConfig) -> list[tuple[int, float]]:
-    """Rank and scale of the adapter at each path."""
-    ranks = _by_pattern(paths, spec.rank_pattern, spec.rank, "rank_pattern")
-    alphas = _by_pattern(paths, spec.alpha_pattern, spec.alpha, "alpha_pattern")
-    return [
-        (int(rank), alpha / (math.sqrt(rank) if spec.scaling == "sqrt-rank" else rank))
-        for rank, alpha in zip(ranks, alphas, strict=True)
-    ]
 
 
 @lru_cache(maxsize=4096)
@@ -118,11 +109,13 @@ def _in_layers(path: str, layers: tuple[int, ...] | None) -> bool:
     return layers is None or layer_number(path) in layers
 
 
-def _refuse_absent_blocks(paths: list[str], spec: AdapterConfig, modules: Modules) -> None:
+def _refuse_absent_blocks(
+    paths: list[str], targets: Sequence[str], layers: tuple[int, ...] | None, modules: Modules
+) -> None:
     """Refuse block numbers in which no layer is adapted."""
-    absent = sorted(set(spec.layers or ()) - {layer_number(path) for path in paths})
+    absent = sorted(set(layers or ()) - {layer_number(path) for path in paths})
     if absent:
-        there = {layer_number(path) for target in spec.targets for path in _named(target, modules, also_head=True)}
+        there = {layer_number(path) for target in targets for path in _named(target, modules, also_head=True)}
         blocks = ranges(number for number in there if number is not None)
         raise TargetError(
             f"--layers names {ranges(absent)}, but the targets are in blocks {blocks} of this model. Choose from "
@@ -176,7 +169,7 @@ def _refuse_without_rows(paths: list[str], modules: Modules) -> None:
         )
 
 
-def _by_pattern(
+def by_pattern(
     paths: list[str], pattern: dict[str, int] | dict[str, float], otherwise: float, setting: str
 ) -> list[float]:
     """Value of each path. The first pattern that matches decides, as in PEFT."""
@@ -186,3 +179,28 @@ def _by_pattern(
             hint = did_you_mean(key, {path.rpartition(".")[2] for path in paths})
             raise TargetError(f'{setting} "{key}" matches none of the {len(paths)} adapted layers.{hint}')
     return [next((value for matches, value in rules if matches(path)), otherwise) for path in paths]
+
+
+def split_names(text: str) -> list[str]:
+    """Split a list at its commas, except commas inside brackets: `q_proj,(k|v)_proj` is two targets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError("write block numbers as 0-3,7")
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low or high - low > 10_000:
+            raise ValueError(f"{part.strip()} is not a range of blocks")
+        numbers.extend(range(low, high + 1))
+    return tuple(sorted(set(numbers)))

@@ -5,10 +5,15 @@ What differs between methods and needs no torch is answered here, so that nobody
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
 from rankwise.config.base import Config
+from rankwise.config.layer import Layer
+from rankwise.config.matching import Modules
 from rankwise.config.models import ModelConfig
+from rankwise.config.parameters import Parameters
+from rankwise.errors import ConfigError
 
 
 class MethodConfig(Config):
@@ -20,6 +25,17 @@ class MethodConfig(Config):
     """What the learning rate `auto` is at width 576; training/schedules.py says why."""
     tags: ClassVar[tuple[str, ...]] = ()
     """Tags of the model card, beside those that every adapter has."""
+    trains_base: ClassVar[bool] = False
+    """Whether the base's own weights are trained, and no adapter."""
+    averages: ClassVar[int] = 0
+    """Moving averages of each trained parameter, beside those of the optimizer."""
+    smaller: ClassVar[tuple[str, int] | None] = None
+    """The setting that an adapter's size follows from, and a small value of it."""
+    lighter_base: ClassVar[tuple[str, str]] = (
+        "model.dtype=bfloat16",
+        "weights have 8 significant bits instead of 24; the loss of a step differs by some hundredths of a nat",
+    )
+    """The setting by which a base in float32 takes less memory, and its price."""
 
     @property
     def label(self) -> str:
@@ -43,3 +59,20 @@ class MethodConfig(Config):
     def problem_with(self, base: ModelConfig) -> str | None:
         """Why this base model cannot be trained with this method, for a message."""
         return None
+
+    def paths(self, modules: Modules) -> list[str]:
+        """Paths of the modules that get an adapter, in the model's order."""
+        return []
+
+    def parameters(self, total: int, layers: Sequence[Layer]) -> Parameters:
+        """What trains of a model with `total` parameters, with adapters over these layers."""
+        raise ConfigError([f"rankwise plan does not cover {self.label} yet."])
+
+    @property
+    def mean_rank_share(self) -> float:
+        """The mean rank over a run, as a multiple of the one it begins with."""
+        return 1.0
+
+    def step_operations(self, layer: Layer, rank: float) -> float:
+        """Operations of an optimizer step for a layer's adapter, whatever the number of tokens."""
+        return 0.0

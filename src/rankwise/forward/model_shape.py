@@ -21,10 +21,11 @@ import rankwise.models.quiet as quiet
 from rankwise.adapters.base_layers import features_of, kind_of, weight_of
 from rankwise.adapters.fused import split_of
 from rankwise.config.base import shown
+from rankwise.config.layer import Layer
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.saved_activations import measured, stacks_of
 from rankwise.planning.config_check import checked_config
-from rankwise.planning.shape import Layer, ModelShape
+from rankwise.planning.shape import ModelShape
 
 MOST_MODULES = 500_000
 """Against a config that would be built without end."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from rankwise.planning.shape import Layer, ModelShape
+from rankwise.config.layer import Layer
+from rankwise.planning.shape import ModelShape
 
 Form = Literal["fast", "plain"]
 EXACT = 4

@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.data import DataConfig
+from rankwise.config.method import MethodConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.rows import PlannedRows
 
@@ -49,7 +49,7 @@ class Advice:
 class Facts:
     """A training as it was asked for, with what a plan found of it."""
 
-    adapter: LoraConfig | AdaLoraConfig | FullConfig
+    adapter: MethodConfig
     training: TrainingConfig
     data: DataConfig
     rows: PlannedRows
@@ -65,7 +65,7 @@ class Facts:
 
     @property
     def adapts(self) -> bool:
-        return not isinstance(self.adapter, FullConfig)
+        return not self.adapter.trains_base
 
     @property
     def bits(self) -> float:
@@ -75,10 +75,6 @@ class Facts:
     def rank_for_rows(self) -> int:
         """That holds what the rows do, over all linear layers."""
         return max(1, math.ceil(self.bits / (BITS_OF_PARAMETER * self.ends)))
-
-    @property
-    def setting(self) -> str:
-        return "adapter.rank" if isinstance(self.adapter, LoraConfig) else "adapter.budget"
 
     @property
     def passes(self) -> float:
@@ -98,17 +94,18 @@ def _capacity(facts: Facts) -> Advice | None:
         f"{facts.rows.supervised.likely:,.0f} loss tokens contain about {facts.bits / 1e6:,.2f} Mbit of information, "
         f"and {facts.trainable:,} trainable parameters can store about {holds / 1e6:,.2f} Mbit"
     )
-    if not facts.adapts or not facts.ranks:
+    if facts.adapter.smaller is None or not facts.ranks:
         return None
+    setting, _ = facts.adapter.smaller
     rank = sum(facts.ranks.values()) / len(facts.ranks)
     if holds < facts.bits:
         wanted = min(4096, math.ceil(rank * facts.bits / holds))
         text = f"The adapter is too small to learn all that these rows contain; a rank of {wanted} would be enough."
-        return Advice(text, sums, SCHULMAN, (facts.setting, str(wanted)))
+        return Advice(text, sums, SCHULMAN, (setting, str(wanted)))
     enough = max(LEAST_RANK, math.ceil(rank * facts.bits / holds))
     if holds > AMPLE * facts.bits and enough < rank:
         text = f"A rank of {enough} is enough for these rows; a higher rank learns about as well and costs more."
-        return Advice(text, sums, f"{SCHULMAN}; {OWN}", (facts.setting, str(enough)))
+        return Advice(text, sums, f"{SCHULMAN}; {OWN}", (setting, str(enough)))
     return None
 
 

@@ -13,7 +13,6 @@ from rankwise.planning.devices import Device
 from rankwise.planning.forecast import AtOnce, Forecast
 
 LARGEST, STEP_OF_TOKENS = 65_536, 64
-ROUNDED = "weights have 8 significant bits instead of 24; the loss of a step differs by some hundredths of a nat"
 SMALLER = "a smaller adapter can learn less"
 
 
@@ -115,20 +114,15 @@ def _tried(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
 
 
 def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
-    method, longest = forecast.job.method, changes.amount.longest
-    if method != "full" and forecast.job.dtype == "float32":
-        yield from _with(forecast, changes, ("model.dtype=bfloat16",), ROUNDED)
-    if method == "full":
-        yield from _with(
-            forecast, changes, ("adapter.method=lora",), "an adapter is trained instead of the whole model"
-        )
+    spec, longest = forecast.spec, changes.amount.longest
+    if forecast.job.dtype == "float32":
+        setting, price = spec.lighter_base
+        yield from _with(forecast, changes, (setting,), price)
     if longest > 2 * STEP_OF_TOKENS:
         price = "data.too_long says whether longer rows are left out or shortened"
         yield from _with(forecast, changes, (f"data.max_length={longest // 2}",), price)
-    if method == "lora":
-        yield from _with(forecast, changes, ("adapter.rank=4",), SMALLER)
-    if method == "adalora":
-        yield from _with(forecast, changes, ("adapter.budget=2",), SMALLER)
+    if spec.smaller is not None:
+        yield from _with(forecast, changes, ("{}={}".format(*spec.smaller),), SMALLER)
 
 
 def _with(forecast: Forecast, changes: Changes, settings: tuple[str, ...], price: str) -> Iterator[Remedy]:

@@ -11,13 +11,13 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.matching import layer_number
+from rankwise.config.method import MethodConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, Form
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
-from rankwise.planning.operations import Load, Operations, mean_rank_factor, operations
+from rankwise.planning.operations import Load, Operations, operations
 from rankwise.planning.parameters import Parameters, parameters_of
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.shape import ModelShape
@@ -26,7 +26,6 @@ DEVIATIONS = 2.5
 """By how many standard deviations the fullest step of a run has more tokens than the mean one."""
 OF_SHARE = 0.25
 """By how much documents differ in the share that is learned, as one standard deviation: 0.23 of Dolly's."""
-Adapting = LoraConfig | AdaLoraConfig | FullConfig
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class AtOnce:
 @dataclass(frozen=True)
 class Forecast:
     shape: ModelShape
-    spec: Adapting
+    spec: MethodConfig
     parameters: Parameters
     job: Job
     overheads: Overheads
@@ -78,13 +77,13 @@ def at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> A
     return replace(found, learned=found.learned_of(tokens))
 
 
-def form_of(shape: ModelShape, spec: Adapting, training: TrainingConfig, device: Device) -> Form:
-    fast = device.kind == "processor" and shape.family in FAST and not isinstance(spec, FullConfig)
+def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
+    fast = device.kind == "processor" and shape.family in FAST and not spec.trains_base
     return "fast" if fast and training.backend != "eager" else "plain"
 
 
 def forecast(
-    shape: ModelShape, spec: Adapting, training: TrainingConfig, device: Device, dtype: str, amount: AtOnce,
+    shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device, dtype: str, amount: AtOnce,
     counted: Parameters | None = None, writes_answers: bool = False,
 ) -> Forecast:  # fmt: skip
     """`dtype` is what the base is held in; a whole model that learns is held in float32. `counted` saves counting."""
@@ -95,7 +94,7 @@ def forecast(
     numbers = [block for block in ranks if block is not None]
     lowest = min(numbers) if numbers and len(numbers) == len(ranks) else 0
     job = Job(
-        method=spec.method, form=form, dtype="float32" if isinstance(spec, FullConfig) else dtype,
+        form=form, dtype=spec.base_dtype or dtype, trains_base=spec.trains_base, averages=spec.averages,
         trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},
         tokens=amount.tokens, learned=amount.learned, longest=amount.longest, lowest=lowest,
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
@@ -113,12 +112,10 @@ def ranks_by_block(counted: Parameters) -> dict[int | None, float]:
 
 
 def operations_of(forecasted: Forecast, load: Load) -> Operations:
-    """Of AdaLoRA with the ranks that it has on average over a run."""
+    """With the ranks that an adapter has on average over a run."""
     spec, blocks = forecasted.spec, max(1, forecasted.shape.blocks.count)
-    if isinstance(spec, FullConfig):
-        ranks = None
-    else:
-        share = mean_rank_factor(spec) / spec.initial if isinstance(spec, AdaLoraConfig) else 1.0
-        ranks = {planned.layer.path: share * sum(planned.ranks) for planned in forecasted.parameters.adapted}
+    adapted = forecasted.parameters.adapted
+    ranks = {planned.layer.path: spec.mean_rank_share * sum(planned.ranks) for planned in adapted}
+    learning = None if spec.trains_base else ranks
     fast = forecasted.job.form == "fast"
-    return operations(forecasted.shape, load, ranks, recomputed=forecasted.job.recomputed / blocks, trimmed=fast)
+    return operations(forecasted.shape, load, learning, recomputed=forecasted.job.recomputed / blocks, trimmed=fast)

@@ -22,12 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from rankwise.planning.activations import EXACT, Form, block_bytes, saved_bytes
 from rankwise.planning.shape import ModelShape
 
-Method = Literal["lora", "adalora", "full"]
 HEAD_ROWS = 256
 """As kernels/loss.py takes them; a test compares both."""
 
@@ -62,7 +60,6 @@ class Job:
     """What is held and computed at once. `ranks` are sums over a block's adapters as training begins; `tokens` those
     of the largest micro-batch with padding, `learned` how many of them have a loss."""
 
-    method: Method
     form: Form
     dtype: str
     trainable: int
@@ -74,6 +71,10 @@ class Job:
     lowest: int = 0
     recomputed: int = 0
     writes_answers: bool = False
+    trains_base: bool = False
+    """Whether the base's own weights are trained, and no adapter."""
+    averages: int = 0
+    """Moving averages of each trained parameter, beside the optimizer's."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,12 @@ def weights_bytes(shape: ModelShape, dtype: str) -> float:
 
 
 def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
-    number, whole, count = int(FORMATS[job.dtype]), job.method == "full", job.trainable
+    number, whole, count = int(FORMATS[job.dtype]), job.trains_base, job.trainable
     saved = saved_bytes(
         shape, job.ranks, number, job.form, job.tokens, full=whole, recomputed=job.recomputed, lowest=job.lowest,
         longest=job.longest,
     )  # fmt: skip
-    averages = 8 * count if job.method == "adalora" else 0
+    averages = EXACT * job.averages * count
     logits = _logits(shape, job, number)
     of_block = block_bytes(
         shape, max(job.ranks.values(), default=0.0), number, job.form, full=whole, tokens=job.tokens,
@@ -126,7 +127,7 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
         Part("adapter", 0 if whole else EXACT * count, "no adapter" if whole else f"{count:,} x 4"),
         Part("gradients", EXACT * count, f"{count:,} x 4"),
         Part("optimizer", 8 * count, f"{count:,} x 8"),
-        Part("averages", averages, f"{count:,} x 8" if averages else "only for AdaLoRA"),
+        Part("averages", averages, f"{count:,} x {EXACT * job.averages}" if averages else "only for AdaLoRA"),
         Part("activations", saved, f"{job.tokens:,} tokens x {saved / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
         Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankwise.config.adapters import AdaLoraConfig
-from rankwise.planning.shape import AFTER, BEFORE, Blocks, Layer, ModelShape, Position
+from rankwise.config.layer import AFTER, BEFORE, Layer, Position
+from rankwise.planning.shape import Blocks, ModelShape
 
 BACKWARD_OF_ATTENTION = 2.5
 FIRST, SECOND = 0, 1
@@ -138,17 +138,6 @@ class _Count:
         shared = layers.get(layer.shares or "", layer)
         size = _size(layer) or _size(shared)
         return 2.0 * size * self.load.supervised, 2.0 * self.rank(layer) * _ends(layer) * self.load.supervised
-
-
-def mean_rank_factor(spec: AdaLoraConfig) -> float:
-    """The mean rank that AdaLoRA computes with over a run, as a multiple of its budget: what it starts with until the
-    ranks are decided, and from then on what is kept, if the rest is taken out."""
-    return spec.initial * (1 - spec.final) + spec.final if spec.shrink else spec.initial
-
-
-def penalty_operations(shape: ModelShape, ranks: Mapping[str, float]) -> float:
-    """Of one optimizer step of AdaLoRA, whatever its tokens: P^T P and Q Q^T, and as much for their gradient."""
-    return sum(4.0 * ranks.get(layer.path, 0) ** 2 * _ends(layer) for layer in shape.layers)
 
 
 def _pairs(length: int, blocks: Blocks) -> float:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.method import MethodConfig
 from rankwise.config.planning import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError, DataError
 from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.devices import DEVICES, Device, find_device
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
-from rankwise.planning.forecast import Adapting, AtOnce, Forecast, at_once, forecast, operations_of
+from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, operations_of
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor
 from rankwise.planning.memory import FORMATS, weights_bytes
-from rankwise.planning.operations import Load, penalty_operations
+from rankwise.planning.operations import Load
 from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_rows import rows_of
 from rankwise.planning.rows import PlannedRows, average_step
@@ -83,11 +84,10 @@ class Plan:
         return self._with_penalty(Step(self.flops_per_token * tokens, tokens, pieces))
 
     def _with_penalty(self, step: Step) -> Step:
-        """Of AdaLoRA, once a step."""
-        if not isinstance(self.config.adapter, AdaLoraConfig):
-            return step
-        ranks = {one.layer.path: float(sum(one.ranks)) for one in self.forecast.parameters.adapted}
-        return replace(step, operations=step.operations + penalty_operations(self.shape, ranks))
+        """What the method computes once a step, such as AdaLoRA's penalty, is added."""
+        own, adapted = self.config.adapter, self.forecast.parameters.adapted
+        extra = sum(own.step_operations(one.layer, sum(one.ranks)) for one in adapted)
+        return replace(step, operations=step.operations + extra)
 
     @cached_property
     def duration(self) -> Duration | None:
@@ -158,13 +158,12 @@ class Plan:
     @cached_property
     def methods(self) -> dict[str, Forecast]:
         """The one that was asked for, and the others with what is usual for them."""
-        usual = {"lora": LoraConfig(), "adalora": AdaLoraConfig(), "full": FullConfig()}
-        others = {
-            method: _forecast(self.config, self.shape, self.device, self.amount, spec)
-            for method, spec in usual.items()
-            if method != self.config.adapter.method
+        own = self.config.adapter.method
+        usual = {spec.method: spec for spec in (LoraConfig(), AdaLoraConfig(), FullConfig())}
+        usual.pop(own, None)
+        return {own: self.forecast} | {
+            method: _forecast(self.config, self.shape, self.device, self.amount, spec) for method, spec in usual.items()
         }
-        return {self.config.adapter.method: self.forecast} | others
 
     def changed(self, *settings: str) -> Forecast | None:
         """The same with some settings otherwise; None where they mean nothing here."""
@@ -226,7 +225,7 @@ def planned(
 
 
 def _forecast(
-    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: Adapting | None = None,
+    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: MethodConfig | None = None,
     counted: Parameters | None = None,
 ) -> Forecast:  # fmt: skip
     """Of what is asked for or of another method, with as many blocks computed twice as a training makes of it by

@@ -3,65 +3,16 @@
     layers    by the path that transformers gives them, each with its sizes and where it stands in the forward pass
     stacks    runs of equal transformer blocks: how many, how wide, and what a token keeps for the backward pass
 
-A weight (O, I) maps I inputs to O outputs. An embedding has I rows of O numbers; a convolution's I is channels times
-kernel. A tied head reads the embedding's weight and has none of its own. `shape_file.py` writes this value as JSON.
+`shape_file.py` writes this value as JSON.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
-Kind = Literal["linear", "conv1d", "conv2d", "embedding", "other"]
-"""`other` holds weights that no adapter is laid over: norms, positions, experts, single vectors."""
-Position = tuple[int, int]
-"""A block and a stage inside it; positions compare from input to output."""
-BEFORE, AFTER = (-1, 0), (1 << 30, 0)
-NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A module with weights. `stage` counts the different inputs that layers of the same block were called with before
-    this one, so layers that read one tensor side by side share a stage; outside blocks it is -1 before and 0 after
-    them. It is None for a layer that the forward pass never calls, or where no forward pass was made."""
-
-    path: str
-    kind: Kind
-    inputs: int = 0
-    outputs: int = 0
-    bias: int = 0
-    """Parameters of the bias; of `other`, all of its parameters."""
-    shares: str | None = None
-    """The path of the layer whose weight this one reads."""
-    parts: tuple[int, ...] = ()
-    """Outputs of the query, the key and the value, where one layer makes all three."""
-    kernel: tuple[int, int] | None = None
-    """Height and width, for a convolution over images."""
-    class_name: str = ""
-    """The module's class, for `other` alone."""
-    stage: int | None = None
-
-    @property
-    def parameters(self) -> int:
-        return (0 if self.shares else self.inputs * self.outputs) + self.bias
-
-    @cached_property
-    def block(self) -> int | None:
-        """The first number in the path."""
-        number = NUMBER.search(self.path)
-        return None if number is None else int(number[1])
-
-    @property
-    def position(self) -> Position | None:
-        if self.stage is None:
-            return None
-        if self.block is None:
-            return BEFORE if self.stage < 0 else AFTER
-        return self.block, self.stage
+from rankwise.config.layer import Layer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import MISSING, fields, replace
 from itertools import groupby
 from typing import Any
 
-from rankwise.planning.shape import NUMBER, Blocks, Layer, ModelShape, Saved
+from rankwise.config.layer import NUMBER, Layer
+from rankwise.planning.shape import Blocks, ModelShape, Saved
 
 FORMAT = 1
 """Raised whenever the meaning of a stored shape changes, so that a cache is not read with the wrong one."""

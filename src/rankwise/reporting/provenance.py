@@ -21,8 +21,8 @@ from rankwise.runs.snapshot import RunSnapshot
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 16
 """Bytes per parameter: weight, gradient and AdamW's two moments, four bytes each."""
-SLOWER = {"fused": 6.2, "eager": 2.5}
-"""Time of a step of full fine-tuning in float32 relative to LoRA with this backend (docs/speed.md)."""
+SLOWER = {("lora", "fused"): 6.2, ("lora", "eager"): 2.5}
+"""Time of a step of full fine-tuning in float32 relative to this method with this backend (docs/speed.md)."""
 SHOWN_ROWS = 20
 
 
@@ -129,7 +129,7 @@ def cost_section(run: RunSnapshot) -> Section:
 def against_full(manifest: Manifest, results: Results, experiment: Experiment) -> dict[str, Any] | None:
     """Compare the bytes of weights, gradients and optimizer of this run with full fine-tuning in float32, without
     activations; None if this run was full fine-tuning."""
-    if experiment.adapter.method not in ("lora", "adalora"):
+    if experiment.adapter.trains_base:
         return None
     per_weight = BYTES_OF.get(manifest.base_model.dtype, 4)
     return {
@@ -144,8 +144,8 @@ def against_full(manifest: Manifest, results: Results, experiment: Experiment) -
 
 def _time(manifest: Manifest, experiment: Experiment) -> str | None:
     """Return a sentence about time from a benchmark of another model, if it applies to this method and backend."""
-    times = SLOWER.get(manifest.backend)
-    if times is None or experiment.adapter.method != "lora" or manifest.base_model.device != "cpu":
+    times = SLOWER.get((experiment.adapter.method, manifest.backend))
+    if times is None or manifest.base_model.device != "cpu":
         return None
     return (
         "In the benchmark of docs/speed.md (SmolLM2-135M on two cores), a step of full fine-tuning in float32 took "

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
-from rankwise.planning.shape import Layer
+from rankwise.config.layer import Layer
 
 PREFIX = "base_model.model."
 

@@ -1,0 +1,137 @@
+"""How many parameters train, to the last one, and how large the adapter's file becomes.
+
+LoRA      r (I + O) of each layer; with DoRA O more, the lengths
+AdaLoRA   R (I + O + 1) of each layer, or of each part of a fused one, of the R that it begins with;
+          at the end as many triplets are left as the budget says, each I + O in the file
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rankwise.config.adapter_file import size_of_file
+from rankwise.config.budget import BYTES_OF_FILE, BYTES_OF_NAMES, Budget, BudgetSettings, budget_of, initial_rank
+from rankwise.config.layer import Layer
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer that is adapted. `ranks` is one, or one for each part of a fused layer under AdaLoRA."""
+
+    layer: Layer
+    ranks: tuple[int, ...]
+    trainable: int
+
+    @property
+    def leaf(self) -> str:
+        return self.layer.path.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What AdaLoRA's budget leaves at the end. Which triplets live is decided in training, and they differ in size, so
+    the parameters lie between two bounds; `even` is what they are with the same mean rank everywhere."""
+
+    amount: int
+    """Of what the budget counts."""
+    unit: str
+    first: int
+    """The same at the beginning."""
+    in_units: tuple[int, int]
+    """Both, the beginning's first, in the unit that they are told in: a budget of bytes is counted in parameters."""
+    mean_rank: float
+    least: int
+    even: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """`file_bytes` is the size of adapter_model.safetensors in float32 as it is written, and `file_bytes_half` what it
+    were in 16 bits; of AdaLoRA, and of start eva, at most. A whole model has no adapter, and none of these."""
+
+    total: int
+    """Of the base model, a shared weight once."""
+    trainable: int
+    adapted: tuple[PlannedLayer, ...]
+    written: int
+    """Numbers in the adapter's file; of AdaLoRA at most."""
+    file_bytes: int | None
+    file_bytes_half: int | None
+    exact: bool
+    """Whether the counts are exact; they are at most what is told where ranks are chosen by looking at data."""
+    left: Left | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times fewer train."""
+        return self.total / self.trainable
+
+    @property
+    def share(self) -> float:
+        return self.trainable / self.total
+
+    @property
+    def by_leaf(self) -> dict[str, tuple[int, int]]:
+        """Layers and their trainable parameters by the last name of their path."""
+        layers, trainable = Counter[str](), Counter[str]()
+        for planned in self.adapted:
+            layers[planned.leaf] += 1
+            trainable[planned.leaf] += planned.trainable
+        return {leaf: (layers[leaf], trainable[leaf]) for leaf in layers}
+
+
+def with_ranks(total: int, layers: Sequence[Layer], ranks: Sequence[int], *, dora: bool, exact: bool) -> Parameters:
+    """LoRA with these ranks."""
+    ranked = list(zip(layers, ranks, strict=True))
+    adapted = tuple(
+        PlannedLayer(layer, (rank,), rank * (layer.inputs + layer.outputs) + (layer.outputs if dora else 0))
+        for layer, rank in ranked
+    )
+    trainable = sum(planned.trainable for planned in adapted)
+    sizes = (size_of_file(ranked, dora=dora, half=half) for half in (False, True))
+    return Parameters(total, trainable, adapted, trainable, *sizes, exact=exact)
+
+
+def with_budget(total: int, layers: Sequence[Layer], spec: BudgetSettings, initial: float) -> Parameters:
+    """AdaLoRA that begins with `initial` times its budget."""
+    parts = [layer.parts or (layer.outputs,) for layer in layers]
+    places = [place for place, widths in enumerate(parts) for _ in widths]
+    costs = [layers[place].inputs + layers[place].outputs for place in places]
+    budget = budget_of(spec, costs, places, [layer.path for layer in layers])
+    adapted = []
+    for layer, widths in zip(layers, parts, strict=True):
+        ranks = tuple(initial_rank(budget.mean_rank, (layer.inputs, width), initial) for width in widths)
+        held = sum(rank * (layer.inputs + width + 1) for rank, width in zip(ranks, widths, strict=True))
+        adapted.append(PlannedLayer(layer, ranks, held))
+    ranks = [rank for planned in adapted for rank in planned.ranks]
+    left = _left(budget, costs, ranks)
+    names = BYTES_OF_FILE + sum(BYTES_OF_NAMES + 2 * len(layer.path) for layer in layers)
+    most = 4 * left.most + names
+    if budget.in_bytes:
+        most = min(most, budget.in_unit(left.amount))
+    return Parameters(
+        total, sum(planned.trainable for planned in adapted), tuple(adapted), left.most, most,
+        min(most, 2 * left.most + names), exact=True, left=left,
+    )  # fmt: skip
+
+
+def _left(budget: Budget, costs: list[int], ranks: list[int]) -> Left:
+    """The cheapest and the dearest that may be left, as the ranks at the beginning allow."""
+    first = sum(cost * rank for cost, rank in zip(costs, ranks, strict=True)) + sum(budget.entries)
+    first = first if budget.by_cost else sum(ranks)
+    last = min(budget.last, first)
+    told = budget.in_unit(first), budget.in_unit(last)
+    even = round(sum(cost * min(budget.mean_rank, rank) for cost, rank in zip(costs, ranks, strict=True)))
+    if budget.by_cost:
+        return Left(last, budget.unit, first, told, budget.mean_rank, min(last, min(costs)), min(even, last), last)
+    bounds = []
+    for dearest in (False, True):
+        rest, spent = last, 0
+        for cost, rank in sorted(zip(costs, ranks, strict=True), reverse=dearest):
+            spent += cost * min(rank, rest)
+            rest -= min(rank, rest)
+        bounds.append(spent)
+    return Left(last, budget.unit, first, told, budget.mean_rank, bounds[0], even, bounds[1])
