@@ -324,7 +324,7 @@ def test_a_disk_that_refuses_the_model_leaves_no_half_of_it(home):
         (("--dropout", 0.1), '"adapter.dropout" is a setting of lora and adalora, and the method is full'),
         (("--set", "model.dtype=bfloat16"), "small steps of weights in bfloat16 would be rounded away"),
         (("--set", f"model.trust_code={'a' * 40}"), "could not be loaded without code"),
-        (("--method", "ful"), "the method is lora, adalora or full"),
+        (("--method", "ful"), "the method is lora, adalora, head or full"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_and_nothing_begun(home, words, said):

@@ -123,7 +123,7 @@ def test_the_same_file_of_settings_is_trained_and_planned(tmp_path, rows):
         (("--model", "smollm2-135m", "--device", "h100", "--probe"), "measures this machine"),
         (("--model", "smollm2-135m", "--targets", "q_prj"), "q_proj"),
         (("--model", "smollm2-135m", "--price", "-3"), "price"),
-        (("--model", "smollm2-135m", "--method", "prefix"), "lora, adalora or full"),
+        (("--model", "smollm2-135m", "--method", "prefix"), "lora, adalora, head or full"),
         (("--model", "smollm2-135m", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
         ((), "model"),
     ],

@@ -20,6 +20,7 @@ from rankwise.adapters.formats.peft import lay_peft, write_peft
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.merge import merge
 from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.targets import Choice
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.methods.artifact import Artifact
@@ -142,7 +143,11 @@ class AdapterTrainable:
 
 
 class AdapterMethod(ABC):
-    """Everything but `attach_to`, which is where the methods differ."""
+    """Everything but `add_to` and `attach_to`, which are where the methods differ."""
+
+    @abstractmethod
+    def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:
+        """Add an adapter as the settings describe it. `choices` are those of EVA."""
 
     @abstractmethod
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> AdapterTrainable:
