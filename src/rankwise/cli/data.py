@@ -182,6 +182,13 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
 def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     if data_report.tokens is None or data_report.loss_tokens is None:
         return []
+    if data_report.targets is not None:
+        cut = data_report.truncated or 0
+        return [
+            ("tokens", f"{data_report.tokens:,}", data_report.tokens),
+            ("targets", data_report.targets.describe(), data_report.documents or 0),
+            ("truncated", f"{cut:,}", cut),
+        ]
     share = data_report.loss_tokens / max(1, data_report.tokens)
     masks = ", ".join(f"{count:,} by {method}" for method, count in data_report.masks.items())
     cut, emptied = data_report.truncated or 0, data_report.unsupervised or 0

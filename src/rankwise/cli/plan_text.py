@@ -32,7 +32,7 @@ def _model(plan: Plan) -> Iterator[str]:
         why = (
             "its forward pass cannot be simulated without its weights"
             if is_causal
-            else "rankwise trains causal language models"
+            else "memory and time are forecast for causal language models only"
         )
         yield _row("", f"{why}; for this model, only the parameters are counted")
 

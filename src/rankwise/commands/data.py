@@ -15,9 +15,11 @@ from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import DataError, together
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import cached_starter
+from rankwise.objectives.registry import objective_by
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.encode import Outcome
 from rankwise.text.example import BREAK, Example
 from rankwise.text.rendering import Rendering, renderings
 
@@ -46,7 +48,7 @@ class Shown:
 
 def check(data: DataConfig, model: ModelConfig | None = None, *, callback: Callback = silent) -> DataReport:
     """Make the data report. Tokens are counted with the tokenizer of `model`, or of a cached starter."""
-    writing = _writing(model, callback)
+    writing = _writing(data, model, callback)
     if writing is None:
         callback(
             StatusMessage(
@@ -61,7 +63,7 @@ def preview(
     data: DataConfig, model: ModelConfig | None = None, *, rows: int = 3, first: int = 1, callback: Callback = silent
 ) -> list[Shown]:
     """Return so many rows from row `first` on as training would see them."""
-    writing = _writing(model, callback)
+    writing = _writing(data, model, callback)
     if writing is None:
         raise DataError("no starter model is cached to show the rows with; name a model with --model.")
     writing = writing.by(data)
@@ -94,6 +96,8 @@ def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
     (outcome,) = encoder.encode([example])
     if outcome.problem is not None:
         raise DataError(outcome.problem)
+    if writing.targets is not None:
+        return _classified(example, outcome, writing, encoder.limit)
     made = renderings(example, writing.template, apart=data.answers == "apart")
     if not outcome.documents:
         why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
@@ -112,6 +116,17 @@ def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
     ]
 
 
+def _classified(example: Example, outcome: Outcome, writing: Writing, limit: int) -> list[Shown]:
+    """A classifier's row: its tokens, and the label as the target."""
+    label = (f" -> {example.messages[1].content}", True)
+    if not outcome.documents:
+        why = f"longer than {limit:,} tokens"
+        return [Shown(example.where, [(example.prompt_text, False), label], outcome.lengths[0], 0, why)]
+    (document,) = outcome.documents
+    text = writing.tokenizer.decode([int(token) for token in document.ids])
+    return [Shown(example.where, [(text, False), label], len(document.ids), 1)]
+
+
 def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
     everything = data.learned == "everything"
     return [(segment.text.replace(BREAK, ""), everything or segment.learned) for segment in rendering.segments]
@@ -126,7 +141,8 @@ def _decoded(document: Any, writing: Writing) -> list[tuple[str, bool]]:
     return [(writing.tokenizer.decode(ids), learned) for ids, learned in runs]
 
 
-def _writing(model: ModelConfig | None, callback: Callback) -> Writing | None:
+def _writing(data: DataConfig, model: ModelConfig | None, callback: Callback) -> Writing | None:
+    """As a training with this model would read the rows; None where no tokenizer is here."""
     if model is None:
         starter = cached_starter()
         if starter is None:
@@ -135,4 +151,8 @@ def _writing(model: ModelConfig | None, callback: Callback) -> Writing | None:
     else:
         starter = model.name
     tokenizer, name, context = load_tokenizer(model or ModelConfig(name=starter), callback)
-    return Writing(tokenizer, ChatTemplate.of_model(tokenizer), name, context, guessed=model is None)
+    objective = objective_by(model, data, callback)
+    return Writing(
+        tokenizer, ChatTemplate.of_model(tokenizer), name, context, objective.encoder, guessed=model is None,
+        targets=objective.targets,
+    )  # fmt: skip

@@ -53,7 +53,7 @@ class ClassTask:
         targets, actual = self.objective.targets, [row.target or 0.0 for row in self.rows]
         predicted = outputs.argmax(1) if targets.classes else outputs[:, 0]
         loss = "cross_entropy" if targets.classes else "mean_squared_error"
-        rows = {loss: self._losses(outputs, actual), **metric_rows(targets, predicted.tolist(), actual)}
+        rows = {**metric_rows(targets, predicted.tolist(), actual), loss: self._losses(outputs, actual)}
         if targets.classes:
             number, count = Counter(actual).most_common(1)[0]
             callback(StatusMessage(

@@ -47,8 +47,8 @@ def refuse_vision(config: dict[str, Any], name: str) -> None:
         return
     if kind in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES or "image_size" in config:
         raise ModelError(
-            f"{name} is a vision model ({kind}). Vision models are not supported yet: rankwise trains causal language "
-            f"models only. rankwise plan --model {name} counts its parameters."
+            f"{name} is a vision model ({kind}). Vision models are not supported yet: rankwise trains language models "
+            f"and text classifiers. rankwise plan --model {name} counts its parameters."
         )
 
 

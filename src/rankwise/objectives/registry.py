@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment, misfits
+from rankwise.config.models import ModelConfig
 from rankwise.data.classes import read_targets
 from rankwise.errors import ConfigError
 from rankwise.models.inspection import is_encoder, read_json
@@ -36,6 +39,13 @@ def objective_of(experiment: Experiment) -> Objective:
     if experiment.objective != NAME:
         return CAUSAL_LM
     return SequenceClassification(read_targets(experiment.data, experiment.classification), experiment.training.seed)
+
+
+def objective_by(model: ModelConfig | None, data: DataConfig, callback: Callback) -> Objective:
+    """For rows that are looked at before there is an experiment."""
+    if model is None or not is_encoder(read_json(find(model, callback).folder / "config.json")):
+        return CAUSAL_LM
+    return SequenceClassification(read_targets(data, ClassificationConfig()))
 
 
 def objective_for(data_report: DataReport | None) -> Objective:

@@ -62,7 +62,7 @@ def scores_section(run: RunSnapshot) -> Section | None:
     return Section(
         "scores", "Scores on the way", [one.as_row() for one in scores],
         [figure(score_chart(scores)), folded("All of them", table(heads, rows, words=(1,), label="scores"))],
-        about="Of answers to rows that are not trained on, without intervals: for a verdict, evaluate.",
+        about="Scores on validation rows during training, without intervals. For intervals, run rankwise evaluate.",
     )  # fmt: skip
 
 

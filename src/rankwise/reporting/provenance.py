@@ -50,10 +50,18 @@ def _warnings(data_report: DataReport) -> Markup:
     return element("div", listed(items), class_="warnings") if items else Markup("")
 
 
-def _counts(data_report: DataReport) -> Markup:
+def _targets(data_report: DataReport) -> list[tuple[str, Content]]:
+    """What is predicted: a class or a number for each row, or the tokens of answers."""
+    if data_report.targets is not None:
+        return [("targets", data_report.targets.describe())]
     learned = count(data_report.loss_tokens)
     if data_report.tokens and data_report.loss_tokens is not None:
         learned += f" ({share(data_report.loss_tokens, data_report.tokens)})"
+    ended = f"{count(data_report.eos_supervised)} sequences"
+    return [("loss tokens", learned), ("with end token as target", ended)]
+
+
+def _counts(data_report: DataReport) -> Markup:
     lengths = data_report.lengths
     pairs: list[tuple[str, Content]] = [
         ("format", data_report.format),
@@ -61,15 +69,14 @@ def _counts(data_report: DataReport) -> Markup:
         ("held out", data_report.hold_out.counts() if data_report.hold_out else plural(data_report.held_out, "row")),
         ("sequences", count(data_report.documents)),
         ("tokens", count(data_report.tokens)),
-        ("loss tokens", learned),
-        ("with end token as target", f"{count(data_report.eos_supervised)} sequences"),
+        *_targets(data_report),
         ("truncated", f"{count(data_report.truncated)} sequences"),
         ("duplicates", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near"),
         ("licence", data_report.licence),
         ("recipe", data_report.recipe or "none"),
         ("system message", data_report.system or "none shared by all rows"),
     ]
-    if data_report.labels:
+    if data_report.labels and data_report.targets is None:
         pairs.append(("labels", some((f"{label} {many:,}" for label, many in data_report.labels.items()), 20)))
     if lengths:
         pairs.append(("tokens per sequence", f"median {lengths.median:,}, 99 of 100 up to {lengths.p99:,}, longest "
