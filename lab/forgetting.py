@@ -23,11 +23,12 @@ from typing import Any
 
 from claims import MEASURED, TRAINED, Rows, data, dolly, e2e, shuffled, written
 
-from rankwise.commands.evaluate import asked_of, evaluated, open_subject
+from rankwise.commands.evaluate import asked_of, evaluated
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import TaskConfig
 from rankwise.evaluation.forgetting import forgetting
+from rankwise.evaluation.subject import open_subject
 from rankwise.evaluation.text import text_for
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent

@@ -168,7 +168,8 @@ def test_the_search_for_settings_finds_them_all():
     found = {spec for spec, _ in SETTINGS}
     assert {spec.__name__ for spec in found} == {
         "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "ValidationDataConfig", "LoraConfig",
-        "AdaLoraConfig", "FullConfig", "TrainingConfig", "GenerationConfig", "TaskConfig", "ValidationConfig",
+        "AdaLoraConfig", "HeadConfig", "FullConfig", "ClassificationConfig", "TrainingConfig", "GenerationConfig",
+        "TaskConfig", "ValidationConfig",
     }  # fmt: skip
     # every other class of config/ is the base of one of these, an experiment as it is planned, with the same settings,
     # or a recipe, which we wrote and no user sets

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.commands.evaluate import asked_of, open_subject
+from rankwise.commands.evaluate import asked_of
+from rankwise.evaluation.subject import open_subject
 from rankwise.runs.records import silent
 
 ROWS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} for n in range(12)]

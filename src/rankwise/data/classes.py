@@ -68,7 +68,7 @@ def _are_numbers(labels: _Labels, config: ClassificationConfig) -> bool:
     fractions = [label for label, value in numbers.items() if value is not None and not value.is_integer()]
     others = [label for label, value in numbers.items() if value is None]
     if fractions and others:
-        known = _place(labels, fractions[0])
+        known = _first_row_of(labels, fractions[0])
         raise DataError(
             f"{labels.first[others[0]]}: the label is {shown(others[0])}, which is no finite number, but other labels "
             f"are numbers with decimals ({known}). Correct it, or set classification.targets to classes."
@@ -133,5 +133,5 @@ def _weights(names: tuple[str, ...], counts: tuple[int, ...], config: Classifica
     return tuple(float(config.class_weights.get(name, 1.0)) for name in names)
 
 
-def _place(labels: _Labels, label: str) -> str:
+def _first_row_of(labels: _Labels, label: str) -> str:
     return f"{shown(label)} in {labels.first[label]}"

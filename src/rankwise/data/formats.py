@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
-from typing import Any, Literal
+from typing import Literal
 
 from rankwise.config.base import shown
 from rankwise.data.columns import Row, answered, renamed
 from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
+from rankwise.data.labels import label_text
 from rankwise.data.proposals import as_text, no_form
 from rankwise.data.turns import (
     read_tools,
@@ -196,29 +196,13 @@ def _classification(row: Row, where: str, options: Options) -> list[Example]:
     require(row, where, "classification", first, "label")
     beside = second[0] if second else "text_pair"
     pair = "" if row.get(beside) is None else text_of(row[beside], where, beside)
-    text, label = text_of(row[first], where, first), _label(row["label"], options.labels, where)
+    text, label = text_of(row[first], where, first), label_text(row["label"], options.labels, where)
     return answered((*_system(row, where), Message("user", text, pair)), (label,), where, each=False)
 
 
 def classified(row: Row) -> tuple[str, ...] | None:
     """The text fields of a classification row."""
     return next((names for names in CLASSIFIED if all(name in row for name in names)), None)
-
-
-def _label(value: Any, labels: tuple[str, ...], where: str) -> str:
-    if isinstance(value, float) and isfinite(value):  # written as in the file; tables make floats of whole numbers
-        value = int(value) if value.is_integer() else repr(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DataError(f"{where}: the label is {shown(value)}; a name or a finite number is expected.")
-    if not labels:
-        return text_of(value if isinstance(value, str) else shown(value), where, "label")
-    short = isinstance(value, str) and len(value) < 10 and value.isdecimal()
-    number = int(value) if isinstance(value, int) or short else None
-    if number is not None and 0 <= number < len(labels):
-        return labels[number]
-    if value in labels:
-        return str(value)
-    raise DataError(f"{where}: the label {shown(value)} is not one of the {len(labels)} names in data.labels.")
 
 
 def _tree(row: Row, where: str, options: Options) -> list[Example]:

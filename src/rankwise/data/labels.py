@@ -11,11 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from sys import intern
+from typing import Any
 from unicodedata import normalize
 
 from rankwise.config.base import shown
-from rankwise.errors import some
+from rankwise.data.turns import text_of
+from rankwise.errors import DataError, some
 from rankwise.runs.data_report import HoldOutFacts
 from rankwise.text.example import Example
 
@@ -112,6 +115,23 @@ class Labels:
         count = self.counts[label]
         rows = f"{count:,} row{'s' if count > 1 else ''}"
         return f"{written(label)} ({rows}, first {self.first[label]})"
+
+
+def label_text(value: Any, labels: tuple[str, ...], where: str) -> str:
+    """The label of a row in the classification format, by its name in `labels` where these are given."""
+    if isinstance(value, float) and isfinite(value):  # written as in the file; tables make floats of whole numbers
+        value = int(value) if value.is_integer() else repr(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise DataError(f"{where}: the label is {shown(value)}; a name or a finite number is expected.")
+    if not labels:
+        return text_of(value if isinstance(value, str) else shown(value), where, "label")
+    short = isinstance(value, str) and len(value) < 10 and value.isdecimal()
+    number = int(value) if isinstance(value, int) or short else None
+    if number is not None and 0 <= number < len(labels):
+        return labels[number]
+    if value in labels:
+        return str(value)
+    raise DataError(f"{where}: the label {shown(value)} is not one of the {len(labels)} names in data.labels.")
 
 
 def label_of(row: Sequence[Example]) -> str | None:
