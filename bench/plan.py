@@ -4,8 +4,9 @@
 
 Rows of Dolly; SmolLM2-135M, and a model of the shape of SmolLM2-360M with random weights. Each training is a
 `rankwise train` of its own for three steps, whose peak is held against what `rankwise plan` says by config.json and a
-sample of the rows; a method that learns everything is float32 always. A finished one is kept in the cache folder and
-not run again.
+sample of the rows; a method that learns everything is float32 always. The backend is named, because a training that
+takes long on a busy machine is compiled by itself, which takes memory that no forecast has. A finished one is kept in
+the cache folder and not run again.
 
 --time: `rankwise plan --probe`, then a training of ten steps; the forecast of seconds against those it took.
 """
@@ -96,7 +97,7 @@ def words_of(case: Case, rows: int, *more: str) -> list[str]:
         str(case.batch_size), "--max-length", str(case.max_length), "--set", f"data.rows={rows}",
         "--set", f"training.max_batch_tokens={case.max_batch_tokens}",
         "--set", f"training.activation_checkpointing={case.recomputed}", *dtype,
-        *(["--backend", "eager"] if case.plain else []),
+        "--backend", "eager" if case.plain or case.method == "full" else "fused",
         "--json", *more,
     ]  # fmt: skip
 
