@@ -98,8 +98,9 @@ def trainer_of(
     from rankwise.config.training import TrainingConfig
     from rankwise.data.batches import Batches
     from rankwise.objectives.causal_lm import CAUSAL_LM
-    from rankwise.training.backend import Workload, backend_named
+    from rankwise.training.backend import backend_named
     from rankwise.training.trainer import Trainer
+    from rankwise.training.workload import Workload
 
     config = TrainingConfig(
         steps=steps, learning_rate=rate, schedule="constant", warmup=0.0, batch_size=case.batch,

@@ -33,9 +33,10 @@ from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import Callback, silent
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
-from rankwise.training.backend import Workload, choose_backend
+from rankwise.training.backend import choose_backend
 from rankwise.training.hooks import Report
 from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.workload import Workload
 
 MARKS = (0.25, 0.5, 0.75)
 """Shares of the run after which it is measured, beside its beginning and its end."""

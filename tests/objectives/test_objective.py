@@ -19,8 +19,9 @@ from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.text.tokenize import Tokens
-from rankwise.training.backend import Eager, Workload
+from rankwise.training.backend import Eager
 from rankwise.training.trainer import Trainer
+from rankwise.training.workload import Workload
 
 KINDS = ["classes", "weighted", "values"]
 

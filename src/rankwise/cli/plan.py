@@ -54,7 +54,9 @@ def plan(
                 measured = run_probe(planned, callback=display)
         forecast = make_plan(planned, device=device, watts=watts, price=price, measured=measured)
         if as_json:
-            print_json(forecast.summary())
+            from rankwise.planning.summary import summary_of
+
+            print_json(summary_of(forecast))
         else:
             from rankwise.cli.plan_text import lines_of
 

@@ -31,12 +31,13 @@ from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
-from rankwise.training.backend import Workload, backend_named, choose_backend
+from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.preflight import Foresight, foresee, foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, ranks_before_training, settings_of, take_up
 from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import SCORERS
+from rankwise.training.workload import Workload
 
 LABELS_AS_ANSWERS = (
     "the objective is causal-lm: the labels are learned as answers. --objective sequence-classification trains a "

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.method import MethodConfig
@@ -27,7 +26,6 @@ from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_rows import rows_of
 from rankwise.planning.rows import PlannedRows, average_step
 from rankwise.planning.shape import ModelShape
-from rankwise.planning.summary import summary_of
 from rankwise.planning.time import Cost, Duration, Probe, Speed, Step, cost, duration, speed_of
 from rankwise.planning.validation import validation_of
 from rankwise.system.hub import folder_here
@@ -180,10 +178,6 @@ class Plan:
             if not rows.lengths:
                 return None
         return planned(changed, self.shape, self.device, rows, None).forecast
-
-    def summary(self) -> dict[str, Any]:
-        """What `rankwise plan --json` prints."""
-        return summary_of(self)
 
 
 def plan_for(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.fitting import Fit
 from rankwise.planning.forecast import Forecast
+from rankwise.planning.plan import Plan
 from rankwise.planning.time import Speed
-
-if TYPE_CHECKING:
-    from rankwise.planning.plan import Plan
 
 
 def summary_of(plan: Plan) -> dict[str, Any]:
+    """What `rankwise plan --json` prints."""
     counted = plan.forecast.parameters
     found = {
         "model": plan.shape.name, "family": plan.shape.family, "method": plan.config.adapter.method,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import ceil
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,7 @@ from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_o
 from rankwise.forward.fused import blocks_of
 from rankwise.runs.records import WarningMessage
 from rankwise.system.memory import available_memory
-
-if TYPE_CHECKING:
-    from rankwise.training.backend import Workload
+from rankwise.training.workload import Workload
 
 BYTES_OF_LEARNING = 12
 """Of each number that learns: a gradient and AdamW's two averages."""

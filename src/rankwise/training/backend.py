@@ -17,27 +17,24 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
-from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError, RunError, is_out_of_memory
 from rankwise.forward.agreement import Agreement, agreement
 from rankwise.forward.checkpointing import activation_checkpointing
-from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, lowest_that_learns, probe
+from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, probe
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.regions import compiled_regions
-from rankwise.methods.trainable import Trainable
-from rankwise.objectives.objective import Objective
 from rankwise.runs.manifest import BackendName
-from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
 from rankwise.training.activation_checkpointing import eager_blocks, fused_blocks
+from rankwise.training.workload import Workload
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work here"
 ADVICE = "--restart begins it again with another."
@@ -45,47 +42,6 @@ LONG = 1200.0
 """Seconds. A thirtieth of it, what compiling saves (lab/LOG.md), is several times what compiling takes."""
 PREFIX_SHARE = 0.15
 """Of free memory, what may be cached of the blocks below the first trained one."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a backend computes: a model, what learns of it, and how much of it at once."""
-
-    module: nn.Module
-    trainable: Trainable
-    objective: Objective
-    longest: int = 1
-    """Tokens of the longest row."""
-    largest: int = 1
-    """Tokens that are computed at once, at most."""
-    first_trained_block: int = 0
-    """Blocks below it get no gradient."""
-    packing: bool = False
-    activation_checkpointing: int | Literal["auto"] = 0
-    callback: Callback = silent
-
-    @classmethod
-    def of(
-        cls, module: nn.Module, trainable: Trainable, objective: Objective, config: TrainingConfig, prepared: Prepared,
-        packing: bool, callback: Callback,
-    ) -> Workload:  # fmt: skip
-        """Of a run over prepared rows, before a checkpoint takes ranks away."""
-        longest, rows = prepared.longest, len(prepared.trained_rows)
-        largest = max(longest, min(config.max_batch_tokens, config.batch_size * longest))
-        first = _first_trained_block(module, config, rows, longest)
-        return cls(
-            module, trainable, objective, longest, largest, first, packing, config.activation_checkpointing, callback
-        )
-
-    @contextmanager
-    def with_dropout(self) -> Iterator[None]:
-        """As in training, and without a trace in the random numbers of the run."""
-        with torch.random.fork_rng(devices=[]):
-            self.trainable.train()
-            try:
-                yield
-            finally:
-                self.trainable.train(False)
 
 
 class Backend(Protocol):
@@ -190,12 +146,6 @@ def supports(work: Workload) -> bool:
 def predicts_tokens(work: Workload) -> bool:
     """The fused kernels end in the loss of predicted tokens."""
     return work.objective.targets is None
-
-
-def _first_trained_block(module: nn.Module, config: TrainingConfig, rows: int, longest: int) -> int:
-    """The lowest block that learns, where rows come again and what lies below it is worth caching."""
-    again = config.total_steps(rows) * config.rows_per_step(rows) > rows
-    return lowest_that_learns(module) if again and has_kernels(module, longest) else 0
 
 
 def _eager_instead(

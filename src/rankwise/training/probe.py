@@ -29,8 +29,9 @@ from rankwise.planning.time import Probe
 from rankwise.runs.manifest import now, processor_name
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
 from rankwise.text.tokenize import Tokens
-from rankwise.training.backend import Workload, choose_backend
+from rankwise.training.backend import choose_backend
 from rankwise.training.trainer import Trainer
+from rankwise.training.workload import Workload
 
 STEPS, RATE = 1000, 1e-9
 """Of the run that AdaLoRA takes it for, so that no rank is decided; and so small a rate that nothing changes."""

@@ -23,12 +23,13 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StepRecord, WarningCollector
-from rankwise.training.backend import Backend, Workload
+from rankwise.training.backend import Backend
 from rankwise.training.checkpoints import size_of
 from rankwise.training.hooks import LogMetrics, Report, SaveCheckpoints
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
+from rankwise.training.workload import Workload
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""What a backend computes: a model, what learns of it, and how much of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from rankwise.config.training import TrainingConfig
+from rankwise.data.preparation import Prepared
+from rankwise.forward.fused import has_kernels, lowest_that_learns
+from rankwise.methods.trainable import Trainable
+from rankwise.objectives.objective import Objective
+from rankwise.runs.records import Callback, silent
+
+
+@dataclass(frozen=True)
+class Workload:
+    module: nn.Module
+    trainable: Trainable
+    objective: Objective
+    longest: int = 1
+    """Tokens of the longest row."""
+    largest: int = 1
+    """Tokens that are computed at once, at most."""
+    first_trained_block: int = 0
+    """Blocks below it get no gradient."""
+    packing: bool = False
+    activation_checkpointing: int | Literal["auto"] = 0
+    callback: Callback = silent
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, trainable: Trainable, objective: Objective, config: TrainingConfig, prepared: Prepared,
+        packing: bool, callback: Callback,
+    ) -> Workload:  # fmt: skip
+        """Of a run over prepared rows, before a checkpoint takes ranks away."""
+        longest, rows = prepared.longest, len(prepared.trained_rows)
+        largest = max(longest, min(config.max_batch_tokens, config.batch_size * longest))
+        first = _first_trained_block(module, config, rows, longest)
+        return cls(
+            module, trainable, objective, longest, largest, first, packing, config.activation_checkpointing, callback
+        )
+
+    @contextmanager
+    def with_dropout(self) -> Iterator[None]:
+        """As in training, and without a trace in the random numbers of the run."""
+        with torch.random.fork_rng(devices=[]):
+            self.trainable.train()
+            try:
+                yield
+            finally:
+                self.trainable.train(False)
+
+
+def _first_trained_block(module: nn.Module, config: TrainingConfig, rows: int, longest: int) -> int:
+    """The lowest block that learns, where rows come again and what lies below it is worth caching."""
+    again = config.total_steps(rows) * config.rows_per_step(rows) > rows
+    return lowest_that_learns(module) if again and has_kernels(module, longest) else 0
