@@ -134,7 +134,7 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "biases": (config(bias="all"), "\"bias\" is 'all'"),
     "saved modules": (config(modules_to_save=["norm"]), '"modules_to_save"'),
     "one of two targets misspelt": (config(target_modules=["q_proj", "v_prj"]), 'target "v_prj" has no factors'),
-    "a factor that no target declares": (config(target_modules=["q_proj"]), "is not among its targets"),
+    "a factor that no target declares": (config(target_modules=["q_proj"]), "is not among the targets"),
     "a pattern that never ends": (config(rank_pattern={r"(.|.)+[xyz]": 4}), "takes too long"),
     "a rank pattern that says otherwise": (config(rank_pattern={"q_proj": 2}), "but rank 2"),
 }

@@ -213,16 +213,16 @@ def test_the_files_alone_are_turned_the_same(kind: str, tmp_path: Path) -> None:
         wanted = logits(adapters.model)
     found = read_peft(tiny_model("llama"), tmp_path / "turned").model
     assert (logits(found) - wanted).abs().max() < 1e-5 * wanted.abs().max()
-    with pytest.raises(AdapterError, match="would not be the same"):
+    with pytest.raises(AdapterError, match="would differ from the adapter"):
         check_same(held.scaled(0.3), held, tmp_path)
 
 
 def test_dora_s_files_cannot_tell_a_strength(tmp_path: Path) -> None:
     adapters = adapted("dora")
     write_peft(adapters, tmp_path / "held", base_model="tiny")
-    with pytest.raises(AdapterError, match=r"is DoRA.*at strength 0\.3.*Use the format merged"):
+    with pytest.raises(AdapterError, match=r"is DoRA.*to strength 0\.3.*Use the format merged"):
         read_weights(tmp_path / "held").scaled(0.3)
-    with adapters.scaled(0.3), pytest.raises(AdapterError, match=r"is DoRA.*at strength 0\.3"):
+    with adapters.scaled(0.3), pytest.raises(AdapterError, match=r"is DoRA.*to strength 0\.3"):
         write_peft(adapters, tmp_path / "new", base_model="tiny")
     assert not (tmp_path / "new").exists()
 

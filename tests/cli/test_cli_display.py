@@ -305,9 +305,7 @@ def test_an_evaluation_is_one_line_and_the_training_line_goes_on(terminal, monke
         for event in (stepped(1), stepped(5), *EVALUATED, stepped(6), *EVALUATED, stepped(100)):
             display(event)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    line = (
-        "validation loss after step 5: 1.2346 nats per loss token (6 sequences); exact 0.250, bleu 31.416 (8 answers)"
-    )
+    line = "validation loss after step 5: 1.2346 nats per loss token (6 sequences); exact 0.250, bleu 31.416 (8 rows)"
     assert shown.count(line) == 2
     trained = [part for part in re.split(r"[\r\n]+", shown) if part.startswith("Training")]
     assert "100/100" in trained[-1]
@@ -337,7 +335,7 @@ def test_a_training_that_ends_early_says_so_and_what_it_kept(home, tiny_folder):
     assert sum(line.startswith("answer before training: ") for line in lines) == 2
     assert sum(line.startswith(f"answer after step {found['kept_step']}: ") for line in lines) == 2
     assert f"stopped early: {found['ended_early']}" in result.stdout
-    assert f"kept step {found['kept_step']}: the lowest validation loss of " in result.stdout
+    assert f"selected step {found['kept_step']}: the lowest validation loss of " in result.stdout
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -322,8 +322,8 @@ def test_a_disk_that_refuses_the_model_leaves_no_half_of_it(home):
         (("--layers", "0"), '"adapter.layers" is a setting of lora and adalora, and the method is full'),
         (("--targets", "q_proj"), '"adapter.targets" is a setting of lora and adalora, and the method is full'),
         (("--dropout", 0.1), '"adapter.dropout" is a setting of lora and adalora, and the method is full'),
-        (("--set", "model.dtype=bfloat16"), "small steps of weights in bfloat16 would be rounded away"),
-        (("--set", f"model.trust_code={'a' * 40}"), "could not be loaded without code"),
+        (("--set", "model.dtype=bfloat16"), "small updates would be rounded away in bfloat16"),
+        (("--set", f"model.trust_code={'a' * 40}"), "could not be loaded without the Python code"),
         (("--method", "ful"), "the method is lora, adalora, head or full"),
     ],
 )

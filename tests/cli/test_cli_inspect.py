@@ -167,7 +167,7 @@ def test_any_ranks_are_tables_that_fit_and_hold_them_all(ranks):
         (lambda config, tensors, key: config.update(r=3), "but its rank is 3"),
         (lambda config, tensors, key: config.update(lora_alpha=0), "lora_alpha"),
         (lambda config, tensors, key: tensors.update(weight=tensors[key].clone()), "must not contain other weights"),
-        (lambda config, tensors, key: config.update(target_modules=["q_proj"]), "not among its targets"),
+        (lambda config, tensors, key: config.update(target_modules=["q_proj"]), "not among the targets"),
     ],
 )
 def test_what_export_would_refuse_is_not_shown(home, damage, said):

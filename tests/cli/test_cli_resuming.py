@@ -275,7 +275,7 @@ def test_another_version_is_told(it):
     (it / "manifest.json").write_text(json.dumps(found))
     step = saved(it)[-1]
     _, _, err = stopped(it, (*words_of("it", *LORA, steps=1_000_000), "--resume"), lambda it: saved(it)[-1:] > [step])
-    assert "may differ in rounding" in err and "torch was 1.0" in err
+    assert "may differ by rounding" in err and "torch was 1.0" in err
 
 
 def test_a_last_record_that_is_no_text_is_left_out(it):

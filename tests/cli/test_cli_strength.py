@@ -44,7 +44,7 @@ def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home
     held = read_strength(RunDirectory(home / "runs" / run))
     assert told == {"run": f"runs/{run}"} | held.model_dump(mode="json", exclude={"format"})
     assert [point["strength"] for point in told["points"]] == [0, 0.25, 0.5, 0.75, 0.9, 1, 1.25, 1.5]
-    assert told["n"] == 4 and told["task"] == "the 4 documents held out" and "2 blocks of 256" in told["text"]
+    assert told["n"] == 4 and told["task"] == "the 4 validation sequences" and "2 blocks of 256" in told["text"]
     base, whole = told["points"][0], told["points"][5]
     assert base["kl"] == {"value": 0, "low": 0, "high": 0} and base["delta_nll"] == 0
     kls = [point["kl"]["value"] for point in told["points"]]
@@ -108,12 +108,12 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
     monkeypatch.setattr("rankwise.commands.strength.MOST", 5)
     result = rankwise("strength", "many", *QUICK)
     assert result.exit_code == 0, result.output
-    assert "task: 5 of the 10 documents held out, 5 sequences" in result.stdout
+    assert "task: 5 of the 10 validation sequences, 5 sequences" in result.stdout
     assert "chose the step that was kept" in result.stdout
     assert "strength: the rows it was measured on chose" in Path("runs/many/report.html").read_text()
     Path("others.jsonl").write_text(rows(7, 80))
     result = rankwise("strength", "many", "--data", "others.jsonl", *QUICK)
-    assert "5 of the 7 documents of others.jsonl" in result.stdout and "chose the step" not in result.stdout
+    assert "5 of the 7 sequences of others.jsonl" in result.stdout and "chose the step" not in result.stdout
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 499, 500, 501])

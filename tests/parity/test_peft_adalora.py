@@ -148,11 +148,11 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "NaN in the strengths": (lambda s, t: t[f"{Q}.lora_E"].fill_(float("nan")), "NaN or infinity"),
     "infinity in A": (lambda s, t: t[f"{Q}.lora_A"].fill_(float("inf")), "NaN or infinity"),
     "integers": (lambda s, t: t.update({f"{Q}.lora_A": t[f"{Q}.lora_A"].to(torch.int8)}), "I8"),
-    "a pattern that is too short": (pattern(lambda p: p[NAME].pop()), "5 entries where init_r is 6"),
+    "a pattern that is too short": (pattern(lambda p: p[NAME].pop()), "5 entries, but init_r is 6"),
     "a pattern with more rows left": (pattern(lambda p: p.update({NAME: [True] * 6})), "but rank 6"),
     "no pattern where rows are missing": (config(rank_pattern=None), "but rank 6"),
-    "a pattern for nothing": (pattern(lambda p: p.update({"model.norm.lora_E": [True] * 6})), "no triplets here"),
-    "a pattern by no strengths": (pattern(lambda p: p.update({"q_proj": [True] * 6})), "no triplets here"),
+    "a pattern for nothing": (pattern(lambda p: p.update({"model.norm.lora_E": [True] * 6})), "no weights in the file"),
+    "a pattern by no strengths": (pattern(lambda p: p.update({"q_proj": [True] * 6})), "no weights in the file"),
     "a pattern of numbers": (pattern(lambda p: p.update({NAME: [1] * 6})), "rank_pattern"),
     "no rank at the start": (config(init_r=0), '"init_r" is 0'),
     "alpha NaN": (config(lora_alpha=float("nan")), '"lora_alpha" is nan'),
@@ -200,7 +200,9 @@ def test_several_problems_are_told_at_once(saved: Path, tmp_path: Path) -> None:
         saved, tmp_path, BROKEN["no strengths"][0], BROKEN["a pattern by no strengths"][0], BROKEN["a base weight"][0]
     )
     told = refused(tmp_path)
-    assert "has only lora_A and lora_B" in told and "no triplets here" in told and "must not contain other" in told
+    assert (
+        "has only lora_A and lora_B" in told and "no weights in the file" in told and "must not contain other" in told
+    )
 
 
 def test_one_that_has_no_rank_at_all_is_refused(saved: Path, tmp_path: Path) -> None:

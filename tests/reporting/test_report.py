@@ -139,7 +139,7 @@ def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():
     made_run(evaluated=False)
     made = report("r")
     assert made.verdict == (
-        "The loss on 10 held-out sequences fell, from 2.000 to 0.700 nats per loss token; whether its "
+        "The loss on 10 validation sequences fell, from 2.000 to 0.700 nats per loss token; whether its "
         "answers are better was not measured."
     )
     assert "rankwise evaluate r" in json.loads(made.data.read_text())["next"]

@@ -242,7 +242,7 @@ def test_a_name_too_long_for_any_folder_is_told():
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
 def test_a_run_that_is_not_finished_is_not_opened(status):
     written(status=status)
-    with pytest.raises(RunError, match=rf'run "r" is not finished \({status}\); it has nothing to use yet'):
+    with pytest.raises(RunError, match=rf'run "r" is not finished \({status}\), so it has no result yet'):
         RunSnapshot.finished("r")
 
 

@@ -463,14 +463,15 @@ def test_a_best_among_one_is_refused_before_anything_is_written(asked):
 
 def test_a_metric_that_the_rows_cannot_have_is_refused_before_anything_is_written(asked):
     with pytest.raises(
-        ConfigError, match="validation is to score answers by json, but an answer of the validation rows is not JSON"
+        ConfigError,
+        match="validation should score answers by json, but a reference answer of the validation rows is not JSON",
     ):
         rankwise.train(asked("run", "lora", {"by": "json", "answers": 2}))
     Path("measured.jsonl").write_text('{"prompt": "the quick", "completion": "brown fox"}\n' * 2)
-    with pytest.raises(ConfigError, match=r"validation is to score answers by number, .* contains no number"):
+    with pytest.raises(ConfigError, match=r"validation should score answers by number, .* contains no number"):
         rankwise.train(asked("run", "lora", {"by": "number", "answers": 2}))
     Path("measured.jsonl").write_text('{"text": "the quick brown fox"}\n')
-    with pytest.raises(ConfigError, match="no validation row asks for an answer"):
+    with pytest.raises(ConfigError, match="no validation row has a prompt to answer"):
         rankwise.train(asked("run", "lora", {"by": "exact", "answers": 2}))
     assert not Path("runs/run").exists()
     rankwise.train(asked("run", "lora", {}))  # nor is it a sample
@@ -479,7 +480,7 @@ def test_a_metric_that_the_rows_cannot_have_is_refused_before_anything_is_writte
 
 def test_a_prompt_that_has_no_room_is_refused_and_a_row_that_has_none_is_not_asked(asked):
     long = "What is " + "93#" * 80
-    with pytest.raises(ConfigError, match="more than the model's context holds"):
+    with pytest.raises(ConfigError, match="does not fit into the model's context"):
         rankwise.train(asked("run", "lora", {"prompts": [long]}))
     with pytest.raises(ConfigError, match=r"max_new_tokens: with 9,999 new tokens .* context of 256"):
         rankwise.train(asked("run", "lora", {"by": "exact", "answers": 2, "max_new_tokens": 9999}))

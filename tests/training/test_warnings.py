@@ -81,7 +81,7 @@ def test_a_warning_is_on_stderr_in_the_manifest_and_in_the_report(small, with_un
     given = ["train", "--model", str(with_unused_weights), "--data", "rows.jsonl", "--run", "r", "--steps", "2"]
     result = CliRunner().invoke(app, [*given, *words])
     assert result.exit_code == 0, result.output
-    (text,) = [line for line in result.stderr.splitlines() if line.startswith("warning: 1 weights of ")]
+    (text,) = [line for line in result.stderr.splitlines() if line.startswith("warning: 1 weights in ")]
     text = text.removeprefix("warning: ")
     assert ("Training" in result.stderr) == ("--quiet" not in words)
     manifest = json.loads(Path("runs/r/manifest.json").read_text())
@@ -152,7 +152,7 @@ def test_a_fall_back_to_the_eager_backend_is_warned_of_with_its_distance_and_for
     assert manifest.backend == "eager" and manifest.forecast.peak_bytes > usual.plan.forecast.peak
     fallen, again = manifest.warnings
     assert fallen == f"computed with the eager backend, which takes more time and memory: {apart.why}"
-    assert again.startswith("the forecast for the eager backend is ") and " of memory, not " in again
+    assert again.startswith("the eager backend is forecast to need ") and " of memory, instead of " in again
     plain = rankwise.train(small.model_copy(update={
         "run": "plain", "training": small.training.model_copy(update={"backend": "eager"}),
     })).manifest  # fmt: skip

@@ -97,7 +97,9 @@ class AdapterWeights:
         if self.is_dora:
             refuse_scaled_dora("this adapter", strength)
         if self.heads:
-            raise AdapterError("this adapter has modules that were trained whole, which can only have strength 1.")
+            raise AdapterError(
+                "this adapter has fully trained modules (modules_to_save), which cannot be scaled; use strength 1."
+            )
         factors = {
             path: replace(part, A=part.A.float(), B=part.B.float() * strength) for path, part in self.factors.items()
         }
@@ -106,7 +108,7 @@ class AdapterWeights:
     def portable(self) -> AdapterWeights:
         if self.is_dora:
             raise AdapterError(
-                "this adapter is DoRA, and engines that read a single rank and alpha know nothing of its magnitudes. "
+                "this adapter is DoRA, and engines that read a single rank and alpha do not know DoRA's magnitudes. "
                 "Use the format peft or merged, or train one without adapter.dora."
             )
         uniform = {
@@ -123,8 +125,8 @@ class AdapterWeights:
 def refuse_scaled_dora(name: str, strength: float) -> None:
     if strength != 1:
         raise AdapterError(
-            f"{name} is DoRA, and at strength {strength:g} it is W + {strength:g} (W' - W), which no two factors and "
-            "magnitudes can tell without the base's weights. Use the format merged, or strength 1."
+            f"{name} is DoRA, which can be scaled to strength {strength:g} only together with the base model's "
+            "weights. Use the format merged, or strength 1."
         )
 
 
@@ -137,7 +139,7 @@ def check_same(one: AdapterWeights, other: AdapterWeights, folder: Path) -> None
     differing += [name for name in one.heads.keys() & other.heads.keys()
                   if not torch.equal(one.heads[name], other.heads[name])]  # fmt: skip
     if differing:
-        raise AdapterError(f'{folder} would not be the same adapter: "{differing[0]}" differs. Nothing is written.')
+        raise AdapterError(f'{folder} would differ from the adapter in "{differing[0]}". Nothing was written.')
 
 
 def _same(one: Factors, other: Factors) -> bool:

@@ -59,10 +59,10 @@ FLAGS = {
     "data": Flag("data.path", str, "File or folder of rows, or hub:organisation/name."),
     "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
     "objective": Flag("objective", str,
-        "What is learned from a row: causal-lm (the tokens of its answers) or sequence-classification (one class or "
-        "number for its text).  [default: by the model]"),
+        "What the model learns from a row: causal-lm (the tokens of its answers) or sequence-classification "
+        "(one class or number for its text).  [default: by the model]"),
     "method": Flag("adapter.method", str,
-        "lora, adalora, head (a classifier's new head alone) or full (every weight, in float32).  [default: lora]"),
+        "lora, adalora, full (every weight, in float32) or head (only the new head of a classifier).  [default: lora]"),
     "budget": Flag("adapter.budget", str,
         "AdaLoRA budget: a mean rank (8), 600k parameters, or the adapter's size (2MB)."),
     "rank": Flag("adapter.rank", int, "LoRA rank."),

@@ -78,7 +78,7 @@ def _tell(trained: Trained, results: Results) -> None:
     if results.ended_early is not None:
         typer.echo(f"stopped early: {results.ended_early}")
     if results.kept_step not in (None, results.steps):
-        typer.echo(f"kept step {results.kept_step}: {results.kept_why}")
+        typer.echo(f"selected step {results.kept_step}: {results.kept_why}")
     typer.echo(f"{result}: runs/{run}/{result} ({results.adapter_bytes / 1e6:.1f} MB, {FILE_FORMATS[result]})")
     page = trained.run.page
     if page.is_file():

@@ -87,7 +87,7 @@ def _task_loss(model: LoadedModel, rows: Measurable, strengths: Sequence[float],
                 event = replace(event, done=event.done + before * event.total, total=passes * event.total)
             callback(event)
 
-        found = likelihoods(model.module, rows.documents, heard, "Measuring what is learned")
+        found = likelihoods(model.module, rows.documents, heard, "Measuring gain and forgetting")
         return [one.sums for one in found]
 
     return losses

@@ -265,13 +265,14 @@ class FullConfig(MethodConfig):
     def problem_with(self, base: ModelConfig) -> str | None:
         if base.dtype == "bfloat16":
             return (
-                'The setting "model.dtype" is bfloat16 and the method is full: small steps of weights in bfloat16 '
-                "would be rounded away. Leave it out; weights that learn are held in float32"
+                'The setting "model.dtype" is bfloat16, but full fine-tuning trains weights in float32, because small '
+                "updates would be rounded away in bfloat16. Leave it out"
             )
         if base.trust_code is not None:
             return (
-                'The setting "model.trust_code" is given and the method is full: the model that it writes could not be '
-                "loaded without code of the base's folder. Train an adapter"
+                'The setting "model.trust_code" is given, but the model that full fine-tuning writes could not be '
+                "loaded "
+                "without the Python code in the base model's folder. Train an adapter instead"
             )
         return None
 

@@ -196,7 +196,7 @@ def _fatal(work: _Preparation, sources: Sequence[SourceRows], trained: int, fact
     remaining = trained if work.encoder is not None else tally.used - (facts.rows if facts is not None else 0)
     fatal = fatal_problems(tally, spec, limit=work.limit, trained=remaining, name=name)
     if spec.group is not None and facts is None and not fatal:
-        fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can be held out."]
+        fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can become validation rows."]
     return fatal or [problem for source in sources for problem in source.weighed_out()]
 
 

@@ -42,7 +42,7 @@ class Measurable:
         many = len(self.documents)
         if many <= most:
             return self
-        of = self.about if self.about.startswith("the ") else f"the {many:,} documents of {self.about}"
+        of = self.about if self.about.startswith("the ") else f"the {many:,} sequences of {self.about}"
         return replace(self, documents=evenly(self.documents, most), about=f"{most:,} of {of}")
 
 
@@ -130,10 +130,12 @@ def _own(run: RunSnapshot, spec: DataConfig, writing: Writing, callback: Callbac
     before, after = ([file.sha256 for file in one.files] for one in (run.recorded_data, prepared.data_report))
     if before != after:
         raise DataError(
-            f"the files that {run.folder} was trained on have changed, so its held-out rows can no longer be "
+            f"the files that {run.folder} was trained on have changed, so its validation rows can no longer be "
             "identified. Give rows that it was not trained on: --data FILE."
         )
-    about = spec.validation.path if spec.validation is not None else f"the {len(prepared.measured)} documents held out"
+    about = (
+        spec.validation.path if spec.validation is not None else f"the {len(prepared.measured)} validation sequences"
+    )
     return Measurable(prepared.measured_rows, about, own=True)
 
 

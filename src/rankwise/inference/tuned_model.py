@@ -97,7 +97,9 @@ class TunedModel:
             except UnicodeEncodeError as error:
                 raise DataError(f"the {SPOKEN[message.role]} is not UTF-8 text (character {error.start}).") from None
             if BREAK in message.whole:
-                raise DataError(f"the {SPOKEN[message.role]} has the noncharacter U+FDD0, which no text should have.")
+                raise DataError(
+                    f"the {SPOKEN[message.role]} contains the noncharacter U+FDD0, which text should not contain."
+                )
         with self.base(base):
             return answer(self.model, messages, spec, on_text)
 
@@ -126,7 +128,9 @@ def _with_own_template(folder: Path, model: LoadedModel, callback: Callback) -> 
     """Somebody else's adapter was trained with the template in its folder, if there is one."""
     if (other := other_tokens(folder, model.tokenizer, model.source.folder)) is not None:
         callback(
-            WarningMessage(f"{folder} has another tokenizer than its base model: {other}. The base model's is used")
+            WarningMessage(
+                f"the tokenizer in {folder} differs from its base model's: {other}. The base model's tokenizer is used"
+            )
         )
     sources = templates_in(folder)
     if not sources:

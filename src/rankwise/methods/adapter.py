@@ -232,5 +232,5 @@ def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> Loa
         if type(error) is not ModelError:
             raise
         raise ModelError(
-            f"{error} It is the base model of {artifact.described}; --base-model gives another one."
+            f"{error} It is the base model of {artifact.described}; use --base-model to name another one."
         ) from None

@@ -142,7 +142,9 @@ class FullFineTuning:
             wrong = sorted(read.keys() ^ weights.keys())
             wrong += [name for name in weights if name in read and read[name].shape != weights[name].shape]
             if wrong:
-                raise ModelError(f"the base model is built otherwise than the tuned one: {some(wrong, 3)}.")
+                raise ModelError(
+                    f"the base model and the tuned model have different weights or shapes: {some(wrong, 3)}."
+                )
             self._base = read
         return self._base
 
@@ -197,4 +199,4 @@ class FullMethod:
 
     def check_export(self, format: str, folder: Path) -> None:
         if format != "merged":
-            raise RunError(f"{folder} has no adapter: its whole model was trained. Use --format merged.")
+            raise RunError(f"{folder} has no adapter, because it is a result of full fine-tuning. Use --format merged.")

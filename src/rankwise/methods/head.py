@@ -31,7 +31,9 @@ class HeadMethod(AdapterMethod):
 
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableHead:
         if not setup.heads:
-            raise ConfigError(["adapter.method is head, and this model has no new head to train. Choose another."])
+            raise ConfigError(
+                ["adapter.method is head, but this model has no new head to train. Choose another method."]
+            )
         return TrainableHead(adapters)
 
     def trainable(self, adapters: AdapterSet) -> TrainableHead:

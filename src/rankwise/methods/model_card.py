@@ -135,30 +135,30 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     data_report, results, ranks = facts.data_report, facts.results, facts.ranks
     measured = data_report.held_out if data_report.validation is None else 0
     files = sorted({PurePath(file.name).name for file in data_report.files})
-    targets, unit = data_report.targets, data_report.loss_unit.replace("loss token", "learned token")
+    targets, unit = data_report.targets, data_report.loss_unit
     rows_used = (
-        f"{data_report.kept - measured:,} trained on, {data_report.held_out:,} held out, "
+        f"{data_report.kept - measured:,} for training, {data_report.held_out:,} for validation, "
         f"{data_report.skipped:,} left out"
     )
     rows = [
         ("base model", f"{escaped(facts.base_name)} ({escaped(facts.base.source)})"),
-        ("fingerprint of the base", escaped(facts.base.fingerprint)),
+        ("fingerprint of the base model", escaped(facts.base.fingerprint)),
         ("method", facts.method),
         *_ranks(ranks),
         ("data", f"{escaped(', '.join(files[:3]))}{f' and {len(files) - 3} more files' if len(files) > 3 else ''}"),
         ("rows", rows_used),
         ("steps", f"{results.steps:,} at learning rate {facts.learning_rate:.2g}"),
-        ("loss in training", f"{results.loss:.4f} {unit} over the last tenth of the steps"),
+        ("training loss", f"{results.loss:.4f} {unit}, averaged over the last tenth of the steps"),
     ]  # fmt: skip
     if targets is not None and targets.classes:
         rows.append(("classes", some(map(escaped, targets.classes), 20)))
     before, after = results.held_out_loss_before, results.held_out_loss_after
     if before is not None and after is not None:
-        rows.append(("loss on held-out rows", f"{before:.4f} before and {after:.4f} after, {unit}"))
+        rows.append(("validation loss", f"{before:.4f} before training and {after:.4f} after, in {unit}"))
     return [
         *rows,
         ("licence of the data", _licence(data_report.licence)),
-        ("licence of the base", _licence(facts.base_licence)),
+        ("licence of the base model", _licence(facts.base_licence)),
     ]
 
 
@@ -187,20 +187,21 @@ def _about_base(facts: CardFacts) -> str:
     name = escaped(facts.base_name)
     if facts.base.source == LOCAL:
         return (
-            f"`adapter_config.json` names the folder that held the base model ({name}) when this adapter was trained. "
-            f"Where the base model lies elsewhere, load it first:\n\n{BASE_FIRST}\n\nWith rankwise, add "
+            f"`adapter_config.json` names the folder that contained the base model ({name}) when this adapter was "
+            "trained. "
+            f"If the base model is elsewhere now, load it first:\n\n{BASE_FIRST}\n\nWith rankwise, add "
             "`--base-model path/to/base`."
         )
     if facts.base.source == FROM_GGUF:
         return (
             f"The base model was the GGUF file {name}, which PEFT cannot read. `adapter_config.json` names the folder "
-            "of rankwise's cache that holds the file converted to safetensors. On a machine without that folder, give "
-            "rankwise the file (`--base-model path/to/file.gguf`); or export the whole model where the run is "
+            "of rankwise's cache that contains the file converted to safetensors. On a machine without that folder, "
+            "give rankwise the file (`--base-model path/to/file.gguf`); or export the whole model where the run is "
             "(`rankwise export RUN --to FOLDER --format merged`), which transformers loads by itself."
         )
     index = (
-        " It was trained on the copy that the package index carries, which was quantised to 4 bits and converted back, "
-        "so the hub's weights differ slightly from those."
+        " This adapter was trained on a copy from the package index, which was quantised to 4 bits and converted back, "
+        "so the hub's weights are slightly different."
     )
     return (
         f"PEFT fetches the base model {name} from the hub.{index if facts.base.source.startswith(FROM_INDEX) else ''}"
@@ -209,9 +210,9 @@ def _about_base(facts: CardFacts) -> str:
 
 def _limits(facts: CardFacts) -> str:
     return "\n".join((
-        "- It has learned from the rows above and from nothing else; what it does with other questions is not known.",
-        "- A loss says how likely the reference answers are, not how good its own answers are. Measure these on your "
-        "task (`rankwise evaluate`).",
+        "- It was trained on the rows above and on nothing else; how it answers other questions was not measured.",
+        "- The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
+        "these on your task (`rankwise evaluate`).",
         "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
         "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
     ))  # fmt: skip

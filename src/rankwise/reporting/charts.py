@@ -35,13 +35,13 @@ def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord], unit
             panel.line(*measured, "base", width=1.2, dashed=True)
         panel.dots(*measured, "base", size=7)
         if len(measured[0]) > 1:
-            panel.word(measured[0][0], measured[1][0], f"held out {figure(measured[1][0])}", "base", to="start",
+            panel.word(measured[0][0], measured[1][0], f"validation {figure(measured[1][0])}", "base", to="start",
                        beside=(9, 5), bold=True)  # fmt: skip
         ends = [
             (points[1][-1], role, name)
             for points, role, name in (
                 (smooth, "tuned", "training"),
-                (measured, "base", f"held out {figure(measured[1][-1])}" if measured[1] else ""),
+                (measured, "base", f"validation {figure(measured[1][-1])}" if measured[1] else ""),
             )
             if points[0]
         ]

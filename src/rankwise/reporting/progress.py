@@ -35,7 +35,7 @@ def loss_section(run: RunSnapshot) -> Section:
     clip = run.experiment.training.clip
     caption = (
         "Loss of each step (thin) and its average over about a twentieth of the run (thick).  "
-        + ("Dots are validation losses. " if losses else "No rows were held out. ")
+        + ("Dots are validation losses. " if losses else "There are no validation rows. ")
         + f"Gradients are clipped at a norm of {clip:g}."
     )
     return Section(
@@ -60,8 +60,8 @@ def scores_section(run: RunSnapshot) -> Section | None:
     rows: list[list[Content]] = [[f"{one.step:,}", one.metric, number(one.value), f"{one.n:,}"] for one in scores]
     heads = ("step", "metric", "score", "n")
     return Section(
-        "scores", "Scores on the way", [one.as_row() for one in scores],
-        [figure(score_chart(scores)), folded("All of them", table(heads, rows, words=(1,), label="scores"))],
+        "scores", "Scores during training", [one.as_row() for one in scores],
+        [figure(score_chart(scores)), folded("All scores", table(heads, rows, words=(1,), label="scores"))],
         about="Scores on validation rows during training, without intervals. For intervals, run rankwise evaluate.",
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def _warnings(run: RunSnapshot) -> list[str]:
         remarks += strength_warnings(run.strength, experiment, results)
     how = chosen_by_held_out(experiment, results)
     if how and run.history.losses and not run.evaluations:
-        remarks.append(f"The held-out rows {how}, so their loss is biased downwards.")
+        remarks.append(f"The validation rows {how}, so their loss is biased downwards.")
     return remarks
 
 
@@ -151,13 +151,13 @@ def _losses(run: RunSnapshot) -> str:
     if len(losses) == 1:
         when = "before training" if first.step == 0 else f"after step {first.step:,}"
         return (
-            f"The loss on {plural(first.documents, 'held-out sequence')} was {figure(first.loss)} {run.loss_unit} "
+            f"The loss on {plural(first.documents, 'validation sequence')} was {figure(first.loss)} {run.loss_unit} "
             f"{when}; it was not measured at any other time."
         )
     how = _way(first.loss, last.loss)
     when = "" if last is losses[-1] else f" at the selected step {last.step:,}"
     return (
-        f"The loss on {plural(last.documents, 'held-out sequence')} {how}, from {figure(first.loss)} to "
+        f"The loss on {plural(last.documents, 'validation sequence')} {how}, from {figure(first.loss)} to "
         f"{figure(last.loss)} {run.loss_unit}{when}; whether its answers are better was not measured."
     )
 

@@ -52,7 +52,7 @@ class RunSnapshot:
         """One that has a result."""
         run = cls.read(name)
         if run.manifest.status != "finished":
-            raise RunError(f'run "{name}" is not finished ({run.manifest.status}); it has nothing to use yet.')
+            raise RunError(f'run "{name}" is not finished ({run.manifest.status}), so it has no result yet.')
         return run
 
     @property
@@ -104,8 +104,9 @@ class RunSnapshot:
 def _read_experiment(folder: Path) -> Experiment:
     if not (folder / SETTINGS).exists() and (folder / "spec.json").exists():
         raise RunError(
-            f"{folder} is a run of an earlier version of rankwise, which this one does not read. Train it again; an "
-            f"adapter in it can be used by its folder ({folder / 'adapter'})."
+            f"{folder} is a run of an earlier version of rankwise, which this version cannot read. Train it again, or "
+            "use "
+            f"its adapter by the adapter's folder ({folder / 'adapter'})."
         )
     return read_json(folder / SETTINGS, Experiment)
 

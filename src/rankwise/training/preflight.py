@@ -101,7 +101,7 @@ def foresee_backend(foreseen: Foresight | None, backend: BackendName, callback: 
         before, now = foreseen.plan.forecast.peak, again.plan.forecast.peak
         callback(
             WarningMessage(
-                f"the forecast for the eager backend is {_gigabytes(now)} of memory, not {_gigabytes(before)}"
+                f"the eager backend is forecast to need {_gigabytes(now)} of memory, instead of {_gigabytes(before)}"
             )
         )
     return again
@@ -123,7 +123,7 @@ def _device(experiment: Experiment) -> Device:
 
 def out_of_memory(foreseen: Foresight | None, auto_batch: bool) -> ResourceError:
     found = foreseen.remedies() if foreseen is not None else []
-    itself = "" if auto_batch else "\n--auto-batch lowers training.max_batch_tokens by itself."
+    itself = "" if auto_batch else "\nWith --auto-batch, rankwise lowers training.max_batch_tokens itself."
     if not found:
         return ResourceError(
             "out of memory while training. Lower training.max_batch_tokens (the result stays the same), or "
@@ -136,7 +136,7 @@ def _listed(remedies: list[Remedy]) -> str:
     if not remedies:
         return ""
     lines = [f"  {remedy.settings} ({_gigabytes(remedy.peak)}): {remedy.price}" for remedy in remedies]
-    return "\n".join(["These are forecast to fit:", *lines])
+    return "\n".join(["These settings are forecast to fit:", *lines])
 
 
 def _gigabytes(amount: float) -> str:

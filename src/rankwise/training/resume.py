@@ -48,8 +48,11 @@ def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
     if differing:
-        listed = some((f"{key} was {begun.get(key)!r} and is {asked.get(key)!r}" for key in differing), 6)
-        raise RunError(f'run "{run.folder.name}" was begun with other settings: {listed}. Use them, or --restart.')
+        listed = some((f"{key} was {begun.get(key)!r} and is now {asked.get(key)!r}" for key in differing), 6)
+        raise RunError(
+            f'run "{run.folder.name}" was started with other settings: {listed}. Use the earlier settings, or '
+            "--restart."
+        )
     return experiment
 
 
@@ -61,7 +64,7 @@ def ranks_before_training(run: RunDirectory) -> RankRecord | None:
             raise RunError(f"{run.metrics} is damaged: a rank is below 0.")
         return given
     except RunError as error:
-        raise RunError(f"{error} --restart begins the run again.") from None
+        raise RunError(f"{error} Use --restart to start the run again.") from None
 
 
 def take_up(run: RunDirectory, state: TrainState, now: Manifest, data_report: DataReport) -> Past:
@@ -85,12 +88,16 @@ def changed_since(manifest: Manifest) -> str | None:
     """A sentence where the last process had other versions or another machine: sums may round otherwise."""
     *earlier, last = ((one.versions, one.machine) for one in (manifest, *manifest.resumed))
     differing = [
-        f"{key} was {old.get(key)} and is {new.get(key)}"
+        f"{key} was {old.get(key)} and is now {new.get(key)}"
         for old, new in zip(earlier[-1], last, strict=True)
         for key in new
         if old.get(key) != new.get(key)
     ]
-    return f"the result may differ in rounding from an undisturbed run's: {some(differing, 4)}" if differing else None
+    return (
+        f"the result may differ by rounding from that of an uninterrupted run: {some(differing, 4)}"
+        if differing
+        else None
+    )
 
 
 def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: Mapping[str, Any]) -> None:
@@ -98,8 +105,8 @@ def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: Mapp
     differing = [key for key in old | new if old.get(key) != new.get(key)]
     if differing:
         raise RunError(
-            f'run "{run.folder.name}" cannot go on: {what} changed since it was begun ({some(differing, 4)}). '
-            "Bring them back, or use --restart."
+            f'run "{run.folder.name}" cannot be resumed: {what} changed since it was started ({some(differing, 4)}). '
+            "Restore the earlier state, or use --restart."
         )
 
 
@@ -110,9 +117,12 @@ def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str
         seen = _records(StepRecord, "step", rows)
         evaluations = [*_records(LossRecord, "held_out", rows), *_records(ScoreRecord, "score", rows)]
     except (OSError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{run.metrics} is damaged ({error}); --restart begins the run again.") from None
+        raise RunError(f"{run.metrics} is damaged ({error}). Use --restart to start the run again.") from None
     if [record.step for record in seen] != list(range(1, step + 1)):
-        raise RunError(f"{run.metrics} lacks steps before {step}, where the checkpoint is; --restart begins it again.")
+        raise RunError(
+            f"{run.metrics} lacks steps before step {step}, the step of the checkpoint. Use --restart to start the "
+            "run again."
+        )
     return rows, Past(begun, seen, evaluations)
 
 

@@ -76,6 +76,6 @@ def _check_finite(state: TrainState, loss: float, norm: float) -> None:
     """Before the update, so that what learns still holds its last good values."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(
-            f"step {state.step + 1} of {state.steps}: the loss is {loss} and the gradient's norm {norm}, so training "
-            "stopped before the update. Try a learning rate some times lower, or --set model.dtype=float32."
+            f"step {state.step + 1} of {state.steps}: the loss is {loss} and the gradient norm is {norm}, so training "
+            "stopped before the update. Try a learning rate several times lower, or --set model.dtype=float32."
         )

@@ -142,7 +142,9 @@ def _frame(model: LoadedModel, system: str | None) -> tuple[str, str]:
 
 def _named(model: LoadedModel, prompt: str, system: str | None) -> Prompt:
     if BREAK in prompt:
-        raise ConfigError(["a prompt of validation.prompts has the noncharacter U+FDD0, which no text should have."])
+        raise ConfigError(
+            ["a prompt in validation.prompts contains the noncharacter U+FDD0, which text should not contain."]
+        )
     return Prompt(prompt, tuple(asking_ids(model, [*_opening(system), Message("user", prompt)])))
 
 
@@ -154,8 +156,8 @@ def _refuse_long(prompts: Sequence[Prompt], new: int, context: int) -> None:
     if prompts:
         raise ConfigError(
             [
-                f"validation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens, which with {new:,} new ones is "
-                f"more than the model's context holds ({context:,}). Shorten it, or lower validation.max_new_tokens."
+                f"validation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens; with {new:,} new tokens it does "
+                f"not fit into the model's context of {context:,}. Shorten it, or lower validation.max_new_tokens."
                 for one in prompts
             ]
         )
@@ -166,7 +168,7 @@ def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, co
     if spec.metrics and rows and shortest + new > context:
         raise ConfigError(
             [
-                f"validation.max_new_tokens: with {new:,} new tokens none of the held-out rows fits into the model's "
+                f"validation.max_new_tokens: with {new:,} new tokens none of the validation rows fits into the model's "
                 f"context of {context:,}; the shortest prompt has {shortest:,}. Lower it, or give shorter rows."
             ]
         )
@@ -175,7 +177,7 @@ def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, co
 def _refuse_unscorable(spec: ValidationConfig, prompts: Sequence[Prompt]) -> None:
     if spec.metrics and not prompts:
         raise ConfigError(
-            [f"validation is to score answers by {spec.metrics[0]}, but no validation row asks for an answer."]
+            [f"validation should score answers by {spec.metrics[0]}, but no validation row has a prompt to answer."]
         )
     for metric in spec.metrics:
         for one in prompts:
@@ -183,7 +185,7 @@ def _refuse_unscorable(spec: ValidationConfig, prompts: Sequence[Prompt]) -> Non
             if why := unfit(metric, one.target):
                 raise ConfigError(
                     [
-                        f"validation is to score answers by {metric}, but an answer of the validation rows {why}: "
-                        f"{shown(one.target)}."
+                        f"validation should score answers by {metric}, but a reference answer of the validation rows "
+                        f"{why}: {shown(one.target)}."
                     ]
                 )

@@ -55,7 +55,9 @@ def write_peft(
     weights = replace(weights, settings=dict(sorted({**weights.settings, **given}.items())))
     tensors = _tensors(weights)
     if spoiled := [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]:
-        raise AdapterError(f"{folder} is not written, because these contain NaN or infinity: {some(spoiled, 4)}.")
+        raise AdapterError(
+            f"{folder} was not written, because these tensors contain NaN or infinity: {some(spoiled, 4)}."
+        )
     with published(Path(folder)) as temporary:
         _write(temporary, weights, beside or {}, fill)
 
@@ -70,7 +72,9 @@ def _task_type(model: nn.Module) -> str | None:
 def rewrite(weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Fill | None = None) -> None:
     """Write a LoRA whose model is not loaded, whole or not at all, and read it back before it takes its name."""
     if weights.settings["peft_type"] != "LORA":
-        raise AdapterError("this adapter is an AdaLoRA of PEFT's; only a LoRA can be rewritten without its model.")
+        raise AdapterError(
+            "this is an AdaLoRA adapter of PEFT; only a LoRA adapter can be rewritten without loading its model."
+        )
     with published(folder) as temporary:
         _write(temporary, weights, beside, fill)
         check_same(read_weights(temporary), weights, folder)

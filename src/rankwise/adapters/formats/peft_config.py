@@ -64,12 +64,12 @@ class _Common(BaseModel):
         names = [targets] if isinstance(targets, str) else targets
         meant = [matcher(target, "target_modules") for target in names]
         missing = [
-            f'target "{name}" has no factors'
+            f'the target "{name}" has no factors'
             for name, matches in zip(names, meant, strict=True)
             if not self.exclude_modules and not any(map(matches, paths))
         ]
         undeclared = [
-            f'"{path}" is not among its targets' for path in paths if not any(matches(path) for matches in meant)
+            f'"{path}" is not among the targets' for path in paths if not any(matches(path) for matches in meant)
         ]
         return missing + undeclared
 
@@ -123,9 +123,9 @@ class PeftAdaLoraConfig(_Common):
         for key, rows in (self.rank_pattern or {}).items():
             match = _SINGULAR_VALUES.fullmatch(key)
             if match is None or match["path"] not in ranks:
-                problems.append(f'rank_pattern "{key}" is for a layer that has no triplets here')
+                problems.append(f'rank_pattern "{key}" is for a layer that has no weights in the file')
             elif len(rows) != self.init_r:
-                problems.append(f'rank_pattern "{key}" has {len(rows)} entries where init_r is {self.init_r}')
+                problems.append(f'rank_pattern "{key}" has {len(rows)} entries, but init_r is {self.init_r}')
             else:
                 ranks[match["path"]] = sum(rows)
         return ranks, problems
@@ -158,18 +158,20 @@ def read_settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise AdapterError(f"{file} is missing; an adapter is a folder with this file and adapter_model.safetensors.")
     if file.stat().st_size > LARGEST:
-        raise AdapterError(f"{file} has {file.stat().st_size:,} bytes, too many for an adapter's settings.")
+        raise AdapterError(
+            f"{file} has {file.stat().st_size:,} bytes, which is too large for the settings of an adapter."
+        )
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{file} is not JSON ({type(error).__name__}).") from None
     if not isinstance(raw, dict) or "peft_type" not in raw:
         mlx = (
-            " It looks like mlx-lm's, which is another format."
+            " It looks like an adapter of mlx-lm, which is another format."
             if isinstance(raw, dict) and "lora_parameters" in raw
             else ""
         )
-        raise AdapterError(f"{file} has no peft_type, so it is no PEFT adapter.{mlx}")
+        raise AdapterError(f"{file} has no peft_type, so this is not a PEFT adapter.{mlx}")
     return raw
 
 
@@ -184,7 +186,7 @@ def check_config(settings: dict[str, Any], file: Path) -> PeftConfig:
     unknown = [key for key, value in settings.items() if value and key not in harmless | kind.model_fields.keys()]
     if unknown:
         raise AdapterError(
-            f"{file} sets {some(map(repr, unknown))}, whose effect is not known here, so it is not used."
+            f"{file} sets {some(map(repr, unknown))}, which rankwise does not support, so the adapter is not used."
         )
     try:
         return kind.model_validate(settings)
