@@ -144,7 +144,7 @@ def test_an_evaluation_that_is_replaced_by_one_of_other_items_is_named(home):
     told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-forgetting")
     assert "is replaced" not in told.output
     told = rankwise("evaluate", "measured", "--data", "others.jsonl", "--no-forgetting", "--rows", 5)
-    assert "is replaced; it was about 12 other items of others.jsonl" in " ".join(told.output.split())
+    assert "is replaced; it contained 12 other items of others.jsonl" in " ".join(told.output.split())
 
 
 def test_held_out_rows_are_drawn(home):
@@ -193,7 +193,7 @@ def test_a_file_of_rows_is_a_task(home, tiny_folder):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("all",), "held out no rows"),
+        (("all",), "has no validation rows"),
         (("measured", "--task", "nothing"), "there is no task"),
         (("measured", "--against", "x"), "its own base"),
         (("measured", "--task", "missing.yaml"), "missing.yaml"),

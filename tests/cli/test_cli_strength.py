@@ -135,7 +135,7 @@ def test_a_run_is_measured_from_elsewhere_too(home, tmp_path, monkeypatch):
 
 def test_a_run_that_held_nothing_out_wants_rows(home):
     result = rankwise("strength", "dora", *QUICK)
-    assert result.exit_code == 2 and "held out no rows" in result.stderr and "--data FILE" in result.stderr
+    assert result.exit_code == 2 and "has no validation rows" in result.stderr and "--data FILE" in result.stderr
     result = rankwise("strength", "dora", "--data", "apart.jsonl", *QUICK, "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)

@@ -68,7 +68,7 @@ def evaluate(
                  "--against another, with --forgetting."]
             )  # fmt: skip
     if together is not None and together < 1:
-        raise ConfigError([f"--batch-size is {together}; answers that are written at once are 1 or more."])
+        raise ConfigError([f"--batch-size is {together}; it must be at least 1."])
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
     _refuse_of_language_models(subject, task, text, blocks)
@@ -132,12 +132,12 @@ def _instead_of(
     try:
         before = read_evaluation(file)
     except RankwiseError as error:
-        callback(WarningMessage(f"{file} is replaced; it could not be read ({first_line(error)})"))
+        callback(WarningMessage(f"{file} is replaced, because it could not be read ({first_line(error)})"))
         return forgetting
     if before.items_sha256 != items:
         callback(
             WarningMessage(
-                f"{file} is replaced; it was about {before.n:,} other items of {before.data} ({before.created})"
+                f"{file} is replaced; it contained {before.n:,} other items of {before.data} ({before.created})"
             )
         )
     same = all(before.settings.get(name) == identity[name] for name in ("fingerprint", "dtype"))

@@ -70,7 +70,7 @@ def _are_numbers(labels: _Labels, config: ClassificationConfig) -> bool:
     if fractions and others:
         known = _first_row_of(labels, fractions[0])
         raise DataError(
-            f"{labels.first[others[0]]}: the label is {shown(others[0])}, which is no finite number, but other labels "
+            f"{labels.first[others[0]]}: the label is {shown(others[0])}, which is not a finite number; other labels "
             f"are numbers with decimals ({known}). Correct it, or set classification.targets to classes."
         )
     return bool(fractions)

@@ -122,7 +122,7 @@ def _is_of(name: str, path: str) -> bool:
 def _own(run: RunSnapshot, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
     if not spec.held_out and spec.validation is None:
         raise DataError(
-            f"{run.folder} held out no rows to measure on. Give rows that it was not trained on: --data FILE."
+            f"{run.folder} has no validation rows to measure on. Give rows that it was not trained on: --data FILE."
         )
     here = DataConfig(**_from_where_it_ran(spec.model_dump(exclude_unset=True), run))
     prepared = prepare(here, writing, callback)
