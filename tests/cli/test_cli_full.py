@@ -107,7 +107,7 @@ def test_what_json_says_agrees_with_what_lies_on_the_disk(home):
 
 def test_the_form_and_the_number_format_are_told_before(home):
     said = (home / "said.txt").read_text()
-    assert "computed with the eager backend: the fused kernels need frozen weights" in said
+    assert "using the eager backend: the fused kernels need frozen weights" in said
     assert "float32 on cpu" in said and "trainable parameters in 20 weights" in said
     manifest = json.loads((home / "runs" / "whole" / "manifest.json").read_text())
     assert (manifest["backend"], manifest["base_model"]["dtype"], manifest["status"]) == (
@@ -153,7 +153,7 @@ def test_what_training_hands_over_is_what_was_written(home):
     # what it is called is what it has become: nobody takes it for the base
     assert trained.model.spec.name == "runs/handed/model"
     assert trained.model.facts.fingerprint != trained.manifest.base_model.fingerprint
-    with pytest.raises(ConfigError, match="the experiment asks for another"):
+    with pytest.raises(ConfigError, match="the experiment names another one"):
         package.train(asked_for.model_copy(update={"run": "more"}), model=trained.model)
     on_it = asked_for.model_copy(update={"run": "more", "model": package.ModelConfig(name="runs/handed/model")})
     assert package.train(on_it, model=trained.model).manifest.status == "finished"
@@ -259,7 +259,7 @@ def test_a_run_that_is_stopped_when_its_model_is_written_does_not_keep_it(home, 
     write_manifest = RunDirectory.write_manifest
     monkeypatch.setattr(RunDirectory, "write_manifest", stopped_at_last)
     result = rankwise(*WORDS, "--run", "late")
-    assert result.exit_code == 130 and "holds no model" in result.stderr
+    assert result.exit_code == 130 and "but no model" in result.stderr
     run = home / "runs" / "late"
     assert json.loads((run / "manifest.json").read_text())["status"] == "interrupted" and not (run / "model").exists()
 
@@ -285,7 +285,7 @@ def test_a_run_that_failed_has_no_model_and_goes_on_to_the_same_bytes(home):
     assert "not finished" in refused("generate", "stopped", *QUESTION)
     (run / "model").mkdir()
     (run / "model" / "model.safetensors").write_bytes(b"half")
-    assert "going on after step 10" in done(*words, "--run", "stopped", "--resume").stderr
+    assert "continuing after step 10" in done(*words, "--run", "stopped", "--resume").stderr
     for name in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
         straight = home / "runs" / "straight" / "model" / name
         assert (run / "model" / name).read_bytes() == straight.read_bytes()

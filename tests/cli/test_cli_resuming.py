@@ -133,7 +133,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(home, undisturbed
         assert not (run / "adapter").exists() and saved(run)[-1] % EVERY == 0
     result = rankwise(*words, "--resume", "--json")
     assert result.exit_code == 0, result.output
-    assert "going on after step" in result.stderr and "EVA read" not in result.stderr
+    assert "continuing after step" in result.stderr and "EVA read" not in result.stderr
     assert json.loads(result.stdout)["steps"] == STEPS
     assert_is_as_if_never_stopped(run, undisturbed / f"whole-{name}", 3)
 
@@ -284,4 +284,4 @@ def test_a_last_record_that_is_no_text_is_left_out(it):
     words = words_of("it", *LORA, steps=1_000_000)
     step = saved(it)[-1]
     _, _, err = stopped(it, (*words, "--resume"), lambda it: saved(it)[-1:] > [step])
-    assert f"going on after step {step}" in err
+    assert f"continuing after step {step}" in err

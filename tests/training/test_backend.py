@@ -96,7 +96,7 @@ def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
         rankwise.train(small, callback=first)
     with monkeypatch.context() as context:
         context.setattr(backends, "compiled_regions", broken)
-        with pytest.raises(RunError, match=r"C\+\+ compiler, does not work here"):
+        with pytest.raises(RunError, match=r"C\+\+ compiler, does not work on this machine"):
             rankwise.train(small, resume=True)
     monkeypatch.setattr(backends, "LONG", 1e9)
     assert rankwise.train(small, resume=True, callback=second).manifest.backend == "compiled"
@@ -183,7 +183,7 @@ def test_a_backend_that_is_named_is_taken_or_refused(small, monkeypatch):
 
     for name in ("eager", "fused"):
         assert rankwise.train(with_backend(name)).manifest.backend == name
-    with pytest.raises(ConfigError, match=r"training.backend is fused.*weights are trained"):
+    with pytest.raises(ConfigError, match=r"training.backend is fused.*trains the model's own weights"):
         rankwise.train(with_backend("fused", run="full", adapter=rankwise.FullConfig()))
     assert not (Path("runs") / "full").exists()
     monkeypatch.setattr(backends, "compiled_regions", broken)

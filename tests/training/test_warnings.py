@@ -151,7 +151,7 @@ def test_a_fall_back_to_the_eager_backend_is_warned_of_with_its_distance_and_for
     manifest = trained.manifest
     assert manifest.backend == "eager" and manifest.forecast.peak_bytes > usual.plan.forecast.peak
     fallen, again = manifest.warnings
-    assert fallen == f"computed with the eager backend, which takes more time and memory: {apart.why}"
+    assert fallen == f"using the eager backend, which takes more time and memory: {apart.why}"
     assert again.startswith("the eager backend is forecast to need ") and " of memory, instead of " in again
     plain = rankwise.train(small.model_copy(update={
         "run": "plain", "training": small.training.model_copy(update={"backend": "eager"}),

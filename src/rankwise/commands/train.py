@@ -40,7 +40,7 @@ from rankwise.training.validation import SCORERS
 from rankwise.training.workload import Workload
 
 LABELS_AS_ANSWERS = (
-    "the objective is causal-lm: the labels are learned as answers. --objective sequence-classification trains a "
+    "the objective is causal-lm, so the labels are learned as answers. --objective sequence-classification trains a "
     "classifier with a head instead"
 )
 
@@ -77,7 +77,7 @@ def train(
     it again; the method full learns on a copy of it. ResourceError where the plan says that it cannot fit into memory,
     unless `force_memory`."""
     if restart and resume:
-        raise ConfigError(["--restart begins again from nothing and --resume goes on; give one of them."])
+        raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
     run, callback, method = (
         RunDirectory.named(experiment.run),
         WarningCollector(callback),
@@ -89,14 +89,16 @@ def train(
             experiment = settings_of(run, experiment)
         objective = objective_of(experiment)
         if model is not None and objective.targets is not None:
-            raise ConfigError(["a classifier gets a new head when its model is loaded; give the model's name."])
+            raise ConfigError(
+                ["a classifier gets its new head when its model is loaded; give the model's name, not a loaded model."]
+            )
         foreseen = foresee(experiment, callback)
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
         loaded = objective.load(experiment.base, callback) if model is None else method.own_copy(model)
         if loaded.spec != experiment.base:
             raise ConfigError(
-                [f'the model given is "{loaded.spec.name}", and the experiment asks for another: {experiment.base}.']
+                [f'the given model is "{loaded.spec.name}", but the experiment names another one: {experiment.base}.']
             )
         context = loaded.context_length
         writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, context, objective.encoder,
@@ -129,7 +131,7 @@ def train(
 def _shared(paths: list[str]) -> str:
     return (
         f"{some(paths)} shares its weight with the output head, and the adapter changes the embedding alone. Other "
-        "programs that merge it would change both; `rankwise export --format merged` parts them first"
+        "programs that merge it would change both; `rankwise export --format merged` separates them first"
     )
 
 
@@ -193,7 +195,7 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
     for warning in report.warnings:
         callback(WarningMessage(warning))
     if resume:
-        callback(StatusMessage(f"going on after step {trainer.state.step}"))
+        callback(StatusMessage(f"continuing after step {trainer.state.step}"))
     return past
 
 
@@ -212,7 +214,7 @@ def _explained(
 ) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         result = experiment.adapter.artifact
-        message = f"stopped. {run.folder} keeps the metrics so far and holds no {result}. Use {run.ways_on}."
+        message = f"stopped. {run.folder} has the metrics so far, but no {result}. Use {run.ways_on}."
         return Interrupted(message, getattr(error, "exit_code", 130))
     if is_out_of_memory(error):
         return out_of_memory(foreseen, experiment.training.auto_batch)

@@ -36,8 +36,8 @@ from rankwise.text.tokenize import Tokens
 from rankwise.training.activation_checkpointing import eager_blocks, fused_blocks
 from rankwise.training.workload import Workload
 
-NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work here"
-ADVICE = "--restart begins it again with another."
+NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
+ADVICE = "use --restart to start it again with another backend."
 LONG = 1200.0
 """Seconds. A thirtieth of it, what compiling saves (lab/LOG.md), is several times what compiling takes."""
 PREFIX_SHARE = 0.15
@@ -102,7 +102,8 @@ class Fused:
         work = self.work
         if not supports(work):
             raise RunError(
-                f"the run was begun with the {self.name} backend, which this model does not have here; {ADVICE}"
+                f"the run was started with the {self.name} backend, which is not available for this model here; "
+                f"{ADVICE}"
             )
         with _compiled() if self.compiled else nullcontext():
             if self.compiled:
@@ -132,7 +133,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > LONG)
     backend = Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled"))
     work.callback(StatusMessage(
-        f"computed with the {backend.name} backend, which agrees with the model's own code (--backend eager): "
+        f"using the {backend.name} backend, which agrees with the model's own code (--backend eager): "
         f"{found.why}"
     ))  # fmt: skip
     return backend
@@ -152,8 +153,8 @@ def _eager_instead(
     work: Workload, setting: str, cost: str, why: str, kind: type[StatusMessage] | type[WarningMessage]
 ) -> Eager:
     if setting != "auto":
-        raise ConfigError([f"training.backend is {setting}, which this run cannot have: {why}. Leave it out."])
-    work.callback(kind(f"computed with the eager backend{cost}: {why}"))
+        raise ConfigError([f"training.backend is {setting}, which is not available for this run: {why}. Leave it out."])
+    work.callback(kind(f"using the eager backend{cost}: {why}"))
     return Eager(work)
 
 
@@ -161,7 +162,7 @@ def _why_unsupported(work: Workload) -> str:
     if not predicts_tokens(work):
         return f"there are no fused kernels for {work.objective.name}"
     if has_weights_that_learn(work.module):
-        return "the fused kernels need frozen weights, and here the model's own weights are trained"
+        return "the fused kernels need frozen weights, but this run trains the model's own weights"
     if has_kernels(work.module, 1):
         return (
             f"the longest row has {work.longest:,} tokens, more than the model's sliding window. With a lower "
@@ -196,7 +197,7 @@ def _compiles(work: Workload, *, required: bool) -> bool:
         return True
     why_not = NO_COMPILER if found.failed else f"not compiled: {found.why}"
     if required:
-        raise ConfigError([f"training.backend is compiled, and the run is {why_not}. Leave it out."])
+        raise ConfigError([f"training.backend is compiled, but the run is {why_not}. Leave it out."])
     work.callback(StatusMessage(why_not))
     return False
 
@@ -210,8 +211,8 @@ def _try_compiler(work: Workload) -> None:
         if is_out_of_memory(error):
             raise
         raise RunError(
-            "the run was begun with the compiled backend, and torch's compiler, which needs a C++ compiler, does not "
-            f"work here ({type(error).__name__}); {ADVICE}"
+            "the run was started with the compiled backend, but torch's compiler, which needs a C++ compiler, does not "
+            f"work on this machine ({type(error).__name__}); {ADVICE}"
         ) from error
 
 

@@ -93,13 +93,13 @@ class TrainingRun:
         data, facts, trainable = facts_of(self.prepared), self.model.facts, self.trainable
         interval = self.validation_interval
         learns_tokens = self.work.objective.targets is None
-        learned = f"{data.loss_tokens / data.tokens:.0%} of them learned" if learns_tokens else "one target a row"
-        often = f" every {interval} steps" if interval < self.steps else ""
+        learned = f"{data.loss_tokens / data.tokens:.0%} of them in the loss" if learns_tokens else "one target per row"
+        often = f", measured every {interval} steps" if interval < self.steps else ""
         return (
             f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
-            f"{data.rows:,} rows in {data.format} form, {data.trained_documents:,} sequences to train on, "
+            f"{data.rows:,} rows in {data.format} format: {data.trained_documents:,} training sequences, "
             f"{data.tokens:,} tokens, {learned}"
-            + (f"; {data.measured_documents:,} to validate with{often}" if data.measured_documents else "")
+            + (f"; {data.measured_documents:,} validation sequences{often}" if data.measured_documents else "")
             + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + "".join(f"\n{line}" for line in summary_lines(self.prepared.data_report))
