@@ -340,3 +340,15 @@ def test_the_page_says_what_the_loss_is_of(here):
     page = Path("runs/lora/report.html").read_text()
     assert "nats per row" in page
     assert "nats per loss token" not in page
+
+
+def test_a_probability_keeps_its_column(here):
+    words = ("--data", "apart.jsonl", "--out", "taken.jsonl", "--column", "probability_bad")
+    result = rankwise("predict", "lora", *words)
+    assert result.exit_code == 2 and '"probability_bad" is that of a class' in result.stderr
+    assert not Path("taken.jsonl").exists()
+
+
+def test_rows_are_classified_and_not_answered_with_tokens(here):
+    result = rankwise("predict", "lora", "--data", "apart.jsonl", "--out", "told.jsonl", "--overwrite", "--quiet")
+    assert "9 of 9 rows classified in" in result.stdout and "token" not in result.stdout

@@ -94,12 +94,13 @@ def predict(
 
 def _print(predicted: Predicted) -> None:
     facts = predicted.summary()
+    what = "classified" if predicted.classified else "answered"
+    tokens = "" if predicted.classified else f", {facts['tokens']:,} tokens"
     typer.echo(
-        f"{facts['out']}: {facts['answered']:,} of {facts['rows']:,} rows answered, {facts['tokens']:,} tokens in "
-        f"{facts['seconds']:.1f} s"
+        f"{facts['out']}: {facts['answered']:,} of {facts['rows']:,} rows {what}{tokens} in {facts['seconds']:.1f} s"
     )
     if facts["errors"]:
-        remark(f'{len(facts["errors"]):,} rows could not be answered; the column "error" says why.')
+        remark(f'{len(facts["errors"]):,} rows could not be {what}; the column "error" says why.')
     if predicted.repeated:
         remark(f"[stopped: the answer repeats itself] in {some(predicted.repeated, 8)}")
     if cut := facts["stopped"].get("length"):

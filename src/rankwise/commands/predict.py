@@ -59,6 +59,8 @@ class Predicted:
     column: str
     rows: list[Row]
     seconds: float
+    classified: bool = False
+    """Of a classifier, which writes no tokens."""
 
     @property
     def answers(self) -> list[Answer]:
@@ -96,6 +98,8 @@ def predict(
     rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
     targets = None if artifact.data_report is None else artifact.data_report.targets
     shares = [probability_column(name) for name in targets.classes] if targets is not None else []
+    if column in shares:
+        raise ConfigError([f'the column "{column}" is that of a class\'s probability. Choose another with --column.'])
     _refuse_taken([column, *shares, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
     if targets is not None:
@@ -111,7 +115,7 @@ def predict(
         with tuned.base(base):
             _answer([row for row in rows if row.problem is None], tuned, chosen, batch_size, callback)
     write_atomic(out, file_of([_with_answer(row, column) for row in rows], out))
-    return Predicted(out, column, rows, time.perf_counter() - began)
+    return Predicted(out, column, rows, time.perf_counter() - began, classified=targets is not None)
 
 
 def _check_out(out: Path, data: str | Path, overwrite: bool) -> None:
@@ -233,10 +237,6 @@ def _refuse_generation(spec: GenerationConfig | None, *, base: bool, system: str
 
 
 def _classify(rows: Sequence[Row], tuned: TunedModel, callback: Callback) -> None:
-    """A row that is too long is cut if the run's rows were, and cannot be classified if they were left out."""
-    run = tuned.artifact.run
-    data = DataConfig(path="rows") if run is None else run.experiment.data
-    limit = min(data.max_length, tuned.model.context_length or data.max_length)
     questions = [(row, row.question) for row in rows if row.question is not None and row.problem is None]
     for row, question in questions:
         try:
@@ -244,13 +244,9 @@ def _classify(rows: Sequence[Row], tuned: TunedModel, callback: Callback) -> Non
         except DataError as error:
             row.problem = str(error)
     usable = [row for row, _ in questions if row.problem is None]
-    encoded = tuned.encode_texts([row.texts for row in usable], limit if data.too_long == "truncate" else None)
-    for row, tokens in zip(usable, encoded, strict=True):
-        if len(tokens.ids) > limit:
-            row.problem = (
-                f"{row.where}: has {len(tokens.ids):,} tokens, and the run's longest row may have {limit:,} "
-                "(data.max_length, and the model's context). Shorten the row."
-            )
+    encoded, problems = tuned.rows_of([row.texts for row in usable])
+    for at, why in problems.items():
+        usable[at].problem = f"{usable[at].where}: {why}"
     fitting = [(row, tokens) for row, tokens in zip(usable, encoded, strict=True) if row.problem is None]
     classified = tuned.classify(
         [tokens for _, tokens in fitting],

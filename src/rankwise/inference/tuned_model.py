@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
@@ -66,11 +67,19 @@ class TunedModel:
             )
         return objective
 
-    def encode_texts(self, texts: Sequence[tuple[str, str]], limit: int | None = None) -> list[Tokens]:
-        """Texts for a classifier, each with a second text beside it or "". With a `limit`, longer ones are cut to
-        it."""
-        _ = self.classifier
-        return encode_texts(self.model.tokenizer, texts, limit)
+    def rows_of(self, texts: Sequence[tuple[str, str]]) -> tuple[list[Tokens], dict[int, str]]:
+        """Texts for a classifier, each with a second text beside it or "", and what is wrong with some of them, by
+        position. A text that is too long is cut if the run's rows were, and is a problem if they were left out."""
+        _, run = self.classifier, self.artifact.run
+        data = DataConfig(path="rows") if run is None else run.experiment.data
+        limit = min(data.max_length, self.model.context_length or data.max_length)
+        rows = encode_texts(self.model.tokenizer, texts, limit if data.too_long == "truncate" else None)
+        return rows, {
+            at: f"has {len(row.ids):,} tokens, and the run's longest row may have {limit:,} (data.max_length, and the "
+            "model's context). Shorten the text."
+            for at, row in enumerate(rows)
+            if len(row.ids) > limit
+        }
 
     def classify(self, rows: Sequence[Tokens], done: Callable[[int], None] | None = None) -> list[Prediction]:
         """One prediction for each encoded row; `done` is told how many there are so far."""

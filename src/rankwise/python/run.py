@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.config.generation import GenerationConfig
-from rankwise.errors import RunError
+from rankwise.errors import DataError, RunError, together
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Callback, silent
@@ -101,10 +101,13 @@ class Run:
 
     def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
         """What a classifier predicts for each text, or pair of texts: {"label": …, "probabilities": {label: …}}, or
-        {"value": …} where it predicts numbers. RunError where the run is a language model. Longer texts than the model
-        can read are cut."""
-        pairs = [(text, "") if isinstance(text, str) else text for text in texts]
-        rows = self.tuned.encode_texts(pairs, self.tuned.model.context_length)
+        {"value": …} where it predicts numbers. RunError where the run is a language model. DataError where a text has
+        more tokens than a row of the run may have, unless the run was trained with data.too_long=truncate."""
+        from rankwise.python.texts import texts_given
+
+        rows, problems = self.tuned.rows_of(texts_given(texts))
+        if problems:
+            raise DataError(together([f"item {at} of the texts to classify {why}" for at, why in problems.items()]))
         found = self.tuned.classify(rows)
         return [
             {"value": one.value} if one.label is None else {"label": one.label, "probabilities": one.probabilities}
