@@ -92,3 +92,10 @@ def test_a_dictionary_of_splits_asks_for_one_of_them():
     datasets = pytest.importorskip("datasets")
     with pytest.raises(DataError, match="train, test"):
         rows_file(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS)))
+
+
+def test_labels_of_a_dataset_that_have_names_are_written_as_names_as_those_of_the_hub_are():
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, kinds)
+    assert [row["label"] for row in lines_of(rows_file(rows))] == ["good", "bad", None]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
 
 from classifiers import encoder_folder
@@ -21,6 +22,7 @@ from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import silent
 from rankwise.text.encode_texts import TextEncoder
 from rankwise.text.example import Example, Message
+from rankwise.text.tokenize import Tokens
 
 CLASSES = TargetFacts(classes=("bad", "good", "so so"), counts=(1, 1, 1))
 WEIGHTED = CLASSES.model_copy(update={"weights": (0.5, 1.0, 3.0)})
@@ -136,6 +138,24 @@ def test_the_model_knows_its_classes_by_name(encoder):
     _, model = loaded(encoder, CLASSES)
     assert model.module.config.id2label == {0: "bad", 1: "good", 2: "so so"}
     assert model.module.config.label2id == {"bad": 0, "good": 1, "so so": 2}
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "MPNet", "XLMRoberta"])
+def test_the_longest_text_that_is_allowed_fits_where_positions_are_reserved_for_padding(encoder, tmp_path, kind):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=34, pad_token_id=1,
+    )  # fmt: skip
+    getattr(transformers, f"{kind}ForMaskedLM")(config).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)
+    objective, model = loaded(tmp_path, CLASSES)
+    assert model.context_length == 32
+    row = objective.batches(objective.random_rows(model.module, [32], torch.Generator().manual_seed(0)), 100)[0]
+    row.input_ids.masked_fill_(row.input_ids == 1, 2)
+    assert objective.predict(model.module, row).shape == (1, 3)
+    with pytest.raises((IndexError, RuntimeError)):
+        row = objective.batches([Tokens((2,) * 33, (False,) * 33, target=0.0)], 100)[0]
+        objective.predict(model.module, row)
 
 
 def test_an_encoder_is_told_from_models_that_generate(encoder, tiny_folder):

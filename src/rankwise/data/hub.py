@@ -89,13 +89,13 @@ def _hub_records(rows: Any, label: str, names: dict[str, list[str]]) -> Iterator
         try:
             for row in rows.select(range(number, len(rows))):
                 number += 1
-                yield f"{label}:{number}", _with_names(row, names)
+                yield f"{label}:{number}", with_names(row, names)
         except Exception as error:  # whatever a damaged cache, a decoder or Python raises for a value
             number += 1
             yield f"{label}:{number}", DataError(f"{label}:{number}: cannot be decoded: {first_line(error)}.")
 
 
-def _with_names(row: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
+def with_names(row: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
     """`datasets` writes -1 for a label that is not known."""
     named = {
         column: known[number] if isinstance(number := row[column], int) and 0 <= number < len(known) else None

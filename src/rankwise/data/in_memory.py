@@ -4,7 +4,8 @@
 
 A list of dicts, a pandas DataFrame or a `datasets.Dataset` becomes JSON lines. The file is named after the hash of its
 content, so the same rows are written once, the data report names it, and a run can be resumed, evaluated and reproduced
-after the program has ended. Neither pandas nor datasets is imported here: their objects are read as they are.
+after the program has ended. The numbers of a Dataset's ClassLabel column are written as the names of the classes.
+Neither pandas nor datasets is imported here: their objects are read as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from rankwise.data.hub import with_names
 from rankwise.errors import DataError, some
 from rankwise.system.files import write_atomic
 
@@ -49,6 +51,10 @@ def _records(rows: object) -> list[Any]:
     if library == "datasets" and isinstance(rows, Mapping):
         splits = ", ".join(map(str, rows))
         raise DataError(f"the data is a datasets.DatasetDict with the splits {splits}. Give one of them.")
+    if library == "datasets" and isinstance(rows, Iterable):
+        kinds: Mapping[str, Any] = getattr(rows, "features", None) or {}
+        labels = {name: kind.names for name, kind in kinds.items() if type(kind).__name__ == "ClassLabel"}
+        return [with_names(row, labels) for row in rows]
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise DataError(f"the data is of type {type(rows).__name__}. Give {ACCEPTED}.")
     return list(rows)
