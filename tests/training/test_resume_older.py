@@ -67,7 +67,7 @@ def as_an_earlier_version_wrote_it():
 
 def test_an_older_run_goes_on_by_its_own_command_with_the_rows_that_it_held_out(begun):
     as_an_earlier_version_wrote_it()
-    with pytest.raises(RunError, match="held_out_order was 'seed' and is 'last'"):
+    with pytest.raises(RunError, match="held_out_order was 'seed' and is now 'last'"):
         rankwise.train(begun(held_out_order="last"), resume=True)
     trained = rankwise.train(begun(), resume=True)
     assert (trained.manifest.status, trained.manifest.resumed[0].step) == ("finished", 2)
