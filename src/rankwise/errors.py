@@ -125,3 +125,11 @@ def some(items: Iterable[str], limit: int = 12) -> str:
     listed = list(items)
     rest = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def one_line(text: str, limit: int = 60) -> str:
+    """A text of somebody's data in a sentence: on one line, cut, and without signs that steer a terminal."""
+    whole = " ".join(
+        "".join(sign if sign.isprintable() or sign.isspace() else repr(sign)[1:-1] for sign in text).split()
+    )
+    return whole if len(whole) <= limit else f"{whole[: limit - 1]}…"

@@ -352,3 +352,62 @@ def test_a_probability_keeps_its_column(here):
 def test_rows_are_classified_and_not_answered_with_tokens(here):
     result = rankwise("predict", "lora", "--data", "apart.jsonl", "--out", "told.jsonl", "--overwrite", "--quiet")
     assert "9 of 9 rows classified in" in result.stdout and "token" not in result.stdout
+
+
+def test_a_card_and_an_export_say_how_a_classifier_is_loaded(here, tmp_path):
+    card = Path("runs/lora/adapter/README.md").read_text()
+    assert "AutoModelForSequenceClassification" in card and "CausalLM" not in card
+    lines = card.split("```python\n")[1].split("```")[0].replace("path/or/name/of/base", "tiny-bert")
+    exec(lines.replace("path/to/this/folder", "runs/lora/adapter"), {})  # noqa: S102
+    for format, call in (("peft", "num_labels=2"), ("portable", "num_labels=2"), ("merged", "AutoModelForSequence")):
+        result = rankwise("export", "lora", "--to", str(tmp_path / format), "--format", format)
+        assert result.exit_code == 0 and call in result.stdout and "CausalLM" not in result.stdout, result.output
+        assert "vLLM" not in result.stdout
+
+
+def test_a_head_alone_is_inspected_and_has_no_rank_to_export(here, tmp_path):
+    assert "head only, no adapters in any layer" in rankwise("inspect", "head").stdout
+    result = rankwise("export", "head", "--to", str(tmp_path / "portable"), "--format", "portable")
+    assert result.exit_code == 2 and "no adapted layers" in result.stderr
+    assert rankwise("export", "head", "--to", str(tmp_path / "peft")).exit_code == 0
+
+
+def test_columns_that_are_not_known_are_to_be_named_as_those_of_a_classifier(here):
+    rows = write_rows("reviews.jsonl", [{"review": row["text"], "stars": row["label"]} for row in labelled(8)])
+    result = rankwise("train", "--model", "tiny-bert", "--data", rows, "--run", "named")
+    assert result.exit_code == 2 and "--set data.columns.label=COLUMN" in " ".join(result.stderr.split())
+    trained("named", rows, "--set", "data.columns.text=review", "--set", "data.columns.label=stars", "--steps", "1")
+
+
+def test_a_table_without_names_of_columns_is_told(here):
+    Path("headless.tsv").write_text("a1\t1\t\tThe sailors rode the breeze clear of the rocks.\na1\t0\t*\tThe film.\n")
+    result = rankwise("train", "--model", "tiny-bert", "--data", "headless.tsv", "--run", "bad")
+    assert result.exit_code == 2 and "Add a first line that names the columns" in " ".join(result.stderr.split())
+    assert "--prompt" not in result.stderr
+
+
+def test_an_empty_second_text_is_none(here):
+    Path("pairs.csv").write_text("text,text_pair,label\na film,,good\nthe plot,a plot,bad\n" * 3)
+    trained("pairs", "pairs.csv", "--steps", "1")
+    one, other = predicted("pairs", "pairs.csv", "pairs.jsonl")[:2]
+    alone = predicted("pairs", write_rows("alone.jsonl", [{"text": "a film"}]), "alone-out.jsonl")[0]
+    assert one["probability_bad"] == alone["probability_bad"] != other["probability_bad"]
+
+
+def test_a_label_that_rows_bring_is_not_looked_at(here):
+    trained("ordered", "rows.jsonl", "--steps", "1", "--set", 'data.labels=["good", "bad"]')
+    for run in ("lora", "ordered"):
+        rows = [{"text": "a film", "label": label} for label in ("ugly", ["x"], None, True)]
+        given = predicted(run, write_rows("strange.jsonl", rows), "strange-out.jsonl")
+        assert [row["label"] for row in given] == ["ugly", ["x"], None, True]
+        assert len({row["probability_bad"] for row in given}) == 1
+
+
+def test_a_name_of_a_class_steers_no_terminal_and_stays_on_its_line(here):
+    names = ("\x1b[31mred", "a\u202eb", "c\nd", "e" * 200)
+    rows = [{"text": f"a film {number}", "label": names[number % 4]} for number in range(16)]
+    result = trained("names", write_rows("names.jsonl", rows), "--steps", "1", "--held-out", "4")
+    checked = rankwise("data", "check", "names.jsonl", "--model", "tiny-bert")
+    told = result.output + rankwise("evaluate", "names").output + checked.output
+    assert not any(sign in told for sign in ("\x1b", "\u202e", "c\nd", "e" * 61))
+    assert "\\x1b[31mred" in told and "c d" in told

@@ -15,7 +15,7 @@ from rankwise.cli.visible import visible
 from rankwise.config.models import ModelConfig
 from rankwise.config.reading import read_data
 from rankwise.config.recipe import RECIPES, recipe_named
-from rankwise.errors import ConfigError, RankwiseError, did_you_mean, some
+from rankwise.errors import ConfigError, RankwiseError, did_you_mean, one_line, some
 from rankwise.runs.data_report import MOST_LISTED
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     if data_report.hold_out is not None:
         lines.append(("held out", data_report.hold_out.counts(), data_report.held_out))
     if data_report.labels:
-        counts = some((f"{label} {count:,}" for label, count in data_report.labels.items()), 12)
+        counts = some((f"{one_line(label)} {count:,}" for label, count in data_report.labels.items()), 12)
         lines.append(("labels", counts, len(data_report.labels)))
     if data_report.validation is not None:
         validation = data_report.validation

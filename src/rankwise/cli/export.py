@@ -57,7 +57,7 @@ def export(
         else:
             from rankwise.exporting.engines import loaded_with
 
-            typer.echo(visible(f"{_line(exported)}\n{loaded_with(exported.format, exported.to)}"))
+            typer.echo(visible(f"{_line(exported)}\n{loaded_with(exported.format, exported.to, exported.outputs)}"))
 
 
 def _line(exported: Exported) -> str:

@@ -45,7 +45,7 @@ def _print(inspected: Inspected) -> None:
         _print_ranks(inspected)
     else:
         typer.echo(
-            f"{visible(inspected.run)}: full fine-tuning, no adapter\n"
+            f"{visible(inspected.run)}: {inspected.label}, no adapters in any layer\n"
             f"{inspected.parameters:,} parameters, {inspected.bytes / 1e6:,.2f} MB"
         )
     if inspected.integrity is not None:

@@ -46,6 +46,8 @@ class Exported:
     """The largest of all layers, and in `portable` that of each."""
     strength: float = 1.0
     merged: Merged | None = None
+    outputs: int | None = None
+    """Of a classifier: its classes, or 1 for a number."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
@@ -67,9 +69,13 @@ def export(
     _check(format, dtype, strength, force_base=force_base)
     _check_free(folder)
     artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
+    targets = None if artifact.data_report is None else artifact.data_report.targets
+    outputs = None if targets is None else targets.outputs
     if format == "merged":
         merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
-        return Exported(str(artifact.folder), str(folder), format, _size(folder), merged=merged, strength=strength)
+        return Exported(
+            str(artifact.folder), str(folder), format, _size(folder), strength=strength, merged=merged, outputs=outputs
+        )
     method_of(artifact.config).check_export(format, artifact.folder)
     artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
     files = beside(artifact, strength)
@@ -80,7 +86,9 @@ def export(
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
         rewrite(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
-    return Exported(str(artifact.folder), str(folder), format, _size(folder), rank=written.rank, strength=strength)
+    return Exported(
+        str(artifact.folder), str(folder), format, _size(folder), written.rank, strength=strength, outputs=outputs
+    )
 
 
 def _change(format: str, strength: float) -> str:

@@ -30,6 +30,8 @@ class Inspected:
     parameters: int
     bytes: int
     history: list[RankRecord]
+    label: str
+    """The method in a few words."""
     integrity: Integrity | None = None
     """None for an adapter that is of no run."""
 
@@ -54,21 +56,23 @@ def inspect(name: str, *, force_result: bool = False, callback: Callback = silen
     """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
     if find_run(name) is None and is_adapter_folder(name):
         contents, integrity = method_of(LoraConfig()).contents(Path(name)), check_folder(Path(name), callback)
-        return _inspected(name, contents, [], integrity)
+        return _inspected(name, contents, [], "an adapter", integrity)
     run = RunSnapshot.finished(name)
     integrity = check_result(run, callback, force=force_result)
     contents = method_of(run.experiment.adapter).contents(run.result)
     metrics = run.directory.metrics
     history = read_ranks(metrics) if metrics.is_file() else []
-    return _inspected(str(run.folder), contents, history, integrity)
+    return _inspected(str(run.folder), contents, history, run.experiment.adapter.label, integrity)
 
 
-def _inspected(name: str, contents: Contents, history: list[RankRecord], integrity: Integrity | None) -> Inspected:
+def _inspected(
+    name: str, contents: Contents, history: list[RankRecord], label: str, integrity: Integrity | None
+) -> Inspected:
     ranks = {path: contents.ranks[path] for path in sorted(contents.ranks, key=natural)}
     last = history[-1] if history else None
     if last is not None and last.final and _agree(last.ranks, ranks):
         ranks = last.ranks
-    return Inspected(name, ranks, contents.parameters, contents.bytes, history, integrity)
+    return Inspected(name, ranks, contents.parameters, contents.bytes, history, label, integrity)
 
 
 def _agree(decided: dict[str, int], stored: dict[str, int]) -> bool:

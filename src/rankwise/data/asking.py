@@ -70,8 +70,8 @@ def _filled(row: Row, source: Rows, form: str) -> Row:
         return row | {column: _closed(row[column])} if column in row else row
     fields = ANSWERS.get(form, ())
     names = [source.columns[field] for field in fields if field in source.columns] or list(fields)
-    if not names or not all(_is_empty(row.get(name)) for name in names):
-        return row
+    if not names or not (form == "classification" or all(_is_empty(row.get(name)) for name in names)):
+        return row  # a label is replaced: it may be none of the run's, and the question is the same
     answer = source.labels[0] if form == "classification" and source.labels else PLACEHOLDER
     return row | {next((name for name in names if name in row), names[0]): answer}
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from rankwise.config.base import shown
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
+from rankwise.data.proposals import NO_FORM
 from rankwise.data.sources import open_source
 from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
 from rankwise.runs.data_report import TargetFacts
@@ -22,6 +23,10 @@ from rankwise.text.encode_texts import label_of, number_of
 from rankwise.text.example import Example
 
 MOST_CLASSES = 1000
+NAMES = (
+    "\nA classifier needs the columns text and label. Name yours with --set data.columns.text=COLUMN and --set "
+    "data.columns.label=COLUMN."
+)
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -47,7 +52,7 @@ def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
         except DataError as error:
             problems.append(str(error))
     if problems and (spec.on_bad_row == "stop" or not labels.counts):
-        raise DataError(together(problems))
+        raise DataError(f"{together(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
     if not labels.counts:
         raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
     return _numbers(labels, config) if _are_numbers(labels, config) else _classes(labels, spec, config)

@@ -195,7 +195,9 @@ def _classification(row: Row, where: str, options: Options) -> list[Example]:
     first, *second = classified(row) or CLASSIFIED[0]
     require(row, where, "classification", first, "label")
     beside = second[0] if second else "text_pair"
-    pair = "" if row.get(beside) is None else text_of(row[beside], where, beside)
+    given = row.get(beside)
+    none = given is None or (not second and isinstance(given, str) and not given.strip())  # as a table writes None
+    pair = "" if none else text_of(given, where, beside)
     text, label = text_of(row[first], where, first), label_text(row["label"], options.labels, where)
     return answered((*_system(row, where), Message("user", text, pair)), (label,), where, each=False)
 

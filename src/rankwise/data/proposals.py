@@ -30,6 +30,8 @@ ASIDE = (
     "lang", "language", "author", "user", "username", "email", "file", "filename", "path", "split",
 )  # fmt: skip
 """Columns with metadata of a row, such as its source or date."""
+NO_FORM = "match no known row format"
+"""What an error says of the columns of such a row."""
 PROMPT_WORDS = 3
 """Smallest number of words in a column that can be part of the prompt."""
 
@@ -152,11 +154,21 @@ def _words(value: Any) -> int:
     return sum(any(letter.isalpha() for letter in word) for word in text.split())
 
 
+def _no_header(row: dict[str, Any]) -> str:
+    """Where a table's first line is a row: one column has a number as its name, and another a sentence."""
+    if not any(name.isdecimal() for name in row) or not any(len(name.split()) > 5 for name in row):
+        return ""
+    return (
+        " They were read from the first line of the table, which seems to be a row. Add a first line that names the "
+        "columns."
+    )
+
+
 def no_form(row: dict[str, Any], where: str) -> str:
     preferences = " Preference pairs (chosen, rejected) are not supported yet." if "chosen" in row else ""
     keys = ", ".join(map(shown, list(row)[:8])) or "(none)"
     more = f" and {len(row) - 8} more" if len(row) > 8 else ""
     return (
-        f"{where}: the columns {keys}{more} match no known row format.{preferences or proposal(row)} Known formats "
+        f"{where}: the columns {keys}{more} {NO_FORM}.{preferences or _no_header(row) or proposal(row)} Known formats "
         "include messages, prompt and completion (or response), instruction and output; docs/data.md lists all."
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rankwise.errors import one_line
 from rankwise.evaluation.class_metrics import metric_rows
 from rankwise.evaluation.intervals import scores
 from rankwise.inference.classify import outputs_of
@@ -56,9 +57,8 @@ class ClassTask:
         rows = {**metric_rows(targets, predicted.tolist(), actual), loss: self._losses(outputs, actual)}
         if targets.classes:
             number, count = Counter(actual).most_common(1)[0]
-            callback(StatusMessage(
-                f'the most frequent class, "{targets.classes[int(number)]}", is that of {count / n:.1%} of these rows'
-            ))  # fmt: skip
+            name = one_line(targets.classes[int(number)])
+            callback(StatusMessage(f'the most frequent class, "{name}", is that of {count / n:.1%} of these rows'))
         answers = [targets.classes[int(one)] if targets.classes else f"{one:.4g}" for one in predicted.tolist()]
         measured = {metric: scores(metric, sums) for metric, sums in rows.items()}
         return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began)

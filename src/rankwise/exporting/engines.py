@@ -51,9 +51,21 @@ def way_to(engine: Engine) -> str:
     )
 
 
-def loaded_with(format: str, folder: str) -> str:
-    """Describe how to load an export."""
+def loaded_with(format: str, folder: str, outputs: int | None = None) -> str:
+    """Describe how to load an export. `outputs` are those of a classifier."""
+    if outputs is not None:
+        return _classifier_loaded_with(format, folder, outputs)
     first = next(engine for engine in ENGINES if engine.format == format)
     others = ", ".join(engine.name for engine in ENGINES if engine.format == format and engine is not first)
     use = first.use.replace("FOLDER", folder)
     return f"load it with {first.name}: {use}" + (f"; {DOCS} says how with {others}" if others else "")
+
+
+def _classifier_loaded_with(format: str, folder: str, outputs: int) -> str:
+    auto = "AutoModelForSequenceClassification"
+    if format == "merged":
+        return f'load it with transformers: {auto}.from_pretrained("{folder}")'
+    return (
+        f'load it with PEFT: PeftModel.from_pretrained(base, "{folder}"), where base is the {auto} of the base model '
+        f"with num_labels={outputs}"
+    )

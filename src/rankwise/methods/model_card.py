@@ -45,7 +45,9 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-base = AutoModelForSequenceClassification.from_pretrained("path/or/name/of/base", num_labels=OUTPUTS)
+base = AutoModelForSequenceClassification.from_pretrained(
+    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
+)
 base.config.pad_token_id = tokenizer.pad_token_id
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 print(model(**tokenizer("A text", return_tensors="pt")).logits)
@@ -186,10 +188,14 @@ def _table(rows: list[tuple[str, str]]) -> str:
 def _about_base(facts: CardFacts) -> str:
     name = escaped(facts.base_name)
     if facts.base.source == LOCAL:
-        return (
+        named = (
             f"`adapter_config.json` names the folder that contained the base model ({name}) when this adapter was "
-            "trained. "
-            f"If the base model is elsewhere now, load it first:\n\n{BASE_FIRST}\n\nWith rankwise, add "
+            "trained."
+        )
+        if facts.data_report.targets is not None:
+            return f"{named} With rankwise, add `--base-model path/to/base` if it is elsewhere now."
+        return (
+            f"{named} If the base model is elsewhere now, load it first:\n\n{BASE_FIRST}\n\nWith rankwise, add "
             "`--base-model path/to/base`."
         )
     if facts.base.source == FROM_GGUF:

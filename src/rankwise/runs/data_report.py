@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rankwise.config.base import Config
-from rankwise.errors import some
+from rankwise.errors import one_line, some
 
 DATA_REPORT = "data_report.json"
 MOST_LISTED = 100
@@ -126,7 +126,7 @@ class TargetFacts(Config):
         if not self.classes:
             return f"the target is a number between {self.low:g} and {self.high:g}"
         rows = zip(self.classes, self.counts, strict=True)
-        listed = some((f"{name} ({count:,} rows)" for name, count in rows), 12)
+        listed = some((f"{one_line(name)} ({count:,} rows)" for name, count in rows), 12)
         weights = some((f"{weight:.3g}" for weight in self.weights), 12)
         return f"{len(self.classes)} classes: {listed}" + (f"; weights in the loss: {weights}" if weights else "")
 
@@ -161,7 +161,7 @@ class HoldOutFacts(Config):
                 f", {self.groups:,} of {self.groups_in_all:,} groups by {self.group} (requested: {self.requested:,})"
             )
         if self.labels:
-            listed = some((f"{label} {count:,}" for label, count in self.labels.items()), 8)
+            listed = some((f"{one_line(label)} {count:,}" for label, count in self.labels.items()), 8)
             text += f"{', stratified' if self.order == 'seed' else ''} by label: {listed}"
         return text
 
