@@ -411,3 +411,16 @@ def test_a_name_of_a_class_steers_no_terminal_and_stays_on_its_line(here):
     told = result.output + rankwise("evaluate", "names").output + checked.output
     assert not any(sign in told for sign in ("\x1b", "\u202e", "c\nd", "e" * 61))
     assert "\\x1b[31mred" in told and "c d" in told
+
+
+def test_a_head_that_the_model_brings_is_trained_further_and_this_is_told(here):
+    for name, outputs in (("two", 2), ("three", 3)):
+        AutoModelForSequenceClassification.from_pretrained("tiny-bert", num_labels=outputs).save_pretrained(name)
+        AutoTokenizer.from_pretrained("tiny-bert").save_pretrained(name)
+    result = {name: trained(f"from-{name}", "rows.jsonl", "--steps", "1", model=name) for name in ("two", "three")}
+    assert "trained further and not drawn anew" in result["two"].stderr
+    assert (
+        "trained further"
+        not in result["three"].stderr
+        + rankwise("predict", "from-two", "--data", "apart.jsonl", "--out", "o.csv").stderr
+    )

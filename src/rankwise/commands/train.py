@@ -39,6 +39,7 @@ from rankwise.training.trainer import Trainer
 from rankwise.training.validation import SCORERS
 from rankwise.training.workload import Workload
 
+OWN_HEAD = "the model has a head with as many outputs already, which is trained further and not drawn anew"
 LABELS_AS_ANSWERS = (
     "the objective is causal-lm, so the labels are learned as answers. --objective sequence-classification trains a "
     "classifier with a head instead"
@@ -96,6 +97,8 @@ def train(
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
         loaded = objective.load(experiment.base, callback) if model is None else method.own_copy(model)
+        if loaded.own_head:
+            callback(StatusMessage(OWN_HEAD))
         if loaded.spec != experiment.base:
             raise ConfigError(
                 [f'the given model is "{loaded.spec.name}", but the experiment names another one: {experiment.base}.']

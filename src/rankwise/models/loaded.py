@@ -30,6 +30,8 @@ class LoadedModel:
     context_length: int | None
     new_modules: tuple[str, ...] = ()
     """Paths of modules below the head whose weights the folder lacks, so that they were drawn."""
+    own_head: bool = False
+    """Whether a classifier begins with the head that the folder has, which has as many outputs."""
 
     @property
     def vocabulary(self) -> int:

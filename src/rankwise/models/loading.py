@@ -50,7 +50,7 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
     precision = choose_precision(spec)
     source = find(spec, callback)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    module, new_modules = _module(source, precision.dtype, trusted, callback, kind)
+    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind)
     tokenizer = _tokenizer(source, trusted)
     module.to(precision.device).eval()
     if getattr(module, "generation_config", None) is not None:  # else it would fill in unset settings
@@ -66,13 +66,15 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         width=config.hidden_size,
         context_length=_context_length(module.config),
         new_modules=new_modules,
+        own_head=own_head,
     )
 
 
 def _module(
     source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind
-) -> tuple[Any, tuple[str, ...]]:
-    """The model, and the modules inside its body whose weights were drawn because the folder lacks them."""
+) -> tuple[Any, tuple[str, ...], bool]:
+    """The model, the modules inside its body whose weights were drawn because the folder lacks them, and whether a
+    classifier's head was not drawn."""
     import transformers
 
     quiet.hush()
@@ -94,7 +96,9 @@ def _module(
     if missing:
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
     _report_unused(sorted(report["unexpected_keys"]), source, callback, StatusMessage if new_head else WarningMessage)
-    return module, tuple(dict.fromkeys(path for path in new if path.startswith(body)))
+    drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    own_head = new_head and all(key.startswith(body) for key in drawn)
+    return module, tuple(dict.fromkeys(path for path in new if path.startswith(body))), own_head
 
 
 @contextmanager
