@@ -191,7 +191,7 @@ def refused(it, *words):
 
 def test_other_settings_are_refused_by_name(it):
     message = refused(it, "--seed", 3, "--rank", 4)
-    assert "training.seed was 0 and is 3" in message and "adapter.rank was 2 and is 4" in message
+    assert "training.seed was 0 and is now 3" in message and "adapter.rank was 2 and is now 4" in message
     assert "other settings" in message and "training.steps" not in message
 
 

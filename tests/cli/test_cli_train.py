@@ -282,7 +282,7 @@ def test_a_model_with_kernels_is_computed_by_them_unless_told_otherwise(home, ti
     words = ("train", "--model", tiny_folder, "--data", "rows.jsonl", "--steps", 12, "--batch-size", 4, "--held-out", 3)
     words = (*words, "--set", "model.dtype=float32", "--learning-rate", 0.02, "--json")
     fast, plain = rankwise(*words, "--run", "by-kernels"), rankwise(*words, "--run", "by-hand", "--backend", "eager")
-    assert "with the fused backend" in fast.stderr and "fused" not in plain.stderr
+    assert "using the fused backend" in fast.stderr and "fused" not in plain.stderr
     ours, theirs = json.loads(fast.stdout), json.loads(plain.stdout)
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     for key in ("held_out_loss_before", "held_out_loss_after"):
