@@ -20,6 +20,9 @@ from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import Interrupted
+from rankwise.evaluation.class_metrics import metric_rows
+from rankwise.evaluation.metrics import METRICS
+from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Event, StepRecord
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
@@ -314,6 +317,7 @@ def test_a_setting_without_effect_is_refused(here, words, said):
     [("generate", "lora", "--prompt", "hello"), ("chat", "lora"), ("strength", "lora"),
      ("evaluate", "lora", "--task", "demo"), ("evaluate", "lora", "--blocks", "2"),
      ("predict", "lora", "--data", "apart.jsonl", "--out", "no.jsonl", "--base"),
+     ("predict", "lora", "--data", "apart.jsonl", "--out", "no.jsonl", "--batch-size", "2"),
      ("predict", "lora", "--data", "apart.jsonl", "--out", "no.jsonl", "--temperature", "1")],
 )  # fmt: skip
 def test_what_only_language_models_can_do_is_refused(here, words):
@@ -424,3 +428,28 @@ def test_a_head_that_the_model_brings_is_trained_further_and_this_is_told(here):
         not in result["three"].stderr
         + rankwise("predict", "from-two", "--data", "apart.jsonl", "--out", "o.csv").stderr
     )
+
+
+def test_rows_whose_target_is_no_number_are_left_out_where_this_is_asked(here):
+    rows = write_rows("nan.jsonl", [*scaled(8), {"text": "film", "label": "nan"}])
+    words = ("--set", "classification.targets=numbers", "--on-bad-row", "skip", "--steps", "1")
+    assert "1 of 9 rows are left out" in trained("nan", rows, *words).stderr
+    assert json.loads(Path("runs/nan/data_report.json").read_text())["targets"]["high"] == scaled(8)[-1]["label"]
+
+
+def test_a_class_without_usable_rows_and_validation_rows_that_are_left_out_are_told(here):
+    rows = write_rows("lost.jsonl", [*labelled(12), {"text": "a " * 100, "label": "rare"}])
+    apart = write_rows("lost-apart.jsonl", [*labelled(6, 24), {"text": "film", "label": "ugly"}])
+    words = ("--validation-data", apart, "--on-bad-row", "skip", "--steps", "1")
+    told = " ".join(trained("lost", rows, *words).stderr.split())
+    assert "warning: no row that can be used has one of these classes: 'rare'" in told
+    assert "1 of 7 validation rows are left out" in told
+    assert "no row that can be used" not in trained("found", "rows.jsonl", "--steps", "1").stderr
+
+
+def test_predictions_that_differ_by_rounding_alone_have_no_correlation():
+    actual = [0.0, 1.0, 2.0, 3.0, 4.0]
+    for step, expected in ((2e-8, 0.0), (0.1, -1.0)):
+        rows = metric_rows(TargetFacts(low=0.0, high=4.0), [2.5 - step * one for one in actual], actual)
+        for metric in ("pearson", "spearman"):
+            assert METRICS[metric].of(np.asarray(rows[metric]).sum(0)) == pytest.approx(expected), metric

@@ -103,7 +103,7 @@ def predict(
     _refuse_taken([column, *shares, *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
     if targets is not None:
-        _refuse_generation(spec, base=base, system=system)
+        _refuse_generation(spec, batch_size, base=base, system=system)
     tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
     if targets is not None:
         _classify(rows, tuned, callback)
@@ -228,10 +228,10 @@ def _answer(
         row.answer = answer
 
 
-def _refuse_generation(spec: GenerationConfig | None, *, base: bool, system: str | None) -> None:
+def _refuse_generation(spec: GenerationConfig | None, batch_size: int, *, base: bool, system: str | None) -> None:
     """ConfigError where a setting is given that a classifier has no use for."""
     changed = [] if spec is None else [name for name, value in GenerationConfig() if getattr(spec, name) != value]
-    idle = ["base"] * base + ["system"] * (system is not None) + changed
+    idle = ["base"] * base + ["system"] * (system is not None) + ["batch_size"] * (batch_size != TOGETHER) + changed
     if idle:
         raise ConfigError([f"the setting {idle[0]} has no effect, because this run is a classifier. Leave it out."])
 

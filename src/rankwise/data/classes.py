@@ -55,7 +55,7 @@ def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
         raise DataError(f"{together(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
     if not labels.counts:
         raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
-    return _numbers(labels, config) if _are_numbers(labels, config) else _classes(labels, spec, config)
+    return _numbers(labels, spec, config) if _are_numbers(labels, config) else _classes(labels, spec, config)
 
 
 def _examples(spec: DataConfig, problems: list[str]) -> Iterator[Example]:
@@ -76,17 +76,18 @@ def _are_numbers(labels: _Labels, config: ClassificationConfig) -> bool:
         known = _first_row_of(labels, fractions[0])
         raise DataError(
             f"{labels.first[others[0]]}: the label is {shown(others[0])}, which is not a finite number; other labels "
-            f"are numbers with decimals ({known}). Correct it, or set classification.targets to classes."
+            f"are numbers with decimals ({known}). Correct it, or set classification.targets to "
+            "classes; or to numbers, and --on-bad-row skip leaves such rows out."
         )
     return bool(fractions)
 
 
-def _numbers(labels: _Labels, config: ClassificationConfig) -> TargetFacts:
+def _numbers(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
     values: dict[str, float | None] = {label: number_of(label) for label in labels.counts}
     wrong = next((label for label, value in values.items() if value is None), None)
-    if wrong is not None:
-        raise DataError(f"{labels.first[wrong]}: the label is {shown(wrong)}; a finite number is expected.")
     numbers = [value for value in values.values() if value is not None]
+    if wrong is not None and (spec.on_bad_row == "stop" or not numbers):
+        raise DataError(f"{labels.first[wrong]}: the label is {shown(wrong)}; a finite number is expected.")
     if len(set(numbers)) < 2:
         raise DataError(
             f"{next(iter(labels.first.values()))}: this and all other rows have the label {shown(next(iter(values)))}, "

@@ -81,6 +81,11 @@ class Labels:
         """Pairs of spellings that look like one label."""
         return [*self._same_but_for_spelling(), *self._rare_misspellings()] if self else []
 
+    def without_rows(self, classes: Sequence[str]) -> list[str]:
+        """A warning about classes that no usable row has: named in data.labels only, or of rows that are left out."""
+        empty = [shown(name) for name in classes if self and not self.counts[name]]
+        return [f"no row that can be used has one of these classes: {some(empty, 8)}"] if empty else []
+
     def never_trained(self, facts: HoldOutFacts | None) -> list[str]:
         """A warning about labels whose rows are all held out."""
         held_out = facts.labels or {} if facts is not None else {}

@@ -160,6 +160,7 @@ def _data_report(
         *(sentence(column) for column in unused if not column.stops),
         *warnings_of(tally, overlap, len(duplicates.near), len(duplicates.exact)),
         *labels.remarks(),
+        *labels.without_rows(work.targets.classes if work.targets is not None else ()),
         *labels.never_trained(facts),
         *(f"validation rows: {warning}" for warning in warnings_of(apart, None, 0, 0)),
     )

@@ -107,6 +107,11 @@ def summary_lines(data_report: DataReport) -> Sequence[str]:
         lines.append(
             f"{data_report.skipped:,} of {data_report.rows:,} rows are left out: {why}; data_report.json lists {listed}"
         )
+    if (apart := data_report.validation) is not None and apart.skipped:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in apart.skipped_why.items())
+        lines.append(
+            f"{apart.skipped:,} of {apart.rows:,} validation rows are left out: {why}; data_report.json lists why"
+        )
     if data_report.truncated:
         lines.append(f"{data_report.truncated:,} rows are cut or split to fit")
     lines += [f"{file.name}: {file.layout.describe()}" for file in data_report.files if file.layout is not None]
