@@ -12,7 +12,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from classifiers import encoder_folder, labelled, scaled, write_rows
@@ -453,3 +459,21 @@ def test_predictions_that_differ_by_rounding_alone_have_no_correlation():
         rows = metric_rows(TargetFacts(low=0.0, high=4.0), [2.5 - step * one for one in actual], actual)
         for metric in ("pearson", "spearman"):
             assert METRICS[metric].of(np.asarray(rows[metric]).sum(0)) == pytest.approx(expected), metric
+
+
+def test_the_card_of_a_decoder_without_padding_token_loads_the_model_that_was_trained(here):
+    folder = encoder_folder(Path("tiny-decoder"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # which ends each text with [SEP]
+    plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="[SEP]", unk_token="[UNK]")
+    plain.save_pretrained(folder)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    LlamaForCausalLM(LlamaConfig(vocab_size=20, **shape, eos_token_id=3)).save_pretrained(folder)
+    trained("decoder", "rows.jsonl", "--objective", "sequence-classification", model="tiny-decoder")
+    text = "the film is kind"
+    lines = Path("runs/decoder/adapter/README.md").read_text().split("```python\n")[1].split("```")[0]
+    lines = lines.replace("path/or/name/of/base", "tiny-decoder").replace("path/to/this/folder", "runs/decoder/adapter")
+    names: dict[str, Any] = {}
+    exec(lines, names)  # noqa: S102
+    theirs = names["model"](**names["tokenizer"](text, return_tensors="pt")).logits.double().softmax(-1)[0, 0].item()
+    [ours] = predicted("decoder", write_rows("one.jsonl", [{"text": text}]), "one-out.jsonl")
+    assert theirs == pytest.approx(ours["probability_bad"], abs=1e-5)

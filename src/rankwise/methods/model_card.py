@@ -48,7 +48,8 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 base = AutoModelForSequenceClassification.from_pretrained(
     "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
 )
-base.config.pad_token_id = tokenizer.pad_token_id
+padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 print(model(**tokenizer("A text", return_tensors="pt")).logits)
 ```
