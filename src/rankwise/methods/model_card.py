@@ -216,10 +216,16 @@ def _about_base(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    return "\n".join((
-        "- It was trained on the rows above and on nothing else; how it answers other questions was not measured.",
+    measured = (
         "- The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
-        "these on your task (`rankwise evaluate`).",
+        "these on your task (`rankwise evaluate`)."
+        if facts.data_report.targets is None
+        else "- It gives every text one of its classes or a number, however unlike its rows the text is. Measure it on "
+        "labelled texts of your task (`rankwise evaluate`)."
+    )
+    return "\n".join((
+        "- It was trained on the rows above and on nothing else; how it does on others was not measured.",
+        measured,
         "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
         "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
     ))  # fmt: skip
