@@ -192,7 +192,7 @@ def test_a_conversation_without_room_is_refused_with_the_numbers(tiny):
     needed = len(tiny.tokenizer.encode(tiny.template.text(asked("hi"), answer_next=True)))
     room = 256 - needed
     assert answer(tiny, asked("hi"), GenerationConfig(max_new_tokens=room, repetition_check=False)).tokens == room
-    with pytest.raises(ModelError, match=f"{needed} tokens and {room + 1} more.*256"):
+    with pytest.raises(ModelError, match=f"{needed} tokens; with {room + 1} new tokens.*256"):
         answer(tiny, asked("hi"), GenerationConfig(max_new_tokens=room + 1))
 
 

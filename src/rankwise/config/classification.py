@@ -10,10 +10,8 @@ from rankwise.config.base import Config, Number
 
 Weight = Annotated[Number, Field(gt=0, le=1e6)]
 ClassWeights = Annotated[
-    Annotated[Literal["balanced"], Tag("name")]
-    | Annotated[dict[str, Weight], Tag("weights")]
-    | Annotated[None, Tag("none")],
-    Discriminator(lambda value: "weights" if isinstance(value, dict) else "none" if value is None else "name"),
+    Annotated[Literal["balanced"], Tag("name")] | Annotated[dict[str, Weight], Tag("weights")],
+    Discriminator(lambda value: "weights" if isinstance(value, dict) else "name"),
 ]
 
 
@@ -23,6 +21,6 @@ class ClassificationConfig(Config):
     targets: Literal["auto", "classes", "numbers"] = "auto"
     """What the labels are: names of `classes`, or `numbers` on a scale (regression). `auto` takes them as numbers if
     all of them are and at least one has decimals."""
-    class_weights: ClassWeights = None
+    class_weights: ClassWeights | None = None
     """Weight of each class in the loss: `balanced` gives every class the same total weight, and `{label: weight}` names
     them; classes that are not named weigh 1. By default every row weighs 1."""
