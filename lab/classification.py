@@ -40,8 +40,8 @@ COLUMNS = {
 }
 """By task: the folder, the columns (CoLA has no header), and the metric that chooses the rate."""
 RATES = {
-    "head": (4e-3, 1.6e-2, 6.4e-2), "lora": (7e-4, 2e-3, 6e-3), "adalora": (1e-3, 3e-3, 9e-3),
-    "full": (5e-5, 1e-4, 3e-4),
+    "head": (1.6e-2, 6.4e-2, 0.25), "lora": (2e-4, 7e-4, 2e-3), "adalora": (3e-4, 1e-3, 3e-3),
+    "full": (2e-5, 5e-5, 1e-4),
 }  # fmt: skip
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 Cell = tuple[str, str, float, int]
