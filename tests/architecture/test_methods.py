@@ -38,7 +38,7 @@ def _asks(node: ast.AST) -> bool:
 
 def _names_a_method(side: ast.AST) -> bool:
     return (isinstance(side, ast.Attribute) and side.attr in COMPARED) or (
-        isinstance(side, ast.Constant) and side.value in ("lora", "adalora")
+        isinstance(side, ast.Constant) and side.value in ("lora", "adalora", "head")
     )
 
 

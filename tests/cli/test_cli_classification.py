@@ -477,3 +477,20 @@ def test_the_card_of_a_decoder_without_padding_token_loads_the_model_that_was_tr
     theirs = names["model"](**names["tokenizer"](text, return_tensors="pt")).logits.double().softmax(-1)[0, 0].item()
     [ours] = predicted("decoder", write_rows("one.jsonl", [{"text": text}]), "one-out.jsonl")
     assert theirs == pytest.approx(ours["probability_bad"], abs=1e-5)
+
+
+@pytest.mark.parametrize("run", ["lora", "full"])
+def test_a_classifier_is_exported_at_its_full_strength_alone(here, run):
+    result = rankwise("export", run, "--to", "half", "--format", "merged", "--strength", "0.5")
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert "--strength 0.5" in result.stderr and "classifier" in result.stderr
+    assert not Path("half").exists()
+
+
+def test_rows_that_are_not_measured_are_counted(here):
+    rows = write_rows("long-measured.jsonl", [*labelled(9, 40), {"text": "the " * 100, "label": "good"}])
+    result = rankwise("evaluate", "lora", "--data", rows, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    summary = json.loads(result.stdout)
+    assert (summary["n"], summary["left_out"]) == (9, 1)
+    assert "1 of 10 rows of long-measured.jsonl are not measured: 1 too long" in " ".join(result.stderr.split())

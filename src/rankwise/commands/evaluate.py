@@ -126,7 +126,7 @@ def _instead_of(
     file: Path, items: str, forgetting: Forgetting | None, identity: dict[str, Any], callback: Callback
 ) -> Forgetting | None:
     """What is said of an evaluation that is written over, and what stays of it: what was forgotten, where that was not
-    measured again and the model is identity as it was."""
+    measured again and the model has the same weights and number format."""
     if not file.exists():
         return forgetting
     try:
@@ -190,7 +190,7 @@ def _class_task(
     found = rows_to_measure(subject.artifact, subject.model, data, callback)
     name = HELD_OUT if data is None else task_of_rows(data).task
     chosen = found.documents if rows is None else found.spread(rows).documents
-    return ClassTask(name, found.about, objective, chosen)
+    return ClassTask(name, found.about, objective, chosen, left_out=found.left_out)
 
 
 def _refuse_of_language_models(

@@ -69,8 +69,12 @@ def export(
     _check(format, dtype, strength, force_base=force_base)
     _check_free(folder)
     artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
-    targets = None if artifact.data_report is None else artifact.data_report.targets
-    outputs = None if targets is None else targets.outputs
+    outputs = None if artifact.targets is None else artifact.targets.outputs
+    if outputs is not None and strength != 1:
+        raise ConfigError([
+            f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
+            "change from. Leave out --strength."
+        ])  # fmt: skip
     if format == "merged":
         merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
         return Exported(

@@ -96,7 +96,7 @@ def predict(
     artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
     form = None if artifact.run is None else artifact.run.manifest.data.format
     rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
-    targets = None if artifact.data_report is None else artifact.data_report.targets
+    targets = artifact.targets
     shares = [probability_column(name) for name in targets.classes] if targets is not None else []
     if column in shares:
         raise ConfigError([f'the column "{column}" is that of a class\'s probability. Choose another with --column.'])

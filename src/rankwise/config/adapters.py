@@ -102,6 +102,10 @@ class LoraConfig(AdapterConfig):
     def needs_rows_of_weights(self) -> bool:
         return self.dora
 
+    def misfit(self, classifies: bool) -> str | None:
+        """EVA reads the inputs of predicted tokens."""
+        return "adapter.start eva" if classifies and self.start == "eva" else None
+
     def without_rows(self) -> Self:
         return self.model_copy(update={"start": "uniform"})
 
@@ -229,19 +233,6 @@ class AdaLoraConfig(AdapterConfig):
         return 4.0 * rank**2 * (layer.inputs + layer.outputs)
 
 
-class HeadConfig(MethodConfig):
-    """The new head of a classifier alone; the pretrained model stays as it is."""
-
-    artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
-    auto_rate: ClassVar[float] = 2e-3
-    method: Literal["head"] = "head"
-    """The method these settings belong to."""
-
-    @property
-    def label(self) -> str:
-        return "head only"
-
-
 class FullConfig(MethodConfig):
     """Full fine-tuning: every weight of the model is trained, in float32."""
 
@@ -271,8 +262,7 @@ class FullConfig(MethodConfig):
         if base.trust_code is not None:
             return (
                 'The setting "model.trust_code" is given, but the model that full fine-tuning writes could not be '
-                "loaded "
-                "without the Python code in the base model's folder. Train an adapter instead"
+                "loaded without the Python code in the base model's folder. Train an adapter instead"
             )
         return None
 

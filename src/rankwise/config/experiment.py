@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.base import Config
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
+from rankwise.config.head import HeadConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
@@ -98,14 +99,12 @@ def misfits(experiment: Experiment) -> list[str]:
     if experiment.objective == "auto":
         return []
     classifies = experiment.objective == "sequence-classification"
-    validation, method = experiment.validation, experiment.adapter.method
-    idle = [f"validation.{name}" for name in validation.of_other_objective(classifies)]
+    idle = [f"validation.{name}" for name in experiment.validation.of_other_objective(classifies)]
+    idle += filter(None, [experiment.adapter.misfit(classifies)])
     if classifies:
-        idle += [f"data.{name}" for name in experiment.data.of_language_models] if experiment.data is not None else []
-        idle += ["adapter.start eva"] if getattr(experiment.adapter, "start", None) == "eva" else []
-    else:
-        idle += ["classification"] if experiment.classification != ClassificationConfig() else []
-        idle += ["adapter.method head"] if method == "head" else []
+        idle += [f"data.{name}" for name in experiment.data.of_language_models]
+    elif experiment.classification != ClassificationConfig():
+        idle.append("classification")
     return [
         f"the setting {name} has no effect with the objective {experiment.objective}. Leave it out, or choose another "
         "objective (--objective)." for name in idle

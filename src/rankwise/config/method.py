@@ -60,6 +60,10 @@ class MethodConfig(Config):
         """Why this base model cannot be trained with this method, for a message."""
         return None
 
+    def misfit(self, classifies: bool) -> str | None:
+        """The setting that has no effect for a classifier, or with `classifies` False for a language model."""
+        return None
+
     def paths(self, modules: Modules) -> list[str]:
         """Paths of the modules that get an adapter, in the model's order."""
         return []

@@ -6,13 +6,18 @@ numbers    Pearson's correlation, and Spearman's, which is Pearson's of the rank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from rankwise.evaluation.metrics import class_row, number_row
+from rankwise.inference.classify import outputs_of
+from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.runs.data_report import TargetFacts
+from rankwise.text.tokenize import Tokens
 
 Numbers = NDArray[np.float64]
 
@@ -31,6 +36,35 @@ def metric_rows(
     classes = [class_row(*pair, targets.outputs) for pair in pairs]
     hits = [[float(one == other), 1.0] for one, other in pairs]
     return {"accuracy": hits, "f1": classes, "matthews": classes}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A classifier's outputs for labelled rows, with what it predicts and what is true."""
+
+    targets: TargetFacts
+    outputs: Numbers
+    """Probabilities (N, C) of the classes, or numbers (N, 1)."""
+    actual: list[float]
+
+    @property
+    def predicted(self) -> list[float]:
+        """Numbers of the likeliest classes, or the predicted numbers."""
+        return (self.outputs.argmax(1) if self.targets.classes else self.outputs[:, 0]).tolist()
+
+    @property
+    def rows(self) -> dict[str, list[list[float]]]:
+        return metric_rows(self.targets, self.predicted, self.actual)
+
+
+def score_rows(
+    objective: SequenceClassification, module: nn.Module, rows: Sequence[Tokens],
+    done: Callable[[int], None] | None = None,
+) -> Scored:  # fmt: skip
+    """Run the classifier over rows that have targets; `done` is told how many there are so far."""
+    targets = [row.target for row in rows if row.target is not None]
+    assert len(targets) == len(rows), "labelled rows have targets"
+    return Scored(objective.targets, outputs_of(objective, module, rows, done), targets)
 
 
 def _ranks(values: Numbers) -> Numbers:

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rankwise.errors import one_line
-from rankwise.evaluation.class_metrics import metric_rows
+from rankwise.evaluation.class_metrics import Scored, score_rows
 from rankwise.evaluation.intervals import scores
-from rankwise.inference.classify import outputs_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.runs.evaluations import ModelScores, Sample
@@ -47,28 +45,20 @@ class ClassTask:
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
         began, n = time.perf_counter(), len(self.rows)
-        outputs = outputs_of(
+        scored = score_rows(
             self.objective, model.module, self.rows,
             lambda done: callback(ProgressUpdate(f"Classifying with {who}", done, n, "rows")),
         )  # fmt: skip
-        targets, actual = self.objective.targets, [row.target or 0.0 for row in self.rows]
-        predicted = outputs.argmax(1) if targets.classes else outputs[:, 0]
+        targets = scored.targets
         loss = "cross_entropy" if targets.classes else "mean_squared_error"
-        rows = {**metric_rows(targets, predicted.tolist(), actual), loss: self._losses(outputs, actual)}
+        rows = {**scored.rows, loss: _losses(scored)}
         if targets.classes:
-            number, count = Counter(actual).most_common(1)[0]
+            number, count = Counter(scored.actual).most_common(1)[0]
             name = one_line(targets.classes[int(number)])
             callback(StatusMessage(f'the most frequent class, "{name}", is that of {count / n:.1%} of these rows'))
-        answers = [targets.classes[int(one)] if targets.classes else f"{one:.4g}" for one in predicted.tolist()]
+        answers = [targets.classes[int(one)] if targets.classes else f"{one:.4g}" for one in scored.predicted]
         measured = {metric: scores(metric, sums) for metric, sums in rows.items()}
         return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began)
-
-    def _losses(self, outputs: NDArray[np.float64], actual: Sequence[float]) -> list[list[float]]:
-        """Of each row, without weights of classes: nats, or squared errors."""
-        if not self.objective.targets.classes:
-            return [[float(one), 1.0] for one in (outputs[:, 0] - np.asarray(actual)) ** 2]
-        shares = outputs[np.arange(len(actual)), np.asarray(actual, dtype=np.int64)]
-        return [[float(one), 1.0] for one in -np.log(np.maximum(shares, 1e-300))]
 
     def facts(self) -> tuple[int, str]:
         digest = sha256()
@@ -80,3 +70,11 @@ class ClassTask:
     def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
         """None: the rows are not kept as text."""
         return []
+
+
+def _losses(scored: Scored) -> list[list[float]]:
+    """Of each row, without weights of classes: nats, or squared errors."""
+    if not scored.targets.classes:
+        return [[float(one), 1.0] for one in (scored.outputs[:, 0] - np.asarray(scored.actual)) ** 2]
+    shares = scored.outputs[np.arange(len(scored.actual)), np.asarray(scored.actual, dtype=np.int64)]
+    return [[float(one), 1.0] for one in -np.log(np.maximum(shares, 1e-300))]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.config.data import DataConfig
+from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import Writing, prepare, refuse_fatal
 from rankwise.data.sequences import evenly
 from rankwise.errors import DataError
@@ -19,7 +20,7 @@ from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import PartFacts
-from rankwise.runs.records import Callback
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.text.tokenize import Tokens
 
@@ -34,6 +35,8 @@ OF_TRAINING = (
 class Measurable:
     documents: Sequence[Tokens]
     about: str
+    left_out: int = 0
+    """Rows of the file that are not measured, such as those that are too long."""
     own: bool = False
     """Whether the run itself used these rows for validation during training."""
 
@@ -73,7 +76,7 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     if data_report is not None and data_report.validation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},
                         {file.sha256: file.name for file in prepared.data_report.files})  # fmt: skip
-    return Measurable(prepared.trained_rows, data)
+    return _all_rows(prepared, data, callback)
 
 
 def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
@@ -84,7 +87,16 @@ def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, cal
     prepared = prepare(DataConfig(**config, path=data), writing, callback)
     refuse_fatal(prepared.data_report)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
-    return Measurable(prepared.trained_rows, data)
+    return _all_rows(prepared, data, callback)
+
+
+def _all_rows(prepared: Prepared, data: str, callback: Callback) -> Measurable:
+    """Every usable row of a file. How many are left out is said, since they are not measured."""
+    report = prepared.data_report
+    if report.skipped:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped_why.items())
+        callback(WarningMessage(f"{report.skipped:,} of {report.rows:,} rows of {data} are not measured: {why}"))
+    return Measurable(prepared.trained_rows, data, left_out=report.skipped)
 
 
 def refuse_training_files(run: RunSnapshot, files: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.methods.base import BASE_FACTS, BaseFacts, base_of
 from rankwise.models.starters import STARTERS
-from rankwise.runs.data_report import DATA_REPORT, DataReport
+from rankwise.runs.data_report import DATA_REPORT, DataReport, TargetFacts
 from rankwise.runs.directory import find_run, read_json
 from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.manifest import BaseModelFacts
@@ -41,6 +41,11 @@ class Artifact:
     """The base model. None where nobody recorded it."""
     data_report: DataReport | None
     run: RunSnapshot | None = None
+
+    @property
+    def targets(self) -> TargetFacts | None:
+        """What a classifier predicts; None for a language model."""
+        return None if self.data_report is None else self.data_report.targets
 
     @property
     def described(self) -> str:

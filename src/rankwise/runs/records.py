@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rankwise.runs.data_report import OF_LANGUAGE_MODELS
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -38,7 +40,7 @@ class LossRecord:
     loss: float
     loss_tokens: int
     documents: int
-    unit: str = "nats per loss token"
+    unit: str = OF_LANGUAGE_MODELS
 
     def as_row(self) -> dict[str, Any]:
         return {"kind": "held_out", **asdict(self)}

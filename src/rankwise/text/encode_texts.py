@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from rankwise.config.base import shown
 from rankwise.config.data import DataConfig
@@ -55,11 +56,11 @@ class TextEncoder:
     spec: DataConfig
     limit: int
     targets: TargetFacts
-    numbers: Mapping[str, int] = field(init=False)
-    """The output of each class."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "numbers", {name: at for at, name in enumerate(self.targets.classes)})
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        """The output of each class."""
+        return {name: at for at, name in enumerate(self.targets.classes)}
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         outcomes = [Outcome(example) for example in examples]
@@ -91,13 +92,13 @@ class TextEncoder:
             if value is None:
                 raise DataError(f"{example.where}: the label is {shown(label)}; a finite number is expected.")
             return value
-        if label not in self.numbers:
+        if label not in self._numbers:
             known = some(map(shown, self.targets.classes), 8)
             raise DataError(
                 f"{example.where}: the label {shown(label)} is in no training row; the classes are {known}. Correct "
                 "it, or add training rows of this class."
             )
-        return float(self.numbers[label])
+        return float(self._numbers[label])
 
 
 def encode_texts(tokenizer: HubTokenizer, texts: Sequence[tuple[str, str]], limit: int | None = None) -> list[Tokens]:

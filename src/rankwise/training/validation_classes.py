@@ -10,9 +10,8 @@ import numpy as np
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError
-from rankwise.evaluation.class_metrics import metric_rows
+from rankwise.evaluation.class_metrics import metric_rows, score_rows
 from rankwise.evaluation.metrics import METRICS
-from rankwise.inference.classify import outputs_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.sequence_classification import SequenceClassification
@@ -31,13 +30,10 @@ class ClassScorer:
         """All metrics of the objective, without intervals."""
         if not self.rows:
             return []
-        outputs, targets = outputs_of(self.objective, self.model.module, self.rows), self.objective.targets
-        predicted = outputs.argmax(1) if targets.classes else outputs[:, 0]
-        actual = [row.target or 0.0 for row in self.rows]
-        rows = metric_rows(targets, predicted.tolist(), actual)
+        rows = score_rows(self.objective, self.model.module, self.rows).rows
         return [
             ScoreRecord(
-                step=step, metric=metric, value=float(METRICS[metric].of(np.asarray(sums).sum(0))), n=len(actual)
+                step=step, metric=metric, value=float(METRICS[metric].of(np.asarray(sums).sum(0))), n=len(self.rows)
             )
             for metric, sums in rows.items()
         ]

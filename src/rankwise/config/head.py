@@ -1,0 +1,23 @@
+"""Settings of the method head, which has none beside its name: a classifier's new head is all that is trained."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from rankwise.config.method import MethodConfig
+
+
+class HeadConfig(MethodConfig):
+    """The new head of a classifier alone; the pretrained model stays as it is."""
+
+    artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
+    auto_rate: ClassVar[float] = 2e-3
+    method: Literal["head"] = "head"
+    """The method these settings belong to."""
+
+    @property
+    def label(self) -> str:
+        return "head only"
+
+    def misfit(self, classifies: bool) -> str | None:
+        return None if classifies else "adapter.method head"
