@@ -291,6 +291,15 @@ def test_a_label_that_no_training_row_has_is_refused_in_validation(here):
     assert "unseen.jsonl:4: the label 'ugly' is in no training row; the classes are 'bad', 'good'" in result.stderr
 
 
+def test_a_whole_number_is_the_same_class_in_a_table_and_in_json(here):
+    rows = [{"text": f"film {n}", "label": n % 2} for n in range(8)]
+    Path("floats.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}.0\n" for row in rows))
+    for data, apart in (("floats.csv", write_rows("whole.jsonl", rows)), ("whole.jsonl", "floats.csv")):
+        trained(f"whole-{data[:5]}", data, "--validation-data", apart, "--steps", "1")
+    report = json.loads(Path("runs/whole-float/data_report.json").read_text())
+    assert report["targets"]["classes"] == ["0.0", "1.0"] and report["validation"]["skipped"] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

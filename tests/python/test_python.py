@@ -41,6 +41,14 @@ def test_rows_in_memory_train_the_same_adapter_as_the_command_line_does_from_a_f
     assert mine.read_bytes() == theirs.read_bytes()
 
 
+def test_validation_rows_may_be_in_memory_too(home, tiny_folder):
+    pandas = pytest.importorskip("pandas")
+    rows, apart = pandas.DataFrame(ROWS[:10]), pandas.DataFrame(ROWS[10:])
+    run = rankwise.train(model=tiny_folder, data=rows, validation_data=apart, run="apart", steps=1, progress=False)
+    report = run.snapshot.recorded_data
+    assert (report.rows, report.validation.rows) == (10, 2)
+
+
 def test_a_run_has_its_results_and_metrics_as_plain_values(trained):
     assert trained.results["steps"] == 3 and trained.name == "first"
     steps = [row for row in trained.metrics if row["kind"] == "step"]
@@ -122,9 +130,10 @@ def test_a_section_may_be_a_config_or_a_mapping(adapter):
         ({"steps": -1}, ["steps"]),
         ({"rank": "many"}, ["rank"]),
         ({"training": {"stepps": 3}}, ["stepps"]),
+        ({"validation": ROWS}, ["validation is a list", "as validation_data=…"]),
         ({"warmup": 3}, ["warmup=3: several sections", "adapter={'warmup': …} or training={'warmup': …}"]),
     ],
-    ids=["unknown", "several", "range", "type", "nested", "ambiguous"],
+    ids=["unknown", "several", "range", "type", "nested", "rows", "ambiguous"],
 )
 def test_every_wrong_keyword_is_reported(settings, words):
     with pytest.raises(ConfigError) as caught:

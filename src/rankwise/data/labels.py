@@ -1,8 +1,8 @@
 """Labels of rows: the number of rows of each label, and spellings that probably mean the same label.
 
 Rows in the classification format have labels. Other rows have labels too if their only answer is one of few distinct
-texts. Labels that differ only in case, spaces or Unicode form are different classes for the model, which is usually a
-mistake in the data.
+texts. Labels that differ only in case, spaces, Unicode form or a final .0 are different classes for the model, which is usually
+a mistake in the data.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Labels:
             for other in spellings[1:]:
                 alike = normalize("NFKC", other) == normalize("NFKC", spellings[0])
                 pair = " and ".join(self._counted(label, ascii if alike else shown) for label in (other, spellings[0]))
-                yield f"these labels differ only in case, spaces or Unicode form: {pair}"
+                yield f"these labels differ only in case, spaces, Unicode form or a final .0: {pair}"
 
     def _rare_misspellings(self) -> Iterator[str]:
         frequent = [label for label, count in self.counts.most_common(MOST_LISTED) if count >= ROWS_OF_EACH]
@@ -153,7 +153,7 @@ def _is_fraction(label: str) -> bool:
 
 
 def _folded(label: str) -> str:
-    return " ".join(normalize("NFKC", normalize("NFKC", label).casefold()).split())
+    return " ".join(normalize("NFKC", normalize("NFKC", label).casefold()).split()).removesuffix(".0")
 
 
 def _one_letter_apart(one: str, other: str) -> bool:

@@ -27,7 +27,12 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
     given = [*_section("model", model, "name"), *_section("data", data, "path"), Setting("run", run, "run")]
     problems: list[str] = []
     for name, value in settings.items():
-        if name in CONFIGS or name == "objective":
+        if name == "validation" and not isinstance(value, BaseModel | Mapping):
+            problems.append(
+                f"validation is a {type(value).__name__}, but it sets when and how validation rows are used. Give the "
+                "rows themselves as validation_data=…."
+            )
+        elif name in CONFIGS or name == "objective":
             given += _section(name, value, "")
         elif name in FLAGS:
             given.append(Setting(FLAGS[name].setting, value, name))

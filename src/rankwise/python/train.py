@@ -30,7 +30,8 @@ def train(
     """Train and return the finished run.
 
     Give an `Experiment`, or `model` and `data` with settings as keyword arguments: method, steps, epochs, rank,
-    learning_rate, held_out and whatever else docs/configuration.md lists. `model` is a name, a folder, or a model from
+    learning_rate, held_out and whatever else docs/configuration.md lists. `validation_data` takes the same kinds of rows
+    as `data`. `model` is a name, a folder, or a model from
     `rankwise.load`; without `run` the run gets the next free name. `progress` prints to stderr, in notebooks too;
     `callback` receives the events instead. Errors are `RankwiseError`s, as on the command line.
     """
@@ -66,7 +67,9 @@ def _experiment(
     if run is None:
         run = _free_name(str(getattr(model, "name", model if isinstance(model, str) else "run")))
         events(StatusMessage(f'the run is named "{run}"; name it yourself with run=…'))
-    return experiment_of(model, _data(data), run, settings)
+    rows = settings.get("validation_data")
+    validation = {} if rows is None else {"validation_data": _data(rows)}
+    return experiment_of(model, _data(data), run, settings | validation)
 
 
 def _data(data: Any) -> Any:

@@ -8,6 +8,7 @@ typed stay plain text. A row that is too long is left out, or with `truncate` th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from rankwise.text.encode import Outcome
 from rankwise.text.example import BREAK, Example
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer
+
+_WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")
 
 
 def texts_of(example: Example) -> tuple[str, str]:
@@ -50,6 +53,11 @@ def number_of(label: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def without_zeros(label: str) -> str:
+    """A whole number written with decimals as a whole number (1.0 becomes 1); any other label as it is."""
+    return label.partition(".")[0] if _WHOLE.fullmatch(label) else label
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     tokenizer: HubTokenizer
@@ -59,8 +67,10 @@ class TextEncoder:
 
     @cached_property
     def _numbers(self) -> Mapping[str, int]:
-        """The output of each class."""
-        return {name: at for at, name in enumerate(self.targets.classes)}
+        """The output of each class, by its name and, where no other class has it, by the name that other formats write:
+        a table's column with a missing value has 1.0 where JSON has 1."""
+        names = {name: at for at, name in enumerate(self.targets.classes)}
+        return {without_zeros(name): at for name, at in names.items()} | names
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         outcomes = [Outcome(example) for example in examples]
@@ -87,6 +97,8 @@ class TextEncoder:
 
     def _target(self, example: Example) -> float:
         label = label_of(example)
+        if self.targets.classes and label not in self._numbers:
+            label = without_zeros(label)
         if not self.targets.classes:
             value = number_of(label)
             if value is None:
