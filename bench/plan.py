@@ -1,6 +1,6 @@
-"""A plan held against what was measured: memory over fifteen trainings, and time after a probe.
+"""A plan held against what was measured: memory over fifteen trainings, of classifiers too, and time after a probe.
 
-    python bench/plan.py [--json] [--only 1,5,9] [--time] [--rows 240] [--out bench/results/TITLE]
+    python bench/plan.py [--json] [--classifiers | --compiled] [--only 1,5,9] [--time] [--rows 240]
 
 Rows of Dolly; SmolLM2-135M, and a model of the shape of SmolLM2-360M with random weights. Each training is a
 `rankwise train` of its own for three steps, whose peak is held against what `rankwise plan` says by config.json and a
@@ -8,11 +8,16 @@ sample of the rows; a method that learns everything is float32 always. The backe
 takes long on a busy machine is compiled by itself, which takes memory that no forecast has. A finished one is kept in
 the cache folder and not run again.
 
+--compiled: trainings with torch's compiler, which runs in the same process.
+
+--classifiers: MiniLM, and SmolLM2-135M with a score head, on rows of GLUE; each training reads all its rows once.
+
 --time: `rankwise plan --probe`, then a training of ten steps; the forecast of seconds against those it took.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -32,7 +37,7 @@ SHAPE = {
     "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
     "num_key_value_heads": 5, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
 }  # fmt: skip
-STARTER, RANDOM = "smollm2-135m", "random-360m"
+STARTER, RANDOM, ENCODER = "smollm2-135m", "random-360m", "minilm"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,24 @@ class Case:
     recomputed: int | str = "auto"
     batch_size: int = 16
     plain: bool = False
+    task: str | None = None
+    """The folder of a task of GLUE, for a classifier."""
+    compiled: bool = False
+
+    @property
+    def kind(self) -> str:
+        """A part of the names under which results are stored."""
+        return "compiled-" * self.compiled + "classifier-" * (self.task is not None)
+
+    @property
+    def backend(self) -> str:
+        whole = self.plain or self.task is not None or self.method == "full"
+        return "compiled" if self.compiled else "eager" if whole else "fused"
+
+    @property
+    def length(self) -> list[str]:
+        """Three steps, or all rows once, so that the longest is among them."""
+        return ["--steps", "3"] if self.task is None else ["--epochs", "1"]
 
 
 CASES = (
@@ -64,14 +87,35 @@ CASES = (
     Case(STARTER, "full", "float32", 1536, 512, 15),
     Case(RANDOM, "lora", "bfloat16", 1024, 512, 16),
 )
+CLASSIFIERS = (
+    Case(ENCODER, "lora", "float32", 2048, 512, task="RTE"),
+    Case(ENCODER, "adalora", "float32", 2048, 512, task="RTE"),
+    Case(ENCODER, "full", "float32", 2048, 512, task="RTE"),
+    Case(ENCODER, "head", "float32", 2048, 512, task="RTE"),
+    Case(ENCODER, "lora", "bfloat16", 4096, 512, batch_size=32, task="RTE"),
+    Case(ENCODER, "full", "float32", 2048, 512, task="SST-2"),
+    Case(STARTER, "lora", "bfloat16", 2048, 512, task="SST-2"),
+    Case(ENCODER, "adalora", "bfloat16", 1024, 512, task="SST-2"),
+    Case(ENCODER, "lora", "float32", 1024, 512, 3, task="RTE"),
+    Case(STARTER, "lora", "float32", 1024, 512, 15, task="SST-2"),
+    Case(STARTER, "head", "bfloat16", 2048, 512, task="SST-2"),
+)
+"""Numbers of the memory model were fitted to the first seven; the first, third and seventh are also timed."""
+COMPILED = (
+    Case(STARTER, "lora", "bfloat16", 1024, 256, compiled=True),
+    Case(STARTER, "adalora", "bfloat16", 2048, 512, compiled=True),
+    Case(STARTER, "lora", "float32", 1024, 256, 15, compiled=True),
+    Case(RANDOM, "lora", "bfloat16", 1024, 512, 16, compiled=True),
+)
+TEXTS = ("sentence", "sentence1", "sentence2")
 UNSEEN = 3
 """The last ones: by none of them was anything of a plan fitted."""
-TIMED = (CASES[0], CASES[4], CASES[7])
+TIMED = (CASES[0], CASES[4], CASES[7], CLASSIFIERS[0], CLASSIFIERS[2], CLASSIFIERS[6])
 
 
 def model_of(name: str) -> str:
     """A folder of random weights, made once."""
-    if name == STARTER:
+    if name != RANDOM:
         return name
     folder = FOLDER / RANDOM
     if not (folder / "model.safetensors").is_file():
@@ -89,16 +133,28 @@ def model_of(name: str) -> str:
     return str(folder)
 
 
+def rows_of(case: Case, rows: int) -> list[str]:
+    """The flags of the data. A classifier's rows have a file of their own, so that a plan sees no others."""
+    folder = Path(os.environ["RANKWISE_DATA"])
+    if case.task is None:
+        return ["--data", str(folder / "dolly" / "train.jsonl"), "--set", f"data.rows={rows}"]
+    with (folder / "glue" / case.task / "train.tsv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:rows]
+    made = FOLDER / f"{case.task}-{rows}.jsonl"
+    kept = ({key: value for key, value in line.items() if key in (*TEXTS, "label")} for line in lines)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    made.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return ["--data", str(made), "--objective", "sequence-classification"]
+
+
 def words_of(case: Case, rows: int, *more: str) -> list[str]:
-    data = Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"
     dtype = [] if case.method == "full" else ["--set", f"model.dtype={case.dtype}"]
     return [
-        "--model", model_of(case.model), "--data", str(data), "--method", case.method, "--batch-size",
-        str(case.batch_size), "--max-length", str(case.max_length), "--set", f"data.rows={rows}",
+        "--model", model_of(case.model), *rows_of(case, rows), "--method", case.method, "--batch-size",
+        str(case.batch_size), "--max-length", str(case.max_length),
         "--set", f"training.max_batch_tokens={case.max_batch_tokens}",
         "--set", f"training.activation_checkpointing={case.recomputed}", *dtype,
-        "--backend", "eager" if case.plain or case.method == "full" else "fused",
-        "--json", *more,
+        "--backend", case.backend, "--json", *more,
     ]  # fmt: skip
 
 
@@ -127,9 +183,10 @@ def kept(name: str, make: Any) -> dict[str, Any]:
 
 
 def memory(case: Case, number: int, rows: int) -> dict[str, Any]:
-    run = f"memory-{number}"
-    found = kept(run, lambda: trained(run, words_of(case, rows, "--steps", "3")))
-    parts = told("plan", words_of(case, rows, "--steps", "3"))["memory_bytes"]
+    run = f"memory-{case.kind}{number}"
+    words = words_of(case, rows, *case.length)
+    found = kept(run, lambda: trained(run, words))
+    parts = told("plan", words)["memory_bytes"]
     return asdict(case) | {
         "number": number, "measured": found["peak_rss_bytes"], "forecast": parts["peak"],
         "off": parts["peak"] / found["peak_rss_bytes"] - 1, "parts": parts,
@@ -137,7 +194,7 @@ def memory(case: Case, number: int, rows: int) -> dict[str, Any]:
 
 
 def seconds(case: Case, number: int, rows: int) -> dict[str, Any]:
-    run = f"time-{number}"
+    run = f"time-{case.kind}{number}"
     planned = kept(f"{run}-plan", lambda: told("plan", words_of(case, rows, "--steps", "10", "--probe")))
     found = kept(run, lambda: trained(run, words_of(case, rows, "--steps", "10")))
     return asdict(case) | {
@@ -165,11 +222,14 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--classifiers", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     asked = parser.parse_args()
-    chosen = [int(one) for one in asked.only.split(",")] if asked.only else range(1, len(CASES) + 1)
+    cases = CLASSIFIERS if asked.classifiers else COMPILED if asked.compiled else CASES
+    chosen = [int(one) for one in asked.only.split(",")] if asked.only else range(1, len(cases) + 1)
     rows = []
     for number in chosen:
-        case = CASES[number - 1]
+        case = cases[number - 1]
         if not asked.time:
             rows.append(memory(case, number, asked.rows))
         elif case in TIMED:

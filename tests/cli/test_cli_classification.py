@@ -28,8 +28,10 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import Interrupted
 from rankwise.evaluation.class_metrics import metric_rows
 from rankwise.evaluation.metrics import METRICS
+from rankwise.reporting.foreseen import foreseen
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Event, StepRecord
+from rankwise.runs.snapshot import RunSnapshot
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
 METHODS: dict[str, tuple[str, ...]] = {
@@ -117,6 +119,18 @@ def test_peft_gives_our_numbers(here):
     theirs = logits_of(model, [(row["text"], row["text_pair"]) for row in rows])[:, 0]
     ours = [row["prediction"] for row in predicted("numbers", "scaled.jsonl", "numbers.jsonl")]
     assert np.abs(theirs.numpy() - np.array(ours)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("run", [*METHODS, "numbers"])
+def test_the_forecast_has_the_parameters_the_steps_and_the_file_of_the_training(here, run):
+    manifest = RunSnapshot.read(run).manifest
+    forecast, results = manifest.forecast, manifest.results
+    assert forecast is not None and results is not None
+    assert forecast.trainable_parameters == results.trainable_parameters or run == "adalora"
+    assert forecast.steps == results.steps == 24
+    assert forecast.adapter_bytes == (None if run == "full" else results.adapter_bytes) or run == "adalora"
+    assert set(foreseen(manifest)) >= {"trainable_parameters", "steps", "peak_bytes", "seconds"}
+    assert "answers" not in forecast.memory or forecast.memory["answers"] == 0
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "full"])

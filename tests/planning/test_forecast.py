@@ -7,13 +7,16 @@ from dataclasses import replace
 import pytest
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
 from rankwise.planning.devices import find_device
 from rankwise.planning.fitting import Changes, fit_of, least_recomputed, most_at_once, remedies
 from rankwise.planning.forecast import AtOnce, at_once, forecast
 from rankwise.planning.machine import this_machine
-from rankwise.planning.memory import weights_bytes
+from rankwise.planning.memory import COMPILER, weights_bytes
+from rankwise.planning.plan import SLOWER_WHEN_SMALL, planned
+from rankwise.planning.time import COMPILED_AFTER, Probe
 
 STARTER = shape_of("smollm2-135m")
 SEVEN = shape_of("llama-2-7b")
@@ -51,6 +54,30 @@ def test_memory_grows_with_what_is_computed_and_falls_with_what_is_computed_twic
 def test_more_rank_holds_more_and_layers_above_hold_less():
     assert of(LoraConfig(rank=64)).peak > of(LoraConfig(rank=8)).peak
     assert of(LoraConfig(layers=(28, 29))).memory["activations"] < 0.1 * of(LoraConfig()).memory["activations"]
+
+
+def planned_for(backend: str, steps: int | None, method: str = "lora", seconds: float = 1.0):
+    training = {"backend": backend} | ({} if steps is None else {"steps": steps})
+    settings = {"model": "smollm2-135m", "training": training, "adapter": {"method": method}}
+    measured = Probe(seconds, 1e-9, "here", "now", spread=0.0)
+    return planned(Planned.model_validate(settings), STARTER, HERE, None, measured)
+
+
+def test_torchs_compiler_is_a_part_where_training_takes_it_or_may():
+    """By the rule of training/backend.py: a training that takes COMPILED_AFTER seconds compiles by itself."""
+    short, longer = int(COMPILED_AFTER / SLOWER_WHEN_SMALL) - 1, int(COMPILED_AFTER) + 1
+    without = planned_for("fused", longer).forecast
+    for backend, steps, expected in (
+        ("auto", short, 0), ("auto", longer, COMPILER), ("auto", None, 0), ("compiled", short, COMPILER),
+        ("fused", longer, 0), ("eager", longer, 0),
+    ):  # fmt: skip
+        made = planned_for(backend, steps)
+        assert made.forecast.memory["compiler"] == expected, (backend, steps)
+        if backend != "eager":
+            assert made.forecast.peak - without.peak == expected
+    assert planned_for("auto", longer, "full").forecast.memory["compiler"] == 0, "there are no kernels for it"
+    assert planned_for("compiled", 3).on(CARD).memory["compiler"] == 0
+    assert planned_for("compiled", 3).methods["adalora"].memory["compiler"] == COMPILER
 
 
 def test_number_formats_of_weights():

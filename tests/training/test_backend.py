@@ -75,7 +75,7 @@ def test_a_short_run_is_not_compiled(small):
 
 
 def test_where_compiling_fails_a_run_is_fused_and_says_so(small, monkeypatch):
-    monkeypatch.setattr(backends, "LONG", 0.0)
+    monkeypatch.setattr(backends, "COMPILED_AFTER", 0.0)
     monkeypatch.setattr(backends, "compiled_regions", broken)
     listener = Listener()
     assert rankwise.train(small, callback=listener).manifest.backend == "fused"
@@ -85,7 +85,7 @@ def test_where_compiling_fails_a_run_is_fused_and_says_so(small, monkeypatch):
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")
 def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
-    monkeypatch.setattr(backends, "LONG", 0.0)
+    monkeypatch.setattr(backends, "COMPILED_AFTER", 0.0)
     whole, first, second = Listener(), Listener(last=2), Listener()
     backend = rankwise.train(small.model_copy(update={"run": "whole"}), callback=whole).manifest.backend
     if backends.NO_COMPILER in whole.said:
@@ -98,7 +98,7 @@ def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
         context.setattr(backends, "compiled_regions", broken)
         with pytest.raises(RunError, match=r"C\+\+ compiler, does not work on this machine"):
             rankwise.train(small, resume=True)
-    monkeypatch.setattr(backends, "LONG", 1e9)
+    monkeypatch.setattr(backends, "COMPILED_AFTER", 1e9)
     assert rankwise.train(small, resume=True, callback=second).manifest.backend == "compiled"
     assert first.losses | second.losses == whole.losses and set(second.losses) == {3, 4}
 

@@ -138,7 +138,7 @@ def test_a_template_that_breaks_hinders_no_training_that_does_not_render_it(smal
 
 
 def test_whatever_goes_wrong_in_a_plan_is_said_and_the_run_goes_on(small, monkeypatch):
-    def broken(asked, on):
+    def broken(asked, **how):
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr(foresight, "plan", broken)

@@ -27,14 +27,22 @@ def _model(plan: Plan) -> Iterator[str]:
     shape, job, method = plan.shape, plan.forecast.job, plan.config.adapter.method
     yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
     yield _row("training", f"{method} in {job.dtype} on {plan.device.name}, {BACKENDS[job.form]} backend")
+    if shape.outputs is not None:
+        predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} classes"
+        assumed = "" if plan.rows is not None else ", which is assumed, since no --data is given"
+        yield _row("", f"a classifier that predicts {predicts} for each row{assumed}")
     if not plan.trained:
         is_causal = shape.auto_class == "AutoModelForCausalLM"
         why = (
             "its forward pass cannot be simulated without its weights"
             if is_causal
-            else "memory and time are forecast for causal language models only"
+            else "memory and time are forecast for causal language models and classifiers of texts only"
         )
         yield _row("", f"{why}; for this model, only the parameters are counted")
+        if shape.is_encoder:
+            yield _row(
+                "", "with --data or --objective sequence-classification, a classifier with a new head is planned"
+            )
 
 
 def _blocks(plan: Plan) -> str:
@@ -78,13 +86,19 @@ def _rows(plan: Plan) -> Iterator[str]:
     yield _row(
         "rows",
         f"{about}{rows.documents.likely:,.0f} sequences, {rows.tokens.likely:,.0f} tokens"
-        f"{_between(rows.tokens, '{:,.0f}')}, {rows.supervised_share:.0%} of them in the loss; median length "
+        f"{_between(rows.tokens, '{:,.0f}')}, {_learned(plan)}; median length "
         f"{rows.median:,}, longest {rows.longest:,} tokens",
     )
     if rows.too_long >= 1:
         yield _row("", f"about {rows.too_long:,.0f} rows are longer than --max-length")
     if plan.steps is not None:
-        yield _row("steps", f"{plan.steps:,}, each of about {plan.step.tokens:,.0f} tokens")
+        padded = " with padding" if plan.shape.is_classifier else ""
+        yield _row("steps", f"{plan.steps:,}, each of about {plan.step.tokens:,.0f} tokens{padded}")
+
+
+def _learned(plan: Plan) -> str:
+    assert plan.rows is not None, "only called with rows"
+    return "one target per row" if plan.shape.is_classifier else f"{plan.rows.supervised_share:.0%} of them in the loss"
 
 
 def _memory(plan: Plan) -> Iterator[str]:

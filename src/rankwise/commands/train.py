@@ -93,7 +93,7 @@ def train(
             raise ConfigError(
                 ["a classifier gets its new head when its model is loaded; give the model's name, not a loaded model."]
             )
-        foreseen = foresee(experiment, callback)
+        foreseen = foresee(experiment, callback, objective.targets)
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
         loaded = objective.load(experiment.base, callback) if model is None else method.own_copy(model)

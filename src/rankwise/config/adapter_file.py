@@ -13,17 +13,21 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
-from rankwise.config.layer import Layer
+from rankwise.config.layer import Heads, Layer
 
 PREFIX = "base_model.model."
+NO_HEADS: Heads = {}
 
 
-def size_of_file(ranks: Sequence[tuple[Layer, int]], *, dora: bool = False, half: bool = False) -> int:
+def size_of_file(
+    ranks: Sequence[tuple[Layer, int]], heads: Heads = NO_HEADS, *, dora: bool = False, half: bool = False
+) -> int:
     """In bytes. `half`: in 16 bits."""
     size, kind = (2, "F16") if half else (4, "F32")
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    tensors = sorted(tensor for layer, rank in ranks for tensor in _tensors(layer, rank, dora=dora))
+    factors = [tensor for layer, rank in ranks for tensor in _tensors(layer, rank, dora=dora)]
+    tensors = sorted([*factors, *((PREFIX + name, size) for name, size in heads.items())])
     for name, shape in tensors:
         begin, end = end, end + size * math.prod(shape)
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}

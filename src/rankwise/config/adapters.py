@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
-from rankwise.config.layer import Layer
+from rankwise.config.layer import Heads, Layer
 from rankwise.config.matching import Modules, by_pattern, matched_paths, parse_layers, split_names
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
@@ -118,9 +119,9 @@ class LoraConfig(AdapterConfig):
             for rank, alpha in zip(ranks, alphas, strict=True)
         ]
 
-    def parameters(self, total: int, layers: Sequence[Layer]) -> Parameters:
+    def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         ranks = [rank for rank, _ in self.ranks_and_scales([layer.path for layer in layers])]
-        return with_ranks(total, layers, ranks, dora=self.dora, exact=self.start != "eva")
+        return with_ranks(total, layers, ranks, heads, dora=self.dora, exact=self.start != "eva")
 
     @model_validator(mode="after")
     def _eva_alone(self) -> Self:
@@ -225,8 +226,8 @@ class AdaLoraConfig(AdapterConfig):
         mean = self.initial * (1 - self.final) + self.final if self.shrink else self.initial
         return mean / self.initial
 
-    def parameters(self, total: int, layers: Sequence[Layer]) -> Parameters:
-        return with_budget(total, layers, self, self.initial)
+    def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
+        return with_budget(total, layers, self, self.initial, heads)
 
     def step_operations(self, layer: Layer, rank: float) -> float:
         """The penalty: P^T P and Q Q^T, and as much for their gradient."""
@@ -250,7 +251,7 @@ class FullConfig(MethodConfig):
     def label(self) -> str:
         return "full fine-tuning"
 
-    def parameters(self, total: int, layers: Sequence[Layer]) -> Parameters:
+    def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         return Parameters(total, total, (), 0, None, None, exact=True)
 
     def problem_with(self, base: ModelConfig) -> str | None:

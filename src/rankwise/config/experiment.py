@@ -102,7 +102,7 @@ def misfits(experiment: Experiment) -> list[str]:
     idle = [f"validation.{name}" for name in experiment.validation.of_other_objective(classifies)]
     idle += filter(None, [experiment.adapter.misfit(classifies)])
     if classifies:
-        idle += [f"data.{name}" for name in experiment.data.of_language_models]
+        idle += [f"data.{name}" for name in experiment.data.of_language_models] if experiment.data else []
     elif experiment.classification != ClassificationConfig():
         idle.append("classification")
     return [

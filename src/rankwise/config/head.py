@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from rankwise.config.adapter_file import NO_HEADS
+from rankwise.config.layer import Heads, Layer
 from rankwise.config.method import MethodConfig
+from rankwise.config.parameters import Parameters, with_ranks
 
 
 class HeadConfig(MethodConfig):
@@ -18,6 +22,9 @@ class HeadConfig(MethodConfig):
     @property
     def label(self) -> str:
         return "head only"
+
+    def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
+        return with_ranks(total, (), (), heads, dora=False, exact=True)
 
     def misfit(self, classifies: bool) -> str | None:
         return None if classifies else "adapter.method head"

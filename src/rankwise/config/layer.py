@@ -7,6 +7,7 @@ kernel. A tied head reads the embedding's weight and has none of its own.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -15,6 +16,8 @@ Kind = Literal["linear", "conv1d", "conv2d", "embedding", "other"]
 """`other` holds weights that no adapter is laid over: norms, positions, experts, single vectors."""
 Position = tuple[int, int]
 """A block and a stage inside it; positions compare from input to output."""
+Heads = Mapping[str, tuple[int, ...]]
+"""Sizes of the weights of modules that are trained whole beside an adapter, by their names in the model."""
 BEFORE, AFTER = (-1, 0), (1 << 30, 0)
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
+from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Config
-from rankwise.config.layer import Layer
+from rankwise.config.layer import Heads, Layer
 from rankwise.config.matching import Modules
 from rankwise.config.models import ModelConfig
 from rankwise.config.parameters import Parameters
@@ -68,8 +69,8 @@ class MethodConfig(Config):
         """Paths of the modules that get an adapter, in the model's order."""
         return []
 
-    def parameters(self, total: int, layers: Sequence[Layer]) -> Parameters:
-        """What trains of a model with `total` parameters, with adapters over these layers."""
+    def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
+        """What trains of a model with `total` parameters, with adapters over these layers and `heads` trained whole."""
         raise ConfigError([f"rankwise plan does not cover {self.label} yet."])
 
     @property

@@ -3,17 +3,19 @@
 LoRA      r (I + O) of each layer; with DoRA O more, the lengths
 AdaLoRA   R (I + O + 1) of each layer, or of each part of a fused one, of the R that it begins with;
           at the end as many triplets are left as the budget says, each I + O in the file
+heads     all weights of the modules that are trained whole beside an adapter, such as a classifier's new head
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from rankwise.config.adapter_file import size_of_file
+from rankwise.config.adapter_file import NO_HEADS, size_of_file
 from rankwise.config.budget import BYTES_OF_FILE, BYTES_OF_NAMES, Budget, BudgetSettings, budget_of, initial_rank
-from rankwise.config.layer import Layer
+from rankwise.config.layer import Heads, Layer
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Parameters:
     exact: bool
     """Whether the counts are exact; they are at most what is told where ranks are chosen by looking at data."""
     left: Left | None = None
+    heads: Heads = field(default_factory=dict)
+    """Weights that train whole beside the adapters, and are counted in the numbers above."""
 
     @property
     def ratio(self) -> float:
@@ -80,22 +84,33 @@ class Parameters:
         for planned in self.adapted:
             layers[planned.leaf] += 1
             trainable[planned.leaf] += planned.trainable
-        return {leaf: (layers[leaf], trainable[leaf]) for leaf in layers}
+        whole = Counter[str]()
+        for name, size in self.heads.items():
+            whole[name.rpartition(".")[0]] += math.prod(size)
+        return {leaf: (layers[leaf], trainable[leaf]) for leaf in layers} | {path: (1, n) for path, n in whole.items()}
 
 
-def with_ranks(total: int, layers: Sequence[Layer], ranks: Sequence[int], *, dora: bool, exact: bool) -> Parameters:
-    """LoRA with these ranks."""
+def numbers_of(heads: Heads) -> int:
+    return sum(map(math.prod, heads.values()))
+
+
+def with_ranks(
+    total: int, layers: Sequence[Layer], ranks: Sequence[int], heads: Heads = NO_HEADS, *, dora: bool, exact: bool
+) -> Parameters:
+    """LoRA with these ranks; without layers, heads alone."""
     ranked = list(zip(layers, ranks, strict=True))
     adapted = tuple(
         PlannedLayer(layer, (rank,), rank * (layer.inputs + layer.outputs) + (layer.outputs if dora else 0))
         for layer, rank in ranked
     )
-    trainable = sum(planned.trainable for planned in adapted)
-    sizes = (size_of_file(ranked, dora=dora, half=half) for half in (False, True))
-    return Parameters(total, trainable, adapted, trainable, *sizes, exact=exact)
+    trainable = sum(planned.trainable for planned in adapted) + numbers_of(heads)
+    sizes = (size_of_file(ranked, heads, dora=dora, half=half) for half in (False, True))
+    return Parameters(total, trainable, adapted, trainable, *sizes, exact=exact, heads=heads)
 
 
-def with_budget(total: int, layers: Sequence[Layer], spec: BudgetSettings, initial: float) -> Parameters:
+def with_budget(
+    total: int, layers: Sequence[Layer], spec: BudgetSettings, initial: float, heads: Heads = NO_HEADS
+) -> Parameters:
     """AdaLoRA that begins with `initial` times its budget."""
     parts = [layer.parts or (layer.outputs,) for layer in layers]
     places = [place for place, widths in enumerate(parts) for _ in widths]
@@ -112,9 +127,11 @@ def with_budget(total: int, layers: Sequence[Layer], spec: BudgetSettings, initi
     most = 4 * left.most + names
     if budget.in_bytes:
         most = min(most, budget.in_unit(left.amount))
+    half, whole = min(most, 2 * left.most + names), numbers_of(heads)
+    beside = size_of_file([], heads) - 4 * whole if heads else 0
     return Parameters(
-        total, sum(planned.trainable for planned in adapted), tuple(adapted), left.most, most,
-        min(most, 2 * left.most + names), exact=True, left=left,
+        total, sum(planned.trainable for planned in adapted) + whole, tuple(adapted), left.most + whole,
+        most + beside + 4 * whole, half + beside + 2 * whole, exact=True, left=left, heads=heads,
     )  # fmt: skip
 
 

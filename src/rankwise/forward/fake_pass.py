@@ -67,7 +67,8 @@ def _one_sequence() -> Iterator[None]:
 
 def make_fake(model: nn.Module, dtype: torch.dtype, *, everything: bool) -> None:
     """Weights and buffers as fake tensors of a processor, of which those learn that a pass is made for."""
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head is not None else None
     for part in model.modules():
         learns = everything or (part is not head and (is_linear(part) or is_conv1d(part)))
         weights: dict[str, Any] = part._parameters  # pyright: ignore[reportAssignmentType]
@@ -116,8 +117,9 @@ class _Recorder:
         self._block = ""
 
 
-def trace(model: nn.Module, length: int, blocks: Sequence[str]) -> Trace:
-    """A pass over one sequence of so many tokens. `blocks` are the paths of all blocks that are there."""
+def trace(model: nn.Module, length: int, blocks: Sequence[str], *, masked: bool = False) -> Trace:
+    """A pass over one sequence of so many tokens. `blocks` are the paths of all blocks that are there. `masked`: behind
+    an attention mask, as the padded rows of a classifier are."""
     recorder = _Recorder(model)
     with ExitStack() as hooks:
         for path, part in model.named_modules():
@@ -128,5 +130,6 @@ def trace(model: nn.Module, length: int, blocks: Sequence[str]) -> Trace:
             hooks.callback(part.register_forward_pre_hook(partial(recorder.enter, path)).remove)
             hooks.callback(part.register_forward_hook(recorder.leave).remove)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value):
-            model(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=False)
+            ids = torch.zeros(1, length, dtype=torch.long)
+            model(ids, **{"attention_mask": torch.ones_like(ids)} if masked else {"use_cache": False})
     return recorder.trace

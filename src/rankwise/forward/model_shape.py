@@ -23,39 +23,58 @@ from rankwise.adapters.fused import split_of
 from rankwise.config.base import shown
 from rankwise.config.layer import Layer
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
+from rankwise.forward.positions import usable_positions
 from rankwise.forward.saved_activations import measured, stacks_of
 from rankwise.planning.config_check import checked_config
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import ModelShape, NewHead
 
+CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 MOST_MODULES = 500_000
 """Against a config that would be built without end."""
 
 
-def shape_of_config(config: dict[str, Any], name: str, where: str) -> ModelShape:
-    """`config` is a parsed config.json, which `where` names in messages."""
+def shape_of_config(config: dict[str, Any], name: str, where: str, head: NewHead | None = None) -> ModelShape:
+    """`config` is a parsed config.json, which `where` names in messages. With `head`, the shape of a classifier."""
     settings = checked_config(config, where)
     with torch.random.fork_rng(devices=[]):  # a training that plans itself draws the numbers that it would draw anyway
-        return _shape(settings, name, where)
+        return _shape(settings, name, where, head)
 
 
-def _shape(settings: dict[str, Any], name: str, where: str) -> ModelShape:
-    auto_class, model = _built(settings, where)
+def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | None) -> ModelShape:
+    auto_class, model = _built(settings, where, new_head)
     text: Any = model.config.get_text_config()  # pyright: ignore[reportCallIssue]
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    head = None if new_head is not None else model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     paths = {id(module): path for path, module in model.named_modules()}
     layers = list(_layers(model))
-    stacks, stages = stacks_of(model, auto_class), {}
+    stacks, stages = stacks_of(model, causal=_auto_class(model.config) == CAUSAL), {}
     if not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0):
-        stacks, stages = measured(model, stacks)
+        stacks, stages = measured(model, stacks, masked=new_head is not None)
     return ModelShape(
         name, settings["model_type"], auto_class,
         tuple(replace(layer, stage=stages.get(layer.path)) for layer in layers),
         tuple(stack.blocks for stack in stacks), getattr(text, "vocab_size", None) or 0,
-        getattr(text, "max_position_embeddings", None), paths.get(id(head)),
+        _context(model, text, new_head), paths.get(id(head)), new_head and new_head.outputs,
+        {} if new_head is None else _heads(model, new_head),
     )  # fmt: skip
 
 
-def _built(settings: dict[str, Any], where: str) -> tuple[str, Any]:
+def _context(model: nn.Module, text: Any, new_head: NewHead | None) -> int | None:
+    """Tokens of the longest text. A classifier's is counted as its training counts it."""
+    longest = getattr(text, "max_position_embeddings", None)
+    usable = usable_positions(model) if new_head is not None else None
+    return min(longest or usable, usable) if usable is not None else longest
+
+
+def _heads(model: Any, new_head: NewHead) -> dict[str, tuple[int, ...]]:
+    """The weights of all modules beside the pretrained body, and of its pooler where that is new."""
+    body = f"{model.base_model_prefix}."
+    return {
+        name: tuple(value.shape) for name, value in model.named_parameters()
+        if not name.startswith(body) or (new_head.new_pooler and "pooler." in name)
+    }  # fmt: skip
+
+
+def _built(settings: dict[str, Any], where: str, new_head: NewHead | None) -> tuple[str, Any]:
     """The name of the automatic class, and the model that it builds on the meta device."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -77,6 +96,8 @@ def _built(settings: dict[str, Any], where: str) -> tuple[str, Any]:
     try:
         config = CONFIG_MAPPING[family].from_dict(settings)
         auto_class = _auto_class(config)
+        if new_head is not None:
+            auto_class, config.num_labels = CLASSIFIER, new_head.outputs
         with torch.device("meta"):
             return auto_class, getattr(transformers, auto_class).from_config(config, trust_remote_code=False).eval()
     except RankwiseError:
@@ -102,7 +123,7 @@ def _auto_class(config: Any) -> str:
         texts = family in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
         return "AutoModelForSeq2SeqLM" if texts else "AutoModel"
     either = family in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not ("CausalLM" in named or "LMHead" in named)
-    return "AutoModelForCausalLM" if family in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not either else "AutoModel"
+    return CAUSAL if family in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not either else "AutoModel"
 
 
 def _layers(model: nn.Module) -> Iterator[Layer]:

@@ -10,22 +10,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rankwise.config.experiment import misfits
 from rankwise.config.planning import Planned
+from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device
+from rankwise.planning.new_head import new_head
 from rankwise.planning.plan import Plan, plan_for
 from rankwise.planning.reading import read_shape
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
+
+CLASSIFIES = "sequence-classification"
 
 
 def plan(
     config: Planned, *, device: str | None = None, watts: float | None = None, price: float | None = None,
-    measured: Probe | None = None, on: Device | None = None,
+    measured: Probe | None = None, on: Device | None = None, outputs: int | None = None,
 ) -> Plan:  # fmt: skip
     """What a training by `config` would take. `device` is one of the list (`rtx-4090`) or `cpu`; by default the card or
-    the processor that is here. `on` is a device that is known to be used."""
-    shape = shape_of(config.model.name, config.model.revision)
+    the processor that is here. `on` is a device that is known to be used, and `outputs` are those of a classifier whose
+    rows were read already."""
+    shape = shape_planned(config, outputs)
     return plan_for(shape, config, device=device, watts=watts, price=price, measured=measured, on=on)
+
+
+def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:
+    """The shape of the model as it is trained, with a new head where it is to classify. An encoder whose objective and
+    rows are not given is only counted. ConfigError where a setting has no effect with the objective."""
+    name, revision, objective = config.model.name, config.model.revision, config.objective
+    base = None
+    if objective == "auto":
+        base = shape_of(name, revision)
+        objective = CLASSIFIES if base.is_encoder else "causal-lm"
+        if base.is_encoder and config.data is None and config.adapter.misfit(False) is None:
+            return base
+    if problems := misfits(config.model_copy(update={"objective": objective})):
+        raise ConfigError(problems)
+    if objective != CLASSIFIES:
+        return base or shape_of(name, revision)
+    return read_shape(name, revision, _built, new_head(config, outputs))
 
 
 def shape_of(name: str, revision: str | None = None) -> ModelShape:
@@ -33,11 +56,11 @@ def shape_of(name: str, revision: str | None = None) -> ModelShape:
     return read_shape(name, revision, _built)
 
 
-def _built(config: dict[str, Any], name: str, where: str) -> ModelShape:
+def _built(config: dict[str, Any], name: str, where: str, head: NewHead | None) -> ModelShape:
     with _without_collection():
         from rankwise.forward.model_shape import shape_of_config
 
-        return shape_of_config(config, name, where)
+        return shape_of_config(config, name, where, head)
 
 
 @contextmanager

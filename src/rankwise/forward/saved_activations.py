@@ -47,7 +47,7 @@ class Stack:
         return len(short) - 1 - short[::-1].index(self.kinds[number])
 
 
-def stacks_of(model: Any, auto_class: str) -> tuple[Stack, ...]:
+def stacks_of(model: Any, *, causal: bool) -> tuple[Stack, ...]:
     """The outermost lists of blocks: those that transformers can compute twice, or lists of any modules where a model
     has none of these."""
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -63,16 +63,16 @@ def stacks_of(model: Any, auto_class: str) -> tuple[Stack, ...]:
     width = width if isinstance(width, int) else 0
     return tuple(
         Stack(path, tuple(_kind(block) for block in part), Blocks(
-            len(part), width, 0, auto_class == "AutoModelForCausalLM" or "decoder" in path, _window(text),
+            len(part), width, 0, causal or "decoder" in path, _window(text),
         ))
         for path, part in outermost
     )  # fmt: skip
 
 
-def measured(model: Any, stacks: Sequence[Stack]) -> tuple[tuple[Stack, ...], dict[str, int]]:
+def measured(model: Any, stacks: Sequence[Stack], *, masked: bool = False) -> tuple[tuple[Stack, ...], dict[str, int]]:
     """The stacks with what their blocks save, and the stage of every layer that is called. Both come back as they
     were, and empty, where a forward pass needs more than token ids or cannot be faked (experts in float32). The model's
-    weights are replaced by fake ones."""
+    weights are replaced by fake ones. `masked` rows are padded."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTHS[-1]
     lengths = [max(number, min(limit, LENGTHS[-1]) * number // 3) for number in (1, 2, 3)]
     traces: dict[str, list[Trace]] = {}
@@ -82,7 +82,7 @@ def measured(model: Any, stacks: Sequence[Stack]) -> tuple[tuple[Stack, ...], di
             for learns, dtype in PASSES:
                 make_fake(model, dtype, everything=learns == "full")
                 name = f"{learns} {str(dtype).removeprefix('torch.')}"
-                traces[name] = [trace(model, length, paths) for length in lengths]
+                traces[name] = [trace(model, length, paths, masked=masked) for length in lengths]
     except Exception:  # as many kinds as there are architectures
         return tuple(stacks), {}
     last = next(iter(traces.values()))[-1]

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portions_of
+from rankwise.forward.positions import usable_positions
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import ModelKind, load, load_unchecked
 from rankwise.runs.data_report import TargetFacts
@@ -48,7 +49,7 @@ class SequenceClassification:
         if config.get_text_config().pad_token_id is None:  # by it a decoder finds the last token of a row
             config.pad_token_id = config.get_text_config().pad_token_id = loaded.tokenizer.pad_id
         longest = loaded.tokenizer.hub.model_max_length
-        context = min(longest, loaded.context_length or longest, _positions(loaded.module) or longest)
+        context = min(longest, loaded.context_length or longest, usable_positions(loaded.module) or longest)
         return replace(loaded, context_length=context if context < LONGEST_MODEL else None)
 
     @property
@@ -118,14 +119,3 @@ class SequenceClassification:
     @property
     def _weights(self) -> Tensor:
         return torch.tensor(self.targets.weights)
-
-
-def _positions(module: nn.Module) -> int | None:
-    """The most tokens that position embeddings have room for, where the first of them are reserved: RoBERTa and its kin
-    number the tokens of a text from the position after that of padding, so of 514 positions 512 can be used."""
-    reserved = [
-        part.num_embeddings - part.padding_idx - 1
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
-    ]
-    return min(reserved, default=None)

@@ -77,27 +77,42 @@ def at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> A
     return replace(found, learned=found.learned_of(tokens))
 
 
+def rows_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
+    """Of a classifier, whose rows have one target each and are padded to the longest of their micro-batch: in the step
+    with the longest row of all as many of this length as there is room for."""
+    longest, count = limit, training.batch_size
+    if rows is not None and rows.lengths:
+        longest, count = rows.longest, training.rows_per_step(max(1, round(rows.documents.likely)))
+    together = max(1, min(count, training.max_batch_tokens // longest))
+    return AtOnce(together * longest, together, longest)
+
+
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
-    fast = device.kind == "processor" and shape.family in FAST and not spec.trains_base
+    has_kernels = shape.family in FAST and not shape.is_classifier
+    fast = device.kind == "processor" and has_kernels and not spec.trains_base
     return "fast" if fast and training.backend != "eager" else "plain"
 
 
 def forecast(
     shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device, dtype: str, amount: AtOnce,
-    counted: Parameters | None = None, writes_answers: bool = False,
+    counted: Parameters | None = None, writes_answers: bool = False, compiled: bool = False,
 ) -> Forecast:  # fmt: skip
-    """`dtype` is what the base is held in; a whole model that learns is held in float32. `counted` saves counting."""
+    """`dtype` is what the base is held in; a whole model that learns is held in float32. `counted` saves counting.
+    Without kernels there is nothing to be `compiled`."""
     counted = counted or parameters_of(shape, spec)
     form = form_of(shape, spec, training, device)
     asked, blocks = training.activation_checkpointing, shape.blocks.count
     ranks = ranks_by_block(counted)
     numbers = [block for block in ranks if block is not None]
     lowest = min(numbers) if numbers and len(numbers) == len(ranks) else 0
+    if not ranks and not spec.trains_base:  # heads alone learn, above all blocks
+        lowest = blocks
     job = Job(
         form=form, dtype=spec.base_dtype or dtype, trains_base=spec.trains_base, averages=spec.averages,
         trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},
         tokens=amount.tokens, learned=amount.learned, longest=amount.longest, lowest=lowest,
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
+        compiled=compiled and form == "fast",
     )  # fmt: skip
     overheads = PROCESSOR if device.kind == "processor" else GPU
     return Forecast(shape, spec, counted, job, overheads, memory_of(shape, job, overheads))

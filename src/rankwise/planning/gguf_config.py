@@ -14,7 +14,7 @@ from typing import Any
 from rankwise.config.base import shown
 from rankwise.errors import ModelError
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_cache import Build, cached_shape
 
 FAMILIES = {
@@ -34,7 +34,7 @@ NOT_OF_THE_MODEL = "rope_"
 """Tensors that begin so are computed from settings."""
 
 
-def shape_of_gguf(file: Path, build: Build) -> ModelShape:
+def shape_of_gguf(file: Path, build: Build, head: NewHead | None = None) -> ModelShape:
     header = read_gguf_header(file)
     config = config_of_gguf(header, file)
     shape = cached_shape(config, str(file), str(file), build)
@@ -44,6 +44,8 @@ def shape_of_gguf(file: Path, build: Build) -> ModelShape:
             f"{file}: the header describes a {shape.family} model with {shape.parameters:,} parameters, but the "
             f"tensors have {held:,}. The header is wrong, or this layout is not supported."
         )
+    if head is not None:
+        shape = cached_shape(config, str(file), str(file), build, head)
     return replace(shape, name=file.name)
 
 

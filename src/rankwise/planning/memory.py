@@ -6,15 +6,16 @@
     optimizer     8, AdamW's two averages;   averages   8 more, AdaLoRA's importance
     activations   planning/activations.py, for the tokens of one micro-batch
     logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
-                  the format, in the plain one
+                  the format, in the plain one; of a classifier as many numbers of each row as it has outputs
     answers       the weights of linear layers once more, laid out for decoding, where validation writes answers
     overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; holes between
                   pieces of memory, as shares of activations and logits, and of the optimizer's averages, which come
-                  after the first step; and where the whole model learns, the gradients of the table of words and of
-                  the head before they are one
+                  after the first step; and where the whole model learns, the gradient of the table of words, and of
+                  a head that shares it, before it is added to that of the other micro-batches
+    compiler      torch's compiler, which runs in the same process, where a training is or may be compiled
     process       python and its libraries, and on a processor what oneDNN keeps of products in bfloat16
 
-All but the last two are arithmetic; the last two are measured (bench/plan.py) and hold for a processor. On a GPU
+All but the last three are arithmetic; the last three are measured (bench/plan.py) and hold for a processor. On a GPU
 both are assumed.
 """
 
@@ -32,24 +33,42 @@ HEAD_ROWS = 256
 
 @dataclass(frozen=True)
 class Overheads:
-    """`process` bytes are there before anything and `products` more where products are in 16 bits; a block's backward
-    pass takes `backward` times what a block keeps, `plain` times in the plain form, and holes are the share `holes` of
-    activations and logits, and OF_AVERAGES of the optimizer's averages."""
+    """`process` bytes are there before anything, and more where products are in 16 bits: `products` in the fast form,
+    `plain_products` in the plain one. A block's backward pass takes `backward` times what a block keeps, `plain` times
+    in the plain form and `classifier` times where it runs through an adapter of a classifier. Holes are the share
+    `holes` of activations and logits, except a classifier's, and OF_AVERAGES of the optimizer's averages."""
 
     process: float
     products: float
+    plain_products: float
     backward: float
     plain: float
+    classifier: float
     holes: float
+    compiler: float
     measured: bool
     prepacks: bool = False
     """Whether weights are laid out anew for decoding (kernels/prepacked.py)."""
 
+    def blocks(self, shape: ModelShape, job: Job) -> float:
+        """How many times what a block keeps is held on the way through its backward pass."""
+        if job.form == "fast":
+            return self.backward
+        return self.classifier if shape.is_classifier and job.ranks else self.plain
+
+    def process_of(self, job: Job) -> float:
+        if FORMATS[job.dtype] >= EXACT:
+            return self.process
+        return self.process + (self.products if job.form == "fast" else self.plain_products)
+
 
 OF_AVERAGES = 0.1
-PROCESSOR = Overheads(0.42e9, 0.41e9, 3.5, 1.0, 0.055, measured=True, prepacks=True)
-"""By trainings of the starter (lab/LOG.md), torch 2.13."""
-GPU = Overheads(0.6e9, 0.0, 3.5, 3.5, 0.1, measured=False)
+COMPILER = 0.15e9
+"""Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.08 GB and more
+beyond what it took without (docs/plan.md)."""
+PROCESSOR = Overheads(0.42e9, 0.41e9, 0.25e9, 3.5, 1.0, 3.0, 0.055, COMPILER, measured=True, prepacks=True)
+"""By trainings of the starters (lab/LOG.md, docs/plan.md), torch 2.13."""
+GPU = Overheads(0.6e9, 0.0, 0.0, 3.5, 3.5, 3.5, 0.1, 0.0, measured=False)
 FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
 BLOCK_OF_SCALES = 64
 """Numbers of NF4 that share a scale of 4 bytes; of int8 each output has one."""
@@ -71,6 +90,8 @@ class Job:
     lowest: int = 0
     recomputed: int = 0
     writes_answers: bool = False
+    compiled: bool = False
+    """Whether the training is compiled, or may be."""
     trains_base: bool = False
     """Whether the base's own weights are trained, and no adapter."""
     averages: int = 0
@@ -113,16 +134,10 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
     )  # fmt: skip
     averages = EXACT * job.averages * count
     logits = _logits(shape, job, number)
-    of_block = block_bytes(
-        shape, max(job.ranks.values(), default=0.0), number, job.form, full=whole, tokens=job.tokens,
-        longest=job.longest,
-    )  # fmt: skip
-    times = overheads.plain if job.form == "plain" else overheads.backward
     packed = number * _linear_weights(shape) if job.writes_answers and overheads.prepacks else 0
-    process = overheads.process + (overheads.products if number < EXACT else 0.0)
-    tables = 2 * EXACT * shape.vocabulary * shape.blocks.width if whole else 0
+    compiler = overheads.compiler if job.compiled else 0
     return Memory((
-        Part("process", process, "measured" if overheads.measured else "assumed"),
+        Part("process", overheads.process_of(job), "measured" if overheads.measured else "assumed"),
         Part("weights", weights_bytes(shape, job.dtype), f"{shape.parameters:,} x {FORMATS[job.dtype]:g}"),
         Part("adapter", 0 if whole else EXACT * count, "no adapter" if whole else f"{count:,} x 4"),
         Part("gradients", EXACT * count, f"{count:,} x 4"),
@@ -131,12 +146,26 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
         Part("activations", saved, f"{job.tokens:,} tokens x {saved / max(1, job.tokens):,.0f}"),
         Part("logits", logits, _of_logits(shape, job)),
         Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),
-        Part(
-            "overhead", times * of_block + overheads.holes * (saved + logits) + OF_AVERAGES * 8 * count + tables,
-            f"{times:g} x {of_block / 1e6:,.1f} MB of a block + {overheads.holes:.1%} of activations and logits + "
-            f"{OF_AVERAGES:.0%} of the optimizer" + (" + twice the embedding's gradient" if whole else ""),
-        ),
+        Part("compiler", compiler, "torch's compiler in this process, measured" if compiler else "not compiled"),
+        _overhead(shape, job, overheads, saved + logits),
     ))  # fmt: skip
+
+
+def _overhead(shape: ModelShape, job: Job, overheads: Overheads, kept_bytes: float) -> Part:
+    """`kept_bytes` are those of activations and logits."""
+    of_block = block_bytes(
+        shape, max(job.ranks.values(), default=0.0), int(FORMATS[job.dtype]), job.form, full=job.trains_base,
+        tokens=job.tokens, longest=job.longest,
+    )  # fmt: skip
+    times, holes = overheads.blocks(shape, job), 0.0 if shape.is_classifier else overheads.holes
+    copies = (1 if shape.is_classifier else 2) if job.trains_base else 0
+    tables = copies * EXACT * shape.vocabulary * shape.blocks.width
+    of_tables = ("", " + the embedding's gradient", " + twice the embedding's gradient")[copies]
+    return Part(
+        "overhead", times * of_block + holes * kept_bytes + OF_AVERAGES * 8 * job.trainable + tables,
+        f"{times:g} x {of_block / 1e6:,.1f} MB of a block + {holes:.1%} of activations and logits + "
+        f"{OF_AVERAGES:.0%} of the optimizer{of_tables}",
+    )  # fmt: skip
 
 
 def _linear_weights(shape: ModelShape) -> int:
@@ -145,11 +174,15 @@ def _linear_weights(shape: ModelShape) -> int:
 
 
 def _logits(shape: ModelShape, job: Job, number: int) -> float:
+    if shape.outputs is not None:
+        return 3.0 * EXACT * job.learned * shape.outputs
     if job.form == "fast":
         return min(HEAD_ROWS, job.learned) * shape.vocabulary * (number + EXACT)
     return job.learned * shape.vocabulary * (2 * EXACT + (number if number < EXACT else 0))
 
 
 def _of_logits(shape: ModelShape, job: Job) -> str:
+    if shape.outputs is not None:
+        return f"{job.learned:,} rows x {shape.outputs:,} outputs, three times"
     rows = min(HEAD_ROWS, job.learned) if job.form == "fast" else job.learned
     return f"{rows:,} tokens x {shape.vocabulary:,}, in two number formats"

@@ -116,7 +116,10 @@ class _Count:
         return min((found for path in self.ranks if (found := at.get(path)) is not None), default=AFTER)
 
     def tokens(self, layer: Layer) -> float:
-        """Of the last block, all but the first stage may be computed only where the head needs it."""
+        """Of the last block, all but the first stage may be computed only where the head needs it. A classifier's head
+        reads one position of each row."""
+        if self.shape.is_classifier and layer.position == AFTER:
+            return self.load.supervised
         last = layer.block == self.shape.blocks.count - 1 and layer.stage != FIRST
         return self.load.supervised if self.trimmed and last else self.load.tokens
 

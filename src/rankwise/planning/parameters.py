@@ -16,16 +16,18 @@ NAMES = {"linear": "Linear", "conv1d": "Conv1D", "conv2d": "Conv2d", "embedding"
 
 def parameters_of(shape: ModelShape, spec: MethodConfig) -> Parameters:
     by_path = {layer.path: layer for layer in shape.layers}
-    return spec.parameters(shape.parameters, [by_path[path] for path in spec.paths(seen(shape))])
+    return spec.parameters(shape.parameters, [by_path[path] for path in spec.paths(seen(shape))], shape.heads)
 
 
 def seen(shape: ModelShape) -> Modules:
-    """Every module for matching, those that hold others among them."""
+    """Every module for matching, those that hold others among them, and none that is trained whole."""
     tables = {layer.path for layer in shape.layers if layer.kind == "embedding"} | {
         layer.shares for layer in shape.layers if layer.shares
     }
     modules: dict[str, Seen] = {}
     for layer in shape.layers:
+        if layer.path in shape.whole:
+            continue
         parts = layer.path.split(".")
         for depth in range(1, len(parts)):
             modules.setdefault(".".join(parts[:depth]), Seen(None, "a module of several layers"))

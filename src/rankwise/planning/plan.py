@@ -18,20 +18,23 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.devices import DEVICES, Device, find_device
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
-from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, operations_of
+from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, operations_of, rows_at_once
+from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_rows import rows_of
-from rankwise.planning.rows import PlannedRows, average_step
+from rankwise.planning.rows import PlannedRows, average_step, padded_load
 from rankwise.planning.shape import ModelShape
-from rankwise.planning.time import Cost, Duration, Probe, Speed, Step, cost, duration, speed_of
+from rankwise.planning.time import COMPILED_AFTER, Cost, Duration, Probe, Speed, Step, cost, duration, speed_of
 from rankwise.planning.validation import validation_of
 from rankwise.system.hub import folder_here
 
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
+SLOWER_WHEN_SMALL = 1.5
+"""By how much a small step may take longer for each token than the steps of a training."""
 UNKNOWN_LENGTH = 1024
 """Tokens of a document, where no rows are given and no limit is."""
 
@@ -53,7 +56,7 @@ class Plan:
     @property
     def trained(self) -> bool:
         """Whether rankwise trains such a model: of the others the counts are told alone."""
-        return self.shape.is_causal_lm
+        return self.shape.is_planned
 
     @cached_property
     def steps(self) -> int | None:
@@ -64,9 +67,12 @@ class Plan:
     def load(self) -> Load:
         """What goes through the model, as a sample of documents."""
         if self.rows is not None and self.rows.lengths:
+            if self.shape.is_classifier:
+                return padded_load(self.rows.lengths, self.config.training)
             return self.rows.load
         count = max(1, self.amount.tokens // self.amount.longest)
-        return Load((self.amount.longest,) * count, float(self.amount.longest * count))
+        learned = count if self.shape.is_classifier else self.amount.longest * count
+        return Load((self.amount.longest,) * count, float(learned))
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -76,7 +82,7 @@ class Plan:
     def step(self) -> Step:
         operations, training = operations_of(self.forecast, self.load), self.config.training
         if self.rows is not None and self.rows.lengths:
-            return self._with_penalty(average_step(operations, self.rows, training))
+            return self._with_penalty(average_step(operations, self.rows, training, self.load.lengths))
         tokens = training.batch_size * self.amount.longest
         pieces = -(-tokens // training.max_batch_tokens)
         return self._with_penalty(Step(self.flops_per_token * tokens, tokens, pieces))
@@ -98,11 +104,21 @@ class Plan:
     @property
     def _validation(self) -> Step | None:
         """What is read beside the steps: half of a training step for each token, since nothing is learned from it."""
-        read = validation_of(self.config, self.rows, self.steps, self.step.tokens).tokens
+        read = validation_of(
+            self.config, self.rows, self.steps, self.step.tokens, writes=not self.shape.is_classifier
+        ).tokens
         if not read:
             return None
         forward = operations_of(self.forecast, self.load).forward / self.load.tokens
         return Step(forward * read, read / 2)
+
+    @property
+    def may_compile(self) -> bool:
+        """Whether training uses torch's compiler, or may find by a small step that it takes long enough for it."""
+        backend, told = self.config.training.backend, self.duration
+        if backend == "auto" and self.steps is not None and told is not None:
+            return SLOWER_WHEN_SMALL * told.total.high > COMPILED_AFTER
+        return backend == "compiled"
 
     @cached_property
     def cost(self) -> Cost | None:
@@ -137,8 +153,8 @@ class Plan:
 
     @cached_property
     def advice(self) -> list[Advice]:
-        if self.rows is None or not self.trained:
-            return []
+        if self.rows is None or not self.trained or self.shape.is_classifier:
+            return []  # the advice is published and own results with language models
         adapted = self.forecast.parameters.adapted
         data = self.config.data
         assert data is not None, "there are rows"
@@ -151,7 +167,8 @@ class Plan:
         ))  # fmt: skip
 
     def on(self, device: Device) -> Forecast:
-        return _forecast(self.config, self.shape, device, self.amount, counted=self.forecast.parameters)
+        counted, compiled = self.forecast.parameters, self.forecast.job.compiled
+        return _forecast(self.config, self.shape, device, self.amount, counted=counted, compiled=compiled)
 
     @cached_property
     def methods(self) -> dict[str, Forecast]:
@@ -160,7 +177,10 @@ class Plan:
         usual = {spec.method: spec for spec in (LoraConfig(), AdaLoraConfig(), FullConfig())}
         usual.pop(own, None)
         return {own: self.forecast} | {
-            method: _forecast(self.config, self.shape, self.device, self.amount, spec) for method, spec in usual.items()
+            method: _forecast(
+                self.config, self.shape, self.device, self.amount, spec, compiled=self.forecast.job.compiled
+            )
+            for method, spec in usual.items()
         }
 
     def changed(self, *settings: str) -> Forecast | None:
@@ -192,11 +212,13 @@ def plan_for(
     folder = Path(config.model.name).expanduser()
     rows = None
     if config.data is not None:
-        rows = rows_of(config.data, folder if folder.is_dir() else folder_here(config.model.name), shape.context)
+        here = folder if folder.is_dir() else folder_here(config.model.name)
+        rows = (labelled_rows_of if shape.is_classifier else rows_of)(config.data, here, shape.context)
         if rows.documents.likely <= 0:
+            learned = "label" if shape.is_classifier else "answer"
             raise DataError(
                 f"no row is left for training: every row is longer than {_limit(config, shape):,} tokens, is a "
-                "validation row, or has no answer to learn. Raise --max-length, or give other rows."
+                f"validation row, or has no {learned} to learn. Raise --max-length, or give other rows."
             )
     found = on or _device(device, config)
     return planned(config, shape, found, rows, measured, watts, price, here=device in HERE)
@@ -212,21 +234,25 @@ def planned(
     config: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
     watts: float | None = None, price: float | None = None, *, here: bool = True,
 ) -> Plan:  # fmt: skip
-    amount = at_once(rows, config.training, _limit(config, shape))
+    amount = (rows_at_once if shape.is_classifier else at_once)(rows, config.training, _limit(config, shape))
     first = _forecast(config, shape, device, amount)
     speed = measured or speed_of(device, first.job.dtype, shape.blocks.count)
-    return Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here)
+    plan = Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here)
+    if not plan.may_compile:
+        return plan
+    again = _forecast(config, shape, device, amount, counted=first.parameters, compiled=True)
+    return replace(plan, forecast=again)
 
 
 def _forecast(
     config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: MethodConfig | None = None,
-    counted: Parameters | None = None,
+    counted: Parameters | None = None, compiled: bool = False,
 ) -> Forecast:  # fmt: skip
     """Of what is asked for or of another method, with as many blocks computed twice as a training makes of it by
     itself."""
     dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
-    answers = validation_of(config, None, None, 0.0).writes_answers
-    first = forecast(shape, spec or config.adapter, config.training, device, dtype, amount, counted, answers)
+    answers = validation_of(config, None, None, 0.0, writes=not shape.is_classifier).writes_answers
+    first = forecast(shape, spec or config.adapter, config.training, device, dtype, amount, counted, answers, compiled)
     if config.training.activation_checkpointing != "auto" or first.peak <= device.usable:
         return first
     twice = least_recomputed(first, device.usable)

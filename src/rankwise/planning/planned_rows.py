@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.data.sample import Sample, Seen, sample_rows
@@ -37,7 +38,7 @@ def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = 
     count = by_tokenizer(tokenizer) if tokenizer is not None and exact else by_characters
     found = [(source, sample_rows(spec, source)) for source in spec.all_sources]
     if spec.on_bad_row == "stop":
-        _refuse_unread([seen for _, seen in found])
+        refuse_unread([seen for _, seen in found])
     talks = any(example.text is None for _, seen in found for row in seen.drawn for example in row.examples)
     around = around_of(spec, folder, count) if exact and talks else Around()
     limit = min(spec.max_length, context or spec.max_length)
@@ -48,7 +49,7 @@ def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = 
     return without_held_out(together(parts), spec.held_out)
 
 
-def _refuse_unread(samples: Sequence[Sample]) -> None:
+def refuse_unread(samples: Sequence[Sample]) -> None:
     """As a training does."""
     problems = [problem for seen in samples for problem in seen.problems]
     if problems:
@@ -69,7 +70,8 @@ def by_characters(texts: Sequence[str]) -> list[int]:
     return [round(len(text) / CHARACTERS) for text in texts]
 
 
-def by_tokenizer(path: Path) -> Count:
+def opened(path: Path) -> Any:
+    """A tokenizer.json that counts whole texts."""
     from tokenizers import Tokenizer
 
     try:
@@ -78,6 +80,11 @@ def by_tokenizer(path: Path) -> Count:
         raise ModelError(f"{path}: cannot be read as a tokenizer: {first_line(error)}.") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def by_tokenizer(path: Path) -> Count:
+    tokenizer = opened(path)
 
     def count(texts: Sequence[str]) -> list[int]:
         begun = [text[:LONG] for text in texts]

@@ -13,7 +13,7 @@ from rankwise.config.base import shown
 from rankwise.errors import ModelError, did_you_mean, first_line, some
 from rankwise.planning.catalogue import catalogue, catalogue_model, catalogue_names
 from rankwise.planning.gguf_config import shape_of_gguf
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_cache import Build, cached_shape
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
@@ -24,22 +24,23 @@ STARTERS = frozenset({"smollm2-135m", "minilm"})
 LONGEST_NAME = 256
 
 
-def read_shape(name: str, revision: str | None, build: Build) -> ModelShape:
+def read_shape(name: str, revision: str | None, build: Build, head: NewHead | None = None) -> ModelShape:
     """`name` is one of the catalogue, a folder with a config.json, that file, a .gguf file, or a model of the hub, of
-    which `revision` may be another than the catalogue knows."""
+    which `revision` may be another than the catalogue knows. With `head` it becomes a classifier, which the catalogue
+    does not have."""
     known, path = catalogue_model(name), _path_of(name)
     here = path is not None and path.exists() and name not in STARTERS
     if known is not None and revision is None and not here:
-        return known.shape
+        return known.shape if head is None else cached_shape(dict(known.config), known.name, known.name, build, head)
     if path is not None and path.is_dir():
-        return _of_file(path / CONFIG, name, build)
+        return _of_file(path / CONFIG, name, build, head)
     if path is not None and path.exists():
-        return _of_path(path, name, build)
+        return _of_path(path, name, build, head)
     if not could_be_hub_id(name):
         raise ModelError(
             f"{shown(name)} is not a known model, a hub id, or a folder or file on this machine.{_listed(name)}"
         )
-    return _of_file(_cached(name, revision) or _fetched(name, revision), name, build)
+    return _of_file(_cached(name, revision) or _fetched(name, revision), name, build, head)
 
 
 def _path_of(name: str) -> Path | None:
@@ -49,21 +50,21 @@ def _path_of(name: str) -> Path | None:
         return None
 
 
-def _of_path(path: Path, name: str, build: Build) -> ModelShape:
+def _of_path(path: Path, name: str, build: Build, head: NewHead | None) -> ModelShape:
     if not path.is_file():
         raise ModelError(f"{path} is not a regular file.")
     if path.suffix.lower() == ".gguf":
-        return shape_of_gguf(path, build)
+        return shape_of_gguf(path, build, head)
     if path.suffix.lower() == ".json":
-        return _of_file(path, name, build)
+        return _of_file(path, name, build, head)
     raise ModelError(
         f"{path} is not a file that a plan can read. Give a config.json, a folder that contains one, a .gguf file, a "
         "name from rankwise plan --models, or a hub id."
     )
 
 
-def _of_file(file: Path, name: str, build: Build) -> ModelShape:
-    return cached_shape(read_json(file), name, str(file), build)
+def _of_file(file: Path, name: str, build: Build, head: NewHead | None) -> ModelShape:
+    return cached_shape(read_json(file), name, str(file), build, head)
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from random import Random
 
 from rankwise.config.data import TooLong
 from rankwise.config.training import TrainingConfig
@@ -136,11 +137,29 @@ def without_held_out(rows: PlannedRows, held_out: int) -> PlannedRows:
     return rows.share(max(0.0, 1 - held_out / documents) if documents else 0.0)
 
 
-def average_step(operations: Operations, rows: PlannedRows, training: TrainingConfig) -> Step:
-    """Of all steps, where `operations` are those of `rows.load`."""
+def padded_load(lengths: Sequence[int], training: TrainingConfig) -> Load:
+    """Rows with one target each, as the steps of a training compute them: in micro-batches of rows of like length, each
+    padded to the longest of them."""
+    drawn = Random(0).sample(list(lengths), len(lengths))
+    padded: list[int] = []
+    for begin in range(0, len(drawn), training.batch_size):
+        width = count = 0
+        for length in sorted(drawn[begin : begin + training.batch_size], reverse=True):
+            if not count or width * (count + 1) > training.max_batch_tokens:
+                width, count = length, 0
+            count += 1
+            padded.append(width)
+    return Load(tuple(padded), float(len(padded)))
+
+
+def average_step(
+    operations: Operations, rows: PlannedRows, training: TrainingConfig, lengths: Sequence[int] | None = None
+) -> Step:
+    """Of all steps, where `operations` are those of `rows.load`, or of rows of other `lengths`, which have padding."""
+    lengths = rows.lengths if lengths is None else lengths
     count = training.rows_per_step(max(1, round(rows.documents.likely)))
-    each = count / max(1, len(rows.lengths))
-    tokens = sum(rows.lengths) * each
+    each = count / max(1, len(lengths))
+    tokens = sum(lengths) * each
     return Step(operations.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from rankwise.config.layer import Layer
+from rankwise.config.layer import Heads, Layer
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,16 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class NewHead:
+    """The head of a classifier that a model is to get."""
+
+    outputs: int
+    """How many classes there are, or 1 for a number."""
+    new_pooler: bool = False
+    """Whether the model's weights lack its pooler, which is then drawn anew and trained whole too."""
+
+
+@dataclass(frozen=True)
 class ModelShape:
     name: str
     family: str
@@ -59,6 +69,10 @@ class ModelShape:
     context: int | None
     head: str | None
     """The path of the layer that makes logits, which `all-linear` leaves alone."""
+    outputs: int | None = None
+    """How many numbers a classifier predicts for a row; None for other models."""
+    heads: Heads = field(default_factory=dict)
+    """The weights of a classifier that are trained whole beside an adapter."""
 
     @cached_property
     def linear(self) -> tuple[Layer, ...]:
@@ -75,9 +89,29 @@ class ModelShape:
         return self.stacks[-1]
 
     @property
-    def is_causal_lm(self) -> bool:
+    def is_classifier(self) -> bool:
+        return self.outputs is not None
+
+    @property
+    def is_planned(self) -> bool:
         """Whether its training can be planned, not its parameters alone."""
-        return self.auto_class == "AutoModelForCausalLM" and len(self.stacks) == 1 and bool(self.blocks.saved)
+        has_task = self.is_classifier or self.auto_class == "AutoModelForCausalLM"
+        return has_task and self._is_measured
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it reads texts and generates none, so that it is trained as a classifier unless somebody decides
+        otherwise."""
+        return self.auto_class == "AutoModel" and self.vocabulary > 0 and self._is_measured
+
+    @property
+    def _is_measured(self) -> bool:
+        return len(self.stacks) == 1 and bool(self.blocks.saved)
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """Paths of the layers that are trained whole, and so get no adapter."""
+        return frozenset(name.rpartition(".")[0] for name in self.heads)
 
     def block_layers(self, number: int) -> list[Layer]:
         return [layer for layer in self.layers if layer.block == number]

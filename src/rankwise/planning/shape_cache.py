@@ -10,32 +10,36 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from rankwise.errors import ResourceError
 from rankwise.planning.config_check import checked_config
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_file import FORMAT, shape_from_json, shape_to_json
 from rankwise.system.cache import cache_folder
 from rankwise.system.files import write_atomic
 
-Build = Callable[[dict[str, Any], str, str], ModelShape]
-"""A config, the model's name and the file that the config was read from, to its shape."""
+Build = Callable[[dict[str, Any], str, str, NewHead | None], ModelShape]
+"""A config, the model's name, the file that the config was read from and the head that the model gets, to its shape."""
 
 
-def cached_shape(config: dict[str, Any], name: str, where: str, build: Build) -> ModelShape:
+def cached_shape(
+    config: dict[str, Any], name: str, where: str, build: Build, head: NewHead | None = None
+) -> ModelShape:
     settings = checked_config(config, where)
-    file = cache_folder() / "shapes" / f"{_key(settings)}.json"
+    file = cache_folder() / "shapes" / f"{_key(settings, head)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return shape_from_json(json.loads(file.read_text(encoding="utf-8")), name)
-    shape = build(settings, name, where)
+    shape = build(settings, name, where, head)
     with suppress(OSError, ResourceError):  # where nothing can be written, it is built each time
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, json.dumps(shape_to_json(shape), separators=(",", ":")).encode())
     return shape
 
 
-def _key(settings: dict[str, Any]) -> str:
-    text = json.dumps([FORMAT, version("transformers"), settings], sort_keys=True)
+def _key(settings: dict[str, Any], head: NewHead | None) -> str:
+    parts = [FORMAT, version("transformers"), settings] + ([] if head is None else [asdict(head)])
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -26,7 +26,8 @@ def shape_to_json(shape: ModelShape) -> dict[str, Any]:
     whole = {key: getattr(shape, key) for key in ("family", "auto_class", "vocabulary", "context", "head")}
     stacks = [_short(stack) | {"saved": {key: _numbers(one) for key, one in stack.saved.items()}}
               for stack in shape.stacks]  # fmt: skip
-    return {"format": FORMAT, **whole, "stacks": stacks, "layers": list(_written(shape.layers))}
+    head = {} if shape.outputs is None else {"outputs": shape.outputs, "heads": dict(shape.heads)}
+    return {"format": FORMAT, **whole, **head, "stacks": stacks, "layers": list(_written(shape.layers))}
 
 
 def shape_from_json(stored: dict[str, Any], name: str) -> ModelShape:
@@ -39,7 +40,8 @@ def shape_from_json(stored: dict[str, Any], name: str) -> ModelShape:
     )
     return ModelShape(
         name, stored["family"], stored["auto_class"], tuple(_read(stored["layers"])), stacks, stored["vocabulary"],
-        stored["context"], stored["head"],
+        stored["context"], stored["head"], stored.get("outputs"),
+        {name: tuple(size) for name, size in stored.get("heads", {}).items()},
     )  # fmt: skip
 
 

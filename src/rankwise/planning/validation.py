@@ -30,13 +30,16 @@ class Validation:
     writes_answers: bool
 
 
-def validation_of(config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float) -> Validation:
-    """Rows that have a file of their own are answered, and their number is not known here, so they are not counted."""
+def validation_of(
+    config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float, *, writes: bool = True
+) -> Validation:
+    """Rows that have a file of their own are answered, and their number is not known here, so they are not counted.
+    Without `writes` it is a classifier's: no answers, and a second pass over the rows for the metrics."""
     data, settings = config.data, config.validation
     count = data.held_out if data is not None else 0
     has_rows = bool(count) or (data is not None and data.validation is not None)
     samples = len(settings.prompts) if settings.prompts is not None else SAMPLES * has_rows
-    answers = settings.answers * has_rows
+    samples, answers = samples * writes, settings.answers * has_rows * writes
     if rows is None or not rows.documents.likely or steps is None:
         return Validation(0, 0.0, bool(samples or answers))
     read = count * rows.tokens.likely / rows.documents.likely
@@ -45,4 +48,5 @@ def validation_of(config: Planned, rows: PlannedRows | None, steps: int | None, 
     interval = settings.interval(steps, round(steps * step_tokens), round(read), round(answers * limit))
     passes = 1 + math.ceil(steps / interval) if has_rows else 0
     decoded = limit * (2 * math.ceil(samples / AT_ONCE) + passes * math.ceil(answers / AT_ONCE))
+    read *= 1 if writes else 2
     return Validation(passes, passes * read + AT_ONCE * WRITTEN * decoded, bool(samples or answers))

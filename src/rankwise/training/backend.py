@@ -28,6 +28,7 @@ from rankwise.forward.checkpointing import activation_checkpointing
 from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, probe
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.regions import compiled_regions
+from rankwise.planning.time import COMPILED_AFTER
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.system.cache import cache_folder
@@ -38,8 +39,6 @@ from rankwise.training.workload import Workload
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
 ADVICE = "use --restart to start it again with another backend."
-LONG = 1200.0
-"""Seconds. A thirtieth of it, what compiling saves (lab/LOG.md), is several times what compiling takes."""
 PREFIX_SHARE = 0.15
 """Of free memory, what may be cached of the blocks below the first trained one."""
 
@@ -130,7 +129,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     found = _agreement(work)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
-    compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > LONG)
+    compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > COMPILED_AFTER)
     backend = Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled"))
     work.callback(StatusMessage(
         f"using the {backend.name} backend, which agrees with the model's own code (--backend eager): "

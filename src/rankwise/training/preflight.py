@@ -21,6 +21,7 @@ from rankwise.planning.devices import Device, with_memory
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan
+from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 
@@ -71,12 +72,13 @@ class Foresight:
         )  # fmt: skip
 
 
-def foresee(experiment: Experiment, callback: Callback = silent) -> Foresight | None:
-    """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one."""
-    if experiment.objective == "sequence-classification":
-        callback(StatusMessage("no forecast: plans do not know classifiers yet"))
-        return None
-    return _planned(lambda: plan(as_planned(experiment), on=_device(experiment)), callback)
+def foresee(
+    experiment: Experiment, callback: Callback = silent, targets: TargetFacts | None = None
+) -> Foresight | None:
+    """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one. A
+    classifier's `targets` are known by then."""
+    outputs = None if targets is None else targets.outputs
+    return _planned(lambda: plan(as_planned(experiment), on=_device(experiment), outputs=outputs), callback)
 
 
 def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | None:

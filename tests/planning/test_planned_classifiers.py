@@ -1,0 +1,211 @@
+"""A planned classifier is the one that training builds: its parameters, its rows and what its blocks keep."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from classifiers import encoder_folder, labelled, scaled, write_rows
+from planning_models import SMALL
+from rankwise.adapters.set import AdapterSet
+from rankwise.cli.main import app
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.head import HeadConfig
+from rankwise.config.models import ModelConfig
+from rankwise.config.planning import Planned
+from rankwise.config.training import TrainingConfig
+from rankwise.data.classes import read_targets
+from rankwise.data.sources import open_source
+from rankwise.errors import ConfigError, DataError
+from rankwise.forward.activation_memory import saved_bytes
+from rankwise.forward.model_shape import shape_of_config
+from rankwise.forward.plan import plan, shape_of, shape_planned
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
+from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.planning.activations import saved_bytes as planned_bytes
+from rankwise.planning.labelled_rows import labelled_rows_of
+from rankwise.planning.parameters import parameters_of
+from rankwise.planning.rows import padded_load
+from rankwise.planning.shape import ModelShape, NewHead
+from rankwise.planning.shape_file import shape_from_json, shape_to_json
+from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.records import silent
+
+CLASSES = TargetFacts(classes=("bad", "good"), counts=(1, 1))
+FAMILIES = ["bert", "roberta", "deberta-v3", "llama", "gpt2", "gpt_neox", "qwen3", "opt", "mistral"]
+METHODS = {"lora": LoraConfig(rank=2), "dora": LoraConfig(rank=2, dora=True), "adalora": AdaLoraConfig(budget="2")}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("planned")
+    tokenizer = encoder_folder(folder / "tiny-bert")
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=19, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(settings).save_pretrained(folder / "tiny-llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "tiny-llama" / name).write_text((tokenizer / name).read_text())
+    write_rows(folder / "rows.jsonl", labelled(40))
+    write_rows(folder / "scaled.jsonl", scaled(30))
+    return folder
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(home)
+    return home
+
+
+def planned(model: str = "tiny-bert", data: str | None = "rows.jsonl", **more: Any) -> Planned:
+    rows = {} if data is None else {"data": data}
+    return Planned.model_validate({"model": {"name": model, "dtype": "float32"}, **rows, **more})
+
+
+@cache
+def shape_with_head(name: str, outputs: int = 3) -> ModelShape:
+    family, settings = SMALL[name]
+    return shape_of_config({"model_type": family} | settings, name, "config.json", NewHead(outputs))
+
+
+def built(name: str, outputs: int = 3) -> nn.Module:
+    family, settings = SMALL[name]
+    config = CONFIG_MAPPING[family](**settings, num_labels=outputs)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    return model.to_empty(device="cpu").float()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_trains_of_a_classifier_is_what_its_training_attaches(name: str, method: str) -> None:
+    model, shape = built(name), shape_with_head(name)
+    total = sum(one.numel() for one in model.parameters())
+    adapters = AdapterSet(model)
+    children = [(path, child) for path, child in model.named_children() if path != model.base_model_prefix]
+    adapters.add_heads([path for path, child in children if next(child.parameters(), None) is not None])
+    method_of(METHODS[method]).add_to(adapters, "default", 0)
+    counted = parameters_of(shape, METHODS[method])
+    assert counted.total == shape.parameters == total
+    assert counted.trainable == sum(one.numel() for one in adapters.parameters())
+    assert [one.layer.path for one in counted.adapted] == list(adapters.layers)
+    assert sum(many for _, many in counted.by_leaf.values()) == counted.trainable
+
+
+def test_the_head_alone_and_the_whole_model() -> None:
+    shape = shape_with_head("roberta", 1)
+    assert parameters_of(shape, HeadConfig()).trainable == sum(
+        one.numel() for one in built("roberta", 1).get_submodule("classifier").parameters()
+    )
+    assert parameters_of(shape, FullConfig()).trainable == shape.parameters
+
+
+def test_a_classifier_is_stored_and_read_again() -> None:
+    shape = shape_with_head("bert")
+    assert shape_from_json(json.loads(json.dumps(shape_to_json(shape))), "bert") == shape
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "full", "head"])
+@pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama"])
+def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str) -> None:
+    config = planned(model, objective="sequence-classification", adapter={"method": method})
+    objective = SequenceClassification(CLASSES)
+    loaded = objective.load(ModelConfig(name=model, dtype="float32"), silent)
+    setup = Setup(TrainingConfig(steps=10), 10, heads=objective.heads(loaded))
+    trainable = method_of(config.adapter).attach(loaded, setup)
+    amounts, lengths = [], (16, 48)
+    made = plan(config)
+    job = made.forecast.job
+    for length in lengths:
+        rows = objective.random_rows(loaded.module, [length] * 6 + [length // 2] * 2, torch.Generator().manual_seed(0))
+        (batch,) = objective.batches(rows, 10**6)
+        autograd = saved_bytes(lambda batch: objective.loss(loaded.module, batch), batch, loaded.module)
+        blocks = planned_bytes(
+            made.shape, job.ranks, 4, "plain", batch.size, full=job.trains_base, lowest=job.lowest, longest=length
+        )
+        amounts.append((autograd, blocks))
+    assert trainable.parameters()
+    grown = [large - small for small, large in zip(*amounts, strict=True)]
+    if method == "head":
+        assert amounts[1][1] == 0 and grown[0] <= 4 * 32 * 8 * (48 - 16)  # what the head reads alone
+    else:  # what is kept outside blocks is no more than a few numbers for each token
+        assert grown[1] == pytest.approx(grown[0], rel=0.12) and grown[1] <= 1.03 * grown[0]
+
+
+@pytest.mark.parametrize("too_long", ["drop", "truncate"])
+@pytest.mark.parametrize(("data", "limit"), [("rows.jsonl", 1024), ("rows.jsonl", 12), ("scaled.jsonl", 1024)])
+def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int, too_long: str) -> None:
+    spec = DataConfig(path=data, max_length=limit, too_long=too_long)
+    objective = SequenceClassification(read_targets(spec, ClassificationConfig()))
+    loaded = objective.load(ModelConfig(name="tiny-bert", dtype="float32"), silent)
+    encoder = objective.encoder(loaded.template, loaded.tokenizer, spec, min(limit, 64))
+    (source,) = spec.all_sources
+    examples = [one for chunk in open_source(spec, source).chunks() for row in chunk for one in row]
+    lengths = sorted(len(row.ids) for outcome in encoder.encode(examples) for row in outcome.documents)
+    rows = labelled_rows_of(spec, Path("tiny-bert"), 64)
+    assert list(rows.lengths) == lengths and rows.exact
+    assert (rows.documents.likely, rows.tokens.likely) == (len(lengths), sum(lengths))
+
+
+@pytest.mark.parametrize("tokens", [64, 200, 10_000])
+def test_padding_is_what_micro_batches_have(tokens: int) -> None:
+    lengths = torch.randint(1, 60, (50,), generator=torch.Generator().manual_seed(1)).tolist()
+    model = built("bert")
+    objective = SequenceClassification(CLASSES)
+    rows = objective.random_rows(model, lengths, torch.Generator())
+    load = padded_load(lengths, TrainingConfig(batch_size=50, max_batch_tokens=tokens))
+    assert load.tokens == sum(batch.size for batch in objective.batches(rows, tokens))
+    assert load.supervised == 50
+
+
+def test_the_largest_micro_batch_has_the_longest_row(here: Path) -> None:
+    made = plan(planned(training={"batch_size": 8, "max_batch_tokens": 100}))
+    assert made.rows is not None and made.amount.longest == made.rows.longest
+    assert made.amount.tokens == made.rows.longest * (100 // made.rows.longest) <= 100
+
+
+def test_a_head_alone_computes_nothing_back_and_no_vocabulary_is_predicted(here: Path) -> None:
+    alone, adapter = (plan(planned(adapter={"method": method})) for method in ("head", "lora"))
+    assert alone.forecast.memory["activations"] == 0 < adapter.forecast.memory["activations"]
+    assert alone.flops_per_token < 0.5 * adapter.flops_per_token
+    assert adapter.forecast.memory["logits"] == 12 * 2 * adapter.forecast.job.learned
+    assert alone.forecast.job.form == "plain" and alone.advice == []
+
+
+def test_the_objective_follows_from_model_and_rows(here: Path) -> None:
+    assert shape_planned(planned()).outputs == 2 and shape_planned(planned(data="scaled.jsonl")).outputs == 1
+    assert shape_planned(planned(data=None)) == shape_of("tiny-bert")
+    assert shape_planned(planned(data=None, objective="sequence-classification")).outputs == 2
+    assert shape_planned(planned("tiny-llama")).outputs is None
+    assert shape_planned(planned("tiny-llama", objective="sequence-classification")).outputs == 2
+    with pytest.raises(ConfigError, match=r"data\.packing has no effect with the objective sequence-classification"):
+        plan(planned(data={"path": "rows.jsonl", "packing": True}))
+    with pytest.raises(ConfigError, match=r"adapter\.method head has no effect with the objective causal-lm"):
+        plan(planned("tiny-llama", adapter={"method": "head"}))
+    write_rows("one.jsonl", [row | {"label": "good"} for row in labelled(4)])
+    with pytest.raises(DataError, match="nothing to learn"):
+        plan(planned(data="one.jsonl"))
+
+
+def test_the_command_names_the_classes_and_all_parts(here: Path) -> None:
+    words = ["plan", "--objective", "sequence-classification", "--model", "tiny-llama", "--data", "rows.jsonl"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "a classifier that predicts one of 2 classes for each row" in result.output
+    assert "one target per row" in result.output and "with padding" in result.output
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert told["outputs"] == 2 and told["trained_by_rankwise"] and told["fits"] is not None
+    assert told["trainable_by_layer"]["score"] == {"layers": 1, "parameters": 64}
