@@ -64,7 +64,7 @@ class Overheads:
 
 OF_AVERAGES = 0.1
 COMPILER = 0.15e9
-"""Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.08 GB and more
+"""Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.06 GB and more
 beyond what it took without (docs/plan.md)."""
 PROCESSOR = Overheads(0.42e9, 0.41e9, 0.25e9, 3.5, 1.0, 3.0, 0.055, COMPILER, measured=True, prepacks=True)
 """By trainings of the starters (lab/LOG.md, docs/plan.md), torch 2.13."""
