@@ -57,8 +57,8 @@ def rows_of(model: LoadedModel, count: int, batch: int, arrange: Arrange) -> Bat
     reading = open_source(spec, spec.all_sources[0])
     examples = [example for chunk in reading.chunks() for row in chunk for example in row][: 3 * count]
     outcomes = Encoder(model.template, model.tokenizer, spec, 512).encode(examples)
-    documents = [document for outcome in outcomes for document in outcome.documents][:count]
-    return Batches(documents, batch, 2048, 0, arrange)
+    sequences = [sequence for outcome in outcomes for sequence in outcome.sequences][:count]
+    return Batches(sequences, batch, 2048, 0, arrange)
 
 
 def ours(

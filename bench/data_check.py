@@ -85,7 +85,7 @@ def main() -> None:
     data_report = cold[0]["data_report"]
     result = {
         "rows": data_report["rows"],
-        "tokens_per_row": data_report["tokens"] / data_report["documents"],
+        "tokens_per_row": data_report["tokens"] / data_report["sequences"],
         "seconds": [run["seconds"] for run in cold],
         "median_seconds": statistics.median(run["seconds"] for run in cold),
         "peak_bytes": max(run["peak_bytes"] for run in cold),

@@ -22,7 +22,7 @@ import statistics
 from typing import Any
 
 from memory import forget_peak, resident
-from stacks import CASES, OURS, USUAL, documents, rankwise_trainer, trainer_of
+from stacks import CASES, OURS, USUAL, rankwise_trainer, sequences, trainer_of
 from telling import parser_of, tell
 from torch import Tensor
 from train_step import Served, in_turns
@@ -43,7 +43,7 @@ def full_trainer(name: str, count: int) -> Any:
     keep_memory()
     model = load(ModelConfig(name="smollm2-135m", dtype=FULL[name]), silent)
     trainable = FullFineTuning(model.module, dict)  # nobody asks for the base
-    return trainer_of(model.module, trainable, CASE, documents(model, count, CASE), "eager", FULL_RATE)
+    return trainer_of(model.module, trainable, CASE, sequences(model, count, CASE), "eager", FULL_RATE)
 
 
 def bytes_of(tensors: list[Tensor]) -> int:

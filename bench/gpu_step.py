@@ -73,8 +73,8 @@ def timed(act: Act, device: str) -> tuple[float, float]:
 
 
 def measured(width: int, layers: int, tokens: int, rounds: int, device: str) -> list[dict[str, Any]]:
-    documents = half_learned(VOCABULARY, tokens // LENGTH, LENGTH)
-    padded, (row,) = collate(documents), flat(documents, tokens)
+    sequences = half_learned(VOCABULARY, tokens // LENGTH, LENGTH)
+    padded, (row,) = collate(sequences), flat(sequences, tokens)
     acts = {
         "plain": ours(model_of(width, layers, device), padded, False, device),
         "kernels": ours(model_of(width, layers, device), row, True, device),

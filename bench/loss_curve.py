@@ -58,7 +58,7 @@ def drawn(model: LoadedModel, count: int) -> tuple[list[str], list[str]]:
     examples = [one for chunk in open_source(spec, spec.all_sources[0]).chunks() for row in chunk for one in row]
     assert len(examples) == len(lines), "each line is a row"
     outcomes = Encoder(model.template, model.tokenizer, spec, LONGEST).encode(examples)
-    fitting = [line for line, outcome in zip(lines, outcomes, strict=True) if outcome.documents]
+    fitting = [line for line, outcome in zip(lines, outcomes, strict=True) if outcome.sequences]
     if len(fitting) < MEASURED + count:
         raise SystemExit(f"{len(fitting)} rows fit, and {MEASURED + count} are wanted")
     order = np.random.default_rng(0).permutation(len(fitting))
@@ -93,12 +93,12 @@ def trained(form: str, seed: int, rows: int, steps: int) -> Cell:
     done = rankwise.train(experiment_of(form, seed, steps), callback=hear, restart=True)
     manifest, results = done.manifest, done.manifest.results
     assert (manifest.backend != "eager") == (form == "fast"), "what is told is what was computed"
-    assert results is not None and manifest.data.trained_documents == rows, "all rows were taken"
+    assert results is not None and manifest.data.training_sequences == rows, "all rows were taken"
     return {
         **key_of(form, seed, rows, steps), "learning_rate": manifest.learning_rate,
         "losses": [record.loss for record in seen],
         "loss_tokens": [record.loss_tokens for record in seen],
-        "held_out_before": results.held_out_loss_before, "held_out_after": results.held_out_loss_after,
+        "held_out_before": results.validation_loss_before, "held_out_after": results.validation_loss_after,
         "seconds": results.train_seconds, "tokens_per_second": results.tokens_per_second,
     }  # fmt: skip
 

@@ -21,13 +21,13 @@ PAGE = """# {title}
 
 | | |
 |---|---|
-| data | {data_file}, {trained_documents} rows trained on, {measured_documents} held out, {rows_too_long} too long |
+| data | {data_file}, {training_sequences} rows trained on, {validation_sequences} held out, {rows_too_long} too long |
 | tokens an epoch | {tokens:,}, of which {loss_tokens:,} learned |
 | base model | {base} |
 | trainable parameters | {trainable_parameters:,} of {total_parameters:,} |
 | steps, learning rate | {steps}, {learning_rate:g} |
-| held-out loss before | {held_out_loss_before} |
-| held-out loss after | {held_out_loss_after} |
+| held-out loss before | {validation_loss_before} |
+| held-out loss after | {validation_loss_after} |
 | change | {change} |
 | training | {train_seconds:.0f} s, {tokens_per_second:.0f} tokens/s, peak memory {peak_gb:.2f} GB |
 | adapter | {adapter_mb:.2f} MB |
@@ -52,7 +52,7 @@ def record(run_name: str) -> dict[str, Any]:
 
 def page(title: str, kept: dict[str, Any]) -> str:
     results, data, machine, base = kept["results"], kept["data"], kept["machine"], kept["base_model"]
-    before, after = results["held_out_loss_before"], results["held_out_loss_after"]
+    before, after = results["validation_loss_before"], results["validation_loss_after"]
     measured = before is not None and after is not None
     return PAGE.format(
         title=title,
@@ -68,9 +68,13 @@ def page(title: str, kept: dict[str, Any]) -> str:
         processor=machine["processor"],
         cores=machine["cores"],
         **{key: value for key, value in data.items() if key not in {"path", "system", "format"}},
-        **{key: value for key, value in results.items() if key not in {"held_out_loss_before", "held_out_loss_after"}},
-        held_out_loss_before=f"{before:.4f}" if measured else "not measured",
-        held_out_loss_after=f"{after:.4f}" if measured else "not measured",
+        **{
+            key: value
+            for key, value in results.items()
+            if key not in {"validation_loss_before", "validation_loss_after"}
+        },
+        validation_loss_before=f"{before:.4f}" if measured else "not measured",
+        validation_loss_after=f"{after:.4f}" if measured else "not measured",
     )
 
 

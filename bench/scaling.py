@@ -2,9 +2,9 @@
 
     python bench/scaling.py [--json] [--sizes 512,1024,...] [--rows 2,4,8,16] [--rounds 5] [--out bench/results/TITLE]
 
-SmolLM2-135M in bfloat16, r 16 and alpha 32 on all linear layers. A step has random documents of 256 tokens, the second
+SmolLM2-135M in bfloat16, r 16 and alpha 32 on all linear layers. A step has random sequences of 256 tokens, the second
 half of each supervised: all in one micro-batch, and where they are more than 2,048 tokens in micro-batches of that
-many too. Further steps have 2, 4, 8 and 16 documents of 512 tokens. Time: all sizes in turns in one process, forth and
+many too. Further steps have 2, 4, 8 and 16 sequences of 512 tokens. Time: all sizes in turns in one process, forth and
 back (ABBA), after one round that is not counted; the median. Memory: a process of its own for each size, all in one
 micro-batch, what it held at most over what it held before its first step.
 
@@ -52,10 +52,10 @@ CASE = CASES[USUAL]
 
 
 def half_learned(vocabulary: int, count: int, length: int) -> list[Tokens]:
-    """Random documents that ask `length` questions each, of which the second half are supervised."""
-    documents = random_documents(vocabulary, [length] * count, torch.Generator().manual_seed(0))
+    """Random sequences that ask `length` questions each, of which the second half are supervised."""
+    sequences = random_documents(vocabulary, [length] * count, torch.Generator().manual_seed(0))
     first = length + 1 - length // 2
-    return [replace(document, loss_mask=(False,) * first + (True,) * (length // 2)) for document in documents]
+    return [replace(sequence, loss_mask=(False,) * first + (True,) * (length // 2)) for sequence in sequences]
 
 
 def starter() -> Any:
@@ -91,7 +91,7 @@ def row_of(case: Case, seconds: list[float], parts: int) -> dict[str, Any]:
     count, length, micro = case
     median = statistics.median(seconds)
     return {
-        "tokens": count * length, "documents": count, "length": length,
+        "tokens": count * length, "sequences": count, "length": length,
         "max_batch_tokens": None if micro == WHOLE else micro, "micro_batches": parts,
         "seconds": median, "tokens_per_second": count * length / median, "all": seconds,
     }  # fmt: skip
@@ -167,11 +167,11 @@ def measured(sizes: list[int], rows: list[int], rounds: int) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    print(f"{'tokens':>8}{'documents':>11}{'micro':>8}{'s/step':>10}{'tokens/s':>10}")
+    print(f"{'tokens':>8}{'sequences':>11}{'micro':>8}{'s/step':>10}{'tokens/s':>10}")
     for row in found["time"]:
         micro = row["max_batch_tokens"] or "all"
         print(
-            f"{row['tokens']:>8}{row['documents']:>5} x {row['length']:>3}{micro:>8}{row['seconds']:>10.3f}"
+            f"{row['tokens']:>8}{row['sequences']:>5} x {row['length']:>3}{micro:>8}{row['seconds']:>10.3f}"
             f"{row['tokens_per_second']:>10,.0f}"
         )
     for row, other in zip(found["memory"], found["saved"], strict=True):

@@ -3,7 +3,7 @@
     python bench/seven_billion.py [--json] [--steps 2] [--layers 32] [--out bench/results/TITLE]
 
 The weights are random and in bfloat16, and no more memory than they need is ever used to make them. LoRA of r 16 lies
-on all linear layers. A step has the same two random documents of 256 tokens each, the second half of each supervised.
+on all linear layers. A step has the same two random sequences of 256 tokens each, the second half of each supervised.
 Told are the seconds of every step, the most memory held in them, the loss, and the share of the limit that
 train_step.py explains. The model is made and trained in a process of its own. Injection is timed apart, on a model
 without weights (torch's meta device): the median of five.

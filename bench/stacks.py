@@ -1,6 +1,6 @@
 """What the benchmark of train_step.py compares: rankwise, loops over peft, and TRL, each over the same rows of Dolly.
 
-Every stack is told its case by what `Case` holds. All begin with the same A (B is zero), see the same documents in the
+Every stack is told its case by what `Case` holds. All begin with the same A (B is zero), see the same sequences in the
 same order with the same labels, and have AdamW, clipping, and the mean over the supervised tokens of the whole step.
 """
 
@@ -29,7 +29,7 @@ Step = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Case:
-    """`joined`: documents are put together until they have `longest` tokens."""
+    """`joined`: sequences are put together until they have `longest` tokens."""
 
     batch: int = 8
     rank: int = 16
@@ -78,11 +78,11 @@ def rankwise_trainer(name: str, count: int, case: Case) -> Any:
     keep_memory()
     dtype = "float32" if name == REFERENCE else "bfloat16"
     model = load(ModelConfig(name="smollm2-135m", dtype=dtype), silent)
-    return lora_trainer(model.module, case, documents(model, count, case), backend)
+    return lora_trainer(model.module, case, sequences(model, count, case), backend)
 
 
 def lora_trainer(module: Any, case: Case, rows: Any, backend: str = "fused") -> Any:
-    """A trainer of adapters on all linear layers. `rows` are documents, or the batches of any step."""
+    """A trainer of adapters on all linear layers. `rows` are sequences, or the batches of any step."""
     from rankwise.config.adapters import LoraConfig
     from rankwise.methods.inject import inject
     from rankwise.methods.lora import TrainableLoRA
@@ -149,7 +149,7 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=best)
     arrange = pack if name == "peft-packed" else portion
-    batches = Batches(documents(model, count, case), case.batch, case.max_batch_tokens if best else 10**9, 0, arrange)
+    batches = Batches(sequences(model, count, case), case.batch, case.max_batch_tokens if best else 10**9, 0, arrange)
 
     def loss_of(batch: Any, supervised: int, mask: torch.Tensor | None) -> torch.Tensor:
         places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
@@ -234,7 +234,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
         keep_memory()
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
     model = load(ModelConfig(name="smollm2-135m", dtype="bfloat16" if best else "float32"), silent)
-    batches = Batches(documents(model, count, case), case.batch, 10**9, 0)
+    batches = Batches(sequences(model, count, case), case.batch, 10**9, 0)
     rows = [row for number in range(steps) for row in batches.rows_of(number)]
     data = Dataset.from_list(
         [{"input_ids": list(row.ids), "completion_mask": [int(one) for one in row.loss_mask]} for row in rows]
@@ -268,7 +268,7 @@ def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> No
     trainer.train()
 
 
-def documents(model: Any, count: int, case: Case) -> list[Any]:
+def sequences(model: Any, count: int, case: Case) -> list[Any]:
     from rankwise.config.data import DataConfig
     from rankwise.data.sources import open_source
     from rankwise.text.encode import Encoder
@@ -280,7 +280,7 @@ def documents(model: Any, count: int, case: Case) -> list[Any]:
     outcomes = Encoder(model.template, model.tokenizer, spec, 512).encode(
         examples[: (20 if case.joined else 3) * count]
     )
-    found = [document for outcome in outcomes for document in outcome.documents]
+    found = [sequence for outcome in outcomes for sequence in outcome.sequences]
     if not case.joined:
         return found[:count]
     ids, mask = ([one for row in found for one in getattr(row, name)] for name in ("ids", "loss_mask"))

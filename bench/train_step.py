@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from limits import gemm_rate, operations, shape_rate
-from stacks import CASES, OURS, REFERENCE, STACKS, USUAL, Case, documents, peft_stack, rankwise_stack, trl_train
+from stacks import CASES, OURS, REFERENCE, STACKS, USUAL, Case, peft_stack, rankwise_stack, sequences, trl_train
 from telling import parser_of, tell
 
 TOKENS = {name: 2048 if case.joined else 192 * case.batch for name, case in CASES.items()}
@@ -135,7 +135,7 @@ def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
     from rankwise.models.loading import load
     from rankwise.runs.records import silent
 
-    batches = Batches(documents(load(ModelConfig(name="smollm2-135m"), silent), count, case), case.batch, 2048, 0)
+    batches = Batches(sequences(load(ModelConfig(name="smollm2-135m"), silent), count, case), case.batch, 2048, 0)
     rate, shaped = statistics.median(found["gemm"]), statistics.median(found["shaped"])
     reference = [row["loss"] for row in found["reference"]]
     steps_rows = [batches.rows_of(number) for number in range(len(reference))]

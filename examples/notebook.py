@@ -17,7 +17,7 @@ run = rankwise.train(model="smollm2-135m", data=rows, run="colours", steps=12, r
 print(run)
 
 # %% Results and metrics are plain values, and pandas takes the records as they are.
-print(run.results["held_out_loss_before"], "->", run.results["held_out_loss_after"])
+print(run.results["validation_loss_before"], "->", run.results["validation_loss_after"])
 print([record["loss"] for record in run.metrics if record["kind"] == "step"][:3])
 
 # %% The losses as a figure, which a notebook shows.

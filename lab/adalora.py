@@ -135,8 +135,8 @@ def run(cell: Cell, model: LoadedModel, folder: Path, number: int) -> dict[str, 
     assert results is not None, "it finished"
     trained.trainable.remove()
     return {
-        "loss": results.held_out_loss_after,
-        "before": results.held_out_loss_before,
+        "loss": results.validation_loss_after,
+        "before": results.validation_loss_before,
         "parameters": sum(parameter_count(trained.result)),
         "seconds": results.train_seconds,
     } | ({"gram": gram(trained.result)} if cell.method == "adalora" else {})

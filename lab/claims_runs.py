@@ -121,7 +121,7 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
     prepared = prepare(experiment.data, Writing(model.tokenizer, model.template, model.source.name, None), silent)
     outside = _documents(task.outside, model) if task.outside is not None else []
     trained, rows = prepared.trained_rows, list(prepared.measured_rows)
-    config = experiment.training.resolved(len(trained), model.width, experiment.adapter.auto_rate)
+    config = experiment.training.resolved(len(trained), model.width, experiment.auto_rate)
     steps = config.total_steps(len(trained))
     tuned = method.attach(model, Setup(config, steps, trained))
     meter = _Meter(model, tuned, rows[len(rows) // 2 :], text, held)

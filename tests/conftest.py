@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,7 @@ os.environ["NO_COLOR"] = "1"
 import psutil
 import pytest
 import torch
+import typer.testing
 from filelock import FileLock
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -41,6 +43,8 @@ from rankwise.runs.manifest import usable_cores
 from rankwise.system.cache import cache_folder
 
 pytest_plugins = ["slow"]
+typer.testing._get_command = cache(typer.testing._get_command)  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
+"""The command line is built once, as in a process that a user starts, and not for each of thousands of invocations."""
 WORKER_BYTES = 3 << 30
 """Room for the largest model that one worker has in memory."""
 settings.register_profile("default", deadline=None)

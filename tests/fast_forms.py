@@ -62,10 +62,10 @@ def learned_from(loss_of, batches, parameters) -> tuple[float, list[torch.Tensor
 
 def assert_the_plain_one(model: nn.Module, parameters: list[nn.Parameter]) -> None:
     """Losses and gradients, in float64. The model's norms are changed."""
-    documents = rows()
+    sequences = rows()
     in_float64(model)
-    ours = learned_from(FusedLoss(model), flat(documents, 60), parameters)
-    theirs = learned_from(summed(SupervisedLogits(model)), portion(documents, 200), parameters)
+    ours = learned_from(FusedLoss(model), flat(sequences, 60), parameters)
+    theirs = learned_from(summed(SupervisedLogits(model)), portion(sequences, 200), parameters)
     assert ours[0] == pytest.approx(theirs[0], rel=1e-10)
     largest = max(gradient.abs().max() for gradient in theirs[1])
     for one, other in zip(ours[1], theirs[1], strict=True):
@@ -86,7 +86,7 @@ def faults_of() -> dict[str, tuple[str, object]]:
         )
 
     return {
-        "documents see each other": ("causal_attention", apart(lambda lengths: (sum(lengths),))),
+        "sequences see each other": ("causal_attention", apart(lambda lengths: (sum(lengths),))),
         "tokens see themselves": ("causal_attention", apart(lambda lengths: (1,) * sum(lengths))),
         "a block sees itself": ("causal_attention", apart(lambda lengths: (100, lengths[0] - 100, *lengths[1:]))),
         "nothing is seen": ("causal_attention", lambda *given: 0 * attention(*given)),

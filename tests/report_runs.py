@@ -71,7 +71,7 @@ def manifest(said, status, steps, held_out, fingerprint, path):
             name=said("model"), source=said("source"), fingerprint=fingerprint, dtype="bfloat16", device="cpu"
         ),
         data=DataFacts(
-            path=path, sha256="0" * 64, format="prompt", rows=40, trained_documents=30, measured_documents=10,
+            path=path, sha256="0" * 64, format="prompt", rows=40, training_sequences=30, validation_sequences=10,
             rows_too_long=0, tokens=900, loss_tokens=300,
         ),
         learning_rate=1e-3,
@@ -83,8 +83,8 @@ def manifest(said, status, steps, held_out, fingerprint, path):
 
 def results(steps, held_out):
     return Results(
-        steps=steps, loss=0.5, held_out_loss_before=2.0 if held_out else None,
-        held_out_loss_after=0.7 if held_out else None, held_out_loss_tokens=99 if held_out else None,
+        steps=steps, loss=0.5, validation_loss_before=2.0 if held_out else None,
+        validation_loss_after=0.7 if held_out else None, validation_loss_tokens=99 if held_out else None,
         train_seconds=75.0, tokens_per_second=480.0, peak_rss_bytes=1_500_000_000, trainable_parameters=1_200_000,
         total_parameters=134_515_008, adapter_bytes=4_900_000,
     )  # fmt: skip
@@ -92,10 +92,10 @@ def results(steps, held_out):
 
 def data_report_of(said):
     return DataReport(
-        format="prompt", model="m", rows=40, kept=39, skipped=1, skipped_why={said("why"): 1},
+        format="prompt", model="m", rows=40, used=39, skipped=1, skipped_why={said("why"): 1},
         files=(PartFacts(name=said("file"), sha256="1" * 64, format="prompt", rows=40, licence=said("licence")),),
-        skipped_rows=(Skipped(where=said("where"), why=said("why")),), held_out=10, documents=39, tokens=900,
-        loss_tokens=300, eos_supervised=39, truncated=0, unsupervised=0,
+        skipped_rows=(Skipped(where=said("where"), why=said("why")),), validation_rows=10, sequences=39, tokens=900,
+        loss_tokens=300, eos_in_loss=39, truncated=0, without_loss_tokens=0,
         lengths=LengthFacts(median=20, p90=30, p99=40, longest=41, suggested_max_length=64), masks={"prefix": 39},
         template_parity=True, template_parity_broken=0, duplicates=0, near_duplicates=1,
         overlap=OverlapFacts(exact=1, near=0, of=10), double_start=0, control_tokens_as_text=0,

@@ -152,15 +152,15 @@ def test_whole_weights_are_turned_too(architecture: str) -> None:
 def test_the_fast_form_is_turned_with_it(kind: str) -> None:
     adapters = adapted(kind, torch.float64)
     in_float64(adapters.model)
-    documents, model = rows(), adapters.model
+    sequences, model = rows(), adapters.model
 
     def losses() -> list[float]:
         with torch.no_grad():
             return [
                 sum(float(loss_of(batch)) for batch in batches)
                 for loss_of, batches in (
-                    (FusedLoss(model), flat(documents, 60)),
-                    (summed(SupervisedLogits(model)), portion(documents, 200)),
+                    (FusedLoss(model), flat(sequences, 60)),
+                    (summed(SupervisedLogits(model)), portion(sequences, 200)),
                 )
             ]
 

@@ -101,7 +101,7 @@ def test_a_card_says_how_an_adapter_came_to_be(home, name):
         "data_license": "CC-BY-4.0", "base_model_license": "Apache-2.0",
     }  # fmt: skip
     results = json.loads((home / "runs" / "mine" / "manifest.json").read_text())["results"]
-    before, after = results["held_out_loss_before"], results["held_out_loss_after"]
+    before, after = results["validation_loss_before"], results["validation_loss_after"]
     for told in ("| rank | 3 |", "| steps | 6 at learning rate 0.01 |", "6 for training, 2 for validation, 0 left out",
                  f"{before:.4f} before training and {after:.4f} after", "rows.jsonl", "CC-BY-4.0", "Apache-2.0",
                  "## Limits",

@@ -305,6 +305,14 @@ def test_a_label_that_no_training_row_has_is_refused_in_validation(here):
     assert "unseen.jsonl:4: the label 'ugly' is in no training row; the classes are 'bad', 'good'" in result.stderr
 
 
+@pytest.mark.parametrize(("method", "rate"), [("lora", 5e-4), ("full", 6e-5), ("head", 5e-2)])
+def test_the_automatic_rate_is_that_of_classifiers(here, method, rate):
+    words = ("--data", "rows.jsonl", "--run", f"rate-{method}", "--method", method, "--steps", "1")
+    assert rankwise("train", "--model", "tiny-bert", *words).exit_code == 0
+    used = json.loads(Path(f"runs/rate-{method}/manifest.json").read_text())["learning_rate"]
+    assert used == pytest.approx(rate * (576 / 32) ** 0.8)
+
+
 def test_a_whole_number_is_the_same_class_in_a_table_and_in_json(here):
     rows = [{"text": f"film {n}", "label": n % 2} for n in range(8)]
     Path("floats.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}.0\n" for row in rows))

@@ -27,7 +27,7 @@ from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
 
 KEYS = {
-    "format", "rows", "kept", "skipped", "tokens", "loss_tokens", "eos_supervised", "truncated", "unsupervised",
+    "format", "rows", "used", "skipped", "tokens", "loss_tokens", "eos_in_loss", "truncated", "without_loss_tokens",
     "duplicates", "near_duplicates", "overlap", "template_parity", "fatal",
 }  # fmt: skip
 HEAVY = {
@@ -152,13 +152,13 @@ def test_the_words_hold_the_same_numbers_as_the_json(words):
     def numbers(text):
         return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", text)]
 
-    measured = [facts["held_out"]] if facts["held_out"] else []
-    assert numbers(said["rows"]) == [facts["rows"], facts["kept"], *measured, *facts["skipped_why"].values()]
+    measured = [facts["validation_rows"]] if facts["validation_rows"] else []
+    assert numbers(said["rows"]) == [facts["rows"], facts["used"], *measured, *facts["skipped_why"].values()]
     share = round(100 * facts["loss_tokens"] / max(1, facts["tokens"]))
     assert numbers(said["tokens"])[0::2] == [facts["tokens"], facts["loss_tokens"]]
     assert abs(numbers(said["tokens"])[1] - share) <= 1
-    assert numbers(said["end token in the loss"]) == [facts["eos_supervised"], facts["documents"]]
-    cut = [facts["truncated"], facts["unsupervised"]]
+    assert numbers(said["end token in the loss"]) == [facts["eos_in_loss"], facts["sequences"]]
+    cut = [facts["truncated"], facts["without_loss_tokens"]]
     assert ("truncated" in said) == (any(cut) or not facts["fatal"]), "a refusal has no line of zeros"
     assert numbers(said.get("truncated", "0, 0")) == cut
     assert numbers(said["answers located"]) == list(facts["masks"].values())
@@ -230,7 +230,7 @@ def test_several_files_are_counted_together_and_a_folder_by_its_training_split()
     one, other, both = (
         told("check", *files) for files in (["rows.jsonl"], ["more.jsonl"], ["rows.jsonl", "more.jsonl"])
     )
-    for key in ("rows", "kept", "documents", "tokens", "loss_tokens", "eos_supervised"):
+    for key in ("rows", "used", "sequences", "tokens", "loss_tokens", "eos_in_loss"):
         assert both[key] == one[key] + other[key]
     assert [file["name"] for file in both["files"]] == ["rows.jsonl", "more.jsonl"]
     folder = told("check", "folder")
@@ -252,7 +252,7 @@ def test_a_flag_is_the_setting_that_it_stands_for():
             code = 2 if "20" in setting else 0
             assert told("check", *files, *flag, code=code) == told("check", *files, "--set", setting, code=code)
     assert told("check", "alpaca.jsonl", "--recipe", "alpaca")["template"]["kind"] == "recipe alpaca"
-    assert told("check", "rows.jsonl", "--validation-data", "more.jsonl")["held_out"] == 4
+    assert told("check", "rows.jsonl", "--validation-data", "more.jsonl")["validation_rows"] == 4
 
 
 @pytest.mark.parametrize("files", [["german.jsonl"], ["german.jsonl", "german.jsonl"]], ids=len)
@@ -262,7 +262,7 @@ def test_other_names_of_columns_are_told_for_one_file_and_for_several(files):
     assert "columns" in "".join(told("check", *files, code=2)["fatal"])
     facts, plain = told("check", *files, *columns), told("check", "rows.jsonl")
     assert facts["format"] == "prompt"
-    for key in ("rows", "kept", "tokens", "loss_tokens", "eos_supervised"):
+    for key in ("rows", "used", "tokens", "loss_tokens", "eos_in_loss"):
         assert facts[key] == plain[key] * len(files)
 
 
@@ -528,7 +528,7 @@ def test_a_conversation_that_is_split_is_shown_in_its_parts():
     answers = "".join(f"{turn['content']}<|im_end|>" for turn in turns if turn["role"] == "assistant")
     assert "".join(map(learned, rows)) == answers
     counted = told("check", *words)
-    assert (counted["documents"], counted["tokens"]) == (len(rows), sum(row["tokens"] for row in rows))
+    assert (counted["sequences"], counted["tokens"]) == (len(rows), sum(row["tokens"] for row in rows))
 
 
 def test_a_row_that_would_be_left_out_is_not_passed_over_in_silence():
@@ -640,8 +640,8 @@ def test_a_run_of_several_sources_can_be_asked(home):
     asked = rankwise("generate", "two", "--prompt", "what is it?", "--max-new-tokens", 3)
     assert asked.exit_code == 0, asked.output
     manifest = json.loads((home / "runs" / "two" / "manifest.json").read_text())
-    assert manifest["data"]["measured_documents"] == 3
-    assert manifest["data"]["trained_documents"] == 8 - 2 + 2 * (4 - 1)
+    assert manifest["data"]["validation_sequences"] == 3
+    assert manifest["data"]["training_sequences"] == 8 - 2 + 2 * (4 - 1)
 
 
 # Help

@@ -59,8 +59,8 @@ def test_a_run_is_held_against_its_base_on_what_it_held_out(home):
     told = found("evaluate", "measured")
     assert (told["task"], told["n"], told["model"]) == ("held-out", 4, "measured")
     manifest = json.loads((home / "runs/measured/manifest.json").read_text())["results"]
-    assert told["metrics"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_after"], rel=0.02)
-    assert told["base"]["loss"]["value"] == pytest.approx(manifest["held_out_loss_before"], rel=0.02)
+    assert told["metrics"]["loss"]["value"] == pytest.approx(manifest["validation_loss_after"], rel=0.02)
+    assert told["base"]["loss"]["value"] == pytest.approx(manifest["validation_loss_before"], rel=0.02)
     assert (home / "runs/measured/evaluations/held-out.json").exists()
     assert "held-out" in (home / "runs/measured/report.html").read_text()
     kept = told["forgetting"]

@@ -24,7 +24,7 @@ from rankwise.runs.records import StepRecord
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KEYS = {
-    "run", "model", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_loss_tokens",
+    "run", "model", "steps", "loss", "validation_loss_before", "validation_loss_after", "validation_loss_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
     "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings",
 }  # fmt: skip
@@ -102,7 +102,7 @@ def test_what_json_says_agrees_with_what_lies_on_the_disk(home):
     size = sum(weight.numel() for weight in theirs("base").parameters())
     assert told["trainable_parameters"] == told["total_parameters"] == size
     assert told["adapter_bytes"] == (home / "runs" / "whole" / "model" / "model.safetensors").stat().st_size > 4 * size
-    assert told["held_out_loss_after"] < told["held_out_loss_before"] - 0.5
+    assert told["validation_loss_after"] < told["validation_loss_before"] - 0.5
 
 
 def test_the_form_and_the_number_format_are_told_before(home):

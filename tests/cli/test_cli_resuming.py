@@ -105,8 +105,8 @@ def assert_is_as_if_never_stopped(run, whole, times):
     for key in (
         "loss",
         "steps",
-        "held_out_loss_before",
-        "held_out_loss_after",
+        "validation_loss_before",
+        "validation_loss_after",
         "adapter_bytes",
         "trainable_parameters",
     ):

@@ -63,9 +63,9 @@ def test_a_list_has_the_facts_of_each_run_and_the_newest_first():
     found = objects("runs", "list")["runs"]
     assert [run["name"] for run in found] == ["new", "old"]
     expected = {"status": "finished", "model": "model", "method": "adalora", "rows": 40, "steps": 24, "loss": 0.5,
-                "held_out_loss": 0.7, "problem": None}  # fmt: skip
+                "validation_loss": 0.7, "problem": None}  # fmt: skip
     assert expected.items() <= found[1].items()
-    assert found[0]["held_out_loss"] is None
+    assert found[0]["validation_loss"] is None
     size = sum(file.lstat().st_size for file in Path("runs/old").rglob("*") if file.is_file())
     assert found[1]["bytes"] == size > 0
     lines = rankwise("runs").stdout.splitlines()
@@ -77,7 +77,7 @@ def test_a_list_has_the_facts_of_each_run_and_the_newest_first():
         "rows",
         "steps",
         "loss",
-        "held-out",
+        "validation",
         "size",
         "ended",
     ]
@@ -97,7 +97,7 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_a_running_one_runs_an
         assert writer_of(RunDirectory.named("live")) == str(os.getpid())
     assert writer_of(RunDirectory.named("live")) is None
     assert found[0]["steps"] == 24 and found[0]["loss"] == pytest.approx(2 * 2.718281828 ** (-24 / 9))
-    assert found[0]["held_out_loss"] == 0.7
+    assert found[0]["validation_loss"] == 0.7
 
 
 DAMAGE = {
@@ -151,7 +151,7 @@ def test_show_has_the_manifest_the_evaluations_and_the_parts_of_the_folder():
     assert shown["evaluations"] == ["task"] and shown["folder"] == "runs/r"
     assert shown["parts"]["metrics.jsonl"] == run.metrics.stat().st_size
     assert sum(shown["parts"].values()) == shown["bytes"]
-    assert "held-out loss  0.7" in rankwise("runs", "show", "runs/r").stdout
+    assert "validation loss 0.7" in rankwise("runs", "show", "runs/r").stdout
 
 
 @pytest.mark.parametrize(("verb", "rest"), [("show", ()), ("rename", ("b",)), ("delete", ("--yes",))])

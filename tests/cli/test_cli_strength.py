@@ -50,8 +50,8 @@ def test_the_curve_of_a_run_lies_in_its_folder_and_is_printed_as_one_object(home
     kls = [point["kl"]["value"] for point in told["points"]]
     assert kls == sorted(kls) and kls[-1] > 1e-3
     results = json.loads((home / "runs" / run / "manifest.json").read_text())["results"]
-    assert base["loss"]["value"] == pytest.approx(results["held_out_loss_before"], rel=1e-4)
-    assert whole["loss"]["value"] == pytest.approx(results["held_out_loss_after"], rel=1e-4)
+    assert base["loss"]["value"] == pytest.approx(results["validation_loss_before"], rel=1e-4)
+    assert whole["loss"]["value"] == pytest.approx(results["validation_loss_after"], rel=1e-4)
     assert 0 < told["recommended"] <= 1
 
 

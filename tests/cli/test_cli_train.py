@@ -22,7 +22,7 @@ from rankwise.models.inspection import fingerprint
 from rankwise.runs.metrics_log import read_metrics_log
 
 KEYS = {
-    "run", "adapter", "steps", "loss", "held_out_loss_before", "held_out_loss_after", "held_out_loss_tokens",
+    "run", "adapter", "steps", "loss", "validation_loss_before", "validation_loss_after", "validation_loss_tokens",
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
     "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings",
 }  # fmt: skip
@@ -99,17 +99,17 @@ def test_the_loss_falls_in_training_and_on_rows_held_out(told, run):
     losses = [row["loss"] for row in read_metrics_log(run / "metrics.jsonl") if row["kind"] == "step"]
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
     facts = json.loads(told)
-    assert facts["held_out_loss_after"] < facts["held_out_loss_before"] - 0.1
+    assert facts["validation_loss_after"] < facts["validation_loss_before"] - 0.1
 
 
 def test_metrics_hold_each_step_once_and_the_measurements_of_the_held_out_rows(run, told):
     rows = read_metrics_log(run / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, STEPS + 1))
-    held_out = [row for row in rows if row["kind"] == "held_out"]
-    assert [(row["step"], row["documents"]) for row in held_out] == [(step, 3) for step in (*range(0, STEPS, 4), STEPS)]
+    held_out = [row for row in rows if row["kind"] == "validation"]
+    assert [(row["step"], row["sequences"]) for row in held_out] == [(step, 3) for step in (*range(0, STEPS, 4), STEPS)]
     facts = json.loads(told)
     ends = [held_out[0]["loss"], held_out[-1]["loss"]]
-    assert ends == [facts["held_out_loss_before"], facts["held_out_loss_after"]]
+    assert ends == [facts["validation_loss_before"], facts["validation_loss_after"]]
 
 
 def test_a_finished_run_is_these_files_and_no_leftovers(run):
@@ -132,8 +132,8 @@ def test_the_manifest_says_what_made_the_run(run, home, tiny_folder):
     assert manifest["data"]["sha256"] == hashlib.sha256((home / "rows.jsonl").read_bytes()).hexdigest()
     assert (
         manifest["data"]["rows"],
-        manifest["data"]["trained_documents"],
-        manifest["data"]["measured_documents"],
+        manifest["data"]["training_sequences"],
+        manifest["data"]["validation_sequences"],
     ) == (
         15,
         12,
@@ -147,11 +147,16 @@ def test_the_manifest_says_what_made_the_run(run, home, tiny_folder):
 def test_the_data_report_says_what_the_rows_were_and_goes_with_the_adapter(run, home):
     data_report = json.loads((run / "data_report.json").read_text())
     assert json.loads((run / "adapter" / "data_report.json").read_text()) == data_report
-    assert (data_report["rows"], data_report["kept"], data_report["held_out"], data_report["skipped"]) == (15, 15, 3, 0)
+    assert (data_report["rows"], data_report["used"], data_report["validation_rows"], data_report["skipped"]) == (
+        15,
+        15,
+        3,
+        0,
+    )
     (file,) = data_report["files"]
     assert (file["name"], file["format"], file["rows"]) == ("rows.jsonl", "prompt", 15)
     assert file["sha256"] == hashlib.sha256((home / "rows.jsonl").read_bytes()).hexdigest()
-    assert data_report["documents"] == data_report["eos_supervised"] == 15 and data_report["template_parity"] is True
+    assert data_report["sequences"] == data_report["eos_in_loss"] == 15 and data_report["template_parity"] is True
     assert data_report["template"]["kind"] == "model" and data_report["system"] is None and data_report["fatal"] == []
     manifest = json.loads((run / "manifest.json").read_text())
     steps = [row for row in read_metrics_log(run / "metrics.jsonl") if row["kind"] == "step"]
@@ -223,7 +228,7 @@ def test_without_json_the_words_hold_the_same_numbers_and_say_what_to_do_next(ho
     assert result.exit_code == 0, result.output
     results = json.loads((home / "runs" / "spoken" / "manifest.json").read_text())["results"]
     assert f"loss {results['loss']:.3f}" in result.stdout
-    assert f"{results['held_out_loss_before']:.4f} -> {results['held_out_loss_after']:.4f}" in result.stdout
+    assert f"{results['validation_loss_before']:.4f} -> {results['validation_loss_after']:.4f}" in result.stdout
     assert "runs/spoken/adapter" in result.stdout and "rankwise chat spoken --both" in result.stdout
 
 
@@ -234,10 +239,10 @@ def test_rows_too_long_are_left_out_whole_and_counted(home, tiny_folder):
     result = rankwise("train", "--model", tiny_folder, "--data", "mixed.jsonl", *words)
     assert result.exit_code == 0, result.output
     data = json.loads((home / "runs" / "lengths" / "manifest.json").read_text())["data"]
-    assert (data["rows"], data["trained_documents"], data["rows_too_long"]) == (16, 15, 1)
+    assert (data["rows"], data["training_sequences"], data["rows_too_long"]) == (16, 15, 1)
     assert "1 of 16 rows are left out: 1 too long" in result.stderr
     data_report = json.loads((home / "runs" / "lengths" / "data_report.json").read_text())
-    assert (data_report["rows"], data_report["kept"], data_report["skipped_why"]) == (16, 15, {"too long": 1})
+    assert (data_report["rows"], data_report["used"], data_report["skipped_why"]) == (16, 15, {"too long": 1})
     [skipped] = data_report["skipped_rows"]
     assert skipped["where"] == "mixed.jsonl:16" and "more than 100" in skipped["why"]
 
@@ -285,6 +290,6 @@ def test_a_model_with_kernels_is_computed_by_them_unless_told_otherwise(home, ti
     assert "using the fused backend" in fast.stderr and "fused" not in plain.stderr
     ours, theirs = json.loads(fast.stdout), json.loads(plain.stdout)
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    for key in ("held_out_loss_before", "held_out_loss_after"):
+    for key in ("validation_loss_before", "validation_loss_after"):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
     assert [spec_of(home, run)["training"]["backend"] for run in ("by-hand", "by-kernels")] == ["eager", "auto"]

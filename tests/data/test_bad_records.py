@@ -341,7 +341,7 @@ def writing(hub_tokenizer):
     return Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
 
 
-def documents(prepared):
+def sequences(prepared):
     return [(list(row.ids), list(row.loss_mask)) for row in prepared.trained_rows]
 
 
@@ -356,8 +356,8 @@ def test_a_bad_row_is_told_and_never_trained_on(bad, writing, tmp_path):
     for mode in ("stop", "skip"):
         prepared = prepare(DataConfig(path=str(file), on_bad_row=mode, **bad.settings), writing, silent)
         data_report = prepared.data_report
-        assert documents(prepared) == documents(without), "the good rows and nothing else"
-        assert (data_report.rows, data_report.kept, data_report.skipped) == (5, 4, 1)
+        assert sequences(prepared) == sequences(without), "the good rows and nothing else"
+        assert (data_report.rows, data_report.used, data_report.skipped) == (5, 4, 1)
         assert sum(data_report.skipped_why.values()) == 1
         (skipped,) = data_report.skipped_rows
         assert skipped.where == f"{file}:3"
@@ -379,7 +379,7 @@ def test_bad_rows_alone_are_no_data_even_if_bad_ones_are_to_be_skipped(bad, writ
         data_report = prepared.data_report
         if form == "auto" and data_report.format not in ("", bad.form):  # good rows of another form
             continue
-        assert (data_report.kept, len(prepared.trained)) == (0, 0)
+        assert (data_report.used, len(prepared.trained)) == (0, 0)
         assert data_report.fatal
         assert all(problem.startswith(f"{file}:") for problem in data_report.fatal[0].splitlines())
 
@@ -547,7 +547,7 @@ def test_a_bad_file_is_refused_with_its_name_even_if_bad_rows_are_to_be_skipped(
         except DataError as error:
             assert_told(str(error), f"{file}{bad.where}", bad.said)
             continue
-        assert (prepared.data_report.kept, len(prepared.trained)) == (0, 0)
+        assert (prepared.data_report.used, len(prepared.trained)) == (0, 0)
         (problems,) = prepared.data_report.fatal
         assert_told(problems.splitlines()[0], f"{file}{bad.where}", bad.said)
         assert all(problem.startswith(f"{file}:") for problem in problems.splitlines()[1:20])
@@ -564,7 +564,7 @@ def test_what_is_unusual_is_read_and_what_is_bad_in_it_costs_only_itself(bad, wr
             assert_told(data_report.fatal[0], f"{file}{bad.where}: ", bad.said)
             continue
         assert not data_report.fatal
-        assert (data_report.kept, data_report.skipped, len(prepared.trained)) == (bad.kept, bad.lost, bad.kept)
+        assert (data_report.used, data_report.skipped, len(prepared.trained)) == (bad.kept, bad.lost, bad.kept)
         assert [skipped.where for skipped in data_report.skipped_rows] == ([f"{file}{bad.where}"] if bad.lost else [])
         for skipped in data_report.skipped_rows:
             assert_told(skipped.why, f"{file}{bad.where}: ", bad.said)
@@ -577,9 +577,9 @@ def test_a_bad_row_of_a_table_does_not_change_how_its_neighbours_are_read(writin
     clean.write_bytes(rows)
     file.write_bytes(rows + damage)
     wanted = prepare(DataConfig(path=str(clean)), writing, silent)
-    assert wanted.data_report.kept == 2
+    assert wanted.data_report.used == 2
     prepared = prepare(DataConfig(path=str(file), on_bad_row="skip"), writing, silent)
-    assert documents(prepared) == documents(wanted)
+    assert sequences(prepared) == sequences(wanted)
     assert [skipped.where for skipped in prepared.data_report.skipped_rows] == [f"{file}:5"]
 
 
@@ -703,10 +703,10 @@ def told_or_read(file, writing, **more):
         data_report = prepared.data_report
         assert (
             data_report.rows
-            == data_report.kept + data_report.skipped
-            == data_report.kept + len(data_report.skipped_rows)
+            == data_report.used + data_report.skipped
+            == data_report.used + len(data_report.skipped_rows)
         )
-        assert data_report.kept or data_report.fatal
+        assert data_report.used or data_report.fatal
         assert all(skipped.why.startswith(f"{file}:") for skipped in data_report.skipped_rows)
         if mode == "stop":
             assert bool(data_report.fatal) == bool(data_report.skipped) or not data_report.rows
@@ -776,7 +776,7 @@ def put_at(row, path, value):
     return row
 
 
-@settings(max_examples=draws(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=draws(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), form=st.sampled_from(sorted(WHOLE)), named=st.booleans())
 def test_any_json_at_any_place_of_a_row_is_read_or_told(writing, tmp_path_factory, data, form, named):
     row = WHOLE[form]
@@ -815,7 +815,7 @@ def test_the_check_tells_a_bad_row(bad, tiny_folder, tmp_path):
     assert data_report["fatal"] == [data_report["skipped_rows"][0]["why"]]
     assert_told(data_report["fatal"][0], f"{file}:2: ", bad.said)
     data_report, code = checked(file, "--model", tiny_folder, "--on-bad-row", "skip")
-    assert (code, data_report["fatal"], data_report["kept"], data_report["skipped"]) == (0, [], 2, 1)
+    assert (code, data_report["fatal"], data_report["used"], data_report["skipped"]) == (0, [], 2, 1)
     assert data_report["skipped_rows"][0]["where"] == f"{file}:2"
 
 
@@ -859,5 +859,5 @@ def test_a_training_that_skips_a_bad_row_lists_it_in_its_data_report(tiny_folder
     assert result.exit_code == 0, result.output
     assert "1 of 3 rows are left out" in result.stderr
     data_report = json.loads((tmp_path / "runs" / "r" / "data_report.json").read_text())
-    assert (data_report["kept"], data_report["skipped"]) == (2, 1)
+    assert (data_report["used"], data_report["skipped"]) == (2, 1)
     assert data_report["skipped_rows"][0]["where"] == "rows.jsonl:2"

@@ -358,7 +358,7 @@ def test_check_and_preview_read_by_the_texts_that_are_given(rows, words, seen, t
     file = write("rows.jsonl", rows * 2)
     checked = rankwise("data", "check", file, "--model", tiny_folder, "--json", *words)
     assert checked.exit_code == 0, checked.output
-    assert json.loads(checked.stdout)["kept"] == 2
+    assert json.loads(checked.stdout)["used"] == 2
     shown = rankwise("data", "preview", file, "--model", tiny_folder, *words)
     assert shown.exit_code == 0 and all(text in shown.stdout for text in seen), shown.output
 

@@ -1,4 +1,4 @@
-"""Every number of the data report is what one counts by hand in the rows and in the documents; what is fatal stops.
+"""Every number of the data report is what one counts by hand in the rows and in the sequences; what is fatal stops.
 
 By hand: ChatML written out here, encoded piece by piece, and the learned runs looked at id by id.
 """
@@ -118,10 +118,10 @@ def by_hand(row, hub):
     return found
 
 
-def runs_of(document):
+def runs_of(sequence):
     """The stretches of learned ids."""
     runs = [[]]
-    for token, learned in document:
+    for token, learned in sequence:
         if learned:
             runs[-1].append(token)
         elif runs[-1]:
@@ -129,12 +129,12 @@ def runs_of(document):
     return [run for run in runs if run]
 
 
-def supervised(document):
-    return sum(learned for _, learned in document[1:])
+def supervised(sequence):
+    return sum(learned for _, learned in sequence[1:])
 
 
-def all_ended(document, end):
-    return all(run[-1] == end for run in runs_of(document))
+def all_ended(sequence, end):
+    return all(run[-1] == end for run in runs_of(sequence))
 
 
 def percentile(lengths, share):
@@ -144,7 +144,7 @@ def percentile(lengths, share):
 
 def documents_of(found):
     return [
-        [(int(i), bool(one)) for i, one in zip(tokens.ids, tokens.loss_mask, strict=True)] for tokens in found.documents
+        [(int(i), bool(one)) for i, one in zip(tokens.ids, tokens.loss_mask, strict=True)] for tokens in found.sequences
     ]
 
 
@@ -182,26 +182,26 @@ def test_rows_documents_tokens_and_ends_are_those_counted_by_hand(place, writing
 
     readable = [row for row in rows if isinstance(row, dict) and len(row.get("messages", ())) > 1]
     whole = [by_hand(row, writing.tokenizer.hub) for row in readable]
-    cut = [document[:limit] for document in whole] if too_long == "truncate" else whole
-    kept = [document for document in cut if len(document) <= limit and supervised(document)]
+    cut = [sequence[:limit] for sequence in whole] if too_long == "truncate" else whole
+    kept = [sequence for sequence in cut if len(sequence) <= limit and supervised(sequence)]
 
     assert documents_of(found) == kept
-    assert data_report.rows == len(rows) == data_report.kept + data_report.skipped
-    assert data_report.kept == data_report.documents == len(kept)
+    assert data_report.rows == len(rows) == data_report.used + data_report.skipped
+    assert data_report.used == data_report.sequences == len(kept)
     assert data_report.tokens == sum(map(len, kept))
     assert data_report.loss_tokens == sum(map(supervised, kept))
-    assert data_report.eos_supervised == sum(all_ended(document, end) for document in kept)
+    assert data_report.eos_in_loss == sum(all_ended(sequence, end) for sequence in kept)
     assert data_report.masks == ({"prefix": len(kept)} if kept else {})
-    over = sum(len(document) > limit for document in whole)
-    lost = sum(not supervised(document) for document in cut)
+    over = sum(len(sequence) > limit for sequence in whole)
+    lost = sum(not supervised(sequence) for sequence in cut)
     assert data_report.truncated == (over if too_long == "truncate" else 0)
-    assert data_report.unsupervised == (lost if too_long == "truncate" else 0)
+    assert data_report.without_loss_tokens == (lost if too_long == "truncate" else 0)
     bad = len(rows) - len(readable)
     why = {"cannot be read": bad, "too long": over} if too_long == "drop" else {}
     why = why or {"cannot be read": bad, "nothing left to train on": lost}
     assert data_report.skipped_why == {reason: count for reason, count in why.items() if count}
     assert data_report.skipped == len(data_report.skipped_rows) == sum(data_report.skipped_why.values())
-    lengths = [len(document) for document in whole]
+    lengths = [len(sequence) for sequence in whole]
     assert data_report.lengths.longest == max(lengths)
     assert data_report.lengths.median == percentile(lengths, 0.5)
     assert data_report.lengths.p90 == percentile(lengths, 0.9)
@@ -209,7 +209,7 @@ def test_rows_documents_tokens_and_ends_are_those_counted_by_hand(place, writing
     assert data_report.lengths.suggested_max_length == math.ceil(data_report.lengths.p99 / 64) * 64
     assert data_report.template_parity is (True if kept else None) and data_report.template_parity_broken == 0
     assert sorted(found.trained.tolist()) == list(range(len(kept))) and not len(found.measured)
-    assert bool(data_report.fatal) == (not kept or data_report.eos_supervised == 0)
+    assert bool(data_report.fatal) == (not kept or data_report.eos_in_loss == 0)
 
 
 def test_a_row_left_out_is_named_with_its_line_and_its_reason(place, writing):
@@ -228,7 +228,7 @@ def test_a_template_that_refuses_a_row_costs_that_row(place, hub_tokenizer):
     picky = "{% if 'dog' in messages[0]['content'] %}" + REFUSING + "{% endif %}" + CHATML
     write("rows.jsonl", [{"prompt": asked, "completion": "fox"} for asked in ("a", "dog", "b", "dogs", "c")])
     data_report = prepared(writing_with(hub_tokenizer, picky), on_bad_row="skip").data_report
-    assert (data_report.rows, data_report.kept, data_report.documents) == (5, 3, 3)
+    assert (data_report.rows, data_report.used, data_report.sequences) == (5, 3, 3)
     assert data_report.skipped_why == {"cannot be written for this model": 2}
     assert [skipped.where for skipped in data_report.skipped_rows] == ["rows.jsonl:2", "rows.jsonl:4"]
     assert not data_report.fatal
@@ -242,12 +242,12 @@ def test_masks_are_counted_by_the_way_they_were_found(place, writing, hub_tokeni
     assert prepared(writing, "talks.jsonl").data_report.masks == {"prefix": 3}
     assert prepared(marked, "talks.jsonl").data_report.masks == {"marks": 3}
     assert prepared(writing, "texts.jsonl").data_report.masks == {"text": 2}
-    # of the first talk two documents; of the last one, since what has no weight is not learned
+    # of the first talk two sequences; of the last one, since what has no weight is not learned
     assert prepared(writing, "talks.jsonl", answers="apart").data_report.masks == {"apart": 2, "prefix": 2}
     both = prepared(marked, None, sources=["talks.jsonl", "texts.jsonl"])
     assert both.data_report.masks == {"marks": 3, "text": 2}
     assert both.data_report.format == "messages, text"
-    assert sum(both.data_report.masks.values()) == both.data_report.documents == len(both.documents)
+    assert sum(both.data_report.masks.values()) == both.data_report.sequences == len(both.sequences)
 
 
 @pytest.mark.parametrize(
@@ -261,20 +261,20 @@ def test_however_rows_are_cut_the_counts_are_those_of_the_documents_that_are_lef
     rows.append(conversation(("long " * 30, "fox")))
     write("rows.jsonl", rows)
     found = prepared(writing, max_length=90, **settings_)
-    data_report, documents = found.data_report, documents_of(found)
-    assert max(map(len, documents)) <= 90
-    assert data_report.documents == len(documents) == sum(data_report.masks.values())
-    assert data_report.tokens == sum(map(len, documents))
-    assert data_report.loss_tokens == sum(map(supervised, documents)) > 0
+    data_report, sequences = found.data_report, documents_of(found)
+    assert max(map(len, sequences)) <= 90
+    assert data_report.sequences == len(sequences) == sum(data_report.masks.values())
+    assert data_report.tokens == sum(map(len, sequences))
+    assert data_report.loss_tokens == sum(map(supervised, sequences)) > 0
     end = writing.tokenizer.hub.eos_token_id
-    assert data_report.eos_supervised == sum(all_ended(document, end) for document in documents)
-    assert data_report.rows == data_report.kept + data_report.skipped == 5
+    assert data_report.eos_in_loss == sum(all_ended(sequence, end) for sequence in sequences)
+    assert data_report.rows == data_report.used + data_report.skipped == 5
 
 
 def test_what_is_learned_whole_counts_every_token_but_the_first(place, writing):
     write("rows.jsonl", pairs(5))
     found = prepared(writing, learned="everything")
-    assert found.data_report.loss_tokens == sum(len(document) - 1 for document in documents_of(found))
+    assert found.data_report.loss_tokens == sum(len(sequence) - 1 for sequence in documents_of(found))
     assert found.data_report.tokens == prepared(writing).data_report.tokens
 
 
@@ -282,7 +282,7 @@ def test_documents_that_begin_with_two_start_tokens_are_counted(place, writing, 
     write("rows.jsonl", pairs(4))
     found = prepared(writing_with(hub_tokenizer, TWICE))
     start = hub_tokenizer.bos_token_id
-    assert [document[:2] for document in documents_of(found)] == [[(start, False), (start, False)]] * 4
+    assert [sequence[:2] for sequence in documents_of(found)] == [[(start, False), (start, False)]] * 4
     assert found.data_report.double_start == 4
     assert any("two start tokens: 4" in warning for warning in found.data_report.warnings)
     once = prepared(writing).data_report
@@ -320,8 +320,8 @@ def test_signs_of_damaged_or_foreign_rows_are_counted_by_row(place, writing, ask
     assert [warning.rpartition(" ")[2] for warning in warned] == ([str(rendered)] if rendered else [])
     # what was typed has become no control token
     end, begin = writing.tokenizer.hub.eos_token_id, writing.tokenizer.hub.bos_token_id
-    for document in documents_of(found):
-        assert Counter(token for token, _ in document if token in (end, begin)) == {end: 2, begin: 2}
+    for sequence in documents_of(found):
+        assert Counter(token for token, _ in sequence if token in (end, begin)) == {end: 2, begin: 2}
 
 
 LONG = [" ".join(f"w{n * 100 + place}" for place in range(100)) for n in range(4)]
@@ -363,9 +363,9 @@ def test_overlap_is_of_questions_measured_that_are_also_trained_on(place, writin
     apart = prepared(writing, "trained.jsonl", validation="measured.jsonl", max_length=10_000).data_report
     for data_report in (held, apart):
         assert (data_report.overlap.exact, data_report.overlap.near, data_report.overlap.of) == (1, 1, 4)
-        assert data_report.held_out == 4
+        assert data_report.validation_rows == 4
         assert any("1 exactly and 1 nearly, of 4" in warning for warning in data_report.warnings)
-    assert (held.rows, held.kept, apart.rows, apart.kept) == (7, 7, 3, 3)
+    assert (held.rows, held.used, apart.rows, apart.used) == (7, 7, 3, 3)
     assert prepared(writing, "both.jsonl").data_report.overlap is None
     clean = prepared(writing, "trained.jsonl", held_out=1, max_length=10_000).data_report
     assert (clean.overlap.exact, clean.overlap.near, clean.overlap.of) == (0, 0, 1)
@@ -377,11 +377,11 @@ def test_the_rows_to_measure_with_are_counted_nowhere_else(place, writing):
     alone = prepared(writing, max_length=200).data_report.model_dump()
     both = prepared(writing, max_length=200, validation="other.jsonl")
     differ = {key for key, value in both.data_report.model_dump().items() if value != alone[key]}
-    assert differ <= {"files", "held_out", "overlap", "validation"}
+    assert differ <= {"files", "validation_rows", "overlap", "validation"}
     apart = both.data_report.validation
-    assert (apart.rows, apart.kept, apart.skipped, apart.skipped_why) == (4, 3, 1, {"too long": 1})
+    assert (apart.rows, apart.used, apart.skipped, apart.skipped_why) == (4, 3, 1, {"too long": 1})
     assert [row.where for row in apart.skipped_rows] == ["other.jsonl:4"]
-    assert both.data_report.held_out == len(both.measured) == 3
+    assert both.data_report.validation_rows == len(both.measured) == 3
     assert len(both.trained) == 5 and not set(both.trained) & set(both.measured)
     assert [file.name for file in both.data_report.files] == ["rows.jsonl", "other.jsonl"]
 
@@ -393,13 +393,13 @@ def test_in_the_order_last_the_last_are_held_out_of_the_rows_that_are_kept(place
     write("rows.jsonl", rows)
     found = prepared(writing, max_length=100, held_out=held_out, held_out_order="last" if held_out else "seed")
     kept = [by_hand(row, writing.tokenizer.hub) for row, one in zip(rows, fits, strict=True) if one]
-    documents = documents_of(found)
+    sequences = documents_of(found)
     assert bool(found.data_report.fatal) == (held_out >= len(kept))
     if held_out < len(kept):
         border = len(kept) - held_out
-        assert [documents[number] for number in found.trained] == kept[:border]
-        assert [documents[number] for number in found.measured] == kept[border:]
-        assert found.data_report.held_out == held_out
+        assert [sequences[number] for number in found.trained] == kept[:border]
+        assert [sequences[number] for number in found.measured] == kept[border:]
+        assert found.data_report.validation_rows == held_out
 
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
@@ -416,13 +416,13 @@ def test_of_several_sources_each_gives_its_share_to_measure_with_and_never_all(
     if not encodes:
         data_report = count_only(spec, silent)
         assert bool(data_report.fatal) == (held_out >= total)
-        assert data_report.held_out == held_out or data_report.fatal
+        assert data_report.validation_rows == held_out or data_report.fatal
         return
     found = prepare(spec, writing, silent)
     assert bool(found.data_report.fatal) == (held_out >= total)
     if held_out >= total:
         return
-    assert found.data_report.held_out == len(found.measured) == held_out
+    assert found.data_report.validation_rows == len(found.measured) == held_out
     assert sorted([*found.trained, *found.measured]) == list(range(total))
     begin = 0
     for size in sizes:
@@ -616,7 +616,7 @@ def test_what_is_fatal_in_every_document_is_a_warning_in_some(place, hub_tokeniz
     if name == "no end":
         write("rows.jsonl", [*LONG_ANSWERS, end])
         data_report = prepared(writing_with(hub_tokenizer, CHATML), max_length=40, too_long="truncate").data_report
-        assert (data_report.documents, data_report.eos_supervised) == (4, 1)
+        assert (data_report.sequences, data_report.eos_in_loss) == (4, 1)
         assert any(
             "cut before the end of an answer" in warning and ": 3" in warning for warning in data_report.warnings
         )
@@ -633,7 +633,7 @@ def test_what_is_fatal_in_every_document_is_a_warning_in_some(place, hub_tokeniz
 
 
 UNCOUNTED = {
-    "model", "documents", "tokens", "loss_tokens", "eos_supervised", "truncated", "unsupervised", "lengths",
+    "model", "sequences", "tokens", "loss_tokens", "eos_in_loss", "truncated", "without_loss_tokens", "lengths",
     "template_parity", "template_parity_broken", "double_start", "control_tokens_as_text", "template",
 }  # fmt: skip
 
@@ -651,7 +651,7 @@ def test_without_a_model_what_needs_no_tokens_is_counted_and_the_rest_is_none(pl
     assert without["masks"] == {}
     for key in without.keys() - UNCOUNTED - {"masks"}:
         assert without[key] == with_one[key], key
-    assert (without["rows"], without["kept"], without["skipped"], without["duplicates"]) == (7, 6, 1, 1)
+    assert (without["rows"], without["used"], without["skipped"], without["duplicates"]) == (7, 6, 1, 1)
 
 
 OFFLINE = """
@@ -687,7 +687,7 @@ def test_a_check_without_a_model_and_without_a_starter_here_fetches_nothing(tmp_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     data_report = json.loads(done.stdout)
-    assert (data_report["rows"], data_report["kept"], data_report["tokens"], data_report["model"]) == (3, 3, None, None)
+    assert (data_report["rows"], data_report["used"], data_report["tokens"], data_report["model"]) == (3, 3, None, None)
     assert "no starter is cached" in done.stderr
     assert [path for folder in empty.values() for path in folder.rglob("*") if path.is_file()] == []
 

@@ -65,7 +65,7 @@ def damage(tmp_path):
         file.write_bytes(content)
         for mode in ("skip", "stop"):
             data_report = count_only(DataConfig(path=str(file), on_bad_row=mode, **settings), silent)
-            assert (data_report.kept, data_report.skipped, data_report.fatal) == (
+            assert (data_report.used, data_report.skipped, data_report.fatal) == (
                 0,
                 1,
                 (data_report.skipped_rows[0].why,),
@@ -258,7 +258,7 @@ def test_a_damaged_file_is_a_problem_beside_those_of_the_other_files(kind, order
     [problems] = stopped.fatal
     assert {problem.partition(": ")[0] for problem in problems.splitlines()} == {f"{damaged}{line}", f"{bad}:2"}
     skipping = count_only(DataConfig(sources=sources, on_bad_row="skip"), silent)
-    assert (skipping.fatal, skipping.kept, skipping.skipped, skipping.rows) == ((), 3, 2, 5)
+    assert (skipping.fatal, skipping.used, skipping.skipped, skipping.rows) == ((), 3, 2, 5)
     assert {skipped.where for skipped in skipping.skipped_rows} == {f"{damaged}{line}", f"{bad}:2"}
     assert skipping.rows == sum(file.rows for file in skipping.files)
 
@@ -271,7 +271,7 @@ def test_a_row_that_is_to_be_skipped_is_counted_and_named(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD + b"{\n" + GOOD + b'{"prompt": "a"}\n')
     data_report = count_only(DataConfig(path=str(file), on_bad_row="skip"), silent)
-    assert (data_report.rows, data_report.kept, data_report.skipped, data_report.fatal) == (4, 2, 2, ())
+    assert (data_report.rows, data_report.used, data_report.skipped, data_report.fatal) == (4, 2, 2, ())
     assert [skipped.where for skipped in data_report.skipped_rows] == [f"{file}:2", f"{file}:4"]
     assert all(skipped.why.startswith(skipped.where) for skipped in data_report.skipped_rows)
 

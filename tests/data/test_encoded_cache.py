@@ -5,7 +5,9 @@ Whatever decides how rows are encoded is in the key; what was damaged, cut short
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import os
 import shutil
@@ -89,8 +91,8 @@ def entry():
 
 def same(one, other):
     arrays = [
-        (one.documents.ids, other.documents.ids), (one.documents.loss_mask, other.documents.loss_mask),
-        (one.documents.starts, other.documents.starts), (one.trained, other.trained), (one.measured, other.measured),
+        (one.sequences.ids, other.sequences.ids), (one.sequences.loss_mask, other.sequences.loss_mask),
+        (one.sequences.starts, other.sequences.starts), (one.trained, other.trained), (one.measured, other.measured),
     ]  # fmt: skip
     return one.data_report == other.data_report and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in arrays)
 
@@ -256,7 +258,7 @@ def test_a_folder_that_was_edited_gives_what_it_would_give_anew(tiny_folder, hom
     after = check(SPEC, ModelConfig(name=str(model)))
     monkeypatch.setenv("RANKWISE_CACHE", str(home / "empty"))
     assert after == check(SPEC, ModelConfig(name=str(model)))
-    assert before.double_start == before.documents and after.double_start == 0
+    assert before.double_start == before.sequences and after.double_start == 0
 
 
 def test_files_of_other_splits_that_come_and_go_are_told(writing, home):
@@ -377,7 +379,7 @@ spec = DataConfig(path="many.jsonl", held_out=2)
 {before}
 heard = []
 found = prepare(spec, writing, heard.append)
-parts = (found.documents.ids, found.documents.loss_mask, found.documents.starts, found.trained, found.measured)
+parts = (found.sequences.ids, found.sequences.loss_mask, found.sequences.starts, found.trained, found.measured)
 print(json.dumps([found.data_report.model_dump(mode="json"), [part.tolist() for part in parts], list(map(str, heard))]))
 """
 WAIT = """
@@ -411,6 +413,15 @@ def started(home, folder, before=""):
     )  # fmt: skip
 
 
+def printed_here(home, folder):
+    """What the program prints in this process, which has everything loaded already."""
+    with contextlib.chdir(home), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["-c", str(folder)])
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(PROGRAM.replace("{before}", ""), {})  # noqa: S102
+    return json.loads(out.getvalue())
+
+
 def many(home, count):
     rows = [{"prompt": f"{n} what {n * 7} is it?", "completion": f"the quick {n} fox " * 3} for n in range(count)]
     (home / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -430,7 +441,7 @@ def test_two_processes_at_once_both_succeed_and_leave_one_whole_entry(home, tiny
     assert sorted(path.name for path in (home / "cache" / "encoded" / name).iterdir()) == sorted(ENTRY)
     found = recall(name)
     assert found.data_report.model_dump(mode="json") == first[0]
-    assert found.documents.ids.tolist() == first[1][0]
+    assert found.sequences.ids.tolist() == first[1][0]
 
 
 @pytest.fixture(scope="module")
@@ -440,8 +451,7 @@ def undisturbed(tmp_path_factory, tiny_folder):
     many(folder, 50)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKWISE_CACHE", str(folder / "cache"))
-        out, _ = started(folder, tiny_folder).communicate()
-    return json.loads(out)
+        return printed_here(folder, tiny_folder)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -453,10 +463,7 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole
     out, problem = killed.communicate()
     assert (killed.returncode, out) == (-signal.SIGKILL, ""), problem
     assert len(entries()) == 1 and entries()[0].startswith("."), "begun, and not whole"
-    after = started(home, tiny_folder)
-    out, problem = after.communicate()
-    assert after.returncode == 0, problem
-    assert json.loads(out) == undisturbed
+    assert printed_here(home, tiny_folder) == undisturbed
     [whole] = [one for one in entries() if not one.startswith(".")]
     assert recall(whole).data_report.model_dump(mode="json") == undisturbed[0]
 

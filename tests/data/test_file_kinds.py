@@ -487,7 +487,7 @@ def test_drawn_rows_are_those_that_can_be_read(tmp_path, prepared):
     as_lines(tmp_path / "rows.jsonl", [*ROWS[:5], {"prompt": "x"}, *ROWS[5:10], {"prompt": 7, "completion": "y"}])
     made = prepared(tmp_path / "rows.jsonl", rows=8, on_bad_row="skip")
     assert len(made.trained) == 8
-    assert (made.data_report.kept, made.data_report.skipped) == (8, 2)
+    assert (made.data_report.used, made.data_report.skipped) == (8, 2)
     assert made.data_report.files[0].rows == 12
 
 
@@ -507,7 +507,7 @@ def test_a_row_is_seen_as_often_as_its_source_weighs_and_counted_once(weight, tm
     assert set(seen.values()) <= {int(weight), int(weight) + 1} and set(seen) <= set(range(30))
     assert len(seen) == (30 if weight >= 1 else round(30 * weight))
     assert made.data_report == once.data_report, "what the files hold is the same"
-    assert facts_of(made).trained_documents == len(made.trained)
+    assert facts_of(made).training_sequences == len(made.trained)
     assert made.trained_rows.tokens == sum(len(row.ids) for row in made.trained_rows)
 
 
@@ -539,7 +539,7 @@ def test_a_weight_is_of_rows_and_a_row_of_several_tasks_is_drawn_whole(tmp_path,
     seen = Counter(made.trained.tolist())
     assert sum(seen.values()) == 45
     assert all(len({seen[3 * n + k] for k in range(3)}) == 1 for n in range(10))
-    assert (made.data_report.rows, made.data_report.documents) == (10, 30)
+    assert (made.data_report.rows, made.data_report.sequences) == (10, 30)
 
 
 def test_a_weight_that_leaves_no_row_is_told(tmp_path, prepared):
@@ -574,8 +574,8 @@ def test_the_last_rows_of_each_source_are_held_out_by_its_size(sizes, held_out, 
             apart = n >= size - share
             assert sum(text in row for row in measured) == apart
             assert sum(text in row for row in trained) == (0 if apart else 2)
-    assert (made.data_report.held_out, len(measured)) == (held_out, held_out)
-    assert made.data_report.rows == made.data_report.kept == sum(sizes)
+    assert (made.data_report.validation_rows, len(measured)) == (held_out, held_out)
+    assert made.data_report.rows == made.data_report.used == sum(sizes)
 
 
 @pytest.mark.parametrize("held_out", [30, 31, 100])
@@ -594,7 +594,7 @@ def test_rows_to_measure_with_are_never_trained_on(tmp_path, prepared, writing):
     assert ["of training" in writing.tokenizer.decode(row.ids) for row in made.trained_rows] == [True] * 12
     assert ["of validation" in writing.tokenizer.decode(row.ids) for row in made.measured_rows] == [True] * 5
     data_report = made.data_report
-    assert (data_report.held_out, data_report.rows, data_report.kept) == (5, 12, 12)
+    assert (data_report.validation_rows, data_report.rows, data_report.used) == (5, 12, 12)
     assert [file.rows for file in data_report.files] == [12, 5]
     assert [Path(file.name).name for file in data_report.files] == ["rows.jsonl", "valid.parquet"]
     assert data_report.overlap is not None and (data_report.overlap.exact, data_report.overlap.of) == (0, 5)
@@ -651,7 +651,7 @@ def test_a_row_that_is_left_out_is_neither_held_out_nor_counted_so(place, tmp_pa
     rows[place]["completion"] = "word " * 200
     as_lines(tmp_path / "rows.jsonl", rows)
     made = prepared(tmp_path / "rows.jsonl", held_out=2, max_length=100)
-    assert (len(made.trained), len(made.measured), made.data_report.held_out) == (7, 2, 2)
+    assert (len(made.trained), len(made.measured), made.data_report.validation_rows) == (7, 2, 2)
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.5, 2])

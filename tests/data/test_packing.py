@@ -1,4 +1,4 @@
-"""Packing loses, doubles and mixes nothing: each document is computed as if it were alone, and trained the same."""
+"""Packing loses, doubles and mixes nothing: each sequence is computed as if it were alone, and trained the same."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def model_of(architecture):
     return StableLmForCausalLM(config).eval()
 
 
-def as_arrays(document):
-    return Tokens(np.array(document.ids, dtype=np.uint16), np.array(document.loss_mask))
+def as_arrays(sequence):
+    return Tokens(np.array(sequence.ids, dtype=np.uint16), np.array(sequence.loss_mask))
 
 
 PAIRS = st.lists(st.tuples(st.integers(1, 95), st.booleans()), min_size=1, max_size=40)  # 0 is only in padding
@@ -57,7 +57,7 @@ def random_documents(lengths, seed=0):
 
 
 def segments(batch):
-    """(row, start, end) of each document; asserts that what is left of a row is one stretch asked nothing."""
+    """(row, start, end) of each sequence; asserts that what is left of a row is one stretch asked nothing."""
     for index, inputs in enumerate(batch.input_ids.tolist()):
         if batch.position_ids is None:
             starts = [0]
@@ -66,7 +66,7 @@ def segments(batch):
             places = batch.position_ids[index].tolist()
             starts = [start for start, place in enumerate(places) if place == 0]
             for start, end in pairwise([*starts, len(inputs)]):
-                assert places[start:end] == list(range(end - start)), "positions count on within a document"
+                assert places[start:end] == list(range(end - start)), "positions count on within a sequence"
             used = next((start for start in starts if inputs[start] == 0), len(inputs))
             starts = [start for start in starts if start < used]
         assert all(token == 0 for token in inputs[used:])
@@ -84,35 +84,35 @@ def recovered(batches):
     )
 
 
-def wanted(documents):
+def wanted(sequences):
     return Counter(
         (
-            tuple(int(token) for token in document.ids[:-1]),
+            tuple(int(token) for token in sequence.ids[:-1]),
             tuple(
                 int(token) if learned else IGNORED
-                for token, learned in zip(document.ids[1:], document.loss_mask[1:], strict=True)
+                for token, learned in zip(sequence.ids[1:], sequence.loss_mask[1:], strict=True)
             ),
         )
-        for document in documents
-        if len(document.ids) > 1
+        for sequence in sequences
+        if len(sequence.ids) > 1
     )
 
 
 @settings(max_examples=draws(150), deadline=None)
-@given(documents=DOCUMENTS, limit=LIMITS)
-def test_every_document_is_there_once_with_its_own_targets_and_positions(documents, limit):
-    batches = pack(documents, limit)
-    assert recovered(batches) == wanted(documents)
-    assert sum(batch.tokens for batch in batches) == sum(len(document.ids) - 1 for document in documents)
+@given(sequences=DOCUMENTS, limit=LIMITS)
+def test_every_document_is_there_once_with_its_own_targets_and_positions(sequences, limit):
+    batches = pack(sequences, limit)
+    assert recovered(batches) == wanted(sequences)
+    assert sum(batch.tokens for batch in batches) == sum(len(sequence.ids) - 1 for sequence in sequences)
     for batch in batches:
         assert batch.tokens == sum(end - start for _, start, end in segments(batch))
 
 
 @settings(max_examples=draws(150), deadline=None)
-@given(documents=DOCUMENTS, limit=LIMITS)
-def test_no_micro_batch_of_several_documents_computes_more_than_the_limit(documents, limit):
-    batches = pack(documents, limit)
-    widest = max(padded_length(document) for document in documents)
+@given(sequences=DOCUMENTS, limit=LIMITS)
+def test_no_micro_batch_of_several_documents_computes_more_than_the_limit(sequences, limit):
+    batches = pack(sequences, limit)
+    widest = max(padded_length(sequence) for sequence in sequences)
     for batch in batches:
         assert len(list(segments(batch))) == 1 or batch.input_ids.numel() <= limit
         assert batch.input_ids.shape[1] % 8 == 0
@@ -122,16 +122,16 @@ def test_no_micro_batch_of_several_documents_computes_more_than_the_limit(docume
 
 
 @settings(max_examples=draws(60), deadline=None)
-@given(documents=DOCUMENTS, limit=LIMITS)
-def test_packing_is_a_function_and_never_takes_more_rows_than_documents_need(documents, limit):
-    first, second = pack(documents, limit), pack(documents, limit)
+@given(sequences=DOCUMENTS, limit=LIMITS)
+def test_packing_is_a_function_and_never_takes_more_rows_than_documents_need(sequences, limit):
+    first, second = pack(sequences, limit), pack(sequences, limit)
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.input_ids, other.input_ids)
         assert torch.equal(one.targets, other.targets)
         assert (one.position_ids is None) == (other.position_ids is None)
         assert one.position_ids is None or torch.equal(one.position_ids, other.position_ids)
-    asked = [len(document.ids) - 1 for document in documents]
-    room = min(max(padded_length(document) for document in documents), limit // 8 * 8)
+    asked = [len(sequence.ids) - 1 for sequence in sequences]
+    room = min(max(padded_length(sequence) for sequence in sequences), limit // 8 * 8)
     rows = []
     for batch in first:
         lengths = [(row, end - start) for row, start, end in segments(batch)]
@@ -143,20 +143,20 @@ def test_packing_is_a_function_and_never_takes_more_rows_than_documents_need(doc
 
 
 def test_documents_fill_the_rows_that_padding_left_empty():
-    documents = random_documents([n + 1 for n in (32, 20, 12, 16, 9, 7, 32)])
-    [batch] = pack(documents, 1000)
+    sequences = random_documents([n + 1 for n in (32, 20, 12, 16, 9, 7, 32)])
+    [batch] = pack(sequences, 1000)
     assert batch.input_ids.shape == (4, 32)
     assert batch.input_ids.numel() == batch.tokens
-    [padded] = portion(documents, 1000)
+    [padded] = portion(sequences, 1000)
     assert padded.input_ids.numel() == 7 * 32
-    assert len(pack(documents, 64)) == 2
+    assert len(pack(sequences, 64)) == 2
 
 
 def test_any_number_of_documents_shares_a_row():
-    documents = random_documents([41] + [2] * 90)
-    batches = pack(documents, 1000)
+    sequences = random_documents([41] + [2] * 90)
+    batches = pack(sequences, 1000)
     assert [tuple(batch.input_ids.shape) for batch in batches] == [(4, 40)]
-    assert recovered(batches) == wanted(documents)
+    assert recovered(batches) == wanted(sequences)
 
 
 def test_a_document_larger_than_the_limit_is_alone_and_the_others_keep_to_it():
@@ -167,8 +167,8 @@ def test_a_document_larger_than_the_limit_is_alone_and_the_others_keep_to_it():
 
 
 def test_rows_of_one_document_each_are_padded_ones_and_need_no_positions():
-    documents = random_documents([33, 30, 28])
-    [packed], [padded] = pack(documents, 1000), portion(documents, 1000)
+    sequences = random_documents([33, 30, 28])
+    [packed], [padded] = pack(sequences, 1000), portion(sequences, 1000)
     assert packed.position_ids is None
     assert torch.equal(packed.input_ids, padded.input_ids)
     assert torch.equal(packed.targets, padded.targets)
@@ -181,8 +181,8 @@ def test_a_document_of_one_token_asks_nothing_and_takes_no_place():
     assert pack(random_documents([1, 1]), 1000) == []
 
 
-def alone(model, document):
-    return model(input_ids=torch.tensor([document.ids[:-1]])).logits[0]
+def alone(model, sequence):
+    return model(input_ids=torch.tensor([sequence.ids[:-1]])).logits[0]
 
 
 def packed_logits(model, batch):
@@ -195,9 +195,9 @@ def packed_logits(model, batch):
 @torch.no_grad()
 def test_a_packed_document_has_the_logits_it_has_alone(architecture, lengths, seed, limit):
     model = model_of(architecture)
-    documents = random_documents(lengths, seed)
-    expected = {document.ids[:-1]: alone(model, document) for document in documents if len(document.ids) > 1}
-    for batch in pack(documents, limit):
+    sequences = random_documents(lengths, seed)
+    expected = {sequence.ids[:-1]: alone(model, sequence) for sequence in sequences if len(sequence.ids) > 1}
+    for batch in pack(sequences, limit):
         few, full = SupervisedLogits(model)(batch), torch.zeros(*batch.input_ids.shape, 96)
         full[batch.loss_mask] = few
         for row, start, end in segments(batch):
@@ -213,12 +213,12 @@ def test_a_packed_document_has_the_logits_it_has_alone(architecture, lengths, se
 @torch.no_grad()
 def test_a_changed_token_reaches_no_other_document(architecture, lengths, seed, which):
     model = model_of(architecture)
-    documents = random_documents(sorted([*lengths, 41], reverse=True), seed)  # in order, so that the layout stays
-    which %= len(documents)
-    ids = documents[which].ids
-    others = [*documents]
-    others[which] = Tokens((ids[0] % 95 + 1, *ids[1:]), documents[which].loss_mask)
-    [before], [after] = pack(documents, 10**6), pack(others, 10**6)
+    sequences = random_documents(sorted([*lengths, 41], reverse=True), seed)  # in order, so that the layout stays
+    which %= len(sequences)
+    ids = sequences[which].ids
+    others = [*sequences]
+    others[which] = Tokens((ids[0] % 95 + 1, *ids[1:]), sequences[which].loss_mask)
+    [before], [after] = pack(sequences, 10**6), pack(others, 10**6)
     if before.position_ids is None:
         return
     first, second = packed_logits(model, before), packed_logits(model, after)
@@ -234,19 +234,19 @@ def test_a_changed_token_reaches_no_other_document(architecture, lengths, seed, 
 
 
 def trained(arrange, max_batch_tokens):
-    """The records of 8 steps of 6 of 20 documents, across two ends of a pass, and the adapter they made."""
+    """The records of 8 steps of 6 of 20 sequences, across two ends of a pass, and the adapter they made."""
     generator = np.random.default_rng(3)
-    documents = []
+    sequences = []
     for length in generator.integers(4, 40, 20):
         given = generator.integers(1, length)
         ids = tuple(generator.integers(0, 96, length).tolist())
-        documents.append(Tokens(ids, tuple(place >= given for place in range(length))))
+        sequences.append(Tokens(ids, tuple(place >= given for place in range(length))))
     model = tiny_model("llama")
     adapters = inject(model, LoraConfig(rank=4), seed=1)
     trainable, parameters = TrainableLoRA(adapters), adapters.parameters()
     state = TrainState(trainable, adamw(trainable, TrainingConfig()), lambda step: 1e-2, 8, 1.0, torch.device("cpu"))
     records = []
-    batches = Batches(documents, 6, max_batch_tokens, 7, arrange)
+    batches = Batches(sequences, 6, max_batch_tokens, 7, arrange)
     train(state, batches, loss_of=summed(SupervisedLogits(model)), callback=records.append)
     assert any(batch.position_ids is not None for batch in batches.at(0)) == (arrange is pack)
     return records, parameters, [len(batches.at(step)) for step in range(8)]

@@ -1,4 +1,4 @@
-"""Documents in arrays and on the disk are the rows they were made from, and damage never passes for a document."""
+"""Documents in arrays and on the disk are the rows they were made from, and damage never passes for a sequence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = {"ids.bin": 4, "loss_mask.bin": 1, "starts.bin": 8}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("documents")
+    return tmp_path_factory.mktemp("sequences")
 
 
 def of(rows, *, arrays=False):
@@ -33,14 +33,14 @@ def pairs(tokens):
     return [(int(i), bool(one)) for i, one in zip(tokens.ids, tokens.loss_mask, strict=True)]
 
 
-def rows_of(documents):
-    return [pairs(tokens) for tokens in documents]
+def rows_of(sequences):
+    return [pairs(tokens) for tokens in sequences]
 
 
-def written(documents, place):
+def written(sequences, place):
     shutil.rmtree(place / "d", ignore_errors=True)
     (place / "d").mkdir()
-    documents.write(place / "d")
+    sequences.write(place / "d")
     return place / "d"
 
 
@@ -51,24 +51,24 @@ def supervised(row):
 @settings(max_examples=draws(80), deadline=None)
 @given(rows=ROWS, arrays=st.booleans())
 def test_documents_are_the_rows_they_were_made_of(rows, arrays):
-    documents = of(rows, arrays=arrays)
-    assert len(documents) == len(rows)
-    assert rows_of(documents) == rows
-    assert (documents.ids.dtype, documents.loss_mask.dtype, documents.starts.dtype) == (np.int32, np.bool_, np.int64)
-    assert [tokens.loss_count for tokens in documents] == [supervised(row) for row in rows]
+    sequences = of(rows, arrays=arrays)
+    assert len(sequences) == len(rows)
+    assert rows_of(sequences) == rows
+    assert (sequences.ids.dtype, sequences.loss_mask.dtype, sequences.starts.dtype) == (np.int32, np.bool_, np.int64)
+    assert [tokens.loss_count for tokens in sequences] == [supervised(row) for row in rows]
 
 
 @settings(max_examples=draws(80), deadline=None)
 @given(rows=ROWS, numbers=st.lists(st.integers(-15, 15), max_size=5), cut=st.slices(12))
 def test_an_index_a_slice_and_an_index_from_the_end_mean_what_they_mean_for_a_list(rows, numbers, cut):
-    documents = of(rows)
-    assert [pairs(tokens) for tokens in documents[cut]] == rows[cut]
+    sequences = of(rows)
+    assert [pairs(tokens) for tokens in sequences[cut]] == rows[cut]
     for number in numbers:
         if -len(rows) <= number < len(rows):
-            assert pairs(documents[number]) == pairs(documents[np.int64(number)]) == rows[number]
+            assert pairs(sequences[number]) == pairs(sequences[np.int64(number)]) == rows[number]
         else:
             with pytest.raises(IndexError):
-                documents[number]
+                sequences[number]
 
 
 @settings(max_examples=draws(80), deadline=None)
@@ -85,14 +85,14 @@ def test_parts_gathered_are_their_rows_one_part_after_another(parts):
 @settings(max_examples=draws(60), deadline=None)
 @given(parts=st.lists(ROWS, max_size=4))
 def test_what_is_written_and_read_again_is_the_same_also_in_parts_and_twice(place, parts):
-    documents = EncodedRows.gathered([of(rows) for rows in parts])
-    read = EncodedRows.read(written(documents, place))
-    assert rows_of(read) == rows_of(documents) == [row for rows in parts for row in rows]
+    sequences = EncodedRows.gathered([of(rows) for rows in parts])
+    read = EncodedRows.read(written(sequences, place))
+    assert rows_of(read) == rows_of(sequences) == [row for rows in parts for row in rows]
     assert (read.ids.dtype, read.loss_mask.dtype, read.starts.dtype) == (np.int32, np.bool_, np.int64)
-    again = EncodedRows.gathered([read, documents])
+    again = EncodedRows.gathered([read, sequences])
     (place / "d2").mkdir(exist_ok=True)
     again.write(place / "d2")
-    assert rows_of(EncodedRows.read(place / "d2")) == 2 * rows_of(documents)
+    assert rows_of(EncodedRows.read(place / "d2")) == 2 * rows_of(sequences)
 
 
 def test_a_file_is_read_from_the_disk_as_it_is_needed_and_cannot_be_written_into(place):
@@ -106,8 +106,8 @@ def test_a_file_is_read_from_the_disk_as_it_is_needed_and_cannot_be_written_into
 @given(rows=ROWS.filter(bool), data=st.data(), mapped=st.booleans())
 def test_chosen_rows_and_their_counts_are_those_of_the_documents_as_often_as_chosen(place, rows, data, mapped):
     numbers = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=20))
-    documents = EncodedRows.read(written(of(rows), place)) if mapped else of(rows)
-    chosen = SelectedRows(documents, np.array(numbers, np.int64))
+    sequences = EncodedRows.read(written(of(rows), place)) if mapped else of(rows)
+    chosen = SelectedRows(sequences, np.array(numbers, np.int64))
     wanted = [rows[number] for number in numbers]
     assert len(chosen) == len(wanted)
     assert rows_of(chosen) == wanted

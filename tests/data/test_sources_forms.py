@@ -89,7 +89,7 @@ def test_a_file_is_read_in_its_form_with_every_row(name, shared_data):
     file = shared_data / name
     data_report = count_only(DataConfig(path=str(file)), silent)
     assert data_report.format == FORMS[name]
-    assert data_report.rows == data_report.kept == rows_by_readme(file.parent)[file.name] == len(raw_rows(file))
+    assert data_report.rows == data_report.used == rows_by_readme(file.parent)[file.name] == len(raw_rows(file))
     assert (data_report.skipped, data_report.skipped_rows, data_report.fatal) == (0, (), ())
 
 

@@ -186,7 +186,7 @@ def test_the_index_that_pandas_writes_is_named_and_stops_nothing(tmp_path):
     path = table(tmp_path / "rows.csv", ",prompt,completion\n" + "".join(f"{n},ask {n},say {n}\n" for n in range(9)))
     data_report = count_only(DataConfig(path=str(path)), silent)
     assert [column.column for column in data_report.unused_columns] == ["Unnamed: 0"] and not data_report.fatal
-    assert (data_report.kept, data_report.format) == (9, "prompt")
+    assert (data_report.used, data_report.format) == (9, "prompt")
 
 
 def test_rows_without_anything_in_them_are_no_rows(tmp_path):

@@ -82,16 +82,16 @@ def test_with_dropout_the_layers_drop():
 
 
 def test_flat_batches_say_all_that_packed_ones_do():
-    documents = rows(9)
-    batches = flat(documents, 70)
-    assert sorted(length for batch in batches for length in batch.lengths) == sorted(map(input_length, documents))
+    sequences = rows(9)
+    batches = flat(sequences, 70)
+    assert sorted(length for batch in batches for length in batch.lengths) == sorted(map(input_length, sequences))
     assert all(batch.tokens == batch.input_ids.numel() == sum(batch.lengths) for batch in batches)
     assert all(batch.tokens <= 70 or len(batch.lengths) == 1 for batch in batches)
     model = model_of("llama")
     in_float64(model)
     plain = summed(SupervisedLogits(model))
     with torch.no_grad():
-        flatly, packed = (sum(plain(batch).item() for batch in made) for made in (batches, pack(documents, 70)))
+        flatly, packed = (sum(plain(batch).item() for batch in made) for made in (batches, pack(sequences, 70)))
     assert flatly == pytest.approx(packed, rel=1e-10), "a plain form reads them by their positions"
     assert flat([Tokens((1,), (True,))], 70) == []
 

@@ -1,5 +1,5 @@
 """SupervisedLogits computes the head only where something is learned, and changes nothing else about the model.
-check_packs lets by what keeps packed documents apart, in any number format, and refuses what does not.
+check_packs lets by what keeps packed sequences apart, in any number format, and refuses what does not.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def test_the_model_has_whole_logits_again_afterwards_even_if_it_failed(architect
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_packed_rows_give_the_logits_at_their_supervised_positions(architecture):
     generator = torch.Generator().manual_seed(0)
-    documents = [
+    sequences = [
         Tokens(tuple(torch.randint(3, 96, (length,), generator=generator).tolist()), (False, True) * (length // 2))
         for length in (16, 6, 8, 4)
     ]
-    model, [batch] = tiny_model(architecture), pack(documents, 1000)
+    model, [batch] = tiny_model(architecture), pack(sequences, 1000)
     assert batch.position_ids is not None
     with torch.no_grad():
         few = SupervisedLogits(model)(batch)
@@ -176,7 +176,7 @@ def test_a_model_that_keeps_packed_documents_apart_is_let_by(architecture, dtype
 @pytest.mark.parametrize("architecture", ["bloom", "mpt", "mamba", "lfm2", "jamba"])
 def test_an_architecture_that_leaks_is_refused_in_every_number_format(architecture, dtype):
     # in bfloat16 all but MPT and Mamba leak less than a larger model's logits are rounded by; Lfm2's attention keeps
-    # documents apart and only its convolutions mix them, at the border
+    # sequences apart and only its convolutions mix them, at the border
     with pytest.raises(ModelError, match=r"lets packed sequences influence each other.*Set data\.packing to false\."):
         check_packs(tiny_other(architecture, dtype), 96)
 

@@ -129,10 +129,10 @@ def test_the_fast_form_computes_what_the_plain_one_does(kind: str, recomputed: i
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 0.1)
-    documents = [Tokens(tuple(range(k, k + 20)), (False,) * 5 + (True,) * 15) for k in range(4)]
-    (batch,) = flat(documents, 100)
+    sequences = [Tokens(tuple(range(k, k + 20)), (False,) * 5 + (True,) * 15) for k in range(4)]
+    (batch,) = flat(sequences, 100)
     ours = FusedLoss(model, recomputed=recomputed)(batch.to(str(DEVICE)))
-    theirs = summed(SupervisedLogits(model))(collate(documents).to(str(DEVICE)))
+    theirs = summed(SupervisedLogits(model))(collate(sequences).to(str(DEVICE)))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     pairs = zip(*(torch.autograd.grad(total, adapters.parameters()) for total in (ours, theirs)), strict=True)
     for one, other in pairs:

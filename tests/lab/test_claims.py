@@ -62,7 +62,7 @@ def test_a_cell_is_a_training(task, tmp_path, tiny_folder, monkeypatch, method, 
     trained = rankwise.train(experiment_of(cell, task, str(tiny_folder)))
     results = trained.manifest.results
     nats, tokens = (sum(column) for column in zip(*found.choosing, *found.rows, strict=True))
-    assert nats / tokens == pytest.approx(results.held_out_loss_after, rel=1e-4)
+    assert nats / tokens == pytest.approx(results.validation_loss_after, rel=1e-4)
     base, *_, last = found.points
     assert last.loss < base.loss - 0.01
     assert base.kl == 0 and all(kl == 0 for kl, _ in base.blocks), "before training it is its base"

@@ -53,7 +53,7 @@ def batches(objective: SequenceClassification, model: LoadedModel, tokens: int) 
     ]
     made = TextEncoder(model.tokenizer, DataConfig(path="rows"), 64, objective.targets).encode(examples)
     assert [outcome.problem for outcome in made] == [None] * len(TEXTS)
-    return objective.batches([row for outcome in made for row in outcome.documents], tokens)
+    return objective.batches([row for outcome in made for row in outcome.sequences], tokens)
 
 
 @pytest.mark.parametrize("targets", [CLASSES, NUMBERS], ids=["classes", "numbers"])

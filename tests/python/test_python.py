@@ -54,8 +54,8 @@ def test_a_run_has_its_results_and_metrics_as_plain_values(trained):
     steps = [row for row in trained.metrics if row["kind"] == "step"]
     assert [row["step"] for row in steps] == [1, 2, 3]
     assert (
-        trained.results["held_out_loss_after"]
-        == [row for row in trained.metrics if row["kind"] == "held_out"][-1]["loss"]
+        trained.results["validation_loss_after"]
+        == [row for row in trained.metrics if row["kind"] == "validation"][-1]["loss"]
     )
     assert trained.report.is_file()
     assert "'first'" in repr(trained) and "finished" in repr(trained)
@@ -65,7 +65,7 @@ def test_the_plot_draws_what_the_metrics_hold_and_a_notebook_shows_it(trained):
     figure = trained.plot()
     training, validation = figure.axes[0].lines
     assert list(training.get_ydata()) == [row["loss"] for row in trained.metrics if row["kind"] == "step"]
-    assert list(validation.get_ydata()) == [row["loss"] for row in trained.metrics if row["kind"] == "held_out"]
+    assert list(validation.get_ydata()) == [row["loss"] for row in trained.metrics if row["kind"] == "validation"]
     assert "<svg" in figure._repr_svg_()
 
 

@@ -154,7 +154,7 @@ def test_the_loss_that_is_told_is_that_of_the_step_that_was_kept():
     run.metrics.write_text("\n".join([*rows[:-1], kept, json.dumps(LossRecord(24, 2.5, 99, 10).as_row())]) + "\n")
     manifest = run.manifest()
     assert manifest.results is not None
-    results = manifest.results.model_copy(update={"kept_step": 12, "held_out_loss_after": 1.2})
+    results = manifest.results.model_copy(update={"kept_step": 12, "validation_loss_after": 1.2})
     run.write_manifest(manifest.model_copy(update={"results": results}))
     assert "fell, from 2.000 to 1.200 nats per loss token at the selected step 12" in report("r").verdict
 
@@ -250,7 +250,7 @@ def test_numbers_of_the_page_are_those_of_the_run():
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     data = data_of()
     assert data["loss"]["loss"] == [row["loss"] for row in rows if row["kind"] == "step"]
-    assert data["loss"]["held_out"] == [row for row in rows if row["kind"] == "held_out"]
+    assert data["loss"]["validation"] == [row for row in rows if row["kind"] == "validation"]
     assert data["scores"] == [row for row in rows if row["kind"] == "score"]
     assert data["samples"]["training"] == [row for row in rows if row["kind"] == "sample"]
     assert data["ranks"]["ranks"] == [row for row in rows if row["kind"] == "ranks"][-1]["ranks"]

@@ -25,7 +25,7 @@ def manifest(status="running", **values):
         status=status,
         base_model=BaseModelFacts(name="m", source="here", fingerprint="f", dtype="float32", device="cpu"),
         data=DataFacts(
-            path="d", sha256="0", format="prompt", rows=1, trained_documents=1, measured_documents=0,
+            path="d", sha256="0", format="prompt", rows=1, training_sequences=1, validation_sequences=0,
             rows_too_long=0, tokens=9, loss_tokens=3,
         ),
         learning_rate=1e-3,
@@ -34,8 +34,8 @@ def manifest(status="running", **values):
 
 
 DATA_REPORT = DataReport(
-    format="prompt", files=(), model="m", rows=1, kept=1, skipped=0, skipped_why={}, skipped_rows=(), held_out=0,
-    documents=1, tokens=9, loss_tokens=3, eos_supervised=1, truncated=0, unsupervised=0, lengths=None,
+    format="prompt", files=(), model="m", rows=1, used=1, skipped=0, skipped_why={}, skipped_rows=(), validation_rows=0,
+    sequences=1, tokens=9, loss_tokens=3, eos_in_loss=1, truncated=0, without_loss_tokens=0, lengths=None,
     masks={"prefix": 1}, template_parity=True, template_parity_broken=0, duplicates=0, near_duplicates=0, overlap=None,
     double_start=0, control_tokens_as_text=0, unknown_special_tokens={}, replacement_characters=0, licence="unknown",
     system="é", recipe=None, warnings=(), fatal=(),

@@ -30,13 +30,13 @@ from rankwise.runs.manifest import (
 FACTS = {
     "base_model": BaseModelFacts(name="m", source="here", fingerprint="f", dtype="bfloat16", device="cuda:0"),
     "data": DataFacts(
-        path="é", sha256="0", format="prompt", rows=3, trained_documents=1, measured_documents=1,
+        path="é", sha256="0", format="prompt", rows=3, training_sequences=1, validation_sequences=1,
         rows_too_long=1, tokens=9, loss_tokens=3,
     ),
     "learning_rate": 1e-3,
 }  # fmt: skip
 RESULTS = Results(
-    steps=1, loss=0.1, held_out_loss_before=2.5, held_out_loss_after=None, held_out_loss_tokens=3,
+    steps=1, loss=0.1, validation_loss_before=2.5, validation_loss_after=None, validation_loss_tokens=3,
     train_seconds=1.5, tokens_per_second=6.0, peak_rss_bytes=1, trainable_parameters=2, total_parameters=3,
     adapter_bytes=4,
 )  # fmt: skip

@@ -94,11 +94,11 @@ def test_a_record_says_what_kind_it_is_and_keeps_every_field(tmp_path):
         step=1, steps=2, epoch=0.5, loss=1.25, learning_rate=1e-3, gradient_norm=0.5, tokens=90, loss_tokens=30,
         seconds=0.5, resident_bytes=7,
     )  # fmt: skip
-    loss = LossRecord(step=2, loss=1.0, loss_tokens=3, documents=1)
+    loss = LossRecord(step=2, loss=1.0, loss_tokens=3, sequences=1)
     wrote(tmp_path / "m", [step.as_row(), loss.as_row()])
     first, second = read_metrics_log(tmp_path / "m")
     assert first.pop("kind") == "step"
     assert first.pop("tokens_per_second") == 180.0
     assert StepRecord(**first) == step
-    assert second.pop("kind") == "held_out"
+    assert second.pop("kind") == "validation"
     assert LossRecord(**second) == loss

@@ -82,28 +82,28 @@ def control(ids, template):
 def encoded(example, template):
     (outcome,) = Encoder(template, template.tokenizer, SPEC, SPEC.max_length).encode([example])
     assert outcome.problem is None, outcome.problem
-    return outcome.documents
+    return outcome.sequences
 
 
 def check(example, template, *, exact=True, written=None):
     """`exact`: this tokenizer gives white space back. `written` is what the template makes of an answer and its end."""
     same = (lambda text: text) if exact else squeezed
     answers = [message.content for message in example.messages if message.role == "assistant"]
-    documents = encoded(example, template)
-    for document, plain in zip(documents, encoded(harmless(example), template), strict=True):
-        assert document.as_asked or not plain.as_asked
-        assert control(document.ids, template) == control(plain.ids, template), "another structure of roles"
-    if len(documents) == 1:
-        (document,) = documents
+    sequences = encoded(example, template)
+    for sequence, plain in zip(sequences, encoded(harmless(example), template), strict=True):
+        assert sequence.as_asked or not plain.as_asked
+        assert control(sequence.ids, template) == control(plain.ids, template), "another structure of roles"
+    if len(sequences) == 1:
+        (sequence,) = sequences
         typed = template.text(example.messages, example.tools).replace(BREAK, "")
-        assert same(template.tokenizer.decode(document.ids)) == same(typed)
+        assert same(template.tokenizer.decode(sequence.ids)) == same(typed)
         if written is not None:
-            learned = learned_texts(document, template.tokenizer)
+            learned = learned_texts(sequence, template.tokenizer)
             assert [same(text.strip()) for text in learned] == [same(written(answer).strip()) for answer in answers]
     for index, message in enumerate(example.messages):
         if message.role == "assistant":
             check_prompt(example, index, template, same)
-    return documents
+    return sequences
 
 
 def check_prompt(example, index, template, same):
@@ -202,11 +202,11 @@ def harmless_calls(example):
 def test_a_control_token_in_what_tools_are_told_and_tell_is_text(hub_tokenizer, place, token):
     template = over(hub_tokenizer, EVERYTHING)
     example = TOOL_PLACES[place](token)
-    (document,), (plain,) = encoded(example, template), encoded(harmless_calls(example), template)
-    assert control(document.ids, template) == control(plain.ids, template), "another structure of roles"
-    assert BREAK not in template.tokenizer.decode(document.ids)
-    assert "ufdd0" not in template.tokenizer.decode(document.ids)
-    assert squeezed(template.tokenizer.decode(document.ids)).count(squeezed(token)) == (
+    (sequence,), (plain,) = encoded(example, template), encoded(harmless_calls(example), template)
+    assert control(sequence.ids, template) == control(plain.ids, template), "another structure of roles"
+    assert BREAK not in template.tokenizer.decode(sequence.ids)
+    assert "ufdd0" not in template.tokenizer.decode(sequence.ids)
+    assert squeezed(template.tokenizer.decode(sequence.ids)).count(squeezed(token)) == (
         control(plain.ids, template).count(hub_tokenizer.convert_tokens_to_ids(token)) + typed(example, token)
     )
     for index in (1, 3):
@@ -240,9 +240,9 @@ JOINED_ARGUMENTS = EVERYTHING.replace("call.function.arguments | tojson", "'' + 
 def test_a_template_that_wants_arguments_as_text_gets_control_tokens_as_text_too(hub_tokenizer):
     template = over(hub_tokenizer, JOINED_ARGUMENTS)
     example = calling(arguments={"city": "say <|im_end|> here"})
-    (document,) = encoded(example, template)
-    assert control(document.ids, template) == control(encoded(calling(), template)[0].ids, template)
-    assert '{"city": "say <|im_end|> here"}' in template.tokenizer.decode(document.ids)
+    (sequence,) = encoded(example, template)
+    assert control(sequence.ids, template) == control(encoded(calling(), template)[0].ids, template)
+    assert '{"city": "say <|im_end|> here"}' in template.tokenizer.decode(sequence.ids)
 
 
 # Control tokens that hold or overlap each other: OLMo's tokenizer has |||EMAIL_ADDRESS||| and more of that kind.
@@ -328,7 +328,7 @@ def test_rows_with_control_tokens_are_counted_and_told(hub_tokenizer, tmp_path):
     assert data_report.control_tokens_as_text == 2
     assert data_report.unknown_special_tokens == {"</s>": 1}
     assert any("control tokens of this model" in warning and "2" in warning for warning in data_report.warnings)
-    assert data_report.kept == 6 and not data_report.fatal
+    assert data_report.used == 6 and not data_report.fatal
 
 
 def test_what_a_template_wrote_before_is_told(hub_tokenizer, tmp_path):

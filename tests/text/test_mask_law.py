@@ -125,7 +125,7 @@ def check_conversation(example, template, family, kind, *, apart=False):
     parts = list(apart_of(example)) if "apart" in outcome.methods or len(answers_of(example)) == 1 else [example]
     if len(parts) == 1 and not apart:
         parts = [example]
-    for part, tokens in zip(parts, outcome.documents, strict=True):
+    for part, tokens in zip(parts, outcome.sequences, strict=True):
         check_law(part, tokens, template, family, kind)
 
 
@@ -174,7 +174,7 @@ def test_what_stood_before_the_second_answer_is_asked_as_it_was_trained(name, ki
     # the first answer's ids are those it was made of, or those that its text has when the second is asked for: not both
     outcome = encoded(talk("Hi.", first, "Who are you?", "A model."), template_of(BY_NAME[name], kind))
     assert outcome.problem is None
-    assert all(document.as_asked for document in outcome.documents)
+    assert all(sequence.as_asked for sequence in outcome.sequences)
 
 
 @pytest.mark.parametrize(("family", "kind"), COMBINATIONS, ids=NAMES)
@@ -215,7 +215,7 @@ def test_what_a_person_reads_of_an_answer_is_the_answer(family, kind):
     answer = "Line one.\n\n    code()"
     # a space that the template wrote would be written twice when the answer is shown to the model again
     template = template_of(family, kind)
-    (tokens,) = encoded(talk("Hi.", answer), template).documents
+    (tokens,) = encoded(talk("Hi.", answer), template).sequences
     (run,) = runs(tokens)
     assert template.answer_text(tokens.ids[slice(*run)]).removesuffix(family.tail) == answer
 
@@ -350,11 +350,11 @@ def test_qwen3_s_earlier_answers_have_documents_of_their_own():
     thought = "<think>\n\n</think>\n\n"
     hi, who = ("<|im_start|>user\nHi.<|im_end|>\n", "<|im_start|>user\nWho are you?<|im_end|>\n")
     assert outcome.methods == ["apart", "apart"]
-    assert [decode(document.ids) for document in outcome.documents] == [
+    assert [decode(sequence.ids) for sequence in outcome.sequences] == [
         f"{hi}<|im_start|>assistant\n{thought}Hello!<|im_end|>\n",
         f"{hi}<|im_start|>assistant\nHello!<|im_end|>\n{who}<|im_start|>assistant\n{thought}A model.<|im_end|>\n",
     ]
-    texts = [learned_texts(document, template.tokenizer) for document in outcome.documents]
+    texts = [learned_texts(sequence, template.tokenizer) for sequence in outcome.sequences]
     assert texts == [["Hello!<|im_end|>"], ["A model.<|im_end|>"]]
 
 
@@ -498,7 +498,7 @@ def test_the_law_on_the_starter_with_real_rows(starter, shared_data, file, rows,
         shown = [Message(m.role, m.whole, learned=m.learned) for m in example.messages]
         parted = apart or "apart" in outcome.methods
         parts = list(apart_of(replace(example, messages=tuple(shown)))) if parted else [example]
-        for part, tokens in zip(parts, outcome.documents, strict=True):
+        for part, tokens in zip(parts, outcome.sequences, strict=True):
             check_law(part, tokens, starter, family, "gpt2")
 
 
@@ -509,7 +509,7 @@ def test_the_law_on_the_starter(starter, turns, system):
     outcome = encoded(example, starter)
     if outcome.problem is None:
         parts = list(apart_of(example)) if "apart" in outcome.methods else [example]
-        for part, tokens in zip(parts, outcome.documents, strict=True):
+        for part, tokens in zip(parts, outcome.sequences, strict=True):
             check_learned(part, tokens, starter, BY_NAME["chatml"], "gpt2")
     else:  # it lacks a few bytes, such as the first of U+40000
         text = starter.text(example.messages)

@@ -57,10 +57,10 @@ def encoder(name, template, limit=10**6):
     return Encoder(template, template.tokenizer, DataConfig(path="x", recipe=name), limit)
 
 
-def document(name, template, example):
+def sequence(name, template, example):
     (outcome,) = encoder(name, template).encode([example])
     assert outcome.problem is None
-    (tokens,) = outcome.documents
+    (tokens,) = outcome.sequences
     return tokens
 
 
@@ -117,7 +117,7 @@ CASES = [(name, example, text, added) for name, example, text in TABLE for added
 @pytest.mark.parametrize(("name", "example", "text", "added"), CASES)
 def test_the_text_and_what_is_learned_of_it(name, example, text, added):
     template = written(name, added)
-    tokens = document(name, template, example)
+    tokens = sequence(name, template, example)
     assert shown(tokens, template.tokenizer) == text
     assert tokens.ended
     assert tokens.as_asked
@@ -132,17 +132,17 @@ def test_an_input_of_spaces_alone_is_written_as_the_authors_wrote_it(name, about
     rows = [{"instruction": "Name the capital.", about: value, "output": "Paris."} for value in ("  ", "France")]
     of_spaces, of_france = (parse_row(row, "alpaca", "rows.jsonl:7")[0] for row in rows)
     template = written(name)
-    text = shown(document(name, template, of_spaces), template.tokenizer)
+    text = shown(sequence(name, template, of_spaces), template.tokenizer)
     if name in ("alpaca", "alpaca-lora", "dolly"):
-        assert text == shown(document(name, template, of_france), template.tokenizer).replace("France", "  ")
+        assert text == shown(sequence(name, template, of_france), template.tokenizer).replace("France", "  ")
     else:
-        assert text == shown(document(name, template, PLAIN), template.tokenizer)
+        assert text == shown(sequence(name, template, PLAIN), template.tokenizer)
 
 
 @pytest.mark.parametrize(("name", "example", "text", "added"), CASES)
 def test_what_is_asked_is_what_stands_before_the_answer(name, example, text, added):
     template = written(name, added)
-    tokens = document(name, template, example)
+    tokens = sequence(name, template, example)
     (prompt,) = asked_prompts(example, template)
     assert list(tokens.ids[: len(prompt)]) == prompt
     assert (
@@ -153,7 +153,7 @@ def test_what_is_asked_is_what_stands_before_the_answer(name, example, text, add
 
 def test_alpaca_s_start_and_end_are_the_tokens():
     template = written("alpaca")
-    tokens = document("alpaca", template, PLAIN)
+    tokens = sequence("alpaca", template, PLAIN)
     pieces = template.tokenizer.hub.convert_ids_to_tokens(list(tokens.ids))
     assert pieces[:2] == ["<s>", "\u2581Below"]
     assert pieces.count("<s>") == 1
@@ -163,7 +163,7 @@ def test_alpaca_s_start_and_end_are_the_tokens():
 
 
 def test_alpaca_lora_learns_everything_but_what_nothing_stands_before():
-    tokens = document("alpaca-lora", written("alpaca-lora"), PLAIN)
+    tokens = sequence("alpaca-lora", written("alpaca-lora"), PLAIN)
     assert all(tokens.loss_mask)
     assert tokens.loss_count == len(tokens.ids) - 1
 
@@ -188,7 +188,7 @@ SEVERAL = [
 def test_several_turns(name, example, text, added):
     # SentencePiece's space behind </s> is written by the tokenizer, as where the conversation is asked
     template = written(name, added)
-    tokens = document(name, template, example)
+    tokens = sequence(name, template, example)
     assert shown(tokens, template.tokenizer) == text
     assert tokens.as_asked
     assert [list(tokens.ids[:start]) for start, _ in runs(tokens)] == asked_prompts(example, template)
@@ -198,7 +198,7 @@ def test_several_turns(name, example, text, added):
 @pytest.mark.parametrize("kind", ["first", "bare", "unigram"])
 def test_llama_s_recipes_on_its_other_tokenizers(name, kind):
     template = written(name, (), kind)
-    tokens = document(name, template, PLAIN)
+    tokens = sequence(name, template, PLAIN)
     wanted = next(text for other, example, text in TABLE if (other, example) == (name, PLAIN))
     assert shown(tokens, template.tokenizer) == wanted.replace("<s> ", "<s>")
     assert tokens.as_asked
@@ -273,7 +273,7 @@ ENDED = [(name, added) for name, added, _, _ in ENDS]
 )
 def test_a_generation_of_what_was_learned_is_the_answer(name, added, text):
     template = written(name, added)
-    tokens = document(name, template, talk("Name the capital.", text))
+    tokens = sequence(name, template, talk("Name the capital.", text))
     (prompt,) = asked_prompts(PLAIN, template)
     learned = list(tokens.ids[len(prompt) :])
     beyond = template.tokenizer.encode(" and more")
@@ -346,7 +346,7 @@ def test_only_the_recipe_s_own_ends_stop_an_answer(name):
 
 def test_learned_texts_agree_with_the_marks():
     template = written("dolly", DOLLY)
-    tokens = document("dolly", template, PLAIN)
+    tokens = sequence("dolly", template, PLAIN)
     (run,) = runs(tokens)
     assert learned_texts(tokens, template.tokenizer) == ["Paris.\n\n### End"]
     assert template.tokenizer.hub.convert_ids_to_tokens(tokens.ids[run[1] - 1]) == "### End"

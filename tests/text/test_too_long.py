@@ -33,18 +33,18 @@ def outcome_of(example, limit, too_long, **spec):
 
 
 def shown(outcome):
-    """Each document's text with « and » around what is learned."""
+    """Each sequence's text with « and » around what is learned."""
     texts = []
-    for document in outcome.documents:
-        pieces = CHAT.tokenizer.hub.convert_ids_to_tokens(list(document.ids))
-        for start, stop in reversed(runs(document)):
+    for sequence in outcome.sequences:
+        pieces = CHAT.tokenizer.hub.convert_ids_to_tokens(list(sequence.ids))
+        for start, stop in reversed(runs(sequence)):
             pieces[start:stop] = ["«", *pieces[start:stop], "»"]
         texts.append("".join(pieces))
     return texts
 
 
 def counts(outcome):
-    return outcome.too_long, outcome.truncated, outcome.unsupervised
+    return outcome.too_long, outcome.truncated, outcome.without_loss_tokens
 
 
 ONE = talk("abcd", "xyz")  # <u>abcd<a>xyz<e> is ten tokens
@@ -63,7 +63,7 @@ def test_what_fits_stays_as_it_is(example, limit, too_long):
     assert shown(outcome) == [CHAT.text(example.messages).replace("<a>", "<a>«").replace("<e>", "<e>»")]
     assert counts(outcome) == (0, 0, 0)
     assert outcome.methods == ["prefix"]
-    assert outcome.documents[0].ended
+    assert outcome.sequences[0].ended
 
 
 LITERAL = [
@@ -115,7 +115,7 @@ LITERAL = [
 def test_to_the_letter(example, limit, too_long, spec, texts, ended, counted):
     outcome = outcome_of(example, limit, too_long, **spec)
     assert shown(outcome) == texts
-    assert [document.ended for document in outcome.documents] == ended
+    assert [sequence.ended for sequence in outcome.sequences] == ended
     assert counts(outcome) == counted
     assert len(outcome.methods) == len(texts)
 
@@ -125,7 +125,7 @@ def test_a_conversation_with_tools_is_not_parted():
     tool = {"type": "function", "function": {"name": "ab"}}
     outcome = outcome_of(replace(TWO, tools=(tool,)), 11, "split")
     assert outcome.problem is None or "tools" in outcome.problem
-    assert outcome.documents == []
+    assert outcome.sequences == []
 
 
 def test_given_answers_are_not_learned_in_any_part():
@@ -148,7 +148,7 @@ def test_dolly_drops_what_reaches_its_length_and_a_plain_length_keeps_it():
     row = {size: talk("a", "b" * (size - 4)) for size in (2047, 2048)}
     of_dolly, plain = DataConfig(path="x", recipe="dolly"), DataConfig(path="x", max_length=2048)
     kept = {
-        (name, size): bool(Encoder(CHAT, CHAT.tokenizer, spec, spec.max_length).encode([example])[0].documents)
+        (name, size): bool(Encoder(CHAT, CHAT.tokenizer, spec, spec.max_length).encode([example])[0].sequences)
         for name, spec in (("dolly", of_dolly), ("plain", plain))
         for size, example in row.items()
     }
@@ -157,14 +157,14 @@ def test_dolly_drops_what_reaches_its_length_and_a_plain_length_keeps_it():
 
 @pytest.mark.parametrize(("answers", "text"), [("together", "<u>ef<a>z<e><u>gh<a>«w<e>»"), ("apart", "<u>gh<a>«w<e>»")])
 def test_parts_in_which_nothing_is_to_be_learned_are_left_out(answers, text):
-    # apart, the three given answers make no document at all, so none is there whose length could be looked at
+    # apart, the three given answers make no sequence at all, so none is there whose length could be looked at
     example = talk("ab", "x", "cd", "y", "ef", "z", "gh", "w")
     messages = [replace(m, learned=m.content == "w") if m.role == "assistant" else m for m in example.messages]
     outcome = outcome_of(replace(example, messages=tuple(messages)), 12, "split", answers=answers)
     assert shown(outcome) == [text]
     assert outcome.problem is None
-    # the first part's two given answers were a document, of which nothing was to be learned
-    assert outcome.unsupervised == (1 if answers == "together" else 0)
+    # the first part's two given answers were a sequence, of which nothing was to be learned
+    assert outcome.without_loss_tokens == (1 if answers == "together" else 0)
 
 
 # GPT4All-J: a prompt of half the limit or more keeps its first min(half the limit, half of its own) letters.
@@ -183,7 +183,7 @@ CUT_PROMPT = [
 def test_gpt4all_j_s_rule(example, limit, texts, ended, truncated):
     outcome = outcome_of(example, limit, "cut-prompt")
     assert shown(outcome) == texts
-    assert [document.ended for document in outcome.documents] == [ended]
+    assert [sequence.ended for sequence in outcome.sequences] == [ended]
     assert outcome.truncated == truncated
 
 
@@ -223,22 +223,22 @@ def test_whatever_is_kept_fits_and_teaches_something(
     spec = DataConfig(path="x", too_long=too_long, learned=learned, answers=answers)
     (outcome,) = Encoder(template, template.tokenizer, spec, limit).encode([example])
     assert outcome.problem is None
-    assert len(outcome.methods) == len(outcome.documents)
+    assert len(outcome.methods) == len(outcome.sequences)
     end = template.end_ids[0]
-    for document in outcome.documents:
-        assert len(document.ids) == len(document.loss_mask) <= limit
-        assert document.loss_count > 0
+    for sequence in outcome.sequences:
+        assert len(sequence.ids) == len(sequence.loss_mask) <= limit
+        assert sequence.loss_count > 0
         if learned == "answers":
-            assert document.ended is all(document.ids[stop - 1] == end for _, stop in runs(document))
-            assert document.as_asked
-    lost = outcome.too_long + outcome.unsupervised + outcome.truncated
-    assert outcome.documents or lost, "what is left out is counted"
+            assert sequence.ended is all(sequence.ids[stop - 1] == end for _, stop in runs(sequence))
+            assert sequence.as_asked
+    lost = outcome.too_long + outcome.without_loss_tokens + outcome.truncated
+    assert outcome.sequences or lost, "what is left out is counted"
     if outcome.lengths and max(outcome.lengths) <= limit and too_long != "cut-prompt":
         assert counts(outcome) == (0, 0, 0)
 
 
 def texts_learned(outcome, template):
-    return [text for document in outcome.documents for text in learned_texts(document, template.tokenizer)]
+    return [text for sequence in outcome.sequences for text in learned_texts(sequence, template.tokenizer)]
 
 
 @pytest.mark.parametrize("answers", ["together", "apart"])
@@ -262,11 +262,11 @@ def test_split_keeps_every_answer_that_fits_once_and_in_order(answers, pairs, li
 def test_the_parts_of_a_conversation_are_as_long_as_they_can_be(pairs, limit, system):
     outcome = outcome_of(conversation(pairs, system), limit, "split")
     head = len(CHAT.tokenizer.encode(system or ""))
-    sizes = [len(document.ids) for document in outcome.documents]
+    sizes = [len(sequence.ids) for sequence in outcome.sequences]
     if outcome.too_long == 0:  # the first pair of the next part would not have fitted
-        firsts = [list(document.ids)[head:].index(CHAT.end_ids[0]) + 1 for document in outcome.documents]
+        firsts = [list(sequence.ids)[head:].index(CHAT.end_ids[0]) + 1 for sequence in outcome.sequences]
         assert all(size + first > limit for size, first in zip(sizes, firsts[1:], strict=False))
-    assert all(list(b.ids[:head]) == list(a.ids[:head]) for a, b in pairwise(outcome.documents))
+    assert all(list(b.ids[:head]) == list(a.ids[:head]) for a, b in pairwise(outcome.sequences))
 
 
 @settings(max_examples=draws(200), deadline=None)
@@ -278,33 +278,33 @@ def test_cut_prompt_keeps_the_whole_answer_where_it_fits(asked, said, limit):
     row = f"<u>{kept}<a>{said}<e>"
     size = len(kept) + len(said) + 3
     if len(kept) + 2 >= limit:
-        assert outcome.documents == []
-        assert outcome.unsupervised == 1
+        assert outcome.sequences == []
+        assert outcome.without_loss_tokens == 1
         return
-    (document,) = outcome.documents
-    pieces = CHAT.tokenizer.hub.convert_ids_to_tokens(list(document.ids))
+    (sequence,) = outcome.sequences
+    pieces = CHAT.tokenizer.hub.convert_ids_to_tokens(list(sequence.ids))
     assert row.startswith("".join(pieces))
     assert len(pieces) == min(size, limit)
-    assert document.ended is (size <= limit)
+    assert sequence.ended is (size <= limit)
     assert outcome.truncated == (1 if kept != asked or size > limit or prompt >= limit // 2 else 0)
-    (start, _), *_ = runs(document)
-    assert list(document.ids[:start]) == asked_prompts(talk(kept, said), CHAT)[0]
+    (start, _), *_ = runs(sequence)
+    assert list(sequence.ids[:start]) == asked_prompts(talk(kept, said), CHAT)[0]
 
 
 @settings(max_examples=draws(100), deadline=None)
 @given(pairs=TALKS, limit=LIMITS)
 def test_truncate_keeps_the_beginning(pairs, limit):
     example = conversation(pairs, None)
-    whole = outcome_of(example, 10**6, "drop").documents[0]
+    whole = outcome_of(example, 10**6, "drop").sequences[0]
     outcome = outcome_of(example, limit, "truncate")
-    for document in outcome.documents:
-        assert list(document.ids) == list(whole.ids[:limit])
-        assert list(document.loss_mask) == list(whole.loss_mask[:limit])
-    assert bool(outcome.documents) is any(whole.loss_mask[1:limit])
+    for sequence in outcome.sequences:
+        assert list(sequence.ids) == list(whole.ids[:limit])
+        assert list(sequence.loss_mask) == list(whole.loss_mask[:limit])
+    assert bool(outcome.sequences) is any(whole.loss_mask[1:limit])
 
 
 def test_an_end_that_is_cut_off_is_told():
     outcomes = [outcome_of(ONE, limit, "truncate") for limit in range(1, 11)]
-    assert [[document.ended for document in outcome.documents] for outcome in outcomes] == [
+    assert [[sequence.ended for sequence in outcome.sequences] for outcome in outcomes] == [
         *[[]] * 6, [False], [False], [False], [True],
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from trainers import train
 LENGTHS = (30, 9, 14, 22, 6, 17, 11, 25)
 
 
-def documents() -> list[Tokens]:
+def sequences() -> list[Tokens]:
     generator = torch.Generator().manual_seed(0)
     return [Tokens(tuple(torch.randint(0, 96, (length + 1,), generator=generator).tolist()), (True,) * (length + 1))
             for length in LENGTHS]  # fmt: skip
@@ -48,7 +48,7 @@ def trained(
             torch.empty(2**58, dtype=torch.uint8)
         return total
 
-    batches = Batches(documents(), 6, tokens, 0)
+    batches = Batches(sequences(), 6, tokens, 0)
     train(state, batches, loss_of=loss_of, callback=callback, auto_batch=room is not None)
     return [parameter.detach().clone() for parameter in state.parameters], state
 
@@ -80,5 +80,5 @@ def test_nobody_who_did_not_ask_for_it_gets_other_portions():
         return torch.empty(2**58, dtype=torch.uint8).sum()
 
     with pytest.raises(MemoryError):
-        train(state, Batches(documents(), 6, 128, 0), loss_of=loss_of, callback=silent)
+        train(state, Batches(sequences(), 6, 128, 0), loss_of=loss_of, callback=silent)
     assert state.step == 0

@@ -136,7 +136,7 @@ def test_what_becomes_infinite_as_triplets_are_folded_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "when"), [(1, "before the first step"), (2, f"after step {STEPS}")])
-def test_a_held_out_loss_that_is_no_number_is_an_error_of_the_training(monkeypatch, number, when):
+def test_a_validation_loss_that_is_no_number_is_an_error_of_the_training(monkeypatch, number, when):
     count = iter(range(1, 9))
 
     def loss(*words):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from conftest import tiny_model
 from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch, Batches, collate, portion
 from rankwise.errors import TrainingError
@@ -239,6 +240,14 @@ def test_the_automatic_rate_falls_with_width_and_an_asked_one_is_kept() -> None:
             auto.highest_rate(width, LoraConfig().auto_rate) / 20
         )
     assert given.highest_rate(576, FullConfig().auto_rate) == 3e-4
+
+
+def test_the_automatic_rate_of_a_classifier_is_lower_and_follows_from_the_objective() -> None:
+    for adapter, at_384 in ((LoraConfig(), 6.9e-4), (AdaLoraConfig(), 6.9e-4), (FullConfig(), 8.3e-5)):
+        given = {"model": "m", "data": "d", "run": "r", "adapter": adapter}
+        classifier = Experiment(**given, objective="sequence-classification")
+        assert TrainingConfig().highest_rate(384, classifier.auto_rate) == pytest.approx(at_384, rel=0.01)
+        assert Experiment(**given, objective="causal-lm").auto_rate == adapter.auto_rate > classifier.auto_rate
 
 
 def test_steps_follow_epochs_and_batch_size() -> None:

@@ -1,6 +1,6 @@
-"""Stop anywhere, go on anywhere: what a step holds is a function of the documents, the seed and the step alone.
+"""Stop anywhere, go on anywhere: what a step holds is a function of the sequences, the seed and the step alone.
 
-The documents lie on the disk; whoever goes on opens them anew: other objects, another process, several threads.
+The sequences lie on the disk; whoever goes on opens them anew: other objects, another process, several threads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rankwise.text.tokenizer import HubTokenizer
 from sampling import draws
 
 MARK = 1000
-"""The first id of document n is MARK + n, and no other id is as large, so that it is known wherever it lies."""
+"""The first id of sequence n is MARK + n, and no other id is as large, so that it is known wherever it lies."""
 ARRANGE = {"portion": portion, "pack": pack}
 
 
@@ -93,7 +93,7 @@ def place(tmp_path_factory):
 
 @st.composite
 def runs(draw):
-    """Lengths of the documents, and (numbers, batch_size, limit, seed, arrange)."""
+    """Lengths of the sequences, and (numbers, batch_size, limit, seed, arrange)."""
     lengths = draw(st.lists(st.integers(2, 30), min_size=1, max_size=20))
     numbers = draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=25))
     settings_ = (st.integers(1, 30), st.integers(1, 150), st.integers(0, 2**63 - 1), st.sampled_from(sorted(ARRANGE)))
@@ -116,7 +116,7 @@ def laid_down(lengths, place):
 
 
 def held(batches):
-    """Numbers of the documents in a step, as often as they are there."""
+    """Numbers of the sequences in a step, as often as they are there."""
     ids = [int(token) for batch in batches for token in batch.input_ids.flatten()]
     return Counter(token - MARK for token in ids if token >= MARK)
 
@@ -201,7 +201,7 @@ def test_rows_encoded_just_now_and_rows_from_the_cache_make_the_same_steps(
     sources = [{"path": str(tmp_path / "a.jsonl"), "weight": 2.5}, {"path": str(tmp_path / "b.jsonl"), "weight": 0.5}]
     spec = DataConfig(sources=sources, held_out=3)
     encoded, recalled = (prepare(spec, writing, silent) for _ in range(2))
-    assert isinstance(recalled.documents.ids, np.memmap) and not isinstance(encoded.documents.ids, np.memmap)
+    assert isinstance(recalled.sequences.ids, np.memmap) and not isinstance(encoded.sequences.ids, np.memmap)
     for seed in (0, 1):
         now, later = (Batches(one.trained_rows, 4, 100, seed, ARRANGE[arrange]) for one in (encoded, recalled))
         assert [digest(now.at(step)) for step in range(20)] == [digest(later.at(step)) for step in range(20)]

@@ -71,5 +71,5 @@ def test_an_older_run_goes_on_by_its_own_command_with_the_rows_that_it_held_out(
         rankwise.train(begun(held_out_order="last"), resume=True)
     trained = rankwise.train(begun(), resume=True)
     assert (trained.manifest.status, trained.manifest.resumed[0].step) == ("finished", 2)
-    assert trained.manifest.data.measured_documents == 3
+    assert trained.manifest.data.validation_sequences == 3
     assert trained.snapshot.experiment.data.held_out_order == "seed"

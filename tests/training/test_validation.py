@@ -94,7 +94,7 @@ def rows_of(run, *kinds):
 
 
 def evaluations(run):
-    kinds = {"held_out": LossRecord, "score": ScoreRecord}
+    kinds = {"validation": LossRecord, "score": ScoreRecord}
     return [kinds[row.pop("kind")](**row) for row in rows_of(run, *kinds)]
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_is_measured_learns_what_one_learns_that_is_not(asked, method
     assert measured.manifest.backend == unmeasured.manifest.backend == backend
     assert weights("with") == weights("without")
     assert rows_of("with", "step", "ranks") == rows_of("without", "step", "ranks")
-    assert [row["step"] for row in rows_of("with", "held_out")] == list(range(STEPS + 1))
+    assert [row["step"] for row in rows_of("with", "validation")] == list(range(STEPS + 1))
 
 
 def test_packed_rows_too(asked):
@@ -154,7 +154,7 @@ def test_each_evaluation_is_recorded_once_and_where_it_was_due(asked):
     heard = []
     rankwise.train(asked("run", "lora", ALL | {"steps": 5}), callback=heard.append)
     rows = rows_of("run")
-    assert [row["step"] for row in rows if row["kind"] == "held_out"] == [0, 5, 10, 12]
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [0, 5, 10, 12]
     assert [(row["step"], row["metric"]) for row in rows if row["kind"] == "score"] == [
         (step, metric) for step in (0, 5, 10, 12) for metric in ("exact", "bleu")
     ]
@@ -168,21 +168,21 @@ def test_each_evaluation_is_recorded_once_and_where_it_was_due(asked):
 
 def test_by_default_there_is_a_curve_and_three_rows_are_answered(asked):
     trained = rankwise.train(asked("run", "lora", {}, steps=40))
-    rows = rows_of("run", "held_out", "sample")
-    steps = [row["step"] for row in rows if row["kind"] == "held_out"]
+    rows = rows_of("run", "validation", "sample")
+    steps = [row["step"] for row in rows if row["kind"] == "validation"]
     assert steps[0] == 0 and steps[-1] == 40 and 3 < len(steps) <= 11
     samples = [row for row in rows if row["kind"] == "sample"]
     assert [row["step"] for row in samples] == [0] * 3 + [40] * 3
     assert [row["prompt"] for row in samples[:3]] == [f"What is land {n}?" for n in (20, 22, 24)]
     assert [row["target"] for row in samples[:3]] == [f"It could be lake {n}, or the dog." for n in (20, 22, 24)]
-    assert results(trained)["held_out_loss_after"] == [row["loss"] for row in rows if row["kind"] == "held_out"][-1]
+    assert results(trained)["validation_loss_after"] == [row["loss"] for row in rows if row["kind"] == "validation"][-1]
 
 
 def test_without_rows_to_measure_with_nothing_is_measured(asked):
     trained = rankwise.train(asked("run"))
     assert rows_of("run") == rows_of("run", "step")
     found = results(trained)
-    assert found["held_out_loss_before"] is None and found["held_out_loss_after"] is None
+    assert found["validation_loss_before"] is None and found["validation_loss_after"] is None
     assert (found["kept_step"], found["kept_why"], found["ended_early"]) == (STEPS, "the last step", None)
 
 
@@ -234,7 +234,7 @@ def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(
     alone = [collate([row]) for row in rows]
     loss, tokens = mean_loss(summed(SupervisedLogits(finished.module)), alone, torch.device("cpu"))
     last = [one for one in evaluations("run") if one.step == STEPS]
-    assert [(one.loss_tokens, one.documents) for one in last] == [(tokens, len(rows))]
+    assert [(one.loss_tokens, one.sequences) for one in last] == [(tokens, len(rows))]
     assert last[0].loss == pytest.approx(loss, rel=1e-5)
 
 
@@ -262,7 +262,7 @@ def test_the_best_that_is_kept_is_what_a_run_has_that_stops_there(asked, by, bac
     again = {"backend": backend, **how}
     shorter = rankwise.train(asked("shorter", "lora", {"prompts": []}, steps=best.step, **again))
     assert weights(name) == weights("shorter")
-    assert found["held_out_loss_after"] == results(shorter)["held_out_loss_after"]
+    assert found["validation_loss_after"] == results(shorter)["validation_loss_after"]
     rankwise.train(asked("last", "lora", evaluation | {"keep": "last"}, **again))
     assert weights("last") != weights(name) and rows_of("last") == rows_of(name)
     assert not (Path("runs") / name / "best").exists()
@@ -377,22 +377,35 @@ class Listener:
                 raise Stopped
 
 
+STOPPED = ALL | {"keep": "best", "patience": 5, "answers": 2}
+
+
+@pytest.fixture(scope="module")
+def unstopped():
+    """By method: results, records and weights of a run that nobody stops, trained once."""
+    return {}
+
+
+@pytest.fixture
+def whole(asked, unstopped, method):
+    if method not in unstopped:
+        trained = rankwise.train(asked("whole", method, STOPPED, checkpoint_steps=2))
+        unstopped[method] = results(trained), rows_of("whole"), weights("whole")
+    return unstopped[method]
+
+
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 @pytest.mark.parametrize("stops", [(19,), (20,), (21,), (22,), (23,), (24,), (25,), (17, 4, 9), (31, 2, 2)], ids=str)
-def test_a_run_that_was_stopped_anywhere_ends_as_one_that_never_was(asked, method, stops):
+def test_a_run_that_was_stopped_anywhere_ends_as_one_that_never_was(asked, whole, method, stops):
     """Within an evaluation, between it and its checkpoint, before the next step; again and again."""
-    evaluation = ALL | {"keep": "best", "patience": 5, "answers": 2}
-    whole = results(rankwise.train(asked("whole", method, evaluation, checkpoint_steps=2)))
     resume = False
     for last in stops:
         with pytest.raises(Stopped):
-            rankwise.train(asked("it", method, evaluation, checkpoint_steps=2), callback=Listener(last), resume=resume)
+            rankwise.train(asked("it", method, STOPPED, checkpoint_steps=2), callback=Listener(last), resume=resume)
         resume = True
         assert len(RunDirectory.named("it").steps_kept) <= 2
-    found = rankwise.train(asked("it", method, evaluation, checkpoint_steps=2), resume=True)
-    assert rows_of("it") == rows_of("whole")
-    assert weights("it") == weights("whole")
-    assert results(found) == whole
+    trained = rankwise.train(asked("it", method, STOPPED, checkpoint_steps=2), resume=True)
+    assert (results(trained), rows_of("it"), weights("it")) == whole
     names = {
         "config.json", "data_report.json", "manifest.json", "metrics.jsonl", "adapter", ".lock", "report.html",
         "report.json",
@@ -475,7 +488,7 @@ def test_a_metric_that_the_rows_cannot_have_is_refused_before_anything_is_writte
         rankwise.train(asked("run", "lora", {"by": "exact", "answers": 2}))
     assert not Path("runs/run").exists()
     rankwise.train(asked("run", "lora", {}))  # nor is it a sample
-    assert rows_of("run", "sample") == [] and len(rows_of("run", "held_out")) > 1
+    assert rows_of("run", "sample") == [] and len(rows_of("run", "validation")) > 1
 
 
 def test_a_prompt_that_has_no_room_is_refused_and_a_row_that_has_none_is_not_asked(asked):

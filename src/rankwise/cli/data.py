@@ -142,11 +142,11 @@ def _verdict(data_report: DataReport) -> str:
 
 def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     """Label, text and count of each line."""
-    apart = f", {data_report.held_out:,} for validation" if data_report.held_out else ""
+    apart = f", {data_report.validation_rows:,} for validation" if data_report.validation_rows else ""
     left_out = _left_out(data_report.skipped_why)
-    lines = [("rows", f"{data_report.rows:,} read, {data_report.kept:,} used{apart}{left_out}", data_report.rows)]
+    lines = [("rows", f"{data_report.rows:,} read, {data_report.used:,} used{apart}{left_out}", data_report.rows)]
     if data_report.hold_out is not None:
-        lines.append(("held out", data_report.hold_out.counts(), data_report.held_out))
+        lines.append(("held out", data_report.hold_out.counts(), data_report.validation_rows))
     if data_report.labels:
         counts = some((f"{one_line(label)} {count:,}" for label, count in data_report.labels.items()), 12)
         lines.append(("labels", counts, len(data_report.labels)))
@@ -171,10 +171,10 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
         both = data_report.overlap
         text = f"{both.exact:,} exact, {both.near:,} near, of {both.of:,} validation rows"
         lines.append(("overlap with training", text, both.of))
-    lines.append(("strictest licence", data_report.licence, data_report.kept))
+    lines.append(("strictest licence", data_report.licence, data_report.used))
     if data_report.template is not None:
         lines.append(
-            ("template", f"{data_report.template.kind} ({data_report.template.sha256[:12]})", data_report.kept)
+            ("template", f"{data_report.template.kind} ({data_report.template.sha256[:12]})", data_report.used)
         )
     return lines
 
@@ -186,22 +186,22 @@ def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
         cut = data_report.truncated or 0
         return [
             ("tokens", f"{data_report.tokens:,}", data_report.tokens),
-            ("targets", data_report.targets.describe(), data_report.documents or 0),
+            ("targets", data_report.targets.describe(), data_report.sequences or 0),
             ("truncated", f"{cut:,}", cut),
         ]
     share = data_report.loss_tokens / max(1, data_report.tokens)
     masks = ", ".join(f"{count:,} by {method}" for method, count in data_report.masks.items())
-    cut, emptied = data_report.truncated or 0, data_report.unsupervised or 0
+    cut, emptied = data_report.truncated or 0, data_report.without_loss_tokens or 0
     differs = data_report.template_parity_broken or 0
     prompts = "the same as in training" if data_report.template_parity else f"differs from training in {differs:,}"
     tokens = f"{data_report.tokens:,}, {share:.0%} of them in the loss ({data_report.loss_tokens:,})"
-    ends = f"in {data_report.eos_supervised:,} of {data_report.documents:,} sequences"
+    ends = f"in {data_report.eos_in_loss:,} of {data_report.sequences:,} sequences"
     return [
         ("tokens", tokens, data_report.tokens),
-        ("end token in the loss", ends, data_report.documents or 0),
+        ("end token in the loss", ends, data_report.sequences or 0),
         ("truncated", f"{cut:,}; no loss tokens left in {emptied:,}", cut + emptied),
         ("answers located", masks or "none", len(data_report.masks)),
-        ("inference prompt", prompts, data_report.documents or 0),
+        ("inference prompt", prompts, data_report.sequences or 0),
     ]
 
 

@@ -145,7 +145,7 @@ def _facts(record: StepRecord) -> str:
 
 def measured(record: LossRecord, scores: Sequence[ScoreRecord]) -> str:
     """One validation on one line."""
-    line = f"validation loss {_when(record.step)}: {record.loss:.4f} {record.unit} ({record.documents} sequences)"
+    line = f"validation loss {_when(record.step)}: {record.loss:.4f} {record.unit} ({record.sequences} sequences)"
     listed = ", ".join(f"{one.metric} {one.value:.3f}" for one in scores)
     return f"{line}; {listed} ({scores[0].n} rows)" if scores else line
 

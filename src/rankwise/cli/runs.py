@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rankwise.runs.listing import ListedRun
 
 runs = typer.Typer(help="List the runs of this folder; show, rename or delete one.", no_args_is_help=False)
-HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "held-out", "size", "ended")
+HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
 LONGEST = 40
 Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
 
@@ -55,7 +55,7 @@ def _table(listed: list[ListedRun]) -> str:
 def _row(run: ListedRun) -> tuple[str, ...]:
     return (
         _one_line(run.name), run.status, _one_line(run.model or "-"), run.method or "-", _count(run.rows),
-        _count(run.steps), _loss(run.loss), _loss(run.held_out_loss), megabytes(run.bytes),
+        _count(run.steps), _loss(run.loss), _loss(run.validation_loss), megabytes(run.bytes),
         (run.ended or "-").replace("T", " ")[:16],
     )  # fmt: skip
 
@@ -95,15 +95,15 @@ def _facts(shown: ShownRun) -> list[str]:
     facts = {
         "folder": f"{shown.folder}, {megabytes(run.bytes)}", "status": run.status, "problem": run.problem,
         "model": run.model, "method": run.method, "rows": run.rows, "steps": run.steps, "loss": run.loss,
-        "held-out loss": run.held_out_loss, "started": run.started, "ended": run.ended,
+        "validation loss": run.validation_loss, "started": run.started, "ended": run.ended,
     }  # fmt: skip
     manifest = shown.manifest or {}
     if manifest:
         facts |= {"data": manifest["data"]["path"], "command": " ".join(manifest["command"]),
                   "resumed": len(manifest["resumed"]) or None}  # fmt: skip
     facts |= {"evaluated on": some(shown.evaluations) or None}
-    lines = [f"{key:<14} {value}" for key, value in facts.items() if value is not None]
-    lines += [f"{'warning':<14} {warning}" for warning in manifest.get("warnings", ())]
+    lines = [f"{key:<15} {value}" for key, value in facts.items() if value is not None]
+    lines += [f"{'warning':<15} {warning}" for warning in manifest.get("warnings", ())]
     return [*lines, "", *(f"{name:<28} {megabytes(size):>12}" for name, size in shown.parts.items())]
 
 

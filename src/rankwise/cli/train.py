@@ -69,10 +69,10 @@ def _tell(trained: Trained, results: Results) -> None:
     if forecast is not None:
         time = "" if forecast.seconds is None else f", {forecast.seconds:.0f} s"
         typer.echo(f"Forecast: {forecast.peak_bytes / 1e9:.1f} GB{time}.")
-    if results.held_out_loss_before is not None and results.held_out_loss_after is not None:
-        change = results.held_out_loss_after - results.held_out_loss_before
+    if results.validation_loss_before is not None and results.validation_loss_after is not None:
+        change = results.validation_loss_after - results.validation_loss_before
         typer.echo(
-            f"validation loss {results.held_out_loss_before:.4f} -> {results.held_out_loss_after:.4f} "
+            f"validation loss {results.validation_loss_before:.4f} -> {results.validation_loss_after:.4f} "
             f"({change:+.4f} {loss_unit(trained.targets)})"
         )
     if results.ended_early is not None:

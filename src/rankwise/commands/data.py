@@ -99,32 +99,32 @@ def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
     if writing.targets is not None:
         return _classified(example, outcome, writing, encoder.limit)
     made = renderings(example, writing.template, apart=data.answers == "apart")
-    if not outcome.documents:
+    if not outcome.sequences:
         why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
         return [
             Shown(example.where, _segments(rendering, data), length, 0, why)
             for rendering, length in zip(made, outcome.lengths, strict=True)
         ]
-    if len(made) != len(outcome.documents) or outcome.truncated:  # truncated or split: show what remains
+    if len(made) != len(outcome.sequences) or outcome.truncated:  # truncated or split: show what remains
         return [
-            Shown(example.where, _decoded(document, writing), len(document.ids), document.loss_count)
-            for document in outcome.documents
+            Shown(example.where, _decoded(sequence, writing), len(sequence.ids), sequence.loss_count)
+            for sequence in outcome.sequences
         ]
     return [
-        Shown(example.where, _segments(rendering, data), len(document.ids), document.loss_count)
-        for rendering, document in zip(made, outcome.documents, strict=True)
+        Shown(example.where, _segments(rendering, data), len(sequence.ids), sequence.loss_count)
+        for rendering, sequence in zip(made, outcome.sequences, strict=True)
     ]
 
 
 def _classified(example: Example, outcome: Outcome, writing: Writing, limit: int) -> list[Shown]:
     """A classifier's row: its tokens, and the label as the target."""
     label = (f" -> {example.messages[1].content}", True)
-    if not outcome.documents:
+    if not outcome.sequences:
         why = f"longer than {limit:,} tokens"
         return [Shown(example.where, [(example.prompt_text, False), label], outcome.lengths[0], 0, why)]
-    (document,) = outcome.documents
-    text = writing.tokenizer.decode([int(token) for token in document.ids])
-    return [Shown(example.where, [(text, False), label], len(document.ids), 1)]
+    (sequence,) = outcome.sequences
+    text = writing.tokenizer.decode([int(token) for token in sequence.ids])
+    return [Shown(example.where, [(text, False), label], len(sequence.ids), 1)]
 
 
 def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
@@ -132,9 +132,9 @@ def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
     return [(segment.text.replace(BREAK, ""), everything or segment.learned) for segment in rendering.segments]
 
 
-def _decoded(document: Any, writing: Writing) -> list[tuple[str, bool]]:
+def _decoded(sequence: Any, writing: Writing) -> list[tuple[str, bool]]:
     runs: list[tuple[list[int], bool]] = []
-    for token, learned in zip(document.ids, document.loss_mask, strict=True):
+    for token, learned in zip(sequence.ids, sequence.loss_mask, strict=True):
         if not runs or runs[-1][1] != learned:
             runs.append(([], learned))
         runs[-1][0].append(token)

@@ -113,7 +113,7 @@ def train(
         loaded = replace(loaded, template=writing.by(experiment.data).template)
         scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
         rows = prepared.trained_rows
-        config = experiment.training.resolved(len(rows), loaded.width, experiment.adapter.auto_rate)
+        config = experiment.training.resolved(len(rows), loaded.width, experiment.auto_rate)
         trainable = method.attach(loaded, Setup(
             config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
             heads=objective.heads(loaded), resumed_ranks=partial(ranks_before_training, run) if resume else None,

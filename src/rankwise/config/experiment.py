@@ -93,12 +93,21 @@ class Experiment(Config):
         dtype = self.adapter.base_dtype
         return self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
 
+    @property
+    def classifies(self) -> bool:
+        return self.objective == "sequence-classification"
+
+    @property
+    def auto_rate(self) -> float:
+        """What the learning rate `auto` is at width 576."""
+        return self.adapter.classifier_rate if self.classifies else self.adapter.auto_rate
+
 
 def misfits(experiment: Experiment) -> list[str]:
     """Settings that have no effect with the experiment's objective."""
     if experiment.objective == "auto":
         return []
-    classifies = experiment.objective == "sequence-classification"
+    classifies = experiment.classifies
     idle = [f"validation.{name}" for name in experiment.validation.of_other_objective(classifies)]
     idle += filter(None, [experiment.adapter.misfit(classifies)])
     if classifies:

@@ -15,7 +15,8 @@ class HeadConfig(MethodConfig):
     """The new head of a classifier alone; the pretrained model stays as it is."""
 
     artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
-    auto_rate: ClassVar[float] = 2e-3
+    auto_rate: ClassVar[float] = 5e-2
+    classifier_rate: ClassVar[float] = 5e-2
     method: Literal["head"] = "head"
     """The method these settings belong to."""
 

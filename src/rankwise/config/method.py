@@ -23,7 +23,9 @@ class MethodConfig(Config):
     base_dtype: ClassVar[Literal["float32"] | None] = None
     """The number format that the base must have, where the method needs one."""
     auto_rate: ClassVar[float]
-    """What the learning rate `auto` is at width 576; training/schedules.py says why."""
+    """What the learning rate `auto` is at width 576, for language models; training/schedules.py says why."""
+    classifier_rate: ClassVar[float]
+    """The same for classifiers."""
     tags: ClassVar[tuple[str, ...]] = ()
     """Tags of the model card, beside those that every adapter has."""
     trains_base: ClassVar[bool] = False

@@ -79,7 +79,7 @@ def keep(key: str, prepared: Prepared, callback: Callback) -> None:
         if folder.exists() and recall(key) is None:  # damaged; an entry that another process has just written stays
             shutil.rmtree(folder, ignore_errors=True)
         with published(folder, first_stays=True) as temporary:
-            prepared.documents.write(temporary)
+            prepared.sequences.write(temporary)
             prepared.trained.tofile(temporary / "trained.bin")
             prepared.measured.tofile(temporary / "measured.bin")
             data_report = prepared.data_report.model_dump(mode="json")

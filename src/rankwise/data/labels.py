@@ -1,8 +1,8 @@
 """Labels of rows: the number of rows of each label, and spellings that probably mean the same label.
 
 Rows in the classification format have labels. Other rows have labels too if their only answer is one of few distinct
-texts. Labels that differ only in case, spaces, Unicode form or a final .0 are different classes for the model, which is usually
-a mistake in the data.
+texts. Labels that differ only in case, spaces, Unicode form or a final .0 are different classes for the model, which is
+usually a mistake in the data.
 """
 
 from __future__ import annotations

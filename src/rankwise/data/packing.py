@@ -1,9 +1,9 @@
-"""Several documents to a row, in place of padding. Comes in where portion of batches.py would: see Batches.arrange.
+"""Pack several sequences into one row instead of padding each of them.
 
-The documents of a step are laid into rows as wide as its longest, first-fit decreasing: each, longest first, into
-the first row with room for it. Positions count anew from 0 in each document, which is how the model is told the
-borders; forward/reference.py proves that it heeds them. What is left of a row is padding, a document of its own that
-has no loss. The step's loss is a sum over all its loss tokens, so packing changes nothing but speed.
+A row is as wide as the longest sequence of the step. Sequences are packed first-fit decreasing: from the longest to the
+shortest, each goes into the first row that has room for it. Positions start at 0 in each sequence; that tells the model
+where a sequence begins, and forward/reference.py checks that the model keeps the sequences apart. The rest of a row is
+padding without loss. The loss of a step is the sum over all its loss tokens, so packing changes only the speed.
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ from rankwise.text.tokenize import Tokens
 Row = list[Tokens]
 
 
-def pack(documents: Sequence[Tokens], max_batch_tokens: int) -> list[Batch]:
-    """Micro-batches of at most so many padded tokens, widest first; a document that has more is alone in its own."""
+def pack(sequences: Sequence[Tokens], max_batch_tokens: int) -> list[Batch]:
+    """Micro-batches of at most `max_batch_tokens` padded tokens, widest first. A longer sequence is alone."""
     micro_batches: list[list[Row]] = []
-    for row in sorted(_rows(documents, max_batch_tokens), key=_used, reverse=True):
+    for row in sorted(_rows(sequences, max_batch_tokens), key=_used, reverse=True):
         if not micro_batches or _width(micro_batches[-1]) * (len(micro_batches[-1]) + 1) > max_batch_tokens:
             micro_batches.append([])
         micro_batches[-1].append(row)
     return [lay(rows) for rows in micro_batches]
 
 
-def _rows(documents: Sequence[Tokens], max_batch_tokens: int) -> list[Row]:
-    """A document of one token asks nothing and takes no place."""
-    ordered = sorted((document for document in documents if input_length(document)), key=input_length, reverse=True)
+def _rows(sequences: Sequence[Tokens], max_batch_tokens: int) -> list[Row]:
+    """Sequences of one token are left out: they have no token to predict."""
+    ordered = sorted((sequence for sequence in sequences if input_length(sequence)), key=input_length, reverse=True)
     capacity = min(padded_length(ordered[0]) if ordered else 0, max_batch_tokens // ROUND_TO * ROUND_TO)
     rows: list[Row] = []
     room: list[int] = []
-    for document in ordered:
-        place = next((place for place, left in enumerate(room) if left >= input_length(document)), len(rows))
+    for sequence in ordered:
+        place = next((place for place, left in enumerate(room) if left >= input_length(sequence)), len(rows))
         if place == len(rows):
             rows.append([])
             room.append(capacity)
-        rows[place].append(document)
-        room[place] -= input_length(document)
+        rows[place].append(sequence)
+        room[place] -= input_length(sequence)
     return rows
 
 
 def lay(rows: Sequence[Row]) -> Batch:
-    """Without positions where no row has a border: attention that needs no mask is faster."""
+    """One batch of these rows. If each has one sequence, positions are left out: attention without a mask is faster."""
     if all(len(row) == 1 for row in rows):
-        return collate([document for row in rows for document in row])
+        return collate([sequence for row in rows for sequence in row])
     inputs = np.zeros((len(rows), _width(rows)), dtype=np.int64)
     targets = np.full(inputs.shape, IGNORED)
     positions = np.empty_like(inputs)
     for index, row in enumerate(rows):
         start = 0
-        for document in row:
-            end = start + input_length(document)
-            inputs[index, start:end], targets[index, start:end] = questions(document)
+        for sequence in row:
+            end = start + input_length(sequence)
+            inputs[index, start:end], targets[index, start:end] = questions(sequence)
             positions[index, start:end] = np.arange(end - start)
             start = end
         positions[index, start:] = np.arange(inputs.shape[1] - start)
@@ -65,7 +65,7 @@ def lay(rows: Sequence[Row]) -> Batch:
 
 
 def _used(row: Row) -> int:
-    return sum(input_length(document) for document in row)
+    return sum(input_length(sequence) for sequence in row)
 
 
 def _width(rows: Sequence[Row]) -> int:

@@ -1,4 +1,4 @@
-"""Sources into documents and their data report, in one pass, a thousand rows at a time.
+"""Sources into sequences and their data report, in one pass, a thousand rows at a time.
 
 Which rows are held out (hold_out.py) and how often each is seen in a pass is decided afterwards, so every row is
 encoded once. Without a tokenizer everything is counted that can be counted without tokens.
@@ -38,24 +38,24 @@ from rankwise.text.example import Example
 
 @dataclass(frozen=True)
 class Prepared:
-    """`trained` and `measured` are numbers of documents; `trained` holds one as often as a pass sees it."""
+    """`trained` and `measured` are numbers of sequences; `trained` holds one as often as a pass sees it."""
 
-    documents: EncodedRows
+    sequences: EncodedRows
     trained: np.ndarray
     measured: np.ndarray
     data_report: DataReport
 
     @property
     def trained_rows(self) -> SelectedRows:
-        return SelectedRows(self.documents, self.trained)
+        return SelectedRows(self.sequences, self.trained)
 
     @property
     def measured_rows(self) -> SelectedRows:
-        return SelectedRows(self.documents, self.measured)
+        return SelectedRows(self.sequences, self.measured)
 
     @property
     def longest(self) -> int:
-        """Questions of the longest document."""
+        """Questions of the longest sequence."""
         return int(np.concatenate([self.trained_rows.lengths, self.measured_rows.lengths]).max()) - 1
 
 
@@ -78,7 +78,7 @@ def prepare_data(
     overlap = _overlap(trained, measured) if work.compares else None
     facts = facts_of(candidates, [source.apart for source in trained], spec)
     data_report = _data_report(work, apart.tally, trained, measured, len(numbers), overlap, facts)
-    return Prepared(EncodedRows.gathered(work.documents), numbers, numbers_apart, data_report)
+    return Prepared(EncodedRows.gathered(work.sequences), numbers, numbers_apart, data_report)
 
 
 @dataclass
@@ -90,7 +90,7 @@ class _Preparation:
     model: str | None
     template: TemplateFacts | None
     targets: TargetFacts | None
-    documents: list[EncodedRows] = field(default_factory=list)
+    sequences: list[EncodedRows] = field(default_factory=list)
 
     @property
     def limit(self) -> int | None:
@@ -109,9 +109,9 @@ class _Preparation:
             rows += len(chunk)
             for row in chunk:
                 self.tally.read(row)
-            for row, documents in zip(chunk, self._encoded(chunk), strict=True):
-                if documents or self.encoder is None:
-                    source.add(row, documents, self.spec)
+            for row, sequences in zip(chunk, self._encoded(chunk), strict=True):
+                if sequences or self.encoder is None:
+                    source.add(row, sequences, self.spec)
         self.tally.unreadable(reading.skipped)
         return source
 
@@ -128,14 +128,14 @@ class _Preparation:
         outcomes = iter(self.encoder.encode([example for row in chunk for example in row]))
         made: list[range] = []
         tokens = []
-        begin = sum(len(part) for part in self.documents)
+        begin = sum(len(part) for part in self.sequences)
         for row in chunk:
             own = [next(outcomes) for _ in row]
-            kept = [document for outcome in own for document in outcome.documents]
+            kept = [sequence for outcome in own for sequence in outcome.sequences]
             kept = kept if self.tally.encoded(own, self.encoder.limit) else []
             made.append(range(begin + len(tokens), begin + len(tokens) + len(kept)))
             tokens += kept
-        self.documents.append(EncodedRows.of(tokens))
+        self.sequences.append(EncodedRows.of(tokens))
         return made
 
 
@@ -170,7 +170,7 @@ def _data_report(
         files=files,
         left_aside=tuple(name for reading in readings for name in reading.left_aside),
         model=work.model,
-        held_out=(facts.rows if facts is not None else 0) or apart.used,
+        validation_rows=(facts.rows if facts is not None else 0) or apart.used,
         hold_out=facts,
         labels=dict(labels.counts.most_common(MOST_LABELS)) if labels else None,
         distinct_labels=len(labels.counts) if labels else None,
@@ -210,38 +210,38 @@ def _counts(tally: Tally, encodes: bool, classifies: bool) -> dict[str, Any]:
     """What the report takes from the tally as it is; counts of tokens only where rows were encoded."""
     counts: dict[str, Any] = {
         "rows": tally.rows,
-        "kept": tally.used,
+        "used": tally.used,
         "skipped": sum(tally.skipped.values()),
         "skipped_why": dict(tally.skipped),
         "skipped_rows": tuple(tally.skipped_rows),
         "lengths": tally.length_facts(),
         "masks": dict(tally.masks),
-        "template_parity": tally.unlike_asked == 0 if tally.documents else None,
+        "template_parity": tally.unlike_asked == 0 if tally.sequences else None,
         "unknown_special_tokens": dict(tally.unknown_special),
         "replacement_characters": tally.replacements,
         "system": tally.system,
     }
     of_tokens: dict[str, int | None] = {
-        "documents": tally.documents,
+        "sequences": tally.sequences,
         "tokens": tally.tokens,
         "loss_tokens": tally.loss_tokens,
-        "eos_supervised": tally.ended,
+        "eos_in_loss": tally.ended,
         "truncated": tally.truncated,
-        "unsupervised": tally.unsupervised,
+        "without_loss_tokens": tally.without_loss_tokens,
         "template_parity_broken": tally.unlike_asked,
         "double_start": tally.double_start,
         "control_tokens_as_text": tally.control_tokens,
     }
     if classifies:  # no answer is written, so none is located or ended
         counts["template_parity"] = None
-        of_tokens |= {"eos_supervised": None, "template_parity_broken": None}
+        of_tokens |= {"eos_in_loss": None, "template_parity_broken": None}
     return counts | (of_tokens if encodes else dict.fromkeys(of_tokens))
 
 
 def _validation(apart: Tally, encodes: bool) -> ValidationFacts:
     return ValidationFacts(
         rows=apart.rows,
-        kept=apart.used,
+        used=apart.used,
         skipped=sum(apart.skipped.values()),
         skipped_why=dict(apart.skipped),
         skipped_rows=tuple(apart.skipped_rows),

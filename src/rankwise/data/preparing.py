@@ -85,8 +85,8 @@ def facts_of(prepared: Prepared) -> DataFacts:
         sha256=hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest(),
         format=data_report.format,
         rows=data_report.rows,
-        trained_documents=len(trained),
-        measured_documents=len(prepared.measured),
+        training_sequences=len(trained),
+        validation_sequences=len(prepared.measured),
         rows_too_long=data_report.skipped_why.get("too long", 0),
         tokens=trained.tokens,
         loss_tokens=trained.loss_count,
@@ -99,7 +99,7 @@ def summary_lines(data_report: DataReport) -> Sequence[str]:
     if data_report.targets is not None:
         lines.append(data_report.targets.describe())
     else:
-        ended, sequences = data_report.eos_supervised, data_report.documents
+        ended, sequences = data_report.eos_in_loss, data_report.sequences
         lines.append(f"the end token is in the loss in {ended:,} of {sequences:,} sequences")
     if data_report.skipped:
         why = ", ".join(f"{count:,} {reason}" for reason, count in data_report.skipped_why.items())

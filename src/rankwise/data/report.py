@@ -54,12 +54,12 @@ class Tally:
     """Problems of rows that cannot be read, each with its file:line."""
     unwritten: list[str] = field(default_factory=list)
     """Problems of rows that the template cannot render or the tokenizer cannot encode."""
-    documents: int = 0
+    sequences: int = 0
     tokens: int = 0
     loss_tokens: int = 0
     ended: int = 0
     truncated: int = 0
-    unsupervised: int = 0
+    without_loss_tokens: int = 0
     lengths: list[int] = field(default_factory=list)
     shortest_left_out: int | None = None
     answers_too_long: int = 0
@@ -111,7 +111,7 @@ class Tally:
             return False
         for outcome in outcomes:
             self._count(outcome)
-        if any(outcome.documents for outcome in outcomes):
+        if any(outcome.sequences for outcome in outcomes):
             self.used += 1
             self.systems |= {outcome.example.system for outcome in outcomes}
             self.answers_too_long += sum(outcome.too_long for outcome in outcomes)
@@ -127,17 +127,17 @@ class Tally:
     def _count(self, outcome: Outcome) -> None:
         self.lengths += outcome.lengths
         self.truncated += outcome.truncated
-        self.unsupervised += outcome.unsupervised
+        self.without_loss_tokens += outcome.without_loss_tokens
         self.masks.update(outcome.methods)
-        for document in outcome.documents:
-            supervised = document.loss_count
+        for sequence in outcome.sequences:
+            supervised = sequence.loss_count
             assert supervised, f"{outcome.example.where} has no loss tokens"
-            self.documents += 1
-            self.tokens += len(document.ids)
+            self.sequences += 1
+            self.tokens += len(sequence.ids)
             self.loss_tokens += supervised
-            self.ended += document.ended
-            self.unlike_asked += not document.as_asked
-            twice = self.start_id is not None and list(document.ids[:2]) == [self.start_id] * 2
+            self.ended += sequence.ended
+            self.unlike_asked += not sequence.as_asked
+            twice = self.start_id is not None and list(sequence.ids[:2]) == [self.start_id] * 2
             self.double_start += twice
 
     def _skip(self, reason: str, where: str, why: str) -> None:
@@ -190,9 +190,9 @@ def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained
             else f"{name}: no row is left for training."
         ]
     problems: list[str] = []
-    if tally.documents and not tally.ended:
+    if tally.sequences and not tally.ended:
         problems.append(f"{name}: no end token is in the loss, so the model would not learn to stop.")
-    if tally.documents and tally.unlike_asked == tally.documents:
+    if tally.sequences and tally.unlike_asked == tally.sequences:
         problems.append(
             f"{name}: in no sequence do the tokens before the answer equal the prompt at inference, so the model would "
             "be prompted differently from how it was trained."
@@ -212,7 +212,7 @@ def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: in
     """Warnings about properties of the data that often are mistakes."""
     checks = [
         (
-            tally.documents - tally.ended,
+            tally.sequences - tally.ended,
             "sequences cut before the end of an answer, so that its end token is not in the loss",
         ),
         (tally.unlike_asked, "sequences in which the tokens before an answer differ from the prompt at inference"),

@@ -33,8 +33,8 @@ class SourceRows:
     apart: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether each row is a validation row."""
 
-    def add(self, row: Sequence[Example], documents: range, spec: DataConfig) -> None:
-        self.rows.append(documents)
+    def add(self, row: Sequence[Example], sequences: range, spec: DataConfig) -> None:
+        self.rows.append(sequences)
         if spec.held_out or spec.validation is not None:
             self.prompts.append("\n".join(example.prompt_text for example in row))
         if spec.group is not None:

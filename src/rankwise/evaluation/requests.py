@@ -183,7 +183,7 @@ def _encoded(pairs: Sequence[tuple[Example, TaskDocument | None]], task: TaskCon
     while place < len(pairs):
         example, question = pairs[place]
         count = max(1, len(question.choices)) if question is not None else 1
-        made = [document for outcome in outcomes[place : place + count] for document in outcome.documents]
+        made = [document for outcome in outcomes[place : place + count] for document in outcome.sequences]
         whole = len(made) == count if question is not None else bool(made)
         too_long += not whole
         if whole:

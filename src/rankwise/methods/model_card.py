@@ -136,11 +136,11 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 
 def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     data_report, results, ranks = facts.data_report, facts.results, facts.ranks
-    measured = data_report.held_out if data_report.validation is None else 0
+    measured = data_report.validation_rows if data_report.validation is None else 0
     files = sorted({PurePath(file.name).name for file in data_report.files})
     targets, unit = data_report.targets, data_report.loss_unit
     rows_used = (
-        f"{data_report.kept - measured:,} for training, {data_report.held_out:,} for validation, "
+        f"{data_report.used - measured:,} for training, {data_report.validation_rows:,} for validation, "
         f"{data_report.skipped:,} left out"
     )
     rows = [
@@ -155,7 +155,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if targets is not None and targets.classes:
         rows.append(("classes", some(map(escaped, targets.classes), 20)))
-    before, after = results.held_out_loss_before, results.held_out_loss_after
+    before, after = results.validation_loss_before, results.validation_loss_after
     if before is not None and after is not None:
         rows.append(("validation loss", f"{before:.4f} before training and {after:.4f} after, in {unit}"))
     return [

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-CURVES = (("step", "training", "-"), ("held_out", "validation", "o-"))
+CURVES = (("step", "training", "-"), ("validation", "validation", "o-"))
 """The kind of record, its label, and how it is drawn."""
 
 

@@ -30,10 +30,10 @@ def train(
     """Train and return the finished run.
 
     Give an `Experiment`, or `model` and `data` with settings as keyword arguments: method, steps, epochs, rank,
-    learning_rate, held_out and whatever else docs/configuration.md lists. `validation_data` takes the same kinds of rows
-    as `data`. `model` is a name, a folder, or a model from
-    `rankwise.load`; without `run` the run gets the next free name. `progress` prints to stderr, in notebooks too;
-    `callback` receives the events instead. Errors are `RankwiseError`s, as on the command line.
+    learning_rate, held_out and whatever else docs/configuration.md lists. `validation_data` takes the same kinds of
+    rows as `data`. `model` is a name, a folder, or a model from `rankwise.load`; without `run` the run gets the next
+    free name. `progress` prints to stderr, in notebooks too; `callback` receives the events instead. Errors are
+    `RankwiseError`s, as on the command line.
     """
     from rankwise.commands.train import train as train_command
     from rankwise.inference.tuned_model import TunedModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rankwise.reporting.figures import Panel, Sheet, chart
+from rankwise.reporting.figures import Panel, Sheet, chart, drawn
 from rankwise.reporting.markup import Markup, shown
 from rankwise.reporting.quantities import figure
 from rankwise.runs.evaluations import StrengthCurve
@@ -73,7 +73,7 @@ def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
 
 
 def small_chart(name: str, heading: str, points: Points) -> Markup:
-    """Draw a small chart of one value by step."""
+    """Draw a small chart of one value by step. Two of them stand side by side, so it is never wide."""
 
     def draw(sheet: Sheet) -> None:
         panel = sheet.panel(52, 34, 16, 40)
@@ -83,7 +83,7 @@ def small_chart(name: str, heading: str, points: Points) -> Markup:
         panel.headed(heading)
         panel.line(*thinned(points), "quiet", width=1.5)
 
-    return chart(name, _described(heading, points), draw, (150, 150))
+    return drawn(name, _described(heading, points), draw, 150, "narrow")
 
 
 def score_chart(scores: Sequence[ScoreRecord]) -> Markup:

@@ -20,7 +20,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "tokens_per_second": ("tokens per second", _count),
     "peak_rss_bytes": ("peak memory", size),
     "loss": ("final loss", figure),
-    "held_out_loss_after": ("held-out loss", figure),
+    "validation_loss_after": ("validation loss", figure),
 }
 """Label and format of each field of the results."""
 

@@ -22,7 +22,7 @@ def loss_section(run: RunSnapshot) -> Section:
         "gradient_norm": [one.gradient_norm for one in steps],
         "tokens": [one.tokens for one in steps],
         "seconds": [one.seconds for one in steps],
-        "held_out": [one.as_row() for one in losses],
+        "validation": [one.as_row() for one in losses],
     }
     if len(steps) < 2:
         only = f"The only step had a loss of {number(steps[0].loss)} {unit}." if steps else ""
@@ -48,9 +48,9 @@ def loss_section(run: RunSnapshot) -> Section:
 
 def _held_out(losses: list[LossRecord]) -> Markup:
     rows: list[list[Content]] = [
-        [f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.documents:,}"] for one in losses
+        [f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.sequences:,}"] for one in losses
     ]
-    return table(("step", "loss", "loss tokens", "sequences"), rows, label="held-out losses")
+    return table(("step", "loss", "loss tokens", "sequences"), rows, label="validation losses")
 
 
 def scores_section(run: RunSnapshot) -> Section | None:

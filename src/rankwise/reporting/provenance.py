@@ -57,7 +57,7 @@ def _targets(data_report: DataReport) -> list[tuple[str, Content]]:
     learned = count(data_report.loss_tokens)
     if data_report.tokens and data_report.loss_tokens is not None:
         learned += f" ({share(data_report.loss_tokens, data_report.tokens)})"
-    ended = f"{count(data_report.eos_supervised)} sequences"
+    ended = f"{count(data_report.eos_in_loss)} sequences"
     return [("loss tokens", learned), ("with end token as target", ended)]
 
 
@@ -65,9 +65,12 @@ def _counts(data_report: DataReport) -> Markup:
     lengths = data_report.lengths
     pairs: list[tuple[str, Content]] = [
         ("format", data_report.format),
-        ("rows", f"{data_report.rows:,}, of which {data_report.kept:,} used and {data_report.skipped:,} left out"),
-        ("held out", data_report.hold_out.counts() if data_report.hold_out else plural(data_report.held_out, "row")),
-        ("sequences", count(data_report.documents)),
+        ("rows", f"{data_report.rows:,}, of which {data_report.used:,} used and {data_report.skipped:,} left out"),
+        (
+            "held out",
+            data_report.hold_out.counts() if data_report.hold_out else plural(data_report.validation_rows, "row"),
+        ),
+        ("sequences", count(data_report.sequences)),
         ("tokens", count(data_report.tokens)),
         *_targets(data_report),
         ("truncated", f"{count(data_report.truncated)} sequences"),

@@ -32,9 +32,9 @@ def _key_facts(run: RunSnapshot) -> list[tuple[str, str]]:
     facts = [("model", run.manifest.base_model.name), ("method", method)]
     if results is None:
         return [*facts, ("steps", f"{len(run.history.steps):,}")]
-    if results.held_out_loss_before is not None and results.held_out_loss_after is not None:
-        before, after = figure(results.held_out_loss_before), figure(results.held_out_loss_after)
-        facts.append(("held-out loss", f"{before} \u2192 {after}"))
+    if results.validation_loss_before is not None and results.validation_loss_after is not None:
+        before, after = figure(results.validation_loss_before), figure(results.validation_loss_after)
+        facts.append(("validation loss", f"{before} \u2192 {after}"))
     return [
         *facts,
         ("trainable", share(results.trainable_parameters, results.total_parameters)),

@@ -151,13 +151,13 @@ def _losses(run: RunSnapshot) -> str:
     if len(losses) == 1:
         when = "before training" if first.step == 0 else f"after step {first.step:,}"
         return (
-            f"The loss on {plural(first.documents, 'validation sequence')} was {figure(first.loss)} {run.loss_unit} "
+            f"The loss on {plural(first.sequences, 'validation sequence')} was {figure(first.loss)} {run.loss_unit} "
             f"{when}; it was not measured at any other time."
         )
     how = _way(first.loss, last.loss)
     when = "" if last is losses[-1] else f" at the selected step {last.step:,}"
     return (
-        f"The loss on {plural(last.documents, 'validation sequence')} {how}, from {figure(first.loss)} to "
+        f"The loss on {plural(last.sequences, 'validation sequence')} {how}, from {figure(first.loss)} to "
         f"{figure(last.loss)} {run.loss_unit}{when}; whether its answers are better was not measured."
     )
 

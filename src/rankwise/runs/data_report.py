@@ -170,7 +170,7 @@ class ValidationFacts(Config):
     """Counts of the separate validation data, which are not part of the other counts."""
 
     rows: int
-    kept: int
+    used: int
     skipped: int
     skipped_why: dict[str, int]
     skipped_rows: tuple[Skipped, ...]
@@ -195,12 +195,12 @@ class DataReport(Config):
     """Files of a folder that belong to other splits."""
     model: str | None
     rows: int
-    kept: int
+    used: int
     skipped: int
     skipped_why: dict[str, int]
     skipped_rows: tuple[Skipped, ...]
     """The first hundred."""
-    held_out: int
+    validation_rows: int
     """Validation rows: held out from the usable rows, or the usable rows of separate validation data."""
     hold_out: HoldOutFacts | None = None
     """How they were chosen; None for separate validation data."""
@@ -210,13 +210,13 @@ class DataReport(Config):
     targets: TargetFacts | None = None
     """The classes or numbers that a classifier predicts; None for a language model."""
     validation: ValidationFacts | None = None
-    documents: int | None
+    sequences: int | None
     tokens: int | None
     loss_tokens: int | None
-    eos_supervised: int | None
+    eos_in_loss: int | None
     """Sequences in which the end token of every target answer is a target too."""
     truncated: int | None
-    unsupervised: int | None
+    without_loss_tokens: int | None
     """Sequences left out because truncation removed all their loss tokens."""
     lengths: LengthFacts | None
     masks: dict[str, int]

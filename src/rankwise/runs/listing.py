@@ -37,7 +37,7 @@ class ListedRun:
     rows: int | None = None
     steps: int | None = None
     loss: float | None = None
-    held_out_loss: float | None = None
+    validation_loss: float | None = None
     started: str | None = None
     ended: str | None = None
 
@@ -91,7 +91,7 @@ def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
     """Return the results of a finished run, or else the latest values of its metrics log."""
     if manifest.results is not None:
         of = manifest.results
-        return {"steps": of.steps, "loss": of.loss, "held_out_loss": of.held_out_loss_after}
+        return {"steps": of.steps, "loss": of.loss, "validation_loss": of.validation_loss_after}
     found: dict[str, Any] = {}
     try:
         rows = read_metrics_log(run.metrics)
@@ -101,8 +101,8 @@ def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
         kind = row.get("kind") if isinstance(row, dict) else None
         if kind == "step":
             found |= {"steps": row.get("step"), "loss": row.get("loss")}
-        elif kind == "held_out":
-            found["held_out_loss"] = row.get("loss")
+        elif kind == "validation":
+            found["validation_loss"] = row.get("loss")
     return {key: value for key, value in found.items() if isinstance(value, int | float)}
 
 

@@ -37,8 +37,8 @@ class DataFacts(Config):
     sha256: str
     format: str
     rows: int
-    trained_documents: int
-    measured_documents: int
+    training_sequences: int
+    validation_sequences: int
     rows_too_long: int
     tokens: int
     loss_tokens: int
@@ -47,9 +47,9 @@ class DataFacts(Config):
 class Results(Config):
     steps: int
     loss: float
-    held_out_loss_before: float | None
-    held_out_loss_after: float | None
-    held_out_loss_tokens: int | None
+    validation_loss_before: float | None
+    validation_loss_after: float | None
+    validation_loss_tokens: int | None
     train_seconds: float
     tokens_per_second: float
     peak_rss_bytes: int
@@ -58,7 +58,7 @@ class Results(Config):
     adapter_bytes: int
     """Bytes of the saved weights: of the adapter, or of the whole model."""
     kept_step: int | None = None
-    """The step whose weights were saved; `held_out_loss_after` belongs to it."""
+    """The step whose weights were saved; `validation_loss_after` belongs to it."""
     kept_why: str | None = None
     ended_early: str | None = None
     """The reason, if the run stopped before its last step."""

@@ -92,7 +92,7 @@ def read_history(path: Path) -> History:
     """Read all records of a run so far. Unknown kinds, which come from later versions, are ignored."""
     rows = _rows(path)
     return History(
-        _records(path, rows, "step", StepRecord), _records(path, rows, "held_out", LossRecord),
+        _records(path, rows, "step", StepRecord), _records(path, rows, "validation", LossRecord),
         _records(path, rows, "score", ScoreRecord), _records(path, rows, "sample", SampleRecord),
         _records(path, rows, "ranks", RankRecord),
     )  # fmt: skip

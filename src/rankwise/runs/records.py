@@ -39,11 +39,11 @@ class LossRecord:
     step: int
     loss: float
     loss_tokens: int
-    documents: int
+    sequences: int
     unit: str = OF_LANGUAGE_MODELS
 
     def as_row(self) -> dict[str, Any]:
-        return {"kind": "held_out", **asdict(self)}
+        return {"kind": "validation", **asdict(self)}
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,19 @@ class Outcome:
     """The result of encoding one example."""
 
     example: Example
-    documents: list[Tokens] = field(default_factory=list)
+    sequences: list[Tokens] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     """How the answers were located, for each sequence: marks, prefix, text, or apart."""
     lengths: list[int] = field(default_factory=list)
     """Number of tokens of each sequence, before any was cut or left out."""
     truncated: int = 0
-    unsupervised: int = 0
+    without_loss_tokens: int = 0
     too_long: int = 0
     problem: str | None = None
 
     @property
     def unlike_asked(self) -> bool:
-        return not all(document.as_asked for document in self.documents)
+        return not all(sequence.as_asked for sequence in self.sequences)
 
 
 class RowEncoder(Protocol):
@@ -80,7 +80,7 @@ class Encoder:
         self._write(parted, apart=True)
         for outcome, apart in zip(unlike, parted, strict=True):
             if apart.problem is None and not apart.unlike_asked:
-                outcome.documents, outcome.methods = apart.documents, apart.methods
+                outcome.sequences, outcome.methods = apart.sequences, apart.methods
 
     def _write(self, outcomes: Sequence[Outcome], *, apart: bool) -> None:
         drawn: list[tuple[Outcome, Rendering]] = []
@@ -97,7 +97,7 @@ class Encoder:
             if tokens is None:
                 outcome.problem = undecodable(rendering, outcome.example.where)
             else:
-                outcome.documents.append(self._learned(tokens))
+                outcome.sequences.append(self._learned(tokens))
 
     def _learned(self, tokens: Tokens) -> Tokens:
         everything = self.spec.learned == "everything"
@@ -105,10 +105,10 @@ class Encoder:
 
     def _fitted(self, outcome: Outcome) -> Outcome:
         if outcome.problem is not None:
-            outcome.documents, outcome.methods = [], []
+            outcome.sequences, outcome.methods = [], []
             return outcome
-        outcome.lengths = [len(document.ids) for document in outcome.documents]
-        cuts = self.spec.too_long == "cut-prompt" and any(map(self._long_prompt, outcome.documents))
+        outcome.lengths = [len(sequence.ids) for sequence in outcome.sequences]
+        cuts = self.spec.too_long == "cut-prompt" and any(map(self._long_prompt, outcome.sequences))
         if not cuts and max(outcome.lengths, default=0) <= self.limit:
             return outcome
         match self.spec.too_long:
@@ -123,36 +123,36 @@ class Encoder:
         return outcome
 
     def _drop(self, outcome: Outcome) -> None:
-        kept = [len(document.ids) <= self.limit for document in outcome.documents]
+        kept = [len(sequence.ids) <= self.limit for sequence in outcome.sequences]
         outcome.too_long += kept.count(False)
-        outcome.documents = [document for document, fits in zip(outcome.documents, kept, strict=True) if fits]
+        outcome.sequences = [sequence for sequence, fits in zip(outcome.sequences, kept, strict=True) if fits]
         outcome.methods = [method for method, fits in zip(outcome.methods, kept, strict=True) if fits]
 
     def _truncate(self, outcome: Outcome) -> None:
-        cut = [self._shortened(document) for document in outcome.documents]
-        outcome.truncated += sum(len(document.ids) > self.limit for document in outcome.documents)
-        learns = [document.loss_count > 0 for document in cut]
-        outcome.unsupervised += learns.count(False)
-        outcome.documents = [document for document, some in zip(cut, learns, strict=True) if some]
+        cut = [self._shortened(sequence) for sequence in outcome.sequences]
+        outcome.truncated += sum(len(sequence.ids) > self.limit for sequence in outcome.sequences)
+        learns = [sequence.loss_count > 0 for sequence in cut]
+        outcome.without_loss_tokens += learns.count(False)
+        outcome.sequences = [sequence for sequence, some in zip(cut, learns, strict=True) if some]
         outcome.methods = [method for method, some in zip(outcome.methods, learns, strict=True) if some]
 
-    def _shortened(self, document: Tokens) -> Tokens:
-        if len(document.ids) <= self.limit:
-            return document
-        ids, learned = document.ids[: self.limit], document.loss_mask[: self.limit]
-        inside = document.loss_mask[self.limit] and document.loss_mask[self.limit - 1]
-        return Tokens(ids, learned, document.as_asked, ended=not inside)
+    def _shortened(self, sequence: Tokens) -> Tokens:
+        if len(sequence.ids) <= self.limit:
+            return sequence
+        ids, learned = sequence.ids[: self.limit], sequence.loss_mask[: self.limit]
+        inside = sequence.loss_mask[self.limit] and sequence.loss_mask[self.limit - 1]
+        return Tokens(ids, learned, sequence.as_asked, ended=not inside)
 
-    def _long_prompt(self, document: Tokens) -> bool:
-        given = next((place for place, learned in enumerate(document.loss_mask) if learned), 0)
+    def _long_prompt(self, sequence: Tokens) -> bool:
+        given = next((place for place, learned in enumerate(sequence.loss_mask) if learned), 0)
         return given >= self.limit // 2
 
     def _cut_prompt(self, outcome: Outcome, cuts: bool) -> None:
         if cuts:
             shorter = replace(self, spec=self.spec.model_copy(update={"too_long": "truncate"}))
             (again,) = shorter.encode([_with_short_question(outcome.example, self.limit // 2)])
-            outcome.documents, outcome.methods, outcome.problem = again.documents, again.methods, again.problem
-            outcome.truncated, outcome.unsupervised = max(1, again.truncated), again.unsupervised
+            outcome.sequences, outcome.methods, outcome.problem = again.sequences, again.methods, again.problem
+            outcome.truncated, outcome.without_loss_tokens = max(1, again.truncated), again.without_loss_tokens
         else:
             self._truncate(outcome)
 
@@ -161,7 +161,7 @@ class Encoder:
         if len(pairs) < 2 or outcome.example.tools:
             return self._drop(outcome)
         whole = replace(self, spec=self.spec.model_copy(update={"too_long": "drop"}))
-        outcome.documents, outcome.methods = [], []
+        outcome.sequences, outcome.methods = [], []
         begun: list[Message] = []
         held: Outcome | None = None
         for pair in pairs:
@@ -175,7 +175,7 @@ class Encoder:
             outcome.too_long += longer.too_long
         if held is not None:
             _take(outcome, held)
-        outcome.truncated += 1 if outcome.documents else 0
+        outcome.truncated += 1 if outcome.sequences else 0
         return None
 
 
@@ -184,9 +184,9 @@ def _answers(example: Example) -> int:
 
 
 def _take(outcome: Outcome, part: Outcome) -> None:
-    learns = [document.loss_count > 0 for document in part.documents]
-    outcome.unsupervised += learns.count(False)
-    outcome.documents += [document for document, some in zip(part.documents, learns, strict=True) if some]
+    learns = [sequence.loss_count > 0 for sequence in part.sequences]
+    outcome.without_loss_tokens += learns.count(False)
+    outcome.sequences += [sequence for sequence, some in zip(part.sequences, learns, strict=True) if some]
     outcome.methods += [method for method, some in zip(part.methods, learns, strict=True) if some]
 
 

@@ -31,8 +31,8 @@ def texts_of(example: Example) -> tuple[str, str]:
     if len(turns) not in (1, 2) or turns[0].role != "user" or example.tools:
         raise DataError(
             f"{example.where}: is {'plain text' if example.text is not None else 'a conversation'} without a label; a "
-            "classifier needs text and label in each row. Name the columns with --set data.columns.text=COLUMN and "
-            "--set data.columns.label=COLUMN."
+            "classifier needs the columns text and label, or those that its training names in data.columns.text and "
+            "data.columns.label."
         )
     return turns[0].content, turns[0].context
 
@@ -93,7 +93,7 @@ class TextEncoder:
                 return
             (tokens,) = encode_texts(self.tokenizer, [texts], self.limit)
             outcome.truncated = 1
-        outcome.documents = [Tokens(tokens.ids, tokens.loss_mask, token_type_ids=tokens.token_type_ids, target=target)]
+        outcome.sequences = [Tokens(tokens.ids, tokens.loss_mask, token_type_ids=tokens.token_type_ids, target=target)]
 
     def _target(self, example: Example) -> float:
         label = label_of(example)

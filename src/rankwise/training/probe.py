@@ -2,7 +2,7 @@
 
     seconds of a step = constant + per_token x tokens
 
-The documents are random, as long as the rows are and with as large a share learned; nothing is kept of what was
+The sequences are random, as long as the rows are and with as large a share learned; nothing is kept of what was
 learned. Those of each step have other lengths, as in training: a processor's library makes its products anew for every
 number of tokens that it has not met. EVA's start, which only looks at rows, is left out.
 """
@@ -91,7 +91,7 @@ def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:
 
 
 def _documents(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
-    """About so many tokens, in documents as the rows have them, others at each turn; of a single one its first."""
+    """Sequences of about this many tokens, as long as those of the rows, and others at each turn."""
     share, wanted = forecast.load.supervised / max(1, forecast.load.tokens), _mixed(forecast.load.lengths)
     first = turn * len(wanted) // (COUNTED + 1)
     lengths: list[int] = []
@@ -109,8 +109,8 @@ def _mixed(lengths: Sequence[int]) -> list[int]:
     return [ordered[at] for first in range(step) for at in range(first, len(ordered), step)]
 
 
-def _learned(document: Tokens, share: float) -> Tokens:
+def _learned(sequence: Tokens, share: float) -> Tokens:
     """Its last part."""
-    count = len(document.ids)
+    count = len(sequence.ids)
     first = min(count - 1, round(count * (1 - share)))
-    return Tokens(document.ids, (False,) * first + (True,) * (count - first))
+    return Tokens(sequence.ids, (False,) * first + (True,) * (count - first))

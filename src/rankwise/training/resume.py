@@ -115,7 +115,7 @@ def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str
     try:
         rows = list(takewhile(lambda row: row["step"] <= step, read_metrics_log(run.metrics)))
         seen = _records(StepRecord, "step", rows)
-        evaluations = [*_records(LossRecord, "held_out", rows), *_records(ScoreRecord, "score", rows)]
+        evaluations = [*_records(LossRecord, "validation", rows), *_records(ScoreRecord, "score", rows)]
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{run.metrics} is damaged ({error}). Use --restart to start the run again.") from None
     if [record.step for record in seen] != list(range(1, step + 1)):

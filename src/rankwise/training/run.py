@@ -97,9 +97,9 @@ class TrainingRun:
         often = f", measured every {interval} steps" if interval < self.steps else ""
         return (
             f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
-            f"{data.rows:,} rows in {data.format} format: {data.trained_documents:,} training sequences, "
+            f"{data.rows:,} rows in {data.format} format: {data.training_sequences:,} training sequences, "
             f"{data.tokens:,} tokens, {learned}"
-            + (f"; {data.measured_documents:,} validation sequences{often}" if data.measured_documents else "")
+            + (f"; {data.validation_sequences:,} validation sequences{often}" if data.validation_sequences else "")
             + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + "".join(f"\n{line}" for line in summary_lines(self.prepared.data_report))
@@ -146,9 +146,9 @@ class TrainingRun:
         return Results(
             steps=len(records),
             loss=sum(r.loss * r.loss_tokens for r in last) / sum(r.loss_tokens for r in last),
-            held_out_loss_before=before.loss if before else None,
-            held_out_loss_after=after.loss if after else None,
-            held_out_loss_tokens=after.loss_tokens if after else None,
+            validation_loss_before=before.loss if before else None,
+            validation_loss_after=after.loss if after else None,
+            validation_loss_tokens=after.loss_tokens if after else None,
             train_seconds=seconds,
             tokens_per_second=sum(record.tokens for record in records) / seconds,
             peak_rss_bytes=peak_rss(),

@@ -117,7 +117,7 @@ class Validation(Hook):
                 loss, count = mean_loss(trainer.backend.loss, self.batches, trainer.state.device)
                 records.append(
                     LossRecord(
-                        step=step, loss=loss, loss_tokens=max(1, round(count)), documents=self.rows, unit=self.unit
+                        step=step, loss=loss, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit
                     )
                 )
         for record in records:
