@@ -41,6 +41,7 @@ from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import silent
+from rankwise.training.probe import probe
 
 CLASSES = TargetFacts(classes=("bad", "good"), counts=(1, 1))
 FAMILIES = ["bert", "roberta", "deberta-v3", "llama", "gpt2", "gpt_neox", "qwen3", "opt", "mistral"]
@@ -198,6 +199,13 @@ def test_the_objective_follows_from_model_and_rows(here: Path) -> None:
     write_rows("one.jsonl", [row | {"label": "good"} for row in labelled(4)])
     with pytest.raises(DataError, match="nothing to learn"):
         plan(planned(data="one.jsonl"))
+
+
+@pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama"])
+def test_a_probe_measures_the_classifier(here: Path, model: str) -> None:
+    heard: list[Any] = []
+    found = probe(planned(model, objective="sequence-classification"), heard.append)
+    assert found.per_token > 0 and any("probed with the eager backend" in one.text for one in heard)
 
 
 def test_the_command_names_the_classes_and_all_parts(here: Path) -> None:

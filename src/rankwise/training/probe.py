@@ -24,8 +24,10 @@ from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.objective import Objective
+from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
+from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import now, processor_name
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
 from rankwise.text.tokenize import Tokens
@@ -56,11 +58,13 @@ class FixedSteps:
 
 def probe(config: Planned, callback: Callback = silent) -> Probe:
     forecast = plan(config)
-    objective: Objective = CAUSAL_LM
+    objective = _objective(forecast)
     model = objective.load(config.base, callback)
     settings = {"steps": STEPS, "epochs": None, "learning_rate": RATE, "schedule": "constant", "warmup": 0.0}
     training = config.training.model_copy(update=settings)
-    trainable = method_of(config.adapter.without_rows()).attach(model, Setup(training, STEPS))
+    trainable = method_of(config.adapter.without_rows()).attach(
+        model, Setup(training, STEPS, heads=objective.heads(model))
+    )
     work = Workload(
         model.module, trainable, objective, longest=forecast.amount.longest, largest=forecast.amount.tokens,
         activation_checkpointing=training.activation_checkpointing, callback=callback,
@@ -68,7 +72,7 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
     backend = choose_backend(work, training.backend, tokens=0)
     most = min(LARGEST, max(round(forecast.step.tokens), forecast.amount.longest))
     steps = [
-        backend.layout(_documents(forecast, objective, model, tokens, turn), training.max_batch_tokens)
+        backend.layout(_rows(forecast, objective, model, tokens, turn), training.max_batch_tokens)
         for tokens in (max(1, most // SMALLER), most)
         for turn in range(COUNTED + 1)
     ]
@@ -84,10 +88,30 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
     return measured
 
 
+def _objective(forecast: Plan) -> Objective:
+    """A classifier's classes have no names here, since nothing is written."""
+    outputs = forecast.shape.outputs
+    if outputs is None:
+        return CAUSAL_LM
+    classes = tuple(str(number) for number in range(outputs)) if outputs > 1 else ()
+    return SequenceClassification(TargetFacts(classes=classes))
+
+
 def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:
     """Tokens and seconds of a step, over all but the first."""
     tokens, seconds = ([getattr(record, name) for record in records[1:]] for name in ("tokens", "seconds"))
     return sum(tokens) / len(tokens), sum(seconds) / len(seconds)
+
+
+def _rows(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
+    """About so many tokens. A classifier's rows have all the same length, so that none has padding: what the plan
+    counts are padded rows."""
+    if objective.targets is None:
+        return _documents(forecast, objective, model, tokens, turn)
+    lengths = sorted(forecast.load.lengths)
+    length = lengths[(2 * turn + 1) * len(lengths) // (2 * (COUNTED + 1))]
+    drawn = [length] * max(1, round(tokens / length))
+    return objective.random_rows(model.module, drawn, torch.Generator().manual_seed(turn))
 
 
 def _documents(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
