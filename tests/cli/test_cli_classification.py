@@ -257,6 +257,16 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here, method):
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_activation_checkpointing_changes_no_byte(here, tiny_folder, kind):
+    model = "tiny-bert" if kind == "encoder" else str(tiny_folder)
+    for blocks in (0, 1):
+        words = ("--objective", "sequence-classification", "--set", f"training.activation_checkpointing={blocks}")
+        trained(f"{kind}-{blocks}", "rows.jsonl", *METHODS["lora"], *words, model=model)
+    saved, again = (Path(f"runs/{kind}-{blocks}/adapter/adapter_model.safetensors") for blocks in (0, 1))
+    assert saved.read_bytes() == again.read_bytes()
+
+
 def test_weights_of_classes_are_told_and_change_the_result(here):
     result = trained("weighted", "rows.jsonl", *METHODS["lora"], "--set", "classification.class_weights=balanced")
     assert "weights in the loss: 1.5, 0.75" in result.stderr

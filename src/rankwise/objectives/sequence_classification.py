@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class SequenceClassification:
         """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
         pad: int = getattr(module.config, "pad_token_id", 0)  # pyright: ignore[reportAttributeAccessIssue]
         real = batch.inputs["attention_mask"].bool()
-        inputs = {**batch.inputs, "input_ids": batch.input_ids.masked_fill(~real, pad)}
+        inputs = {**batch.inputs, "input_ids": batch.input_ids.masked_fill(~real, pad), **_without_cache(module)}
         outputs: Tensor = module(**inputs).logits
         exact = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return exact if self.targets.classes else exact[:, 0]
@@ -119,3 +120,8 @@ class SequenceClassification:
     @property
     def _weights(self) -> Tensor:
         return torch.tensor(self.targets.weights)
+
+
+def _without_cache(module: nn.Module) -> dict[str, bool]:
+    """A decoder would keep keys and values for further tokens, and add them again when activations are recomputed."""
+    return {"use_cache": False} if "use_cache" in signature(module.forward).parameters else {}
