@@ -13,7 +13,9 @@ rows = [
 ]
 
 # %% Train. Progress prints while it runs; every keyword is a setting of docs/configuration.md.
-run = rankwise.train(model="smollm2-135m", data=rows, run="colours", steps=12, rank=8, held_out=3, restart=True)
+run = rankwise.train(
+    model="smollm2-135m", data=rows, run="colours", steps=12, batch_size=4, rank=8, held_out=3, restart=True
+)
 print(run)
 
 # %% Results and metrics are plain values, and pandas takes the records as they are.
