@@ -20,7 +20,7 @@ KEYS = {
 }  # fmt: skip
 PARTS = {
     "process", "weights", "adapter", "gradients", "optimizer", "averages", "activations", "logits", "answers",
-    "overhead", "peak",
+    "compiler", "overhead", "peak",
 }  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int
     encoder = objective.encoder(loaded.template, loaded.tokenizer, spec, min(limit, 64))
     (source,) = spec.all_sources
     examples = [one for chunk in open_source(spec, source).chunks() for row in chunk for one in row]
-    lengths = sorted(len(row.ids) for outcome in encoder.encode(examples) for row in outcome.documents)
+    lengths = sorted(len(row.ids) for outcome in encoder.encode(examples) for row in outcome.sequences)
     rows = labelled_rows_of(spec, Path("tiny-bert"), 64)
     assert list(rows.lengths) == lengths and rows.exact
     assert (rows.documents.likely, rows.tokens.likely) == (len(lengths), sum(lengths))

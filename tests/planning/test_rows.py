@@ -267,7 +267,7 @@ def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     data_report = prepare_data(
         spec, Encoder(template, template.tokenizer, spec, 4096), Tally(), silent, model=None, template=None
     ).data_report
-    assert planned.exact and planned.documents.likely == data_report.documents == 60
+    assert planned.exact and planned.documents.likely == data_report.sequences == 60
     assert planned.tokens.likely == pytest.approx(data_report.tokens, rel=0.05)
     assert planned.supervised.likely == pytest.approx(data_report.loss_tokens, rel=0.12)
 
