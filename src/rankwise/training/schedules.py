@@ -12,8 +12,9 @@ LoRA's; 1e-4 was 0.001 to 0.03 nats behind it, or 0.13 where facts had to be lea
 as much (lab/claims.md).
 
 Classifiers of MiniLM, width 384, ended at chance at the rates of language models in three of six cases (LoRA at 2e-3,
-AdaLoRA at 3e-3), and were best at 2e-4 to 1e-3 with adapters, 5e-5 to 1e-4 with all weights, and 0.064 to 0.25 with the
-head alone (lab/classification.md). `auto` is 6.9e-4, 8.3e-5 and 0.069 there.
+AdaLoRA at 3e-3), and were best at 2e-4 to 1e-3 with adapters, 5e-5 to 1e-4 with all weights, and 0.064 to 0.25 with
+the head alone; LoRA at 7e-4 was 0.16 worse with one seed of three on STS-B (lab/classification.md). `auto` is 4.1e-4,
+8.3e-5 and 0.069 there.
 """
 
 from __future__ import annotations
