@@ -126,16 +126,19 @@ def drawn(shown):
     return [line for line in re.split(r"[\r\n]+", plain) if "Training" in line]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_one_line_that_is_drawn_anew(live):
     assert re.search(r"\r\x1b\[2K", live)
     assert len(drawn(live)) > 3
     assert "100%" in drawn(live)[-1]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_its_cursor_back(live):
     assert live.rindex("\x1b[?25h") > live.rindex("\x1b[?25l")
 
 
+@pytest.mark.slow
 def test_the_live_line_of_a_common_terminal_has_step_loss_speed_and_the_time_left(live):
     last = drawn(live)[-1]
     assert f"{STEPS}/{STEPS}" in last, last

@@ -20,6 +20,7 @@ from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.training.trainer import Trainer
 
 STEPS, EVERY = 120, 7
+pytestmark = pytest.mark.slow  # for its fixtures
 LORA = ("--rank", 2, "--dropout", 0.3)
 EVA = ("--rank", 2, "--set", "adapter.start=eva")
 ADALORA = ("--method", "adalora", "--budget", 2, "--dropout", 0.3)

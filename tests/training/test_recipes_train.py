@@ -29,6 +29,7 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.tokenizer import HubTokenizer
 
+pytestmark = pytest.mark.slow  # for its fixtures
 LLAMA = Family("llama", "", "</s>", ())
 PYTHIA = Family("pythia", "", "<|endoftext|>", (), bos=None, eos="<|endoftext|>")
 CONTEXT = 700

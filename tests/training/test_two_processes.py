@@ -26,6 +26,7 @@ from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 
 STEPS, WORLD, ROWS = 24, 2, 12
+pytestmark = pytest.mark.slow  # for its fixtures
 TARGETS = ["up", "mid", "down"]
 SPECS = {
     "shrunk": AdaLoraConfig(budget=2, initial=2, targets=TARGETS, interval=2),
