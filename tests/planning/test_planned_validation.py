@@ -53,6 +53,13 @@ def test_rows_are_read_before_after_and_as_often_as_is_asked_for() -> None:
     assert answered.tokens - often.tokens == 16 * 12 * 2 * (1.5 * 50 + 1)
 
 
+def test_a_classifier_writes_no_answers_and_reads_its_rows_twice_in_each_pass() -> None:
+    quiet = validation_of(config(prompts=(), steps=5), ROWS, 100, 800)
+    classifier = validation_of(config(steps=5), ROWS, 100, 800, writes=False)
+    assert (classifier.passes, classifier.tokens) == (quiet.passes, 2 * quiet.tokens)
+    assert not classifier.writes_answers
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_answers_take_the_bytes_that_decoding_lays_out(dtype: torch.dtype) -> None:
     settings = LlamaConfig(

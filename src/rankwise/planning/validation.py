@@ -48,5 +48,6 @@ def validation_of(
     interval = settings.interval(steps, round(steps * step_tokens), round(read), round(answers * limit))
     passes = 1 + math.ceil(steps / interval) if has_rows else 0
     decoded = limit * (2 * math.ceil(samples / AT_ONCE) + passes * math.ceil(answers / AT_ONCE))
-    read *= 1 if writes else 2
+    if not writes:
+        read *= 2
     return Validation(passes, passes * read + AT_ONCE * WRITTEN * decoded, bool(samples or answers))
