@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 BREAK = "\ufdd0"
 """A character inserted into a control token that somebody typed, so that it is not read as a control token.
@@ -44,6 +47,14 @@ class Message:
         return f"{self.content}\n\n{self.context}" if self.context.strip() else self.content
 
 
+@dataclass(frozen=True, eq=False)
+class ImageContent:
+    """An image that is not decoded yet."""
+
+    source: Path | bytes | np.ndarray
+    """A file, the bytes of a file, or pixels: (H, W), (H, W, 1) or (H, W, 3)."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A conversation that ends with an answer, or a plain text that is in the loss as a whole.
@@ -61,6 +72,8 @@ class Example:
     """The row's value of data.group."""
     alternatives: tuple[str, ...] = ()
     """Other correct answers in place of the last one. They are not trained on."""
+    image: ImageContent | None = None
+    """The image of an image's row. Then the first message is its name, and the second its label."""
 
     @property
     def prompt_text(self) -> str:

@@ -39,6 +39,8 @@ class Tokens:
     """Of an encoder's pair of texts: 0 for the first, 1 for the second."""
     target: float | None = None
     """The class or the value that the whole row has, where no token of it is predicted."""
+    image: np.ndarray | None = None
+    """The pixels (H, W, 3) of an image's row, in uint8. Its ids are zeros, one for each patch."""
 
     @property
     def loss_count(self) -> int:

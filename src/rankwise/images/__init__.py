@@ -1,0 +1,1 @@
+"""Images as rows: decoded and checked, resized as the model expects, and augmented."""
