@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vision_models import FAMILIES, LABELS, SIZE, TIMM, images, save_folder, tiny
@@ -27,6 +28,6 @@ def test_a_tiny_model_tells_images_apart_and_its_folder_loads_with_all_but_a_new
         drawn = model.state_dict()
         assert all(torch.equal(value, drawn[name]) for name, value in loaded.state_dict().items())
     processor = AutoImageProcessor.from_pretrained(tmp_path)
-    shape = processor(torch.zeros(3, 40, 50, dtype=torch.uint8), return_tensors="pt")["pixel_values"].shape
+    shape = processor(Image.new("RGB", (50, 40)), return_tensors="pt")["pixel_values"].shape
     assert shape == (1, 3, SIZE, SIZE)
     assert (tmp_path / "preprocessor_config.json").exists() == (family not in TIMM)
