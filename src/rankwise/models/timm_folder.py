@@ -46,10 +46,10 @@ def write_timm_folder(
 ) -> None:
     import torch
     from safetensors.torch import save_file
-    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+    from transformers import AutoConfig, TimmWrapperForImageClassification
 
     with torch.device("meta"):
-        config = TimmWrapperConfig(architecture=architecture, num_labels=CLASSES)
+        config: Any = AutoConfig.for_model("timm_wrapper", architecture=architecture, num_labels=CLASSES)
         model: Any = TimmWrapperForImageClassification(config).timm_model
     expected = model.state_dict()
     problems = [
