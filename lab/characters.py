@@ -16,7 +16,7 @@ from pathlib import Path
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.preparation import prepare_data
-from rankwise.data.preparing import Writing
+from rankwise.data.preparing import TextWriting
 from rankwise.data.report import Tally
 from rankwise.data.sample import sample_rows
 from rankwise.models.loading import load_tokenizer
@@ -49,7 +49,7 @@ def main() -> None:
     starter = ModelConfig(name="smollm2-135m")
     tokenizer, name, _ = load_tokenizer(starter)
     model = find(starter, silent).folder
-    writing = Writing(tokenizer, ChatTemplate.of_model(tokenizer), name, LONGEST)
+    writing = TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), name, LONGEST)
     print("| set | rows | characters / token | tokens | learned | counted | from characters | seconds of a plan |")
     print("|---|---|---|---|---|---|---|---|")
     for name, file in SETS.items():

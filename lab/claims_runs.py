@@ -18,7 +18,7 @@ from torch import Tensor
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import TaskConfig
 from rankwise.data.batches import Batches
-from rankwise.data.preparing import Writing, prepare
+from rankwise.data.preparing import TextWriting, prepare
 from rankwise.errors import EvaluationError, TrainingError, first_line
 from rankwise.evaluation.base_and_tuned import BaseAndTuned, Forward, base_and_tuned
 from rankwise.evaluation.forgetting import compared
@@ -118,7 +118,7 @@ def run_cell(experiment: Experiment, task: ClaimTask, held: Held, text: Text, ca
     """A run whose loss is no number any more is a result too, of a rate that is too high."""
     method = method_of(experiment.adapter)
     model = method.own_copy(held.model)
-    prepared = prepare(experiment.data, Writing(model.tokenizer, model.template, model.source.name, None), silent)
+    prepared = prepare(experiment.data, TextWriting(model.tokenizer, model.template, model.source.name, None), silent)
     outside = _documents(task.outside, model) if task.outside is not None else []
     trained, rows = prepared.trained_rows, list(prepared.measured_rows)
     config = experiment.training.resolved(len(trained), model.width, experiment.auto_rate)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
-from rankwise.data.preparing import Writing, prepare
+from rankwise.data.preparing import TextWriting, prepare
 from rankwise.errors import DataError, RankwiseError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
@@ -338,7 +338,7 @@ def writing(hub_tokenizer):
     refusal = "{% for m in messages %}{% if 'refuse' in m.content %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
     own.chat_template = refusal + WITH_TOOLS
     tokenizer = HubTokenizer(own, [own.eos_token_id])
-    return Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
+    return TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
 
 
 def sequences(prepared):

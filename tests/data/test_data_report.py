@@ -30,7 +30,7 @@ from rankwise.commands.train import train
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.recipe import recipe_named
-from rankwise.data.preparing import Writing, count_only, prepare
+from rankwise.data.preparing import TextWriting, count_only, prepare
 from rankwise.errors import DataError
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
@@ -71,7 +71,7 @@ def writing_with(hub_tokenizer, template):
     hub = copy.deepcopy(hub_tokenizer)
     hub.chat_template = template
     tokenizer = HubTokenizer(hub, [hub.eos_token_id])
-    return Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
+    return TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
 
 
 def write(name, rows):
@@ -704,6 +704,6 @@ def test_a_weight_that_leaves_nothing_of_one_source_of_several_is_fatal(place, w
 
 def test_what_the_context_forbids_no_setting_is_offered_for(place, writing):
     write("rows.jsonl", [{"prompt": "dog " * 300, "completion": "fox"}])
-    narrow = Writing(writing.tokenizer, writing.template, "tiny", 100)
+    narrow = TextWriting(writing.tokenizer, writing.template, "tiny", 100)
     [told] = prepare(DataConfig(path="rows.jsonl", max_length=5000), narrow, silent).data_report.fatal
     assert "100 tokens" in told and "context" in told and "--max-length" not in told

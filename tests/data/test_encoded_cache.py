@@ -26,7 +26,7 @@ from rankwise.commands.data import check
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.models import ModelConfig
 from rankwise.data.encoded_cache import key_of, recall
-from rankwise.data.preparing import Writing, prepare
+from rankwise.data.preparing import TextWriting, prepare
 from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
@@ -64,7 +64,7 @@ def writing_with(hub_tokenizer, template=None, **special):
     for name, token in special.items():
         setattr(hub, name, token)
     tokenizer = Counted(hub, [hub.eos_token_id])
-    return Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
+    return TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_rows_are_encoded_once_and_read_from_the_cache_as_they_were(writing, mon
     first = prepare(spec, writing, silent)
     made = entry()
     assert sorted(path.name for path in made.iterdir()) == sorted(ENTRY)
-    writing = Writing(writing.tokenizer, writing.template, writing.name, writing.context)
+    writing = TextWriting(writing.tokenizer, writing.template, writing.name, writing.context)
     before = {path: path.stat().st_mtime_ns for path in entry().iterdir()}
     encoded = writing.tokenizer.texts
     second = prepare(spec, writing, silent)
@@ -225,9 +225,9 @@ def test_tokenizer_template_and_limit_are_in_the_key(hub_tokenizer, writing):
         writing_with(longer),
         writing_with(hub_tokenizer, hub_tokenizer.chat_template.replace("'\n'", "'\n\n'")),
         writing_with(hub_tokenizer, eos_token="<|endoftext|>"),
-        Writing(writing.tokenizer, writing.template, writing.name, 40),
-        Writing(writing.tokenizer, writing.template, writing.name, 41),
-        Writing(writing.tokenizer, writing.template, "another", None),
+        TextWriting(writing.tokenizer, writing.template, writing.name, 40),
+        TextWriting(writing.tokenizer, writing.template, writing.name, 41),
+        TextWriting(writing.tokenizer, writing.template, "another", None),
     ]
     assert len({key(SPEC, one) for one in others}) == len(others)
     for one in others:  # and so one does not get what another made
@@ -357,7 +357,7 @@ def test_rows_of_a_file_that_changes_while_it_is_read_are_not_kept_for_what_it_w
     hub = writing.tokenizer.hub
     tokenizer = Meanwhile(hub, [hub.eos_token_id])
     template = ChatTemplate.of_model(HubTokenizer(hub, [hub.eos_token_id]))
-    prepare(SPEC, Writing(tokenizer, template, "tiny", None), silent)
+    prepare(SPEC, TextWriting(tokenizer, template, "tiny", None), silent)
     assert entries() == []
 
 
@@ -371,10 +371,10 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
-from rankwise.data.preparing import Writing, prepare
+from rankwise.data.preparing import TextWriting, prepare
 hub = AutoTokenizer.from_pretrained(sys.argv[1])
 tokenizer = HubTokenizer(hub, [hub.eos_token_id])
-writing = Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
+writing = TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
 spec = DataConfig(path="many.jsonl", held_out=2)
 {before}
 heard = []

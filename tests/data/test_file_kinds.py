@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from rankwise.config.data import DataConfig
 from rankwise.data.files import records
-from rankwise.data.preparing import Writing, facts_of, prepare
+from rankwise.data.preparing import TextWriting, facts_of, prepare
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError
 from rankwise.runs.records import silent
@@ -140,7 +140,7 @@ def contents(examples):
 @pytest.fixture(scope="module")
 def writing(hub_tokenizer):
     tokenizer = HubTokenizer(hub_tokenizer, [hub_tokenizer.eos_token_id])
-    return Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
+    return TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rankwise.config.data import DataConfig
 from rankwise.data.hold_out import Candidates, facts_of, hold_out, shares
-from rankwise.data.preparing import Writing, prepare, summary_lines
+from rankwise.data.preparing import TextWriting, prepare, summary_lines
 from rankwise.errors import ConfigError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
@@ -129,7 +129,7 @@ def test_a_setting_that_would_say_nothing_is_refused(said, word):
 @pytest.fixture
 def writing(hub_tokenizer):
     tokenizer = HubTokenizer(hub_tokenizer, [hub_tokenizer.eos_token_id])
-    return Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
+    return TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def ending_at(tiny, module, ends):
     """`module` with the tokenizer of `tiny` and a template that calls `ends` the end."""
     template = ChatTemplate.of_model(tiny.tokenizer)
     vars(template).update(end_ids=tuple(ends), end_texts=())
-    return replace(tiny, module=module, template=template)
+    return replace(tiny, module=module).with_template(template)
 
 
 def prompts_of(lengths, vocab=300):
@@ -112,7 +112,7 @@ def test_an_end_of_several_tokens_ends_an_answer_where_it_does_alone(tiny, at):
     free = alone(tiny.module, prompts[0], [2])
     template = ChatTemplate.of_model(tiny.tokenizer)
     vars(template).update(end_ids=(), end_texts=(tiny.tokenizer.decode(free[at : at + 3]),))
-    model = replace(tiny, template=template)
+    model = tiny.with_template(template)
     each = [decode(model, [prompt], LONG)[0] for prompt in prompts]
     for found, one in zip(decode(model, prompts, LONG), each, strict=True):
         assert (found.text, found.tokens, found.stopped) == (one.text, one.tokens, one.stopped)

@@ -4,7 +4,6 @@ resembles itself are not; and what is measured is not cut at all."""
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -82,7 +81,7 @@ def endless(tiny):
     """Without an end. A random model this small soon writes one token for ever after most prompts."""
     template = ChatTemplate.of_model(tiny.tokenizer)
     vars(template).update(end_ids=(), end_texts=())
-    return replace(tiny, template=template)
+    return tiny.with_template(template)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 
 from families import BY_NAME, BYTE_LEVEL, COMBINATIONS, NAMES, learned_texts, squeezed, talk, template_of, written_by
 from rankwise.config.data import DataConfig
-from rankwise.data.preparing import Writing, prepare
+from rankwise.data.preparing import TextWriting, prepare
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder
@@ -323,7 +323,7 @@ def test_rows_with_control_tokens_are_counted_and_told(hub_tokenizer, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("prompt,completion\n" + "".join(f"{row},{row}\n" for row in rows))
     data_report = prepare(
-        DataConfig(path=str(file)), Writing(template.tokenizer, template, "tiny", None), silent
+        DataConfig(path=str(file)), TextWriting(template.tokenizer, template, "tiny", None), silent
     ).data_report
     assert data_report.control_tokens_as_text == 2
     assert data_report.unknown_special_tokens == {"</s>": 1}
@@ -338,7 +338,7 @@ def test_what_a_template_wrote_before_is_told(hub_tokenizer, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"prompt": text, "completion": "yes"}) + "\n")
     data_report = prepare(
-        DataConfig(path=str(file)), Writing(template.tokenizer, template, "tiny", None), silent
+        DataConfig(path=str(file)), TextWriting(template.tokenizer, template, "tiny", None), silent
     ).data_report
     assert any("chat template had already been applied" in warning for warning in data_report.warnings)
 

@@ -25,7 +25,7 @@ import rankwise
 from rankwise.config.data import DataConfig
 from rankwise.data.batches import Batches, portion
 from rankwise.data.packing import pack
-from rankwise.data.preparing import Writing, prepare
+from rankwise.data.preparing import TextWriting, prepare
 from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
@@ -197,7 +197,7 @@ def test_rows_encoded_just_now_and_rows_from_the_cache_make_the_same_steps(
         rows = [{"prompt": f"{name} {n} " + "the quick " * n, "completion": f"fox {n}"} for n in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = HubTokenizer(hub_tokenizer, [hub_tokenizer.eos_token_id])
-    writing = Writing(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
+    writing = TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
     sources = [{"path": str(tmp_path / "a.jsonl"), "weight": 2.5}, {"path": str(tmp_path / "b.jsonl"), "weight": 0.5}]
     spec = DataConfig(sources=sources, held_out=3)
     encoded, recalled = (prepare(spec, writing, silent) for _ in range(2))

@@ -15,7 +15,7 @@ import rankwise
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.config.generation import GenerationConfig
 from rankwise.data.batches import collate
-from rankwise.data.preparing import Writing, prepare
+from rankwise.data.preparing import TextWriting, prepare
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
@@ -229,7 +229,7 @@ def test_the_loss_is_that_of_the_finished_run_on_each_row_alone_without_dropout(
     experiment = exactly(asked("run", "lora", {"steps": 5, "prompts": []}, backend=backend))
     rankwise.train(experiment)
     finished = rankwise.load_tuned("run").model
-    writing = Writing(finished.tokenizer, finished.template, finished.source.name, finished.context_length)
+    writing = TextWriting(finished.tokenizer, finished.template, finished.source.name, finished.context_length)
     rows = prepare(experiment.data, writing, silent).measured_rows
     alone = [collate([row]) for row in rows]
     loss, tokens = mean_loss(summed(SupervisedLogits(finished.module)), alone, torch.device("cpu"))

@@ -60,8 +60,8 @@ FLAGS = {
     "data": Flag("data.path", str, "File or folder of rows, or hub:organisation/name."),
     "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
     "objective": Flag("objective", str,
-        "What the model learns from a row: causal-lm (the tokens of its answers) or sequence-classification "
-        "(one class or number for its text).  [default: by the model]"),
+        "What the model learns from a row: causal-lm (the tokens of its answers), sequence-classification or "
+        "image-classification (one class or number for its text or image).  [default: by the model]"),
     "method": Flag("adapter.method", str,
         "lora, adalora, full (every weight, in float32) or head (only the new head of a classifier).  [default: lora]"),
     "budget": Flag("adapter.budget", str,
@@ -72,6 +72,9 @@ FLAGS = {
     "targets": Flag("adapter.targets", str,
         "Layers to adapt: all-linear, names (q_proj,v_proj) or a regular expression.  [default: all-linear]"),
     "layers": Flag("adapter.layers", str, "Blocks to adapt: 0-3,7.  [default: all]"),
+    "image_size": Flag("images.size", str, "Side of the images that the model receives.  [default: the model's own]"),
+    "augmentation": Flag("images.augmentation", str,
+        "How training images are varied: none, flip, crop or trivial.  [default: none]"),
     "epochs": Flag("training.epochs", float, "Passes over the rows.  [default: 2]"),
     "steps": Flag("training.steps", int, "Optimizer steps, instead of epochs."),
     "batch_size": Flag("training.batch_size", int, "Rows per optimizer step."),
@@ -107,6 +110,7 @@ ROWS = (
     "recipe", "format", "prompt", "completion", "system", "ignore_columns", "max_length", "on_bad_row",
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
+IMAGES = ("image_size", "augmentation")
 ADAPTER = ("method", "budget", "rank", "alpha", "dropout", "targets", "layers")
 _SET = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet
-from rankwise.cli.settings import ADAPTER, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
+from rankwise.cli.settings import ADAPTER, IMAGES, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
 from rankwise.config.reading import read_experiment
 from rankwise.runs.data_report import loss_unit
 from rankwise.runs.manifest import Results
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 @takes_settings(
-    "model", "data", "run", "objective", *ADAPTER, "epochs", "steps", "batch_size", "learning_rate", "auto_batch",
+    "model", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", "learning_rate",
+    "auto_batch",
     "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
 )  # fmt: skip
 def train(

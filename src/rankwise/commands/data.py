@@ -8,13 +8,15 @@ from itertools import islice
 from typing import Any
 
 from rankwise.config.data import DataConfig
+from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.preparing import Writing, count_only, prepare
+from rankwise.data.preparing import ImageWriting, TextWriting, Writing, count_only, prepare
 from rankwise.data.sources import Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import DataError, together
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import cached_starter
+from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.registry import objective_by
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -22,6 +24,8 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Outcome
 from rankwise.text.example import BREAK, Example
 from rankwise.text.rendering import Rendering, renderings
+
+AS_THE_MODEL = ImagesConfig()
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,12 @@ class Shown:
         }
 
 
-def check(data: DataConfig, model: ModelConfig | None = None, *, callback: Callback = silent) -> DataReport:
+def check(
+    data: DataConfig, model: ModelConfig | None = None, *, images: ImagesConfig = AS_THE_MODEL,
+    callback: Callback = silent,
+) -> DataReport:  # fmt: skip
     """Make the data report. Tokens are counted with the tokenizer of `model`, or of a cached starter."""
-    writing = _writing(data, model, callback)
+    writing = _writing(data, model, images, callback)
     if writing is None:
         callback(
             StatusMessage(
@@ -60,10 +67,16 @@ def check(data: DataConfig, model: ModelConfig | None = None, *, callback: Callb
 
 
 def preview(
-    data: DataConfig, model: ModelConfig | None = None, *, rows: int = 3, first: int = 1, callback: Callback = silent
+    data: DataConfig,
+    model: ModelConfig | None = None,
+    *,
+    rows: int = 3,
+    first: int = 1,
+    images: ImagesConfig = AS_THE_MODEL,
+    callback: Callback = silent,
 ) -> list[Shown]:
     """Return so many rows from row `first` on as training would see them."""
-    writing = _writing(data, model, callback)
+    writing = _writing(data, model, images, callback)
     if writing is None:
         raise DataError("no starter model is cached to show the rows with; name a model with --model.")
     writing = writing.by(data)
@@ -96,6 +109,8 @@ def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
     (outcome,) = encoder.encode([example])
     if outcome.problem is not None:
         raise DataError(outcome.problem)
+    if not isinstance(writing, TextWriting):
+        return [Shown(example.where, [(example.prompt_text, False), _label(example)], encoder.limit, 1)]
     if writing.targets is not None:
         return _classified(example, outcome, writing, encoder.limit)
     made = renderings(example, writing.template, apart=data.answers == "apart")
@@ -116,9 +131,13 @@ def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
     ]
 
 
-def _classified(example: Example, outcome: Outcome, writing: Writing, limit: int) -> list[Shown]:
+def _label(example: Example) -> tuple[str, bool]:
+    return f" -> {example.messages[1].content}", True
+
+
+def _classified(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:
     """A classifier's row: its tokens, and the label as the target."""
-    label = (f" -> {example.messages[1].content}", True)
+    label = _label(example)
     if not outcome.sequences:
         why = f"longer than {limit:,} tokens"
         return [Shown(example.where, [(example.prompt_text, False), label], outcome.lengths[0], 0, why)]
@@ -132,7 +151,7 @@ def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
     return [(segment.text.replace(BREAK, ""), everything or segment.learned) for segment in rendering.segments]
 
 
-def _decoded(sequence: Any, writing: Writing) -> list[tuple[str, bool]]:
+def _decoded(sequence: Any, writing: TextWriting) -> list[tuple[str, bool]]:
     runs: list[tuple[list[int], bool]] = []
     for token, learned in zip(sequence.ids, sequence.loss_mask, strict=True):
         if not runs or runs[-1][1] != learned:
@@ -141,7 +160,7 @@ def _decoded(sequence: Any, writing: Writing) -> list[tuple[str, bool]]:
     return [(writing.tokenizer.decode(ids), learned) for ids, learned in runs]
 
 
-def _writing(data: DataConfig, model: ModelConfig | None, callback: Callback) -> Writing | None:
+def _writing(data: DataConfig, model: ModelConfig | None, images: ImagesConfig, callback: Callback) -> Writing | None:
     """As a training with this model would read the rows; None where no tokenizer is here."""
     if model is None:
         starter = cached_starter()
@@ -150,9 +169,11 @@ def _writing(data: DataConfig, model: ModelConfig | None, callback: Callback) ->
         callback(StatusMessage(f"tokens are counted with {starter}, which is cached; name your model with --model"))
     else:
         starter = model.name
+    objective = objective_by(model, data, images, callback)
+    if isinstance(objective, ImageClassification):
+        return ImageWriting(starter, objective.processing, objective.targets)
     tokenizer, name, context = load_tokenizer(model or ModelConfig(name=starter), callback)
-    objective = objective_by(model, data, callback)
-    return Writing(
+    return TextWriting(
         tokenizer, ChatTemplate.of_model(tokenizer), name, context, objective.encoder, guessed=model is None,
         targets=objective.targets,
     )  # fmt: skip

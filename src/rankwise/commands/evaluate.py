@@ -29,7 +29,7 @@ from rankwise.evaluation.validation_rows import refuse_training_files, rows_to_m
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter_folder
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.objective import Classifier
 from rankwise.runs.directory import find_run
 from rankwise.runs.evaluations import (
     Difference,
@@ -183,7 +183,7 @@ def asked_of(
 
 
 def _class_task(
-    subject: Subject, objective: SequenceClassification, data: str | None, rows: int | None, callback: Callback
+    subject: Subject, objective: Classifier, data: str | None, rows: int | None, callback: Callback
 ) -> ClassTask:
     """Rows that the run did not train on, its own or those of `data`."""
     assert subject.artifact is not None, "a classifier is a run or an adapter's folder"

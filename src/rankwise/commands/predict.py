@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from rankwise.methods.artifact import open_artifact
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import check_place, write_atomic
-from rankwise.text.encode_texts import texts_of
 from rankwise.text.example import Example
-from rankwise.text.tokenize import prompt_ids
+from rankwise.text.targets import texts_of
+from rankwise.text.tokenize import Tokens, prompt_ids
 
 COLUMN, PROBLEM = "prediction", "error"
+AT_ONCE = 512
+"""Rows of a classifier that are encoded at once; images of more would fill the memory."""
 ANSWER = "rankwise: the answer"
 READ = ("format", "columns", "prompt", "completion", "ignore_columns", "labels", "system")
 """Settings of a run's data that say how a row is read."""
@@ -237,23 +240,42 @@ def _refuse_generation(spec: GenerationConfig | None, batch_size: int, *, base: 
 
 
 def _classify(rows: Sequence[Row], tuned: TunedModel, callback: Callback) -> None:
-    questions = [(row, row.question) for row in rows if row.question is not None and row.problem is None]
-    for row, question in questions:
+    questions = [row for row in rows if row.question is not None and row.problem is None]
+    finished = 0
+    for begin in range(0, len(questions), AT_ONCE):
+        some_rows = questions[begin : begin + AT_ONCE]
+        encoded = _encoded_images(some_rows, tuned) if tuned.reads_images else _encoded_texts(some_rows, tuned)
+        fitting = [(row, tokens) for row, tokens in encoded if row.problem is None]
+        report = partial(_report_progress, callback, finished, len(questions))
+        classified = tuned.classify([tokens for _, tokens in fitting], report)
+        for (row, _), prediction in zip(fitting, classified, strict=True):
+            row.prediction = prediction
+        finished += len(some_rows)
+
+
+def _report_progress(callback: Callback, before: int, rows: int, done: int) -> None:
+    callback(ProgressUpdate("Classifying", before + done, rows, "rows"))
+
+
+def _encoded_texts(rows: Sequence[Row], tuned: TunedModel) -> list[tuple[Row, Tokens]]:
+    for row in rows:
+        assert row.question is not None, "only these are encoded"
         try:
-            row.texts = texts_of(question)
+            row.texts = texts_of(row.question)
         except DataError as error:
             row.problem = str(error)
-    usable = [row for row, _ in questions if row.problem is None]
+    usable = [row for row in rows if row.problem is None]
     encoded, problems = tuned.rows_of([row.texts for row in usable])
     for at, why in problems.items():
         usable[at].problem = f"{usable[at].where}: {why}"
-    fitting = [(row, tokens) for row, tokens in zip(usable, encoded, strict=True) if row.problem is None]
-    classified = tuned.classify(
-        [tokens for _, tokens in fitting],
-        lambda done: callback(ProgressUpdate("Classifying", done, len(fitting), "rows")),
-    )
-    for (row, _), prediction in zip(fitting, classified, strict=True):
-        row.prediction = prediction
+    return list(zip(usable, encoded, strict=True))
+
+
+def _encoded_images(rows: Sequence[Row], tuned: TunedModel) -> list[tuple[Row, Tokens]]:
+    encoded, problems = tuned.image_rows_of([row.question for row in rows if row.question is not None])
+    for at, why in problems.items():
+        rows[at].problem = why
+    return list(zip(rows, encoded, strict=True))
 
 
 def _with_answer(row: Row, column: str) -> dict[str, Any]:

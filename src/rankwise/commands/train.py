@@ -8,7 +8,7 @@ its last checkpoint and says so; it never holds an adapter or a model.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
-from rankwise.data.preparing import Writing, facts_of, prepare, refuse_fatal
+from rankwise.data.preparing import TextWriting, facts_of, prepare, refuse_fatal
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, is_out_of_memory, some
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
@@ -88,7 +88,7 @@ def train(
     with run.claimed(restart=restart, resume=resume):
         if resume:
             experiment = settings_of(run, experiment)
-        objective = objective_of(experiment)
+        objective = objective_of(experiment, callback)
         if model is not None and objective.targets is not None:
             raise ConfigError(
                 ["a classifier gets its new head when its model is loaded; give the model's name, not a loaded model."]
@@ -103,14 +103,13 @@ def train(
             raise ConfigError(
                 [f'the given model is "{loaded.spec.name}", but the experiment names another one: {experiment.base}.']
             )
-        context = loaded.context_length
-        writing = Writing(loaded.tokenizer, loaded.template, loaded.source.name, context, objective.encoder,
-                          targets=objective.targets)  # fmt: skip
+        writing = objective.writing(loaded)
         prepared = prepare(experiment.data, writing, callback)
         refuse_fatal(prepared.data_report)
         if prepared.data_report.format == "classification" and objective.targets is None:
             callback(StatusMessage(LABELS_AS_ANSWERS))
-        loaded = replace(loaded, template=writing.by(experiment.data).template)
+        if isinstance(used := writing.by(experiment.data), TextWriting):
+            loaded = loaded.with_template(used.template)
         scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
         rows = prepared.trained_rows
         config = experiment.training.resolved(len(rows), loaded.width, experiment.auto_rate)

@@ -265,6 +265,12 @@ class DataConfig(Reading):
         return given + [f"too_long {self.too_long}"] * (self.too_long in ("cut-prompt", "split"))
 
     @property
+    def of_texts(self) -> list[str]:
+        """The settings given here that have no effect where rows are images."""
+        names = ("max_length", "too_long")
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
+    @property
     def measured_source(self) -> ValidationDataConfig | None:
         """The validation rows. If they name no columns themselves, they use those that all training rows share."""
         own = self.validation

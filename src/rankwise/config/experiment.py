@@ -11,6 +11,7 @@ from rankwise.config.base import Config
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.head import HeadConfig
+from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
@@ -43,12 +44,15 @@ class Experiment(Config):
     """The base model."""
     data: DataConfig
     """The training and validation rows."""
-    objective: Literal["auto", "causal-lm", "sequence-classification"] = "auto"
-    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers, and
-    `sequence-classification` to predict one class or one number for its text. `auto` chooses sequence-classification
-    for an encoder, such as BERT, and causal-lm for every other model."""
+    objective: Literal["auto", "causal-lm", "sequence-classification", "image-classification"] = "auto"
+    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers,
+    `sequence-classification` to predict one class or one number for its text, and `image-classification` for its image.
+    `auto` chooses image-classification for a vision model, sequence-classification for an encoder of texts, such as
+    BERT, and causal-lm for every other model."""
     classification: ClassificationConfig = Field(default_factory=ClassificationConfig)
     """What a classifier predicts."""
+    images: ImagesConfig = Field(default_factory=ImagesConfig)
+    """The size of images, and how training varies them."""
     run: Annotated[str, Field(pattern=RUN_NAME)]
     """Name of the run. Its folder is `runs/NAME`."""
     adapter: Adapting = Field(default_factory=LoraConfig)
@@ -95,7 +99,7 @@ class Experiment(Config):
 
     @property
     def classifies(self) -> bool:
-        return self.objective == "sequence-classification"
+        return self.objective.endswith("-classification")
 
     @property
     def auto_rate(self) -> float:
@@ -114,6 +118,10 @@ def misfits(experiment: Experiment) -> list[str]:
         idle += [f"data.{name}" for name in experiment.data.of_language_models] if experiment.data else []
     elif experiment.classification != ClassificationConfig():
         idle.append("classification")
+    if experiment.objective == "image-classification":
+        idle += [f"data.{name}" for name in experiment.data.of_texts] if experiment.data else []
+    elif experiment.images != ImagesConfig():
+        idle.append("images")
     return [
         f"the setting {name} has no effect with the objective {experiment.objective}. Leave it out, or choose another "
         "objective (--objective)." for name in idle

@@ -41,6 +41,8 @@ class Batch:
     """Without padding."""
     lengths: tuple[int, ...] | None = None
     """Of the sequences, where these lie one behind the other in a single row (flat.py)."""
+    images: int = 0
+    """Number of images; 0 where rows are texts."""
 
     @classmethod
     def of_tokens(
@@ -67,7 +69,9 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Number of tokens that are computed at once, padding included."""
+        """Number of tokens that are computed at once, padding included; of images their patches."""
+        if self.images:
+            return self.tokens
         return next(iter(self.inputs.values())).numel()
 
     def to(self, device: torch.device | str) -> Batch:
@@ -131,6 +135,10 @@ Arrange = Callable[[Sequence[Tokens], int], list[Batch]]
 """The rows of a step, and how many padded tokens a micro-batch may hold, to its micro-batches."""
 
 
+Vary = Callable[[Tokens, int], Tokens]
+"""A row, and its position in the whole training, to the row as it is seen there."""
+
+
 @dataclass(frozen=True)
 class Batches:
     """The rows of each step, without end: one pass after another, each in its own order."""
@@ -140,10 +148,11 @@ class Batches:
     max_batch_tokens: int
     seed: int
     arrange: Arrange = portion
+    vary: Vary | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[Tokens], config: TrainingConfig, arrange: Arrange) -> Batches:
-        return cls(rows, config.rows_per_step(len(rows)), config.max_batch_tokens, config.seed, arrange)
+    def of(cls, rows: Sequence[Tokens], config: TrainingConfig, arrange: Arrange, vary: Vary | None = None) -> Batches:
+        return cls(rows, config.rows_per_step(len(rows)), config.max_batch_tokens, config.seed, arrange, vary)
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …"""
@@ -151,7 +160,10 @@ class Batches:
 
     def rows_of(self, step: int) -> list[Tokens]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [self.rows[self._row(position)] for position in positions]
+        rows = [self.rows[self._row(position)] for position in positions]
+        if self.vary is None:
+            return rows
+        return [self.vary(row, position) for row, position in zip(rows, positions, strict=True)]
 
     def epoch(self, step: int) -> float:
         return step * self.batch_size / len(self.rows)

@@ -19,8 +19,8 @@ from rankwise.data.proposals import NO_FORM
 from rankwise.data.sources import open_source
 from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
 from rankwise.runs.data_report import TargetFacts
-from rankwise.text.encode_texts import label_of, number_of
 from rankwise.text.example import Example
+from rankwise.text.targets import label_of, number_of
 
 MOST_CLASSES = 1000
 NAMES = (

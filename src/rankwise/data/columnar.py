@@ -6,13 +6,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.data.formats import Row
 from rankwise.errors import DataError, first_line
+from rankwise.system.extras import need_extra
 
 Record = tuple[str, Row | DataError]
 Seen = Callable[[float], None]
@@ -110,8 +110,7 @@ def _row_of_values(names: list[str], cells: tuple[Any, ...], where: str) -> Row 
 
 def need(module: str, what: str, extra: str = "data") -> None:
     """Refuse to go on without an optional library, and say how to install it."""
-    if find_spec(module) is None:
-        raise DataError(f"{what} needs {module}, which is not installed: pip install 'rankwise[{extra}]'.")
+    need_extra(module, what, extra, DataError)
 
 
 def digest_of(tables: Iterable[Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rankwise.config.data import DataConfig
+from rankwise.config.images import ImageProcessing
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.labels import Labels
 from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
@@ -59,11 +60,19 @@ class Prepared:
         return int(np.concatenate([self.trained_rows.lengths, self.measured_rows.lengths]).max()) - 1
 
 
+@dataclass(frozen=True)
+class EncodingFacts:
+    """How rows are encoded, for the data report."""
+
+    template: TemplateFacts | None = None
+    processing: ImageProcessing | None = None
+
+
 def prepare_data(
     spec: DataConfig, encoder: RowEncoder | None, tally: Tally, callback: Callback, *,
-    model: str | None, template: TemplateFacts | None, targets: TargetFacts | None = None,
+    model: str | None, facts: EncodingFacts, targets: TargetFacts | None = None,
 ) -> Prepared:  # fmt: skip
-    work = _Preparation(spec, encoder, tally, callback, model, template, targets)
+    work = _Preparation(spec, encoder, tally, callback, model, facts, targets)
     trained = [work.read(open_source(spec, source), source.weight) for source in spec.all_sources]
     apart = replace(work, tally=tally.anew())
     to_measure = spec.measured_source
@@ -76,8 +85,8 @@ def prepare_data(
     held_out = [source.side(source.rows, apart=True) for source in trained]
     numbers_apart = numbers_of([row for rows in (*held_out, *(source.rows for source in measured)) for row in rows])
     overlap = _overlap(trained, measured) if work.compares else None
-    facts = facts_of(candidates, [source.apart for source in trained], spec)
-    data_report = _data_report(work, apart.tally, trained, measured, len(numbers), overlap, facts)
+    chosen = facts_of(candidates, [source.apart for source in trained], spec)
+    data_report = _data_report(work, apart.tally, trained, measured, len(numbers), overlap, chosen)
     return Prepared(EncodedRows.gathered(work.sequences), numbers, numbers_apart, data_report)
 
 
@@ -88,7 +97,7 @@ class _Preparation:
     tally: Tally
     callback: Callback
     model: str | None
-    template: TemplateFacts | None
+    facts: EncodingFacts
     targets: TargetFacts | None
     sequences: list[EncodedRows] = field(default_factory=list)
 
@@ -180,7 +189,8 @@ def _data_report(
         overlap=overlap,
         licence=strictest(file.licence for file in files),
         recipe=spec.recipe,
-        template=None if work.targets is not None else work.template,
+        template=None if work.targets is not None else work.facts.template,
+        image_processing=work.facts.processing,
         targets=work.targets,
         unused_columns=unused,
         warnings=remarks,

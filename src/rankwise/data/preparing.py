@@ -5,24 +5,59 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Protocol, Self
 
 from rankwise.config.data import DataConfig
+from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import recipe_named
 from rankwise.data.encoded_cache import keep, key_of, recall
-from rankwise.data.preparation import Prepared, prepare_data
+from rankwise.data.preparation import EncodingFacts, Prepared, prepare_data
 from rankwise.data.report import Tally
 from rankwise.errors import DataError
+from rankwise.images.encode import ImageEncoder
 from rankwise.runs.data_report import MOST_LISTED, DataReport, TargetFacts
-from rankwise.runs.manifest import DataFacts
+from rankwise.runs.manifest import DataFacts, installed_version
 from rankwise.runs.records import Callback
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder, EncoderOf, RowEncoder
 from rankwise.text.tokenizer import HubTokenizer
 
 
+class Writing(Protocol):
+    """What a model's rows are encoded and counted with."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def targets(self) -> TargetFacts | None:
+        """What a classifier predicts for a row."""
+        ...
+
+    def by(self, spec: DataConfig) -> Self:
+        """The same with what the settings of the data change."""
+        ...
+
+    def encoder(self, spec: DataConfig) -> RowEncoder: ...
+
+    def tally(self) -> Tally: ...
+
+    @property
+    def facts(self) -> EncodingFacts:
+        """How rows are encoded, for the data report."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Whatever may change an encoded row, beside the settings of the data."""
+        ...
+
+
 @dataclass(frozen=True)
-class Writing:
-    """What a model's rows are written and counted with. `name` is the model's, `context` its longest text."""
+class TextWriting:
+    """Texts by a tokenizer and a chat template. `context` is the model's longest text."""
 
     tokenizer: HubTokenizer
     template: ChatTemplate
@@ -33,9 +68,8 @@ class Writing:
     guessed: bool = False
     """Nobody named this model; it was here."""
     targets: TargetFacts | None = None
-    """What a classifier predicts for a row."""
 
-    def by(self, spec: DataConfig) -> Writing:
+    def by(self, spec: DataConfig) -> TextWriting:
         """With the template of the recipe, where there is one."""
         if spec.recipe is None:
             return self
@@ -45,29 +79,77 @@ class Writing:
         limit = min(spec.max_length, self.context or spec.max_length)
         return self.encoder_of(self.template, self.tokenizer, spec, limit)
 
+    def tally(self) -> Tally:
+        tokenizer = self.tokenizer
+        start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
+        return Tally(
+            known=frozenset(map(str, tokenizer.hub.get_added_vocab())),
+            start_id=start[0] if len(start) == 1 else tokenizer.hub.bos_token_id,
+            guards=self.template,
+            guessed=self.guessed,
+        )
+
+    @property
+    def facts(self) -> EncodingFacts:
+        return EncodingFacts(template=self.template.facts)
+
+    @property
+    def identity(self) -> str:
+        return f"{self.tokenizer.identity} {self.template.identity} {self.guessed} {_written(self.targets)}"
+
+
+@dataclass(frozen=True)
+class ImageWriting:
+    """Images by the values of a model's own preprocessor."""
+
+    name: str
+    processing: ImageProcessing
+    targets: TargetFacts | None
+
+    def by(self, spec: DataConfig) -> ImageWriting:
+        return self
+
+    def encoder(self, spec: DataConfig) -> ImageEncoder:
+        return ImageEncoder(self.processing, self.targets)
+
+    def tally(self) -> Tally:
+        return Tally()
+
+    @property
+    def facts(self) -> EncodingFacts:
+        return EncodingFacts(processing=self.processing)
+
+    @property
+    def identity(self) -> str:
+        libraries = " ".join(map(installed_version, ("torchvision", "pillow")))
+        return f"{self.processing.model_dump_json()} {libraries} {_written(self.targets)}"
+
+
+def _written(targets: TargetFacts | None) -> str | None:
+    return None if targets is None else targets.model_dump_json()
+
 
 def prepare(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
     """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
     writing = writing.by(spec)
     encoder = writing.encoder(spec)
-    targets = None if writing.targets is None else writing.targets.model_dump_json()
-    written_by = (writing.tokenizer.identity, writing.template.identity, writing.guessed, type(encoder).__name__)
-    identity = " ".join(map(str, (*written_by, targets)))
+    identity = f"{type(encoder).__name__} {writing.identity}"
     key = key_of(spec, encoder, identity, writing.name)
     prepared = recall(key)
     if prepared is None:
         prepared = prepare_data(
-            spec, encoder, _tally(writing), callback, model=writing.name, template=writing.template.facts,
-            targets=writing.targets,
-        )  # fmt: skip
-        if key_of(spec, encoder, identity, writing.name) == key:  # else somebody wrote into a file that was being read
+            spec, encoder, writing.tally(), callback, model=writing.name, facts=writing.facts, targets=writing.targets
+        )
+        if key_of(spec, encoder, identity, writing.name) == key:  # else somebody wrote into a file meanwhile
             keep(key, prepared, callback)
+            if prepared.sequences.images is not None:  # so that pixels lie on the disk once
+                prepared = recall(key) or prepared
     return prepared
 
 
 def count_only(spec: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
-    return prepare_data(spec, None, Tally(), callback, model=None, template=None).data_report
+    return prepare_data(spec, None, Tally(), callback, model=None, facts=EncodingFacts()).data_report
 
 
 def refuse_fatal(data_report: DataReport) -> None:
@@ -116,14 +198,3 @@ def summary_lines(data_report: DataReport) -> Sequence[str]:
         lines.append(f"{data_report.truncated:,} rows are cut or split to fit")
     lines += [f"{file.name}: {file.layout.describe()}" for file in data_report.files if file.layout is not None]
     return [*lines, f"licence of the data: {data_report.licence}"]
-
-
-def _tally(writing: Writing) -> Tally:
-    tokenizer = writing.tokenizer
-    start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
-    return Tally(
-        known=frozenset(map(str, tokenizer.hub.get_added_vocab())),
-        start_id=start[0] if len(start) == 1 else tokenizer.hub.bos_token_id,
-        guards=writing.template,
-        guessed=writing.guessed,
-    )

@@ -8,6 +8,7 @@ burden. `SelectedRows` is a view of some rows, in any order and as often as need
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -22,6 +23,8 @@ from rankwise.text.tokenize import Tokens
 COLUMNS: dict[str, Any] = {"ids": np.int32, "loss_mask": np.bool_, "token_type_ids": np.int8}
 """One value a token."""
 OPTIONAL = ("token_type_ids", "targets")
+IMAGES = "images.bin"
+CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class EncodedRows(Sequence[Tokens]):
     """(T,) int8"""
     targets: np.ndarray | None = None
     """(N,) float64: the class or the value of each row."""
+    images: Sequence[np.ndarray] | np.ndarray | None = None
+    """The pixels (S, S, 3) of each row, in uint8: an array (N, S, S, 3), or views that lie in several files."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -53,7 +58,8 @@ class EncodedRows(Sequence[Tokens]):
         row = slice(self.starts[number], self.starts[number + 1])
         types = None if self.token_type_ids is None else self.token_type_ids[row]
         target = None if self.targets is None else float(self.targets[number])
-        return Tokens(self.ids[row], self.loss_mask[row], token_type_ids=types, target=target)
+        image = None if self.images is None else self.images[number]
+        return Tokens(self.ids[row], self.loss_mask[row], token_type_ids=types, target=target, image=image)
 
     @classmethod
     def gathered(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
@@ -66,6 +72,7 @@ class EncodedRows(Sequence[Tokens]):
             np.concatenate([np.empty(0, np.int64), *starts, offsets[-1:]]),
             _joined([part.token_type_ids for part in parts]),
             _joined([part.targets for part in parts]),
+            [image for part in parts if part.images is not None for image in part.images] or None,
         )
 
     @classmethod
@@ -73,6 +80,8 @@ class EncodedRows(Sequence[Tokens]):
         rows = list(tokens)
         types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
         targets = [row.target for row in rows if row.target is not None]
+        images = [row.image for row in rows if row.image is not None]
+        assert len(images) in (0, len(rows)), "either every row has an image or none"
         assert len(targets) in (0, len(rows)), "either every row has a target or none"
         return cls(
             np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32),
@@ -80,6 +89,7 @@ class EncodedRows(Sequence[Tokens]):
             np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
             np.fromiter(chain.from_iterable(types), np.int8) if types else None,
             np.array(targets, np.float64) if targets else None,
+            images or None,
         )
 
     def write(self, folder: Path) -> None:
@@ -88,6 +98,10 @@ class EncodedRows(Sequence[Tokens]):
             array: np.ndarray | None = getattr(self, name)
             if array is not None:
                 np.ascontiguousarray(array).tofile(folder / f"{name}.bin")
+        if self.images is not None:
+            with (folder / IMAGES).open("wb") as file:
+                for image in self.images:
+                    file.write(np.ascontiguousarray(image).tobytes())
 
     @classmethod
     def read(cls, folder: Path) -> EncodedRows:
@@ -98,7 +112,7 @@ class EncodedRows(Sequence[Tokens]):
         size = int(starts[-1])
         tokens = {name: _read(folder / f"{name}.bin", dtype, size, "tokens") for name, dtype in COLUMNS.items()}
         targets = _read(folder / "targets.bin", np.float64, len(starts) - 1, "rows")
-        return cls(**tokens, starts=starts, targets=targets)
+        return cls(**tokens, starts=starts, targets=targets, images=_images(folder / IMAGES, len(starts) - 1))
 
 
 def _joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -113,6 +127,16 @@ def _read(file: Path, dtype: Any, size: int, unit: str) -> Any:
     if file.stat().st_size != size * np.dtype(dtype).itemsize:
         raise DataError(f"{file.parent} is damaged: {file.name} does not hold {size:,} {unit}.")
     return np.memmap(file, dtype, "r") if size else np.empty(0, dtype)
+
+
+def _images(file: Path, rows: int) -> np.ndarray | None:
+    """Squares of one size, which follows from the file's."""
+    if not file.exists() or not rows:
+        return None
+    side = math.isqrt(file.stat().st_size // (CHANNELS * rows))
+    if file.stat().st_size != rows * side * side * CHANNELS:
+        raise DataError(f"{file.parent} is damaged: {file.name} does not hold {rows:,} square images.")
+    return np.memmap(file, np.uint8, "r", shape=(rows, side, side, CHANNELS))
 
 
 _Row = TypeVar("_Row")

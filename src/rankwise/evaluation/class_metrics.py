@@ -15,7 +15,7 @@ from torch import nn
 
 from rankwise.evaluation.metrics import class_row, number_row
 from rankwise.inference.classify import outputs_of
-from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.objective import Classifier
 from rankwise.runs.data_report import TargetFacts
 from rankwise.text.tokenize import Tokens
 
@@ -58,7 +58,7 @@ class Scored:
 
 
 def score_rows(
-    objective: SequenceClassification, module: nn.Module, rows: Sequence[Tokens],
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens],
     done: Callable[[int], None] | None = None,
 ) -> Scored:  # fmt: skip
     """Run the classifier over rows that have targets; `done` is told how many there are so far."""

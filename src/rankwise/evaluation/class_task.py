@@ -16,7 +16,7 @@ from rankwise.errors import one_line
 from rankwise.evaluation.class_metrics import Scored, score_rows
 from rankwise.evaluation.intervals import scores
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.objective import Classifier
 from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.text.tokenize import Tokens
@@ -28,7 +28,7 @@ class ClassTask:
 
     name: str
     about: str
-    objective: SequenceClassification
+    objective: Classifier
     rows: Sequence[Tokens]
     left_out: int = 0
     labels: tuple[tuple[str, int], ...] = ()

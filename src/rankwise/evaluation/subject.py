@@ -17,8 +17,8 @@ from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.sources import find
+from rankwise.objectives.objective import Classifier, classifier
 from rankwise.objectives.registry import objective_for
-from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -41,9 +41,9 @@ class Subject:
     """The run, or the adapter's folder."""
 
     @property
-    def classifier(self) -> SequenceClassification | None:
+    def classifier(self) -> Classifier | None:
         objective = None if self.artifact is None else objective_for(self.artifact.data_report)
-        return objective if isinstance(objective, SequenceClassification) else None
+        return classifier(objective)
 
 
 def open_subject(

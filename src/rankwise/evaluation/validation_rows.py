@@ -53,8 +53,7 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
     """Read the rows from `data` (a file, folder or hub data set), or without it the run's own. `model` has the run's
     template."""
     objective, run = objective_for(artifact.data_report), artifact.run
-    writing = Writing(model.tokenizer, model.template, model.source.name, model.context_length, objective.encoder,
-                      targets=objective.targets)  # fmt: skip
+    writing = objective.writing(model)
     if run is None:
         return _of_folder(artifact, data, writing, callback)
     spec = run.experiment.data

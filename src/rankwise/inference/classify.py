@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rankwise.data.batches import Batch
-from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.objective import Classifier
 from rankwise.runs.data_report import TargetFacts
 from rankwise.text.tokenize import Tokens
 
@@ -40,7 +40,7 @@ class Prediction:
 
 
 def predictions(
-    objective: SequenceClassification,
+    objective: Classifier,
     module: nn.Module,
     rows: Sequence[Tokens],
     done: Callable[[int], None] | None = None,
@@ -51,7 +51,7 @@ def predictions(
 
 @torch.no_grad()
 def outputs_of(
-    objective: SequenceClassification,
+    objective: Classifier,
     module: nn.Module,
     rows: Sequence[Tokens],
     done: Callable[[int], None] | None = None,
@@ -70,7 +70,7 @@ def outputs_of(
     return found
 
 
-def _probabilities(objective: SequenceClassification, module: nn.Module, batch: Batch) -> NDArray[np.float64]:
+def _probabilities(objective: Classifier, module: nn.Module, batch: Batch) -> NDArray[np.float64]:
     outputs = objective.predict(module, batch).double()
     values = outputs.softmax(-1) if objective.targets.classes else outputs[:, None]
     return values.cpu().numpy()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
+from rankwise.images.encode import ImageEncoder
 from rankwise.inference.classify import Prediction, predictions
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
@@ -19,13 +20,13 @@ from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.beside import other_tokens, templates_in
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.objective import Objective
+from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.objectives.registry import objective_for
-from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode_texts import encode_texts
-from rankwise.text.example import BREAK, Message
+from rankwise.text.example import BREAK, Example, Message
 from rankwise.text.tokenize import Tokens
 
 SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
@@ -59,9 +60,9 @@ class TunedModel:
             )
 
     @property
-    def classifier(self) -> SequenceClassification:
+    def classifier(self) -> Classifier:
         """The objective of a classifier; RunError where the model is a language model."""
-        if not isinstance(objective := self.objective, SequenceClassification):
+        if (objective := classifier(self.objective)) is None:
             raise RunError(
                 f"{self.artifact.described} is a language model, not a classifier. Use rankwise generate for answers."
             )
@@ -80,6 +81,20 @@ class TunedModel:
             for at, row in enumerate(rows)
             if len(row.ids) > limit
         }
+
+    def image_rows_of(self, examples: Sequence[Example]) -> tuple[list[Tokens], dict[int, str]]:
+        """Images for a classifier, and what is wrong with some of them, by position."""
+        objective = self.objective
+        if not isinstance(objective, ImageClassification):
+            raise RunError(f"{self.artifact.described} was not trained on images, and reads texts.")
+        outcomes = ImageEncoder(objective.processing, None).encode(examples)
+        problems = {at: outcome.problem for at, outcome in enumerate(outcomes) if outcome.problem is not None}
+        nothing = Tokens((), ())
+        return [outcome.sequences[0] if outcome.sequences else nothing for outcome in outcomes], problems
+
+    @property
+    def reads_images(self) -> bool:
+        return self.model.processing is not None
 
     def classify(self, rows: Sequence[Tokens], done: Callable[[int], None] | None = None) -> list[Prediction]:
         """One prediction for each encoded row; `done` is told how many there are so far."""
@@ -127,8 +142,8 @@ def load_tuned(
     model, trainable = method.load(artifact, spec or method.model_of(artifact), callback, force_base=force_base)
     data_report = artifact.data_report
     if data_report is not None and data_report.template is not None:
-        model = replace(model, template=ChatTemplate.of_data_report(model.tokenizer, data_report.template))
-    elif artifact.run is None:
+        model = model.with_template(ChatTemplate.of_data_report(model.tokenizer, data_report.template))
+    elif artifact.run is None and model.text is not None:
         model = _with_own_template(artifact.folder, model, callback)
     return TunedModel(artifact, model, trainable, None if data_report is None else data_report.system)
 
@@ -144,4 +159,4 @@ def _with_own_template(folder: Path, model: LoadedModel, callback: Callback) -> 
     sources = templates_in(folder)
     if not sources:
         return model
-    return replace(model, template=ChatTemplate(model.tokenizer, sources, "model"))
+    return model.with_template(ChatTemplate(model.tokenizer, sources, "model"))

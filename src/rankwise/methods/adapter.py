@@ -28,7 +28,7 @@ from rankwise.methods.base import BASE_FACTS, base_facts, check_base
 from rankwise.methods.method import Contents, Record, Setup
 from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.saving import save_tokenizer
+from rankwise.models.saving import save_reader
 from rankwise.models.sources import FROM_GGUF
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DATA_REPORT
@@ -170,7 +170,7 @@ class AdapterMethod(ABC):
         ranks = [adapter.rank for adapter in trainable.adapters.adapters(trainable.name).values() if adapter.rank]
 
         def fill(temporary: Path) -> None:
-            save_tokenizer(model, temporary)
+            save_reader(model, temporary)
             write_atomic(temporary / CARD, record.card(facts, ranks).encode())
 
         write_peft(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ModelError, RemoteCodeError, some
+from rankwise.models.timm_models import is_timm_config
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json as read_json
 
@@ -18,7 +19,6 @@ from rankwise.system.foreign_json import read_json as read_json
 def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
     """Refuse a folder that cannot be loaded, or only by running its own code."""
     config = read_json(folder / "config.json")
-    refuse_vision(config, str(folder))
     if not any(folder.glob("*.safetensors")):
         pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
         hint = (
@@ -38,18 +38,25 @@ def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
         _refuse_code(folder, name, settings, trusted or _is_native(config))
 
 
-def refuse_vision(config: dict[str, Any], name: str) -> None:
-    """Refuse vision models with a clear message; later errors would be about missing tokenizers or weights."""
+def reads_images(config: dict[str, Any]) -> bool:
+    """Whether a folder's model classifies images, by transformers or by timm, and generates no text."""
     from transformers.models.auto import modeling_auto
 
+    if is_timm_config(config):
+        return True
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return
-    if kind in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES or "image_size" in config:
+        return False
+    return kind in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+
+def refuse_vision(config: dict[str, Any], name: str) -> None:
+    """Refuse vision models where a model of texts is needed; later errors would be about missing tokenizers."""
+    if reads_images(config):
         raise ModelError(
-            f"{name} is a vision model ({kind}). Vision models are not supported yet: rankwise trains language models "
-            f"and text classifiers. rankwise plan --model {name} counts its parameters."
-        )
+            f"{name} is a vision model ({config.get('model_type') or config.get('architecture')}), and a model of "
+            "texts is needed here."
+        )  # fmt: skip
 
 
 def is_encoder(config: dict[str, Any]) -> bool:
@@ -67,7 +74,7 @@ def _is_native(config: dict[str, Any]) -> bool:
     """Tell whether transformers has this architecture itself, in which case code in the folder is ignored."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return config.get("model_type") in CONFIG_MAPPING
+    return config.get("model_type") in CONFIG_MAPPING or is_timm_config(config)
 
 
 def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
+from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.models.inspection import fingerprint
 from rankwise.models.precision import Precision
@@ -18,20 +19,43 @@ from rankwise.text.tokenizer import HubTokenizer
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    module: nn.Module
+class TextReader:
+    """How a model of texts reads them."""
+
     tokenizer: HubTokenizer
     template: ChatTemplate
     """The chat template: the model's own, unless a recipe or a run sets another."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    module: nn.Module
     spec: ModelConfig
     source: Source
     precision: Precision
     width: int
     context_length: int | None
+    text: TextReader | None = None
+    """None for a model that reads images alone."""
+    processing: ImageProcessing | None = None
+    """How images become what the model reads; None for a model of texts."""
     new_modules: tuple[str, ...] = ()
     """Paths of modules below the head whose weights the folder lacks, so that they were drawn."""
     own_head: bool = False
     """Whether a classifier begins with the head that the folder has, which has as many outputs."""
+
+    @property
+    def tokenizer(self) -> HubTokenizer:
+        assert self.text is not None, "a model of images has no tokenizer"
+        return self.text.tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        assert self.text is not None, "a model of images has no chat template"
+        return self.text.template
+
+    def with_template(self, template: ChatTemplate) -> LoadedModel:
+        return replace(self, text=TextReader(self.tokenizer, template))
 
     @property
     def vocabulary(self) -> int:

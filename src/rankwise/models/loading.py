@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 import rankwise.models.quiet as quiet
+from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, first_line, is_out_of_memory
-from rankwise.models.inspection import read_json
-from rankwise.models.loaded import LoadedModel
+from rankwise.models.inspection import read_json, refuse_vision
+from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.precision import choose_precision
 from rankwise.models.sources import Source, find
+from rankwise.models.timm_models import head_of, is_timm, is_timm_config, need_timm
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
@@ -33,8 +35,11 @@ class ModelKind:
     """For a model with a new head: draws the weights that the folder lacks. None where the folder must have all."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings that override the folder's config.json."""
+    processing: ImageProcessing | None = None
+    """For a model that reads images: how they become what it reads. None for a model of texts."""
 
 
+IMAGE_HEADS = ("classifier", "score", "fc", "head", "dist_head", "cls_classifier", "distillation_classifier")
 CAUSAL_LM = ModelKind("AutoModelForCausalLM", "a causal language model")
 
 
@@ -49,25 +54,40 @@ def load(model: ModelConfig | str, callback: Callback = silent, kind: ModelKind 
 def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
     precision = choose_precision(spec)
     source = find(spec, callback)
+    if kind.processing is None:
+        refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind)
-    tokenizer = _tokenizer(source, trusted)
     module.to(precision.device).eval()
     if getattr(module, "generation_config", None) is not None:  # else it would fill in unset settings
         module.generation_config = type(module.generation_config)()
-    config = module.config.get_text_config()
     return LoadedModel(
         module=module,
-        tokenizer=tokenizer,
-        template=ChatTemplate.of_model(tokenizer),
         spec=spec,
         source=source,
         precision=precision,
-        width=config.hidden_size,
-        context_length=_context_length(module.config),
+        width=width_of(module),
+        context_length=_context_length(module.config) if kind.processing is None else None,
+        text=_reader(source, trusted) if kind.processing is None else None,
+        processing=kind.processing,
         new_modules=new_modules,
         own_head=own_head,
     )
+
+
+def _reader(source: Source, trusted: bool) -> TextReader:
+    tokenizer = _tokenizer(source, trusted)
+    return TextReader(tokenizer, ChatTemplate.of_model(tokenizer))
+
+
+def width_of(module: Any) -> int:
+    """The hidden size; of a model with several, such as ConvNeXt, the last one."""
+    if is_timm(module):
+        return module.timm_model.num_features
+    config = module.config
+    config = getattr(config, "vision_config", None) or config.get_text_config()
+    sizes = getattr(config, "hidden_sizes", None)
+    return sizes[-1] if sizes else config.hidden_size
 
 
 def _module(
@@ -78,6 +98,8 @@ def _module(
     import transformers
 
     quiet.hush()
+    if is_timm_config(read_json(source.folder / "config.json")):
+        need_timm(str(source.folder))
     new_head = kind.head_seed is not None
     try:
         with nullcontext() if kind.head_seed is None else _drawing(kind.head_seed):
@@ -89,16 +111,26 @@ def _module(
         if is_out_of_memory(error):
             raise
         raise ModelError(f"{source.folder} cannot be loaded as {kind.described}: {first_line(error)}") from None
-    body = f"{module.base_model_prefix}."
-    new = [key.rpartition(".")[0] for key in sorted(report["missing_keys"]) if new_head and _may_be_new(key, body)]
-    missing = sorted(key for key in report["missing_keys"] if not (new_head and _may_be_new(key, body)))
-    missing += [key for key, *_ in report["mismatched_keys"] if not (new_head and _may_be_new(key, body))]
+    heads = tuple(f"{path}." for path in head_modules(module, images=kind.processing is not None)) if new_head else ()
+    missing = sorted(key for key in report["missing_keys"] if not (new_head and _may_be_new(key, heads)))
+    missing += [key for key, *_ in report["mismatched_keys"] if not (new_head and _may_be_new(key, heads))]
     if missing:
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
     _report_unused(sorted(report["unexpected_keys"]), source, callback, StatusMessage if new_head else WarningMessage)
     drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    own_head = new_head and all(key.startswith(body) for key in drawn)
-    return module, tuple(dict.fromkeys(path for path in new if path.startswith(body))), own_head
+    own_head = new_head and not any(key.startswith(heads) for key in drawn)
+    inside = [key.rpartition(".")[0] for key in sorted(report["missing_keys"]) if not key.startswith(heads)]
+    return module, tuple(dict.fromkeys(inside)) if new_head else (), own_head
+
+
+def head_modules(module: Any, *, images: bool) -> list[str]:
+    """The modules that make a classifier's outputs. Beside the body of a model of texts there is nothing else; a model
+    of images may have parts of its body there, so its head is known by its name."""
+    if images and is_timm(module):
+        return [head_of(module)]
+    children = [(name, child) for name, child in module.named_children() if next(child.parameters(), None) is not None]
+    body = module.base_model_prefix
+    return [name for name, _ in children if (name in IMAGE_HEADS if images else name != body)]
 
 
 @contextmanager
@@ -109,9 +141,10 @@ def _drawing(seed: int) -> Iterator[None]:
         yield
 
 
-def _may_be_new(key: str, body: str) -> bool:
-    """A classifier's head is new, and so is the pooler of an encoder that was pretrained without one."""
-    return not key.startswith(body) or "pooler." in key
+def _may_be_new(key: str, heads: tuple[str, ...]) -> bool:
+    """A classifier's head is new, and so are the pooler of an encoder that was pretrained without one and the token
+    that stands for hidden patches in pretraining."""
+    return key.startswith(heads) or "pooler." in key or key.endswith(".mask_token")
 
 
 def _report_unused(
@@ -125,6 +158,7 @@ def _report_unused(
 def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:
     """Load the tokenizer without the weights; return it with the model's name and context length."""
     source = find(spec, callback)
+    refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     return _tokenizer(source, trusted), source.name, _context_length(_config(source, trusted))
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from rankwise.config.models import ModelConfig
 from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.preprocessing import save_processing
 from rankwise.models.sources import find
 from rankwise.runs.records import Callback
 from rankwise.system.files import write_json
@@ -45,11 +46,20 @@ def save(model: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
     """Save the model; its weights are converted to `dtype` in place."""
     module: Any = model.module.to(dtype)
     module.save_pretrained(folder)
-    _save_settings(model, folder)
-    save_tokenizer(model, folder)
+    if model.text is not None:
+        _save_settings(model, folder)
+    save_reader(model, folder)
 
 
-def save_tokenizer(model: LoadedModel, folder: Path) -> None:
+def save_reader(model: LoadedModel, folder: Path) -> None:
+    """Save what turns rows into inputs: the tokenizer with its chat template, or the preprocessing of images."""
+    if model.processing is not None:
+        save_processing(model.processing, model.source.folder, folder)
+    if model.text is not None:
+        _save_tokenizer(model, folder)
+
+
+def _save_tokenizer(model: LoadedModel, folder: Path) -> None:
     """Save the tokenizer with the template used for generation, and the base's list of special tokens if it has one."""
     tokenizer = model.tokenizer.hub
     own, tokenizer.chat_template = tokenizer.chat_template, template_text(model.template)

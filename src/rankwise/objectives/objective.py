@@ -10,21 +10,18 @@ protocol and no task. Objectives know models and data; they know neither adapter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
+from rankwise.data.preparing import Writing
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
-from rankwise.text.encode import RowEncoder
-from rankwise.text.rendering import Template
 from rankwise.text.tokenize import Tokens
-from rankwise.text.tokenizer import HubTokenizer
 
 
 class Objective(Protocol):
@@ -45,7 +42,9 @@ class Objective(Protocol):
         """Modules that are trained whole beside an adapter (PEFT's modules_to_save)."""
         ...
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder: ...
+    def writing(self, model: LoadedModel) -> Writing:
+        """How rows are encoded for this model."""
+        ...
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""
@@ -62,3 +61,15 @@ class Objective(Protocol):
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """Rows that the model accepts, for measuring memory and time."""
         ...
+
+
+class Classifier(Objective, Protocol):
+    """An objective that predicts one class or one number for a whole row."""
+
+    @property
+    def targets(self) -> TargetFacts: ...
+
+
+def classifier(objective: Objective | None) -> Classifier | None:
+    """The objective itself where it predicts whole rows, and None where it predicts tokens."""
+    return cast("Classifier", objective) if objective is not None and objective.targets is not None else None

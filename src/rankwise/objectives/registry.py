@@ -5,50 +5,79 @@ from __future__ import annotations
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment, misfits
+from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.classes import read_targets
 from rankwise.errors import ConfigError
-from rankwise.models.inspection import is_encoder, read_json
+from rankwise.models.inspection import is_encoder, read_json, reads_images
+from rankwise.models.preprocessing import processing_in
 from rankwise.models.sources import find
-from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives import image_classification, sequence_classification
+from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
+from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.sequence_classification import NAME, SequenceClassification
+from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 
+OF_IMAGES, OF_TEXTS = image_classification.NAME, sequence_classification.NAME
+
 
 def decided(experiment: Experiment, callback: Callback) -> Experiment:
-    """The experiment with `auto` decided by the model, which is said. ConfigError where a setting has no effect with
-    the objective."""
+    """The experiment with `auto` decided by the model, which is said. ConfigError where the model cannot do what the
+    objective needs, or a setting has no effect with it."""
+    config = read_json(find(experiment.base, callback).folder / "config.json")
+    name, kind = experiment.model.name, config.get("model_type") or config.get("architecture")
     if experiment.objective == "auto":
-        config = read_json(find(experiment.base, callback).folder / "config.json")
-        name = NAME if is_encoder(config) else CAUSAL_LM.name
-        if name == NAME:
+        chosen = CAUSAL_LM.name
+        if reads_images(config):
+            chosen = OF_IMAGES
+            callback(StatusMessage(f"the objective is {OF_IMAGES}: {name} is a vision model ({kind}) (--objective)"))
+        elif is_encoder(config):
+            chosen = OF_TEXTS
             callback(StatusMessage(
-                f"the objective is {NAME}: {experiment.model.name} is an encoder ({config['model_type']}), which "
-                "generates no text (--objective)"
+                f"the objective is {OF_TEXTS}: {name} is an encoder ({kind}), which generates no text (--objective)"
             ))  # fmt: skip
-        experiment = experiment.model_copy(update={"objective": name})
+        experiment = experiment.model_copy(update={"objective": chosen})
+    if reads_images(config) != (experiment.objective == OF_IMAGES):
+        reads = "images" if reads_images(config) else "texts"
+        raise ConfigError(
+            [f"the objective is {experiment.objective}, but {name} ({kind}) is a model of {reads}. Choose another "
+             "model with --model, or leave out --objective."]
+        )  # fmt: skip
     if problems := misfits(experiment):
         raise ConfigError(problems)
     return experiment
 
 
-def objective_of(experiment: Experiment) -> Objective:
+def objective_of(experiment: Experiment, callback: Callback) -> Objective:
     """For a training whose objective is decided. The classes of a classifier are read from the training rows."""
-    if experiment.objective != NAME:
+    if experiment.objective == CAUSAL_LM.name:
         return CAUSAL_LM
-    return SequenceClassification(read_targets(experiment.data, experiment.classification), experiment.training.seed)
+    seed, targets = experiment.training.seed, read_targets(experiment.data, experiment.classification)
+    if experiment.objective == OF_TEXTS:
+        return SequenceClassification(targets, seed)
+    processing = processing_in(find(experiment.base, callback).folder).sized(experiment.images.size)
+    return ImageClassification(targets, processing, seed)
 
 
-def objective_by(model: ModelConfig | None, data: DataConfig, callback: Callback) -> Objective:
+def objective_by(
+    model: ModelConfig | None, data: DataConfig, images: ImagesConfig, callback: Callback
+) -> CausalLM | SequenceClassification | ImageClassification:
     """For rows that are looked at before there is an experiment."""
-    if model is None or not is_encoder(read_json(find(model, callback).folder / "config.json")):
-        return CAUSAL_LM
-    return SequenceClassification(read_targets(data, ClassificationConfig()))
+    folder = None if model is None else find(model, callback).folder
+    config = {} if folder is None else read_json(folder / "config.json")
+    if folder is not None and reads_images(config):
+        targets = read_targets(data, ClassificationConfig())
+        return ImageClassification(targets, processing_in(folder).sized(images.size))
+    return SequenceClassification(read_targets(data, ClassificationConfig())) if is_encoder(config) else CAUSAL_LM
 
 
 def objective_for(data_report: DataReport | None) -> Objective:
     """What a run or an adapter was trained for, by the report that lies beside it."""
     targets = None if data_report is None else data_report.targets
-    return CAUSAL_LM if targets is None else SequenceClassification(targets)
+    if data_report is None or targets is None:
+        return CAUSAL_LM
+    if data_report.image_processing is not None:
+        return ImageClassification(targets, data_report.image_processing)
+    return SequenceClassification(targets)

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portions_of
+from rankwise.data.preparing import TextWriting
 from rankwise.forward.positions import usable_positions
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import ModelKind, load, load_unchecked
+from rankwise.models.loading import ModelKind, head_modules, load, load_unchecked
+from rankwise.objectives.targets import head_settings, outputs_in, target_loss, text_writing, weight_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
 from rankwise.text.encode_texts import TextEncoder
@@ -55,23 +56,19 @@ class SequenceClassification:
 
     @property
     def _kind(self) -> ModelKind:
-        classes = dict(enumerate(self.targets.classes))
-        names = {"id2label": classes, "label2id": {name: at for at, name in classes.items()}} if classes else {}
-        problem = "single_label_classification" if classes else "regression"
-        settings = {"num_labels": self.targets.outputs, "problem_type": problem, **names}
         return ModelKind(
             "AutoModelForSequenceClassification",
             "a model that classifies texts",
             head_seed=self.seed,
-            settings=settings,
+            settings=head_settings(self.targets),
         )
 
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
         """Every module beside the pretrained body, and those inside it whose weights the folder lacks."""
-        module: Any = model.module
-        children = [(name, child) for name, child in module.named_children() if name != module.base_model_prefix]
-        own = [name for name, child in children if next(child.parameters(), None) is not None]
-        return tuple(dict.fromkeys([*own, *model.new_modules]))
+        return tuple(dict.fromkeys([*head_modules(model.module, images=False), *model.new_modules]))
+
+    def writing(self, model: LoadedModel) -> TextWriting:
+        return text_writing(model, self.encoder, self.targets)
 
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> TextEncoder:
         return TextEncoder(tokenizer, spec, limit, self.targets)
@@ -92,7 +89,7 @@ class SequenceClassification:
             del arrays["token_type_ids"]
         targets = np.array([0.0 if row.target is None else row.target for row in rows])
         values = torch.from_numpy(targets).long() if self.targets.classes else torch.from_numpy(targets).float()
-        count = float(self._weights[values].sum()) if self.targets.weights else len(rows)
+        count = weight_of(values, self.targets)
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return Batch(inputs, values, count, int(arrays["attention_mask"].sum()))
 
@@ -102,24 +99,15 @@ class SequenceClassification:
         real = batch.inputs["attention_mask"].bool()
         inputs = {**batch.inputs, "input_ids": batch.input_ids.masked_fill(~real, pad), **_without_cache(module)}
         outputs: Tensor = module(**inputs).logits
-        exact = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return exact if self.targets.classes else exact[:, 0]
+        return outputs_in(outputs, self.targets)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        outputs = self.predict(module, batch)
-        if not self.targets.classes:
-            return F.mse_loss(outputs, batch.targets, reduction="sum")
-        weights = self._weights.to(outputs) if self.targets.weights else None
-        return F.cross_entropy(outputs, batch.targets, weights, reduction="sum")
+        return target_loss(self.predict(module, batch), batch, self.targets)
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         embeddings = module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         drawn = [torch.randint(embeddings.num_embeddings, (length,), generator=generator) for length in lengths]
         return [Tokens(ids.tolist(), (False,) * len(ids), target=0.0) for ids in drawn]
-
-    @property
-    def _weights(self) -> Tensor:
-        return torch.tensor(self.targets.weights)
 
 
 def _without_cache(module: nn.Module) -> dict[str, bool]:

@@ -16,7 +16,7 @@ from rankwise.data.sample import Sample, Seen, sample_rows
 from rankwise.errors import DataError
 from rankwise.planning.planned_rows import opened, refuse_unread
 from rankwise.planning.rows import CHARACTERS, Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
-from rankwise.text.encode_texts import texts_of
+from rankwise.text.targets import texts_of
 
 Pair = tuple[str, str]
 CountPairs = Callable[[Sequence[Pair]], list[int]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rankwise.config.base import Config
+from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
 
 DATA_REPORT = "data_report.json"
@@ -209,6 +210,8 @@ class DataReport(Config):
     distinct_labels: int | None = None
     targets: TargetFacts | None = None
     """The classes or numbers that a classifier predicts; None for a language model."""
+    image_processing: ImageProcessing | None = None
+    """How images become what the model reads; None where rows are texts."""
     validation: ValidationFacts | None = None
     sequences: int | None
     tokens: int | None

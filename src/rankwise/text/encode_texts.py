@@ -7,55 +7,18 @@ typed stay plain text. A row that is too long is left out, or with `truncate` th
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankwise.config.base import shown
 from rankwise.config.data import DataConfig
-from rankwise.errors import DataError, some
+from rankwise.errors import DataError
 from rankwise.runs.data_report import TargetFacts
 from rankwise.text.encode import Outcome
 from rankwise.text.example import BREAK, Example
+from rankwise.text.targets import RowTargets, texts_of
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer
-
-_WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")
-
-
-def texts_of(example: Example) -> tuple[str, str]:
-    """The text of a row and the second text beside it, which is often empty; DataError where there are others."""
-    turns = example.messages
-    if len(turns) not in (1, 2) or turns[0].role != "user" or example.tools:
-        raise DataError(
-            f"{example.where}: is {'plain text' if example.text is not None else 'a conversation'} without a label; a "
-            "classifier needs the columns text and label, or those that its training names in data.columns.text and "
-            "data.columns.label."
-        )
-    return turns[0].content, turns[0].context
-
-
-def label_of(example: Example) -> str:
-    if len(example.messages) != 2:
-        texts_of(example)
-        raise DataError(f"{example.where}: has no label.")
-    return example.messages[1].content.strip()
-
-
-def number_of(label: str) -> float | None:
-    """None where a label is no finite number."""
-    try:
-        value = float(label)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def without_zeros(label: str) -> str:
-    """A whole number written with decimals as a whole number (1.0 becomes 1); any other label as it is."""
-    return label.partition(".")[0] if _WHOLE.fullmatch(label) else label
 
 
 @dataclass(frozen=True)
@@ -66,18 +29,15 @@ class TextEncoder:
     targets: TargetFacts
 
     @cached_property
-    def _numbers(self) -> Mapping[str, int]:
-        """The output of each class, by its name and, where no other class has it, by the name that other formats write:
-        a table's column with a missing value has 1.0 where JSON has 1."""
-        names = {name: at for at, name in enumerate(self.targets.classes)}
-        return {without_zeros(name): at for name, at in names.items()} | names
+    def _targets(self) -> RowTargets:
+        return RowTargets(self.targets)
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         outcomes = [Outcome(example) for example in examples]
         usable: list[tuple[Outcome, tuple[str, str], float]] = []
         for outcome in outcomes:
             try:
-                usable.append((outcome, texts_of(outcome.example), self._target(outcome.example)))
+                usable.append((outcome, texts_of(outcome.example), self._targets.of(outcome.example)))
             except DataError as error:
                 outcome.problem = str(error)
         encoded = encode_texts(self.tokenizer, [texts for _, texts, _ in usable])
@@ -94,23 +54,6 @@ class TextEncoder:
             (tokens,) = encode_texts(self.tokenizer, [texts], self.limit)
             outcome.truncated = 1
         outcome.sequences = [Tokens(tokens.ids, tokens.loss_mask, token_type_ids=tokens.token_type_ids, target=target)]
-
-    def _target(self, example: Example) -> float:
-        label = label_of(example)
-        if self.targets.classes and label not in self._numbers:
-            label = without_zeros(label)
-        if not self.targets.classes:
-            value = number_of(label)
-            if value is None:
-                raise DataError(f"{example.where}: the label is {shown(label)}; a finite number is expected.")
-            return value
-        if label not in self._numbers:
-            known = some(map(shown, self.targets.classes), 8)
-            raise DataError(
-                f"{example.where}: the label {shown(label)} is in no training row; the classes are {known}. Correct "
-                "it, or add training rows of this class."
-            )
-        return float(self._numbers[label])
 
 
 def encode_texts(tokenizer: HubTokenizer, texts: Sequence[tuple[str, str]], limit: int | None = None) -> list[Tokens]:

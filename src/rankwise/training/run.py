@@ -14,6 +14,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import facts_of, summary_lines
+from rankwise.images.augment import augmentation
 from rankwise.methods.base import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
@@ -122,7 +123,8 @@ class TrainingRun:
         """Before its first step, with everything that happens between steps."""
         checkpoints = SaveCheckpoints(self.run, self.config.checkpoint_interval(self.steps), log)
         hooks = [LogMetrics(log), validation, checkpoints, Report(self.callback)]
-        batches = Batches.of(self.prepared.trained_rows, self.config, backend.layout)
+        vary = augmentation(self.experiment.images, self.config.seed)
+        batches = Batches.of(self.prepared.trained_rows, self.config, backend.layout, vary)
         return Trainer(self.trainable, batches, self.config, backend, hooks)
 
     def save(self, results: Results) -> Results:

@@ -48,7 +48,7 @@ class Scorer(Protocol):
 
 
 SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared, Objective], Scorer]] = {
-    "causal-lm": answer_scorer, "sequence-classification": class_scorer,
+    "causal-lm": answer_scorer, "sequence-classification": class_scorer, "image-classification": class_scorer,
 }  # fmt: skip
 """By the objective's name."""
 

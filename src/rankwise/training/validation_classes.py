@@ -13,15 +13,14 @@ from rankwise.errors import ConfigError
 from rankwise.evaluation.class_metrics import metric_rows, score_rows
 from rankwise.evaluation.metrics import METRICS
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.objective import Objective
-from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.tokenize import Tokens
 
 
 @dataclass(frozen=True)
 class ClassScorer:
-    objective: SequenceClassification
+    objective: Classifier
     model: LoadedModel
     rows: Sequence[Tokens]
     tokens_written: int = 0
@@ -44,12 +43,13 @@ class ClassScorer:
 
 
 def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
-    assert isinstance(objective, SequenceClassification), "the scorer of its name"
-    names = ["loss", *metric_rows(objective.targets, [0.0], [0.0])]
+    predicts_rows = classifier(objective)
+    assert predicts_rows is not None, "the scorer of its name"
+    names = ["loss", *metric_rows(predicts_rows.targets, [0.0], [0.0])]
     if config.by not in names:
-        predicts = "classes" if objective.targets.classes else "numbers"
+        predicts = "classes" if predicts_rows.targets.classes else "numbers"
         raise ConfigError([
             f"validation.by is {config.by}, but the rows have {predicts}, whose metrics are {', '.join(names)}. "
             "Choose one of these."
         ])  # fmt: skip
-    return ClassScorer(objective, model, prepared.measured_rows)
+    return ClassScorer(predicts_rows, model, prepared.measured_rows)

@@ -1,0 +1,119 @@
+"""Image classification: predict one class, or one number, for a whole image.
+
+    pixels (B, S, S, 3) -> (pixels * scale - mean) / std -> model -> logits (B, C)
+
+The loss is that of every classifier (targets.py). The model is one of transformers or timm, with a new head whose
+weights are drawn anew and trained whole beside an adapter. Pixels reach the device as whole numbers and are normalised
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankwise.config.images import ImageProcessing
+from rankwise.config.models import ModelConfig
+from rankwise.data.batches import Batch, portions_of
+from rankwise.data.preparing import ImageWriting
+from rankwise.errors import ModelError, first_line, is_out_of_memory
+from rankwise.images.processor import need_vision, normalised
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import ModelKind, head_modules, load, load_unchecked
+from rankwise.objectives.targets import head_settings, outputs_in, target_loss, weight_of
+from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.records import Callback
+from rankwise.text.tokenize import Tokens
+
+NAME = "image-classification"
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    targets: TargetFacts
+    processing: ImageProcessing
+    seed: int = 0
+    """Draws the new head's weights."""
+    name: str = NAME
+
+    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+        need_vision(f"the objective {NAME}")
+        loaded = (load if checked else load_unchecked)(spec, callback, self._kind)
+        if not head_modules(loaded.module, images=True):
+            raise ModelError(
+                f"{loaded.source.folder}: this {type(loaded.module).__name__} has no head of a known name, so it "
+                "cannot be trained to classify images."
+            )  # fmt: skip
+        self._check_size(loaded)
+        return loaded
+
+    @torch.no_grad()
+    def _check_size(self, loaded: LoadedModel) -> None:
+        """ModelError where the model does not accept images of this size."""
+        side = self.processing.size
+        try:
+            blank = torch.zeros(1, 3, side, side, dtype=loaded.precision.dtype, device=loaded.precision.device)
+            loaded.module(blank, **self._at_another_size(loaded.module))
+        except Exception as error:  # what models raise for a size that they do not take
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{loaded.source.folder}: the model accepts no images of {side} x {side} pixels (images.size): "
+                f"{first_line(error)}."
+            ) from None
+
+    @property
+    def _kind(self) -> ModelKind:
+        return ModelKind(
+            "AutoModelForImageClassification",
+            "a model that classifies images",
+            head_seed=self.seed,
+            settings=head_settings(self.targets),
+            processing=self.processing,
+        )
+
+    def heads(self, model: LoadedModel) -> tuple[str, ...]:
+        """The head, and the modules inside the body whose weights the folder lacks."""
+        return tuple(dict.fromkeys([*head_modules(model.module, images=True), *model.new_modules]))
+
+    def writing(self, model: LoadedModel) -> ImageWriting:
+        return ImageWriting(model.source.name, self.processing, self.targets)
+
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
+
+    def _batch(self, rows: Sequence[Tokens]) -> Batch:
+        pixels = torch.from_numpy(np.stack([np.asarray(row.image) for row in rows]))
+        targets = np.array([0.0 if row.target is None else row.target for row in rows])
+        values = torch.from_numpy(targets).long() if self.targets.classes else torch.from_numpy(targets).float()
+        tokens = sum(len(row.ids) for row in rows)
+        return Batch({"pixel_values": pixels}, values, weight_of(values, self.targets), tokens, images=len(rows))
+
+    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
+        dtype = next(one.dtype for one in module.parameters())
+        pixels = normalised(batch.inputs["pixel_values"], self.processing, dtype)
+        return outputs_in(module(pixels, **self._at_another_size(module)).logits, self.targets)
+
+    def _at_another_size(self, module: nn.Module) -> dict[str, bool]:
+        """Position embeddings of a model that was pretrained at another size are interpolated, as it offers itself."""
+        config: Any = module.config
+        own = getattr(getattr(config, "vision_config", None) or config, "image_size", None)
+        parts = [module, *(part for name, part in module.named_children() if name == "vision_model")]
+        offers = any("interpolate_pos_encoding" in signature(part.forward).parameters for part in parts)
+        return {"interpolate_pos_encoding": True} if offers and own not in (None, self.processing.size) else {}
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        return target_loss(self.predict(module, batch), batch, self.targets)
+
+    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        """One image for each length, all of the size that is trained at."""
+        side, patches = self.processing.size, self.processing.patches
+        drawn = torch.randint(256, (len(lengths), side, side, 3), generator=generator, dtype=torch.uint8).numpy()
+        return [Tokens([0] * patches, (False,) * patches, target=0.0, image=image) for image in drawn]

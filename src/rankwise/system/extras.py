@@ -1,0 +1,13 @@
+"""Optional libraries, which are imported only where they are needed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from rankwise.errors import RankwiseError
+
+
+def need_extra(module: str, what: str, extra: str, error: type[RankwiseError]) -> None:
+    """Refuse to go on without an optional library, and say how to install it."""
+    if find_spec(module) is None:
+        raise error(f"{what} needs {module}, which is not installed: pip install 'rankwise[{extra}]'.")

@@ -1,0 +1,81 @@
+"""What a labelled row is to be predicted as: the number of its class, or its number."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from rankwise.config.base import shown
+from rankwise.errors import DataError, some
+from rankwise.runs.data_report import TargetFacts
+from rankwise.text.example import Example
+
+_WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")
+
+
+def texts_of(example: Example) -> tuple[str, str]:
+    """The text of a row and the second text beside it, which is often empty; DataError where there are others."""
+    turns = example.messages
+    if len(turns) not in (1, 2) or turns[0].role != "user" or example.tools:
+        raise DataError(
+            f"{example.where}: is {'plain text' if example.text is not None else 'a conversation'} without a label; a "
+            "classifier needs the columns text and label, or those that its training names in data.columns.text and "
+            "data.columns.label."
+        )
+    return turns[0].content, turns[0].context
+
+
+def label_of(example: Example) -> str:
+    if len(example.messages) != 2:
+        texts_of(example)
+        raise DataError(f"{example.where}: has no label.")
+    return example.messages[1].content.strip()
+
+
+def number_of(label: str) -> float | None:
+    """None where a label is no finite number."""
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def without_zeros(label: str) -> str:
+    """A whole number written with decimals as a whole number (1.0 becomes 1); any other label as it is."""
+    return label.partition(".")[0] if _WHOLE.fullmatch(label) else label
+
+
+@dataclass(frozen=True)
+class RowTargets:
+    """The targets of rows by their labels."""
+
+    facts: TargetFacts
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        """The output of each class, by its name and, where no other class has it, by the name that other formats write:
+        a table's column with a missing value has 1.0 where JSON has 1."""
+        names = {name: at for at, name in enumerate(self.facts.classes)}
+        return {without_zeros(name): at for name, at in names.items()} | names
+
+    def of(self, example: Example) -> float:
+        """DataError where the row has no label, or one that is no class and no number."""
+        label = label_of(example)
+        if self.facts.classes and label not in self._numbers:
+            label = without_zeros(label)
+        if not self.facts.classes:
+            value = number_of(label)
+            if value is None:
+                raise DataError(f"{example.where}: the label is {shown(label)}; a finite number is expected.")
+            return value
+        if label not in self._numbers:
+            known = some(map(shown, self.facts.classes), 8)
+            raise DataError(
+                f"{example.where}: the label {shown(label)} is in no training row; the classes are {known}. Correct "
+                "it, or add training rows of this class."
+            )
+        return float(self._numbers[label])
