@@ -1,7 +1,6 @@
-"""Images, arrays and preferences are refused in a sentence that says what is possible, and what is said works."""
+"""Images beside texts and preferences are refused in a sentence that says what is possible, and what is said works."""
 
 import json
-import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,46 +32,17 @@ def as_lines(path, rows):
     return path
 
 
-@pytest.mark.parametrize(
-    "names", [["cat/1.png", "dog/2.JPG"], ["1.webp", "metadata.jsonl"], ["1.jpeg", "metadata.csv"]]
-)
-def test_a_folder_of_images_is_refused(names, tmp_path):
-    folder = tmp_path / "pictures"
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(PNG if "metadata" not in name else b'{"file_name": "1.webp", "text": "a cat"}\n')
-    with pytest.raises(DataError, match=r"is a folder of images, such as .*text only.*rankwise plan --model"):
-        examples(folder)
-
-
 def test_images_beside_rows_are_passed_over(tmp_path):
     (tmp_path / "figure.png").write_bytes(PNG)
     as_lines(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "b"}])
     assert len(examples(tmp_path)) == 1
 
 
-def test_an_image_and_arrays_are_refused(tmp_path):
-    (tmp_path / "cat.png").write_bytes(PNG)
-    with pytest.raises(DataError, match=r"cat\.png: is an image\. Images are not supported yet"):
-        examples(tmp_path / "cat.png")
-    folder = tmp_path / "arrays"
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "digits.npz", "w") as file:
-        file.writestr("x.npy", b"never read")
-    for path in (folder, folder / "digits.npz"):
-        with pytest.raises(DataError, match=r"NumPy arrays.*Arrays are not supported yet.*one JSON object per line"):
-            examples(path)
-
-
-def test_rows_of_images_are_refused(tmp_path):
+def test_rows_of_several_images_are_refused(tmp_path):
     image = {"bytes": PNG, "path": None}
-    pq.write_table(pa.Table.from_pylist([{"picture": image, "label": 3}]), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"rows\.parquet:1: contains an image in the column 'picture'"):
+    pq.write_table(pa.Table.from_pylist([{"images": [image], "label": 3}]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet:1: contains images in the column 'images'"):
         examples(tmp_path / "rows.parquet")
-    row = {"image": "1.png", "prompt": "What is it?", "completion": "A cat"}
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: contains an image in the column 'image'"):
-        examples(as_lines(tmp_path / "rows.jsonl", [row]))
-    assert len(examples(as_lines(tmp_path / "rows.jsonl", [row | {"image": None}]))) == 1
 
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}]

@@ -22,6 +22,7 @@ Format = Literal[
     "sharegpt",
     "dolly",
     "classification",
+    "image",
     "self-instruct",
     "oasst-trees",
 ]
@@ -56,7 +57,8 @@ class Reading(Config):
     alternatives: Literal["first", "each"] = "first"
     """If an answer is a list of texts: train on the `first`, or make a row of `each`."""
     labels: tuple[str, ...] = ()
-    """Names of the labels 0, 1, 2, … of classification rows. The model is trained to answer with the name."""
+    """Names of the labels 0, 1, 2, … of classification rows and of images. The model is trained to answer with the
+    name."""
     split: str | None = None
     """Which part of a hub data set or of a folder to read, for example `train`. It selects the files with this word in
     their file name or folder name (`my_test-1.jsonl` belongs to `test`). The default is the training files, or without

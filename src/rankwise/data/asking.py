@@ -22,6 +22,7 @@ from rankwise.text.example import Example
 PLACEHOLDER = "?"
 ANSWERS: Mapping[str, tuple[str, ...]] = {
     "prompt": ANSWER_FIELDS, "alpaca": ("output",), "dolly": ("response",), "classification": ("label",),
+    "image": ("label",),
 }  # fmt: skip
 """Fields that may contain the answer, by row format. The first one is filled with the placeholder."""
 TURNS = {"messages": "messages", "sharegpt": "conversations"}
@@ -45,7 +46,7 @@ def question_of(reading: Reading, part: Part, where: str, row: Any, form: str | 
             f"{where}: is plain text without a question. Give the question with --prompt; --prompt '{{text}}' uses the "
             "text as the question."
         )
-    return Example(example.messages[:-1], where, example.tools)
+    return Example(example.messages[:-1], where, example.tools, image=example.image)
 
 
 def with_answer(row: Row, source: Rows, form: str | None, where: str) -> Row:
@@ -70,9 +71,10 @@ def _filled(row: Row, source: Rows, form: str) -> Row:
         return row | {column: _closed(row[column])} if column in row else row
     fields = ANSWERS.get(form, ())
     names = [source.columns[field] for field in fields if field in source.columns] or list(fields)
-    if not names or not (form == "classification" or all(_is_empty(row.get(name)) for name in names)):
+    labelled = form in ("classification", "image")
+    if not names or not (labelled or all(_is_empty(row.get(name)) for name in names)):
         return row  # a label is replaced: it may be none of the run's, and the question is the same
-    answer = source.labels[0] if form == "classification" and source.labels else PLACEHOLDER
+    answer = source.labels[0] if labelled and source.labels else PLACEHOLDER
     return row | {next((name for name in names if name in row), names[0]): answer}
 
 

@@ -15,6 +15,8 @@ from rankwise.errors import DataError, first_line
 from rankwise.system.extras import need_extra
 
 Record = tuple[str, Row | DataError]
+LARGE_ROWS = 64
+"""Rows at a time of files with a column of bytes, such as images, of which each may have megabytes."""
 Seen = Callable[[float], None]
 """A callback that receives the share of the file that has been read."""
 
@@ -58,6 +60,26 @@ def arrow(path: Path, seen: Seen) -> Iterator[Record]:
         raise DataError(f"{path}: is damaged, or is not a readable Arrow file: {first_line(error)}") from None
 
 
+def schema_names(path: Path) -> list[str] | None:
+    """The columns of a Parquet or Arrow file; None for any other file, and for one that cannot be read."""
+    if path.suffix.lower() not in (".parquet", ".arrow") or find_spec("pyarrow") is None:
+        return None
+    from pyarrow import ArrowException, ipc, memory_map
+    from pyarrow.parquet import read_schema
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            return list(read_schema(path).names)
+        with memory_map(os.fspath(path)) as source:
+            try:
+                return list(ipc.open_file(source).schema.names)
+            except ArrowException:
+                source.seek(0)
+                return list(ipc.open_stream(source).schema.names)
+    except (ArrowException, OSError):
+        return []
+
+
 def _arrow_batches(path: Path, source: Any) -> Iterator[Any]:
     from pyarrow import ArrowException, ipc
 
@@ -74,10 +96,25 @@ def _arrow_batches(path: Path, source: Any) -> Iterator[Any]:
 
 
 def _rows_of(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
-    named = ((batch.schema.names, map(_values, batch.columns)) for batch in batches)
+    pieces = (piece for batch in batches for piece in _pieces(batch))
+    named = ((batch.schema.names, map(_values, batch.columns)) for batch in pieces)
     rows = ((names, cells) for names, columns in named for cells in zip(*columns, strict=True))
     for number, (names, cells) in enumerate(rows, start=1):
         yield f"{path}:{number}", _row_of_values(names, cells, f"{path}:{number}")
+
+
+def _pieces(batch: Any) -> Iterator[Any]:
+    if not any(map(_holds_bytes, batch.schema.types)):
+        yield batch
+        return
+    for start in range(0, batch.num_rows, LARGE_ROWS):
+        yield batch.slice(start, LARGE_ROWS)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    from pyarrow.types import is_binary, is_large_binary, is_struct
+
+    return is_binary(kind) or is_large_binary(kind) or (is_struct(kind) and any(_holds_bytes(one.type) for one in kind))
 
 
 def _values(column: Any) -> list[Any]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from rankwise.config.base import shown
 from rankwise.data.columns import Row, answered, renamed
 from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
+from rankwise.data.image_rows import image_example, image_field
 from rankwise.data.labels import label_text
 from rankwise.data.proposals import as_text, no_form
 from rankwise.data.turns import (
@@ -44,6 +46,8 @@ class Options:
     each: bool
     renamed: bool
     """Whether data.columns mapped columns of the file to fields."""
+    folder: Path | None = None
+    """The folder that paths of images are relative to."""
 
 
 def form_of(row: Row) -> str | None:
@@ -66,16 +70,17 @@ def parse_row(
     columns: Mapping[str, str] | None = None,
     labels: tuple[str, ...] = (),
     alternatives: Literal["first", "each"] = "first",
+    folder: Path | None = None,
 ) -> list[Example]:
     """The examples of a row: usually one, several for Self-Instruct instances or with `alternatives="each"`."""
     row = renamed(row, columns or {}, where)
-    refuse_unsupported(row, where, "row", ("images", "image", "audios", "audio", "videos", "video"))
+    refuse_unsupported(row, where, "row", ("images", "audios", "audio", "videos", "video"))
     refuse_rivals(row, where)
     if form in ("messages", "sharegpt", "prompt") and isinstance(row.get("label"), bool):
         raise DataError(
             f"{where}: the label is {row['label']}, so this is a preference row, which is not supported yet."
         )
-    options = Options(labels, alternatives == "each", bool(columns))
+    options = Options(labels, alternatives == "each", bool(columns), folder)
     return [_with_system(example, system) for example in PARSERS[form](row, where, options)]
 
 
@@ -252,6 +257,7 @@ SIGNS: dict[str, Callable[[Row], bool]] = {
     "prompt": lambda row: any(key in row for key in QUESTION_FIELDS) and any(key in row for key in ANSWER_FIELDS),
     "classification": lambda row: "label" in row and classified(row) is not None,
     "text": lambda row: "text" in row,
+    "image": lambda row: image_field(row) is not None,
 }
 _SYSTEM = frozenset(SYSTEM)
 _TALK = _SYSTEM | {"tools"}
@@ -270,6 +276,8 @@ USED = {
 
 
 def used_fields(row: Row, form: str) -> frozenset[str]:
+    if form == "image":
+        return frozenset({image_field(row) or "image", "label"})
     if form != "classification":
         return USED[form]
     names = classified(row) or CLASSIFIED[0]
@@ -286,4 +294,5 @@ PARSERS: dict[str, Callable[[Row, str, Options], list[Example]]] = {
     "prompt": _prompt,
     "classification": _classification,
     "text": _text,
+    "image": lambda row, where, options: [image_example(row, options.labels, where, options.folder)],
 }

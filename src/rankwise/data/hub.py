@@ -28,7 +28,12 @@ class Part:
     identity: Callable[[], str]
     """A hash of the content: of a file's bytes, or of a hub data set's columns and rows."""
     folder: Path | None = None
+    """Where a licence is looked for."""
+    images: Path | None = None
+    """The folder that paths of images are relative to."""
     licence: str | None = None
+    of_images: bool = False
+    """Whether all rows are images: of an image folder, of its metadata, or of arrays."""
     format: str | None = None
     layout: LayoutFacts | None = None
     """Layout of a table: encoding, column separator, sheet."""
@@ -45,7 +50,8 @@ class Part:
 
 def hub_part(source: Rows) -> Part:
     need("datasets", f"{source.path}: reading a hub data set")
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Image
+    from huggingface_hub.constants import HF_HOME
 
     name = source.path.removeprefix(HUB)
     if os.path.exists(name):  # noqa: PTH110  `datasets` would read it instead
@@ -55,10 +61,12 @@ def hub_part(source: Rows) -> Part:
         )
     rows, licence = _fetched(name, source.subset, source.split, source.revision)
     label = f"{source.path}/{rows.split or 'all'}"
+    for column in [column for column, kind in rows.features.items() if isinstance(kind, Image)]:
+        rows = rows.cast_column(column, Image(decode=False))  # the bytes of each file, as other files have them
     labels = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, ClassLabel)}
     names = {} if source.labels else labels
     identity = cache(lambda: digest_of(rows.with_format("arrow").iter(ROWS_AT_ONCE)))
-    return Part(label, lambda seen: _hub_records(rows, label, names), identity, licence=licence)
+    return Part(label, lambda seen: _hub_records(rows, label, names), identity, images=Path(HF_HOME), licence=licence)
 
 
 @cache

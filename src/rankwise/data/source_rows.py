@@ -39,7 +39,8 @@ class SourceRows:
             self.prompts.append("\n".join(example.prompt_text for example in row))
         if spec.group is not None:
             self.groups.append(row[0].group)
-        classification = {part.format for part in self.reading.parts} - {None} == {"classification"}
+        formats = {part.format for part in self.reading.parts} - {None}
+        classification = bool(formats) and formats <= {"classification", "image"}
         self.label_of_row.append(self.labels.add(row, classification=classification))
         if self.labels.none:
             self.label_of_row.clear()

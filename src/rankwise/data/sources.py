@@ -19,17 +19,18 @@ import numpy as np
 from rankwise.config.base import shown
 from rankwise.config.column_text import column_text
 from rankwise.config.data import DataConfig, Rows
-from rankwise.data.columnar import Record, Seen
+from rankwise.data.columnar import LARGE_ROWS, Record
 from rankwise.data.columns import from_columns, refuse_unfilled, renamed
 from rankwise.data.fields import FIELDS
-from rankwise.data.files import SUFFIXES, records
+from rankwise.data.files import SUFFIXES
 from rankwise.data.formats import find_format, parse_row, refuse_other_form, used_fields
 from rankwise.data.hub import HUB, Part, hub_part
+from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, list_folder
+from rankwise.data.parts import arrays_in, file_part
 from rankwise.data.splits import chosen_files, split_word, visible
-from rankwise.data.unsupported import refuse_file, refuse_folder, refuse_row
+from rankwise.data.unsupported import refuse_images, refuse_row
 from rankwise.data.unused import Unused
 from rankwise.errors import DataError, did_you_mean, some
-from rankwise.system.files import sha256_of
 from rankwise.text.example import Example
 
 CHUNK = 1000
@@ -47,6 +48,10 @@ class Reading:
     """`file:line` of each skipped row, and the reason."""
     unused: dict[str, Unused] = field(default_factory=dict)
     """Unused columns of each file."""
+    passed_over: list[str] = field(default_factory=list)
+    """Files in an image folder that are no images."""
+    remarks: list[str] = field(default_factory=list)
+    """Warnings about the files."""
 
     @property
     def rows(self) -> int:
@@ -58,11 +63,11 @@ class Reading:
         return sum(part.share for part in self.parts) / len(self.parts)
 
     def chunks(self) -> Iterator[list[list[Example]]]:
-        """Yield a thousand rows at a time. Each row is the list of its examples."""
+        """Yield a thousand rows at a time, or fewer images. Each row is the list of its examples."""
         chunk: list[list[Example]] = []
         for row in self._drawn():
             chunk.append(row)
-            if len(chunk) == CHUNK:
+            if len(chunk) == (CHUNK if row[0].image is None else LARGE_ROWS):
                 yield chunk
                 chunk = []
         if chunk:
@@ -112,11 +117,15 @@ class Reading:
             return self._grouped(examples, row, where)
         refuse_unfilled(system, row, where)
         refuse_row(row, source.columns, where)
+        fields = renamed(row, source.columns, where)
+        given = "image" if part.of_images and source.format == "auto" else source.format
+        if given != "image":
+            refuse_images(fields, source.columns, where)
         if part.format is None:
-            part.format = self._form(row, where)
-        refuse_other_form(renamed(row, source.columns, where), part.format, where, given=source.format != "auto")
+            part.format = given if given != "auto" else find_format(fields, where)
+        refuse_other_form(fields, part.format, where, given=given != "auto")
         examples = parse_row(
-            row, part.format, where,
+            row, part.format, where, folder=part.images,
             system=system, columns=source.columns, labels=source.labels, alternatives=source.alternatives,
         )  # fmt: skip
         return self._grouped(examples, row, where)
@@ -157,11 +166,6 @@ class Reading:
         """The system message of this source, or the one for all sources."""
         return self.source.system if self.source.system is not None else self.spec.system
 
-    def _form(self, row: dict[str, Any], where: str) -> str:
-        if self.source.format != "auto":
-            return self.source.format
-        return find_format(renamed(row, self.source.columns, where), where)
-
 
 def raw_records(part: Part) -> Iterator[Record]:
     """Raw rows of a part. Damage that ends the reading is yielded as the last one."""
@@ -191,7 +195,7 @@ def open_source(spec: DataConfig, source: Rows) -> Reading:
         return _open_folder(spec, source, path)
     if source.split is not None:
         raise DataError(f"{path}: is a single file without splits; leave out data.split.")
-    return Reading(spec, source, [_file_part(path, source)])
+    return Reading(spec, source, [file_part(path, source)])
 
 
 def _nearby(path: Path) -> str:
@@ -201,33 +205,29 @@ def _nearby(path: Path) -> str:
     return did_you_mean(path.name, here)
 
 
-def _file_part(path: Path, source: Rows) -> Part:
-    if not path.is_file():
-        raise DataError(f"{path}: is not a file of rows.")
-    refuse_file(path)
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: cannot be read (Permission denied).")
-
-    def opened(seen: Seen) -> Iterator[Record]:
-        return records(path, seen, source=source, note=part.note)
-
-    part = Part(str(path), opened, lambda: sha256_of(path), path.parent)
-    return part
-
-
 def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise DataError(f"{folder}: is the folder of a model and contains no rows.")
     saved = (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()  # datasets' own layout
     suffixes = (".arrow",) if saved else SUFFIXES
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and visible(path, folder))
-    refuse_folder(folder, files)
+    if not saved and all(path.name.lower() in METADATA for path in files):
+        listing = list_folder(folder)
+        if listing.images and not files:
+            return _of_images(spec, source, choose_images(listing, source.split))
+        files = files if listing.images else files or arrays_in(folder)
     if not files:
-        raise DataError(f"{folder}: contains no file of rows ({', '.join(SUFFIXES)}).")
+        raise DataError(f"{folder}: contains no file of rows ({', '.join(SUFFIXES)}), no images and no .npz file.")
     chosen = chosen_files(files, folder, source.split)
     if not chosen:
         what = "training files" if source.split is None else f'files of a split "{source.split}"'
         splits = some(sorted({split_word(path, folder) for path in files}))
         raise DataError(f"{folder}: has no {what}. Its splits are {splits}; name one with data.split.")
     left = [str(path.relative_to(folder)) for path in files if path not in chosen]
-    return Reading(spec, source, [_file_part(path, source) for path in chosen], left)
+    return Reading(spec, source, [file_part(path, source) for path in chosen], left)
+
+
+def _of_images(spec: DataConfig, source: Rows, images: ImageFolder) -> Reading:
+    part = Part(str(images.folder), images.rows, images.identity, images.folder, images=images.folder, of_images=True)
+    remarks = [f"{images.folder}: the folder {empty} contains no image" for empty in images.empty]
+    return Reading(spec, source, [part], images.left_aside, passed_over=images.passed_over, remarks=remarks)

@@ -1,55 +1,26 @@
-"""Refuse data that rankwise cannot train on yet (images, preferences, arrays), and say what is possible instead."""
+"""Refuse rows that rankwise cannot train on yet (images with texts, preferences), and say what is possible instead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rankwise.config.base import shown
+from rankwise.data.formats import SIGNS
+from rankwise.data.image_rows import is_image
 from rankwise.data.proposals import can_be_typed, ignoring, options_for, texts_among
 from rankwise.errors import DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-ARRAY_SUFFIXES = (".npz", ".npy")
-IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
-IMAGE_MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+IMAGE_COLUMNS = ("images", "img", "pixel_values")
+"""Columns that hold an image or several, whatever their values look like."""
 CONVERSATIONS = ("messages", "conversations")
 QUESTION_FIELDS = ("prompt", "question")
-TEXT_ONLY = (
-    "Images are not supported yet; rankwise trains on text only. "
-    "rankwise plan --model NAME counts the parameters of a vision model."
-)
-ARRAYS = (
-    "Arrays are not supported yet; rankwise trains on text only. Write rows of text, one JSON object per line, "
-    'such as {"prompt": "…", "completion": "…"}.'
-)
-
-
-def refuse_file(path: Path) -> None:
-    """Refuse an image or array file by its name. The content is not read."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise DataError(f"{path}: is an image. {TEXT_ONLY}")
-    if path.suffix.lower() in ARRAY_SUFFIXES:
-        raise DataError(f"{path}: is a file of NumPy arrays. {ARRAYS}")
-
-
-def refuse_folder(folder: Path, files: Iterable[Path]) -> None:
-    """Refuse a folder of images (with or without an ImageFolder's metadata file) or of arrays."""
-    names = {path.stem.lower() for path in files}
-    if names - {"metadata"}:
-        return
-    for suffixes, what, why in ((IMAGE_SUFFIXES, "images", TEXT_ONLY), (ARRAY_SUFFIXES, "NumPy arrays", ARRAYS)):
-        example = next((path for path in folder.rglob("*") if path.suffix.lower() in suffixes), None)
-        if example is not None:
-            raise DataError(f"{folder}: is a folder of {what}, such as {example.relative_to(folder)}. {why}")
 
 
 def refuse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:
-    """Refuse a row with an image, and preference rows (chosen and rejected answers, or a label)."""
-    image = next((name for name, value in row.items() if _is_image(name, value)), None)
-    if image is not None:
-        raise DataError(f"{where}: contains an image in the column {shown(image)}. {TEXT_ONLY}")
+    """Refuse preference rows (chosen and rejected answers, or a label)."""
     if "chosen" in row and "rejected" in row and "chosen" not in columns.values():
         raise DataError(
             f"{where}: is a preference pair (chosen, rejected). Preference pairs are not supported yet; to train on "
@@ -62,11 +33,32 @@ def refuse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -
         )
 
 
-def _is_image(name: str, value: Any) -> bool:
-    """Whether a value is an image: written by `datasets` ({bytes, path}), recognised by its bytes or column name."""
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return True
-    return (isinstance(value, bytes) and value.startswith(IMAGE_MARKS)) or (name in IMAGE_COLUMNS and bool(value))
+def refuse_images(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:
+    """Refuse a row with an image in an unknown column, with several images, or with a text beside its image.
+
+    The columns of the row are renamed as in `columns` (data.columns).
+    """
+    if "image" in row and (isinstance(row["image"], np.ndarray) or row["image"]):
+        others = {name: value for name, value in row.items() if name != "image"}
+        form = next((form for form, fits in SIGNS.items() if form != "image" and fits(others)), None)
+        if form is not None:
+            column = columns.get("image", "image")
+            raise DataError(
+                f"{where}: has an image in the column {shown(column)} beside the columns of the {form} format. Rows "
+                "with an image and a text are not supported yet. To train on the text alone, add "
+                f"{ignoring([column])}; to train on the image and its label alone, add --set data.format=image."
+            )
+        return
+    name = next((name for name, value in row.items() if is_image(value) or (name in IMAGE_COLUMNS and value)), None)
+    if name is not None and isinstance(row[name], list):
+        raise DataError(
+            f"{where}: contains images in the column {shown(name)}. Rows with several images are not supported yet."
+        )
+    if name is not None:
+        raise DataError(
+            f"{where}: contains an image in the column {shown(name)}. To train on it, add --set "
+            f"data.columns.image={name}; to leave it out, add {ignoring([name])}."
+        )
 
 
 def _chosen_alone(row: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 
 
 class LayoutFacts(Config):
-    """How a table is written, as detected or as set."""
+    """How a table is written, as detected or as set; or how the pixels of arrays are read."""
 
     encoding: str | None = None
     """None for a workbook."""
@@ -27,8 +27,12 @@ class LayoutFacts(Config):
     sheet: str | None = None
     unnamed_columns: int = 0
     """Trailing columns without name and content, which are dropped."""
+    pixels: str | None = None
+    """Only for arrays of images: their size and the range of their values."""
 
     def describe(self) -> str:
+        if self.pixels is not None:
+            return self.pixels
         if self.sheet is not None:
             return f'sheet "{self.sheet}"'
         delimiter = DELIMITERS.get(self.delimiter or "", repr(self.delimiter))
@@ -49,7 +53,7 @@ class PartFacts(Config):
     rows: int
     licence: str
     layout: LayoutFacts | None = None
-    """Only for CSV, TSV and workbooks."""
+    """Only for CSV, TSV, workbooks and arrays."""
 
 
 class TemplateFacts(Config):

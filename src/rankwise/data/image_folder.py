@@ -1,0 +1,182 @@
+"""A folder of images as rows: the label of an image is the name of its folder.
+
+    pets/cat/1.jpg            label cat
+    pets/train/cat/1.jpg      label cat, split train (a folder above the class folders names a split, as in splits.py)
+    pets/1.jpg                no label: good for predictions, and not for training
+
+Images are the files with an image's suffix. What else is in the folder is passed over and listed in the data report.
+Symbolic links to folders are not followed; each is a bad row, and so is a link to a file outside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from rankwise.data.columnar import Record, Seen
+from rankwise.data.image_rows import IMAGE_SUFFIXES
+from rankwise.data.licences import FILES, READMES
+from rankwise.data.splits import SPLITS, chosen_files, split_word
+from rankwise.errors import DataError, some
+from rankwise.system.files import sha256_of
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+OF_MAC = "__MACOSX"
+
+
+@dataclass
+class Listing:
+    """The content of a folder. Paths are relative to it and sorted."""
+
+    folder: Path
+    images: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+    """Symbolic links to folders."""
+    others: list[Path] = field(default_factory=list)
+    """Files that are no images, or are hidden."""
+    empty: list[Path] = field(default_factory=list)
+    """Folders without an image in them or below."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of one split, each with its class folder's name, or None if it is in none."""
+
+    folder: Path
+    images: list[tuple[Path, str | None]]
+    links: list[Path]
+    passed_over: list[str]
+    left_aside: list[str]
+    empty: list[Path]
+
+    def rows(self, seen: Seen) -> Iterator[Record]:
+        for link in self.links:
+            where = str(self.folder / link)
+            yield where, DataError(f"{where}: is a symbolic link to a folder, which is not followed. Copy the folder.")
+        for number, (image, label) in enumerate(self.images, start=1):
+            seen(number / len(self.images))
+            row = {"image": image.as_posix()}
+            yield str(self.folder / image), row if label is None else row | {"label": label}
+
+    def identity(self) -> str:
+        """A hash of all names and contents."""
+        digest = sha256()
+        for image, _ in self.images:
+            digest.update(f"{image.as_posix()}\0{sha256_or_nothing(self.folder / image)}\0".encode(errors="replace"))
+        digest.update("\0".join(map(str, [*self.links, *self.passed_over, *self.empty])).encode(errors="replace"))
+        return digest.hexdigest()
+
+
+def sha256_or_nothing(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except (OSError, ValueError):  # a broken link, or no permission; reading the row reports it
+        return ""
+
+
+def list_folder(folder: Path) -> Listing:
+    listing = Listing(folder)
+    for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        here = Path(parent).relative_to(folder)
+        for name in [*folders]:
+            hidden = name.startswith(".") or name == OF_MAC
+            if (Path(parent) / name).is_symlink() or hidden:
+                (listing.others if hidden else listing.links).append(here / name)
+                folders.remove(name)
+        images = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+        named = (*READMES, *FILES) if here == Path() else ()
+        listing.images += [here / name for name in images]
+        listing.others += [here / name for name in files if name not in images and name not in named]
+        if not folders and not images:
+            listing.empty.append(here)
+    for paths in (listing.images, listing.links, listing.others, listing.empty):
+        paths.sort(key=lambda path: path.parts)
+    return listing
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror}).")
+
+
+def choose_images(listing: Listing, wanted_split: str | None) -> ImageFolder:
+    """The images of the wanted split, or of the training split; DataError where the class folders are unclear."""
+    folder = listing.folder
+    above = {image: _split_folder(image.parent, _split_level(listing)) for image in listing.images}
+    units = sorted({*above.values()})
+    chosen = set(_chosen([folder / unit / "images" for unit in units], folder, wanted_split))
+    images = [image for image in listing.images if folder / above[image] / "images" in chosen]
+    left = {unit: sum(above[image] == unit for image in listing.images) for unit in units}
+    left_aside = [
+        f"{'other folders' if unit == Path() else unit} ({count:,} images)"
+        for unit, count in left.items()
+        if folder / unit / "images" not in chosen
+    ]
+    labels = {image: None if image.parent == above[image] else image.parent.name for image in images}
+    _refuse_unclear(folder, [image for image in images if labels[image] is not None], above)
+    return ImageFolder(
+        folder, [(image, labels[image]) for image in images], listing.links,
+        [path.as_posix() for path in listing.others], left_aside, _without_images(listing, {*left} - {Path()}),
+    )  # fmt: skip
+
+
+def _names_split(name: str) -> bool:
+    """Whether a word in the name of a folder means a split: cifar10-train."""
+    return split_word(Path(name), Path()) in SPLITS
+
+
+def _split_level(listing: Listing) -> bool:
+    """Whether folders that are named like a split are splits: they hold class folders, or there are no others.
+
+    Otherwise train may be a class, beside car and ship.
+    """
+    holders = {image.parent for image in listing.images if image.parent != Path()}
+    deep = any(_names_split(part) for holder in holders for part in holder.parts[:-1])
+    return deep or (bool(holders) and all(holder.name.lower() in SPLITS for holder in holders))
+
+
+def _split_folder(holder: Path, split_level: bool) -> Path:
+    """The part of an image's folder that is above its class folder."""
+    above = Path(*holder.parts[:-1])
+    if split_level and holder.name.lower() in SPLITS and not any(map(_names_split, above.parts)):
+        return holder
+    return above
+
+
+def _chosen(units: list[Path], folder: Path, wanted_split: str | None) -> list[Path]:
+    chosen = chosen_files(units, folder, wanted_split)
+    if not chosen:
+        what = "training images" if wanted_split is None else f'images of a split "{wanted_split}"'
+        splits = some(sorted({split_word(unit, folder) for unit in units}))
+        raise DataError(f"{folder}: has no {what}. Its splits are {splits}; name one with data.split.")
+    return chosen
+
+
+def _refuse_unclear(folder: Path, images: list[Path], above: dict[Path, Path]) -> None:
+    """Class folders inside class folders, or of one name in several folders of the same split."""
+    holders = {image.parent: image for image in images}
+    for holder in holders:
+        outer = next((parent for parent in holder.parents if parent in holders), None)
+        if outer is not None:
+            raise DataError(
+                f"{folder}: images lie in the folder {outer} and also in {holder}, so their classes are unclear. Put "
+                "all images of a class directly into one folder with its name."
+            )
+    by_name: dict[str, Path] = {}
+    for holder, image in holders.items():
+        other = by_name.setdefault(holder.name, holder)
+        if other != holder and not all(map(_is_of_split, (above[image], above[holders[other]]))):
+            raise DataError(
+                f"{folder}: the folders {other} and {holder} have the same name, so the classes are unclear. Put all "
+                "images of a class directly into one folder with its name."
+            )
+
+
+def _is_of_split(above: Path) -> bool:
+    return any(map(_names_split, above.parts))
+
+
+def _without_images(listing: Listing, splits: set[Path]) -> list[Path]:
+    return [path for path in listing.empty if path != Path() and path not in splits]
