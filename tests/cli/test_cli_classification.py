@@ -205,7 +205,24 @@ def test_evaluation_counts_what_predict_says(here):
     assert accuracy["low"] < accuracy["value"] <= accuracy["high"]
     true = [row[f"probability_{row['label']}"] for row in rows]
     assert summary["metrics"]["cross_entropy"]["value"] == pytest.approx(-np.log(true).mean(), rel=1e-3)
-    assert set(summary["metrics"]) == {"cross_entropy", "accuracy", "f1", "matthews"}
+    assert set(summary["metrics"]) == {
+        "cross_entropy", "accuracy", "balanced_accuracy", "f1", "matthews", "calibration_error",
+    }  # fmt: skip
+
+
+def test_a_training_gives_the_accuracy_of_what_it_saved(here):
+    words = ("--validation-data", "apart.jsonl", "--validate-every", "10", "--keep", "best", "--json")
+    given = json.loads(trained("measured", "rows.jsonl", *words).stdout)
+    rows = predicted("measured", "apart.jsonl", "measured.jsonl")
+    assert given["validation_accuracy"] == sum(row["prediction"] == row["label"] for row in rows) / len(rows)
+    logged = [json.loads(line) for line in Path("runs/measured/metrics.jsonl").read_text().splitlines()]
+    at = {row["step"]: row["value"] for row in logged if row["kind"] == "score" and row["metric"] == "accuracy"}
+    assert given["validation_accuracy_before"] == at[0]
+    assert given["validation_accuracy_after"] == given["validation_accuracy"] == at[given["kept_step"]]
+    (listed,) = [run for run in json.loads(rankwise("runs", "--json").stdout)["runs"] if run["name"] == "measured"]
+    assert listed["validation_accuracy"] == given["validation_accuracy"]
+    numbers = json.loads(Path("runs/numbers/manifest.json").read_text())["results"]
+    assert numbers["validation_accuracy_after"] is None and numbers["validation_loss_after"] is not None
 
 
 def test_evaluation_of_numbers(here):
@@ -499,7 +516,7 @@ def test_predictions_that_differ_by_rounding_alone_have_no_correlation():
     for step, expected in ((2e-8, 0.0), (0.1, -1.0)):
         rows = metric_rows(TargetFacts(low=0.0, high=4.0), [2.5 - step * one for one in actual], actual)
         for metric in ("pearson", "spearman"):
-            assert METRICS[metric].of(np.asarray(rows[metric]).sum(0)) == pytest.approx(expected), metric
+            assert METRICS[metric].value(rows[metric]) == pytest.approx(expected), metric
 
 
 def test_the_card_of_a_decoder_without_padding_token_loads_the_model_that_was_trained(here):

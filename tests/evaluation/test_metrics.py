@@ -11,15 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.errors import EvaluationError
+from rankwise.evaluation.confusion import class_row, macro_f1, matthews
 from rankwise.evaluation.intervals import measured
 from rankwise.evaluation.metrics import (
     METRICS,
-    class_row,
     exact,
     json_fields,
-    macro_f1,
     matching,
-    matthews,
     number,
     number_row,
     pearson,

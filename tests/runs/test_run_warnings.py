@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rankwise.config.built_in_tasks import BUILT_IN
+from rankwise.evaluation.confusion import class_row
 from rankwise.evaluation.intervals import difference, scores
-from rankwise.evaluation.metrics import METRICS, class_row
+from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.evaluations import Difference, ModelScores
 from rankwise.runs.score_text import verdict_text
 from rankwise.runs.warnings import chance, evaluation_warnings

@@ -76,6 +76,10 @@ def _tell(trained: Trained, results: Results) -> None:
             f"validation loss {results.validation_loss_before:.4f} -> {results.validation_loss_after:.4f} "
             f"({change:+.4f} {loss_unit(trained.targets)})"
         )
+    if results.validation_accuracy_before is not None and results.validation_accuracy_after is not None:
+        typer.echo(
+            f"validation accuracy {results.validation_accuracy_before:.1%} -> {results.validation_accuracy_after:.1%}"
+        )
     if results.ended_early is not None:
         typer.echo(f"stopped early: {results.ended_early}")
     if results.kept_step not in (None, results.steps):

@@ -113,7 +113,7 @@ def _sums(evaluation: Evaluation, metric: str) -> list[list[float]]:
 def _fit(metric: str, row: list[float]) -> bool:
     """Tell whether the metric's formula accepts rows of this length."""
     try:
-        METRICS[metric].of(np.zeros(len(row)))
+        METRICS[metric].value([[0.0] * len(row)])
     except (IndexError, ValueError):
         return False
     return True

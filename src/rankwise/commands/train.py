@@ -66,6 +66,7 @@ class Trained:
         forecast = self.manifest.forecast
         return {
             "run": str(self.run.folder), self.result.name: str(self.result), **results.model_dump(),
+            "validation_accuracy": results.validation_accuracy_after,
             "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
         }  # fmt: skip
 

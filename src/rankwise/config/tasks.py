@@ -33,8 +33,11 @@ MEANINGS = {
     "mean_squared_error": "the mean of the squared differences of predicted and true numbers; lower is better",
     "accuracy": "the share of items for which the model finds the right choice the most likely",
     "accuracy_unnormalised": "accuracy without dividing a choice's log-likelihood by its length",
+    "balanced_accuracy": "the share of right predictions in each class, averaged over classes",
     "f1": "F1 of each class, averaged over classes (macro F1)",
     "matthews": "the correlation of predicted and true classes: 0 is chance, 1 is perfect",
+    "calibration_error": "how far the probabilities of predicted classes are from the share that is right, over "
+    "fifteen ranges of probability (expected calibration error); lower is better",
     "pearson": "the correlation of predicted and true numbers (Pearson)",
     "spearman": "the correlation of the ranks of predicted and true numbers (Spearman)",
     "exact": "the share of answers that equal a reference, letter for letter, apart from white space around them",

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from rankwise.config.base import Config, PositiveInt
 
 TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
-ClassMetric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+ClassMetric = Literal["accuracy", "balanced_accuracy", "f1", "matthews", "pearson", "spearman"]
 NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
 OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
 TIMES = 10
@@ -38,7 +38,7 @@ class ValidationConfig(Config):
     """Early stopping: end the run after this many validations in a row without improvement."""
     by: Literal["loss", TextMetric, ClassMetric] = "loss"
     """What `keep` and `patience` compare: the validation loss, a metric of a language model's answers, or a metric of a
-    classifier (accuracy, f1, matthews; pearson and spearman where labels are numbers)."""
+    classifier (accuracy, balanced_accuracy, f1, matthews; pearson and spearman where labels are numbers)."""
     scores: tuple[TextMetric, ...] = ()
     """Further metrics of the answers to validation rows, computed at each validation."""
     answers: Annotated[int, Field(ge=0, strict=True)] = 0

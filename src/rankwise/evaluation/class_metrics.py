@@ -1,6 +1,6 @@
 """Metrics of a classifier: its predictions and the targets to one row of sums for each item (metrics.py).
 
-classes    accuracy, macro F1, Matthews correlation
+classes    accuracy, balanced accuracy, macro F1, Matthews correlation
 numbers    Pearson's correlation, and Spearman's, which is Pearson's of the ranks
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rankwise.evaluation.metrics import class_row, number_row
+from rankwise.evaluation.metrics import number_row
 from rankwise.inference.classify import outputs_of
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.data_report import TargetFacts
@@ -32,10 +32,9 @@ def metric_rows(
             "pearson": [number_row(*pair) for pair in zip(predicted, actual, strict=True)],
             "spearman": [number_row(*pair) for pair in zip(*(one.tolist() for one in ranks), strict=True)],
         }
-    pairs = [(int(one), int(other)) for one, other in zip(predicted, actual, strict=True)]
-    classes = [class_row(*pair, targets.outputs) for pair in pairs]
+    pairs = [[float(one), float(other)] for one, other in zip(predicted, actual, strict=True)]
     hits = [[float(one == other), 1.0] for one, other in pairs]
-    return {"accuracy": hits, "f1": classes, "matthews": classes}
+    return {"accuracy": hits, "balanced_accuracy": pairs, "f1": pairs, "matthews": pairs}
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,13 @@ class Scored:
     def predicted(self) -> list[float]:
         """Numbers of the likeliest classes, or the predicted numbers."""
         return (self.outputs.argmax(1) if self.targets.classes else self.outputs[:, 0]).tolist()
+
+    @property
+    def calibration(self) -> list[list[float]]:
+        """Rows for the calibration error of classes: the probability of the predicted class, and whether it is
+        right."""
+        hits = zip(self.outputs.max(1).tolist(), self.predicted, self.actual, strict=True)
+        return [[confidence, float(one == other)] for confidence, one, other in hits]
 
     @property
     def rows(self) -> dict[str, list[list[float]]]:

@@ -1,4 +1,4 @@
-"""A classifier's rows as a task: accuracy, F1 and Matthews correlation, or correlations of numbers, with intervals."""
+"""A classifier's rows as a task: accuracy, F1, calibration and others, or correlations of numbers, with intervals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class ClassTask:
         )  # fmt: skip
         targets = scored.targets
         loss = "cross_entropy" if targets.classes else "mean_squared_error"
-        rows = {**scored.rows, loss: _losses(scored)}
+        calibration = {"calibration_error": scored.calibration} if targets.classes else {}
+        rows = {**scored.rows, **calibration, loss: _losses(scored)}
         if targets.classes:
             number, count = Counter(scored.actual).most_common(1)[0]
             name = one_line(targets.classes[int(number)])

@@ -32,7 +32,7 @@ def scores(metric: str, rows: Sequence[Sequence[float]]) -> Scores:
 
 
 def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
-    table = _sorted(np.asarray(rows, dtype=np.float64))
+    table = metric.table(_sorted(np.asarray(rows, dtype=np.float64)))
     value = float(metric.of(_total(table)))
     if metric.of is share and _hits(table):
         low, high = _wilson(value, len(table))
@@ -44,8 +44,10 @@ def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
 def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Difference:
     """Compare b with a (b minus a); both have rows of the same items in the same order."""
     assert len(a) == len(b) > 0, "only equal items are compared"
-    width = len(a[0])
-    table = _sorted(np.hstack((np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))))
+    n, stored = len(a), len(a[0])
+    rows = _sorted(np.hstack((np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))))
+    together = metric.table(np.vstack((rows[:, :stored], rows[:, stored:])))  # so that both have the same columns
+    table, width = np.hstack((together[:n], together[n:])), together.shape[1]
 
     def between(sums: Sums) -> Sums:
         return metric.of(sums[..., width:]) - metric.of(sums[..., :width])

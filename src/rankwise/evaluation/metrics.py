@@ -1,6 +1,6 @@
 """Metrics: sums over items, and a formula over the sums.
 
-    value = of(sum of rows),   one row (k,) per item
+    value = of(sum of the items' sums),   k numbers per item
 
 So the metric of any selection of items, such as a bootstrap sample, is the same formula over other sums, and so are its
 interval and its difference between two models (intervals.py). Nothing depends on the order of the items. sacrebleu and
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from rankwise.data.strict_json import loads
 from rankwise.errors import EvaluationError
+from rankwise.evaluation.calibration import calibration_error, calibration_table
+from rankwise.evaluation.confusion import balanced_accuracy, class_table, macro_f1, matthews
 
 Sums = NDArray[np.float64]
 SECONDS = 1.0
@@ -35,34 +37,22 @@ TextRow = Callable[[str, Sequence[str]], list[float]]
 
 @dataclass(frozen=True)
 class Metric:
-    """`of` maps sums (..., k) to values (...); `text` maps an answer and its references to an item's row."""
+    """`of` maps sums (..., k) to values (...); `text` maps an answer and its references to an item's row. `table` maps
+    the stored rows of all items to their sums, where these are longer than the rows."""
 
     of: Callable[[Sums], Sums]
     text: TextRow | None = None
     more_is_better: bool = True
+    table: Callable[[Sums], Sums] = lambda rows: rows
+
+    def value(self, rows: Sequence[Sequence[float]]) -> float:
+        """Compute the metric of all items, from their stored rows."""
+        return float(self.of(self.table(np.asarray(rows, dtype=np.float64)).sum(0)))
 
 
 def share(sums: Sums) -> Sums:
     """Return earned / possible, for rows [earned, possible]."""
     return sums[..., 0] / np.maximum(sums[..., 1], 1e-300)
-
-
-def macro_f1(sums: Sums) -> Sums:
-    """Compute macro F1, for rows [right, predicted, actual] of each class; classes that never occur do not count."""
-    right, predicted, actual = (sums[..., part::3] for part in range(3))
-    both = predicted + actual
-    seen = both > 0
-    return (2 * right / np.where(seen, both, 1)).sum(-1) / np.maximum(seen.sum(-1), 1)
-
-
-def matthews(sums: Sums) -> Sums:
-    """Compute the correlation of predicted and actual classes (Gorodkin 2004) from the same rows; 0 if one is
-    constant."""
-    right, predicted, actual = (sums[..., part::3] for part in range(3))
-    n = actual.sum(-1)
-    shared = right.sum(-1) * n - (predicted * actual).sum(-1)
-    spread = (n**2 - (predicted**2).sum(-1)) * (n**2 - (actual**2).sum(-1))
-    return np.where(spread > 0, shared / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
 
 
 def pearson(sums: Sums) -> Sums:
@@ -72,15 +62,6 @@ def pearson(sums: Sums) -> Sums:
     spread = (n * xx - x**2) * (n * yy - y**2)
     sure = ~(spread <= 1e-12 * np.maximum(n * xx * n * yy, 1e-300))  # false for nan too
     return np.where(sure, (n * xy - x * y) / np.sqrt(np.where(sure, spread, 1)), 0.0)
-
-
-def class_row(predicted: int, actual: int, classes: int) -> list[float]:
-    """Make an item's row for `macro_f1` and `matthews`."""
-    row = [0.0] * (3 * classes)
-    row[3 * predicted + 1] += 1.0
-    row[3 * actual + 2] += 1.0
-    row[3 * actual] += float(predicted == actual)
-    return row
 
 
 def number_row(predicted: float, actual: float) -> list[float]:
@@ -240,8 +221,10 @@ METRICS: dict[str, Metric] = {
     "mean_squared_error": Metric(share, more_is_better=False),
     "accuracy": Metric(share),
     "accuracy_unnormalised": Metric(share),
-    "f1": Metric(macro_f1),
-    "matthews": Metric(matthews),
+    "balanced_accuracy": Metric(balanced_accuracy, table=class_table),
+    "f1": Metric(macro_f1, table=class_table),
+    "matthews": Metric(matthews, table=class_table),
+    "calibration_error": Metric(calibration_error, more_is_better=False, table=calibration_table),
     "pearson": Metric(pearson),
     "spearman": Metric(pearson),
     "exact": Metric(share, best(exact)),

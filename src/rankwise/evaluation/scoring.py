@@ -18,7 +18,7 @@ from rankwise.config.tasks import LIKELIHOOD, TaskConfig
 from rankwise.errors import DataError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
-from rankwise.evaluation.metrics import class_row, rating_rows, rows_of, searched, unfit
+from rankwise.evaluation.metrics import rating_rows, rows_of, searched, unfit
 from rankwise.evaluation.requests import Request
 from rankwise.inference.generate import answers_in_turn
 from rankwise.models.loaded import LoadedModel
@@ -89,9 +89,8 @@ def _chosen(requests: Sequence[Request], each: Sequence[Sequence[Likelihood]]) -
     normalisation."""
     bare = [int(np.argmin([one.nats for one in own])) for own in each]
     if same_choices(requests):
-        count = len(requests[0].choices)
         hits = [[float(pick == request.right), 1.0] for pick, request in zip(bare, requests, strict=True)]
-        classes = [class_row(pick, request.right, count) for pick, request in zip(bare, requests, strict=True)]
+        classes = [[float(pick), float(request.right)] for pick, request in zip(bare, requests, strict=True)]
         return {"accuracy": hits, "f1": classes, "matthews": classes}
     picks = [
         int(np.argmin([one.nats / size for one, size in zip(own, request.sizes, strict=True)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rankwise.reporting.quantities import duration, figure, size
+from rankwise.reporting.quantities import duration, figure, share, size
 
 
 def _count(value: Any) -> str:
@@ -21,6 +21,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_rss_bytes": ("peak memory", size),
     "loss": ("final loss", figure),
     "validation_loss_after": ("validation loss", figure),
+    "validation_accuracy_after": ("validation accuracy", lambda value: share(value, 1)),
 }
 """Label and format of each field of the results."""
 

@@ -35,6 +35,9 @@ def _key_facts(run: RunSnapshot) -> list[tuple[str, str]]:
     if results.validation_loss_before is not None and results.validation_loss_after is not None:
         before, after = figure(results.validation_loss_before), figure(results.validation_loss_after)
         facts.append(("validation loss", f"{before} \u2192 {after}"))
+    if results.validation_accuracy_before is not None and results.validation_accuracy_after is not None:
+        right = [f"{100 * one:.1f}" for one in (results.validation_accuracy_before, results.validation_accuracy_after)]
+        facts.append(("validation accuracy", f"{right[0]} \u2192 {right[1]} %"))
     return [
         *facts,
         ("trainable", share(results.trainable_parameters, results.total_parameters)),

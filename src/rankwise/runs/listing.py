@@ -38,6 +38,7 @@ class ListedRun:
     steps: int | None = None
     loss: float | None = None
     validation_loss: float | None = None
+    validation_accuracy: float | None = None
     started: str | None = None
     ended: str | None = None
 
@@ -91,7 +92,10 @@ def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
     """Return the results of a finished run, or else the latest values of its metrics log."""
     if manifest.results is not None:
         of = manifest.results
-        return {"steps": of.steps, "loss": of.loss, "validation_loss": of.validation_loss_after}
+        return {
+            "steps": of.steps, "loss": of.loss, "validation_loss": of.validation_loss_after,
+            "validation_accuracy": of.validation_accuracy_after,
+        }  # fmt: skip
     found: dict[str, Any] = {}
     try:
         rows = read_metrics_log(run.metrics)
@@ -103,6 +107,8 @@ def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
             found |= {"steps": row.get("step"), "loss": row.get("loss")}
         elif kind == "validation":
             found["validation_loss"] = row.get("loss")
+        elif kind == "score" and row.get("metric") == "accuracy":
+            found["validation_accuracy"] = row.get("value")
     return {key: value for key, value in found.items() if isinstance(value, int | float)}
 
 

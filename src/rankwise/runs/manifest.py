@@ -62,6 +62,10 @@ class Results(Config):
     kept_why: str | None = None
     ended_early: str | None = None
     """The reason, if the run stopped before its last step."""
+    validation_accuracy_before: float | None = None
+    validation_accuracy_after: float | None = None
+    """Share of validation rows whose class is predicted right, by the weights of `kept_step`. None without classes or
+    validation rows."""
 
 
 class Forecasted(Config):

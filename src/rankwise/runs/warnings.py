@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import HELD_OUT
@@ -97,9 +99,9 @@ def chance(evaluation: Evaluation) -> float | None:
     listed = evaluation.settings.get("choices")
     many = len(listed) if isinstance(listed, list) and listed else _choices_of_public(evaluation)
     shares = [1 / many] if many else []
-    rows = _class_rows(evaluation.tuned)
-    if rows and evaluation.n:
-        shares.append(max(sum(row[at] for row in rows) for at in range(2, len(rows[0]), 3)) / evaluation.n)
+    frequent = _most_frequent(evaluation.tuned)
+    if frequent and evaluation.n:
+        shares.append(frequent / evaluation.n)
     return max(shares, default=None)
 
 
@@ -109,11 +111,16 @@ def _choices_of_public(evaluation: Evaluation) -> int | None:
     return CHOICES.get(evaluation.task) if same else None
 
 
-def _class_rows(side: ModelScores) -> list[list[float]]:
-    """Return [right, predicted, actual] of each class for all items, if a class metric was computed."""
+def _most_frequent(side: ModelScores) -> float:
+    """Return the number of items of the most frequent class, if a class metric was computed. Its rows are pairs
+    [predicted, actual], and in older files [right, predicted, actual] of each class."""
     rows = next((side.scores[metric].sums for metric in ("f1", "matthews") if metric in side.scores), [])
     widths = {len(row) for row in rows}
-    return rows if len(widths) == 1 and min(widths) and min(widths) % 3 == 0 else []
+    if widths == {2}:
+        return float(max(Counter(row[1] for row in rows).values()))
+    if len(widths) == 1 and min(widths) and min(widths) % 3 == 0:
+        return max(sum(row[at] for row in rows) for at in range(2, len(rows[0]), 3))
+    return 0.0
 
 
 def _points(n: int) -> int:

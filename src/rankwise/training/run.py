@@ -144,7 +144,9 @@ class TrainingRun:
         """`loss` is the mean over the last tenth of the steps."""
         last = records[-max(1, len(records) // 10) :]
         together = sum(parameter.numel() for parameter in self.model.module.parameters())
-        before, after = validation.loss_after(0), validation.loss_after(validation.result_step)
+        ends = 0, validation.result_step
+        before, after = map(validation.loss_after, ends)
+        accuracies = [validation.score_after(step, "accuracy") for step in ends]
         return Results(
             steps=len(records),
             loss=sum(r.loss * r.loss_tokens for r in last) / sum(r.loss_tokens for r in last),
@@ -160,4 +162,6 @@ class TrainingRun:
             kept_step=validation.result_step,
             kept_why=validation.result_why,
             ended_early=validation.stopped_early,
+            validation_accuracy_before=accuracies[0].value if accuracies[0] else None,
+            validation_accuracy_after=accuracies[1].value if accuracies[1] else None,
         )

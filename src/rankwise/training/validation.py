@@ -109,6 +109,10 @@ class Validation(Hook):
         losses = (record for record in self.records if isinstance(record, LossRecord))
         return next((record for record in losses if record.step == step), None)
 
+    def score_after(self, step: int, metric: str) -> ScoreRecord | None:
+        scores = (record for record in self.records if isinstance(record, ScoreRecord) and record.metric == metric)
+        return next((record for record in scores if record.step == step), None)
+
     def _validate(self, trainer: Trainer) -> None:
         step = trainer.state.step
         with trainer.aside():

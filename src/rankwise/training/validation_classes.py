@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError
@@ -31,10 +29,8 @@ class ClassScorer:
             return []
         rows = score_rows(self.objective, self.model.module, self.rows).rows
         return [
-            ScoreRecord(
-                step=step, metric=metric, value=float(METRICS[metric].of(np.asarray(sums).sum(0))), n=len(self.rows)
-            )
-            for metric, sums in rows.items()
+            ScoreRecord(step=step, metric=metric, value=METRICS[metric].value(stored), n=len(self.rows))
+            for metric, stored in rows.items()
         ]
 
     def samples(self, step: int) -> list[SampleRecord]:
