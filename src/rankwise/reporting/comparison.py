@@ -179,7 +179,8 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
             ),
         ]
         for name, (called, _) in COSTS.items()
-        if name != "validation_accuracy_after" or any(one and one.validation_accuracy_after for one in results.values())
+        if name != "validation_accuracy_after"
+        or any(one and one.validation_accuracy_after is not None for one in results.values())
     ]
     elsewhere = any(one.made_with for one in comparisons)
     return Section(
