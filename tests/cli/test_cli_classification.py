@@ -208,6 +208,29 @@ def test_evaluation_counts_what_predict_says(here):
     assert set(summary["metrics"]) == {
         "cross_entropy", "accuracy", "balanced_accuracy", "f1", "matthews", "calibration_error",
     }  # fmt: skip
+    details = summary["classification"]
+    assert [one["name"] for one in details["classes"]] == ["bad", "good"]
+    confused = {(rows[at]["label"], rows[at]["prediction"]) for at in range(len(rows))}
+    names = [one["name"] for one in details["classes"]]
+    assert {(names[actual], names[predicted]) for actual, predicted, _ in details["confusion"]} == confused
+    assert sum(count for *_, count in details["confusion"]) == len(rows)
+    assert details["wrong_rows"] == len(rows) - sum(hits)
+
+
+def test_the_most_confident_wrong_rows_come_first_with_their_text(here):
+    wrong_labels = [row | {"label": "bad" if row["label"] == "good" else "good"} for row in labelled(9, 24)]
+    result = rankwise("evaluate", "lora", "--data", write_rows("swapped.jsonl", wrong_labels), "--json", "--quiet")
+    details = json.loads(result.stdout)["classification"]
+    rows = {row["text"]: row for row in predicted("lora", "swapped.jsonl", "swapped-out.jsonl")}
+    wrong = {text for text, row in rows.items() if row["prediction"] != row["label"]}
+    assert details["wrong_rows"] >= 5 and {one["text"] for one in details["wrong"]} == wrong
+    sure = [one["probability"] for one in details["wrong"]]
+    assert sure == sorted(sure, reverse=True)
+    for one in details["wrong"]:
+        row = rows[one["text"]]
+        assert (one["actual"], one["predicted"]) == (row["label"], row["prediction"])
+        assert one["probability"] == pytest.approx(row[f"probability_{one['predicted']}"], abs=0.02)
+        assert one["probability"] + one["probability_of_actual"] == pytest.approx(1)
 
 
 def test_a_training_gives_the_accuracy_of_what_it_saved(here):

@@ -69,6 +69,7 @@ def evaluate(
 
 def _lines(evaluation: Evaluation) -> list[str]:
     from rankwise.config.tasks import MEANINGS
+    from rankwise.runs.class_text import class_lines
     from rankwise.runs.score_text import labels_text, measured_text, verdict_text
 
     lines = [f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}, intervals of 95 %"]
@@ -79,6 +80,8 @@ def _lines(evaluation: Evaluation) -> list[str]:
             line += f"   base {evaluation.differences[metric].a:.4g}: {verdict_text(evaluation.differences[metric])}"
         lines.append(line)
     lines += [f"  {metric}: {MEANINGS[metric]}" for metric in evaluation.tuned.metrics if metric in MEANINGS]
+    if evaluation.tuned.classification is not None:
+        lines += class_lines(evaluation.tuned.classification)
     if evaluation.labels:
         lines.append(labels_text(evaluation.labels))
     if (forgetting := evaluation.forgetting) is not None:

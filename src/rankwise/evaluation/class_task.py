@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ from typing import Any
 import numpy as np
 
 from rankwise.errors import one_line
+from rankwise.evaluation.class_details import RowView, class_details
 from rankwise.evaluation.class_metrics import Scored, score_rows
 from rankwise.evaluation.intervals import scores
+from rankwise.evaluation.thumbnails import thumbnail_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenizer import HubTokenizer
+
+LONGEST_TEXT = 300
+"""Characters of a wrong row's text that are stored."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,19 @@ class ClassTask:
             number, count = Counter(scored.actual).most_common(1)[0]
             name = one_line(targets.classes[int(number)])
             callback(StatusMessage(f'the most frequent class, "{name}", is that of {count / n:.1%} of these rows'))
+        details = class_details(scored, partial(self._show, model)) if targets.classes else None
         answers = [targets.classes[int(one)] if targets.classes else f"{one:.4g}" for one in scored.predicted]
         measured = {metric: scores(metric, sums) for metric, sums in rows.items()}
-        return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return ModelScores(scores=measured, answers=answers, seconds=seconds, classification=details)
+
+    def _show(self, model: LoadedModel, number: int, with_thumbnail: bool) -> RowView:
+        """Show an image's row by its pixels, and any other row by its text."""
+        row = self.rows[number]
+        name = f"row {number + 1:,} of {self.about}"
+        if row.image is not None:
+            return RowView(name, thumbnail=thumbnail_of(row.image) if with_thumbnail else None)
+        return RowView(name, text=_text(row, model.tokenizer))
 
     def facts(self) -> tuple[int, str]:
         digest = sha256()
@@ -71,6 +88,15 @@ class ClassTask:
     def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
         """None: the rows are not kept as text."""
         return []
+
+
+def _text(row: Tokens, tokenizer: HubTokenizer) -> str:
+    """Return the beginning of a row's text; a second text stands on a line of its own."""
+    ids = np.asarray(row.ids)
+    second = np.zeros(len(ids), bool) if row.token_type_ids is None else np.asarray(row.token_type_ids) == 1
+    texts = [tokenizer.readable(part.tolist()) for part in (ids[~second], ids[second]) if len(part)]
+    text = "\n".join(texts)
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def _losses(scored: Scored) -> list[list[float]]:

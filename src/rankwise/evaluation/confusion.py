@@ -37,15 +37,15 @@ def class_table(rows: Sums) -> Sums:
 
 
 def f1_of_classes(sums: Sums) -> Sums:
-    """Compute F1 of each class (..., C), 0 for a class that never occurs."""
-    right, predicted, actual = (sums[..., part::3] for part in range(3))
-    return 2 * right / np.maximum(predicted + actual, 1)
+    """Compute F1 of each class (..., C), nan for a class that never occurs."""
+    right, both = sums[..., ::3], sums[..., 1::3] + sums[..., 2::3]
+    return np.where(both > 0, 2 * right / np.maximum(both, 1), np.nan)
 
 
 def macro_f1(sums: Sums) -> Sums:
     """Average F1 over the classes that are predicted or true somewhere."""
-    seen = sums[..., 1::3] + sums[..., 2::3] > 0
-    return f1_of_classes(sums).sum(-1) / np.maximum(seen.sum(-1), 1)
+    each = f1_of_classes(sums)
+    return np.nansum(each, -1) / np.maximum((~np.isnan(each)).sum(-1), 1)
 
 
 def balanced_accuracy(sums: Sums) -> Sums:

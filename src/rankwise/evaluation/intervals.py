@@ -14,7 +14,7 @@ which has a width even if no pair differs. A model counts as better or worse onl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,8 +37,27 @@ def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
     if metric.of is share and _hits(table):
         low, high = _wilson(value, len(table))
     else:
-        low, high = _quantiles(_drawn(metric, table))
+        low, high = _quantiles(_drawn(metric.of, table))
     return Measured(value=value, low=min(low, value), high=max(high, value))
+
+
+def measured_share(hits: int, items: int) -> Measured | None:
+    """Return a share of hits with Wilson's interval; None without items."""
+    if not items:
+        return None
+    low, high = _wilson(hits / items, items)
+    return Measured(value=hits / items, low=min(low, hits / items), high=max(high, hits / items))
+
+
+def measured_each(of: Callable[[Sums], Sums], rows: Sums) -> list[Measured]:
+    """Bootstrap a formula that gives several values, from the items' sums; nan marks samples without a value."""
+    table = _sorted(rows)
+    values, drawn = of(_total(table)), _drawn(of, table)
+    low, high = np.nanquantile(drawn, (LEVEL / 2, 1 - LEVEL / 2), axis=0)
+    return [
+        Measured(value=float(value), low=min(float(below), float(value)), high=max(float(above), float(value)))
+        for value, below, above in zip(values, low, high, strict=True)
+    ]
 
 
 def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Difference:
@@ -56,7 +75,7 @@ def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequenc
     total = _total(table)
     result = float(between(total))
     hits = metric.of is share and width == 2 and _hits(table[:, :2]) and _hits(table[:, 2:])
-    low, high = _paired_hits(table) if hits else _quantiles(_drawn(pair, table))
+    low, high = _paired_hits(table) if hits else _quantiles(_drawn(between, table))
     low, high, p = min(low, result), max(high, result), _swapped(pair, table, width, result)
     return Difference(
         a=float(metric.of(total[:width])), b=float(metric.of(total[width:])), difference=result, low=low, high=high,
@@ -99,15 +118,15 @@ def _paired_hits(table: Sums) -> tuple[float, float]:
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def _drawn(metric: Metric, table: Sums) -> Sums:
-    """Compute the metric on RESAMPLES bootstrap samples of the items."""
+def _drawn(of: Callable[[Sums], Sums], table: Sums) -> Sums:
+    """Compute a formula on RESAMPLES bootstrap samples of the items."""
     n = len(table)
     generator = np.random.default_rng(SEED)
     at_once = max(1, TOGETHER // n)
     values: list[Sums] = []
     for start in range(0, RESAMPLES, at_once):
         counts = generator.multinomial(n, np.full(n, 1 / n), size=min(at_once, RESAMPLES - start))
-        values.append(metric.of(counts @ table))
+        values.append(of(counts @ table))
     return np.concatenate(values)
 
 

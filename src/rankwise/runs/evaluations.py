@@ -15,6 +15,7 @@ from pydantic import Field
 from rankwise.config.base import Config
 from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError
+from rankwise.runs.class_details import ClassDetails, Measured
 from rankwise.runs.directory import RunDirectory, read_json
 from rankwise.runs.manifest import now, versions
 from rankwise.system.files import check_place, write_json
@@ -29,14 +30,6 @@ LARGEST = 500_000_000
 FOLDER, STRENGTH = "evaluations", "strength.json"
 BEGINS = b'{\n  "format": 1,\n  "task": '
 """First bytes of every evaluation file."""
-
-
-class Measured(Config):
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Difference(Config):
@@ -76,6 +69,8 @@ class ModelScores(Config):
     answers: list[str] | None = None
     """One per item, if answers were generated."""
     seconds: float
+    classification: ClassDetails | None = None
+    """Details of a classifier whose targets are classes."""
 
     @property
     def metrics(self) -> dict[str, Measured]:
@@ -187,6 +182,7 @@ class Evaluation(Config):
                 name: one.model_dump() | {"undecided": one.undecided} for name, one in self.differences.items()
             },
             "labels": self.labels,
+            "classification": self.tuned.classification.summary() if self.tuned.classification else None,
             "metric_meanings": {name: MEANINGS[name] for name in self.tuned.metrics if name in MEANINGS},
             "forgetting": self.forgetting.summary() if self.forgetting else None,
             "seconds": round(self.tuned.seconds + (self.base.seconds if self.base else 0.0), 3),
