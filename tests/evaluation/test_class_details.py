@@ -13,7 +13,7 @@ from rankwise.errors import ConfigError
 from rankwise.evaluation.class_details import MOST_WRONG, THUMBNAILS, RowView, class_details
 from rankwise.evaluation.class_metrics import Scored
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.thumbnails import thumbnail_of
+from rankwise.images.thumbnails import thumbnail_of
 from rankwise.runs.class_details import LARGEST_THUMBNAIL, ClassDetails, WrongRow
 from rankwise.runs.class_text import class_lines, most_confused
 from rankwise.runs.data_report import TargetFacts

@@ -17,7 +17,7 @@ from rankwise.errors import one_line
 from rankwise.evaluation.class_details import RowView, class_details
 from rankwise.evaluation.class_metrics import Scored, score_rows
 from rankwise.evaluation.intervals import scores
-from rankwise.evaluation.thumbnails import thumbnail_of
+from rankwise.images.thumbnails import thumbnail_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.evaluations import ModelScores, Sample
