@@ -104,7 +104,8 @@ def _refuse_unreadable(error: OSError) -> None:
 def choose_images(listing: Listing, wanted_split: str | None) -> ImageFolder:
     """The images of the wanted split, or of the training split; DataError where the class folders are unclear."""
     folder = listing.folder
-    above = {image: _split_folder(image.parent, _split_level(listing)) for image in listing.images}
+    split_level = _split_level(listing)
+    above = {image: _split_folder(image.parent, split_level) for image in listing.images}
     units = sorted({*above.values()})
     chosen = set(_chosen([folder / unit / "images" for unit in units], folder, wanted_split))
     images = [image for image in listing.images if folder / above[image] / "images" in chosen]
