@@ -3,7 +3,8 @@
     y = B A x,   A (R, I),  B (O, R)
 
 for a linear layer; a lookup of A's columns for an embedding; a convolution to R channels and one of 1x1 for Conv2d,
-whose I is channels times kernel. How factors are trained (LoRA, AdaLoRA) and on what they act are two things.
+whose I is channels times kernel (convolutions.py). How factors are trained (LoRA, AdaLoRA) and on what they act are
+two things.
 """
 
 from __future__ import annotations
@@ -80,16 +81,5 @@ def on_embedding(host: nn.Embedding) -> Applied:
 
     def applied(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return F.linear(F.embedding(x, A.T, padding_idx=padding_idx).to(dtype), B.to(dtype))
-
-    return applied
-
-
-def on_conv2d(host: nn.Conv2d) -> Applied:
-    """x (N, C, H, W) to (N, O, H', W'), with I = C times the kernel."""
-    kernel, stride, padding, dilation = host.kernel_size, host.stride, host.padding, host.dilation
-
-    def applied(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        down = A.to(x.dtype).view(A.shape[0], x.shape[-3], *kernel)
-        return F.conv2d(F.conv2d(x, down, None, stride, padding, dilation), B.to(x.dtype)[:, :, None, None])
 
     return applied

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
-from rankwise.adapters.adapter import Adapter, Applied, on_conv2d, on_embedding, on_linear
+from rankwise.adapters.adapter import Adapter, Applied, on_embedding, on_linear
+from rankwise.adapters.convolutions import conv_problem, on_conv2d
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.fused import Split
 from rankwise.adapters.lora import LoRA
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import initial_rank
-from rankwise.config.matching import HostKind
+from rankwise.config.modules import HostKind
 from rankwise.kernels.linear import is_conv1d
 
 
@@ -32,8 +33,7 @@ def is_embedding(module: nn.Module) -> bool:
 
 
 def is_conv2d(module: nn.Module) -> bool:
-    """One filter over all channels; with groups, one factor would reach into channels that the other does not."""
-    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+    return isinstance(module, nn.Conv2d) and not conv_problem(module)
 
 
 def takes_dora(module: nn.Module) -> bool:

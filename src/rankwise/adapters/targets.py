@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import kind_of, weight_of
+from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.heads import HeadWrapper
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import AdapterConfig, LoraConfig
-from rankwise.config.matching import Seen
-from rankwise.config.matching import layer_number as layer_number
+from rankwise.config.method import MethodConfig
+from rankwise.config.modules import Modules, Seen
+from rankwise.config.modules import layer_number as layer_number
 from rankwise.errors import TargetError
 
 
@@ -31,6 +33,11 @@ def check_choices(choices: list[Choice] | None, *, needed: bool) -> None:
         raise TargetError('LoRA with start "eva" needs `choices` from eva_choices; leave them out otherwise.')
 
 
+def notes_about(model: nn.Module, spec: MethodConfig) -> list[str]:
+    """Sentences about the targets of `spec` that a user should read: old names, and layers that were left out."""
+    return spec.select(seen(model)).notes
+
+
 def choose(model: nn.Module, spec: LoraConfig) -> list[Choice]:
     """The layers that `spec` names, in the model's order, with the rank and scale of each."""
     paths = chosen_paths(model, spec)
@@ -38,16 +45,22 @@ def choose(model: nn.Module, spec: LoraConfig) -> list[Choice]:
 
 
 def chosen_paths(model: nn.Module, spec: AdapterConfig) -> list[str]:
+    return spec.select(seen(model)).paths
+
+
+def seen(model: nn.Module) -> Modules:
+    """The modules of a model as targets see them, without those that are trained whole."""
     modules, head = _outside_heads(model), output_head(model)
     tables = {id(weight_of(module)) for module in modules.values() if isinstance(module, nn.Embedding)}
-    return spec.paths({path: _seen(module, head, tables) for path, module in modules.items()})
+    return {path: _seen(module, head, tables) for path, module in modules.items()}
 
 
 def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:
     """`tables` are the weights of all embeddings, also of a model's own class."""
-    kind = kind_of(module)
-    tied = kind == "linear" and id(weight_of(module)) in tables
-    return Seen(kind, type(module).__name__, tied, module is head)
+    kind, name = kind_of(module), type(module).__name__
+    if isinstance(module, nn.Conv2d):
+        return Seen(kind, name, head=module is head, channels=module.in_channels, problem=conv_problem(module))
+    return Seen(kind, name, kind == "linear" and id(weight_of(module)) in tables, module is head)
 
 
 def host_view(model: nn.Module) -> dict[str, nn.Module]:

@@ -70,7 +70,8 @@ FLAGS = {
     "alpha": Flag("adapter.alpha", float, "LoRA alpha; the adapter's change is scaled by alpha / rank.  [default: 32]"),
     "dropout": Flag("adapter.dropout", float, "Dropout probability on the adapters' input."),
     "targets": Flag("adapter.targets", str,
-        "Layers to adapt: all-linear, names (q_proj,v_proj) or a regular expression.  [default: all-linear]"),
+        "Layers to adapt: all-linear, all-conv, names (q_proj,v_proj) or a regular expression.  [default: all-linear, "
+        "or all-conv for a model without linear layers]"),
     "layers": Flag("adapter.layers", str, "Blocks to adapt: 0-3,7.  [default: all]"),
     "image_size": Flag("images.size", str, "Side of the images that the model receives.  [default: the model's own]"),
     "augmentation": Flag("images.augmentation", str,

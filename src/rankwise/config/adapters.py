@@ -12,9 +12,10 @@ from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
 from rankwise.config.layer import Heads, Layer
-from rankwise.config.matching import Modules, by_pattern, matched_paths, parse_layers, split_names
+from rankwise.config.matching import by_pattern, parse_layers, select, split_names
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.modules import AUTO, Modules, Selection
 from rankwise.config.parameters import Parameters, with_budget, with_ranks
 from rankwise.errors import ConfigError
 
@@ -35,9 +36,10 @@ class AdapterConfig(MethodConfig):
     classifier_rate: ClassVar[float] = 3e-4
     dropout: Number = Field(0.0, ge=0, lt=1)
     """Dropout probability on the input of each adapter during training."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Layers that get an adapter. `all-linear` selects every linear layer except the output head. Otherwise give module
-    names or regular expressions, for example `q_proj,v_proj`."""
+    targets: tuple[str, ...] = (AUTO,)
+    """Layers that get an adapter. `all-linear` selects every linear layer except the output head, and `all-conv` every
+    two-dimensional convolution except those that read the image itself. `auto` is `all-linear`, or `all-conv` for a
+    model without linear layers. Otherwise give module names or regular expressions, for example `q_proj,v_proj`."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Transformer blocks that get adapters, as `0-3,7` or `[0, 1, 2, 3, 7]`. By default all blocks."""
 
@@ -47,7 +49,7 @@ class AdapterConfig(MethodConfig):
         if isinstance(value, str):
             value = split_names(value)
         if isinstance(value, list | tuple) and (not value or not all(value)):
-            raise ValueError("name at least one layer, or all-linear")
+            raise ValueError("name at least one layer, all-linear or all-conv")
         return value
 
     @field_validator("layers", mode="before")
@@ -57,8 +59,8 @@ class AdapterConfig(MethodConfig):
             return (value,)
         return parse_layers(value) if isinstance(value, str) else value
 
-    def paths(self, modules: Modules) -> list[str]:
-        return matched_paths(modules, self.targets, self.layers, with_rows=self.needs_rows_of_weights)
+    def select(self, modules: Modules) -> Selection:
+        return select(modules, self.targets, self.layers, with_rows=self.needs_rows_of_weights)
 
 
 class LoraConfig(AdapterConfig):

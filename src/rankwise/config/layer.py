@@ -6,6 +6,7 @@ kernel. A tied head reads the embedding's weight and has none of its own.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,11 +43,18 @@ class Layer:
     """Height and width, for a convolution over images."""
     class_name: str = ""
     """The module's class, for `other` alone."""
+    problem: str = ""
+    """Why no adapter can be laid over it, for a convolution that is `other`."""
     stage: int | None = None
 
     @property
     def parameters(self) -> int:
         return (0 if self.shares else self.inputs * self.outputs) + self.bias
+
+    @property
+    def channels(self) -> int:
+        """Input channels of a convolution over images."""
+        return 0 if self.kernel is None else self.inputs // math.prod(self.kernel)
 
     @cached_property
     def block(self) -> int | None:

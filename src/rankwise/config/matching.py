@@ -8,58 +8,44 @@ some never finish. A target or pattern that matches nothing is an error that nam
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Literal
 
 import regex
 
+from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
+from rankwise.config.modules import ALL_CONV, ALL_LINEAR, AUTO, Modules, Selection, layer_number, linear_layers
+from rankwise.config.old_names import explained, once_matched
 from rankwise.errors import TargetError, did_you_mean, some
 
-ALL_LINEAR = "all-linear"
 SECONDS_PER_MATCH = 0.05
 _NAME = regex.compile(r"[A-Za-z0-9_.-]+")
 
-HostKind = Literal["linear", "conv1d", "conv2d", "embedding"]
-"""Kinds of layers that can have an adapter. A conv1d is GPT-2's linear layer, whose weight is stored as (I, O)."""
 
-
-@dataclass(frozen=True)
-class Seen:
-    """What targets need to know about a module.
-
-    `kind` is None for a module that cannot be adapted, and `name` is its class. `tied` marks a linear layer that shares
-    an embedding's weight, and `head` the layer that computes the logits.
-    """
-
-    kind: HostKind | None
-    name: str
-    tied: bool = False
-    head: bool = False
-
-
-Modules = Mapping[str, Seen]
-"""Modules by path, in the model's order."""
-
-
-def matched_paths(
-    modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *, with_rows: bool
-) -> list[str]:
-    """Paths of the modules that get an adapter, in the model's order. `with_rows` refuses those whose weight does not
-    have one row for each output."""
+def select(modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *, with_rows: bool) -> Selection:
+    """The modules that get an adapter. `with_rows` refuses those whose weight does not have one row for each output."""
     chosen: set[str] = set()
+    targets, notes = _resolved(targets, modules)
     for target in targets:
         matching = [path for path in _named(target, modules) if _in_layers(path, layers)]
         if not matching:
             raise TargetError(_nothing_in_layers(target, layers, modules))
         chosen.update(matching)
+        notes += _notes(target, matching, layers, modules)
     paths = [path for path in modules if path in chosen]
     _refuse_absent_blocks(paths, targets, layers, modules)
     _refuse_tied_head(paths, modules)
     if with_rows:
         _refuse_without_rows(paths, modules)
-    return paths
+    return Selection(paths, notes)
+
+
+def _resolved(targets: Sequence[str], modules: Modules) -> tuple[list[str], list[str]]:
+    """`auto` is all-linear, and all-conv for a model that has no linear layer but its head."""
+    if AUTO not in targets or linear_layers(modules) or not inner_convolutions(modules):
+        return [ALL_LINEAR if target == AUTO else target for target in targets], []
+    note = f"This model has no linear layer but its head, so its convolutions get the adapters (targets {ALL_CONV})"
+    return [ALL_CONV if target == AUTO else target for target in targets], [note]
 
 
 @lru_cache(maxsize=4096)
@@ -82,27 +68,41 @@ def matcher(pattern: str, setting: str) -> Callable[[str], bool]:
     return matches
 
 
-def layer_number(path: str) -> int | None:
-    """Number of the block that a module belongs to: the first number in its path."""
-    return next((int(part) for part in path.split(".") if part.isdecimal()), None)
-
-
 def _named(target: str, modules: Modules, *, also_head: bool = False) -> list[str]:
     if target == ALL_LINEAR:
-        return [
-            path for path, seen in modules.items() if seen.kind in ("linear", "conv1d") and (also_head or not seen.head)
-        ]
+        return linear_layers(modules, also_head=also_head)
+    if target == ALL_CONV:
+        return inner_convolutions(modules)
     matches = matcher(target, "target")
     matching = [path for path in modules if matches(path)]
     adaptable = [path for path in matching if modules[path].kind]
     if matching and not adaptable:
-        kinds = some(sorted({modules[path].name for path in matching}))
-        inside = [path for path in modules if any(path.startswith(f"{outer}.") for outer in matching)]
-        raise TargetError(
-            f'target "{target}" names {kinds}, which cannot be adapted; linear layers, Conv1D and embeddings can. '
-            f"It contains {some(_leaf_counts(inside, modules)) or 'none of these'}."
-        )
-    return adaptable
+        raise TargetError(_nothing_adaptable(target, matching, modules))
+    return adaptable if matching else once_matched(matches, modules)
+
+
+def _notes(target: str, chosen: list[str], layers: tuple[int, ...] | None, modules: Modules) -> list[str]:
+    """What there is to say about a target that means the layers `chosen`."""
+    here = [path for path in modules if _in_layers(path, layers)]
+    if target == ALL_CONV:
+        return [f'"{ALL_CONV}" leaves out {note}' for note in left_out_of_all(here, modules)]
+    if target == ALL_LINEAR:
+        return []
+    matches = matcher(target, "target")
+    old = [] if any(map(matches, chosen)) else [explained(target, chosen)]
+    others = left_out([path for path in here if matches(path)], modules)
+    return old + [f'"{target}" leaves out {note}' for note in others]
+
+
+def _nothing_adaptable(target: str, matching: list[str], modules: Modules) -> str:
+    if problems := left_out(matching, modules):
+        return f'target "{target}" names {"; and ".join(problems)}.'
+    kinds = some(sorted({modules[path].name for path in matching}))
+    inside = [path for path in modules if any(path.startswith(f"{outer}.") for outer in matching)]
+    return (
+        f'target "{target}" names {kinds}, which cannot be adapted; linear layers, Conv1D, Conv2d and embeddings can. '
+        f"It contains {some(_leaf_counts(inside, modules)) or 'none of these'}."
+    )
 
 
 def _in_layers(path: str, layers: tuple[int, ...] | None) -> bool:
@@ -136,10 +136,17 @@ def ranges(numbers: Iterable[int]) -> str:
 
 def _nothing_in_layers(target: str, layers: tuple[int, ...] | None, modules: Modules) -> str:
     everywhere = _named(target, modules, also_head=True)
-    if everywhere:
+    if everywhere and layers is not None:
         numbers = sorted({number for path in everywhere if (number := layer_number(path)) is not None})
         here = f"blocks {numbers[0]}-{numbers[-1]}" if numbers else "no numbered block"
-        return f'target "{target}" matches layers in {here}, but none in blocks {some(map(str, layers or ()))}.'
+        return f'target "{target}" matches layers in {here}, but none in blocks {some(map(str, layers))}.'
+    if target == ALL_CONV:
+        return no_inner_convolution(modules)
+    if target == ALL_LINEAR and (convolutions := inner_convolutions(modules)):
+        return (
+            f'target "{target}" matches no layer of this model, which has no linear layer but its head. It has '
+            f"{len(convolutions)} convolutions that can be adapted: use {ALL_CONV}."
+        )
     leaves = sorted({path.rpartition(".")[2] for path, seen in modules.items() if seen.kind})
     hint = did_you_mean(target.rpartition(".")[2], [*leaves, ALL_LINEAR])
     counts = some(_leaf_counts(modules, modules))

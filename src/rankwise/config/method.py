@@ -11,8 +11,8 @@ from typing import ClassVar, Literal, Self
 from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Config
 from rankwise.config.layer import Heads, Layer
-from rankwise.config.matching import Modules
 from rankwise.config.models import ModelConfig
+from rankwise.config.modules import Modules, Selection
 from rankwise.config.parameters import Parameters
 from rankwise.errors import ConfigError
 
@@ -67,9 +67,9 @@ class MethodConfig(Config):
         """The setting that has no effect for a classifier, or with `classifies` False for a language model."""
         return None
 
-    def paths(self, modules: Modules) -> list[str]:
-        """Paths of the modules that get an adapter, in the model's order."""
-        return []
+    def select(self, modules: Modules) -> Selection:
+        """The modules that get an adapter."""
+        return Selection([], [])
 
     def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         """What trains of a model with `total` parameters, with adapters over these layers and `heads` trained whole."""

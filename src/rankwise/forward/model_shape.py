@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 import rankwise.models.quiet as quiet
 from rankwise.adapters.base_layers import features_of, kind_of, weight_of
+from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.fused import split_of
 from rankwise.config.base import shown
 from rankwise.config.layer import Layer
@@ -137,8 +138,9 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
         if kind is None:
             if weights:
                 count = sum(value.numel() for value in own.values())
+                problem = conv_problem(module) if isinstance(module, nn.Conv2d) else ""
                 yield Layer(path, "other", bias=count, shares=shared[0] if shared else None,
-                            class_name=type(module).__name__)  # fmt: skip
+                            class_name=type(module).__name__, problem=problem)  # fmt: skip
         else:
             yield _host(model, path, kind, owners.get(id(weight_of(module))))
         owners |= {id(value): path for value in own.values()}

@@ -20,7 +20,8 @@ from rankwise.adapters.formats.peft import lay_peft, write_peft
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.merge import merge
 from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.targets import Choice
+from rankwise.adapters.targets import Choice, notes_about
+from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.methods.artifact import Artifact
@@ -145,6 +146,8 @@ class AdapterTrainable:
 class AdapterMethod(ABC):
     """Everything but `add_to` and `attach_to`, which are where the methods differ."""
 
+    config: MethodConfig
+
     @abstractmethod
     def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:
         """Add an adapter as the settings describe it. `choices` are those of EVA."""
@@ -157,6 +160,8 @@ class AdapterMethod(ABC):
         adapters = AdapterSet(model.module)
         try:
             adapters.add_heads(setup.heads)
+            for note in notes_about(model.module, self.config):
+                setup.callback(StatusMessage(note))
             return self.attach_to(adapters, model, setup)
         except BaseException:
             adapters.remove()

@@ -11,8 +11,8 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from rankwise.config.matching import layer_number
 from rankwise.config.method import MethodConfig
+from rankwise.config.modules import layer_number
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, Form
 from rankwise.planning.devices import Device

@@ -6,8 +6,8 @@ of the method count what trains of them (config/parameters.py).
 
 from __future__ import annotations
 
-from rankwise.config.matching import Modules, Seen
 from rankwise.config.method import MethodConfig
+from rankwise.config.modules import Modules, Seen
 from rankwise.config.parameters import Parameters
 from rankwise.planning.shape import ModelShape
 
@@ -16,7 +16,7 @@ NAMES = {"linear": "Linear", "conv1d": "Conv1D", "conv2d": "Conv2d", "embedding"
 
 def parameters_of(shape: ModelShape, spec: MethodConfig) -> Parameters:
     by_path = {layer.path: layer for layer in shape.layers}
-    return spec.parameters(shape.parameters, [by_path[path] for path in spec.paths(seen(shape))], shape.heads)
+    return spec.parameters(shape.parameters, [by_path[path] for path in spec.select(seen(shape)).paths], shape.heads)
 
 
 def seen(shape: ModelShape) -> Modules:
@@ -32,8 +32,8 @@ def seen(shape: ModelShape) -> Modules:
         for depth in range(1, len(parts)):
             modules.setdefault(".".join(parts[:depth]), Seen(None, "a module of several layers"))
         if layer.kind == "other":
-            modules.setdefault(layer.path, Seen(None, layer.class_name))
+            modules.setdefault(layer.path, Seen(None, layer.class_name, problem=layer.problem))
         else:
-            tied = layer.kind == "linear" and layer.shares in tables
-            modules[layer.path] = Seen(layer.kind, NAMES[layer.kind], tied, layer.path == shape.head)
+            tied, head = layer.kind == "linear" and layer.shares in tables, layer.path == shape.head
+            modules[layer.path] = Seen(layer.kind, NAMES[layer.kind], tied, head, layer.channels)
     return modules
