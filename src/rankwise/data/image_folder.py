@@ -11,6 +11,7 @@ Symbolic links to folders are not followed; each is a bad row, and so is a link 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -109,10 +110,10 @@ def choose_images(listing: Listing, wanted_split: str | None) -> ImageFolder:
     units = sorted({*above.values()})
     chosen = set(_chosen([folder / unit / "images" for unit in units], folder, wanted_split))
     images = [image for image in listing.images if folder / above[image] / "images" in chosen]
-    left = {unit: sum(above[image] == unit for image in listing.images) for unit in units}
+    left = Counter(above.values())
     left_aside = [
         f"{'other folders' if unit == Path() else unit} ({count:,} images)"
-        for unit, count in left.items()
+        for unit, count in sorted(left.items())
         if folder / unit / "images" not in chosen
     ]
     labels = {image: None if image.parent == above[image] else image.parent.name for image in images}

@@ -1,11 +1,18 @@
-"""Decode an image and check it: RGB pixels, and what was changed on the way.
+"""Decode an image and check it: RGB pixels, upright, and what was changed on the way.
 
-Only formats that hold pixels are read, each by the library's decoder for it, and nothing that a file contains is run.
+Only formats that hold pixels are read, each by Pillow's decoder for it, and nothing that a file contains is run. The
+size is checked before any pixel is decoded, since a file of a few kilobytes can unfold to gigabytes. What cannot be
+trained on as it is, such as an animation, is refused; what has one usual meaning in RGB, such as CMYK, is converted and
+noted.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +20,25 @@ from typing import Any
 import numpy as np
 
 from rankwise.errors import DataError, first_line
+from rankwise.images.convert import Refused, in_rgb, is_deep
+from rankwise.images.foreign import what_instead
+from rankwise.system.extras import need_extra
 from rankwise.text.example import ImageContent
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP",
+    ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
+MOST_PIXELS = 89_478_485
+"""Pillow's own limit: a quarter of a gigabyte in RGB."""
+SHORTEST_SIDE = 4
+MOST_SLENDER = 100
+"""Largest ratio of the sides. Resizing the shorter side of a slenderer image would need very much memory."""
+ORIENTATION = 0x0112
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF's orientation -> Pillow's transposition that makes an image upright."""
+_PIXELS = re.compile(r"\((\d+) pixels\)")
 
 
 @dataclass(frozen=True)
@@ -32,16 +55,122 @@ class DecodedImage:
 
 def decode(content: ImageContent, where: str) -> DecodedImage:
     """DataError, which begins with `where`, where this is no image that can be trained on."""
-    from PIL import Image, ImageOps
-
+    need_extra("PIL", f"{where}: decoding an image", "vision", DataError)
     source = content.source
     try:
-        if isinstance(source, np.ndarray):
-            picture = Image.fromarray(source)
-        else:
-            opened = source if isinstance(source, Path) else io.BytesIO(source)
-            picture = ImageOps.exif_transpose(Image.open(opened, formats=FORMATS))
-        picture = picture.convert("RGB")
+        with _strict():
+            if isinstance(source, np.ndarray):
+                picture, notes = _of_array(source)
+            else:
+                picture, notes = _of_file(source)
+    except Refused as error:
+        raise DataError(f"{where}: {error}.") from None
     except Exception as error:  # a damaged file makes the library raise errors of many kinds
-        raise DataError(f"{where}: cannot be decoded as an image: {first_line(error)}.") from None
-    return DecodedImage(picture, *picture.size)
+        raise DataError(f"{where}: {_why(error, source)}.") from None
+    return DecodedImage(picture, *picture.size, tuple(notes))
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Raise where a file is too large or cut off, whatever other code has set for the library."""
+    from PIL import Image, ImageFile
+
+    truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata, which is not used
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+
+
+def _of_array(pixels: np.ndarray) -> tuple[Any, list[str]]:
+    from PIL import Image
+
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    _check_size(*pixels.shape[1::-1])
+    return in_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+
+
+def _of_file(source: Path | bytes) -> tuple[Any, list[str]]:
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if not size:
+        raise Refused("is empty (0 bytes)")
+    with _open(source) as opened:
+        _check_size(*opened.size)
+        notes = _of_wrong_name(source, opened) + _of_frames(opened)
+        if opened.format == "PNG":
+            with _open(source) as again:
+                again.verify()  # the check sums, which decoding does not look at
+        notes += ["reduced from 16 to 8 bits for each colour"] * is_deep(opened)
+        turn, is_read = _orientation(opened)
+        opened.load()
+        upright = opened.transpose(TURNS[turn]) if turn in TURNS and _orientation(opened)[0] == turn else opened
+        picture, changes = in_rgb(upright)
+        notes += ["turned upright (EXIF orientation)"] * (turn in TURNS)
+        notes += ["read without their damaged EXIF data"] * (not is_read)
+        return picture, notes + changes
+
+
+def _open(source: Path | bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise Refused(
+            f"has {width:,} x {height:,} pixels; at most {MOST_PIXELS:,} pixels are decoded, so that a small file "
+            "cannot fill the memory. Make it smaller"
+        )
+    if min(width, height) < SHORTEST_SIDE:
+        raise Refused(f"has {width:,} x {height:,} pixels; each side must have at least {SHORTEST_SIDE}")
+    if max(width, height) > MOST_SLENDER * min(width, height):
+        raise Refused(
+            f"has {width:,} x {height:,} pixels; one side may be at most {MOST_SLENDER} times as long as the other"
+        )
+
+
+def _of_wrong_name(source: Path | bytes, opened: Any) -> list[str]:
+    known = "JPEG" if opened.format == "MPO" else opened.format
+    suffix = source.suffix.lower() if isinstance(source, Path) else ""
+    return [f"named {suffix}, but in the format {known}"] if SUFFIXES.get(suffix, known) != known else []
+
+
+def _of_frames(opened: Any) -> list[str]:
+    """Refuse several pictures in one file, but for those that cameras append to a JPEG."""
+    frames = getattr(opened, "n_frames", 1)
+    if frames == 1:
+        return []
+    if opened.format == "MPO":
+        return ["read without the pictures that the camera appended (MPO)"]
+    if opened.format == "TIFF":
+        raise Refused(f"has {frames:,} pages. Save each as a file of its own")
+    raise Refused(f"is an animation of {frames:,} frames. Save the frame that shows its class as an image")
+
+
+def _orientation(opened: Any) -> tuple[int, bool]:
+    """EXIF's orientation, and whether it could be read. The decoder of TIFF turns the pixels by itself, and then the
+    orientation is gone."""
+    try:
+        return int(opened.getexif().get(ORIENTATION, 1)), True
+    except Exception:  # damaged EXIF data raise errors of many kinds; the pixels are whole
+        return 1, False
+
+
+def _why(error: Exception, source: Path | bytes | np.ndarray) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError) and not isinstance(source, np.ndarray):
+        return f"is no image in one of the formats {', '.join(FORMATS)}{what_instead(source)}"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        pixels = _PIXELS.search(str(error))
+        count = f"{int(pixels[1]):,}" if pixels is not None else "too many"
+        return (
+            f"has {count} pixels; at most {MOST_PIXELS:,} are decoded, so that a small file cannot fill the memory. "
+            "Make it smaller"
+        )
+    return f"cannot be decoded as an image: {first_line(error).rstrip('.')}"

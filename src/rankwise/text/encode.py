@@ -18,7 +18,7 @@ from typing import Protocol
 
 from rankwise.config.data import DataConfig
 from rankwise.errors import TemplateError
-from rankwise.text.example import Example, Message
+from rankwise.text.example import Example, ImageRecord, Message
 from rankwise.text.rendering import Rendering, Template, renderings
 from rankwise.text.tokenize import Tokenizer, Tokens, tokenise_all, undecodable
 from rankwise.text.tokenizer import HubTokenizer
@@ -38,6 +38,8 @@ class Outcome:
     without_loss_tokens: int = 0
     too_long: int = 0
     problem: str | None = None
+    image: ImageRecord | None = None
+    """What is known of an image's row."""
 
     @property
     def unlike_asked(self) -> bool:

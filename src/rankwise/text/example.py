@@ -56,6 +56,20 @@ class ImageContent:
 
 
 @dataclass(frozen=True)
+class ImageRecord:
+    """What is known of an image once it was decoded. `width` and `height` are those of the upright image."""
+
+    width: int
+    height: int
+    notes: tuple[str, ...]
+    """What was changed in decoding it."""
+    content: bytes
+    """A hash of its pixels."""
+    perceptual: int
+    """A hash of 64 bits that is nearly the same for images that look the same."""
+
+
+@dataclass(frozen=True)
 class Example:
     """A conversation that ends with an answer, or a plain text that is in the loss as a whole.
 
