@@ -226,6 +226,10 @@ def test_the_most_confident_wrong_rows_come_first_with_their_text(here):
     assert details["wrong_rows"] >= 5 and {one["text"] for one in details["wrong"]} == wrong
     sure = [one["probability"] for one in details["wrong"]]
     assert sure == sorted(sure, reverse=True)
+    lines = [json.loads(line)["text"] for line in Path("swapped.jsonl").read_text().splitlines()]
+    numbers = [int(one["name"].removeprefix("swapped.jsonl:")) for one in details["wrong"]]
+    assert len(set(numbers)) == len(numbers)
+    assert [lines[number - 1] for number in numbers] == [one["text"] for one in details["wrong"]]
     for one in details["wrong"]:
         row = rows[one["text"]]
         assert (one["actual"], one["predicted"]) == (row["label"], row["prediction"])

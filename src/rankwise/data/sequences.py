@@ -17,6 +17,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from rankwise.data.row_names import RowNames
 from rankwise.errors import DataError
 from rankwise.text.tokenize import Tokens
 
@@ -41,6 +42,8 @@ class EncodedRows(Sequence[Tokens]):
     """(N,) float64: the class or the value of each row."""
     images: Sequence[np.ndarray] | np.ndarray | None = None
     """The pixels (S, S, 3) of each row, in uint8: an array (N, S, S, 3), or views that lie in several files."""
+    names: RowNames | None = None
+    """Where each row came from."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -59,7 +62,8 @@ class EncodedRows(Sequence[Tokens]):
         types = None if self.token_type_ids is None else self.token_type_ids[row]
         target = None if self.targets is None else float(self.targets[number])
         image = None if self.images is None else self.images[number]
-        return Tokens(self.ids[row], self.loss_mask[row], token_type_ids=types, target=target, image=image)
+        name = None if self.names is None else self.names[number]
+        return Tokens(self.ids[row], self.loss_mask[row], token_type_ids=types, target=target, image=image, name=name)
 
     @classmethod
     def gathered(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
@@ -73,6 +77,7 @@ class EncodedRows(Sequence[Tokens]):
             _joined([part.token_type_ids for part in parts]),
             _joined([part.targets for part in parts]),
             [image for part in parts if part.images is not None for image in part.images] or None,
+            RowNames.gathered(names) if (names := [part.names for part in parts if part.names is not None]) else None,
         )
 
     @classmethod
@@ -81,7 +86,9 @@ class EncodedRows(Sequence[Tokens]):
         types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
         targets = [row.target for row in rows if row.target is not None]
         images = [row.image for row in rows if row.image is not None]
+        names = [row.name for row in rows if row.name is not None]
         assert len(images) in (0, len(rows)), "either every row has an image or none"
+        assert len(names) in (0, len(rows)), "either every row has a name or none"
         assert len(targets) in (0, len(rows)), "either every row has a target or none"
         return cls(
             np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32),
@@ -90,6 +97,7 @@ class EncodedRows(Sequence[Tokens]):
             np.fromiter(chain.from_iterable(types), np.int8) if types else None,
             np.array(targets, np.float64) if targets else None,
             images or None,
+            RowNames.of(names) if names else None,
         )
 
     def write(self, folder: Path) -> None:
@@ -98,6 +106,8 @@ class EncodedRows(Sequence[Tokens]):
             array: np.ndarray | None = getattr(self, name)
             if array is not None:
                 np.ascontiguousarray(array).tofile(folder / f"{name}.bin")
+        if self.names is not None:
+            self.names.write(folder)
         if self.images is not None:
             with (folder / IMAGES).open("wb") as file:
                 for image in self.images:
@@ -112,7 +122,8 @@ class EncodedRows(Sequence[Tokens]):
         size = int(starts[-1])
         tokens = {name: _read(folder / f"{name}.bin", dtype, size, "tokens") for name, dtype in COLUMNS.items()}
         targets = _read(folder / "targets.bin", np.float64, len(starts) - 1, "rows")
-        return cls(**tokens, starts=starts, targets=targets, images=_images(folder / IMAGES, len(starts) - 1))
+        images, names = _images(folder / IMAGES, len(starts) - 1), RowNames.read(folder, len(starts) - 1)
+        return cls(**tokens, starts=starts, targets=targets, images=images, names=names)
 
 
 def _joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:

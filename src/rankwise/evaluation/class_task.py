@@ -73,7 +73,7 @@ class ClassTask:
     def _show(self, model: LoadedModel, number: int, with_thumbnail: bool) -> RowView:
         """Show an image's row by its pixels, and any other row by its text."""
         row = self.rows[number]
-        name = f"row {number + 1:,} of {self.about}"
+        name = row.name or f"row {number + 1:,} of {self.about}"
         if row.image is not None:
             return RowView(name, thumbnail=thumbnail_of(row.image) if with_thumbnail else None)
         return RowView(name, text=_text(row, model.tokenizer))
@@ -83,6 +83,8 @@ class ClassTask:
         for row in self.rows:
             digest.update(np.asarray([len(row.ids), *row.ids], "<i8").tobytes())
             digest.update(np.asarray([row.target], "<f8").tobytes())
+            if row.image is not None:
+                digest.update(np.ascontiguousarray(row.image).tobytes())
         return len(self.rows), digest.hexdigest()
 
     def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:

@@ -52,7 +52,7 @@ class ImageEncoder:
                 outcome.problem = str(error)
         views = self.file.add([pixels for _, pixels, _ in usable])
         for (outcome, _, target), view in zip(usable, views, strict=True):
-            outcome.sequences = [self._tokens(view, target)]
+            outcome.sequences = [self._tokens(view, target, outcome.example.where)]
             outcome.lengths = [self.limit]
         return outcomes
 
@@ -62,6 +62,6 @@ class ImageEncoder:
             raise DataError(f"{example.where}: is a row without an image, and the model reads images.")
         return pixels_of(decode(example.image, example.where).picture, self.processing)
 
-    def _tokens(self, pixels: np.ndarray, target: float | None) -> Tokens:
+    def _tokens(self, pixels: np.ndarray, target: float | None, name: str) -> Tokens:
         nothing = np.zeros(self.limit, np.int32)
-        return Tokens(nothing, nothing.astype(bool), target=target, image=pixels)
+        return Tokens(nothing, nothing.astype(bool), target=target, image=pixels, name=name)

@@ -8,7 +8,7 @@ typed stay plain text. A row that is too long is left out, or with `truncate` th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rankwise.config.data import DataConfig
@@ -53,7 +53,7 @@ class TextEncoder:
                 return
             (tokens,) = encode_texts(self.tokenizer, [texts], self.limit)
             outcome.truncated = 1
-        outcome.sequences = [Tokens(tokens.ids, tokens.loss_mask, token_type_ids=tokens.token_type_ids, target=target)]
+        outcome.sequences = [replace(tokens, target=target, name=outcome.example.where)]
 
 
 def encode_texts(tokenizer: HubTokenizer, texts: Sequence[tuple[str, str]], limit: int | None = None) -> list[Tokens]:

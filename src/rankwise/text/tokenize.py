@@ -41,6 +41,8 @@ class Tokens:
     """The class or the value that the whole row has, where no token of it is predicted."""
     image: np.ndarray | None = None
     """The pixels (H, W, 3) of an image's row, in uint8. Its ids are zeros, one for each patch."""
+    name: str | None = None
+    """Where a labelled row came from: file:line, or an image's file."""
 
     @property
     def loss_count(self) -> int:
