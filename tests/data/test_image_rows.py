@@ -255,6 +255,8 @@ def test_arrays_are_images_and_the_range_of_their_values_is_named(tmp_path):
     sixteen = np.array([[[0, 16], [8, 4]], [[1, 2], [3, 4]]], np.uint8)
     assert pixels(file, images=sixteen, labels=labels)[0].tolist() == [[0, 255], [128, 64]]
     assert read(file)[0].parts[0].layout.describe() == "2 x 2 pixels, values from 0 to 16 scaled to 0 to 255"
+    large = np.kron(sixteen, np.ones((1, 4, 4), np.uint8))
+    pixels(file, images=large, labels=labels)
     assert labelled(file) == [(f"{file}:1", "4"), (f"{file}:2", "2")]
     assert labelled(file, labels=("a", "b", "c", "d", "e"))[1][1] == "c"
     whole = np.array([[[0, 200], [8, 4]]], np.uint8)

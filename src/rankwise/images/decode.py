@@ -67,7 +67,7 @@ def decode(content: ImageContent, where: str) -> DecodedImage:
         raise DataError(f"{where}: {error}.") from None
     except Exception as error:  # a damaged file makes the library raise errors of many kinds
         raise DataError(f"{where}: {_why(error, source)}.") from None
-    return DecodedImage(picture, *picture.size, tuple(notes))
+    return DecodedImage(picture, picture.width, picture.height, tuple(notes))
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _of_array(pixels: np.ndarray) -> tuple[Any, list[str]]:
     from PIL import Image
 
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    _check_size(*pixels.shape[1::-1])
+    _check_size(pixels.shape[1], pixels.shape[0])
     return in_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
