@@ -70,6 +70,8 @@ class AdapterWeights:
     """By layer, of rank 0 too."""
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     """Parameters of modules that were trained whole (PEFT's modules_to_save), by name in the model."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Paths of layers in the file that have another path in the model, with that path."""
 
     @property
     def rank(self) -> int:
@@ -85,6 +87,18 @@ class AdapterWeights:
         values = [*self.heads.values(), *(value for part in self.factors.values() for value in part.values)]
         singular = sum(self.ranks.values()) if self.settings["peft_type"] == "ADALORA" else 0
         return sum(value.numel() for value in values) + singular
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the file that a user should read."""
+        first = next(iter(self.renamed.items()), None)
+        if first is None:
+            return []
+        layers = "1 layer" if len(self.renamed) == 1 else f"{len(self.renamed)} layers"
+        return [
+            f"The adapter has the names that {layers} had before transformers 5; they are read by today's names, such "
+            f"as {first[1]} for {first[0]}"
+        ]
 
     @property
     def is_dora(self) -> bool:

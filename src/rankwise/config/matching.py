@@ -15,7 +15,7 @@ import regex
 
 from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
 from rankwise.config.modules import ALL_CONV, ALL_LINEAR, AUTO, Modules, Selection, layer_number, linear_layers
-from rankwise.config.old_names import explained, once_matched
+from rankwise.config.old_names import explained, names_of, once_matched
 from rankwise.errors import TargetError, did_you_mean, some
 
 SECONDS_PER_MATCH = 0.05
@@ -183,7 +183,9 @@ def by_pattern(
     rules = [(matcher(key, setting), value) for key, value in pattern.items()]
     for (matches, _), key in zip(rules, pattern, strict=True):
         if not any(matches(path) for path in paths):
-            hint = did_you_mean(key, {path.rpartition(".")[2] for path in paths})
+            once = once_matched(matches, paths)
+            guess = did_you_mean(key, {path.rpartition(".")[2] for path in paths})
+            hint = f" In transformers 5 these layers are called {names_of(once)}." if once else guess
             raise TargetError(f'{setting} "{key}" matches none of the {len(paths)} adapted layers.{hint}')
     return [next((value for matches, value in rules if matches(path)), otherwise) for path in paths]
 

@@ -59,9 +59,13 @@ def once_matched(matches: Callable[[str], bool], paths: Iterable[str]) -> list[s
     return [path for path in listed if path in chosen]
 
 
+def names_of(paths: Iterable[str]) -> str:
+    """The last names of these layers."""
+    return some(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+
+
 def explained(old: str, paths: Iterable[str]) -> str:
     """A sentence for a message, about layers that were meant by an old name."""
     listed = list(paths)
-    names = some(dict.fromkeys(path.rpartition(".")[2] for path in listed))
-    layers = "1 layer" if len(listed) == 1 else f"{len(listed)} layers"
+    names, layers = names_of(listed), "1 layer" if len(listed) == 1 else f"{len(listed)} layers"
     return f'"{old}" is called {names} in transformers 5; using {names} ({layers})'

@@ -206,7 +206,7 @@ class AdapterMethod(ABC):
                 f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
                 f"{model.source.name} from {model.source.where} is the right base model"
             ))  # fmt: skip
-        return model, self.trainable(lay_peft(model.module, artifact.result))
+        return model, self.trainable(lay_peft(model.module, artifact.result, callback=callback))
 
     def trainable(self, adapters: AdapterSet) -> AdapterTrainable:
         """Of an adapter that was read."""

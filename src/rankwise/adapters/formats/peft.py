@@ -29,7 +29,7 @@ from rankwise.adapters.targets import Choice, host_view
 from rankwise.adapters.weights import AdapterWeights, Factors, check_same, refuse_scaled_dora
 from rankwise.errors import AdapterError, some
 from rankwise.runs.integrity import check_folder
-from rankwise.runs.records import silent
+from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.files import published, write_json
 
 Fill = Callable[[Path], None]
@@ -128,21 +128,26 @@ def _values(adapter: Adapter) -> tuple[Tensor, ...]:
 
 
 def read_peft(
-    model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None
-) -> AdapterSet:
+    model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None,
+    callback: Callback = silent,
+) -> AdapterSet:  # fmt: skip
     """Lay the adapter in `folder` over `model`, or over a model that has adapters already by `into`.
 
     PEFT's LoRA and AdaLoRA both become plain LoRA. If the folder lies in a run, it must be what training wrote.
     """
     check_folder(Path(folder), silent)
-    return lay_peft(model, folder, name=name, into=into)
+    return lay_peft(model, folder, name=name, into=into, callback=callback)
 
 
 def lay_peft(
-    model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None
-) -> AdapterSet:
+    model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None,
+    callback: Callback = silent,
+) -> AdapterSet:  # fmt: skip
     """Do the same without a look at the run that the folder lies in."""
-    return lay(model, read_weights(Path(folder), host_view(model)), name=name, into=into)
+    weights = read_weights(Path(folder), host_view(model))
+    for note in weights.notes:
+        callback(StatusMessage(note))
+    return lay(model, weights, name=name, into=into)
 
 
 def lay(

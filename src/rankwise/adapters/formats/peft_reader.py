@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, read_settings
 from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.config.old_names import new_names
 from rankwise.errors import AdapterError, some
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -46,11 +47,14 @@ Layers = dict[str, dict[str, str]]
 
 
 def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights:
-    """Read a LoRA or an AdaLoRA; for the layers of a model where its `modules` are given, in the model's order."""
+    """Read a LoRA or an AdaLoRA; for the layers of a model where its `modules` are given, in the model's order. Layers
+    may have the names that they had before transformers 5."""
     settings, file = read_settings(folder / CONFIG), folder / WEIGHTS
     config = check_config(settings, folder / CONFIG)
+    today = new_names(modules or ())
+    known = None if modules is None else {**modules, **{old: modules[new] for old, new in today.items()}}
     with _open(file) as tensors:
-        reader = _Reader(tensors, config, modules)
+        reader = _Reader(tensors, config, known)
         layers, heads = reader.grouped()
         ranks = reader.checked_ranks(layers)
         problems = [*reader.problems, *config.unmatched(list(layers))]
@@ -64,7 +68,11 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
     infinite = [path for path, part in factors.items() if not part.finite]
     infinite += [name for name, value in whole.items() if not bool(torch.isfinite(value).all())]
     _refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
-    return AdapterWeights(settings, factors, whole)
+    if old := [path for path in factors if path in today]:
+        _refuse(file, [f'"{path}" and "{today[path]}" are one layer' for path in old if today[path] in factors])
+        factors = {today.get(path, path): part for path, part in factors.items()}
+        factors = {path: factors[path] for path in modules or () if path in factors}
+    return AdapterWeights(settings, factors, whole, {path: today[path] for path in old})
 
 
 @contextmanager
