@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
+from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, read_settings
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.old_names import new_names
@@ -151,6 +152,8 @@ class _Reader:
         path, is_table = match["path"], bool(match.groupdict().get("table"))
         if self.modules is not None:
             layer = self.modules.get(path)
+            if isinstance(layer, nn.Conv2d) and (reason := conv_problem(layer)):
+                return f"is for one of the convolutions that cannot be adapted: {reason}"
             if layer is None or not is_host(layer):
                 return "is for a layer that this model does not have"
             if is_table != is_embedding(layer):
