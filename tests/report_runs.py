@@ -8,6 +8,7 @@ import math
 from rankwise.config.experiment import Experiment
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
+from rankwise.runs.class_details import CalibrationBin, ClassDetails, OneClass, WrongRow
 from rankwise.runs.data_report import DataReport, LengthFacts, OverlapFacts, PartFacts, Skipped, TemplateFacts
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import (
@@ -38,7 +39,7 @@ def plain(where):
 def made_run(
     name="r", *, said=plain, steps=24, status="finished", held_out=True, evaluated=True, during=True, method="adalora",
     data_report=True, better=0.6, fingerprint="f00d", text_sha256="ab" * 32, items="a" * 64, path="rows.jsonl",
-    tracking=None, kept=None,
+    tracking=None, kept=None, pictures=False,
 ):  # fmt: skip
     """In `runs/NAME` of the working folder. `said` gives each text that somebody else could have written."""
     run = RunDirectory.named(name)
@@ -56,7 +57,7 @@ def made_run(
         run.write_data_report(data_report_of(said))
     write_metrics_log(run, said, steps, held_out, method, during)
     if evaluated:
-        evaluation = evaluation_of(run, said, better, text_sha256, items, kept=kept)
+        evaluation = evaluation_of(run, said, better, text_sha256, items, kept=kept, pictures=pictures)
         write_evaluation(evaluation_path(run, "task"), evaluation)
         write_strength(run, strength(said))
     return run
@@ -124,13 +125,38 @@ def write_metrics_log(run, said, steps, held_out, method, during):
     run.metrics.write_text("".join(lines))
 
 
-def evaluation_of(run, said, better, text_sha256, items, n=40, kept=None):
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5Er"
+    "kJggg=="
+)
+
+
+def details_of(said, pictures):
+    """Two classes of which each is once taken for the other."""
+    measured = Measured(value=0.9, low=0.8, high=0.95)
+    classes = [
+        OneClass(name=said(name), rows=20, predicted=20, precision=measured, recall=measured, f1=measured)
+        for name in ("class", "other class")
+    ]
+    wrong = WrongRow(
+        name=said("row"), actual=said("class"), predicted=said("other class"), probability=0.97,
+        probability_of_actual=0.03, **({"thumbnail": PIXEL} if pictures else {"text": said("text of a row")}),
+    )  # fmt: skip
+    bins = [CalibrationBin(low=0.8, high=0.9, rows=30, confidence=0.85, right=measured)]
+    return ClassDetails(classes=classes, confusion=[(0, 0, 19), (0, 1, 1), (1, 0, 1), (1, 1, 19)], calibration=bins,
+                        calibrated_error=0.05, wrong_rows=2, wrong=[wrong, wrong])  # fmt: skip
+
+
+def evaluation_of(run, said, better, text_sha256, items, n=40, kept=None, pictures=False):
     metric = said("exact")
     base = [[float(item % 5 == 0), 1.0] for item in range(n)]
     tuned = [[float(item < better * n), 1.0] for item in range(n)]
     return Evaluation(
         task=said("task"), n=n, items_sha256=items, data=said("items"), model=run.folder.name, against=said("against"),
-        tuned=ModelScores(scores={metric: scores("exact", tuned), said("key"): scores("exact", tuned)}, seconds=3.0),
+        tuned=ModelScores(
+            scores={metric: scores("exact", tuned), said("key"): scores("exact", tuned)}, seconds=3.0,
+            classification=details_of(said, pictures),
+        ),
         base=ModelScores(scores={metric: scores("exact", base), said("key"): scores("exact", base)}, seconds=2.0),
         differences={metric: difference(METRICS["exact"], base, tuned)},
         forgetting=Forgetting(

@@ -59,7 +59,7 @@ def test_confusions_and_ranges_of_calibration_count_each_row_once():
         matrix[actual, predicted] = count
     assert matrix.sum() == 300 == sum(part.rows for part in details.calibration)
     assert np.trace(matrix) == sum(hit for hit, _ in one.rows["accuracy"]) == 300 - details.wrong_rows
-    error = sum(part.rows / 300 * abs(part.confidence - part.right) for part in details.calibration)
+    error = sum(part.rows / 300 * abs(part.confidence - part.right.value) for part in details.calibration)
     assert error == pytest.approx(METRICS["calibration_error"].value(one.calibration))
     assert most_confused(details)[0][2] == (matrix - np.diag(np.diag(matrix))).max()
 

@@ -59,7 +59,7 @@ ALLOWED = {
     "table": {"class"}, "thead": set(), "tbody": set(), "tr": set(), "th": {"class", "scope"},
     "td": {"class", "data-label"}, "ul": set(), "li": set(), "figure": set(), "figcaption": set(), "details": set(),
     "summary": set(), "pre": {"tabindex"}, "code": set(), "em": set(), "span": {"class"},
-    "blockquote": {"dir", "tabindex"}, "svg": {"class", "viewbox", "role", "aria-label"},
+    "blockquote": {"dir", "tabindex"}, "img": {"src", "alt"}, "svg": {"class", "viewbox", "role", "aria-label"},
 }  # fmt: skip
 DRAWN = {"g", "path", "use", "defs", "text", "line", "circle"}
 DRAWN_WITH = {
@@ -67,8 +67,12 @@ DRAWN_WITH = {
     "stroke-linejoin", "fill-opacity", "stroke-opacity", "font-size", "font-weight", "text-anchor", "x1", "x2", "y1",
     "y2", "cx", "cy", "r",
 }  # fmt: skip
-FREE = {"aria-label", "data-label"}
+FREE = {"aria-label", "data-label", "alt"}
 """Attributes that hold words of a run; nothing follows them."""
+
+
+INLINE = r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*"
+"""A picture that is part of the page."""
 
 
 class Reader(HTMLParser):
@@ -87,6 +91,7 @@ class Reader(HTMLParser):
                 self.problems.append(f"<{tag} {name}>")
             if name not in FREE and re.search(r"[a-z]+:|//|url\(|javascript", value or "", re.IGNORECASE):
                 safe = tag == "meta" and ("default-src 'none'" in value or value.startswith("width=device-width"))
+                safe |= (tag, name) == ("img", "src") and re.fullmatch(INLINE, value) is not None
                 if not safe:
                     self.problems.append(f"<{tag} {name}={value}>")
             if name == "href" and not re.fullmatch(r"#[\w-]+", value):
@@ -145,12 +150,12 @@ def hostile(payload, name="r", method="adalora", **more):
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_a_report_of_a_hostile_run_is_inert(payload):
-    run = hostile(payload, folder_name(payload))
+    run = hostile(payload, folder_name(payload), pictures=True)
     made = report(str(run.folder), "out.html")
     reader = read(made.page)
     assert reader.problems == []
     assert len(reader.ids) == len(set(reader.ids))
-    clean = made_run("clean")
+    clean = made_run("clean", pictures=True)
     assert set(reader.tags) <= set(read(report(str(clean.folder)).page).tags) | {"span"}
     words = made.page.read_text(encoding="utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]", words), "what steers is shown"
@@ -179,10 +184,11 @@ def test_a_reader_sees_the_payload_itself():
 
 def test_the_policy_lets_one_style_be_and_nothing_else():
     page = report(str(made_run().folder)).page
-    policy = read(page).policy
+    policy, pictured = read(page).policy, read(report(str(made_run("p", pictures=True).folder)).page).policy
     style = re.search(r"<style>(.*?)</style>", page.read_text(), re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert pictured == policy.replace("style-src", "img-src data:; style-src"), "pictures that are part of the page"
     assert page.read_text().index("Content-Security-Policy") < page.read_text().index("<title>")
     assert "url(" not in style and "@import" not in style and "<" not in style
 
@@ -201,7 +207,9 @@ def test_the_environment_of_the_process_is_in_no_report(monkeypatch):
     ("html", "said"),
     [("<script>x</script>", "<script>"), ('<p onclick="x">', "<p onclick>"), ("<!-- x -->", "comment  x "),
      ('<path href="http://example.com"/>', "<path href=http://example.com>"), ('<p class="a{b}">', "<p class=a{b}>"),
-     ('<p style="color:red">', "<p style>")],
+     ('<p style="color:red">', "<p style>"),
+     ('<img src="http://example.com/a.png" alt="">', "<img src=http://example.com/a.png>"),
+     ('<img src="data:image/svg+xml;base64,AA" alt="">', "<img src=data:image/svg+xml;base64,AA>")],
 )  # fmt: skip
 def test_the_reader_finds_what_is_not_inert(html, said, tmp_path):
     (tmp_path / "x.html").write_text(html)

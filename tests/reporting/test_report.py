@@ -71,7 +71,7 @@ def test_page_and_data_have_the_same_sections_in_the_same_order():
     sections = re.findall(r'<section id="(\w+)">', html)
     assert sections == list(data)[list(data).index("loss") :]
     assert sections == [
-        "loss", "scores", "quality", "forgetting", "samples", "ranks", "data", "cost", "environment"
+        "loss", "scores", "quality", "classes", "forgetting", "samples", "ranks", "data", "cost", "environment"
     ]  # fmt: skip
 
 

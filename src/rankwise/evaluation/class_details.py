@@ -65,10 +65,10 @@ def _calibration(confidences: np.ndarray, hits: np.ndarray) -> list[CalibrationB
     return [
         CalibrationBin(
             low=float(EDGES[at]), high=float(EDGES[at + 1]), rows=int(inside.sum()),
-            confidence=min(1.0, float(confidences[inside].mean())), right=float(hits[inside].mean()),
+            confidence=min(1.0, float(confidences[inside].mean())), right=right,
         )
         for at in range(BINS)
-        if (inside := bins == at).any()
+        if (right := measured_share(int(hits[inside := bins == at].sum()), int(inside.sum()))) is not None
     ]  # fmt: skip
 
 

@@ -34,6 +34,8 @@ class Section:
     data: Any
     blocks: Sequence[Markup]
     about: Content = ""
+    pictures: bool = False
+    """Whether its blocks show pictures, which are data: URIs."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ class Document:
         head = element(
             "head",
             element("meta", charset="utf-8"),
-            element("meta", http_equiv="Content-Security-Policy", content=_policy()),
+            element(
+                "meta",
+                http_equiv="Content-Security-Policy",
+                content=_policy(any(one.pictures for one in self.sections)),
+            ),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", name="color-scheme", content="light dark"),
             element("meta", name="referrer", content="no-referrer"),
@@ -161,9 +167,10 @@ def _style() -> str:
     return STYLE.read_text(encoding="utf-8")
 
 
-def _policy() -> str:
+def _policy(pictures: bool) -> str:
     digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    images = "img-src data:; " if pictures else ""
+    return f"default-src 'none'; {images}style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from html import escape
 
-EMPTY = frozenset({"meta", "br", "path", "use", "circle", "line", "rect"})
+EMPTY = frozenset({"meta", "br", "path", "use", "circle", "line", "rect", "img"})
 JOINERS = frozenset("\u200c\u200d")
 """Characters that several scripts and many emoji need."""
 
@@ -34,8 +34,15 @@ def element(tag: str, *children: Content, **attributes: str | int | float | bool
         if value is not None and value is not False
     )
     if tag in EMPTY:
-        return Markup(f"<{tag}{attributes_text}>" if tag in ("meta", "br") else f"<{tag}{attributes_text}/>")
+        return Markup(f"<{tag}{attributes_text}>" if tag in ("meta", "br", "img") else f"<{tag}{attributes_text}/>")
     return Markup(f"<{tag}{attributes_text}>{joined(*children)}</{tag}>")
+
+
+def picture(uri: str, description: str) -> Markup:
+    """Show pixels that are part of the page itself; any other address is refused."""
+    if not uri.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")):
+        raise ValueError("a page shows no picture that lies elsewhere")
+    return element("img", src=uri, alt=description)
 
 
 def joined(*children: Content) -> Markup:

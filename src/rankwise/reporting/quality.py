@@ -34,7 +34,7 @@ def quality_section(run: RunSnapshot) -> Section | None:
     ]  # fmt: skip
     return Section(
         "quality",
-        "Quality", [evaluation.summary() | sources[task] for task, evaluation in run.evaluations.items()],
+        "Quality", [_without_classes(one) | sources[task] for task, one in run.evaluations.items()],
         [
             table(HEADS, rows, words=(0, 1, 8), label="before and after", lead=2, judged=True),
             folded("Evaluation settings", *(joined(element("h3", task), one)
@@ -44,6 +44,11 @@ def quality_section(run: RunSnapshot) -> Section | None:
         "intervals come from a bootstrap over items, p-values from random swaps within pairs, and a verdict needs "
         "both to agree. A lower loss is better.",
     )  # fmt: skip
+
+
+def _without_classes(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the summary without what the section on classes has."""
+    return {key: value for key, value in evaluation.summary().items() if key != "classification"}
 
 
 def _rows(evaluation: Evaluation) -> list[list[Content]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rankwise.reporting.classes import classes_section
 from rankwise.reporting.document import Document
 from rankwise.reporting.progress import loss_section, ranks_section, scores_section
 from rankwise.reporting.provenance import cost_section, data_section, environment_section
@@ -11,8 +12,8 @@ from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
 from rankwise.runs.snapshot import RunSnapshot
 
 SECTIONS = (
-    loss_section, scores_section, quality_section, forgetting_section, samples_section, ranks_section, data_section,
-    cost_section, environment_section,
+    loss_section, scores_section, quality_section, classes_section, forgetting_section, samples_section, ranks_section,
+    data_section, cost_section, environment_section,
 )  # fmt: skip
 
 

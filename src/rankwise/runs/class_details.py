@@ -49,7 +49,7 @@ class CalibrationBin(Config):
     rows: Count
     confidence: Share
     """The mean probability of the predicted class."""
-    right: Share
+    right: Measured
     """The share of these rows that are right."""
 
 

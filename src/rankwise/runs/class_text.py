@@ -46,7 +46,7 @@ def most_confused(details: ClassDetails) -> list[tuple[str, str, int]]:
 def calibration_line(details: ClassDetails) -> str:
     rows = sum(one.rows for one in details.calibration)
     confidence = sum(one.rows * one.confidence for one in details.calibration) / max(rows, 1)
-    right = sum(one.rows * one.right for one in details.calibration) / max(rows, 1)
+    right = sum(one.rows * one.right.value for one in details.calibration) / max(rows, 1)
     return (
         f"calibration: on average {confidence:.1%} sure and {right:.1%} right; on {rows:,} rows, chance alone gives a "
         f"perfectly calibrated classifier an error of about {details.calibrated_error:.2g}"

@@ -1,0 +1,168 @@
+"""Section on the classes of a classifier: figures of each class, confusions, calibration, and wrong rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.reporting.class_charts import calibration_charts
+from rankwise.reporting.document import Section, figure, folded, paragraph, table
+from rankwise.reporting.markup import Content, Markup, element, joined, picture
+from rankwise.reporting.quantities import figure as number
+from rankwise.reporting.quantities import interval, plural, share
+from rankwise.runs.class_details import SUMMARISED, ClassDetails, Measured, OneClass, WrongRow
+from rankwise.runs.class_text import most_confused, weakest
+from rankwise.runs.evaluations import Evaluation
+from rankwise.runs.snapshot import RunSnapshot
+
+MOST_IN_MATRIX, MOST_CONFUSIONS, OPEN_ROWS = 20, 20, 8
+LEVELS = ((0.05, "a"), (0.2, "b"), (0.4, "c"), (0.7, "d"), (float("inf"), "e"))
+"""Shades of the confusion matrix, each up to a share of the true class's rows."""
+SCALE = (132, 18)
+HEADS = ("class", "rows", "predicted", "precision", "recall", "F1", "")
+
+
+def classes_section(run: RunSnapshot) -> Section | None:
+    parts = [
+        (task, one, details)
+        for task, one in run.evaluations.items()
+        if (details := one.tuned.classification) is not None
+    ]
+    if not parts:
+        return None
+    return Section(
+        "classes", "Classes", {task: details.summary() for task, _, details in parts},
+        [block for at, (task, one, details) in enumerate(parts) for block in _blocks(task, at, one, details)],
+        about="Precision is the share of the rows predicted as a class that are right, recall is the share of the "
+        "class's rows that are found, and F1 is their harmonic mean. Intervals are 95 % intervals.",
+        pictures=any(row.thumbnail for *_, details in parts for row in details.wrong),
+    )  # fmt: skip
+
+
+def _blocks(task: str, at: int, evaluation: Evaluation, details: ClassDetails) -> list[Markup]:
+    return [
+        element("h3", f"{task}, {plural(evaluation.n, 'row')} of {evaluation.data}"),
+        *_figures(details),
+        *_confusions(details),
+        *_calibration(at, evaluation, details),
+        *_wrong(details),
+    ]
+
+
+def _figures(details: ClassDetails) -> list[Markup]:
+    shown = weakest(details)
+    whole = table(HEADS, list(map(_cells, shown)), label="classes", lead=1)
+    if len(shown) == len(details.classes):
+        return [whole]
+    rest = folded(f"All {len(details.classes):,} classes", table(HEADS, list(map(_cells, details.classes)), lead=1))
+    return [paragraph(f"The {len(shown)} classes with the lowest F1 of {len(details.classes):,}:"), whole, rest]
+
+
+def _cells(one: OneClass) -> list[Content]:
+    values = [_value(measured) for measured in (one.precision, one.recall, one.f1)]
+    return [one.name, f"{one.rows:,}", f"{one.predicted:,}", *values, _scale(one.f1)]
+
+
+def _value(one: Measured | None) -> Content:
+    if one is None:
+        return "\u2013"
+    return joined(number(one.value), element("span", interval(one.low, one.high), class_="interval"))
+
+
+def _scale(one: Measured | None) -> Content:
+    """Draw an interval on a scale from 0 to 1."""
+    if one is None:
+        return ""
+    (width, height), middle = SCALE, SCALE[1] / 2
+    low, at, high = (round(4 + (width - 8) * end, 2) for end in (one.low, one.value, one.high))
+    return element(
+        "svg",
+        element("line", x1=4, x2=width - 4, y1=middle, y2=middle, class_="s-rule"),
+        element("line", x1=low, x2=high, y1=middle, y2=middle, class_="s-tuned", stroke_width=2),
+        element("circle", cx=at, cy=middle, r=3.5, class_="f-tuned"),
+        class_="whisker", viewBox=f"0 0 {width} {height}", role="img",
+        aria_label=f"{number(one.value)} on a scale from 0 to 1",
+    )  # fmt: skip
+
+
+def _confusions(details: ClassDetails) -> list[Markup]:
+    if len(details.classes) <= MOST_IN_MATRIX:
+        return [figure(_matrix(details), "Confusion matrix: a line for each true class, a column for each predicted "
+                       "one. The shade is the share of the true class's rows.")]  # fmt: skip
+    confusions = most_confused(details)
+    if not confusions:
+        return []
+    rows = {one.name: one.rows for one in details.classes}
+    cells: list[list[Content]] = [
+        [actual, predicted, f"{count:,}", share(count, rows[actual])]
+        for actual, predicted, count in confusions[:MOST_CONFUSIONS]
+    ]
+    pairs = plural(len(confusions), "pair")
+    return [
+        paragraph(f"The most frequent confusions, of {pairs} of a true and another predicted class:"),
+        table(
+            ("true class", "predicted as", "rows", "share of the class"),
+            cells, words=(0, 1), label="confusions", lead=2,
+        ),
+    ]  # fmt: skip
+
+
+def _matrix(details: ClassDetails) -> Markup:
+    counts = {(actual, predicted): count for actual, predicted, count in details.confusion}
+    names = [one.name for one in details.classes]
+
+    def cell(actual: int, predicted: int) -> Markup:
+        count = counts.get((actual, predicted), 0)
+        if not count:
+            return element("td")
+        part = count / details.classes[actual].rows
+        level = next(name for limit, name in LEVELS if part <= limit)
+        return element("td", f"{count:,}", class_=f"{'hit' if actual == predicted else 'miss'} {level}")
+
+    head = element("tr", element("th"), [element("th", name, scope="col") for name in names])
+    lines = [
+        element("tr", element("th", name, scope="row"), [cell(actual, predicted) for predicted in range(len(names))])
+        for actual, name in enumerate(names)
+    ]
+    whole = element("table", element("thead", head), element("tbody", lines), class_="matrix")
+    return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label="confusion matrix")
+
+
+def _calibration(at: int, evaluation: Evaluation, details: ClassDetails) -> list[Markup]:
+    error = evaluation.tuned.metrics.get("calibration_error")
+    value = f"The calibration error is {number(error.value)} ({interval(error.low, error.high)}). " if error else ""
+    caption = (
+        "Left: the share of right predictions by the probability that the model gave them, with intervals; a "
+        f"calibrated model follows the dashed line. Right: the number of rows by that probability. {value}On so many "
+        f"rows, chance alone gives a perfectly calibrated model about {number(details.calibrated_error)}."
+    )
+    return [figure(element("div", calibration_charts(f"calibration-{at}", details), class_="small-charts"), caption)]
+
+
+def _wrong(details: ClassDetails) -> list[Markup]:
+    if not details.wrong:
+        return []
+    shown = details.wrong[:SUMMARISED]
+    heading = f"Wrong rows: {details.wrong_rows:,}, the most confident first"
+    if len(shown) < details.wrong_rows:
+        heading += f"; {len(shown)} of them are shown"
+    if any(row.thumbnail for row in shown):
+        return [element("h3", heading), element("div", list(map(_pictured, shown)), class_="gallery")]
+    first, rest = shown[:OPEN_ROWS], shown[OPEN_ROWS:]
+    more = [folded(f"{len(rest)} more", _wrong_table(rest))] if rest else []
+    return [element("h3", heading), _wrong_table(first), *more]
+
+
+def _pictured(row: WrongRow) -> Markup:
+    image = picture(row.thumbnail, row.name) if row.thumbnail else Markup("")
+    words = f"{row.actual}, predicted as {row.predicted} ({share(row.probability, 1)})"
+    return element("figure", image, element("figcaption", words, element("span", row.name, class_="interval")))
+
+
+def _wrong_table(rows: Sequence[WrongRow]) -> Markup:
+    cells: list[list[Content]] = [
+        [row.name, row.text or "", row.actual, row.predicted, share(row.probability, 1),
+         share(row.probability_of_actual, 1)]
+        for row in rows
+    ]  # fmt: skip
+    heads = ("row", "text", "true class", "predicted", "its probability", "of the true class")
+    return table(heads, cells, words=(0, 1, 2, 3), label="wrong rows", lead=1)
