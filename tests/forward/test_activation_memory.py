@@ -33,7 +33,7 @@ def test_a_count_leaves_no_graph(method, form):
         unsettle(inject(model, LoraConfig(rank=3)))
     parameters = [weakref.ref(one) for one in model.parameters()]
     saved_activations(model) if form == "fast" else eager_saved_activations(
-        model, summed(SupervisedLogits(model)), one_row
+        model, summed(SupervisedLogits(model)), one_row, None
     )
     del model
     gc.collect()

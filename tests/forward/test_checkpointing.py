@@ -67,6 +67,6 @@ def test_what_many_tokens_keep_is_known_from_a_few(kind):
 
     length = 40  # the tiny models have few positions
     batch = collate(random_documents(96, [length] * 6, torch.Generator().manual_seed(1)))
-    assert eager_saved_activations(model, loss_of, one_row).of(batch.input_ids.numel()) == pytest.approx(
+    assert eager_saved_activations(model, loss_of, one_row, None).of(batch.input_ids.numel()) == pytest.approx(
         saved_bytes(loss_of, batch, model), rel=0.05
     )

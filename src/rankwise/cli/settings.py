@@ -73,7 +73,8 @@ FLAGS = {
         "Layers to adapt: all-linear, all-conv, names (q_proj,v_proj) or a regular expression.  [default: all-linear, "
         "or all-conv for a model without linear layers]"),
     "layers": Flag("adapter.layers", str, "Blocks to adapt: 0-3,7.  [default: all]"),
-    "image_size": Flag("images.size", str, "Side of the images that the model receives.  [default: the model's own]"),
+    "image_size": Flag("images.size", int,
+        "Side of the square images that the model receives, in pixels.  [default: the model's own]"),
     "augmentation": Flag("images.augmentation", str,
         "How training images are varied: none, flip, crop or trivial.  [default: none]"),
     "epochs": Flag("training.epochs", float, "Passes over the rows.  [default: 2]"),

@@ -14,6 +14,9 @@ from rankwise.forward.fused import FusedLoss, probe
 SMALL, LARGE = (40, 24), (150, 106)
 """Lengths of two sample batches; their difference separates the memory per token from the constant part."""
 
+ROWS = 3
+"""Rows of the larger batch, where all rows have the same length."""
+
 
 @dataclass(frozen=True)
 class SavedActivations:
@@ -55,11 +58,13 @@ def saved_activations(module: nn.Module, lowest: int = 0) -> SavedActivations:
 
 
 def eager_saved_activations(
-    module: nn.Module, loss_of: Callable[[Batch], Tensor], batch_of: Callable[[int], Batch]
+    module: nn.Module, loss_of: Callable[[Batch], Tensor], batch_of: Callable[[int], Batch], row_length: int | None
 ) -> SavedActivations:
-    """By the model's own code; `batch_of` makes a batch of one row of so many tokens, with a loss for each."""
+    """By the model's own code; `batch_of` makes a batch of so many tokens: one row with a loss for each or, where every
+    row has `row_length` tokens, several rows."""
     device = next(module.parameters()).device
-    return _line(loss_of, [batch_of(length).to(device) for length in _lengths(module)], module)
+    lengths = _lengths(module) if row_length is None else (row_length, ROWS * row_length)
+    return _line(loss_of, [batch_of(length).to(device) for length in lengths], module)
 
 
 def _lengths(module: nn.Module) -> tuple[int, int]:

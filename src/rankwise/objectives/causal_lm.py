@@ -30,6 +30,7 @@ from rankwise.text.tokenize import Tokenizer, Tokens
 class CausalLM:
     name: str = "causal-lm"
     targets: None = None
+    row_length: None = None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         return (load if checked else load_unchecked)(spec, callback)

@@ -85,6 +85,10 @@ class ImageClassification:
     def writing(self, model: LoadedModel) -> ImageWriting:
         return ImageWriting(model.source.name, self.processing, self.targets)
 
+    @property
+    def row_length(self) -> int:
+        return self.processing.patches
+
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
 
@@ -113,7 +117,8 @@ class ImageClassification:
         return target_loss(self.predict(module, batch), batch, self.targets)
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
-        """One image for each length, all of the size that is trained at."""
+        """As many images as have so many patches together, at least one for each length."""
         side, patches = self.processing.size, self.processing.patches
-        drawn = torch.randint(256, (len(lengths), side, side, 3), generator=generator, dtype=torch.uint8).numpy()
+        count = sum(max(1, round(length / patches)) for length in lengths)
+        drawn = torch.randint(256, (count, side, side, 3), generator=generator, dtype=torch.uint8).numpy()
         return [Tokens([0] * patches, (False,) * patches, target=0.0, image=image) for image in drawn]

@@ -33,6 +33,11 @@ class Objective(Protocol):
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
         ...
 
+    @property
+    def row_length(self) -> int | None:
+        """Tokens of every row, where all have the same number, as images have patches."""
+        ...
+
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         """The model by its auto class, and the tokenizer. `checked`: a model that lies in a run must be what training
         wrote there."""

@@ -44,6 +44,7 @@ class SequenceClassification:
     seed: int = 0
     """Draws the new head's weights."""
     name: str = NAME
+    row_length: None = None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = (load if checked else load_unchecked)(spec, callback, self._kind)

@@ -68,7 +68,7 @@ def _kept_by_eager(work: Workload, loss: Callable[[Batch], Tensor]) -> SavedActi
         (batch,) = work.objective.batches(rows, length)
         return batch
 
-    return eager_saved_activations(work.module, loss, batch_of)
+    return eager_saved_activations(work.module, loss, batch_of, work.objective.row_length)
 
 
 def _count(work: Workload, blocks: int, free: int, measured: Callable[[], tuple[SavedActivations, float]]) -> int:
