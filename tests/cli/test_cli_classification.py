@@ -280,11 +280,13 @@ def test_a_decoder_learns_labels_as_answers_unless_told_otherwise(here, tiny_fol
     assert {row["prediction"] for row in predicted("scored", "rows.jsonl", "scored.jsonl")} <= {"bad", "good"}
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "head", "full"])
+@pytest.mark.parametrize("method", ["lora", "adalora", "head", "full", "balanced"])
 def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here, method):
     def experiment(run: str) -> Experiment:
         return Experiment(
-            model={"name": "tiny-bert", "dtype": "float32"}, run=run, adapter={"method": method},
+            model={"name": "tiny-bert", "dtype": "float32"}, run=run,
+            adapter={"method": "lora" if method == "balanced" else method},
+            classification={"sampling": "balanced" if method == "balanced" else "rows"},
             data={"path": "rows.jsonl", "validation": "apart.jsonl"},
             training={"steps": 24, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 5},
         )  # fmt: skip
@@ -317,6 +319,35 @@ def test_weights_of_classes_are_told_and_change_the_result(here):
     one, other = (load_file(f"runs/{run}/adapter/adapter_model.safetensors") for run in ("weighted", "lora"))
     name = "base_model.model.classifier.weight"
     assert not torch.equal(one[name], other[name])
+
+
+BALANCED = ("--set", "classification.sampling=balanced")
+
+
+def test_balanced_sampling_is_told_and_shows_rare_classes_as_often(here):
+    """Six rows are held out, four of them good as in all rows; so a pass of 18 shows 6 bad rows 9 times."""
+    result = trained("balanced", "rows.jsonl", *METHODS["lora"], "--held-out", "6", *BALANCED)
+    told = " ".join(result.stderr.split())
+    assert "a pass shows each row of a class: bad 1.5, good 0.75" in told
+    report = json.loads(Path("runs/balanced/data_report.json").read_text())
+    assert report["class_repeats"] == {"bad": 1.5, "good": 0.75} and report["targets"]["balanced"]
+    assert "balanced sampling" in Path("runs/balanced/report.html").read_text()
+    trained("unbalanced", "rows.jsonl", *METHODS["lora"], "--held-out", "6")
+    one, other = (load_file(f"runs/{run}/adapter/adapter_model.safetensors") for run in ("balanced", "unbalanced"))
+    assert not torch.equal(one["base_model.model.classifier.weight"], other["base_model.model.classifier.weight"])
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "said"),
+    [("rows.jsonl", ("--set", "classification.class_weights=balanced"), "counts rare classes twice"),
+     ("scaled.jsonl", (), "the labels are numbers"),
+     ("rows.jsonl", ("--objective", "causal-lm"), "the setting classification has no effect")],
+)  # fmt: skip
+def test_balanced_sampling_is_refused_where_it_means_nothing(here, data, words, said):
+    result = rankwise(
+        "train", "--model", "tiny-bert", "--data", data, "--run", "bad", "--steps", "8", *BALANCED, *words
+    )
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split()), result.output
 
 
 BAD_ROWS: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {

@@ -1,10 +1,10 @@
-"""Settings of sequence classification: what the labels are, and how much each class counts in the loss."""
+"""Settings of classifiers: what the labels are, and how much and how often each class counts in training."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from rankwise.config.base import Config, Number
 
@@ -16,7 +16,8 @@ ClassWeights = Annotated[
 
 
 class ClassificationConfig(Config):
-    """What a classifier predicts. These settings have an effect only with the objective sequence-classification."""
+    """What a classifier predicts. These settings have an effect only with the objectives sequence-classification and
+    image-classification."""
 
     targets: Literal["auto", "classes", "numbers"] = "auto"
     """What the labels are: names of `classes`, or `numbers` on a scale (regression). `auto` takes them as numbers if
@@ -24,3 +25,15 @@ class ClassificationConfig(Config):
     class_weights: ClassWeights | None = None
     """Weight of each class in the loss: `balanced` gives every class the same total weight, and `{label: weight}` names
     them; classes that are not named weigh 1. By default every row weighs 1."""
+    sampling: Literal["rows", "balanced"] = "rows"
+    """Which rows a pass shows: `rows` shows each once, and `balanced` shows every class equally often, so rows of rare
+    classes several times and those of frequent classes in turn. The number of steps stays the same."""
+
+    @model_validator(mode="after")
+    def _counted_once(self) -> Self:
+        if self.sampling == "balanced" and self.class_weights == "balanced":
+            raise ValueError(
+                "sampling and class_weights are both balanced, which counts rare classes twice: sampling shows their "
+                "rows more often, and class_weights makes each of them weigh more as well. Set one of them"
+            )
+        return self

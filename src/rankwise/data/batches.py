@@ -149,10 +149,15 @@ class Batches:
     seed: int
     arrange: Arrange = portion
     vary: Vary | None = None
+    order: Callable[[int], int] | None = None
+    """The number of the row that is shown at a position; None shows every row once in a pass."""
 
     @classmethod
-    def of(cls, rows: Sequence[Tokens], config: TrainingConfig, arrange: Arrange, vary: Vary | None = None) -> Batches:
-        return cls(rows, config.rows_per_step(len(rows)), config.max_batch_tokens, config.seed, arrange, vary)
+    def of(
+        cls, rows: Sequence[Tokens], config: TrainingConfig, arrange: Arrange, vary: Vary | None = None,
+        order: Callable[[int], int] | None = None,
+    ) -> Batches:  # fmt: skip
+        return cls(rows, config.rows_per_step(len(rows)), config.max_batch_tokens, config.seed, arrange, vary, order)
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …"""
@@ -169,6 +174,8 @@ class Batches:
         return step * self.batch_size / len(self.rows)
 
     def _row(self, position: int) -> int:
+        if self.order is not None:
+            return self.order(position)
         epoch, place = divmod(position, len(self.rows))
         return int(_order(self.seed, epoch, len(self.rows))[place])
 

@@ -95,6 +95,11 @@ def _numbers(labels: _Labels, spec: DataConfig, config: ClassificationConfig) ->
         )
     if config.class_weights is not None:
         raise ConfigError(["classification.class_weights has no effect, since the labels are numbers. Leave it out."])
+    if config.sampling == "balanced":
+        raise ConfigError([
+            "classification.sampling is balanced, which needs classes, and the labels are numbers. Leave it out, or "
+            "set classification.targets to classes."
+        ])  # fmt: skip
     return TargetFacts(low=min(numbers), high=max(numbers))
 
 
@@ -113,7 +118,8 @@ def _classes(labels: _Labels, spec: DataConfig, config: ClassificationConfig) ->
             "numbers."
         )
     counts = tuple(labels.counts[name] for name in names)
-    return TargetFacts(classes=names, counts=counts, weights=_weights(names, counts, config))
+    weights, balanced = _weights(names, counts, config), config.sampling == "balanced"
+    return TargetFacts(classes=names, counts=counts, weights=weights, balanced=balanced)
 
 
 def _ordered(labels: _Labels, spec: DataConfig) -> tuple[str, ...]:

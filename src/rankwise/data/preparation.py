@@ -15,6 +15,7 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
+from rankwise.data.balanced import BalancedOrder, repeats_of
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.labels import Labels
 from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
@@ -54,6 +55,13 @@ class Prepared:
     def measured_rows(self) -> SelectedRows:
         return SelectedRows(self.sequences, self.measured)
 
+    def balanced_order(self, seed: int) -> BalancedOrder | None:
+        """The order of the training rows, if every class is to be seen equally often."""
+        targets, facts = self.sequences.targets, self.data_report.targets
+        if facts is None or not facts.balanced or targets is None:
+            return None
+        return BalancedOrder(targets[self.trained], seed)
+
     @property
     def longest(self) -> int:
         """Questions of the longest sequence."""
@@ -87,7 +95,11 @@ def prepare_data(
     overlap = _overlap(trained, measured) if work.compares else None
     chosen = facts_of(candidates, [source.apart for source in trained], spec)
     data_report = _data_report(work, apart.tally, trained, measured, len(numbers), overlap, chosen)
-    return Prepared(EncodedRows.gathered(work.sequences), numbers, numbers_apart, data_report)
+    sequences = EncodedRows.gathered(work.sequences)
+    if targets is not None and targets.balanced and sequences.targets is not None:
+        repeats = repeats_of(sequences.targets[numbers], targets.classes)
+        data_report = data_report.model_copy(update={"class_repeats": repeats})
+    return Prepared(sequences, numbers, numbers_apart, data_report)
 
 
 @dataclass

@@ -180,6 +180,7 @@ def summary_lines(data_report: DataReport) -> Sequence[str]:
     lines = [data_report.hold_out.describe()] if data_report.hold_out is not None else []
     if data_report.targets is not None:
         lines.append(data_report.targets.describe())
+        lines += [data_report.sampling] if data_report.sampling is not None else []
     else:
         ended, sequences = data_report.eos_in_loss, data_report.sequences
         lines.append(f"the end token is in the loss in {ended:,} of {sequences:,} sequences")

@@ -53,7 +53,8 @@ def _warnings(data_report: DataReport) -> Markup:
 def _targets(data_report: DataReport) -> list[tuple[str, Content]]:
     """What is predicted: a class or a number for each row, or the tokens of answers."""
     if data_report.targets is not None:
-        return [("targets", data_report.targets.describe())]
+        sampling = [("sampling", data_report.sampling)] if data_report.sampling is not None else []
+        return [("targets", data_report.targets.describe()), *sampling]
     learned = count(data_report.loss_tokens)
     if data_report.tokens and data_report.loss_tokens is not None:
         learned += f" ({share(data_report.loss_tokens, data_report.tokens)})"

@@ -114,6 +114,8 @@ class TargetFacts(Config):
     """Rows of each class in the training data, validation rows that are held out from it included."""
     weights: tuple[float, ...] = ()
     """Weight of each class in the loss; empty if all weigh 1."""
+    balanced: bool = False
+    """Whether training shows every class equally often, so rows of rare classes more often than others."""
     low: float | None = None
     """Of numbers, the lowest and the highest target."""
     high: float | None = None
@@ -216,6 +218,8 @@ class DataReport(Config):
     """The classes or numbers that a classifier predicts; None for a language model."""
     image_processing: ImageProcessing | None = None
     """How images become what the model reads; None where rows are texts."""
+    class_repeats: dict[str, float] | None = None
+    """With balanced sampling: how often a pass shows each training row of a class, on average."""
     validation: ValidationFacts | None = None
     sequences: int | None
     tokens: int | None
@@ -256,6 +260,18 @@ class DataReport(Config):
     @property
     def loss_unit(self) -> str:
         return loss_unit(self.targets)
+
+    @property
+    def sampling(self) -> str | None:
+        """Describe balanced sampling in one sentence; None without it."""
+        if self.class_repeats is None:
+            return None
+        rarest_first = sorted(self.class_repeats.items(), key=lambda item: -item[1])
+        listed = some((f"{one_line(name)} {times:.3g}" for name, times in rarest_first), 12)
+        return (
+            "balanced sampling shows every class equally often; the number of times that a pass shows each row of a "
+            f"class: {listed}"
+        )
 
 
 def loss_unit(targets: TargetFacts | None) -> str:

@@ -124,7 +124,8 @@ class TrainingRun:
         checkpoints = SaveCheckpoints(self.run, self.config.checkpoint_interval(self.steps), log)
         hooks = [LogMetrics(log), validation, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
-        batches = Batches.of(self.prepared.trained_rows, self.config, backend.layout, vary)
+        order = self.prepared.balanced_order(self.config.seed)
+        batches = Batches.of(self.prepared.trained_rows, self.config, backend.layout, vary, order)
         return Trainer(self.trainable, batches, self.config, backend, hooks)
 
     def save(self, results: Results) -> Results:
