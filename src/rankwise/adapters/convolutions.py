@@ -28,7 +28,9 @@ def conv_problem(conv: nn.Conv2d) -> str:
     if STANDARDIZED.search(name):
         return f"they are {name}, which standardises its weight, and a change could not be merged into it"
     if conv.groups != 1:
-        return "they convolve in groups, and PEFT's two factors would join channels that the groups keep apart"
+        return (
+            "they convolve in groups, and the factors of PEFT's format would join channels that the groups keep apart"
+        )
     if conv.padding_mode != "zeros":
         return f'they pad the image by "{conv.padding_mode}", and PEFT\'s factors by zeros'
     plain = type(conv).forward is nn.Conv2d.forward and type(conv)._conv_forward is nn.Conv2d._conv_forward

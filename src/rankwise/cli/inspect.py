@@ -1,4 +1,4 @@
-"""`rankwise inspect`: the ranks of an adapter's layers, and how AdaLoRA arrived at them."""
+"""`rankwise inspect`: the ranks of an adapter's layers, and how AdaLoRA arrived at them; or the layers of a model."""
 
 from __future__ import annotations
 
@@ -23,21 +23,43 @@ SHADES = ("white on grey11", "white on grey23", "white on grey35", "black on gre
 
 
 def inspect(
-    run: Annotated[
-        str, typer.Argument(help="A finished run (its name or folder), or an adapter's folder.", show_default=False)
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A finished run (its name or folder), an adapter's folder, or a model: a starter, hub id, folder or "
+            ".gguf file.",
+            show_default=False,
+            metavar="RUN|MODEL",
+        ),
     ],
     force_result: ForceResult = False,
     as_json: Json = False,
 ) -> None:
-    """Show the rank of each layer of an adapter."""
+    """Show the rank of each layer of an adapter, or the layers of a model and what the targets choose of them."""
     with report_failures(as_json), Display() as display:
+        from rankwise.commands.inspect_model import means_model
+
+        if means_model(name):
+            _inspect_model(name, as_json)
+            return
         from rankwise.commands.inspect import inspect as inspect_command
 
-        inspected = inspect_command(run, force_result=force_result, callback=display)
+        inspected = inspect_command(name, force_result=force_result, callback=display)
         if as_json:
             print_json(inspected.summary())
         else:
             _print(inspected)
+
+
+def _inspect_model(name: str, as_json: bool) -> None:
+    from rankwise.cli.model_layers import model_lines
+    from rankwise.commands.inspect_model import inspect_model
+
+    inspected = inspect_model(name)
+    if as_json:
+        print_json(inspected.summary())
+    else:
+        typer.echo(visible("\n".join(model_lines(inspected))))
 
 
 def _print(inspected: Inspected) -> None:

@@ -56,6 +56,11 @@ def shape_of(name: str, revision: str | None = None) -> ModelShape:
     return read_shape(name, revision, _built)
 
 
+def shape_to_adapt(name: str) -> ModelShape:
+    """The shape that an adapter of the model is laid over."""
+    return shape_of(name)
+
+
 def _built(config: dict[str, Any], name: str, where: str, head: NewHead | None) -> ModelShape:
     with _without_collection():
         from rankwise.forward.model_shape import shape_of_config

@@ -1,0 +1,119 @@
+"""`rankwise inspect MODEL`: layers by kind and shape, and what the targets choose, without a weight."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from conftest import tiny_model
+from rankwise.adapters.formats.peft import write_peft
+from rankwise.adapters.targets import host_view
+from rankwise.cli.main import app
+from rankwise.commands.inspect_model import means_model
+from rankwise.config.adapters import LoraConfig
+from rankwise.methods.inject import inject
+from rankwise.planning.catalogue import catalogue
+from vision_models import save_folder
+
+
+def rankwise(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def facts(*words: object) -> dict:
+    result = rankwise("inspect", *words, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("\n") == 1
+    return json.loads(result.stdout)
+
+
+def test_a_language_model_is_told_by_kind_and_shape_and_all_linear_leaves_its_head_alone():
+    found = facts("gpt2")
+    assert (found["model"], found["family"], found["parameters"]) == ("gpt2", "gpt2", 124_439_808)
+    assert sum(group["parameters"] for group in found["layers"]) == 124_439_808
+    groups = {(group["kind"], group["inputs"], group["outputs"]): group for group in found["layers"]}
+    assert groups["Conv1D", 768, 2304]["count"] == 12 and groups["Conv1D", 768, 2304]["names"] == ["c_attn"]
+    assert groups["Linear", 768, 50257]["remark"] == "output head"
+    assert groups["LayerNorm", 0, 0]["count"] == 25
+    chosen = found["targets"]["all-linear"]
+    assert chosen["layers"] == 48 and chosen["trainable"] == 12 * 16 * (768 + 2304 + 768 + 768 + 2 * (768 + 3072))
+    assert chosen["share"] == chosen["trainable"] / 124_439_808
+    assert "has no convolutions" in found["targets"]["all-conv"]["refusal"]
+    assert found["default_target"] == "all-linear"
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
+def test_a_folder_s_counts_are_those_of_the_model_and_of_what_is_injected(family: str, tmp_path: Path) -> None:
+    folder = save_folder(family, tmp_path / "model")
+    found, model = facts(folder), AutoModel.from_pretrained(folder)
+    assert sum(group["count"] for group in found["layers"]) == sum(
+        any(True for _ in module.parameters(recurse=False)) for module in host_view(model).values()
+    )
+    for target, chosen in found["targets"].items():
+        if chosen["refusal"] is None:
+            adapters = inject(model, LoraConfig(rank=16, targets=target))
+            assert chosen["layers"] == len(adapters.layers)
+            assert chosen["trainable"] == sum(one.numel() for one in adapters.parameters())
+            write_peft(adapters, tmp_path / target, base_model=family)
+            assert chosen["file_bytes"] == (tmp_path / target / "adapter_model.safetensors").stat().st_size
+            adapters.remove()
+        else:
+            assert target == "all-conv" and family != "convnext" and "that reads the image" in chosen["refusal"]
+
+
+def test_convolutions_are_told_with_their_kernels_and_why_some_are_left_out(tmp_path: Path) -> None:
+    folder = save_folder("convnext", tmp_path / "model")
+    groups = {tuple(group["names"]): group for group in facts(folder)["layers"]}
+    stem, inner, depthwise = groups["patch_embeddings",], groups["downsampling_layer.1",], groups["dwconv",]
+    assert (stem["inputs"], stem["outputs"], stem["kernel"], stem["remark"]) == (3, 8, [4, 4], "reads the image")
+    assert (inner["inputs"], inner["outputs"], inner["kernel"], inner["remark"]) == (8, 16, [2, 2], "")
+    assert depthwise["count"] == 2 and "convolve in groups" in depthwise["problem"]
+    result = rankwise("inspect", folder)
+    assert result.exit_code == 0
+    text = result.stdout
+    assert "8 -> 16, 2 x 2" in text and "dwconv (cannot be adapted)" in text and "that reads the image" in text
+    assert text.endswith("By default this model's adapters have the targets all-linear.\n")
+
+
+def test_a_run_s_name_is_a_run_and_a_model_s_name_a_model(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora"))
+    assert not means_model("lora") and not means_model("runs/lora/adapter") and not means_model("god")
+    assert means_model("minilm") and means_model("gpt2") and means_model("organisation/model")
+    (tmp_path / "home" / "runs" / "lora").rename(tmp_path / "home" / "runs" / "gpt2")
+    assert not means_model("gpt2") and "ranks" in facts("gpt2")
+    assert not means_model("no/such/folder/with/a/name") and not means_model("x" * 5000) and not means_model("")
+    result = rankwise("inspect", "god", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["kind"]) == (2, "RunError")
+
+
+def test_no_weight_is_read_and_a_catalogued_model_needs_no_torch(tmp_path):
+    folder = save_folder("vit", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    assert facts(folder)["parameters"] > 0
+    code = (
+        "import sys; from typer.testing import CliRunner; from rankwise.cli.main import app; "
+        f"print(CliRunner().invoke(app, ['inspect', {next(iter(catalogue()))!r}]).exit_code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "False"], done.stderr
+
+
+def test_a_model_that_is_nowhere_is_a_sentence():
+    result = rankwise("inspect", "organisation/no-such-model", "--json")
+    assert result.exit_code == 2
+    told = json.loads(result.stdout)
+    assert told["kind"] == "ModelError" and "organisation/no-such-model" in told["error"]
+
+
+def test_the_whole_model_of_a_full_training_is_a_model_too(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "whole")
+    found = facts(tmp_path / "whole")
+    assert found["family"] == "llama" and found["targets"]["all-linear"]["layers"] == 14
+    assert torch.is_grad_enabled()
