@@ -118,7 +118,7 @@ def test_what_is_no_image_is_listed_and_an_empty_class_is_named(tmp_path):
     reading, examples = read(tmp_path)
     assert len(examples) == 2
     assert reading.passed_over == [".git", ".hidden.png", "dog/notes.txt"]
-    assert reading.remarks == [f"{tmp_path}: the folder bird contains no image"]
+    assert reading.warnings() == [f"{tmp_path}/bird: contains no image"]
 
 
 def test_a_link_out_of_the_folder_is_a_bad_row(tmp_path):

@@ -154,8 +154,10 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
         validation = data_report.validation
         text = f"{validation.rows:,}{_left_out(validation.skipped_why)}"
         lines.append(("validation rows", text, validation.rows))
+    if data_report.images is not None:
+        lines += [(label, text, data_report.images.images) for label, text in data_report.images.lines()]
     lines += _token_lines(data_report)
-    if data_report.lengths is not None:
+    if data_report.lengths is not None and data_report.images is None:
         lengths = data_report.lengths
         lines.append((
             "length in tokens",
@@ -164,8 +166,9 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
             lengths.longest,
         ))  # fmt: skip
     repeated = data_report.duplicates + data_report.near_duplicates
+    what = "rows" if data_report.images is None else "images"
     lines.append(
-        ("duplicate rows", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near", repeated)
+        (f"duplicate {what}", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near", repeated)
     )
     if data_report.overlap is not None:
         both = data_report.overlap
@@ -184,6 +187,8 @@ def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
         return []
     if data_report.targets is not None:
         cut = data_report.truncated or 0
+        if data_report.images is not None:
+            return [("targets", data_report.targets.describe(), data_report.sequences or 0)]
         return [
             ("tokens", f"{data_report.tokens:,}", data_report.tokens),
             ("targets", data_report.targets.describe(), data_report.sequences or 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -61,8 +62,8 @@ def arrow(path: Path, seen: Seen) -> Iterator[Record]:
         raise DataError(f"{path}: is damaged, or is not a readable Arrow file: {first_line(error)}") from None
 
 
-def schema_names(path: Path) -> list[str] | None:
-    """The columns of a Parquet or Arrow file; None for any other file, and for one that cannot be read."""
+def schema_of(path: Path) -> Any:
+    """The schema of a Parquet or Arrow file; None for any other file, and for one that cannot be read."""
     if path.suffix.lower() not in (".parquet", ".arrow") or find_spec("pyarrow") is None:
         return None
     from pyarrow import ArrowException, ipc, memory_map
@@ -70,15 +71,27 @@ def schema_names(path: Path) -> list[str] | None:
 
     try:
         if path.suffix.lower() == ".parquet":
-            return list(read_schema(path).names)
+            return read_schema(path)
         with memory_map(os.fspath(path)) as source:
             try:
-                return list(ipc.open_file(source).schema.names)
+                return ipc.open_file(source).schema
             except ArrowException:
                 source.seek(0)
-                return list(ipc.open_stream(source).schema.names)
+                return ipc.open_stream(source).schema
     except (ArrowException, OSError):
-        return []
+        return None
+
+
+def class_names(schema: Any) -> dict[str, list[str]]:
+    """The names of the numbers in columns of classes, as `datasets` stores them beside images."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        kinds = {name: kind["_type"] for name, kind in features.items()}
+        classes = [name for name, kind in kinds.items() if kind == "ClassLabel" and name in schema.names]
+        named = {name: [*map(str, features[name]["names"])] for name in classes}
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):  # other data, or another version's
+        return {}
+    return named if "Image" in kinds.values() else {}
 
 
 def _arrow_batches(path: Path, source: Any) -> Iterator[Any]:

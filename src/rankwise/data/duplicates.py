@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from unicodedata import normalize
@@ -133,29 +133,47 @@ def _in_words(words: list[str]) -> list[str]:
 
 def _near_rows(mine: np.ndarray, theirs: np.ndarray | None) -> dict[int, int]:
     """Row of `mine` -> the first row found of `theirs` that is near; without `theirs`, an earlier one of `mine`."""
-    found = np.full(len(mine), -1, dtype=np.int64)
-    for band in range(BANDS):
-        order, start, end = _agreeing(mine, theirs, band)
+
+    def keys(band: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return _band_keys(mine, band), None if theirs is None else _band_keys(theirs, band)
+
+    def are_near(rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        return _are_near(mine, rows, mine if theirs is None else theirs, candidates)
+
+    return near_by_bands(len(mine), BANDS, keys, are_near)
+
+
+def near_by_bands(
+    size: int, bands: int, keys: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
+    are_near: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> dict[int, int]:  # fmt: skip
+    """Row of a stream of `size` -> the first row found of another stream that is near, or of its own earlier rows.
+
+    `keys` gives the keys of a band for all rows, and those of the other stream, or None. Rows with the same key are
+    compared by `are_near`.
+    """
+    found = np.full(size, -1, dtype=np.int64)
+    for band in range(bands):
+        order, start, end = _agreeing(*keys(band))
         rows = np.flatnonzero(found < 0)
         for step in range(MOST_COMPARED):
             rows = rows[start[rows] + step < end[rows]]
             if not len(rows):
                 break
             candidates = order[start[rows] + step]
-            near = _are_near(mine, rows, mine if theirs is None else theirs, candidates)
+            near = are_near(rows, candidates)
             found[rows[near]] = candidates[near]
             rows = rows[~near]
     return {int(row): int(found[row]) for row in np.flatnonzero(found >= 0)}
 
 
-def _agreeing(mine: np.ndarray, theirs: np.ndarray | None, band: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of `theirs` in an order in which order[start[row]:end[row]] are those that agree with `row` of `mine`."""
-    keys = _band_keys(mine, band)
-    their_keys = keys if theirs is None else _band_keys(theirs, band)
-    order = np.argsort(their_keys, kind="stable")  # so that rows of one key stay in the order of the stream
-    ordered = their_keys[order]
+def _agreeing(keys: np.ndarray, their_keys: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the other stream in an order in which order[start[row]:end[row]] are those with the key of `row`."""
+    others = keys if their_keys is None else their_keys
+    order = np.argsort(others, kind="stable")  # so that rows of one key stay in the order of the stream
+    ordered = others[order]
     start = np.searchsorted(ordered, keys, side="left")
-    if theirs is not None:
+    if their_keys is not None:
         return order, start, np.searchsorted(ordered, keys, side="right")
     end = np.empty_like(start)
     end[order] = np.arange(len(order))  # up to the row itself

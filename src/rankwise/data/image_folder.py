@@ -182,3 +182,11 @@ def _is_of_split(above: Path) -> bool:
 
 def _without_images(listing: Listing, splits: set[Path]) -> list[Path]:
     return [path for path in listing.empty if path != Path() and path not in splits]
+
+
+def unnamed_images(folder: Path | None, named: set[Path]) -> str | None:
+    """The end of a sentence about images beside a metadata file that none of its usable rows names."""
+    images = list_folder(folder).images if folder is not None else []
+    unnamed = [image.as_posix() for image in images if folder is not None and folder / image not in named]
+    listed = some(unnamed[:3]) + (f" and {len(unnamed) - 3:,} more" if len(unnamed) > 3 else "")
+    return f"no usable row names these images of its folder: {listed}" if unnamed else None

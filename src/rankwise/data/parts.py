@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rankwise.config.data import Rows
 from rankwise.data.arrays import array_records, refuse_npy
-from rankwise.data.columnar import Record, Seen, schema_names
+from rankwise.data.columnar import Record, Seen, class_names, schema_of
 from rankwise.data.columns import renamed
 from rankwise.data.files import records
-from rankwise.data.hub import Part
+from rankwise.data.hub import Part, with_names
 from rankwise.data.image_folder import METADATA, list_folder, sha256_or_nothing
 from rankwise.data.image_rows import IMAGE_SUFFIXES, PATH_FIELDS, image_field, is_image_path
 from rankwise.data.splits import visible
@@ -36,12 +36,19 @@ def file_part(path: Path, source: Rows) -> Part:
     def opened(seen: Seen) -> Iterator[Record]:
         if path.suffix.lower() == ".npz":
             return array_records(path, source.columns, seen, part.note)
-        return records(path, seen, source=source, note=part.note)
+        rows = records(path, seen, source=source, note=part.note)
+        names = {} if source.labels else class_names(schema_of(path))
+        return _named(rows, names) if names else rows
 
     part = Part(str(path), opened, lambda: _identity(path, source, lambda: opened(lambda share: None)), path.parent)
     part.images = path.parent
     part.of_images = path.suffix.lower() == ".npz" or (path.name.lower() in METADATA and _has_images(path.parent))
     return part
+
+
+def _named(rows: Iterator[Record], names: dict[str, list[str]]) -> Iterator[Record]:
+    for where, row in rows:
+        yield where, row if isinstance(row, DataError) else with_names(row, names)
 
 
 def _image_part(path: Path) -> Part:
@@ -85,9 +92,9 @@ def _identity(path: Path, source: Rows, rows: Callable[[], Iterator[Record]]) ->
 
 def _may_name_images(path: Path, source: Rows) -> bool:
     """A cheap look, since most files of rows are texts."""
-    names = schema_names(path)
-    if names is not None:
-        return not {"image", *PATH_FIELDS, source.columns.get("image", "image")}.isdisjoint(names)
+    schema = schema_of(path)
+    if schema is not None:
+        return not {"image", *PATH_FIELDS, source.columns.get("image", "image")}.isdisjoint(schema.names)
     with path.open("rb") as file:
         head = file.read(HEAD)
     return head.startswith(b"PK") or _IMAGE_PATH.search(head) is not None

@@ -17,11 +17,12 @@ from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.data.balanced import BalancedOrder, repeats_of
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
+from rankwise.data.image_report import findings_of, looked_at
 from rankwise.data.labels import Labels
 from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
-from rankwise.data.report import Tally, advice_on, fatal_problems, overlap_of, warnings_of
+from rankwise.data.report import Tally, advice_on, fatal_problems, warnings_of
 from rankwise.data.sequences import EncodedRows, SelectedRows
-from rankwise.data.source_rows import SourceRows, numbers_of
+from rankwise.data.source_rows import SourceRows, numbers_of, overlap_between
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.runs.data_report import (
@@ -35,7 +36,10 @@ from rankwise.runs.data_report import (
 )
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.text.encode import RowEncoder
-from rankwise.text.example import Example
+from rankwise.text.example import Example, ImageRecord
+
+_Usable = tuple[range, ImageRecord | None]
+"""The numbers of a row's sequences, and what is known of its image."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def prepare_data(
     numbers = np.concatenate([np.empty(0, np.int64), *(source.weighted(rng) for source in trained)])
     held_out = [source.side(source.rows, apart=True) for source in trained]
     numbers_apart = numbers_of([row for rows in (*held_out, *(source.rows for source in measured)) for row in rows])
-    overlap = _overlap(trained, measured) if work.compares else None
+    overlap = overlap_between(trained, measured) if work.compares else None
     chosen = facts_of(candidates, [source.apart for source in trained], spec)
     data_report = _data_report(work, apart.tally, trained, measured, len(numbers), overlap, chosen)
     sequences = EncodedRows.gathered(work.sequences)
@@ -130,9 +134,9 @@ class _Preparation:
             rows += len(chunk)
             for row in chunk:
                 self.tally.read(row)
-            for row, sequences in zip(chunk, self._encoded(chunk), strict=True):
-                if sequences or self.encoder is None:
-                    source.add(row, sequences, self.spec)
+            for row, usable in zip(chunk, self._encoded(chunk), strict=True):
+                if usable is not None:
+                    source.add(row, *usable, self.spec)
         self.tally.unreadable(reading.skipped)
         return source
 
@@ -141,29 +145,27 @@ class _Preparation:
         if rows >= 2 * CHUNK and share:
             self.callback(ProgressUpdate("Reading and encoding", rows, rows / share, "rows"))
 
-    def _encoded(self, chunk: Sequence[list[Example]]) -> list[range]:
+    def _encoded(self, chunk: Sequence[list[Example]]) -> list[_Usable | None]:
+        """For each row what training can use of it."""
         if self.encoder is None:
-            for row in chunk:
-                self.tally.keep_unencoded(row)
-            return [range(0, 0) for _ in chunk]
+            outcomes = [looked_at(row[0]) for row in chunk]
+            return [
+                (range(0, 0), outcome.image) if self.tally.keep_unencoded(row, outcome.problem) else None
+                for row, outcome in zip(chunk, outcomes, strict=True)
+            ]
         outcomes = iter(self.encoder.encode([example for row in chunk for example in row]))
-        made: list[range] = []
+        made: list[_Usable | None] = []
         tokens = []
         begin = sum(len(part) for part in self.sequences)
         for row in chunk:
             own = [next(outcomes) for _ in row]
             kept = [sequence for outcome in own for sequence in outcome.sequences]
             kept = kept if self.tally.encoded(own, self.encoder.limit) else []
-            made.append(range(begin + len(tokens), begin + len(tokens) + len(kept)))
+            numbers = range(begin + len(tokens), begin + len(tokens) + len(kept))
+            made.append((numbers, own[0].image) if kept else None)
             tokens += kept
         self.sequences.append(EncodedRows.of(tokens))
         return made
-
-
-def _overlap(trained: Sequence[SourceRows], measured: Sequence[SourceRows]) -> OverlapFacts:
-    apart = [text for source in trained for text in source.side(source.prompts, apart=True)]
-    apart += [text for source in measured for text in source.prompts]
-    return overlap_of(apart, (source.side(source.prompts, apart=False) for source in trained))
 
 
 def _data_report(
@@ -176,10 +178,15 @@ def _data_report(
     files = tuple(_facts(reading, part) for reading in readings for part in reading.parts)
     labels = Labels.together(source.labels for source in sources)
     unused = unused_columns(readings)
-    duplicates = tally.texts.duplicates()
+    images = [image for source in sources for image in source.images]
+    findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
+    duplicates = findings.duplicates if findings is not None else tally.texts.duplicates()
+    repeated = (0, 0) if findings is not None else (len(duplicates.near), len(duplicates.exact))
     remarks = (
         *(sentence(column) for column in unused if not column.stops),
-        *warnings_of(tally, overlap, len(duplicates.near), len(duplicates.exact)),
+        *(warning for reading in readings for warning in reading.warnings()),
+        *warnings_of(tally, overlap, *repeated),
+        *(findings.warnings if findings is not None else ()),
         *labels.remarks(),
         *labels.without_rows(work.targets.classes if work.targets is not None else ()),
         *labels.never_trained(facts),
@@ -202,6 +209,7 @@ def _data_report(
         licence=strictest(file.licence for file in files),
         recipe=spec.recipe,
         template=None if work.targets is not None else work.facts.template,
+        images=findings.facts if findings is not None else None,
         image_processing=work.facts.processing,
         targets=work.targets,
         unused_columns=unused,

@@ -22,6 +22,7 @@ from rankwise.text.encode import Outcome
 from rankwise.text.example import Example
 
 UNREAD, UNWRITTEN, NOTHING_LEFT = "cannot be read", "cannot be written for this model", "nothing left to train on"
+UNUSABLE = "cannot be used"
 LOOKS_SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_ .:/-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
@@ -86,6 +87,8 @@ class Tally:
     def read(self, examples: Sequence[Example]) -> None:
         """Count a row that could be read."""
         self.rows += 1
+        if examples[0].image is not None:
+            return
         text = "\n".join(example.full_text for example in examples)
         self.texts.add([text])
         systems = {example.system for example in examples}
@@ -96,15 +99,26 @@ class Tally:
         if self.guards is not None:
             self.control_tokens += self.guards.holds_control_token(text)
 
-    def keep_unencoded(self, examples: Sequence[Example]) -> None:
-        """Count a readable row as used if there is no tokenizer."""
+    def keep_unencoded(self, examples: Sequence[Example], problem: str | None) -> bool:
+        """Count a readable row as used if there is no tokenizer. Returns whether it can be used."""
+        if problem is not None:
+            self._unusable(examples[0].where, problem)
+            return False
         self.used += 1
         self.systems |= {example.system for example in examples}
+        return True
+
+    def _unusable(self, where: str, problem: str) -> None:
+        self._skip(UNUSABLE, where, problem)
+        self.unread.append(problem)
 
     def encoded(self, outcomes: Sequence[Outcome], limit: int) -> bool:
         """Count the encoded examples of a row. Returns whether anything of it can be trained on."""
         where = outcomes[0].example.where
         problem = next((outcome.problem for outcome in outcomes if outcome.problem is not None), None)
+        if problem is not None and outcomes[0].example.image is not None:
+            self._unusable(where, problem)
+            return False
         if problem is not None:
             self._skip(UNWRITTEN, where, problem)
             self.unwritten.append(problem)
@@ -234,8 +248,5 @@ def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: in
         tokens = some((f"{token} ({count})" for token, count in tally.unknown_special.most_common()), 5)
         problems.append(f"control tokens of other models, with the number of rows: {tokens}")
     if overlap is not None and overlap.exact + overlap.near:
-        problems.append(
-            f"validation prompts that are also in the training rows: {overlap.exact:,} exactly and {overlap.near:,} "
-            f"nearly, of {overlap.of:,}"
-        )
+        problems.append(overlap.describe())
     return problems

@@ -29,6 +29,7 @@ from rankwise.errors import DataError
 from rankwise.text.example import Example
 
 DRAWN, LARGEST = 300, 8
+HEAD = 64
 MARK = b"\xef\xbb\xbf"
 
 
@@ -126,7 +127,7 @@ def _index(part: Part) -> _Index:
     if kind is json_lines:
         return _lines(part, path)
     records = _listed(path) if kind is json_list else None
-    records = list(raw_records(part)) if records is None else records
+    records = [(where, _light(row)) for where, row in raw_records(part)] if records is None else records
     return _Index(part, records.__getitem__, [_length(row) for _, row in records])
 
 
@@ -161,6 +162,13 @@ def _listed(path: Path) -> list[Record] | None:
         return None
     named = ((f"{path} (element {number})", row) for number, row in enumerate(rows, start=1))
     return [(where, checked(row, where)) for where, row in named]
+
+
+def _light(row: Any) -> Any:
+    """The row with only the beginning of its images, which are not decoded here."""
+    if isinstance(row, dict):
+        return {name: _light(value) for name, value in row.items()}
+    return row[:HEAD] if isinstance(row, bytes) else row
 
 
 def _length(value: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from sys import intern
 from typing import TypeVar
 
 import numpy as np
@@ -11,9 +12,12 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.data.duplicates import digest_of
 from rankwise.data.hold_out import Candidates
+from rankwise.data.image_report import SeenImage, overlap_of_images
 from rankwise.data.labels import Labels
+from rankwise.data.report import overlap_of
 from rankwise.data.sources import Reading
-from rankwise.text.example import Example
+from rankwise.runs.data_report import OverlapFacts
+from rankwise.text.example import Example, ImageRecord
 
 _Value = TypeVar("_Value")
 
@@ -27,16 +31,21 @@ class SourceRows:
     rows: list[range] = field(default_factory=list)
     """The numbers of each row's sequences."""
     prompts: list[str] = field(default_factory=list)
+    """What rows with the same question share: its text, or the hash of an image's pixels."""
+    images: list[SeenImage] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
     label_of_row: list[str] = field(default_factory=list)
     apart: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether each row is a validation row."""
 
-    def add(self, row: Sequence[Example], sequences: range, spec: DataConfig) -> None:
+    def add(self, row: Sequence[Example], sequences: range, image: ImageRecord | None, spec: DataConfig) -> None:
         self.rows.append(sequences)
+        if image is not None:
+            self.images.append(SeenImage(row[0].where, intern(row[0].messages[-1].content), image))
         if spec.held_out or spec.validation is not None:
-            self.prompts.append("\n".join(example.prompt_text for example in row))
+            texts = (example.prompt_text for example in row)
+            self.prompts.append("\n".join(texts) if image is None else image.content.hex())
         if spec.group is not None:
             self.groups.append(row[0].group)
         formats = {part.format for part in self.reading.parts} - {None}
@@ -68,6 +77,19 @@ class SourceRows:
             return []
         path = self.reading.source.path
         return [f"{path}: the weight {self.weight:g} leaves none of its {rows:,} rows for training."]
+
+
+def overlap_between(trained: Sequence[SourceRows], measured: Sequence[SourceRows]) -> OverlapFacts:
+    """How many validation rows, held out or of the validation source, are also in the training rows."""
+    if any(source.images for source in trained):
+        images = [image for source in trained for image in source.side(source.images, apart=True)]
+        images += [image for source in measured for image in source.images]
+        return overlap_of_images(
+            images, [image for source in trained for image in source.side(source.images, apart=False)]
+        )
+    texts = [text for source in trained for text in source.side(source.prompts, apart=True)]
+    texts += [text for source in measured for text in source.prompts]
+    return overlap_of(texts, (source.side(source.prompts, apart=False) for source in trained))
 
 
 def numbers_of(rows: Sequence[range]) -> np.ndarray:

@@ -25,7 +25,7 @@ from rankwise.data.fields import FIELDS
 from rankwise.data.files import SUFFIXES
 from rankwise.data.formats import find_format, parse_row, refuse_other_form, used_fields
 from rankwise.data.hub import HUB, Part, hub_part
-from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, list_folder
+from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, list_folder, unnamed_images
 from rankwise.data.parts import arrays_in, file_part
 from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.data.unsupported import refuse_images, refuse_row
@@ -50,8 +50,10 @@ class Reading:
     """Unused columns of each file."""
     passed_over: list[str] = field(default_factory=list)
     """Files in an image folder that are no images."""
-    remarks: list[str] = field(default_factory=list)
-    """Warnings about the files."""
+    empty_folders: list[str] = field(default_factory=list)
+    """Folders in an image folder that contain no image."""
+    named_images: dict[str, set[Path]] = field(default_factory=dict)
+    """The images that the rows of each file name."""
 
     @property
     def rows(self) -> int:
@@ -76,10 +78,17 @@ class Reading:
     def _drawn(self) -> Iterator[list[Example]]:
         if self.source.rows is None:
             return self._parsed()
-        every = list(self._parsed())
+        every = [row if row[0].image is None else None for row in self._parsed()]
         count = min(self.source.rows, len(every))
-        chosen = np.random.default_rng([self.spec.seed, 1]).choice(len(every), count, replace=False)
-        return iter([every[index] for index in sorted(chosen)])
+        drawn = np.random.default_rng([self.spec.seed, 1]).choice(len(every), count, replace=False)
+        rows = [row for index in sorted(drawn) if (row := every[index]) is not None]
+        return iter(rows) if len(rows) == count else self._again({*drawn.tolist()})
+
+    def _again(self, numbers: set[int]) -> Iterator[list[Example]]:
+        """The rows with these numbers, read once more, since all images together may not fit into the memory."""
+        self.skipped.clear()
+        self.unused.clear()
+        return (row for number, row in enumerate(self._parsed()) if number in numbers)
 
     def _parsed(self) -> Iterator[list[Example]]:
         for part in self.parts:
@@ -90,6 +99,8 @@ class Reading:
                     examples = self.examples(part, where, row)
                     assert not isinstance(row, DataError), "examples() raises it"
                     self.unused.setdefault(part.name, Unused()).add(row, self._used(part, row), examples)
+                    if part.of_images and examples[0].image is not None and isinstance(examples[0].image.source, Path):
+                        self.named_images.setdefault(part.name, set()).add(examples[0].image.source)
                     yield examples
                 except DataError as error:
                     self.skipped.append((where, str(error)))
@@ -161,6 +172,13 @@ class Reading:
             raise DataError(f"{where}: the group ({column}) is {shown(value)}; a text or a number is expected.")
         return [replace(example, group=str(value)) for example in examples]
 
+    def warnings(self) -> list[str]:
+        """What in the folders is probably a mistake. Known once all rows are read."""
+        empty = [f"{folder}: contains no image" for folder in self.empty_folders]
+        metadata = [part for part in self.parts if part.of_images and Path(part.name).name.lower() in METADATA]
+        unnamed = [unnamed_images(part.folder, self.named_images.get(part.name, set())) for part in metadata]
+        return empty + [f"{part.name}: {what}" for part, what in zip(metadata, unnamed, strict=True) if what]
+
     @property
     def system(self) -> str | None:
         """The system message of this source, or the one for all sources."""
@@ -229,5 +247,5 @@ def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
 
 def _of_images(spec: DataConfig, source: Rows, images: ImageFolder) -> Reading:
     part = Part(str(images.folder), images.rows, images.identity, images.folder, images=images.folder, of_images=True)
-    remarks = [f"{images.folder}: the folder {empty} contains no image" for empty in images.empty]
-    return Reading(spec, source, [part], images.left_aside, passed_over=images.passed_over, remarks=remarks)
+    empty = [str(images.folder / path) for path in images.empty]
+    return Reading(spec, source, [part], images.left_aside, passed_over=images.passed_over, empty_folders=empty)

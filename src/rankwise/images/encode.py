@@ -15,6 +15,7 @@ import numpy as np
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
 from rankwise.images.decode import decode
+from rankwise.images.perceptual import record_of
 from rankwise.images.pixels import PixelFile
 from rankwise.images.processor import pixels_of
 from rankwise.runs.data_report import TargetFacts
@@ -60,7 +61,10 @@ class ImageEncoder:
         example = outcome.example
         if example.image is None:
             raise DataError(f"{example.where}: is a row without an image, and the model reads images.")
-        return pixels_of(decode(example.image, example.where).picture, self.processing)
+        image = decode(example.image, example.where)
+        if self.targets is not None:
+            outcome.image = record_of(image)
+        return pixels_of(image.picture, self.processing)
 
     def _tokens(self, pixels: np.ndarray, target: float | None, name: str) -> Tokens:
         nothing = np.zeros(self.limit, np.int32)

@@ -14,6 +14,8 @@ from rankwise.images.decode import DecodedImage
 from rankwise.system.extras import need_extra
 from rankwise.text.example import ImageRecord
 
+LEAST_CONTRAST = 2
+"""Standard deviation of the grey levels, of 255."""
 SIDE = 128
 """Larger images are reduced to at least this side by whole factors first, which is several times as fast."""
 
@@ -28,10 +30,17 @@ def content_of(picture: Any) -> bytes:
     return sha256(b"%d %d " % picture.size + picture.tobytes()).digest()[:16]
 
 
-def perceptual_of(picture: Any) -> int:
+def perceptual_of(picture: Any) -> int | None:
+    """None for an image of nearly one colour, which has no structure."""
     need_extra("imagehash", "finding duplicates among images", "vision", DataError)
     from imagehash import phash
 
     factor = min(picture.size) // SIDE
     small = picture.reduce(factor) if factor > 1 else picture
-    return int(str(phash(small)), 16)
+    return None if _is_flat(small) else int(str(phash(small)), 16)
+
+
+def _is_flat(picture: Any) -> bool:
+    from PIL import ImageStat
+
+    return ImageStat.Stat(picture.convert("L")).stddev[0] < LEAST_CONTRAST

@@ -7,6 +7,7 @@ from typing import Literal
 from rankwise.config.base import Config
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
+from rankwise.runs.image_facts import ImageCopy, ImageFacts
 
 DATA_REPORT = "data_report.json"
 MOST_LISTED = 100
@@ -98,11 +99,21 @@ class UnusedColumn(Config):
 
 
 class OverlapFacts(Config):
-    """Validation rows whose prompt is also in the training rows."""
+    """Validation rows whose prompt, or whose image, is also in the training rows."""
 
     exact: int
     near: int
     of: int
+    images: tuple[ImageCopy, ...] | None = None
+    """The first twenty such validation images, each with the training image that it equals."""
+
+    def describe(self) -> str:
+        what, first = ("images", self.images[0].describe()) if self.images else ("prompts", None)
+        text = (
+            f"validation {what} that are also in the training rows: {self.exact:,} exactly and {self.near:,} nearly, "
+            f"of {self.of:,}"
+        )
+        return text if first is None else f"{text}, such as {first}"
 
 
 class TargetFacts(Config):
@@ -216,6 +227,8 @@ class DataReport(Config):
     distinct_labels: int | None = None
     targets: TargetFacts | None = None
     """The classes or numbers that a classifier predicts; None for a language model."""
+    images: ImageFacts | None = None
+    """Sizes, conversions and copies; None where rows are texts."""
     image_processing: ImageProcessing | None = None
     """How images become what the model reads; None where rows are texts."""
     class_repeats: dict[str, float] | None = None

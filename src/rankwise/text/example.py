@@ -55,7 +55,7 @@ class ImageContent:
     """A file, the bytes of a file, or pixels: (H, W), (H, W, 1) or (H, W, 3)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
     """What is known of an image once it was decoded. `width` and `height` are those of the upright image."""
 
@@ -65,8 +65,8 @@ class ImageRecord:
     """What was changed in decoding it."""
     content: bytes
     """A hash of its pixels."""
-    perceptual: int
-    """A hash of 64 bits that is nearly the same for images that look the same."""
+    perceptual: int | None
+    """A hash of 64 bits that is nearly the same for images that look the same; None for an image of one colour."""
 
 
 @dataclass(frozen=True)
