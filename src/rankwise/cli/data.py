@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,7 @@ from rankwise.runs.data_report import MOST_LISTED
 
 if TYPE_CHECKING:
     from rankwise.commands.data import Shown
+    from rankwise.commands.preview_images import Sheet
     from rankwise.runs.data_report import DataReport, PartFacts
 
 data = typer.Typer(help="Check and preview rows before training on them.", no_args_is_help=True)
@@ -63,25 +65,42 @@ def check(
 def preview(
     files: Files,
     model: Model = None,
-    rows: Annotated[int, typer.Option(help="Number of rows.", min=1)] = 3,
-    first: Annotated[int, typer.Option(help="Number of the first row.", min=1)] = 1,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Number of rows.  [default: 3, or 24 images]", show_default=False, min=1),
+    ] = None,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of the first row.  [default: 1; images are drawn from all rows]", show_default=False, min=1
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="For images: file of the contact sheet to write (.png).  [default: contact_sheet.png]",
+            show_default=False,
+        ),
+    ] = None,
     given: GivenSettings = NONE_GIVEN,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show rows as the model sees them, with the loss tokens in colour."""
+    """Show rows as the model sees them, with the loss tokens in colour. Images are written to a contact sheet."""
     with report_failures(as_json):
         spec = read_data(files, given.read())
         from rankwise.commands.data import preview as preview_command
 
         base = ModelConfig(name=model) if model is not None else None
         with Display(quiet) as display:
-            shown = preview_command(spec, base, rows=rows, first=first, callback=display)
+            shown = preview_command(spec, base, rows=rows, first=first, out=out, callback=display)
         if as_json:
-            print_json({"rows": [one.summary() for one in shown]})
-            return
-        for one in shown:
-            _show(one)
+            print_json({"rows": [one.summary() for one in shown]} if isinstance(shown, list) else shown.summary())
+        elif isinstance(shown, list):
+            for one in shown:
+                _show(one)
+        else:
+            _show_images(shown, first or 1)
 
 
 @data.command()
@@ -213,6 +232,19 @@ def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
 def _left_out(reasons: dict[str, int]) -> str:
     why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     return f", left out: {why}" if why else ""
+
+
+def _show_images(sheet: Sheet, first: int) -> None:
+    """Print a line for each image, with its number on the sheet."""
+    for number, image in enumerate(sheet.rows, start=first):
+        if image.left_out is not None:
+            typer.echo(f"{number:>3}  left out: {visible(image.left_out)}")
+            continue
+        notes = "".join(f"; {note}" for note in image.notes)
+        typer.echo(
+            f"{number:>3}  {visible(image.where)}  {visible(image.label)}  {image.width} x {image.height}{notes}"
+        )
+    typer.echo(f"wrote {sheet.path}")
 
 
 def _show(shown: Shown) -> None:

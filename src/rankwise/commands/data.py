@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from rankwise.commands.preview_images import DEFAULT_ROWS, Sheet, holds_images, preview_images
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
+from rankwise.data.classes import read_targets
 from rankwise.data.preparing import ImageWriting, TextWriting, Writing, count_only, prepare
 from rankwise.data.sources import Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
-from rankwise.errors import DataError, together
+from rankwise.errors import ConfigError, DataError, together
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import cached_starter
 from rankwise.objectives.image_classification import ImageClassification
@@ -55,6 +59,8 @@ def check(
     callback: Callback = silent,
 ) -> DataReport:  # fmt: skip
     """Make the data report. Tokens are counted with the tokenizer of `model`, or of a cached starter."""
+    if model is None and holds_images(data):
+        return _check_images(data, callback)
     writing = _writing(data, model, images, callback)
     if writing is None:
         callback(
@@ -66,17 +72,42 @@ def check(
     return prepare(data, writing, callback).data_report
 
 
+def _check_images(data: DataConfig, callback: Callback) -> DataReport:
+    """The report without a model. What is wrong with the classes is an error, as in training."""
+    data_report = count_only(data, callback)
+    if not data_report.fatal:
+        read_targets(data, ClassificationConfig())
+    return data_report
+
+
 def preview(
     data: DataConfig,
     model: ModelConfig | None = None,
     *,
-    rows: int = 3,
-    first: int = 1,
+    rows: int | None = None,
+    first: int | None = None,
+    out: Path | None = None,
     images: ImagesConfig = AS_THE_MODEL,
     callback: Callback = silent,
-) -> list[Shown]:
-    """Return so many rows from row `first` on as training would see them."""
+) -> list[Shown] | Sheet:
+    """Return so many rows from row `first` on as training would see them. Images are written to `out` as a sheet;
+    without `first` they are drawn from all rows."""
+    are_images = holds_images(data)
+    if out is not None and not are_images:
+        raise ConfigError(["--out is the name of a sheet of images, but these rows are texts. Leave it out."])
+    if are_images and model is None:
+        return preview_images(data, None, out, rows=rows or DEFAULT_ROWS, first=first)
     writing = _writing(data, model, images, callback)
+    if are_images and isinstance(writing, ImageWriting):
+        return preview_images(data, writing.processing, out, rows=rows or DEFAULT_ROWS, first=first)
+    if are_images and writing is not None:
+        raise DataError(
+            f"{data.all_sources[0].path}: holds images, and the model {writing.name} reads texts. Leave out --model."
+        )
+    return _preview_texts(data, writing, rows or 3, first or 1, callback)
+
+
+def _preview_texts(data: DataConfig, writing: Writing | None, rows: int, first: int, callback: Callback) -> list[Shown]:
     if writing is None:
         raise DataError("no starter model is cached to show the rows with; name a model with --model.")
     writing = writing.by(data)

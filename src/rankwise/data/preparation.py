@@ -25,6 +25,7 @@ from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.source_rows import SourceRows, numbers_of, overlap_between
 from rankwise.data.sources import CHUNK, Part, Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
+from rankwise.errors import DataError
 from rankwise.runs.data_report import (
     DataReport,
     HoldOutFacts,
@@ -132,6 +133,7 @@ class _Preparation:
         for chunk in reading.chunks():
             self._report_progress(reading, rows)
             rows += len(chunk)
+            self._refuse_images(reading, chunk[0][0])
             for row in chunk:
                 self.tally.read(row)
             for row, usable in zip(chunk, self._encoded(chunk), strict=True):
@@ -139,6 +141,14 @@ class _Preparation:
                     source.add(row, *usable, self.spec)
         self.tally.unreadable(reading.skipped)
         return source
+
+    def _refuse_images(self, reading: Reading, first: Example) -> None:
+        """Where the model reads texts, it would be trained on the names of the files."""
+        if first.image is not None and self.encoder is not None and self.facts.processing is None:
+            raise DataError(
+                f"{reading.source.path}: holds images, and the model {self.model} reads texts. Choose a vision model "
+                "with --model, such as dinov2-small."
+            )
 
     def _report_progress(self, reading: Reading, rows: int) -> None:
         share = reading.share
