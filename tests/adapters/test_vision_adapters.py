@@ -121,6 +121,8 @@ def test_the_notes_name_what_all_conv_leaves_out() -> None:
         '"all-conv" leaves out 2 convolutions that cannot be adapted (timm_model.blocks.3.0.conv_dw, '
         "timm_model.blocks.4.0.conv_dw): they convolve in groups"
     )
+    head.remove()
+    assert inject(model, LoraConfig(), heads=["classifier"]).notes == [default, stem, grouped]
     assert notes_about(model, LoraConfig(targets="conv_pw|conv_pwl")) == []
     assert len(notes_about(model, LoraConfig(targets=r"blocks\..*"))) == 1
     assert "conv_dw" not in " ".join(notes_about(model, LoraConfig(targets="all-conv", layers="0-2")))

@@ -34,6 +34,8 @@ class AdapterSet:
     def __init__(self, model: nn.Module) -> None:
         refuse_adapted(model)
         self.model = model
+        self.notes: list[str] = []
+        """Sentences about targets that `inject` and `add_adapter` understood, and about layers that they left out."""
         self._required_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.requires_grad_(False)
 

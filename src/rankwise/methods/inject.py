@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.targets import Choice
+from rankwise.adapters.targets import Choice, notes_about
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.methods.registry import METHODS
 
@@ -33,4 +33,5 @@ def add_adapter(
     """Lay a new adapter over the layers that `spec` names, and make it the active one. With start "eva" the `choices`
     are those of `eva_choices`. The modules named in `heads` are trained whole beside it."""
     adapters.add_heads(heads, name)
+    adapters.notes += notes_about(adapters.model, spec)
     METHODS[spec.method](spec).add_to(adapters, name, seed, choices)
