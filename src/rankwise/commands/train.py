@@ -121,7 +121,10 @@ def train(
         try:
             if shared := tables_of_the_head(loaded.module, trainable.names):
                 callback(WarningMessage(_shared(shared)))
-            work = Workload.of(loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback)
+            work = Workload.of(
+                loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback,
+                varied=experiment.images.augmentation != "none",
+            )  # fmt: skip
             training = TrainingRun(experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback)
             result, manifest = training.result, _recorded(training, foreseen, resume=resume, force_memory=force_memory)
             tuned = method.tuned(loaded, result)

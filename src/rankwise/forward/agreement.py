@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import hypot, inf
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
+from rankwise.forward.encoders import FusedEncoder
 from rankwise.forward.fused import PROBED, FusedLoss, probe
 from rankwise.kernels.regions import plain_regions
 from rankwise.system.memory import available_memory, give_back
@@ -75,20 +77,38 @@ class Agreement:
 
 
 def agreement(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) -> Agreement:
-    """Compare the fused backend with the eager one, `plain`, which maps a batch to logits. Refuse a model whose weights
-    are not finite."""
+    """Compare the fused backend of decoders with the eager one, `plain`, which maps a batch to logits."""
     batch = _at_fewer_positions(module, probe(module, PROBED, generator := torch.Generator().manual_seed(0)))
+    usual, fast = partial(_by_plain, plain, batch, learned), partial(_by_kernels, module, batch, learned)
+    return compared(module, learned, usual, fast, generator)
+
+
+def encoder_agreement(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits, batch: Batch) -> Agreement:
+    """Compare the fused backend of encoders with the eager one on this batch."""
+
+    def fast() -> Computed:
+        with FusedEncoder(module, plain).active():
+            return _by_plain(plain, batch, learned)
+
+    return compared(module, learned, partial(_by_plain, plain, batch, learned), fast, torch.Generator().manual_seed(0))
+
+
+def compared(
+    module: nn.Module, learned: Sequence[nn.Parameter], usual: Callable[[], Computed], fast: Callable[[], Computed],
+    generator: torch.Generator,
+) -> Agreement:  # fmt: skip
+    """Compare two ways to compute. Refuse a model whose weights are not finite."""
     with _moved(learned, generator):
         try:
-            usual = _by_plain(plain, batch, learned)
-            fast = _by_kernels(module, batch, learned)
+            eager = usual()
+            fused = fast()
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return Agreement(False, f"the fused backend fails ({first_line(error)})", failed=True)
-        if not usual.logits.isfinite().all():
+        if not eager.logits.isfinite().all():
             check_finite(module)
-        return _judged(module, learned, plain, batch, fast, usual)
+        return _judged(module, fused, eager, fast, usual)
 
 
 def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) -> bool:
@@ -109,8 +129,9 @@ def _at_fewer_positions(module: nn.Module, batch: Batch) -> Batch:
 
 
 def _judged(
-    module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits, batch: Batch, fast: Computed, usual: Computed
-) -> Agreement:
+    module: nn.Module, fast: Computed, usual: Computed, by_kernels: Callable[[], Computed],
+    by_plain: Callable[[], Computed],
+) -> Agreement:  # fmt: skip
     dtype = next(module.parameters()).dtype
     apart, limits, name = _distance(fast, usual), _limits(dtype), str(dtype).removeprefix("torch.")
     outcome = f"in {name}, the fused and the eager backend differ in {apart}"
@@ -125,7 +146,7 @@ def _judged(
             False, f"{outcome}; comparing both in float32 needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
         )
     with _in_float32(module), plain_regions():
-        exact_usual, exact_fast = _by_plain(plain, batch, learned), _by_kernels(module, batch, learned)
+        exact_usual, exact_fast = by_plain(), by_kernels()
     exactly = _distance(exact_fast, exact_usual)
     if not exactly.within(*_limits(torch.float32)):
         return Agreement(False, f"{outcome}, and in float32 they differ too: {exactly}")
@@ -159,7 +180,9 @@ def _moved(learned: Sequence[nn.Parameter], generator: torch.Generator) -> Itera
 
 def _by_plain(plain: Logits, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
     logits = plain(batch)
-    loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask], reduction="sum")
+    targets = batch.targets[batch.loss_mask]
+    classes = not batch.targets.dtype.is_floating_point
+    loss = F.cross_entropy(logits.float(), targets, reduction="sum") if classes else logits.float().square().sum()
     return Computed(logits.detach(), _gradients(loss, learned))
 
 

@@ -8,17 +8,22 @@ modules, with or without adapters. Blocks are recognised by their class; all oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from rankwise.data.batches import Batch
 from rankwise.forward.checkpointing import blocks_in_order
 from rankwise.forward.decoders.parts import fed_forward, layer_norm, linears
+from rankwise.forward.fused import has_weights_that_learn, is_watched
+from rankwise.forward.prefix_cache import StateCache
 from rankwise.kernels.full_attention import full_attention
 from rankwise.kernels.prologue import Identity
 
@@ -64,17 +69,104 @@ def _is_known(block: Any) -> bool:
     )
 
 
-@contextmanager
-def fused_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Compute these blocks by kernels inside."""
-    for block in blocks:
-        assert "forward" not in vars(block), "another patch has replaced its forward"
-        block.forward = partial(_block, block, BLOCKS[type(block).__name__])
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
+def has_encoder_kernels(module: nn.Module) -> bool:
+    """Tell whether there are kernels for all blocks of this model as it is now."""
+    return (
+        bool(encoder_blocks(module))
+        and next(module.parameters()).device.type == "cpu"
+        and not has_weights_that_learn(module)
+        and not any(is_watched(part) for part in module.modules())
+    )
+
+
+def lowest_block_that_learns(module: nn.Module) -> int:
+    """The number of the lowest trainable block, and that behind the last one where only the head learns; 0 where
+    something before the blocks is trainable."""
+    blocks = encoder_blocks(module)
+    of_blocks = {id(one) for block in blocks for one in block.parameters()}
+    body = getattr(module, "base_model", module)
+    body = getattr(module, "vision_model", module) if body is module else body
+    if any(one.requires_grad and id(one) not in of_blocks for one in body.parameters()):
+        return 0
+    learning = [at for at, block in enumerate(blocks) if any(one.requires_grad for one in block.parameters())]
+    return learning[0] if learning else len(blocks)
+
+
+class FusedEncoder:
+    """A model whose blocks are computed by kernels inside `active`; `loss` is that of its objective.
+
+    From block `lowest` on, the first `recomputed` blocks use activation checkpointing. Blocks below `lowest` get no
+    gradient and must not change: their outputs are cached for each image, up to `room` bytes.
+    """
+
+    def __init__(
+        self, module: nn.Module, loss: Callable[[Batch], Tensor], *, lowest: int = 0, recomputed: int = 0, room: int = 0
+    ) -> None:  # fmt: skip
+        self._blocks, self._loss = encoder_blocks(module), loss
+        self._lowest, self._recomputed = lowest, recomputed
+        self._cache = StateCache(room) if lowest else None
+        self._states: Tensor | None = None
+        """The output of the block below `lowest` for the batch that is computed now."""
+        self._reading = False
+        """Whether this output is computed now, to be cached."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        for number, block in enumerate(self._blocks):
+            assert "forward" not in vars(block), "another patch has replaced its forward"
+            block.forward = partial(self._forward, number, block)
+        try:
+            yield
+        finally:
+            for block in self._blocks:
+                del block.forward
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if self._cache is None:
+            return self._loss(batch)
+        states = [self._cache.of(key, partial(self._below, one)) for key, one in _apart(batch)]
+        self._states = torch.cat(states)
+        try:
+            return self._loss(batch)
+        finally:
+            self._states = None
+
+    def _forward(self, number: int, block: nn.Module, hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
+        if self._states is not None and number < self._lowest:
+            return self._states if number + 1 == self._lowest else hidden_states
+        compute = partial(_block, block, BLOCKS[type(block).__name__])
+        again = torch.is_grad_enabled() and self._lowest <= number < self._lowest + self._recomputed
+        states: Tensor = checkpoint(compute, hidden_states, use_reentrant=False) if again else compute(hidden_states)
+        if self._reading and number + 1 == self._lowest:
+            raise _Reached(states)
+        return states
+
+    @torch.no_grad()
+    def _below(self, batch: Batch) -> Tensor:
+        """The output of the block below the lowest trainable one for a batch of one image. Each image is computed
+        alone, cached or not, so that its numbers depend neither on its neighbours nor on where a run was resumed."""
+        self._reading = True
+        try:
+            self._loss(batch)
+        except _Reached as reached:
+            return reached.states
+        finally:
+            self._reading = False
+        raise AssertionError("the forward pass goes through every block")
+
+
+class _Reached(Exception):
+    def __init__(self, states: Tensor) -> None:
+        super().__init__("the forward pass is as far as needed")
+        self.states = states
+
+
+def _apart(batch: Batch) -> Iterator[tuple[bytes, Batch]]:
+    """Each image with a key made from its pixels."""
+    for at in range(len(batch.targets)):
+        inputs = {name: value[at : at + 1] for name, value in batch.inputs.items()}
+        digest = blake2b(inputs["pixel_values"].cpu().numpy().tobytes(), digest_size=16).digest()
+        yield digest, replace(batch, inputs=inputs, targets=batch.targets[at : at + 1], images=1)
 
 
 def _block(block: Any, names: BlockNames, hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:

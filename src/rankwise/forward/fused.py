@@ -102,7 +102,7 @@ def has_kernels(module: nn.Module, longest: int) -> bool:
         type(head) is nn.Linear
         and head.bias is None
         and getattr(config, "final_logit_softcapping", None) is None
-        and not any(_is_watched(part) or _drops(part) for part in module.modules())
+        and not any(is_watched(part) or _drops(part) for part in module.modules())
         and not has_weights_that_learn(module)
         and not (getattr(config, "attention_dropout", 0.0) and any(layer.training for layer in layers))
         and next(module.parameters()).device.type == "cpu"
@@ -135,7 +135,7 @@ def _learns(part: nn.Module) -> bool:
     return theirs and any(parameter.requires_grad for parameter in part.parameters(recurse=False))
 
 
-def _is_watched(part: nn.Module) -> bool:
+def is_watched(part: nn.Module) -> bool:
     """Tell whether hooks wait for its call or its forward method was replaced."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
     return any(hooks) or "forward" in vars(part)

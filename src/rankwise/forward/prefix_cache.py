@@ -8,6 +8,7 @@ a run was interrupted and resumed. The key is its token ids, the value its hidde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,12 +17,28 @@ Compute = Callable[[Tensor, Tensor], Tensor]
 """Maps ids and positions (1, T) of a sequence to its hidden states (T, d)."""
 
 
+class StateCache:
+    """States by a key, up to `room` bytes."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._cached: dict[bytes, Tensor] = {}
+
+    def of(self, key: bytes, compute: Callable[[], Tensor]) -> Tensor:
+        states = self._cached.get(key)
+        if states is None:
+            states = compute()
+            if states.nbytes <= self._room:
+                self._room -= states.nbytes
+                self._cached[key] = states
+        return states
+
+
 class Prefix:
     def __init__(self, compute: Compute, room: int) -> None:
         """`room` is the memory limit in bytes."""
         self._compute = compute
-        self._room = room
-        self._cached: dict[bytes, Tensor] = {}
+        self._cache = StateCache(room)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -30,11 +47,4 @@ class Prefix:
         return torch.cat([self._of(*part) for part in parts])
 
     def _of(self, ids: Tensor, positions: Tensor) -> Tensor:
-        key = ids.cpu().numpy().tobytes()
-        states = self._cached.get(key)
-        if states is None:
-            states = self._compute(ids, positions)
-            if states.nbytes <= self._room:
-                self._room -= states.nbytes
-                self._cached[key] = states
-        return states
+        return self._cache.of(ids.cpu().numpy().tobytes(), partial(self._compute, ids, positions))

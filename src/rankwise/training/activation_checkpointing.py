@@ -19,6 +19,7 @@ from rankwise.data.batches import Batch
 from rankwise.errors import ConfigError
 from rankwise.forward.activation_memory import SavedActivations, eager_saved_activations, saved_activations
 from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
+from rankwise.forward.encoders import FusedEncoder, encoder_blocks
 from rankwise.forward.fused import blocks_of
 from rankwise.runs.records import WarningMessage
 from rankwise.system.memory import available_memory
@@ -34,6 +35,18 @@ def fused_blocks(work: Workload, free: int) -> int:
     """How many blocks the fused backend recomputes, from the first trained one on."""
     blocks = blocks_of(work.module) - work.first_trained_block
     return _count(work, blocks, free, lambda: (saved_activations(work.module, work.first_trained_block), 0.0))
+
+
+def encoder_blocks_recomputed(work: Workload, loss: Callable[[Batch], Tensor], free: int) -> int:
+    """How many blocks of an image model the fused backend recomputes, from the first trained one on."""
+    lowest = work.first_trained_block
+    blocks = len(encoder_blocks(work.module)) - lowest
+
+    def saved(recomputed: int) -> SavedActivations:
+        with FusedEncoder(work.module, loss, lowest=lowest, recomputed=recomputed).active():
+            return _kept_by_eager(work, loss)
+
+    return _count(work, blocks, free, lambda: (saved(0), saved(blocks).of(work.largest)))
 
 
 def eager_blocks(work: Workload, loss: Callable[[Batch], Tensor]) -> list[nn.Module]:

@@ -35,12 +35,11 @@ from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
 from rankwise.training.activation_checkpointing import eager_blocks, fused_blocks
-from rankwise.training.workload import Workload
+from rankwise.training.encoder_backend import FusedBlocks, block_agreement, supports_blocks
+from rankwise.training.workload import PREFIX_SHARE, Workload
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
 ADVICE = "use --restart to start it again with another backend."
-PREFIX_SHARE = 0.15
-"""Of free memory, what may be cached of the blocks below the first trained one."""
 
 
 class Backend(Protocol):
@@ -116,21 +115,28 @@ class Fused:
 
 
 def backend_named(name: BackendName, work: Workload) -> Backend:
-    return Eager(work) if name == "eager" else Fused(work, compiled=name == "compiled")
+    if name == "eager":
+        return Eager(work)
+    return Fused(work, compiled=name == "compiled") if predicts_tokens(work) else FusedBlocks(work, ADVICE)
 
 
 def choose_backend(work: Workload, setting: BackendName | Literal["auto"], tokens: int) -> Backend:
     """For a new run over so many tokens in all."""
     if setting == "eager":
         return Eager(work)
-    if not supports(work):
+    if not supports(work) or (setting == "compiled" and not predicts_tokens(work)):
         kind = WarningMessage if has_kernels(work.module, 1) and predicts_tokens(work) else StatusMessage
         return _eager_instead(work, setting, "", _why_unsupported(work), kind)
     found = _agreement(work)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
+    if not predicts_tokens(work):
+        return _chosen(work, FusedBlocks(work, ADVICE), found)
     compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > COMPILED_AFTER)
-    backend = Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled"))
+    return _chosen(work, Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled")), found)
+
+
+def _chosen(work: Workload, backend: Backend, found: Agreement) -> Backend:
     work.callback(StatusMessage(
         f"using the {backend.name} backend, which agrees with the model's own code (--backend eager): "
         f"{found.why}"
@@ -140,7 +146,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
 
 def supports(work: Workload) -> bool:
     """Whether there are kernels for this model, objective and device, with rows of this length."""
-    return predicts_tokens(work) and has_kernels(work.module, work.longest)
+    return has_kernels(work.module, work.longest) if predicts_tokens(work) else supports_blocks(work)
 
 
 def predicts_tokens(work: Workload) -> bool:
@@ -158,7 +164,9 @@ def _eager_instead(
 
 
 def _why_unsupported(work: Workload) -> str:
-    if not predicts_tokens(work):
+    if not predicts_tokens(work) and supports_blocks(work):
+        return f"torch's compiler is not used for {work.objective.name}"
+    if work.objective.row_length is None and not predicts_tokens(work):
         return f"there are no fused kernels for {work.objective.name}"
     if has_weights_that_learn(work.module):
         return "the fused kernels need frozen weights, but this run trains the model's own weights"
@@ -171,6 +179,8 @@ def _why_unsupported(work: Workload) -> str:
 
 
 def _agreement(work: Workload) -> Agreement:
+    if not predicts_tokens(work):
+        return block_agreement(work)
     return agreement(work.module, work.trainable.parameters(), partial(work.objective.predict, work.module))
 
 

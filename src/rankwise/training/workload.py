@@ -12,10 +12,14 @@ from torch import nn
 
 from rankwise.config.training import TrainingConfig
 from rankwise.data.preparation import Prepared
+from rankwise.forward.encoders import has_encoder_kernels, lowest_block_that_learns
 from rankwise.forward.fused import has_kernels, lowest_that_learns
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
 from rankwise.runs.records import Callback, silent
+
+PREFIX_SHARE = 0.15
+"""Of free memory, what may be cached of the blocks below the first trained one."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,12 @@ class Workload:
     @classmethod
     def of(
         cls, module: nn.Module, trainable: Trainable, objective: Objective, config: TrainingConfig, prepared: Prepared,
-        packing: bool, callback: Callback,
+        packing: bool, callback: Callback, *, varied: bool = False,
     ) -> Workload:  # fmt: skip
-        """Of a run over prepared rows, before a checkpoint takes ranks away."""
+        """Of a run over prepared rows, before a checkpoint takes ranks away. `varied`: a row is never seen twice."""
         longest, rows = prepared.longest, len(prepared.trained_rows)
         largest = max(longest, min(config.max_batch_tokens, config.batch_size * longest))
-        first = _first_trained_block(module, config, rows, longest)
+        first = 0 if varied else _first_trained_block(module, config, rows, longest, objective)
         return cls(
             module, trainable, objective, longest, largest, first, packing, config.activation_checkpointing, callback
         )
@@ -57,7 +61,12 @@ class Workload:
                 self.trainable.train(False)
 
 
-def _first_trained_block(module: nn.Module, config: TrainingConfig, rows: int, longest: int) -> int:
+def _first_trained_block(
+    module: nn.Module, config: TrainingConfig, rows: int, longest: int, objective: Objective
+) -> int:
     """The lowest block that learns, where rows come again and what lies below it is worth caching."""
-    again = config.total_steps(rows) * config.rows_per_step(rows) > rows
-    return lowest_that_learns(module) if again and has_kernels(module, longest) else 0
+    if config.total_steps(rows) * config.rows_per_step(rows) <= rows:
+        return 0
+    if objective.row_length is not None:
+        return lowest_block_that_learns(module) if has_encoder_kernels(module) else 0
+    return lowest_that_learns(module) if has_kernels(module, longest) else 0
