@@ -137,10 +137,7 @@ class Display(AbstractContextManager["Display"]):
 
 
 def _facts(record: StepRecord) -> str:
-    return (
-        f"{record.step}/{record.steps}  loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s  "
-        f"{record.resident_bytes / 1e9:.1f} GB"
-    )
+    return f"{record.step}/{record.steps}  loss {record.loss:.3f}  {record.speed}  {record.resident_bytes / 1e9:.1f} GB"
 
 
 def measured(record: LossRecord, scores: Sequence[ScoreRecord]) -> str:

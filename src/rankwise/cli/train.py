@@ -64,7 +64,7 @@ FILE_FORMATS = {"adapter": "PEFT's format", "model": "float32, for transformers"
 def _tell(trained: Trained, results: Results) -> None:
     run, result, forecast = trained.run.folder.name, trained.result.name, trained.manifest.forecast
     typer.echo(
-        f"{run}: {results.steps} steps in {results.train_seconds:.0f} s ({results.tokens_per_second:,.0f} tokens/s), "
+        f"{run}: {results.steps} steps in {results.train_seconds:.0f} s ({results.speed}), "
         f"loss {results.loss:.3f}, peak memory {results.peak_rss_bytes / 1e9:.1f} GB"
     )
     if forecast is not None:

@@ -128,7 +128,7 @@ def cost_section(run: RunSnapshot) -> Section:
          f"{share(results.trainable_parameters, results.total_parameters)} of {results.total_parameters:,}"),
         ("saved file size", size(results.adapter_bytes)),
         ("time", f"{duration(results.train_seconds)} for {plural(results.steps, 'step')}"),
-        ("tokens per second", f"{results.tokens_per_second:,.0f}"),
+        ("speed", results.speed),
         ("peak memory", f"{size(results.peak_rss_bytes)}, measured for the whole process"),
     ]  # fmt: skip
     against = against_full(manifest, results, run.experiment)

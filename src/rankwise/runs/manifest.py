@@ -52,6 +52,9 @@ class Results(Config):
     validation_loss_tokens: int | None
     train_seconds: float
     tokens_per_second: float
+    """Of images their patches."""
+    images_per_second: float | None = None
+    """None where rows are texts."""
     peak_rss_bytes: int
     trainable_parameters: int
     total_parameters: int
@@ -66,6 +69,12 @@ class Results(Config):
     validation_accuracy_after: float | None = None
     """Share of validation rows whose class is predicted right, by the weights of `kept_step`. None without classes or
     validation rows."""
+
+    @property
+    def speed(self) -> str:
+        """The speed in the unit that a user counts in."""
+        images = self.images_per_second
+        return f"{self.tokens_per_second:,.0f} tokens/s" if images is None else f"{images:,.1f} images/s"
 
 
 class Forecasted(Config):

@@ -23,13 +23,24 @@ class StepRecord:
     loss_tokens: int
     seconds: float
     resident_bytes: int
+    images: int = 0
+    """Images of the step, whose `tokens` are patches; 0 where rows are texts."""
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
 
+    @property
+    def speed(self) -> str:
+        """The speed in the unit that a user counts in."""
+        return (
+            f"{self.images / self.seconds:,.1f} images/s" if self.images else f"{self.tokens_per_second:,.0f} tokens/s"
+        )
+
     def as_row(self) -> dict[str, Any]:
-        return {"kind": "step", **asdict(self), "tokens_per_second": round(self.tokens_per_second, 1)}
+        facts = asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
+        images = facts.pop("images")
+        return {"kind": "step", **facts, **({"images": images} if images else {})}
 
 
 @dataclass(frozen=True)

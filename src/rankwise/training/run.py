@@ -144,6 +144,7 @@ class TrainingRun:
     def results(self, records: Sequence[StepRecord], validation: Validation, seconds: float) -> Results:
         """`loss` is the mean over the last tenth of the steps."""
         last = records[-max(1, len(records) // 10) :]
+        images = sum(record.images for record in records)
         together = sum(parameter.numel() for parameter in self.model.module.parameters())
         ends = 0, validation.result_step
         before, after = map(validation.loss_after, ends)
@@ -156,6 +157,7 @@ class TrainingRun:
             validation_loss_tokens=after.loss_tokens if after else None,
             train_seconds=seconds,
             tokens_per_second=sum(record.tokens for record in records) / seconds,
+            images_per_second=images / seconds if images else None,
             peak_rss_bytes=peak_rss(),
             trainable_parameters=self.trained_parameters,
             total_parameters=together - self.trainable.extra_parameters,

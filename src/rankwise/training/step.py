@@ -48,6 +48,7 @@ def optimizer_step(
         loss_tokens=max(1, round(count)),
         seconds=time.perf_counter() - began,
         resident_bytes=psutil.Process().memory_info().rss,
+        images=sum(batch.images for batch in batches),
     )
     return record, plan
 
