@@ -141,8 +141,8 @@ def line(done: dict[Cell, dict[str, Any]], method: str, size: int) -> str:
     values = [cell["accuracy"]["value"] for cell in (first, *again)]
     interval = f"{first['accuracy']['low']:.3f} to {first['accuracy']['high']:.3f}"
     return (
-        f"| {size} | {method} | {first['parameters']:,} | {rate:g}{edge} | {statistics.mean(values):.3f} ({interval}) | "
-        f"{', '.join(f'{value:.3f}' for value in values)} | {first['images_per_second']:.1f} | "
+        f"| {size} | {method} | {first['parameters']:,} | {rate:g}{edge} | {statistics.mean(values):.3f} ({interval}) "
+        f"| {', '.join(f'{value:.3f}' for value in values)} | {first['images_per_second']:.1f} | "
         f"{first['train_seconds']:.0f} s | {first['peak_rss_bytes'] / 1e9:.2f} GB | "
         f"{first['adapter_bytes'] / 1e6:.1f} MB |"
     )

@@ -57,7 +57,8 @@ def export(
         else:
             from rankwise.exporting.engines import loaded_with
 
-            typer.echo(visible(f"{_line(exported)}\n{loaded_with(exported.format, exported.to, exported.outputs)}"))
+            use = loaded_with(exported.format, exported.to, exported.outputs, images=exported.images)
+            typer.echo(visible(f"{_line(exported)}\n{use}"))
 
 
 def _line(exported: Exported) -> str:

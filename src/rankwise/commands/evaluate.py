@@ -243,7 +243,7 @@ def _differences(tuned: ModelScores, base: ModelScores | None) -> dict[str, Diff
 
 def _identity_of(model: LoadedModel) -> dict[str, Any]:
     facts = model.facts
-    return {
-        "dtype": facts.dtype, "fingerprint": facts.fingerprint, "template": model.template.identity,
-        "tokenizer": model.tokenizer.identity,
-    }  # fmt: skip
+    identity: dict[str, Any] = {"dtype": facts.dtype, "fingerprint": facts.fingerprint}
+    if model.processing is not None:
+        return identity | {"image_size": model.processing.size}
+    return identity | {"template": model.template.identity, "tokenizer": model.tokenizer.identity}

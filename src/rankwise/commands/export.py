@@ -47,6 +47,9 @@ class Exported:
     strength: float = 1.0
     merged: Merged | None = None
     outputs: int | None = None
+    """Of a classifier."""
+    images: bool = False
+    """Whether a classifier reads images."""
     """Of a classifier: its classes, or 1 for a number."""
 
     def summary(self) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def export(
     _check_free(folder)
     artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
     outputs = None if artifact.targets is None else artifact.targets.outputs
+    images = artifact.data_report is not None and artifact.data_report.image_processing is not None
     if outputs is not None and strength != 1:
         raise ConfigError([
             f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
@@ -78,7 +82,14 @@ def export(
     if format == "merged":
         merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
         return Exported(
-            str(artifact.folder), str(folder), format, _size(folder), strength=strength, merged=merged, outputs=outputs
+            str(artifact.folder),
+            str(folder),
+            format,
+            _size(folder),
+            strength=strength,
+            merged=merged,
+            outputs=outputs,
+            images=images,
         )
     method_of(artifact.config).check_export(format, artifact.folder)
     artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
@@ -91,7 +102,14 @@ def export(
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
         rewrite(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
     return Exported(
-        str(artifact.folder), str(folder), format, _size(folder), written.rank, strength=strength, outputs=outputs
+        str(artifact.folder),
+        str(folder),
+        format,
+        _size(folder),
+        written.rank,
+        strength=strength,
+        outputs=outputs,
+        images=images,
     )
 
 

@@ -51,18 +51,18 @@ def way_to(engine: Engine) -> str:
     )
 
 
-def loaded_with(format: str, folder: str, outputs: int | None = None) -> str:
-    """Describe how to load an export. `outputs` are those of a classifier."""
+def loaded_with(format: str, folder: str, outputs: int | None = None, *, images: bool = False) -> str:
+    """Describe how to load an export. `outputs` are those of a classifier, of texts or of `images`."""
     if outputs is not None:
-        return _classifier_loaded_with(format, folder, outputs)
+        auto = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
+        return _classifier_loaded_with(format, folder, outputs, auto)
     first = next(engine for engine in ENGINES if engine.format == format)
     others = ", ".join(engine.name for engine in ENGINES if engine.format == format and engine is not first)
     use = first.use.replace("FOLDER", folder)
     return f"load it with {first.name}: {use}" + (f"; {DOCS} says how with {others}" if others else "")
 
 
-def _classifier_loaded_with(format: str, folder: str, outputs: int) -> str:
-    auto = "AutoModelForSequenceClassification"
+def _classifier_loaded_with(format: str, folder: str, outputs: int, auto: str) -> str:
     if format == "merged":
         return f'load it with transformers: {auto}.from_pretrained("{folder}")'
     return (

@@ -24,7 +24,7 @@ from rankwise.methods.base import BASE_FACTS
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import save, stored_as
-from rankwise.objectives.registry import objective_for
+from rankwise.objectives.objective import Objective
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -38,6 +38,9 @@ HIDDEN = 0.25
 """If rounding exceeds this share of the adapter's own change, a warning says that training may be partly lost."""
 TEXT = "The river had risen in the night, and 27 boats lay on the grass. Nobody knew whose they were; the oldest of "
 "us said: count the oars first, then ask. def count(oars): return sum(oars) // 2"
+
+
+IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def export_merged(
     working_dtype = "bfloat16" if stored == export_dtype == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": working_dtype, "device": "cpu"})
     tuned = load_tuned(artifact, callback, force_base=force_base, spec=spec)
-    live, base = tuned.trainable.merge(strength, partial(_logits, tuned.model))
+    objective = tuned.objective
+    live, base = tuned.trainable.merge(strength, partial(_logits, tuned.model, objective))
     change = None if base is None else _difference(base, live)
     with published(folder) as temporary:
         callback(StatusMessage("Writing the merged model"))
@@ -79,8 +83,8 @@ def export_merged(
             write_json(temporary / file, value)
         weights = _hashes(tuned.model)
         del tuned  # frees memory for the reloaded model
-        again = objective_for(artifact.data_report).load(spec.model_copy(update={"name": str(temporary)}), silent)
-        difference, same = _difference(_logits(again), live), _hashes(again) == weights
+        again = objective.load(spec.model_copy(update={"name": str(temporary)}), silent)
+        difference, same = _difference(_logits(again, objective), live), _hashes(again) == weights
         if not (same and difference <= ALLOWED[export_dtype]):
             raise AdapterError(
                 f"{folder} would differ from the trained model: logits differ by {difference:.2%} of the largest, and "
@@ -104,9 +108,14 @@ def beside(artifact: Artifact, strength: float) -> dict[str, Any]:
     return files if strength == 1 else data_report | {STRENGTH: {"run": artifact.name, "strength": strength}}
 
 
-def _logits(model: LoadedModel) -> Tensor:
-    ids = torch.tensor([model.tokenizer.encode(TEXT)], device=model.precision.device)
+def _logits(model: LoadedModel, objective: Objective) -> Tensor:
+    """Of a text or, for a model of images, of random ones."""
     with torch.inference_mode():
+        if objective.row_length is not None:
+            rows = objective.random_rows(model.module, [1] * IMAGES, torch.Generator().manual_seed(0))
+            (batch,) = objective.batches(rows, IMAGES * objective.row_length)
+            return objective.predict(model.module, batch.to(model.precision.device)).cpu().double()
+        ids = torch.tensor([model.tokenizer.encode(TEXT)], device=model.precision.device)
         return model.module(input_ids=ids).logits.cpu().double()
 
 

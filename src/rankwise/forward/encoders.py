@@ -71,11 +71,12 @@ def _is_known(block: Any) -> bool:
 
 def has_encoder_kernels(module: nn.Module) -> bool:
     """Tell whether there are kernels for all blocks of this model as it is now."""
+    blocks = encoder_blocks(module)
     return (
-        bool(encoder_blocks(module))
+        bool(blocks)
         and next(module.parameters()).device.type == "cpu"
-        and not has_weights_that_learn(module)
-        and not any(is_watched(part) for part in module.modules())
+        and not any(has_weights_that_learn(block) for block in blocks)
+        and not any(is_watched(part) for block in blocks for part in block.modules())
     )
 
 

@@ -9,7 +9,7 @@ from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import RunError
 from rankwise.methods.artifact import Artifact, recorded_base
 from rankwise.methods.model_card import UNKNOWN, CardFacts, card
-from rankwise.models.beside import copy_tokenizer
+from rankwise.models.beside import copy_reader
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.system.files import write_atomic
@@ -24,7 +24,7 @@ def filled_by_export(
     """From the adapter that is exported, since no base model is loaded for it. `change` says how this one differs."""
 
     def fill(folder: Path) -> None:
-        if not copy_tokenizer(artifact.result, folder):
+        if not copy_reader(artifact.result, folder):
             callback(
                 WarningMessage(
                     f"{artifact.result} has no tokenizer, so {folder} has none either; use the base model's tokenizer"

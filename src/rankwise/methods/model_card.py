@@ -16,56 +16,14 @@ from typing import Any
 from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
+from rankwise.methods.card_loading import BASE_FIRST, CLASSIFIER, IMAGE_CLASSIFIER, LOADING
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, LOCAL
+from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import BaseModelFacts, Results, installed_version
 
 UNKNOWN = "unknown"
 _OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
-LOADING = """\
-```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
-chat = [{"role": "user", "content": "Hello"}]
-inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
-```
-
-Or with rankwise, beside the untouched base model:
-
-```
-rankwise chat path/to/this/folder --both
-```"""
-CLASSIFIER = """\
-```python
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-base = AutoModelForSequenceClassification.from_pretrained(
-    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
-)
-padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these
-model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
-print(model(**tokenizer("A text", return_tensors="pt")).logits)
-```
-
-The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a file of texts:
-
-```
-rankwise predict path/to/this/folder --data texts.csv --out predictions.csv
-```"""
-BASE_FIRST = """\
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/base"), "path/to/this/folder")
-```"""
 
 
 @dataclass(frozen=True)
@@ -127,11 +85,18 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     found: dict[str, Any] = {"base_model": one_line(facts.base.name)} if facts.on_hub else {}
     found |= {
         "library_name": "peft",
-        "pipeline_tag": "text-generation" if facts.data_report.targets is None else "text-classification",
+        "pipeline_tag": _task(facts.data_report),
         "tags": ["lora", *facts.experiment.adapter.tags, "transformers", "rankwise"],
     }
     licences = {"data_license": facts.data_report.licence, "base_model_license": facts.base_licence}
     return found | {key: one_line(licence) for key, licence in licences.items() if licence != UNKNOWN}
+
+
+def _task(data_report: DataReport) -> str:
+    """As the hub names it."""
+    if data_report.targets is None:
+        return "text-generation"
+    return "text-classification" if data_report.image_processing is None else "image-classification"
 
 
 def _trained(facts: CardFacts) -> list[tuple[str, str]]:
@@ -155,6 +120,8 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if targets is not None and targets.classes:
         rows.append(("classes", some(map(escaped, targets.classes), 20)))
+    if data_report.image_processing is not None:
+        rows.append(("images", data_report.image_processing.describe()))
     before, after = results.validation_loss_before, results.validation_loss_after
     if before is not None and after is not None:
         rows.append(("validation loss", f"{before:.4f} before training and {after:.4f} after, in {unit}"))
@@ -178,7 +145,10 @@ def _ranks(ranks: Sequence[int]) -> list[tuple[str, str]]:
 
 def _loading(facts: CardFacts) -> str:
     targets = facts.data_report.targets
-    return LOADING if targets is None else CLASSIFIER.replace("OUTPUTS", str(targets.outputs))
+    if targets is None:
+        return LOADING
+    text = CLASSIFIER if facts.data_report.image_processing is None else IMAGE_CLASSIFIER
+    return text.replace("OUTPUTS", str(targets.outputs))
 
 
 def _licence(name: str) -> str:
@@ -209,22 +179,26 @@ def _about_base(facts: CardFacts) -> str:
             "give rankwise the file (`--base-model path/to/file.gguf`); or export the whole model where the run is "
             "(`rankwise export RUN --to FOLDER --format merged`), which transformers loads by itself."
         )
-    index = (
-        " This adapter was trained on a copy from the package index, which was quantised to 4 bits and converted back, "
-        "so the hub's weights are slightly different."
-    )
-    return (
-        f"PEFT fetches the base model {name} from the hub.{index if facts.base.source.startswith(FROM_INDEX) else ''}"
-    )
+    return f"PEFT fetches the base model {name} from the hub.{_about_index(facts.base.source)}"
+
+
+def _about_index(source: str) -> str:
+    """How a starter's copy from the package index differs from the hub's model."""
+    if not source.startswith(FROM_INDEX):
+        return ""
+    quantised = any(one.package in source and one.member.endswith(".gguf") for one in STARTERS.values())
+    how = ", which was quantised to 4 bits and converted back, so" if quantised else "; it may be that"
+    return f" This adapter was trained on a copy from the package index{how} the hub's weights are slightly different."
 
 
 def _limits(facts: CardFacts) -> str:
+    row = "text" if facts.data_report.image_processing is None else "image"
     measured = (
         "- The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
         "these on your task (`rankwise evaluate`)."
         if facts.data_report.targets is None
-        else "- It gives every text one of its classes or a number, however unlike its rows the text is. Measure it on "
-        "labelled texts of your task (`rankwise evaluate`)."
+        else f"- It gives every {row} one of its classes or a number, however unlike its rows the {row} is. Measure it "
+        f"on labelled {row}s of your task (`rankwise evaluate`)."
     )
     return "\n".join((
         "- It was trained on the rows above and on nothing else; how it does on others was not measured.",

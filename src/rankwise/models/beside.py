@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import AdapterError, some
+from rankwise.models.preprocessing import PREPROCESSOR
 from rankwise.system.files import sha256_of, write_atomic
 from rankwise.system.foreign_json import read_json
 from rankwise.text.tokenizer import HubTokenizer
@@ -52,12 +53,13 @@ def _text(file: Path) -> str:
         raise AdapterError(f"{file} cannot be read as UTF-8 text ({type(error).__name__}).") from None
 
 
-def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Copy tokenizer and templates to another folder; return whether there is a tokenizer. Links out of the folder are
+def copy_reader(source: Path, target: Path) -> bool:
+    """Copy what turns rows into inputs to another folder: tokenizer and templates, or the preprocessing of images.
+    Return whether there is one. Links out of the folder are
     only followed into the hub client's cache, so that no private file is copied."""
     whole = source.resolve()
     allowed = [whole, *(parent / "blobs" for parent in whole.parents[1:2])]
-    names = [TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, *COPIED]
+    names = [TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, PREPROCESSOR, *COPIED]
     names += [f"{MORE_TEMPLATES}/{file.name}" for file in sorted((source / MORE_TEMPLATES).glob("*.jinja"))]
     for name in names:
         found = (source / name).resolve()
@@ -65,7 +67,8 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
         if own and found.is_file() and found.stat().st_size <= LARGEST_TOKENIZER:
             (target / name).parent.mkdir(exist_ok=True)
             write_atomic(target / name, found.read_bytes())
-    return (target / TOKENIZER).is_file() and (target / TOKENIZER_CONFIG).is_file()
+    has_tokenizer = (target / TOKENIZER).is_file() and (target / TOKENIZER_CONFIG).is_file()
+    return has_tokenizer or (target / PREPROCESSOR).is_file()
 
 
 def other_tokens(folder: Path, base: HubTokenizer, base_folder: Path) -> str | None:

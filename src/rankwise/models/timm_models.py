@@ -5,10 +5,12 @@ A folder of timm's has the name of the architecture and its preprocessing in con
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from rankwise.config.images import ImageProcessing
 from rankwise.errors import ModelError
 from rankwise.system.extras import need_extra
 
@@ -33,3 +35,21 @@ def head_of(module: nn.Module) -> str:
     inner: Any = module.get_submodule("timm_model")
     head = inner.get_classifier()
     return next(path for path, one in module.named_modules() if one is head)
+
+
+def set_config(module: nn.Module, classes: Sequence[str], processing: ImageProcessing) -> None:
+    """Put the names of classes and the preprocessing where timm's config.json has them, for a model that is saved."""
+    config: Any = module.config
+    if classes:
+        config.label_names = list(classes)
+    config.num_classes = config.num_labels
+    squashes = not isinstance(processing.resize, int)
+    edge = min(processing.resize) if not isinstance(processing.resize, int) else processing.resize
+    config.pretrained_cfg = (config.pretrained_cfg or {}) | {
+        "input_size": [3, processing.size, processing.size],
+        "crop_pct": processing.size / edge,
+        "crop_mode": "squash" if squashes else "center",
+        "interpolation": processing.interpolation,
+        "mean": list(processing.mean),
+        "std": list(processing.std),
+    }

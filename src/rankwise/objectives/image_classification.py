@@ -26,6 +26,7 @@ from rankwise.errors import ModelError, first_line, is_out_of_memory
 from rankwise.images.processor import need_vision, normalised
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import ModelKind, head_modules, load, load_unchecked
+from rankwise.models.timm_models import is_timm, set_config
 from rankwise.objectives.targets import head_settings, outputs_in, target_loss, weight_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
@@ -51,6 +52,8 @@ class ImageClassification:
                 "cannot be trained to classify images."
             )  # fmt: skip
         self._check_size(loaded)
+        if is_timm(loaded.module):
+            set_config(loaded.module, self.targets.classes, self.processing)
         return loaded
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
 from rankwise.training.activation_checkpointing import eager_blocks, fused_blocks
-from rankwise.training.encoder_backend import FusedBlocks, block_agreement, supports_blocks
+from rankwise.training.encoder_backend import FusedBlocks, block_agreement, supports_blocks, why_no_blocks
 from rankwise.training.workload import PREFIX_SHARE, Workload
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
@@ -164,10 +164,8 @@ def _eager_instead(
 
 
 def _why_unsupported(work: Workload) -> str:
-    if not predicts_tokens(work) and supports_blocks(work):
-        return f"torch's compiler is not used for {work.objective.name}"
-    if work.objective.row_length is None and not predicts_tokens(work):
-        return f"there are no fused kernels for {work.objective.name}"
+    if not predicts_tokens(work):
+        return why_no_blocks(work)
     if has_weights_that_learn(work.module):
         return "the fused kernels need frozen weights, but this run trains the model's own weights"
     if has_kernels(work.module, 1):

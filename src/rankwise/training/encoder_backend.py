@@ -16,7 +16,8 @@ from torch import Tensor
 from rankwise.data.batches import Batch
 from rankwise.errors import RunError
 from rankwise.forward.agreement import Agreement, encoder_agreement
-from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
+from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels
+from rankwise.forward.fused import has_weights_that_learn
 from rankwise.runs.manifest import BackendName
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
@@ -61,6 +62,16 @@ class FusedBlocks:
 
 def supports_blocks(work: Workload) -> bool:
     return work.objective.row_length is not None and has_encoder_kernels(work.module)
+
+
+def why_no_blocks(work: Workload) -> str:
+    if work.objective.row_length is None:
+        return f"there are no fused kernels for {work.objective.name}"
+    if supports_blocks(work):
+        return "the fused kernels of image models are not compiled"
+    if any(has_weights_that_learn(block) for block in encoder_blocks(work.module)):
+        return "the fused kernels need frozen weights, but this run trains the model's own weights"
+    return "there are no fused kernels for this model and device"
 
 
 def block_agreement(work: Workload) -> Agreement:

@@ -1,0 +1,67 @@
+"""How a model card says that an adapter is loaded, by what it was trained for."""
+
+from __future__ import annotations
+
+LOADING = """\
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
+chat = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+
+Or with rankwise, beside the untouched base model:
+
+```
+rankwise chat path/to/this/folder --both
+```"""
+CLASSIFIER = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+base = AutoModelForSequenceClassification.from_pretrained(
+    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
+)
+padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these
+model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
+print(model(**tokenizer("A text", return_tensors="pt")).logits)
+```
+
+The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a file of texts:
+
+```
+rankwise predict path/to/this/folder --data texts.csv --out predictions.csv
+```"""
+IMAGE_CLASSIFIER = """\
+```python
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("path/to/this/folder")
+base = AutoModelForImageClassification.from_pretrained(
+    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
+print(model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits)
+```
+
+The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a folder of images:
+
+```
+rankwise predict path/to/this/folder --data images/ --out predictions.csv
+```"""
+BASE_FIRST = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/base"), "path/to/this/folder")
+```"""
