@@ -210,7 +210,8 @@ def test_how_a_table_is_written_is_said_by_the_check_before_the_training_and_in_
     checked = rankwise("data", "check", "rows.csv", "--model", "model").stdout
     assert f"rows.csv: 2 rows, format prompt, {layout}, licence unknown\n" in checked
     [file] = told("check", "rows.csv")["files"]
-    assert file["layout"] == {"encoding": "cp1252 (a guess)", "delimiter": ";", "sheet": None, "unnamed_columns": 1}
+    written = {"encoding": "cp1252 (a guess)", "delimiter": ";", "sheet": None, "unnamed_columns": 1, "pixels": None}
+    assert file["layout"] == written
     data_report = DataReport(**told("check", "rows.csv"))
     assert f"rows.csv: {layout}" in lines_before_training(data_report)
     assert [told("check", "rows.jsonl")["files"][0]["layout"]] == [None]

@@ -49,6 +49,13 @@ def test_the_sheet_shows_each_image_that_is_listed(folder, tmp_path):
     assert colors_of(tmp_path / "contact_sheet.png") == ["blue", "blue", "green", "green", "red", "red"]
 
 
+def test_a_second_row_of_tiles_is_below_the_first(folder, tmp_path):
+    for number in range(2, 4):
+        Image.new("RGB", (10, 20), COLORS["blue"]).save(folder / "red" / f"{number}.png")
+    assert preview(folder).exit_code == 0
+    assert colors_of(tmp_path / "contact_sheet.png") == ["blue"] * 2 + ["green"] * 2 + ["red"] * 2 + ["blue"] * 2
+
+
 def test_rows_are_drawn_from_all_or_counted_from_the_first(folder, tmp_path):
     result = preview(folder, "--rows", 2, "--first", 4, "--out", "sheet.png", "--json")
     shown = json.loads(result.output)

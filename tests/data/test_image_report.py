@@ -116,6 +116,13 @@ def test_a_converted_image_is_named_and_trained_on(kind, tmp_path):
     assert (change.what, change.images, change.first) == (what, 1, (f"{tmp_path}/pets/{name}",))
 
 
+def test_one_class_only_is_refused(tmp_path):
+    folder = folder_of(tmp_path / "pets", {f"cat/{number}.png": noise(number) for number in range(3)})
+    refused = CliRunner().invoke(app, ["data", "check", str(folder)])
+    assert refused.exit_code == 2
+    assert f"{folder}/cat/0.png: this and all other rows have the label 'cat', so there is nothing" in refused.output
+
+
 def test_many_bad_files_are_all_named_at_once(tmp_path):
     names = {f"cat/{kind.replace(' ', '_')}.png": content for kind, (content, _) in BAD.items()}
     (problems,) = report(pets(tmp_path, **names)).fatal
@@ -146,6 +153,11 @@ def test_images_that_the_metadata_does_not_name_are_a_warning(tmp_path):
         f"{folder}/metadata.jsonl: no usable row names these images of its folder: mouse/0.png, mouse/1.png, "
         "mouse/2.png",
     )
+
+
+def test_names_of_files_are_no_texts(tmp_path):
+    facts = report(pets(tmp_path, **{"cat/[INST] a.png": noise(70), "mouse/[INST] a.png": noise(71)}))
+    assert (facts.unknown_special_tokens, facts.warnings) == ({}, ())
 
 
 def test_sizes_and_shapes(tmp_path):

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from rankwise.config.data import DataConfig
+from rankwise.data import hub
+from rankwise.data.answered_rows import file_of
 from rankwise.data.asking import question_of
 from rankwise.data.preparation import content_identity
 from rankwise.data.sources import open_source, raw_records
@@ -325,6 +327,34 @@ def test_questions_need_no_label(tmp_path):
     assert len(one.messages) == 1
     file = lines(tmp_path / "rows.jsonl", [{"photo": "1.png"}, {"photo": "2.png", "label": "of no class"}])
     assert [one.image.source.name for one in questions(file, columns={"image": "photo"})] == ["1.png", "2.png"]
+
+
+def test_predictions_are_written_with_the_path_of_an_image_and_without_its_bytes(tmp_path):
+    held = [{"bytes": picture(), "path": "1.png"}, picture(), np.zeros((2, 2)), "2.png"]
+    rows = [{"image": image, "prediction": "cat"} for image in held]
+    written = [json.loads(line) for line in file_of(rows, tmp_path / "p.jsonl").splitlines()]
+    assert [row["image"] for row in written] == ["1.png", None, None, "2.png"]
+    assert file_of(rows, tmp_path / "p.csv").decode().splitlines()[1:] == ["1.png,cat", ",cat", ",cat", "2.png,cat"]
+
+
+# The hub
+
+
+def test_a_hub_data_set_of_images_gives_the_bytes_of_its_files(tmp_path, monkeypatch):
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as HubImage
+
+    features = Features({"image": HubImage(), "label": ClassLabel(names=["cat", "dog"])})
+    held = {"image": [{"bytes": picture(color), "path": f"{color}.png"} for color in ("red", "blue")], "label": [1, 0]}
+    rows = Dataset.from_dict(held, features=features)
+    monkeypatch.setattr(hub, "_fetched", lambda *_: (rows, None))
+    assert labelled("hub:me/pets") == [("red.png", "dog"), ("blue.png", "cat")]
+    _, (first, _) = read("hub:me/pets")
+    assert first.image.source == picture("red")
+    other = Dataset.from_dict(held | {"label": [0, 0]}, features=features)
+    before = content_identity(DataConfig(path="hub:me/pets"))
+    monkeypatch.setattr(hub, "_fetched", lambda *_: (other, None))
+    assert content_identity(DataConfig(path="hub:me/pets")) != before
 
 
 # Identity

@@ -6,15 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rankwise.commands.data import check
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.sources import open_source
-from rankwise.errors import DataError, ModelError
-from rankwise.models.sources import find
-from rankwise.runs.records import silent
+from rankwise.errors import DataError
+from vision_models import save_folder
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 40
-VIT = {"model_type": "vit", "hidden_size": 32, "image_size": 32, "patch_size": 8}
 
 
 def examples(path, **said):
@@ -80,22 +79,9 @@ def test_rows_with_a_verdict_are_refused(tmp_path):
         examples(as_lines(tmp_path / "rows.jsonl", rows))
 
 
-@pytest.mark.parametrize("config", [VIT, {"model_type": "clip", "vision_config": {}}, {"model_type": "dinov2"}])
-def test_a_vision_model_is_refused_by_its_config_alone(config, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"is a vision model .*trains language models and text .*rankwise plan"):
-        find(ModelConfig(name=str(tmp_path)), silent)
-
-
-def test_a_vision_model_of_the_hub_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch):
-    from huggingface_hub import constants, file_download
-
-    folder = tmp_path / "models--google--vit-tiny"
-    (folder / "snapshots" / "abc").mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("abc")
-    (folder / "snapshots" / "abc" / "config.json").write_text(json.dumps(VIT))
-    for module in (constants, file_download):
-        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path), raising=False)
-    with pytest.raises(ModelError, match=r"google/vit-tiny is a vision model \(vit\)"):
-        find(ModelConfig(name="google/vit-tiny"), silent)
+def test_a_vision_model_refuses_texts(tmp_path):
+    model = save_folder("vit", tmp_path / "vit")
+    rows = [{"text": f"a text {number}", "label": number % 2} for number in range(4)]
+    data = DataConfig(path=str(as_lines(tmp_path / "rows.jsonl", rows)))
+    (problem,) = check(data, ModelConfig(name=str(model))).fatal
+    assert "rows.jsonl:1: is a row without an image, and the model reads images." in problem

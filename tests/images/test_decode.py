@@ -101,6 +101,7 @@ def rgb(*color, kind="RGB"):
          "scaled from 16 bits, of which they use the lowest 12"),
         (file_of(rgb(0.5, kind="F"), "TIFF"), (128, 128, 128), "scaled from decimals between 0 and 1"),
     ],
+    ids=["CMYK", "palette", "1 bit", "gray", "alpha", "16-bit colour", "16 bits", "12 bits", "decimals"],
 )  # fmt: skip
 def test_another_kind_of_pixel_is_converted_and_noted(source, color, note):
     pixels, notes = decoded(source)
@@ -226,6 +227,8 @@ def test_pictures_that_a_camera_appended_are_passed_over():
         (file_of(rgb(float("nan"), kind="F"), "TIFF"), "has decimal pixels from nan to nan"),
         (np.zeros((2, 8), np.uint8), "has 8 x 2 pixels; each side must have at least 4."),
     ],
+    ids=["empty", "text", "HTML", "SVG", "EPS", "HEIC", "PPM", "tiny", "slender", "no width", "32 bits", "too light",
+         "no number", "small array"],
 )  # fmt: skip
 def test_what_is_no_usable_image_is_refused(source, message):
     assert message in refusal(source)

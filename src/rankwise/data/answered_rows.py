@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rankwise.data.image_rows import is_image
 from rankwise.errors import DataError
 
 SUFFIXES = (".jsonl", ".csv")
@@ -20,7 +21,13 @@ def check_name(out: Path) -> None:
 
 
 def file_of(rows: Sequence[dict[str, Any]], out: Path) -> bytes:
+    """The file's content. Of an image only the path is written, if it has one."""
+    rows = [{name: _path(value) if is_image(value) else value for name, value in row.items()} for row in rows]
     return _csv(rows) if out.suffix.lower() == ".csv" else b"".join(map(_line, rows))
+
+
+def _path(image: Any) -> Any:
+    return image["path"] if isinstance(image, dict) else None
 
 
 def _line(row: dict[str, Any]) -> bytes:
