@@ -14,7 +14,6 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import (
     Evaluation,
     Forgetting,
-    Measured,
     ModelScores,
     Sample,
     StrengthCurve,
@@ -24,6 +23,7 @@ from rankwise.runs.evaluations import (
     write_strength,
 )
 from rankwise.runs.manifest import BaseModelFacts, DataFacts, Manifest, Results, Resumed
+from rankwise.runs.measured import Measured
 from rankwise.runs.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
 
 VERSIONS = {"python": "3.11.7", "rankwise": "0.1.0", "torch": "2.13.0"}

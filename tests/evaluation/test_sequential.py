@@ -13,7 +13,7 @@ from rankwise.evaluation.forgetting import Compared, _both, forgetting
 from rankwise.evaluation.sequential import Looks, interval, quantile
 from rankwise.evaluation.text import Text
 from rankwise.methods.inject import inject
-from rankwise.runs.evaluations import Measured
+from rankwise.runs.measured import Measured
 
 
 @pytest.fixture(scope="module")

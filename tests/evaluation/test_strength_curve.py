@@ -18,7 +18,8 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
-from rankwise.runs.evaluations import Measured, StrengthPoint
+from rankwise.runs.evaluations import StrengthPoint
+from rankwise.runs.measured import Measured
 from rankwise.training.losses import mean_loss
 
 TEXT = Text(torch.randint(96, (4, 41), generator=torch.Generator().manual_seed(5)), "random words", "0" * 64, ())

@@ -14,6 +14,8 @@ from rankwise.evaluation.class_metrics import Scored
 from rankwise.reporting.markup import picture
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
+from rankwise.runs.feature_forgetting import FeatureForgetting
+from rankwise.runs.measured import Difference, Measured
 from report_runs import PIXEL, made_run
 
 
@@ -94,6 +96,21 @@ def test_a_run_without_classes_has_no_such_section():
     }))  # fmt: skip
     made = report("r")
     assert 'id="classes"' not in made.page.read_text() and "classes" not in json.loads(made.data.read_text())
+
+
+def test_what_became_of_features_stands_under_forgetting():
+    run = made_run()
+    path = evaluation_path(run, "task")
+    probe = Difference(a=0.8, b=0.6, difference=-0.2, low=-0.3, high=-0.1, p=0.001, n=90, verdict="worse")
+    features = FeatureForgetting(cka=Measured(value=0.7, low=0.6, high=0.8), probe=probe, images=90, classes=("a", "b"),
+                                 data="other images", sha256="0" * 64)  # fmt: skip
+    before = read_evaluation(path)
+    write_evaluation(path, before.model_copy(update={"forgetting": None, "feature_forgetting": features}))
+    made = report("r")
+    section = re.search(r'<section id="forgetting">.*?</section>', made.page.read_text(), re.DOTALL)[0]
+    for words in ("90 of other images", "0.700 (0.600 to 0.800)", "linear probe of 2 classes", "60 % with the tuned"):
+        assert words in section
+    assert json.loads(made.data.read_text())["forgetting"]["features"][0]["images"] == 90
 
 
 @pytest.mark.parametrize("address", ["https://example.com/a.png", "data:image/svg+xml;base64,AA", "a.png"])

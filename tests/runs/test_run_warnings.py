@@ -8,7 +8,8 @@ from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.evaluation.confusion import class_row
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
-from rankwise.runs.evaluations import Difference, ModelScores
+from rankwise.runs.evaluations import ModelScores
+from rankwise.runs.measured import Difference
 from rankwise.runs.score_text import verdict_text
 from rankwise.runs.warnings import chance, evaluation_warnings
 from report_runs import evaluation_of, made_run, plain

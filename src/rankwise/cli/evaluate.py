@@ -70,7 +70,7 @@ def evaluate(
 def _lines(evaluation: Evaluation) -> list[str]:
     from rankwise.config.tasks import MEANINGS
     from rankwise.runs.class_text import class_lines
-    from rankwise.runs.score_text import labels_text, measured_text, verdict_text
+    from rankwise.runs.score_text import feature_lines, labels_text, measured_text, verdict_text
 
     lines = [f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}, intervals of 95 %"]
     width = max(map(len, evaluation.tuned.metrics))
@@ -91,6 +91,8 @@ def _lines(evaluation: Evaluation) -> list[str]:
             f"likely ({forgetting.delta_nll_low:+.4f} to {forgetting.delta_nll_high:+.4f}); same most likely token at "
             f"{forgetting.agreement:.1%}"
         )
+    if evaluation.feature_forgetting is not None:
+        lines += feature_lines(evaluation.feature_forgetting)
     return lines
 
 

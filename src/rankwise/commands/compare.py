@@ -17,7 +17,8 @@ from rankwise.evaluation.comparable import set_apart
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.comparisons import ComparedForgetting, ComparedTask, Comparison, Differing, differing
-from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, OfBlocks, Verdict
+from rankwise.runs.evaluations import Evaluation, Forgetting, OfBlocks
+from rankwise.runs.measured import Difference, Verdict
 from rankwise.runs.snapshot import Candidate, forgettings_of, open_candidates
 
 REVERSED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}

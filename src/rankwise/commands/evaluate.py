@@ -32,7 +32,6 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.directory import find_run
 from rankwise.runs.evaluations import (
-    Difference,
     Evaluation,
     Forgetting,
     ModelScores,
@@ -43,6 +42,7 @@ from rankwise.runs.evaluations import (
     write_evaluation,
 )
 from rankwise.runs.manifest import now
+from rankwise.runs.measured import Difference
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.runs.score_text import labels_text, score_line
 from rankwise.runs.snapshot import forgetting_in

@@ -26,7 +26,8 @@ from rankwise.evaluation.intervals import measured
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.sequential import Looks
 from rankwise.evaluation.text import Text
-from rankwise.runs.evaluations import Forgetting, Measured, OfBlocks
+from rankwise.runs.evaluations import Forgetting, OfBlocks
+from rankwise.runs.measured import Measured
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 
 ROWS = 64

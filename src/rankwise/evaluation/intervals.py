@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rankwise.evaluation.metrics import METRICS, Metric, Sums, share
-from rankwise.runs.evaluations import LEVEL, Difference, Measured, Scores, Verdict
+from rankwise.runs.evaluations import Scores
+from rankwise.runs.measured import LEVEL, Difference, Measured, Verdict
 
 RESAMPLES, SEED = 2000, 0
 QUANTILE = 1.959963984540054

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankwise.runs.evaluations import LEVEL, Measured
+from rankwise.runs.measured import LEVEL, Measured
 
 STEPS = (4, 2, 1)
 """Step between the blocks of each look."""

@@ -23,8 +23,9 @@ from rankwise.evaluation.forgetting import change_of, compared, kl_of
 from rankwise.evaluation.intervals import difference, measured
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.text import Text
-from rankwise.runs.evaluations import Difference, StrengthCurve, StrengthPoint
+from rankwise.runs.evaluations import StrengthCurve, StrengthPoint
 from rankwise.runs.manifest import now
+from rankwise.runs.measured import Difference
 from rankwise.runs.records import Callback, silent
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5)

@@ -9,7 +9,9 @@ from rankwise.reporting.document import Section, facts, figure, folded, paragrap
 from rankwise.reporting.markup import Content, Markup, element, joined
 from rankwise.reporting.quantities import SIGNS, chance, interval, measured, plural, share
 from rankwise.reporting.quantities import figure as number
-from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, Measured, Sample, StrengthCurve, Verdict
+from rankwise.runs.evaluations import Evaluation, Forgetting, Sample, StrengthCurve
+from rankwise.runs.feature_forgetting import FeatureForgetting
+from rankwise.runs.measured import Difference, Measured, Verdict
 from rankwise.runs.records import SampleRecord
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -17,6 +19,16 @@ LONGEST, MOST_SAMPLES, OPEN_SAMPLES = 3000, 40, 4
 WHISKER = (132, 18)
 CSS_OF: dict[Verdict, str] = {"better": "good", "worse": "bad", "cannot tell": "open"}
 HEADS = ("task", "metric", "n", "base", "tuned", "difference", "", "p", "verdict")
+OF_FEATURES = (
+    "What became of the base's features on images that are not training data. Linear CKA is 1 if the features are the "
+    "same up to rotation and scale, and 0 if they are unrelated. A linear probe shows whether other classes can still "
+    "be told apart by them. A model that learned less also moved less, so read it together with the quality."
+)
+OF_TEXT = (
+    "How far the tuned model moved from its base on text that it was not trained on: KL(base || tuned) in nats per "
+    "token, averaged over all positions. It cannot be compared across base models. A model that learned less also "
+    "moved less, so read it together with the quality."
+)
 
 
 def quality_section(run: RunSnapshot) -> Section | None:
@@ -99,9 +111,10 @@ def whisker(one: Difference) -> Markup:
 
 
 def forgetting_section(run: RunSnapshot) -> Section | None:
-    if run.forgetting is None and run.strength is None:
+    features = [one.feature_forgetting for one in run.evaluations.values() if one.feature_forgetting is not None]
+    if run.forgetting is None and run.strength is None and not features:
         return None
-    blocks: list[Markup] = []
+    blocks: list[Markup] = list(map(feature_facts, features))
     if run.forgetting:
         blocks.append(forgetting_facts(run.forgetting))
     if run.strength:
@@ -109,13 +122,26 @@ def forgetting_section(run: RunSnapshot) -> Section | None:
     data: dict[str, Any] = {
         "forgetting": run.forgetting.summary() if run.forgetting else None,
         "strength": run.strength.model_dump() if run.strength else None,
+        **({"features": [one.model_dump() for one in features]} if features else {}),
     }
     return Section(
         "forgetting", "Forgetting", data, blocks,
-        about="How far the tuned model moved from its base on text that it was not trained on: KL(base || tuned) in "
-        "nats per token, averaged over all positions. It cannot be compared across base models. A model that learned "
-        "less also moved less, so read it together with the quality.",
+        about=OF_FEATURES if features and not run.forgetting else OF_TEXT,
     )  # fmt: skip
+
+
+def feature_facts(one: FeatureForgetting) -> Markup:
+    pairs: list[tuple[str, Content]] = [
+        ("images", f"{one.images:,} of {one.data}"),
+        ("CKA of base and tuned features", f"{number(one.cka.value)} ({interval(one.cka.low, one.cka.high)})"),
+    ]
+    if (probe := one.probe) is not None:
+        accuracies = f"{share(probe.b, 1)} with the tuned model's features, {share(probe.a, 1)} with the base's"
+        change = f"{number(probe.difference, True)} ({interval(probe.low, probe.high, True)})"
+        pairs.append(
+            (f"linear probe of {len(one.classes)} classes", joined(accuracies, "; ", change, " ", chip(probe.verdict)))
+        )
+    return facts(pairs)
 
 
 def forgetting_facts(one: Forgetting) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rankwise.runs.evaluations import Measured, Verdict
+from rankwise.runs.measured import Measured, Verdict
 
 MINUS = "\u2212"
 SIGNS: dict[Verdict, str] = {"better": "\u25b2 better", "worse": "\u25bc worse", "cannot tell": "\u25cb cannot tell"}

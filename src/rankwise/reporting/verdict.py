@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from rankwise.reporting.quantities import figure, interval, plural
-from rankwise.runs.evaluations import Difference, Evaluation, Forgetting, Verdict
+from rankwise.runs.evaluations import Evaluation, Forgetting
+from rankwise.runs.measured import Difference, Verdict
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.warnings import chosen_by_held_out, evaluation_warnings, of_overlap, strength_warnings
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rankwise.config.base import Config
+from rankwise.runs.measured import Measured
 
 SUMMARISED = 24
 """Wrong rows that `rankwise evaluate --json` prints."""
@@ -17,14 +18,6 @@ Thumbnail = Annotated[
 """A small picture as a data: URI."""
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Measured(Config):
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class OneClass(Config):

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rankwise.config.base import Config
-from rankwise.runs.evaluations import Difference, Forgetting, Measured, Verdict
+from rankwise.runs.evaluations import Forgetting
+from rankwise.runs.measured import Difference, Measured, Verdict
 
 
 class Differing(Config):

@@ -15,44 +15,20 @@ from pydantic import Field
 from rankwise.config.base import Config
 from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError
-from rankwise.runs.class_details import ClassDetails, Measured
+from rankwise.runs.class_details import ClassDetails
 from rankwise.runs.directory import RunDirectory, read_json
+from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.manifest import now, versions
+from rankwise.runs.measured import Difference, Measured
 from rankwise.system.files import check_place, write_json
 
-Verdict = Literal["better", "worse", "cannot tell"]
 Sum = Annotated[float, Field(ge=-1e100, le=1e100)]
 """A summand that is small enough for any sum to stay finite."""
-LEVEL = 0.05
-"""Significance level of the paired test; intervals have level 1 - LEVEL."""
 Positions = Annotated[float, Field(ge=1, le=1e12)]
 LARGEST = 500_000_000
 FOLDER, STRENGTH = "evaluations", "strength.json"
 BEGINS = b'{\n  "format": 1,\n  "task": '
 """First bytes of every evaluation file."""
-
-
-class Difference(Config):
-    """The difference b minus a over the same items, with its 95 % interval and the p-value of a paired test."""
-
-    a: float
-    b: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    n: int
-    verdict: Verdict
-    """Verdict on b, which accounts for whether higher or lower is better."""
-
-    @property
-    def undecided(self) -> str | None:
-        """Explain a missing verdict if interval and test disagree."""
-        if self.verdict != "cannot tell" or (self.low <= 0 <= self.high and self.p >= LEVEL):
-            return None
-        if self.low <= 0 <= self.high:
-            return f"the paired test has p = {self.p:.2g}, but the interval includes 0; a verdict needs both"
-        return f"the interval excludes 0, but the paired test has p = {self.p:.2g}; a verdict needs p below {LEVEL:g}"
 
 
 class Scores(Config):
@@ -159,6 +135,9 @@ class Evaluation(Config):
     differences: dict[str, Difference]
     """Differences of `tuned` (b) from `base` (a) by metric; empty without a base."""
     forgetting: Forgetting | None
+    """Of language models."""
+    feature_forgetting: FeatureForgetting | None = None
+    """Of models of images."""
     samples: list[Sample]
     """The first few items."""
     labels: dict[str, int] | None = None
@@ -185,6 +164,7 @@ class Evaluation(Config):
             "classification": self.tuned.classification.summary() if self.tuned.classification else None,
             "metric_meanings": {name: MEANINGS[name] for name in self.tuned.metrics if name in MEANINGS},
             "forgetting": self.forgetting.summary() if self.forgetting else None,
+            "feature_forgetting": self.feature_forgetting.model_dump() if self.feature_forgetting else None,
             "seconds": round(self.tuned.seconds + (self.base.seconds if self.base else 0.0), 3),
         }
 

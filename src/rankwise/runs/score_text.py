@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rankwise.errors import some
-from rankwise.runs.evaluations import Difference, Measured, ModelScores
+from rankwise.runs.evaluations import ModelScores
+from rankwise.runs.feature_forgetting import FeatureForgetting
+from rankwise.runs.measured import Difference, Measured
 
 MOST_LABELS = 12
 
@@ -36,3 +38,17 @@ def labels_text(labels: Mapping[str, int]) -> str:
         f"the task names no choices, so the model chooses among the {len(labels)} different answers in the file "
         f"(number of rows in brackets): {listed}"
     )
+
+
+def feature_lines(one: FeatureForgetting) -> list[str]:
+    """Describe what became of the features of a model of images."""
+    lines = [
+        f"forgetting on {one.images:,} images of {one.data}: CKA of base and tuned features {measured_text(one.cka)}; "
+        "1 is unchanged up to rotation and scale, 0 is unrelated"
+    ]
+    if one.probe is not None:
+        lines.append(
+            f"a linear probe for {len(one.classes)} classes of these images is right in {one.probe.a:.1%} with the "
+            f"base's features and in {one.probe.b:.1%} with the tuned model's: {verdict_text(one.probe)}"
+        )
+    return lines

@@ -1,0 +1,97 @@
+"""Forgetting of models of images: what became of the base's features on images that are not training data.
+
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)),      K = X X^T, L = Y Y^T     features X (N, D) and Y (N, D')
+
+is linear CKA (Kornblith et al. 2019): 1 if both models have the same features up to rotation and scale. HSIC is the
+unbiased estimate (Song et al. 2012): the usual one finds a similarity of D / (D + N) between unrelated features, and
+here that is 0 on average, so a value may be slightly negative. The interval is a jackknife over twenty groups of
+images. Whether the features are still good for something is the accuracy of a linear probe (linear_probe.py) on the
+labels of these images, for both models and pair by pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwise.errors import EvaluationError
+from rankwise.evaluation.intervals import difference
+from rankwise.evaluation.linear_probe import probe_hits
+from rankwise.evaluation.metrics import METRICS
+from rankwise.runs.feature_forgetting import FeatureForgetting
+from rankwise.runs.measured import Measured
+from rankwise.runs.records import Callback, ProgressUpdate, silent
+
+Numbers = NDArray[np.float64]
+Features = Callable[[Any], NDArray[Any]]
+"""Maps a batch of images to the features (B, D) of the last layer."""
+GROUPS = 20
+STUDENT = 2.093024054408263
+"""The 97.5 % quantile of Student's t with GROUPS - 1 degrees of freedom."""
+FEWEST = 2 * GROUPS
+
+
+def feature_forgetting(
+    base: Features, tuned: Features, batches: Iterable[NDArray[Any]], labels: Sequence[int] | None,
+    classes: Sequence[str], data: str, callback: Callback = silent, total: int | None = None,
+) -> FeatureForgetting:  # fmt: skip
+    """Run both models over the same batches of images. `labels` are numbers of `classes`, and None leaves the probe
+    out."""
+    digest, parts = sha256(), tuple[list[Numbers], list[Numbers]](([], []))
+    for batch in batches:
+        digest.update(np.ascontiguousarray(batch).tobytes())
+        for side, features in zip(parts, (base, tuned), strict=True):
+            side.append(np.asarray(features(batch), np.float64))
+        done = sum(map(len, parts[0]))
+        callback(ProgressUpdate("Comparing features", done, total or done, "images"))
+    x, y = (np.concatenate(side) if side else np.empty((0, 1)) for side in parts)
+    _check(x, y, labels)
+    digest.update(np.asarray(labels or (), "<i8").tobytes())
+    grams = [(side - side.mean(0)) @ (side - side.mean(0)).T for side in (x, y)]
+    probe = None
+    if labels is not None:
+        hits = [[[float(hit), 1.0] for hit in probe_hits(gram, labels)] for gram in grams]
+        probe = difference(METRICS["accuracy"], *hits)
+    return FeatureForgetting(
+        cka=cka(*grams), probe=probe, images=len(x), data=data, sha256=digest.hexdigest(),
+        classes=tuple(classes) if labels is not None else (),
+    )  # fmt: skip
+
+
+def _check(x: Numbers, y: Numbers, labels: Sequence[int] | None) -> None:
+    if len(x) < FEWEST:
+        raise EvaluationError(f"comparing features needs at least {FEWEST} images, and there are {len(x)}.")
+    if len(x) != len(y) or (labels is not None and len(labels) != len(x)):
+        raise EvaluationError(f"there are features of {len(x)} and {len(y)} images, with {len(labels or ())} labels.")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise EvaluationError("features are not finite: the weights of one of the two models are damaged.")
+
+
+def cka(base: Numbers, tuned: Numbers) -> Measured:
+    """Compute linear CKA with its interval from the inner products (N, N) of each model's centred features."""
+    value, groups = cka_value(base, tuned), np.arange(len(base)) % GROUPS
+    without = []
+    for group in range(GROUPS):
+        rest = np.ix_(groups != group, groups != group)
+        without.append(cka_value(base[rest], tuned[rest]))
+    half = STUDENT * math.sqrt((GROUPS - 1) * float(np.var(without)))
+    return Measured(value=value, low=value - half, high=max(value, min(1.0, value + half)))
+
+
+def cka_value(base: Numbers, tuned: Numbers) -> float:
+    """Return 0 where one model gives all images the same features."""
+    both, own, other = _hsic(base, tuned), _hsic(base, base), _hsic(tuned, tuned)
+    return both / math.sqrt(own * other) if own > 0 and other > 0 else 0.0
+
+
+def _hsic(one: Numbers, other: Numbers) -> float:
+    """Estimate the Hilbert-Schmidt independence criterion without bias; its factor 1 / (n (n - 3)) cancels in CKA."""
+    n = len(one)
+    one, other = (gram - np.diag(np.diag(gram)) for gram in (one, other))
+    rows, others = one.sum(1), other.sum(1)
+    return float((one * other).sum() + rows.sum() * others.sum() / ((n - 1) * (n - 2)) - 2 * (rows @ others) / (n - 2))
