@@ -449,6 +449,13 @@ def test_what_only_language_models_can_do_is_refused(here, words):
     assert not Path("no.jsonl").exists()
 
 
+def test_what_a_classifier_of_texts_has_forgotten_is_said_not_to_be_measured(here):
+    told = rankwise("evaluate", "lora")
+    assert "what this classifier has forgotten is not measured" in told.stderr and "--other-images" not in told.stderr
+    result = rankwise("evaluate", "lora", "--other-images", "rows.jsonl")
+    assert result.exit_code == 2 and "--other-images is for models of images" in result.stderr
+
+
 def test_a_text_that_is_too_long_is_left_out_or_cut(here):
     rows = [*labelled(12), {"text": "the " * 100, "label": "good"}]
     result = trained("left-out", write_rows("long.jsonl", rows), "--steps", "1")

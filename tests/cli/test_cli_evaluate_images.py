@@ -25,6 +25,18 @@ def rankwise(*words: str) -> Any:
     return result
 
 
+def striped_folder(path: str, each: int) -> str:
+    """Grey images with stripes across or down, which have nothing to do with colours."""
+    generator, stripes = np.random.default_rng(9), 90 * (np.arange(SIZE) // 4 % 2)
+    for name, pattern in (("across", stripes[:, None]), ("down", stripes[None, :])):
+        folder = Path(path) / name
+        folder.mkdir(parents=True)
+        for number in range(each):
+            pixels = 60 + pattern[..., None] + generator.integers(0, 60, (SIZE, SIZE, 1)) + np.zeros((1, 1, 3), int)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return path
+
+
 def image_folder(path: str, each: int, seed: int, shift: int = 0) -> str:
     """Noisy images of one colour a class; a `shift` moves each class's images to the next class."""
     generator, names = np.random.default_rng(seed), list(COLOURS)
@@ -89,3 +101,37 @@ def test_the_validation_rows_give_the_accuracy_of_the_training(here):
     results = json.loads(Path("runs/colours/manifest.json").read_text())["results"]
     summary, _ = evaluated(out="own.json")
     assert summary["metrics"]["accuracy"]["value"] == results["validation_accuracy_after"] >= 0.75
+
+
+def test_features_of_other_images_are_compared_with_those_of_the_base(here):
+    stripes = striped_folder("stripes", 24)
+    result = rankwise("evaluate", "colours", "--other-images", stripes)
+    features = json.loads(Path("runs/colours/evaluations/held-out.json").read_text())["feature_forgetting"]
+    assert features["images"] == 48 and features["classes"] == ["across", "down"]
+    assert features["cka"]["value"] < 0.999 and features["cka"]["low"] <= features["cka"]["value"]
+    assert 0.5 <= features["probe"]["a"] <= 1 and features["probe"]["n"] == 48
+    assert "forgetting on 48 images of stripes" in result.stdout
+    assert "CKA of base and tuned features" in Path("runs/colours/report.html").read_text()
+    again = rankwise("evaluate", "colours", "--json")
+    assert json.loads(again.stdout)["feature_forgetting"] == features, "a later evaluation keeps what was measured"
+    assert "has forgotten is not measured. Give labelled images" in again.stderr
+
+
+def test_a_head_alone_changes_no_feature(here):
+    rankwise(
+        "train", "--model", "tiny", "--data", "train", "--run", "head", "--method", "head", "--steps", "5",
+        "--held-out", "3", "--learning-rate", "0.1", "--set", "model.dtype=float32",
+    )  # fmt: skip
+    result = rankwise("evaluate", "head", "--other-images", striped_folder("more", 24), "--json")
+    measured = json.loads(result.stdout)["feature_forgetting"]
+    assert measured["cka"]["value"] == pytest.approx(1, abs=1e-9) and measured["probe"]["difference"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--other-images", "train"), "belongs to the data of the run"),
+     (("--other-images", "apart", "--no-forgetting"), "--other-images needs two models")],
+)  # fmt: skip
+def test_images_that_show_nothing_are_refused(here, words, said):
+    result = CliRunner().invoke(app, ["evaluate", "colours", *words])
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split()), result.output

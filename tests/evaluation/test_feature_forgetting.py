@@ -106,8 +106,6 @@ def test_every_class_has_its_share_in_every_fold():
     for number, count in ((0, 23), (1, 7)):
         sizes = np.bincount(_folds(labels)[labels == number], minlength=FOLDS)
         assert sizes.sum() == count and sizes.max() - sizes.min() <= 1
-    with pytest.raises(EvaluationError, match="at least 5 images of each class"):
-        _folds(np.array([0] * 10 + [1] * 4))
 
 
 def measured(base, tuned, images, labels, batch=16):
@@ -133,6 +131,11 @@ def test_a_model_that_lost_its_features_is_worse(generator):
     assert one.cka.high < 0.7 and one.probe.verdict == "worse" and one.probe.b < one.probe.a
     lines = feature_lines(one)
     assert "240 images of other images" in lines[0] and "worse" in lines[1]
+
+
+def test_a_class_of_too_few_images_is_named(generator):
+    with pytest.raises(EvaluationError, match='at least 5 images of each class, and there are 4 of "b"'):
+        measured(lambda x: x, lambda x: x, generator.normal(size=(60, 4)), [0] * 30 + [1] * 4 + [2] * 26)
 
 
 def test_without_labels_there_is_no_probe(generator):

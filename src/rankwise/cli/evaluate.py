@@ -32,6 +32,8 @@ def evaluate(
         help="Measure forgetting: how predictions on unrelated text changed.")] = True,
     text: Annotated[str | None, typer.Option(show_default=False,
         help="Text to measure forgetting on: a file, or rows with a text.  [default: Python's documentation]")] = None,
+    other_images: Annotated[str | None, typer.Option(show_default=False,
+        help="Labelled images that are not training data, to measure forgetting of a model of images on.")] = None,
     blocks: Annotated[int | None, typer.Option(min=1, show_default=False,
         help="Measure forgetting on exactly this many blocks of 512 tokens.  [default: 8, 16 or 32, as needed]",
     )] = None,
@@ -59,7 +61,7 @@ def evaluate(
                 target, task, data=data, rows=rows, against=against, base=base,
                 with_forgetting=forgetting, text=text, blocks=blocks, together=batch_size, dtype=dtype,
                 out=out, callback=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
-                base_model=base_model,
+                base_model=base_model, images=other_images,
             )  # fmt: skip
         if as_json:
             print_json(evaluation.summary())

@@ -7,6 +7,7 @@ what was forgotten is measured last. The result goes into the run's folder, wher
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rankwise.evaluation.base_cache import base_scores
 from rankwise.evaluation.class_task import ClassTask
 from rankwise.evaluation.forgetting import forgetting
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
+from rankwise.evaluation.image_features import OtherImages, compare_features, other_images
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
@@ -41,6 +43,7 @@ from rankwise.runs.evaluations import (
     stamped,
     write_evaluation,
 )
+from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.manifest import now
 from rankwise.runs.measured import Difference
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -54,14 +57,15 @@ def evaluate(
     against: str | None = None, base: bool = True, with_forgetting: bool = True, text: str | None = None,
     blocks: int | None = None, together: int | None = None, dtype: str = "auto", out: Path | None = None,
     callback: Callback = silent, force_base: bool = False, force_result: bool = False, trust_code: str | None = None,
-    base_model: str | None = None,
+    base_model: str | None = None, images: str | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
     the run held out. What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it
-    against: on as many blocks as a narrow interval takes (evaluation/sequential.py), or on a fixed number of `blocks`.
+    against: on as many blocks as a narrow interval takes (evaluation/sequential.py), or on a fixed number of `blocks`;
+    for a model of images on labelled `images` (evaluation/feature_forgetting.py).
     """
     compared = base if find_run(target) is not None or is_adapter_folder(target) else bool(against)
-    for flag, given in (("--text", text), ("--blocks", blocks)):
+    for flag, given in (("--text", text), ("--blocks", blocks), ("--other-images", images)):
         if given is not None and not (with_forgetting and compared):
             raise ConfigError(
                 [f"{flag} needs two models to compare. Leave it out, or evaluate a run with its base, or a model "
@@ -72,17 +76,19 @@ def evaluate(
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
     _refuse_of_language_models(subject, task, text, blocks)
+    others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
     asked = asked_of(subject, task, data, rows, together, callback)
     _result_file(subject, asked, out)
     read = _text(subject, text, blocks) if with_forgetting else None
-    return evaluated(subject, asked, read, None if blocks is not None else Looks(), out=out, callback=callback)
+    looks = None if blocks is not None else Looks()
+    return evaluated(subject, asked, read, looks, out=out, callback=callback, images=others)
 
 
 def evaluated(
     subject: Subject, task: Task, text: Text | None = None, looks: Looks | None = None, *, out: Path | None = None,
-    callback: Callback = silent,
+    callback: Callback = silent, images: OtherImages | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Without a `text` it is not measured what was forgotten."""
+    """Without a `text`, or `images` for a model of images, it is not measured what was forgotten."""
     file = _result_file(subject, task, out)
     tuned = task.score(subject.model, subject.name, callback)
     callback(StatusMessage(score_line(task.name, subject.name, tuned)))
@@ -94,12 +100,17 @@ def evaluated(
         callback(StatusMessage(score_line(task.name, str(subject.against), base, differences)))
     n, items = task.facts()
     identity = _identity_of(subject.model)
-    kept = _forgetting(subject, text, looks, callback) if text is not None else None
-    kept = _instead_of(file, items, kept, identity, callback) if file is not None and out is None else kept
+    measured = Forgotten(
+        _forgetting(subject, text, looks, callback) if text is not None else None,
+        _features(subject, images, callback),
+    )
+    if file is not None and out is None:
+        measured = _instead_of(file, items, measured, identity, callback)
     found = Evaluation(
         task=task.name, n=n, left_out=task.left_out, items_sha256=items, data=task.data,
         model=subject.name, against=subject.against, tuned=tuned, base=base, differences=differences,
-        forgetting=kept, samples=task.samples(tuned, base), labels=dict(task.labels) or None,
+        forgetting=measured.text, feature_forgetting=measured.features, samples=task.samples(tuned, base),
+        labels=dict(task.labels) or None,
         settings=task.settings | identity, **stamped(),
     )  # fmt: skip
     if file is not None:
@@ -122,26 +133,33 @@ def _result_file(subject: Subject, task: Task, out: Path | None) -> Path | None:
     return own
 
 
-def _instead_of(
-    file: Path, items: str, forgetting: Forgetting | None, identity: dict[str, Any], callback: Callback
-) -> Forgetting | None:
+@dataclass(frozen=True)
+class Forgotten:
+    """What was measured of forgetting: of a language model, or of a model of images."""
+
+    text: Forgetting | None
+    features: FeatureForgetting | None
+
+
+def _instead_of(file: Path, items: str, measured: Forgotten, identity: dict[str, Any], callback: Callback) -> Forgotten:
     """What is said of an evaluation that is written over, and what stays of it: what was forgotten, where that was not
     measured again and the model has the same weights and number format."""
     if not file.exists():
-        return forgetting
+        return measured
     try:
         before = read_evaluation(file)
     except RankwiseError as error:
         callback(WarningMessage(f"{file} is replaced, because it could not be read ({first_line(error)})"))
-        return forgetting
+        return measured
     if before.items_sha256 != items:
         callback(
             WarningMessage(
                 f"{file} is replaced; it contained {before.n:,} other items of {before.data} ({before.created})"
             )
         )
-    same = all(before.settings.get(name) == identity[name] for name in ("fingerprint", "dtype"))
-    return forgetting_in(before) if forgetting is None and same else forgetting
+    if any(before.settings.get(name) != identity[name] for name in ("fingerprint", "dtype")):
+        return measured
+    return Forgotten(measured.text or forgetting_in(before), measured.features or before.feature_forgetting)
 
 
 def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None:
@@ -152,6 +170,27 @@ def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None
     if subject.artifact is not None and subject.artifact.data_report is not None:
         refuse_trained_on(read, subject.artifact.data_report)
     return read
+
+
+def _other_images(
+    subject: Subject, images: str | None, *, with_forgetting: bool, callback: Callback
+) -> OtherImages | None:
+    """Read the images on which features are compared. A classifier without any is said not to be measured."""
+    of_images = subject.model.processing is not None
+    if images is not None and not of_images:
+        raise ConfigError([f"--other-images is for models of images, and {subject.name} reads texts. Leave it out."])
+    if images is not None:
+        return other_images(subject.model, images, subject.run, callback)
+    if subject.classifier is not None and with_forgetting and subject.base_features is not None:
+        how = " Give labelled images that are not training data with --other-images." if of_images else ""
+        callback(StatusMessage(f"what this classifier has forgotten is not measured.{how}"))
+    return None
+
+
+def _features(subject: Subject, images: OtherImages | None, callback: Callback) -> FeatureForgetting | None:
+    if images is None or subject.base_features is None:
+        return None
+    return compare_features(subject.model, subject.base_features, images, callback)
 
 
 def _forgetting(subject: Subject, text: Text, looks: Looks | None, callback: Callback) -> Forgetting | None:

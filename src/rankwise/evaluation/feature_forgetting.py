@@ -12,6 +12,7 @@ labels of these images, for both models and pair by pair.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.intervals import difference
-from rankwise.evaluation.linear_probe import probe_hits
+from rankwise.evaluation.linear_probe import FOLDS, probe_hits
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.measured import Measured
@@ -50,7 +51,7 @@ def feature_forgetting(
         done = sum(map(len, parts[0]))
         callback(ProgressUpdate("Comparing features", done, total or done, "images"))
     x, y = (np.concatenate(side) if side else np.empty((0, 1)) for side in parts)
-    _check(x, y, labels)
+    _check(x, y, labels, classes)
     digest.update(np.asarray(labels or (), "<i8").tobytes())
     grams = [(side - side.mean(0)) @ (side - side.mean(0)).T for side in (x, y)]
     probe = None
@@ -63,11 +64,17 @@ def feature_forgetting(
     )  # fmt: skip
 
 
-def _check(x: Numbers, y: Numbers, labels: Sequence[int] | None) -> None:
+def _check(x: Numbers, y: Numbers, labels: Sequence[int] | None, classes: Sequence[str]) -> None:
     if len(x) < FEWEST:
         raise EvaluationError(f"comparing features needs at least {FEWEST} images, and there are {len(x)}.")
     if len(x) != len(y) or (labels is not None and len(labels) != len(x)):
         raise EvaluationError(f"there are features of {len(x)} and {len(y)} images, with {len(labels or ())} labels.")
+    number, rarest = min(Counter(labels or ()).items(), key=lambda item: item[1], default=(0, FOLDS))
+    if rarest < FOLDS:
+        raise EvaluationError(
+            f"a linear probe needs at least {FOLDS} images of each class, and there are {rarest} of "
+            f'"{classes[number]}".'
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise EvaluationError("features are not finite: the weights of one of the two models are damaged.")
 

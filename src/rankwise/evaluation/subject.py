@@ -39,6 +39,8 @@ class Subject:
     """The system message that the run's rows were trained with."""
     artifact: Artifact | None = None
     """The run, or the adapter's folder."""
+    base_features: Callable[[], AbstractContextManager[LoadedModel]] | None = None
+    """Gives the base of a classifier, whose head is untrained, so that only its features can be compared."""
 
     @property
     def classifier(self) -> Classifier | None:
@@ -79,7 +81,7 @@ def open_subject(
     if base and asked.objective.targets is not None:
         callback(StatusMessage("the base has no trained head, so this classifier is evaluated alone"))
     if not base or asked.objective.targets is not None:
-        return own
+        return replace(own, base_features=without if base else None)
     # a base that was forced upon the run need not be the one that it was trained on
     origin = fingerprint(find(artifact.base, silent).folder) if force_base else trained_on.fingerprint
     return replace(own, against=trained_on.name, base=without, sides=base_and_tuned(asked.trainable), origin=origin)
