@@ -274,7 +274,7 @@ def test_the_report_is_printed(tmp_path):
     printed = CliRunner().invoke(app, ["data", "check", str(folder), "--held-out", "2"])
     assert printed.exit_code == 0, printed.output
     assert "image sizes           all 40 x 32" in printed.output
-    assert f"converted             1 converted from CMYK, such as {folder}/cat/bad.jpg" in printed.output
+    assert f"images                1 converted from CMYK, such as {folder}/cat/bad.jpg" in printed.output
     assert "duplicate images      0 exact, 0 near" in printed.output
     assert "tokens" not in printed.output
 

@@ -121,7 +121,7 @@ class _Reader:
 def _index(part: Part) -> _Index:
     path = Path(part.name)
     kind = None
-    if path.is_file():
+    if path.is_file() and not part.of_images:
         with path.open("rb") as file:
             kind = kind_of(path, file.read(4096))
     if kind is json_lines:

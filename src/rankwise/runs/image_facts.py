@@ -66,7 +66,7 @@ class ImageFacts(Config):
             sizes += "; " + ", ".join(f"{count / self.images:.0%} {shape}" for shape, count in shapes.items() if count)
         lines = [("image sizes", sizes)]
         for change in self.changes:
-            lines.append(("converted", f"{change.images:,} {change.what}, such as {some(change.first, 3)}"))
+            lines.append(("images", f"{change.images:,} {change.what}, such as {some(change.first, 3)}"))
         if self.passed_over:
             names = some(self.passed_over_files, 5) if self.passed_over <= 5 else ", ".join(self.passed_over_files[:5])
             more = f" and {self.passed_over - 5:,} more" if self.passed_over > 5 else ""
