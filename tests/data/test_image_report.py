@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from itertools import combinations
 
 import numpy as np
@@ -20,6 +21,7 @@ from rankwise.config.data import DataConfig
 from rankwise.data.image_index import ImageIndex
 from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
 from rankwise.text.example import ImageRecord
 
@@ -158,6 +160,17 @@ def test_images_that_the_metadata_does_not_name_are_a_warning(tmp_path):
 def test_names_of_files_are_no_texts(tmp_path):
     facts = report(pets(tmp_path, **{"cat/[INST] a.png": noise(70), "mouse/[INST] a.png": noise(71)}))
     assert (facts.unknown_special_tokens, facts.warnings) == ({}, ())
+
+
+def test_a_name_that_is_no_text_is_a_bad_row(tmp_path):
+    folder = pets(tmp_path, **{"cat/x.png": noise(80), "cat/x.txt": b""})
+    for suffix in (b"png", b"txt"):
+        path = os.fsencode(folder / "cat")
+        os.rename(path + b"/x." + suffix, path + b"/\xff." + suffix)
+    (problem,) = report(folder).fatal
+    assert problem == f"'{folder}/cat/\\udcff.png': its name is not UTF-8 text. Rename it."
+    facts = DataReport.model_validate_json(report(folder, on_bad_row="skip").model_dump_json())
+    assert facts.images.passed_over_files == ("cat/\\udcff.txt",)
 
 
 def test_sizes_and_shapes(tmp_path):

@@ -33,7 +33,8 @@ class Listing:
     """The content of a folder. Paths are relative to it and sorted."""
 
     folder: Path
-    images: list[Path] = field(default_factory=list)
+    images: dict[Path, list[str]] = field(default_factory=dict)
+    """Folder -> names of the images in it, for each folder with images."""
     links: list[Path] = field(default_factory=list)
     """Symbolic links to folders."""
     others: list[Path] = field(default_factory=list)
@@ -41,13 +42,19 @@ class Listing:
     empty: list[Path] = field(default_factory=list)
     """Folders without an image in them or below."""
 
+    @property
+    def paths(self) -> list[str]:
+        """All images."""
+        return [path for holder, names in self.images.items() for path in _paths(holder, names)]
+
 
 @dataclass(frozen=True)
 class ImageFolder:
     """The images of one split, each with its class folder's name, or None if it is in none."""
 
     folder: Path
-    images: list[tuple[Path, str | None]]
+    images: list[tuple[str, str | None]]
+    """Paths relative to the folder, and labels."""
     links: list[Path]
     passed_over: list[str]
     left_aside: list[str]
@@ -55,20 +62,40 @@ class ImageFolder:
 
     def rows(self, seen: Seen) -> Iterator[Record]:
         for link in self.links:
-            where = str(self.folder / link)
+            where = legible(self.folder / link)
             yield where, DataError(f"{where}: is a symbolic link to a folder, which is not followed. Copy the folder.")
+        folder = str(self.folder)
         for number, (image, label) in enumerate(self.images, start=1):
             seen(number / len(self.images))
-            row = {"image": image.as_posix()}
-            yield str(self.folder / image), row if label is None else row | {"label": label}
+            where, row = os.path.join(folder, image), {"image": image}  # noqa: PTH118  Path is many times as slow
+            if not _is_unicode(image):
+                yield f"{where!a}", DataError(f"{where!a}: its name is not UTF-8 text. Rename it.")
+                continue
+            yield where, row if label is None else row | {"label": label}
 
     def identity(self) -> str:
         """A hash of all names and contents."""
         digest = sha256()
         for image, _ in self.images:
-            digest.update(f"{image.as_posix()}\0{sha256_or_nothing(self.folder / image)}\0".encode(errors="replace"))
-        digest.update("\0".join(map(str, [*self.links, *self.passed_over, *self.empty])).encode(errors="replace"))
+            digest.update(f"{image}\0{sha256_or_nothing(self.folder / image)}\0".encode(errors="backslashreplace"))
+        others = "\0".join(map(str, [*self.links, *self.passed_over, *self.empty]))
+        digest.update(others.encode(errors="backslashreplace"))
         return digest.hexdigest()
+
+
+def _paths(holder: Path, names: list[str]) -> list[str]:
+    within = "" if holder == Path() else f"{holder.as_posix()}/"
+    return [f"{within}{name}" for name in names]
+
+
+def legible(path: Path) -> str:
+    """The path with escapes for bytes that are no UTF-8 text, since reports are."""
+    return path.as_posix().encode(errors="backslashreplace").decode()
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a name was decoded without stand-ins for bytes."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def sha256_or_nothing(path: Path) -> str:
@@ -87,14 +114,16 @@ def list_folder(folder: Path) -> Listing:
             if (Path(parent) / name).is_symlink() or hidden:
                 (listing.others if hidden else listing.links).append(here / name)
                 folders.remove(name)
-        images = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-        named = (*READMES, *FILES) if here == Path() else ()
-        listing.images += [here / name for name in images]
+        images = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
+        named = {*READMES, *FILES} if here == Path() else set()
         listing.others += [here / name for name in files if name not in images and name not in named]
-        if not folders and not images:
+        if images:
+            listing.images[here] = sorted(images)
+        elif not folders:
             listing.empty.append(here)
-    for paths in (listing.images, listing.links, listing.others, listing.empty):
+    for paths in (listing.links, listing.others, listing.empty):
         paths.sort(key=lambda path: path.parts)
+    listing.images = dict(sorted(listing.images.items(), key=lambda item: item[0].parts))
     return listing
 
 
@@ -106,21 +135,24 @@ def choose_images(listing: Listing, wanted_split: str | None) -> ImageFolder:
     """The images of the wanted split, or of the training split; DataError where the class folders are unclear."""
     folder = listing.folder
     split_level = _split_level(listing)
-    above = {image: _split_folder(image.parent, split_level) for image in listing.images}
+    above = {holder: _split_folder(holder, split_level) for holder in listing.images}
     units = sorted({*above.values()})
     chosen = set(_chosen([folder / unit / "images" for unit in units], folder, wanted_split))
-    images = [image for image in listing.images if folder / above[image] / "images" in chosen]
-    left = Counter(above.values())
+    holders = [holder for holder in listing.images if folder / above[holder] / "images" in chosen]
+    counts = Counter[Path]()
+    for holder, names in listing.images.items():
+        counts[above[holder]] += len(names)
     left_aside = [
-        f"{'other folders' if unit == Path() else unit} ({count:,} images)"
-        for unit, count in sorted(left.items())
+        f"{'other folders' if unit == Path() else legible(unit)} ({counts[unit]:,} images)"
+        for unit in units
         if folder / unit / "images" not in chosen
     ]
-    labels = {image: None if image.parent == above[image] else image.parent.name for image in images}
-    _refuse_unclear(folder, [image for image in images if labels[image] is not None], above)
+    labels = {holder: None if holder == above[holder] else holder.name for holder in holders}
+    _refuse_unclear(folder, [holder for holder in holders if labels[holder] is not None], above)
+    images = [(path, labels[holder]) for holder in holders for path in _paths(holder, listing.images[holder])]
     return ImageFolder(
-        folder, [(image, labels[image]) for image in images], listing.links,
-        [path.as_posix() for path in listing.others], left_aside, _without_images(listing, {*left} - {Path()}),
+        folder, images, listing.links, [legible(path) for path in listing.others], left_aside,
+        _without_images(listing, {*units} - {Path()}),
     )  # fmt: skip
 
 
@@ -134,7 +166,7 @@ def _split_level(listing: Listing) -> bool:
 
     Otherwise train may be a class, beside car and ship.
     """
-    holders = {image.parent for image in listing.images if image.parent != Path()}
+    holders = {*listing.images} - {Path()}
     deep = any(_names_split(part) for holder in holders for part in holder.parts[:-1])
     return deep or (bool(holders) and all(holder.name.lower() in SPLITS for holder in holders))
 
@@ -156,20 +188,20 @@ def _chosen(units: list[Path], folder: Path, wanted_split: str | None) -> list[P
     return chosen
 
 
-def _refuse_unclear(folder: Path, images: list[Path], above: dict[Path, Path]) -> None:
+def _refuse_unclear(folder: Path, holders: list[Path], above: dict[Path, Path]) -> None:
     """Class folders inside class folders, or of one name in several folders of the same split."""
-    holders = {image.parent: image for image in images}
+    every = {*holders}
     for holder in holders:
-        outer = next((parent for parent in holder.parents if parent in holders), None)
+        outer = next((parent for parent in holder.parents if parent in every), None)
         if outer is not None:
             raise DataError(
                 f"{folder}: images lie in the folder {outer} and also in {holder}, so their classes are unclear. Put "
                 "all images of a class directly into one folder with its name."
             )
     by_name: dict[str, Path] = {}
-    for holder, image in holders.items():
+    for holder in holders:
         other = by_name.setdefault(holder.name, holder)
-        if other != holder and not all(map(_is_of_split, (above[image], above[holders[other]]))):
+        if other != holder and not all(map(_is_of_split, (above[holder], above[other]))):
             raise DataError(
                 f"{folder}: the folders {other} and {holder} have the same name, so the classes are unclear. Put all "
                 "images of a class directly into one folder with its name."
@@ -186,7 +218,7 @@ def _without_images(listing: Listing, splits: set[Path]) -> list[Path]:
 
 def unnamed_images(folder: Path | None, named: set[Path]) -> str | None:
     """The end of a sentence about images beside a metadata file that none of its usable rows names."""
-    images = list_folder(folder).images if folder is not None else []
-    unnamed = [image.as_posix() for image in images if folder is not None and folder / image not in named]
+    images = list_folder(folder).paths if folder is not None else []
+    unnamed = [image for image in images if folder is not None and folder / image not in named]
     listed = some(unnamed[:3]) + (f" and {len(unnamed) - 3:,} more" if len(unnamed) > 3 else "")
     return f"no usable row names these images of its folder: {listed}" if unnamed else None

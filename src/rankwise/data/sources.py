@@ -25,7 +25,7 @@ from rankwise.data.fields import FIELDS
 from rankwise.data.files import SUFFIXES
 from rankwise.data.formats import find_format, parse_row, refuse_other_form, used_fields
 from rankwise.data.hub import HUB, Part, hub_part
-from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, list_folder, unnamed_images
+from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, legible, list_folder, unnamed_images
 from rankwise.data.parts import arrays_in, file_part
 from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.data.unsupported import refuse_images, refuse_row
@@ -247,5 +247,5 @@ def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
 
 def _of_images(spec: DataConfig, source: Rows, images: ImageFolder) -> Reading:
     part = Part(str(images.folder), images.rows, images.identity, images.folder, images=images.folder, of_images=True)
-    empty = [str(images.folder / path) for path in images.empty]
+    empty = [legible(images.folder / path) for path in images.empty]
     return Reading(spec, source, [part], images.left_aside, passed_over=images.passed_over, empty_folders=empty)
