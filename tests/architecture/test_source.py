@@ -18,6 +18,7 @@ from rankwise.cli.main import app
 from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
+from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import RECIPES, Recipe, recipe_named
 from rankwise.config.tasks import TaskConfig
 
@@ -180,14 +181,14 @@ def test_the_search_for_settings_finds_them_all():
     found = {spec for spec, _ in SETTINGS}
     assert {spec.__name__ for spec in found} == {
         "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "ValidationDataConfig", "LoraConfig",
-        "AdaLoraConfig", "HeadConfig", "FullConfig", "ClassificationConfig", "TrainingConfig", "GenerationConfig",
-        "TaskConfig", "ValidationConfig",
+        "AdaLoraConfig", "HeadConfig", "FullConfig", "ClassificationConfig", "ImagesConfig", "TrainingConfig",
+        "GenerationConfig", "TaskConfig", "ValidationConfig",
     }  # fmt: skip
     # every other class of config/ is the base of one of these, an experiment as it is planned, with the same settings,
-    # or a recipe, which we wrote and no user sets
+    # or a recipe, which we wrote and no user sets; or the preprocessing of images, which a model's own folder sets
     related = (any(issubclass(one, spec) for one in found) or issubclass(spec, Experiment) for spec in spec_classes())
     others = {spec for spec, known in zip(spec_classes(), related, strict=True) if not known}
-    assert others == {spec for spec, _ in settings_of(Recipe)}
+    assert others == {spec for spec, _ in settings_of(Recipe)} | {ImageProcessing}
     assert not any("no_such_setting" in reads_of(tree, own=False) for tree in TREES.values())
 
 

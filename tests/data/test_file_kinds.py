@@ -744,7 +744,7 @@ print(*(f"{example.where} {example.messages[0].content}" for (example,) in rows)
 TWICE = """
 import sys
 from urllib.request import urlopen
-from rankwise.data.preparation import content_identity
+from rankwise.data.encoded_cache import content_identity
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
 from rankwise.data.preparing import count_only

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from rankwise.config.data import DataConfig
-from rankwise.data.preparation import Prepared, content_identity
+from rankwise.data.licences import find_licence
+from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import EncodedRows
+from rankwise.data.sources import open_source
 from rankwise.errors import RankwiseError
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import installed_version
@@ -34,6 +36,18 @@ def key_of(spec: DataConfig, encoder: RowEncoder, identity: str, model: str) -> 
     settings = spec.model_dump(mode="json", exclude={"packing"})
     parts = [our_own(), settings, content_identity(spec), encoder.limit, identity, model]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def content_identity(spec: DataConfig) -> str:
+    """Changes with any byte of any source."""
+    digest = sha256()
+    for source in filter(None, (*spec.all_sources, spec.measured_source)):
+        reading = open_source(spec, source)
+        for part in reading.parts:
+            licence = find_licence(part.folder) if part.folder is not None else ""
+            digest.update(f"{part.name}\0{part.identity()}\0{licence}\0".encode())
+        digest.update("\0".join(reading.left_aside).encode())
+    return digest.hexdigest()
 
 
 @cache

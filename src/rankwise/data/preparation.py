@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -297,15 +296,3 @@ def _facts(reading: Reading, part: Part) -> PartFacts:
     return PartFacts(
         name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence, layout=part.layout
     )
-
-
-def content_identity(spec: DataConfig) -> str:
-    """Changes with any byte of any source."""
-    digest = sha256()
-    for source in filter(None, (*spec.all_sources, spec.measured_source)):
-        reading = open_source(spec, source)
-        for part in reading.parts:
-            licence = find_licence(part.folder) if part.folder is not None else ""
-            digest.update(f"{part.name}\0{part.identity()}\0{licence}\0".encode())
-        digest.update("\0".join(reading.left_aside).encode())
-    return digest.hexdigest()

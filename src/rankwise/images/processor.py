@@ -32,7 +32,8 @@ def pixels_of(picture: Any, processing: ImageProcessing) -> np.ndarray:
     sides = [processing.resize] if isinstance(processing.resize, int) else list(processing.resize)
     mode = InterpolationMode(processing.interpolation)
     pixels = transforms.resize(pixels, sides, interpolation=mode, antialias=True)
-    pixels = transforms.center_crop(pixels, [processing.size, processing.size])
+    top, left = ((side - processing.size) // 2 for side in pixels.shape[1:])
+    pixels = pixels[:, top : top + processing.size, left : left + processing.size]
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 

@@ -136,10 +136,10 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     return _chosen(work, Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled")), found)
 
 
-def _chosen(work: Workload, backend: Backend, found: Agreement) -> Backend:
+def _chosen(work: Workload, backend: Backend, outcome: Agreement) -> Backend:
     work.callback(StatusMessage(
         f"using the {backend.name} backend, which agrees with the model's own code (--backend eager): "
-        f"{found.why}"
+        f"{outcome.why}"
     ))  # fmt: skip
     return backend
 

@@ -1,0 +1,262 @@
+"""Image classification from training to predictions, for every family of image models, with tiny random ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, pipeline
+from typer.testing import CliRunner
+
+from rankwise.cli.main import app
+from rankwise.commands.export import export
+from rankwise.commands.train import Trained, train
+from rankwise.config.experiment import Experiment
+from rankwise.errors import Interrupted
+from rankwise.inference.tuned_model import load_tuned
+from rankwise.models.preprocessing import processing_in
+from rankwise.runs.records import Event, StepRecord
+from vision_models import FAMILIES, TIMM, save_folder
+
+COLOURS = np.array([[230, 30, 30], [30, 230, 30], [30, 30, 230]])
+NAMES = ("red", "green", "blue")
+
+
+def pictures(count: int, side: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy images (N, side, side, 3) of three colours, and which."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    noise = generator.normal(0, 40, (count, side, side, 3))
+    return np.clip(noise + COLOURS[labels][:, None, None], 0, 255).astype(np.uint8), labels
+
+
+def write_folder(folder: Path, count: int, seed: int = 0) -> Path:
+    for number, (pixels, label) in enumerate(zip(*pictures(count, seed=seed), strict=True)):
+        path = folder / NAMES[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def experiment(model: str, run: str, **more: Any) -> Experiment:
+    settings: dict[str, Any] = {
+        "model": {"name": model, "dtype": "float32"}, "data": {"path": "rows", "held_out": 6}, "run": run,
+        "adapter": {"method": "lora", "rank": 2},
+        "training": {"steps": 5, "batch_size": 6, "learning_rate": 0.01}, "images": {"augmentation": "crop"},
+    }  # fmt: skip
+    return Experiment(**settings | more)
+
+
+def rankwise(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_folder(Path("rows"), 24)
+        write_folder(Path("others"), 9, seed=1)
+        yield folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(request: pytest.FixtureRequest, home: Path) -> Trained:
+    save_folder(request.param, Path(request.param))
+    return train(experiment(request.param, f"run-{request.param}"))
+
+
+def test_the_loss_falls_and_the_accuracy_is_reported(trained: Trained) -> None:
+    results = trained.manifest.results
+    assert results is not None
+    assert results.validation_loss_before is not None and results.validation_loss_after is not None
+    assert results.validation_loss_after < results.validation_loss_before
+    summary = trained.summary()
+    assert 0 <= summary["validation_accuracy_after"] <= 1 and summary["images_per_second"] > 0
+
+
+def test_an_adapter_read_from_its_folder_gives_the_same_outputs(trained: Trained) -> None:
+    tuned = load_tuned(trained.run.folder)
+    objective = tuned.objective
+    assert torch.equal(outputs(tuned.model.module, objective), outputs(trained.model.module, objective))
+
+
+def test_the_base_is_untouched_beside_the_adapter(trained: Trained) -> None:
+    objective = load_tuned(trained.run.folder).objective
+    plain = objective.load(trained.model.spec, lambda event: None)
+    body = {name: value for name, value in plain.module.state_dict().items() if not name.startswith(head_of(trained))}
+    with trained.trainable.base():
+        ours = outputs(trained.model.module, objective)
+    tuned = load_tuned(trained.run.folder)
+    tuned.trainable.remove()
+    own = tuned.model.module.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in body.items())
+    assert not torch.equal(ours, outputs(trained.model.module, objective))
+
+
+def head_of(trained: Trained) -> tuple[str, ...]:
+    return tuple(load_tuned(trained.run.folder).objective.heads(trained.model))
+
+
+def outputs(module: torch.nn.Module, objective: Any) -> torch.Tensor:
+    rows = objective.random_rows(module, [1] * 3, torch.Generator().manual_seed(1))
+    (batch,) = objective.batches(rows, 10**6)
+    with torch.no_grad():
+        return objective.predict(module, batch)
+
+
+def test_a_merged_model_equals_the_adapted_one_and_opens_in_a_pipeline(trained: Trained) -> None:
+    name = trained.run.folder.name
+    merged = export(name, f"merged-{name}", "merged").merged
+    assert merged is not None and merged.logits_difference <= 1e-5
+    image = Path("others/red/0.png")
+    theirs = {one["label"]: one["score"] for one in pipeline("image-classification", f"merged-{name}")(str(image))}
+    found = rankwise("predict", name, "--data", str(image), "--out", f"{name}.jsonl")
+    assert found.exit_code == 0, found.output
+    (row,) = [json.loads(line) for line in Path(f"{name}.jsonl").read_text().splitlines()]
+    assert theirs.keys() == set(NAMES)
+    rounding = 0.02 if trained.model.source.name in TIMM else 1e-4  # timm resizes by another library, a level apart
+    assert all(theirs[label] == pytest.approx(row[f"probability_{label}"], abs=rounding) for label in NAMES)
+
+
+def test_peft_gives_our_outputs(trained: Trained) -> None:
+    objective = load_tuned(trained.run.folder).objective
+    base = AutoModelForImageClassification.from_pretrained(
+        trained.model.source.folder, num_labels=3, ignore_mismatched_sizes=True, dtype=torch.float32
+    )
+    theirs = PeftModel.from_pretrained(base, trained.result).eval()
+    ours, expected = outputs(trained.model.module, objective), outputs(theirs.base_model.model, objective)
+    assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-5 * ours.abs().max().item())
+
+
+def test_the_preprocessing_lies_beside_the_adapter_and_in_the_data_report(trained: Trained) -> None:
+    report = json.loads((trained.result / "data_report.json").read_text())
+    beside = json.loads((trained.result / "preprocessor_config.json").read_text())
+    assert report["image_processing"]["size"] == beside["crop_size"]["height"] == 32
+    assert report["image_processing"]["mean"] == beside["image_mean"]
+    own = processing_in(trained.model.source.folder)
+    assert report["image_processing"] == own.model_dump(mode="json")
+
+
+# Resuming
+
+
+class Stop:
+    """Interrupts a training after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepRecord) and event.step == self.step:
+            raise Interrupted("stopped by the test", 130)
+
+
+@pytest.mark.parametrize("augmentation", ["crop", "trivial"])
+@pytest.mark.parametrize("family", ["dinov2", "efficientnet"])
+def test_a_run_that_goes_on_sees_the_same_augmented_images(home: Path, family: str, augmentation: str) -> None:
+    save_folder(family, Path(family))
+    settings: dict[str, Any] = {
+        "images": {"augmentation": augmentation},
+        "training": {"steps": 6, "batch_size": 5, "learning_rate": 0.01, "checkpoint_steps": 2},
+    }
+    whole = train(experiment(family, f"whole-{family}-{augmentation}", **settings)).result
+    parted = experiment(family, f"parted-{family}-{augmentation}", **settings)
+    with pytest.raises(Interrupted):
+        train(parted, callback=Stop(3))
+    resumed = train(parted, resume=True).result
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (whole, resumed))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_augmentation_changes_what_is_learned(home: Path) -> None:
+    save_folder("vit", Path("vit"))
+    results = [
+        train(experiment("vit", f"varied-{how}", images={"augmentation": how})).manifest.results
+        for how in ("none", "flip", "crop", "trivial")
+    ]
+    assert len({result.loss for result in results if result is not None}) == 4
+
+
+def test_how_a_step_is_cut_into_batches_changes_no_augmented_image(home: Path) -> None:
+    save_folder("vit", Path("vit"))
+    folders = []
+    for tokens in (4, 10_000):
+        settings = {"steps": 2, "batch_size": 6, "learning_rate": 0.01, "max_batch_tokens": tokens}
+        folders.append(train(experiment("vit", f"cut-{tokens}", training=settings)).result)
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6) for name in ours)
+
+
+# The commands
+
+
+def test_the_objective_follows_from_the_model_and_the_json_is_whole(home: Path) -> None:
+    save_folder("vit", Path("vit"))
+    found = rankwise(
+        "train", "--model", "vit", "--data", "rows", "--run", "by-command", "--held-out", "6", "--steps", "3", "--json"
+    )
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.stdout)
+    assert facts["validation_accuracy_after"] is not None and facts["images_per_second"] > 0
+    settings = json.loads(Path("runs/by-command/config.json").read_text())
+    assert settings["objective"] == "image-classification"
+    evaluated = rankwise("evaluate", "by-command", "--data", "others", "--json")
+    assert evaluated.exit_code == 0, evaluated.output
+    metrics = json.loads(evaluated.stdout)["metrics"]
+    assert {"accuracy", "balanced_accuracy", "f1"} <= metrics.keys()
+    chat = rankwise("chat", "by-command")
+    assert chat.exit_code != 0 and "rankwise predict" in chat.output
+
+
+@pytest.mark.parametrize("words", [
+    ("--objective", "causal-lm"), ("--objective", "sequence-classification"), ("--max-length", "100"),
+    ("--set", "data.packing=true"), ("--set", "images.size=10"), ("--augmentation", "rotate"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_are_refused_in_one_sentence(home: Path, words: tuple[str, ...]) -> None:
+    save_folder("vit", Path("vit"))
+    found = rankwise("train", "--model", "vit", "--data", "rows", "--run", "refused", *words)
+    assert found.exit_code == 2 and found.stderr.splitlines()[-1].startswith("rankwise: "), found.output
+    assert not Path("runs/refused").exists()
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2", "clip", "convnext", "resnet"])
+def test_another_size_of_images_is_trained_at_and_used_for_predictions(home: Path, family: str) -> None:
+    save_folder(family, Path(family))
+    result = train(experiment(family, f"larger-{family}", images={"size": 48}))
+    assert result.model.processing is not None and result.model.processing.size == 48
+    tuned = load_tuned(result.run.folder)
+    assert outputs(tuned.model.module, tuned.objective).shape == (3, 3)
+    assert torch.equal(outputs(tuned.model.module, tuned.objective), outputs(result.model.module, tuned.objective))
+
+
+def test_full_fine_tuning_writes_a_whole_model_with_its_preprocessing(home: Path) -> None:
+    save_folder("resnet", Path("resnet"))
+    result = train(experiment("resnet", "whole-model", adapter={"method": "full"}))
+    tuned = load_tuned(result.run.folder)
+    assert torch.equal(outputs(tuned.model.module, tuned.objective), outputs(result.model.module, tuned.objective))
+    assert {one["label"] for one in pipeline("image-classification", str(result.result))("others/red/0.png")} == set(
+        NAMES
+    )
+
+
+def test_the_head_alone_is_a_linear_probe_over_frozen_features(home: Path) -> None:
+    save_folder("dinov2", Path("dinov2"))
+    settings = {"steps": 8, "batch_size": 6, "learning_rate": 0.02}
+    result = train(experiment("dinov2", "probe", adapter={"method": "head"}, training=settings, images={}))
+    tensors = load_file(result.result / "adapter_model.safetensors")
+    assert {name.rsplit(".", 1)[0] for name in tensors} == {"base_model.model.classifier"}
+    eager = train(experiment("dinov2", "probe-eager", adapter={"method": "head"}, images={},
+                             training=settings | {"backend": "eager"}))  # fmt: skip
+    assert result.manifest.backend == "fused" and eager.manifest.backend == "eager"
+    theirs = load_file(eager.result / "adapter_model.safetensors")
+    assert all(torch.allclose(tensors[name], theirs[name], rtol=1e-4, atol=1e-5) for name in tensors)
