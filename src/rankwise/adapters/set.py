@@ -89,6 +89,11 @@ class AdapterSet:
             adapted = self._adapted_at(path)
             adapted.adapters[name] = adapter.train(adapted.training)
         self.activate(name)
+        if uncalled := [path for path in makers if self.layers[path].is_uncalled]:
+            self.notes.append(
+                f"PEFT leaves {len(uncalled)} of these layers as they were ({some(uncalled, 1)}), because the model's "
+                "code reads their weight without calling them; for other programs, merge the adapter"
+            )
 
     def host(self, path: str) -> nn.Module:
         module = self.model.get_submodule(path)
@@ -208,6 +213,7 @@ class AdapterSet:
         """Take every adapter out again; returns the base model."""
         for path, module in list(self.model.named_modules(remove_duplicate=False)):
             if isinstance(module, AdapterWrapper):
+                module.active = ()
                 self.model.set_submodule(path, module.host)
             elif isinstance(module, HeadWrapper):
                 self.model.set_submodule(path, module.base_layer)
@@ -219,7 +225,7 @@ class AdapterSet:
         module = self.model.get_submodule(path)
         if isinstance(module, AdapterWrapper):
             return module
-        adapted = AdapterWrapper(module)
+        adapted = AdapterWrapper(module, self.model.get_submodule(path.rpartition(".")[0]))
         for place, other in list(self.model.named_modules(remove_duplicate=False)):
             if other is module:  # a layer that a model uses in two places is adapted in both
                 self.model.set_submodule(place, adapted)

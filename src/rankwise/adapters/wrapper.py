@@ -2,6 +2,9 @@
 
 Two small things rather than one with modes: an adapter computes a correction, this adds it. The host is the very
 object that stood here before and goes back unchanged.
+
+The attention of timm's BEiT, Swin V2 and EVA multiplies by the weight of its `qkv` without calling the layer, to add
+three biases at once. timm's own switch makes it call the layer and add them afterwards: it is on where an adapter is.
 """
 
 from __future__ import annotations
@@ -16,12 +19,29 @@ from rankwise.kernels.linear import LinearSpec, linear_spec_of
 
 
 class AdapterWrapper(nn.Module):
-    def __init__(self, host: nn.Module) -> None:
+    def __init__(self, host: nn.Module, parent: nn.Module | None = None) -> None:
         super().__init__()
         self.host = host
         self.adapters = nn.ModuleDict()
-        self.active: tuple[str, ...] = ()
+        self._active: tuple[str, ...] = ()
+        self._uncalled_in: tuple[Any, ...] = (parent,) if parent is not None and reads_weight(parent, host) else ()
         self.train(host.training)
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The adapters that are added, by name."""
+        return self._active
+
+    @active.setter
+    def active(self, names: tuple[str, ...]) -> None:
+        self._active = names
+        for parent in self._uncalled_in:
+            parent.qkv_bias_separate = bool(names)
+
+    @property
+    def is_uncalled(self) -> bool:
+        """Whether the model calls this layer only because an adapter is on."""
+        return bool(self._uncalled_in)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.host(x)
@@ -48,3 +68,9 @@ class AdapterWrapper(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("host"), name)
+
+
+def reads_weight(parent: Any, layer: nn.Module) -> bool:
+    """Whether `parent` takes the weight of its layer without calling it, and has timm's switch for that."""
+    switch, bias = getattr(parent, "qkv_bias_separate", None), getattr(parent, "q_bias", None)
+    return switch is False and bias is not None and getattr(parent, "qkv", None) is layer

@@ -160,9 +160,11 @@ class AdapterMethod(ABC):
         adapters = AdapterSet(model.module)
         try:
             adapters.add_heads(setup.heads)
-            for note in notes_about(model.module, self.config):
+            notes = notes_about(model.module, self.config)
+            trainable = self.attach_to(adapters, model, setup)
+            for note in (*notes, *adapters.notes):
                 setup.callback(StatusMessage(note))
-            return self.attach_to(adapters, model, setup)
+            return trainable
         except BaseException:
             adapters.remove()
             raise
