@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankwise.config.data import DataConfig
 from rankwise.data.in_memory import rows_file
+from rankwise.data.sources import open_source
 from rankwise.errors import DataError
+from rankwise.images.decode import decode
 
 ROWS = [{"prompt": "2 + 2", "completion": "4"}, {"prompt": "zwölf", "completion": "\u2028 zw\nei"}]
 
@@ -99,3 +103,53 @@ def test_labels_of_a_dataset_that_have_names_are_written_as_names_as_those_of_th
     kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, kinds)
     assert [row["label"] for row in lines_of(rows_file(rows))] == ["good", "bad", None]
+
+
+# Images
+
+
+def image_rows():
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
+    Image.fromarray(pixels[2]).save("third.png")
+    return pixels, [
+        {"image": Image.fromarray(pixels[0]), "label": "cat"},
+        {"image": pixels[1], "label": "dog"},
+        {"image": "third.png", "label": "dog"},
+        {"image": Path("third.png"), "label": "dog"},
+        {"image": Path("third.png").read_bytes(), "label": "dog"},
+    ]
+
+
+def test_images_in_memory_are_written_once_and_read_as_they_were():
+    pixels, rows = image_rows()
+    spec = DataConfig(path=str(rows_file(rows)))
+    reading = open_source(spec, spec.all_sources[0])
+    examples = [example for chunk in reading.chunks() for row in chunk for example in row]
+    assert reading.skipped == []
+    read = [np.asarray(decode(example.image, example.where).picture) for example in examples]
+    assert all((one == pixels[number]).all() for one, number in zip(read, (0, 1, 2, 2, 2), strict=True))
+    assert [example.messages[1].content for example in examples] == ["cat", "dog", "dog", "dog", "dog"]
+    assert len(list(Path("runs/.rows/images").iterdir())) == 3
+    assert rows_file(rows) == Path(spec.path)
+
+
+def test_a_dataset_of_images_keeps_the_bytes_of_its_files():
+    datasets = pytest.importorskip("datasets")
+    image_rows()
+    content = Path("third.png").read_bytes()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    held = {"image": [{"bytes": content, "path": None}], "label": [1]}
+    (row,) = lines_of(rows_file(datasets.Dataset.from_dict(held, features=features)))
+    assert row["label"] == "dog"
+    assert (Path("runs/.rows") / row["image"]).read_bytes() == content
+
+
+def test_images_that_cannot_be_written_are_named():
+    with pytest.raises(DataError) as refused:
+        rows_file([{"image": np.zeros((8, 8)), "label": 1}, {"image": "missing.png", "label": 2}])
+    assert "row 0, column 'image': is an array of the type float64 and the shape (8, 8)" in str(refused.value)
+    assert "row 1, column 'image': missing.png cannot be read (No such file or directory)" in str(refused.value)
+    text = {"prompt": "a", "completion": "b", "path": "missing.png"}
+    assert lines_of(rows_file([text])) == [text]

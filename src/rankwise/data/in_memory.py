@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.data.hub import with_names
+from rankwise.data.in_memory_images import with_image_files
 from rankwise.errors import DataError, some
 from rankwise.system.files import write_atomic
 
@@ -52,9 +53,12 @@ def _records(rows: object) -> list[Any]:
         splits = ", ".join(map(str, rows))
         raise DataError(f"the data is a datasets.DatasetDict with the splits {splits}. Give one of them.")
     if library == "datasets" and isinstance(rows, Iterable):
+        dataset: Any = rows
         kinds: Mapping[str, Any] = getattr(rows, "features", None) or {}
         labels = {name: kind.names for name, kind in kinds.items() if type(kind).__name__ == "ClassLabel"}
-        return [with_names(row, labels) for row in rows]
+        for name in [name for name, kind in kinds.items() if type(kind).__name__ == "Image"]:
+            dataset = dataset.cast_column(name, type(kinds[name])(decode=False))  # the bytes of each file
+        return [with_names(row, labels) for row in dataset]
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise DataError(f"the data is of type {type(rows).__name__}. Give {ACCEPTED}.")
     return list(rows)
@@ -64,6 +68,7 @@ def _line(number: int, record: object, problems: list[str]) -> str:
     if not isinstance(record, Mapping):
         problems.append(f"row {number} is a {type(record).__name__} and not a dict")
         return ""
+    record = with_image_files(record, f"row {number}", FOLDER, problems)
     row = {
         _text(str(name), f"row {number}, a column name", problems): _value(
             value, f"row {number}, column {name!r}", problems

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,21 +17,20 @@ from rankwise.data.balanced import BalancedOrder, repeats_of
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.image_report import findings_of, looked_at
 from rankwise.data.labels import Labels
-from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
+from rankwise.data.licences import strictest
 from rankwise.data.report import Tally, advice_on, fatal_problems, warnings_of
+from rankwise.data.report_facts import counts_of, part_facts, validation_of
 from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.source_rows import SourceRows, numbers_of, overlap_between
-from rankwise.data.sources import CHUNK, Part, Reading, open_source
+from rankwise.data.sources import CHUNK, Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import DataError
 from rankwise.runs.data_report import (
     DataReport,
     HoldOutFacts,
     OverlapFacts,
-    PartFacts,
     TargetFacts,
     TemplateFacts,
-    ValidationFacts,
 )
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.text.encode import RowEncoder
@@ -184,7 +182,7 @@ def _data_report(
     """`apart` counts the rows of the validation source, which are counted nowhere else."""
     tally, spec, encodes = work.tally, work.spec, work.encoder is not None
     readings = [source.reading for source in (*sources, *measured)]
-    files = tuple(_facts(reading, part) for reading in readings for part in reading.parts)
+    files = tuple(part_facts(reading, part) for reading in readings for part in reading.parts)
     labels = Labels.together(source.labels for source in sources)
     unused = unused_columns(readings)
     images = [image for source in sources for image in source.images]
@@ -211,7 +209,7 @@ def _data_report(
         hold_out=facts,
         labels=dict(labels.counts.most_common(MOST_LABELS)) if labels else None,
         distinct_labels=len(labels.counts) if labels else None,
-        validation=_validation(apart, encodes) if spec.validation is not None else None,
+        validation=validation_of(apart, encodes) if spec.validation is not None else None,
         duplicates=len(duplicates.exact),
         near_duplicates=len(duplicates.near),
         overlap=overlap,
@@ -225,7 +223,7 @@ def _data_report(
         warnings=remarks,
         fatal=(*fatal, *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart)),
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
-        **_counts(tally, encodes, work.targets is not None),
+        **counts_of(tally, encodes, work.targets is not None),
     )
 
 
@@ -243,56 +241,3 @@ def _fatal(work: _Preparation, sources: Sequence[SourceRows], trained: int, fact
 def _fatal_of_validation(work: _Preparation, apart: Tally) -> list[str]:
     path = work.spec.validation.path if work.spec.validation is not None else None
     return fatal_problems(apart, work.spec, limit=work.limit, trained=apart.used, name=path) if path else []
-
-
-def _counts(tally: Tally, encodes: bool, classifies: bool) -> dict[str, Any]:
-    """What the report takes from the tally as it is; counts of tokens only where rows were encoded."""
-    counts: dict[str, Any] = {
-        "rows": tally.rows,
-        "used": tally.used,
-        "skipped": sum(tally.skipped.values()),
-        "skipped_why": dict(tally.skipped),
-        "skipped_rows": tuple(tally.skipped_rows),
-        "lengths": tally.length_facts(),
-        "masks": dict(tally.masks),
-        "template_parity": tally.unlike_asked == 0 if tally.sequences else None,
-        "unknown_special_tokens": dict(tally.unknown_special),
-        "replacement_characters": tally.replacements,
-        "system": tally.system,
-    }
-    of_tokens: dict[str, int | None] = {
-        "sequences": tally.sequences,
-        "tokens": tally.tokens,
-        "loss_tokens": tally.loss_tokens,
-        "eos_in_loss": tally.ended,
-        "truncated": tally.truncated,
-        "without_loss_tokens": tally.without_loss_tokens,
-        "template_parity_broken": tally.unlike_asked,
-        "double_start": tally.double_start,
-        "control_tokens_as_text": tally.control_tokens,
-    }
-    if classifies:  # no answer is written, so none is located or ended
-        counts["template_parity"] = None
-        of_tokens |= {"eos_in_loss": None, "template_parity_broken": None}
-    return counts | (of_tokens if encodes else dict.fromkeys(of_tokens))
-
-
-def _validation(apart: Tally, encodes: bool) -> ValidationFacts:
-    return ValidationFacts(
-        rows=apart.rows,
-        used=apart.used,
-        skipped=sum(apart.skipped.values()),
-        skipped_why=dict(apart.skipped),
-        skipped_rows=tuple(apart.skipped_rows),
-        truncated=apart.truncated if encodes else None,
-        loss_tokens=apart.loss_tokens if encodes else None,
-    )
-
-
-def _facts(reading: Reading, part: Part) -> PartFacts:
-    given = reading.source.licence or part.licence
-    found = find_licence(part.folder) if given is None and part.folder is not None else UNKNOWN
-    licence = normalised(given) if given is not None else found
-    return PartFacts(
-        name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence, layout=part.layout
-    )
