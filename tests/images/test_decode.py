@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import zlib
 
@@ -238,6 +239,20 @@ def test_one_wrong_byte_in_a_png_is_refused():
     whole = bytearray(file_of(Image.fromarray(COLORS)))
     whole[50] ^= 0xFF
     assert refusal(bytes(whole)).startswith("cannot be decoded as an image: ")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF"])
+def test_a_file_with_wrong_bytes_is_read_or_refused_in_one_sentence(kind):
+    whole, draw = file_of(noise(0, 40), kind), random.Random(kind)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice((1, 3, 20))):
+            damaged[draw.randrange(draw.choice((40, len(whole))))] = draw.randrange(256)
+        try:
+            decoded(bytes(damaged))
+        except DataError as error:
+            assert str(error).startswith(f"{WHERE}: ")
+            assert "\n" not in str(error)
 
 
 def test_a_missing_file_is_refused(tmp_path):
