@@ -79,7 +79,7 @@ REFUSED = {
 def test_what_two_factors_cannot_be_merged_into_is_refused_by_name_and_left_out_of_all_conv(name: str) -> None:
     refused, why = REFUSED[name]
     assert why in conv_problem(refused)
-    model = nn.ModuleDict({"odd": refused, "plain": nn.Conv2d(8, 8, 3)})
+    model = nn.ModuleDict({"stem": nn.Conv2d(3, 8, 3), "odd": refused, "plain": nn.Conv2d(8, 8, 3)})
     with pytest.raises(TargetError) as caught:
         inject(model, LoraConfig(targets="odd"))
     assert 'target "odd" names 1 convolution that cannot be adapted (odd): ' + why in str(caught.value)
@@ -90,15 +90,13 @@ def test_what_two_factors_cannot_be_merged_into_is_refused_by_name_and_left_out_
 
 
 def test_dora_and_a_convolution_do_not_go_together() -> None:
-    with pytest.raises(TargetError, match='dora is for linear layers and Conv1D, and the targets include "0"'):
+    with pytest.raises(TargetError, match='dora is for linear layers and Conv1D, and the targets include "1"'):
         inject(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), LoraConfig(targets="all-conv", dora=True))
 
 
 def test_eva_and_a_convolution_do_not_go_together() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3))
-    spec = LoraConfig(targets="all-conv", start="eva")
     with pytest.raises(TargetError, match=r'start "eva" works on linear layers and Conv1D only, .* "0" \(Conv2d\)'):
-        eva_choices(model, spec, lambda _: None)
+        eva_choices(nn.Sequential(nn.Conv2d(8, 8, 3)), LoraConfig(targets="all-conv", start="eva"), lambda _: None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -108,7 +106,7 @@ def test_untrained_is_the_base_trained_is_another_and_merged_is_what_was_trained
     model, x = model.to(dtype).eval(), torch.randn(2, 3, 11, 12).to(dtype)
     with torch.no_grad():
         base = model(x)
-        adapters = inject(model, LoraConfig(rank=3, alpha=6, targets="all-conv", dropout=0.1))
+        adapters = inject(model, LoraConfig(rank=3, alpha=6, targets=("all-conv", "0"), dropout=0.1))
         assert list(adapters.layers) == ["0", "2", "4"] and torch.equal(model(x), base)
         filled(adapters.parameters())
         adapted = model(x)
@@ -121,9 +119,9 @@ def test_untrained_is_the_base_trained_is_another_and_merged_is_what_was_trained
 
 
 def test_adalora_of_a_narrow_convolution_begins_with_no_more_triplets_than_it_has_directions() -> None:
-    model = nn.Sequential(nn.Conv2d(8, 24, 1), nn.Conv2d(24, 5, 1), nn.Conv2d(5, 24, 3))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 24, 1), nn.Conv2d(24, 5, 1), nn.Conv2d(5, 24, 3))
     adapters = inject(model, AdaLoraConfig(budget=12, initial=2, targets="all-conv"))
-    assert {path: adapter.rank for path, adapter in adapters.adapters().items()} == {"0": 8, "1": 5, "2": 24}
+    assert {path: adapter.rank for path, adapter in adapters.adapters().items()} == {"1": 8, "2": 5, "3": 24}
     for adapter in adapters.adapters().values():
         assert torch.allclose(adapter.Q @ adapter.Q.T, torch.eye(adapter.rank), atol=1e-5)
         assert torch.allclose(adapter.P @ adapter.P.T, torch.eye(adapter.rank), atol=1e-5)
@@ -131,7 +129,7 @@ def test_adalora_of_a_narrow_convolution_begins_with_no_more_triplets_than_it_ha
 
 def test_adalora_moves_triplets_from_convolutions_that_do_not_need_them() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)), torch.randn(2, 3, 9, 9)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1)), torch.randn(2, 3, 9, 9)
     spec = AdaLoraConfig(budget="3 triplets", initial=2, targets="all-conv", warmup=0, final=0.5, interval=1)
     adapters = inject(model, spec)
     trainable = TrainableAdaLoRA(adapters, spec, steps=8)
@@ -141,7 +139,7 @@ def test_adalora_moves_triplets_from_convolutions_that_do_not_need_them() -> Non
         loss = (model(x) - 1).square().mean()
         loss.backward()
         with torch.no_grad():  # as if the first had nothing to learn
-            for parameter in adapters.adapters()["0"].parameters() if "0" in adapters.adapters() else ():
+            for parameter in adapters.adapters()["1"].parameters() if "1" in adapters.adapters() else ():
                 parameter.grad.zero_()
         trainable.add_penalty()
         optimizer.step()
@@ -149,8 +147,8 @@ def test_adalora_moves_triplets_from_convolutions_that_do_not_need_them() -> Non
         optimizer.zero_grad(set_to_none=False)
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert {path: adapter.rank for path, adapter in adapters.adapters().items()} == {"1": 3}
+    assert {path: adapter.rank for path, adapter in adapters.adapters().items()} == {"2": 3}
     adapted = model(x).detach()
     trainable.finish()
-    assert type(adapters.adapters()["1"]) is LoRA
+    assert type(adapters.adapters()["2"]) is LoRA
     assert torch.allclose(model(x), adapted, atol=1e-6)

@@ -114,24 +114,31 @@ def test_the_notes_name_what_all_conv_leaves_out() -> None:
     model, _ = tiny("efficientnet")
     head = AdapterSet(model)
     head.add_heads(["classifier"])
-    default, grouped = notes_about(model, LoraConfig())
+    default, stem, grouped = notes_about(model, LoraConfig())
     assert default.startswith("This model has no linear layer but its head, so its convolutions get the adapters")
+    assert stem == '"all-conv" leaves out 1 convolution that reads the image (timm_model.conv_stem)'
     assert grouped.startswith(
         '"all-conv" leaves out 2 convolutions that cannot be adapted (timm_model.blocks.3.0.conv_dw, '
         "timm_model.blocks.4.0.conv_dw): they convolve in groups"
     )
     head.remove()
-    assert inject(model, LoraConfig(), heads=["classifier"]).notes == [default, grouped]
+    assert inject(model, LoraConfig(), heads=["classifier"]).notes == [default, stem, grouped]
     assert notes_about(model, LoraConfig(targets="conv_pw|conv_pwl")) == []
     assert len(notes_about(model, LoraConfig(targets=r"blocks\..*"))) == 1
     assert "conv_dw" not in " ".join(notes_about(model, LoraConfig(targets="all-conv", layers="0-2")))
 
 
-def test_all_conv_is_every_convolution_that_can_be_adapted_stems_and_patch_embeddings_too() -> None:
-    projection = ["vit.embeddings.patch_embeddings.projection"]
-    assert list(adapted("vit", LoraConfig(targets="all-conv")).layers) == projection
-    assert len(adapted("vit", LoraConfig(targets="all-linear,all-conv")).layers) == 13
-    assert next(iter(adapted("efficientnet", LoraConfig()).layers)) == "timm_model.conv_stem"
+def test_what_reads_the_image_can_be_named_and_all_conv_says_why_it_has_nothing_else() -> None:
+    assert list(adapted("vit", LoraConfig(targets="projection")).layers) == [
+        "vit.embeddings.patch_embeddings.projection"
+    ]
+    with pytest.raises(TargetError) as caught:
+        adapted("vit", LoraConfig(targets="all-conv"))
+    assert str(caught.value) == (
+        'target "all-conv" matches no layer of this model: it leaves out 1 convolution that reads the image '
+        "(vit.embeddings.patch_embeddings.projection). Use all-linear."
+    )
+    assert list(adapted("efficientnet", LoraConfig(targets="conv_stem")).layers) == ["timm_model.conv_stem"]
 
 
 def test_a_model_without_convolutions_that_can_be_adapted_says_why() -> None:
@@ -141,7 +148,8 @@ def test_a_model_without_convolutions_that_can_be_adapted_says_why() -> None:
     assert str(caught.value) == (
         'target "all-conv" matches no layer of this model: it leaves out 1 convolution that cannot be adapted (0): '
         "they convolve in groups, and the factors of PEFT's format would join channels that the groups keep apart; and "
-        '1 convolution that cannot be adapted (1): they pad the image by "circular", and PEFT\'s factors by zeros.'
+        '1 convolution that cannot be adapted (1): they pad the image by "circular", and PEFT\'s factors by zeros. '
+        "Use all-linear."
     )
 
 

@@ -57,26 +57,28 @@ def test_a_folder_s_counts_are_those_of_the_model_and_of_what_is_injected(family
         any(True for _ in module.parameters(recurse=False)) for module in host_view(model).values()
     )
     for target, chosen in found["targets"].items():
-        adapters = inject(model, LoraConfig(rank=16, targets=target))
-        assert chosen["layers"] == len(adapters.layers)
-        assert chosen["trainable"] == sum(one.numel() for one in adapters.parameters())
-        write_peft(adapters, tmp_path / target, base_model=family)
-        assert chosen["file_bytes"] == (tmp_path / target / "adapter_model.safetensors").stat().st_size
-        adapters.remove()
+        if chosen["refusal"] is None:
+            adapters = inject(model, LoraConfig(rank=16, targets=target))
+            assert chosen["layers"] == len(adapters.layers)
+            assert chosen["trainable"] == sum(one.numel() for one in adapters.parameters())
+            write_peft(adapters, tmp_path / target, base_model=family)
+            assert chosen["file_bytes"] == (tmp_path / target / "adapter_model.safetensors").stat().st_size
+            adapters.remove()
+        else:
+            assert target == "all-conv" and family != "convnext" and "that reads the image" in chosen["refusal"]
 
 
 def test_convolutions_are_told_with_their_kernels_and_why_some_are_left_out(tmp_path: Path) -> None:
     folder = save_folder("convnext", tmp_path / "model")
     groups = {tuple(group["names"]): group for group in facts(folder)["layers"]}
     stem, inner, depthwise = groups["patch_embeddings",], groups["downsampling_layer.1",], groups["dwconv",]
-    assert (stem["inputs"], stem["outputs"], stem["kernel"], stem["problem"]) == (3, 8, [4, 4], "")
-    assert (inner["inputs"], inner["outputs"], inner["kernel"], inner["problem"]) == (8, 16, [2, 2], "")
+    assert (stem["inputs"], stem["outputs"], stem["kernel"], stem["remark"]) == (3, 8, [4, 4], "reads the image")
+    assert (inner["inputs"], inner["outputs"], inner["kernel"], inner["remark"]) == (8, 16, [2, 2], "")
     assert depthwise["count"] == 2 and "convolve in groups" in depthwise["problem"]
     result = rankwise("inspect", folder)
     assert result.exit_code == 0
     text = result.stdout
-    assert "8 -> 16, 2 x 2" in text and "dwconv (cannot be adapted)" in text
-    assert '"all-conv" leaves out 2 convolutions that cannot be adapted' in text
+    assert "8 -> 16, 2 x 2" in text and "dwconv (cannot be adapted)" in text and "that reads the image" in text
     assert text.endswith("By default this model's adapters have the targets all-linear.\n")
 
 

@@ -87,7 +87,9 @@ def test_some_families_adapt_convolutions_some_refuse_and_some_leave_out() -> No
     assert "standardises its weight" in outcome("bit") and "matches no layer" in outcome("bit")
     for family in ("regnet", "mobilenet_v2", "efficientnet", "convnext"):
         assert "convolve in groups" in outcome(family) and "matches no layer" not in outcome(family)
-    assert outcome("resnet") == ""
+    assert outcome("resnet") == (
+        '"all-conv" leaves out 1 convolution that reads the image (embedder.embedder.convolution)'
+    )
 
 
 def test_a_layer_of_images_has_its_kernel_and_channels() -> None:

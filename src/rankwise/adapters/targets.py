@@ -59,7 +59,7 @@ def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:
     """`tables` are the weights of all embeddings, also of a model's own class."""
     kind, name = kind_of(module), type(module).__name__
     if isinstance(module, nn.Conv2d):
-        return Seen(kind, name, head=module is head, problem=conv_problem(module))
+        return Seen(kind, name, head=module is head, channels=module.in_channels, problem=conv_problem(module))
     return Seen(kind, name, kind == "linear" and id(weight_of(module)) in tables, module is head)
 
 

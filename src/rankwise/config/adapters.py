@@ -38,8 +38,8 @@ class AdapterConfig(MethodConfig):
     """Dropout probability on the input of each adapter during training."""
     targets: tuple[str, ...] = (AUTO,)
     """Layers that get an adapter. `all-linear` selects every linear layer except the output head, and `all-conv` every
-    two-dimensional convolution that can be adapted. `auto` is `all-linear`, or `all-conv` for a model without linear
-    layers. Otherwise give module names or regular expressions, for example `q_proj,v_proj`."""
+    two-dimensional convolution except those that read the image itself. `auto` is `all-linear`, or `all-conv` for a
+    model without linear layers. Otherwise give module names or regular expressions, for example `q_proj,v_proj`."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Transformer blocks that get adapters, as `0-3,7` or `[0, 1, 2, 3, 7]`. By default all blocks."""
 

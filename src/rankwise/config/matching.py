@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import regex
 
-from rankwise.config.convolutions import convolutions, left_out, no_convolution
+from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
 from rankwise.config.modules import ALL_CONV, ALL_LINEAR, AUTO, Modules, Selection, layer_number, linear_layers
 from rankwise.config.old_names import explained, names_of, once_matched
 from rankwise.errors import TargetError, did_you_mean, some
@@ -42,7 +42,7 @@ def select(modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | N
 
 def _resolved(targets: Sequence[str], modules: Modules) -> tuple[list[str], list[str]]:
     """`auto` is all-linear, and all-conv for a model that has no linear layer but its head."""
-    if AUTO not in targets or linear_layers(modules) or not convolutions(modules):
+    if AUTO not in targets or linear_layers(modules) or not inner_convolutions(modules):
         return [ALL_LINEAR if target == AUTO else target for target in targets], []
     note = f"This model has no linear layer but its head, so its convolutions get the adapters (targets {ALL_CONV})"
     return [ALL_CONV if target == AUTO else target for target in targets], [note]
@@ -72,7 +72,7 @@ def _named(target: str, modules: Modules, *, also_head: bool = False) -> list[st
     if target == ALL_LINEAR:
         return linear_layers(modules, also_head=also_head)
     if target == ALL_CONV:
-        return convolutions(modules)
+        return inner_convolutions(modules)
     matches = matcher(target, "target")
     matching = [path for path in modules if matches(path)]
     adaptable = [path for path in matching if modules[path].kind]
@@ -83,11 +83,14 @@ def _named(target: str, modules: Modules, *, also_head: bool = False) -> list[st
 
 def _notes(target: str, chosen: list[str], layers: tuple[int, ...] | None, modules: Modules) -> list[str]:
     """What there is to say about a target that means the layers `chosen`."""
+    here = [path for path in modules if _in_layers(path, layers)]
+    if target == ALL_CONV:
+        return [f'"{ALL_CONV}" leaves out {note}' for note in left_out_of_all(here, modules)]
     if target == ALL_LINEAR:
         return []
-    matches = (lambda _: True) if target == ALL_CONV else matcher(target, "target")
+    matches = matcher(target, "target")
     old = [] if any(map(matches, chosen)) else [explained(target, chosen)]
-    others = left_out((path for path in modules if _in_layers(path, layers) and matches(path)), modules)
+    others = left_out([path for path in here if matches(path)], modules)
     return old + [f'"{target}" leaves out {note}' for note in others]
 
 
@@ -138,11 +141,11 @@ def _nothing_in_layers(target: str, layers: tuple[int, ...] | None, modules: Mod
         here = f"blocks {numbers[0]}-{numbers[-1]}" if numbers else "no numbered block"
         return f'target "{target}" matches layers in {here}, but none in blocks {some(map(str, layers))}.'
     if target == ALL_CONV:
-        return no_convolution(modules)
-    if target == ALL_LINEAR and (others := convolutions(modules)):
+        return no_inner_convolution(modules)
+    if target == ALL_LINEAR and (convolutions := inner_convolutions(modules)):
         return (
             f'target "{target}" matches no layer of this model, which has no linear layer but its head. It has '
-            f"{len(others)} convolutions that can be adapted: use {ALL_CONV}."
+            f"{len(convolutions)} convolutions that can be adapted: use {ALL_CONV}."
         )
     leaves = sorted({path.rpartition(".")[2] for path, seen in modules.items() if seen.kind})
     hint = did_you_mean(target.rpartition(".")[2], [*leaves, ALL_LINEAR])

@@ -17,14 +17,15 @@ class Seen:
     """What targets need to know about a module.
 
     `kind` is None for a module that cannot be adapted, and `name` is its class. `tied` marks a linear layer that shares
-    an embedding's weight, and `head` the layer that computes the logits. `problem` says why a convolution cannot
-    be adapted.
+    an embedding's weight, and `head` the layer that computes the logits. `channels` are the input channels of a
+    convolution, and `problem` says why a convolution cannot be adapted.
     """
 
     kind: HostKind | None
     name: str
     tied: bool = False
     head: bool = False
+    channels: int = 0
     problem: str = ""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankwise.config.adapters import LoraConfig
+from rankwise.config.convolutions import image_readers
 from rankwise.config.layer import Layer
 from rankwise.config.modules import ALL_CONV, ALL_LINEAR
 from rankwise.errors import TargetError
@@ -34,7 +35,7 @@ class LayerGroup:
     count: int
     parameters: int
     remark: str = ""
-    """Why all-linear leaves them alone."""
+    """Why all-linear or all-conv leaves them alone."""
     problem: str = ""
     """Why no adapter can be laid over these convolutions."""
 
@@ -61,11 +62,13 @@ class TargetChoice:
 
 def groups_of(shape: ModelShape) -> list[LayerGroup]:
     """In the order in which each kind and shape first occurs, and those that can be adapted before the others."""
+    modules = seen(shape)
+    reading = set(image_readers(modules))
     groups: defaultdict[tuple[object, ...], list[Layer]] = defaultdict(list)
     for layer in shape.layers:
-        kind, remark = NAMES.get(layer.kind, layer.class_name), _remark(layer, shape)
+        kind, remark = NAMES.get(layer.kind, layer.class_name), _remark(layer, shape, reading)
         groups[kind, layer.inputs, layer.outputs, layer.kernel, remark, layer.problem].append(layer)
-    listed = [_group(layers, _remark(layers[0], shape)) for layers in groups.values()]
+    listed = [_group(layers, _remark(layers[0], shape, reading)) for layers in groups.values()]
     return sorted(listed, key=lambda group: not group.inputs)
 
 
@@ -84,10 +87,12 @@ def _name(path: str) -> str:
     return f"{parent.rpartition('.')[2]}.{leaf}" if leaf.isdecimal() and parent else leaf
 
 
-def _remark(layer: Layer, shape: ModelShape) -> str:
+def _remark(layer: Layer, shape: ModelShape, reading: set[str]) -> str:
     if layer.path in shape.whole:
         return "head, trained whole"
-    return "output head" if layer.path == shape.head else ""
+    if layer.path == shape.head:
+        return "output head"
+    return "reads the image" if layer.path in reading else ""
 
 
 def choices_of(shape: ModelShape) -> list[TargetChoice]:

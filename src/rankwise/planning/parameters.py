@@ -35,5 +35,5 @@ def seen(shape: ModelShape) -> Modules:
             modules.setdefault(layer.path, Seen(None, layer.class_name, problem=layer.problem))
         else:
             tied, head = layer.kind == "linear" and layer.shares in tables, layer.path == shape.head
-            modules[layer.path] = Seen(layer.kind, NAMES[layer.kind], tied, head)
+            modules[layer.path] = Seen(layer.kind, NAMES[layer.kind], tied, head, layer.channels)
     return modules
