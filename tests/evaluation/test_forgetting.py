@@ -27,7 +27,7 @@ from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, for
 from rankwise.evaluation.forgetting import compared, forgetting
 from rankwise.evaluation.text import LARGEST, Text, documentation, firsts_of, refuse_trained_on, text_for
 from rankwise.methods.inject import inject
-from rankwise.models.loaded import LoadedModel
+from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.runs.data_report import DataReport, PartFacts
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenizer import HubTokenizer
@@ -136,6 +136,10 @@ def test_two_models_apart_are_the_one_with_its_adapter(model: LoadedModel, tiny_
     assert apart.delta_nll == pytest.approx(together.delta_nll, rel=1e-3)
 
 
+def with_tokenizer(model: LoadedModel, tokenizer: HubTokenizer) -> LoadedModel:
+    return replace(model, text=TextReader(tokenizer, model.template))
+
+
 def test_models_of_other_vocabularies_are_not_compared(
     model: LoadedModel, hub_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -148,7 +152,7 @@ def test_models_of_other_vocabularies_are_not_compared(
     backend = Tokenizer.from_str(json.dumps(described))
     other = HubTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), [2])
     with pytest.raises(ModelError, match='"A" has different ids'):
-        of_two_models(model, replace(model, tokenizer=other))
+        of_two_models(model, with_tokenizer(model, other))
 
 
 def test_logits_that_are_not_finite_are_told() -> None:
@@ -223,7 +227,7 @@ def test_each_block_begins_with_what_the_tokenizer_puts_before_every_text(
     backend = Tokenizer.from_str(hub_tokenizer.backend_tokenizer.to_str())
     backend.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
     starting = HubTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>"), [2])
-    text, plain = (text_for(one, blocks=3, length=40) for one in (replace(model, tokenizer=starting), model))
+    text, plain = (text_for(one, blocks=3, length=40) for one in (with_tokenizer(model, starting), model))
     assert text.blocks.shape == (3, 41) and text.blocks[:, 0].tolist() == [1, 1, 1]
     assert torch.equal(text.blocks[0, 1:], plain.blocks[0, :-1])
 

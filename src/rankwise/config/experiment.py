@@ -104,7 +104,10 @@ class Experiment(Config):
     @property
     def auto_rate(self) -> float:
         """What the learning rate `auto` is at width 576."""
-        return self.adapter.classifier_rate if self.classifies else self.adapter.auto_rate
+        if not self.classifies:
+            return self.adapter.auto_rate
+        of_images = self.adapter.image_rate if self.objective == "image-classification" else None
+        return of_images or self.adapter.classifier_rate
 
 
 def misfits(experiment: Experiment) -> list[str]:

@@ -17,6 +17,7 @@ class HeadConfig(MethodConfig):
     artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
     auto_rate: ClassVar[float] = 5e-2
     classifier_rate: ClassVar[float] = 5e-2
+    image_rate: ClassVar[float | None] = 8e-3
     method: Literal["head"] = "head"
     """The method these settings belong to."""
 

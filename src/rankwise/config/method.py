@@ -26,6 +26,8 @@ class MethodConfig(Config):
     """What the learning rate `auto` is at width 576, for language models; training/schedules.py says why."""
     classifier_rate: ClassVar[float]
     """The same for classifiers."""
+    image_rate: ClassVar[float | None] = None
+    """The same for classifiers of images, where it is another one."""
     tags: ClassVar[tuple[str, ...]] = ()
     """Tags of the model card, beside those that every adapter has."""
     trains_base: ClassVar[bool] = False
