@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from torch import Tensor, nn
 
+from rankwise.adapters.adalora import FusedAdaLoRA
+from rankwise.adapters.fused import split_of
 from rankwise.adapters.merge import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.methods.inject import add_adapter, inject
@@ -96,3 +99,26 @@ def test_peft_changes_nothing_by_a_layer_that_is_not_called(name: str) -> None:
     with torch.no_grad():
         changed = not torch.equal(theirs(x), built(name)(x))
     assert changed == (not NOTES[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_query_key_and_value_have_ranks_of_their_own_under_adalora(name: str) -> None:
+    """Without its value, attention gives the bias of its output, whatever it is given; without query or key it does
+    not. So the last of the three parts is the value."""
+    model = built(name)
+    path = next(path for path, _ in model.named_modules() if path.endswith("attn.qkv"))
+    attention, calls = model.get_submodule(path.rpartition(".")[0]), []
+    attention.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
+    with torch.no_grad():
+        model(pixels(name))
+    (x, *others), named = calls[0]
+    outputs = attention.qkv.out_features
+    split = split_of(model, path, outputs)
+    assert split is not None and split.names == ("q", "k", "v")
+    for part, rows in zip(split.names, split.rows, strict=True):
+        silent = copy.deepcopy(attention)
+        with torch.no_grad():
+            silent.qkv.weight[rows] = 0
+            one, other = (silent(given, *others, **named) for given in (x, x.flip(1) * 2 + 1))
+        assert torch.allclose(one, other, atol=1e-5) == (part == "v")
+    assert type(inject(model, AdaLoraConfig(budget=2)).adapters()[path]) is FusedAdaLoRA

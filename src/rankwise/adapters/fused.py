@@ -1,6 +1,6 @@
 """Which outputs of a fused query-key-value layer are whose, for the models that have one.
 
-    in thirds       q, k and v one after another: GPT-2, MPT, ModernBERT
+    in thirds       q, k and v one after another: GPT-2, MPT, ModernBERT, timm's ViT, Swin, BEiT and EVA
     by heads        for each head its q, k and v: GPT-NeoX, BLOOM
     by groups       q, then k and v, which have fewer heads: Phi-3
 
@@ -25,6 +25,12 @@ LAYOUTS = {
     ("Phi3Attention", "qkv_proj"): "groups",
 }
 
+TIMM = {
+    "timm.layers.attention.Attention", "timm.models.beit.Attention", "timm.models.eva.EvaAttention",
+    "timm.models.swin_transformer.WindowAttention", "timm.models.swin_transformer_v2.WindowAttention",
+}  # fmt: skip
+"""Classes whose `qkv` is in thirds; other classes of timm have the same names and other layouts."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -38,7 +44,9 @@ def split_of(model: nn.Module, path: str, outputs: int) -> Split | None:
     parent, _, leaf = path.rpartition(".")
     attention: Any = model.get_submodule(parent) if parent else model
     places = torch.arange(outputs)
-    layout = LAYOUTS.get((type(attention).__name__, leaf))
+    kind = type(attention)
+    layout = "thirds" if leaf == "qkv" and f"{kind.__module__}.{kind.__name__}" in TIMM else None
+    layout = LAYOUTS.get((kind.__name__, leaf), layout)
     if layout == "thirds" and outputs % 3 == 0 and not getattr(attention, "is_cross_attention", False):
         return _split(*places.chunk(3))
     head = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
