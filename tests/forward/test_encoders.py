@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, RobertaForSequenceClassification
 
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import choose
@@ -183,3 +184,48 @@ def test_agreement_sees_a_wrong_scale() -> None:
     own = block.attention.forward
     block.attention.forward = lambda *given, **named: (1.01 * own(*given, **named)[0], None)
     assert not encoder_agreement(model, adapters.parameters(), plain, batch_of(2)).agrees
+
+
+# Encoders of texts
+
+
+def texts(count: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask (B, 9) of texts of several lengths."""
+    ids = torch.randint(5, 30, (count, 9), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(9) < torch.tensor([9, 4, 1, 6][:count])[:, None]).long()
+    return ids.masked_fill(mask == 0, 0), mask
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_padded_texts_give_the_logits_and_gradients_of_the_models_own_code(family: str, implementation: str) -> None:
+    kinds = {"bert": BertForSequenceClassification, "roberta": RobertaForSequenceClassification}
+    torch.manual_seed(0)
+    config = kinds[family].config_class(
+        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=20, pad_token_id=0, attn_implementation=implementation,
+    )  # fmt: skip
+    model = kinds[family](config).double().eval()
+    adapters = AdapterSet(model)
+    adapters.attach(choose(model, LoraConfig(rank=2, targets=("query", "value", "dense"))), "default")
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.data = parameter.double() + 0.1
+    ids, mask = texts(4)
+
+    def loss(_: Batch | None = None) -> Tensor:
+        return model(input_ids=ids, attention_mask=mask).logits.square().sum()
+
+    expected, theirs = loss().detach(), gradients(loss(), adapters)
+    assert has_encoder_kernels(model)
+    with FusedEncoder(model, loss).active():
+        assert torch.allclose(loss(), expected, rtol=1e-9)
+        assert same(gradients(loss(), adapters), theirs)
+
+
+def test_a_decoder_of_bert_blocks_has_no_kernels() -> None:
+    config = BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, is_decoder=True
+    )
+    model = BertForSequenceClassification(config).requires_grad_(False)
+    assert not has_encoder_kernels(model)

@@ -39,3 +39,16 @@ def test_a_row_does_not_see_another() -> None:
     after = full_attention(q, k, v, 2, 2, 0.5)
     assert torch.equal(before[:5], after[:5])
     assert not torch.allclose(before[5:], after[5:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_padding_is_seen_by_nobody(dtype: torch.dtype) -> None:
+    q, k, v, grad = inputs(3, 6, 2, 4, dtype)
+    real = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] + [False] * 5])
+    ours = full_attention(q, k, v, 3, 2, 0.4, real)
+    gradients = torch.autograd.grad(ours, (q, k, v), grad)
+    theirs = plain_full_attention(q, k, v, 3, 2, 0.4, real)
+    expected = torch.autograd.grad(theirs, (q, k, v), grad)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in zip(gradients, expected, strict=True))
+    assert gradients[2].view(3, 6, -1)[1, 4:].eq(0).all(), "no loss depends on a value at padding"

@@ -1,16 +1,15 @@
-"""The blocks of vision transformers by kernels, inside the model's own forward pass.
+"""The blocks of encoders by kernels, inside the model's own forward pass.
 
-    x = x + s1 o(attention(q, k, v of norm(x))),   x = x + s2 fc2(f(fc1(norm(x))))        s1 = s2 = 1 but in DINOv2
-
-Only the blocks are replaced: embeddings, pooling and head are the model's own code. A block's parts are its own
-modules, with or without adapters. Blocks are recognised by their class; all others use the eager backend.
+Only the blocks are replaced (encoder_families.py): embeddings, pooling and head are the model's own code. Blocks are
+recognised by their class; all others use the eager backend. Before a run relies on the kernels, both backends are
+compared on the model itself (agreement.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -21,32 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rankwise.data.batches import Batch
 from rankwise.forward.checkpointing import blocks_in_order
-from rankwise.forward.decoders.parts import fed_forward, layer_norm, linears
+from rankwise.forward.encoder_families import FAMILIES, real_of
 from rankwise.forward.fused import has_weights_that_learn, is_watched
 from rankwise.forward.prefix_cache import StateCache
-from rankwise.kernels.full_attention import full_attention
-from rankwise.kernels.prologue import Identity
-
-
-@dataclass(frozen=True)
-class BlockNames:
-    """Names of a block's parts."""
-
-    attention: str
-    output: str
-    """The projection behind attention, inside it."""
-    norms: tuple[str, str]
-    scale: str
-    """The factor of attention's scores, inside it."""
-    layer_scales: tuple[str, str] | None = None
-
-
-CLIP = BlockNames("self_attn", "out_proj", ("layer_norm1", "layer_norm2"), "scale")
-VIT = BlockNames("attention", "o_proj", ("layernorm_before", "layernorm_after"), "scaling")
-DINOV2 = BlockNames("attention", "o_proj", ("norm1", "norm2"), "scaling", ("layer_scale1", "layer_scale2"))
-BLOCKS = {
-    "ViTLayer": VIT, "DeiTLayer": VIT, "Dinov2Layer": DINOV2, "CLIPEncoderLayer": CLIP, "SiglipEncoderLayer": CLIP,
-}  # fmt: skip
 
 
 def encoder_blocks(module: nn.Module) -> list[nn.Module]:
@@ -55,18 +31,18 @@ def encoder_blocks(module: nn.Module) -> list[nn.Module]:
     return blocks if blocks and all(_is_known(block) for block in blocks) else []
 
 
-def _is_known(block: Any) -> bool:
+def _is_known(block: nn.Module) -> bool:
     """Require the class to be transformers' own, since code that comes with a model may use the same name."""
-    names = BLOCKS.get(type(block).__name__)
-    if names is None or not type(block).__module__.startswith("transformers.models."):
+    family = FAMILIES.get(type(block).__name__)
+    if family is None or not type(block).__module__.startswith("transformers.models."):
         return False
-    mlp, drops = block.mlp, [part for part in block.modules() if isinstance(part, nn.Dropout)]
-    return (
-        hasattr(mlp, "fc1")
-        and hasattr(mlp, "fc2")
-        and not any(part.p for part in drops)
-        and not getattr(getattr(block, "drop_path", None), "drop_prob", 0.0)
-    )
+    return family.suits(block) and not any(_drops(part) for part in block.modules())
+
+
+def _drops(part: Any) -> bool:
+    """Whether something is left out at random, as dropout and stochastic depth do in training."""
+    share = getattr(part, "p", 0.0) if isinstance(part, nn.Dropout) else getattr(part, "drop_prob", None) or 0.0
+    return bool(share) and part.training
 
 
 def has_encoder_kernels(module: nn.Module) -> bool:
@@ -135,12 +111,19 @@ class FusedEncoder:
     def _forward(self, number: int, block: nn.Module, hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
         if self._states is not None and number < self._lowest:
             return self._states if number + 1 == self._lowest else hidden_states
-        compute = partial(_block, block, BLOCKS[type(block).__name__])
+        compute = partial(self._compute, block, given[0] if given else named.get("attention_mask"))
         again = torch.is_grad_enabled() and self._lowest <= number < self._lowest + self._recomputed
         states: Tensor = checkpoint(compute, hidden_states, use_reentrant=False) if again else compute(hidden_states)
         if self._reading and number + 1 == self._lowest:
             raise _Reached(states)
         return states
+
+    @staticmethod
+    def _compute(block: nn.Module, mask: Tensor | None, hidden_states: Tensor) -> Tensor:
+        """(B, T, d) to (B, T, d)."""
+        rows, tokens, width = hidden_states.shape
+        x = hidden_states.reshape(rows * tokens, width)
+        return FAMILIES[type(block).__name__].block(block, x, rows, real_of(mask)).view(rows, tokens, width)
 
     @torch.no_grad()
     def _below(self, batch: Batch) -> Tensor:
@@ -168,29 +151,3 @@ def _apart(batch: Batch) -> Iterator[tuple[bytes, Batch]]:
         inputs = {name: value[at : at + 1] for name, value in batch.inputs.items()}
         digest = blake2b(inputs["pixel_values"].cpu().numpy().tobytes(), digest_size=16).digest()
         yield digest, replace(batch, inputs=inputs, targets=batch.targets[at : at + 1], images=1)
-
-
-def _block(block: Any, names: BlockNames, hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
-    """(B, T, d) to (B, T, d)."""
-    rows, tokens, width = hidden_states.shape
-    x = hidden_states.reshape(rows * tokens, width)
-    attention, mlp = getattr(block, names.attention), block.mlp
-    norm1, norm2 = (layer_norm(getattr(block, name)) for name in names.norms)
-    q, k, v = linears([attention.q_proj, attention.k_proj, attention.v_proj], norm1, x)
-    heads = q.shape[1] // attention.head_dim
-    seen = full_attention(q, k, v, rows, heads, getattr(attention, names.scale))
-    add1, add2 = _adders(block, names)
-    x = add1(x, linears([getattr(attention, names.output)], Identity(), seen)[0])
-    x = add2(x, fed_forward([mlp.fc1], mlp.activation_fn, mlp.fc2, norm2, x))
-    return x.view(rows, tokens, width)
-
-
-def _adders(block: Any, names: BlockNames) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
-    if names.layer_scales is None:
-        return (torch.add, torch.add)
-    scales = [getattr(block, name).lambda1 for name in names.layer_scales]
-    return tuple(partial(_scaled_add, scale) for scale in scales)
-
-
-def _scaled_add(scale: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.addcmul(x, y, scale)

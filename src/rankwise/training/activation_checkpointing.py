@@ -38,7 +38,7 @@ def fused_blocks(work: Workload, free: int) -> int:
 
 
 def encoder_blocks_recomputed(work: Workload, loss: Callable[[Batch], Tensor], free: int) -> int:
-    """How many blocks of an image model the fused backend recomputes, from the first trained one on."""
+    """How many blocks of an encoder the fused backend recomputes, from the first trained one on."""
     lowest = work.first_trained_block
     blocks = len(encoder_blocks(work.module)) - lowest
 

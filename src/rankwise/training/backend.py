@@ -35,7 +35,13 @@ from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
 from rankwise.training.activation_checkpointing import eager_blocks, fused_blocks
-from rankwise.training.encoder_backend import FusedBlocks, block_agreement, supports_blocks, why_no_blocks
+from rankwise.training.encoder_backend import (
+    FusedBlocks,
+    block_agreement,
+    predicts_tokens,
+    supports_blocks,
+    why_no_blocks,
+)
 from rankwise.training.workload import PREFIX_SHARE, Workload
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
@@ -147,11 +153,6 @@ def _chosen(work: Workload, backend: Backend, outcome: Agreement) -> Backend:
 def supports(work: Workload) -> bool:
     """Whether there are kernels for this model, objective and device, with rows of this length."""
     return has_kernels(work.module, work.longest) if predicts_tokens(work) else supports_blocks(work)
-
-
-def predicts_tokens(work: Workload) -> bool:
-    """The fused kernels end in the loss of predicted tokens."""
-    return work.objective.targets is None
 
 
 def _eager_instead(

@@ -1,4 +1,4 @@
-"""The fused backend of image models: their blocks by kernels, inside the model's own forward pass.
+"""The fused backend of classifiers: the blocks of their encoder by kernels, inside the model's own forward pass.
 
 Everything else is as in backend.py: the model itself is asked whether both ways agree before a run relies on it.
 """
@@ -24,8 +24,8 @@ from rankwise.text.tokenize import Tokens
 from rankwise.training.activation_checkpointing import encoder_blocks_recomputed
 from rankwise.training.workload import PREFIX_SHARE, Workload
 
-COMPARED = 2
-"""Images that both backends are compared on."""
+COMPARED, LENGTHS = 2, (37, 5, 14)
+"""Images, and lengths of texts, that both backends are compared on."""
 
 
 @dataclass
@@ -61,23 +61,27 @@ class FusedBlocks:
 
 
 def supports_blocks(work: Workload) -> bool:
-    return work.objective.row_length is not None and has_encoder_kernels(work.module)
+    return not predicts_tokens(work) and has_encoder_kernels(work.module)
+
+
+def predicts_tokens(work: Workload) -> bool:
+    """The kernels of decoders end in the loss of predicted tokens."""
+    return work.objective.targets is None
 
 
 def why_no_blocks(work: Workload) -> str:
-    if work.objective.row_length is None:
-        return f"there are no fused kernels for {work.objective.name}"
     if supports_blocks(work):
-        return "the fused kernels of image models are not compiled"
+        return "the fused kernels of encoders are not compiled"
     if any(has_weights_that_learn(block) for block in encoder_blocks(work.module)):
         return "the fused kernels need frozen weights, but this run trains the model's own weights"
     return "there are no fused kernels for this model and device"
 
 
 def block_agreement(work: Workload) -> Agreement:
-    """On random images."""
+    """On random images, or on texts of several lengths."""
     objective, module = work.objective, work.module
-    lengths = [work.objective.row_length or 1] * COMPARED
+    length = objective.row_length
+    lengths = [length] * COMPARED if length else [min(one, work.longest) for one in LENGTHS]
     rows = objective.random_rows(module, lengths, torch.Generator().manual_seed(0))
-    (batch,) = objective.batches(rows, sum(lengths))
+    (batch,) = objective.batches(rows, len(lengths) * max(lengths))
     return encoder_agreement(module, work.trainable.parameters(), partial(objective.predict, module), batch)
