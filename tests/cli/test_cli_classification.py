@@ -420,7 +420,7 @@ def test_a_whole_number_is_the_same_class_in_a_table_and_in_json(here):
         ),
         (("--objective", "causal-lm", "--set", "classification.class_weights=balanced"), "classification"),
         (("--objective", "causal-lm", "--method", "head"), "adapter.method head"),
-        (("--backend", "fused"), "training.backend"),
+        (("--backend", "compiled"), "training.backend"),
         (
             ("--held-out", "4", "--keep", "best", "--validate-every", "4", "--set", "validation.by=pearson"),
             "validation.by",
