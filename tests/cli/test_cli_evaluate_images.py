@@ -127,6 +127,16 @@ def test_a_head_alone_changes_no_feature(here):
     assert measured["cka"]["value"] == pytest.approx(1, abs=1e-9) and measured["probe"]["difference"] == 0
 
 
+def test_features_of_a_fully_trained_model_are_compared_with_those_of_its_base(here):
+    rankwise(
+        "train", "--model", "tiny", "--data", "train", "--run", "full", "--method", "full", "--steps", "20",
+        "--held-out", "3", "--learning-rate", "0.01",
+    )  # fmt: skip
+    result = rankwise("evaluate", "full", "--other-images", striped_folder("others", 24), "--json")
+    measured = json.loads(result.stdout)["feature_forgetting"]
+    assert measured["images"] == 48 and measured["cka"]["value"] < 0.999
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [(("--other-images", "train"), "belongs to the data of the run"),

@@ -20,9 +20,10 @@ from rankwise.cli.main import app
 from rankwise.commands.export import export
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
-from rankwise.errors import Interrupted
+from rankwise.errors import DataError, Interrupted
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.models.preprocessing import processing_in
+from rankwise.python.run import load_run
 from rankwise.runs.records import Event, StepRecord
 from vision_models import FAMILIES, TIMM, save_folder
 
@@ -229,6 +230,16 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(home: Path, words:
     assert not Path("runs/refused").exists()
 
 
+def test_a_prompt_for_images_is_refused_as_a_setting_and_not_row_by_row(home: Path) -> None:
+    save_folder("vit", Path("vit"))
+    words = ("--prompt", "{image}", "--completion", "{label}")
+    found = rankwise("train", "--model", "vit", "--data", "rows", "--run", "refused", *words)
+    assert found.exit_code == 2
+    assert [line.partition("the setting ")[2].split()[0] for line in found.stderr.splitlines()[-2:]] == [
+        "data.prompt", "data.completion"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("family", ["vit", "dinov2", "clip", "convnext", "resnet"])
 def test_another_size_of_images_is_trained_at_and_used_for_predictions(home: Path, family: str) -> None:
     save_folder(family, Path(family))
@@ -237,6 +248,47 @@ def test_another_size_of_images_is_trained_at_and_used_for_predictions(home: Pat
     tuned = load_tuned(result.run.folder)
     assert outputs(tuned.model.module, tuned.objective).shape == (3, 3)
     assert torch.equal(outputs(tuned.model.module, tuned.objective), outputs(result.model.module, tuned.objective))
+
+
+@pytest.mark.parametrize(("family", "patch"), [("vit", 8), ("clip", 8), ("swin", None), ("resnet", None)])
+def test_pixels_that_no_patch_covers_are_said(home: Path, family: str, patch: int | None) -> None:
+    save_folder(family, Path(family))
+    words = ("--data", "rows", "--steps", "1", "--json", "--quiet")
+    odd = rankwise("train", "--model", family, "--run", f"odd-{family}", "--image-size", "45", *words)
+    even = rankwise("train", "--model", family, "--run", f"even-{family}", "--image-size", "48", *words)
+    assert odd.exit_code == even.exit_code == 0, odd.output
+    assert ("never sees the last 5 columns" in odd.stderr) == (patch is not None), odd.stderr
+    assert "never sees" not in even.stderr and (patch is None or "--image-size 40 or 48" in odd.stderr)
+
+
+def test_images_are_classified_from_python_as_by_the_command(home: Path) -> None:
+    save_folder("vit", Path("vit"))
+    train(experiment("vit", "from-python"))
+    run, path = load_run("from-python"), "others/red/0.png"
+    picture = Image.open(path)
+    (expected,) = run.predict([path])
+    for item in (picture, np.asarray(picture), Path(path).read_bytes(), Path(path)):
+        assert run.predict([item]) == [expected]
+    assert run.predict([]) == []
+    found = rankwise("predict", "from-python", "--data", path, "--out", "from-python.jsonl")
+    assert found.exit_code == 0, found.output
+    row = json.loads(Path("from-python.jsonl").read_text())
+    assert row["prediction"] == expected["label"]
+    assert row["probability_red"] == pytest.approx(expected["probabilities"]["red"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("items", "words"), [
+    ("others/red/0.png", "Give a list"), ([3, "hello"], "item 1 of the images to classify is"),
+    (["nowhere.png"], "nowhere.png cannot be read"), ([np.zeros((3, 8, 8))], "the shape (3, 8, 8)"),
+    ([b"\x89PNG nothing"], "item 0 of the images to classify: is no image"),
+])  # fmt: skip
+def test_what_is_no_image_is_refused_from_python(home: Path, items: Any, words: str) -> None:
+    if not Path("runs/refusing").exists():
+        save_folder("vit", Path("vit"))
+        train(experiment("vit", "refusing"))
+    with pytest.raises(DataError) as caught:
+        load_run("refusing").predict(items)
+    assert words in str(caught.value)
 
 
 def test_full_fine_tuning_writes_a_whole_model_with_its_preprocessing(home: Path) -> None:

@@ -14,6 +14,7 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
+from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError
@@ -319,3 +320,11 @@ def test_an_experiment_written_as_json_and_read_again_is_the_same(values):
             for key, value in given_.items():
                 held = getattr(getattr(experiment, part), key)
                 assert (list(held) if isinstance(held, tuple) else held) == value
+
+
+def test_a_value_that_may_be_a_number_or_a_word_has_one_problem():
+    with pytest.raises(ConfigError) as caught:
+        ImagesConfig(size=10)
+    assert caught.value.problems == [
+        'setting "size" is 10: input should be greater than or equal to 16, or \'auto\'.'
+    ]  # fmt: skip

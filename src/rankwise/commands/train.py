@@ -115,8 +115,8 @@ def train(
         rows = prepared.trained_rows
         config = experiment.training.resolved(len(rows), loaded.width, experiment.auto_rate)
         trainable = method.attach(loaded, Setup(
-            config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
-            heads=objective.heads(loaded), resumed_ranks=partial(ranks_before_training, run) if resume else None,
+            config, config.total_steps(len(rows)), rows, objective.heads(loaded), f'run "{experiment.run}"', callback,
+            partial(ranks_before_training, run) if resume else None, objective.load,
         ))  # fmt: skip
         try:
             if shared := tables_of_the_head(loaded.module, trainable.names):

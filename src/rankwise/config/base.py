@@ -45,12 +45,18 @@ class Config(BaseModel, metaclass=_ReportsAsSpecError):
 def problems_of(
     error: ValidationError, spec: type[BaseModel], where: Callable[[Location], str] = lambda _: ""
 ) -> list[str]:
-    """One sentence per problem; `where` gives the file and line (or the flag) of a location."""
-    found = []
+    """One sentence per problem; `where` gives the file and line (or the flag) of a location. A value that may be a
+    number or a word such as 'auto' gets one sentence that names both."""
+    found, before = list[str](), None
     for item in error.errors():
         tagged = tuple(item["loc"])
         item["loc"] = without_tags(tagged, spec)
-        found.append(f"{where(item['loc'])}{_sentence(item, spec, tagged)}")
+        written = _written_part(item["loc"], spec)
+        if item["type"] == "literal_error" and written == before:
+            found[-1] = f"{found[-1].removesuffix('.')}, or {item.get('ctx', {})['expected']}."
+        else:
+            found.append(f"{where(item['loc'])}{_sentence(item, spec, tagged)}")
+        before = written
     return found
 
 

@@ -269,7 +269,7 @@ class DataConfig(Reading):
     @property
     def of_texts(self) -> list[str]:
         """The settings given here that have no effect where rows are images."""
-        names = ("max_length", "too_long")
+        names = ("max_length", "too_long", "prompt", "completion")
         return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
     @property

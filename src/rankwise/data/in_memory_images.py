@@ -37,7 +37,7 @@ def with_image_files(row: Mapping[Any, Any], where: str, folder: Path, problems:
         if isinstance(value, str) and path is value:
             continue
         try:
-            content = _content(path)
+            content = image_bytes(path)
         except DataError as error:
             problems.append(f"{where}, column {name!r}: {str(error).rstrip('.')}")
             replaced[name] = None
@@ -47,7 +47,7 @@ def with_image_files(row: Mapping[Any, Any], where: str, folder: Path, problems:
     return replaced
 
 
-def _content(value: Any) -> bytes | None:
+def image_bytes(value: Any) -> bytes | None:
     """The image as the bytes of a file; None for any other value."""
     if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
         value = value["bytes"] or (value["path"] and Path(value["path"]))

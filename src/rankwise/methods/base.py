@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.licences import find_licence
 from rankwise.errors import RunError
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.models.starters import STARTERS
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback
@@ -53,9 +52,11 @@ def check_base(model: LoadedModel, trained_on: BaseModelFacts, described: str, u
 
 
 def base_weights(
-    spec: ModelConfig, trained_on: BaseModelFacts, described: str, callback: Callback, *, force: bool = False
-) -> Mapping[str, Tensor]:
-    """By their names in the model, on the processor; a weight that two layers share is there once."""
+    load: Callable[[ModelConfig, Callback], LoadedModel], spec: ModelConfig, trained_on: BaseModelFacts,
+    described: str, callback: Callback, *, force: bool = False,
+) -> Mapping[str, Tensor]:  # fmt: skip
+    """By their names in the model, on the processor; a weight that two layers share is there once. `load` is the
+    objective's."""
     model = load(spec.model_copy(update={"device": "cpu"}), callback)
     check_base(model, trained_on, described, "use it", force=force)
     return {name: weight.detach() for name, weight in model.module.named_parameters()}

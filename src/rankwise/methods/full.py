@@ -167,7 +167,7 @@ class FullMethod:
         return replace(model, module=deepcopy(model.module))
 
     def attach(self, model: LoadedModel, setup: Setup) -> FullFineTuning:
-        read_base = partial(base_weights, model.spec, model.facts, setup.described, setup.callback)
+        read_base = partial(base_weights, setup.load, model.spec, model.facts, setup.described, setup.callback)
         return FullFineTuning(model.module, read_base)
 
     def save(self, trainable: FullFineTuning, model: LoadedModel, folder: Path, record: Record) -> None:
@@ -187,10 +187,13 @@ class FullMethod:
         self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, FullFineTuning]:
         """The base is not looked for until somebody needs it."""
-        model = objective_for(artifact.data_report).load(spec, callback, checked=False)
+        objective = objective_for(artifact.data_report)
+        model = objective.load(spec, callback, checked=False)
         base, trained_on = artifact.base_named, artifact.trained_on
         assert base is not None and trained_on is not None, "a run records its base"
-        read_base = partial(base_weights, base, trained_on, artifact.described, callback, force=force_base)
+        read_base = partial(
+            base_weights, objective.load, base, trained_on, artifact.described, callback, force=force_base
+        )
         return model, FullFineTuning(model.module, read_base)
 
     def contents(self, folder: Path) -> Contents:

@@ -18,6 +18,7 @@ from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BaseFacts
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
 from rankwise.runs.records import Callback, RankRecord, silent
 from rankwise.text.tokenize import Tokens
 
@@ -37,6 +38,8 @@ class Setup:
     callback: Callback = silent
     resumed_ranks: Callable[[], RankRecord | None] | None = None
     """For a run that is resumed: reads the ranks that data decided when it began."""
+    load: Callable[[ModelConfig, Callback], LoadedModel] = load
+    """Loads the base again where a method needs its weights: the objective's `load`."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from rankwise.models.loading import ModelKind, head_modules, load, load_unchecke
 from rankwise.models.timm_models import is_timm, set_config
 from rankwise.objectives.targets import head_settings, outputs_in, target_loss, weight_of
 from rankwise.runs.data_report import TargetFacts
-from rankwise.runs.records import Callback
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.text.tokenize import Tokens
 
 NAME = "image-classification"
@@ -52,9 +52,23 @@ class ImageClassification:
                 "cannot be trained to classify images."
             )  # fmt: skip
         self._check_size(loaded)
+        if checked and (unread := self._unread(loaded.module.config)):
+            callback(WarningMessage(unread))
         if is_timm(loaded.module):
             set_config(loaded.module, self.targets.classes, self.processing)
         return loaded
+
+    def _unread(self, config: Any) -> str | None:
+        """A transformer reads whole patches only; Swin, which has windows of patches, fills up the last ones."""
+        own = getattr(config, "vision_config", None) or config
+        side, patch = self.processing.size, getattr(own, "patch_size", None)
+        if not isinstance(patch, int) or hasattr(own, "window_size") or side % patch == 0:
+            return None
+        return (
+            f"the model reads patches of {patch} x {patch} pixels, so it never sees the last {side % patch} columns "
+            f"and rows of images of {side} x {side} pixels. Use --image-size {side - side % patch} or "
+            f"{side - side % patch + patch} to avoid this"
+        )
 
     @torch.no_grad()
     def _check_size(self, loaded: LoadedModel) -> None:

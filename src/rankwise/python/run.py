@@ -99,15 +99,22 @@ class Run:
         assert answer is not None, "one of the two was asked for"
         return answer.text
 
-    def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
-        """What a classifier predicts for each text, or pair of texts: {"label": …, "probabilities": {label: …}}, or
-        {"value": …} where it predicts numbers. RunError where the run is a language model. DataError where a text has
+    def predict(self, items: Sequence[Any]) -> list[dict[str, Any]]:
+        """What a classifier predicts for each text, pair of texts or image: {"label": …, "probabilities": {label: …}},
+        or {"value": …} where it predicts numbers. An image is a path, the bytes of a file, a picture of Pillow or a
+        uint8 array. RunError where the run is a language model. DataError where an image cannot be read, or a text has
         more tokens than a row of the run may have, unless the run was trained with data.too_long=truncate."""
+        from rankwise.python.images import images_given
         from rankwise.python.texts import texts_given
 
-        rows, problems = self.tuned.rows_of(texts_given(texts))
-        if problems:
-            raise DataError(together([f"item {at} of the texts to classify {why}" for at, why in problems.items()]))
+        if self.tuned.reads_images:
+            rows, problems = self.tuned.image_rows_of(images_given(items))
+            described = [*problems.values()]
+        else:
+            rows, problems = self.tuned.rows_of(texts_given(items))
+            described = [f"item {at} of the texts to classify {why}" for at, why in problems.items()]
+        if described:
+            raise DataError(together(described))
         found = self.tuned.classify(rows)
         return [
             {"value": one.value} if one.label is None else {"label": one.label, "probabilities": one.probabilities}
