@@ -208,6 +208,8 @@ def test_the_objective_follows_from_the_model_and_the_json_is_whole(home: Path) 
     )
     assert found.exit_code == 0, found.output
     facts = json.loads(found.stdout)
+    assert "18 training images; 6 validation images" in found.stderr and "tokens" not in found.stderr
+    assert "and cut to 32 x 32 pixels" in found.stderr
     assert facts["validation_accuracy_after"] is not None and facts["images_per_second"] > 0
     settings = json.loads(Path("runs/by-command/config.json").read_text())
     assert settings["objective"] == "image-classification"

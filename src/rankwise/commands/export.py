@@ -47,10 +47,9 @@ class Exported:
     strength: float = 1.0
     merged: Merged | None = None
     outputs: int | None = None
-    """Of a classifier."""
+    """The number of a classifier's classes, or 1 for a number."""
     images: bool = False
     """Whether a classifier reads images."""
-    """Of a classifier: its classes, or 1 for a number."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""

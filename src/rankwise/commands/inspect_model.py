@@ -29,7 +29,7 @@ class InspectedModel:
     family: str
     parameters: int
     head_parameters: int
-    """Of the head for two classes, which a classifier would get."""
+    """Parameters of the head that a classifier of two classes would get."""
     layers: list[LayerGroup]
     targets: list[TargetChoice]
     default: str

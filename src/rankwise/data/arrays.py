@@ -23,7 +23,6 @@ from rankwise.data.columnar import Record, Seen
 from rankwise.errors import DataError, first_line, some
 from rankwise.runs.data_report import LayoutFacts
 
-ARRAY_SUFFIXES = (".npz", ".npy")
 ENDS = (1, 16, 64, 255, 1023, 4095, 16383, 65535)
 LARGEST = 16_000_000_000
 """Bytes of all arrays of a file, which are read into memory at once."""

@@ -25,7 +25,7 @@ class BalancedOrder:
         self.seed = seed
         self.members = [np.flatnonzero(targets == number) for number in np.unique(targets)]
         self._cycles: dict[int, tuple[int, np.ndarray]] = {}
-        """Of each class, the last cycle that was drawn and its order."""
+        """The last cycle that was drawn of each class, and its order."""
 
     def __call__(self, position: int) -> int:
         block, place = divmod(position, len(self.members))

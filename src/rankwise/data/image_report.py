@@ -53,7 +53,7 @@ def looked_at(example: Example) -> Outcome:
 
 
 def findings_of(images: Sequence[SeenImage], passed_over: Sequence[str]) -> Findings:
-    """Of at least one image."""
+    """Compare all images with each other; there is at least one."""
     duplicates = ImageIndex([image.record for image in images]).duplicates()
     two_labels = {at: first for at, first in duplicates.exact.items() if images[at].label != images[first].label}
     sizes = [(image.record.width, image.record.height) for image in images]

@@ -109,7 +109,7 @@ def beside(artifact: Artifact, strength: float) -> dict[str, Any]:
 
 
 def _logits(model: LoadedModel, objective: Objective) -> Tensor:
-    """Of a text or, for a model of images, of random ones."""
+    """Compute logits of a text or, for a model of images, of random images."""
     with torch.inference_mode():
         if objective.row_length is not None:
             rows = objective.random_rows(model.module, [1] * IMAGES, torch.Generator().manual_seed(0))

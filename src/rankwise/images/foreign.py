@@ -12,7 +12,7 @@ MARKS = {
 }  # fmt: skip
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"qt  ": "a video",
           b"isom": "a video", b"mp42": "a video"}  # fmt: skip
-"""Of files that begin with a box "ftyp"."""
+"""What files are that begin with a box "ftyp", by the brand in it."""
 
 
 def what_instead(source: Path | bytes) -> str:

@@ -29,7 +29,7 @@ PREPROCESSING = {
 
 
 CLASSES = 1000
-"""Of ImageNet."""
+"""The number of ImageNet's classes."""
 
 
 def need_timm(name: str) -> None:

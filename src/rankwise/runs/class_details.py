@@ -52,7 +52,7 @@ class WrongRow(Config):
     actual: str
     predicted: str
     probability: Share
-    """Of the predicted class."""
+    """The probability of the predicted class."""
     probability_of_actual: Share
     text: str | None = None
     """The beginning of the row's text."""

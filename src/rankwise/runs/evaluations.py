@@ -135,9 +135,9 @@ class Evaluation(Config):
     differences: dict[str, Difference]
     """Differences of `tuned` (b) from `base` (a) by metric; empty without a base."""
     forgetting: Forgetting | None
-    """Of language models."""
+    """What a language model has forgotten."""
     feature_forgetting: FeatureForgetting | None = None
-    """Of models of images."""
+    """What a model of images has forgotten."""
     samples: list[Sample]
     """The first few items."""
     labels: dict[str, int] | None = None

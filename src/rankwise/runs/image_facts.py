@@ -34,7 +34,7 @@ class ImageFacts(Config):
 
     images: int
     smallest: Size
-    """Of the image with the fewest pixels."""
+    """Width and height of the image with the fewest pixels."""
     median: Size
     """The median width and the median height."""
     largest: Size

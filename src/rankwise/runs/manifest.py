@@ -52,7 +52,7 @@ class Results(Config):
     validation_loss_tokens: int | None
     train_seconds: float
     tokens_per_second: float
-    """Of images their patches."""
+    """For images, the number of their patches per second."""
     images_per_second: float | None = None
     """None where rows are texts."""
     peak_rss_bytes: int

@@ -93,14 +93,19 @@ class TrainingRun:
     def describe(self) -> str:
         data, facts, trainable = facts_of(self.prepared), self.model.facts, self.trainable
         interval = self.validation_interval
-        learns_tokens = self.work.objective.targets is None
-        learned = f"{data.loss_tokens / data.tokens:.0%} of them in the loss" if learns_tokens else "one target per row"
+        unit, amount = "images", ""
+        if (processing := self.model.processing) is None:
+            learns_tokens = self.work.objective.targets is None
+            share = (
+                f"{data.loss_tokens / data.tokens:.0%} of them in the loss" if learns_tokens else "one target per row"
+            )
+            unit, amount = "sequences", f", {data.tokens:,} tokens, {share}"
         often = f", measured every {interval} steps" if interval < self.steps else ""
         return (
             f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
-            f"{data.rows:,} rows in {data.format} format: {data.training_sequences:,} training sequences, "
-            f"{data.tokens:,} tokens, {learned}"
-            + (f"; {data.validation_sequences:,} validation sequences{often}" if data.validation_sequences else "")
+            f"{data.rows:,} rows in {data.format} format: {data.training_sequences:,} training {unit}{amount}"
+            + (f"; {data.validation_sequences:,} validation {unit}{often}" if data.validation_sequences else "")
+            + (f"\n{processing.describe()}" if processing is not None else "")
             + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + "".join(f"\n{line}" for line in summary_lines(self.prepared.data_report))

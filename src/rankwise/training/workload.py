@@ -19,7 +19,7 @@ from rankwise.objectives.objective import Objective
 from rankwise.runs.records import Callback, silent
 
 PREFIX_SHARE = 0.15
-"""Of free memory, what may be cached of the blocks below the first trained one."""
+"""The share of free memory that the cache of the blocks below the first trained one may take."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Workload:
         cls, module: nn.Module, trainable: Trainable, objective: Objective, config: TrainingConfig, prepared: Prepared,
         packing: bool, callback: Callback, *, varied: bool = False,
     ) -> Workload:  # fmt: skip
-        """Of a run over prepared rows, before a checkpoint takes ranks away. `varied`: a row is never seen twice."""
+        """Describe a run over prepared rows, before a checkpoint takes ranks away. `varied`: no row is seen twice."""
         longest, rows = prepared.longest, len(prepared.trained_rows)
         largest = max(longest, min(config.max_batch_tokens, config.batch_size * longest))
         first = 0 if varied else _first_trained_block(module, config, rows, longest, objective)
