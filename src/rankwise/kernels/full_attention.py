@@ -28,9 +28,9 @@ def plain_full_attention(
     q: Tensor, k: Tensor, v: Tensor, rows: int, heads: int, scale: float, real: Tensor | None = None
 ) -> Tensor:
     """Compute the same with torch, as the reference for tests."""
-    split = [_by_head(value, rows, heads).view(rows, heads, -1, value.shape[1] // heads) for value in (q, k, v)]
+    queries, keys, values = (_by_head(one, rows, heads).unflatten(0, (rows, heads)) for one in (q, k, v))
     mask = None if real is None else real[:, None, None, :]
-    seen = torch.nn.functional.scaled_dot_product_attention(*split, mask, scale=scale)
+    seen = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
     return seen.transpose(1, 2).reshape(q.shape)
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -143,10 +143,13 @@ class AdapterTrainable:
         self.adapters.remove()
 
 
-class AdapterMethod(ABC):
+Settings = TypeVar("Settings", bound=MethodConfig)
+
+
+class AdapterMethod(ABC, Generic[Settings]):
     """Everything but `add_to` and `attach_to`, which are where the methods differ."""
 
-    config: MethodConfig
+    config: Settings
 
     @abstractmethod
     def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:

@@ -24,7 +24,7 @@ class TrainableHead(AdapterTrainable):
         return None
 
 
-class HeadMethod(AdapterMethod):
+class HeadMethod(AdapterMethod[HeadConfig]):
     def __init__(self, config: HeadConfig) -> None:
         self.config = config
 

@@ -48,7 +48,7 @@ class TrainableLoRA(AdapterTrainable):
         return [group for group in groups if group["params"]] + self.head_groups()
 
 
-class LoraMethod(AdapterMethod):
+class LoraMethod(AdapterMethod[LoraConfig]):
     def __init__(self, config: LoraConfig) -> None:
         self.config = config
 

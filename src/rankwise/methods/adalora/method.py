@@ -11,7 +11,7 @@ from rankwise.methods.method import Setup
 from rankwise.models.loaded import LoadedModel
 
 
-class AdaLoraMethod(AdapterMethod):
+class AdaLoraMethod(AdapterMethod[AdaLoraConfig]):
     def __init__(self, config: AdaLoraConfig) -> None:
         self.config = config
 
