@@ -221,7 +221,7 @@ class AdapterMethod(ABC, Generic[Settings]):
         weights = read_weights(folder)
         return Contents(weights.parameters, (folder / WEIGHTS).stat().st_size, weights.ranks)
 
-    def check_export(self, format: str, folder: Path) -> None:  # noqa: B027  a method may have nothing to refuse
+    def check_export(self, format: str, folder: Path) -> None:
         """An adapter can be written in every format."""
 
 
