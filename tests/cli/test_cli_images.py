@@ -314,3 +314,10 @@ def test_the_head_alone_is_a_linear_probe_over_frozen_features(home: Path) -> No
     assert result.manifest.backend == "fused" and eager.manifest.backend == "eager"
     theirs = load_file(eager.result / "adapter_model.safetensors")
     assert all(torch.allclose(tensors[name], theirs[name], rtol=1e-4, atol=1e-5) for name in tensors)
+
+
+def test_a_check_without_a_model_finds_validation_images_of_an_unknown_class(home: Path) -> None:
+    write_folder(Path("unknown"), 3)
+    Path("unknown/red").rename("unknown/purple")
+    found = rankwise("data", "check", "rows", "--validation-data", "unknown")
+    assert found.exit_code == 2 and "'purple'" in found.output and "unknown/purple/0.png" in found.output

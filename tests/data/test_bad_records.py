@@ -485,7 +485,7 @@ REFUSED = [
     BadFile("a later pickle", "x.pkl", pickle.dumps(PAIRS, 5)),
     BadFile("a database", "x.jsonl", b"SQLite format 3\0" + bytes(60), ("database",)),
     BadFile("a picture", "x.jsonl", b"\x89PNG\r\n\x1a\n" + bytes(60), ("not UTF-8",), ":1"),
-    BadFile("a picture under its own name", "x.png", b"\x89PNG\r\n\x1a\n" + bytes(60), ("is an image",)),
+    BadFile("a picture under its own name", "x.png", b"\x89PNG\r\n\x1a\n" + bytes(60), ("an image and no label",)),
     BadFile("text under the name of Parquet", "x.parquet", lines(*PAIRS), ("not a readable Parquet file",)),
     BadFile("text under the name of Arrow", "x.arrow", lines(*PAIRS), ("not a readable Arrow file",)),
     BadFile("rows of JSON under the name of CSV", "x.csv", lines(*PAIRS), ("no known row format",), ":2"),

@@ -28,6 +28,7 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Outcome
 from rankwise.text.example import BREAK, Example
 from rankwise.text.rendering import Rendering, renderings
+from rankwise.text.targets import RowTargets
 
 AS_THE_MODEL = ImagesConfig()
 
@@ -76,8 +77,22 @@ def _check_images(data: DataConfig, callback: Callback) -> DataReport:
     """The report without a model. What is wrong with the classes is an error, as in training."""
     data_report = count_only(data, callback)
     if not data_report.fatal:
-        read_targets(data, ClassificationConfig())
+        _check_validation(data, RowTargets(read_targets(data, ClassificationConfig())))
     return data_report
+
+
+def _check_validation(data: DataConfig, targets: RowTargets) -> None:
+    """DataError where validation rows have a class that no training row has."""
+    problems: list[str] = []
+    reading = None if data.measured_source is None else open_source(data, data.measured_source)
+    for chunk in reading.chunks() if reading is not None else ():
+        for example in (example for row in chunk for example in row):
+            try:
+                targets.of(example)
+            except DataError as error:
+                problems.append(str(error))
+    if problems and data.on_bad_row == "stop":
+        raise DataError(together(problems))
 
 
 def preview(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwise.reporting.charts import losses_chart
-from rankwise.reporting.costs import COSTS, cost_text
+from rankwise.reporting.costs import COSTS, OPTIONAL, cost_text
 from rankwise.reporting.document import Document, Section, figure, folded, paragraph, table
 from rankwise.reporting.markup import Content, Markup, element, joined
 from rankwise.reporting.quality import chip, difference_cells, value
@@ -179,8 +179,7 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
             ),
         ]
         for name, (called, _) in COSTS.items()
-        if name != "validation_accuracy_after"
-        or any(one and one.validation_accuracy_after is not None for one in results.values())
+        if name not in OPTIONAL or any(one and getattr(one, name) is not None for one in results.values())
     ]
     elsewhere = any(one.made_with for one in comparisons)
     return Section(

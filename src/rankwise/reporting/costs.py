@@ -18,12 +18,15 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "steps": ("steps", _count),
     "train_seconds": ("time", duration),
     "tokens_per_second": ("tokens per second", _count),
+    "images_per_second": ("images per second", lambda value: f"{value:,.1f}"),
     "peak_rss_bytes": ("peak memory", size),
     "loss": ("final loss", figure),
     "validation_loss_after": ("validation loss", figure),
     "validation_accuracy_after": ("validation accuracy", lambda value: share(value, 1)),
 }
 """Label and format of each field of the results."""
+OPTIONAL = ("images_per_second", "validation_accuracy_after")
+"""Fields that are shown only where a run has them."""
 
 
 def cost_text(name: str, value: Any) -> str:
