@@ -1,6 +1,6 @@
 """A plan held against what was measured: memory over fifteen trainings, of classifiers too, and time after a probe.
 
-    python bench/plan.py [--json] [--classifiers | --compiled] [--only 1,5,9] [--time] [--rows 240]
+    python bench/plan.py [--json] [--classifiers | --images | --compiled] [--only 1,5,9] [--time] [--rows 240]
 
 Rows of Dolly; SmolLM2-135M, and a model of the shape of SmolLM2-360M with random weights. Each training is a
 `rankwise train` of its own for three steps, whose peak is held against what `rankwise plan` says by config.json and a
@@ -11,6 +11,8 @@ the cache folder and not run again.
 --compiled: trainings with torch's compiler, which runs in the same process.
 
 --classifiers: MiniLM, and SmolLM2-135M with a score head, on rows of GLUE; each training reads all its rows once.
+
+--images: DINOv2-small and EfficientNet-Lite0 on images of CIFAR-10, enlarged to the size in the column "longest".
 
 --time: `rankwise plan --probe`, then a training of ten steps; the forecast of seconds against those it took.
 """
@@ -24,7 +26,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,9 @@ SHAPE = {
     "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
     "num_key_value_heads": 5, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
 }  # fmt: skip
-STARTER, RANDOM, ENCODER = "smollm2-135m", "random-360m", "minilm"
+STARTER, RANDOM, ENCODER, VISION, CONVOLUTIONS = (
+    "smollm2-135m", "random-360m", "minilm", "dinov2-small", "efficientnet-lite0"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,23 @@ class Case:
     task: str | None = None
     """The folder of a task of GLUE, for a classifier."""
     compiled: bool = False
+    images: bool = False
+    """Whether rows are images, of `max_length` pixels a side."""
 
     @property
     def kind(self) -> str:
         """A part of the names under which results are stored."""
-        return "compiled-" * self.compiled + "classifier-" * (self.task is not None)
+        return "compiled-" * self.compiled + "classifier-" * (self.task is not None) + "images-" * self.images
 
     @property
     def backend(self) -> str:
-        whole = self.plain or self.task is not None or self.method == "full"
+        whole = self.plain or self.task is not None or self.images or self.method == "full"
         return "compiled" if self.compiled else "eager" if whole else "fused"
 
     @property
     def length(self) -> list[str]:
         """Three steps, or all rows once, so that the longest is among them."""
-        return ["--steps", "3"] if self.task is None else ["--epochs", "1"]
+        return ["--steps", "3"] if self.task is None and not self.images else ["--epochs", "1"]
 
 
 CASES = (
@@ -101,6 +107,23 @@ CLASSIFIERS = (
     Case(STARTER, "head", "bfloat16", 2048, 512, task="SST-2"),
 )
 """Numbers of the memory model were fitted to the first seven; the first, third and seventh are also timed."""
+IMAGES = tuple(replace(case, images=True) for case in (
+    Case(VISION, "lora", "float32", 2048, 112, batch_size=32),
+    Case(VISION, "adalora", "float32", 2048, 112, batch_size=32),
+    Case(VISION, "full", "float32", 2048, 112, batch_size=32),
+    Case(VISION, "head", "float32", 2048, 112, batch_size=32),
+    Case(VISION, "lora", "bfloat16", 2048, 224, batch_size=32),
+    Case(VISION, "lora", "float32", 4096, 224, batch_size=32),
+    Case(CONVOLUTIONS, "lora", "float32", 4096, 224),
+    Case(CONVOLUTIONS, "full", "float32", 4096, 112, batch_size=64),
+    Case(VISION, "adalora", "float32", 4096, 224, batch_size=32),
+    Case(VISION, "full", "float32", 4096, 224, batch_size=32),
+    Case(VISION, "lora", "float32", 4096, 112, 6, 64),
+    Case(CONVOLUTIONS, "adalora", "float32", 4096, 112, batch_size=64),
+    Case(CONVOLUTIONS, "lora", "bfloat16", 4096, 224),
+    Case(VISION, "head", "bfloat16", 4096, 224, batch_size=32),
+))  # fmt: skip
+"""One number of the memory model was fitted to the first eight."""
 COMPILED = (
     Case(STARTER, "lora", "bfloat16", 1024, 256, compiled=True),
     Case(STARTER, "adalora", "bfloat16", 2048, 512, compiled=True),
@@ -136,6 +159,8 @@ def model_of(name: str) -> str:
 def rows_of(case: Case, rows: int) -> list[str]:
     """The flags of the data. A classifier's rows have a file of their own, so that a plan sees no others."""
     folder = Path(os.environ["RANKWISE_DATA"])
+    if case.images:
+        return ["--data", str(folder / "cifar10" / "train.parquet"), "--set", f"data.rows={rows}"]
     if case.task is None:
         return ["--data", str(folder / "dolly" / "train.jsonl"), "--set", f"data.rows={rows}"]
     with (folder / "glue" / case.task / "train.tsv").open(encoding="utf-8") as file:
@@ -149,9 +174,10 @@ def rows_of(case: Case, rows: int) -> list[str]:
 
 def words_of(case: Case, rows: int, *more: str) -> list[str]:
     dtype = [] if case.method == "full" else ["--set", f"model.dtype={case.dtype}"]
+    length = ["--image-size" if case.images else "--max-length", str(case.max_length)]
     return [
         "--model", model_of(case.model), *rows_of(case, rows), "--method", case.method, "--batch-size",
-        str(case.batch_size), "--max-length", str(case.max_length),
+        str(case.batch_size), *length,
         "--set", f"training.max_batch_tokens={case.max_batch_tokens}",
         "--set", f"training.activation_checkpointing={case.recomputed}", *dtype,
         "--backend", case.backend, "--json", *more,
@@ -223,9 +249,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--classifiers", action="store_true")
+    parser.add_argument("--images", action="store_true")
     parser.add_argument("--compiled", action="store_true")
     asked = parser.parse_args()
-    cases = CLASSIFIERS if asked.classifiers else COMPILED if asked.compiled else CASES
+    cases = CLASSIFIERS if asked.classifiers else IMAGES if asked.images else COMPILED if asked.compiled else CASES
     chosen = [int(one) for one in asked.only.split(",")] if asked.only else range(1, len(cases) + 1)
     rows = []
     for number in chosen:

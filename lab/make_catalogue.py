@@ -2,7 +2,7 @@
 
     python lab/make_catalogue.py [--add NAME CONFIG.json HUB_ID ...]
 
-The names and the settings stay those of the file; `--add` appends a model.
+The names, the settings and the sizes of images stay those of the file; `--add` appends a model.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from rankwise.planning.shape_file import shape_to_json
 FILE = Path(catalogue.__file__).with_name(catalogue.FILE)
 
 
-def line(name: str, hub: list[str], config: dict[str, Any]) -> str:
+def line(name: str, hub: list[str], config: dict[str, Any], image: int | None = None) -> str:
     shape = shape_to_json(shape_of_config(config, name, name))
-    return json.dumps({"name": name, "hub": hub, "config": config, "shape": shape}, separators=(",", ":"))
+    row = {"name": name, "hub": hub, "config": config} | ({} if image is None else {"image": image}) | {"shape": shape}
+    return json.dumps(row, separators=(",", ":"))
 
 
 def main() -> None:
-    rows = [(row["name"], row["hub"], row["config"]) for row in json.loads(FILE.read_text())]
+    rows = [(row["name"], row["hub"], row["config"], row.get("image")) for row in json.loads(FILE.read_text())]
     if sys.argv[1:2] == ["--add"]:
         name, config, *hub = sys.argv[2:]
-        rows.append((name, hub, json.loads(Path(config).read_text())))
+        rows.append((name, hub, json.loads(Path(config).read_text()), None))
     lines = [line(*row) for row in rows]
     FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     print(f"{len(lines)} models, {FILE.stat().st_size:,} bytes")

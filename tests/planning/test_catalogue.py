@@ -39,7 +39,7 @@ PUBLISHED = {
     "bart-large": 406_291_456, "vit-base-patch16-224": 86_389_248, "dinov2-small": 22_056_576,
     "dinov2-base": 86_580_480, "dinov2-large": 304_368_640, "dinov2-giant": 1_136_480_768,
     "deberta-v3-xsmall": 70_682_112, "deberta-v3-small": 141_304_320, "deberta-v3-base": 183_831_552,
-    "deberta-v3-large": 434_012_160,
+    "deberta-v3-large": 434_012_160, "efficientnet-lite0": 3_371_008,
 }  # fmt: skip
 """As the weights on the hub add up, without the heads of tasks, and with a tied head once."""
 BUILT = (

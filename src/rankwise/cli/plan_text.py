@@ -30,22 +30,29 @@ def _model(plan: Plan) -> Iterator[str]:
     if shape.outputs is not None:
         predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} classes"
         assumed = "" if plan.rows is not None else ", which is assumed, since no --data is given"
-        yield _row("", f"a classifier that predicts {predicts} for each row{assumed}")
+        row = "row" if shape.image is None else f"image of {shape.image} x {shape.image} pixels"
+        yield _row("", f"a classifier that predicts {predicts} for each {row}{assumed}")
     if not plan.trained:
-        is_causal = shape.auto_class == "AutoModelForCausalLM"
-        why = (
-            "its forward pass cannot be simulated without its weights"
-            if is_causal
-            else "memory and time are forecast for causal language models and classifiers of texts only"
-        )
-        yield _row("", f"{why}; for this model, only the parameters are counted")
-        if shape.is_encoder:
-            yield _row(
-                "", "with --data or --objective sequence-classification, a classifier with a new head is planned"
-            )
+        yield from _untrained(plan)
+
+
+def _untrained(plan: Plan) -> Iterator[str]:
+    shape = plan.shape
+    is_causal = shape.auto_class == "AutoModelForCausalLM"
+    why = (
+        "its forward pass cannot be simulated without its weights"
+        if is_causal
+        else "memory and time are forecast for causal language models and classifiers only"
+    )
+    yield _row("", f"{why}; for this model, only the parameters are counted")
+    if shape.is_encoder or shape.image is not None:
+        objective = "sequence-classification" if shape.image is None else "image-classification"
+        yield _row("", f"with --data or --objective {objective}, a classifier with a new head is planned")
 
 
 def _blocks(plan: Plan) -> str:
+    if plan.shape.image is not None and plan.shape.blocks.count == 1:
+        return f"{len(plan.shape.layers):,} layers"
     return " + ".join(f"{stack.count} blocks of width {stack.width:,}" for stack in plan.shape.stacks)
 
 
@@ -80,7 +87,11 @@ def _rows(plan: Plan) -> Iterator[str]:
     rows = plan.rows
     if rows is None:
         if plan.trained:
-            yield _row("rows", f"no --data: assumes full micro-batches and sequences of {plan.amount.longest:,} tokens")
+            what = "images" if plan.shape.image is not None else "sequences"
+            yield _row("rows", f"no --data: assumes full micro-batches and {what} of {plan.amount.longest:,} tokens")
+        return
+    if plan.shape.image is not None:
+        yield from _images(plan)
         return
     about = "" if rows.exact else "about "
     yield _row(
@@ -94,6 +105,15 @@ def _rows(plan: Plan) -> Iterator[str]:
     if plan.steps is not None:
         padded = " with padding" if plan.shape.is_classifier else ""
         yield _row("steps", f"{plan.steps:,}, each of about {plan.step.tokens:,.0f} tokens{padded}")
+
+
+def _images(plan: Plan) -> Iterator[str]:
+    rows, each = plan.rows, plan.shape.patches
+    assert rows is not None, "only called with rows"
+    yield _row("images", f"{rows.documents.likely:,.0f}, each counted as {each:,} tokens (patches of 16 x 16 pixels)")
+    if plan.steps is not None:
+        tokens = plan.step.tokens
+        yield _row("steps", f"{plan.steps:,}, each of about {tokens / each:,.0f} images ({tokens:,.0f} tokens)")
 
 
 def _learned(plan: Plan) -> str:

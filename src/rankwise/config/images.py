@@ -28,6 +28,11 @@ WITHOUT_EFFECT = frozenset({"do_convert_rgb", "do_reduce_labels", "image_process
                             "disable_grouping", "default_to_square", "size_divisor", "auto_map"})  # fmt: skip
 
 
+def patches_of(size: int) -> int:
+    """What an image of `size` pixels a side counts as where text is counted in tokens."""
+    return math.ceil(size / PATCH) ** 2
+
+
 class ImagesConfig(Config):
     """Images: the size that the model receives, and how training varies them. These settings have an effect only with
     the objective image-classification."""
@@ -56,7 +61,7 @@ class ImageProcessing(Config):
     @property
     def patches(self) -> int:
         """What an image counts as where text is counted in tokens."""
-        return math.ceil(self.size / PATCH) ** 2
+        return patches_of(self.size)
 
     def sized(self, size: int | Literal["auto"]) -> Self:
         """The same field of view at another size."""

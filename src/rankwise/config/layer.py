@@ -46,6 +46,9 @@ class Layer:
     problem: str = ""
     """Why no adapter can be laid over it, for a convolution that is `other`."""
     stage: int | None = None
+    positions: float | None = None
+    """In a model of images, how many inputs it maps for each planned token: the pixels that a convolution makes, or an
+    encoder's own patches. None in a model of texts, where it is one."""
 
     @property
     def parameters(self) -> int:

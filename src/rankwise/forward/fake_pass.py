@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +37,8 @@ class Trace:
 @contextmanager
 def without_memory(model: nn.Module, kept_blocks: Mapping[str, int]) -> Iterator[None]:
     """Inside, tensors are fake, and of the list of blocks at each path only so many of the first are there."""
+    from transformers import masking_utils, pytorch_utils
+
     log = logging.getLogger("torch._subclasses.fake_tensor")
     with ExitStack() as undo:
         undo.callback(setattr, log, "disabled", log.disabled)
@@ -46,31 +48,34 @@ def without_memory(model: nn.Module, kept_blocks: Mapping[str, int]) -> Iterator
             undo.callback(blocks.update, dict(blocks))
             for number in list(blocks)[count:]:
                 del blocks[number]
-        undo.enter_context(_one_sequence())
+        # without values transformers cannot see that a row is a single sequence, and would save a mask for it
+        undo.enter_context(_patched(masking_utils, "find_packed_sequence_indices", lambda *_, **__: None))
+        # some models cache tensors by their sizes for the whole process, where fake ones would meet real ones
+        undo.enter_context(_patched(pytorch_utils, "is_torchdynamo_compiling", lambda: True))
         undo.enter_context(FakeTensorMode())
         yield
 
 
 @contextmanager
-def _one_sequence() -> Iterator[None]:
-    """Without values transformers cannot see that a row is a single sequence, and would save a mask for it."""
-    from transformers import masking_utils
-
-    name = "find_packed_sequence_indices"
-    before = getattr(masking_utils, name, None)
-    setattr(masking_utils, name, lambda *_, **__: None)
+def _patched(module: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    before = getattr(module, name, None)
+    setattr(module, name, replacement)
     try:
         yield
     finally:
-        setattr(masking_utils, name, before)
+        setattr(module, name, before)
 
 
-def make_fake(model: nn.Module, dtype: torch.dtype, *, everything: bool) -> None:
-    """Weights and buffers as fake tensors of a processor, of which those learn that a pass is made for."""
+def make_fake(
+    model: nn.Module, dtype: torch.dtype, *, everything: bool, learning: Collection[nn.Module] | None = None
+) -> None:
+    """Weights and buffers as fake tensors of a processor, of which those learn that a pass is made for: everything, the
+    modules of `learning`, or the linear layers but the head."""
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if get_head is not None else None
     for part in model.modules():
-        learns = everything or (part is not head and (is_linear(part) or is_conv1d(part)))
+        chosen = part in learning if learning is not None else part is not head and (is_linear(part) or is_conv1d(part))
+        learns = everything or chosen
         weights: dict[str, Any] = part._parameters  # pyright: ignore[reportAssignmentType]
         buffers: dict[str, Any] = part._buffers  # pyright: ignore[reportAssignmentType]
         for values in (weights, buffers):
@@ -83,12 +88,12 @@ def make_fake(model: nn.Module, dtype: torch.dtype, *, everything: bool) -> None
                 values[name] = learned if values is weights else fake
 
 
-class _Recorder:
-    """Writes into a trace what the hooks see. `_block` is the path of the block that is computed, or empty."""
+class Recorder:
+    """Writes into a trace what the hooks see. `block` is the path of the block that is computed, or empty."""
 
     def __init__(self, model: nn.Module) -> None:
         self.trace = Trace()
-        self._block = ""
+        self.block = ""
         self._weights = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
         self._saved: dict[int, torch.UntypedStorage] = {}
         self._inputs: dict[str, list[torch.UntypedStorage]] = {}
@@ -97,30 +102,34 @@ class _Recorder:
         storage = value.untyped_storage()
         if storage._cdata not in self._weights and storage._cdata not in self._saved:
             self._saved[storage._cdata] = storage  # its number stays its own as long as it lives
-            self.trace.saved[self._block] += storage.nbytes()
+            self.trace.saved[self.block] += storage.nbytes()
         return value
 
     def call(self, path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
-        seen, storage = self._inputs.setdefault(self._block, []), given[0].untyped_storage()
+        seen, storage = self._inputs.setdefault(self.block, []), given[0].untyped_storage()
         if not any(one._cdata == storage._cdata for one in seen):
             seen.append(storage)
         stage = next(at for at, one in enumerate(seen) if one._cdata == storage._cdata)
         self.trace.stages.setdefault(path, stage)
         self.trace.inputs.setdefault(path, given[0].shape[-1])
 
+    def forget(self) -> None:
+        """Let go of what was saved, so that it lives no longer than it is needed."""
+        self._saved.clear()
+
     def enter(self, path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
-        self._block = path
+        self.block = path
         if given and isinstance(given[0], Tensor):
             self.trace.widths[path] = given[0].shape[-1]
 
     def leave(self, *_: Any) -> None:
-        self._block = ""
+        self.block = ""
 
 
 def trace(model: nn.Module, length: int, blocks: Sequence[str], *, masked: bool = False) -> Trace:
     """A pass over one sequence of so many tokens. `blocks` are the paths of all blocks that are there. `masked`: behind
     an attention mask, as the padded rows of a classifier are."""
-    recorder = _Recorder(model)
+    recorder = Recorder(model)
     with ExitStack() as hooks:
         for path, part in model.named_modules():
             if is_host(part):

@@ -24,12 +24,17 @@ from rankwise.adapters.fused import split_of
 from rankwise.config.base import shown
 from rankwise.config.layer import Layer
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
+from rankwise.forward.image_shape import side_in, with_measured_images
 from rankwise.forward.positions import usable_positions
 from rankwise.forward.saved_activations import measured, stacks_of
+from rankwise.models.loading import head_modules
+from rankwise.models.timm_models import is_timm_config, need_timm
 from rankwise.planning.config_check import checked_config
-from rankwise.planning.shape import ModelShape, NewHead
+from rankwise.planning.shape import Blocks, ModelShape, NewHead
 
-CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+CAUSAL, CLASSIFIER, IMAGES = (
+    "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForImageClassification"
+)  # fmt: skip
 MOST_MODULES = 500_000
 """Against a config that would be built without end."""
 
@@ -43,20 +48,46 @@ def shape_of_config(config: dict[str, Any], name: str, where: str, head: NewHead
 
 def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | None) -> ModelShape:
     auto_class, model = _built(settings, where, new_head)
+    if auto_class == IMAGES and new_head is not None:
+        return _image_shape(settings, name, where, new_head, model)
     text: Any = model.config.get_text_config()  # pyright: ignore[reportCallIssue]
     head = None if new_head is not None else model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     paths = {id(module): path for path, module in model.named_modules()}
     layers = list(_layers(model))
     stacks, stages = stacks_of(model, causal=_auto_class(model.config) == CAUSAL), {}
+    whole = Blocks(1, 0, 0, causal=False)  # of a model without a list of blocks
     if not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0):
         stacks, stages = measured(model, stacks, masked=new_head is not None)
     return ModelShape(
         name, settings["model_type"], auto_class,
         tuple(replace(layer, stage=stages.get(layer.path)) for layer in layers),
-        tuple(stack.blocks for stack in stacks), getattr(text, "vocab_size", None) or 0,
+        tuple(stack.blocks for stack in stacks) or (whole,), getattr(text, "vocab_size", None) or 0,
         _context(model, text, new_head), paths.get(id(head)), new_head and new_head.outputs,
-        {} if new_head is None else _heads(model, new_head),
+        {} if new_head is None else _heads(model, new_head), side_in(settings),
     )  # fmt: skip
+
+
+def _image_shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead, model: Any) -> ModelShape:
+    side = new_head.image
+    assert side is not None, "a classifier of images has a size"
+    heads = _image_heads(model, new_head)
+    shape = ModelShape(
+        name, settings["model_type"], IMAGES, tuple(_layers(model)), (), 0, None, None, new_head.outputs, heads, side
+    )
+    try:
+        return with_measured_images(shape, model)
+    except Exception as error:  # as many kinds as there are architectures
+        raise ModelError(
+            f"{where}: this model cannot be planned for images of {side} x {side} pixels: {_reason(error)}"
+        ) from None
+
+
+def _image_heads(model: Any, new_head: NewHead) -> dict[str, tuple[int, ...]]:
+    heads = tuple(f"{path}." for path in head_modules(model, images=True))
+    return {
+        name: tuple(value.shape) for name, value in model.named_parameters()
+        if name.startswith(heads) or (new_head.new_pooler and "pooler." in name)
+    }  # fmt: skip
 
 
 def _context(model: nn.Module, text: Any, new_head: NewHead | None) -> int | None:
@@ -81,6 +112,8 @@ def _built(settings: dict[str, Any], where: str, new_head: NewHead | None) -> tu
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     quiet.hush()
+    if is_timm_config(settings):
+        need_timm(where)
     family = settings["model_type"]
     if family not in CONFIG_MAPPING:
         hint = did_you_mean(family, CONFIG_MAPPING)
@@ -98,7 +131,8 @@ def _built(settings: dict[str, Any], where: str, new_head: NewHead | None) -> tu
         config = CONFIG_MAPPING[family].from_dict(settings)
         auto_class = _auto_class(config)
         if new_head is not None:
-            auto_class, config.num_labels = CLASSIFIER, new_head.outputs
+            auto_class = CLASSIFIER if new_head.image is None else IMAGES
+            config.num_labels = new_head.outputs
         with torch.device("meta"):
             return auto_class, getattr(transformers, auto_class).from_config(config, trust_remote_code=False).eval()
     except RankwiseError:

@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from rankwise.config.experiment import misfits
+from rankwise.config.images import ImagesConfig
 from rankwise.config.planning import Planned
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device
+from rankwise.planning.image_rows import side_of
 from rankwise.planning.new_head import new_head
 from rankwise.planning.plan import Plan, plan_for
 from rankwise.planning.reading import read_shape
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
 
-CLASSIFIES = "sequence-classification"
+TEXTS, IMAGES = "sequence-classification", "image-classification"
 
 
 def plan(
@@ -41,14 +43,24 @@ def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:
     base = None
     if objective == "auto":
         base = shape_of(name, revision)
-        objective = CLASSIFIES if base.is_encoder else "causal-lm"
-        if base.is_encoder and config.data is None and config.adapter.misfit(False) is None:
+        objective = IMAGES if base.image is not None else TEXTS if base.is_encoder else "causal-lm"
+        if (
+            objective != "causal-lm"
+            and config.data is None
+            and config.images == ImagesConfig()
+            and config.adapter.misfit(False) is None
+        ):
             return base
     if problems := misfits(config.model_copy(update={"objective": objective})):
         raise ConfigError(problems)
-    if objective != CLASSIFIES:
-        return base or shape_of(name, revision)
-    return read_shape(name, revision, _built, new_head(config, outputs))
+    if objective == TEXTS:
+        return read_shape(name, revision, _built, new_head(config, outputs))
+    base = base or shape_of(name, revision)
+    if objective != IMAGES:
+        return base
+    if base.image is None:
+        raise ConfigError([f"the objective is {IMAGES}, but {name} ({base.family}) is a model of texts."])
+    return read_shape(name, revision, _built, new_head(config, outputs, side_of(config, base.image)))
 
 
 def shape_of(name: str, revision: str | None = None) -> ModelShape:

@@ -29,37 +29,48 @@ PARALLEL = frozenset({"gpt_neox"})
 """Of these: attention and feed-forward layer begin from one x. Keys, values and queries are parts of one tensor, which
 stays as it was before the rotation too."""
 DTYPES = {4: "float32", 2: "bfloat16"}
+ADAPTED = ("adapter", "conv", "both", "head")
+"""What adapters are laid over: linear layers; in a model of images also convolutions but those that read the image, any
+layers at all, or none, where a head learns alone."""
 
 
 def block_bytes(
-    shape: ModelShape, ranks: float, number: int, form: Form, *, full: bool, tokens: int = 1, longest: int = 0
-) -> float:
+    shape: ModelShape, ranks: float, number: int, form: Form, *, full: bool, tokens: int = 1, longest: int = 0,
+    adapted: str = "adapter",
+) -> float:  # fmt: skip
     """Bytes that the mean block keeps of `tokens` tokens in sequences of at most `longest`. `ranks` is the sum over its
-    adapters, `number` the bytes of a number, `full` whether the model's own weights learn. A model whose forward pass
+    adapters, `number` the bytes of a number, `full` whether the model's own weights learn, and `adapted` one of
+    ADAPTED. A model whose forward pass
     was not measured is not trained here, and its blocks count as nothing."""
     own = number * ranks * tokens
     if form == "fast":
         return own + tokens * _fast(shape, number)
     if not shape.blocks.saved:
         return own
-    return own + shape.blocks.saved["full float32" if full else f"adapter {DTYPES[number]}"].of(tokens, longest)
+    key = "full float32" if full else f"{adapted} {DTYPES[number]}"
+    return own + shape.blocks.saved[key].of(tokens, longest)
 
 
 def saved_bytes(
     shape: ModelShape, ranks: Mapping[int, float], number: int, form: Form, tokens: int, *, full: bool,
-    recomputed: int = 0, lowest: int = 0, longest: int = 0,
+    recomputed: int = 0, lowest: int = 0, longest: int = 0, adapted: str = "adapter",
 ) -> float:  # fmt: skip
     """Bytes of all blocks from `lowest` on, of which the first `recomputed` keep their input alone. `ranks` by the
     block's number."""
     count = shape.blocks.count
-    bare = block_bytes(shape, 0.0, number, form, full=full, tokens=tokens, longest=longest)
+    bare = block_bytes(shape, 0.0, number, form, full=full, tokens=tokens, longest=longest, adapted=adapted)
     again = min(recomputed, count - lowest)
     own = number * tokens * sum(rank for block, rank in ranks.items() if block >= lowest + again)
-    inputs = again * number * shape.blocks.width * tokens
+    inputs = again * number * shape.blocks.width * tokens * _positions(shape)
     total = inputs + (count - lowest - again) * bare + own
     if again:  # while it is computed again, one of them keeps everything, and those above keep nothing any more
         total = max(total, inputs + bare + number * tokens * ranks.get(lowest, 0.0))
     return total
+
+
+def _positions(shape: ModelShape) -> float:
+    """Inputs of a block for each planned token: of images, its patches for each of 16 pixels."""
+    return next((layer.positions for layer in shape.block_layers(0) if layer.positions), 1.0)
 
 
 def _fast(shape: ModelShape, number: int) -> float:

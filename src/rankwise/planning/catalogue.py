@@ -28,6 +28,8 @@ class CatalogueModel:
     config: Mapping[str, Any]
     stored: Mapping[str, Any]
     """The shape, as `shape_file.py` writes it."""
+    image: int | None = None
+    """Side in pixels that its image processor makes, where that is another than its config.json has."""
 
     @property
     def family(self) -> str:
@@ -42,7 +44,10 @@ class CatalogueModel:
 def catalogue() -> dict[str, CatalogueModel]:
     text = files("rankwise.planning").joinpath(FILE).read_text(encoding="utf-8")
     rows = json.loads(text)
-    return {row["name"]: CatalogueModel(row["name"], tuple(row["hub"]), row["config"], row["shape"]) for row in rows}
+    models = (
+        CatalogueModel(row["name"], tuple(row["hub"]), row["config"], row["shape"], row.get("image")) for row in rows
+    )
+    return {model.name: model for model in models}
 
 
 @cache

@@ -7,6 +7,7 @@ built without end. Code from elsewhere is never asked for, so the settings that 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +20,19 @@ CODE = ("auto_map", "implementation", "_name_or_path")
 """Keys with one of these words name code, or a place where there may be some."""
 
 
+TIMM = "timm_wrapper"
+"""The model_type of a model of timm inside transformers. timm's own folders name the architecture instead."""
+ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)?")
+"""An architecture of timm, with its variant. Anything else could name a file or a model elsewhere."""
+OF_WEIGHTS = ("pretrained", "checkpoint", "cache", "scriptable", "exportable")
+"""Arguments of timm's models whose names begin so would read weights, or change how they are built."""
+
+
 def checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     """`config` without the settings that name code. ModelError with all that stands against planning it; `where` is
     the file that it was read from."""
-    problems = list(_problems(config))
+    config = _with_model_type(config)
+    problems = [*_problems(config), *_problems_of_timm(config)]
     if not isinstance(config.get("model_type"), str):
         given = config.get("model_type")
         problems.insert(
@@ -56,6 +66,22 @@ def _problems(settings: Any, name: str = "") -> Iterator[str]:
             yield f'"{name}" is {shown(settings)}; no model has such a setting.'
         elif isinstance(settings, int) and settings > DEEPEST and name.endswith(("layers", "layer", "blocks", "depth")):
             yield f'"{name}" is {shown(settings)}; at most {DEEPEST:,} layers are planned.'
+
+
+def _with_model_type(config: dict[str, Any]) -> dict[str, Any]:
+    is_timm = config.get("model_type") is None and isinstance(config.get("pretrained_cfg"), dict)
+    return config | {"model_type": TIMM} if is_timm else config
+
+
+def _problems_of_timm(config: dict[str, Any]) -> Iterator[str]:
+    if config.get("model_type") != TIMM:
+        return
+    architecture, arguments = config.get("architecture"), config.get("model_args")
+    if not isinstance(architecture, str) or not ARCHITECTURE.fullmatch(architecture):
+        yield f'setting "architecture" is {shown(architecture)}; the name of one of timm\'s models is expected.'
+    for name in arguments if isinstance(arguments, dict) else ():
+        if str(name).startswith(OF_WEIGHTS):
+            yield f'setting "model_args" has {shown(name)}, which would read weights; only sizes are expected.'
 
 
 def _without_code(settings: Any) -> Any:

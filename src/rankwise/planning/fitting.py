@@ -56,9 +56,9 @@ class Changes:
 
 def fit_of(forecast: Forecast, device: Device, amount: AtOnce) -> Fit:
     room, blocks = device.usable, _blocks(forecast)
-    twice = forecast.job.recomputed if forecast.peak <= room else least_recomputed(forecast, room)
+    twice = forecast.job.recomputed if forecast.needed <= room else least_recomputed(forecast, room)
     return Fit(
-        device, forecast.peak, forecast.peak <= room, twice,
+        device, forecast.needed, forecast.needed <= room, twice,
         most_at_once(forecast, room, amount, forecast.job.recomputed), most_at_once(forecast, room, amount, blocks),
     )  # fmt: skip
 
@@ -66,12 +66,12 @@ def fit_of(forecast: Forecast, device: Device, amount: AtOnce) -> Fit:
 def least_recomputed(forecast: Forecast, room: int) -> int | None:
     """How many blocks must be computed twice; None where all of them do not do."""
     blocks = _blocks(forecast)
-    if blocks < 1 or _peak(forecast, recomputed=blocks) > room:
+    if blocks < 1 or _needed(forecast, recomputed=blocks) > room:
         return None
     low, high = 0, blocks
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _peak(forecast, recomputed=middle) <= room else (middle, high)
+        low, high = (low, middle) if _needed(forecast, recomputed=middle) <= room else (middle, high)
     return high
 
 
@@ -80,7 +80,7 @@ def most_at_once(forecast: Forecast, room: int, amount: AtOnce, recomputed: int)
     longest = amount.longest
 
     def fits(tokens: int) -> bool:
-        return _peak(forecast, tokens=tokens, learned=amount.learned_of(tokens), recomputed=recomputed) <= room
+        return _needed(forecast, tokens=tokens, learned=amount.learned_of(tokens), recomputed=recomputed) <= room
 
     if not fits(longest):
         return 0
@@ -127,10 +127,12 @@ def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
 
 def _with(forecast: Forecast, changes: Changes, settings: tuple[str, ...], price: str) -> Iterator[Remedy]:
     changed = changes.other(*settings)
-    if changed is None or changed.peak >= forecast.peak:
+    if changed is None or changed.needed >= forecast.needed:
         return
     slower = changes.operations(changed) / changes.operations(forecast)
-    yield Remedy(settings, changed.peak, price + (f"; takes about {slower:.2f} times as long" if slower > 1.02 else ""))
+    yield Remedy(
+        settings, changed.needed, price + (f"; takes about {slower:.2f} times as long" if slower > 1.02 else "")
+    )
 
 
 def _blocks(forecast: Forecast) -> int:
@@ -138,5 +140,5 @@ def _blocks(forecast: Forecast) -> int:
     return forecast.shape.blocks.count - forecast.job.lowest
 
 
-def _peak(forecast: Forecast, **changes: int) -> int:
-    return forecast.with_job(replace(forecast.job, **changes)).peak
+def _needed(forecast: Forecast, **changes: int) -> int:
+    return forecast.with_job(replace(forecast.job, **changes)).needed

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from rankwise.config.convolutions import image_readers
 from rankwise.config.method import MethodConfig
 from rankwise.config.modules import layer_number
 from rankwise.config.training import TrainingConfig
@@ -18,7 +19,7 @@ from rankwise.planning.activations import FAST, Form
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
 from rankwise.planning.operations import Load, Operations, operations
-from rankwise.planning.parameters import Parameters, parameters_of
+from rankwise.planning.parameters import Parameters, parameters_of, seen
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.shape import ModelShape
 
@@ -37,6 +38,8 @@ class AtOnce:
     longest: int
     share: float = 1.0
     mean: float | None = None
+    images: int = 0
+    """Images whose pixels are in memory."""
 
     def learned_of(self, tokens: int) -> int:
         """In a micro-batch of so many: of few documents some have much more to learn than the mean one."""
@@ -61,6 +64,10 @@ class Forecast:
     @property
     def peak(self) -> int:
         return self.memory.peak
+
+    @property
+    def needed(self) -> int:
+        return self.memory.needed
 
 
 def at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
@@ -104,13 +111,14 @@ def forecast(
     asked, blocks = training.activation_checkpointing, shape.blocks.count
     ranks = ranks_by_block(counted)
     numbers = [block for block in ranks if block is not None]
-    lowest = min(numbers) if numbers and len(numbers) == len(ranks) else 0
+    lowest = min(*numbers, blocks - 1) if numbers and len(numbers) == len(ranks) else 0
     if not ranks and not spec.trains_base:  # heads alone learn, above all blocks
         lowest = blocks
     job = Job(
         form=form, dtype=spec.base_dtype or dtype, trains_base=spec.trains_base, averages=spec.averages,
         trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},
         tokens=amount.tokens, learned=amount.learned, longest=amount.longest, lowest=lowest,
+        images=amount.images, adapted="adapter" if shape.image is None else _adapted(shape, counted),
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
         compiled=compiled and form == "fast",
     )  # fmt: skip
@@ -118,11 +126,21 @@ def forecast(
     return Forecast(shape, spec, counted, job, overheads, memory_of(shape, job, overheads))
 
 
+def _adapted(shape: ModelShape, counted: Parameters) -> str:
+    """What the adapters of a model of images are laid over, one of ADAPTED (activations.py)."""
+    paths, kinds = {one.layer.path for one in counted.adapted}, {one.layer.kind for one in counted.adapted}
+    if not paths:
+        return "head"
+    if kinds == {"linear"}:
+        return "adapter"
+    return "conv" if kinds == {"conv2d"} and paths.isdisjoint(image_readers(seen(shape))) else "both"
+
+
 def ranks_by_block(counted: Parameters) -> dict[int | None, float]:
     """Sums, as training begins; None is what stands in no block."""
-    found: Counter[int | None] = Counter()
+    found: defaultdict[int | None, float] = defaultdict(float)
     for planned in counted.adapted:
-        found[layer_number(planned.layer.path)] += sum(planned.ranks)
+        found[layer_number(planned.layer.path)] += sum(planned.ranks) * (planned.layer.positions or 1)
     return dict(found)
 
 

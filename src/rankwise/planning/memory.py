@@ -24,7 +24,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rankwise.planning.activations import EXACT, Form, block_bytes, saved_bytes
+from rankwise.planning import image_memory
+from rankwise.planning.activations import DTYPES, EXACT, Form, block_bytes, saved_bytes
+from rankwise.planning.image_memory import ImageOverheads
 from rankwise.planning.shape import ModelShape
 
 HEAD_ROWS = 256
@@ -47,6 +49,7 @@ class Overheads:
     holes: float
     compiler: float
     measured: bool
+    of_images: ImageOverheads
     prepacks: bool = False
     """Whether weights are laid out anew for decoding (kernels/prepacked.py)."""
 
@@ -56,7 +59,10 @@ class Overheads:
             return self.backward
         return self.classifier if shape.is_classifier and job.ranks else self.plain
 
-    def process_of(self, job: Job) -> float:
+    def process_of(self, job: Job, shape: ModelShape) -> float:
+        """Images make few sizes of matrices, so that oneDNN keeps little for their products in 16 bits."""
+        if shape.image is not None:
+            return self.process + self.of_images.process
         if FORMATS[job.dtype] >= EXACT:
             return self.process
         return self.process + (self.products if job.form == "fast" else self.plain_products)
@@ -66,9 +72,11 @@ OF_AVERAGES = 0.1
 COMPILER = 0.15e9
 """Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.06 GB and more
 beyond what it took without (docs/plan.md)."""
-PROCESSOR = Overheads(0.42e9, 0.41e9, 0.25e9, 3.5, 1.0, 3.0, 0.055, COMPILER, measured=True, prepacks=True)
+PROCESSOR = Overheads(
+    0.42e9, 0.41e9, 0.25e9, 3.5, 1.0, 3.0, 0.055, COMPILER, True, image_memory.PROCESSOR, prepacks=True
+)  # fmt: skip
 """By trainings of the starters (lab/LOG.md, docs/plan.md), torch 2.13."""
-GPU = Overheads(0.6e9, 0.0, 0.0, 3.5, 3.5, 3.5, 0.1, 0.0, measured=False)
+GPU = Overheads(0.6e9, 0.0, 0.0, 3.5, 3.5, 3.5, 0.1, 0.0, False, image_memory.GPU)
 FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
 BLOCK_OF_SCALES = 64
 """Numbers of NF4 that share a scale of 4 bytes; of int8 each output has one."""
@@ -94,6 +102,10 @@ class Job:
     """Whether the training is compiled, or may be."""
     trains_base: bool = False
     """Whether the base's own weights are trained, and no adapter."""
+    adapted: str = "adapter"
+    """What adapters are laid over, one of ADAPTED (activations.py)."""
+    images: int = 0
+    """Images whose pixels are in memory."""
     averages: int = 0
     """Moving averages of each trained parameter, beside the optimizer's."""
 
@@ -103,6 +115,8 @@ class Part:
     name: str
     bytes: float
     formula: str
+    droppable: bool = False
+    """Whether the system takes it back where memory is short, so that a training fits without it."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,11 @@ class Memory:
     @property
     def peak(self) -> int:
         return round(sum(part.bytes for part in self.parts))
+
+    @property
+    def needed(self) -> int:
+        """Bytes without which it does not fit."""
+        return round(sum(part.bytes for part in self.parts if not part.droppable))
 
     def __getitem__(self, name: str) -> float:
         return next(part.bytes for part in self.parts if part.name == name)
@@ -130,14 +149,14 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
     number, whole, count = int(FORMATS[job.dtype]), job.trains_base, job.trainable
     saved = saved_bytes(
         shape, job.ranks, number, job.form, job.tokens, full=whole, recomputed=job.recomputed, lowest=job.lowest,
-        longest=job.longest,
+        longest=job.longest, adapted=job.adapted,
     )  # fmt: skip
     averages = EXACT * job.averages * count
     logits = _logits(shape, job, number)
     packed = number * _linear_weights(shape) if job.writes_answers and overheads.prepacks else 0
     compiler = overheads.compiler if job.compiled else 0
     return Memory((
-        Part("process", overheads.process_of(job), "measured" if overheads.measured else "assumed"),
+        Part("process", overheads.process_of(job, shape), "measured" if overheads.measured else "assumed"),
         Part("weights", weights_bytes(shape, job.dtype), f"{shape.parameters:,} x {FORMATS[job.dtype]:g}"),
         Part("adapter", 0 if whole else EXACT * count, "no adapter" if whole else f"{count:,} x 4"),
         Part("gradients", EXACT * count, f"{count:,} x 4"),
@@ -147,12 +166,26 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
         Part("logits", logits, _of_logits(shape, job)),
         Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),
         Part("compiler", compiler, "torch's compiler in this process, measured" if compiler else "not compiled"),
-        _overhead(shape, job, overheads, saved + logits),
+        *_images(shape, job), _overhead(shape, job, overheads, saved + logits),
     ))  # fmt: skip
+
+
+def _images(shape: ModelShape, job: Job) -> list[Part]:
+    if shape.image is None:
+        return []
+    size = image_memory.pixels(job.images, shape.image)
+    return [
+        Part("images", size, f"{job.images:,} x {shape.image} x {shape.image} x 3, which the system can drop", True)
+    ]
 
 
 def _overhead(shape: ModelShape, job: Job, overheads: Overheads, kept_bytes: float) -> Part:
     """`kept_bytes` are those of activations and logits."""
+    if shape.blocks.passing:
+        learns, dtype = "full" if job.trains_base else job.adapted, DTYPES[int(FORMATS[job.dtype])]
+        amount, formula = overheads.of_images.overhead(shape.blocks, learns, dtype, job.tokens, kept_bytes)
+        of_averages = OF_AVERAGES * 8 * job.trainable
+        return Part("overhead", amount + of_averages, f"{formula} + {OF_AVERAGES:.0%} of the optimizer")
     of_block = block_bytes(
         shape, max(job.ranks.values(), default=0.0), int(FORMATS[job.dtype]), job.form, full=job.trains_base,
         tokens=job.tokens, longest=job.longest,

@@ -19,14 +19,14 @@ TWO_CLASSES = 2
 POOLER = "pooler."
 
 
-def new_head(config: Planned, outputs: int | None = None) -> NewHead:
-    """`outputs` saves reading the rows."""
+def new_head(config: Planned, outputs: int | None = None, image: int | None = None) -> NewHead:
+    """`outputs` saves reading the rows. `image` is the side of the images that a model of images is trained on."""
     if outputs is None:
         rows = config.data
         outputs = TWO_CLASSES if rows is None else read_targets(rows, config.classification).outputs
     path = Path(config.model.name).expanduser()
     folder = path if path.is_dir() else folder_here(config.model.name)
-    return NewHead(outputs, folder is not None and _lacks_pooler(folder))
+    return NewHead(outputs, folder is not None and _lacks_pooler(folder), image)
 
 
 def _lacks_pooler(folder: Path) -> bool:

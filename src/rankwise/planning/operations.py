@@ -12,6 +12,9 @@ forward, and backward once for its input and once more for its weight.
 What lies below the lowest layer that learns needs no backward pass: layers are compared by the stage at which the
 forward pass called them (planning/shape.py). Attention's scores come after a block's first stage. Norms, activations
 and the optimizer count as nothing: they move memory.
+
+In a model of images a forward pass measured how many inputs each layer maps, and all operations; those of no layer,
+such as grouped convolutions, count as attention.
 """
 
 from __future__ import annotations
@@ -105,7 +108,11 @@ class _Count:
     @cached_property
     def multiplying(self) -> list[tuple[Layer, Position]]:
         """Linear layers but the head, with where each stands."""
-        return [(layer, layer.position) for layer in self.shape.linear if layer.position is not None]
+        if self.shape.image is not None:  # convolutions too, and how often each layer is used was measured
+            layers = [layer for layer in self.shape.layers if layer.positions is not None]
+        else:
+            layers = self.shape.linear
+        return [(layer, layer.position) for layer in layers if layer.position is not None]
 
     @cached_property
     def lowest(self) -> Position:
@@ -117,7 +124,9 @@ class _Count:
 
     def tokens(self, layer: Layer) -> float:
         """Of the last block, all but the first stage may be computed only where the head needs it. A classifier's head
-        reads one position of each row."""
+        reads one position of each row. Of images it was measured how many positions each layer maps."""
+        if layer.positions is not None:
+            return layer.positions * self.load.tokens
         if self.shape.is_classifier and layer.position == AFTER:
             return self.load.supervised
         last = layer.block == self.shape.blocks.count - 1 and layer.stage != FIRST
@@ -125,8 +134,10 @@ class _Count:
 
     @cached_property
     def attention(self) -> float:
-        """Of one block, forward."""
+        """Of one block, forward; of images all that was measured beside the layers."""
         blocks = self.shape.blocks
+        if self.shape.image is not None:
+            return blocks.rest * self.load.tokens
         return 4.0 * blocks.queries * sum(_pairs(length, blocks) for length in self.load.lengths)
 
     def rank(self, layer: Layer) -> float:

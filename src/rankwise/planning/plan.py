@@ -19,6 +19,7 @@ from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.devices import DEVICES, Device, find_device
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
 from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, operations_of, rows_at_once
+from rankwise.planning.image_rows import image_rows_of, images_in_memory
 from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor
 from rankwise.planning.memory import FORMATS, weights_bytes
@@ -213,7 +214,10 @@ def plan_for(
     rows = None
     if config.data is not None:
         here = folder if folder.is_dir() else folder_here(config.model.name)
-        rows = (labelled_rows_of if shape.is_classifier else rows_of)(config.data, here, shape.context)
+        if shape.image is not None:
+            rows = image_rows_of(config.data, shape.patches)
+        else:
+            rows = (labelled_rows_of if shape.is_classifier else rows_of)(config.data, here, shape.context)
         if rows.documents.likely <= 0:
             learned = "label" if shape.is_classifier else "answer"
             raise DataError(
@@ -235,8 +239,10 @@ def planned(
     watts: float | None = None, price: float | None = None, *, here: bool = True,
 ) -> Plan:  # fmt: skip
     amount = (rows_at_once if shape.is_classifier else at_once)(rows, config.training, _limit(config, shape))
+    if shape.image is not None and rows is not None:
+        amount = replace(amount, images=images_in_memory(config, rows))
     first = _forecast(config, shape, device, amount)
-    speed = measured or speed_of(device, first.job.dtype, shape.blocks.count)
+    speed = measured or speed_of(device, first.job.dtype, shape.blocks.count, shape.mostly)
     plan = Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here)
     if not plan.may_compile:
         return plan
@@ -253,7 +259,7 @@ def _forecast(
     dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
     answers = validation_of(config, None, None, 0.0, writes=not shape.is_classifier).writes_answers
     first = forecast(shape, spec or config.adapter, config.training, device, dtype, amount, counted, answers, compiled)
-    if config.training.activation_checkpointing != "auto" or first.peak <= device.usable:
+    if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
         return first
     twice = least_recomputed(first, device.usable)
     return first if twice is None else first.with_job(replace(first.job, recomputed=twice))
@@ -277,7 +283,9 @@ def _device(name: str | None, config: Planned) -> Device:
 
 
 def _limit(config: Planned, shape: ModelShape) -> int:
-    """Tokens of the longest document there may be."""
+    """Tokens of the longest document there may be. Images have one size."""
+    if shape.image is not None:
+        return shape.patches
     limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
     return min(limit, shape.context or limit)
 

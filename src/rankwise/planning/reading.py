@@ -10,15 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from rankwise.config.base import shown
+from rankwise.config.images import processing_of
 from rankwise.errors import ModelError, did_you_mean, first_line, some
 from rankwise.planning.catalogue import catalogue, catalogue_model, catalogue_names
 from rankwise.planning.gguf_config import shape_of_gguf
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_cache import Build, cached_shape
 from rankwise.system.foreign_json import read_json
-from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
+from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, is_offline
 
-CONFIG = "config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0"})
 """Names that a training takes before it looks at the disk (models/starters.py); a test compares both."""
 LONGEST_NAME = 256
@@ -30,6 +31,9 @@ def read_shape(name: str, revision: str | None, build: Build, head: NewHead | No
     does not have."""
     known, path = catalogue_model(name), _path_of(name)
     here = path is not None and path.exists() and name not in STARTERS
+    converted = folder_here(name) if known is not None and head is not None and head.image is not None else None
+    if converted is not None and revision is None and not here:
+        return _of_file(converted / CONFIG, name, build, head)
     if known is not None and revision is None and not here:
         return known.shape if head is None else cached_shape(dict(known.config), known.name, known.name, build, head)
     if path is not None and path.is_dir():
@@ -41,6 +45,20 @@ def read_shape(name: str, revision: str | None, build: Build, head: NewHead | No
             f"{shown(name)} is not a known model, a hub id, or a folder or file on this machine.{_listed(name)}"
         )
     return _of_file(_cached(name, revision) or _fetched(name, revision), name, build, head)
+
+
+def read_image_side(name: str, revision: str | None) -> int | None:
+    """Pixels a side of the images that the model's own processor makes; None where its config.json alone is known."""
+    path, known = _path_of(name), catalogue_model(name)
+    here = path is not None and path.exists() and name not in STARTERS
+    folder = path if here else folder_here(name) if revision is None else None
+    file = None if folder is None else folder / PREPROCESSOR
+    if here or (file is not None and file.is_file()):
+        return processing_of(read_json(file), str(file)).size if file is not None and file.is_file() else None
+    if known is not None and revision is None:
+        return known.image
+    file = _cached(name, revision, PREPROCESSOR) or _fetched(name, revision, PREPROCESSOR)
+    return processing_of(read_json(file), str(file)).size
 
 
 def _path_of(name: str) -> Path | None:
@@ -67,14 +85,14 @@ def _of_file(file: Path, name: str, build: Build, head: NewHead | None) -> Model
     return cached_shape(read_json(file), name, str(file), build, head)
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def _cached(name: str, revision: str | None, file: str = CONFIG) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, CONFIG, revision=revision)
+    cached = try_to_load_from_cache(name, file, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _fetched(name: str, revision: str | None) -> Path:
+def _fetched(name: str, revision: str | None, file: str = CONFIG) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -89,7 +107,7 @@ def _fetched(name: str, revision: str | None) -> Path:
             f"{'is switched off (HF_HUB_OFFLINE)' if is_offline() else 'cannot be reached'}.{_listed(name)}"
         )
     try:
-        return Path(hf_hub_download(name, CONFIG, revision=revision))
+        return Path(hf_hub_download(name, file, revision=revision))
     except GatedRepoError:
         raise ModelError(f'"{name}" is gated on the hub. Log in with "hf auth login" and try again.') from None
     except RepositoryNotFoundError:
@@ -97,9 +115,9 @@ def _fetched(name: str, revision: str | None) -> Path:
     except RevisionNotFoundError:
         raise ModelError(f'the hub has no revision "{revision}" of "{name}".') from None
     except EntryNotFoundError:
-        raise ModelError(f'"{name}" has no config.json on the hub.') from None
+        raise ModelError(f'"{name}" has no {file} on the hub.') from None
     except Exception as error:  # whatever the client's transport raises when a connection ends in the middle
-        raise ModelError(f'the config.json of "{name}" could not be downloaded: {first_line(error)}') from None
+        raise ModelError(f'the {file} of "{name}" could not be downloaded: {first_line(error)}') from None
 
 
 def _listed(name: str) -> str:

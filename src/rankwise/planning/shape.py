@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from rankwise.config.images import patches_of
 from rankwise.config.layer import Heads, Layer
 
 
@@ -41,7 +42,12 @@ class Blocks:
     window: int | None = None
     """Tokens that attention looks back, where no block sees all."""
     saved: Mapping[str, Saved] = field(default_factory=dict)
-    """Keys are "adapter float32", "adapter bfloat16" and "full float32"."""
+    """Keys are "adapter float32", "adapter bfloat16" and "full float32". In a model of images "conv", "both"
+    and "head" stand beside "adapter", as ADAPTED has them (activations.py)."""
+    passing: Mapping[str, Saved] = field(default_factory=dict)
+    """Of a model of images by the same keys: bytes that live at once beside what is saved, at the most."""
+    rest: float = 0.0
+    """Of a model of images: operations of the mean block's forward pass beside its layers, for each planned token."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class NewHead:
     """How many classes there are, or 1 for a number."""
     new_pooler: bool = False
     """Whether the model's weights lack its pooler, which is then drawn anew and trained whole too."""
+    image: int | None = None
+    """Side in pixels of the images that it is trained on; None for texts."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class ModelShape:
     """How many numbers a classifier predicts for a row; None for other models."""
     heads: Heads = field(default_factory=dict)
     """The weights of a classifier that are trained whole beside an adapter."""
+    image: int | None = None
+    """Side in pixels of the images that it reads; None for a model of texts."""
 
     @cached_property
     def linear(self) -> tuple[Layer, ...]:
@@ -97,6 +107,20 @@ class ModelShape:
         """Whether its training can be planned, not its parameters alone."""
         has_task = self.is_classifier or self.auto_class == "AutoModelForCausalLM"
         return has_task and self._is_measured
+
+    @property
+    def patches(self) -> int:
+        """The planned tokens of an image, as training counts them."""
+        return patches_of(self.image or 1)
+
+    @property
+    def mostly(self) -> str | None:
+        """What most operations of a model of images are: products of "patches" with matrices, or "convolutions"."""
+        if self.image is None:
+            return None
+        sizes = {kind: sum(one.inputs * one.outputs * (one.positions or 0) for one in self.layers if one.kind == kind)
+                 for kind in ("linear", "conv2d")}  # fmt: skip
+        return max(("patches", sizes["linear"]), ("convolutions", sizes["conv2d"]), key=lambda one: one[1])[0]
 
     @property
     def is_encoder(self) -> bool:

@@ -21,6 +21,8 @@ from rankwise.planning.shape_file import FORMAT, shape_from_json, shape_to_json
 from rankwise.system.cache import cache_folder
 from rankwise.system.files import write_atomic
 
+IMAGE_PASSES = 1
+"""Raised whenever a model of images is measured otherwise, so that shapes of older measurements are not read."""
 Build = Callable[[dict[str, Any], str, str, NewHead | None], ModelShape]
 """A config, the model's name, the file that the config was read from and the head that the model gets, to its shape."""
 
@@ -40,6 +42,9 @@ def cached_shape(
 
 
 def _key(settings: dict[str, Any], head: NewHead | None) -> str:
-    parts = [FORMAT, version("transformers"), settings] + ([] if head is None else [asdict(head)])
+    parts: list[Any] = [FORMAT, version("transformers"), settings]
+    if head is not None:
+        parts.append({name: value for name, value in asdict(head).items() if value is not None})
+        parts += [IMAGE_PASSES] if head.image is not None else []
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -20,14 +20,17 @@ from rankwise.planning.shape import Blocks, ModelShape, Saved
 FORMAT = 1
 """Raised whenever the meaning of a stored shape changes, so that a cache is not read with the wrong one."""
 LARGEST_COUNT = 10_000
+MEASURED = ("saved", "passing")
+"""Fields of blocks that a forward pass measured."""
 
 
 def shape_to_json(shape: ModelShape) -> dict[str, Any]:
     whole = {key: getattr(shape, key) for key in ("family", "auto_class", "vocabulary", "context", "head")}
-    stacks = [_short(stack) | {"saved": {key: _numbers(one) for key, one in stack.saved.items()}}
+    stacks = [_short(stack) | {name: _measured(stack, name) for name in MEASURED if name == "saved" or stack.passing}
               for stack in shape.stacks]  # fmt: skip
     head = {} if shape.outputs is None else {"outputs": shape.outputs, "heads": dict(shape.heads)}
-    return {"format": FORMAT, **whole, **head, "stacks": stacks, "layers": list(_written(shape.layers))}
+    image = {} if shape.image is None else {"image": shape.image}
+    return {"format": FORMAT, **whole, **head, **image, "stacks": stacks, "layers": list(_written(shape.layers))}
 
 
 def shape_from_json(stored: dict[str, Any], name: str) -> ModelShape:
@@ -35,14 +38,18 @@ def shape_from_json(stored: dict[str, Any], name: str) -> ModelShape:
     if stored["format"] != FORMAT:
         raise ValueError(f"format {stored['format']}")
     stacks = tuple(
-        Blocks(**stack | {"saved": {key: Saved(*one) for key, one in stack["saved"].items()}})
+        Blocks(**stack | {name: {key: Saved(*one) for key, one in stack.get(name, {}).items()} for name in MEASURED})
         for stack in stored["stacks"]
     )
     return ModelShape(
         name, stored["family"], stored["auto_class"], tuple(_read(stored["layers"])), stacks, stored["vocabulary"],
         stored["context"], stored["head"], stored.get("outputs"),
-        {name: tuple(size) for name, size in stored.get("heads", {}).items()},
+        {name: tuple(size) for name, size in stored.get("heads", {}).items()}, stored.get("image"),
     )  # fmt: skip
+
+
+def _measured(stack: Blocks, name: str) -> dict[str, list[float]]:
+    return {key: _numbers(one) for key, one in getattr(stack, name).items()}
 
 
 def _numbers(saved: Saved) -> list[float]:
@@ -54,7 +61,7 @@ def _short(value: Layer | Blocks) -> dict[str, Any]:
     return {
         one.name: content
         for one in fields(value)
-        if one.name != "saved" and ((content := getattr(value, one.name)) != one.default or one.default is MISSING)
+        if one.name not in MEASURED and ((content := getattr(value, one.name)) != one.default or one.default is MISSING)
     }
 
 

@@ -16,7 +16,7 @@ def summary_of(plan: Plan) -> dict[str, Any]:
     counted = plan.forecast.parameters
     found = {
         "model": plan.shape.name, "family": plan.shape.family, "method": plan.config.adapter.method,
-        "outputs": plan.shape.outputs,
+        "outputs": plan.shape.outputs, "image_size": plan.shape.image,
         "trained_by_rankwise": plan.trained,
         "total_parameters": counted.total, "trainable_parameters": counted.trainable, "times_fewer": counted.ratio,
         "trainable_by_layer": {leaf: {"layers": n, "parameters": p} for leaf, (n, p) in counted.by_leaf.items()},

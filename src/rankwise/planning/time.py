@@ -67,6 +67,17 @@ PROCESSORS = {
         "cores, 132 of 332 GFLOP/s; the range from half to twice this is a guess",
     ),
 }
+IMAGES_SOURCE = (
+    "docs/plan.md: processor time of one core, eager backend; DINOv2-small reached 77 to 88 GFLOP/s in float32 and 121 "
+    "to 125 in bfloat16, EfficientNet-Lite0 28 to 37 and 34 to 39; the range around this is a guess"
+)
+OF_IMAGES = {
+    ("patches", "float32"): Efficiency(Estimate(0.25, 0.48, 0.80), IMAGES_SOURCE),
+    ("patches", "bfloat16"): Efficiency(Estimate(0.20, 0.37, 0.70), IMAGES_SOURCE),
+    ("convolutions", "float32"): Efficiency(Estimate(0.10, 0.20, 0.40), IMAGES_SOURCE),
+    ("convolutions", "bfloat16"): Efficiency(Estimate(0.05, 0.11, 0.22), IMAGES_SOURCE),
+}
+"""On processors without AMX, by what most operations of a model of images are, and by the number format."""
 LAUNCH = Estimate(1.37e-3, 4.1e-3, 4.1e-3)
 """Seconds of one block for a micro-batch, however little there is to compute: axolotl's PR 2324 has 41.2 ms forward for
 the 30 blocks of SmolLM2-135M on an H100 (512 tokens, LoRA). The backward pass is taken as twice that; at least, as
@@ -138,14 +149,15 @@ class Cost:
     """In the currency of the price."""
 
 
-def speed_of(device: Device, dtype: str, blocks: int) -> Speed | None:
-    """None where no rate is known: then only a probe can tell."""
+def speed_of(device: Device, dtype: str, blocks: int, images: str | None = None) -> Speed | None:
+    """None where no rate is known: then only a probe can tell. `images` is what most operations of a model of images
+    are, "patches" or "convolutions"."""
     rate = device.rate(dtype)
     if rate is None:
         return None
     cuda = device.kind in ("datacentre", "consumer")
     launch = LAUNCH.times(blocks) if cuda else Estimate.exactly(0.0)
-    return Speed(rate, _efficiency(device, dtype), launch, device.source)
+    return Speed(rate, _efficiency(device, dtype, images), launch, device.source)
 
 
 def duration(
@@ -179,9 +191,11 @@ def _probed(step: Step, probe: Probe) -> Estimate:
     return Estimate.within(seconds, probe.spread * seconds)
 
 
-def _efficiency(device: Device, dtype: str) -> Efficiency:
+def _efficiency(device: Device, dtype: str, images: str | None) -> Efficiency:
     if device.kind != "processor":
         return EFFICIENCIES[device.kind]
+    if images is not None and (dtype == "float32" or device.flag != "amx_bf16"):
+        return OF_IMAGES[images, "float32" if dtype == "float32" else "bfloat16"]
     if dtype == "float32":
         return PROCESSORS["float32"]
     return PROCESSORS["amx_bf16" if device.flag == "amx_bf16" else "avx512_bf16"]

@@ -43,7 +43,7 @@ class Foresight:
         blocks = self.plan.shape.blocks.count - made.job.lowest
         twice = blocks if training.activation_checkpointing == "auto" else made.job.recomputed
         job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
-        return min(made.peak, made.with_job(job).peak)
+        return min(made.needed, made.with_job(job).needed)
 
     def check(self, callback: Callback, *, force: bool) -> None:
         room, least = self.plan.device.usable, self.least
@@ -59,7 +59,7 @@ class Foresight:
     def remedies(self) -> list[Remedy]:
         """Where memory ran out although it was forecast to do: what is forecast to need much less."""
         made = self.plan.forecast
-        return self.plan.remedies_for(min(self.plan.device.usable, round(SMALLER * made.peak)))[:OFFERED]
+        return self.plan.remedies_for(min(self.plan.device.usable, round(SMALLER * made.needed)))[:OFFERED]
 
     def recorded(self) -> Forecasted:
         made, told = self.plan.forecast, self.plan.duration

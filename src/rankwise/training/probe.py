@@ -22,7 +22,10 @@ from rankwise.forward.plan import plan
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.preprocessing import processing_in
+from rankwise.models.sources import find
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.planning.plan import Plan
@@ -58,7 +61,7 @@ class FixedSteps:
 
 def probe(config: Planned, callback: Callback = silent) -> Probe:
     forecast = plan(config)
-    objective = _objective(forecast)
+    objective = _objective(forecast, callback)
     model = objective.load(config.base, callback)
     settings = {"steps": STEPS, "epochs": None, "learning_rate": RATE, "schedule": "constant", "warmup": 0.0}
     training = config.training.model_copy(update=settings)
@@ -88,13 +91,16 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
     return measured
 
 
-def _objective(forecast: Plan) -> Objective:
+def _objective(forecast: Plan, callback: Callback) -> Objective:
     """A classifier's classes have no names here, since nothing is written."""
-    outputs = forecast.shape.outputs
+    outputs, side = forecast.shape.outputs, forecast.shape.image
     if outputs is None:
         return CAUSAL_LM
-    classes = tuple(str(number) for number in range(outputs)) if outputs > 1 else ()
-    return SequenceClassification(TargetFacts(classes=classes))
+    targets = TargetFacts(classes=tuple(str(number) for number in range(outputs)) if outputs > 1 else ())
+    if side is None:
+        return SequenceClassification(targets)
+    folder = find(forecast.config.base, callback).folder
+    return ImageClassification(targets, processing_in(folder).sized(side))
 
 
 def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:
