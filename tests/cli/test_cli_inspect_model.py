@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import write_peft
-from rankwise.adapters.targets import host_view
+from rankwise.adapters.set import AdapterSet
 from rankwise.cli.main import app
 from rankwise.commands.inspect_model import means_model
 from rankwise.config.adapters import LoraConfig
-from rankwise.methods.inject import inject
+from rankwise.errors import TargetError
+from rankwise.methods.inject import add_adapter, inject
+from rankwise.models.loading import head_modules
 from rankwise.planning.catalogue import catalogue
-from vision_models import save_folder
+from vision_models import FAMILIES, LABELS, TIMM, save_folder
 
 
 def rankwise(*words: object):
@@ -49,23 +51,44 @@ def test_a_language_model_is_told_by_kind_and_shape_and_all_linear_leaves_its_he
     assert found["default_target"] == "all-linear"
 
 
-@pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
-def test_a_folder_s_counts_are_those_of_the_model_and_of_what_is_injected(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_model_s_counts_are_those_of_the_classifier_and_of_what_is_injected(family: str, tmp_path) -> None:
     folder = save_folder(family, tmp_path / "model")
-    found, model = facts(folder), AutoModel.from_pretrained(folder)
-    assert sum(group["count"] for group in found["layers"]) == sum(
-        any(True for _ in module.parameters(recurse=False)) for module in host_view(model).values()
-    )
+    found, model = facts(folder), AutoModelForImageClassification.from_pretrained(folder).eval()
+    heads = head_modules(model, images=True)
+    sizes = {path: sum(one.numel() for one in module.parameters(recurse=False))
+             for path, module in model.named_modules()}  # fmt: skip
+    body = {path: size for path, size in sizes.items() if size and path not in heads}
+    groups = [group for group in found["layers"] if "head" not in group["remark"]]
+    assert found["parameters"] == sum(body.values()) == sum(group["parameters"] for group in groups)
+    assert sum(group["count"] for group in groups) == len(body)
+    if family != "deit":  # the hub's are distilled, and a distilled model has two heads
+        assert found["head_parameters"] == 2 * (sizes[heads[0]] // len(LABELS))
     for target, chosen in found["targets"].items():
-        if chosen["refusal"] is None:
-            adapters = inject(model, LoraConfig(rank=16, targets=target))
-            assert chosen["layers"] == len(adapters.layers)
-            assert chosen["trainable"] == sum(one.numel() for one in adapters.parameters())
-            write_peft(adapters, tmp_path / target, base_model=family)
-            assert chosen["file_bytes"] == (tmp_path / target / "adapter_model.safetensors").stat().st_size
-            adapters.remove()
-        else:
-            assert target == "all-conv" and family != "convnext" and "that reads the image" in chosen["refusal"]
+        spec = LoraConfig(rank=16, targets=target)
+        if chosen["refusal"] is not None:
+            with pytest.raises(TargetError) as caught:
+                inject(model, spec, heads=heads)
+            assert str(caught.value) == chosen["refusal"]
+            continue
+        adapters = inject(model, spec, heads=heads)
+        assert (chosen["layers"], chosen["notes"]) == (len(adapters.layers), adapters.notes)
+        inside = [one for adapter in adapters.adapters().values() for one in adapter.parameters()]
+        assert chosen["trainable"] == sum(one.numel() for one in inside)
+        adapters.remove()
+    assert found["default_target"] == ("all-conv" if family in TIMM else "all-linear")
+
+
+def test_the_adapter_s_size_is_that_of_its_file(tmp_path: Path) -> None:
+    folder = save_folder("convnext", tmp_path / "model")
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    for target, chosen in facts(folder)["targets"].items():
+        adapters = AdapterSet(model)
+        adapters.add_heads(["classifier"], "head")
+        add_adapter(adapters, LoraConfig(rank=16, targets=target))
+        write_peft(adapters, tmp_path / target, base_model="convnext")
+        assert chosen["file_bytes"] == (tmp_path / target / "adapter_model.safetensors").stat().st_size
+        adapters.remove()
 
 
 def test_convolutions_are_told_with_their_kernels_and_why_some_are_left_out(tmp_path: Path) -> None:
@@ -117,3 +140,13 @@ def test_the_whole_model_of_a_full_training_is_a_model_too(tmp_path):
     found = facts(tmp_path / "whole")
     assert found["family"] == "llama" and found["targets"]["all-linear"]["layers"] == 14
     assert torch.is_grad_enabled()
+
+
+def test_a_plan_says_what_a_training_would_say_of_its_targets(tmp_path: Path) -> None:
+    folder = save_folder("convnext", tmp_path / "model")
+    words = ("plan", "--model", folder, "--objective", "image-classification", "--targets", "all-conv")
+    result, text = rankwise(*words, "--json"), rankwise(*words)
+    assert result.exit_code == text.exit_code == 0, result.output
+    notes = json.loads(result.stdout)["target_notes"]
+    assert notes == facts(folder)["targets"]["all-conv"]["notes"] and len(notes) == 2
+    assert all(note in text.stdout for note in notes)

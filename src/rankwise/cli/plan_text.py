@@ -69,6 +69,7 @@ def _parameters(plan: Plan) -> Iterator[str]:
     )
     for leaf, (layers, trainable) in counted.by_leaf.items():
         yield _row("", f"{leaf:<18}{layers:>5} layer{'s' if layers > 1 else ' '}  {trainable:>15,}")
+    yield from (_row("", note) for note in plan.target_notes)
     if (left := counted.left) is not None:
         first, last = left.in_units
         yield _row(

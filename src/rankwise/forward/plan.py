@@ -13,10 +13,10 @@ from typing import Any
 from rankwise.config.experiment import misfits
 from rankwise.config.images import ImagesConfig
 from rankwise.config.planning import Planned
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.image_rows import side_of
-from rankwise.planning.new_head import new_head
+from rankwise.planning.new_head import TWO_CLASSES, new_head
 from rankwise.planning.plan import Plan, plan_for
 from rankwise.planning.reading import read_shape
 from rankwise.planning.shape import ModelShape, NewHead
@@ -69,8 +69,15 @@ def shape_of(name: str, revision: str | None = None) -> ModelShape:
 
 
 def shape_to_adapt(name: str) -> ModelShape:
-    """The shape that an adapter of the model is laid over."""
-    return shape_of(name)
+    """The shape that an adapter is laid over: of a model of images that of a classifier, which has no second tower and
+    no pooler. Where no forward pass can be made, that of the whole model."""
+    base = shape_of(name)
+    if base.image is None:
+        return base
+    try:
+        return read_shape(name, None, _built, NewHead(TWO_CLASSES, image=base.image))
+    except ModelError:
+        return base
 
 
 def _built(config: dict[str, Any], name: str, where: str, head: NewHead | None) -> ModelShape:

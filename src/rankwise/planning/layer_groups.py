@@ -89,7 +89,7 @@ def _name(path: str) -> str:
 
 def _remark(layer: Layer, shape: ModelShape, reading: set[str]) -> str:
     if layer.path in shape.whole:
-        return "head, trained whole"
+        return f"new head, trained whole; here for {shape.outputs} classes"
     if layer.path == shape.head:
         return "output head"
     return "reads the image" if layer.path in reading else ""
