@@ -156,7 +156,7 @@ SETTINGS = {
     "alpaca": (
         {"max_length": 512, "too_long": "truncate", "learned": "answers"},
         {"epochs": 3, "batch_size": 128, "schedule": "cosine", "warmup": 0.03, "learning_rate": "auto"},
-        {"rank": 16, "alpha": 32, "targets": ("all-linear",)},
+        {"rank": 16, "alpha": 32, "targets": ("auto",)},
     ),
     "alpaca-lora": (
         {"max_length": 256, "too_long": "truncate", "learned": "everything"},
@@ -176,12 +176,12 @@ SETTINGS = {
     "dolly": (
         {"max_length": 2047, "too_long": "drop", "learned": "answers"},
         {"epochs": 2, "batch_size": 48, "schedule": "constant", "learning_rate": "auto"},
-        {"rank": 16, "targets": ("all-linear",)},
+        {"rank": 16, "targets": ("auto",)},
     ),
     "stablelm": (
         {"max_length": 1024, "too_long": "truncate", "learned": "answers"},
         {"epochs": None, "batch_size": 16, "learning_rate": "auto"},
-        {"rank": 16, "targets": ("all-linear",)},
+        {"rank": 16, "targets": ("auto",)},
     ),
 }
 USER = {
