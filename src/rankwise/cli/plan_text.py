@@ -57,6 +57,8 @@ def _blocks(plan: Plan) -> str:
 
 
 def _parameters(plan: Plan) -> Iterator[str]:
+    from rankwise.planning.parameters import target_notes
+
     counted = plan.forecast.parameters
     most = "" if counted.exact else "at most "
     if counted.trainable == counted.total:
@@ -69,7 +71,7 @@ def _parameters(plan: Plan) -> Iterator[str]:
     )
     for leaf, (layers, trainable) in counted.by_leaf.items():
         yield _row("", f"{leaf:<18}{layers:>5} layer{'s' if layers > 1 else ' '}  {trainable:>15,}")
-    yield from (_row("", note) for note in plan.target_notes)
+    yield from (_row("", note) for note in target_notes(plan.shape, plan.config.adapter))
     if (left := counted.left) is not None:
         first, last = left.in_units
         yield _row(

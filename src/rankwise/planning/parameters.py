@@ -19,6 +19,11 @@ def parameters_of(shape: ModelShape, spec: MethodConfig) -> Parameters:
     return spec.parameters(shape.parameters, [by_path[path] for path in spec.select(seen(shape)).paths], shape.heads)
 
 
+def target_notes(shape: ModelShape, spec: MethodConfig) -> list[str]:
+    """Sentences about targets that were understood and layers that were left out, as a training says them."""
+    return spec.select(seen(shape)).notes
+
+
 def seen(shape: ModelShape) -> Modules:
     """Every module for matching, those that hold others among them, and none that is trained whole."""
     tables = {layer.path for layer in shape.layers if layer.kind == "embedding"} | {

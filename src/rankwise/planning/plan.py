@@ -24,7 +24,7 @@ from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
-from rankwise.planning.parameters import Parameters, seen
+from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_rows import rows_of
 from rankwise.planning.rows import PlannedRows, average_step, padded_load
 from rankwise.planning.shape import ModelShape
@@ -58,11 +58,6 @@ class Plan:
     def trained(self) -> bool:
         """Whether rankwise trains such a model: of the others the counts are told alone."""
         return self.shape.is_planned
-
-    @cached_property
-    def target_notes(self) -> list[str]:
-        """Sentences about targets that were understood and layers that were left out, as a training says them."""
-        return self.config.adapter.select(seen(self.shape)).notes
 
     @cached_property
     def steps(self) -> int | None:

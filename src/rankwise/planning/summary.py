@@ -7,6 +7,7 @@ from typing import Any
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.fitting import Fit
 from rankwise.planning.forecast import Forecast
+from rankwise.planning.parameters import target_notes
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Speed
 
@@ -20,7 +21,7 @@ def summary_of(plan: Plan) -> dict[str, Any]:
         "trained_by_rankwise": plan.trained,
         "total_parameters": counted.total, "trainable_parameters": counted.trainable, "times_fewer": counted.ratio,
         "trainable_by_layer": {leaf: {"layers": n, "parameters": p} for leaf, (n, p) in counted.by_leaf.items()},
-        "target_notes": plan.target_notes,
+        "target_notes": target_notes(plan.shape, plan.config.adapter),
         "adapter_bytes": counted.file_bytes, "adapter_bytes_float16": counted.file_bytes_half,
         "weights_bytes": plan.weights_by_format,
         "tokens": _of(plan.rows and plan.rows.tokens),
