@@ -14,11 +14,12 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RemoteCodeError
 from rankwise.methods.inject import inject
-from rankwise.models.inspection import fingerprint
+from rankwise.models.inspection import fingerprint, inspect_folder
 from rankwise.models.loading import load
 from rankwise.models.sources import find
 from rankwise.models.starters import STARTERS
 from rankwise.runs.records import silent
+from vision_models import save_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -120,6 +121,25 @@ def test_a_config_may_not_ask_for_attention_code_from_elsewhere(folder, key, val
 def test_a_config_may_not_hide_such_a_wish_in_a_part_of_itself(folder):
     settle(folder / "config.json", attn_implementation={"": "someone/kernel"})
     assert "someone/kernel" in refusal(folder, RemoteCodeError)
+
+
+FROM_ELSEWHERE = [
+    {"architecture": "hf-hub:someone/model"},
+    {"architecture": "local-dir:/tmp/model"},
+    {"model_args": {"checkpoint_path": "weights.pth"}},
+    {"model_args": {"pretrained_cfg": {"file": "weights.pth"}}},
+    {"parts": [{"vision": {"model_type": "timm_wrapper", "architecture": "../model"}}]},
+]
+
+
+@pytest.mark.parametrize("changes", FROM_ELSEWHERE)
+def test_a_folder_of_timm_may_not_have_other_weights_read(tmp_path, changes):
+    """timm's models take arguments that load a pickle from a path, or another model from the hub."""
+    folder = save_folder("resnet", tmp_path / "resnet")
+    inspect_folder(folder)
+    settle(folder / "config.json", **changes)
+    with pytest.raises(ModelError, match=r"config\.json: setting"):
+        inspect_folder(folder)
 
 
 def test_a_plain_attention_implementation_is_allowed(folder):

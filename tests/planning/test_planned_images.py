@@ -128,7 +128,7 @@ def kept(module, objective, patches: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("family", "method"), CASES)
+@pytest.mark.parametrize(("family", "method"), [case for case in CASES if case[1] != "adalora" or case[0] == "vit"])
 def test_images_keep_what_the_plan_says(folders, shape_with_head, family, method):
     shape = shape_with_head(family)
     for dtype in ("float32", "bfloat16") if method in ("lora", "conv") else ("float32",):
@@ -162,7 +162,7 @@ def test_a_forward_pass_has_the_operations_that_torch_counts(folders, shape_with
     assert frozen.backward == 0
 
 
-@pytest.mark.parametrize("family", ["vit", "swin", "resnet"])
+@pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_larger_images_keep_and_compute_more_and_learn_no_more(shape_with_head, family):
     small, large = shape_with_head(family), shape_with_head(family, 2 * SIZE)
     assert (large.image, large.patches) == (2 * SIZE, 4 * small.patches)

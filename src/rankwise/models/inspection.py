@@ -12,6 +12,7 @@ from typing import Any
 
 from rankwise.errors import ModelError, RemoteCodeError, some
 from rankwise.models.timm_models import is_timm_config
+from rankwise.planning.config_check import refused, timm_problems
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json as read_json
 
@@ -33,6 +34,8 @@ def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
         raise ModelError(
             f"{folder} contains quantised weights, which are not supported yet; give the full-precision model."
         )
+    if problems := list(timm_problems(config)):
+        raise refused(str(folder / "config.json"), problems)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else read_json(folder / name) if (folder / name).is_file() else {}
         _refuse_code(folder, name, settings, trusted or _is_native(config))

@@ -32,7 +32,7 @@ def checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     """`config` without the settings that name code. ModelError with all that stands against planning it; `where` is
     the file that it was read from."""
     config = _with_model_type(config)
-    problems = [*_problems(config), *_problems_of_timm(config)]
+    problems = [*_problems(config), *timm_problems(config)]
     if not isinstance(config.get("model_type"), str):
         given = config.get("model_type")
         problems.insert(
@@ -49,7 +49,7 @@ def refused(where: str, problems: list[str]) -> ModelError:
     if len(problems) == 1:
         return ModelError(f"{where}: {problems[0]}")
     return ModelError(
-        "\n".join([f"{where} does not describe a model that can be planned:", *(f"  {p}" for p in problems)])
+        "\n".join([f"{where} does not describe a model that can be used:", *(f"  {p}" for p in problems)])
     )
 
 
@@ -73,15 +73,23 @@ def _with_model_type(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"model_type": TIMM} if is_timm else config
 
 
-def _problems_of_timm(config: dict[str, Any]) -> Iterator[str]:
-    if config.get("model_type") != TIMM:
+def timm_problems(settings: Any) -> Iterator[str]:
+    """Settings at any depth of a config that would have timm read weights from somewhere else."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from timm_problems(value)
+    if not isinstance(settings, dict):
         return
-    architecture, arguments = config.get("architecture"), config.get("model_args")
-    if not isinstance(architecture, str) or not ARCHITECTURE.fullmatch(architecture):
+    architecture, arguments = settings.get("architecture"), settings.get("model_args")
+    is_timm = settings.get("model_type") == TIMM or "pretrained_cfg" in settings or "model_args" in settings
+    named = isinstance(architecture, str) and ARCHITECTURE.fullmatch(architecture)
+    if is_timm and architecture is not None and not named:
         yield f'setting "architecture" is {shown(architecture)}; the name of one of timm\'s models is expected.'
     for name in arguments if isinstance(arguments, dict) else ():
         if str(name).startswith(OF_WEIGHTS):
             yield f'setting "model_args" has {shown(name)}, which would read weights; only sizes are expected.'
+    for value in settings.values():
+        yield from timm_problems(value)
 
 
 def _without_code(settings: Any) -> Any:
