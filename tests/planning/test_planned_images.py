@@ -28,6 +28,7 @@ from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.forward.activation_memory import saved_bytes
+from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
 from rankwise.forward.image_shape import classify
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import plan
@@ -35,16 +36,19 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.models.loading import head_modules
 from rankwise.objectives.image_classification import ImageClassification
+from rankwise.planning.activations import OF_IMAGES
 from rankwise.planning.activations import saved_bytes as planned_bytes
 from rankwise.planning.devices import Device
 from rankwise.planning.fitting import most_at_once
-from rankwise.planning.forecast import AtOnce, forecast
+from rankwise.planning.forecast import AtOnce, forecast, form_of, ranks_by_block
 from rankwise.planning.image_rows import image_rows_of, side_of
 from rankwise.planning.operations import Load, operations
 from rankwise.planning.parameters import parameters_of
+from rankwise.planning.plan import Plan
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
-from rankwise.planning.time import OF_IMAGES, speed_of
+from rankwise.planning.time import OF_IMAGES as EFFICIENCIES
+from rankwise.planning.time import speed_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import silent
 from rankwise.system.foreign_json import read_json
@@ -144,6 +148,51 @@ def test_images_keep_what_the_plan_says(folders, shape_with_head, family, method
         assert trainable.parameters()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", sorted(OF_IMAGES))
+def test_so_do_blocks_that_kernels_compute(folders, shape_with_head, family, dtype):
+    """What is kept outside of blocks, which the plan leaves out, is small."""
+    shape = shape_with_head(family)
+    module, objective, _ = loaded(folders / family, "lora", dtype)
+    fused = FusedEncoder(module, lambda batch: objective.loss(module, batch))
+    found = []
+    for count in (3, 8):
+        rows = objective.random_rows(module, [shape.patches] * count, torch.Generator().manual_seed(0))
+        (batch,) = objective.batches(rows, 10**6)
+        with fused.active():
+            found.append(saved_bytes(fused, batch, module))
+    number, by_block = 2 if dtype == "bfloat16" else 4, ranks_by_block(parameters_of(shape, METHODS["lora"]))
+    ranks = {block: rank for block, rank in by_block.items() if block is not None}
+    planned = planned_bytes(shape, ranks, number, "fast", 5 * shape.patches, full=False)
+    assert 1 <= (found[1] - found[0]) / planned < (1.3 if family == "siglip" else 1.15)
+
+
+def test_the_families_with_kernels_are_those_that_training_has(folders, shape_with_head):
+    for family in FAMILIES:
+        module, _, _ = loaded(folders / family, "lora")
+        assert has_encoder_kernels(module) == (family in OF_IMAGES), family
+        forms = [
+            form_of(shape_with_head(family), METHODS[name], TrainingConfig(), PROCESSOR) for name in ("lora", "full")
+        ]
+        assert forms == ["fast" if family in OF_IMAGES else "plain", "plain"]
+
+
+def test_blocks_that_do_not_learn_are_computed_once_where_images_are_seen_again(folders, pictures):
+    def made(epochs: int = 4, backend: str = "auto", **more: Any) -> Plan:
+        training = {"batch_size": 4, "epochs": epochs, "backend": backend}
+        more |= {"data": str(pictures), "adapter": {"method": "head"}, "training": training}
+        return plan(config_of(folders / "vit", **more))
+
+    cached, eager, once = made(), made(backend="eager"), made(epochs=1)
+    varied = made(images={"augmentation": "flip"})
+    assert cached.forecast.memory["prefix"] == 20 * 17 * 16 * 4  # 16 patches and the class token, of width 16
+    for other in (eager, once, varied):
+        assert "prefix" not in {part.name for part in other.forecast.memory.parts}
+    assert once.step.operations == varied.step.operations == eager.step.operations
+    assert 0.25 * once.step.operations < cached.step.operations < 0.6 * once.step.operations
+    assert cached.forecast.needed < cached.forecast.peak
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_forward_pass_has_the_operations_that_torch_counts(folders, shape_with_head, family):
     shape = shape_with_head(family)
@@ -214,7 +263,8 @@ def test_a_folder_of_images_is_planned_with_its_classes_and_the_size_of_its_proc
     made = plan(config_of(folders / "vit", data=str(pictures), training={"batch_size": 8, "epochs": 2}))
     assert (made.shape.outputs, made.shape.image, made.steps) == (3, SIZE, 5)
     assert made.amount.tokens == 8 * patches_of(SIZE) == made.forecast.job.tokens
-    assert made.forecast.job.form == "plain" and made.trained and made.advice == []
+    assert made.forecast.job.form == "fast" and made.trained and made.advice == []
+    assert made.methods["full"].job.form == "plain"
     whole = made.methods["full"]
     assert whole.parameters.trainable == made.shape.parameters
     larger = plan(config_of(folders / "vit", data=str(pictures), images={"size": 64}))
@@ -258,7 +308,7 @@ def test_speed_is_that_of_what_most_operations_are(shape_with_head, family, most
     device = replace(PROCESSOR, bfloat16=2e11, flag="avx512_bf16")
     for dtype in ("float32", "bfloat16"):
         speed = speed_of(device, dtype, 1, mostly)
-        assert speed is not None and speed.efficiency is OF_IMAGES[mostly, dtype]
+        assert speed is not None and speed.efficiency is EFFICIENCIES[mostly, dtype]
     assert llama().mostly is None
 
 

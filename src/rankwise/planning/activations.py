@@ -25,6 +25,10 @@ EXACT = 4
 """Bytes of a number in float32."""
 FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox", "gpt2"})
 """Families that have a fast form on a processor (models/decoders); a test compares both."""
+OF_IMAGES = frozenset({"vit", "deit", "dinov2", "clip", "siglip"})
+"""Families of images with a fast form on a processor (forward/encoder_families.py); a test compares both."""
+WITHOUT_KERNEL = frozenset({"clip"})
+"""Of these: the activation is the model's own, which keeps two tensors more as wide as its feed-forward layer."""
 PARALLEL = frozenset({"gpt_neox"})
 """Of these: attention and feed-forward layer begin from one x. Keys, values and queries are parts of one tensor, which
 stays as it was before the rotation too."""
@@ -44,7 +48,7 @@ def block_bytes(
     was not measured is not trained here, and its blocks count as nothing."""
     own = number * ranks * tokens
     if form == "fast":
-        return own + tokens * _fast(shape, number)
+        return own + tokens * positions_of(shape) * _fast(shape, number)
     if not shape.blocks.saved:
         return own
     key = "full float32" if full else f"{adapted} {DTYPES[number]}"
@@ -61,14 +65,14 @@ def saved_bytes(
     bare = block_bytes(shape, 0.0, number, form, full=full, tokens=tokens, longest=longest, adapted=adapted)
     again = min(recomputed, count - lowest)
     own = number * tokens * sum(rank for block, rank in ranks.items() if block >= lowest + again)
-    inputs = again * number * shape.blocks.width * tokens * _positions(shape)
+    inputs = again * number * shape.blocks.width * tokens * positions_of(shape)
     total = inputs + (count - lowest - again) * bare + own
     if again:  # while it is computed again, one of them keeps everything, and those above keep nothing any more
         total = max(total, inputs + bare + number * tokens * ranks.get(lowest, 0.0))
     return total
 
 
-def _positions(shape: ModelShape) -> float:
+def positions_of(shape: ModelShape) -> float:
     """Inputs of a block for each planned token: of images, its patches for each of 16 pixels."""
     return next((layer.positions for layer in shape.block_layers(0) if layer.positions), 1.0)
 
@@ -78,7 +82,7 @@ def _fast(shape: ModelShape, number: int) -> float:
     layers, width = shape.block_layers(0), shape.blocks.width
     by_stage = [[layer for layer in layers if layer.stage == stage] for stage in range(3)]
     read, queries, gates = _outputs(by_stage[0]), by_stage[1][0].inputs, _outputs(by_stage[2])
-    norms = [layer for layer in layers if layer.kind == "other"]
+    norms = [layer for layer in layers if layer.kind == "other" and "Scale" not in layer.class_name]
     of_stream = [layer for layer in norms if layer.bias in (width, 2 * width)]
     of_heads = [layer.bias for layer in norms if layer not in of_stream]
     head_roots = (read + queries) // 2 // of_heads[0] if of_heads else 0  # queries + keys, in heads
@@ -86,6 +90,7 @@ def _fast(shape: ModelShape, number: int) -> float:
     parallel = shape.family in PARALLEL
     stream = width * (1 if parallel else len(of_stream))
     normed = head_roots * of_heads[0] if of_heads else 0
+    gates *= 3 if shape.family in WITHOUT_KERNEL else 1
     return number * (stream + read + queries + gates + normed + 2 * queries * parallel) + EXACT * (roots + head_roots)
 
 

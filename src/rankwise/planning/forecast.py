@@ -15,7 +15,7 @@ from rankwise.config.convolutions import image_readers
 from rankwise.config.method import MethodConfig
 from rankwise.config.modules import layer_number
 from rankwise.config.training import TrainingConfig
-from rankwise.planning.activations import FAST, Form
+from rankwise.planning.activations import FAST, OF_IMAGES, Form
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
 from rankwise.planning.operations import Load, Operations, operations
@@ -40,6 +40,10 @@ class AtOnce:
     mean: float | None = None
     images: int = 0
     """Images whose pixels are in memory."""
+    passes: float = 1.0
+    """How often a training sees each image as it is."""
+    arrow: bool = False
+    """Whether pyarrow reads them."""
 
     def learned_of(self, tokens: int) -> int:
         """In a micro-batch of so many: of few documents some have much more to learn than the mean one."""
@@ -95,7 +99,8 @@ def rows_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int)
 
 
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
-    has_kernels = shape.family in FAST and not shape.is_classifier
+    of_images = shape.image is not None
+    has_kernels = shape.family in (OF_IMAGES if of_images else FAST) and shape.is_classifier == of_images
     fast = device.kind == "processor" and has_kernels and not spec.trains_base
     return "fast" if fast and training.backend != "eager" else "plain"
 
@@ -118,7 +123,8 @@ def forecast(
         form=form, dtype=spec.base_dtype or dtype, trains_base=spec.trains_base, averages=spec.averages,
         trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},
         tokens=amount.tokens, learned=amount.learned, longest=amount.longest, lowest=lowest,
-        images=amount.images, adapted="adapter" if shape.image is None else _adapted(shape, counted),
+        images=amount.images, arrow=amount.arrow, passes=amount.passes,
+        adapted="adapter" if shape.image is None else _adapted(shape, counted),
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
         compiled=compiled and form == "fast",
     )  # fmt: skip
@@ -150,5 +156,8 @@ def operations_of(forecasted: Forecast, load: Load) -> Operations:
     adapted = forecasted.parameters.adapted
     ranks = {planned.layer.path: spec.mean_rank_share * sum(planned.ranks) for planned in adapted}
     learning = None if spec.trains_base else ranks
-    fast = forecasted.job.form == "fast"
-    return operations(forecasted.shape, load, learning, recomputed=forecasted.job.recomputed / blocks, trimmed=fast)
+    job, of_texts = forecasted.job, forecasted.shape.image is None
+    return operations(
+        forecasted.shape, load, learning, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and of_texts,
+        frozen=job.lowest if job.caches_prefix else 0, passes=job.passes,
+    )  # fmt: skip

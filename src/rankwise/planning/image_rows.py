@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from rankwise.config.data import DataConfig
 from rankwise.config.planning import Planned
+from rankwise.data.hub import HUB
 from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError, ModelError
 from rankwise.planning.estimate import Estimate
@@ -43,6 +44,22 @@ def images_in_memory(config: Planned, rows: PlannedRows) -> int:
     seen = rows.steps(training) * training.rows_per_step(max(1, documents))
     held_out = 0 if config.data is None else config.data.held_out
     return min(documents, seen) + held_out
+
+
+def passes_of(config: Planned, rows: PlannedRows) -> float:
+    """How often a training sees each image as it is: once where images are varied."""
+    documents, training = max(1, round(rows.documents.likely)), config.training
+    if config.images.augmentation != "none":
+        return 1.0
+    return max(1.0, rows.steps(training) * training.rows_per_step(documents) / documents)
+
+
+def reads_by_arrow(config: Planned) -> bool:
+    """Whether images lie in Parquet or Arrow files, or come from the hub."""
+    if config.data is None:
+        return False
+    parts = [part.name for source in config.data.all_sources for part in open_source(config.data, source).parts]
+    return any(name.startswith(HUB) or name.lower().endswith((".parquet", ".arrow")) for name in parts)
 
 
 def side_of(config: Planned, own: int) -> int:

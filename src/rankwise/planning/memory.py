@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankwise.planning import image_memory
-from rankwise.planning.activations import DTYPES, EXACT, Form, block_bytes, saved_bytes
+from rankwise.planning.activations import DTYPES, EXACT, Form, block_bytes, positions_of, saved_bytes
 from rankwise.planning.image_memory import ImageOverheads
 from rankwise.planning.shape import ModelShape
 
@@ -62,7 +62,7 @@ class Overheads:
     def process_of(self, job: Job, shape: ModelShape) -> float:
         """Images make few sizes of matrices, so that oneDNN keeps little for their products in 16 bits."""
         if shape.image is not None:
-            return self.process + self.of_images.process
+            return self.process + self.of_images.process + self.of_images.arrow * job.arrow
         if FORMATS[job.dtype] >= EXACT:
             return self.process
         return self.process + (self.products if job.form == "fast" else self.plain_products)
@@ -106,8 +106,17 @@ class Job:
     """What adapters are laid over, one of ADAPTED (activations.py)."""
     images: int = 0
     """Images whose pixels are in memory."""
+    passes: float = 1.0
+    """How often a training sees each image as it is."""
+    arrow: bool = False
+    """Whether pyarrow reads the rows."""
     averages: int = 0
     """Moving averages of each trained parameter, beside the optimizer's."""
+
+    @property
+    def caches_prefix(self) -> bool:
+        """Whether the outputs of blocks that do not learn are kept from one pass over images to the next."""
+        return self.form == "fast" and self.lowest > 0 and self.passes > 1
 
 
 @dataclass(frozen=True)
@@ -173,17 +182,23 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
 def _images(shape: ModelShape, job: Job) -> list[Part]:
     if shape.image is None:
         return []
-    size = image_memory.pixels(job.images, shape.image)
-    return [
-        Part("images", size, f"{job.images:,} x {shape.image} x {shape.image} x 3, which the system can drop", True)
-    ]
+    side, count, number = shape.image, job.images, int(FORMATS[job.dtype])
+    size = image_memory.pixels(count, side)
+    found = [Part("images", size, f"{count:,} x {side} x {side} x 3, which the system can drop", droppable=True)]
+    if job.caches_prefix:
+        each, width = shape.patches * positions_of(shape), shape.blocks.width
+        formula = f"{count:,} images x {each:,.0f} x {width:,} x {number}, as far as there is room"
+        found.append(Part("prefix", count * each * width * number, formula, droppable=True))
+    return found
 
 
 def _overhead(shape: ModelShape, job: Job, overheads: Overheads, kept_bytes: float) -> Part:
     """`kept_bytes` are those of activations and logits."""
     if shape.blocks.passing:
         learns, dtype = "full" if job.trains_base else job.adapted, DTYPES[int(FORMATS[job.dtype])]
-        amount, formula = overheads.of_images.overhead(shape.blocks, learns, dtype, job.tokens, kept_bytes)
+        amount, formula = overheads.of_images.overhead(
+            shape.blocks, learns, dtype, job.tokens, kept_bytes, fast=job.form == "fast"
+        )
         of_averages = OF_AVERAGES * 8 * job.trainable
         return Part("overhead", amount + of_averages, f"{formula} + {OF_AVERAGES:.0%} of the optimizer")
     of_block = block_bytes(

@@ -71,12 +71,13 @@ class Operations:
 
 
 def operations(
-    shape: ModelShape, load: Load, ranks: Mapping[str, float] | None, *, recomputed: float = 0.0, trimmed: bool = False
-) -> Operations:
+    shape: ModelShape, load: Load, ranks: Mapping[str, float] | None, *, recomputed: float = 0.0, trimmed: bool = False,
+    frozen: int = 0, passes: float = 1.0,
+) -> Operations:  # fmt: skip
     """Of one pass forward and backward over `load`. `ranks` gives the rank of each adapted layer by its path; None
     means that the whole model learns. `trimmed`: of the last block only what the head gets is computed, as our fast
-    form does."""
-    return _Count(shape, load, ranks, recomputed, trimmed).operations()
+    form does. Of the first `frozen` blocks the outputs are cached, so that they are computed in one of `passes`."""
+    return _Count(shape, load, ranks, recomputed, trimmed, frozen, passes).operations()
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,13 @@ class _Count:
     ranks: Mapping[str, float] | None
     recomputed: float
     trimmed: bool
+    frozen: int
+    passes: float
 
     def operations(self) -> Operations:
         linear = [(layer, at, self.tokens(layer)) for layer, at in self.multiplying]
-        layers = sum(2 * _size(layer) * tokens for layer, _, tokens in linear)
+        layers = sum(2 * _size(layer) * tokens * self.share(at) for layer, at, tokens in linear)
+        computed = self.shape.blocks.count - self.frozen * (1 - 1 / self.passes)
         to_inputs = sum(2 * _size(layer) * tokens for layer, at, tokens in linear if self.lowest < at)
         attention = self.attention
         back = sum(attention for block in range(self.shape.blocks.count) if self.lowest < (block, SECOND))
@@ -97,7 +101,7 @@ class _Count:
         head, head_adapter = self.head()
         full = self.ranks is None
         return Operations(
-            layers, self.shape.blocks.count * attention, adapters + head_adapter, head,
+            layers, computed * attention, adapters + head_adapter, head,
             layers_back=to_inputs + (layers if full else 0),
             attention_back=BACKWARD_OF_ATTENTION * back,
             adapters_back=2 * (adapters + head_adapter),
@@ -121,6 +125,10 @@ class _Count:
             return BEFORE
         at = {layer.path: layer.position for layer in self.shape.layers if layer.path != self.shape.head}
         return min((found for path in self.ranks if (found := at.get(path)) is not None), default=AFTER)
+
+    def share(self, at: Position) -> float:
+        """Of the passes in which a layer is computed forward."""
+        return 1 / self.passes if BEFORE < at < (self.frozen, FIRST) else 1.0
 
     def tokens(self, layer: Layer) -> float:
         """Of the last block, all but the first stage may be computed only where the head needs it. A classifier's head

@@ -19,7 +19,7 @@ from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.devices import DEVICES, Device, find_device
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
 from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, operations_of, rows_at_once
-from rankwise.planning.image_rows import image_rows_of, images_in_memory
+from rankwise.planning.image_rows import image_rows_of, images_in_memory, passes_of, reads_by_arrow
 from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor
 from rankwise.planning.memory import FORMATS, weights_bytes
@@ -240,7 +240,9 @@ def planned(
 ) -> Plan:  # fmt: skip
     amount = (rows_at_once if shape.is_classifier else at_once)(rows, config.training, _limit(config, shape))
     if shape.image is not None and rows is not None:
-        amount = replace(amount, images=images_in_memory(config, rows))
+        amount = replace(
+            amount, images=images_in_memory(config, rows), arrow=reads_by_arrow(config), passes=passes_of(config, rows)
+        )
     first = _forecast(config, shape, device, amount)
     speed = measured or speed_of(device, first.job.dtype, shape.blocks.count, shape.mostly)
     plan = Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here)
