@@ -211,7 +211,7 @@ def test_a_forward_pass_has_the_operations_that_torch_counts(folders, shape_with
     assert frozen.backward == 0
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("family", ["vit", "clip", "resnet"])
 def test_larger_images_keep_and_compute_more_and_learn_no_more(shape_with_head, family):
     small, large = shape_with_head(family), shape_with_head(family, 2 * SIZE)
     assert (large.image, large.patches) == (2 * SIZE, 4 * small.patches)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from rankwise.forward.fake_pass import make_fake, without_memory
 from rankwise.forward.image_pass import Memory, Survey, measure_memory, survey
 from rankwise.forward.saved_activations import Stack, stacks_of
 from rankwise.models.inspection import reads_images
+from rankwise.models.preprocessing import size_arguments
 from rankwise.planning.activations import ADAPTED
 from rankwise.planning.parameters import seen
 from rankwise.planning.shape import Blocks, ModelShape, Saved
@@ -85,13 +85,10 @@ def side_in(config: dict[str, Any]) -> int | None:
 
 
 def classify(side: int) -> Any:
-    """As training calls the model: positions of another size are interpolated where a model offers to do so."""
+    """As training calls the model."""
 
     def logits(model: Any, pixels: Tensor) -> Tensor:
-        config = model.config
-        own = getattr(getattr(config, "vision_config", None) or config, "image_size", None)
-        offers = "interpolate_pos_encoding" in signature(model.forward).parameters
-        return model(pixels, **{"interpolate_pos_encoding": True} if offers and own not in (None, side) else {}).logits
+        return model(pixels, **size_arguments(model, side)).logits
 
     return logits
 

@@ -1,9 +1,12 @@
-"""The image preprocessing of a model's folder, read and written."""
+"""The image preprocessing of a model's folder, read and written, and how its model takes images of another size."""
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from rankwise.config.images import ImageProcessing, processing_of, processing_of_timm
 from rankwise.errors import ModelError, first_line
@@ -42,3 +45,13 @@ def save_processing(processing: ImageProcessing, source: Path, folder: Path) -> 
     """Write the preprocessing that was trained with, in the format that transformers reads."""
     own = {} if is_timm_config(read_json(source / CONFIG)) else _settings(source)
     write_json(folder / PREPROCESSOR, processing.as_settings(own))
+
+
+def size_arguments(module: nn.Module, side: int) -> dict[str, bool]:
+    """What the model is called with beside images of `side` pixels. Position embeddings of a model that was pretrained
+    at another size are interpolated, where it offers to do so; CLIP's classifier leaves that to its `vision_model`."""
+    config: Any = module.config
+    own = getattr(getattr(config, "vision_config", None) or config, "image_size", None)
+    parts = [module, *(part for name, part in module.named_children() if name == "vision_model")]
+    offers = any("interpolate_pos_encoding" in signature(part.forward).parameters for part in parts)
+    return {"interpolate_pos_encoding": True} if offers and own not in (None, side) else {}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from rankwise.errors import ModelError, first_line, is_out_of_memory
 from rankwise.images.processor import need_vision, normalised
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import ModelKind, head_modules, load, load_unchecked
+from rankwise.models.preprocessing import size_arguments
 from rankwise.models.timm_models import is_timm, set_config
 from rankwise.objectives.targets import head_settings, outputs_in, target_loss, weight_of
 from rankwise.runs.data_report import TargetFacts
@@ -76,7 +76,7 @@ class ImageClassification:
         side = self.processing.size
         try:
             blank = torch.zeros(1, 3, side, side, dtype=loaded.precision.dtype, device=loaded.precision.device)
-            loaded.module(blank, **self._at_another_size(loaded.module))
+            loaded.module(blank, **size_arguments(loaded.module, side))
         except Exception as error:  # what models raise for a size that they do not take
             if is_out_of_memory(error):
                 raise
@@ -120,15 +120,7 @@ class ImageClassification:
         """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
         dtype = next(one.dtype for one in module.parameters())
         pixels = normalised(batch.inputs["pixel_values"], self.processing, dtype)
-        return outputs_in(module(pixels, **self._at_another_size(module)).logits, self.targets)
-
-    def _at_another_size(self, module: nn.Module) -> dict[str, bool]:
-        """Position embeddings of a model that was pretrained at another size are interpolated, as it offers itself."""
-        config: Any = module.config
-        own = getattr(getattr(config, "vision_config", None) or config, "image_size", None)
-        parts = [module, *(part for name, part in module.named_children() if name == "vision_model")]
-        offers = any("interpolate_pos_encoding" in signature(part.forward).parameters for part in parts)
-        return {"interpolate_pos_encoding": True} if offers and own not in (None, self.processing.size) else {}
+        return outputs_in(module(pixels, **size_arguments(module, self.processing.size)).logits, self.targets)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         return target_loss(self.predict(module, batch), batch, self.targets)
