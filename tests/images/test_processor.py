@@ -84,7 +84,7 @@ def test_values_are_read_as_they_are() -> None:
 @pytest.mark.parametrize(("change", "named"), [
     ({"do_pad": True}, "do_pad"), ({"do_resize": False}, "do_resize"), ({"rescale_offset": True}, "rescale_offset"),
     ({"crop_size": {"height": 32, "width": 16}}, "32 x 16"), ({"image_mean": [0.5]}, "1 channels"),
-    ({"size": {"longest_edge": 40}}, "longest_edge"),
+    ({"size": {"longest_edge": 40}}, "longest_edge"), ({"resample": 4}, "interpolation 4 is not supported"),
 ])  # fmt: skip
 def test_what_is_more_than_resizing_cutting_and_normalising_is_refused_by_name(
     change: dict[str, Any], named: str
@@ -93,9 +93,10 @@ def test_what_is_more_than_resizing_cutting_and_normalising_is_refused_by_name(
         processing_of(PLAIN | change, "folder")
 
 
-def test_timms_border_crop_is_refused() -> None:
-    with pytest.raises(ModelError, match="border"):
-        processing_of_timm({"crop_mode": "border"}, "config.json")
+@pytest.mark.parametrize("setting", [{"crop_mode": "border"}, {"interpolation": "lanczos"}])
+def test_what_timm_does_otherwise_is_refused_by_name(setting: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match=next(iter(setting.values()))):
+        processing_of_timm(setting, "config.json")
 
 
 def test_a_folder_without_preprocessing_is_refused(tmp_path: Path) -> None:

@@ -21,8 +21,11 @@ PATCH = 16
 SMALLEST, LARGEST = 16, 2048
 Channels = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-RESAMPLING: dict[object, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic", 1: "bicubic"}
-"""Pillow's numbers. Lanczos (1) does not exist for tensors, so that transformers takes bicubic for it too."""
+INTERPOLATIONS: dict[int | str, Interpolation] = {
+    0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic", "nearest": "nearest", "bilinear": "bilinear",
+    "bicubic": "bicubic",
+}  # fmt: skip
+"""Pillow's numbers, and timm's words. Lanczos (1) does not exist for tensors, so transformers takes bicubic for it."""
 WITHOUT_EFFECT = frozenset({"do_convert_rgb", "do_reduce_labels", "image_processor_type", "feature_extractor_type",
                             "processor_class", "data_format", "input_data_format", "return_tensors", "device",
                             "disable_grouping", "default_to_square", "size_divisor", "auto_map"})  # fmt: skip
@@ -124,7 +127,7 @@ def processing_of(settings: Mapping[str, Any], name: str) -> ImageProcessing:
     return ImageProcessing(
         size=size,
         resize=resize,
-        interpolation=RESAMPLING.get(settings.get("resample", 2), "bilinear"),
+        interpolation=_interpolation(settings.get("resample", 2), name),
         mean=_channels(mean if normal else 0.0, name),
         std=_channels(std if normal else 1.0, name),
         scale=scale,
@@ -144,13 +147,19 @@ def processing_of_timm(pretrained: Mapping[str, Any], name: str) -> ImageProcess
     if mode not in ("center", "squash"):
         raise ModelError(f"{name}: its crop_mode {mode} is not supported; it can be center or squash.")
     edge = math.floor(size / share)
-    words: dict[object, Interpolation] = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"}
     return ImageProcessing(
         size=size, resize=edge if mode == "center" else (edge, edge),
-        interpolation=words.get(pretrained.get("interpolation", "bilinear"), "bicubic"),
+        interpolation=_interpolation(pretrained.get("interpolation", "bilinear"), name),
         mean=_channels(pretrained.get("mean", (0.485, 0.456, 0.406)), name),
         std=_channels(pretrained.get("std", (0.229, 0.224, 0.225)), name),
     )  # fmt: skip
+
+
+def _interpolation(value: object, name: str) -> Interpolation:
+    if not isinstance(value, int | str) or value not in INTERPOLATIONS:
+        raise ModelError(f"{name}: its interpolation {value!r} is not supported; it can be nearest (0), bilinear (2) or "
+                         "bicubic (3).")  # fmt: skip
+    return INTERPOLATIONS[value]
 
 
 def _sides(value: Any, name: str) -> tuple[int, int] | int:
