@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from rankwise.system.files import told_when_full
+
 
 class PixelFile:
     """Images (S, S, 3) uint8, one after another."""
@@ -25,12 +27,21 @@ class PixelFile:
         """Write images of one shape, and return views of them in the file."""
         if not images:
             return []
-        if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  it lives as long as its views
-        begin = self._file.seek(0, 2)
-        for image in images:
-            self._file.write(image.tobytes())
-        self._file.flush()
+        with told_when_full(self._folder):
+            if self._file is None:
+                self._file = self._new_file()
+            begin = self._file.seek(0, 2)
+            for image in images:
+                self._file.write(image.tobytes())
+            self._file.flush()
         shape = (len(images), *images[0].shape)
         return list(np.memmap(self._file, np.uint8, "r", begin, shape))
+
+    def _new_file(self) -> Any:
+        """In the folder, or where that cannot be written to, in the system's folder of temporary files. It lives as
+        long as its views."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=self._folder)
+        except OSError:
+            return tempfile.TemporaryFile()
