@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from vision_models import save_folder
 
 COLORS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
 
@@ -111,3 +112,14 @@ def test_a_model_of_texts_is_refused(folder, tiny_folder):
     assert refused.exit_code == 2
     assert "holds images, and the model" in refused.output
     assert "reads texts. Choose a vision model with --model" in refused.output
+
+
+def test_so_is_a_model_that_does_not_read_what_is_to_be_shown(folder, tiny_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n')
+    vision = save_folder("vit", tmp_path / "vision")
+    for rows, model, why in (
+        (folder, tiny_folder, f"holds images, and the model {tiny_folder} reads texts"),
+        (tmp_path / "rows.jsonl", vision, f"holds texts, and the model {vision} reads images"),
+    ):
+        refused = preview(rows, "--model", model)
+        assert refused.exit_code == 2 and why in refused.output

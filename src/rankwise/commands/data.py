@@ -14,7 +14,7 @@ from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.classes import read_targets
-from rankwise.data.preparing import ImageWriting, TextWriting, Writing, count_only, prepare
+from rankwise.data.preparing import ImageWriting, TextWriting, count_only, prepare
 from rankwise.data.sources import Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import ConfigError, DataError, together
@@ -113,19 +113,20 @@ def preview(
     if are_images and model is None:
         return preview_images(data, None, out, rows=rows or DEFAULT_ROWS, first=first)
     writing = _writing(data, model, images, callback)
-    if are_images and isinstance(writing, ImageWriting):
-        return preview_images(data, writing.processing, out, rows=rows or DEFAULT_ROWS, first=first)
-    if are_images and writing is not None:
-        raise DataError(
-            f"{data.all_sources[0].path}: holds images, and the model {writing.name} reads texts. Leave out --model."
-        )
-    return _preview_texts(data, writing, rows or 3, first or 1, callback)
-
-
-def _preview_texts(data: DataConfig, writing: Writing | None, rows: int, first: int, callback: Callback) -> list[Shown]:
     if writing is None:
         raise DataError("no starter model is cached to show the rows with; name a model with --model.")
-    writing = writing.by(data)
+    if are_images != isinstance(writing, ImageWriting):
+        rows_hold, read = ("images", "texts") if are_images else ("texts", "images")
+        raise DataError(
+            f"{data.all_sources[0].path}: holds {rows_hold}, and the model {writing.name} reads {read}. Give another "
+            "--model, or leave it out."
+        )
+    if isinstance(writing, ImageWriting):
+        return preview_images(data, writing.processing, out, rows=rows or DEFAULT_ROWS, first=first)
+    return _preview_texts(data, writing.by(data), rows or 3, first or 1, callback)
+
+
+def _preview_texts(data: DataConfig, writing: TextWriting, rows: int, first: int, callback: Callback) -> list[Shown]:
     readings: list[Reading] = []
     examples = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
     unused = unused_columns(readings)
@@ -150,13 +151,11 @@ def _refuse_bad(data: DataConfig, reading: Reading) -> None:
         raise DataError(together([why for _, why in reading.skipped]))
 
 
-def _shown(example: Example, writing: Writing, data: DataConfig) -> list[Shown]:
+def _shown(example: Example, writing: TextWriting, data: DataConfig) -> list[Shown]:
     encoder = writing.encoder(data)
     (outcome,) = encoder.encode([example])
     if outcome.problem is not None:
         raise DataError(outcome.problem)
-    if not isinstance(writing, TextWriting):
-        return [Shown(example.where, [(example.prompt_text, False), _label(example)], encoder.limit, 1)]
     if writing.targets is not None:
         return _classified(example, outcome, writing, encoder.limit)
     made = renderings(example, writing.template, apart=data.answers == "apart")
@@ -206,7 +205,9 @@ def _decoded(sequence: Any, writing: TextWriting) -> list[tuple[str, bool]]:
     return [(writing.tokenizer.decode(ids), learned) for ids, learned in runs]
 
 
-def _writing(data: DataConfig, model: ModelConfig | None, images: ImagesConfig, callback: Callback) -> Writing | None:
+def _writing(
+    data: DataConfig, model: ModelConfig | None, images: ImagesConfig, callback: Callback
+) -> TextWriting | ImageWriting | None:
     """As a training with this model would read the rows; None where no tokenizer is here."""
     if model is None:
         starter = cached_starter()
