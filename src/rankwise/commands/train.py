@@ -22,6 +22,7 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.directory import RunDirectory
@@ -90,20 +91,12 @@ def train(
         if resume:
             experiment = settings_of(run, experiment)
         objective = objective_of(experiment, callback)
-        if model is not None and objective.targets is not None:
-            raise ConfigError(
-                ["a classifier gets its new head when its model is loaded; give the model's name, not a loaded model."]
-            )
+        if model is not None and (problem := _misfit(model, experiment, objective)):
+            raise ConfigError([problem])
         foreseen = foresee(experiment, callback, objective.targets)
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
-        loaded = objective.load(experiment.base, callback) if model is None else method.own_copy(model)
-        if loaded.own_head:
-            callback(StatusMessage(OWN_HEAD))
-        if loaded.spec != experiment.base:
-            raise ConfigError(
-                [f'the given model is "{loaded.spec.name}", but the experiment names another one: {experiment.base}.']
-            )
+        loaded = _loaded(experiment, objective, callback) if model is None else method.own_copy(model)
         writing = objective.writing(loaded)
         prepared = prepare(experiment.data, writing, callback)
         refuse_fatal(prepared.data_report)
@@ -115,8 +108,9 @@ def train(
         rows = prepared.trained_rows
         config = experiment.training.resolved(len(rows), loaded.width, experiment.auto_rate)
         trainable = method.attach(loaded, Setup(
-            config, config.total_steps(len(rows)), rows, objective.heads(loaded), f'run "{experiment.run}"', callback,
-            partial(ranks_before_training, run) if resume else None, objective.load,
+            config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
+            heads=objective.heads(loaded), load=objective.load,
+            resumed_ranks=partial(ranks_before_training, run) if resume else None,
         ))  # fmt: skip
         try:
             if shared := tables_of_the_head(loaded.module, trainable.names):
@@ -132,6 +126,22 @@ def train(
         except BaseException:
             trainable.remove()  # a model that was given is to be what it was
             raise
+
+
+def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) -> str | None:
+    """Why a model that is loaded already cannot be trained in this experiment."""
+    if objective.targets is not None:
+        return "a classifier gets its new head when its model is loaded; give the model's name, not a loaded model."
+    if model.spec != experiment.base:
+        return f'the given model is "{model.spec.name}", but the experiment names another one: {experiment.base}.'
+    return None
+
+
+def _loaded(experiment: Experiment, objective: Objective, callback: Callback) -> LoadedModel:
+    loaded = objective.load(experiment.base, callback)
+    if loaded.own_head:
+        callback(StatusMessage(OWN_HEAD))
+    return loaded
 
 
 def _shared(paths: list[str]) -> str:
