@@ -38,7 +38,6 @@ from rankwise.training.activation_checkpointing import eager_blocks, fused_block
 from rankwise.training.encoder_backend import (
     FusedBlocks,
     block_agreement,
-    predicts_tokens,
     supports_blocks,
     why_no_blocks,
 )
@@ -123,20 +122,20 @@ class Fused:
 def backend_named(name: BackendName, work: Workload) -> Backend:
     if name == "eager":
         return Eager(work)
-    return Fused(work, compiled=name == "compiled") if predicts_tokens(work) else FusedBlocks(work, ADVICE)
+    return Fused(work, compiled=name == "compiled") if work.predicts_tokens else FusedBlocks(work, ADVICE)
 
 
 def choose_backend(work: Workload, setting: BackendName | Literal["auto"], tokens: int) -> Backend:
     """For a new run over so many tokens in all."""
     if setting == "eager":
         return Eager(work)
-    if not supports(work) or (setting == "compiled" and not predicts_tokens(work)):
-        kind = WarningMessage if has_kernels(work.module, 1) and predicts_tokens(work) else StatusMessage
+    if not supports(work) or (setting == "compiled" and not work.predicts_tokens):
+        kind = WarningMessage if has_kernels(work.module, 1) and work.predicts_tokens else StatusMessage
         return _eager_instead(work, setting, "", _why_unsupported(work), kind)
     found = _agreement(work)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
-    if not predicts_tokens(work):
+    if not work.predicts_tokens:
         return _chosen(work, FusedBlocks(work, ADVICE), found)
     compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > COMPILED_AFTER)
     return _chosen(work, Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled")), found)
@@ -152,7 +151,7 @@ def _chosen(work: Workload, backend: Backend, outcome: Agreement) -> Backend:
 
 def supports(work: Workload) -> bool:
     """Whether there are kernels for this model, objective and device, with rows of this length."""
-    return has_kernels(work.module, work.longest) if predicts_tokens(work) else supports_blocks(work)
+    return has_kernels(work.module, work.longest) if work.predicts_tokens else supports_blocks(work)
 
 
 def _eager_instead(
@@ -165,7 +164,7 @@ def _eager_instead(
 
 
 def _why_unsupported(work: Workload) -> str:
-    if not predicts_tokens(work):
+    if not work.predicts_tokens:
         return why_no_blocks(work)
     if has_weights_that_learn(work.module):
         return "the fused kernels need frozen weights, but this run trains the model's own weights"
@@ -178,7 +177,7 @@ def _why_unsupported(work: Workload) -> str:
 
 
 def _agreement(work: Workload) -> Agreement:
-    if not predicts_tokens(work):
+    if not work.predicts_tokens:
         return block_agreement(work)
     return agreement(work.module, work.trainable.parameters(), partial(work.objective.predict, work.module))
 

@@ -61,12 +61,7 @@ class FusedBlocks:
 
 
 def supports_blocks(work: Workload) -> bool:
-    return not predicts_tokens(work) and has_encoder_kernels(work.module)
-
-
-def predicts_tokens(work: Workload) -> bool:
-    """The kernels of decoders end in the loss of predicted tokens."""
-    return work.objective.targets is None
+    return not work.predicts_tokens and has_encoder_kernels(work.module)
 
 
 def why_no_blocks(work: Workload) -> str:
