@@ -26,7 +26,9 @@ from rankwise.errors import DataError, one_line, some
 from rankwise.text.example import Example, ImageContent, Message
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-IMAGE_MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+IMAGE_MARKS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"BM": ".bmp", b"RIFF": ".webp",
+               b"II*\0": ".tif", b"MM\0*": ".tif"}  # fmt: skip
+"""The first bytes of a file, and the suffix of its name."""
 PATH_FIELDS = ("file_name", "file", "path")
 """Fields that hold the path of an image if the path ends like one."""
 LABELS = (*ANSWERS, "fine_label", "coarse_label", "species", "breed", "target_name", "class_name", "label_name")
@@ -48,7 +50,7 @@ def is_image(value: Any) -> bool:
     """Whether a value is an image by its content: written by `datasets`, the bytes of a file, or an array."""
     if isinstance(value, dict):
         return value.keys() == {"bytes", "path"}
-    return isinstance(value, np.ndarray) or (isinstance(value, bytes) and value.startswith(IMAGE_MARKS))
+    return isinstance(value, np.ndarray) or (isinstance(value, bytes) and value.startswith(tuple(IMAGE_MARKS)))
 
 
 def _is_given(value: Any) -> bool:

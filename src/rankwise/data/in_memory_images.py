@@ -22,8 +22,6 @@ from rankwise.images.png import png_of_array, png_of_picture
 from rankwise.system.files import write_atomic
 
 NAME = "images"
-SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"BM": ".bmp", b"RIFF": ".webp",
-            b"II*\0": ".tif", b"MM\0*": ".tif"}  # fmt: skip
 
 
 def with_image_files(row: Mapping[Any, Any], where: str, folder: Path, problems: list[str]) -> dict[Any, Any]:
@@ -52,7 +50,7 @@ def image_bytes(value: Any) -> bytes | None:
     if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
         value = value["bytes"] or (value["path"] and Path(value["path"]))
     if isinstance(value, bytes):
-        return value if value.startswith(IMAGE_MARKS) else None
+        return value if value.startswith(tuple(IMAGE_MARKS)) else None
     if isinstance(value, Path):
         return _file(value) if is_image_path(str(value)) else None
     if isinstance(value, np.ndarray) and value.ndim in (2, 3):
@@ -68,7 +66,7 @@ def _file(path: Path) -> bytes:
 
 
 def _written(content: bytes, folder: Path) -> str:
-    suffix = next((suffix for mark, suffix in SUFFIXES.items() if content.startswith(mark)), ".png")
+    suffix = next((suffix for mark, suffix in IMAGE_MARKS.items() if content.startswith(mark)), ".png")
     name = f"{NAME}/{sha256(content).hexdigest()[:24]}{suffix}"
     if not (folder / name).is_file():
         (folder / NAME).mkdir(parents=True, exist_ok=True)
