@@ -60,3 +60,12 @@ def scaled(count: int) -> list[dict[str, Any]]:
 def write_rows(path: Path | str, rows: list[dict[str, Any]]) -> str:
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def class_row(predicted: int, actual: int, classes: int) -> list[float]:
+    """The sums of one item: [right, predicted, actual] of each class."""
+    row = [0.0] * (3 * classes)
+    row[3 * predicted + 1] += 1.0
+    row[3 * actual + 2] += 1.0
+    row[3 * actual] += float(predicted == actual)
+    return row

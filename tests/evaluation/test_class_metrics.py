@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from classifiers import class_row
 from rankwise.evaluation.calibration import calibration_table, error_of_calibrated
 from rankwise.evaluation.class_metrics import metric_rows
-from rankwise.evaluation.confusion import class_row, class_table
+from rankwise.evaluation.confusion import class_table
 from rankwise.evaluation.intervals import difference, measured
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.data_report import TargetFacts

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from classifiers import class_row
 from rankwise.errors import EvaluationError
-from rankwise.evaluation.confusion import class_row, macro_f1, matthews
+from rankwise.evaluation.confusion import macro_f1, matthews
 from rankwise.evaluation.intervals import measured
 from rankwise.evaluation.metrics import (
     METRICS,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from classifiers import class_row
 from rankwise.config.built_in_tasks import BUILT_IN
-from rankwise.evaluation.confusion import class_row
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.evaluations import ModelScores

@@ -15,15 +15,6 @@ from numpy.typing import NDArray
 Sums = NDArray[np.float64]
 
 
-def class_row(predicted: int, actual: int, classes: int) -> list[float]:
-    """Make the sums of one item."""
-    row = [0.0] * (3 * classes)
-    row[3 * predicted + 1] += 1.0
-    row[3 * actual + 2] += 1.0
-    row[3 * actual] += float(predicted == actual)
-    return row
-
-
 def class_table(rows: Sums) -> Sums:
     """Turn pairs (N, 2) into sums (N, 3 C) of the C classes that occur; rows that are sums already stay."""
     if rows.shape[1] != 2:
