@@ -157,8 +157,9 @@ def processing_of_timm(pretrained: Mapping[str, Any], name: str) -> ImageProcess
 
 def _interpolation(value: object, name: str) -> Interpolation:
     if not isinstance(value, int | str) or value not in INTERPOLATIONS:
-        raise ModelError(f"{name}: its interpolation {value!r} is not supported; it can be nearest (0), bilinear (2) or "
-                         "bicubic (3).")  # fmt: skip
+        raise ModelError(
+            f"{name}: its interpolation {value!r} is not supported; it can be nearest (0), bilinear (2) or bicubic (3)."
+        )
     return INTERPOLATIONS[value]
 
 

@@ -55,8 +55,8 @@ def _text(file: Path) -> str:
 
 def copy_reader(source: Path, target: Path) -> bool:
     """Copy what turns rows into inputs to another folder: tokenizer and templates, or the preprocessing of images.
-    Return whether there is one. Links out of the folder are
-    only followed into the hub client's cache, so that no private file is copied."""
+    Return whether there is one. Links out of the folder are only followed into the hub client's cache, so that no
+    private file is copied."""
     whole = source.resolve()
     allowed = [whole, *(parent / "blobs" for parent in whole.parents[1:2])]
     names = [TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, PREPROCESSOR, *COPIED]
