@@ -203,8 +203,11 @@ def test_the_objective_follows_from_model_and_rows(here: Path) -> None:
 
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama"])
 def test_a_probe_measures_the_classifier(here: Path, model: str) -> None:
+    """By steps that are large enough for their time to grow with their tokens."""
     heard: list[Any] = []
-    found = probe(planned(model, objective="sequence-classification"), heard.append)
+    write_rows("many.jsonl", labelled(1200))
+    config = planned(model, "many.jsonl", objective="sequence-classification", training={"batch_size": 1024})
+    found = probe(config, heard.append)
     backend = "fused" if model == "tiny-bert" else "eager"
     assert found.per_token > 0 and any(f"probed with the {backend} backend" in one.text for one in heard)
 
