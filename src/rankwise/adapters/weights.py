@@ -13,7 +13,7 @@ in float64, so that no change is ever laid out as a matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class AdapterWeights:
     """Parameters of modules that were trained whole (PEFT's modules_to_save), by name in the model."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Paths of layers in the file that have another path in the model, with that path."""
+    warnings: tuple[str, ...] = ()
+    """What the reader could not check, in sentences."""
 
     @property
     def rank(self) -> int:
@@ -119,20 +121,22 @@ class AdapterWeights:
         }
         return replace(self, factors=factors)
 
-    def portable(self) -> AdapterWeights:
+    def portable(self, ranks: Sequence[int] = ()) -> AdapterWeights:
+        """One rank and alpha for all layers: the largest rank, or the next of `ranks` that an engine has room for."""
+        rank = next((known for known in sorted(ranks) if known >= self.rank), self.rank)
         if self.is_dora:
             raise AdapterError(
                 "this adapter is DoRA, and engines that read a single rank and alpha do not know DoRA's magnitudes. "
                 "Use the format peft or merged, or train one without adapter.dora."
             )
         uniform = {
-            "r": self.rank,
-            "lora_alpha": self.rank,
+            "r": max(rank, 1),
+            "lora_alpha": max(rank, 1),
             "rank_pattern": {},
             "alpha_pattern": {},
             "use_rslora": False,
         }
-        factors = {path: part.padded(self.rank) for path, part in self.factors.items()}
+        factors = {path: part.padded(rank) for path, part in self.factors.items()}
         return replace(self, settings={**self.settings, **uniform}, factors=factors)
 
 

@@ -38,6 +38,13 @@ def export(
             show_default=False,
         ),
     ] = None,
+    round_rank: Annotated[
+        bool,
+        typer.Option(
+            "--round-rank",
+            help="Give a portable adapter the next rank that vLLM has room for: 1, 8, 16, 32, 64, 128, 256, 320 or 512.",
+        ),
+    ] = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -50,7 +57,7 @@ def export(
 
         exported = export_command(
             run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
-            base_model=base_model, callback=display,
+            base_model=base_model, round_rank=round_rank, callback=display,
         )  # fmt: skip
         if as_json:
             print_json(exported.summary())

@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from rankwise.adapters.formats.peft import rewrite
+from rankwise.adapters.formats.peft import as_lora, rewrite
 from rankwise.adapters.formats.peft_reader import read_weights
+from rankwise.adapters.oddities import oddities
 from rankwise.adapters.weights import AdapterWeights, check_same
 from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
+from rankwise.exporting.engine_rules import VLLM_RANKS
 from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
 from rankwise.methods.adapter_folder import filled_by_export
@@ -28,7 +30,7 @@ from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.sources import LOCAL
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.records import Callback, silent
+from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import need_space, told_when_full
 from rankwise.system.hub import could_be_hub_id
 
@@ -61,14 +63,15 @@ class Exported:
 
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
-    force_base: bool = False, force_result: bool = False, base_model: str | None = None,
+    force_base: bool = False, force_result: bool = False, base_model: str | None = None, round_rank: bool = False,
     callback: Callback = silent,
 ) -> Exported:  # fmt: skip
     """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
     change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
-    is that of the base model's files, or of a full run's own. An exported adapter names `base_model` as its base."""
+    is that of the base model's files, or of a full run's own. An exported adapter names `base_model` as its base.
+    `round_rank` gives a portable adapter the next rank that vLLM has room for."""
     folder = Path(to)
-    _check(format, dtype, strength, force_base=force_base)
+    _check(format, dtype, strength, force_base=force_base, round_rank=round_rank)
     _check_free(folder)
     artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
     outputs = None if artifact.targets is None else artifact.targets.outputs
@@ -93,9 +96,9 @@ def export(
     method_of(artifact.config).check_export(format, artifact.folder)
     artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
     files = beside(artifact, strength)
-    stored = _with_base(read_weights(artifact.result), base_model)
+    stored = as_lora(_with_base(_read(artifact.result, callback), base_model), empty=format == "portable")
     scaled = stored.scaled(strength)
-    written = scaled.portable() if format == "portable" else scaled
+    written = scaled.portable(VLLM_RANKS if round_rank else ()) if format == "portable" else scaled
     check_same(written, _with_scale(stored, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
@@ -140,13 +143,23 @@ def _with_scale(stored: AdapterWeights, strength: float) -> AdapterWeights:
     return replace(stored, factors=factors)
 
 
-def _check(format: str, dtype: str | None, strength: float, *, force_base: bool) -> None:
+def _read(folder: Path, callback: Callback) -> AdapterWeights:
+    """The adapter as it is stored, with warnings about what looks wrong in it."""
+    stored = read_weights(folder)
+    for warning in (*stored.warnings, *oddities(stored)):
+        callback(WarningMessage(warning))
+    return stored
+
+
+def _check(format: str, dtype: str | None, strength: float, *, force_base: bool, round_rank: bool) -> None:
     check_strength(strength)
     problems = []
     if format not in FORMATS:
         problems.append(_unknown(format))
     elif format != "merged" and (dtype is not None or force_base):
         problems.append(f"dtype and force-base are for the format merged; {format} needs no base model.")
+    if round_rank and format != "portable":
+        problems.append("round-rank is for the format portable, whose layers share one rank.")
     if dtype is not None and dtype not in DTYPES:
         problems.append(f'there is no dtype "{dtype}".{did_you_mean(dtype, DTYPES)} Known: {", ".join(DTYPES)}.')
     if strength == 0:

@@ -1,25 +1,19 @@
 """The rule by which targets, layer numbers and patterns select modules, for a model in memory and for a plan.
 
-A word of letters, digits, `_`, `.` and `-` is a name: it matches the end of a module's path after a dot. Anything else
-is a regular expression, which must match the whole path or its end after a dot. Expressions have a time limit, because
-some never finish. A target or pattern that matches nothing is an error that names the nearest match.
+A name matches the end of a module's path after a dot; anything else is a regular expression (expressions.py). A target
+or pattern that matches nothing is an error that names the nearest match.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
-
-import regex
 
 from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
+from rankwise.config.expressions import matcher
 from rankwise.config.modules import ALL_CONV, ALL_LINEAR, AUTO, Modules, Selection, layer_number, linear_layers
 from rankwise.config.old_names import explained, names_of, once_matched
 from rankwise.errors import TargetError, did_you_mean, some
-
-SECONDS_PER_MATCH = 0.05
-_NAME = regex.compile(r"[A-Za-z0-9_.-]+")
 
 
 def select(modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *, with_rows: bool) -> Selection:
@@ -46,26 +40,6 @@ def _resolved(targets: Sequence[str], modules: Modules) -> tuple[list[str], list
         return [ALL_LINEAR if target == AUTO else target for target in targets], []
     note = f"This model has no linear layer but its head, so its convolutions get the adapters (targets {ALL_CONV})"
     return [ALL_CONV if target == AUTO else target for target in targets], [note]
-
-
-@lru_cache(maxsize=4096)
-def matcher(pattern: str, setting: str) -> Callable[[str], bool]:
-    """A function that says whether `pattern` matches a path. Messages name the `setting`."""
-    name = pattern.replace(r"\.", ".")
-    if _NAME.fullmatch(name):
-        return lambda path: path == name or path.endswith(f".{name}")
-    try:
-        compiled = regex.compile(rf"(?:.*\.)?(?:{pattern})")
-    except regex.error as error:
-        raise TargetError(f'{setting} "{pattern}" is not a valid regular expression: {error}.') from None
-
-    def matches(path: str) -> bool:
-        try:
-            return compiled.fullmatch(path, timeout=SECONDS_PER_MATCH) is not None
-        except TimeoutError:
-            raise TargetError(f'{setting} "{pattern}" takes too long to match; write a simpler expression.') from None
-
-    return matches
 
 
 def _named(target: str, modules: Modules, *, also_head: bool = False) -> list[str]:

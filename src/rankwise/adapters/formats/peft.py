@@ -24,12 +24,13 @@ from rankwise.adapters.base_layers import is_conv1d, is_conv2d, is_embedding, we
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern_of, tidy
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, WEIGHTS, read_weights
+from rankwise.adapters.oddities import oddities
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, host_view
 from rankwise.adapters.weights import AdapterWeights, Factors, check_same, refuse_scaled_dora
 from rankwise.errors import AdapterError, some
 from rankwise.runs.integrity import check_folder
-from rankwise.runs.records import Callback, StatusMessage, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import published, write_json
 
 Fill = Callable[[Path], None]
@@ -71,13 +72,29 @@ def _task_type(model: nn.Module) -> str | None:
 
 def rewrite(weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Fill | None = None) -> None:
     """Write a LoRA whose model is not loaded, whole or not at all, and read it back before it takes its name."""
-    if weights.settings["peft_type"] != "LORA":
-        raise AdapterError(
-            "this is an AdaLoRA adapter of PEFT; only a LoRA adapter can be rewritten without loading its model."
-        )
+    assert weights.settings["peft_type"] == "LORA", "as_lora first"
     with published(folder) as temporary:
         _write(temporary, weights, beside, fill)
         check_same(read_weights(temporary), weights, folder)
+
+
+def as_lora(weights: AdapterWeights, *, empty: bool = False) -> AdapterWeights:
+    """An AdaLoRA of PEFT as a plain LoRA with the same change; a LoRA is returned as it is.
+
+    The singular values are in B already. The scale, alpha / (init_r + 1e-5), goes into B as well, so that alpha = rank in
+    each layer. Layers without a rank are left out, or with `empty` stay, for a format that fills them with zeros.
+    """
+    if weights.settings["peft_type"] == "LORA":
+        return weights
+    factors = {path: part.padded(part.rank) for path, part in weights.factors.items() if part.rank or empty}
+    ranks, largest = {path: part.rank for path, part in factors.items()}, max(weights.rank, 1)
+    other = pattern_of({path: rank for path, rank in ranks.items() if rank not in (0, largest)})
+    same = ("base_model_name_or_path", "revision", "task_type", "fan_in_fan_out", "lora_dropout", "modules_to_save")
+    settings = {**_COMMON, **{key: weights.settings[key] for key in same if key in weights.settings}} | {
+        "alpha_pattern": other, "lora_alpha": largest, "r": largest, "rank_pattern": other,
+        "target_modules": sorted(factors) or NO_TARGETS,
+    }  # fmt: skip
+    return replace(weights, settings=dict(sorted(settings.items())), factors=factors)
 
 
 def _write(folder: Path, weights: AdapterWeights, beside: Mapping[str, Any], fill: Fill | None) -> None:
@@ -147,6 +164,8 @@ def lay_peft(
     weights = read_weights(Path(folder), host_view(model))
     for note in weights.notes:
         callback(StatusMessage(note))
+    for warning in (*weights.warnings, *oddities(weights)):
+        callback(WarningMessage(warning))
     return lay(model, weights, name=name, into=into)
 
 

@@ -1,12 +1,12 @@
 """adapter_config.json as data: only the keys that say what a LoRA does, each checked, nothing imported from it.
 
-Settings that would change the meaning of the factors and are not supported (biases, other methods) are refused by name,
-and so is every key that is set and not known to be harmless: only keys that record how an adapter was made are ignored.
+The file has a schema of its own here: every known key has one type, and "32" as text is no number. Settings that would
+change the meaning of the factors and are not supported (biases, other methods) are refused by name. A key that no known
+version of PEFT writes is never used, and is said. Patterns are the file's own expressions and have a time limit.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -15,32 +15,36 @@ from typing import Annotated, Any, ClassVar, Literal
 import regex
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
+from rankwise.adapters.formats.untrusted import read_json
 from rankwise.config.adapters import Rank
 from rankwise.config.base import Number, problems_of
-from rankwise.config.matching import matcher
-from rankwise.errors import AdapterError, some
+from rankwise.config.expressions import first_matching, matches_of
+from rankwise.errors import AdapterError, one_line, some
 
 LARGEST = 5_000_000
 NO_TARGETS = "dummy-target-modules"
 """PEFT's target of an adapter that has no factors."""
 WrittenAlpha = Annotated[Number, Field(gt=0, le=1e8)]
 """Scale times rank: more than an alpha that is asked for, where it was divided by less than the rank."""
-HARMLESS = {
-    "auto_mapping", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
-    "layers_pattern", "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size",
-    "task_type",
-}  # fmt: skip
+HARMLESS = {"ensure_weight_tying", "eva_config", "layers_pattern", "qalora_group_size"}
+"""Keys that record how an adapter was made."""
 HARMLESS_TO_ADALORA = HARMLESS | {
     "alpha_pattern", "beta1", "beta2", "deltaT", "orth_reg_weight", "r", "target_r", "tfinal", "tinit", "total_step",
     "use_rslora",
 }  # fmt: skip
+UNSUPPORTED = {
+    "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "loftq_config", "lora_ga_config",
+    "megatron_config", "monteclora_config", "runtime_config", "use_bdlora", "use_qalora", "velora_config",
+}  # fmt: skip
+"""Keys of PEFT up to 0.21 that change what the factors mean, or the base model."""
+TaskType = Literal["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 _SINGULAR_VALUES = regex.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_E(?:\.[^.]+)?")
 
 
 class _Common(BaseModel):
     """The settings of both methods."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -55,23 +59,42 @@ class _Common(BaseModel):
     target_parameters: Annotated[list[str], Field(max_length=0)] | None = None
     layer_replication: None = None
     exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    """Blocks that have adapters. The factors say it too."""
+    task_type: TaskType | None = None
+    inference_mode: bool = True
+    fan_in_fan_out: bool = False
+    megatron_core: Literal["megatron.core"] | None = None
+    auto_mapping: dict[str, str | None] | None = None
+    """The class of the base model. PEFT imports it; nothing is imported here."""
+    peft_version: str | None = None
+
+    @property
+    def _targets(self) -> list[str]:
+        return [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules or []
+
+    def meant(self, paths: list[str]) -> set[str]:
+        """Those of a model's layers that the targets select, as far as the settings alone say it."""
+        if self._targets in ([], ["all-linear"], [NO_TARGETS]) or self.exclude_modules:
+            return set()
+        if self.layers_to_transform is not None:
+            return set()
+        outside = [path for path in paths if not any(is_inside(path, name) for name in self.modules_to_save or [])]
+        return {path for matching in matches_of(self._targets, outside, "target_modules").values() for path in matching}
 
     def unmatched(self, paths: list[str]) -> list[str]:
         """List declared targets that have no factors, and factors that no target declares."""
-        targets = self.target_modules
-        if targets in (None, "all-linear") or (targets == NO_TARGETS and not paths):
+        targets = self._targets
+        if self.target_modules in (None, "all-linear") or (targets == [NO_TARGETS] and not paths):
             return []
-        names = [targets] if isinstance(targets, str) else targets
-        meant = [matcher(target, "target_modules") for target in names]
+        matches = matches_of(targets, paths, "target_modules")
         missing = [
-            f'the target "{name}" has no factors'
-            for name, matches in zip(names, meant, strict=True)
-            if not self.exclude_modules and not any(map(matches, paths))
+            f'the target "{one_line(name)}" has no factors'
+            for name, matching in matches.items()
+            if not self.exclude_modules and not matching
         ]
-        undeclared = [
-            f'"{path}" is not among the targets' for path in paths if not any(matches(path) for matches in meant)
-        ]
-        return missing + undeclared
+        declared = {path for matching in matches.values() for path in matching}
+        return missing + [f'"{path}" is not among the targets' for path in paths if path not in declared]
 
 
 class PeftLoraConfig(_Common):
@@ -91,14 +114,12 @@ class PeftLoraConfig(_Common):
         return "ABm" if self.use_dora else "AB"
 
     def ranks_of(self, paths: list[str]) -> tuple[dict[str, int], list[str]]:
-        return {path: self._rank_of(path) for path in paths}, []
+        return first_matching(self.rank_pattern or {}, paths, "rank_pattern", self.r), []
 
-    def scale_of(self, path: str) -> float:
-        rank, alpha = self._rank_of(path), _first(self.alpha_pattern, path, "alpha_pattern", self.lora_alpha)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-    def _rank_of(self, path: str) -> int:
-        return _first(self.rank_pattern, path, "rank_pattern", self.r)
+    def scales_of(self, paths: list[str]) -> dict[str, float]:
+        ranks, _ = self.ranks_of(paths)
+        alphas = first_matching(self.alpha_pattern or {}, paths, "alpha_pattern", self.lora_alpha)
+        return {path: alphas[path] / (math.sqrt(rank) if self.use_rslora else rank) for path, rank in ranks.items()}
 
 
 class PeftAdaLoraConfig(_Common):
@@ -113,9 +134,10 @@ class PeftAdaLoraConfig(_Common):
     init_lora_weights: Literal[True, False] | None = True
     parts: ClassVar[str] = "ABE"
 
-    def scale_of(self, path: str) -> float:
+    def scales_of(self, paths: list[str]) -> dict[str, float]:
         """The scale of the trained model, whatever is left of its ranks; init_r stands in for an alpha of 0 or less."""
-        return (self.lora_alpha if self.lora_alpha > 0 else self.init_r) / (self.init_r + 1e-5)
+        scale = (self.lora_alpha if self.lora_alpha > 0 else self.init_r) / (self.init_r + 1e-5)
+        return dict.fromkeys(paths, scale)
 
     def ranks_of(self, paths: list[str]) -> tuple[dict[str, int], list[str]]:
         """Return what is left of each layer's rank, and what is wrong with the pattern that says so."""
@@ -134,8 +156,9 @@ class PeftAdaLoraConfig(_Common):
 PeftConfig = PeftLoraConfig | PeftAdaLoraConfig
 
 
-def _first(pattern: dict[str, Any] | None, path: str, setting: str, otherwise: Any) -> Any:
-    return next((value for key, value in (pattern or {}).items() if matcher(key, setting)(path)), otherwise)
+def is_inside(path: str, module: str) -> bool:
+    """Whether a path leads through a module of this name, or is one: `a.b` is inside `a`, `b` and `a.b`."""
+    return f".{module}." in f".{path}."
 
 
 def tidy(alpha: float) -> float | int:
@@ -155,16 +178,8 @@ def pattern_of(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """The file as it stands, as long as it is one of PEFT's."""
-    if not file.is_file():
-        raise AdapterError(f"{file} is missing; an adapter is a folder with this file and adapter_model.safetensors.")
-    if file.stat().st_size > LARGEST:
-        raise AdapterError(
-            f"{file} has {file.stat().st_size:,} bytes, which is too large for the settings of an adapter."
-        )
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{file} is not JSON ({type(error).__name__}).") from None
+    missing = "; an adapter is a folder with this file and adapter_model.safetensors"
+    raw = read_json(file, LARGEST, "the settings of an adapter", missing)
     if not isinstance(raw, dict) or "peft_type" not in raw:
         mlx = (
             " It looks like an adapter of mlx-lm, which is another format."
@@ -180,16 +195,28 @@ def read_config(file: Path) -> PeftConfig:
 
 
 def check_config(settings: dict[str, Any], file: Path) -> PeftConfig:
-    kind, harmless = PeftLoraConfig, HARMLESS
-    if settings["peft_type"] == "ADALORA":
-        kind, harmless = PeftAdaLoraConfig, HARMLESS_TO_ADALORA
-    unknown = [key for key, value in settings.items() if value and key not in harmless | kind.model_fields.keys()]
-    if unknown:
+    kind = PeftAdaLoraConfig if settings["peft_type"] == "ADALORA" else PeftLoraConfig
+    unsupported = sorted(key for key in UNSUPPORTED if settings.get(key))
+    if unsupported:
         raise AdapterError(
-            f"{file} sets {some(map(repr, unknown))}, which rankwise does not support, so the adapter is not used."
+            f"{file} sets {some(map(repr, unsupported))}, which rankwise does not support, so the adapter is not used."
         )
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
         problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, kind))
         raise AdapterError(f"{file}: {problems}.") from None
+
+
+def unknown_keys(settings: dict[str, Any], config: PeftConfig) -> list[str]:
+    """A warning for the keys that are set and that no known version of PEFT writes."""
+    harmless = HARMLESS_TO_ADALORA if isinstance(config, PeftAdaLoraConfig) else HARMLESS
+    known = harmless | UNSUPPORTED | type(config).model_fields.keys()
+    unknown = [repr(one_line(key, 40)) for key, value in settings.items() if value and key not in known]
+    if not unknown:
+        return []
+    version = f" (it was written by PEFT {one_line(config.peft_version, 20)})" if config.peft_version else ""
+    return [
+        f"adapter_config.json sets {some(unknown, 4)}, which this version of rankwise does not know and does not "
+        f"use{version}; if that changes what the adapter means, its answers will be wrong"
+    ]

@@ -7,7 +7,8 @@
 
 Each key begins with `base_model.model.`. `modules_to_save` names modules that were trained whole; their parameters lie
 beside the factors. Any other tensor, a missing half, a shape that does not fit and a value that is not finite are
-refused, all of them at once. Shapes are in the header, so no tensor is read that could not fit.
+refused, all of them at once. Shapes are in the header, so no tensor is read that could not fit. Where the model is
+known, a layer that the targets name must have factors: PEFT writes all of them, so one without is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
 from rankwise.adapters.convolutions import conv_problem
-from rankwise.adapters.formats.peft_config import PeftConfig, check_config, read_settings
+from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
+from rankwise.adapters.formats.pickles import instead_of, pickles_in
+from rankwise.adapters.formats.safetensors_header import read_header
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.old_names import new_names
 from rankwise.errors import AdapterError, some
@@ -59,12 +62,14 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         layers, heads = reader.grouped()
         ranks = reader.checked_ranks(layers)
         problems = [*reader.problems, *config.unmatched(list(layers))]
+        problems += reader.lost_layers(today) if not problems else []
         if not layers and not heads and not problems:
             problems.append("it contains no LoRA factors")
         if modules is not None and not heads and not problems and not any(ranks.values()):
             problems.append("all layers have rank 0, so it changes nothing")
         _refuse(file, problems)
-        factors = {path: _factors(tensors, keys, config, path) for path, keys in layers.items()}
+        scales = config.scales_of(list(layers))
+        factors = {path: _factors(tensors, keys, scales[path]) for path, keys in layers.items()}
         whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
     infinite = [path for path, part in factors.items() if not part.finite]
     infinite += [name for name, value in whole.items() if not bool(torch.isfinite(value).all())]
@@ -73,13 +78,19 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         _refuse(file, [f'"{path}" and "{today[path]}" are one layer' for path in old if today[path] in factors])
         factors = {today.get(path, path): part for path, part in factors.items()}
         factors = {path: factors[path] for path in modules or () if path in factors}
-    return AdapterWeights(settings, factors, whole, {path: today[path] for path in old})
+    warnings = (*unknown_keys(settings, config), *_unused_pickles(folder))
+    return AdapterWeights(settings, factors, whole, {path: today[path] for path in old}, warnings)
+
+
+def _unused_pickles(folder: Path) -> list[str]:
+    """A warning for weights that other programs may read in the place of the safetensors file."""
+    names = [name for name in pickles_in(folder) if name.startswith("adapter_model")]
+    return [f"{folder} also contains {some(names)}, which is a pickle and was not read"] if names else []
 
 
 @contextmanager
 def _open(file: Path) -> Iterator[Any]:
-    if not file.is_file():
-        raise AdapterError(f"{file} is missing; only adapters stored as safetensors are read.")
+    read_header(file, instead_of(file.parent))
     try:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
@@ -92,12 +103,12 @@ def _refuse(file: Path, problems: list[str]) -> None:
         raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
 
 
-def _factors(tensors: Any, keys: dict[str, str], config: PeftConfig, path: str) -> Factors:
+def _factors(tensors: Any, keys: dict[str, str], scale: float) -> Factors:
     parts = {part: tensors.get_tensor(key) for part, key in keys.items()}
     A, B = parts["A"], parts["B"]
     if "E" in parts:
         A, B = A.float(), B.float() * parts["E"].float().view(1, -1)
-    return Factors(A, B, config.scale_of(path), parts.get("m"), "lora_embedding_" in keys["A"])
+    return Factors(A, B, scale, parts.get("m"), "lora_embedding_" in keys["A"])
 
 
 @dataclass
@@ -110,6 +121,7 @@ class _Reader:
 
     def __post_init__(self) -> None:
         self.problems: list[str] = []
+        self.paths: set[str] = set()
 
     def grouped(self) -> tuple[Layers, list[str]]:
         """Sort the keys into layers with all their parts, and parameters of modules that were trained whole."""
@@ -129,8 +141,9 @@ class _Reader:
         self.problems += [
             f'"modules_to_save" names "{name}", but the file has no weights for it'
             for name in self.config.modules_to_save or []
-            if self._has_module(name) and not any(_is_inside(head, name) for head in heads)
+            if self._has_module(name) and not any(is_inside(head, name) for head in heads)
         ]
+        self.paths = set(layers)
         whole = {path: keys for path, keys in layers.items() if self._is_whole(path, keys)}
         order = [path for path in self.modules if path in whole] if self.modules is not None else list(whole)
         return {path: {part: whole[path][part] for part in self.config.parts} for path in order}, heads
@@ -148,11 +161,23 @@ class _Reader:
                 )
         return ranks
 
+    def lost_layers(self, today: Mapping[str, str]) -> list[str]:
+        """Layers of the model that the targets name and that have no factors in the file, under any of their names."""
+        if self.modules is None:
+            return []
+        hosts = [path for path, module in self.modules.items() if is_host(module) and not _conv_problem_of(module)]
+        there = {today.get(path, path) for path in self.paths}
+        lost = {today.get(path, path) for path in self.config.meant(hosts)} - there
+        return [
+            f'"{path}" has no factors, although target_modules names it; if it was left out on purpose, '
+            "list the adapted layers by their whole paths" for path in self.modules if path in lost
+        ]  # fmt: skip
+
     def _problem_of(self, match: regex.Match[str]) -> str | None:
         path, is_table = match["path"], bool(match.groupdict().get("table"))
         if self.modules is not None:
             layer = self.modules.get(path)
-            if isinstance(layer, nn.Conv2d) and (reason := conv_problem(layer)):
+            if layer is not None and (reason := _conv_problem_of(layer)):
                 return f"is for one of the convolutions that cannot be adapted: {reason}"
             if layer is None or not is_host(layer):
                 return "is for a layer that this model does not have"
@@ -177,7 +202,7 @@ class _Reader:
         """Names of parameters of a saved module. PEFT also stores the table and the head beside an adapted embedding,
         which is harmless if they equal the base's own."""
         name = key.removeprefix(PREFIX)
-        if key != name and any(_is_inside(name, saved) for saved in self.config.modules_to_save or []):
+        if key != name and any(is_inside(name, saved) for saved in self.config.modules_to_save or []):
             return [name] if self._fits_model(key, name) else []
         dumped = _BASE_KEY.fullmatch(key) if self.modules is not None else None
         base = getattr(self.modules.get(dumped["path"]), dumped["part"], None) if self.modules and dumped else None
@@ -231,6 +256,5 @@ class _Reader:
         return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]
 
 
-def _is_inside(parameter: str, module: str) -> bool:
-    """Whether a parameter's name leads through a module of this name: `a.b.weight` through `a`, `b` and `a.b`."""
-    return f".{module}." in f".{parameter}"
+def _conv_problem_of(layer: nn.Module) -> str | None:
+    return conv_problem(layer) if isinstance(layer, nn.Conv2d) else None
