@@ -160,7 +160,6 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "biases": (config(bias="all"), "\"bias\" is 'all'"),
     "DoRA": (config(use_dora=True), '"use_dora" is True'),
     "saved modules": (config(modules_to_save=["norm"]), '"modules_to_save"'),
-    "a setting of a later version": (config(use_something=True), "'use_something'"),
     "a target without triplets": (config(target_modules=["q_proj", "v_prj"]), 'target "v_prj" has no factors'),
 }
 

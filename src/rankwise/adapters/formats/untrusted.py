@@ -33,10 +33,11 @@ def open_regular(file: Path, missing: str = "") -> Iterator[tuple[BinaryIO, int]
         raise AdapterError(f"{file}{link}{missing}.") from None
     except (OSError, ValueError) as error:
         raise AdapterError(f"{file} cannot be opened ({getattr(error, 'strerror', None) or error}).") from None
+    status = os.fstat(descriptor)
+    if not S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise AdapterError(f"{file} is not a regular file (it is a folder, a pipe or a device), so it is not read.")
     with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not S_ISREG(status.st_mode):
-            raise AdapterError(f"{file} is not a regular file (it is a folder, a pipe or a device), so it is not read.")
         yield stream, status.st_size
 
 

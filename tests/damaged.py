@@ -1,0 +1,206 @@
+"""Forty ways in which an adapter's folder arrives damaged: reliability.md's twenty-eight and twelve more.
+
+Each case changes a good folder of PEFT's two files in place. `known` says whether the folder alone, beside its base
+model, gives the damage away: a flipped bit does not, and neither does a scale that is somebody else's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+Settings, Tensors = dict[str, Any], dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Damage:
+    name: str
+    apply: Callable[[Path], object]
+    known: bool = True
+
+
+def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The parsed header and the bytes of the numbers."""
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def with_header(text: bytes, numbers: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text + numbers
+
+
+def config(**changes: Any) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        settings = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(settings | changes))
+
+    return apply
+
+
+def tensors(change: Callable[[Tensors], object]) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        stored = load_file(folder / WEIGHTS)
+        change(stored)
+        save_file({key: value.contiguous() for key, value in stored.items()}, folder / WEIGHTS, {"format": "pt"})
+
+    return apply
+
+
+def raw(change: Callable[[bytes], bytes], file: str = WEIGHTS) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        (folder / file).write_bytes(change((folder / file).read_bytes()))
+
+    return apply
+
+
+def keys(change: Callable[[str], str]) -> Callable[[Path], object]:
+    return tensors(lambda stored: replace_all(stored, {change(key): value for key, value in stored.items()}))
+
+
+def replace_all(stored: Tensors, new: Tensors) -> None:
+    stored.clear()
+    stored.update(new)
+
+
+def of(stored: Tensors, part: str) -> str:
+    return sorted(key for key in stored if part in key)[0]
+
+
+def both(part: str) -> Callable[[Tensors], list[str]]:
+    return lambda stored: sorted(key for key in stored if part in key)[:2]
+
+
+def set_one(part: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], object]:
+    return tensors(lambda stored: stored.update({(key := of(stored, part)): change(stored[key].clone())}))
+
+
+def with_first(value: float) -> Callable[[Tensor], Tensor]:
+    def change(tensor: Tensor) -> Tensor:
+        tensor.view(-1)[0] = value
+        return tensor
+
+    return change
+
+
+def drop(*parts: str) -> Callable[[Path], object]:
+    return tensors(lambda stored: [stored.pop(key) for key in list(stored) if all(part in key for part in parts)])
+
+
+def exchange(stored: Tensors) -> None:
+    first = of(stored, "lora_A")
+    second = first.replace("lora_A", "lora_B")
+    stored[first], stored[second] = stored[second].clone(), stored[first].clone()
+
+
+def flip_bit(content: bytes) -> bytes:
+    changed = bytearray(content)
+    changed[-2] ^= 0x10
+    return bytes(changed)
+
+
+def repeat_key(content: bytes) -> bytes:
+    """The header names one tensor twice; the second entry leads to another tensor's numbers of the same size."""
+    header, numbers = header_of(content)
+    names = sorted(key for key in header if "lora_A" in key)
+    text = json.dumps(header)[:-1] + f", {json.dumps(names[0])}: {json.dumps(header[names[1]])}}}"
+    return with_header(text.encode(), numbers)
+
+
+def zipped(content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("data.pkl", b"cos\nsystem\n(S'true'\ntR.")
+    return content + archive.getvalue()
+
+
+def many_keys(content: bytes) -> bytes:
+    header = {f"base_model.model.x{at}.lora_A.weight": {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}
+              for at in range(300_000)}  # fmt: skip
+    return with_header(json.dumps(header).encode(), b"")
+
+
+def of_other_model(stored: Tensors) -> None:
+    for key, value in list(stored.items()):
+        wide = torch.zeros(*(size * 2 if size > 16 else size for size in value.shape))
+        stored[key] = wide
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+DAMAGES = [
+    # the twenty-eight
+    Damage("a tensor that overwrites a base norm", tensors(lambda t: t.update({f"{PREFIX}model.norm.weight": torch.full((32,), 9.0)}))),
+    Damage("NaN in lora_B", set_one("lora_B", with_first(float("nan")))),
+    Damage("infinity in lora_A", set_one("lora_A", with_first(float("inf")))),
+    Damage("alpha NaN", config(lora_alpha=float("nan"))),
+    Damage("alpha 0", config(lora_alpha=0)),
+    Damage("alpha 1e30", config(lora_alpha=1e30)),
+    Damage("one of two targets misspelt", config(target_modules=["q_proj", "v_prj"])),
+    Damage("use_rslora switched on", config(use_rslora=True), known=False),
+    Damage("another base model's name", config(base_model_name_or_path="somebody/else"), known=False),
+    Damage("one bit flipped in the weights", raw(flip_bit), known=False),
+    Damage("one lora_B missing", drop("layers.0", "q_proj", "lora_B")),
+    Damage("a whole layer missing", drop("layers.0", "q_proj")),
+    Damage("all keys with a wrong prefix", keys(lambda key: key.replace("base_model.", "base_modle."))),
+    Damage("no LoRA tensor at all", tensors(lambda t: replace_all(t, {}))),
+    Damage("rank too small", config(r=2)),
+    Damage("rank 0", config(r=0)),
+    Damage("rank -1", config(r=-1)),
+    Damage('rank "4" as text', config(r="4")),
+    Damage("rank 1e9", config(r=10**9)),
+    Damage("dropout 2", config(lora_dropout=2)),
+    Damage("an unknown peft_type", config(peft_type="EVIL")),
+    Damage("an unknown task_type", config(task_type="EVIL")),
+    Damage("no target exists", config(target_modules=["nothing"])),
+    Damage('megatron_core "os"', config(megatron_core="os")),
+    Damage("truncated weights", raw(lambda content: content[: len(content) // 2])),
+    Damage("truncated JSON", raw(lambda content: content[: len(content) // 2], CONFIG)),
+    Damage("JSON nested 100,000 deep", raw(lambda _: DEEP.encode(), CONFIG)),
+    Damage("no adapter_config.json", lambda folder: (folder / CONFIG).unlink()),
+    # and twelve more
+    Damage("A and B exchanged", tensors(exchange)),
+    Damage("B transposed", set_one("lora_B", lambda tensor: tensor.T)),
+    Damage("the shapes of another model", tensors(of_other_model)),
+    Damage("float8 numbers", set_one("lora_A", lambda tensor: tensor.to(torch.float8_e4m3fn))),
+    Damage("complex numbers", set_one("lora_A", lambda tensor: tensor.to(torch.complex64))),
+    Damage("300,000 keys", raw(many_keys)),
+    Damage("a header of 2 GB", raw(lambda content: struct.pack("<Q", 2 << 30) + content[8:])),
+    Damage("a Cyrillic letter in a key", keys(lambda key: key.replace("lora_A", "lora_\u0410") if "layers.0" in key else key)),
+    Damage("a key in capitals", keys(lambda key: key.replace("lora_A", "LORA_A") if "layers.0" in key else key)),
+    Damage("a key twice in the header", raw(repeat_key)),
+    Damage("factors of rank 0", tensors(lambda t: t.update({key: t[key][:0] if "lora_A" in key else t[key][:, :0] for key in t}))),
+    Damage("a ZIP archive behind the numbers", raw(zipped)),
+]  # fmt: skip
+EXTRA = [
+    Damage('alpha "32" as text', config(lora_alpha="32")),
+    Damage("a pattern that never ends", config(rank_pattern={r"(.|.)+[xyz]": 4})),
+    Damage(
+        "a slow pattern behind one that matches", config(rank_pattern={"q_proj": 4, "v_proj": 4, r"(.|.)+[xyz]": 4})
+    ),
+    Damage("B doubled", set_one("lora_B", lambda tensor: 2 * tensor), known=False),
+    Damage("a scale of 25 million by alpha_pattern", config(alpha_pattern={"q_proj": 1e8}), known=False),
+    Damage("half a surrogate pair", config(base_model_name_or_path="\ud800")),
+    Damage("a setting twice", raw(lambda content: content.rstrip()[:-1] + b', "lora_alpha": 1}', CONFIG)),
+    Damage("numbers as a table of settings", raw(lambda _: b"[1, 2]", CONFIG)),
+]
+"""What an earlier measurement tried besides."""
+
+REGEXES = [
+    r"(.|.)+[xyz]", r"([a-z_.0-9]+)+[!?]", r"(\w+\.?)+[!?]", r"((.|.)*)*[!?]", r"(.+)+\1[!?]", r"(?=(.+)+[!?])x",
+    r"(.*?[a-z_.]){25}[!?]", r"([^!]+)+[!?]", r"((\w|_|\.)+)+[A-Z]", r"(?:q|q_|q_p|.|..)+[!?]",
+    r"(?:(?:.?){30}.{0,30})+[!?]", r"(.{1,50}){1,50}[!?]", r"(\S+\S+)+[!?]", r"(.*)(.*)(.*)(.*)(.*)(.*)(.*)[!?]",
+    r"(?:.*.*.*.*){8}[!?]", r"(.*.*)*[0-9][!?]", r"(?:.(?:.(?:.)*)*)*[!?]", r"(.+)+x!", r"(\S+)+[A-Z]",
+    r"(?:(.)(?=.*[a-z]))+[!?](.*)*|(.|.)+[XYZ]",
+]  # fmt: skip
+"""Twenty expressions with which Python's re, and so PEFT, backtracks without end on a module's path."""
