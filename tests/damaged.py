@@ -78,10 +78,6 @@ def of(stored: Tensors, part: str) -> str:
     return sorted(key for key in stored if part in key)[0]
 
 
-def both(part: str) -> Callable[[Tensors], list[str]]:
-    return lambda stored: sorted(key for key in stored if part in key)[:2]
-
-
 def set_one(part: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], object]:
     return tensors(lambda stored: stored.update({(key := of(stored, part)): change(stored[key].clone())}))
 
@@ -92,6 +88,10 @@ def with_first(value: float) -> Callable[[Tensor], Tensor]:
         return tensor
 
     return change
+
+
+def add(key: str, value: Tensor) -> Callable[[Path], object]:
+    return tensors(lambda stored: stored.update({key: value}))
 
 
 def drop(*parts: str) -> Callable[[Path], object]:
@@ -126,9 +126,8 @@ def zipped(content: bytes) -> bytes:
 
 
 def many_keys(content: bytes) -> bytes:
-    header = {f"base_model.model.x{at}.lora_A.weight": {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}
-              for at in range(300_000)}  # fmt: skip
-    return with_header(json.dumps(header).encode(), b"")
+    entry = '"base_model.model.x%d.lora_A.weight":{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}'
+    return with_header(f"{{{','.join(entry % at for at in range(300_000))}}}".encode(), b"")
 
 
 def of_other_model(stored: Tensors) -> None:
@@ -137,10 +136,16 @@ def of_other_model(stored: Tensors) -> None:
         stored[key] = wide
 
 
+def without_rank(stored: Tensors) -> None:
+    stored.update({key: value[:0] if "lora_A" in key else value[:, :0] for key, value in stored.items()})
+
+
+CAPITALS = "0.self_attn.q_proj.LORA_A"
+LOOK_ALIKE = "0.self_attn.q_proj.lora_\u0410"
 DEEP = "[" * 100_000 + "]" * 100_000
 DAMAGES = [
     # the twenty-eight
-    Damage("a tensor that overwrites a base norm", tensors(lambda t: t.update({f"{PREFIX}model.norm.weight": torch.full((32,), 9.0)}))),
+    Damage("a tensor that overwrites a base norm", add(f"{PREFIX}model.norm.weight", torch.full((32,), 9.0))),
     Damage("NaN in lora_B", set_one("lora_B", with_first(float("nan")))),
     Damage("infinity in lora_A", set_one("lora_A", with_first(float("inf")))),
     Damage("alpha NaN", config(lora_alpha=float("nan"))),
@@ -176,10 +181,10 @@ DAMAGES = [
     Damage("complex numbers", set_one("lora_A", lambda tensor: tensor.to(torch.complex64))),
     Damage("300,000 keys", raw(many_keys)),
     Damage("a header of 2 GB", raw(lambda content: struct.pack("<Q", 2 << 30) + content[8:])),
-    Damage("a Cyrillic letter in a key", keys(lambda key: key.replace("lora_A", "lora_\u0410") if "layers.0" in key else key)),
-    Damage("a key in capitals", keys(lambda key: key.replace("lora_A", "LORA_A") if "layers.0" in key else key)),
+    Damage("a Cyrillic letter in a key", keys(lambda key: key.replace("0.self_attn.q_proj.lora_A", LOOK_ALIKE))),
+    Damage("a key in capitals", keys(lambda key: key.replace("0.self_attn.q_proj.lora_A", CAPITALS))),
     Damage("a key twice in the header", raw(repeat_key)),
-    Damage("factors of rank 0", tensors(lambda t: t.update({key: t[key][:0] if "lora_A" in key else t[key][:, :0] for key in t}))),
+    Damage("factors of rank 0", tensors(without_rank)),
     Damage("a ZIP archive behind the numbers", raw(zipped)),
 ]  # fmt: skip
 EXTRA = [

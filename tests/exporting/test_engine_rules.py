@@ -52,8 +52,8 @@ def settings_of(kind: str, chance: random.Random) -> Any:
     rank = chance.choice([4, 6, 8])
     alpha = 2 * rank if kind != "plain" else chance.choice([3, 2 * rank, rank])
     return LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=targets, use_rslora=kind == "rslora" or kind == "both" and seeded(chance),
-        use_dora=kind == "dora", fan_in_fan_out=kind == "conv1d", **patterns,
+        r=rank, lora_alpha=alpha, target_modules=targets, use_dora=kind == "dora", fan_in_fan_out=kind == "conv1d",
+        use_rslora=kind == "rslora" or (kind == "both" and seeded(chance)), **patterns,
     )  # fmt: skip
 
 

@@ -31,8 +31,8 @@ def _scale_warnings(scales: Mapping[str, float]) -> list[str]:
         return []
     path = max(absurd, key=lambda path: abs(absurd[path]))
     return [
-        f'{len(absurd):,} of {len(scales):,} layers have an unusual scale, such as {absurd[path]:g} in "{path}"; scales '
-        f"are {SMALLEST_SCALE:g} to {LARGEST_SCALE:g} in ordinary adapters, so check lora_alpha and alpha_pattern"
+        f'{len(absurd):,} of {len(scales):,} layers have an unusual scale, such as {absurd[path]:g} in "{path}"; '
+        f"scales are {SMALLEST_SCALE:g} to {LARGEST_SCALE:g} in ordinary adapters; check lora_alpha and alpha_pattern"
     ]
 
 
@@ -42,8 +42,8 @@ def _gap_warnings(weights: AdapterWeights) -> list[str]:
         return []
     named = [f"{kind} in block {ranges(numbers)}" for kind, numbers in gaps.items()]
     return [
-        f"the adapter has no factors for {some(named, 4)}, although it has some in the blocks before and after; they may "
-        "have been lost"
+        f"the adapter has no factors for {some(named, 4)}, although it has some in the blocks before and after; they "
+        "may have been lost"
     ]
 
 

@@ -42,7 +42,7 @@ def export(
         bool,
         typer.Option(
             "--round-rank",
-            help="Give a portable adapter the next rank that vLLM has room for: 1, 8, 16, 32, 64, 128, 256, 320 or 512.",
+            help="Give a portable adapter the next rank that vLLM has room for: 1, 8, 16, 32, 64, 128, 256, 320, 512.",
         ),
     ] = False,
     base_model: BaseModel = None,

@@ -1,4 +1,5 @@
-"""`rankwise inspect`: the ranks of an adapter's layers, and how AdaLoRA arrived at them; or the layers of a model."""
+"""`rankwise inspect`: the ranks of an adapter's layers, how AdaLoRA arrived at them and what the numbers say; or the
+layers of a model."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankwise.cli.adapter_contents import adapter_lines
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceResult, Json
@@ -35,7 +37,7 @@ def inspect(
     force_result: ForceResult = False,
     as_json: Json = False,
 ) -> None:
-    """Show the rank of each layer of an adapter, or the layers of a model and what the targets choose of them."""
+    """Show what is inside an adapter: ranks, scales by engine, the rank that is used. Or the layers of a model."""
     with report_failures(as_json), Display() as display:
         from rankwise.commands.inspect_model import means_model
 
@@ -70,6 +72,8 @@ def _print(inspected: Inspected) -> None:
             f"{visible(inspected.run)}: {inspected.label}, no adapters in any layer\n"
             f"{inspected.parameters:,} parameters, {inspected.bytes / 1e6:,.2f} MB"
         )
+    if inspected.adapter is not None:
+        typer.echo(visible("\n".join(["", *adapter_lines(inspected.adapter)])))
     if inspected.integrity is not None:
         typer.echo(visible(_verified(inspected.integrity)))
 

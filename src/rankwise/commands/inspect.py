@@ -1,4 +1,4 @@
-"""What an adapter is made of: the rank of each layer, and how it came to be. Loads no model.
+"""What an adapter is made of: the rank of each layer, how it came to be, and what its numbers say. Loads no model.
 
 The final ranks of an AdaLoRA run come from its metrics log, which lists the parts of a fused layer and the layers that
 were left without a rank. Where the metrics log and the adapter file disagree, the file is right. A model that was
@@ -7,12 +7,15 @@ trained whole has no ranks.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rankwise.adapters.formats.peft_reader import read_weights
+from rankwise.adapters.formats.pickles import refuse_pickle
+from rankwise.commands.inspect_adapter import AdapterFacts, adapter_facts
 from rankwise.config.adapters import LoraConfig
-from rankwise.methods.artifact import is_adapter_folder
+from rankwise.methods.artifact import is_adapter_folder, recorded_base
 from rankwise.methods.method import Contents
 from rankwise.methods.registry import method_of
 from rankwise.runs.directory import find_run
@@ -34,6 +37,8 @@ class Inspected:
     """The method in a few words."""
     integrity: Integrity | None = None
     """None for an adapter that is of no run."""
+    adapter: AdapterFacts | None = None
+    """None for a model that was trained whole."""
 
     @property
     def total_rank(self) -> int:
@@ -49,20 +54,29 @@ class Inspected:
             "run": self.run, "ranks": self.ranks, "mean_rank": self.mean_rank, "total_rank": self.total_rank,
             "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
             "integrity": None if self.integrity is None else self.integrity.summary(),
+            "adapter": None if self.adapter is None else self.adapter.summary(),
         }  # fmt: skip
 
 
 def inspect(name: str, *, force_result: bool = False, callback: Callback = silent) -> Inspected:
     """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
     if find_run(name) is None and is_adapter_folder(name):
-        contents, integrity = method_of(LoraConfig()).contents(Path(name)), check_folder(Path(name), callback)
-        return _inspected(name, contents, [], "an adapter", integrity)
+        integrity = check_folder(Path(name), callback)
+        contents = method_of(LoraConfig()).contents(Path(name))
+        return replace(_inspected(name, contents, [], "an adapter", integrity), adapter=_facts(Path(name), callback))
+    refuse_pickle(name)
     run = RunSnapshot.finished(name)
     integrity = check_result(run, callback, force=force_result)
     contents = method_of(run.experiment.adapter).contents(run.result)
     metrics = run.directory.metrics
     history = read_ranks(metrics) if metrics.is_file() else []
-    return _inspected(str(run.folder), contents, history, run.experiment.adapter.label, integrity)
+    found = _inspected(str(run.folder), contents, history, run.experiment.adapter.label, integrity)
+    is_adapter = is_adapter_folder(str(run.result))
+    return replace(found, adapter=_facts(run.result, callback) if is_adapter else None)
+
+
+def _facts(folder: Path, callback: Callback) -> AdapterFacts:
+    return adapter_facts(read_weights(folder), recorded_base(folder), callback)
 
 
 def _inspected(

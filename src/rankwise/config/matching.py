@@ -7,7 +7,7 @@ or pattern that matches nothing is an error that names the nearest match.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
 from rankwise.config.expressions import matcher

@@ -1,4 +1,4 @@
-"""Each engine's own rule for an adapter in PEFT's format, as code: the scale that it applies, and what it refuses or drops.
+"""Each engine's own rule for an adapter in PEFT's format: the scale that it applies, and what it refuses or drops.
 
     change of a layer  =  scale * B A            scale:  alpha / rank, or alpha / sqrt(rank) with rsLoRA
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rankwise.adapters.formats.peft_config import read_config
 from rankwise.adapters.formats.peft_reader import CONFIG
+from rankwise.adapters.formats.pickles import refuse_pickle
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
@@ -77,6 +78,7 @@ def open_artifact(
         check_folder(Path(name), callback)
         opened = _of_folder(Path(name), trust_code)
     else:
+        refuse_pickle(name)
         run = RunSnapshot.finished(name)
         check_result(run, callback, force=force_result)
         opened = artifact_of(run, trust_code)

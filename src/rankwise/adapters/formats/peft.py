@@ -81,8 +81,8 @@ def rewrite(weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fi
 def as_lora(weights: AdapterWeights, *, empty: bool = False) -> AdapterWeights:
     """An AdaLoRA of PEFT as a plain LoRA with the same change; a LoRA is returned as it is.
 
-    The singular values are in B already. The scale, alpha / (init_r + 1e-5), goes into B as well, so that alpha = rank in
-    each layer. Layers without a rank are left out, or with `empty` stay, for a format that fills them with zeros.
+    The singular values are in B already. The scale, alpha / (init_r + 1e-5), goes into B as well, so that alpha is the
+    rank in each layer. Layers without a rank are left out, or with `empty` stay, where a format fills them with zeros.
     """
     if weights.settings["peft_type"] == "LORA":
         return weights
