@@ -1,6 +1,6 @@
 """Damaged, fuzzed, endless and pickled adapters: what `rankwise` makes of them, and what PEFT makes of the same files.
 
-    python bench/damaged_adapters.py [--mutants 2000] [--json] [--out bench/results/TITLE]
+    python bench/damaged_adapters.py [--mutants 2000] [--only fuzz pickles …] [--json] [--out bench/results/TITLE]
 
 A tiny random Llama is trained for a few steps; its run is damaged in forty ways and in eight more (tests/damaged.py),
 inside the run and as a folder copied out of it. `rankwise generate` must end with exit code 2 and one line. A foreign
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from telling import parser_of, tell
 
-CATEGORIES = ("refused", "said", "loaded without a word")
+PARTS = ("damaged", "expressions", "fuzz", "pickles")
 
 
 def hash_of(folder: Path) -> str:
@@ -43,11 +43,11 @@ def hash_of(folder: Path) -> str:
 
 def prepare(home: Path) -> None:
     """A base model, rows, and a finished run named good."""
-    from conftest import TEXT, tiny_model  # noqa: F401
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     from typer.testing import CliRunner
 
+    from conftest import TEXT, tiny_model
     from rankwise.cli.main import app
 
     tokenizer = Tokenizer(models.BPE())
@@ -92,7 +92,6 @@ def generated(name: str) -> dict[str, Any]:
 def read(folder: Path) -> tuple[str, float, float]:
     """What reading the adapter over a loaded model says, and the seconds of this process and of the wall."""
     from conftest import tiny_model
-
     from rankwise.adapters.formats.peft import lay_peft
     from rankwise.errors import RankwiseError
 
@@ -105,11 +104,8 @@ def read(folder: Path) -> tuple[str, float, float]:
 
 
 def damaged_runs(home: Path, damages: list[Any]) -> list[dict[str, Any]]:
-    usual = {line for line in generated("good")["stderr"]}
-    shutil.copytree(home / "runs" / "good" / "adapter", home / "foreign")
-    for name in ("base_model.json", "data_report.json"):  # as PEFT would have written the folder
-        (home / "foreign" / name).unlink(missing_ok=True)
-    unrecorded = {line for line in generated("foreign")["stderr"]}
+    usual = set(generated("good")["stderr"])
+    unrecorded = set(generated("foreign")["stderr"])
     rows = []
     for at, damage in enumerate(damages):
         run, folder = f"damaged-{at}", home / f"foreign-{at}"
@@ -122,7 +118,7 @@ def damaged_runs(home: Path, damages: list[Any]) -> list[dict[str, Any]]:
         _, seconds, wall = read(folder)
         rows.append({
             "damage": damage.name, "known": damage.known, "inside_exit": inside["exit_code"],
-            "inside_lines": len(inside["stderr"]), "inside": (inside["stderr"] or [""])[-1].replace(str(home), "")[:160],
+            "inside_lines": len(inside["stderr"]), "inside": (inside["stderr"] or [""])[-1][:160],
             "outside_exit": outside["exit_code"], "outside_lines": len(said), "outside": (said or [""])[0][:160],
             "outcome": "refused" if outside["exit_code"] == 2 else "said" if said else "loaded without a word",
             "traceback": inside["traceback"] or outside["traceback"], "read_seconds": seconds, "read_wall": wall,
@@ -144,7 +140,6 @@ def with_peft(home: Path, rows: list[dict[str, Any]]) -> None:
 def fuzzed(home: Path, mutants: int) -> dict[str, Any]:
     """Mutants of header bytes, settings and key names; accepted ones are compared with the parsed header."""
     from adapters.test_damaged_adapters import assert_sound, mutant
-
     from rankwise.errors import RankwiseError
 
     good, folder = home / "foreign", home / "mutant"
@@ -226,20 +221,31 @@ def pickled(home: Path) -> dict[str, Any]:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The parts that are asked for; the others are taken from an earlier result at --out."""
     from damaged import DAMAGES, EXTRA
 
+    earlier = options.out.with_suffix(".json") if options.out else None
+    result = json.loads(earlier.read_text()) if earlier and earlier.is_file() and options.only else {}
+    parts = options.only or PARTS
     with TemporaryDirectory() as folder, contextlib.chdir(folder):
         home = Path(folder)
         prepare(home)
+        shutil.copytree(home / "runs" / "good" / "adapter", home / "foreign")
+        for name in ("base_model.json", "data_report.json"):  # as PEFT would have written the folder
+            (home / "foreign" / name).unlink(missing_ok=True)
         base = hash_of(home / "base")
-        rows = damaged_runs(home, [*DAMAGES, *EXTRA])
-        with_peft(home, rows)
-        patterns = endless(home)
-        expressions_with_peft(home, patterns)
-        return {
-            "damaged": rows, "forty": len(DAMAGES), "base_unchanged": hash_of(home / "base") == base,
-            "fuzz": fuzzed(home, options.mutants), "expressions": patterns, "pickles": pickled(home),
-        }  # fmt: skip
+        if "damaged" in parts:
+            result |= {"damaged": damaged_runs(home, [*DAMAGES, *EXTRA]), "forty": len(DAMAGES)}
+            with_peft(home, result["damaged"])
+        if "expressions" in parts:
+            result["expressions"] = endless(home)
+            expressions_with_peft(home, result["expressions"])
+        if "fuzz" in parts:
+            result["fuzz"] = fuzzed(home, options.mutants)
+        if "pickles" in parts:
+            result["pickles"] = pickled(home)
+        unchanged = hash_of(home / "base") == base and result.get("base_unchanged", True)
+        return result | {"base_unchanged": unchanged}
 
 
 def of_peft(result: dict[str, Any]) -> str:
@@ -288,8 +294,8 @@ def summary(result: dict[str, Any]) -> list[str]:
     hung = sum(row["peft"] == "stopped" for row in result["expressions"])
     return [
         f"- inside a run, of {len(first)}: {inside} refused with exit code 2 and one line",
-        f"- as foreign folders: {sum(row['outcome'] == 'refused' for row in known)} of the {len(known)} that can be known "
-        f"refused, {sum(row['outcome'] == 'refused' for row in first)} of {len(first)} in all",
+        f"- as foreign folders: {sum(row['outcome'] == 'refused' for row in known)} of the {len(known)} that can be "
+        f"known refused, {sum(row['outcome'] == 'refused' for row in first)} of {len(first)} in all",
         f"- PEFT on the same {len(first)} folders: " + ", ".join(f"{count} {kind}" for kind, count in peft.items()),
         f"- slowest reading: {max(row['read_seconds'] for row in rows):.2f} s of processor time, "
         f"{max(row['read_wall'] for row in rows):.2f} s; tracebacks: {sum(row['traceback'] for row in rows)}; "
@@ -298,16 +304,17 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"{fuzz.get('accepted, equal to the header', 0):,} accepted and equal to the parsed header byte for byte, "
         f"{len(fuzz['untyped_errors'])} untyped errors; slowest {fuzz['slowest_seconds']:.2f} s, memory grown by "
         f"{fuzz['memory_grown_mb']:.0f} MB",
-        f"- {len(result['expressions'])} endless expressions in three settings: at most {slowest:.3f} s of processor time; "
-        f"PEFT was stopped after 20 s for {hung}",
-        f"- {pickles['payloads']} pickles: {pickles['refused']} refused; audit hook {pickles['audit_events']}; the canary "
-        f"{'RAN' if pickles['canary_ran'] else 'did not run'}",
+        f"- {len(result['expressions'])} endless expressions in three settings: at most {slowest:.3f} s of processor "
+        f"time; PEFT was stopped after 20 s for {hung}",
+        f"- {pickles['payloads']} pickles: {pickles['refused']} refused; audit hook {pickles['audit_events']}; the "
+        f"canary {'RAN' if pickles['canary_ran'] else 'did not run'}",
     ]  # fmt: skip
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--mutants", type=int, default=2000)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts; keep the others of --out")
     options = parser.parse_args()
     result = measured(options)
     tell(options, result, lambda found: print("\n".join(summary(found))))

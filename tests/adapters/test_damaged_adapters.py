@@ -222,8 +222,9 @@ def test_a_link_to_a_regular_file_is_followed_as_in_the_hub_s_cache(good: Path, 
     assert read_weights(tmp_path).ranks == read_weights(good).ranks
 
 
-PAYLOADS = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.ckpt", "weights.pkl", "x.joblib",
-            "x.npy", "renamed", "renamed-zip", "training_args.bin", "zip-bomb", "renamed-protocol-2")  # fmt: skip
+PAYLOADS = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.ckpt", "weights.pkl",
+            "x.joblib", "x.npy", "renamed", "renamed-zip", "training_args.bin", "zip-bomb",
+            "renamed-protocol-2")  # fmt: skip
 CHILD = """
 import sys
 heard = []
