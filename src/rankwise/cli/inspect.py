@@ -14,6 +14,7 @@ from rankwise.cli.options import ForceResult, Json
 from rankwise.cli.rank_map import Cell, rank_tables
 from rankwise.cli.visible import visible
 from rankwise.errors import some
+from rankwise.runs.lineage import described
 
 if TYPE_CHECKING:
     from rankwise.commands.inspect import Inspected
@@ -74,6 +75,8 @@ def _print(inspected: Inspected) -> None:
         )
     if inspected.adapter is not None:
         typer.echo(visible("\n".join(["", *adapter_lines(inspected.adapter)])))
+    if inspected.lineage:
+        typer.echo(visible(f"begun with: {described(inspected.lineage)}"))
     if inspected.integrity is not None:
         typer.echo(visible(_verified(inspected.integrity)))
 

@@ -38,7 +38,9 @@ def plan(
         if models:
             _list_models(as_json)
             return
-        planned = read_planned(config, given.read())
+        from rankwise.commands.starting import as_continued, base_of_start
+
+        planned = as_continued(read_planned(config, given.read(), base_of_start))
         from rankwise.commands.plan import plan as make_plan
         from rankwise.commands.plan import run_probe
         from rankwise.planning.plan import refuse_elsewhere

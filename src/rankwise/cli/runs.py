@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, Yes
 from rankwise.cli.visible import visible
 from rankwise.errors import ConfigError, some
+from rankwise.runs.lineage import Round, described
 
 if TYPE_CHECKING:
     from rankwise.commands.runs import ShownRun
@@ -100,11 +101,17 @@ def _facts(shown: ShownRun) -> list[str]:
     manifest = shown.manifest or {}
     if manifest:
         facts |= {"data": manifest["data"]["path"], "command": " ".join(manifest["command"]),
-                  "resumed": len(manifest["resumed"]) or None}  # fmt: skip
+                  "resumed": len(manifest["resumed"]) or None,
+                  "begun with": described(_rounds(manifest)) or None}  # fmt: skip
     facts |= {"evaluated on": some(shown.evaluations) or None}
     lines = [f"{key:<15} {value}" for key, value in facts.items() if value is not None]
     lines += [f"{'warning':<15} {warning}" for warning in manifest.get("warnings", ())]
     return [*lines, "", *(f"{name:<28} {megabytes(size):>12}" for name, size in shown.parts.items())]
+
+
+def _rounds(manifest: dict[str, Any]) -> list[Round]:
+    """The rounds before the run, from its manifest as JSON."""
+    return [Round(**one) for one in manifest.get("lineage", ())]
 
 
 @runs.command()

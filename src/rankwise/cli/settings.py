@@ -64,6 +64,9 @@ FLAGS = {
         "image-classification (one class or number for its text or image).  [default: by the model]"),
     "method": Flag("adapter.method", str,
         "lora, adalora, full (every weight, in float32) or head (only the new head of a classifier).  [default: lora]"),
+    "start_from": Flag("adapter.start_from", str,
+        "Begin with this adapter instead of a new one: a finished run, or the folder of a PEFT adapter. Its base, "
+        "layers, ranks and scale are taken over."),
     "budget": Flag("adapter.budget", str,
         "AdaLoRA budget: a mean rank (8), 600k parameters, or the adapter's size (2MB)."),
     "rank": Flag("adapter.rank", int, "LoRA rank."),
@@ -113,7 +116,7 @@ ROWS = (
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
 IMAGES = ("image_size", "augmentation")
-ADAPTER = ("method", "budget", "rank", "alpha", "dropout", "targets", "layers")
+ADAPTER = ("start_from", "method", "budget", "rank", "alpha", "dropout", "targets", "layers")
 _SET = Annotated[
     list[str] | None,
     typer.Option(
@@ -137,8 +140,12 @@ class GivenSettings:
 NONE_GIVEN = GivenSettings()
 
 
+OTHER_NAMES = {"start_from": "--from"}
+"""Flags whose names are words of Python."""
+
+
 def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return OTHER_NAMES.get(name) or f"--{name.replace('_', '-')}"
 
 
 def takes_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

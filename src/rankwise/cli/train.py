@@ -37,19 +37,26 @@ def train(
     force_memory: Annotated[
         bool, typer.Option("--force-memory", help="Start even if the forecast says that the memory is too small.")
     ] = False,
+    force_base: Annotated[
+        bool,
+        typer.Option("--force-base", help="Train on this base model even if the adapter of --from had another one."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on your rows, with an adapter or as a whole."""
     with report_failures(as_json):
-        experiment = read_experiment(config, given.read())
+        from rankwise.commands.starting import base_of_run, base_of_start
+
+        experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)
         from rankwise.commands.train import train as train_command
 
         keep_memory()
         with Display(quiet) as display:
             trained = train_command(
-                experiment, callback=display, restart=restart, resume=resume, force_memory=force_memory
-            )
+                experiment, callback=display, restart=restart, resume=resume, force_memory=force_memory,
+                force_base=force_base,
+            )  # fmt: skip
         if as_json:
             print_json(trained.summary())
             return

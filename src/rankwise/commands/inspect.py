@@ -15,11 +15,12 @@ from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.formats.pickles import refuse_pickle
 from rankwise.commands.inspect_adapter import AdapterFacts, adapter_facts
 from rankwise.config.adapters import LoraConfig
-from rankwise.methods.artifact import is_adapter_folder, recorded_base
+from rankwise.methods.artifact import is_adapter_folder, recorded_base, recorded_lineage
 from rankwise.methods.method import Contents
 from rankwise.methods.registry import method_of
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import Integrity, check_folder, check_result
+from rankwise.runs.lineage import Round
 from rankwise.runs.metrics_log import read_ranks
 from rankwise.runs.records import Callback, RankRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
@@ -39,6 +40,8 @@ class Inspected:
     """None for an adapter that is of no run."""
     adapter: AdapterFacts | None = None
     """None for a model that was trained whole."""
+    lineage: tuple[Round, ...] = ()
+    """The rounds before this one, where its training began with an adapter."""
 
     @property
     def total_rank(self) -> int:
@@ -55,24 +58,27 @@ class Inspected:
             "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
             "integrity": None if self.integrity is None else self.integrity.summary(),
             "adapter": None if self.adapter is None else self.adapter.summary(),
+            "lineage": [one.model_dump() for one in self.lineage],
         }  # fmt: skip
 
 
 def inspect(name: str, *, force_result: bool = False, callback: Callback = silent) -> Inspected:
     """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
     if find_run(name) is None and is_adapter_folder(name):
-        integrity = check_folder(Path(name), callback)
-        contents = method_of(LoraConfig()).contents(Path(name))
-        return replace(_inspected(name, contents, [], "an adapter", integrity), adapter=_facts(Path(name), callback))
+        folder = Path(name)
+        integrity, contents = check_folder(folder, callback), method_of(LoraConfig()).contents(folder)
+        inspected = _inspected(name, contents, [], "an adapter", integrity)
+        return replace(inspected, adapter=_facts(folder, callback), lineage=recorded_lineage(folder))
     refuse_pickle(name)
     run = RunSnapshot.finished(name)
     integrity = check_result(run, callback, force=force_result)
     contents = method_of(run.experiment.adapter).contents(run.result)
     metrics = run.directory.metrics
     history = read_ranks(metrics) if metrics.is_file() else []
-    found = _inspected(str(run.folder), contents, history, run.experiment.adapter.label, integrity)
+    inspected = _inspected(str(run.folder), contents, history, run.experiment.adapter.label, integrity)
     is_adapter = is_adapter_folder(str(run.result))
-    return replace(found, adapter=_facts(run.result, callback) if is_adapter else None)
+    facts = _facts(run.result, callback) if is_adapter else None
+    return replace(inspected, adapter=facts, lineage=run.manifest.lineage)
 
 
 def _facts(folder: Path, callback: Callback) -> AdapterFacts:

@@ -20,6 +20,8 @@ from rankwise.data.preparing import TextWriting, facts_of, prepare, refuse_fatal
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, is_out_of_memory, some
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
+from rankwise.methods.starting import changed_since as start_changed
+from rankwise.methods.starting import start_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
@@ -74,29 +76,34 @@ class Trained:
 
 def train(
     experiment: Experiment, *, callback: Callback = silent, restart: bool = False, resume: bool = False,
-    model: LoadedModel | None = None, force_memory: bool = False,
+    model: LoadedModel | None = None, force_memory: bool = False, force_base: bool = False,
 ) -> Trained:  # fmt: skip
     """Train an adapter or a whole model; the result lies in `runs/NAME`. A `model` that is loaded already saves loading
     it again; the method full learns on a copy of it. ResourceError where the plan says that it cannot fit into memory,
-    unless `force_memory`."""
+    unless `force_memory`. An adapter to begin with must have been trained on the same base, unless `force_base`."""
     if restart and resume:
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
-    run, callback, method = (
-        RunDirectory.named(experiment.run),
-        WarningCollector(callback),
-        method_of(experiment.adapter),
-    )
+    run, callback = RunDirectory.named(experiment.run), WarningCollector(callback)
     experiment = decided(experiment, callback)
     with run.claimed(restart=restart, resume=resume):
+        start = None if resume else start_of(experiment, callback)
         if resume:
             experiment = settings_of(run, experiment)
+        elif start is not None:
+            experiment = start.foreseen(experiment)
         objective = objective_of(experiment, callback)
+        if start is not None:
+            start.check_targets(objective.targets, callback)
         if model is not None and (problem := _misfit(model, experiment, objective)):
             raise ConfigError([problem])
         foreseen = foresee(experiment, callback, objective.targets)
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
-        loaded = _loaded(experiment, objective, callback) if model is None else method.own_copy(model)
+        own_copy = method_of(experiment.adapter).own_copy
+        loaded = _loaded(experiment, objective, callback) if model is None else own_copy(model)
+        if start is not None:
+            experiment = start.settled(experiment, loaded, callback, force_base=force_base)
+        method = method_of(experiment.adapter)
         writing = objective.writing(loaded)
         prepared = prepare(experiment.data, writing, callback)
         refuse_fatal(prepared.data_report)
@@ -109,7 +116,7 @@ def train(
         config = experiment.training.resolved(len(rows), loaded.width, experiment.auto_rate)
         trainable = method.attach(loaded, Setup(
             config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
-            heads=objective.heads(loaded), load=objective.load,
+            heads=objective.heads(loaded), load=objective.load, start=start,
             resumed_ranks=partial(ranks_before_training, run) if resume else None,
         ))  # fmt: skip
         try:
@@ -119,7 +126,10 @@ def train(
                 loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback,
                 varied=experiment.images.augmentation != "none",
             )  # fmt: skip
-            training = TrainingRun(experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback)
+            lineage = run.manifest().lineage if resume else () if start is None else start.lineage
+            training = TrainingRun(
+                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage
+            )
             result, manifest = training.result, _recorded(training, foreseen, resume=resume, force_memory=force_memory)
             tuned = method.tuned(loaded, result)
             return Trained(run, manifest, result, tuned, trainable, objective.targets)
@@ -193,12 +203,12 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
     need_space(run.folder, training.bytes_written(trainer.state))
     manifest = Manifest(
         status="running", base_model=training.model.facts, data=facts_of(training.prepared),
-        learning_rate=training.rate, backend=trainer.backend.name,
+        learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
         forecast=None if foreseen is None else foreseen.recorded(),
     )  # fmt: skip
     if resume:
         past = take_up(run, trainer.state, manifest, report)
-        if change := changed_since(past.manifest):
+        for change in filter(None, (changed_since(past.manifest), _changed_start(training))):
             callback(WarningMessage(change))
     else:
         past = Past(manifest)
@@ -213,6 +223,13 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
     if resume:
         callback(StatusMessage(f"continuing after step {trainer.state.step}"))
     return past
+
+
+def _changed_start(training: TrainingRun) -> str | None:
+    """A sentence for a run that is resumed, where the adapter that it began with is not what it was."""
+    name = training.experiment.adapter.start_from
+    change = start_changed(training.lineage[-1], name) if name is not None and training.lineage else None
+    return change and f"{change}; the run goes on from its checkpoint, which holds all that it needs"
 
 
 def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, warnings: tuple[str, ...]) -> None:

@@ -128,6 +128,11 @@ class LoraConfig(AdapterConfig):
 
     @model_validator(mode="after")
     def _eva_alone(self) -> Self:
+        if self.start_from is not None and self.start == "eva":
+            raise ValueError(
+                "start eva chooses the ranks and the initial values of a new adapter, but start_from (--from) names "
+                "one that exists. Set only one of them"
+            )
         fields = type(self).model_fields
         idle = [name for name in ("eva_rho", "eva_batches") if getattr(self, name) != fields[name].default]
         if self.start != "eva" and idle:
@@ -213,6 +218,15 @@ class AdaLoraConfig(AdapterConfig):
         return text
 
     @model_validator(mode="after")
+    def _new(self) -> Self:
+        if self.start_from is not None:
+            raise ValueError(
+                "AdaLoRA begins with new triplets and cannot continue an adapter (start_from, --from). Leave out the "
+                "method: the adapter is trained on as LoRA with the ranks that it has"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.warmup + self.final >= 1:
             raise ValueError("warmup and final together leave no steps for pruning; their sum must be below 1")
@@ -250,6 +264,15 @@ class FullConfig(MethodConfig):
     classifier_rate: ClassVar[float] = 6e-5
     method: Literal["full"] = "full"
     """The method these settings belong to."""
+
+    @model_validator(mode="after")
+    def _without_adapter(self) -> Self:
+        if self.start_from is not None:
+            raise ValueError(
+                "full fine-tuning cannot continue an adapter (start_from, --from). To continue a full run, give its "
+                "folder as the base model (--model runs/NAME/model)"
+            )
+        return self
 
     @property
     def label(self) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
+from pydantic import Field
+
 from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Config
 from rankwise.config.layer import Heads, Layer
@@ -18,6 +20,9 @@ from rankwise.errors import ConfigError
 
 
 class MethodConfig(Config):
+    start_from: str | None = Field(None, min_length=1)
+    """An adapter to begin with instead of a new one: a finished run (its name or folder) or the folder of a PEFT
+    adapter. Its layers, ranks and scale stay as they are, so other values for them are refused."""
     artifact: ClassVar[Literal["adapter", "model"]]
     """What is written, and the folder of a finished run that it lies in."""
     base_dtype: ClassVar[Literal["float32"] | None] = None

@@ -5,7 +5,7 @@ yaml.py reads the YAML. Later settings override earlier ones, the file and a rec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +15,15 @@ from pydantic import ValidationError
 from rankwise.config.base import Config, Location, problems_of, shown
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
 from rankwise.config.planning import Planned
 from rankwise.config.yaml import load_yaml, plain
 from rankwise.errors import ConfigError
 
 LARGEST_FILE = 1_000_000
 _Kind = TypeVar("_Kind", bound=Config)
+BaseNamedBy = Callable[[str, Any], ModelConfig]
+"""The adapter to begin with, and the run's name as it was given, to the base model."""
 SHORTHAND = {"model": "name", "data": "path"}
 
 
@@ -62,6 +65,14 @@ class _Tree:
         here[last] = setting.value
         self.origins[(*location, last)] = setting.origin
 
+    def name_base(self, base_named_by: BaseNamedBy) -> None:
+        """Fill in the model that the adapter to begin with was trained on, unless one is named."""
+        adapter, model, run = (self.values.get(name) for name in ("adapter", "model", "run"))
+        start_from = adapter.get("start_from") if isinstance(adapter, dict) else None
+        named = isinstance(model, dict) and "name" in model
+        if isinstance(start_from, str) and start_from and (model is None or (isinstance(model, dict) and not named)):
+            self.values["model"] = base_named_by(start_from, run).model_dump(exclude_unset=True) | (model or {})
+
 
 def parse_setting(text: str) -> Setting:
     """Parse the `a.b=c` of --set. The value is read as YAML."""
@@ -71,18 +82,27 @@ def parse_setting(text: str) -> Setting:
     return Setting(key.strip(), plain(load_yaml(value, f"--set {key}"), {}, ""), f"--set {key}")
 
 
-def read_experiment(file: Path | None, settings: Iterable[Setting] = ()) -> Experiment:
-    return _read_under(file, settings, Experiment)
+def read_experiment(
+    file: Path | None, settings: Iterable[Setting] = (), base_named_by: BaseNamedBy | None = None
+) -> Experiment:
+    """`base_named_by` gives the base model of the adapter that a training begins with, where none is named."""
+    return _read_under(file, settings, Experiment, base_named_by)
 
 
-def read_planned(file: Path | None, settings: Iterable[Setting] = ()) -> Planned:
-    return _read_under(file, settings, Planned)
+def read_planned(
+    file: Path | None, settings: Iterable[Setting] = (), base_named_by: BaseNamedBy | None = None
+) -> Planned:
+    return _read_under(file, settings, Planned, base_named_by)
 
 
-def _read_under(file: Path | None, settings: Iterable[Setting], kind: type[_Kind]) -> _Kind:
+def _read_under(
+    file: Path | None, settings: Iterable[Setting], kind: type[_Kind], base_named_by: BaseNamedBy | None = None
+) -> _Kind:
     tree = _read_file(file) if file else _Tree()
     for setting in settings:
         tree.put(setting)
+    if base_named_by is not None:
+        tree.name_base(base_named_by)
     try:
         return kind.model_validate(tree.values)
     except ValidationError as error:

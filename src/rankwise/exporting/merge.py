@@ -27,6 +27,7 @@ from rankwise.models.saving import save, stored_as
 from rankwise.objectives.objective import Objective
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
+from rankwise.runs.lineage import LINEAGE, Lineage
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import need_space, published, write_json
 
@@ -104,6 +105,8 @@ def beside(artifact: Artifact, strength: float) -> dict[str, Any]:
     """Return the JSON files to store beside the tensors, by file name."""
     data_report = {} if artifact.data_report is None else {DATA_REPORT: artifact.data_report.model_dump(mode="json")}
     facts = {} if artifact.trained_on is None else {BASE_FACTS: artifact.trained_on.model_dump(mode="json")}
+    if artifact.lineage:
+        data_report |= {LINEAGE: Lineage(rounds=artifact.lineage).model_dump(mode="json")}
     files = data_report | facts
     return files if strength == 1 else data_report | {STRENGTH: {"run": artifact.name, "strength": strength}}
 

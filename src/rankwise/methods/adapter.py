@@ -34,6 +34,7 @@ from rankwise.models.sources import FROM_GGUF
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
+from rankwise.runs.lineage import LINEAGE, Lineage
 from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMessage
 from rankwise.system.files import write_atomic
 
@@ -163,8 +164,11 @@ class AdapterMethod(ABC, Generic[Settings]):
         adapters = AdapterSet(model.module)
         try:
             adapters.add_heads(setup.heads)
-            notes = notes_about(model.module, self.config)
+            continues = self.config.start_from is not None
+            notes = [] if continues else notes_about(model.module, self.config)
             trainable = self.attach_to(adapters, model, setup)
+            if setup.start is not None:
+                setup.start.fill(adapters)
             for note in (*notes, *adapters.notes):
                 setup.callback(StatusMessage(note))
             return trainable
@@ -186,7 +190,7 @@ class AdapterMethod(ABC, Generic[Settings]):
         write_peft(
             trainable.adapters, folder, base_model=model.source.name_for_peft, name=trainable.name,
             revision=record.revision, fill=fill,
-            beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json")},
+            beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
         )  # fmt: skip
         if model.source.where == FROM_GGUF:
             record.callback(StatusMessage(
@@ -223,6 +227,11 @@ class AdapterMethod(ABC, Generic[Settings]):
 
     def check_export(self, format: str, folder: Path) -> None:
         """An adapter can be written in every format."""
+
+
+def _rounds(record: Record) -> dict[str, Any]:
+    """The file that names the rounds before this one, where there are any."""
+    return {LINEAGE: Lineage(rounds=record.lineage).model_dump(mode="json")} if record.lineage else {}
 
 
 def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DATA_REPORT, DataReport, TargetFacts
 from rankwise.runs.directory import find_run, read_json
 from rankwise.runs.integrity import check_folder, check_result
+from rankwise.runs.lineage import LINEAGE, Lineage, Round
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, silent
 from rankwise.runs.snapshot import RunSnapshot
@@ -42,6 +43,8 @@ class Artifact:
     """The base model. None where nobody recorded it."""
     data_report: DataReport | None
     run: RunSnapshot | None = None
+    lineage: tuple[Round, ...] = ()
+    """The rounds before it, where its training began with an adapter."""
 
     @property
     def targets(self) -> TargetFacts | None:
@@ -105,7 +108,7 @@ def is_adapter_folder(name: str) -> bool:
 def artifact_of(run: RunSnapshot, trust_code: str | None) -> Artifact:
     return Artifact(
         run.folder.name, run.folder, run.result, run.experiment.adapter, base_of(run, trust_code),
-        run.manifest.base_model, run.recorded_data, run,
+        run.manifest.base_model, run.recorded_data, run, run.manifest.lineage,
     )  # fmt: skip
 
 
@@ -115,6 +118,7 @@ def _of_folder(folder: Path, trust_code: str | None) -> Artifact:
         str(folder), folder, folder, LoraConfig(), _named_in(folder, trust_code),
         recorded_base(folder),
         read_json(data_report, DataReport) if data_report.is_file() else None,
+        lineage=recorded_lineage(folder),
     )  # fmt: skip
 
 
@@ -122,6 +126,12 @@ def recorded_base(folder: Path) -> BaseFacts | None:
     """As it lies beside an adapter that rankwise wrote."""
     file = folder / BASE_FACTS
     return read_json(file, BaseFacts) if file.is_file() else None
+
+
+def recorded_lineage(folder: Path) -> tuple[Round, ...]:
+    """The rounds before this one, as they lie beside an adapter that rankwise wrote."""
+    file = folder / LINEAGE
+    return read_json(file, Lineage).rounds if file.is_file() else ()
 
 
 def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:

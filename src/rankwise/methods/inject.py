@@ -9,6 +9,7 @@ from torch import nn
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, notes_about
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.errors import ConfigError
 from rankwise.methods.registry import METHODS
 
 
@@ -32,6 +33,11 @@ def add_adapter(
 ) -> None:  # fmt: skip
     """Lay a new adapter over the layers that `spec` names, and make it the active one. With start "eva" the `choices`
     are those of `eva_choices`. The modules named in `heads` are trained whole beside it."""
+    if spec.start_from is not None:
+        raise ConfigError([
+            f'start_from "{spec.start_from}" is for rankwise.train. To lay an adapter that exists over a model, use '
+            "rankwise.read_peft."
+        ])  # fmt: skip
     adapters.add_heads(heads, name)
     adapters.notes += notes_about(adapters.model, spec)
     METHODS[spec.method](spec).add_to(adapters, name, seed, choices)

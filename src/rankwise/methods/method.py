@@ -16,9 +16,11 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BaseFacts
+from rankwise.methods.starting import Start
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
+from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, RankRecord, silent
 from rankwise.text.tokenize import Tokens
 
@@ -38,6 +40,8 @@ class Setup:
     callback: Callback = silent
     resumed_ranks: Callable[[], RankRecord | None] | None = None
     """For a run that is resumed: reads the ranks that data decided when it began."""
+    start: Start | None = None
+    """The adapter to begin with. None for a new one, and for a run that is resumed: its checkpoint holds all."""
     load: Callable[[ModelConfig, Callback], LoadedModel] = load
     """Loads the base again where a method needs its weights: the objective's `load`."""
 
@@ -52,6 +56,7 @@ class Record:
     card: Callable[[BaseFacts, Sequence[int]], str]
     """The text of the model card, from what is known of the base and the ranks of the adapted layers."""
     callback: Callback = silent
+    lineage: tuple[Round, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rankwise.methods.card_loading import BASE_FIRST, CLASSIFIER, IMAGE_CLASSIFI
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, LOCAL
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
+from rankwise.runs.lineage import Round, described
 from rankwise.runs.manifest import BaseModelFacts, Results, installed_version
 
 UNKNOWN = "unknown"
@@ -38,6 +39,8 @@ class CardFacts:
     """Of the adapted layers."""
     export: str = ""
     """How this folder differs from the run's own adapter."""
+    lineage: tuple[Round, ...] = ()
+    """The rounds before this one."""
 
     @property
     def on_hub(self) -> bool:
@@ -113,6 +116,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("fingerprint of the base model", escaped(facts.base.fingerprint)),
         ("method", facts.method),
         *_ranks(ranks),
+        *_rounds(facts.lineage),
         ("data", f"{escaped(', '.join(files[:3]))}{f' and {len(files) - 3} more files' if len(files) > 3 else ''}"),
         ("rows", rows_used),
         ("steps", f"{results.steps:,} at learning rate {facts.learning_rate:.2g}"),
@@ -141,6 +145,11 @@ def _ranks(ranks: Sequence[int]) -> list[tuple[str, str]]:
         return []
     mean = f"{min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average"
     return [("rank", f"{ranks[0]}" if min(ranks) == max(ranks) else mean), ("adapted layers", f"{len(ranks):,}")]
+
+
+def _rounds(lineage: Sequence[Round]) -> list[tuple[str, str]]:
+    """What it was before this training. None for an adapter that began as a new one."""
+    return [("rounds before this one", escaped(described(lineage, short=True)))] if lineage else []
 
 
 def _loading(facts: CardFacts) -> str:

@@ -94,7 +94,7 @@ def _capacity(facts: Facts) -> Advice | None:
         f"{facts.rows.supervised.likely:,.0f} loss tokens contain about {facts.bits / 1e6:,.2f} Mbit of information, "
         f"and {facts.trainable:,} trainable parameters can store about {holds / 1e6:,.2f} Mbit"
     )
-    if facts.adapter.smaller is None or not facts.ranks:
+    if facts.adapter.smaller is None or facts.adapter.start_from is not None or not facts.ranks:
         return None
     setting, _ = facts.adapter.smaller
     rank = sum(facts.ranks.values()) / len(facts.ranks)

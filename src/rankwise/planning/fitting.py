@@ -121,7 +121,7 @@ def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
     if longest > 2 * STEP_OF_TOKENS:
         price = "data.too_long says whether longer rows are left out or shortened"
         yield from _with(forecast, changes, (f"data.max_length={longest // 2}",), price)
-    if spec.smaller is not None:
+    if spec.smaller is not None and spec.start_from is None:
         yield from _with(forecast, changes, ("{}={}".format(*spec.smaller),), SMALLER)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rankwise.cli.settings import CONFIGS, FLAGS
+from rankwise.commands.starting import base_of_start
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, read_experiment
 from rankwise.errors import ConfigError, did_you_mean
@@ -24,7 +25,8 @@ GIVEN_APART = {"data.path", "model.name"}
 
 def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) -> Experiment:
     """The experiment of these keyword arguments. ConfigError reports every keyword that is wrong."""
-    given = [*_section("model", model, "name"), *_section("data", data, "path"), Setting("run", run, "run")]
+    named = [] if model is None else _section("model", model, "name")
+    given = [*named, *_section("data", data, "path"), Setting("run", run, "run")]
     problems: list[str] = []
     for name, value in settings.items():
         if name == "validation" and not isinstance(value, BaseModel | Mapping):
@@ -40,7 +42,7 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
             given += _flat(name, value, problems)
     if problems:
         raise ConfigError(problems)
-    return read_experiment(None, [setting for setting in given if setting.value is not None])
+    return read_experiment(None, [setting for setting in given if setting.value is not None], base_of_start)
 
 
 def _section(name: str, value: Any, alone: str) -> Iterator[Setting]:

@@ -25,14 +25,15 @@ LONGEST_STEM = 40
 def train(
     experiment: Experiment | None = None, *, model: Any = None, data: Any = None, run: str | None = None,
     progress: bool = True, callback: Callback | None = None, restart: bool = False, resume: bool = False,
-    force_memory: bool = False, **settings: Any,
+    force_memory: bool = False, force_base: bool = False, **settings: Any,
 ) -> Run:  # fmt: skip
     """Train and return the finished run.
 
     Give an `Experiment`, or `model` and `data` with settings as keyword arguments: method, steps, epochs, rank,
     learning_rate, held_out and whatever else docs/configuration.md lists. `validation_data` takes the same kinds of
     rows as `data`. `model` is a name, a folder, or a model from `rankwise.load`; without `run` the run gets the next
-    free name. `progress` prints to stderr, in notebooks too; `callback` receives the events instead. Errors are
+    free name. With `start_from`, a run or an adapter's folder, training begins with that adapter, and `model` may be
+    left out. `progress` prints to stderr, in notebooks too; `callback` receives the events instead. Errors are
     `RankwiseError`s, as on the command line.
     """
     from rankwise.commands.train import train as train_command
@@ -50,8 +51,9 @@ def train(
                 ["train was given an experiment and other settings. Put the settings into the experiment."]
             )
         trained = train_command(
-            experiment, callback=events, restart=restart, resume=resume, model=loaded, force_memory=force_memory
-        )
+            experiment, callback=events, restart=restart, resume=resume, model=loaded, force_memory=force_memory,
+            force_base=force_base,
+        )  # fmt: skip
         snapshot = RunSnapshot.of(trained.run)
         artifact, system = artifact_of(snapshot, experiment.model.trust_code), snapshot.recorded_data.system
         return Run(snapshot, events, TunedModel(artifact, trained.model, trained.trainable, system))
@@ -60,12 +62,19 @@ def train(
 def _experiment(
     loaded: Any, model: Any, data: Any, run: str | None, settings: dict[str, Any], events: Callback
 ) -> Experiment:
-    missing = [name for name, value in (("model", model), ("data", data)) if value is None]
+    adapter = settings.get("adapter")
+    begun = adapter.get("start_from") if isinstance(adapter, dict) else getattr(adapter, "start_from", None)
+    start_from = settings.get("start_from", begun)
+    if isinstance(start_from, Path):
+        settings = settings | {"start_from": str(start_from)}
+    needed = [("model", model if start_from is None else start_from), ("data", data)]
+    missing = [name for name, value in needed if value is None]
     if missing:
         raise ConfigError([f'train needs {" and ".join(missing)}, for example train(model="smollm2-135m", data=rows).'])
     model = loaded.spec if loaded is not None else str(model) if isinstance(model, Path) else model
     if run is None:
-        run = _free_name(str(getattr(model, "name", model if isinstance(model, str) else "run")))
+        stem = str(start_from) if model is None else model
+        run = _free_name(str(getattr(stem, "name", stem if isinstance(stem, str) else "run")))
         events(StatusMessage(f'the run is named "{run}"; name it yourself with run=…'))
     rows = settings.get("validation_data")
     validation = {} if rows is None else {"validation_data": _data(rows)}

@@ -15,6 +15,7 @@ from rankwise.reporting.foreseen import foreseen, foreseen_table
 from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import count, duration, plural, share, size
 from rankwise.runs.data_report import DataReport
+from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Manifest, Results
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -186,6 +187,7 @@ def environment_section(run: RunSnapshot) -> Section:
         ("base model", f"{base.name} ({base.source})"),
         ("base model fingerprint", element("code", base.fingerprint)),
         ("computed with", f"{base.dtype} on {base.device}, {manifest.backend} backend"),
+        *([("rounds before this one", described(manifest.lineage, short=True))] if manifest.lineage else []),
         ("seed", str(run.experiment.training.seed)),
         ("learning rate", f"{manifest.learning_rate:g}"),
         ("started", manifest.started),

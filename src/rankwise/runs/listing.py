@@ -41,6 +41,8 @@ class ListedRun:
     validation_accuracy: float | None = None
     started: str | None = None
     ended: str | None = None
+    rounds: int | None = None
+    """Trainings that its result has had, this one included: 1 for a new adapter."""
 
     def summary(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -73,6 +75,7 @@ def listed(name: str) -> ListedRun:
     facts: dict[str, Any] = {
         "problem": manifest.problem, "model": manifest.base_model.name, "method": experiment.adapter.method,
         "rows": manifest.data.rows, "started": manifest.started, "ended": manifest.ended,
+        "rounds": len(manifest.lineage) + 1,
     }  # fmt: skip
     return ListedRun(name, _status(run, manifest), size, **facts, **_progress(run, manifest))
 

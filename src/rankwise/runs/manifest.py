@@ -14,6 +14,7 @@ import psutil
 from pydantic import Field
 
 from rankwise.config.base import Config
+from rankwise.runs.lineage import Round
 
 PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
 BackendName = Literal["eager", "fused", "compiled"]
@@ -121,6 +122,8 @@ class Manifest(Config):
     result_sha256: dict[str, str] | None = None
     """The hash of every file of the result, by its path in the run's folder (runs/integrity.py). None in runs of
     earlier versions and in those that did not finish."""
+    lineage: tuple[Round, ...] = ()
+    """The rounds that this run began with, the earliest first; none for a new adapter."""
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()
     warnings: tuple[str, ...] = ()

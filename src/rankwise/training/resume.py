@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from typing import Any, TypeVar
 
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.continuing import continued
 from rankwise.config.experiment import Experiment
+from rankwise.config.head import HeadConfig
 from rankwise.errors import RunError, some
 from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
@@ -45,6 +48,10 @@ class Past:
 def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
     """Those of the run, or an error that names what differs; before anything is loaded."""
     stored = RunSnapshot.of(run).experiment
+    begun_with, own = experiment.adapter.start_from, stored.adapter
+    if begun_with is not None and begun_with == own.start_from and isinstance(own, LoraConfig | HeadConfig):
+        adapter = continued(experiment.adapter, own, f'run "{run.folder.name}"')
+        experiment = experiment.model_copy(update={"adapter": adapter})
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
     if differing:

@@ -6,7 +6,7 @@ What the run's folder says of it, from its beginning to its end, is in commands/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankwise.config.experiment import Experiment
@@ -21,6 +21,7 @@ from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StepRecord, WarningCollector
@@ -48,6 +49,8 @@ class TrainingRun:
     scorer: Scorer
     work: Workload
     callback: WarningCollector
+    lineage: tuple[Round, ...] = ()
+    """The rounds that it began with."""
 
     @property
     def result(self) -> Path:
@@ -138,10 +141,11 @@ class TrainingRun:
         data_report, folder = self.prepared.data_report, self.result
 
         def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
-            return card(CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks))
+            facts = CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks)
+            return card(replace(facts, lineage=self.lineage))
 
         revision = self.experiment.model.revision
-        record = Record(data_report.model_dump(mode="json"), revision, card_of, self.callback)
+        record = Record(data_report.model_dump(mode="json"), revision, card_of, self.callback, self.lineage)
         self.method.save(self.trainable, self.model, folder, record)
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})

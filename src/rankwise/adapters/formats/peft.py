@@ -133,13 +133,13 @@ def _factors(adapter: Adapter, base_layer: nn.Module) -> Factors:
     """PEFT's convolutions hold their factors as filters."""
     if isinstance(adapter, DoRA):
         refuse_scaled_dora("this adapter", adapter.share)
-    A, B, *magnitude = (value.detach().to("cpu", torch.float32) for value in _values(adapter))
+    A, B, *magnitude = (value.detach().to("cpu", torch.float32) for value in factors_of(adapter))
     if is_conv2d(base_layer):
         A, B = A.view(len(A), *weight_of(base_layer).shape[1:]), B[:, :, None, None]
     return Factors(A, B, adapter.scale, *magnitude, embedding=is_embedding(base_layer))
 
 
-def _values(adapter: Adapter) -> tuple[Tensor, ...]:
+def factors_of(adapter: Adapter) -> tuple[Tensor, ...]:
     """All stored tensors of an adapter, in the order of its keys."""
     return (*adapter.factors(), adapter.magnitude) if isinstance(adapter, DoRA) else adapter.factors()
 
@@ -181,7 +181,7 @@ def lay(
         adapters.attach(choices, name, float(weights.settings.get("lora_dropout", 0.0)), dora=weights.is_dora)
         with torch.no_grad():
             for path, adapter in adapters.adapters(name).items():
-                for own, value in zip(_values(adapter), factors[path].values, strict=True):
+                for own, value in zip(factors_of(adapter), factors[path].values, strict=True):
                     own.copy_(value.view(own.shape))
     except BaseException:
         if into is None:

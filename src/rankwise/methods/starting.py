@@ -1,0 +1,246 @@
+"""The adapter that a training begins with: one of ours, as a run or a folder, or a folder in PEFT's format.
+
+    name --open_artifact--> Artifact --read_weights--> AdapterWeights --own_settings--> settings of the run
+                                                             --fill--> the adapter that the method attached
+
+The method attaches an adapter of the same layers, ranks and scales as always, and the numbers are copied into it. So
+the model that takes the first step is the adapter's, and its base stays untouched beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.adapters.formats.peft import factors_of
+from rankwise.adapters.formats.peft_config import commonest, pattern_of, tidy
+from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS, read_weights
+from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.targets import host_view
+from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.continuing import continued
+from rankwise.config.experiment import Experiment
+from rankwise.config.head import HeadConfig
+from rankwise.config.method import MethodConfig
+from rankwise.config.models import ModelConfig
+from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
+from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.base import check_base
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.data_report import DATA_REPORT, TargetFacts
+from rankwise.runs.lineage import Round
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.system.files import sha256_of
+
+SAME_SCALE = 1e-9
+"""How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """`source` is what the user named, opened."""
+
+    source: Artifact
+
+    @property
+    def lineage(self) -> tuple[Round, ...]:
+        """The rounds of the source, and the source as the last of them."""
+        return (*self.source.lineage, round_of(self.source))
+
+    def foreseen(self, experiment: Experiment) -> Experiment:
+        """The experiment with the adapter's settings as its files alone show them, for a forecast before the model is
+        loaded. Where only the model tells what a file means, the experiment as it is."""
+        try:
+            return self._with_settings(experiment, read_weights(self.source.result))
+        except AdapterError:
+            return experiment
+
+    def weights(self, model: nn.Module) -> AdapterWeights:
+        """AdapterError where the adapter does not fit the model."""
+        return read_weights(self.source.result, host_view(model))
+
+    def settled(
+        self, experiment: Experiment, model: LoadedModel, callback: Callback, *, force_base: bool
+    ) -> Experiment:
+        """The experiment with the adapter's settings, once the model is loaded. RunError where it is another base."""
+        if self.source.trained_on is None:
+            callback(WarningMessage(
+                f"{self.source.described} does not record its base model's weights, so it is unknown whether "
+                f"{model.source.name} from {model.source.where} is the right base model"
+            ))  # fmt: skip
+        else:
+            check_base(model, self.source.trained_on, self.source.described, "train on it", force=force_base)
+        weights = self.weights(model.module)
+        settled = self._with_settings(experiment, weights)
+        callback(StatusMessage(self._describe(settled, weights)))
+        for note in weights.notes:
+            callback(StatusMessage(note))
+        return settled
+
+    def check_targets(self, targets: TargetFacts | None, callback: Callback) -> None:
+        """ConfigError where a classifier's head would mean other classes than it was trained for, or none."""
+        recorded, name = self.source.targets, self.source.described
+        if self.source.data_report is None:
+            if targets is not None:
+                callback(WarningMessage(
+                    f"{name} does not record which classes its head predicts; their number is checked, and their order "
+                    f"is taken to be {some(targets.classes) or 'that of a number'}"
+                ))  # fmt: skip
+            return
+        before, now = _meaning(recorded), _meaning(targets)
+        if before != now:
+            raise ConfigError([
+                f"{name} predicts {before}, but the training rows are for {now}. A continued head keeps its classes: "
+                "give rows that have all of them and no others, or begin a new adapter without --from."
+            ])  # fmt: skip
+
+    def fill(self, adapters: AdapterSet, name: str = "default") -> None:
+        """Copy the adapter's numbers into one that was attached with its settings."""
+        weights = self.weights(adapters.model)
+        live, given = adapters.adapters(name), _ranked(weights)
+        self._check_layers({path: part.rank for path, part in live.items()}, weights)
+        self._check_heads(adapters.trained_heads(name), weights)
+        with torch.no_grad():
+            for path, adapter in live.items():
+                assert abs(adapter.scale - given[path].scale) <= SAME_SCALE * abs(given[path].scale), path
+                for own, value in zip(factors_of(adapter), given[path].values, strict=True):
+                    own.copy_(value.view(own.shape))
+            for path, head in adapters.trained_heads(name).items():
+                for own, parameter in head.state_dict().items():
+                    parameter.copy_(weights.heads[f"{path}.{own}"])
+
+    def _with_settings(self, experiment: Experiment, weights: AdapterWeights) -> Experiment:
+        own = own_settings(weights)
+        settled = continued(experiment.adapter, own, self.source.described)
+        return experiment.model_copy(update={"adapter": settled})
+
+    def _check_layers(self, ranks: Mapping[str, int], weights: AdapterWeights) -> None:
+        own = {path: part.rank for path, part in _ranked(weights).items()}
+        if differing := [path for path in ranks.keys() | own.keys() if ranks.get(path) != own.get(path)]:
+            raise AdapterError(
+                f"{self.source.described} cannot be continued: its layers cannot be told apart by name in this model "
+                f"({some(sorted(differing), 4)})."
+            )
+
+    def _check_heads(self, heads: Mapping[str, nn.Module], weights: AdapterWeights) -> None:
+        live = {f"{path}.{own}" for path, head in heads.items() for own in head.state_dict()}
+        unknown, missing = sorted(weights.heads.keys() - live), sorted(live - weights.heads.keys())
+        if unknown:
+            raise AdapterError(
+                f"{self.source.described} cannot be continued: it has modules that were trained whole "
+                f"({some(unknown, 4)}), and this training does not train them. Only the heads of classifiers are."
+            )
+        if missing:
+            raise AdapterError(
+                f"{self.source.described} cannot be continued: it has no trained weights for {some(missing, 4)}, which "
+                "the base model lacks too."
+            )
+
+    def _describe(self, experiment: Experiment, weights: AdapterWeights) -> str:
+        ranked, config = _ranked(weights), experiment.adapter
+        ranks = [part.rank for part in ranked.values()]
+        text = f"training continues {self.source.described}"
+        if ranks:
+            span = f"rank {ranks[0]}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"
+            text += f": {config.label} of {span} in {len(ranks)} layers, with its scale"
+        if trained_as(self.source) == "AdaLoRA" or weights.settings["peft_type"] == "ADALORA":
+            text += "; AdaLoRA decided these ranks, which stay"
+        empty = len(weights.factors) - len(ranked)
+        return text + (f"; {empty} layers of rank 0 are left out" if empty else "")
+
+
+def start_of(experiment: Experiment, callback: Callback) -> Start | None:
+    """What `adapter.start_from` names, or None. ConfigError where it is a model that was trained whole."""
+    name = experiment.adapter.start_from
+    if name is None:
+        return None
+    return Start(_adapter_named(name, callback))
+
+
+def base_named_by(name: str) -> ModelConfig:
+    """The base model of the adapter that a training begins with."""
+    return _adapter_named(name, silent).base
+
+
+def planned_with(given: MethodConfig) -> LoraConfig | HeadConfig:
+    """The settings `given` with those of the adapter that they name, from its files alone."""
+    assert given.start_from is not None, "there is an adapter to begin with"
+    source = _adapter_named(given.start_from, silent)
+    return continued(given, own_settings(read_weights(source.result)), source.described)
+
+
+def _adapter_named(name: str, callback: Callback) -> Artifact:
+    source = open_artifact(name, callback)
+    if source.config.trains_base:
+        raise ConfigError([
+            f"{source.described} trained the whole model and has no adapter to begin with (--from). Its model is a "
+            f"base like any other: use --model {source.result}."
+        ])  # fmt: skip
+    return source
+
+
+def own_settings(weights: AdapterWeights) -> LoraConfig | HeadConfig:
+    """The settings by which a LoRA of these layers, ranks and scales is attached. A scale is alpha / rank, so another
+    program's division by a root is in alpha."""
+    factors = _ranked(weights)
+    if not factors:
+        return HeadConfig()
+    ranks = {path: part.rank for path, part in factors.items()}
+    alphas = {path: float(tidy(part.scale * part.rank)) for path, part in factors.items()}
+    rank = max(ranks.values())
+    alpha = commonest({path: alphas[path] for path in ranks if ranks[path] == rank})
+    settings: dict[str, Any] = {
+        "rank": rank, "alpha": alpha, "targets": tuple(factors), "dora": weights.is_dora,
+        "rank_pattern": pattern_of({path: value for path, value in ranks.items() if value != rank}),
+        "alpha_pattern": pattern_of({path: value for path, value in alphas.items() if value != alpha}),
+        "dropout": float(weights.settings.get("lora_dropout", 0.0)),
+    }  # fmt: skip
+    return LoraConfig(**settings)
+
+
+def _ranked(weights: AdapterWeights) -> dict[str, Factors]:
+    """A layer of rank 0 changes nothing and has nothing to learn with."""
+    return {path: part for path, part in weights.factors.items() if part.rank}
+
+
+def trained_as(source: Artifact) -> str:
+    return source.config.label if source.run is not None else "an adapter"
+
+
+def round_of(source: Artifact) -> Round:
+    """What the next rounds remember of this one."""
+    run, base, report = source.run, source.trained_on, source.folder / DATA_REPORT
+    results = None if run is None else run.manifest.results
+    return Round(
+        name=source.name, method=trained_as(source), sha256=contents_of(source.result),
+        base=None if base is None else base.name, base_fingerprint=None if base is None else base.fingerprint,
+        data_sha256=sha256_of(report) if report.is_file() else None,
+        rows=None if source.data_report is None else source.data_report.used,
+        steps=None if results is None else results.steps, ended=None if run is None else run.manifest.ended,
+    )  # fmt: skip
+
+
+def contents_of(folder: Path) -> dict[str, str]:
+    """The hashes of what a training reads of an adapter."""
+    return {name: sha256_of(folder / name) for name in (CONFIG, WEIGHTS) if (folder / name).is_file()}
+
+
+def changed_since(begun: Round, name: str) -> str | None:
+    """A sentence where the adapter `name` is not what a run began with, as `begun` records it."""
+    try:
+        now = contents_of(_adapter_named(name, silent).result)
+    except RankwiseError:
+        return f'"{name}", the adapter that this run began with, is no longer there or cannot be read'
+    return None if now == begun.sha256 else f'"{name}", the adapter that this run began with, has changed since'
+
+
+def _meaning(targets: TargetFacts | None) -> str:
+    if targets is None:
+        return "tokens of answers"
+    return f"the classes {some(targets.classes, 8)}" if targets.classes else "a number"
