@@ -44,7 +44,7 @@ from vision_models import save_folder
 LAND = ("--data", "rows.jsonl", "--validation-data", "apart.jsonl")
 WORDS = ("--data", "labelled.jsonl", "--validation-data", "labelled-apart.jsonl")
 COLOURS = ("--data", "pictures", "--validation-data", "pictures-apart")
-FIRST = ("--steps", "12", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
+FIRST = ("--steps", "6", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
 AGAIN = ("--steps", "5", "--batch-size", "4", "--learning-rate", "0.003", "--set", "model.dtype=float32")
 STILL = ("--steps", "1", "--batch-size", "4", "--learning-rate", "1e-14", "--set", "model.dtype=float32")
 
@@ -76,6 +76,8 @@ class Kind:
     data: tuple[str, ...] = LAND
     allowed: float = 0.0
     """How much the first validation loss may differ from the adapter's last, relatively."""
+    again: tuple[str, ...] = ()
+    """Settings of the second round, for rows that small steps do not learn from."""
 
 
 KINDS = {
@@ -90,7 +92,7 @@ KINDS = {
     "conv1d": Kind("tiny-gpt2", ("--rank", "4")),
     "fused": Kind("tiny-gpt2", ("--method", "adalora", "--budget", "2", "--targets", "c_attn"), allowed=1e-6),
     "conv2d": Kind("tiny-convnet", ("--rank", "2", "--targets", "all-conv"), COLOURS),
-    "classifier": Kind("tiny-bert", ("--rank", "2"), WORDS),
+    "classifier": Kind("tiny-bert", ("--rank", "2"), WORDS, again=("--batch-size", "24")),
     "rank 0": Kind("tiny-llama", None),
     "peft": Kind("tiny-llama", None),
 }  # fmt: skip
@@ -118,7 +120,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, hub_tokeni
     (folder / "rows.jsonl").write_text(rows(12))
     (folder / "apart.jsonl").write_text(rows(3, 20))
     write_rows(folder / "labelled.jsonl", labelled(24))
-    write_rows(folder / "labelled-apart.jsonl", labelled(12, 24))
+    write_rows(folder / "labelled-apart.jsonl", labelled(24))
     pictures(folder / "pictures", 12)
     pictures(folder / "pictures-apart", 6)
     with pytest.MonkeyPatch.context() as patch:
@@ -219,7 +221,7 @@ def test_a_round_starts_as_the_adapter_and_goes_on(first: tuple[str, Kind]) -> N
     second(name, kind, f"{run}-still", *STILL)
     apart = largest_difference(weights_of(name), weights_of(f"{run}-still"))
     assert apart <= 1e-12, "a step of next to nothing gives the adapter back"
-    second(name, kind, f"{run}-second", *AGAIN)
+    second(name, kind, f"{run}-second", *AGAIN, *kind.again)
     begun = losses(f"{run}-second")
     of_start = losses(name)[-1] if kind.first is not None else losses(f"{run}-still")[0]
     relative = abs(begun[0] - of_start) / of_start
@@ -252,7 +254,7 @@ def test_rounds_are_recorded_and_shown(home: Path) -> None:
     two = RunSnapshot.read("two")
     assert two.manifest.result_sha256 is not None
     assert rounds[1].sha256[WEIGHTS] == two.manifest.result_sha256[f"adapter/{WEIGHTS}"]
-    assert rounds[0].steps == 12 and rounds[0].rows == 12
+    assert rounds[0].steps == 6 and rounds[0].rows == 12
     assert rounds[0].base_fingerprint == two.manifest.base_model.fingerprint
     assert rounds[0].data_sha256 == sha256_of(Path("runs/one/data_report.json"))
     card = Path("runs/three/adapter/README.md").read_text()
@@ -283,8 +285,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "another alpha": (("--alpha", "3"), "adapter.alpha is 3.0, but the adapter has 32.0"),
     "other layers": (("--targets", "q_proj"), "adapter.targets is q_proj, but the adapter has"),
     "other blocks": (("--layers", "0"), "adapter.layers is 0, but the adapter has layers already"),
-    "another method": (("--method", "head"), "adapter.method is head, but the adapter has adapted layers"),
-    "AdaLoRA": (("--method", "adalora"), "AdaLoRA begins with new triplets"),
+    "AdaLoRA": (("--method", "adalora"), "the method adalora begins with new triplets"),
     "full": (("--method", "full"), "full fine-tuning cannot continue an adapter"),
     "EVA": (("--set", "adapter.start=eva"), "start eva chooses the ranks"),
     "DoRA": (("--set", "adapter.dora=true"), "adapter.dora is True, but the adapter has False"),
@@ -336,6 +337,8 @@ def test_other_shapes_are_refused(begun: str) -> None:
 
 def test_other_classes_and_other_tasks_are_refused(home: Path, begun: str) -> None:
     done("train", "--model", "tiny-bert", *WORDS, "--run", "of-words", *FIRST, "--rank", "2")
+    text = refused("train", "--from", "of-words", *WORDS, "--run", "never", *AGAIN, "--method", "head")
+    assert "adapter.method is head, but the adapter has adapted layers (method lora)" in text
     write_rows("others.jsonl", [row | {"label": f"very {row['label']}"} for row in labelled(24)])
     other = ("train", "--from", "of-words", *AGAIN, "--run", "never", "--data", "others.jsonl")
     assert "predicts the classes bad, good, but the training rows are for the classes very bad" in refused(*other)

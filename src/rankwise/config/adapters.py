@@ -13,7 +13,7 @@ from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
 from rankwise.config.layer import Heads, Layer
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
-from rankwise.config.method import MethodConfig
+from rankwise.config.method import NO_ADAPTER, NO_NEW_TRIPLETS, MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection
 from rankwise.config.parameters import Parameters, with_budget, with_ranks
@@ -129,10 +129,7 @@ class LoraConfig(AdapterConfig):
     @model_validator(mode="after")
     def _eva_alone(self) -> Self:
         if self.start_from is not None and self.start == "eva":
-            raise ValueError(
-                "start eva chooses the ranks and the initial values of a new adapter, but start_from (--from) names "
-                "one that exists. Set only one of them"
-            )
+            raise ValueError("start eva chooses the ranks of a new adapter, and start_from (--from) names an old one")
         fields = type(self).model_fields
         idle = [name for name in ("eva_rho", "eva_batches") if getattr(self, name) != fields[name].default]
         if self.start != "eva" and idle:
@@ -150,6 +147,7 @@ class AdaLoraConfig(AdapterConfig):
     """
 
     tags: ClassVar[tuple[str, ...]] = ("adalora",)
+    cannot_continue: ClassVar[str | None] = NO_NEW_TRIPLETS
     averages: ClassVar[int] = 2
     smaller: ClassVar[tuple[str, int] | None] = ("adapter.budget", 2)
     method: Literal["adalora"] = "adalora"
@@ -218,15 +216,6 @@ class AdaLoraConfig(AdapterConfig):
         return text
 
     @model_validator(mode="after")
-    def _new(self) -> Self:
-        if self.start_from is not None:
-            raise ValueError(
-                "AdaLoRA begins with new triplets and cannot continue an adapter (start_from, --from). Leave out the "
-                "method: the adapter is trained on as LoRA with the ranks that it has"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.warmup + self.final >= 1:
             raise ValueError("warmup and final together leave no steps for pruning; their sum must be below 1")
@@ -255,6 +244,7 @@ class FullConfig(MethodConfig):
     """Full fine-tuning: every weight of the model is trained, in float32."""
 
     artifact: ClassVar[Literal["adapter", "model"]] = "model"
+    cannot_continue: ClassVar[str | None] = NO_ADAPTER
     base_dtype: ClassVar[Literal["float32"] | None] = "float32"
     trains_base: ClassVar[bool] = True
     lighter_base: ClassVar[tuple[str, str]] = (
@@ -264,15 +254,6 @@ class FullConfig(MethodConfig):
     classifier_rate: ClassVar[float] = 6e-5
     method: Literal["full"] = "full"
     """The method these settings belong to."""
-
-    @model_validator(mode="after")
-    def _without_adapter(self) -> Self:
-        if self.start_from is not None:
-            raise ValueError(
-                "full fine-tuning cannot continue an adapter (start_from, --from). To continue a full run, give its "
-                "folder as the base model (--model runs/NAME/model)"
-            )
-        return self
 
     @property
     def label(self) -> str:

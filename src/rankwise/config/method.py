@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Config
@@ -18,6 +18,15 @@ from rankwise.config.modules import Modules, Selection
 from rankwise.config.parameters import Parameters
 from rankwise.errors import ConfigError
 
+NO_NEW_TRIPLETS = (
+    "the method adalora begins with new triplets and cannot continue an adapter (start_from, --from). Leave out the "
+    "method: the adapter is trained on as LoRA with the ranks that it has"
+)
+NO_ADAPTER = (
+    "full fine-tuning cannot continue an adapter (start_from, --from). To continue a full run, give its folder as the "
+    "base model (--model runs/NAME/model)"
+)
+
 
 class MethodConfig(Config):
     start_from: str | None = Field(None, min_length=1)
@@ -25,6 +34,8 @@ class MethodConfig(Config):
     adapter. Its layers, ranks and scale stay as they are, so other values for them are refused."""
     artifact: ClassVar[Literal["adapter", "model"]]
     """What is written, and the folder of a finished run that it lies in."""
+    cannot_continue: ClassVar[str | None] = None
+    """Why the method cannot begin with an adapter that exists, for a message."""
     base_dtype: ClassVar[Literal["float32"] | None] = None
     """The number format that the base must have, where the method needs one."""
     auto_rate: ClassVar[float]
@@ -46,6 +57,12 @@ class MethodConfig(Config):
         "weights have 8 significant bits instead of 24; the loss of a step differs by some hundredths of a nat",
     )
     """The setting by which a base in float32 takes less memory, and its price."""
+
+    @model_validator(mode="after")
+    def _can_continue(self) -> Self:
+        if self.start_from is not None and self.cannot_continue is not None:
+            raise ValueError(self.cannot_continue)
+        return self
 
     @property
     def label(self) -> str:

@@ -24,7 +24,6 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.continuing import continued
 from rankwise.config.experiment import Experiment
 from rankwise.config.head import HeadConfig
 from rankwise.config.method import MethodConfig
@@ -32,6 +31,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.base import check_base
+from rankwise.methods.continuing import continued
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DATA_REPORT, TargetFacts
 from rankwise.runs.lineage import Round
@@ -168,7 +168,7 @@ def base_named_by(name: str) -> ModelConfig:
     return _adapter_named(name, silent).base
 
 
-def planned_with(given: MethodConfig) -> LoraConfig | HeadConfig:
+def planned_with(given: MethodConfig) -> MethodConfig:
     """The settings `given` with those of the adapter that they name, from its files alone."""
     assert given.start_from is not None, "there is an adapter to begin with"
     source = _adapter_named(given.start_from, silent)

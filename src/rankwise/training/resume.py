@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from typing import Any, TypeVar
 
-from rankwise.config.adapters import LoraConfig
-from rankwise.config.continuing import continued
 from rankwise.config.experiment import Experiment
-from rankwise.config.head import HeadConfig
 from rankwise.errors import RunError, some
+from rankwise.methods.continuing import continued
 from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
@@ -49,7 +47,7 @@ def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
     """Those of the run, or an error that names what differs; before anything is loaded."""
     stored = RunSnapshot.of(run).experiment
     begun_with, own = experiment.adapter.start_from, stored.adapter
-    if begun_with is not None and begun_with == own.start_from and isinstance(own, LoraConfig | HeadConfig):
+    if begun_with is not None and begun_with == own.start_from:
         adapter = continued(experiment.adapter, own, f'run "{run.folder.name}"')
         experiment = experiment.model_copy(update={"adapter": adapter})
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rankwise.config.adapters import AdapterConfig, LoraConfig
+from rankwise.config.adapters import LoraConfig
 from rankwise.config.head import HeadConfig
 from rankwise.config.matching import matcher
 from rankwise.config.method import MethodConfig
@@ -25,7 +25,7 @@ WAY_OUT = (
 )
 
 
-def continued(given: MethodConfig, own: LoraConfig | HeadConfig, described: str) -> LoraConfig | HeadConfig:
+def continued(given: MethodConfig, own: MethodConfig, described: str) -> MethodConfig:
     """The settings `own` of an adapter with what `given` chooses for its training.
 
     `described` names the adapter in messages. ConfigError lists every setting of `given` that contradicts it.
@@ -71,7 +71,7 @@ def _actual(name: str, own: MethodConfig, fields: Iterable[str]) -> str:
 
 
 def _listed(value: Any) -> str:
-    return some(value, 4) if isinstance(value, tuple | list) else str(value)
+    return some(map(str, value), 4) if isinstance(value, tuple | list) else str(value)
 
 
 def _same_layers(names: Sequence[str], paths: Sequence[str]) -> bool:
@@ -80,8 +80,3 @@ def _same_layers(names: Sequence[str], paths: Sequence[str]) -> bool:
     return all(any(map(matches, paths)) for matches in meant) and all(
         any(matches(path) for matches in meant) for path in paths
     )
-
-
-def continued_layers(config: MethodConfig) -> int:
-    """The number of adapted layers in the settings of an adapter."""
-    return len(config.targets) if isinstance(config, AdapterConfig) else 0
