@@ -93,8 +93,8 @@ def test_an_unknown_key_is_told_with_the_keys_known_there(problems):
         "Known here: model, data, objective, classification, images, run, adapter, training, validation."
     )
     [problem] = problems(BASE + "adapter: {zzz: 1}\n")
-    known = "start_from, dropout, targets, layers, method, rank, alpha, rank_pattern, alpha_pattern, start, eva_rho, eva_batches"
-    assert problem.endswith(f"Known here: {known}, scaling, b_rate, dora.")
+    known = "dropout, targets, layers, method, rank, alpha, rank_pattern, alpha_pattern, start, eva_rho, eva_batches"
+    assert problem.endswith(f"Known here: start_from, {known}, scaling, b_rate, dora.")
 
 
 @pytest.mark.parametrize("key", ["learning-rate", "str", "int", "float", "x[0]"])
