@@ -246,7 +246,9 @@ def test_the_fused_and_the_eager_backend_begin_alike(home: Path) -> None:
 
 def test_rounds_are_recorded_and_shown(home: Path) -> None:
     done("train", "--model", "tiny-llama", *LAND, "--run", "one", *FIRST, "--rank", "4")
-    done("train", "--from", "one", *LAND, "--run", "two", *AGAIN)
+    assert "begun with: one (LoRA, 12 rows, 6 steps" in done(
+        "train", "--from", "one", *LAND, "--run", "two", *AGAIN
+    ).output.replace("\n", " ")
     shutil.copytree("runs/two/adapter", "copied")
     done("train", "--from", "copied", *LAND, "--run", "three", *AGAIN)
     rounds = RunSnapshot.read("three").manifest.lineage
@@ -259,6 +261,7 @@ def test_rounds_are_recorded_and_shown(home: Path) -> None:
     assert rounds[0].data_sha256 == sha256_of(Path("runs/one/data_report.json"))
     card = Path("runs/three/adapter/README.md").read_text()
     assert "| rounds before this one | one" in card
+    assert "before this round and" in card
     assert "rounds before" in Path("runs/three/report.html").read_text()
     shown = json.loads(done("inspect", "three", "--json").stdout)
     assert [one["name"] for one in shown["lineage"]] == ["one", "copied"]

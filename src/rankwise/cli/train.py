@@ -10,8 +10,10 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet
 from rankwise.cli.settings import ADAPTER, IMAGES, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
+from rankwise.cli.visible import visible
 from rankwise.config.reading import read_experiment
 from rankwise.runs.data_report import loss_unit
+from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Results
 from rankwise.system.allocator import keep_memory
 
@@ -77,6 +79,8 @@ def _tell(trained: Trained, results: Results) -> None:
     if forecast is not None:
         time = "" if forecast.seconds is None else f", {forecast.seconds:.0f} s"
         typer.echo(f"Forecast: {forecast.peak_bytes / 1e9:.1f} GB{time}.")
+    if trained.manifest.lineage:
+        typer.echo(f"begun with: {visible(described(trained.manifest.lineage))}")
     if results.validation_loss_before is not None and results.validation_loss_after is not None:
         change = results.validation_loss_after - results.validation_loss_before
         typer.echo(

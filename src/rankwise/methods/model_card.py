@@ -127,11 +127,12 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     if data_report.image_processing is not None:
         rows.append(("images", data_report.image_processing.describe()))
     before, after = results.validation_loss_before, results.validation_loss_after
+    training = "this round" if facts.lineage else "training"
     if before is not None and after is not None:
-        rows.append(("validation loss", f"{before:.4f} before training and {after:.4f} after, in {unit}"))
+        rows.append(("validation loss", f"{before:.4f} before {training} and {after:.4f} after, in {unit}"))
     before, after = results.validation_accuracy_before, results.validation_accuracy_after
     if before is not None and after is not None:
-        rows.append(("validation accuracy", f"{before:.1%} before training and {after:.1%} after"))
+        rows.append(("validation accuracy", f"{before:.1%} before {training} and {after:.1%} after"))
     return [
         *rows,
         ("licence of the data", _licence(data_report.licence)),
