@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rankwise.adapters.formats.peft import rewrite
-from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.weights import AdapterWeights, check_same
 from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
@@ -26,6 +25,7 @@ from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
 from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
+from rankwise.methods.stored_adapter import stored_weights
 from rankwise.models.sources import LOCAL
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, silent
@@ -93,7 +93,7 @@ def export(
     method_of(artifact.config).check_export(format, artifact.folder)
     artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
     files = beside(artifact, strength)
-    stored = _with_base(read_weights(artifact.result), base_model)
+    stored = _with_base(stored_weights(artifact, callback), base_model)
     scaled = stored.scaled(strength)
     written = scaled.portable() if format == "portable" else scaled
     check_same(written, _with_scale(stored, strength), folder)

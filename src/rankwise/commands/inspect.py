@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.config.adapters import LoraConfig
-from rankwise.methods.artifact import is_adapter_folder
+from rankwise.methods.artifact import is_adapter
 from rankwise.methods.method import Contents
 from rankwise.methods.registry import method_of
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import Integrity, check_folder, check_result
 from rankwise.runs.metrics_log import read_ranks
-from rankwise.runs.records import Callback, RankRecord, silent
+from rankwise.runs.records import Callback, RankRecord, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
 
@@ -46,17 +46,19 @@ class Inspected:
     def summary(self) -> dict[str, Any]:
         """What `rankwise inspect --json` prints."""
         return {
-            "run": self.run, "ranks": self.ranks, "mean_rank": self.mean_rank, "total_rank": self.total_rank,
+            "run": self.run, "label": self.label, "ranks": self.ranks, "mean_rank": self.mean_rank, "total_rank": self.total_rank,
             "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
             "integrity": None if self.integrity is None else self.integrity.summary(),
         }  # fmt: skip
 
 
 def inspect(name: str, *, force_result: bool = False, callback: Callback = silent) -> Inspected:
-    """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
-    if find_run(name) is None and is_adapter_folder(name):
+    """A finished run by its name or folder, or an adapter by its folder or file, in any format that is read."""
+    if find_run(name) is None and is_adapter(name):
         contents, integrity = method_of(LoraConfig()).contents(Path(name)), check_folder(Path(name), callback)
-        return _inspected(name, contents, [], "an adapter", integrity)
+        for note in contents.notes:
+            callback(StatusMessage(note))
+        return _inspected(name, contents, [], f"an adapter of {contents.dialect}", integrity)
     run = RunSnapshot.finished(name)
     integrity = check_result(run, callback, force=force_result)
     contents = method_of(run.experiment.adapter).contents(run.result)
