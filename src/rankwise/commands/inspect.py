@@ -46,7 +46,8 @@ class Inspected:
     def summary(self) -> dict[str, Any]:
         """What `rankwise inspect --json` prints."""
         return {
-            "run": self.run, "label": self.label, "ranks": self.ranks, "mean_rank": self.mean_rank, "total_rank": self.total_rank,
+            "run": self.run, "label": self.label, "ranks": self.ranks, "mean_rank": self.mean_rank,
+            "total_rank": self.total_rank,
             "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
             "integrity": None if self.integrity is None else self.integrity.summary(),
         }  # fmt: skip
