@@ -35,7 +35,7 @@ PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 REWRITE = (
     "import sys, torch; from safetensors.torch import save_file; "
     "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('model', d); "
-    "save_file({k: v.contiguous().clone() for k, v in d.items()}, sys.argv[2])"
+    "save_file({k: v.contiguous().clone() for k, v in d.items()}, sys.argv[2], dict(a.split('=') for a in sys.argv[3:]))"
 )
 REWRITE_ARRAYS = (
     "import sys, numpy; from safetensors.numpy import save_file; "

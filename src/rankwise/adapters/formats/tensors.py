@@ -38,7 +38,7 @@ class Header:
 def read_header(file: Path) -> Header:
     """Names, shapes and metadata; AdapterError where they cannot be those of an adapter."""
     entries = _entries(file)
-    metadata = entries.pop(METADATA, {})
+    metadata = entries.pop(METADATA, None) or {}  # mlx writes null
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise AdapterError(f"{file} is damaged: the metadata in its header is not a set of texts.")
     if len(entries) > MOST_TENSORS:
