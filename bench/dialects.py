@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,7 +66,9 @@ class Bases:
         if name == "starter":
             return AutoModelForCausalLM.from_pretrained(self._starter, dtype=torch.float32)
         if name == "gpt2":
-            return AutoModelForCausalLM.from_config(GPT2Config(vocab_size=96, n_positions=256, n_embd=64, n_layer=2, n_head=4))
+            return AutoModelForCausalLM.from_config(
+                GPT2Config(vocab_size=96, n_positions=256, n_embd=64, n_layer=2, n_head=4)
+            )
         if name == "neox":
             return AutoModelForCausalLM.from_config(GPTNeoXConfig(
                 vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
@@ -105,7 +108,7 @@ def rewritten(file: Path, *metadata: str) -> Path:
         command = re.search(r"python -c .+", str(error))
         assert command is not None, f"{error} names no command"
         written = command[0].replace("python", sys.executable, 1)
-        subprocess.run(" ".join([written, *metadata]), shell=True, check=True, cwd=file.parent)
+        subprocess.run([*shlex.split(written), *metadata], check=True, cwd=file.parent)
         return next(file.parent.glob("*.safetensors"))
     raise SystemExit(f"{file} was read")
 

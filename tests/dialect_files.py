@@ -1,8 +1,8 @@
 """Adapter files as other tools write them, with the change of each layer by that tool's own formula.
 
 Each writer makes random factors for a model, stores them in its tool's format, and returns where they lie and what they
-change: the weight's change (O, I) by path, computed as the tool computes it and not as our reader does. bench/dialects.py
-compares with the tools themselves.
+change: the weight's change (O, I) by path, computed as the tool computes it and not as our reader does.
+bench/dialects.py compares with the tools themselves.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def phi3() -> nn.Module:
 
 
 LIT_NAMES = {
-    "llama": ("model.layers", {"attn.proj": "self_attn.o_proj", "mlp.fc_1": "mlp.gate_proj", "mlp.proj": "mlp.down_proj"}),
+    "llama": (
+        "model.layers", {"attn.proj": "self_attn.o_proj", "mlp.fc_1": "mlp.gate_proj", "mlp.proj": "mlp.down_proj"},
+    ),
     "phi3": ("model.layers", {"attn.proj": "self_attn.o_proj", "mlp.proj": "mlp.down_proj"}),
     "neox": ("gpt_neox.layers", {"attn.proj": "attention.dense", "mlp.fc": "mlp.dense_h_to_4h"}),
 }  # fmt: skip

@@ -22,7 +22,7 @@ if name == "neox":
     import litgpt.config as known
 
     hub = json.loads((checkpoint / "config.json").read_text())
-    known.name_to_config["neox"] = dict(
+    known.name_to_config["neox"] = dict(  # noqa: C408
         name="neox", hf_config={"org": "somebody", "name": "neox"}, block_size=256, vocab_size=hub["vocab_size"],
         padded_vocab_size=hub["vocab_size"], n_layer=hub["num_hidden_layers"], n_head=hub["num_attention_heads"],
         n_embd=hub["hidden_size"], intermediate_size=hub["intermediate_size"],
@@ -44,6 +44,10 @@ final = Path(out) / "final"
 final.mkdir()
 torch.save({"model": state}, final / "lit_model.pth.lora")
 save_config(model.config, final)
-sys.argv = ["lora", f"--checkpoint_dir={checkpoint}", *(f"--{key}={str(value).lower()}" for key, value in arguments.items())]
+sys.argv = [
+    "lora",
+    f"--checkpoint_dir={checkpoint}",
+    *(f"--{key}={str(value).lower()}" for key, value in arguments.items()),
+]
 save_hyperparameters(setup, final)
 shutil.copy(checkpoint / "config.json", final)

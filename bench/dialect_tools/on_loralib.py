@@ -20,7 +20,9 @@ for path, module in list(model.named_modules()):
     elif leaf in ("embed_tokens", "wte"):
         new = loralib.Embedding(*module.weight.shape, r=3, lora_alpha=9)
     elif isinstance(module, Conv1D) and leaf == "c_attn":
-        new = loralib.MergedLinear(module.nx, module.nf, r=6, lora_alpha=9, enable_lora=[True, False, True], fan_in_fan_out=True)
+        new = loralib.MergedLinear(
+            module.nx, module.nf, r=6, lora_alpha=9, enable_lora=[True, False, True], fan_in_fan_out=True
+        )
     else:
         continue
     new.weight.data = module.weight.data.clone()

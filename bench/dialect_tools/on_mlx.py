@@ -1,4 +1,4 @@
-"""python on_mlx.py BASE OUT KIND: an adapter made, saved and loaded again by mlx-lm, and its logits. KIND: lora or dora."""
+"""python on_mlx.py BASE OUT KIND: an adapter that mlx-lm makes, saves and loads, and its logits. KIND: lora, dora."""
 
 import json
 import sys
@@ -18,7 +18,12 @@ if kind != "given":
     model, _ = load(base)
     model.set_dtype(mx.float32)
     model.freeze()
-    parameters = {"rank": 6, "scale": 20.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]}
+    parameters = {
+        "rank": 6,
+        "scale": 20.0,
+        "dropout": 0.0,
+        "keys": ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"],
+    }
     linear_to_lora_layers(model, 4, parameters, use_dora=kind == "dora")
     mx.random.seed(1)
     model.update(tree_map(lambda value: mx.random.normal(value.shape) * 0.02 if value.ndim == 2 else value * 1.1,

@@ -1,4 +1,4 @@
-"""Every tool's adapter means here what it means there: its change of each weight, its logits, and PEFT's after export."""
+"""Every tool's adapter means here what it means there: its change of weights, its logits, PEFT's after export."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rankwise.adapters.formats.dialects import PICKLED, detect
 from rankwise.adapters.formats.litgpt import SETTINGS as LITGPT_SETTINGS
-from rankwise.adapters.formats.peft_config import read_config
+from rankwise.adapters.formats.peft_forms import peft_base
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Adapting
@@ -155,8 +155,8 @@ def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:
     """The base model that the files name. A starter is also found as the package index carries it."""
     dialect = detect(folder)
     name, revision = dialect.base, None
-    if dialect.is_peft and dialect.source.settings is not None:
-        revision = read_config(dialect.source.settings).revision
+    if dialect.is_peft:
+        name, revision = peft_base(dialect.source.tensors.parent)
     if not name:
         return None
     starter = next((one.name for one in STARTERS.values() if one.hub_id == name), None)

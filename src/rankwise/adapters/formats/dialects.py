@@ -22,8 +22,9 @@ import regex
 
 from rankwise.adapters.formats import diffusers, gguf_lora, litgpt, loralib, mlx, peft_reader
 from rankwise.adapters.formats.imported import Modules, Source
-from rankwise.adapters.formats.peft_config import LARGEST, read_config
-from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, read_weights
+from rankwise.adapters.formats.peft_config import LARGEST
+from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
+from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
 from rankwise.adapters.formats.tensors import read_header
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, some
@@ -35,7 +36,8 @@ PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 REWRITE = (
     "import sys, torch; from safetensors.torch import save_file; "
     "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('model', d); "
-    "save_file({k: v.contiguous().clone() for k, v in d.items()}, sys.argv[2], dict(a.split('=') for a in sys.argv[3:]))"
+    "d = {k: v.contiguous().clone() for k, v in d.items()}; "
+    "save_file(d, sys.argv[2], dict(a.split('=') for a in sys.argv[3:]))"
 )
 REWRITE_ARRAYS = (
     "import sys, numpy; from safetensors.numpy import save_file; "
@@ -71,7 +73,7 @@ class Dialect:
     def base(self) -> str | None:
         """The base model that the files name, as PEFT would load it."""
         if self.is_peft:
-            return read_config(self._folder / CONFIG).base_model_name_or_path or None
+            return peft_base(self._folder)[0]
         if self.name == "mlx" and self.source.settings is not None:
             return mlx.config_of(self.source.settings).model
         named = {"litgpt": litgpt.base_of, "gguf": gguf_lora.base_of}.get(self.name)
@@ -79,7 +81,7 @@ class Dialect:
 
     def read(self, modules: Modules | None = None) -> AdapterWeights:
         if self.is_peft:
-            return read_weights(self._folder, modules)
+            return read_peft_folder(self._folder, modules)
         return READERS[self.name](self.source, modules)
 
 

@@ -38,7 +38,7 @@ def read(source: Source, modules: Modules | None) -> AdapterWeights:
         alpha = DEFAULT_ALPHA
         layers.remarks.append(
             f"{source.tensors} does not say alpha, which loralib does not store; it is read as loralib's default of 1. "
-            f"If the adapter was trained with another, add {ALPHA}=NUMBER to the command that writes the safetensors file"
+            f"If the adapter was trained with another, add {ALPHA}=NUMBER to the command that writes the safetensors"
         )
     for path, tensors in parts.items():
         factors = _factors(path, tensors, alpha, metadata, modules, layers)
