@@ -46,8 +46,8 @@ def paths_of(model: nn.Module, *leaves: str) -> list[str]:
     return [path for path, _ in model.named_modules() if path.rpartition(".")[2] in leaves]
 
 
-def mlx(folder: Path, **settings: object) -> Written:
-    written = Written(folder, tiny_model("llama"))
+def mlx(folder: Path, model: nn.Module | None = None, **settings: object) -> Written:
+    written = Written(folder, model or tiny_model("llama"))
     tensors, scale = {}, 7.5
     for at, path in enumerate(paths_of(written.model, "q_proj", "down_proj", "embed_tokens")):
         inside, outside = size(written.model, path)
@@ -179,8 +179,8 @@ def _lit_gate_and_up(written: Written, block: int, scale: float) -> dict[str, Te
     return tensors
 
 
-def loralib(folder: Path, alpha: str | None = "6") -> Written:
-    written, tensors = Written(folder / "lora.safetensors", tiny_model("llama")), {}
+def loralib(folder: Path, model: nn.Module | None = None, alpha: str | None = "6") -> Written:
+    written, tensors = Written(folder / "lora.safetensors", model or tiny_model("llama")), {}
     scale = float(alpha or 1) / RANK
     for at, path in enumerate(paths_of(written.model, "q_proj", "v_proj", "embed_tokens")):
         inside, outside = size(written.model, path)
@@ -219,8 +219,8 @@ def adalora(folder: Path) -> Written:
     return written
 
 
-def kohya(folder: Path, alphas: bool = True) -> Written:
-    written, tensors = Written(folder / "kohya.safetensors", tiny_model("llama")), {}
+def kohya(folder: Path, model: nn.Module | None = None, alphas: bool = True) -> Written:
+    written, tensors = Written(folder / "kohya.safetensors", model or tiny_model("llama")), {}
     for at, path in enumerate(paths_of(written.model, "q_proj", "o_proj", "gate_proj")):
         inside, outside = size(written.model, path)
         rank = RANK + at % 2
@@ -252,11 +252,11 @@ def diffusers(folder: Path, metadata: bool = True) -> Written:
 GGUF_NAMES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "down_proj": "ffn_down"}
 
 
-def gguf(folder: Path, alpha: float = 10.0, kind: str = "F32") -> Written:
+def gguf(folder: Path, model: nn.Module | None = None, alpha: float = 10.0, kind: str = "F32") -> Written:
     """llama.cpp's file: the rows of query and key are in the order of the original checkpoints."""
     from gguf import GGUFWriter
 
-    written = Written(folder / "adapter.gguf", wide_llama())
+    written = Written(folder / "adapter.gguf", model or wide_llama())
     writer = GGUFWriter(written.path, "llama")
     writer.add_string("general.type", "adapter")
     writer.add_string("adapter.type", "lora")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from litgpt.config import Config as BaseConfig
 from litgpt.finetune.lora import setup
 from litgpt.lora import GPT, Config, lora_filter
 from litgpt.parser_config import save_hyperparameters
@@ -30,7 +29,7 @@ if name == "neox":
 convert_hf_checkpoint(checkpoint_dir=checkpoint, model_name=name, dtype="float32")
 arguments = {"lora_r": 4, "lora_alpha": 12, "lora_query": True, "lora_key": False, "lora_value": True,
              "lora_projection": True, "lora_mlp": True, "lora_head": False}  # fmt: skip
-model = GPT(Config(**(BaseConfig.from_name(name).__dict__ | arguments)))
+model = GPT(Config.from_name(name, **arguments))
 model.load_state_dict(torch.load(checkpoint / "lit_model.pth", weights_only=True), strict=False)
 torch.manual_seed(1)
 for key, value in model.named_parameters():

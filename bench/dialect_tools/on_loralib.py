@@ -28,7 +28,8 @@ for path, module in list(model.named_modules()):
     new.weight.data = module.weight.data.clone()
     if getattr(module, "bias", None) is not None:
         new.bias.data = module.bias.data.clone()
-    setattr(parent, leaf, new.train())
+    new.train()  # factors stay apart from the weight; it returns nothing
+    setattr(parent, leaf, new)
 if getattr(model.config, "tie_word_embeddings", False):
     model.get_output_embeddings().weight = torch.nn.Parameter(model.get_output_embeddings().weight.detach().clone())
 torch.manual_seed(1)

@@ -65,8 +65,9 @@ def check_form(settings: dict[str, Any], folder: Path) -> None:
     if start.startswith(OTHER_STARTS) or (start.startswith(TAKEN_OUT) and _initial(folder) is None):
         raise AdapterError(
             f'{folder / CONFIG} sets init_lora_weights to "{start}": training began by changing weights of the base '
-            "model, so the factors alone are not the change. Save it again with PEFT as a plain LoRA: save_pretrained(…, "
-            "path_initial_model_for_weight_conversion=INITIAL), where INITIAL is the adapter as it was before training."
+            "model, so the factors alone are not the change. Save it again with PEFT as a plain LoRA: "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=INITIAL), where INITIAL is the adapter as it "
+            "was before training."
         )
 
 
