@@ -145,7 +145,26 @@ def of_mlx(root: Path, bases: Bases, asked: argparse.Namespace, python: str) -> 
         out = prepared(root, f"mlx-{kind}", IDS)
         run(python, "on_mlx.py", base, out, kind)
         found[f"mlx-lm {kind}"] = compared(out, base, out, IDS)
+    made = prepared(root, "mlx-made", IDS)
+    made_here(
+        base, made, targets=("q_proj", "o_proj", "down_proj"), rank_pattern={"o_proj": 2, "layers.3.mlp.down_proj": 7}
+    )
+    export(str(made / "made"), made / "given", "mlx", base_model=str(base))
+    (made / "given" / "ids.json").write_text(json.dumps(IDS))
+    run(python, "on_mlx.py", base, made / "given", "given")
+    found["mlx-lm with ours"] = compared(made / "given", base, made / "given", IDS)
     return found
+
+
+def made_here(base: Path, out: Path, **settings: Any) -> None:
+    """An adapter of ours as `made`, and the model's logits with it."""
+    model = loaded(base)
+    adapters = inject(model, LoraConfig(rank=5, alpha=15, **settings))
+    torch.manual_seed(3)
+    for value in adapters.parameters():
+        value.data = torch.randn_like(value) * 0.02
+    write_peft(adapters, out / "made", base_model=str(base))
+    np.save(out / "logits.npy", outputs(model, IDS).float().numpy())
 
 
 def of_litgpt(root: Path, bases: Bases, asked: argparse.Namespace, python: str) -> dict[str, Any]:
@@ -185,13 +204,7 @@ def of_llama(root: Path, bases: Bases, asked: argparse.Namespace, python: str) -
     """llama.cpp's own converter writes the file. Without llama-cpp-python the tool's logits are those of the adapter
     that was converted."""
     out, base = prepared(root, "gguf", IDS), bases.folder_of("starter")
-    model = loaded(base)
-    adapters = inject(model, LoraConfig(rank=5, alpha=15, targets=("all-linear",)))
-    torch.manual_seed(3)
-    for value in adapters.parameters():
-        value.data = torch.randn_like(value) * 0.02
-    write_peft(adapters, out / "made", base_model=str(base))
-    np.save(out / "logits.npy", outputs(model, IDS).float().numpy())
+    made_here(base, out, targets=("all-linear",))
     script, adapter = Path(asked.llama) / "convert_lora_to_gguf.py", out / "adapter.gguf"
     subprocess.run([python, str(script), "--base", str(base), "--outfile", str(adapter), str(out / "made")], check=True,
                    capture_output=True)  # fmt: skip

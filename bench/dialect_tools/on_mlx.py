@@ -1,4 +1,4 @@
-"""python on_mlx.py BASE OUT KIND: an adapter that mlx-lm makes, saves and loads, and its logits. KIND: lora, dora."""
+"""python on_mlx.py BASE OUT KIND: an adapter that mlx-lm makes or loads, and its logits. KIND: lora, dora or given."""
 
 import json
 import sys

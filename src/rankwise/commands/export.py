@@ -2,6 +2,7 @@
 
 peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
 portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
+mlx        the same in mlx-lm's format, with one rank and scale for all layers (exporting/mlx.py)
 merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py); all that
            there is of a run in which the whole model learned
 
@@ -22,6 +23,7 @@ from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
+from rankwise.exporting.mlx import write_mlx
 from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
@@ -95,11 +97,12 @@ def export(
     files = beside(artifact, strength)
     stored = _with_base(stored_weights(artifact, callback), base_model)
     scaled = stored.scaled(strength)
-    written = scaled.portable() if format == "portable" else scaled
+    written = scaled if format == "peft" else scaled.portable()
     check_same(written, _with_scale(stored, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
-        rewrite(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
+        write = write_mlx if format == "mlx" else rewrite
+        write(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
     return Exported(
         str(artifact.folder),
         str(folder),
@@ -114,7 +117,7 @@ def export(
 
 def _change(format: str, strength: float) -> str:
     """What the model card says of how this adapter differs from the run's own."""
-    uniform = "It was exported with one rank and one alpha for all layers." if format == "portable" else ""
+    uniform = "" if format == "peft" else "It was exported with one rank and one scale for all layers."
     turned = f"It was exported at strength {strength:g}: the trained change is multiplied by this number."
     return " ".join(filter(None, (uniform, turned if strength != 1 else "")))
 

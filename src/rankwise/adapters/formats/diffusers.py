@@ -113,12 +113,14 @@ def _names(parts: Mapping[str, Any], modules: Modules | None, layers: Layers) ->
 
 
 def _fitting(path: str, modules: Modules, underscored: Mapping[str, list[str]]) -> list[str]:
+    """Paths that the name may mean. Text encoders of transformers 4 have a part text_model around all layers, which
+    transformers 5 leaves out."""
     component, _, inner = path.partition(".")
-    if path in modules:
-        return [path]
-    if component in COMPONENTS and inner in modules:
-        return [inner]
+    named = [path, *([inner, inner.removeprefix("text_model.")] if component in COMPONENTS else [])]
+    if exact := next((name for name in named if name in modules), None):
+        return [exact]
     stems = [path.removeprefix(prefix) for prefix in UNDERSCORED if path.startswith(prefix)]
+    stems += [stem.removeprefix("text_model_") for stem in stems]
     return next((underscored[stem] for stem in stems if stem in underscored), [])
 
 
