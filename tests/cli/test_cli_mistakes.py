@@ -291,10 +291,10 @@ MISTAKES = [
     Mistake("export to a long name", exporting(to=TOO_LONG), "RunError", (TOO_LONG[:40], "cannot be written")),
     Mistake("export as nothing known", exporting("--format", "portabel"), "ConfigError", ("portabel", '"portable"')),
     Mistake("export for llama.cpp", exporting("--format", "gguf"), "ConfigError", (
-        "yet", "peft, portable, merged", "llama.cpp", "--format merged", "convert_hf_to_gguf.py", "docs/export.md")),
+        "yet", "peft, portable, merged, mlx", "--format merged", "convert_hf_to_gguf.py", "docs/export.md")),
     Mistake("export for Ollama", exporting("--format", "ollama"), "ConfigError", (
         "yet", "--format merged", "Modelfile")),
-    Mistake("export for MLX", exporting("--format", "MLX"), "ConfigError", ("yet", "--format merged", "mlx_lm")),
+    Mistake("export for MLX", exporting("--format", "MLX"), "ConfigError", ("--format mlx", "mlx_lm")),
     Mistake("export into a run", exporting(to="runs/good/new"), "RunError", ("inside the run good",)),
     Mistake("merge with no format", exporting("--dtype", "float32"), "ConfigError", ("format merged",)),
     Mistake("merge as nothing known", exporting("--format", "merged", "--dtype", "bf16"), "ConfigError", ("bfloat16",)),

@@ -74,6 +74,8 @@ class AdapterWeights:
     """Paths of layers in the file that have another path in the model, with that path."""
     warnings: tuple[str, ...] = ()
     """What the reader could not check, in sentences."""
+    remarks: tuple[str, ...] = ()
+    """Sentences about what was assumed or changed when another tool's file was read."""
 
     @property
     def rank(self) -> int:
@@ -95,11 +97,12 @@ class AdapterWeights:
         """Sentences about the file that a user should read."""
         first = next(iter(self.renamed.items()), None)
         if first is None:
-            return []
+            return list(self.remarks)
         layers = "1 layer" if len(self.renamed) == 1 else f"{len(self.renamed)} layers"
         return [
+            *self.remarks,
             f"The adapter has the names that {layers} had before transformers 5; they are read by today's names, such "
-            f"as {first[1]} for {first[0]}"
+            f"as {first[1]} for {first[0]}",
         ]
 
     @property

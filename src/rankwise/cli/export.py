@@ -23,7 +23,8 @@ def export(
         str,
         typer.Option(
             help="peft: PEFT's format, with a rank for each layer. portable: one rank and alpha for all layers, "
-            "for engines that need this. merged: the whole model, for engines without adapters or full fine-tuning."
+            "for engines that need this. mlx: the same for mlx-lm. merged: the whole model, for engines without "
+            "adapters or full fine-tuning."
         ),
     ] = "peft",
     strength: Annotated[

@@ -29,7 +29,7 @@ from rankwise.evaluation.task_documents import drawn, identities
 from rankwise.evaluation.text import BLOCKS, Text, refuse_trained_on, text_for
 from rankwise.evaluation.validation_rows import refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
-from rankwise.methods.artifact import is_adapter_folder
+from rankwise.methods.artifact import is_adapter
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.directory import find_run
@@ -64,7 +64,7 @@ def evaluate(
     against: on as many blocks as a narrow interval takes (evaluation/sequential.py), or on a fixed number of `blocks`;
     for a model of images on labelled `images` (evaluation/feature_forgetting.py).
     """
-    compared = base if find_run(target) is not None or is_adapter_folder(target) else bool(against)
+    compared = base if find_run(target) is not None or is_adapter(target) else bool(against)
     for flag, given in (("--text", text), ("--blocks", blocks), ("--other-images", images)):
         if given is not None and not (with_forgetting and compared):
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
 portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
+mlx        the same in mlx-lm's format, with one rank and scale for all layers (exporting/mlx.py)
 merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py); all that
            there is of a run in which the whole model learned
 
@@ -17,20 +18,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rankwise.adapters.formats.peft import as_lora, rewrite
-from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.adapters.oddities import oddities
 from rankwise.adapters.weights import AdapterWeights, check_same
 from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.engine_rules import VLLM_RANKS
 from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
+from rankwise.exporting.mlx import write_mlx
 from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
+from rankwise.methods.stored_adapter import stored_weights
 from rankwise.models.sources import LOCAL
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.records import Callback, WarningMessage, silent
+from rankwise.runs.records import Callback, silent
 from rankwise.system.files import need_space, told_when_full
 from rankwise.system.hub import could_be_hub_id
 
@@ -96,13 +97,15 @@ def export(
     method_of(artifact.config).check_export(format, artifact.folder)
     artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
     files = beside(artifact, strength)
-    stored = as_lora(_with_base(_read(artifact.result, callback), base_model), empty=format == "portable")
+    stored = _with_base(stored_weights(artifact, callback), base_model)
+    stored = as_lora(stored, empty=format == "portable")
     scaled = stored.scaled(strength)
-    written = scaled.portable(VLLM_RANKS if round_rank else ()) if format == "portable" else scaled
+    written = scaled if format == "peft" else scaled.portable(VLLM_RANKS if round_rank else ())
     check_same(written, _with_scale(stored, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
-        rewrite(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
+        write = write_mlx if format == "mlx" else rewrite
+        write(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
     return Exported(
         str(artifact.folder),
         str(folder),
@@ -117,7 +120,7 @@ def export(
 
 def _change(format: str, strength: float) -> str:
     """What the model card says of how this adapter differs from the run's own."""
-    uniform = "It was exported with one rank and one alpha for all layers." if format == "portable" else ""
+    uniform = "" if format == "peft" else "It was exported with one rank and one scale for all layers."
     turned = f"It was exported at strength {strength:g}: the trained change is multiplied by this number."
     return " ".join(filter(None, (uniform, turned if strength != 1 else "")))
 
@@ -141,14 +144,6 @@ def _with_scale(stored: AdapterWeights, strength: float) -> AdapterWeights:
     """Put the strength into the scale of each layer, to compare with."""
     factors = {path: replace(part, scale=part.scale * strength) for path, part in stored.factors.items()}
     return replace(stored, factors=factors)
-
-
-def _read(folder: Path, callback: Callback) -> AdapterWeights:
-    """The adapter as it is stored, with warnings about what looks wrong in it."""
-    stored = read_weights(folder)
-    for warning in (*stored.warnings, *oddities(stored)):
-        callback(WarningMessage(warning))
-    return stored
 
 
 def _check(format: str, dtype: str | None, strength: float, *, force_base: bool, round_rank: bool) -> None:

@@ -11,18 +11,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.adapters.formats.peft_reader import read_weights
+from rankwise.adapters.formats.dialects import read_adapter
+from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.formats.pickles import refuse_pickle
 from rankwise.commands.inspect_adapter import AdapterFacts, adapter_facts
 from rankwise.config.adapters import LoraConfig
-from rankwise.methods.artifact import is_adapter_folder, recorded_base, recorded_lineage
+from rankwise.methods.artifact import is_adapter, recorded_base, recorded_lineage
 from rankwise.methods.method import Contents
 from rankwise.methods.registry import method_of
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import Integrity, check_folder, check_result
 from rankwise.runs.lineage import Round
 from rankwise.runs.metrics_log import read_ranks
-from rankwise.runs.records import Callback, RankRecord, silent
+from rankwise.runs.records import Callback, RankRecord, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
 
@@ -54,7 +55,8 @@ class Inspected:
     def summary(self) -> dict[str, Any]:
         """What `rankwise inspect --json` prints."""
         return {
-            "run": self.run, "ranks": self.ranks, "mean_rank": self.mean_rank, "total_rank": self.total_rank,
+            "run": self.run, "label": self.label, "ranks": self.ranks, "mean_rank": self.mean_rank,
+            "total_rank": self.total_rank,
             "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
             "integrity": None if self.integrity is None else self.integrity.summary(),
             "adapter": None if self.adapter is None else self.adapter.summary(),
@@ -63,12 +65,9 @@ class Inspected:
 
 
 def inspect(name: str, *, force_result: bool = False, callback: Callback = silent) -> Inspected:
-    """A finished run by its name or folder, or a folder with an adapter in PEFT's format."""
-    if find_run(name) is None and is_adapter_folder(name):
-        folder = Path(name)
-        integrity, contents = check_folder(folder, callback), method_of(LoraConfig()).contents(folder)
-        inspected = _inspected(name, contents, [], "an adapter", integrity)
-        return replace(inspected, adapter=_facts(folder, callback), lineage=recorded_lineage(folder))
+    """A finished run by its name or folder, or an adapter by its folder or file, in any format that is read."""
+    if find_run(name) is None and is_adapter(name):
+        return _adapter(Path(name), callback)
     refuse_pickle(name)
     run = RunSnapshot.finished(name)
     integrity = check_result(run, callback, force=force_result)
@@ -76,13 +75,20 @@ def inspect(name: str, *, force_result: bool = False, callback: Callback = silen
     metrics = run.directory.metrics
     history = read_ranks(metrics) if metrics.is_file() else []
     inspected = _inspected(str(run.folder), contents, history, run.experiment.adapter.label, integrity)
-    is_adapter = is_adapter_folder(str(run.result))
-    facts = _facts(run.result, callback) if is_adapter else None
+    facts = _facts(run.result, callback) if (run.result / CONFIG).is_file() else None
     return replace(inspected, adapter=facts, lineage=run.manifest.lineage)
 
 
-def _facts(folder: Path, callback: Callback) -> AdapterFacts:
-    return adapter_facts(read_weights(folder), recorded_base(folder), callback)
+def _adapter(path: Path, callback: Callback) -> Inspected:
+    integrity, contents = check_folder(path, callback), method_of(LoraConfig()).contents(path)
+    for note in contents.notes:
+        callback(StatusMessage(note))
+    inspected = _inspected(str(path), contents, [], f"an adapter of {contents.dialect}", integrity)
+    return replace(inspected, adapter=_facts(path, callback), lineage=recorded_lineage(path))
+
+
+def _facts(path: Path, callback: Callback) -> AdapterFacts:
+    return adapter_facts(read_adapter(path), recorded_base(path), callback)
 
 
 def _inspected(

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwise.errors import ModelError
 from rankwise.forward.plan import shape_to_adapt
 from rankwise.planning.catalogue import catalogue_model
+from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.planning.layer_groups import LayerGroup, TargetChoice, choices_of, default_target, groups_of
 from rankwise.planning.reading import CONFIG, STARTERS
 from rankwise.runs.directory import find_run
@@ -59,13 +61,23 @@ def means_model(name: str) -> bool:
     if not 0 < len(name) < LONGEST_NAME or "\0" in name or find_run(name) is not None:
         return False
     path = Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such home
-    if (path / ADAPTER).is_file():
+    if (path / ADAPTER).is_file() or _is_foreign_adapter(path):
         return False
     if name in STARTERS or catalogue_model(name) is not None:
         return True
     if path.exists():
         return (path / CONFIG).is_file() or path.suffix.lower() in (".gguf", ".json")
     return "/" in name and could_be_hub_id(name)
+
+
+def _is_foreign_adapter(path: Path) -> bool:
+    """LitGPT copies its model's config.json beside an adapter, and llama.cpp's adapters are GGUF files as well."""
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        try:
+            return read_gguf_header(path).settings.get("general.type") == "adapter"
+        except ModelError:
+            return False
+    return (path / CONFIG).is_file() and (path / "hyperparameters.yaml").is_file()
 
 
 def inspect_model(name: str) -> InspectedModel:

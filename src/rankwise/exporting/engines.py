@@ -35,7 +35,7 @@ ENGINES = (
         "Ollama", "merged", "a Modelfile with the line FROM FOLDER, then ollama create mine -f Modelfile",
         ("ollama", "modelfile"),
     ),
-    Engine("MLX", "merged", "mlx_lm.generate --model FOLDER", ("mlx", "mlx-lm")),
+    Engine("MLX", "mlx", "mlx_lm.generate --model BASE --adapter-path FOLDER", ("mlx", "mlx-lm")),
 )  # fmt: skip
 
 

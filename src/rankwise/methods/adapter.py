@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.effect import effect_of
+from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.formats.peft import lay_peft, write_peft
-from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.merge import merge
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, notes_about
@@ -222,8 +222,11 @@ class AdapterMethod(ABC, Generic[Settings]):
         return AdapterTrainable(adapters)
 
     def contents(self, folder: Path) -> Contents:
-        weights = read_weights(folder)
-        return Contents(weights.parameters, (folder / WEIGHTS).stat().st_size, weights.ranks)
+        dialect = detect(folder)
+        weights = dialect.read()
+        return Contents(
+            weights.parameters, dialect.source.tensors.stat().st_size, weights.ranks, dialect.label, weights.notes
+        )
 
     def check_export(self, format: str, folder: Path) -> None:
         """An adapter can be written in every format."""

@@ -1,8 +1,8 @@
-"""What was learned, as it lies on the disk: the result of a finished run, or the folder of an adapter in PEFT's format.
+"""What was learned, as it lies on the disk: the result of a finished run, or an adapter as a folder or file.
 
-Both are opened here and are the same from there on. They differ in what is recorded: an adapter's folder has no rows of
-its own, its base model is the one that adapter_config.json names, and only a folder that rankwise wrote says which
-weights that was and by which template it was trained.
+Both are opened here and are the same from there on. They differ in what is recorded: an adapter has no rows of its own,
+its base model is the one that its files name, in PEFT's format or another tool's (adapters/formats/dialects.py), and
+only a folder that rankwise wrote says which weights that was and by which template it was trained.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankwise.adapters.formats.peft_config import read_config
+from rankwise.adapters.formats.dialects import PICKLED, detect
+from rankwise.adapters.formats.litgpt import SETTINGS as LITGPT_SETTINGS
+from rankwise.adapters.formats.peft_forms import peft_base
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.formats.pickles import refuse_pickle
 from rankwise.config.adapters import LoraConfig
@@ -19,6 +21,7 @@ from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.methods.base import BASE_FACTS, BaseFacts, base_of
+from rankwise.models.gguf_adapter import is_gguf_adapter
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DATA_REPORT, DataReport, TargetFacts
 from rankwise.runs.directory import find_run, read_json
@@ -28,12 +31,14 @@ from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, silent
 from rankwise.runs.snapshot import RunSnapshot
 
+MODEL_CONFIG = "config.json"
+
 
 @dataclass(frozen=True)
 class Artifact:
     name: str
     folder: Path
-    """The run's, or the adapter's."""
+    """The run's, or the adapter's, which may be a file."""
     result: Path
     """The folder of the weights that were learned."""
     config: Adapting
@@ -54,7 +59,10 @@ class Artifact:
     @property
     def described(self) -> str:
         """For messages."""
-        return f'run "{self.name}"' if self.run is not None else str(self.folder / CONFIG)
+        if self.run is not None:
+            return f'run "{self.name}"'
+        settings = self.folder / CONFIG
+        return str(settings if settings.is_file() else self.folder)
 
     @property
     def base(self) -> ModelConfig:
@@ -75,9 +83,9 @@ def open_artifact(
     name: str, callback: Callback = silent, *, force_result: bool = False, base_model: str | None = None,
     trust_code: str | None = None,
 ) -> Artifact:  # fmt: skip
-    """A run by its name or folder, or an adapter by its folder. What lies in a run must be what training wrote there,
-    or `force_result`. `base_model` replaces the base that it names."""
-    if find_run(name) is None and is_adapter_folder(name):
+    """A run by its name or folder, or an adapter by its folder or file. What lies in a run must be what training wrote
+    there, or `force_result`. `base_model` replaces the base that it names."""
+    if find_run(name) is None and is_adapter(name):
         check_folder(Path(name), callback)
         opened = _of_folder(Path(name), trust_code)
     else:
@@ -96,13 +104,34 @@ def find_artifact(
     trust_code: str | None = None,
 ) -> Artifact | None:  # fmt: skip
     """The same, or None where there is neither."""
-    if find_run(name) is None and not is_adapter_folder(name):
+    if find_run(name) is None and not is_adapter(name):
         return None
     return open_artifact(name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code)
 
 
-def is_adapter_folder(name: str) -> bool:
-    return os.path.isfile(os.path.join(name, CONFIG))  # noqa: PTH113, PTH118  is_file raises where a name is too long
+def is_adapter(name: str) -> bool:
+    """Whether `name` is an adapter's folder or file, or a pickled file, which is refused when it is opened."""
+    if os.path.isfile(os.path.join(name, CONFIG)):  # noqa: PTH113, PTH118  is_file raises where a name is too long
+        return True
+    if not os.path.exists(name):  # noqa: PTH110
+        return False
+    path = Path(name)
+    return _is_adapter_file(path) if path.is_file() else _is_other_folder(path)
+
+
+def _is_adapter_file(file: Path) -> bool:
+    kind = file.suffix.lower()
+    return is_gguf_adapter(file) if kind == ".gguf" else kind == ".safetensors" or kind in PICKLED
+
+
+def _is_other_folder(folder: Path) -> bool:
+    """LitGPT copies the config.json of its model beside an adapter; other tools leave the adapter alone."""
+    if (folder / MODEL_CONFIG).is_file() and not (folder / LITGPT_SETTINGS).is_file():
+        return False
+    try:
+        return any(file.is_file() and _is_adapter_file(file) for file in folder.iterdir())
+    except OSError:
+        return False
 
 
 def artifact_of(run: RunSnapshot, trust_code: str | None) -> Artifact:
@@ -135,9 +164,11 @@ def recorded_lineage(folder: Path) -> tuple[Round, ...]:
 
 
 def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:
-    """The base model that PEFT would load. A starter is also found as the package index carries it."""
-    config = read_config(folder / CONFIG)
-    name, revision = config.base_model_name_or_path, config.revision
+    """The base model that the files name. A starter is also found as the package index carries it."""
+    dialect = detect(folder)
+    name, revision = dialect.base, None
+    if dialect.is_peft:
+        name, revision = peft_base(dialect.source.tensors.parent)
     if not name:
         return None
     starter = next((one.name for one in STARTERS.values() if one.hub_id == name), None)

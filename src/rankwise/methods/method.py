@@ -67,6 +67,10 @@ class Contents:
     bytes: int
     ranks: dict[str, int] = field(default_factory=dict[str, int])
     """By the path of the layer; none where there are no adapters."""
+    dialect: str = "PEFT"
+    """Whose format it is."""
+    notes: list[str] = field(default_factory=list[str])
+    """Sentences about the files that a user should read."""
 
 
 class Method(Protocol):

@@ -35,6 +35,12 @@ def check_tensors(file: Path) -> list[str]:
     return [name for name in header.tensors if name.startswith(NOT_OF_THE_MODEL)]
 
 
+def check_stored(file: Path, header: GgufHeader) -> None:
+    """Refuse a file whose tensors overlap or lie outside it."""
+    if problems := _stored(header):
+        raise ModelError("\n  ".join([f"{file} cannot be read; download or make the file again:", *problems]))
+
+
 def _blocks(header: GgufHeader) -> list[str]:
     """Refuse more blocks than tensors: every block has tensors, and building that many blocks could take for ever."""
     key = f"{header.settings.get('general.architecture')}.block_count"

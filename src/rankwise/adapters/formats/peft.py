@@ -20,10 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.base_layers import is_conv1d, is_conv2d, is_embedding, weight_of
+from rankwise.adapters.base_layers import is_conv2d, is_embedding, weight_of
 from rankwise.adapters.dora import DoRA
-from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern_of, tidy
+from rankwise.adapters.formats.dialects import read_adapter
+from rankwise.adapters.formats.peft_config import NO_TARGETS, pattern_of
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, WEIGHTS, read_weights
+from rankwise.adapters.formats.peft_settings import COMMON, settings_of
 from rankwise.adapters.oddities import oddities
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, host_view
@@ -34,11 +36,6 @@ from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silen
 from rankwise.system.files import published, write_json
 
 Fill = Callable[[Path], None]
-_COMMON: dict[str, Any] = {
-    "alpha_pattern": {}, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-    "layers_pattern": None, "layers_to_transform": None, "peft_type": "LORA", "rank_pattern": {}, "use_dora": False,
-    "use_rslora": False,
-}  # fmt: skip
 
 
 def write_peft(
@@ -90,7 +87,7 @@ def as_lora(weights: AdapterWeights, *, empty: bool = False) -> AdapterWeights:
     ranks, largest = {path: part.rank for path, part in factors.items()}, max(weights.rank, 1)
     other = pattern_of({path: rank for path, rank in ranks.items() if rank not in (0, largest)})
     same = ("base_model_name_or_path", "revision", "task_type", "fan_in_fan_out", "lora_dropout", "modules_to_save")
-    settings = {**_COMMON, **{key: weights.settings[key] for key in same if key in weights.settings}} | {
+    settings = {**COMMON, **{key: weights.settings[key] for key in same if key in weights.settings}} | {
         "alpha_pattern": other, "lora_alpha": largest, "r": largest, "rank_pattern": other,
         "target_modules": sorted(factors) or NO_TARGETS,
     }  # fmt: skip
@@ -122,7 +119,7 @@ def weights_of(adapters: AdapterSet, name: str) -> AdapterWeights:
     layers = {path: adapters.layers[path].host for path in trained}
     factors = {path: part for path, adapter in trained.items() if (part := _factors(adapter, layers[path])).rank}
     dropout = max((adapter.dropout for adapter in trained.values()), default=0.0)
-    settings = _settings(factors, {path: layers[path] for path in factors}, host_view(adapters.model))
+    settings = settings_of(factors, {path: layers[path] for path in factors}, host_view(adapters.model))
     whole = {f"{path}.{key}": value.detach().to("cpu", torch.float32)
              for path, module in heads.items() for key, value in module.state_dict().items()}  # fmt: skip
     settings |= {"lora_dropout": dropout, "modules_to_save": sorted(heads) or None}
@@ -148,7 +145,7 @@ def read_peft(
     model: nn.Module, folder: Path | str, *, name: str = "default", into: AdapterSet | None = None,
     callback: Callback = silent,
 ) -> AdapterSet:  # fmt: skip
-    """Lay the adapter in `folder` over `model`, or over a model that has adapters already by `into`.
+    """Lay the adapter in `folder`, of any dialect, over `model`, or over a model that has adapters already by `into`.
 
     PEFT's LoRA and AdaLoRA both become plain LoRA. If the folder lies in a run, it must be what training wrote.
     """
@@ -161,7 +158,7 @@ def lay_peft(
     callback: Callback = silent,
 ) -> AdapterSet:  # fmt: skip
     """Do the same without a look at the run that the folder lies in."""
-    weights = read_weights(Path(folder), host_view(model))
+    weights = read_adapter(Path(folder), host_view(model))
     for note in weights.notes:
         callback(StatusMessage(note))
     for warning in (*weights.warnings, *oddities(weights)):
@@ -198,33 +195,3 @@ def _lay_heads(adapters: AdapterSet, weights: AdapterWeights, name: str) -> None
     for path, head in adapters.trained_heads(name).items():
         for own, parameter in head.state_dict().items():
             parameter.copy_(weights.heads[f"{path}.{own}"])
-
-
-def _settings(
-    factors: Mapping[str, Factors], layers: Mapping[str, nn.Module], modules: dict[str, nn.Module]
-) -> dict[str, Any]:
-    """`r` is the largest rank, since engines make room by it, and `lora_alpha` that of a layer which has it: lora_alpha
-    / r, all that some engines read, is then the scale wherever all layers have one."""
-    if not factors:  # PEFT lays no factors for a target of this name, and reads the heads alone
-        return {**_COMMON, "lora_alpha": 1, "r": 1, "target_modules": NO_TARGETS}
-    ranks = {path: part.rank for path, part in factors.items()}
-    alphas = {path: tidy(part.scale * part.rank) for path, part in factors.items()}
-    rank = max(ranks.values())
-    alpha = commonest({path: alphas[path] for path in ranks if ranks[path] == rank})
-    return {
-        **_COMMON,
-        "alpha_pattern": pattern_of({path: value for path, value in alphas.items() if value != alpha}),
-        "fan_in_fan_out": all(map(is_conv1d, layers.values())),
-        "lora_alpha": alpha,
-        "r": rank,
-        "rank_pattern": pattern_of({path: value for path, value in ranks.items() if value != rank}),
-        "target_modules": _target_names(list(factors), modules),
-        "use_dora": any(part.magnitude is not None for part in factors.values()),
-    }
-
-
-def _target_names(paths: list[str], modules: dict[str, nn.Module]) -> list[str]:
-    """Last names where they select exactly these layers, whole paths elsewhere."""
-    leaves = {path.rpartition(".")[2] for path in paths}
-    selected = [path for path in modules if path.rpartition(".")[2] in leaves]
-    return sorted(leaves if set(selected) == set(paths) else paths)

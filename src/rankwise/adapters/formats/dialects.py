@@ -1,0 +1,211 @@
+"""Every format that an adapter is read from, known by what is in the files.
+
+    PEFT        a folder whose adapter_config.json has peft_type
+    mlx-lm      a folder whose adapter_config.json has lora_parameters or fine_tune_type
+    GGUF        a file that begins with GGUF and says that it is an adapter
+    LitGPT, loralib, diffusers and kohya       a safetensors file, by the names of its tensors
+
+The last three may also be named by their folder, if it has one such file. Pickled files are programs and are never
+read: the message has the command that rewrites one as safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import regex
+
+from rankwise.adapters.formats import diffusers, gguf_lora, litgpt, loralib, mlx, peft_reader
+from rankwise.adapters.formats.imported import Modules, Source
+from rankwise.adapters.formats.peft_config import LARGEST
+from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
+from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
+from rankwise.adapters.formats.tensors import read_header
+from rankwise.adapters.weights import AdapterWeights
+from rankwise.errors import AdapterError, some
+from rankwise.models.gguf_adapter import is_gguf
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".lora")
+"""Of files that may hold pickled objects; LitGPT's end with .pth.lora."""
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+REWRITE = (
+    "import sys, torch; from safetensors.torch import save_file; "
+    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('model', d); "
+    "d = {k: v.contiguous().clone() for k, v in d.items()}; "
+    "save_file(d, sys.argv[2], dict(a.split('=') for a in sys.argv[3:]))"
+)
+REWRITE_ARRAYS = (
+    "import sys, numpy; from safetensors.numpy import save_file; "
+    "save_file(dict(numpy.load(sys.argv[1], allow_pickle=False)), sys.argv[2])"
+)
+NAMES = {
+    "litgpt": litgpt.KEY,
+    "diffusers": diffusers.KEY,
+    "loralib": loralib.KEY,
+}
+"""The tensors' names by dialect; the first that fits counts, as LitGPT's names would fit loralib too."""
+_LIKE_MLX = regex.compile(r".+\.lora_[ab]")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A format, and where one adapter in it lies."""
+
+    name: str
+    label: str
+    """For messages: whose format it is."""
+    source: Source
+
+    @property
+    def is_peft(self) -> bool:
+        return self.name == "peft"
+
+    @property
+    def _folder(self) -> Path:
+        return self.source.tensors.parent
+
+    @property
+    def base(self) -> str | None:
+        """The base model that the files name, as PEFT would load it."""
+        if self.is_peft:
+            return peft_base(self._folder)[0]
+        if self.name == "mlx" and self.source.settings is not None:
+            return mlx.config_of(self.source.settings).model
+        named = {"litgpt": litgpt.base_of, "gguf": gguf_lora.base_of}.get(self.name)
+        return named(self.source) if named is not None else None
+
+    def read(self, modules: Modules | None = None) -> AdapterWeights:
+        if self.is_peft:
+            return read_peft_folder(self._folder, modules)
+        return READERS[self.name](self.source, modules)
+
+
+LABELS = {
+    "peft": "PEFT", "mlx": "mlx-lm", "litgpt": "LitGPT", "loralib": "loralib", "diffusers": "diffusers and kohya",
+    "gguf": "llama.cpp",
+}  # fmt: skip
+READERS: dict[str, Callable[[Source, Modules | None], AdapterWeights]] = {
+    "mlx": mlx.read,
+    "litgpt": litgpt.read,
+    "loralib": loralib.read,
+    "diffusers": diffusers.read,
+    "gguf": gguf_lora.read,
+}
+
+
+def read_adapter(path: Path, modules: Modules | None = None) -> AdapterWeights:
+    """An adapter in any format; for a model where its `modules` are given, and otherwise under the file's own names.
+    AdapterError with all that is wrong, whoever wrote it."""
+    return detect(path).read(modules)
+
+
+def detect(path: Path) -> Dialect:
+    """The format of a folder or file; AdapterError where it is none or could be several."""
+    if path.is_dir():
+        return _of_folder(path)
+    if not path.is_file():
+        raise AdapterError(f"{path} is neither a folder nor a file, so there is no adapter.")
+    refuse_pickle(path)
+    if is_gguf(path):
+        return _dialect("gguf", path)
+    if path.suffix != ".safetensors":
+        raise AdapterError(f"{path} is not an adapter: safetensors and GGUF files are read, and folders with them.")
+    if (path.parent / CONFIG).is_file() and path.name in (peft_reader.WEIGHTS, mlx.WEIGHTS):
+        return _of_folder(path.parent)
+    return _by_names(path)
+
+
+def refuse_pickle(file: Path) -> None:
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    if file.suffix.lower() not in PICKLED and not start.startswith(PICKLE_STARTS):
+        return
+    target = file.with_name(f"{file.name.partition('.')[0]}.safetensors")
+    code = REWRITE_ARRAYS if file.suffix.lower() == ".npz" else REWRITE
+    raise AdapterError(
+        f"{file} may contain pickled objects, which are programs, so it is not read. If you trust it, rewrite it as "
+        f'safetensors with: python -c "{code}" {quote(str(file))} {quote(str(target))}'
+    )
+
+
+def _of_folder(folder: Path) -> Dialect:
+    settings = folder / CONFIG
+    if settings.is_file():
+        return _by_settings(folder, settings)
+    files = [file for pattern in ("*.safetensors", "*.gguf") for file in sorted(folder.glob(pattern))]
+    if len(files) == 1:
+        return detect(files[0])
+    if files:
+        raise AdapterError(f"{folder} has {len(files)} files that may be adapters; name one: {some(map(str, files))}.")
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix.lower() in PICKLED:
+            refuse_pickle(file)
+    raise AdapterError(f"{folder} has no adapter: it has neither {CONFIG} nor a safetensors or GGUF file.")
+
+
+def _by_settings(folder: Path, settings: Path) -> Dialect:
+    keys = _keys_of(settings)
+    if "peft_type" in keys or not keys & {"fine_tune_type", "lora_parameters"}:
+        _refuse_pickled_weights(folder, peft_reader.WEIGHTS)
+        return _dialect("peft", folder / peft_reader.WEIGHTS, settings)
+    _refuse_pickled_weights(folder, mlx.WEIGHTS)
+    return _dialect("mlx", folder / mlx.WEIGHTS, settings)
+
+
+def _keys_of(settings: Path) -> set[str]:
+    """Empty for what is no JSON object, which the reader of PEFT's settings refuses."""
+    if settings.stat().st_size > LARGEST:
+        return set()
+    try:
+        value: Any = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return set(value) if isinstance(value, dict) else set()
+
+
+def _refuse_pickled_weights(folder: Path, name: str) -> None:
+    """The weights of a folder may lie there in an old form only."""
+    stem = name.partition(".")[0]
+    if not (folder / name).exists():
+        for file in (folder / f"{stem}{suffix}" for suffix in PICKLED):
+            if file.is_file():
+                refuse_pickle(file)
+
+
+def _by_names(file: Path) -> Dialect:
+    names = list(read_header(file).shapes)
+    fitting = {
+        name: next((dialect for dialect, pattern in NAMES.items() if pattern.fullmatch(name)), None) for name in names
+    }
+    if any(name.startswith(PREFIX) for name in names):
+        raise AdapterError(
+            f"{file} has the names of PEFT, whose {CONFIG} is missing beside it; it says the scale of each layer."
+        )
+    if any(_LIKE_MLX.fullmatch(name) for name in names):
+        raise AdapterError(
+            f"{file} has the names of mlx-lm, but there is no {CONFIG} beside it that says the scale, or it is not "
+            f"called {mlx.WEIGHTS}."
+        )
+    dialects = {dialect for dialect in fitting.values() if dialect is not None}
+    if dialects == {"litgpt", "loralib"} and all(
+        name.startswith("lm_head.") for name in names if fitting[name] == "litgpt"
+    ):
+        dialects.remove("litgpt")  # a head has the same name in both
+    if len(dialects) == 1:
+        return _dialect(dialects.pop(), file)
+    if not dialects:
+        raise AdapterError(f"{file} has no factors of a LoRA that are known; its tensors are {some(names, 4)}.")
+    examples = [next(f'{LABELS[dialect]} ("{name}")' for name, one in fitting.items() if one == dialect)
+                for dialect in sorted(dialects)]  # fmt: skip
+    raise AdapterError(f"{file} has names of several formats: {some(examples)}.")
+
+
+def _dialect(name: str, tensors: Path, settings: Path | None = None) -> Dialect:
+    if name == "litgpt" and (beside := tensors.parent / litgpt.SETTINGS).is_file():
+        settings = beside
+    return Dialect(name, LABELS[name], Source(tensors, settings))

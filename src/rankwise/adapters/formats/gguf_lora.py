@@ -1,0 +1,111 @@
+"""llama.cpp's LoRA files: GGUF with general.type "adapter".
+
+    NAME.weight.lora_a (r, I)      NAME.weight.lora_b (O, r)      change of NAME:  alpha / r  *  B A,  r of each tensor
+    token_embd.weight.lora_a (V, r): A transposed                 alpha 0:  the scale is 1, as llama.cpp computes it
+
+Names are those of GGUF models, and transformers' follow from the gguf package's table for the architecture. The rows of
+llama's query and key are stored in the order of the original checkpoints: within a head of size d, row i and row
+i + d/2 are neighbours. That order is undone in B:  B (heads, d/2, 2, r) -> (heads, 2, d/2, r).
+"""
+
+from __future__ import annotations
+
+import regex
+from torch import Tensor
+
+from rankwise.adapters.formats.imported import Layers, Modules, Source
+from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.errors import AdapterError, ModelError
+from rankwise.models.gguf_adapter import ADAPTER, TYPE, gguf_names, read_gguf_tensors
+from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
+
+PERMUTED = frozenset({"llama", "smollm3"})
+ARCHITECTURES = PERMUTED | {"gemma", "gemma2", "gemma3", "phi3", "qwen2", "qwen3"}
+"""Those whose layers are transformers' own, but for the order of rows."""
+KEY = regex.compile(r"(?P<name>.+)\.weight\.lora_(?P<part>[ab])")
+TURNED = regex.compile(r"blk\.\d+\.attn_[qk]")
+EMBEDDING, ALPHA, LORA_TYPE = "token_embd", "adapter.lora.alpha", "adapter.type"
+SETTINGS = {ALPHA, LORA_TYPE, "adapter.lora.task_name", "adapter.lora.prompt_prefix"}
+HUB = "https://huggingface.co/"
+
+
+def read(source: Source, modules: Modules | None) -> AdapterWeights:
+    file, layers = source.tensors, Layers(source, base=base_of(source))
+    try:
+        header = read_gguf_header(file)
+        architecture, alpha = _checked(header, layers)
+        layers.refuse()
+        parts = _grouped(read_gguf_tensors(file, header), layers)
+    except ModelError as error:
+        raise AdapterError(str(error)) from None
+    if alpha == 0:
+        layers.remarks.append(f"{file} says alpha 0 or none; it is read at scale 1, as llama.cpp reads it")
+    paths = {} if modules is None else gguf_names(architecture, modules)
+    for name, (A, B) in parts.items():
+        if modules is not None and architecture in PERMUTED and TURNED.fullmatch(name):
+            B = _turned_back(name, B, paths, modules, layers)
+        layers.factors[paths.get(name, name)] = Factors(A, B, alpha / B.shape[1] if alpha else 1.0)
+    return layers.over(modules)
+
+
+def base_of(source: Source) -> str | None:
+    """The hub's name of the base model, where the file gives its address."""
+    try:
+        url = read_gguf_header(source.tensors).settings.get("general.base_model.0.repo_url")
+    except ModelError as error:
+        raise AdapterError(str(error)) from None
+    return url.removeprefix(HUB) if isinstance(url, str) and url.startswith(HUB) else None
+
+
+def _checked(header: GgufHeader, layers: Layers) -> tuple[str, float]:
+    """The architecture and alpha; what cannot be read is a problem."""
+    settings = header.settings
+    architecture, alpha = settings.get("general.architecture"), settings.get(ALPHA, 0.0)
+    if settings.get(TYPE) != ADAPTER or settings.get(LORA_TYPE) != "lora":
+        layers.problems.append(
+            f"it is no LoRA adapter ({TYPE} {settings.get(TYPE)}, {LORA_TYPE} {settings.get(LORA_TYPE)})"
+        )
+    if architecture not in ARCHITECTURES:
+        layers.problems.append(
+            f'adapters of the architecture "{architecture}" are not read; known are {", ".join(sorted(ARCHITECTURES))}'
+        )
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 <= alpha <= 1e8:
+        layers.problems.append(f"{ALPHA} is {alpha}, and a number from 0 on is needed")
+        alpha = 0.0
+    unknown = [key for key in settings if key.startswith("adapter.") and key not in SETTINGS]
+    layers.problems += [f"it sets {key}, which is not supported" for key in unknown]
+    return str(architecture), float(alpha)
+
+
+def _grouped(tensors: dict[str, Tensor], layers: Layers) -> dict[str, tuple[Tensor, Tensor]]:
+    """A (r, I) and B (O, r) of each layer, by its GGUF name."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if match := KEY.fullmatch(key):
+            parts.setdefault(match["name"], {})[match["part"]] = tensor
+        else:
+            layers.problems.append(f'"{key}" is no factor of a LoRA, and other weights are not read')
+    whole: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, known in parts.items():
+        if missing := [part for part in "ab" if part not in known]:
+            layers.problems.append(f'"{name}.weight" has no lora_{missing[0]}')
+            continue
+        A, B = known["a"].T if name == EMBEDDING else known["a"], known["b"]
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+            shapes = f"{tuple(known['a'].shape)} and {tuple(B.shape)}"
+            layers.problems.append(f'"{name}.weight" has factors of shape {shapes}, which do not fit')
+        else:
+            whole[name] = (A.contiguous(), B)
+    return whole
+
+
+def _turned_back(name: str, B: Tensor, paths: dict[str, str], modules: Modules, layers: Layers) -> Tensor:
+    """B with the rows of each head in transformers' order."""
+    path = paths.get(name)
+    if path is None:
+        return B  # refused as a layer that the model does not have
+    size = getattr(modules[path.rpartition(".")[0]], "head_dim", 0)
+    if not size or size % 2 or B.shape[0] % size:
+        layers.problems.append(f'"{name}.weight" has {B.shape[0]:,} rows, which are no heads of size {size}')
+        return B
+    return B.view(-1, size // 2, 2, B.shape[1]).transpose(1, 2).reshape(B.shape)

@@ -1,0 +1,120 @@
+"""mlx-lm's adapter: adapters.safetensors, and an adapter_config.json of its own.
+
+    y  =  x W^T + scale * (x lora_a) lora_b          lora_a (I, r), lora_b (r, O):  A = lora_a^T,  B = lora_b^T
+    embedding   lora_a (V, r), lora_b (r, D)         the same two transposes
+
+The scale is absolute: it is not divided by the rank. DoRA has the magnitude m (O,) beside the factors. All layers have
+one rank and one scale, from lora_parameters. Names are those of mlx-lm's model, which are transformers' own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import regex
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from rankwise.adapters.formats.imported import Layers, Modules, Source
+from rankwise.adapters.formats.peft_config import LARGEST
+from rankwise.adapters.formats.tensors import read_header, read_tensors
+from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.config.base import Number, problems_of
+from rankwise.errors import AdapterError, ModelError
+from rankwise.system.foreign_json import read_json
+
+WEIGHTS = "adapters.safetensors"
+KEY = regex.compile(r"(?P<path>.+)\.(?P<part>lora_a|lora_b|m)")
+STACKED = 3
+"""Dimensions of the factors of several experts in one tensor."""
+
+
+class MlxParameters(BaseModel):
+    """`lora_parameters`; `keys` only chose the layers that were trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rank: Annotated[int, Field(strict=True, ge=1, le=1 << 16)]
+    scale: Annotated[Number, Field(gt=0, le=1e8)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    keys: Any = None
+
+
+class MlxConfig(BaseModel):
+    """What says how to read the factors. mlx-lm writes all settings of its training beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    fine_tune_type: Literal["lora", "dora"] = "lora"
+    lora_parameters: MlxParameters
+    model: str | None = None
+
+
+def read(source: Source, modules: Modules | None) -> AdapterWeights:
+    assert source.settings is not None, "an adapter of mlx-lm is known by its settings"
+    config = config_of(source.settings)
+    layers = Layers(source, dropout=config.lora_parameters.dropout, base=config.model)
+    read_header(source.tensors)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_tensors(source.tensors).items():
+        if match := KEY.fullmatch(name):
+            parts.setdefault(match["path"], {})[match["part"]] = tensor
+        else:
+            layers.problems.append(f'"{name}" is not a factor that mlx-lm writes for a LoRA')
+    for path, known in parts.items():
+        if factors := _factors(path, known, config, layers):
+            layers.factors[path] = factors
+    return layers.over(modules)
+
+
+def config_of(file: Path) -> MlxConfig:
+    """The settings; AdapterError where they describe no LoRA."""
+    try:
+        settings = read_json(file)
+    except ModelError as error:
+        raise AdapterError(str(error)) from None
+    if file.stat().st_size > LARGEST:
+        raise AdapterError(
+            f"{file} has {file.stat().st_size:,} bytes, which is too large for the settings of an adapter."
+        )
+    parameters = settings.get("lora_parameters")
+    if settings.get("fine_tune_type") == "full":
+        raise AdapterError(
+            f"{file} says fine_tune_type: full, so {WEIGHTS} has whole weights and no adapter. "
+            "Fuse them into the model with mlx_lm.fuse."
+        )
+    if isinstance(parameters, dict) and "alpha" in parameters:
+        raise AdapterError(
+            f"{file} sets lora_parameters.alpha. Old versions of mlx-lm multiplied the scale by alpha / rank "
+            "and new ones ignore alpha, so the scale is not known. "
+            "Remove alpha, and set scale to the factor of lora_a lora_b."
+        )
+    try:
+        return MlxConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, MlxConfig))
+        raise AdapterError(f"{file}: {problems}.") from None
+
+
+def _factors(path: str, tensors: dict[str, Tensor], config: MlxConfig, layers: Layers) -> Factors | None:
+    rank, names = config.lora_parameters.rank, ("lora_a", "lora_b", *(["m"] if config.fine_tune_type == "dora" else []))
+    if missing := [name for name in names if name not in tensors]:
+        layers.problems.append(f'"{path}" has no {" and no ".join(missing)}')
+        return None
+    if "m" in tensors and "m" not in names:
+        layers.problems.append(f'"{path}" has DoRA\'s m, but fine_tune_type is lora')
+        return None
+    a, b = tensors["lora_a"], tensors["lora_b"]
+    if a.ndim == STACKED:
+        layers.problems.append(
+            f'"{path}" has the factors of a mixture of {a.shape[0]} experts, which are not supported'
+        )
+        return None
+    if a.ndim != 2 or b.ndim != 2 or (a.shape[1], b.shape[0]) != (rank, rank):
+        layers.problems.append(
+            f'"{path}" has lora_a of shape {tuple(a.shape)} and lora_b of shape {tuple(b.shape)}, but lora_parameters '
+            f"says rank {rank}"
+        )
+        return None
+    return Factors(a.T.contiguous(), b.T.contiguous(), float(config.lora_parameters.scale), tensors.get("m"))

@@ -1,0 +1,48 @@
+"""adapter_config.json for factors that are known: PEFT's settings as data, from the rank and scale of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from rankwise.adapters.base_layers import is_conv1d
+from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern_of, tidy
+from rankwise.adapters.weights import Factors
+
+COMMON: dict[str, Any] = {
+    "alpha_pattern": {}, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+    "layers_pattern": None, "layers_to_transform": None, "peft_type": "LORA", "rank_pattern": {}, "use_dora": False,
+    "use_rslora": False,
+}  # fmt: skip
+
+
+def settings_of(
+    factors: Mapping[str, Factors], layers: Mapping[str, nn.Module], modules: Collection[str]
+) -> dict[str, Any]:
+    """`r` is the largest rank, since engines make room by it, and `lora_alpha` that of a layer which has it: lora_alpha
+    / r, all that some engines read, is then the scale wherever all layers have one."""
+    if not factors:  # PEFT lays no factors for a target of this name, and reads the heads alone
+        return {**COMMON, "lora_alpha": 1, "r": 1, "target_modules": NO_TARGETS}
+    ranks = {path: part.rank for path, part in factors.items()}
+    alphas = {path: tidy(part.scale * part.rank) for path, part in factors.items()}
+    rank = max(ranks.values())
+    alpha = commonest({path: alphas[path] for path in ranks if ranks[path] == rank})
+    return {
+        **COMMON,
+        "alpha_pattern": pattern_of({path: value for path, value in alphas.items() if value != alpha}),
+        "fan_in_fan_out": all(map(is_conv1d, layers.values())),
+        "lora_alpha": alpha,
+        "r": rank,
+        "rank_pattern": pattern_of({path: value for path, value in ranks.items() if value != rank}),
+        "target_modules": _target_names(list(factors), modules),
+        "use_dora": any(part.magnitude is not None for part in factors.values()),
+    }
+
+
+def _target_names(paths: list[str], modules: Collection[str]) -> list[str]:
+    """Last names where they select exactly these layers, whole paths elsewhere."""
+    leaves = {path.rpartition(".")[2] for path in paths}
+    selected = [path for path in modules if path.rpartition(".")[2] in leaves]
+    return sorted(leaves if set(selected) == set(paths) else paths)
