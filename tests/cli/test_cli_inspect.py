@@ -44,8 +44,8 @@ def home(library, tmp_path, monkeypatch):
 
 def test_a_lora_has_one_rank_and_no_history(home):
     found = facts("lora")
-    keys = {"run", "ranks", "mean_rank", "total_rank", "parameters", "bytes", "history", "integrity", "adapter"}
-    assert set(found) == keys
+    keys = {"run", "label", "ranks", "mean_rank", "total_rank", "parameters", "bytes", "history", "integrity"}
+    assert set(found) == keys | {"adapter", "lineage"}
     assert set(found["ranks"].values()) == {4} and len(found["ranks"]) == 14
     assert (found["mean_rank"], found["total_rank"], found["history"]) == (4, 56, [])
     tensors = load_file(home / "runs" / "lora" / "adapter" / "adapter_model.safetensors")
