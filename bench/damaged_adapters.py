@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -235,8 +236,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             (home / "foreign" / name).unlink(missing_ok=True)
         base = hash_of(home / "base")
         if "damaged" in parts:
-            result |= {"damaged": damaged_runs(home, [*DAMAGES, *EXTRA]), "forty": len(DAMAGES)}
-            with_peft(home, result["damaged"])
+            every = [*DAMAGES, *EXTRA]
+            rows = damaged_runs(home, [one for one in every if not options.damage or one.name in options.damage])
+            with_peft(home, rows)
+            named = {row["damage"]: row for row in [*result.get("damaged", []), *rows]}
+            result |= {"damaged": [named[one.name] for one in every], "forty": len(DAMAGES)}
         if "expressions" in parts:
             result["expressions"] = endless(home)
             expressions_with_peft(home, result["expressions"])
@@ -245,7 +249,21 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         if "pickles" in parts:
             result["pickles"] = pickled(home)
         unchanged = hash_of(home / "base") == base and result.get("base_unchanged", True)
-        return result | {"base_unchanged": unchanged}
+        return without_places(result | {"base_unchanged": unchanged})
+
+
+def without_places(result: dict[str, Any]) -> dict[str, Any]:
+    """The same without the temporary folders of this machine."""
+    return json.loads(re.sub(re.escape(gettempdir()) + r"/\w+", "FOLDER", json.dumps(result)))
+
+
+def of_ours(row: dict[str, Any]) -> str:
+    """What became of a foreign folder. That its base is not recorded is said of each, damaged or not."""
+    if row["outcome"] == "refused":
+        return "refused" if row["known"] else "refused (its base is not there)"
+    if row["outside_lines"] == 1 and "does not record" in row["outside"]:
+        return "loaded (cannot be known), its unrecorded base said"
+    return f"{row['outcome']} (cannot be known)"
 
 
 def of_peft(result: dict[str, Any]) -> str:
@@ -272,8 +290,7 @@ def page(result: dict[str, Any]) -> str:
         if at == forty:
             lines.append("| **eight more** | | | |")
         inside = "refused" if row["inside_exit"] == 2 else "loaded"
-        outcome = row["outcome"] if row["known"] else f"{row['outcome']} (cannot be known)"
-        lines.append(f"| {row['damage']} | {inside} | {outcome} | {of_peft(row['peft'])} |")
+        lines.append(f"| {row['damage']} | {inside} | {of_ours(row)} | {of_peft(row['peft'])} |")
     lines += ["", "| expression in rank_pattern | rankwise, processor seconds | PEFT |", "|---|---|---|"]
     for row in result["expressions"]:
         pattern = row["pattern"].replace("|", "\\|")
@@ -302,7 +319,7 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"base model {'unchanged' if result['base_unchanged'] else 'CHANGED'} by hash",
         f"- {fuzz['mutants']:,} mutants: {fuzz.get('refused', 0):,} refused, "
         f"{fuzz.get('accepted, equal to the header', 0):,} accepted and equal to the parsed header byte for byte, "
-        f"{len(fuzz['untyped_errors'])} untyped errors; slowest {fuzz['slowest_seconds']:.2f} s, memory grown by "
+        f"{len(fuzz['untyped_errors'])} untyped errors; slowest {fuzz['slowest_seconds']:.3f} s, memory grown by "
         f"{fuzz['memory_grown_mb']:.0f} MB",
         f"- {len(result['expressions'])} endless expressions in three settings: at most {slowest:.3f} s of processor "
         f"time; PEFT was stopped after 20 s for {hung}",
@@ -315,6 +332,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--mutants", type=int, default=2000)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts; keep the others of --out")
+    parser.add_argument("--damage", nargs="+", help="measure these kinds of damage alone, of the part damaged")
     options = parser.parse_args()
     result = measured(options)
     tell(options, result, lambda found: print("\n".join(summary(found))))

@@ -111,10 +111,10 @@ def flip_bit(content: bytes) -> bytes:
 
 
 def repeat_key(content: bytes) -> bytes:
-    """The header names one tensor twice; the second entry leads to another tensor's numbers of the same size."""
+    """The header names one tensor twice, first with another tensor's numbers; the library keeps the second."""
     header, numbers = header_of(content)
-    names = sorted(key for key in header if "lora_A" in key)
-    text = json.dumps(header)[:-1] + f", {json.dumps(names[0])}: {json.dumps(header[names[1]])}}}"
+    first, second = sorted(key for key in header if "lora_A" in key)[:2]
+    text = f"{{{json.dumps(first)}: {json.dumps(header[second])}, {json.dumps(header)[1:]}"
     return with_header(text.encode(), numbers)
 
 
