@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
-from rankwise.adapters.weights import AdapterWeights, Factors, check_same
+from rankwise.adapters.weights import AdapterWeights, check_same, Factors, check_same
 from rankwise.cli.main import app
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import LoraConfig
@@ -176,14 +176,29 @@ def test_what_was_written_is_read_back_before_it_takes_its_name(home):
     assert sorted(home.rglob("*")) == before
 
 
-def test_a_peft_adalora_is_not_rewritten_without_its_model(home):
+def test_a_peft_adalora_is_rewritten_as_lora_without_its_model(home):
     file = home / "runs" / "lora" / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({"peft_type": "ADALORA", "init_r": read_weights(file.parent).rank, "lora_alpha": 8}))
     tensors = {key.removesuffix(".weight"): value for key, value in load_file(file.parent / WEIGHTS).items()}
     values = {key[:-1] + "E": torch.ones(len(value), 1) for key, value in tensors.items() if key.endswith("A")}
     save_file(tensors | values, file.parent / WEIGHTS)
-    result = rankwise("export", "lora", "--to", "out", "--force-result")
-    assert result.exit_code == 2 and "AdaLoRA" in result.stderr
+    stored = read_weights(file.parent)
+    for format in ("peft", "portable"):
+        result = rankwise("export", "lora", "--to", f"out-{format}", "--format", format, "--force-result")
+        assert result.exit_code == 0, result.output
+        written = read_weights(home / f"out-{format}")
+        assert written.settings["peft_type"] == "LORA" and written.settings["lora_alpha"] == written.settings["r"]
+        check_same(written, stored, home)
+
+
+def test_a_portable_rank_is_rounded_to_one_that_vllm_has_room_for(home):
+    result = rankwise("export", "lora", "--to", "out", "--format", "portable", "--round-rank")
+    assert result.exit_code == 0 and "rank 8" in result.output
+    written = read_weights(home / "out")
+    assert set(written.ranks.values()) == {8} and written.settings["lora_alpha"] == 8
+    check_same(written, read_weights(home / "runs" / "lora" / "adapter"), home)
+    refused = rankwise("export", "lora", "--to", "other", "--round-rank")
+    assert refused.exit_code == 2 and "round-rank is for the format portable" in refused.stderr
 
 
 @pytest.fixture(scope="module")
