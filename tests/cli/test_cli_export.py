@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
-from rankwise.adapters.weights import AdapterWeights, check_same, Factors, check_same
+from rankwise.adapters.weights import AdapterWeights, Factors, check_same
 from rankwise.cli.main import app
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import LoraConfig
