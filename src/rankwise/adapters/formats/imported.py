@@ -7,7 +7,7 @@ Without `modules` the names and shapes are the file's own, which is enough to lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,7 @@ class Layers:
         self.problems += [f'"{path}" contains NaN or infinity' for path, part in factors.items() if not part.finite]
         self.refuse()
         layers = {path: modules[path] for path in factors} if modules is not None else {}
-        settings: dict[str, Any] = settings_of(
-            factors, layers, modules if modules is not None else dict.fromkeys(factors)
-        )
+        settings: dict[str, Any] = settings_of(factors, layers, modules if modules is not None else list(factors))
         settings |= {
             "base_model_name_or_path": self.base, "lora_dropout": self.dropout, "modules_to_save": None,
             "revision": None, "task_type": None,
@@ -113,7 +111,7 @@ def misfits(part: Factors, module: nn.Module) -> list[str]:
     ]
 
 
-def stacked(parts: list[tuple[slice | Tensor, Tensor, Tensor]], outputs: int) -> tuple[Tensor, Tensor]:
+def stacked(parts: Sequence[tuple[slice | Tensor, Tensor, Tensor]], outputs: int) -> tuple[Tensor, Tensor]:
     """Join adapters of parts of one layer: each has its rows of the layer's outputs, A (r, I) and B (rows, r).
 
     The result has the sum of the ranks: A's under one another, and each B in its own rows and columns.

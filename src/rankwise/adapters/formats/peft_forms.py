@@ -95,7 +95,7 @@ def _difference(
         raise AdapterError(f"{initial} is not the start of the adapter in {folder}: it has other layers, or is DoRA.")
     factors = {path: _minus(part, begun.factors[path], path, initial) for path, part in trained.factors.items()}
     layers = {path: modules[path] for path in factors} if modules is not None else {}
-    own = settings_of(factors, layers, modules if modules is not None else dict.fromkeys(factors))
+    own = settings_of(factors, layers, modules if modules is not None else list(factors))
     remark = f"{folder} is read as the difference from its start in {initial.name}, so its ranks are twice as large"
     changed = {key: own[key] for key in ("alpha_pattern", "lora_alpha", "r", "rank_pattern", "use_rslora")}
     return replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -19,10 +19,11 @@ COMMON: dict[str, Any] = {
 
 
 def settings_of(
-    factors: Mapping[str, Factors], layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module]
+    factors: Mapping[str, Factors], layers: Mapping[str, nn.Module], modules: Collection[str]
 ) -> dict[str, Any]:
-    """`r` is the largest rank, since engines make room by it, and `lora_alpha` that of a layer which has it: lora_alpha
-    / r, all that some engines read, is then the scale wherever all layers have one."""
+    """`layers` are those with factors, and `modules` the paths of all. `r` is the largest rank, since engines make room
+    by it, and `lora_alpha` that of a layer which has it: lora_alpha / r, all that some engines read, is then the scale
+    wherever all layers have one."""
     if not factors:  # PEFT lays no factors for a target of this name, and reads the heads alone
         return {**COMMON, "lora_alpha": 1, "r": 1, "target_modules": NO_TARGETS}
     ranks = {path: part.rank for path, part in factors.items()}
@@ -41,7 +42,7 @@ def settings_of(
     }
 
 
-def _target_names(paths: list[str], modules: Mapping[str, nn.Module]) -> list[str]:
+def _target_names(paths: list[str], modules: Collection[str]) -> list[str]:
     """Last names where they select exactly these layers, whole paths elsewhere."""
     leaves = {path.rpartition(".")[2] for path in paths}
     selected = [path for path in modules if path.rpartition(".")[2] in leaves]
