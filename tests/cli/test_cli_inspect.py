@@ -44,7 +44,8 @@ def home(library, tmp_path, monkeypatch):
 
 def test_a_lora_has_one_rank_and_no_history(home):
     found = facts("lora")
-    assert set(found) == {"run", "ranks", "mean_rank", "total_rank", "parameters", "bytes", "history", "integrity"}
+    keys = {"run", "label", "ranks", "mean_rank", "total_rank", "parameters", "bytes", "history", "integrity"}
+    assert set(found) == keys
     assert set(found["ranks"].values()) == {4} and len(found["ranks"]) == 14
     assert (found["mean_rank"], found["total_rank"], found["history"]) == (4, 56, [])
     tensors = load_file(home / "runs" / "lora" / "adapter" / "adapter_model.safetensors")
