@@ -29,8 +29,8 @@ else:
     sys.path.insert(0, kind)
     from networks import lora
 
-    network = lora.create_network(1.0, 4, 3.0, None, encoder, None)
-    network.apply_to(encoder, None, apply_text_encoder=True, apply_unet=False)
+    network = lora.create_network(1.0, 4, 3.0, None, encoder, torch.nn.Module())
+    network.apply_to(encoder, torch.nn.Module(), apply_text_encoder=True, apply_unet=False)
     for key, value in network.named_parameters():
         if "lora_" in key:
             value.data = torch.randn_like(value) * 0.1
