@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 base, out, kind = sys.argv[1:4]
@@ -29,14 +30,15 @@ else:
     sys.path.insert(0, kind)
     from networks import lora
 
-    network = lora.create_network(1.0, 4, 3.0, None, encoder, None)
-    network.apply_to(encoder, None, apply_text_encoder=True, apply_unet=False)
+    network = lora.create_network(1.0, 4, 3.0, None, encoder, torch.nn.Module())
+    network.apply_to(encoder, torch.nn.Module(), apply_text_encoder=True, apply_unet=False)
     for key, value in network.named_parameters():
         if "lora_" in key:
             value.data = torch.randn_like(value) * 0.1
     with torch.inference_mode():
         np.save(Path(out) / "kohya.npy", encoder(ids).last_hidden_state.numpy())
-    network.save_weights(str(Path(out) / "kohya.safetensors"), torch.float32, {})
+    state = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    save_file(state, Path(out) / "kohya.safetensors")  # as its save_weights does, which adds hashes and needs much more
     file = "kohya.safetensors"
 plain = CLIPTextModel.from_pretrained(base, dtype=torch.float32).eval()
 found = StableDiffusionPipeline.lora_state_dict(out, weight_name=file, return_lora_metadata=True)

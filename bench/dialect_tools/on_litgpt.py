@@ -45,7 +45,7 @@ torch.save({"model": state}, final / "lit_model.pth.lora")
 save_config(model.config, final)
 sys.argv = [
     "lora",
-    f"--checkpoint_dir={checkpoint}",
+    str(checkpoint),
     *(f"--{key}={str(value).lower()}" for key, value in arguments.items()),
 ]
 save_hyperparameters(setup, final)

@@ -124,8 +124,8 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "alpha NaN": (config(lora_alpha=float("nan")), '"lora_alpha" is nan'),
     "alpha 1e30": (config(lora_alpha=1e30), '"lora_alpha" is 1e+30'),
     "dropout 2": (config(lora_dropout=2), '"lora_dropout" is 2'),
-    "a start that changed the base": (config(init_lora_weights="pissa"), "\"init_lora_weights\" is 'pissa'"),
-    "a part that acts after a token": (config(alora_invocation_tokens=[1]), "'alora_invocation_tokens'"),
+    "a start that changed the base": (config(init_lora_weights="pissa"), 'init_lora_weights to "pissa"'),
+    "a part that acts after a token": (config(alora_invocation_tokens=[1]), "sets alora_invocation_tokens"),
     "another method": (config(peft_type="EVIL"), "\"peft_type\" is 'EVIL'"),
     "DoRA without magnitudes": (config(use_dora=True), "has only lora_A and lora_B, no lora_magnitude_vector"),
     "use_dora as a word": (config(use_dora="maybe"), "\"use_dora\" is 'maybe'"),
@@ -207,4 +207,4 @@ def test_several_problems_are_told_at_once(tmp_path: Path) -> None:
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
-    assert_refused(tmp_path, "only adapters stored as safetensors")
+    assert_refused(tmp_path, "pickled objects")

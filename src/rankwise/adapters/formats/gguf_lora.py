@@ -26,6 +26,8 @@ KEY = regex.compile(r"(?P<name>.+)\.weight\.lora_(?P<part>[ab])")
 TURNED = regex.compile(r"blk\.\d+\.attn_[qk]")
 EMBEDDING, ALPHA, LORA_TYPE = "token_embd", "adapter.lora.alpha", "adapter.type"
 SETTINGS = {ALPHA, LORA_TYPE, "adapter.lora.task_name", "adapter.lora.prompt_prefix"}
+LORA_TYPES = {"lora"}
+"""What llama.cpp calls them; other kinds of adapters have other names."""
 HUB = "https://huggingface.co/"
 
 
@@ -61,7 +63,7 @@ def _checked(header: GgufHeader, layers: Layers) -> tuple[str, float]:
     """The architecture and alpha; what cannot be read is a problem."""
     settings = header.settings
     architecture, alpha = settings.get("general.architecture"), settings.get(ALPHA, 0.0)
-    if settings.get(TYPE) != ADAPTER or settings.get(LORA_TYPE) != "lora":
+    if settings.get(TYPE) != ADAPTER or settings.get(LORA_TYPE) not in LORA_TYPES:
         layers.problems.append(
             f"it is no LoRA adapter ({TYPE} {settings.get(TYPE)}, {LORA_TYPE} {settings.get(LORA_TYPE)})"
         )

@@ -61,9 +61,7 @@ class Layers:
         self.problems += [f'"{path}" contains NaN or infinity' for path, part in factors.items() if not part.finite]
         self.refuse()
         layers = {path: modules[path] for path in factors} if modules is not None else {}
-        settings: dict[str, Any] = settings_of(
-            factors, layers, modules if modules is not None else dict.fromkeys(factors)
-        )
+        settings: dict[str, Any] = settings_of(factors, layers, modules if modules is not None else list(factors))
         settings |= {
             "base_model_name_or_path": self.base, "lora_dropout": self.dropout, "modules_to_save": None,
             "revision": None, "task_type": None,

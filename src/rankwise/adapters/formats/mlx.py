@@ -94,7 +94,7 @@ def config_of(file: Path) -> MlxConfig:
         return MlxConfig.model_validate(settings)
     except ValidationError as error:
         problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, MlxConfig))
-        raise AdapterError(f"{file}: {problems}.") from None
+        raise AdapterError(f"{file}, settings of mlx-lm: {problems}.") from None
 
 
 def _factors(path: str, tensors: dict[str, Tensor], config: MlxConfig, layers: Layers) -> Factors | None:

@@ -21,8 +21,9 @@ COMMON: dict[str, Any] = {
 def settings_of(
     factors: Mapping[str, Factors], layers: Mapping[str, nn.Module], modules: Collection[str]
 ) -> dict[str, Any]:
-    """`r` is the largest rank, since engines make room by it, and `lora_alpha` that of a layer which has it: lora_alpha
-    / r, all that some engines read, is then the scale wherever all layers have one."""
+    """`layers` are those with factors, and `modules` the paths of all. `r` is the largest rank, since engines make room
+    by it, and `lora_alpha` that of a layer which has it: lora_alpha / r, all that some engines read, is then the scale
+    wherever all layers have one."""
     if not factors:  # PEFT lays no factors for a target of this name, and reads the heads alone
         return {**COMMON, "lora_alpha": 1, "r": 1, "target_modules": NO_TARGETS}
     ranks = {path: part.rank for path, part in factors.items()}
