@@ -49,7 +49,7 @@ def write_peft(
     Heads that were trained whole are written with it. `beside` are values for JSON files in the same folder, by file
     name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default that of the model's class.
     """
-    task_type = task_type or _task_type(adapters.model)
+    task_type = task_type or task_type_of(adapters.model)
     given = {"base_model_name_or_path": base_model, "revision": revision, "task_type": task_type}
     weights = weights_of(adapters, name)
     weights = replace(weights, settings=dict(sorted({**weights.settings, **given}.items())))
@@ -62,7 +62,7 @@ def write_peft(
         _write(temporary, weights, beside or {}, fill)
 
 
-def _task_type(model: nn.Module) -> str | None:
+def task_type_of(model: nn.Module) -> str | None:
     """As PEFT names it: a model that classifies texts, or one that generates."""
     if type(model).__name__.endswith("ForSequenceClassification"):
         return "SEQ_CLS"
@@ -105,7 +105,7 @@ def weights_of(adapters: AdapterSet, name: str) -> AdapterWeights:
     layers = {path: adapters.layers[path].host for path in trained}
     factors = {path: part for path, adapter in trained.items() if (part := _factors(adapter, layers[path])).rank}
     dropout = max((adapter.dropout for adapter in trained.values()), default=0.0)
-    settings = _settings(factors, {path: layers[path] for path in factors}, host_view(adapters.model))
+    settings = settings_of(factors, {path: layers[path] for path in factors}, host_view(adapters.model))
     whole = {f"{path}.{key}": value.detach().to("cpu", torch.float32)
              for path, module in heads.items() for key, value in module.state_dict().items()}  # fmt: skip
     settings |= {"lora_dropout": dropout, "modules_to_save": sorted(heads) or None}
@@ -181,7 +181,7 @@ def _lay_heads(adapters: AdapterSet, weights: AdapterWeights, name: str) -> None
             parameter.copy_(weights.heads[f"{path}.{own}"])
 
 
-def _settings(
+def settings_of(
     factors: Mapping[str, Factors], layers: Mapping[str, nn.Module], modules: dict[str, nn.Module]
 ) -> dict[str, Any]:
     """`r` is the largest rank, since engines make room by it, and `lora_alpha` that of a layer which has it: lora_alpha
