@@ -53,11 +53,8 @@ Weighted = Sequence[tuple[Factors, float]]
 """One layer of each adapter, with the adapter's weight."""
 
 
-def joined(parts: Weighted) -> tuple[Tensor, Tensor]:
-    """B (O, R) and A (R, I), with R the sum of the ranks: B A is the weighted sum of the changes. In float32 or more."""
-    dtype = torch.float32
-    for part, _ in parts:
-        dtype = torch.promote_types(dtype, torch.promote_types(part.A.dtype, part.B.dtype))
+def joined(parts: Weighted, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """B (O, R) and A (R, I) in `dtype`, with R the sum of the ranks: B A is the weighted sum of the changes."""
     A = torch.cat([part.A.to(dtype).flatten(1) for part, _ in parts])
     B = torch.cat([part.B.to(dtype).flatten(1) * (part.scale * weight) for part, weight in parts], 1)
     return B, A

@@ -103,7 +103,7 @@ def change_of(
         rows = weight_of(host).shape
         cutting = cut_laid(change, rows[0], list(pieces(tuple(rows))))
         return Product((cutting.B * strength).to(working).contiguous(), cutting.A.to(working).contiguous())
-    B, A = joined([(part, weight * strength) for part, weight in parts])
+    B, A = joined([(part, weight * strength) for part, weight in parts], working)
     if combining.cuts:
         cutting = cut(B, A, combining)
         B, A = cutting.B, cutting.A
@@ -115,7 +115,7 @@ def _laid(
 ) -> Laid:  # fmt: skip
     pairs: list[tuple[Tensor, Tensor]] = []
     for part, _ in parts:
-        product = product_of(host, *joined([(part, 1.0)]), working)
+        product = product_of(host, *joined([(part, 1.0)], working), working)
         pairs.append((product.left, product.right))
     return laid(combining, name, pairs, [weight for _, weight in parts])
 
@@ -126,7 +126,7 @@ def laid_of(host: nn.Module, name: str, parts: Weighted, combining: Combining) -
 
 
 def _rescaled(host: nn.Module, part: Factors, share: float, working: torch.dtype, base: Rows) -> Rescaled:
-    product, by_columns = product_of(host, *joined([(part, 1.0)]), working), is_transposed(host)
+    product, by_columns = product_of(host, *joined([(part, 1.0)], working), working), is_transposed(host)
     shape, squares = tuple(weight_of(host).shape), []
     for first, last in pieces(shape):
         rows = base(first, last)

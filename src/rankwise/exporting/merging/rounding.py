@@ -35,7 +35,7 @@ class RoundingMeter:
 
     def add(self, base: Tensor, exact: Tensor, stored: Tensor) -> None:
         """Rows before and after, in the format that was computed in, and after rounding."""
-        error = stored.to(exact.dtype).sub_(exact)
+        error = stored.to(exact.dtype, copy=True).sub_(exact)  # in one format it is the very tensor that is written
         self.finite &= bool(torch.isfinite(error).all())
         self._sums["error"] += _energy(error)
         self._sums["base"] += _energy(base)
