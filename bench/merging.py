@@ -67,7 +67,9 @@ def results(folder: Path, layers: int, rank: int) -> dict[str, Any]:
         shards = make_base(folder / "base", layers)
         make_adapter(folder / "adapter", folder / "base", layers, rank)
         merged = child("merge", folder)
+        print(merged, file=sys.stderr, flush=True)
         proved = child("prove", folder)
+        print(proved, file=sys.stderr, flush=True)
         largest = max(shards)
         found = {fault: planted(folder, fault, layers) for fault in ("layer left out", "eight times the strength")}
     finally:

@@ -1,4 +1,4 @@
-"""Several adapters as one: the formulas, PEFT's own results where its formulas are the same, and errors that are true."""
+"""Several adapters as one: the formulas, PEFT's results where its formulas are the same, and errors that are true."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def test_the_smallest_ranks_for_an_error(tmp_path):
     with torch.no_grad():
         for seed, layer in enumerate(tuned.model.layers):
             generator = torch.Generator().manual_seed(seed)
-            layer.mlp.up_proj.weight.add_(torch.randn(48, 2, generator=generator) @ torch.randn(2, 32, generator=generator))
+            layer.mlp.up_proj.weight.add_(
+                torch.randn(48, 2, generator=generator) @ torch.randn(2, 32, generator=generator)
+            )
     tuned.save_pretrained(tmp_path / "tuned")
     result = extract(tmp_path / "tuned", tmp_path / "out", base, error=1e-3)
     assert [(one.layer, one.rank) for one in result.layers] == [

@@ -2,8 +2,8 @@
 
     X (m, n) = U diag(s) V^T,   X_r = the first r terms,   |X - X_r|^2 = s_{r+1}^2 + s_{r+2}^2 + ...     (Eckart-Young)
 
-A laid-out change is divided by the eigenvectors U of X X^T (or X^T X, whichever is smaller) in float64, which is several
-times faster than a singular value decomposition and gives singular values down to 1e-8 of the largest. For a small rank
+A laid-out change is divided by the eigenvectors U of X X^T (or X^T X, whichever is smaller) in float64, which is faster
+than a singular value decomposition and gives singular values down to 1e-8 of the largest. For a small rank
 of a large matrix, U comes from power iterations on a random start (Halko, Martinsson and Tropp 2011, arXiv 0909.4061),
 until an iteration no longer lowers the error. In each case the error is measured of what is returned,
 
@@ -68,13 +68,11 @@ def of_matrix(X: Tensor, rank: int | None, error: float | None, seed: int = 0) -
         other = of_matrix(X.T, rank, error, seed)
         return LowRank(other.A.T, other.B.T, other.norm, other.error)
     if error is None and rank is not None and min(X.shape) > SMALL and 4 * (rank + OVERSAMPLED) < min(X.shape):
-        U = _leading(X, rank, norm, seed)
-    else:
-        squares, vectors = torch.linalg.eigh(X @ X.T)
-        U = vectors.flip(1)
-        values = squares.flip(0).clamp_min(0).sqrt()
-        chosen = smallest_rank(values, error) if error is not None else len(values)
-        U = U[:, : chosen if rank is None else min(chosen, rank)]
+        return _projected(X, _leading(X, rank, norm, seed), norm)
+    squares, vectors = torch.linalg.eigh(X @ X.T)
+    values = squares.flip(0).clamp_min(0).sqrt()
+    chosen = smallest_rank(values, error) if error is not None else len(values)
+    U = vectors.flip(1)[:, : chosen if rank is None else min(chosen, rank)]
     return _projected(X, U, norm)
 
 

@@ -49,14 +49,17 @@ def _rounding_lines(roundings: tuple[Rounding, ...]) -> list[str]:
     worst = sorted(roundings, key=lambda one: -one.of_change)
     largest = max(one.largest for one in roundings)
     lines = [
-        f"rounding: a number by at most {largest:.2g} of itself, and the change of a layer by at most "
+        f"rounding: numbers by at most {largest:.2g} of themselves, and a layer's change by at most "
         f"{worst[0].of_change:.2g} of itself",
-        *(f"  {one.name}: change {one.change:.2g} of the weight, rounding {one.of_change:.2g} of the change and at most "
-          f"{one.largest:.2g} of a number" for one in worst[:SHOWN]),
-    ]  # fmt: skip
+        *(
+            f"  {one.name}: change {one.change:.2g} of the weight, rounding {one.of_change:.2g} of the change and at "
+            f"most {one.largest:.2g} of a number"
+            for one in worst[:SHOWN]
+        ),
+    ]
     if len(worst) > SHOWN:
         lines.append(f"  {len(worst) - SHOWN:,} more layers have smaller errors (--json lists all)")
-    if (lossy := sum(one.of_change > NOTICED for one in worst)):
+    if lossy := sum(one.of_change > NOTICED for one in worst):
         lines.append(
             f"warning: rounding is more than {NOTICED:.0%} of the change in {_count(lossy, 'layer')}, so part of the "
             "training may be lost; --dtype float32 avoids this"
@@ -114,7 +117,8 @@ def extracted_lines(result: Extracted) -> list[str]:
     if result.outside:
         lines.append("changed outside linear layers, which a LoRA cannot hold:")
         lines += [
-            f"  {one.kind}: {_count(one.tensors, 'tensor')}, {one.share:.2%} of the whole change" for one in result.outside
+            f"  {one.kind}: {_count(one.tensors, 'tensor')}, {one.share:.2%} of the whole change"
+            for one in result.outside
         ]
     return lines
 

@@ -91,6 +91,6 @@ def _kind_of(folder: Path) -> ModelKind:
     if name.endswith("Model"):
         return ModelKind("AutoModel", f"a model of the class {name}")
     raise ModelError(
-        f"{folder / 'config.json'} names the architecture {name or 'nothing'!r}; extract knows causal and masked language "
-        "models, classifiers of texts and images, and bare models."
+        f"{folder / 'config.json'} names the architecture {name or 'nothing'!r}; extract knows causal and masked "
+        "language models, classifiers of texts and images, and bare models."
     )

@@ -1,9 +1,9 @@
-"""Merge adapters into the files of their base model: plan, check, apply; or into one adapter; and prove what was merged.
+"""Merge adapters into the files of their base model: plan, check, apply; or into one adapter; and prove a merge.
 
-    merge          one or several adapters into a new model folder, streamed tensor by tensor
-    plan_of        the same without writing: what would be merged, how large, in how much memory
-    combined       several adapters, or one of too high a rank, as one adapter
-    prove_merge    a written merge compared byte for byte with a replay
+merge          one or several adapters into a new model folder, streamed tensor by tensor
+plan_of        the same without writing: what would be merged, how large, in how much memory
+combined       several adapters, or one of too high a rank, as one adapter
+prove_merge    a written merge compared byte for byte with a replay
 """
 
 from __future__ import annotations

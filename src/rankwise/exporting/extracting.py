@@ -91,7 +91,9 @@ def extract_adapter(
     layers = extraction.layers(rank, error, callback)
     heads = extraction.heads()
     if not extraction.factors and not heads:
-        raise AdapterError(f"{pair.tuned} and {pair.base.folder} have the same linear layers: there is nothing to extract.")
+        raise AdapterError(
+            f"{pair.tuned} and {pair.base.folder} have the same linear layers: there is nothing to extract."
+        )
     written = AdapterWeights(extraction.settings(heads), extraction.factors, heads)
     size = sum(value.nbytes for part in extraction.factors.values() for value in part.values)
     result = extraction.result(folder, layers, written)
@@ -115,7 +117,9 @@ class _Extraction:
 
     def _is_new(self, name: str) -> bool:
         stored, own = self.base.stored(name), self.tuned.stored(name)
-        return stored is None or (own is not None and stored.shape != own.shape and self.pair.kind.head_seed is not None)
+        return stored is None or (
+            own is not None and stored.shape != own.shape and self.pair.kind.head_seed is not None
+        )
 
     def _check(self) -> None:
         """AdapterError with every reason why the two cannot be compared."""
@@ -126,7 +130,9 @@ class _Extraction:
             if one is None or other is None or name in self.new:
                 continue
             if one.shape != other.shape:
-                problems.append(f'"{name}" has the shape {one.shape} in {self.pair.tuned}, and {other.shape} in the base.')
+                problems.append(
+                    f'"{name}" has the shape {one.shape} in {self.pair.tuned}, and {other.shape} in the base.'
+                )
             problems += [f"{problem}." for tensor in (one, other) if (problem := refusal(tensor.dtype, tensor.name))]
         if problems:
             raise AdapterError(some(problems, 8))
@@ -238,8 +244,6 @@ def _card(result: Extracted) -> str:
     return (
         "---\nlibrary_name: peft\ntags: [lora, rankwise]\n---\n\n# A LoRA adapter extracted from a fully fine-tuned "
         f"model\n\nIt was made by `rankwise extract` from {len(ranks)} linear layers (rank {listed}). Of the change of "
-        f"these layers it leaves out {result.error:.2%}, and of the change of the whole model {result.error_of_all:.2%} "
+        f"these layers it leaves out {result.error:.2%}, and of that of the whole model {result.error_of_all:.2%} "
         "(relative Frobenius norms). How it answers was not measured; `rankwise evaluate` does that.\n"
     )
-
-

@@ -145,9 +145,7 @@ def load_tuned(
     if data_report is not None and data_report.template is not None:
         model = model.with_template(ChatTemplate.of_data_report(model.tokenizer, data_report.template))
     elif artifact.run is None and model.text is not None:
-        template = with_own_template(
-            artifact.folder, model.tokenizer, model.source.folder, model.template, callback
-        )
+        template = with_own_template(artifact.folder, model.tokenizer, model.source.folder, model.template, callback)
         model = model if template is model.template else model.with_template(template)
     return TunedModel(artifact, model, trainable, None if data_report is None else data_report.system)
 

@@ -4,8 +4,8 @@
     H bytes of JSON: {"name": {"dtype": "BF16", "shape": [O, I], "data_offsets": [begin, end]}, ..., "__metadata__": {}}
     the tensors' bytes, begin and end counted from here
 
-The format's own library checks a file before its header is read here: sizes, gaps and overlaps. Pages that were read are
-given back after each piece, so a process that goes through a file of 5 GB has a few megabytes of it in memory.
+The format's own library checks a file before its header is read here: sizes, gaps and overlaps. Pages that were read
+are given back after each piece, so a process that goes through a file of 5 GB has a few megabytes of it in memory.
 """
 
 from __future__ import annotations

@@ -144,8 +144,10 @@ def _measured(plan: MergePlan, tensor: Planned, meter: RoundingMeter, files: Map
 def _check_finite(meter: RoundingMeter, tensor: Planned) -> None:
     if not meter.finite:
         form = FORMATS[tensor.code]
-        largest = f"; {form.name} has no numbers above {torch.finfo(form.stored).max:,.0f}" if form.code == "F16" else ""
+        largest = (
+            f"; {form.name} has no numbers above {torch.finfo(form.stored).max:,.0f}" if form.code == "F16" else ""
+        )
         raise AdapterError(
-            f'the merged "{tensor.key}" would contain NaN or infinity{largest}. Nothing was written; use --dtype float32 '
-            "or a smaller --strength."
+            f'the merged "{tensor.key}" would contain NaN or infinity{largest}. Nothing was written; use --dtype '
+            "float32 or a smaller --strength."
         )

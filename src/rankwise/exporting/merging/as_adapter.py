@@ -184,4 +184,6 @@ def _sentence(options: Options) -> str:
     if len(options.adapters) == 1:
         return f"Its ranks were lowered{cutting.removeprefix(' and cut')}."
     weights = ", ".join(f"{weight:g}" for weight in options.weights or [])
-    return f"It is a combination ({combining.method}) of {len(options.adapters)} adapters with weights {weights}{cutting}."
+    return (
+        f"It is a combination ({combining.method}) of {len(options.adapters)} adapters with weights {weights}{cutting}."
+    )

@@ -136,5 +136,3 @@ def _rescaled(host: nn.Module, part: Factors, share: float, working: torch.dtype
     assert part.magnitude is not None, "asked by the caller"
     stretch = part.magnitude.to(working) / lengths.clamp_min(torch.finfo(working).tiny)
     return Rescaled(product, stretch, share, by_columns)
-
-

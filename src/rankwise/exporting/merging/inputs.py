@@ -1,4 +1,4 @@
-"""What a merge is made of: adapters with their weights and the base that they are for, opened and held against each other.
+"""What a merge is made of: adapters with their weights, and the base that they are for, opened and compared.
 
 Every problem is collected, so that a user sees all of them at once and nothing is written.
 """
@@ -117,8 +117,8 @@ def _artifacts(options: Options, callback: Callback, problems: list[str]) -> Ite
             continue
         if artifact.config.artifact != "adapter":
             problems.append(
-                f"{artifact.described} is a result of full fine-tuning and has no adapter. Use rankwise extract to make "
-                "one of it, or rankwise export --format merged for the whole model."
+                f"{artifact.described} is a result of full fine-tuning and has no adapter. Use rankwise extract to "
+                "make one of it, or rankwise export --format merged for the whole model."
             )
         if artifact.run is not None and artifact.run.experiment.model.trust_code is not None:
             problems.append(

@@ -2,8 +2,8 @@
 
     W' = round(W + D),   computed in float32, for float64 in float64, and rounded once
 
-This is the one place that knows formats: a quantised one (int8, NF4, GGUF's blocks) becomes mergeable when it is entered
-here with what turns its bytes into numbers and back. Until then it is refused by name.
+This is the one place that knows formats: a quantised one (int8, NF4, GGUF's blocks) becomes mergeable when it is
+entered here with what turns its bytes into numbers and back. Until then it is refused by name.
 """
 
 from __future__ import annotations

@@ -221,7 +221,5 @@ class _Planning:
         if small:
             self.warnings.append(
                 f"{small} changed tensors are rounded to {FORMATS[self.form.code if self.form else self.common].name}, "
-                "which may lose part of a small change; the error is measured and printed, and --dtype float32 avoids it"
+                "which may lose part of a small change; the error is measured, and --dtype float32 avoids it"
             )
-
-

@@ -17,7 +17,7 @@ from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS
 from rankwise.config.base import problems_of
 from rankwise.errors import RunError
 from rankwise.exporting.merging.plan import MergePlan
-from rankwise.models.tensor_files import PIECE, Written
+from rankwise.models.tensor_files import PIECE
 from rankwise.runs.manifest import installed_version
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json
@@ -99,7 +99,7 @@ def read_record(folder: Path) -> MergeRecord:
         raise RunError(f"{folder / RECORD}: {'; '.join(problems_of(error, MergeRecord))}") from None
     if record.piece != PIECE:
         raise RunError(
-            f"{folder / RECORD}: it was merged in pieces of {record.piece:,} numbers, and this version of rankwise works "
-            f"in pieces of {PIECE:,}. Prove it with rankwise {record.rankwise}."
+            f"{folder / RECORD}: it was merged in pieces of {record.piece:,} numbers, and this version of rankwise "
+            f"works in pieces of {PIECE:,}. Prove it with rankwise {record.rankwise}."
         )
     return record

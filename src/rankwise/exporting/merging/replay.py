@@ -1,4 +1,4 @@
-"""Proof of a merge without a forward pass: every tensor is merged again from base and adapters and compared, byte for byte.
+"""Proof of a merge without a forward pass: each tensor is merged again from base and adapters and compared by bytes.
 
     exact       every byte is what the merge of these adapters into this base gives
     rounding    only numbers that were rounded to a neighbour differ, as happens on a processor with other instructions
@@ -173,8 +173,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _steps(one: Tensor, other: Tensor, code: str) -> tuple[int, int]:
-    """How many numbers differ, and by how many steps at most. As whole numbers, floating-point numbers of one sign are in
-    their own order; negative ones are turned around."""
+    """How many numbers differ, and by how many steps at most. Read as whole numbers, floating-point numbers of one sign
+    keep their order; negative ones are turned around."""
     form = FORMATS.get(code)
     if form is None:
         return int((one != other).sum()), 0

@@ -116,5 +116,3 @@ def _copy_licences(base: Path, folder: Path) -> None:
     for file in sorted(base.glob("LICENSE*")):
         if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_LICENCE:
             (folder / file.name).write_bytes(file.read_bytes())
-
-
