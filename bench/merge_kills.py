@@ -94,8 +94,11 @@ def looks_loadable(folder: Path) -> list[Path]:
 def show(found: dict[str, Any]) -> None:
     print(
         f"{found['kills']} merges killed within {found['seconds_of_a_merge']:.2f} s: "
-        f"{found['killed_while_writing']} while they wrote, {found['finished_before']} were done before; "
-        f"folders that look loadable: {found['loadable_remains'] or 'none'}; merged afterwards: {found['merged_afterwards']}"
+        f"{found['killed_while_writing']} while they wrote, {found['finished_before']} were done before"
+    )
+    print(
+        f"folders that look loadable: {found['loadable_remains'] or 'none'}; "
+        f"merged afterwards: {found['merged_afterwards']}"
     )
 
 

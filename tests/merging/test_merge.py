@@ -243,3 +243,14 @@ def test_the_command_plans_merges_and_proves(tmp_path, monkeypatch):
     Path("merged/model.safetensors").write_bytes(Path("base/model.safetensors").read_bytes())
     assert rankwise("--prove", "merged").exit_code == 1
     assert rankwise("adapter").exit_code == 2
+
+
+def test_what_is_only_converted_must_fit_the_format_too(tmp_path):
+    base = save_base(tmp_path / "base", "llama")
+    save_adapter(tmp_path / "adapter", base, "llama", LoraConfig(rank=2, targets=("q_proj",)))
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][0] = 1e6
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"model.norm.weight.*65,504"):
+        merge(tmp_path / "adapter", tmp_path / "merged", dtype="float16")
+    assert merge(tmp_path / "adapter", tmp_path / "merged").changed == 2

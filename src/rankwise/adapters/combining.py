@@ -32,7 +32,7 @@ class Combining:
     """How the changes of several adapters become one. `rank` and `error` are for a result of lower rank, `density` for
     ties, `drop` and `seed` for dare."""
 
-    method: Combination = "linear"
+    kind: Combination = "linear"
     density: float = 0.2
     drop: float = 0.5
     seed: int = 0
@@ -42,7 +42,7 @@ class Combining:
     @property
     def lays_out(self) -> bool:
         """Whether a layer's change is no product of the adapters' factors."""
-        return self.method in ("ties", "dare")
+        return self.kind in ("ties", "dare")
 
     @property
     def cuts(self) -> bool:
@@ -78,7 +78,7 @@ class Laid:
 
     def rows(self, first: int, last: int) -> Tensor:
         changes = [left[first:last] @ right for left, right in self.pairs]
-        if self.combining.method == "ties":
+        if self.combining.kind == "ties":
             return _elected(changes, self.smallest, self.weights)
         total = torch.zeros_like(changes[0])
         for number, (change, weight) in enumerate(zip(changes, self.weights, strict=True)):
@@ -108,7 +108,7 @@ def laid(
     combining: Combining, name: str, pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]
 ) -> Laid:  # fmt: skip
     """`name` is the parameter's, by which dare draws."""
-    smallest = tuple(_smallest(*pair, combining.density) for pair in pairs) if combining.method == "ties" else ()
+    smallest = tuple(_smallest(*pair, combining.density) for pair in pairs) if combining.kind == "ties" else ()
     return Laid(combining, name, tuple(pairs), tuple(weights), smallest)
 
 

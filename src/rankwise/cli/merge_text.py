@@ -24,7 +24,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
                 strict=True)]  # fmt: skip
     lines = [
         f"merge {', '.join(weighted)} into {plan['base']}"
-        + (f" by {plan['method']}" if several else "")
+        + (f" by {plan['method']}" if several or plan["method"] != "linear" else "")
         + (f" at strength {plan['strength']:g}" if plan["strength"] != 1 else ""),
         f"  writes {plan['bytes'] / 1e6:,.1f} MB as {plan['dtype']} in {_count(plan['files'], 'file')}, with about "
         f"{plan['memory_bytes'] / 1e6:,.0f} MB of memory beside the program",

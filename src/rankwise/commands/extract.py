@@ -58,7 +58,7 @@ def _pair(
 
 
 def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: bool) -> Pair:
-    if artifact.config.artifact != "model":
+    if not artifact.config.trains_base:
         raise RunError(
             f"{artifact.described} trained an adapter, so there is nothing to extract. Use rankwise merge --rank with "
             "--as-adapter to lower its rank."

@@ -117,11 +117,12 @@ def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> Applied:
             values = Values(plan, files)
             with writing(folder / shard.name, header_of_shard(shard)) as writer:
                 for tensor in shard.tensors:
-                    meter = RoundingMeter(tensor.key) if tensor.layer is not None else None
+                    meter = None if tensor.copied else RoundingMeter(tensor.key)
                     for piece in values.pieces_of(tensor, None if meter is None else meter.add):
                         writer.add(piece)
                     if meter is not None:
                         _check_finite(meter, tensor)
+                    if meter is not None and tensor.layer is not None:
                         roundings.append(_measured(plan, tensor, meter, files))
                     done += tensor.nbytes
                     callback(ProgressUpdate("Merging", done, plan.nbytes, "bytes"))

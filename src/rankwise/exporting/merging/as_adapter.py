@@ -92,7 +92,7 @@ def combine(options: Options, folder: Path, callback: Callback) -> CombinedAdapt
 
 def _opened(name: str, options: Options, callback: Callback) -> tuple[Artifact, AdapterWeights]:
     artifact = open_artifact(name, callback, force_result=options.force_result, base_model=options.base_model)
-    if artifact.config.artifact != "adapter":
+    if artifact.config.trains_base:
         raise AdapterError(f"{artifact.described} is a result of full fine-tuning and has no adapter.")
     try:
         return artifact, read_weights(artifact.result)
@@ -127,7 +127,7 @@ def _check(opened: Sequence[tuple[Artifact, AdapterWeights]], options: Options) 
     if differing := [path for path, several in shapes.items() if len(several) > 1]:
         problems.append(f"these layers have different shapes in the adapters: {some(differing, 4)}.")
     if options.combining.lays_out and not options.combining.cuts:
-        problems.append(f"{options.combining.method} gives no low rank; add --rank or --error to --as-adapter.")
+        problems.append(f"{options.combining.kind} gives no low rank; add --rank or --error to --as-adapter.")
     if problems:
         raise AdapterError("\n".join(problems))
 
@@ -185,5 +185,5 @@ def _sentence(options: Options) -> str:
         return f"Its ranks were lowered{cutting.removeprefix(' and cut')}."
     weights = ", ".join(f"{weight:g}" for weight in options.weights or [])
     return (
-        f"It is a combination ({combining.method}) of {len(options.adapters)} adapters with weights {weights}{cutting}."
+        f"It is a combination ({combining.kind}) of {len(options.adapters)} adapters with weights {weights}{cutting}."
     )

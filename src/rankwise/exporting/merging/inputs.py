@@ -115,7 +115,7 @@ def _artifacts(options: Options, callback: Callback, problems: list[str]) -> Ite
         except RankwiseError as error:
             problems.append(str(error))
             continue
-        if artifact.config.artifact != "adapter":
+        if artifact.config.trains_base:
             problems.append(
                 f"{artifact.described} is a result of full fine-tuning and has no adapter. Use rankwise extract to "
                 "make one of it, or rankwise export --format merged for the whole model."

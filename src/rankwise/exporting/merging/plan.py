@@ -107,7 +107,7 @@ class MergePlan:
             "base": inputs.source.name,
             "adapters": [str(part.artifact.folder) for part in inputs.parts],
             "weights": [part.weight for part in inputs.parts],
-            "method": inputs.combining.method if len(inputs.parts) > 1 else "linear",
+            "method": inputs.combining.kind,
             "strength": inputs.strength,
             "dtype": self.formats,
             "bytes": self.nbytes,

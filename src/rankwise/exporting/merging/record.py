@@ -78,7 +78,7 @@ def record_of(plan: MergePlan, written: dict[str, str]) -> MergeRecord:
                          files=adapter_hashes(part.artifact.result))
             for part in inputs.parts
         ],
-        method=combining.method, density=combining.density, drop=combining.drop, seed=combining.seed,
+        method=combining.kind, density=combining.density, drop=combining.drop, seed=combining.seed,
         rank=combining.rank, error=combining.error, strength=inputs.strength,
         dtype=None if plan.dtype is None else plan.dtype.name,
         piece=PIECE, torch=torch.__version__, processor=torch.backends.cpu.get_cpu_capability(), files=written,
