@@ -90,7 +90,7 @@ def _leading(X: Tensor, rank: int, norm: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(X.shape[1], rank + OVERSAMPLED, generator=generator, dtype=X.dtype)
     Q = torch.linalg.qr(X @ start)[0]
-    before = math.inf
+    before, U = math.inf, Q
     for _ in range(MOST_ITERATIONS):
         Q = torch.linalg.qr(X @ (X.T @ Q))[0]
         U, values, _ = torch.linalg.svd(Q.T @ X, full_matrices=False)

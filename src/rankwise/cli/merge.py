@@ -75,11 +75,10 @@ def merge(
 def _merge(
     options: Options, to: Path | None, dtype: str | None, display: Display, *, plan_only: bool, as_json: bool
 ) -> None:  # fmt: skip
-    from rankwise.commands.export import check_free
-    from rankwise.commands.merge import apply_plan, plan_of
+    from rankwise.commands.merge import apply_plan, check_place_of_merge, plan_of
 
     if to is not None:
-        check_free(to)
+        check_place_of_merge(to)
     plan = plan_of(options, dtype, display)
     summary = plan.summary()
     if plan_only or to is None:

@@ -23,7 +23,7 @@ from rankwise.exporting.merging.inputs import Options, open_inputs
 from rankwise.exporting.merging.number_formats import BY_NAME
 from rankwise.exporting.merging.plan import MergePlan, plan_merge
 from rankwise.exporting.merging.replay import Proof, prove
-from rankwise.exporting.merging.write import MergedFolder, write_merged
+from rankwise.exporting.merging.write import MergedFolder, refuse_unfinished, write_merged
 from rankwise.runs.records import Callback, WarningMessage, silent
 
 METHODS: tuple[str, ...] = get_args(Combination)
@@ -45,9 +45,14 @@ def merge(
     options = options_of(
         adapters, weights, combining, strength, base_model, force_base=force_base, force_result=force_result
     )
-    check_free(Path(to))
+    check_place_of_merge(Path(to))
     plan = plan_of(options, dtype, callback)
     return apply_plan(plan, Path(to), callback)
+
+
+def check_place_of_merge(folder: Path) -> None:
+    refuse_unfinished(folder)
+    check_free(folder)
 
 
 def plan_of(options: Options, dtype: str | None, callback: Callback = silent) -> MergePlan:
