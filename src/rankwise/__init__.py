@@ -16,6 +16,8 @@ brings no torch.
     report      a run as a page, or several side by side
     strength    what a run gains and forgets as its adapter is turned up
     export      what a run trained as a folder for other programs
+    merge       adapters in the weights of their base, file by file
+    extract     an adapter out of full fine-tuning
     read_peft, write_peft   an adapter in PEFT's file format
 """
 
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     from rankwise.commands.demo import demo as demo
     from rankwise.commands.evaluate import evaluate as evaluate
     from rankwise.commands.export import export as export
+    from rankwise.commands.extract import extract as extract
     from rankwise.commands.generate import generate as generate
     from rankwise.commands.inspect import inspect as inspect
+    from rankwise.commands.merge import merge as merge
     from rankwise.commands.report import report as report
     from rankwise.commands.strength import strength as strength
     from rankwise.config.adapters import AdaLora as AdaLora
@@ -85,12 +89,14 @@ _HOMES = {
     "eva_choices": "rankwise.adapters.eva",
     "evaluate": "rankwise.commands.evaluate",
     "export": "rankwise.commands.export",
+    "extract": "rankwise.commands.extract",
     "generate": "rankwise.commands.generate",
     "inject": "rankwise.methods.inject",
     "inspect": "rankwise.commands.inspect",
     "load": "rankwise.models.loading",
     "load_run": "rankwise.python.run",
     "load_tuned": "rankwise.inference.tuned_model",
+    "merge": "rankwise.commands.merge",
     "plan": "rankwise.forward.plan",
     "read_peft": "rankwise.adapters.formats.peft",
     "report": "rankwise.commands.report",

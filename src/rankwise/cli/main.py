@@ -19,7 +19,9 @@ from rankwise.cli.display import print_json
 from rankwise.cli.doctor import doctor
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.export import export
+from rankwise.cli.extract import extract
 from rankwise.cli.inspect import inspect
+from rankwise.cli.merge import merge
 from rankwise.cli.models import models
 from rankwise.cli.plan import plan
 from rankwise.cli.predict import predict
@@ -75,7 +77,8 @@ def group(
 
 
 for command in (
-    demo, plan, train, chat, generate, predict, evaluate, inspect, compare, report, strength, export, doctor,
+    demo, plan, train, chat, generate, predict, evaluate, inspect, compare, report, strength, export, merge,
+    extract, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data, name="data")

@@ -73,7 +73,7 @@ def export(
     `round_rank` gives a portable adapter the next rank that vLLM has room for."""
     folder = Path(to)
     _check(format, dtype, strength, force_base=force_base, round_rank=round_rank)
-    _check_free(folder)
+    check_free(folder)
     artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
     outputs = None if artifact.targets is None else artifact.targets.outputs
     images = artifact.data_report is not None and artifact.data_report.image_processing is not None
@@ -170,7 +170,7 @@ def _unknown(format: str) -> str:
     return f'the format "{format}" cannot be written yet. Known: {known}. {way_to(engine)}'
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     if os.path.lexists(folder):
         raise RunError(f"{folder} already exists and is not overwritten. Choose another --to.")
     is_run = ("manifest.json", "config.json")

@@ -28,6 +28,7 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode_texts import encode_texts
 from rankwise.text.example import BREAK, Example, Message
 from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenizer import HubTokenizer
 
 SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 
@@ -144,19 +145,21 @@ def load_tuned(
     if data_report is not None and data_report.template is not None:
         model = model.with_template(ChatTemplate.of_data_report(model.tokenizer, data_report.template))
     elif artifact.run is None and model.text is not None:
-        model = _with_own_template(artifact.folder, model, callback)
+        template = with_own_template(artifact.folder, model.tokenizer, model.source.folder, model.template, callback)
+        model = model if template is model.template else model.with_template(template)
     return TunedModel(artifact, model, trainable, None if data_report is None else data_report.system)
 
 
-def _with_own_template(folder: Path, model: LoadedModel, callback: Callback) -> LoadedModel:
-    """Somebody else's adapter was trained with the template in its folder, if there is one."""
-    if (other := other_tokens(folder, model.tokenizer, model.source.folder)) is not None:
+def with_own_template(
+    folder: Path, tokenizer: HubTokenizer, base: Path, template: ChatTemplate, callback: Callback
+) -> ChatTemplate:
+    """Somebody else's adapter was trained with the template in its folder, if there is one; otherwise with `template`.
+    `base` is the folder of the base model, whose tokenizer is used."""
+    if (other := other_tokens(folder, tokenizer, base)) is not None:
         callback(
             WarningMessage(
                 f"the tokenizer in {folder} differs from its base model's: {other}. The base model's tokenizer is used"
             )
         )
     sources = templates_in(folder)
-    if not sources:
-        return model
-    return model.with_template(ChatTemplate(model.tokenizer, sources, "model"))
+    return ChatTemplate(tokenizer, sources, "model") if sources else template

@@ -20,6 +20,7 @@ from rankwise.models.sources import find
 from rankwise.runs.records import Callback
 from rankwise.system.files import write_json
 from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
 
 _MARK = re.compile(r"\{%-?\+?\s*(?:end)?generation\s*-?\+?%\}")
 
@@ -47,7 +48,7 @@ def save(model: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
     module: Any = model.module.to(dtype)
     module.save_pretrained(folder)
     if model.text is not None:
-        _save_settings(model, folder)
+        save_end_tokens(model.source.folder, model.template, folder)
     save_reader(model, folder)
 
 
@@ -56,27 +57,28 @@ def save_reader(model: LoadedModel, folder: Path) -> None:
     if model.processing is not None:
         save_processing(model.processing, model.source.folder, folder)
     if model.text is not None:
-        _save_tokenizer(model, folder)
+        save_tokenizer(model.tokenizer, model.template, model.source.folder, folder)
 
 
-def _save_tokenizer(model: LoadedModel, folder: Path) -> None:
-    """Save the tokenizer with the template used for generation, and the base's list of special tokens if it has one."""
-    tokenizer = model.tokenizer.hub
-    own, tokenizer.chat_template = tokenizer.chat_template, template_text(model.template)
+def save_tokenizer(tokenizer: HubTokenizer, template: ChatTemplate, base: Path, folder: Path) -> None:
+    """Save the tokenizer with the template used for generation, and the list of special tokens of the folder `base` if
+    it has one."""
+    hub = tokenizer.hub
+    own, hub.chat_template = hub.chat_template, template_text(template)
     try:
-        tokenizer.save_pretrained(folder)
+        hub.save_pretrained(folder)
     finally:
-        tokenizer.chat_template = own
-    special = model.source.folder / "special_tokens_map.json"
+        hub.chat_template = own
+    special = base / "special_tokens_map.json"
     if special.is_file():
         write_json(folder / special.name, read_json(special))
 
 
-def _save_settings(model: LoadedModel, folder: Path) -> None:
-    """Save the base's generation settings with the end tokens that the run was trained on."""
+def save_end_tokens(base: Path, template: ChatTemplate, folder: Path) -> None:
+    """Save the generation settings of the folder `base` with the end tokens that the run was trained on."""
     name = "generation_config.json"
-    own = read_json(model.source.folder / name) if (model.source.folder / name).is_file() else {}
-    ends = list(model.template.end_ids)
+    own = read_json(base / name) if (base / name).is_file() else {}
+    ends = list(template.end_ids)
     settings = own | ({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {})
     (folder / name).unlink(missing_ok=True)
     if settings:

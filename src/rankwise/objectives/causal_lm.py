@@ -18,7 +18,8 @@ from rankwise.data.batches import Batch, portion
 from rankwise.data.preparing import TextWriting
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load, load_unchecked
+from rankwise.models.loading import CAUSAL_LM as KIND
+from rankwise.models.loading import ModelKind, load, load_unchecked
 from rankwise.objectives.targets import text_writing
 from rankwise.runs.records import Callback
 from rankwise.text.encode import Encoder
@@ -31,6 +32,7 @@ class CausalLM:
     name: str = "causal-lm"
     targets: None = None
     row_length: None = None
+    kind: ModelKind = KIND
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         return (load if checked else load_unchecked)(spec, callback)

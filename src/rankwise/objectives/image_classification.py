@@ -45,7 +45,7 @@ class ImageClassification:
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")
-        loaded = (load if checked else load_unchecked)(spec, callback, self._kind)
+        loaded = (load if checked else load_unchecked)(spec, callback, self.kind)
         if not head_modules(loaded.module, images=True):
             raise ModelError(
                 f"{loaded.source.folder}: this {type(loaded.module).__name__} has no head of a known name, so it "
@@ -86,7 +86,7 @@ class ImageClassification:
             ) from None
 
     @property
-    def _kind(self) -> ModelKind:
+    def kind(self) -> ModelKind:
         return ModelKind(
             "AutoModelForImageClassification",
             "a model that classifies images",

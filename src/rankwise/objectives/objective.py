@@ -19,6 +19,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
 from rankwise.data.preparing import Writing
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import ModelKind
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
 from rankwise.text.tokenize import Tokens
@@ -31,6 +32,11 @@ class Objective(Protocol):
     @property
     def targets(self) -> TargetFacts | None:
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
+        ...
+
+    @property
+    def kind(self) -> ModelKind:
+        """What transformers builds from the model's folder."""
         ...
 
     @property

@@ -47,7 +47,7 @@ class SequenceClassification:
     row_length: None = None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        loaded = (load if checked else load_unchecked)(spec, callback, self._kind)
+        loaded = (load if checked else load_unchecked)(spec, callback, self.kind)
         config: Any = loaded.module.config
         if config.get_text_config().pad_token_id is None:  # by it a decoder finds the last token of a row
             config.pad_token_id = config.get_text_config().pad_token_id = loaded.tokenizer.pad_id
@@ -56,7 +56,7 @@ class SequenceClassification:
         return replace(loaded, context_length=context if context < LONGEST_MODEL else None)
 
     @property
-    def _kind(self) -> ModelKind:
+    def kind(self) -> ModelKind:
         return ModelKind(
             "AutoModelForSequenceClassification",
             "a model that classifies texts",

@@ -47,7 +47,7 @@ def write_peft(
     Heads that were trained whole are written with it. `beside` are values for JSON files in the same folder, by file
     name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default that of the model's class.
     """
-    task_type = task_type or _task_type(adapters.model)
+    task_type = task_type or task_type_of(adapters.model)
     given = {"base_model_name_or_path": base_model, "revision": revision, "task_type": task_type}
     weights = weights_of(adapters, name)
     weights = replace(weights, settings=dict(sorted({**weights.settings, **given}.items())))
@@ -60,7 +60,7 @@ def write_peft(
         _write(temporary, weights, beside or {}, fill)
 
 
-def _task_type(model: nn.Module) -> str | None:
+def task_type_of(model: nn.Module) -> str | None:
     """As PEFT names it: a model that classifies texts, or one that generates."""
     if type(model).__name__.endswith("ForSequenceClassification"):
         return "SEQ_CLS"

@@ -1,0 +1,96 @@
+"""Extract a LoRA adapter from a run of full fine-tuning, or from any two models of one shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rankwise.commands.export import check_free
+from rankwise.config.models import ModelConfig
+from rankwise.errors import ConfigError, ModelError, RunError
+from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
+from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.models.inspection import fingerprint, read_json
+from rankwise.models.loading import CAUSAL_LM, ModelKind
+from rankwise.models.sources import find
+from rankwise.objectives.registry import objective_for
+from rankwise.runs.directory import find_run
+from rankwise.runs.records import Callback, StatusMessage, silent
+
+KINDS = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+}
+"""The automatic class by how a folder's architecture is named; all others are causal language models or bare bodies."""
+
+
+def extract(
+    tuned: str | Path, to: str | Path, base: str | Path | None = None, *, rank: int | None = None,
+    error: float | None = None, force_base: bool = False, force_result: bool = False, callback: Callback = silent,
+) -> Extracted:  # fmt: skip
+    """Write the adapter `to` of this `rank`, or of the smallest rank in each layer with this relative `error`, from a
+    full run or a model folder `tuned`, and its `base`, which a run names itself."""
+    problems: list[str] = []
+    if (rank is None) == (error is None):
+        problems.append("give either --rank or --error.")
+    if rank is not None and rank < 1:
+        problems.append(f"--rank {rank} must be at least 1.")
+    if error is not None and not 0 < error < 1:
+        problems.append(f"--error {error:g} must be above 0 and below 1: the relative error of each layer.")
+    if problems:
+        raise ConfigError(problems)
+    check_free(Path(to))
+    pair = _pair(str(tuned), None if base is None else str(base), callback, force_base=force_base,
+                 force_result=force_result)  # fmt: skip
+    return extract_adapter(pair, Path(to), rank, error, callback)
+
+
+def _pair(
+    tuned: str, base: str | None, callback: Callback, *, force_base: bool, force_result: bool
+) -> Pair:  # fmt: skip
+    if find_run(tuned) is not None:
+        return _of_run(open_artifact(tuned, callback, force_result=force_result), base, callback, force=force_base)
+    if base is None:
+        raise ConfigError([f'"{tuned}" is no run, so name its base model too: rankwise extract TUNED BASE.'])
+    folder, source = find(ModelConfig(name=tuned), callback).folder, find(ModelConfig(name=base), callback)
+    return Pair(folder, source, _kind_of(folder))
+
+
+def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: bool) -> Pair:
+    if not artifact.config.trains_base:
+        raise RunError(
+            f"{artifact.described} trained an adapter, so there is nothing to extract. Use rankwise merge --rank with "
+            "--as-adapter to lower its rank."
+        )
+    named = artifact.base_named if base is None else ModelConfig(name=base)
+    assert named is not None, "a run names its base"
+    source, known = find(named, callback), artifact.trained_on
+    callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
+    if known is not None and not force and (own := fingerprint(source.folder)) != known.fingerprint:
+        raise RunError(
+            f"{artifact.described} was trained on {known.name} from {known.source} ({known.fingerprint}); "
+            f"{source.folder} has different weights ({own}). Use --force-base to extract anyway."
+        )
+    kind = objective_for(artifact.data_report).kind
+    return Pair(artifact.result, source, kind, named.revision, artifact.data_report)
+
+
+def _kind_of(folder: Path) -> ModelKind:
+    """By the architecture that config.json names."""
+    config: dict[str, Any] = read_json(folder / "config.json")
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    for ending, auto_class in KINDS.items():
+        if name.endswith(ending):
+            labels = config.get("id2label")
+            settings = {"num_labels": len(labels)} if isinstance(labels, dict) else {}
+            return ModelKind(auto_class, f"a model of the class {name}", 0, settings)
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return CAUSAL_LM
+    if name.endswith("Model"):
+        return ModelKind("AutoModel", f"a model of the class {name}")
+    raise ModelError(
+        f"{folder / 'config.json'} names the architecture {name or 'nothing'!r}; extract knows causal and masked "
+        "language models, classifiers of texts and images, and bare models."
+    )

@@ -1,0 +1,207 @@
+"""What a merge is made of: adapters with their weights, and the base that they are for, opened and compared.
+
+Every problem is collected, so that a user sees all of them at once and nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from rankwise.adapters.combining import Combining, Weighted
+from rankwise.adapters.formats.peft_reader import read_weights
+from rankwise.adapters.targets import host_view
+from rankwise.adapters.weights import AdapterWeights
+from rankwise.config.models import ModelConfig
+from rankwise.errors import AdapterError, ModelError, RankwiseError, some
+from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.models.inspection import fingerprint
+from rankwise.models.skeleton import Skeleton, skeleton
+from rankwise.models.sources import FROM_GGUF, Source, find
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.registry import objective_for
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter, and how much of its change is taken."""
+
+    artifact: Artifact
+    weight: float
+    adapter: AdapterWeights
+
+
+@dataclass(frozen=True)
+class Inputs:
+    parts: tuple[Part, ...]
+    source: Source
+    base: Skeleton
+    objective: Objective
+    combining: Combining
+    strength: float
+
+    @cached_property
+    def hosts(self) -> dict[str, nn.Module]:
+        return host_view(self.base.module)
+
+    @cached_property
+    def layers(self) -> dict[str, Weighted]:
+        """Factors of rank 1 or more by the layer's path, in the model's order."""
+        return {path: factors for path in self.hosts if (factors := self._factors(path))}
+
+    def _factors(self, path: str) -> Weighted:
+        every = ((part.adapter.factors.get(path), part.weight) for part in self.parts)
+        return [(one, weight) for one, weight in every if one is not None and one.rank]
+
+
+@dataclass
+class Options:
+    """What a user asked for. Without `weights` a single adapter is taken whole."""
+
+    adapters: Sequence[str]
+    weights: Sequence[float] | None = None
+    combining: Combining = field(default_factory=Combining)
+    strength: float = 1.0
+    base_model: str | None = None
+    force_base: bool = False
+    force_result: bool = False
+    base_is_known: bool = False
+    """Whether the caller compares the base's files itself."""
+
+
+def open_inputs(options: Options, callback: Callback) -> Inputs:
+    """Open all; AdapterError or ModelError with every problem that there is."""
+    problems: list[str] = []
+    artifacts = list(_artifacts(options, callback, problems))
+    _refuse(problems)
+    source = find(_base_named(artifacts, problems), callback) if not problems else None
+    _refuse(problems)
+    assert source is not None, "no problem"
+    if source.where == FROM_GGUF:
+        raise ModelError(
+            f"{source.name} is a GGUF file, whose quantised numbers a change cannot be merged into yet. Use rankwise "
+            "export --format merged, which merges into a copy of it in float32."
+        )
+    if not options.base_is_known:
+        problems += _other_bases(artifacts, source, callback, force=options.force_base)
+    objective, named = _objective(artifacts, problems)
+    _refuse(problems)
+    base = skeleton(source.folder, objective.kind)
+    adapters = list(_read(artifacts, base, callback, problems))
+    _refuse(problems)
+    weights = options.weights or [1.0] * len(artifacts)
+    parts = tuple(Part(*one) for one in zip(artifacts, weights, adapters, strict=True))
+    problems += _cannot_be_joined(parts, options, new_head=named)
+    _refuse(problems)
+    return Inputs(parts, source, base, objective, options.combining, options.strength)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise AdapterError("\n".join(problems))
+
+
+def _artifacts(options: Options, callback: Callback, problems: list[str]) -> Iterable[Artifact]:
+    for name in options.adapters:
+        try:
+            artifact = open_artifact(
+                name, callback, force_result=options.force_result, base_model=options.base_model
+            )  # fmt: skip
+        except RankwiseError as error:
+            problems.append(str(error))
+            continue
+        if artifact.config.trains_base:
+            problems.append(
+                f"{artifact.described} is a result of full fine-tuning and has no adapter. Use rankwise extract to "
+                "make one of it, or rankwise export --format merged for the whole model."
+            )
+        if artifact.run is not None and artifact.run.experiment.model.trust_code is not None:
+            problems.append(
+                f"{artifact.described} was trained on a model with its own Python code, which cannot be merged."
+            )
+        yield artifact
+
+
+def _base_named(artifacts: Sequence[Artifact], problems: list[str]) -> ModelConfig:
+    bases: list[ModelConfig] = []
+    for artifact in artifacts:
+        try:
+            bases.append(artifact.base)
+        except RankwiseError as error:
+            problems.append(str(error))
+    return bases[0] if bases else ModelConfig(name="none")
+
+
+def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callback, *, force: bool) -> list[str]:
+    """Adapters that were trained on weights other than these."""
+    callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
+    own = fingerprint(source.folder)
+    problems: list[str] = []
+    for artifact in artifacts:
+        known = artifact.trained_on
+        if known is None:
+            callback(WarningMessage(
+                f"{artifact.folder} does not record its base model's weights, so it is unknown whether {source.name} "
+                f"from {source.where} is the right base model"
+            ))  # fmt: skip
+        elif known.fingerprint != own and not force:
+            problems.append(
+                f"{artifact.described} was trained on {known.name} from {known.source} ({known.fingerprint}); "
+                f"{source.folder} has different weights ({own}). Name the right base with --base-model, or use "
+                "--force-base to merge anyway."
+            )
+    return problems
+
+
+def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> tuple[Objective, bool]:
+    """What the merged model is for, and whether it has a head that its base had not."""
+    reports = [artifact.data_report for artifact in artifacts if artifact.targets is not None]
+    kinds = [(report.targets, report.image_processing) for report in reports if report is not None]
+    if any(kind != kinds[0] for kind in kinds) or (kinds and len(reports) < len(artifacts)):
+        names = some(artifact.described for artifact in artifacts)
+        problems.append(f"these adapters were trained for different objectives or classes: {names}.")
+    return objective_for(reports[0] if reports else artifacts[0].data_report), bool(reports)
+
+
+def _read(
+    artifacts: Sequence[Artifact], base: Skeleton, callback: Callback, problems: list[str]
+) -> Iterable[AdapterWeights]:  # fmt: skip
+    modules = host_view(base.module)
+    for artifact in artifacts:
+        try:
+            adapter = read_weights(artifact.result, modules)
+        except RankwiseError as error:
+            problems.append(str(error))
+            continue
+        for note in adapter.notes:
+            callback(StatusMessage(note))
+        yield adapter
+
+
+def _cannot_be_joined(parts: Sequence[Part], options: Options, *, new_head: bool) -> list[str]:
+    problems: list[str] = []
+    dora = [part.artifact.described for part in parts if part.adapter.is_dora]
+    if dora and (len(parts) > 1 or options.combining.lays_out or options.combining.cuts):
+        problems.append(
+            f"{some(dora)} is DoRA, which rescales whole weights, so it can be neither combined with others nor cut to "
+            "a lower rank. Merge it alone."
+        )
+    owners: dict[str, Path] = {}
+    for part in parts:
+        for name in part.adapter.heads:
+            if name in owners:
+                problems.append(
+                    f'{owners[name]} and {part.artifact.folder} each have their own trained "{name}", of which a model '
+                    "can have only one."
+                )
+            owners[name] = part.artifact.folder
+    if new_head and any(part.adapter.heads and part.weight * options.strength != 1 for part in parts):
+        problems.append(
+            "a classifier's new head has no base to scale its change from. Leave out --strength and --weights."
+        )
+    return problems

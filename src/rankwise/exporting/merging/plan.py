@@ -1,0 +1,225 @@
+"""A merge as data, before anything is written: every tensor of every new file, where it comes from and what changes it.
+
+Files and names of tensors stay those of the base. New are only heads that the base has not, and tables that were one
+weight with another: where only one of the two changes, both are stored, and config.json says that they are no longer
+tied. `check` of the plan refuses what cannot be merged, all problems at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from rankwise.errors import AdapterError, some
+from rankwise.exporting.merging.inputs import Inputs
+from rankwise.exporting.merging.number_formats import BY_NAME, FORMATS, NumberFormat, refusal
+from rankwise.models.tensor_files import PIECE, SIZES, StoredTensor
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of a new file. Without a layer and a value it is copied, or converted where the format differs."""
+
+    key: str
+    code: str
+    shape: tuple[int, ...]
+    source: StoredTensor | None
+    layer: str | None = None
+    """The path of the adapted layer whose weight this is."""
+    whole: Tensor | None = None
+    """The trained value of a head, and `share`, how far it goes there from the base's."""
+    share: float = 1.0
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * SIZES[self.code]
+
+    @property
+    def changed(self) -> bool:
+        return self.layer is not None or self.whole is not None
+
+    @property
+    def copied(self) -> bool:
+        return not self.changed and self.source is not None and self.source.dtype == self.code
+
+
+@dataclass(frozen=True)
+class Shard:
+    name: str
+    tensors: tuple[Planned, ...]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    inputs: Inputs
+    shards: tuple[Shard, ...]
+    dtype: NumberFormat | None
+    """The format that all weights are converted to; None where each keeps the base's."""
+    untied: tuple[str, ...]
+    left_out: tuple[StoredTensor, ...]
+    """Tensors of the base that the merged model does not have, such as a language model's head in a classifier."""
+    warnings: tuple[str, ...]
+
+    @property
+    def tensors(self) -> list[Planned]:
+        return [tensor for shard in self.shards for tensor in shard.tensors]
+
+    @property
+    def changed(self) -> list[Planned]:
+        return [tensor for tensor in self.tensors if tensor.changed]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def formats(self) -> str:
+        counts = Counter[str]()
+        for tensor in self.tensors:
+            counts[FORMATS[tensor.code].name if tensor.code in FORMATS else tensor.code] += math.prod(tensor.shape)
+        return some(name for name, _ in counts.most_common())
+
+    @property
+    def memory(self) -> int:
+        """Bytes beyond the program itself: the adapters, the largest layer's factors and a few pieces."""
+        adapters = sum(
+            value.nbytes for part in self.inputs.parts for one in part.adapter.factors.values() for value in one.values
+        )
+        largest = max((math.prod(tensor.shape) for tensor in self.changed), default=0)
+        laid = 4 * 4 * largest if self.inputs.combining.lays_out else 0
+        return adapters + laid + 8 * 6 * min(PIECE, largest or PIECE) + 4 * self._largest_factors
+
+    @property
+    def _largest_factors(self) -> int:
+        sums = (sum(one.A.numel() + one.B.numel() for one, _ in layer) for layer in self.inputs.layers.values())
+        return 2 * max(sums, default=0)
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise merge --plan --json` prints."""
+        inputs = self.inputs
+        return {
+            "base": inputs.source.name,
+            "adapters": [str(part.artifact.folder) for part in inputs.parts],
+            "weights": [part.weight for part in inputs.parts],
+            "method": inputs.combining.kind,
+            "strength": inputs.strength,
+            "dtype": self.formats,
+            "bytes": self.nbytes,
+            "memory_bytes": self.memory,
+            "files": len(self.shards),
+            "tensors": len(self.tensors),
+            "changed": [tensor.key for tensor in self.changed],
+            "untied": list(self.untied),
+            "left_out": [tensor.name for tensor in self.left_out],
+            "warnings": list(self.warnings),
+        }
+
+
+def plan_merge(inputs: Inputs, dtype: str | None = None) -> MergePlan:
+    """AdapterError with every problem where this cannot be merged."""
+    form = None if dtype is None else BY_NAME[dtype]
+    planning = _Planning(inputs, form)
+    shards = planning.shards()
+    if planning.problems:
+        raise AdapterError("\n".join(f"{problem}." for problem in planning.problems))
+    return MergePlan(
+        inputs, tuple(shards), form, tuple(planning.untied), tuple(planning.left_out), tuple(planning.warnings)
+    )  # fmt: skip
+
+
+class _Planning:
+    def __init__(self, inputs: Inputs, form: NumberFormat | None) -> None:
+        self.inputs, self.base, self.form = inputs, inputs.base, form
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.left_out: list[StoredTensor] = []
+        counts = Counter(tensor.dtype for tensor in self.base.tensors.values() if tensor.dtype in FORMATS)
+        self.common = counts.most_common(1)[0][0] if counts else "F32"
+        self.layers = {f"{path}.weight": path for path in inputs.layers}
+        self.heads = {
+            name: (value, part.weight * inputs.strength)
+            for part in inputs.parts for name, value in part.adapter.heads.items()
+        }  # fmt: skip
+        changed = {*self.layers, *self.heads}
+        groups = {group for name in changed for group in [self.base.tied.get(name, ())] if len(group) > 1}
+        self.untied = sorted({name for group in groups for name in group})
+
+    def shards(self) -> list[Shard]:
+        self._check_changed()
+        shards = []
+        known = dict(self.base.module.named_parameters(remove_duplicate=False)) | self.base.module.state_dict()
+        for file, tensors in self.base.files.items():
+            planned: list[Planned] = []
+            for key, tensor in tensors.items():
+                name = self.base.names.get(key)
+                if name is None and self.inputs.objective.targets is not None:
+                    self.left_out.append(tensor)
+                else:
+                    planned.append(self._planned(key, name, tensor, known))
+            shards.append(Shard(file.name, tuple(planned), self.base.metadata[file]))
+        new = tuple(self._new(known))
+        shards[-1] = replace(shards[-1], tensors=(*shards[-1].tensors, *new))
+        return shards
+
+    def _planned(self, key: str, name: str | None, tensor: StoredTensor, known: Mapping[str, Any]) -> Planned:
+        planned = Planned(key, self._code(tensor), tensor.shape, tensor)
+        if name in self.layers:
+            return replace(planned, layer=self.layers[name])
+        if name in self.heads:
+            value, share = self.heads[name]
+            other = tuple(value.shape) != tensor.shape
+            return replace(planned, whole=value, shape=tuple(value.shape), share=share,
+                           source=None if other else tensor)  # fmt: skip
+        if name is not None and tuple(known[name].shape) != tensor.shape:
+            self.problems.append(
+                f'"{key}" of the base has the shape {tensor.shape}, but the model needs {tuple(known[name].shape)}'
+            )
+        return planned
+
+    def _new(self, known: Mapping[str, Any]) -> Iterable[Planned]:
+        """Heads that the base has not, and the other halves of tables that are parted."""
+        for name in dict.fromkeys([*self.untied, *self.heads]):
+            if name in self.base.keys:
+                continue
+            value, share = self.heads.get(name, (None, 1.0))
+            source = self.base.stored(name)
+            if value is None and source is None:
+                continue
+            shape = tuple(known[name].shape)
+            code = self._code(source) if source is not None else self.form.code if self.form else self.common
+            yield Planned(name, code, shape, source, self.layers.get(name), value, share)
+
+    def _code(self, tensor: StoredTensor) -> str:
+        """Whole numbers, such as counters, stay what they are."""
+        return self.form.code if self.form is not None and tensor.dtype in FORMATS else tensor.dtype
+
+    def _check_changed(self) -> None:
+        for name in (*self.layers, *self.heads):
+            tensor = self.base.stored(name)
+            if name in self.base.assembled:
+                self.problems.append(
+                    f'"{name}" is assembled from several tensors of the base when the model is loaded, so its change '
+                    "cannot be merged file by file; use rankwise export --format merged"
+                )
+            elif tensor is None and name not in self.heads:
+                self.problems.append(f'"{name}" is in none of the files of {self.base.folder}')
+            elif tensor is not None and (problem := refusal(tensor.dtype, tensor.name)):
+                self.problems.append(problem)
+        missing = [
+            name for name, _ in self.base.module.named_parameters(remove_duplicate=False)
+            if self.base.stored(name) is None and name not in self.heads and name not in self.base.assembled
+        ]  # fmt: skip
+        if missing:
+            self.problems.append(f"{self.base.folder} lacks {len(missing)} weights of the model: {some(missing, 3)}")
+        small = sum(1 for name in self.layers if (one := self.base.stored(name)) and self._code(one) in ("BF16", "F16"))
+        if small:
+            self.warnings.append(
+                f"{small} changed tensors are rounded to {FORMATS[self.form.code if self.form else self.common].name}, "
+                "which may lose part of a small change; the error is measured, and --dtype float32 avoids it"
+            )
