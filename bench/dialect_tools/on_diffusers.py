@@ -8,12 +8,25 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
-from transformers import CLIPTextModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 base, out, kind = sys.argv[1:4]
+
+
+def loaded() -> CLIPTextModel:
+    """Text encoders of older transformers have a part text_model around all layers."""
+    model = CLIPTextModel(CLIPTextConfig.from_pretrained(base)).float().eval()
+    around = "text_model." if any(key.startswith("text_model.") for key in model.state_dict()) else ""
+    state = load_file(Path(base) / "model.safetensors")
+    model.load_state_dict(
+        {around + key.removeprefix("text_model."): value for key, value in state.items()}, strict=True
+    )
+    return model
+
+
 ids = torch.tensor([json.loads((Path(out) / "ids.json").read_text())])
-encoder = CLIPTextModel.from_pretrained(base, dtype=torch.float32).eval()
+encoder = loaded()
 torch.manual_seed(1)
 if kind == "metadata":
     config = LoraConfig(r=4, lora_alpha=10, use_rslora=True, target_modules=["q_proj", "fc1"], rank_pattern={"fc1": 2})
@@ -40,7 +53,7 @@ else:
     state = {key: value.detach().clone() for key, value in network.state_dict().items()}
     save_file(state, Path(out) / "kohya.safetensors")  # as its save_weights does, which adds hashes and needs much more
     file = "kohya.safetensors"
-plain = CLIPTextModel.from_pretrained(base, dtype=torch.float32).eval()
+plain = loaded()
 found = StableDiffusionPipeline.lora_state_dict(out, weight_name=file, return_lora_metadata=True)
 StableDiffusionPipeline.load_lora_into_text_encoder(found[0], found[1], plain, metadata=found[2])
 with torch.inference_mode():

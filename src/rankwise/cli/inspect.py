@@ -29,7 +29,7 @@ def inspect(
     name: Annotated[
         str,
         typer.Argument(
-            help="A finished run (its name or folder), an adapter's folder, or a model: a starter, hub id, folder or "
+            help="A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, folder or "
             ".gguf file.",
             show_default=False,
             metavar="RUN|MODEL",

@@ -12,7 +12,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 RunName = Annotated[
     str,
-    typer.Argument(help="A finished run (its name or folder), or the folder of a PEFT adapter.", show_default=False),
+    typer.Argument(help="A finished run (its name or folder), or an adapter (its folder or file).", show_default=False),
 ]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]
 Both = Annotated[bool, typer.Option("--both", help="Answer with the run's model and with its base model.")]
