@@ -1,6 +1,6 @@
 """The adapter that a training begins with: one of ours, as a run or a folder, or a folder in PEFT's format.
 
-    name --open_artifact--> Artifact --read_weights--> AdapterWeights --own_settings--> settings of the run
+    name --open_artifact--> Artifact --read_adapter--> AdapterWeights --own_settings--> settings of the run
                                                              --fill--> the adapter that the method attached
 
 The method attaches an adapter of the same layers, ranks and scales as always, and the numbers are copied into it. So
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import factors_of
 from rankwise.adapters.formats.peft_config import commonest, pattern_of, tidy
-from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS, read_weights
+from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
@@ -32,6 +33,7 @@ from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.base import check_base
 from rankwise.methods.continuing import continued
+from rankwise.methods.stored_adapter import stored_weights
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DATA_REPORT, TargetFacts
 from rankwise.runs.lineage import Round
@@ -57,13 +59,13 @@ class Start:
         """The experiment with the adapter's settings as its files alone show them, for a forecast before the model is
         loaded. Where only the model tells what a file means, the experiment as it is."""
         try:
-            return self._with_settings(experiment, read_weights(self.source.result))
-        except AdapterError:
+            return self._with_settings(experiment, stored_weights(self.source, silent))
+        except RankwiseError:
             return experiment
 
     def weights(self, model: nn.Module) -> AdapterWeights:
         """AdapterError where the adapter does not fit the model."""
-        return read_weights(self.source.result, host_view(model))
+        return read_adapter(self.source.result, host_view(model))
 
     def settled(
         self, experiment: Experiment, model: LoadedModel, callback: Callback, *, force_base: bool
@@ -172,7 +174,7 @@ def planned_with(given: MethodConfig) -> MethodConfig:
     """The settings `given` with those of the adapter that they name, from its files alone."""
     assert given.start_from is not None, "there is an adapter to begin with"
     source = _adapter_named(given.start_from, silent)
-    return continued(given, own_settings(read_weights(source.result)), source.described)
+    return continued(given, own_settings(stored_weights(source, silent)), source.described)
 
 
 def _adapter_named(name: str, callback: Callback) -> Artifact:
@@ -226,9 +228,14 @@ def round_of(source: Artifact) -> Round:
     )  # fmt: skip
 
 
-def contents_of(folder: Path) -> dict[str, str]:
-    """The hashes of what a training reads of an adapter."""
-    return {name: sha256_of(folder / name) for name in (CONFIG, WEIGHTS) if (folder / name).is_file()}
+def contents_of(path: Path) -> dict[str, str]:
+    """The hashes of what a training reads of an adapter, which is a folder or a file."""
+    files = [path] if path.is_file() else [one for one in sorted(path.iterdir()) if _is_read(one)]
+    return {file.name: sha256_of(file) for file in files}
+
+
+def _is_read(file: Path) -> bool:
+    return file.is_file() and (file.name == CONFIG or file.suffix in (".safetensors", ".gguf"))
 
 
 def changed_since(begun: Round, name: str) -> str | None:

@@ -20,7 +20,6 @@ import torch
 from rankwise.adapters.combining import Weighted, cut, cut_laid, joined, laid
 from rankwise.adapters.formats.peft import rewrite
 from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern_of, tidy
-from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.low_rank import LowRank
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError, RankwiseError, some
@@ -28,6 +27,7 @@ from rankwise.exporting.merge import beside
 from rankwise.exporting.merging.inputs import Options
 from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.stored_adapter import stored_weights
 from rankwise.models.tensor_files import pieces
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.system.files import need_space, told_when_full
@@ -95,7 +95,7 @@ def _opened(name: str, options: Options, callback: Callback) -> tuple[Artifact, 
     if artifact.config.trains_base:
         raise AdapterError(f"{artifact.described} is a result of full fine-tuning and has no adapter.")
     try:
-        return artifact, read_weights(artifact.result)
+        return artifact, stored_weights(artifact, callback)
     except RankwiseError as error:
         raise type(error)(f"{artifact.described}: {error}") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from rankwise.adapters.combining import Combining, Weighted
-from rankwise.adapters.formats.peft_reader import read_weights
+from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.models import ModelConfig
@@ -174,7 +174,7 @@ def _read(
     modules = host_view(base.module)
     for artifact in artifacts:
         try:
-            adapter = read_weights(artifact.result, modules)
+            adapter = read_adapter(artifact.result, modules)
         except RankwiseError as error:
             problems.append(str(error))
             continue
