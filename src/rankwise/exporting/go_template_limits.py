@@ -15,7 +15,7 @@ from typing import Any
 from rankwise.errors import TemplateError
 from rankwise.exporting.go_json import template_values
 from rankwise.exporting.go_template import render
-from rankwise.exporting.go_template_probe import Structure, described
+from rankwise.exporting.go_template_probe import Structure, described, turn
 from rankwise.exporting.go_template_writer import ARGUMENTS, tool_text
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import BREAK, Message, ToolCall
@@ -37,7 +37,7 @@ AROUND = ("a{}b", "{}b", "a{}")
 
 @dataclass(frozen=True)
 class Limits:
-    """For each role: whether the template changes white space at the edges or an empty text, and words that it reads."""
+    """The roles whose white space at the edges or whose empty text a template changes, and the words that it reads."""
 
     edges: frozenset[str]
     empty: frozenset[str]
@@ -47,34 +47,34 @@ class Limits:
 
     def of(self, messages: Sequence[Message], tools: Sequence[Any], structure: Structure) -> list[str]:
         """Why this conversation cannot be written by a Go template; empty if it can."""
+        if structure.untold and (tools or any(message.tool_calls for message in messages)):
+            return [f"tools: {why}" for why in structure.untold]
         reasons: list[str] = []
         for message in messages:
             role, content = message.role, message.content
             if role in self.edges and content != content.strip():
-                reasons.append(f"white space around the text of a {role} turn, which the chat template changes")
+                reasons.append(f"white space around the text of {turn(role)}, which the chat template changes")
             if role in self.empty and not content and not message.tool_calls:
-                reasons.append(f"an empty text of a {role} turn, which the chat template writes in another way")
+                reasons.append(f"an empty text of {turn(role)}, which the chat template writes in another way")
             reasons += [
-                f"the text {word!r} in a {role} turn, for which the chat template writes something else"
+                f"the text {word!r} in {turn(role)}, for which the chat template writes something else"
                 for word in self.words.get(role, ())
                 if word in content
             ]
+            if message.tool_calls and message.content and "said" not in structure.kinds:
+                reasons.append("an answer before a call of a tool, which the chat template writes in a form of its own")
             reasons += [reason for call in message.tool_calls for reason in call_reasons(call)]
         for tool in tools:
             reasons += tool_reasons(tool, structure.tool_as or "whole")
-        if structure.untold and (tools or any(message.tool_calls for message in messages)):
-            reasons += [f"tools: {why}" for why in structure.untold]
         return list(dict.fromkeys(reasons))
 
     def lines(self) -> list[str]:
         """Each limit once, whatever conversation it concerns."""
-        said = [f"white space around the text of a {role} turn, which the chat template changes" for role in self.edges]
-        said += [
-            f"an empty text of a {role} turn, which the chat template writes in another way" for role in self.empty
-        ]
+        said = [f"white space around the text of {turn(role)}, which the chat template changes" for role in self.edges]
+        said += [f"an empty text of {turn(role)}, which the chat template writes in another way" for role in self.empty]
         for role, words in self.words.items():
             said += [
-                f"the text {', '.join(map(repr, words))} in a {role} turn, which changes what the chat template writes"
+                f"the text {', '.join(map(repr, words))} in {turn(role)}, which changes what the chat template writes"
             ]
         said += [
             "the context of a question apart from its text, for which the chat template has a place"
@@ -145,7 +145,9 @@ def tool_reasons(tool: Mapping[str, Any], as_what: str) -> list[str]:
     wanted, written = described(tool, as_what), render(tool_text(as_what), value)
     if written == wanted:
         return []
-    place = next(number for number, pair in enumerate(zip(wanted + "\0", written + "\0")) if pair[0] != pair[1])
+    place = next(
+        number for number, pair in enumerate(zip(wanted + "\0", written + "\0", strict=False)) if pair[0] != pair[1]
+    )
     return [
         f"the description of the tool {tool['function']['name']!r}: at {wanted[max(place - 20, 0) : place + 30]!r} "
         f"Ollama writes {written[max(place - 20, 0) : place + 30]!r}"

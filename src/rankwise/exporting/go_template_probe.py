@@ -110,13 +110,22 @@ def _with_tools(template: ChatTemplate, notes: _Notes, system_late: bool) -> dic
     if len(own.mids) != 1 or len(own.seps) > 1:
         raise GoTemplateError("it writes a call of a tool in a form of its own")
     spoken = _Notes(dict(own.literals), set(own.mids), set(own.seps))
-    for shape in WITH_WORDS:
-        _note(template, shape, True, spoken, system_late)
+    try:
+        for shape in WITH_WORDS:
+            _note(template, shape, True, spoken, system_late)
+    except GoTemplateError:  # calls without an answer before them can still be written
+        spoken = own
     notes.literals.update(spoken.literals)
     return {
         "tool_as": as_what, "between_tools": between,
         "between_name_and_arguments": next(iter(own.mids)), "between_calls": next(iter(spoken.seps), ""),
     }  # fmt: skip
+
+
+def turn(kind: str) -> str:
+    """A turn of this kind, for messages."""
+    named = {"said": "an answer before a call", "calls": "a call", "assistant": "an assistant turn"}
+    return named.get(kind, f"a {kind} turn")
 
 
 def _tool(number: int) -> dict[str, Any]:
@@ -201,7 +210,7 @@ def _note(template: ChatTemplate, shape: str, tools: bool, notes: _Notes, system
     for element in elements:
         for number, word in enumerate(element.words):
             if text.count(word) != 1 or (place := text.index(word)) < position:
-                raise GoTemplateError(f"it repeats, changes, moves or leaves out the text of a {element.kind} turn")
+                raise GoTemplateError(f"it repeats, changes, moves or leaves out the text of {turn(element.kind)}")
             literal, position = text[position:place], place + len(word)
             if number == 0:
                 _add(notes, Context(before, element.kind, element.late, tools), literal)
@@ -221,9 +230,9 @@ def _with_placeholder(text: str) -> str:
 
 def _add(notes: _Notes, context: Context, literal: str) -> None:
     if "Xq" in literal:
-        raise GoTemplateError(f"before a {context.kind} turn it writes a name or a text once more")
+        raise GoTemplateError(f"before {turn(context.kind)} it writes a name or a text once more")
     if notes.literals.setdefault(context, literal) != literal:
         raise GoTemplateError(
-            f"what it writes before {'the answer' if context.kind == 'end' else f'a {context.kind} turn'} depends on "
+            f"what it writes before {'the answer' if context.kind == 'end' else turn(context.kind)} depends on "
             f"more than the turn before it: {notes.literals[context][-40:]!r} or {literal[-40:]!r}"
         )

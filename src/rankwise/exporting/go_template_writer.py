@@ -9,7 +9,6 @@ string constants.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -73,14 +72,14 @@ def _constant(text: str) -> str:
 class _Writer:
     def __init__(self, structure: Structure, start: str) -> None:
         self.structure = structure
-        self.literals = {
-            context: literal.removeprefix(start) if not context.before else literal
-            for context, literal in structure.literals.items()
+        literals = {
+            at: literal if at.before else literal.removeprefix(start) for at, literal in structure.literals.items()
         }
-        self.opening = _common_end([literal for at, literal in self.literals.items() if at.kind == "calls"])
         self.endings: dict[str, str] = {}
-        for kind in {context.before for context in self.literals} - {"", "said"}:
-            self.endings[kind] = _shared([literal for at, literal in self.literals.items() if at.before == kind])
+        for kind in {at.before for at in literals} - {"", "said"}:
+            self.endings[kind] = _shared([literal for at, literal in literals.items() if at.before == kind])
+        self.beginnings = {at: literal[len(self.endings.get(at.before, "")) :] for at, literal in literals.items()}
+        self.opening = _common_end([literal for at, literal in self.beginnings.items() if at.kind == "calls"])
 
     def template(self) -> str:
         known = [role for role in ROLES if role in self.structure.kinds]
@@ -122,11 +121,8 @@ class _Writer:
 
     def _before(self, kind: str, *, constant: bool = False) -> str:
         """What is written before a text, without the ending of the text before it."""
-        table: dict[Context, str] = {}
-        for at, literal in self.literals.items():
-            if at.kind == kind:
-                rest = literal.removesuffix(self.opening) if kind == "calls" else literal
-                table[at] = rest[len(self.endings.get(at.before, "")) :]
+        opening = self.opening if kind == "calls" else ""
+        table = {at: literal.removesuffix(opening) for at, literal in self.beginnings.items() if at.kind == kind}
         return self._chosen(table, constant=constant)
 
     def _chosen(self, table: Mapping[Context, str], *, constant: bool) -> str:
@@ -156,13 +152,19 @@ class _Writer:
         return go_text(before) + loop + go_text(after)
 
 
+def _common_start(texts: Sequence[str]) -> str:
+    first, last = min(texts, default=""), max(texts, default="")
+    size = next((number for number, letter in enumerate(first) if letter != last[number]), len(first))
+    return first[:size]
+
+
 def _common_end(literals: Sequence[str]) -> str:
-    return os.path.commonprefix([literal[::-1] for literal in literals])[::-1]
+    return _common_start([literal[::-1] for literal in literals])[::-1]
 
 
 def _shared(literals: Sequence[str]) -> str:
     """What all literals begin with; if that is a tag, then the tag alone with the white space around it."""
-    common = os.path.commonprefix(list(literals)).partition(TOOLS)[0]
+    common = _common_start(literals).partition(TOOLS)[0]
     tag = re.match(r"\s*<[^<>]*>\s*", common)
     return tag[0] if tag else common
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from rankwise.text.example import Message, ToolCall
@@ -23,20 +24,16 @@ class Conversation:
 
 
 TEXTS = (
-    "What is the capital of France?", "Name three primes.", "def area(r):\n\treturn 3.14 * r ** 2\n\nExplain this.",
+    "What is the capital of France?", ("word " * 400).strip(), "def area(r):\n\treturn 3.14 * r ** 2\n\nExplain this.",
     "Was kostet ein Stück Käsekuchen in Köln?", "你好,请介绍一下巴黎。", "שלום, מה שלומך?", "مرحبا بالعالم",
-    "naïve café, Ångström and 10 €", "🙂👩‍👩‍👧 and 🇳🇴?", "1 < 2 && 3 > 2, \"quoted\" and 'single'", "{{ .Prompt }} and {% if %}",
-    "line one\nline two\n\n\nline five", "a\u00a0b\u2028c", "x" * 200, "Answer with yes or no: is {\"a\": [1, 2]} JSON?",
+    "naïve café, Ångström and 10 €", "🙂👩\u200d👧 and 🇳🇴?", "1 < 2 && 3 > 2, \"quoted\" and 'single'",
+    "{{ .Prompt }} and {% if %}", "line one\nline two\n\n\nline five", "a\u00a0b\u2028c", "Name three primes.",
+    'Answer with yes or no: is {"a": [1, 2]} JSON?',
 )  # fmt: skip
 ANSWERS = (
-    "Paris.",
-    "2, 3 and 5.",
-    "It computes an area.\n\n- pi is 3.14",
-    "Das weiß ich nicht.",
-    "好的。",
-    "<b>Yes</b> & no",
-    "4",
-)
+    "Paris.", "2, 3 and 5.", "It computes an area.\n\n- pi is 3.14", "Das weiß ich nicht.", "好的。",
+    "<b>Yes</b> & no", "4",
+)  # fmt: skip
 SYSTEMS = ("You answer briefly.", "Du antwortest auf Deutsch.\nImmer.", "Be kind: 你好 & <polite>.")
 
 
@@ -66,9 +63,9 @@ def _plain() -> list[Conversation]:
         Conversation("white space around a system message", (Message("system", " Be brief.\n"), *_talk(2, 1))),
         Conversation("an empty system message", _talk(1, 2, "")),
     ]
-    return made + [
-        Conversation(f"{2 + number % 3} questions, again", _talk(2 + number % 3, number)) for number in range(12)
-    ]
+    made += [Conversation(f"{2 + number % 3} questions, again", _talk(2 + number % 3, number)) for number in range(12)]
+    apart = [(Message("user", f"{one}\n\n{two}"),) for one, two in pairwise((*TEXTS, TEXTS[0]))]
+    return made + [Conversation(f"question of two parts {number + 1}", one) for number, one in enumerate(apart)]
 
 
 def _tool(name: str, about: str, **properties: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,14 @@ that the other template language cannot express is named, and is never counted a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.errors import TemplateError
 from rankwise.exporting.parity_conversations import Conversation, conversations
 from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Example
+from rankwise.text.template_probe import shown_of
 from rankwise.text.tokenize import prompt_ids
 
 COUNT = 30
@@ -67,14 +69,12 @@ def template_parity(
 
 def _knows(template: ChatTemplate, one: Conversation) -> bool:
     """Whether the chat template itself shows all of the conversation, so that a row like it can be trained on."""
+    messages = tuple(replace(message, content=message.content or "-") if message.role == "system" else message
+                     for message in one.messages)  # fmt: skip
     try:
-        text = template.text(one.messages, one.tools, answer_next=True)
+        return not shown_of(Example(messages, one.name, tools=one.tools), template).missing
     except TemplateError:
         return False
-    shown = [message.content.strip() for message in one.messages]
-    shown += [call.name for message in one.messages for call in message.tool_calls]
-    shown += [tool["function"]["name"] for tool in one.tools]
-    return all(part in text for part in shown)
 
 
 def _difference(template: ChatTemplate, one: Conversation, start: str, render: Renderer) -> str | None:

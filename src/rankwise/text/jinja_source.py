@@ -1,9 +1,10 @@
-"""The words of a Jinja template's source: its string literals and the names that it uses. Nothing is rendered."""
+"""The words of a Jinja template's source, and its rendering by plain Jinja, as engines beside transformers do it."""
 
 from __future__ import annotations
 
 import ast
 from functools import cache
+from typing import Any
 
 
 @cache
@@ -29,3 +30,12 @@ def _unquoted(literal: str) -> str:
         return str(ast.literal_eval(literal))
     except (SyntaxError, ValueError):  # a line break inside quotes, which Jinja allows
         return literal[1:-1]
+
+
+def rendered(source: str, **values: Any) -> str:
+    """Render in a sandbox, as llama-cpp-python does: Jinja alone, without the tags and filters of transformers."""
+    from jinja2 import BaseLoader
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(loader=BaseLoader(), trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(**values)

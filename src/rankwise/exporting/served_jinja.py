@@ -1,0 +1,96 @@
+"""The Jinja template that a GGUF file carries, so that an engine renders what training rendered.
+
+llama.cpp, llama-cpp-python and newer versions of Ollama render the file's own Jinja template (tokenizer.chat_template).
+They know less than transformers does, so the template of a run is written with these changes:
+
+- `{% generation %}` marks, which transformers alone knows, become conditions that always hold;
+- a template for tools and one without become one template;
+- the start token that the tokenizer puts before every text is written out; llama.cpp does not add it twice;
+- `enable_thinking` is set to false, and special tokens are set that engines do not pass.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rankwise.errors import TemplateError
+from rankwise.exporting.parity_conversations import Conversation
+from rankwise.exporting.template_parity import Parity, template_parity
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Message
+from rankwise.text.jinja_source import names, rendered
+
+MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+PASSED = ("bos_token", "eos_token")
+"""The special tokens that every engine passes to a template."""
+
+
+def served_jinja(template: ChatTemplate) -> str:
+    """The text for tokenizer.chat_template."""
+    sources = template.facts.sources
+    with_tools = sources.get("tool_use")
+    source = sources["default"]
+    if with_tools is not None and with_tools != source:
+        source = f"{{% if tools %}}{with_tools}{{% else %}}{source}{{% endif %}}"
+    source = MARK.sub(lambda mark: f"{{%{mark[1]} {'endif' if mark[2] else 'if true'} {mark[3]}%}}", source)
+    return _settings(template, source) + source
+
+
+def _settings(template: ChatTemplate, source: str) -> str:
+    """What training passes to the template and an engine does not, and the start token."""
+    used, hub = names(source), template.tokenizer.hub
+    values: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in used else {}
+    for name, token in template.special_tokens.items():
+        if name in used and (name not in PASSED or getattr(hub, name) != token):
+            values[name] = token
+    lines = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items())
+    return lines + (f"{{{{ {_literal(template.facts.start)} }}}}" if template.facts.start else "")
+
+
+def _literal(value: object) -> str:
+    return "false" if value is False else json.dumps(value, ensure_ascii=False)
+
+
+def gguf_parity(template: ChatTemplate, source: str | None = None) -> Parity:
+    """Compare a GGUF file's Jinja template, by default `served_jinja`, with training's, by llama-cpp-python's rules.
+
+    llama-cpp-python renders with Jinja's own `tojson`, which sorts keys and escapes characters, so conversations with
+    tools are named where this makes a difference. llama.cpp's server writes JSON as transformers does.
+    """
+    written = served_jinja(template) if source is None else source
+    hub = template.tokenizer.hub
+
+    def render(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+        try:
+            return rendered(
+                written, messages=[as_openai(message) for message in messages], tools=list(tools) or None,
+                bos_token=hub.bos_token or "", eos_token=hub.eos_token or "", add_generation_prompt=True,
+                raise_exception=_refuse, functions=None, function_call=None, tool_choice=None,
+            )  # fmt: skip
+        except Exception as error:  # a template can raise any error
+            raise TemplateError(str(error)) from None
+
+    def reasons(one: Conversation) -> list[str]:
+        writes_json = one.tools or any(message.tool_calls for message in one.messages)
+        if not writes_json or "tojson" not in names(written):
+            return []
+        return ["tools in llama-cpp-python, which sorts the keys of JSON; llama.cpp's server keeps their order"]
+
+    return template_parity(template, render, adds_start=False, reasons=reasons)
+
+
+def as_openai(message: Message) -> dict[str, Any]:
+    """A message as a request to an engine has it."""
+    calls = [
+        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    named = {"name": message.name} if message.name is not None else {}
+    return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {}) | named
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
