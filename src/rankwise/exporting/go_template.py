@@ -67,7 +67,8 @@ def parse(template: str) -> list[Any]:
             stack.pop()
         elif words[:1] == ["else"]:
             block = stack.pop()[0]
-            _need(block is not None and block.kind == "if", "an else without an if")
+            if block is None or block.kind != "if":
+                raise GoTemplateError("the Go template cannot be read: an else without an if.")
             condition = _expression(words[2:]) if words[1:2] == ["if"] else Call("value", (True,))
             _need(words[1:2] == ["if"] or len(words) == 1, "an else with more words")
             block.branches.append((condition, []))

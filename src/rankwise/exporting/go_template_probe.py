@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from rankwise.errors import TemplateError
@@ -90,20 +90,20 @@ def probe(template: ChatTemplate) -> Structure:
     system_late = _system_is_late(template)
     for shape in PLAIN:
         _note(template, shape, False, notes, system_late)
+    without = Structure(notes.literals, system_late)
     try:
-        tools = _with_tools(template, notes, system_late)
+        return _with_tools(template, without)
     except GoTemplateError as error:
-        tools = {"untold": (str(error).rstrip("."),)}
-    return Structure(literals=notes.literals, system_late=system_late, **tools)
+        return replace(without, untold=(str(error).rstrip("."),))
 
 
-def _with_tools(template: ChatTemplate, notes: _Notes, system_late: bool) -> dict[str, Any]:
-    """What the template writes of tools and calls; nothing for a template that does not know them."""
+def _with_tools(template: ChatTemplate, without: Structure) -> Structure:
+    """The structure with tools and calls; the same for a template that does not know them."""
     text = _text(template, "u", 2)
     if text is None or _tool(1)["function"]["name"] not in text:
-        return {}
+        return without
     as_what, between = _tool_form(text)
-    own = _Notes(dict(notes.literals))
+    own, system_late = _Notes(dict(without.literals)), without.system_late
     for shape in (*PLAIN, *WITH_CALLS):
         _note(template, shape, True, own, system_late)
     _note(template, "udtt", True, own, system_late)
@@ -115,11 +115,10 @@ def _with_tools(template: ChatTemplate, notes: _Notes, system_late: bool) -> dic
             _note(template, shape, True, spoken, system_late)
     except GoTemplateError:  # calls without an answer before them can still be written
         spoken = own
-    notes.literals.update(spoken.literals)
-    return {
-        "tool_as": as_what, "between_tools": between,
-        "between_name_and_arguments": next(iter(own.mids)), "between_calls": next(iter(spoken.seps), ""),
-    }  # fmt: skip
+    return replace(
+        without, literals=spoken.literals, tool_as=as_what, between_tools=between,
+        between_name_and_arguments=next(iter(own.mids)), between_calls=next(iter(spoken.seps), ""),
+    )  # fmt: skip
 
 
 def turn(kind: str) -> str:

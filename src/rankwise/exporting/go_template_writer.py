@@ -55,7 +55,7 @@ def tool_text(as_what: str) -> str:
 
 def go_text(literal: str) -> str:
     """A literal as text of a Go template inside a Modelfile."""
-    parts = re.split(r'(\{+$|\{\{+|"""+|\r|[^\n\t -~]+)', literal)
+    parts = re.split(r'(\{+(?=$|"""|\r|[^\n\t -~])|\{\{+|"""+|\r|[^\n\t -~]+)', literal)
     return "".join(
         f"{{{{ {_constant(part)} }}}}" if number % 2 and _unsafe(part) else part for number, part in enumerate(parts)
     )

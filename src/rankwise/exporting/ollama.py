@@ -12,9 +12,7 @@ used (template_parity.py). What Ollama reads itself, by its source of version 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rankwise.errors import TemplateError
 from rankwise.exporting.go_json import template_values
@@ -24,6 +22,7 @@ from rankwise.exporting.go_template_probe import probe
 from rankwise.exporting.go_template_writer import written
 from rankwise.exporting.template_parity import Parity, template_parity
 from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Message
 
 SMALLEST_CONTEXT = 4096
 ELSEWHERE = (
@@ -48,8 +47,6 @@ def adds_start(template: ChatTemplate) -> bool:
 
     True if the tokenizer puts it there by itself and training's prompts begin with it.
     """
-    from rankwise.text.example import Message
-
     start = template.tokenizer.start
     return bool(start) and template.text([Message("user", "?")], answer_next=True).startswith(start)
 
@@ -113,14 +110,3 @@ def quoted(text: str, what: str) -> str:
     if '"""' in text:
         raise TemplateError(f'{what} contains """, which ends a text in a Modelfile. {ELSEWHERE}')
     return f'"""{text}"""'
-
-
-def summary(template: OllamaTemplate) -> dict[str, Any]:
-    """For `rankwise export --json`."""
-    return template.parity.summary()
-
-
-def parity_lines(parity: Parity, notes: Sequence[str]) -> list[str]:
-    """For people."""
-    lines = [f"the template gives {parity.same} of {parity.conversations} conversations the token ids of training"]
-    return lines + [f"not in Ollama: {note}" for note in notes]

@@ -63,7 +63,10 @@ def _plain() -> list[Conversation]:
         Conversation("white space around a system message", (Message("system", " Be brief.\n"), *_talk(2, 1))),
         Conversation("an empty system message", _talk(1, 2, "")),
     ]
-    made += [Conversation(f"{2 + number % 3} questions, again", _talk(2 + number % 3, number)) for number in range(12)]
+    made += [
+        Conversation(f"{2 + number % 3} questions from text {number + 1}", _talk(2 + number % 3, number))
+        for number in range(12)
+    ]
     apart = [(Message("user", f"{one}\n\n{two}"),) for one, two in pairwise((*TEXTS, TEXTS[0]))]
     return made + [Conversation(f"question of two parts {number + 1}", one) for number, one in enumerate(apart)]
 

@@ -1,53 +1,50 @@
 """The Jinja template that a GGUF file carries, so that an engine renders what training rendered.
 
-llama.cpp, llama-cpp-python and newer versions of Ollama render the file's own Jinja template (tokenizer.chat_template).
-They know less than transformers does, so the template of a run is written with these changes:
+llama.cpp, llama-cpp-python and Ollama from 0.30 on render the file's own Jinja template (tokenizer.chat_template). They
+know less than transformers does. models/saving.py removes `{% generation %}` marks and writes out the start token that
+the tokenizer puts before every text; llama.cpp does not add it twice. Here three more changes are made:
 
-- `{% generation %}` marks, which transformers alone knows, become conditions that always hold;
 - a template for tools and one without become one template;
-- the start token that the tokenizer puts before every text is written out; llama.cpp does not add it twice;
-- `enable_thinking` is set to false, and special tokens are set that engines do not pass.
+- `enable_thinking` is set to false, as in training;
+- special tokens are set that engines do not pass, or pass as another token.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from rankwise.errors import TemplateError
 from rankwise.exporting.parity_conversations import Conversation
 from rankwise.exporting.template_parity import Parity, template_parity
+from rankwise.models.saving import template_text
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.jinja_source import names, rendered
 
-MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 PASSED = ("bos_token", "eos_token")
 """The special tokens that every engine passes to a template."""
 
 
 def served_jinja(template: ChatTemplate) -> str:
     """The text for tokenizer.chat_template."""
-    sources = template.facts.sources
-    with_tools = sources.get("tool_use")
-    source = sources["default"]
+    texts = template_text(template)
+    sources = {"default": texts} if isinstance(texts, str) else dict(texts)
+    source, with_tools = sources["default"], sources.get("tool_use")
     if with_tools is not None and with_tools != source:
         source = f"{{% if tools %}}{with_tools}{{% else %}}{source}{{% endif %}}"
-    source = MARK.sub(lambda mark: f"{{%{mark[1]} {'endif' if mark[2] else 'if true'} {mark[3]}%}}", source)
     return _settings(template, source) + source
 
 
 def _settings(template: ChatTemplate, source: str) -> str:
-    """What training passes to the template and an engine does not, and the start token."""
+    """What training passes to the template and an engine does not."""
     used, hub = names(source), template.tokenizer.hub
     values: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in used else {}
     for name, token in template.special_tokens.items():
         if name in used and (name not in PASSED or getattr(hub, name) != token):
             values[name] = token
-    lines = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items())
-    return lines + (f"{{{{ {_literal(template.facts.start)} }}}}" if template.facts.start else "")
+    return "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items())
 
 
 def _literal(value: object) -> str:
