@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 
-@cache
+@lru_cache(8)
 def _tokens(source: str) -> tuple[tuple[str, str], ...]:
     from jinja2 import Environment
 
@@ -34,8 +34,13 @@ def _unquoted(literal: str) -> str:
 
 def rendered(source: str, **values: Any) -> str:
     """Render in a sandbox, as llama-cpp-python does: Jinja alone, without the tags and filters of transformers."""
+    return _compiled(source).render(**values)
+
+
+@lru_cache(8)
+def _compiled(source: str) -> Any:
     from jinja2 import BaseLoader
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(loader=BaseLoader(), trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(**values)
+    return environment.from_string(source)
