@@ -19,10 +19,7 @@ from rankwise.exporting.served_jinja import gguf_parity, served_jinja
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.tokenizer import HubTokenizer
-from served_families import EXPRESSIBLE, REFUSED
-
-TOOLS = ("qwen2", "tools-late", "qwen2-indented", "tools-with-ids")
-"""Those that know tools, which plain Jinja writes as other JSON."""
+from served_families import EXPRESSIBLE
 
 
 def commands_in(text: str) -> list[tuple[str, str]]:
@@ -99,11 +96,7 @@ def test_odd_characters_of_a_template_reach_ollama():
 
 @pytest.mark.parametrize("family", (*FAMILIES, *EXPRESSIBLE), ids=lambda family: family.name)
 def test_the_jinja_of_a_gguf_file_gives_the_ids_of_training(family):
-    parity = gguf_parity(template_of(family, "qwen"))
-    assert (parity.conversations, parity.different) == (30, ())
-    with_tools = sum(int(line.rpartition("(")[2].split()[0]) for line in parity.refused)
-    assert parity.same + with_tools == 30
-    assert (with_tools > 0) == (family.name in TOOLS)
+    assert gguf_parity(template_of(family, "qwen")).summary() == {"conversations": 30, "same": 30, "refused": []}
 
 
 def test_the_jinja_of_a_recipe_and_of_the_plain_template_give_the_ids_of_training(hub_tokenizer):
@@ -137,11 +130,6 @@ def test_thinking_is_off_where_an_engine_does_not_say_so():
     own = template.facts.sources["default"]
     assert gguf_parity(template, own).same == 0
     assert gguf_parity(template).same == 30
-
-
-def test_a_date_that_an_engine_does_not_pass_is_seen():
-    family, _ = REFUSED["dated"]
-    assert gguf_parity(template_of(family, "llama3")).same == 0
 
 
 def test_a_run_is_exported_for_ollama(library, tmp_path: Path, monkeypatch):

@@ -21,7 +21,7 @@ from rankwise.text.jinja_source import names
 
 TOOLS = "\ue000"
 """Stands in a literal for the descriptions of the tools. Unicode leaves this character to private use."""
-CLOCKS = ("strftime_now", "now", "strftime")
+CLOCKS = ("strftime_now",)
 PLAIN = ("u", "su", "uau", "suau", "uauau", "suauau", "uauauau")
 WITH_CALLS = ("uct", "uctau", "uctt", "uctct", "suct", "suctau", "uauct", "uctauct", "uctauau")
 WITH_WORDS = ("ubt", "subt", "ubtau", "ubtbt", "uctbt", "uaubt")

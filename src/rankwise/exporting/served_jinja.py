@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankwise.errors import TemplateError
-from rankwise.exporting.parity_conversations import Conversation
 from rankwise.exporting.template_parity import Parity, template_parity
 from rankwise.models.saving import template_text
 from rankwise.text.chat_template import ChatTemplate
@@ -54,8 +53,7 @@ def _literal(value: object) -> str:
 def gguf_parity(template: ChatTemplate, source: str | None = None) -> Parity:
     """Compare a GGUF file's Jinja template, by default `served_jinja`, with training's, by llama-cpp-python's rules.
 
-    llama-cpp-python renders with Jinja's own `tojson`, which sorts keys and escapes characters, so conversations with
-    tools are named where this makes a difference. llama.cpp's server writes JSON as transformers does.
+    Versions before 0.3.36 may write the JSON of tools with sorted keys; a template without tools is not concerned.
     """
     written = served_jinja(template) if source is None else source
     hub = template.tokenizer.hub
@@ -70,13 +68,7 @@ def gguf_parity(template: ChatTemplate, source: str | None = None) -> Parity:
         except Exception as error:  # a template can raise any error
             raise TemplateError(str(error)) from None
 
-    def reasons(one: Conversation) -> list[str]:
-        writes_json = one.tools or any(message.tool_calls for message in one.messages)
-        if not writes_json or "tojson" not in names(written):
-            return []
-        return ["tools in llama-cpp-python, which sorts the keys of JSON; llama.cpp's server keeps their order"]
-
-    return template_parity(template, render, adds_start=False, reasons=reasons)
+    return template_parity(template, render, adds_start=False)
 
 
 def as_openai(message: Message) -> dict[str, Any]:

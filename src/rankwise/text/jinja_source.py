@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
+import json
+from datetime import datetime
+from functools import lru_cache, partial
 from typing import Any
 
 
@@ -33,14 +35,19 @@ def _unquoted(literal: str) -> str:
 
 
 def rendered(source: str, **values: Any) -> str:
-    """Render in a sandbox, as llama-cpp-python does: Jinja alone, without the tags and filters of transformers."""
-    return _compiled(source).render(**values)
+    """Render in a sandbox by the rules of llama-cpp-python 0.3.36: Jinja with loop controls, with JSON as Python writes
+    it, and with the date."""
+    return _compiled(source).render(strftime_now=lambda form: datetime.now().astimezone().strftime(form), **values)
 
 
 @lru_cache(8)
 def _compiled(source: str) -> Any:
     from jinja2 import BaseLoader
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(loader=BaseLoader(), trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        loader=BaseLoader(), trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     return environment.from_string(source)
