@@ -4,8 +4,9 @@
 
 `--go` is Go's program: the Modelfile's template is rendered by Go's text/template with Ollama's rules
 (tests/go/render_templates.go). `--llama` is a Python with llama-cpp-python: its own formatter renders the Jinja
-template of a GGUF file. Without them the renderers of rankwise stand in, and the result says so. The templates are those
-of the starter, of the recipes, and of tests/families.py and tests/served_families.py. At the end, faults are planted.
+template of a GGUF file. Without them the renderers of rankwise stand in, and the result says so. The templates are
+those of the starter, of the recipes, and of tests/families.py and tests/served_families.py. At the end, faults are
+planted.
 """
 
 from __future__ import annotations
