@@ -262,7 +262,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gt": lambda first, second: first > second,
     "not": lambda value: not value,
     "len": len,
-    "index": lambda several, place: several[place],
+    "index": lambda several, number: several[number],
     "json": go_json,
     "and": lambda *values: values,
     "or": lambda *values: values,
