@@ -212,7 +212,8 @@ def test_go_itself_agrees_about_values_conditions_and_markers(go):
         "a {{- .System }} b {{- \" c\" -}} \n d", "{{ if and .Messages (not .Tools) }}y{{ else }}n{{ end }}",
         '{{ $x := "a" }}{{ range $i, $m := .Messages }}{{ $x = "b" }}{{ $i }}{{ json .Content }}{{ end }}{{ $x }}',
         '{{ if eq .System "a" "" }}1{{ else if ne .System "b" }}2{{ end }}', "{{ len .Messages }}",
-        '{{ if or .System "z" }}{{ (index .Messages 0).Role }}{{ end }}', '{{ "\\u00e9\\n{{" }}', "{{ if eq 1 2 1 }}y{{ end }}",
+        '{{ if or .System "z" }}{{ (index .Messages 0).Role }}{{ end }}', '{{ "\\u00e9\\n{{" }}',
+        "{{ if eq 1 2 1 }}y{{ end }}",
         '{{ range .Tools }}x{{ end }}{{ if not (and 1 "") }}y{{ end }}', '{{ if eq (len .Tools) 0 }}{{ 12 }}{{ end }}',
     ):  # fmt: skip
         (result,) = go(template, [openai(talk)])
