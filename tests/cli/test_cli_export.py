@@ -305,12 +305,15 @@ def test_a_place_that_no_system_has_is_told(home):
     assert result.exit_code == 2 and "cannot be written (File name too long)" in result.stderr
 
 
-@pytest.mark.parametrize("format", ["peft", "portable", "merged"])
+@pytest.mark.parametrize("format", ["peft", "portable", "merged", "ollama"])
 def test_an_export_ends_by_saying_how_it_is_loaded(home, format):
     result = rankwise("export", "lora", "--to", "out", "--format", format)
     assert result.exit_code == 0, result.output
     last = result.stdout.splitlines()[-1]
-    call = {"peft": "PeftModel", "portable": "vllm serve", "merged": 'AutoModelForCausalLM.from_pretrained("out")'}
+    call = {
+        "peft": "PeftModel", "portable": "vllm serve", "merged": 'AutoModelForCausalLM.from_pretrained("out")',
+        "ollama": "ollama create mine -f out/Modelfile",
+    }  # fmt: skip
     assert last.startswith("load it with") and call[format] in last and "FOLDER" not in last
 
 

@@ -291,12 +291,11 @@ MISTAKES = [
     Mistake("export to a long name", exporting(to=TOO_LONG), "RunError", (TOO_LONG[:40], "cannot be written")),
     Mistake("export as nothing known", exporting("--format", "portabel"), "ConfigError", ("portabel", '"portable"')),
     Mistake("export for llama.cpp", exporting("--format", "gguf"), "ConfigError", (
-        "yet", "peft, portable, merged, mlx", "--format merged", "convert_hf_to_gguf.py", "docs/export.md")),
-    Mistake("export for Ollama", exporting("--format", "ollama"), "ConfigError", (
-        "yet", "--format merged", "Modelfile")),
+        "yet", "peft, portable, merged, mlx, ollama", "--format merged", "convert_hf_to_gguf.py", "docs/export.md")),
+    Mistake("export a Modelfile", exporting("--format", "modelfile"), "ConfigError", ("yet", "--format ollama")),
     Mistake("export for MLX", exporting("--format", "MLX"), "ConfigError", ("--format mlx", "mlx_lm")),
     Mistake("export into a run", exporting(to="runs/good/new"), "RunError", ("inside the run good",)),
-    Mistake("merge with no format", exporting("--dtype", "float32"), "ConfigError", ("format merged",)),
+    Mistake("merge with no format", exporting("--dtype", "float32"), "ConfigError", ("merged models",)),
     Mistake("merge as nothing known", exporting("--format", "merged", "--dtype", "bf16"), "ConfigError", ("bfloat16",)),
     Mistake("export a cut adapter", exporting(), "ResultError", ("safetensors", "changed"), damaged_adapter),
     Mistake("export no adapter", exporting(), "ResultError", ("runs/good/adapter", "missing"), without_adapter),

@@ -24,7 +24,7 @@ def export(
         typer.Option(
             help="peft: PEFT's format, with a rank for each layer. portable: one rank and alpha for all layers, "
             "for engines that need this. mlx: the same for mlx-lm. merged: the whole model, for engines without "
-            "adapters or full fine-tuning."
+            "adapters or full fine-tuning. ollama: the same with a Modelfile."
         ),
     ] = "peft",
     strength: Annotated[
@@ -66,7 +66,8 @@ def export(
             from rankwise.exporting.engines import loaded_with
 
             use = loaded_with(exported.format, exported.to, exported.outputs, images=exported.images)
-            typer.echo(visible(f"{_line(exported)}\n{use}"))
+            lines = [_line(exported), *_template_lines(exported), use]
+            typer.echo(visible("\n".join(lines)))
 
 
 def _line(exported: Exported) -> str:
@@ -80,3 +81,12 @@ def _line(exported: Exported) -> str:
         f"{merged.logits_difference:.2g} of the largest ({merged.dtype} rounds weights by up to {merged.rounding:.2g})"
         + ("" if change is None else f"; the adapter changes them by {change:.2g}")
     )
+
+
+def _template_lines(exported: Exported) -> list[str]:
+    """What was compared of a Modelfile's template, and what it cannot do."""
+    if (template := exported.ollama) is None:
+        return []
+    parity = template.parity
+    same = f"its template gives {parity.same} of {parity.conversations} conversations the token ids of training"
+    return [same, *(f"Ollama's templates cannot carry {note}" for note in template.notes)]

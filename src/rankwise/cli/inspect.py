@@ -29,8 +29,8 @@ def inspect(
     name: Annotated[
         str,
         typer.Argument(
-            help="A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, folder or "
-            ".gguf file.",
+            help="A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, "
+            "folder or .gguf file.",
             show_default=False,
             metavar="RUN|MODEL",
         ),

@@ -5,6 +5,7 @@ portable   the adapter with one rank and alpha for all layers, zeros where one h
 mlx        the same in mlx-lm's format, with one rank and scale for all layers (exporting/mlx.py)
 merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py); all that
            there is of a run in which the whole model learned
+ollama     the same with a Modelfile, whose template is proved against training's (exporting/ollama_export.py)
 
 At a strength other than 1 the change is so many times what was trained. In an adapter's files that goes into B, which
 every engine reads, and into no setting.
@@ -25,6 +26,8 @@ from rankwise.exporting.engine_rules import VLLM_RANKS
 from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
 from rankwise.exporting.mlx import write_mlx
+from rankwise.exporting.ollama import OllamaTemplate
+from rankwise.exporting.ollama_export import export_ollama
 from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
@@ -36,6 +39,8 @@ from rankwise.system.files import need_space, told_when_full
 from rankwise.system.hub import could_be_hub_id
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
+MERGED = ("merged", "ollama")
+"""Formats that hold the whole model."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Exported:
     """The largest of all layers, and in `portable` that of each."""
     strength: float = 1.0
     merged: Merged | None = None
+    ollama: OllamaTemplate | None = None
     outputs: int | None = None
     """The number of a classifier's classes, or 1 for a number."""
     images: bool = False
@@ -56,10 +62,9 @@ class Exported:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
-        told = asdict(self)
-        return {key: told[key] for key in ("run", "to", "format", "strength", "bytes")} | (
-            {"rank": self.rank} if self.merged is None else asdict(self.merged)
-        )
+        told = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes")}
+        parity = {} if self.ollama is None else {"template_parity": self.ollama.parity.summary()}
+        return told | ({"rank": self.rank} if self.merged is None else asdict(self.merged)) | parity
 
 
 def export(
@@ -82,8 +87,12 @@ def export(
             f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
             "change from. Leave out --strength."
         ])  # fmt: skip
-    if format == "merged":
-        merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
+    if format in MERGED:
+        template = None
+        if format == "ollama":
+            merged, template = export_ollama(artifact, folder, callback, dtype, strength, force_base=force_base)
+        else:
+            merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
         return Exported(
             str(artifact.folder),
             str(folder),
@@ -91,6 +100,7 @@ def export(
             _size(folder),
             strength=strength,
             merged=merged,
+            ollama=template,
             outputs=outputs,
             images=images,
         )
@@ -151,8 +161,8 @@ def _check(format: str, dtype: str | None, strength: float, *, force_base: bool,
     problems = []
     if format not in FORMATS:
         problems.append(_unknown(format))
-    elif format != "merged" and (dtype is not None or force_base):
-        problems.append(f"dtype and force-base are for the format merged; {format} needs no base model.")
+    elif format not in MERGED and (dtype is not None or force_base):
+        problems.append(f"dtype and force-base are for merged models; {format} needs no base model.")
     if round_rank and format != "portable":
         problems.append("round-rank is for the format portable, whose layers share one rank.")
     if dtype is not None and dtype not in DTYPES:

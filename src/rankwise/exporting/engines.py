@@ -32,8 +32,7 @@ ENGINES = (
         ("gguf", "ggml", "llama.cpp", "llamacpp"),
     ),
     Engine(
-        "Ollama", "merged", "a Modelfile with the line FROM FOLDER, then ollama create mine -f Modelfile",
-        ("ollama", "modelfile"),
+        "Ollama", "ollama", "ollama create mine -f FOLDER/Modelfile, then ollama run mine", ("modelfile",),
     ),
     Engine("MLX", "mlx", "mlx_lm.generate --model BASE --adapter-path FOLDER", ("mlx", "mlx-lm")),
 )  # fmt: skip

@@ -8,6 +8,7 @@ otherwise the export is deleted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -61,9 +62,10 @@ class Merged:
 
 
 def export_merged(
-    artifact: Artifact, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool
-) -> Merged:
-    """Export an artifact, which was checked when it was opened."""
+    artifact: Artifact, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool,
+    texts: Mapping[str, str] | None = None,
+) -> Merged:  # fmt: skip
+    """Export an artifact, which was checked when it was opened. `texts` are further files, by name."""
     if artifact.run is not None and artifact.run.experiment.model.trust_code is not None:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which cannot be merged. "
         "Export the adapter as peft or portable.")  # fmt: skip
@@ -82,6 +84,8 @@ def export_merged(
         save(tuned.model, temporary, export_dtype)
         for file, value in beside(artifact, strength).items():
             write_json(temporary / file, value)
+        for file, text in (texts or {}).items():
+            (temporary / file).write_text(text, encoding="utf-8")
         weights = _hashes(tuned.model)
         del tuned  # frees memory for the reloaded model
         again = objective.load(spec.model_copy(update={"name": str(temporary)}), silent)

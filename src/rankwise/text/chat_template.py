@@ -82,6 +82,11 @@ class ChatTemplate:
         return cls(tokenizer, facts.sources, facts.kind, ends=facts.ends, start=facts.start)
 
     @property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens that the template is given, by name."""
+        return dict(self._special)
+
+    @property
     def facts(self) -> TemplateFacts:
         return TemplateFacts(
             kind=self.kind, sources=self._sources, sha256=self.identity, ends=tuple(self.ends), start=self._prefix

@@ -1,0 +1,85 @@
+"""The Jinja template that a GGUF file carries, so that an engine renders what training rendered.
+
+llama.cpp, llama-cpp-python and Ollama from 0.30 on render the file's own Jinja template (tokenizer.chat_template). They
+know less than transformers does. models/saving.py removes `{% generation %}` marks and writes out the start token that
+the tokenizer puts before every text; llama.cpp does not add it twice. Here three more changes are made:
+
+- a template for tools and one without become one template;
+- `enable_thinking` is set to false, as in training;
+- special tokens are set that engines do not pass, or pass as another token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rankwise.errors import TemplateError
+from rankwise.exporting.template_parity import Parity, template_parity
+from rankwise.models.saving import template_text
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Message
+from rankwise.text.jinja_source import names, rendered
+
+PASSED = ("bos_token", "eos_token")
+"""The special tokens that every engine passes to a template."""
+
+
+def served_jinja(template: ChatTemplate) -> str:
+    """The text for tokenizer.chat_template."""
+    texts = template_text(template)
+    sources = {"default": texts} if isinstance(texts, str) else dict(texts)
+    source, with_tools = sources["default"], sources.get("tool_use")
+    if with_tools is not None and with_tools != source:
+        source = f"{{% if tools %}}{with_tools}{{% else %}}{source}{{% endif %}}"
+    return _settings(template, source) + source
+
+
+def _settings(template: ChatTemplate, source: str) -> str:
+    """What training passes to the template and an engine does not."""
+    used, hub = names(source), template.tokenizer.hub
+    values: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in used else {}
+    for name, token in template.special_tokens.items():
+        if name in used and (name not in PASSED or getattr(hub, name) != token):
+            values[name] = token
+    return "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items())
+
+
+def _literal(value: object) -> str:
+    return "false" if value is False else json.dumps(value, ensure_ascii=False)
+
+
+def gguf_parity(template: ChatTemplate, source: str | None = None) -> Parity:
+    """Compare a GGUF file's Jinja template, by default `served_jinja`, with training's, by llama-cpp-python's rules.
+
+    Versions before 0.3.36 may write the JSON of tools with sorted keys; a template without tools is not concerned.
+    """
+    written = served_jinja(template) if source is None else source
+    hub = template.tokenizer.hub
+
+    def render(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+        try:
+            return rendered(
+                written, messages=[as_openai(message) for message in messages], tools=list(tools) or None,
+                bos_token=hub.bos_token or "", eos_token=hub.eos_token or "", add_generation_prompt=True,
+                raise_exception=_refuse, functions=None, function_call=None, tool_choice=None,
+            )  # fmt: skip
+        except Exception as error:  # a template can raise any error
+            raise TemplateError(str(error)) from None
+
+    return template_parity(template, render, adds_start=False)
+
+
+def as_openai(message: Message) -> dict[str, Any]:
+    """A message as a request to an engine has it."""
+    calls = [
+        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    named = {"name": message.name} if message.name is not None else {}
+    return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {}) | named
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
