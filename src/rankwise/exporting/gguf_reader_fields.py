@@ -1,0 +1,73 @@
+"""What turns a conversation into token ids in a GGUF file: the tokenizer, the end tokens and the chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankwise.exporting.gguf_target import GgufModel
+from rankwise.models.beside import templates_in
+from rankwise.models.gguf_base import FileBase
+from rankwise.models.gguf_vocabulary import PREFIX, end_fields, split_name, vocabulary_fields
+from rankwise.models.loading import load_tokenizer
+from rankwise.models.saving import template_text
+from rankwise.runs.records import Callback, WarningMessage
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
+
+TEMPLATE = "tokenizer.chat_template"
+
+
+def reader_fields(model: GgufModel, rows: int, callback: Callback, file: FileBase | None = None) -> dict[str, Any]:
+    """Of a model with `rows` in its embedding. With a base `file` its tokenizer is copied already, and these fields are
+    what training made different."""
+    tokenizer, _, _ = load_tokenizer(model.spec, callback)
+    template = _template(model, tokenizer)
+    ends = tuple(dict.fromkeys((*tokenizer.end_ids, *template.end_ids)))
+    if template.end_texts:
+        callback(WarningMessage(
+            f"answers end with the text {template.end_texts[0]!r}, for which GGUF has no field: give it to the engine as "
+            "a stop text"
+        ))  # fmt: skip
+    if file is not None:
+        _compare_splits(model, tokenizer, file, callback)
+        return _templates(template) | _new_ends(file, ends)
+    described = model.source.name
+    fields, notes = vocabulary_fields(tokenizer, rows, described)
+    for note in notes:
+        callback(WarningMessage(note))
+    return fields | end_fields(ends) | _templates(template)
+
+
+def _template(model: GgufModel, tokenizer: HubTokenizer) -> ChatTemplate:
+    """As `load_tuned` chooses it: the recorded one, somebody else's beside the adapter, or the base's own."""
+    report = model.artifact.data_report
+    if report is not None and report.template is not None:
+        return ChatTemplate.of_data_report(tokenizer, report.template)
+    sources = templates_in(model.artifact.folder) if model.artifact.run is None else {}
+    return ChatTemplate(tokenizer, sources, "model") if sources else ChatTemplate.of_model(tokenizer)
+
+
+def _templates(template: ChatTemplate) -> dict[str, Any]:
+    texts = template_text(template)
+    named = {"default": texts} if isinstance(texts, str) else dict(texts)
+    fields: dict[str, Any] = {TEMPLATE: named.pop("default")}
+    if named:
+        fields |= {f"{TEMPLATE}.{name}": text for name, text in named.items()} | {f"{TEMPLATE}s": sorted(named)}
+    return fields
+
+
+def _new_ends(file: FileBase, ends: tuple[int, ...]) -> dict[str, Any]:
+    """The file's own end of a text stays; an end of training that it does not name is added as the end of a turn."""
+    own = file.text(f"{PREFIX}eos_token_id")
+    new = [end for end in ends if str(end) != own]
+    return {f"{PREFIX}eot_token_id": new[0]} if new else {}
+
+
+def _compare_splits(model: GgufModel, tokenizer: HubTokenizer, file: FileBase, callback: Callback) -> None:
+    own, trained = file.text(f"{PREFIX}pre"), split_name(tokenizer)
+    if own is not None and trained is not None and own != trained:
+        callback(WarningMessage(
+            f"the file {model.spec.name} splits texts into words by the rule {own!r}, and training did by {trained!r}, "
+            "which transformers makes of such files. Most texts have the same tokens by both; some, for example with "
+            "several spaces before a digit, do not"
+        ))  # fmt: skip
