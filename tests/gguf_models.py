@@ -63,9 +63,7 @@ def model_in(folder: Path, kind: str, family: str = "chatml", pieces: str = "gpt
     return folder
 
 
-def adapter_in(
-    folder: Path, base: Path, targets: Sequence[str], size: float = 0.2, **settings: object
-) -> Path:
+def adapter_in(folder: Path, base: Path, targets: Sequence[str], size: float = 0.2, **settings: object) -> Path:
     """A random adapter over a base, whose ranks and scales differ between layers."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     patterns = {"rank_pattern": {targets[0]: 5}, "alpha_pattern": {targets[-1]: 3.0}}

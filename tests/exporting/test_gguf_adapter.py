@@ -93,7 +93,10 @@ def test_an_embedding_of_its_own_is_written_the_other_way_round(tmp_path):
     exported(adapter, "--to", tmp_path / "a.gguf", "--format", "gguf-lora")
     tensors = tensors_in(tmp_path / "a.gguf")
     rows = json.loads((base / "config.json").read_text())["vocab_size"]
-    assert tensors["token_embd.weight.lora_a"].shape == (rows, 5) and tensors["token_embd.weight.lora_b"].shape == (64, 5)
+    assert tensors["token_embd.weight.lora_a"].shape == (rows, 5) and tensors["token_embd.weight.lora_b"].shape == (
+        64,
+        5,
+    )
     zero = adapter_in(tmp_path / "zero", base, ["q_proj"], size=0.0)
     (tmp_path / "zeros").mkdir()
     before, after = whole(tmp_path / "zeros", base, zero), whole(tmp_path, base, adapter)

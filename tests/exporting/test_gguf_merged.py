@@ -54,7 +54,9 @@ def theirs(file, base):
     config = AutoConfig.from_pretrained(base)
     if config.model_type == "mistral":  # which GGUF calls llama
         config = AutoConfig.for_model("llama", **{k: v for k, v in config.to_dict().items() if k != "model_type"})
-    return logits(AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32))
+    return logits(
+        AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
+    )
 
 
 def tensors_in(file):
@@ -91,7 +93,7 @@ def test_a_merged_file_is_the_adapted_model_to_transformers(kind, tmp_path):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_every_type_is_written_within_its_rounding(llama, tmp_path, dtype):
-    base, adapter = llama
+    _, adapter = llama
     facts = exported(adapter, "--to", tmp_path / "a.gguf", "--format", "gguf", "--dtype", dtype)
     exported(adapter, "--to", tmp_path / "b.gguf", "--format", "gguf", "--dtype", "float32")
     exact, rounded = tensors_in(tmp_path / "b.gguf"), tensors_in(tmp_path / "a.gguf")

@@ -21,7 +21,8 @@ def export(
     to: Annotated[
         Path,
         typer.Option(
-            "--to", help="Folder to create; it must not exist yet. The GGUF formats also take FILE.gguf.",
+            "--to",
+            help="Folder to create; it must not exist yet. The GGUF formats also take FILE.gguf.",
             show_default=False,
         ),
     ],

@@ -3,9 +3,9 @@
     general.type = adapter, adapter.type = lora, adapter.lora.alpha = a
     NAME.lora_a (R, I)   NAME.lora_b (O, R)        of the weight NAME of the base; of an embedding (V, R) and (O, R)
 
-llama.cpp adds (a / R) B A, with R the rank of this very tensor. Ranks and scales may differ between layers here, so what
-a layer's own scale s asks for beyond a / R goes into its B: B' = B s R / a. In layers with s R = a, B stays as it is.
-Numbers are float32. The file is read back, and each layer's change is compared with the adapter's before it appears.
+llama.cpp adds (a / R) B A, with R the rank of this very tensor. Ranks and scales may differ between layers here, so
+what a layer's own scale s asks for beyond a / R goes into its B: B' = B s R / a. In layers with s R = a, B stays as it
+is. Numbers are float32. The file is read back, and each tensor is compared before it appears.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def export_gguf_adapter(
 def _change(model: GgufModel, strength: float) -> GgufChange:
     weights, described = model.adapter, model.artifact.described
     if weights is None:
-        raise AdapterError(f"{described} has no adapter, because it is a result of full fine-tuning. Use --format gguf.")
+        raise AdapterError(
+            f"{described} has no adapter, because it is a result of full fine-tuning. Use --format gguf."
+        )
     if weights.is_dora:
         raise AdapterError(f"{described} is DoRA, whose magnitudes llama.cpp does not read. Use --format gguf.")
     if weights.heads:

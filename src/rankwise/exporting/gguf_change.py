@@ -36,8 +36,8 @@ class GgufChange:
         filters = [path for path, part in weights.factors.items() if part.A.ndim != 2]
         if unknown or filters:
             raise AdapterError(
-                f"{described} has layers that GGUF has no place for: {some([*unknown, *filters], 4)}. Use --format peft "
-                "or merged."
+                f"{described} has layers that GGUF has no place for: {some([*unknown, *filters], 4)}. Use --format "
+                "peft or merged."
             )
         if weights.heads and strength != 1:
             raise AdapterError(

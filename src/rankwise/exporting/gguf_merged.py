@@ -89,7 +89,7 @@ def _from_folder(
     fields |= {f"{model.architecture.name}.{key}": value for key, value in settings.items()}
     fields |= reader_fields(model, shapes[EMBEDDING][0], callback)
     fields |= {"general.file_type": TYPES[dtype][1], "general.quantization_version": 2}
-    tensors = _all_tensors(base, shapes, change, {name: TYPES[dtype][0] for name in shapes})
+    tensors = _all_tensors(base, shapes, change, dict.fromkeys(shapes, TYPES[dtype][0]))
     computed = computed_tensors(model.config)
     tensors += [GgufTensor(name, tuple(value.shape), "F32", lambda value=value: value)
                 for name, value in computed.items()]  # fmt: skip
@@ -142,8 +142,8 @@ def _report_types(tensors: list[GgufTensor], matrices: str, callback: Callback) 
     other = [one.name for one in tensors if not one.copied and len(one.shape) > 1 and one.type not in (matrices, "F32")]
     if other and matrices not in FLOATS:
         callback(WarningMessage(
-            f"{len(other)} matrices, such as {other[0]}, are stored as F16, because their rows do not fill whole blocks "
-            f"of {matrices}"
+            f"{len(other)} matrices, such as {other[0]}, are stored as F16, because their rows do not fill whole "
+            f"blocks of {matrices}"
         ))  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rankwise.errors import TemplateError
 from rankwise.exporting.gguf_target import GgufModel
 from rankwise.models.beside import templates_in
 from rankwise.models.gguf_base import FileBase
@@ -12,6 +13,7 @@ from rankwise.models.loading import load_tokenizer
 from rankwise.models.saving import template_text
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.example import Message
 from rankwise.text.tokenizer import HubTokenizer
 
 TEMPLATE = "tokenizer.chat_template"
@@ -25,17 +27,28 @@ def reader_fields(model: GgufModel, rows: int, callback: Callback, file: FileBas
     ends = tuple(dict.fromkeys((*tokenizer.end_ids, *template.end_ids)))
     if template.end_texts:
         callback(WarningMessage(
-            f"answers end with the text {template.end_texts[0]!r}, for which GGUF has no field: give it to the engine as "
-            "a stop text"
+            f"answers end with the text {template.end_texts[0]!r}, for which GGUF has no field: give it to the engine "
+            "as a stop text"
         ))  # fmt: skip
+    begins: dict[str, Any] = {f"{PREFIX}add_bos_token": _begins(tokenizer, template)}
     if file is not None:
         _compare_splits(model, tokenizer, file, callback)
-        return _templates(template) | _new_ends(file, ends)
+        return begins | _templates(template) | _new_ends(file, ends)
     described = model.source.name
     fields, notes = vocabulary_fields(tokenizer, rows, described)
     for note in notes:
         callback(WarningMessage(note))
-    return fields | end_fields(ends) | _templates(template)
+    return fields | begins | end_fields(ends) | _templates(template)
+
+
+def _begins(tokenizer: HubTokenizer, template: ChatTemplate) -> bool:
+    """Whether a conversation began with the tokenizer's begin token in training. llama.cpp puts it before every text
+    where the file says so, and not twice where the template writes it."""
+    try:
+        text = template.text([Message("user", "?")], answer_next=True)
+    except TemplateError:  # it may demand other roles
+        text = tokenizer.start
+    return bool(tokenizer.start) and text.startswith(tokenizer.start)
 
 
 def _template(model: GgufModel, tokenizer: HubTokenizer) -> ChatTemplate:

@@ -1,7 +1,7 @@
 """The tensors of a base model by their names in GGUF: of a folder of safetensors, or of a GGUF file as it is.
 
-Of a folder, each tensor is read when it is asked for, turned into GGUF's form and dropped again. Of a file, a tensor can
-also be copied without being decoded, and all settings, the tokenizer among them, are copied with their types.
+Of a folder, each tensor is read when it is asked for, turned into GGUF's form and dropped again. Of a file, a tensor
+can also be copied without being decoded, and all settings, the tokenizer among them, are copied with their types.
 """
 
 from __future__ import annotations

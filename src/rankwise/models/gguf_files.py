@@ -142,7 +142,8 @@ def check_written(file: Path, tensors: Sequence[GgufTensor], target: Path, callb
                 problems.append(tensor.name)
     if problems:
         raise AdapterError(
-            f'{target} would differ from the trained model in "{problems[0]}". Nothing was written. Try --dtype float32.'
+            f'{target} would differ from the trained model in "{problems[0]}". Nothing was written. Try --dtype '
+            "float32."
         )
     return worst
 

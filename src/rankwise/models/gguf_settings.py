@@ -1,7 +1,7 @@
 """A model's settings as GGUF names them, for what reads the file instead of a config.json.
 
-What llama.cpp fixes in its code (which layers of Gemma look at a window, which of SmolLM3 have no positions) is compared
-with the model's own settings. A model that would be computed otherwise is refused with all reasons at once.
+What llama.cpp fixes in its code (which layers of Gemma look at a window, which of SmolLM3 have no positions) is
+compared with the model's own settings. A model that would be computed otherwise is refused with all reasons at once.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def vocabulary_fields(tokenizer: HubTokenizer, size: int, described: str) -> tup
     fields |= {"tokens": tokens, "token_type": types, **_special_ids(tokenizer)}
     if scores is not None:
         fields["scores"] = [scores.get(token, NO_SCORE) for token in tokens]
-    fields["add_bos_token"], fields["add_eos_token"] = bool(tokenizer.start), False
+    fields["add_eos_token"] = False
     return {f"{PREFIX}{key}": value for key, value in fields.items()}, _notes(parts)
 
 
@@ -101,7 +101,7 @@ def _byte_level(parts: Mapping[str, Any], described: str) -> Fields:
 
 def _sentencepiece(parts: Mapping[str, Any], described: str) -> Fields:
     """Spaces are written as marks, by a normalizer or by Metaspace, and one may be put before the text."""
-    normal = [step for step in _steps(parts.get("normalizer"), "normalizers")]
+    normal = _steps(parts.get("normalizer"), "normalizers")
     before = _steps(parts.get("pre_tokenizer"), "pretokenizers")
     kinds = ([step["type"] for step in normal], [step["type"] for step in before])
     replaces = bool(normal) and normal[-1].get("content") == MARK and normal[-1].get("pattern") == {"String": " "}
@@ -180,7 +180,9 @@ def _notes(parts: Mapping[str, Any]) -> list[str]:
             "the tokenizer composes accents and letters (Unicode's NFC) and llama.cpp does not, so texts with separate "
             "accents may be read otherwise"
         )
-    stripping = [one["content"] for one in parts["added_tokens"] if one["lstrip"] or one["rstrip"] or one["single_word"]]
+    stripping = [
+        one["content"] for one in parts["added_tokens"] if one["lstrip"] or one["rstrip"] or one["single_word"]
+    ]
     if stripping:
         notes.append(
             f"the tokenizer takes the spaces beside {stripping[0]} away"
@@ -192,6 +194,6 @@ def _notes(parts: Mapping[str, Any]) -> list[str]:
 
 def _refused(described: str, reason: str) -> ModelError:
     return ModelError(
-        f"the tokenizer of {described} cannot be written as GGUF: {reason}. If you have a GGUF file of this base model, "
-        "name it with --base-model FILE.gguf, and its tokenizer is copied; or use --format merged."
+        f"the tokenizer of {described} cannot be written as GGUF: {reason}. If you have a GGUF file of this base "
+        "model, name it with --base-model FILE.gguf, and its tokenizer is copied; or use --format merged."
     )

@@ -1,9 +1,9 @@
 """Opens a GGUF export with llama-cpp-python, as a user would: llama.cpp's own settings, and its own tokenizer.
 
-Answers are greedy, from the ids that llama.cpp makes of the prompt as its server does: a text that begins with the begin
-token gets no second one. Log-probabilities are those of the request's ids, all of one question in one pass. The cache of
-keys and values is float16 by llama.cpp's default, and float32 for float32 weights, so that their errors can be seen.
-Quantised weights meet activations of 8 bits, and float16 weights activations of float16.
+Answers are greedy, from the ids that llama.cpp makes of the prompt as its server does: a text that begins with the
+begin token gets no second one. Log-probabilities are those of the request's ids, all of one question in one pass. The
+cache of keys and values is float16 by llama.cpp's default, and float32 for float32 weights, so that their errors can be
+seen. Quantised weights meet activations of 8 bits, and float16 weights activations of float16.
 """
 
 from __future__ import annotations
