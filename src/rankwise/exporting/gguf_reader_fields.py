@@ -17,6 +17,7 @@ from rankwise.text.example import Message
 from rankwise.text.tokenizer import HubTokenizer
 
 TEMPLATE = "tokenizer.chat_template"
+THINKING, NO_THOUGHTS = "enable_thinking", "{% set enable_thinking = false %}"
 
 
 def reader_fields(model: GgufModel, rows: int, callback: Callback, file: FileBase | None = None) -> dict[str, Any]:
@@ -61,8 +62,10 @@ def _template(model: GgufModel, tokenizer: HubTokenizer) -> ChatTemplate:
 
 
 def _templates(template: ChatTemplate) -> dict[str, Any]:
+    """Templates that can write a model's thoughts are told not to, as in training, since an engine does not do so."""
     texts = template_text(template)
     named = {"default": texts} if isinstance(texts, str) else dict(texts)
+    named = {name: (NO_THOUGHTS if THINKING in text else "") + text for name, text in named.items()}
     fields: dict[str, Any] = {TEMPLATE: named.pop("default")}
     if named:
         fields |= {f"{TEMPLATE}.{name}": text for name, text in named.items()} | {f"{TEMPLATE}s": sorted(named)}
