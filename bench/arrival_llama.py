@@ -1,4 +1,4 @@
-"""Does the demo's adapter arrive in llama.cpp? Its 100 test rows, answered by llama-cpp-python and by rankwise in float32.
+"""Does the demo's adapter arrive in llama.cpp? Its 100 test rows, by llama-cpp-python and by rankwise in float32.
 
     python bench/arrival_llama.py RUN --base BASE.gguf --engine VENV/bin/python --to bench/results/arrival-llama.json
 
@@ -34,12 +34,10 @@ from rankwise.text.example import Message
 TOGETHER = 10
 WAYS: dict[str, dict[str, Any]] = {
     "gguf float32": {"format": "gguf", "dtype": "float32"},
-    "gguf bfloat16": {"format": "gguf", "dtype": "bfloat16"},
     "gguf float16": {"format": "gguf", "dtype": "float16"},
     "gguf q8_0": {"format": "gguf", "dtype": "q8_0"},
     "gguf-lora over the base file": {"format": "gguf-lora", "base_model": True},
     "gguf from the base file": {"format": "gguf", "base_model": True},
-    "gguf float32 from the base file": {"format": "gguf", "base_model": True, "dtype": "float32"},
 }
 
 
@@ -112,7 +110,9 @@ def arrived(engine: str, request: dict[str, Any], ours: list[list[float]], right
         "rows": len(pairs),
         "same_prompt_ids": sum(one["prompt_ids"] == their["prompt_ids"] for one, their in pairs),
         "same_answers": sum(one["answer_ids"] == their["answer_ids"] for one, their in pairs),
-        "right_answers": sum(their["answer"].strip() == wanted for (_, their), wanted in zip(pairs, right, strict=True)),
+        "right_answers": sum(
+            their["answer"].strip() == wanted for (_, their), wanted in zip(pairs, right, strict=True)
+        ),
         "log_probability_difference": statistics.fmean(differences),
         "largest_log_probability_difference": max(differences),
         "engine": f"{reply['engine']} {reply['version']}",
@@ -120,30 +120,36 @@ def arrived(engine: str, request: dict[str, Any], ours: list[list[float]], right
     }
 
 
-def measured(run: str, base: Path, engine: str) -> dict[str, Any]:
-    tuned = tuned_model(run)
-    asked, right = questions(tuned)
-    ours = [log_probabilities(tuned, one) for one in asked]
-    decode = tuned.model.tokenizer.readable
+def reference(run: str, file: Path) -> dict[str, Any]:
+    """Our answers, which take minutes, stored in `file` for the next time."""
+    if not file.is_file():
+        tuned = tuned_model(run)
+        asked, right = questions(tuned)
+        file.write_text(json.dumps({
+            "questions": asked, "right": right, "log_probabilities": [log_probabilities(tuned, one) for one in asked],
+            "answers": [tuned.model.tokenizer.readable(one["answer_ids"]).strip() for one in asked],
+        }))  # fmt: skip
+    return json.loads(file.read_text())
+
+
+def measured(run: str, base: Path, engine: str, ours: dict[str, Any], threads: int) -> dict[str, Any]:
     ways: dict[str, Any] = {}
+    right = ours["right"]
     results: dict[str, Any] = {
-        "run": Path(run).name, "base_file": base.name, "cores": os.cpu_count(),
-        "right_answers_of_rankwise": sum(
-            decode(one["answer_ids"]).strip() == wanted for one, wanted in zip(asked, right, strict=True)
-        ),
+        "run": Path(run).name, "base_file": base.name, "threads": threads,
+        "right_answers_of_rankwise": sum(one == wanted for one, wanted in zip(ours["answers"], right, strict=True)),
         "ways": ways,
     }  # fmt: skip
-    del tuned
     with tempfile.TemporaryDirectory() as folder:
         for at, (name, settings) in enumerate(WAYS.items()):
             options = dict(settings)
             over = options.pop("base_model", False)
             exported = export(run, Path(folder) / f"{at}.gguf", base_model=str(base) if over else None, **options)
             request = {
-                "export": exported.to, "base": str(base), "format": exported.format, "questions": asked,
-                "threads": os.cpu_count(),
+                "export": exported.to, "base": str(base), "format": exported.format, "questions": ours["questions"],
+                "threads": threads,
             }  # fmt: skip
-            ways[name] = {"bytes": exported.bytes, **arrived(engine, request, ours, right)}
+            ways[name] = {"bytes": exported.bytes, **arrived(engine, request, ours["log_probabilities"], right)}
             print(f"{name}: {json.dumps(ways[name])}", flush=True)
             Path(exported.to).unlink()
     return results
@@ -154,9 +160,11 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--base", type=Path, required=True, help="the GGUF file of the base model")
     parser.add_argument("--engine", required=True, help="an interpreter that has llama-cpp-python")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--reference", type=Path, default=Path("arrival-reference.json"), help="our own answers")
     given = parser.parse_args()
-    results = measured(given.run, given.base, given.engine)
+    results = measured(given.run, given.base, given.engine, reference(given.run, given.reference), given.threads)
     given.to.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 

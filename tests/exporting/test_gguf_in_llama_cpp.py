@@ -22,14 +22,14 @@ from families import BY_NAME
 from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
+from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.tokenizer import HubTokenizer
-from rankwise.text.chat_template import ChatTemplate
 
 TEXTS = [
     "What is the capital of France?", "It's 3 o'clock, WE'LL see: 12345 67 8.9", "def f(x):\n    return  x ** 2\n\n\n",
-    "  two spaces  and a tab\t\n \n", "Caf\u00e9 cr\u00e8me, \u00fcber \u05e9\u05dc\u05d5\u05dd \u4f60\u597d \U0001f600!",
-    "a", "no  3 and   42 spaces before digits", "x=1;y=[2,3];z={'a':\"b\"}", "... --- !!! ###\n\n###",
+    "  two spaces  and a tab\t\n \n", "Caf\u00e9 cr\u00e8me, \u00fcber \u05e9\u05dc\u05d5\u05dd \u4f60\u597d",
+    "\U0001f600!", "a", "no  3 and   42 spaces before digits", "x=1;y=[2,3];z={'a':\"b\"}", "... --- !!! ###\n\n###",
 ]  # fmt: skip
 
 

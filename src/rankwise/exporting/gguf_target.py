@@ -12,7 +12,7 @@ from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.models import ModelConfig
 from rankwise.errors import RunError
-from rankwise.methods.artifact import Artifact
+from rankwise.methods.artifact import Artifact, is_adapter_folder
 from rankwise.methods.registry import method_of
 from rankwise.models.gguf_architectures import Architecture, GgufNames, architecture_of, config_in
 from rankwise.models.inspection import fingerprint
@@ -57,7 +57,7 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
     source = find(spec, callback)
     config = config_in(source.folder)
     architecture = architecture_of(config, artifact.described)
-    adapted = artifact.config.artifact == "adapter"
+    adapted = is_adapter_folder(str(artifact.result))
     if adapted and artifact.trained_on is not None and not force_base:
         _check_base(artifact, source)
     weights = read_weights(artifact.result) if adapted else None

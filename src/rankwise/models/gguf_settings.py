@@ -36,56 +36,56 @@ _NAMES = {
 
 def settings_of(config: Mapping[str, Any], architecture: Architecture, described: str) -> Settings:
     """By key, without the architecture's name before it. ModelError where llama.cpp would compute another model."""
-    found: Settings = {}
+    settings: Settings = {}
     for key, names in _NAMES.items():
         value = next((config[name] for name in names if config.get(name) is not None), None)
         if value is not None:
-            found[key] = int(value)
+            settings[key] = int(value)
     if architecture.name == "gpt2":
-        found.setdefault("feed_forward_length", 4 * int(found["embedding_length"]))
-        found["attention.layer_norm_epsilon"] = float(config["layer_norm_epsilon"])
+        settings.setdefault("feed_forward_length", 4 * int(settings["embedding_length"]))
+        settings["attention.layer_norm_epsilon"] = float(config["layer_norm_epsilon"])
         problems = _differing(config, {"activation_function": "gelu_new", "scale_attn_weights": True})
     else:
-        found["attention.layer_norm_rms_epsilon"] = float(config["rms_norm_eps"])
-        problems = _add_positions(found, config, architecture)
-    problems += _of_family(found, config, architecture)
+        settings["attention.layer_norm_rms_epsilon"] = float(config["rms_norm_eps"])
+        problems = _add_positions(settings, config, architecture)
+    problems += _of_family(settings, config, architecture)
     if problems:
         raise ModelError("\n  ".join([
             f"{described} cannot be written as GGUF, because llama.cpp would compute another model from it:", *problems,
             "Use --format merged; or, if you have a GGUF file of this base model, name it with --base-model FILE.gguf.",
         ]))  # fmt: skip
-    return found
+    return settings
 
 
-def _add_positions(found: Settings, config: Mapping[str, Any], architecture: Architecture) -> list[str]:
+def _add_positions(settings: Settings, config: Mapping[str, Any], architecture: Architecture) -> list[str]:
     """Add the width of a head and how positions turn it."""
-    width = int(config.get("head_dim") or int(found["embedding_length"]) // int(found["attention.head_count"]))
-    found |= {"attention.key_length": width, "attention.value_length": width}
+    width = int(config.get("head_dim") or int(settings["embedding_length"]) // int(settings["attention.head_count"]))
+    settings |= {"attention.key_length": width, "attention.value_length": width}
     every = config.get("rope_parameters") or {}
     rope = every.get("full_attention", every)
-    found["rope.freq_base"] = float(rope.get("rope_theta", 10_000.0))
-    found["rope.dimension_count"] = int(width * float(rope.get("partial_rotary_factor") or 1))
+    settings["rope.freq_base"] = float(rope.get("rope_theta", 10_000.0))
+    settings["rope.dimension_count"] = int(width * float(rope.get("partial_rotary_factor") or 1))
     kind, problems = rope.get("rope_type", "default"), []
     if kind == "linear":
-        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+        settings |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
     elif kind not in ("default", "llama3") or (kind == "llama3" and architecture.name not in ("llama", "smollm3")):
         problems.append(f"its positions are of the type {shown(kind)}, which is not written yet.")
     if (windowed := every.get("sliding_attention")) is not None:
-        found["rope.freq_base_swa"] = float(windowed["rope_theta"])
+        settings["rope.freq_base_swa"] = float(windowed["rope_theta"])
         if windowed.get("rope_type", "default") != "default":
             problems.append("the positions of its windowed layers are scaled.")
     return problems
 
 
-def _of_family(found: Settings, config: Mapping[str, Any], architecture: Architecture) -> list[str]:
-    name, layers = architecture.name, int(found["block_count"])
+def _of_family(settings: Settings, config: Mapping[str, Any], architecture: Architecture) -> list[str]:
+    name, layers = architecture.name, int(settings["block_count"])
     if name == "gpt2":
         return []
     activation = config.get("hidden_activation") or config.get("hidden_act")
     wanted = "gelu_pytorch_tanh" if name.startswith("gemma") else "silu"
     problems = [] if activation == wanted else [f"its activation is {shown(activation)} instead of {wanted}."]
     if name in WINDOWED_EVERY:
-        return problems + _of_gemma(found, config, name, layers)
+        return problems + _of_gemma(settings, config, name, layers)
     if name == "smollm3":
         expected = [int((layer + 1) % NO_ROPE_EVERY != 0) for layer in range(layers)]
         if list(config.get("no_rope_layers") or []) != expected:
@@ -104,21 +104,21 @@ def window_note(config: Mapping[str, Any], architecture: Architecture) -> str | 
     )
 
 
-def _of_gemma(found: Settings, config: Mapping[str, Any], name: str, layers: int) -> list[str]:
+def _of_gemma(settings: Settings, config: Mapping[str, Any], name: str, layers: int) -> list[str]:
     problems = []
     every = WINDOWED_EVERY[name]
     expected = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)]
     if list(config.get("layer_types") or []) != expected:
         problems.append(f"not exactly every layer of number {every} looks at the whole text.")
-    found["attention.sliding_window"] = int(config["sliding_window"])
+    settings["attention.sliding_window"] = int(config["sliding_window"])
     for key, setting in (("attn_logit_softcapping", "attn_logit_softcapping"),
                          ("final_logit_softcapping", "final_logit_softcapping")):  # fmt: skip
         if config.get(setting) is not None:
-            found[key] = float(config[setting])
+            settings[key] = float(config[setting])
     if name == "gemma3" and config.get("attn_logit_softcapping") is not None:
         problems.append("its attention is capped.")
-    heads, width = int(found["attention.head_count"]), int(found["attention.key_length"])
-    scale = int(found["embedding_length"]) // heads if layers == LARGEST_GEMMA[name] else width
+    heads, width = int(settings["attention.head_count"]), int(settings["attention.key_length"])
+    scale = int(settings["embedding_length"]) // heads if layers == LARGEST_GEMMA[name] else width
     if float(config["query_pre_attn_scalar"]) != scale:
         problems.append(f"its query_pre_attn_scalar is {shown(config['query_pre_attn_scalar'])} instead of {scale}.")
     return problems

@@ -57,13 +57,18 @@ def _room(question: dict[str, Any]) -> int:
 
 
 def _reply(package: Any, engine: Any, question: dict[str, Any]) -> dict[str, Any]:
-    prompt = _ids(engine, question["prompt"])
-    answer_ids = _greedy(package, engine, prompt, question["max_new_tokens"])
+    """The given answer is read in one pass. As far as its tokens are the likeliest there, they are the greedy answer
+    too, and only what comes after is decoded token by token."""
+    prompt, given = question["prompt_ids"], question["answer_ids"]
+    own, room = _ids(engine, question["prompt"]), question["max_new_tokens"]
+    likeliest, log_probabilities = _read(engine, prompt, given)
+    shared = next((at for at, token in enumerate(given) if likeliest[at] != token), len(given)) if own == prompt else 0
+    answer_ids = _greedy(package, engine, own, given[: min(shared, room)], room)
     return {
-        "prompt_ids": prompt,
+        "prompt_ids": own,
         "answer_ids": answer_ids,
         "answer": engine.detokenize(answer_ids).decode("utf-8", "replace"),
-        "log_probabilities": _log_probabilities(engine, question["prompt_ids"], question["answer_ids"]),
+        "log_probabilities": log_probabilities,
     }
 
 
@@ -74,12 +79,15 @@ def _ids(engine: Any, text: str) -> list[int]:
     return engine.tokenize((text.removeprefix(name) if adds else text).encode(), add_bos=adds, special=True)
 
 
-def _greedy(package: Any, engine: Any, prompt: list[int], room: int) -> list[int]:
-    """With the end token, where it ended with one."""
+def _greedy(package: Any, engine: Any, prompt: list[int], begun: list[int], room: int) -> list[int]:
+    """The rest of an answer that begins with these tokens; with the end token, where it ended with one."""
     vocabulary = package.llama_model_get_vocab(engine.model)
+    ids = list(begun)
+    if ids and package.llama_vocab_is_eog(vocabulary, ids[-1]):
+        return ids
     engine.reset()
-    engine.eval(prompt)
-    ids: list[int] = []
+    if len(ids) < room:
+        engine.eval([*prompt, *ids])
     while len(ids) < room:
         token = int(engine.scores[engine.n_tokens - 1].argmax())
         ids.append(token)
@@ -89,18 +97,20 @@ def _greedy(package: Any, engine: Any, prompt: list[int], room: int) -> list[int
     return ids
 
 
-def _log_probabilities(engine: Any, prompt: list[int], answer_ids: list[int]) -> list[float]:
-    """Of each token of the given answer, after the tokens before it, as natural logarithms."""
+def _read(engine: Any, prompt: list[int], answer_ids: list[int]) -> tuple[list[int], list[float]]:
+    """Of each token of the given answer, after the tokens before it: the token that is likeliest there, and its own
+    log-probability, a natural logarithm."""
     if not answer_ids:
-        return []
+        return [], []
     engine.reset()
     engine.eval([*prompt, *answer_ids[:-1]])
-    values = []
+    likeliest, values = [], []
     for at, token in enumerate(answer_ids):
         logits = engine.scores[len(prompt) - 1 + at].astype("float64")
+        likeliest.append(int(logits.argmax()))
         logits -= logits.max()
         values.append(float(logits[token]) - math.log(float((math.e**logits).sum())))
-    return values
+    return likeliest, values
 
 
 def _rendered(package: Any, engine: Any, messages: list[dict[str, str]]) -> list[int] | None:
