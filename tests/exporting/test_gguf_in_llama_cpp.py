@@ -141,3 +141,19 @@ def test_texts_and_conversations_have_the_same_ids_in_llama_cpp(family, pieces, 
 
 def test_a_driver_says_what_is_wrong_in_one_object(tmp_path):
     assert "is not a GGUF file" in asked(tmp_path / "nothing.gguf", [])["error"]
+
+
+@pytest.mark.slow
+def test_a_driver_goes_on_where_the_given_answer_is_not_its_own(tmp_path):
+    interpreter()
+    base = model_in(tmp_path / "base", "llama")
+    adapter = adapter_in(tmp_path / "adapter", base, layers_of("llama"))
+    export(adapter, "--to", tmp_path / "a.gguf", "--format", "gguf", "--dtype", "float32")
+    prompt = {"prompt": "the quick brown fox", "max_new_tokens": 12}
+    ids = AutoTokenizer.from_pretrained(base)(prompt["prompt"], add_special_tokens=False)["input_ids"]
+    alone = asked(tmp_path / "a.gguf", [prompt | {"prompt_ids": ids, "answer_ids": []}])["replies"][0]["answer_ids"]
+    assert len(alone) == 12
+    other = [*alone[:5], (alone[5] + 1) % 300, *alone[6:]]
+    for begun in (alone, alone[:4], other):
+        (reply,) = asked(tmp_path / "a.gguf", [prompt | {"prompt_ids": ids, "answer_ids": begun}])["replies"]
+        assert reply["answer_ids"] == alone and len(reply["log_probabilities"]) == len(begun)

@@ -85,5 +85,5 @@ def _compare_splits(model: GgufModel, tokenizer: HubTokenizer, file: FileBase, c
         callback(WarningMessage(
             f"the file {model.spec.name} splits texts into words by the rule {own!r}, and training did by {trained!r}, "
             "which transformers makes of such files. Most texts have the same tokens by both; some, for example with "
-            "several spaces before a digit, do not"
+            "several line breaks before a digit, do not"
         ))  # fmt: skip
