@@ -31,7 +31,6 @@ from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.text.example import Message
 
-TOGETHER = 10
 WAYS: dict[str, dict[str, Any]] = {
     "gguf float32": {"format": "gguf", "dtype": "float32"},
     "gguf float16": {"format": "gguf", "dtype": "float16"},
@@ -47,48 +46,53 @@ def tuned_model(name: str) -> TunedModel:
     return load_tuned(artifact, spec=spec.model_copy(update={"dtype": "float32", "device": "cpu"}))
 
 
-def questions(tuned: TunedModel) -> tuple[list[dict[str, Any]], list[str]]:
-    """The test rows as a driver receives them, with our answers, and the right answers."""
+def questions(tuned: TunedModel) -> tuple[list[dict[str, Any]], list[list[float]], list[str]]:
+    """The test rows as a driver receives them with our answers, their log-probabilities, and the right answers."""
     conversations = [[Message(**one) for one in json.loads(line)["messages"]] for line in demo_rows()[1]]
     model = tuned.model
-    prompts = [asking_ids(model, one[:-1]) for one in conversations]
-    answers: dict[int, list[int]] = {}
-    order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
-    for begin in range(0, len(order), TOGETHER):
-        part = order[begin : begin + TOGETHER]
-        answers |= zip(part, greedy(tuned, [prompts[at] for at in part]), strict=True)
-    asked = [
-        {"prompt": model.template.text(one[:-1], answer_next=True), "prompt_ids": prompts[at],
-         "answer_ids": answers[at], "max_new_tokens": LONGEST_ANSWER}
-        for at, one in enumerate(conversations)
-    ]  # fmt: skip
-    return asked, [one[-1].content for one in conversations]
+    asked, ours = [], []
+    for one in conversations:
+        prompt = asking_ids(model, one[:-1])
+        answer, values = greedy(tuned, prompt, [*model.tokenizer.encode(one[-1].content), model.template.end_ids[0]])
+        ours.append(values)
+        asked.append({
+            "prompt": model.template.text(one[:-1], answer_next=True), "prompt_ids": prompt, "answer_ids": answer,
+            "max_new_tokens": LONGEST_ANSWER,
+        })  # fmt: skip
+        print(f"{len(asked)} of {len(conversations)} rows", flush=True)
+    return asked, ours, [one[-1].content for one in conversations]
 
 
 @torch.inference_mode()
-def greedy(tuned: TunedModel, prompts: list[list[int]]) -> list[list[int]]:
+def greedy(tuned: TunedModel, prompt: list[int], draft: list[int]) -> tuple[list[int], list[float]]:
+    """Our greedy answer and the log-probabilities of its tokens. The draft is read in one pass; as far as its tokens
+    are the likeliest, they are the answer. From there on it is decoded, and what was decoded is the next draft."""
+    ends = tuned.model.template.end_ids
+    while True:
+        values = log_probabilities(tuned, prompt, draft)
+        likeliest = values.argmax(-1).tolist()
+        shared = next((at for at, token in enumerate(draft) if likeliest[at] != token), len(draft))
+        if shared == len(draft) and (draft[-1] in ends or len(draft) == LONGEST_ANSWER):
+            return draft, values.gather(1, torch.tensor(draft)[:, None])[:, 0].tolist()
+        begun = [*draft[:shared], likeliest[shared]] if shared < len(draft) else draft
+        draft = begun if begun[-1] in ends else begun + decoded(tuned, prompt + begun, LONGEST_ANSWER - len(begun))
+
+
+def decoded(tuned: TunedModel, ids: list[int], room: int) -> list[int]:
     from transformers import GenerationConfig
 
-    module: Any = tuned.model.module
+    if room <= 0:
+        return []
     ends = tuned.model.template.end_ids
-    width = max(map(len, prompts))
-    settings = GenerationConfig(
-        max_new_tokens=LONGEST_ANSWER, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
-    )
-    ids = module.generate(
-        input_ids=torch.tensor([[ends[0]] * (width - len(row)) + row for row in prompts]),
-        attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts]),
-        generation_config=settings,
-    )
-    rows = ids[:, width:].tolist()
-    return [row[: next((at + 1 for at, token in enumerate(row) if token in ends), len(row))] for row in rows]
+    settings = GenerationConfig(max_new_tokens=room, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0])
+    module: Any = tuned.model.module
+    return module.generate(input_ids=torch.tensor([ids]), generation_config=settings)[0, len(ids) :].tolist()
 
 
-@torch.inference_mode()
-def log_probabilities(tuned: TunedModel, one: dict[str, Any]) -> list[float]:
-    prompt, answer = one["prompt_ids"], one["answer_ids"]
-    logits = tuned.model.module(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
-    return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0].tolist()
+def log_probabilities(tuned: TunedModel, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """Of all tokens at each place of the answer (A, V)."""
+    logits = tuned.model.module(input_ids=torch.tensor([prompt + answer])).logits
+    return logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
 
 
 def arrived(engine: str, request: dict[str, Any], ours: list[list[float]], right: list[str]) -> dict[str, Any]:
@@ -124,9 +128,9 @@ def reference(run: str, file: Path) -> dict[str, Any]:
     """Our answers, which take minutes, stored in `file` for the next time."""
     if not file.is_file():
         tuned = tuned_model(run)
-        asked, right = questions(tuned)
+        asked, ours, right = questions(tuned)
         file.write_text(json.dumps({
-            "questions": asked, "right": right, "log_probabilities": [log_probabilities(tuned, one) for one in asked],
+            "questions": asked, "right": right, "log_probabilities": ours,
             "answers": [tuned.model.tokenizer.readable(one["answer_ids"]).strip() for one in asked],
         }))  # fmt: skip
     return json.loads(file.read_text())
