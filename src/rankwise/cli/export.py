@@ -18,13 +18,21 @@ if TYPE_CHECKING:
 
 def export(
     run: RunName,
-    to: Annotated[Path, typer.Option("--to", help="Folder to create; it must not exist yet.", show_default=False)],
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to",
+            help="Folder to create; it must not exist yet. The GGUF formats also take FILE.gguf.",
+            show_default=False,
+        ),
+    ],
     format: Annotated[
         str,
         typer.Option(
             help="peft: PEFT's format, with a rank for each layer. portable: one rank and alpha for all layers, "
             "for engines that need this. mlx: the same for mlx-lm. merged: the whole model, for engines without "
-            "adapters or full fine-tuning. ollama: the same with a Modelfile."
+            "adapters or full fine-tuning. ollama: the same with a Modelfile. gguf-lora: the adapter for llama.cpp. "
+            "gguf: the whole model for llama.cpp."
         ),
     ] = "peft",
     strength: Annotated[
@@ -34,8 +42,8 @@ def export(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Number format of a merged model: float32, bfloat16 or float16.  [default: the base model's, or "
-            "float32 after full fine-tuning]",
+            help="Number format of a merged model: float32, bfloat16 or float16; for gguf also q8_0, q5_1, q5_0, q4_1 "
+            "or q4_0.  [default: the base model's, or float32 after full fine-tuning]",
             show_default=False,
         ),
     ] = None,
@@ -73,6 +81,9 @@ def export(
 def _line(exported: Exported) -> str:
     scaled = f" at strength {exported.strength:g}" if exported.strength != 1 else ""
     what = f"{exported.to}: {exported.format}{scaled}, {exported.bytes / 1e6:,.1f} MB"
+    if exported.gguf is not None:
+        rounded = f"{exported.gguf.dtype} rounds numbers by up to {exported.gguf.rounding:.2g} of a tensor's largest"
+        return f"{what}; read back and compared: every tensor is the trained model's ({rounded})"
     if (merged := exported.merged) is None:
         return f"{what}, rank {exported.rank}; read back and compared: the same adapter{scaled}"
     change = merged.logits_change

@@ -6,6 +6,7 @@ mlx        the same in mlx-lm's format, with one rank and scale for all layers (
 merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py); all that
            there is of a run in which the whole model learned
 ollama     the same with a Modelfile, whose template is proved against training's (exporting/ollama_export.py)
+gguf-lora  the adapter as a GGUF file, and `gguf` the merged model as one: for llama.cpp (exporting/gguf.py)
 
 At a strength other than 1 the change is so many times what was trained. In an adapter's files that goes into B, which
 every engine reads, and into no setting.
@@ -24,12 +25,15 @@ from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.engine_rules import VLLM_RANKS
 from rankwise.exporting.engines import engine_meant_by, way_to
+from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
+from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
+from rankwise.exporting.gguf import GgufMerged, export_as_gguf
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
 from rankwise.exporting.mlx import write_mlx
 from rankwise.exporting.ollama import OllamaTemplate
 from rankwise.exporting.ollama_export import export_ollama
 from rankwise.methods.adapter_folder import filled_by_export
-from rankwise.methods.artifact import open_artifact
+from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.stored_adapter import stored_weights
 from rankwise.models.sources import LOCAL
@@ -55,6 +59,8 @@ class Exported:
     strength: float = 1.0
     merged: Merged | None = None
     ollama: OllamaTemplate | None = None
+    gguf: GgufMerged | None = None
+    """Of a merged model as a GGUF file."""
     outputs: int | None = None
     """The number of a classifier's classes, or 1 for a number."""
     images: bool = False
@@ -64,7 +70,8 @@ class Exported:
         """What `rankwise export --json` prints."""
         told = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes")}
         parity = {} if self.ollama is None else {"template_parity": self.ollama.parity.summary()}
-        return told | ({"rank": self.rank} if self.merged is None else asdict(self.merged)) | parity
+        whole = self.merged or self.gguf
+        return told | ({"rank": self.rank} if whole is None else asdict(whole)) | parity
 
 
 def export(
@@ -104,6 +111,8 @@ def export(
             outputs=outputs,
             images=images,
         )
+    if format in GGUF_FORMATS:
+        return _export_gguf(artifact, format, folder, callback, dtype, strength, force_base=force_base)
     method_of(artifact.config).check_export(format, artifact.folder)
     artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
     files = beside(artifact, strength)
@@ -126,6 +135,17 @@ def export(
         outputs=outputs,
         images=images,
     )
+
+
+def _export_gguf(
+    artifact: Artifact, format: str, to: Path, callback: Callback, dtype: str | None, strength: float, *,
+    force_base: bool,
+) -> Exported:  # fmt: skip
+    file, written = export_as_gguf(artifact, format, to, callback, dtype, strength, force_base=force_base)
+    facts = (None, written) if isinstance(written, GgufMerged) else (written, None)
+    rank, merged = facts
+    size = file.stat().st_size
+    return Exported(str(artifact.folder), str(file), format, size, rank, strength=strength, gguf=merged)
 
 
 def _change(format: str, strength: float) -> str:
@@ -161,12 +181,15 @@ def _check(format: str, dtype: str | None, strength: float, *, force_base: bool,
     problems = []
     if format not in FORMATS:
         problems.append(_unknown(format))
-    elif format not in MERGED and (dtype is not None or force_base):
+    elif format in ("peft", "portable", "mlx") and (dtype is not None or force_base):
         problems.append(f"dtype and force-base are for merged models; {format} needs no base model.")
+    elif format == "gguf-lora" and dtype is not None:
+        problems.append("dtype is for merged models; gguf-lora writes float32.")
     if round_rank and format != "portable":
         problems.append("round-rank is for the format portable, whose layers share one rank.")
-    if dtype is not None and dtype not in DTYPES:
-        problems.append(f'there is no dtype "{dtype}".{did_you_mean(dtype, DTYPES)} Known: {", ".join(DTYPES)}.')
+    known = GGUF_DTYPES if format == "gguf" else tuple(DTYPES)
+    if dtype is not None and dtype not in known:
+        problems.append(f'there is no dtype "{dtype}".{did_you_mean(dtype, known)} Known: {", ".join(known)}.')
     if strength == 0:
         problems.append("strength 0 is the base model itself, so there is nothing to export.")
     if problems:

@@ -21,7 +21,7 @@ from rankwise.errors import ConfigError
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Alpha = Annotated[Number, Field(gt=0, le=1e6)]
-ExportFormat = Literal["peft", "portable", "merged", "mlx", "ollama"]
+ExportFormat = Literal["peft", "portable", "mlx", "merged", "gguf-lora", "gguf", "ollama"]
 
 
 class AdapterConfig(MethodConfig):

@@ -27,10 +27,8 @@ ENGINES = (
     Engine(
         "vLLM", "portable", "vllm serve BASE --enable-lora --lora-modules mine=FOLDER --max-lora-rank RANK", ("vllm",)
     ),
-    Engine(
-        "llama.cpp", "merged", "python convert_hf_to_gguf.py FOLDER (a script of llama.cpp)",
-        ("gguf", "ggml", "llama.cpp", "llamacpp"),
-    ),
+    Engine("llama.cpp", "gguf", "llama-cli -m FOLDER -cnv", ("ggml", "llama.cpp", "llamacpp")),
+    Engine("llama.cpp over the base", "gguf-lora", "llama-cli -m BASE.gguf --lora FOLDER -cnv", ("lora-gguf",)),
     Engine(
         "Ollama", "ollama", "ollama create mine -f FOLDER/Modelfile, then ollama run mine", ("modelfile",),
     ),

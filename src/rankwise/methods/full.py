@@ -201,5 +201,7 @@ class FullMethod:
         return Contents(numbers_in(folder).total(), size)
 
     def check_export(self, format: str, folder: Path) -> None:
-        if format != "merged":
-            raise RunError(f"{folder} has no adapter, because it is a result of full fine-tuning. Use --format merged.")
+        if format not in ("merged", "gguf"):
+            raise RunError(
+                f"{folder} has no adapter, because it is a result of full fine-tuning. Use --format merged or gguf."
+            )

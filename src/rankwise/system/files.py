@@ -80,6 +80,26 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def published_file(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the name `path` when the block ends, and is removed if the block fails. An existing
+    file is an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _clear(path)
+    try:
+        with told_when_full(path):
+            temporary.mkdir()
+            yield temporary / path.name
+            _flush(temporary / path.name)
+            if os.path.lexists(path):
+                raise RunError(f"{path} already exists and is not overwritten.")
+            (temporary / path.name).rename(path)
+            _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _clear(folder: Path) -> None:
     """Remove temporary folders that this process left, and those of dead processes that are older than a day.
 

@@ -1,0 +1,155 @@
+"""A run's whole model as one GGUF file, written tensor by tensor: never more than one of them is in memory.
+
+base          tensors that the adapter changes         all others                      settings and tokenizer
+a folder      in the type of --dtype                   in the type of --dtype          written from the folder's files
+a GGUF file   in the type of --dtype, or in float16    as they are, byte for byte;     copied, but for the chat
+                                                       with --dtype in its type        template
+
+Vectors (norms, biases) are float32, as llama.cpp expects. The chat template is the one of training. The file is read
+back by the gguf package's own reader, and compared with each tensor computed a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rankwise.errors import AdapterError
+from rankwise.exporting.gguf_change import GgufChange
+from rankwise.exporting.gguf_reader_fields import reader_fields
+from rankwise.exporting.gguf_target import GgufModel, gguf_file
+from rankwise.models.gguf_architectures import EMBEDDING, HEAD
+from rankwise.models.gguf_base import FileBase, FolderBase, GgufBase, is_tied
+from rankwise.models.gguf_files import TYPES, GgufTensor, check_written, type_for, write_gguf
+from rankwise.models.gguf_settings import computed_tensors, settings_of, window_note
+from rankwise.models.saving import stored_as
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
+from rankwise.system.files import need_space
+
+NAME = "model.gguf"
+FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class GgufMerged:
+    dtype: str
+    """Of the matrices that were not copied."""
+    rounding: float
+    """The largest error that this type makes, as a share of the largest number of its tensor."""
+    changed: int
+    """The number of tensors that the adapter changes."""
+    copied: int
+    """The number of tensors that are the base file's, byte for byte."""
+
+
+def export_gguf(
+    model: GgufModel, to: Path, callback: Callback, dtype: str | None, strength: float, beside: Mapping[str, Any]
+) -> GgufMerged:
+    """Write the merged model as the file `to`, or as a file in the new folder `to`."""
+    change = GgufChange({}, {})
+    if model.adapter is not None:
+        change = GgufChange.of(model.adapter, model.names, model.artifact.described, strength)
+    if model.file is None:
+        name = dtype or str(stored_as(model.spec, callback)[0]).removeprefix("torch.")
+        base, fields, tensors = _from_folder(model, change, name, callback)
+    else:
+        name = dtype or "float16"
+        base, fields, tensors = _from_file(model, model.file, change, dtype, callback)
+    missing = change.names - {tensor.name for tensor in tensors}
+    if missing or (HEAD in {tensor.name for tensor in tensors} and not model.architecture.own_head):
+        raise AdapterError(
+            f"{model.artifact.described} adapts the embedding or the output head of a {model.architecture.name} model, "
+            "which llama.cpp reads as one. Use --format merged."
+        )
+    need_space(to.absolute(), sum(tensor.bytes for tensor in tensors))
+    _report_types(tensors, TYPES[name][0], callback)
+    with gguf_file(to, NAME, beside) as file:
+        write_gguf(file, model.architecture.name, fields, tensors, callback)
+        rounding = check_written(file, tensors, to, callback)
+    copied = sum(tensor.copied for tensor in tensors)
+    if isinstance(base, FileBase) and copied:
+        callback(StatusMessage(_copied(base, change, name, copied)))
+    return GgufMerged(name, rounding, len(change.names), copied)
+
+
+def _from_folder(
+    model: GgufModel, change: GgufChange, dtype: str, callback: Callback
+) -> tuple[GgufBase, dict[str, Any], list[GgufTensor]]:
+    tied = bool(model.config.get("tie_word_embeddings"))
+    base = FolderBase(model.source.folder, model.names, tied=tied)
+    shapes = dict(base.shapes)
+    settings = settings_of(model.config, model.architecture, model.artifact.described)
+    if note := window_note(model.config, model.architecture):
+        callback(WarningMessage(note))
+    fields: dict[str, Any] = {"general.type": "model", "general.name": model.artifact.name}
+    fields |= {f"{model.architecture.name}.{key}": value for key, value in settings.items()}
+    fields |= reader_fields(model, shapes[EMBEDDING][0], callback)
+    fields |= {"general.file_type": TYPES[dtype][1], "general.quantization_version": 2}
+    tensors = _all_tensors(base, shapes, change, dict.fromkeys(shapes, TYPES[dtype][0]))
+    computed = computed_tensors(model.config)
+    tensors += [GgufTensor(name, tuple(value.shape), "F32", lambda value=value: value)
+                for name, value in computed.items()]  # fmt: skip
+    return base, fields, tensors
+
+
+def _from_file(
+    model: GgufModel, file: Path, change: GgufChange, dtype: str | None, callback: Callback
+) -> tuple[GgufBase, dict[str, Any], list[GgufTensor]]:
+    base = FileBase(file)
+    shapes, types = dict(base.shapes), dict[str, str]()
+    for name in shapes:
+        own = base.type(name)
+        if dtype is not None:
+            types[name] = TYPES[dtype][0]
+        elif name in change.names:
+            types[name] = own if own in FLOATS else TYPES["float16"][0]
+    fields: dict[str, Any] = dict(base.fields())
+    fields |= reader_fields(model, shapes[EMBEDDING][0], callback, base)
+    if dtype is not None:
+        fields["general.file_type"] = TYPES[dtype][1]
+    return base, fields, _all_tensors(base, shapes, change, types)
+
+
+def _all_tensors(
+    base: GgufBase, shapes: Mapping[str, tuple[int, ...]], change: GgufChange, types: Mapping[str, str]
+) -> list[GgufTensor]:
+    """All tensors of the file; those without a type are copied. A head that was the embedding is parted from it where
+    only one of the two was trained."""
+    parted = is_tied(base) and bool(change.names & {EMBEDDING, HEAD})
+    sources = {name: name for name in shapes} | ({HEAD: EMBEDDING} if parted else {})
+    tensors: list[GgufTensor] = []
+    for name, source in sources.items():
+        shape, wanted = shapes[source], types.get(name, types.get(source))
+        if wanted is None or (isinstance(base, FileBase) and name not in change.names and base.type(source) == wanted):
+            assert isinstance(base, FileBase), "tensors of a folder have a type each"
+            copy, own = base.raw, base.type(source)
+            tensors.append(GgufTensor(name, shape, own, lambda copy=copy, source=source: copy(source), copied=True))
+            continue
+
+        def value(name: str = name, source: str = source) -> Tensor:
+            return change.changed(name, base.value(source))
+
+        tensors.append(GgufTensor(name, shape, type_for(name, shape, wanted), value))
+    return tensors
+
+
+def _report_types(tensors: list[GgufTensor], matrices: str, callback: Callback) -> None:
+    """Some rows do not fill whole blocks of a quantised type."""
+    other = [one.name for one in tensors if not one.copied and len(one.shape) > 1 and one.type not in (matrices, "F32")]
+    if other and matrices not in FLOATS:
+        callback(WarningMessage(
+            f"{len(other)} matrices, such as {other[0]}, are stored as F16, because their rows do not fill whole "
+            f"blocks of {matrices}"
+        ))  # fmt: skip
+
+
+def _copied(base: FileBase, change: GgufChange, dtype: str, copied: int) -> str:
+    own = sorted({base.type(name) for name in change.names if name in base.shapes} - set(FLOATS))
+    decoded = f"; they were {', '.join(own)} and are decoded, changed and written as {dtype}" if own else ""
+    return (
+        f"{copied} tensors are the base file's as they are, and {len(change.names)} are changed by the adapter{decoded}"
+    )
