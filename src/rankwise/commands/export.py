@@ -22,9 +22,11 @@ from rankwise.adapters.weights import AdapterWeights, check_same
 from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.engines import engine_meant_by, way_to
+from rankwise.exporting.arrival import arrived, refuse_unverifiable, served
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
+from rankwise.exporting.verification import Export, Verification, Verifying
 from rankwise.methods.adapter_folder import filled_by_export
-from rankwise.methods.artifact import open_artifact
+from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.sources import LOCAL
 from rankwise.runs.manifest import BaseModelFacts
@@ -50,27 +52,52 @@ class Exported:
     """The number of a classifier's classes, or 1 for a number."""
     images: bool = False
     """Whether a classifier reads images."""
+    files: tuple[str, ...] = ()
+    verification: Verification = Verification()
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
-        told = asdict(self)
-        return {key: told[key] for key in ("run", "to", "format", "strength", "bytes")} | (
-            {"rank": self.rank} if self.merged is None else asdict(self.merged)
-        )
+        facts = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes")}
+        facts |= {"files": list(self.files)}
+        facts |= {"rank": self.rank} if self.merged is None else asdict(self.merged)
+        return facts | self.verification.summary()
 
 
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
     force_base: bool = False, force_result: bool = False, base_model: str | None = None,
-    callback: Callback = silent,
+    verifying: Verifying = Verifying(), callback: Callback = silent,
 ) -> Exported:  # fmt: skip
     """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
     change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
-    is that of the base model's files, or of a full run's own. An exported adapter names `base_model` as its base."""
+    is that of the base model's files, or of a full run's own. An exported adapter names `base_model` as its base.
+
+    What was written is opened by the engines at hand and compared with the trained model (exporting/verification.py).
+    With the address of a server, `to` must be there already, and only the server is compared."""
     folder = Path(to)
     _check(format, dtype, strength, force_base=force_base)
-    _check_free(folder)
+    refuse_unverifiable(verifying, folder)
+    if verifying.url is None:
+        _check_free(folder)
     artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
+    if verifying.url is not None:
+        verification = served(artifact, Export(str(folder), format, strength=strength), verifying, callback)
+        return Exported(
+            str(artifact.folder), str(folder), format, _size(folder), files=_files(folder), verification=verification
+        )  # fmt: skip
+    exported = _written(artifact, folder, format, strength, dtype, base_model, callback, force_base=force_base)
+    number_format = "float32" if exported.merged is None else exported.merged.dtype
+    written = Export(str(folder), format, number_format, strength, force_base)
+    return replace(
+        exported, verification=arrived(artifact, written, verifying, callback), bytes=_size(folder), files=_files(folder)
+    )  # fmt: skip
+
+
+def _written(
+    artifact: Artifact, folder: Path, format: str, strength: float, dtype: str | None, base_model: str | None,
+    callback: Callback, *, force_base: bool,
+) -> Exported:  # fmt: skip
+    """Write one format, whole or not at all."""
     outputs = None if artifact.targets is None else artifact.targets.outputs
     images = artifact.data_report is not None and artifact.data_report.image_processing is not None
     if outputs is not None and strength != 1:
@@ -172,6 +199,10 @@ def _check_free(folder: Path) -> None:
         raise RunError(
             f"{folder} is inside the run {inside.name}, and exporting must not change a run. Choose another --to."
         )
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()))
 
 
 def _size(folder: Path) -> int:
