@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import pickle  # noqa: S403  of our own answers, in a folder of this script
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -23,7 +23,7 @@ from rankwise.commands.export import export
 from rankwise.exporting.agreement import compare
 from rankwise.exporting.engine_process import EngineFailure, ask, engines_for, interpreters
 from rankwise.exporting.questions import Prompt
-from rankwise.exporting.reference import Reference, open_float32, reference_to
+from rankwise.exporting.reference import Question, Reference, open_float32, reference_to
 from rankwise.exporting.verification import Verifying
 from rankwise.inference.generate import asking_ids
 from rankwise.methods.artifact import open_artifact
@@ -34,9 +34,9 @@ FORMATS = ("portable", "peft", "merged")
 
 def reference(adapter: str, work: Path, rows: int) -> Reference:
     """Our own answers to the demo's test rows, in float32, from a file if they were computed before."""
-    file = work / f"reference-{rows}.pickle"
+    file = work / f"reference-{rows}.json"
     if file.is_file():
-        return pickle.loads(file.read_bytes())  # noqa: S301  written below
+        return read(json.loads(file.read_text()))
     tuned = open_float32(open_artifact(adapter))
     prompts = []
     for line in demo_rows()[1][:rows]:
@@ -46,8 +46,17 @@ def reference(adapter: str, work: Path, rows: int) -> Reference:
     began = time.perf_counter()
     ours = reference_to(tuned, prompts, 1.0, LONGEST_ANSWER, lambda event: print(event, flush=True))
     print(f"ours: {time.perf_counter() - began:.0f} s", flush=True)
-    file.write_bytes(pickle.dumps(ours))
+    file.write_text(json.dumps(asdict(ours)))
     return ours
+
+
+def read(facts: dict) -> Reference:
+    """What `reference` wrote."""
+    questions = tuple(Question(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
+                      for one in facts["questions"])  # fmt: skip
+    conversations = tuple((tuple(Message(**one) for one in messages), tuple(ids))
+                          for messages, ids in facts["conversations"])  # fmt: skip
+    return Reference(**{**facts, "questions": questions, "conversations": conversations})
 
 
 def written(adapter: str, format: str, dtype: str | None, work: Path) -> Path:

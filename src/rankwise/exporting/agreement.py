@@ -150,6 +150,9 @@ def _problems(reference: Reference, replies: EngineReplies, figures: Figures, al
     if figures.conversations_equal not in (None, rendered):
         other = rendered - figures.conversations_equal
         problems.append(f"its chat template renders {other} of {rendered} conversations differently")
+    sizes = zip(replies.conversation_sizes, reference.conversations, strict=False)
+    if other := [f"{size} tokens and not {len(ours)}" for size, (_, ours) in sizes if size not in (None, len(ours))]:
+        problems.append(f"its chat template renders conversations differently: {some(other, 3)}")
     if replies.end_id is not None and reference.end_id not in (None, replies.end_id):
         problems.append(f"its tokenizer's end token is {replies.end_id} and ours is {reference.end_id}")
     if replies.stop_ids is not None and (missing := sorted({*reference.end_ids} - {*replies.stop_ids})):
@@ -175,9 +178,12 @@ def _differences(question: Question, reply: EngineReply) -> list[float]:
     theirs = reply.log_probabilities
     if theirs is None:
         return []
-    if len(theirs) != len(question.log_probabilities):
+    ours = question.log_probabilities
+    if question.ended_by_token and len(theirs) == len(ours) - 1:  # without the end token
+        ours = ours[:-1]
+    if len(theirs) != len(ours):
         return [float("inf")]
-    return [abs(one - other) for one, other in zip(theirs, question.log_probabilities, strict=True)]
+    return [abs(one - other) for one, other in zip(theirs, ours, strict=True)]
 
 
 def _answer(question: Question, reply: EngineReply, allowed: Tolerance) -> str | None:

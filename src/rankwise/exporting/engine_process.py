@@ -1,11 +1,12 @@
 """One engine in a process of its own: a request as JSON to a driver script, and its reply as JSON.
 
     request  {"export": folder, file or address, "base": folder or null, "format": …, "threads": n,
-              "questions": [{"prompt": text, "prompt_ids": […], "answer_ids": […], "max_new_tokens": n}, …],
+              "questions": [{"prompt": text, "prompt_ids": […], "answer_ids": […], "answer": text,
+                             "max_new_tokens": n}, …],
               "conversations": [[{"role": …, "content": …}, …], …]}
              of a classifier {"outputs": n, "classes": […], "questions": [{"text": …} or {"image": file}, …]}
     reply    {"engine": name, "version": …, "end_id": id or null, "stop_ids": ids or null,
-              "conversations": [ids or null, …],
+              "conversations": [ids or null, …], "conversation_sizes": [tokens or null, …],
               "replies": [{"prompt_ids": […], "answer_ids": […], "answer": text, "log_probabilities": […]}, …]}
              of a classifier {"replies": [{"outputs": […]}, …]}; of a failure {"error": text}
 
@@ -88,6 +89,8 @@ class EngineReplies(_Strict):
     """The end token of the export's tokenizer."""
     stop_ids: list[int] | None = None
     """The tokens at which the engine stops by what the export says; null where the base says it."""
+    conversation_sizes: list[int | None] = []
+    """Of an engine that counts the tokens of a conversation and does not tell their ids."""
     number_format: str | None = None
     """The coarsest that it computes in, where that is not float32."""
 

@@ -54,7 +54,7 @@ class Question:
         """As a driver receives it."""
         room = len(self.answer_ids) + (RUN_ON if self.ended else 0)
         return {"prompt": self.prompt, "prompt_ids": self.prompt_ids, "answer_ids": self.answer_ids,
-                "max_new_tokens": room}  # fmt: skip
+                "answer": self.answer, "max_new_tokens": room}  # fmt: skip
 
 
 @dataclass(frozen=True)
