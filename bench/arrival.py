@@ -1,6 +1,6 @@
-"""The demo's adapter in other people's engines: how many of the demo's 100 test rows are answered as by ours in float32.
+"""The demo's adapter in other engines: how many of the demo's 100 test rows are answered as by ours in float32.
 
-    python bench/arrival.py ADAPTER --out bench/results/arrival-DATE [--engine-python PATH …] [--formats peft,portable,…]
+    python bench/arrival.py ADAPTER --out bench/results/arrival-DATE [--engine-python PATH …] [--formats peft,merged]
 
 ADAPTER is the finished run of `rankwise demo`, or its adapter's folder. Our own answers are computed once and stored
 beside the exports. Each row of the result is one format in one engine, with the share of equal answers and the mean and
@@ -15,8 +15,6 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-
-
 
 from rankwise.commands.demo import LONGEST_ANSWER, demo_rows
 from rankwise.commands.export import export
@@ -118,7 +116,8 @@ def write(file: Path, results: list[dict], ours: Reference) -> None:
             continue
         near = f" (+{one['answers_near']} near ties)" if one["answers_near"] else ""
         mean, largest = (
-            "not given" if value is None else f"{value:.2g}" for value in (one["mean_difference"], one["max_difference"])
+            "not given" if value is None else f"{value:.2g}"
+            for value in (one["mean_difference"], one["max_difference"])
         )
         lines.append(
             f"| {one['engine']} {one['version']} | {one['format']} | {one['weights']} | {one['answers_equal']} of "

@@ -2,9 +2,8 @@
 
     python bench/verify_faults.py --out bench/results/verify-faults-DATE
 
-Thirty random adapters (rank patterns, alpha patterns, embeddings, Conv1D, DoRA where it can be carried, AdaLoRA and
-rank 0 as trained runs hold them) are exported as peft, portable and merged, and verified as they are. Then each fault is
-planted into copies. The engines' drivers run in one process, which saves their start.
+Thirty random adapters (rank patterns, alpha patterns, embeddings, Conv1D, DoRA where it can be carried) are exported as
+peft, portable and merged, and verified as they are. Then each fault is planted into copies. The engines' drivers run in one process, which saves their start.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import conftest
 import planted
-
 import rankwise.exporting.verification as verification
 from rankwise.commands.export import export
 from rankwise.errors import RankwiseError
@@ -59,7 +57,9 @@ def main() -> None:
             architecture, settings = planted.KINDS[kind]
             base = planted.base_folder(home, architecture, tokenizer)
             other = planted.base_folder(home, architecture, tokenizer, seed=1)
-            adapter = planted.random_adapter(home / f"adapter-{number}", base, architecture, tokenizer, number, **settings)
+            adapter = planted.random_adapter(
+                home / f"adapter-{number}", base, architecture, tokenizer, number, **settings
+            )
             format = FORMATS[number % len(FORMATS)] if kind != "DoRA" else ("merged", "peft")[number // len(names) % 2]
             folder = home / f"export-{number}"
             export(str(adapter), folder, format, verifying=Verifying("no"))
@@ -81,7 +81,9 @@ def main() -> None:
                 except RankwiseError as error:
                     why = str(error)
                 shutil.rmtree(copy)
-                results["faults"].append({"fault": fault, "adapter": kind, "format": format, "verdict": why or "MISSED"})
+                results["faults"].append(
+                    {"fault": fault, "adapter": kind, "format": format, "verdict": why or "MISSED"}
+                )
                 if why is None:
                     print("MISSED", fault, kind, format, flush=True)
     write(options.out, results)

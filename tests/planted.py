@@ -79,34 +79,42 @@ def _changed(tensors: dict, base: Path) -> dict:
 
 def scale_doubled(folder: Path, base: Path, other: Path) -> None:
     if _is_adapter(folder):
-        _rewritten(folder, lambda tensors: {k: v * 2 if "lora_B" in k or "embedding_B" in k else v for k, v in tensors.items()})
+        _rewritten(
+            folder, lambda tensors: {k: v * 2 if "lora_B" in k or "embedding_B" in k else v for k, v in tensors.items()}
+        )
     else:
         _rewritten(folder, lambda tensors: tensors | {k: tensors[k] + v for k, v in _changed(tensors, base).items()})
 
 
 def layer_dropped(folder: Path, base: Path, other: Path) -> None:
     if _is_adapter(folder):
+
         def without(tensors: dict) -> dict:
             gone = sorted({key.rpartition(".lora_")[0] for key in tensors})[-1]
             return {key: value for key, value in tensors.items() if not key.startswith(gone + ".lora_")}
     else:
+
         def without(tensors: dict) -> dict:
             gone = sorted(_changed(tensors, base))[-1]
             return tensors | {gone: load_file(base / MODEL)[gone]}
+
     _rewritten(folder, without)
 
 
 def factor_transposed(folder: Path, base: Path, other: Path) -> None:
     """Of a square layer, whose shapes do not tell."""
     if _is_adapter(folder):
+
         def turned(tensors: dict) -> dict:
             pairs = [(key, key.replace("lora_A", "lora_B")) for key in sorted(tensors) if "lora_A.weight" in key]
             a, b = next(pair for pair in pairs if tensors[pair[0]].shape == tensors[pair[1]].T.shape)
             return tensors | {a: tensors[b].T, b: tensors[a].T}
     else:
+
         def turned(tensors: dict) -> dict:
             key, value = next((k, v) for k, v in sorted(_changed(tensors, base).items()) if v.shape == v.T.shape)
             return tensors | {key: tensors[key] - value + value.T}
+
     _rewritten(folder, turned)
 
 

@@ -98,7 +98,9 @@ class OptionalAddress(TyperCommand):
             word == "--verify" and not after.lower().startswith(("http:", "https:"))
             for word, after in zip(args, following, strict=True)
         ]
-        return super().parse_args(ctx, ["--verify=yes" if alone else word for word, alone in zip(args, bare, strict=True)])
+        return super().parse_args(
+            ctx, ["--verify=yes" if alone else word for word, alone in zip(args, bare, strict=True)]
+        )
 
 
 def _verifying(

@@ -21,10 +21,10 @@ from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.weights import AdapterWeights, check_same
 from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
-from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.arrival import arrived, refuse_unverifiable, served
+from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
-from rankwise.exporting.verification import Export, Verification, Verifying
+from rankwise.exporting.verification import BY_DEFAULT, NOT_VERIFIED, Export, Verification, Verifying
 from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.registry import method_of
@@ -53,7 +53,7 @@ class Exported:
     images: bool = False
     """Whether a classifier reads images."""
     files: tuple[str, ...] = ()
-    verification: Verification = Verification()
+    verification: Verification = NOT_VERIFIED
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
@@ -66,7 +66,7 @@ class Exported:
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
     force_base: bool = False, force_result: bool = False, base_model: str | None = None,
-    verifying: Verifying = Verifying(), callback: Callback = silent,
+    verifying: Verifying = BY_DEFAULT, callback: Callback = silent,
 ) -> Exported:  # fmt: skip
     """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
     change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
@@ -88,9 +88,8 @@ def export(
     exported = _written(artifact, folder, format, strength, dtype, base_model, callback, force_base=force_base)
     number_format = "float32" if exported.merged is None else exported.merged.dtype
     written = Export(str(folder), format, number_format, strength, force_base)
-    return replace(
-        exported, verification=arrived(artifact, written, verifying, callback), bytes=_size(folder), files=_files(folder)
-    )  # fmt: skip
+    verification = arrived(artifact, written, verifying, callback)
+    return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder))
 
 
 def _written(

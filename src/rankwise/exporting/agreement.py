@@ -202,7 +202,7 @@ def _answer(question: Question, reply: EngineReply, allowed: Tolerance) -> str |
     return "differ" if ended or reply.answer_ids is None or at < len(reply.answer_ids) else "end too early"
 
 
-def _parting(question: Question, reply: EngineReply) -> int | None | Literal["none"]:
+def _parting(question: Question, reply: EngineReply) -> int | Literal["none"] | None:
     """The number of the first token that is another; None if there is none."""
     if reply.answer_ids is not None:
         return _first_other(question, reply.answer_ids)

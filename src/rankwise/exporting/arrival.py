@@ -1,8 +1,8 @@
 """An export is called done once no engine at hand objects: until then it lies under a name that nothing would load.
 
 The written folder is renamed to a hidden name beside it, verified there, and renamed back. If an engine says something
-else than the trained model, or the process ends, nothing lies under the name that was asked for. The figures go into the
-model card.
+else than the trained model, or the process ends, nothing lies under the name that was asked for. The figures go into
+the model card.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def refuse_unverifiable(how: Verifying, folder: Path) -> None:
     if how.wish == "no" and (how.pythons or how.rows or how.url):
         problems.append("--no-verify runs no engine, so --engine-python, --verify-data and an address are of no use.")
     if how.url is not None and not how.url.startswith(("http://", "https://")):
-        problems.append(f'--verify {how.url}: is no address. Give one such as http://localhost:8000, or leave it out.')
+        problems.append(f"--verify {how.url}: is no address. Give one such as http://localhost:8000, or leave it out.")
     if how.server_model is not None and how.url is None:
         problems.append("--server-model is the name by which a server knows the model; give its address with --verify.")
     if problems:

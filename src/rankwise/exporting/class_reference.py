@@ -58,7 +58,7 @@ def class_reference_of(tuned: TunedModel, count: int, rows: str | None) -> Class
         picked = list(evenly(chosen, count))
         questions = tuple({"image": str(Path(str(one.name)).absolute())} for one in picked)
     else:
-        texts = [tuned.model.tokenizer.readable(one.ids) for one in evenly(documents, count)]
+        texts = [tuned.model.tokenizer.readable([int(token) for token in one.ids]) for one in evenly(documents, count)]
         texts, about = (texts, about) if texts else (list(TEXTS), "built-in texts")
         picked, _ = tuned.rows_of([(text, "") for text in texts])
         questions = tuple({"text": text} for text in texts)

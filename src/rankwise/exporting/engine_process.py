@@ -107,7 +107,9 @@ def interpreters(given: Sequence[Path | str] = ()) -> list[str]:
     """The given interpreters, those of the environment variable, and our own; none where the variable is empty."""
     missing = [str(one) for one in given if not os.access(one, os.X_OK)]
     if missing:
-        raise ConfigError([f"--engine-python {one}: there is no interpreter. Give the path of a python." for one in missing])
+        raise ConfigError(
+            [f"--engine-python {one}: there is no interpreter. Give the path of a python." for one in missing]
+        )
     named = os.environ.get(INTERPRETERS)
     more = [one for one in (named or "").split(os.pathsep) if one]
     own = [] if named == "" and not given else [sys.executable]
@@ -132,7 +134,9 @@ def _modules_of(python: str, engines: Sequence[EngineDriver]) -> set[str]:
         return {name for name in names if find_spec(name) is not None}
     program = "import sys, importlib.util as u; print(*[n for n in sys.argv[1:] if u.find_spec(n)])"
     try:
-        done = subprocess.run([python, "-E", "-c", program, *names], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [python, "-E", "-c", program, *names], capture_output=True, text=True, timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return set()
     return set(done.stdout.split()) & set(names)
@@ -162,12 +166,12 @@ def _environment() -> dict[str, str]:
     return os.environ | quiet | {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONIOENCODING": "utf-8"}
 
 
-def _read(
-    name: str, done: subprocess.CompletedProcess[str], count: int
-) -> EngineReplies | EngineFailure:
+def _read(name: str, done: subprocess.CompletedProcess[str], count: int) -> EngineReplies | EngineFailure:
     if done.returncode < 0:
         killed = done.returncode == -9
-        ended = "was ended by the system, perhaps for want of memory" if killed else f"crashed (signal {-done.returncode})"
+        ended = (
+            "was ended by the system, perhaps for want of memory" if killed else f"crashed (signal {-done.returncode})"
+        )
         return EngineFailure(f"{name} {ended}", refused=not killed)
     try:
         reply = json.loads(done.stdout[:LONGEST_REPLY])

@@ -1,7 +1,7 @@
 """The prompts that an export is verified with: up to twenty held-out rows of its run, or the next best thing.
 
 Held-out rows come first, then rows of the run's data, then a few prompts that are written here, so that there is always
-something to ask. A prompt is used only if its text is encoded to the ids that training used, as an engine is given text.
+something to ask. A prompt is used only if its text is encoded to the ids that training used, since engines get text.
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ class Reference:
 
     @property
     def request(self) -> dict[str, Any]:
-        spoken = [[{"role": one.role, "content": one.content} for one in messages] for messages, _ in self.conversations]
+        spoken = [
+            [{"role": one.role, "content": one.content} for one in messages] for messages, _ in self.conversations
+        ]
         return {"questions": [one.request for one in self.questions], "conversations": spoken, "base": self.base_folder}
 
 

@@ -10,6 +10,7 @@ Verification is on by default where an engine is at hand and the model is small 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +103,14 @@ class Verification:
         return [f"{one.line()}; asked: {self.about}" if one.by == "run" else one.line() for one in self.verdicts]
 
 
+BY_DEFAULT, NOT_VERIFIED = Verifying(), Verification()
+
+
 def verify(artifact: Artifact, export: Export, how: Verifying, callback: Callback = silent) -> Verification:
     """Ask every engine at hand. RankwiseError where verification was asked for and cannot be done."""
     if how.wish == "no":
         return Verification(why_not="--no-verify was given")
-    engines = [(SERVER, interpreters()[0])] if how.url else engines_for(export.format, interpreters(how.pythons))
+    engines = [(SERVER, sys.executable)] if how.url else engines_for(export.format, interpreters(how.pythons))
     if not engines:
         return Verification(why_not=f"no engine that reads {export.format} is installed here")
     try:

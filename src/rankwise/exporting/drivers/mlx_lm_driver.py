@@ -12,7 +12,7 @@ from typing import Any
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    import mlx.core as mx
+    import mlx.core as mx  # pyright: ignore[reportMissingImports]
     import mlx_lm  # pyright: ignore[reportMissingImports]
 
     adapter = request["export"] if request["format"] == "mlx" else None
@@ -52,7 +52,7 @@ def _greedy(model: Any, tokenizer: Any, prompt: list[int], new: int) -> list[int
 
 
 def _log_probabilities(model: Any, prompt: list[int], given: list[int]) -> list[float]:
-    import mlx.core as mx
+    import mlx.core as mx  # pyright: ignore[reportMissingImports]
 
     if not given:
         return []

@@ -36,7 +36,9 @@ def _call(address: str, path: str, body: dict[str, Any] | None = None) -> dict[s
         with urllib.request.urlopen(urllib.request.Request(address + path, data, headers), timeout=SECONDS) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
-        raise RuntimeError(f"{address}{path} answered {error.code}: {error.read(300).decode(errors='replace')}") from None
+        raise RuntimeError(
+            f"{address}{path} answered {error.code}: {error.read(300).decode(errors='replace')}"
+        ) from None
     except urllib.error.URLError as error:
         raise RuntimeError(f"{address} cannot be reached ({error.reason})") from None
 

@@ -1,6 +1,6 @@
 """Opens an export with OpenVINO GenAI: a portable adapter over its base, or a merged folder as a model.
 
-GenAI reads OpenVINO's own format (IR). A folder that is none is converted by optimum-intel, in float32, into a temporary
+GenAI reads OpenVINO's own format (IR). Another folder is converted by optimum-intel, in float32, into a temporary
 folder; "ir" in the request names one that was converted before. Everything is computed in float32. The number that an
 adapter is multiplied by is 1: GenAI reads no alpha, so that only a portable adapter is right there.
 """
@@ -66,7 +66,7 @@ class Engine:
     def __init__(self, genai: Any, folder: str, options: dict[str, Any]) -> None:
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size, scheduler.enable_prefix_caching = CACHE_GIGABYTES, True
-        self.pipeline = genai.LLMPipeline(folder, "CPU", {**options, "scheduler_config": scheduler})
+        self.pipeline = genai.LLMPipeline(folder, "CPU", **options, scheduler_config=scheduler)
         self.tokenizer = self.pipeline.get_tokenizer()
         self.settings = self.pipeline.get_generation_config()  # with where to stop
         self.settings.do_sample, self.settings.logprobs, self.settings.repetition_penalty = False, 1, 1.0

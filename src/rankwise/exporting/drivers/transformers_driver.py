@@ -165,7 +165,7 @@ def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
         for one in request["questions"]:
             inputs = read(_picture(one["image"]) if images else one["text"], return_tensors="pt")
             outputs = model(**inputs).logits[0].double()
-            replies.append(_outputs(names, (outputs.softmax(-1) if names else outputs).tolist()))
+            replies.append({"outputs": (outputs.softmax(-1) if names else outputs).tolist()})
     return {"replies": replies}
 
 
@@ -181,7 +181,7 @@ def _piped(request: dict[str, Any], images: bool) -> dict[str, Any]:
     for one in request["questions"]:
         given = _picture(one["image"]) if images else one["text"]
         scores = {part["label"]: part["score"] for part in pipe(given, top_k=request["outputs"])}
-        replies.append(_outputs(names, [scores.get(name) for name in names] if names else list(scores.values())))
+        replies.append({"outputs": [scores[name] for name in names] if names else list(scores.values())})
     return {"replies": replies}
 
 
@@ -196,10 +196,6 @@ def _picture(path: str) -> Any:
     from PIL import Image
 
     return Image.open(path).convert("RGB")
-
-
-def _outputs(names: list[str], values: list[float]) -> dict[str, Any]:
-    return {"outputs": values}
 
 
 if __name__ == "__main__":
