@@ -64,11 +64,18 @@ def written(adapter: str, format: str, dtype: str | None, work: Path) -> Path:
     return folder
 
 
-def measured(ours: Reference, folder: Path, format: str, number_format: str, pythons: list[str]) -> list[dict]:
+def measured(
+    ours: Reference, folder: Path, format: str, number_format: str, pythons: list[str], only: list[str]
+) -> list[dict]:
+    """In each engine. A folder with "-ir" behind the name of the export, or of the base, is its form for OpenVINO."""
     results = []
+    ir = folder.with_name("base-ir" if format == "portable" else f"{folder.name}-ir")
     for engine, python in engines_for(format, pythons):
+        if only and engine.name not in only:
+            continue
         began = time.perf_counter()
-        replies = ask(engine, python, {"export": str(folder.absolute()), "format": format, **ours.request}, 7200)
+        request = {"export": str(folder.absolute()), "format": format, "ir": str(ir.absolute()), **ours.request}
+        replies = ask(engine, python, request, 7200)
         seconds = time.perf_counter() - began
         if isinstance(replies, EngineFailure):
             results.append({"engine": engine.name, "format": format, "weights": number_format, "failure": replies.why})
@@ -85,11 +92,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("adapter")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("arrival"))
+    parser.add_argument("--work", type=Path, default=Path("build/arrival"))
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--dtypes", default="float32", help="of merged models")
     parser.add_argument("--engine-python", action="append", default=[])
+    parser.add_argument("--engine", action="append", default=[], help="only this one; may be repeated")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     ours = reference(options.adapter, options.work, options.rows)
@@ -98,7 +106,8 @@ def main() -> None:
     for format in options.formats.split(","):
         for dtype in options.dtypes.split(",") if format == "merged" else [None]:
             folder = written(options.adapter, format, dtype, options.work)
-            new = measured(ours, folder, format, dtype or "float32", interpreters(options.engine_python))
+            new = measured(ours, folder, format, dtype or "float32", interpreters(options.engine_python),
+                           options.engine)  # fmt: skip
             keys = [(one["engine"], one["format"], one["weights"]) for one in new]
             results = [one for one in results if (one["engine"], one["format"], one["weights"]) not in keys] + new
             write(file, results, ours)

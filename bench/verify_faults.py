@@ -3,7 +3,8 @@
     python bench/verify_faults.py --out bench/results/verify-faults-DATE
 
 Thirty random adapters (rank patterns, alpha patterns, embeddings, Conv1D, DoRA where it can be carried) are exported as
-peft, portable and merged, and verified as they are. Then each fault is planted into copies. The engines' drivers run in one process, which saves their start.
+peft, portable and merged, and verified as they are. Then each fault is planted into copies of the first fifteen. The
+drivers of the engines run in one process, which saves their start.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_a_reply_is_read(tmp_path):
         ("print('[1, 2]')", "toy gave a reply that is not one", True),
         (f"x = {GOOD}; x['replies'] = x['replies'][:1]; print(json.dumps(x))", "toy answered 1 of 2 questions", True),
         (f"x = {GOOD}; x['replies'][0]['answer_ids'] = ['1']; print(json.dumps(x))", "is not one (replies.0.", True),
-        (f"x = {GOOD}; x['replies'][1]['outputs'] = [float('nan')]; print(json.dumps(x))", "is not one (replies.1", True),
+        (f"x = {GOOD}; x['replies'][1]['outputs'] = [1e999]; print(json.dumps(x))", "is not one (replies.1", True),
         ("print('\\x1b[2J' * 9)", "toy ended without a reply", True),
     ],
 )  # fmt: skip
