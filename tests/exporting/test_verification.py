@@ -14,8 +14,9 @@ import planted
 from rankwise.cli.main import app
 from rankwise.commands import export as export_command
 from rankwise.exporting import verification
+from rankwise.exporting.agreement import EngineVerdict
 from rankwise.exporting.engine_process import ENGINE_DRIVERS
-from rankwise.exporting.verification import Export, Verifying
+from rankwise.exporting.verification import Export, Verification, Verifying, with_rules
 from rankwise.methods.artifact import open_artifact
 from rankwise.runs.records import silent
 
@@ -141,6 +142,21 @@ def test_without_its_base_an_adapter_is_exported_and_said_not_to_be_verified(hom
     assert "not verified by an engine" in result.stdout
     shutil.rmtree("out")
     assert rankwise(*words, "--verify").exit_code == 2 and not Path("out").exists()
+
+
+def test_rules_speak_of_the_engines_that_did_not_run():
+    ran = EngineVerdict("peft", "right", version="1")
+    both = with_rules(
+        Verification("8 prompts", (ran,)), {"peft": "its rule", "vLLM": None, "SGLang": "it reads no patterns"}
+    )
+    assert both.verdicts[0] is ran and not both.wrong
+    assert both.summary()["engines"]["SGLang"] == {
+        "status": "wrong", "why": "it reads no patterns", "by": "rule", "version": None,
+    }  # fmt: skip
+    assert both.lines() == [
+        "peft 1: right; asked: 8 prompts", "vLLM: right (by rule; not run)",
+        "SGLang: wrong: it reads no patterns (by rule; not run)",
+    ]  # fmt: skip
 
 
 def test_without_an_engine_it_is_said(home, monkeypatch):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,8 @@ class Verification:
 
     @property
     def wrong(self) -> list[EngineVerdict]:
-        return [one for one in self.verdicts if one.status == "wrong"]
+        """What an engine itself said; a rule alone stops no export."""
+        return [one for one in self.verdicts if one.status == "wrong" and one.by == "run"]
 
     @property
     def max_difference(self) -> float | None:
@@ -98,9 +99,9 @@ class Verification:
 
     def lines(self) -> list[str]:
         """For people."""
-        if self.why_not is not None:
-            return [f"not verified by an engine: {self.why_not}"]
-        return [f"{one.line()}; asked: {self.about}" if one.by == "run" else one.line() for one in self.verdicts]
+        why_not = [] if self.why_not is None else [f"not verified by an engine: {self.why_not}"]
+        asked = f"; asked: {self.about}"
+        return why_not + [one.line() + (asked if one.by == "run" else "") for one in self.verdicts]
 
 
 BY_DEFAULT, NOT_VERIFIED = Verifying(), Verification()
@@ -125,6 +126,18 @@ def verify(artifact: Artifact, export: Export, how: Verifying, callback: Callbac
     verdicts = tuple(_verdict(*one, reference, export, how, callback) for one in engines)
     change = reference.change if isinstance(reference, Reference) else None
     return Verification(reference.about, verdicts, change=change)
+
+
+def with_rules(verification: Verification, reasons: Mapping[str, str | None]) -> Verification:
+    """Add what is known of other engines by their rules: why one would be wrong, or None, by the engine's name. A rule
+    never replaces what an engine itself said."""
+    ran = {one.engine for one in verification.verdicts}
+    ruled = tuple(
+        EngineVerdict(engine, "right" if why is None else "wrong", why, "rule")
+        for engine, why in reasons.items()
+        if engine not in ran
+    )
+    return replace(verification, verdicts=(*verification.verdicts, *ruled))
 
 
 def require(verification: Verification, name: str) -> None:
