@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ADAPTER = ("peft", "portable")
-PADDED = 8
+PADDED = 16
 """Prompts that are answered together."""
 
 
