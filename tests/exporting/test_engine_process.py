@@ -88,6 +88,14 @@ def test_an_engine_is_at_hand_where_an_interpreter_can_import_it():
     assert engines_for("merged", []) == engines_for("merged", ["/bin/sh"]) == []
 
 
+def test_an_environment_that_lacks_a_part_of_an_engine_does_not_have_it(tmp_path):
+    # mlx-lm's environment has transformers for its tokenizers, and no torch
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho transformers mlx_lm\n")
+    python.chmod(0o755)
+    assert [one.name for one, _ in engines_for("merged", [str(python)])] == ["mlx-lm"]
+
+
 def test_every_driver_stands_alone():
     for script in DRIVERS.glob("*_driver.py"):
         text = script.read_text(encoding="utf-8")

@@ -56,8 +56,8 @@ class EngineDriver:
 
 
 ENGINE_DRIVERS = (
-    EngineDriver("transformers", "transformers", "transformers_driver.py", ("merged",)),
-    EngineDriver("peft", "peft", "transformers_driver.py", ("peft", "portable")),
+    EngineDriver("transformers", "transformers", "transformers_driver.py", ("merged",), ("torch",)),
+    EngineDriver("peft", "peft", "transformers_driver.py", ("peft", "portable"), ("torch",)),
     EngineDriver("mlx-lm", "mlx_lm", "mlx_lm_driver.py", ("merged", "mlx")),
     EngineDriver("openvino-genai", "openvino_genai", "openvino_genai_driver.py", ("portable", "merged"), ("optimum",)),
     EngineDriver("llama-cpp-python", "llama_cpp", "llama_cpp_driver.py", ("gguf", "gguf-lora")),
