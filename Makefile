@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: install demo test test-fast check format docs examples bench wheel gpu clean
+.PHONY: install demo test test-fast check format docs examples bench engines wheel gpu clean
 
 install: $(RUN_READY)  ## rankwise alone, in .venv
 
@@ -55,6 +55,22 @@ bench: $(DEV_READY)  ## long measurements, on the data sets at RANKWISE_DATA
 	$(BIN)/python bench/seven_billion.py --out bench/results/seven-billion-$$(date +%F)
 	$(BIN)/python bench/start_up.py --out bench/results/start-up-$$(date +%F)
 
+# Engines whose dependencies clash live in environments of their own.
+ENGINES := mlx openvino
+ENGINE_PACKAGES_mlx := 'mlx[cpu]' mlx-lm
+ENGINE_PACKAGES_openvino := openvino-genai 'optimum-intel[openvino]'
+ENGINES_READY := $(ENGINES:%=.venv-engines-%/.ready)
+
+engines: $(DEV_READY) $(ENGINES_READY)  ## exports of the demo's adapter, verified in the engines that others run
+	test -d runs/demo || $(BIN)/rankwise demo
+	$(BIN)/python bench/arrival.py runs/demo --out bench/results/arrival-$$(date +%F) \
+		$(ENGINES:%=--engine-python .venv-engines-%/bin/python)
+
+$(ENGINES_READY): .venv-engines-%/.ready: | .venv/bin/python
+	$(PYTHON) -m venv .venv-engines-$*
+	.venv-engines-$*/bin/python -m pip install --quiet $(ENGINE_PACKAGES_$*)
+	@touch $@
+
 gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU, and its speed
 	$(BIN)/python -m pytest -m gpu tests/gpu
 	$(BIN)/python bench/gpu_step.py
@@ -77,4 +93,4 @@ $(DEV_READY): pyproject.toml | .venv/bin/python
 	@touch $@ $(RUN_READY)
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(ENGINES:%=.venv-engines-%) build dist .pytest_cache .ruff_cache .hypothesis

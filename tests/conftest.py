@@ -15,6 +15,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread would only wait
 os.environ["NO_COLOR"] = "1"
+os.environ.setdefault(
+    "RANKWISE_ENGINES", ""
+)  # an export starts no engine, which takes seconds; tests of that ask for it
 
 import psutil
 import pytest

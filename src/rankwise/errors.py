@@ -13,6 +13,7 @@
     │   └── ResultError             2   the files of a run's result have changed
     ├── TrainingError               1   training started and could not continue
     ├── EvaluationError             1   an evaluation started and could not continue
+    ├── ExportError                 1   an engine does not do with an export what the trained model does
     └── ResourceError               4   out of disk or memory
     Interrupted (KeyboardInterrupt) 130 Ctrl-C, or 143 when a signal ended the process
 
@@ -78,6 +79,10 @@ class TrainingError(RankwiseError):
 
 
 class EvaluationError(RankwiseError):
+    exit_code = 1
+
+
+class ExportError(RankwiseError):
     exit_code = 1
 
 

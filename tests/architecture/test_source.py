@@ -73,11 +73,13 @@ def offences(tree):
 
 READS_A_PICKLE = "models/pickled_weights.py"
 """Reads a starter's checkpoint, in a process of its own, with the loader that builds nothing but tensors."""
+OPENS_WITH_PEFT = "exporting/drivers/transformers_driver.py"
+"""Opens our own exports with PEFT, in a process of its own."""
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_source_file_runs_no_code_of_others(name):
-    allowed = ["torch.load"] if name == READS_A_PICKLE else []
+    allowed = ["torch.load"] if name == READS_A_PICKLE else ["peft"] * 2 if name == OPENS_WITH_PEFT else []
     assert [offence.partition(": ")[2] for offence in offences(TREES[name])] == allowed
 
 

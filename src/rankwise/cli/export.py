@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName
 from rankwise.cli.visible import visible
+from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from rankwise.commands.export import Exported
+    from rankwise.exporting.verification import Verifying
 
 
 def export(
@@ -55,6 +59,29 @@ def export(
         ),
     ] = False,
     base_model: BaseModel = None,
+    verify: Annotated[
+        str,
+        typer.Option(
+            "--verify",
+            help="Compare what was written with the trained model in every engine at hand, even if that takes long. "
+            "With the address of a server that serves TO (--verify http://localhost:8000): compare that server.  "
+            "[default: if an engine is installed and the model is small]",
+            show_default=False,
+            metavar="[URL]",
+        ),
+    ] = "auto",
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Run no engine.")] = False,
+    verify_data: Annotated[
+        str | None,
+        typer.Option(help="Rows whose prompts the engines answer.  [default: the run's]", show_default=False),
+    ] = None,
+    engine_python: Annotated[
+        list[Path] | None,
+        typer.Option(help="Interpreter of an environment that has an engine; may be repeated.", show_default=False),
+    ] = None,
+    server_model: Annotated[
+        str | None, typer.Option(help="Name of the model at the server of --verify.", show_default=False)
+    ] = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     quiet: Quiet = False,
@@ -64,9 +91,10 @@ def export(
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.export import export as export_command
 
+        verifying = _verifying(verify, no_verify, engine_python or (), verify_data, server_model)
         exported = export_command(
             run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
-            base_model=base_model, round_rank=round_rank, callback=display,
+            base_model=base_model, round_rank=round_rank, verifying=verifying, callback=display,
         )  # fmt: skip
         if as_json:
             print_json(exported.summary())
@@ -74,8 +102,34 @@ def export(
             from rankwise.exporting.engines import loaded_with
 
             use = loaded_with(exported.format, exported.to, exported.outputs, images=exported.images)
-            lines = [_line(exported), *_template_lines(exported), use]
+            lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
             typer.echo(visible("\n".join(lines)))
+
+
+class OptionalAddress(TyperCommand):
+    """`--verify` with an address behind it, or with nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        following = [*args[1:], ""]
+        bare = [
+            word == "--verify" and not after.lower().startswith(("http:", "https:"))
+            for word, after in zip(args, following, strict=True)
+        ]
+        return super().parse_args(
+            ctx, ["--verify=yes" if alone else word for word, alone in zip(args, bare, strict=True)]
+        )
+
+
+def _verifying(
+    verify: str, no_verify: bool, pythons: Sequence[Path], rows: str | None, server_model: str | None
+) -> Verifying:
+    from rankwise.exporting.verification import Verifying
+
+    if no_verify and verify != "auto":
+        raise ConfigError(["--verify and --no-verify exclude each other. Leave one of them out."])
+    url = None if verify in ("auto", "yes") else verify
+    wish = "no" if no_verify else "auto" if verify == "auto" and not pythons and rows is None else "yes"
+    return Verifying(wish, pythons, rows, url, server_model)
 
 
 def _line(exported: Exported) -> str:

@@ -18,7 +18,7 @@ from rankwise.cli.demo import demo
 from rankwise.cli.display import print_json
 from rankwise.cli.doctor import doctor
 from rankwise.cli.evaluate import evaluate
-from rankwise.cli.export import export
+from rankwise.cli.export import OptionalAddress, export
 from rankwise.cli.extract import extract
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
@@ -77,10 +77,10 @@ def group(
 
 
 for command in (
-    demo, plan, train, chat, generate, predict, evaluate, inspect, compare, report, strength, export, merge,
-    extract, doctor,
+    demo, plan, train, chat, generate, predict, evaluate, inspect, compare, report, strength, merge, extract, doctor,
 ):  # fmt: skip
     app.command()(command)
+app.command(cls=OptionalAddress)(export)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
 app.add_typer(runs, name="runs")

@@ -1,4 +1,4 @@
-"""A finished run as a folder for others, made beside its name and read back before it is said done.
+"""A finished run as a folder for others, read back before it appears, and asked in the engines at hand.
 
 peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
 portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
@@ -7,9 +7,6 @@ merged     the whole model with the adapter in its weights: for engines that rea
            there is of a run in which the whole model learned
 ollama     the same with a Modelfile, whose template is proved against training's (exporting/ollama_export.py)
 gguf-lora  the adapter as a GGUF file, and `gguf` the merged model as one: for llama.cpp (exporting/gguf.py)
-
-At a strength other than 1 the change is so many times what was trained. In an adapter's files that goes into B, which
-every engine reads, and into no setting.
 """
 
 from __future__ import annotations
@@ -19,32 +16,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from rankwise.adapters.formats.peft import as_lora, rewrite
-from rankwise.adapters.weights import AdapterWeights, check_same
+from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
-from rankwise.exporting.engine_rules import VLLM_RANKS
+from rankwise.exporting.adapter_export import FORMATS as ADAPTER_FORMATS
+from rankwise.exporting.adapter_export import export_adapter
+from rankwise.exporting.arrival import arrived, refuse_unverifiable, served
+from rankwise.exporting.engine_rules import verdicts
 from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
 from rankwise.exporting.gguf import GgufMerged, export_as_gguf
-from rankwise.exporting.merge import DTYPES, Merged, beside, export_merged
-from rankwise.exporting.mlx import write_mlx
+from rankwise.exporting.merge import DTYPES, Merged, export_merged
 from rankwise.exporting.ollama import OllamaTemplate
 from rankwise.exporting.ollama_export import export_ollama
-from rankwise.methods.adapter_folder import filled_by_export
+from rankwise.exporting.verification import BY_DEFAULT, NOT_VERIFIED, Export, Verification, Verifying, with_rules
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.methods.registry import method_of
-from rankwise.methods.stored_adapter import stored_weights
-from rankwise.models.sources import LOCAL
-from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, silent
-from rankwise.system.files import need_space, told_when_full
-from rankwise.system.hub import could_be_hub_id
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
-MERGED = ("merged", "ollama")
-"""Formats that hold the whole model."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ class Exported:
     run: str
     to: str
     format: str
-    bytes: int
+    bytes: int = 0
     """Of the tensors' files."""
     rank: int | None = None
     """The largest of all layers, and in `portable` that of each."""
@@ -65,28 +55,66 @@ class Exported:
     """The number of a classifier's classes, or 1 for a number."""
     images: bool = False
     """Whether a classifier reads images."""
+    files: tuple[str, ...] = ()
+    adapter: AdapterWeights | None = None
+    """What a folder with an adapter holds."""
+    verification: Verification = NOT_VERIFIED
+
+    @property
+    def number_format(self) -> str:
+        """Of the weights, as far as they were rounded."""
+        if self.format == "gguf-lora":
+            return "quantised"  # as its base may be
+        whole = self.merged or self.gguf
+        return "float32" if whole is None else whole.dtype if whole.dtype in DTYPES else "quantised"
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
-        told = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes")}
-        parity = {} if self.ollama is None else {"template_parity": self.ollama.parity.summary()}
+        facts = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes")}
         whole = self.merged or self.gguf
-        return told | ({"rank": self.rank} if whole is None else asdict(whole)) | parity
+        facts |= {"files": list(self.files)} | ({"rank": self.rank} if whole is None else asdict(whole))
+        parity = {} if self.ollama is None else {"template_parity": self.ollama.parity.summary()}
+        return facts | self.verification.summary() | parity
 
 
 def export(
     run_name: str, to: Path | str, format: str = "peft", *, strength: float = 1.0, dtype: str | None = None,
     force_base: bool = False, force_result: bool = False, base_model: str | None = None, round_rank: bool = False,
-    callback: Callback = silent,
+    verifying: Verifying = BY_DEFAULT, callback: Callback = silent,
 ) -> Exported:  # fmt: skip
     """Write what a run trained, or an adapter's folder holds, as the folder `to`, which must not be there yet, with its
     change times `strength`. `dtype` is what a merged model is held in, `float32`, `bfloat16` or `float16`; otherwise it
     is that of the base model's files, or of a full run's own. An exported adapter names `base_model` as its base.
-    `round_rank` gives a portable adapter the next rank that vLLM has room for."""
+    `round_rank` gives a portable adapter the next rank that vLLM has room for.
+
+    What was written is opened by the engines at hand and compared with the trained model (exporting/verification.py).
+    With the address of a server, `to` must be there already, and only the server is compared."""
     folder = Path(to)
     _check(format, dtype, strength, force_base=force_base, round_rank=round_rank)
-    check_free(folder)
+    refuse_unverifiable(verifying, folder)
+    if verifying.url is None:
+        check_free(folder)
     artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
+    if verifying.url is not None:
+        verification = served(artifact, Export(str(folder), format, strength=strength), verifying, callback)
+        exported = Exported(str(artifact.folder), str(folder), format, strength=strength)
+    else:
+        exported = _written(
+            artifact, folder, format, strength, dtype, base_model, callback, force_base=force_base,
+            round_rank=round_rank,
+        )  # fmt: skip
+        written = Export(str(folder), format, exported.number_format, strength, force_base)
+        verification = arrived(artifact, written, verifying, callback)
+    if exported.adapter is not None and format != "mlx":  # the rules are for PEFT's folders
+        verification = with_rules(verification, verdicts(exported.adapter))
+    return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder))
+
+
+def _written(
+    artifact: Artifact, folder: Path, format: str, strength: float, dtype: str | None, base_model: str | None,
+    callback: Callback, *, force_base: bool, round_rank: bool,
+) -> Exported:  # fmt: skip
+    """Write one format, whole or not at all."""
     outputs = None if artifact.targets is None else artifact.targets.outputs
     images = artifact.data_report is not None and artifact.data_report.image_processing is not None
     if outputs is not None and strength != 1:
@@ -94,86 +122,20 @@ def export(
             f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
             "change from. Leave out --strength."
         ])  # fmt: skip
-    if format in MERGED:
-        template = None
-        if format == "ollama":
-            merged, template = export_ollama(artifact, folder, callback, dtype, strength, force_base=force_base)
-        else:
-            merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
-        return Exported(
-            str(artifact.folder),
-            str(folder),
-            format,
-            _size(folder),
-            strength=strength,
-            merged=merged,
-            ollama=template,
-            outputs=outputs,
-            images=images,
-        )
+    exported = Exported(str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images)
     if format in GGUF_FORMATS:
-        return _export_gguf(artifact, format, folder, callback, dtype, strength, force_base=force_base)
-    method_of(artifact.config).check_export(format, artifact.folder)
-    artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
-    files = beside(artifact, strength)
-    stored = _with_base(stored_weights(artifact, callback), base_model)
-    stored = as_lora(stored, empty=format == "portable")
-    scaled = stored.scaled(strength)
-    written = scaled if format == "peft" else scaled.portable(VLLM_RANKS if round_rank else ())
-    check_same(written, _with_scale(stored, strength), folder)
-    with told_when_full(folder):
-        need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
-        write = write_mlx if format == "mlx" else rewrite
-        write(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
-    return Exported(
-        str(artifact.folder),
-        str(folder),
-        format,
-        _size(folder),
-        written.rank,
-        strength=strength,
-        outputs=outputs,
-        images=images,
-    )
-
-
-def _export_gguf(
-    artifact: Artifact, format: str, to: Path, callback: Callback, dtype: str | None, strength: float, *,
-    force_base: bool,
-) -> Exported:  # fmt: skip
-    file, written = export_as_gguf(artifact, format, to, callback, dtype, strength, force_base=force_base)
-    facts = (None, written) if isinstance(written, GgufMerged) else (written, None)
-    rank, merged = facts
-    size = file.stat().st_size
-    return Exported(str(artifact.folder), str(file), format, size, rank, strength=strength, gguf=merged)
-
-
-def _change(format: str, strength: float) -> str:
-    """What the model card says of how this adapter differs from the run's own."""
-    uniform = "" if format == "peft" else "It was exported with one rank and one scale for all layers."
-    turned = f"It was exported at strength {strength:g}: the trained change is multiplied by this number."
-    return " ".join(filter(None, (uniform, turned if strength != 1 else "")))
-
-
-def _renamed(facts: BaseModelFacts | None, base_model: str | None) -> BaseModelFacts | None:
-    """What is recorded of the base, under the name that it is given: the old one may be a path of this machine."""
-    if facts is None or base_model is None:
-        return facts
-    on_hub = could_be_hub_id(base_model) and not os.path.exists(base_model)  # noqa: PTH110  it may be no path
-    return facts.model_copy(update={"name": base_model, "source": "hub, as named at export" if on_hub else LOCAL})
-
-
-def _with_base(stored: AdapterWeights, base_model: str | None) -> AdapterWeights:
-    """Give the base another name: a hub id, or where it lies on the machine that will load it."""
-    if base_model is None:
-        return stored
-    return replace(stored, settings={**stored.settings, "base_model_name_or_path": base_model, "revision": None})
-
-
-def _with_scale(stored: AdapterWeights, strength: float) -> AdapterWeights:
-    """Put the strength into the scale of each layer, to compare with."""
-    factors = {path: replace(part, scale=part.scale * strength) for path, part in stored.factors.items()}
-    return replace(stored, factors=factors)
+        file, facts = export_as_gguf(artifact, format, folder, callback, dtype, strength, force_base=force_base)
+        if isinstance(facts, GgufMerged):
+            return replace(exported, to=str(file), gguf=facts)
+        return replace(exported, to=str(file), rank=facts)
+    if format == "ollama":
+        merged, template = export_ollama(artifact, folder, callback, dtype, strength, force_base=force_base)
+        return replace(exported, merged=merged, ollama=template)
+    if format == "merged":
+        merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
+        return replace(exported, merged=merged)
+    adapter = export_adapter(artifact, folder, format, strength, base_model, callback, round_rank=round_rank)
+    return replace(exported, rank=adapter.rank, adapter=adapter)
 
 
 def _check(format: str, dtype: str | None, strength: float, *, force_base: bool, round_rank: bool) -> None:
@@ -181,7 +143,7 @@ def _check(format: str, dtype: str | None, strength: float, *, force_base: bool,
     problems = []
     if format not in FORMATS:
         problems.append(_unknown(format))
-    elif format in ("peft", "portable", "mlx") and (dtype is not None or force_base):
+    elif format in ADAPTER_FORMATS and (dtype is not None or force_base):
         problems.append(f"dtype and force-base are for merged models; {format} needs no base model.")
     elif format == "gguf-lora" and dtype is not None:
         problems.append("dtype is for merged models; gguf-lora writes float32.")
@@ -215,5 +177,12 @@ def check_free(folder: Path) -> None:
         )
 
 
+def _files(folder: Path) -> tuple[str, ...]:
+    if folder.is_file():
+        return (folder.name,)
+    return tuple(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()))
+
+
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+    return sum(file.stat().st_size for file in files)

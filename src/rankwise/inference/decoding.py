@@ -34,6 +34,8 @@ class Answer:
     stopped: Stopped
     seconds: float
     """From the beginning of what was asked together with it."""
+    ids: tuple[int, ...] = ()
+    """Its tokens, with the end token where it wrote one."""
 
 
 @torch.inference_mode()
@@ -91,7 +93,8 @@ def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0, *,
     stopped: Stopped = "end" if ended else "length"
     if loops and (looping := loop_at(kept)) is not None:  # in company there is padding behind it, which may be an end
         stopped, kept = "repetition", kept[:looping]
-    return Answer(template.answer_text(kept), len(kept), stopped, seconds)
+    with_end = ids[: end + 1] if end is not None and stopped == "end" and len(kept) == end else kept
+    return Answer(template.answer_text(kept), len(kept), stopped, seconds, tuple(with_end))
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

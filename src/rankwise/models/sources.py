@@ -58,6 +58,17 @@ def find(spec: ModelConfig, callback: Callback) -> Source:
     return source
 
 
+def is_here(spec: ModelConfig) -> bool:
+    """Whether a model can be found without the network."""
+    path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
+    if spec.name in STARTERS and spec.revision is None:
+        starter = STARTERS[spec.name]
+        return index_folder(starter) is not None or _in_hub_cache(starter.hub_id, None) is not None
+    if path != Path() and path.exists():
+        return True
+    return could_be_hub_id(spec.name) and _in_hub_cache(spec.name, spec.revision) is not None
+
+
 def _find(spec: ModelConfig, callback: Callback) -> Source:
     path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
     if spec.name in STARTERS and spec.revision is None:

@@ -1,0 +1,228 @@
+"""Whether an engine's replies are ours, up to what the number format may change.
+
+    prompt ids         equal, for the prompts and for conversations rendered by the export's own template
+    answers            the same greedy tokens, but for a token whose margin is below what rounding may change
+    log-probabilities  mean and maximum of |log p(engine) - log p(ours)| below the tolerance of the number format
+
+The tolerances are a few times what correct exports were measured to differ by (bench/results): float32 engines add up
+in another order, bfloat16 keeps 8 significant bits of each weight, float16 keeps 11, and a quantised format 4 to 8. An
+adapter that changes little must come closer than that: not further than a quarter of its own change, in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from rankwise.errors import some
+from rankwise.exporting.engine_process import EngineReplies, EngineReply
+from rankwise.exporting.reference import Question, Reference
+
+SHARE_OF_CHANGE = 0.25
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """In nats."""
+
+    mean: float
+    max: float
+    tie: float
+    """A margin up to which another token may be chosen."""
+
+
+TOLERANCES = {
+    "float32": Tolerance(1e-4, 2e-3, 1e-3),
+    "float16": Tolerance(0.01, 0.25, 0.05),
+    "bfloat16": Tolerance(0.1, 2.0, 0.5),
+    "quantised": Tolerance(0.5, 8.0, 2.0),
+}
+"""From the finest format to the coarsest."""
+FLOOR = 2e-5
+"""Mean difference in float32 that another order of summation may cause, however little the adapter changes."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    questions: int
+    prompts_equal: int | None
+    """None where the engine does not give its ids."""
+    conversations_equal: int | None
+    answers_equal: int | None
+    answers_near: int
+    """Answers that part where our two likeliest tokens are nearly equal."""
+    mean_difference: float | None
+    """Of the log-probabilities, in nats; of a classifier, of its outputs."""
+    max_difference: float | None
+    tolerance: float
+    """Of the mean difference."""
+    number_format: str
+
+
+@dataclass(frozen=True)
+class EngineVerdict:
+    engine: str
+    status: Literal["right", "wrong", "not run"]
+    why: str | None = None
+    by: Literal["run", "rule"] = "run"
+    version: str | None = None
+    figures: Figures | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON; `why` and the figures where there are any."""
+        whole = {"status": self.status, "why": self.why, "by": self.by, "version": self.version}
+        return whole | (asdict(self.figures) if self.figures is not None else {})
+
+    def line(self) -> str:
+        """For people, without the engine's version where nothing ran."""
+        name = f"{self.engine} {self.version}" if self.version else self.engine
+        return f"{name}: {self.status}" + (f": {self.why}" if self.why else "") + self._figures()
+
+    def _figures(self) -> str:
+        one = self.figures
+        if one is None:
+            return " (by rule; not run)" if self.by == "rule" else ""
+        parts = []
+        if one.answers_equal is not None:
+            near = f" and {one.answers_near} up to a near tie" if one.answers_near else ""
+            parts.append(f"{one.answers_equal} of {one.questions} answers equal{near}")
+        if one.mean_difference is not None:
+            parts.append(f"differences of {one.mean_difference:.2g} on average and {one.max_difference:.2g} at most")
+        return f" ({', '.join(parts)})" if parts else ""
+
+
+def coarser(*formats: str | None) -> str:
+    order = list(TOLERANCES)
+    known = [one if one in order else "quantised" for one in formats if one is not None]
+    return max(known, key=order.index, default="float32")
+
+
+def tolerance_of(number_format: str, change: float | None) -> Tolerance:
+    """What is allowed of this number format, for an adapter that changes log-probabilities by `change` on average."""
+    allowed = TOLERANCES[number_format]
+    if number_format != "float32" or change is None:
+        return allowed
+    return replace(allowed, mean=max(FLOOR, min(allowed.mean, SHARE_OF_CHANGE * change)))
+
+
+def compare(reference: Reference, replies: EngineReplies, number_format: str = "float32") -> EngineVerdict:
+    """The verdict on one engine. `number_format` is that of the exported weights."""
+    coarsest = coarser(number_format, replies.number_format)
+    allowed = tolerance_of(coarsest, reference.change)
+    pairs = list(zip(reference.questions, replies.replies, strict=True))
+    answers = [_answer(question, reply, allowed) for question, reply in pairs]
+    differences = [value for question, reply in pairs for value in _differences(question, reply)]
+    given = [answer for answer in answers if answer is not None]
+    figures = Figures(
+        len(pairs),
+        _count([_same(reply.prompt_ids, question.prompt_ids) for question, reply in pairs]),
+        _count([
+            _same(ids, ours) for ids, (_, ours) in zip(replies.conversations, reference.conversations, strict=False)
+        ]),
+        sum(answer == "equal" for answer in given) if given else None,
+        sum(answer == "near" for answer in given),
+        sum(differences) / len(differences) if differences else None,
+        max(differences, default=None),
+        allowed.mean, coarsest,
+    )  # fmt: skip
+    problems = [*_problems(reference, replies, figures, allowed), *_wrong_answers(given)]
+    if not given and not differences and not problems:
+        return EngineVerdict(replies.engine, "not run", "it gave neither answers nor log-probabilities")
+    status = "wrong" if problems else "right"
+    return EngineVerdict(replies.engine, status, "; ".join(problems) or None, "run", replies.version, figures)
+
+
+def _count(values: list[bool | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _same(theirs: list[int] | None, ours: tuple[int, ...]) -> bool | None:
+    return None if theirs is None else tuple(theirs) == ours
+
+
+def _problems(reference: Reference, replies: EngineReplies, figures: Figures, allowed: Tolerance) -> list[str]:
+    problems = []
+    if figures.prompts_equal not in (None, figures.questions):
+        other = figures.questions - figures.prompts_equal
+        problems.append(f"its tokenizer gives other token ids for {other} of {figures.questions} prompts")
+    rendered = sum(ids is not None for ids in replies.conversations)
+    if figures.conversations_equal not in (None, rendered):
+        other = rendered - figures.conversations_equal
+        problems.append(f"its chat template renders {other} of {rendered} conversations differently")
+    sizes = zip(replies.conversation_sizes, reference.conversations, strict=False)
+    if other := [f"{size} tokens and not {len(ours)}" for size, (_, ours) in sizes if size not in (None, len(ours))]:
+        problems.append(f"its chat template renders conversations differently: {some(other, 3)}")
+    if replies.end_id is not None and reference.end_id not in (None, replies.end_id):
+        problems.append(f"its tokenizer's end token is {replies.end_id} and ours is {reference.end_id}")
+    if replies.stop_ids is not None and (missing := sorted({*reference.end_ids} - {*replies.stop_ids})):
+        problems.append(f"it does not stop at token {some(map(str, missing), 4)}, which ends our answers")
+    mean, largest = figures.mean_difference, figures.max_difference
+    if mean is not None and largest is not None and not (mean <= allowed.mean and largest <= allowed.max):
+        problems.append(
+            f"log-probabilities differ by {mean:.2g} on average and {largest:.2g} at most, and {figures.number_format} "
+            f"allows {allowed.mean:.2g} and {allowed.max:.2g}"
+        )
+    return problems
+
+
+def _wrong_answers(answers: list[str]) -> list[str]:
+    wrong = [answer for answer in answers if answer not in ("equal", "near")]
+    if not wrong:
+        return []
+    kinds = {kind: wrong.count(kind) for kind in dict.fromkeys(wrong)}
+    return [f"{some(f'{count} of {len(answers)} answers {kind}' for kind, count in kinds.items())}"]
+
+
+def _differences(question: Question, reply: EngineReply) -> list[float]:
+    theirs = reply.log_probabilities
+    if theirs is None:
+        return []
+    ours = question.log_probabilities
+    if question.ended_by_token and len(theirs) == len(ours) - 1:  # without the end token
+        ours = ours[:-1]
+    if len(theirs) != len(ours):
+        return [float("inf")]
+    return [abs(one - other) for one, other in zip(theirs, ours, strict=True)]
+
+
+def _answer(question: Question, reply: EngineReply, allowed: Tolerance) -> str | None:
+    """`equal`, `near`, or what is wrong with it; None where the engine gave none."""
+    at = _parting(question, reply)
+    if at == "none":
+        return None
+    if at is None:
+        return "equal"
+    margin = question.margins[at] if at < len(question.margins) else None
+    if margin is not None and margin <= allowed.tie:
+        return "near"
+    ended = at >= len(question.answer_ids) - int(question.ended_by_token)
+    if ended and question.ended:
+        return "equal" if not question.ended_by_token else "do not stop where ours end"
+    return "differ" if ended or reply.answer_ids is None or at < len(reply.answer_ids) else "end too early"
+
+
+def _parting(question: Question, reply: EngineReply) -> int | Literal["none"] | None:
+    """The number of the first token that is another; None if there is none."""
+    if reply.answer_ids is not None:
+        return _first_other(question, reply.answer_ids)
+    if reply.answer is None:
+        return "none"
+    ours, theirs = question.answer.strip(), reply.answer.strip()
+    if ours == theirs:
+        return None
+    shared = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
+                  min(len(ours), len(theirs)))  # fmt: skip
+    lead = len(question.answer) - len(question.answer.lstrip())
+    return next((at for at, size in enumerate(question.written) if size > shared + lead), len(question.answer_ids))
+
+
+def _first_other(question: Question, theirs: list[int]) -> int | None:
+    """Some engines leave out the end token, which is no difference."""
+    ours = list(question.answer_ids)
+    if question.ended_by_token and theirs == ours[:-1]:
+        return None
+    for at, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            return at
+    return None if len(ours) == len(theirs) else min(len(ours), len(theirs))

@@ -1,0 +1,209 @@
+"""Opens an export with transformers, and with PEFT where it is an adapter, as their documentation says to.
+
+Everything is computed in float32. A merged model stops at the tokens that its own generation settings name; an adapter
+at those of its base and at the end token of the tokenizer beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ADAPTER = ("peft", "portable")
+PADDED = 16
+"""Prompts that are answered together."""
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    torch.set_num_threads(request["threads"])
+    transformers.logging.set_verbosity_error()
+    adapter = request["format"] in ADAPTER
+    if adapter:
+        import peft
+
+        engine, version = "peft", peft.__version__
+    else:
+        engine, version = "transformers", transformers.__version__
+    replies = _classified(request, adapter) if request.get("outputs") else _written(request, adapter)
+    return {"engine": engine, "version": version, **replies}
+
+
+def _options() -> dict[str, Any]:
+    import torch
+
+    return {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+
+
+def _base_of(request: dict[str, Any]) -> str:
+    """The base that the adapter names, if it is a folder here; otherwise the one of the request."""
+    config = json.loads((Path(request["export"]) / "adapter_config.json").read_text(encoding="utf-8"))
+    name = config.get("base_model_name_or_path")
+    return name if isinstance(name, str) and os.path.isdir(name) else request["base"]  # noqa: PTH112
+
+
+def _adapted(base: Any, folder: str) -> Any:
+    import peft
+
+    return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
+def _written(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = request["export"]
+    base = _base_of(request) if adapter else folder
+    model: Any = AutoModelForCausalLM.from_pretrained(base, **_options()).eval()
+    own = (Path(folder) / "tokenizer.json").is_file()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder if own else base, local_files_only=True)
+    stops = _ids(model.generation_config.eos_token_id)
+    if adapter or not stops:
+        stops = sorted({*stops, *_ids(tokenizer.eos_token_id)})
+    model = _adapted(model, folder) if adapter else model
+    questions = request["questions"]
+    answers = _answers(model, questions, stops)
+    return {
+        "end_id": tokenizer.eos_token_id,
+        "stop_ids": None if adapter else stops,
+        "conversations": [_rendered(tokenizer, messages) for messages in request.get("conversations", ())],
+        "replies": [
+            {
+                "prompt_ids": tokenizer(one["prompt"], add_special_tokens=False)["input_ids"],
+                "answer_ids": ids,
+                "answer": tokenizer.decode(ids, skip_special_tokens=True),
+                "log_probabilities": _log_probabilities(model, one["prompt_ids"], one["answer_ids"]),
+            }
+            for one, ids in zip(questions, answers, strict=True)
+        ],
+    }
+
+
+def _ids(value: Any) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The conversation by the template of the export."""
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
+    )
+
+
+def _answers(model: Any, questions: list[dict[str, Any]], stops: list[int]) -> list[list[int]]:
+    """The greedy answer to each prompt, with the token at which it stopped."""
+    order = sorted(range(len(questions)), key=lambda at: len(questions[at]["prompt_ids"]))
+    answers: dict[int, list[int]] = {}
+    for begin in range(0, len(order), PADDED):
+        part = order[begin : begin + PADDED]
+        answers |= zip(part, _together(model, [questions[at] for at in part], stops), strict=True)
+    return [answers[at] for at in range(len(questions))]
+
+
+def _together(model: Any, questions: list[dict[str, Any]], stops: list[int]) -> list[list[int]]:
+    import torch
+    from transformers import GenerationConfig
+
+    pad = stops[0] if stops else 0
+    rows = [one["prompt_ids"] for one in questions]
+    width = max(map(len, rows))
+    settings = GenerationConfig(
+        max_new_tokens=max(one["max_new_tokens"] for one in questions), do_sample=False, eos_token_id=stops or None,
+        pad_token_id=pad,
+    )  # fmt: skip
+    with torch.inference_mode():
+        ids = model.generate(
+            input_ids=torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
+            attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+            generation_config=settings,
+        )
+    pairs = zip(ids[:, width:].tolist(), questions, strict=True)
+    return [_until(row[: one["max_new_tokens"]], stops) for row, one in pairs]
+
+
+def _until(ids: list[int], stops: list[int]) -> list[int]:
+    end = next((at for at, token in enumerate(ids) if token in stops), len(ids) - 1)
+    return ids[: end + 1]
+
+
+def _log_probabilities(model: Any, prompt: list[int], answer: list[int]) -> list[float]:
+    """Of each token of the given answer, after the tokens before it."""
+    import torch
+
+    if not answer:
+        return []
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
+    chosen = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
+    return chosen[:, 0].tolist()
+
+
+def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
+    """What a classifier gives for each text or image: its outputs by the names of the classes, or a number."""
+    images = any("image" in one for one in request["questions"])
+    if not adapter:
+        return _piped(request, images)
+    import torch
+    import transformers
+
+    folder, names = request["export"], request["classes"]
+    kind = transformers.AutoModelForImageClassification if images else transformers.AutoModelForSequenceClassification
+    base: Any = kind.from_pretrained(
+        _base_of(request), num_labels=request["outputs"], ignore_mismatched_sizes=True, **_options()
+    )
+    reader = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
+    read: Any = reader.from_pretrained(folder, local_files_only=True)
+    if not images:
+        base.config.pad_token_id = read.pad_token_id if read.pad_token_id is not None else read.eos_token_id
+    model = _adapted(base, folder)
+    replies: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for one in request["questions"]:
+            inputs = read(_picture(one["image"]) if images else one["text"], return_tensors="pt")
+            outputs = model(**inputs).logits[0].double()
+            replies.append({"outputs": (outputs.softmax(-1) if names else outputs).tolist()})
+    return {"replies": replies}
+
+
+def _piped(request: dict[str, Any], images: bool) -> dict[str, Any]:
+    """By the pipeline that transformers offers for the task."""
+    import transformers
+
+    names = request["classes"]
+    pipe: Any = transformers.pipeline(
+        "image-classification" if images else "text-classification", model=request["export"], **_piped_options(names)
+    )
+    replies: list[dict[str, Any]] = []
+    for one in request["questions"]:
+        given = _picture(one["image"]) if images else one["text"]
+        scores = {part["label"]: part["score"] for part in pipe(given, top_k=request["outputs"])}
+        replies.append({"outputs": [scores[name] for name in names] if names else list(scores.values())})
+    return {"replies": replies}
+
+
+def _piped_options(names: list[str]) -> dict[str, Any]:
+    import torch
+
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    return options if names else options | {"function_to_apply": "none"}
+
+
+def _picture(path: str) -> Any:
+    from PIL import Image
+
+    return Image.open(path).convert("RGB")
+
+
+if __name__ == "__main__":
+    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what an engine prints must not stand in the result
+    try:
+        reply = answer(json.load(sys.stdin))
+    except Exception as error:  # of any engine
+        reply = {"error": f"{type(error).__name__}: {error}"}
+    json.dump(reply, result)
+    result.close()

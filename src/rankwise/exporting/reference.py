@@ -1,0 +1,160 @@
+"""What our own model says to the questions, in float32 on the processor: what every engine is compared with.
+
+Of each token of our greedy answer there are the log-probability and the margin, which is how far the likeliest token is
+ahead of the next one. Where the margin is smaller than what rounding may change, another engine may rightly choose
+another token (agreement.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from rankwise.config.generation import GenerationConfig
+from rankwise.errors import RankwiseError
+from rankwise.exporting.questions import QUESTIONS, Prompt, conversations_for, prompts_for
+from rankwise.inference.decoding import Answer
+from rankwise.inference.generate import answers_in_turn
+from rankwise.inference.tuned_model import TunedModel, load_tuned
+from rankwise.methods.artifact import Artifact
+from rankwise.methods.registry import method_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.records import Callback, ProgressUpdate, silent
+from rankwise.text.example import Message
+
+ANSWER_TOKENS = 48
+RUN_ON = 8
+"""Tokens that an engine may write beyond our answer, so that one that does not stop is seen."""
+
+
+@dataclass(frozen=True)
+class Question:
+    prompt: str
+    """With the control tokens of the template."""
+    prompt_ids: tuple[int, ...]
+    answer: str
+    answer_ids: tuple[int, ...]
+    """Greedy, with the end token if the answer ended with one."""
+    ended: bool
+    ended_by_token: bool
+    """Whether it ended with one token, at which an engine can stop by itself."""
+    log_probabilities: tuple[float, ...]
+    """Natural logarithms, of each of answer_ids."""
+    margins: tuple[float, ...]
+    """Of each of answer_ids, in nats."""
+    written: tuple[int, ...]
+    """How many characters of the answer the first token, the first two, … decode to."""
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """As a driver receives it."""
+        room = len(self.answer_ids) + (RUN_ON if self.ended else 0)
+        return {"prompt": self.prompt, "prompt_ids": self.prompt_ids, "answer_ids": self.answer_ids,
+                "answer": self.answer, "max_new_tokens": room}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    about: str
+    """What was asked, such as "20 validation rows"."""
+    questions: tuple[Question, ...]
+    conversations: tuple[tuple[tuple[Message, ...], tuple[int, ...]], ...] = ()
+    """With the ids that our template renders them to, up to where the model is to answer."""
+    end_id: int | None = None
+    """The tokenizer's own end token."""
+    end_ids: tuple[int, ...] = ()
+    """The tokens at which our model stops."""
+    change: float | None = None
+    """Mean absolute difference of these log-probabilities between the base model and ours; None without a base."""
+    base_folder: str | None = None
+
+    @property
+    def request(self) -> dict[str, Any]:
+        spoken = [
+            [{"role": one.role, "content": one.content} for one in messages] for messages, _ in self.conversations
+        ]
+        return {"questions": [one.request for one in self.questions], "conversations": spoken, "base": self.base_folder}
+
+
+def open_float32(artifact: Artifact, *, force_base: bool = False) -> TunedModel:
+    """The tuned model of a run or folder, as everything is compared with it."""
+    spec = method_of(artifact.config).model_of(artifact)
+    exact = spec.model_copy(update={"dtype": "float32", "device": "cpu"})
+    return load_tuned(artifact, silent, force_base=force_base, spec=exact)
+
+
+def reference_of(
+    tuned: TunedModel, strength: float = 1.0, *, count: int = QUESTIONS, rows: str | None = None,
+    answer_tokens: int = ANSWER_TOKENS, callback: Callback = silent,
+) -> Reference:  # fmt: skip
+    """Ask our own model. `tuned` must be in float32; `rows` is a file of questions in place of the run's rows."""
+    prompts, about = prompts_for(tuned, count, rows)
+    return replace(reference_to(tuned, prompts, strength, answer_tokens, callback), about=about)
+
+
+def reference_to(
+    tuned: TunedModel, prompts: Sequence[Prompt], strength: float, answer_tokens: int, callback: Callback
+) -> Reference:
+    """The same for prompts of your own."""
+    model = tuned.model
+    with ExitStack() as stack:
+        if strength != 1:
+            stack.enter_context(tuned.trainable.scaled(strength))
+        questions = _questions(model, prompts, answer_tokens, callback)
+    return Reference(
+        "", tuple(questions), tuple(conversations_for(model)), model.tokenizer.hub.eos_token_id,
+        model.template.end_ids, _change(tuned, questions), str(model.source.folder.absolute()),
+    )  # fmt: skip
+
+
+def _change(tuned: TunedModel, questions: Sequence[Question]) -> float | None:
+    """After full fine-tuning the base's weights may be elsewhere by now."""
+    try:
+        with tuned.base():
+            of_base = [_scored(tuned.model, one.prompt_ids, one.answer_ids)[0] for one in questions]
+    except RankwiseError:
+        return None
+    return mean_difference([one.log_probabilities for one in questions], of_base)
+
+
+def mean_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
+    """Mean over all tokens of all answers, of the absolute difference."""
+    pairs = [abs(a - b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)]
+    return sum(pairs) / len(pairs) if pairs else 0.0
+
+
+def _questions(model: LoadedModel, prompts: Sequence[Prompt], new: int, callback: Callback) -> list[Question]:
+    longest = max(len(one.ids) for one in prompts)
+    room = min(new, (model.context_length or 10**9) - longest)
+    answers = answers_in_turn(
+        model, [one.ids for one in prompts], GenerationConfig(max_new_tokens=room, repetition_check=False),
+        on_progress=lambda done: callback(ProgressUpdate("Answering in float32", done, len(prompts), "prompts")),
+        lay_out=False,
+    )  # fmt: skip
+    return [_question(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _question(model: LoadedModel, prompt: Prompt, answer: Answer) -> Question:
+    chosen, margins = _scored(model, prompt.ids, answer.ids)
+    ends = model.template.end_ids
+    written = [len(model.tokenizer.readable(answer.ids[:size])) for size in range(1, len(answer.ids) + 1)]
+    return Question(
+        prompt.text, prompt.ids, model.tokenizer.readable(answer.ids), answer.ids, answer.stopped == "end",
+        bool(answer.ids) and answer.ids[-1] in ends, tuple(chosen), tuple(margins), tuple(written),
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def _scored(model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Log-probability and margin of each token of an answer."""
+    if not answer:
+        return [], []
+    ids = torch.tensor([[*prompt, *answer]], device=model.precision.device)
+    logits = model.module(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+    likeliest = logits.topk(2, -1).values
+    chosen = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+    return chosen.tolist(), (likeliest[:, 0] - likeliest[:, 1]).tolist()

@@ -1,0 +1,211 @@
+"""An export is opened by somebody else's loader, asked what our own model was asked, and compared with it.
+
+    1  ours      up to twenty held-out prompts, answered greedily in float32 (reference.py)
+    2  theirs    each engine that reads this format and is here, in a process of its own (engine_process.py)
+    3  verdict   token ids, answers and log-probabilities within the tolerance of the number format (agreement.py)
+
+Verification is on by default where an engine is at hand and the model is small enough to be asked in a minute or two.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from rankwise.errors import ExportError, ModelError, RankwiseError
+from rankwise.exporting.agreement import EngineVerdict, compare
+from rankwise.exporting.class_reference import ClassReference, class_reference_of, compare_classes
+from rankwise.exporting.engine_process import SERVER, EngineDriver, EngineFailure, ask, engines_for, interpreters
+from rankwise.exporting.questions import QUESTIONS
+from rankwise.exporting.reference import Reference, open_float32, reference_of
+from rankwise.methods.artifact import Artifact
+from rankwise.methods.registry import method_of
+from rankwise.models.saving import stored_as
+from rankwise.models.sources import is_here
+from rankwise.runs.records import Callback, StatusMessage, silent
+
+Wish = Literal["auto", "yes", "no"]
+LARGEST = 2_000_000_000
+"""Parameters of a model that is verified without being asked to: at twenty answers it takes minutes."""
+FEWER = 300_000_000
+"""Parameters from which fewer prompts are asked without being asked to, in proportion."""
+FEWEST = 3
+ROOM = 1.4
+"""Memory in which a model in float32 is asked, as a multiple of its weights."""
+
+
+@dataclass(frozen=True)
+class Verifying:
+    """What is to be verified, and by what."""
+
+    wish: Wish = "auto"
+    pythons: Sequence[Path | str] = ()
+    """Interpreters of environments with engines, beside our own."""
+    rows: str | None = None
+    """A file of questions, in place of the run's rows."""
+    url: str | None = None
+    """The address of a server that serves the export."""
+    server_model: str | None = None
+    """By which name it serves it."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, for the engines."""
+
+    path: str
+    format: str
+    number_format: str = "float32"
+    strength: float = 1.0
+    force_base: bool = False
+
+
+@dataclass(frozen=True)
+class Verification:
+    about: str = ""
+    """What was asked, such as "20 validation rows"."""
+    verdicts: tuple[EngineVerdict, ...] = ()
+    why_not: str | None = None
+    """Why nothing was run."""
+    change: float | None = None
+    """By how much the adapter changes the log-probabilities, on average."""
+
+    @property
+    def wrong(self) -> list[EngineVerdict]:
+        """What an engine itself said; a rule alone stops no export."""
+        return [one for one in self.verdicts if one.status == "wrong" and one.by == "run"]
+
+    @property
+    def max_difference(self) -> float | None:
+        """The largest difference of a log-probability, or of a classifier's output, in any engine."""
+        values = [one.figures.max_difference for one in self.verdicts if one.figures is not None]
+        return max((value for value in values if value is not None), default=None)
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise export --json` prints of it."""
+        return {
+            "max_log_probability_difference": self.max_difference,
+            "template_parity": None,
+            "engines": {one.engine: one.summary() for one in self.verdicts},
+            "verified_with": self.about or None,
+            "not_verified": self.why_not,
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        why_not = [] if self.why_not is None else [f"not verified by an engine: {self.why_not}"]
+        ran = [f"{one.line()}; asked: {self.about}" for one in self.verdicts if one.by == "run"]
+        ruled = [one for one in self.verdicts if one.by == "rule"]
+        right = [one.engine for one in ruled if one.status == "right"]
+        by_rule = [f"by their rules, not run: right in {', '.join(right)}"] if right else []
+        return why_not + ran + by_rule + [one.line() for one in ruled if one.status != "right"]
+
+
+BY_DEFAULT, NOT_VERIFIED = Verifying(), Verification()
+
+
+def verify(artifact: Artifact, export: Export, how: Verifying, callback: Callback = silent) -> Verification:
+    """Ask every engine at hand. RankwiseError where verification was asked for and cannot be done."""
+    if how.wish == "no":
+        return Verification(why_not="--no-verify was given")
+    engines = [(SERVER, sys.executable)] if how.url else engines_for(export.format, interpreters(how.pythons))
+    if not engines:
+        return Verification(why_not=f"no engine that reads {export.format} is installed here")
+    files = _files(artifact, export)
+    if export.format == "gguf-lora" and "base" not in files and not how.url:
+        return Verification(why_not="the base model is no GGUF file to lay the adapter over; --base-model names one")
+    try:
+        count = _questions(artifact, how, callback)
+        reference = _reference(artifact, export, how, count, callback)
+    except (RankwiseError, OSError) as error:
+        if how.wish == "yes":
+            raise
+        return Verification(why_not=str(error).splitlines()[0].rstrip("."))
+    if reference is None:
+        return Verification(why_not="the images of the run are no files that could be shown to an engine")
+    verdicts = tuple(_verdict(*one, reference, export, how, files, callback) for one in engines)
+    change = reference.change if isinstance(reference, Reference) else None
+    return Verification(reference.about, verdicts, change=change)
+
+
+def with_rules(verification: Verification, reasons: Mapping[str, str | None]) -> Verification:
+    """Add what is known of other engines by their rules: why one would be wrong, or None, by the engine's name. A rule
+    never replaces what an engine itself said."""
+    ran = {one.engine.lower().replace(" ", "-") for one in verification.verdicts}
+    ruled = tuple(
+        EngineVerdict(engine, "right" if why is None else "wrong", why, "rule")
+        for engine, why in reasons.items()
+        if engine.lower().replace(" ", "-") not in ran
+    )
+    return replace(verification, verdicts=(*verification.verdicts, *ruled))
+
+
+def require(verification: Verification, name: str) -> None:
+    """ExportError where an engine says something else than our own model."""
+    if wrong := verification.wrong:
+        reasons = "\n".join(f"  {one.line()}" for one in wrong)
+        raise ExportError(
+            f"{name} is not what was trained, as other software reads it; nothing was left there.\n{reasons}\n"
+            "--no-verify writes it without asking an engine."
+        )
+
+
+def _questions(artifact: Artifact, how: Verifying, callback: Callback) -> int:
+    """How many prompts to ask. ModelError where a model is too large to be asked without being told to."""
+    if how.wish == "yes":
+        return QUESTIONS
+    spec = method_of(artifact.config).model_of(artifact)
+    if not is_here(spec):
+        raise ModelError(f'the base model "{spec.name}" is not on this machine; --verify fetches it')
+    _, numbers = stored_as(spec, callback)
+    need, free = ROOM * 4 * numbers, psutil.virtual_memory().available
+    if numbers > LARGEST or need > free:
+        raise ModelError(
+            f"the model has {numbers / 1e9:.1f} billion parameters, which take {need / 1e9:,.0f} GB in float32 and "
+            "some minutes; --verify does it"
+        )
+    return max(FEWEST, min(QUESTIONS, QUESTIONS * FEWER // max(1, numbers)))
+
+
+def _reference(
+    artifact: Artifact, export: Export, how: Verifying, count: int, callback: Callback
+) -> Reference | ClassReference | None:
+    """The model that it is asked of is freed before an engine loads its own."""
+    tuned = open_float32(artifact, force_base=export.force_base)
+    try:
+        if tuned.objective.targets is not None:
+            return class_reference_of(tuned, count, how.rows)
+        return reference_of(tuned, export.strength, count=count, rows=how.rows, callback=callback)
+    finally:
+        del tuned
+        gc.collect()
+
+
+def _files(artifact: Artifact, export: Export) -> dict[str, str]:
+    """What an engine opens: a folder, or the GGUF file in it, and under an adapter the base's own GGUF file."""
+    path = Path(export.path)
+    if export.format not in ("gguf", "gguf-lora"):
+        return {"export": export.path}
+    files = {"export": str(path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))), path))}
+    base = method_of(artifact.config).model_of(artifact).name
+    return files | ({"base": str(Path(base).expanduser().absolute())} if base.lower().endswith(".gguf") else {})
+
+
+def _verdict(
+    engine: EngineDriver, python: str, reference: Reference | ClassReference, export: Export, how: Verifying,
+    files: dict[str, str], callback: Callback,
+) -> EngineVerdict:  # fmt: skip
+    callback(StatusMessage(f"Asking {how.url or engine.name}"))
+    request = {"format": export.format, **reference.request, **({"export": how.url} if how.url else files)}
+    replies = ask(engine, python, request | ({"model": how.server_model} if how.url else {}))
+    if isinstance(replies, EngineFailure):
+        return EngineVerdict(engine.name, "wrong" if replies.refused else "not run", replies.why)
+    if isinstance(reference, ClassReference):
+        return compare_classes(reference, replies, export.number_format)
+    return compare(reference, replies, export.number_format)

@@ -1,0 +1,171 @@
+"""Whatever an engine's process does becomes a reply or one sentence, and a server is compared by its address."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import planted
+from openai_server import serving
+from rankwise.cli.main import app
+from rankwise.exporting.agreement import compare, tolerance_of
+from rankwise.exporting.engine_process import (
+    DRIVERS,
+    ENGINE_DRIVERS,
+    EngineDriver,
+    EngineFailure,
+    EngineReplies,
+    EngineReply,
+    ask,
+    engines_for,
+    interpreters,
+)
+from rankwise.exporting.reference import Question, Reference
+
+REQUEST = {"export": "x", "format": "merged", "questions": [{"prompt": "a"}, {"prompt": "b"}]}
+GOOD = {"engine": "toy", "version": "1", "replies": [{"answer_ids": [1]}, {"answer": "b", "log_probabilities": [0]}]}
+
+
+def asked(tmp_path, program, seconds=30.0):
+    script = tmp_path / "driver.py"
+    script.write_text(f"import json, os, sys, time, signal\nrequest = json.load(sys.stdin)\n{program}\n")
+    return ask(EngineDriver("toy", "json", str(script), ("merged",)), sys.executable, REQUEST, seconds)
+
+
+def test_a_reply_is_read(tmp_path):
+    replies = asked(
+        tmp_path, f"assert request['threads'] >= 1; print('noise', file=sys.stderr); print(json.dumps({GOOD}))"
+    )
+    assert isinstance(replies, EngineReplies), replies
+    assert [one.answer_ids for one in replies.replies] == [[1], None] and replies.replies[1].log_probabilities == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("program", "why", "refused"),
+    [
+        ("print(json.dumps({'error': 'E: not\\nread.'}))", "toy says: E: not read", True),
+        ("print('Loading...'); print('{}')", "toy ended without a reply ({})", True),
+        ("raise RuntimeError('it broke')", "toy ended without a reply (RuntimeError: it broke)", True),
+        ("sys.exit(3)", "toy ended without a reply (nothing was printed)", True),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "toy crashed (signal 11)", True),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "toy was ended by the system, perhaps for want of memory", False),
+        ("print('[1, 2]')", "toy gave a reply that is not one", True),
+        (f"x = {GOOD}; x['replies'] = x['replies'][:1]; print(json.dumps(x))", "toy answered 1 of 2 questions", True),
+        (f"x = {GOOD}; x['replies'][0]['answer_ids'] = ['1']; print(json.dumps(x))", "is not one (replies.0.", True),
+        (f"x = {GOOD}; x['replies'][1]['outputs'] = [1e999]; print(json.dumps(x))", "is not one (replies.1", True),
+        ("print('\\x1b[2J' * 9)", "toy ended without a reply", True),
+    ],
+)  # fmt: skip
+def test_anything_else_is_one_sentence(tmp_path, program, why, refused):
+    failure = asked(tmp_path, program)
+    assert isinstance(failure, EngineFailure), failure
+    assert why in failure.why and failure.refused == refused
+    assert len(failure.why) < 500 and failure.why.isprintable()
+
+
+def test_an_engine_that_does_not_end_is_ended(tmp_path):
+    failure = asked(tmp_path, "time.sleep(60)", 1.0)
+    assert isinstance(failure, EngineFailure) and failure.why == "toy did not finish in 1 s" and not failure.refused
+
+
+def test_interpreters_come_from_the_flag_the_environment_and_ourselves(monkeypatch):
+    monkeypatch.delenv("RANKWISE_ENGINES", raising=False)
+    assert interpreters() == [sys.executable]
+    monkeypatch.setenv("RANKWISE_ENGINES", os.pathsep.join(["/a/python", "/b/python"]))
+    assert interpreters([Path("/bin/sh")]) == ["/bin/sh", "/a/python", "/b/python", sys.executable]
+    monkeypatch.setenv("RANKWISE_ENGINES", "")
+    assert interpreters() == []
+
+
+def test_an_engine_is_at_hand_where_an_interpreter_can_import_it():
+    (found,) = engines_for("merged", ["/nowhere/python", sys.executable])
+    assert found[0].name == "transformers" and found[1] == sys.executable
+    assert engines_for("merged", []) == engines_for("merged", ["/bin/sh"]) == []
+
+
+def test_an_environment_that_lacks_a_part_of_an_engine_does_not_have_it(tmp_path):
+    # mlx-lm's environment has transformers for its tokenizers, and no torch
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho transformers mlx_lm\n")
+    python.chmod(0o755)
+    assert [one.name for one, _ in engines_for("merged", [str(python)])] == ["mlx-lm"]
+
+
+def test_every_driver_stands_alone():
+    for script in DRIVERS.glob("*_driver.py"):
+        text = script.read_text(encoding="utf-8")
+        assert "rankwise" not in text.replace("nothing of rankwise", ""), script
+        assert text.rstrip().endswith("result.close()"), script
+    named = {one.driver for one in ENGINE_DRIVERS}
+    assert {script.name for script in DRIVERS.glob("*_driver.py")} <= {*named, "openai_server_driver.py"}
+
+
+def question(ids, margins=(9.0, 9.0, 9.0), *, ended=True):
+    scores = tuple(-0.5 for _ in ids)
+    return Question("p", (5, 6), "abc"[: len(ids) - 1], tuple(ids), ended, ended, scores, tuple(margins), (1, 2, 3))
+
+
+def verdict(reply, asked=None, **reference):
+    one = asked or question((11, 12, 2))
+    ours = Reference("one", (one,), end_ids=(2,), change=1.0, **reference)
+    return compare(ours, EngineReplies(engine="toy", version="1", replies=[EngineReply(**reply)]))
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ({"answer_ids": [11, 12, 2]}, None),
+        ({"answer_ids": [11, 12]}, None),  # the end token left out
+        ({"answer": " ab"}, None),
+        ({"answer_ids": [11, 12, 7, 8]}, "1 of 1 answers do not stop where ours end"),
+        ({"answer_ids": [11, 12, 2, 8]}, "1 of 1 answers do not stop where ours end"),
+        ({"answer_ids": [11]}, "1 of 1 answers end too early"),
+        ({"answer_ids": [11, 13, 2]}, "1 of 1 answers differ"),
+        ({"answer": "xb"}, "1 of 1 answers differ"),
+        ({"prompt_ids": [5, 7]}, "its tokenizer gives other token ids for 1 of 1 prompts"),
+        ({"log_probabilities": [-0.5, -0.5, -0.4]}, "log-probabilities differ by 0.033 on average and 0.1 at most"),
+        ({"log_probabilities": [-0.5]}, "log-probabilities differ by inf"),
+    ],
+)
+def test_each_difference_has_its_reason(reply, why):
+    found = verdict(reply)
+    assert found.status == ("right" if why is None else "wrong") and (why is None or why in found.why), found
+
+
+def test_a_near_tie_is_no_difference_and_is_counted():
+    near = question((11, 12, 2), margins=(9.0, 1e-4, 9.0))
+    found = verdict({"answer_ids": [11, 13, 2]}, near)
+    assert found.status == "right" and (found.figures.answers_equal, found.figures.answers_near) == (0, 1)
+
+
+def test_an_adapter_that_changes_little_must_come_closer():
+    assert tolerance_of("float32", 1.0).mean == 1e-4 and tolerance_of("float32", 2e-4).mean == 5e-5
+    assert tolerance_of("float32", 1e-9).mean == 2e-5 and tolerance_of("bfloat16", 1e-9).mean == 0.1
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_server_is_compared_by_its_address(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora"))
+    assert rankwise("export", "lora", "--to", "out", "--format", "merged", "--no-verify").exit_code == 0
+    with serving(Path("out")) as address:
+        result = rankwise("export", "lora", "--to", "out", "--format", "merged", "--verify", address, "--json")
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)["engines"]["server"]
+        assert told["status"] == "right" and told["version"] == f"{address}, model tiny"
+        assert told["answers_equal"] == told["questions"] and told["mean_difference"] < 1e-5
+    planted.scale_doubled(Path("out"), Path("tiny-llama"), Path())
+    planted.other_template(Path("out"), Path("tiny-llama"), Path())
+    with serving(Path("out")) as address:
+        result = rankwise("export", "lora", "--to", "out", "--format", "merged", "--verify", f"{address}/v1")
+        assert result.exit_code == 1 and "does not answer as" in result.stderr, result.output
+        assert "renders conversations differently" in result.stderr and Path("out").exists()
+    result = rankwise("export", "lora", "--to", "out", "--format", "merged", "--verify", address)
+    assert result.exit_code == 1 and "cannot be reached" in result.stderr
