@@ -207,4 +207,4 @@ def test_several_problems_are_told_at_once(tmp_path: Path) -> None:
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
-    assert_refused(tmp_path, "pickled objects")
+    assert_refused(tmp_path, "is a pickle")

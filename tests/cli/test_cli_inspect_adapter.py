@@ -89,9 +89,7 @@ def test_a_pickle_is_refused_with_its_conversion(home):
     (home / "adapter_model.bin").write_bytes(b"\x80\x04x")
     for words in (["adapter_model.bin"], ["adapter_model.bin", "--json"]):
         result = rankwise(*words)
-        assert (
-            result.exit_code == 2 and "is a pickle" in result.output and "safetensors.torch.save_file" in result.output
-        )
+        assert result.exit_code == 2 and "is a pickle" in result.output and "save_file" in result.output
     asked = CliRunner().invoke(app, ["generate", "adapter_model.bin", "--prompt", "x"])
     assert asked.exit_code == 2 and "is a pickle" in asked.stderr
 

@@ -11,11 +11,11 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankwise.adapters.formats.dialects import PICKLED, detect
+from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.formats.litgpt import SETTINGS as LITGPT_SETTINGS
 from rankwise.adapters.formats.peft_forms import peft_base
 from rankwise.adapters.formats.peft_reader import CONFIG
-from rankwise.adapters.formats.pickles import refuse_pickle
+from rankwise.adapters.formats.pickles import SUFFIXES, refuse_pickle
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
@@ -121,7 +121,7 @@ def is_adapter(name: str) -> bool:
 
 def _is_adapter_file(file: Path) -> bool:
     kind = file.suffix.lower()
-    return is_gguf_adapter(file) if kind == ".gguf" else kind == ".safetensors" or kind in PICKLED
+    return is_gguf_adapter(file) if kind == ".gguf" else kind == ".safetensors" or kind in SUFFIXES
 
 
 def _is_other_folder(folder: Path) -> bool:

@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import regex
@@ -25,24 +24,12 @@ from rankwise.adapters.formats.imported import Modules, Source
 from rankwise.adapters.formats.peft_config import LARGEST
 from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
+from rankwise.adapters.formats.pickles import SUFFIXES, refuse_pickle
 from rankwise.adapters.formats.tensors import read_header
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, some
 from rankwise.models.gguf_adapter import is_gguf
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".lora")
-"""Of files that may hold pickled objects; LitGPT's end with .pth.lora."""
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-REWRITE = (
-    "import sys, torch; from safetensors.torch import save_file; "
-    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('model', d); "
-    "d = {k: v.contiguous().clone() for k, v in d.items()}; "
-    "save_file(d, sys.argv[2], dict(a.split('=') for a in sys.argv[3:]))"
-)
-REWRITE_ARRAYS = (
-    "import sys, numpy; from safetensors.numpy import save_file; "
-    "save_file(dict(numpy.load(sys.argv[1], allow_pickle=False)), sys.argv[2])"
-)
 NAMES = {
     "litgpt": litgpt.KEY,
     "diffusers": diffusers.KEY,
@@ -120,19 +107,6 @@ def detect(path: Path) -> Dialect:
     return _by_names(path)
 
 
-def refuse_pickle(file: Path) -> None:
-    with file.open("rb") as opened:
-        start = opened.read(4)
-    if file.suffix.lower() not in PICKLED and not start.startswith(PICKLE_STARTS):
-        return
-    target = file.with_name(f"{file.name.partition('.')[0]}.safetensors")
-    code = REWRITE_ARRAYS if file.suffix.lower() == ".npz" else REWRITE
-    raise AdapterError(
-        f"{file} may contain pickled objects, which are programs, so it is not read. If you trust it, rewrite it as "
-        f'safetensors with: python -c "{code}" {quote(str(file))} {quote(str(target))}'
-    )
-
-
 def _of_folder(folder: Path) -> Dialect:
     settings = folder / CONFIG
     if settings.is_file():
@@ -143,7 +117,7 @@ def _of_folder(folder: Path) -> Dialect:
     if files:
         raise AdapterError(f"{folder} has {len(files)} files that may be adapters; name one: {some(map(str, files))}.")
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix.lower() in PICKLED:
+        if file.is_file() and file.suffix.lower() in SUFFIXES:
             refuse_pickle(file)
     raise AdapterError(f"{folder} has no adapter: it has neither {CONFIG} nor a safetensors or GGUF file.")
 
@@ -172,7 +146,7 @@ def _refuse_pickled_weights(folder: Path, name: str) -> None:
     """The weights of a folder may lie there in an old form only."""
     stem = name.partition(".")[0]
     if not (folder / name).exists():
-        for file in (folder / f"{stem}{suffix}" for suffix in PICKLED):
+        for file in (folder / f"{stem}{suffix}" for suffix in SUFFIXES):
             if file.is_file():
                 refuse_pickle(file)
 

@@ -90,7 +90,7 @@ def _unused_pickles(folder: Path) -> list[str]:
 
 @contextmanager
 def _open(file: Path) -> Iterator[Any]:
-    read_header(file, instead_of(file.parent))
+    read_header(file, instead_of(file))
     try:
         with safe_open(file, framework="pt") as tensors:
             yield tensors

@@ -44,8 +44,8 @@ class Entry:
     end: int
 
 
-def read_header(file: Path, missing: str = "") -> dict[str, Entry]:
-    """The entry of each tensor, by key. AdapterError names everything that is wrong with the header."""
+def read_header(file: Path, missing: str = "") -> tuple[dict[str, Entry], dict[str, str]]:
+    """The entry of each tensor, by key, and the metadata. AdapterError names all that is wrong with the header."""
     with open_regular(file, missing) as (stream, size):
         start = stream.read(_PREFIX)
         length = int.from_bytes(start, "little")
@@ -60,7 +60,8 @@ def read_header(file: Path, missing: str = "") -> dict[str, Entry]:
     header = parse_json(content, file)
     if not isinstance(header, dict):
         raise _damaged(file, f"its header is a {type(header).__name__}")
-    if problem := _metadata_problem(header.pop(METADATA, None)):
+    metadata = header.pop(METADATA, None)  # mlx writes null
+    if problem := _metadata_problem(metadata):
         raise _damaged(file, problem)
     entries = {key: _entry(key, value) for key, value in header.items()}
     problems = [entry for entry in entries.values() if isinstance(entry, str)]
@@ -68,7 +69,7 @@ def read_header(file: Path, missing: str = "") -> dict[str, Entry]:
     problems = problems or _layout_problems(whole, size - _PREFIX - length)
     if problems:
         raise _damaged(file, some(problems, 4))
-    return whole
+    return whole, metadata or {}
 
 
 def _damaged(file: Path, problem: str) -> AdapterError:

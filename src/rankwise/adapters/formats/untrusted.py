@@ -25,12 +25,13 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0
 
 @contextmanager
 def open_regular(file: Path, missing: str = "") -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file, or what a link leads to, with its size in bytes. `missing` ends the message for no file."""
+    """Open a regular file, or what a link leads to, with its size in bytes. `missing` is the end of
+    the message for no file, with its full stop."""
     try:
         descriptor = os.open(file, _FLAGS)
     except FileNotFoundError:
         link = " is a link that leads nowhere" if file.is_symlink() else f" {MISSING}"
-        raise AdapterError(f"{file}{link}{missing}.") from None
+        raise AdapterError(f"{file}{link}{missing or '.'}") from None
     except (OSError, ValueError) as error:
         raise AdapterError(f"{file} cannot be opened ({getattr(error, 'strerror', None) or error}).") from None
     status = os.fstat(descriptor)
