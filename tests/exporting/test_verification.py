@@ -49,7 +49,7 @@ def exported(folder, bases, tokenizer, kind, format, seed=3):
 
 def verdict(written, reference):
     engine = next(one for one in ENGINE_DRIVERS if written.format in one.formats)
-    return verification._verdict(engine, "", reference, written, Verifying("yes"), silent)
+    return verification._verdict(engine, "", reference, written, Verifying("yes"), {"export": written.path}, silent)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_an_export_is_verified_by_default_and_says_so(home, run, format):
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     engine = "transformers" if format == "merged" else "peft"
-    assert list(facts["engines"]) == [engine]
+    assert [name for name, one in facts["engines"].items() if one["by"] == "run"] == [engine]
     verified = facts["engines"][engine]
     assert (verified["status"], verified["by"], verified["why"]) == ("right", "run", None)
     assert verified["answers_equal"] == verified["questions"] == 4 and facts["verified_with"] == "4 validation rows"
@@ -154,7 +154,7 @@ def test_rules_speak_of_the_engines_that_did_not_run():
         "status": "wrong", "why": "it reads no patterns", "by": "rule", "version": None,
     }  # fmt: skip
     assert both.lines() == [
-        "peft 1: right; asked: 8 prompts", "vLLM: right (by rule; not run)",
+        "peft 1: right; asked: 8 prompts", "by their rules, not run: right in vLLM",
         "SGLang: wrong: it reads no patterns (by rule; not run)",
     ]  # fmt: skip
 
@@ -162,7 +162,8 @@ def test_rules_speak_of_the_engines_that_did_not_run():
 def test_without_an_engine_it_is_said(home, monkeypatch):
     monkeypatch.setenv("RANKWISE_ENGINES", "")
     result = rankwise("export", "lora", "--to", "out", "--verify", "--json")
-    assert result.exit_code == 0 and json.loads(result.stdout)["engines"] == {}
+    assert result.exit_code == 0
+    assert {one["by"] for one in json.loads(result.stdout)["engines"].values()} == {"rule"}
     assert "no engine that reads peft" in json.loads(result.stdout)["not_verified"]
 
 

@@ -219,7 +219,7 @@ def test_another_method_than_ours_needs_no_rank():
 def test_a_run_that_was_full_fine_tuning_is_not_held_against_itself():
     made_run(method="full")
     data = data_of()
-    assert data["environment"]["spec"]["adapter"] == {"method": "full"}
+    assert data["environment"]["spec"]["adapter"]["method"] == "full"
     assert data["cost"]["by_arithmetic"] is None and "by arithmetic" not in words_of()
     assert "full fine-tuning" in words_of() and "ranks" not in data
 

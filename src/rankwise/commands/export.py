@@ -3,8 +3,8 @@
 peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
 portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
 mlx        the same in mlx-lm's format, with one rank and scale for all layers (exporting/mlx.py)
-merged     the whole model with the adapter in its weights: for engines that read no adapters (merging.py); all that
-           there is of a run in which the whole model learned
+merged     the whole model with the adapter in its weights: for engines that read no adapters (exporting/merge.py); all
+           that there is of a run in which the whole model learned
 ollama     the same with a Modelfile, whose template is proved against training's (exporting/ollama_export.py)
 gguf-lora  the adapter as a GGUF file, and `gguf` the merged model as one: for llama.cpp (exporting/gguf.py)
 """
@@ -96,7 +96,9 @@ def export(
         check_free(folder)
     artifact = open_artifact(run_name, callback, force_result=force_result, base_model=base_model)
     if verifying.url is not None:
-        verification = served(artifact, Export(str(folder), format, strength=strength), verifying, callback)
+        number_format = "float32" if dtype is None else dtype if dtype in DTYPES else "quantised"
+        written = Export(str(folder), format, number_format, strength, force_base)
+        verification = served(artifact, written, verifying, callback)
         exported = Exported(str(artifact.folder), str(folder), format, strength=strength)
     else:
         exported = _written(
@@ -105,7 +107,8 @@ def export(
         )  # fmt: skip
         written = Export(str(folder), format, exported.number_format, strength, force_base)
         verification = arrived(artifact, written, verifying, callback)
-    if exported.adapter is not None and format != "mlx":  # the rules are for PEFT's folders
+    if exported.adapter is not None and format != "mlx" and exported.outputs is None:
+        # the rules are those for language models in PEFT's folders
         verification = with_rules(verification, verdicts(exported.adapter))
     return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder))
 
@@ -162,7 +165,7 @@ def _unknown(format: str) -> str:
     known, engine = ", ".join(FORMATS), engine_meant_by(format)
     if engine is None:
         return f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {known}.'
-    return f'the format "{format}" cannot be written yet. Known: {known}. {way_to(engine)}'
+    return f'there is no format "{format}". Known: {known}. {way_to(engine)}'
 
 
 def check_free(folder: Path) -> None:

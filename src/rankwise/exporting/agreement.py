@@ -4,9 +4,10 @@
     answers            the same greedy tokens, but for a token whose margin is below what rounding may change
     log-probabilities  mean and maximum of |log p(engine) - log p(ours)| below the tolerance of the number format
 
-The tolerances are a few times what correct exports were measured to differ by (bench/results): float32 engines add up
-in another order, bfloat16 keeps 8 significant bits of each weight, float16 keeps 11, and a quantised format 4 to 8. An
-adapter that changes little must come closer than that: not further than a quarter of its own change, in float32.
+The tolerances were chosen, far above what correct exports were measured to differ by (bench/results; bfloat16 and the
+smaller quantised formats were not measured): float32 engines add up in another order, bfloat16 keeps 8 significant
+bits of each weight, float16 keeps 11, and a quantised format 4 to 8. An adapter that changes little must come closer
+than that: not further than a quarter of its own change, in float32.
 """
 
 from __future__ import annotations

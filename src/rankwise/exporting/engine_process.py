@@ -118,7 +118,7 @@ def interpreters(given: Sequence[Path | str] = ()) -> list[str]:
 
 def engines_for(format: str, pythons: Sequence[str]) -> list[tuple[EngineDriver, str]]:
     """Each engine that reads this format and is here, with the first interpreter that has it."""
-    reading = [one for one in ENGINE_DRIVERS if format in one.formats and one.script.is_file()]
+    reading = [one for one in ENGINE_DRIVERS if format in one.formats]
     having = {python: _modules_of(python, reading) for python in pythons} if reading else {}
     pairs = [
         (one, next((python for python in pythons if {one.module, *one.needs} <= having[python]), None))

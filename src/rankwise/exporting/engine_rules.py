@@ -7,7 +7,7 @@ numbers at the top of adapter_config.json, some take the rank from the tensor, a
 of them differ in silence. `verdicts` says for one adapter which engines apply the change that was trained.
 
 Each rule names where it comes from: `read` in the engine's public source at that version, or `notes` of an earlier
-reading that could not be repeated. No rule was taken from running the engine; docs/export.md says which were run.
+reading that could not be repeated. No rule was taken from running the engine; tests run PEFT's.
 """
 
 from __future__ import annotations

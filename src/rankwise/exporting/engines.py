@@ -1,6 +1,6 @@
 """Export formats that each inference engine reads, for error messages and docs/export.md.
 
-The commands come from the engines' documentation; rankwise does not run them.
+The commands come from the engines' documentation. Exports are verified through the engines' Python packages instead.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ENGINES = (
     Engine(
         "vLLM", "portable", "vllm serve BASE --enable-lora --lora-modules mine=FOLDER --max-lora-rank RANK", ("vllm",)
     ),
-    Engine("llama.cpp", "gguf", "llama-cli -m FOLDER -cnv", ("ggml", "llama.cpp", "llamacpp")),
-    Engine("llama.cpp over the base", "gguf-lora", "llama-cli -m BASE.gguf --lora FOLDER -cnv", ("lora-gguf",)),
+    Engine("llama.cpp", "gguf", "llama-cli -m FILE.gguf -cnv", ("ggml", "llama.cpp", "llamacpp")),
+    Engine("llama.cpp over the base", "gguf-lora", "llama-cli -m BASE.gguf --lora FILE.gguf -cnv", ("lora-gguf",)),
     Engine(
         "Ollama", "ollama", "ollama create mine -f FOLDER/Modelfile, then ollama run mine", ("modelfile",),
     ),
-    Engine("MLX", "mlx", "mlx_lm.generate --model BASE --adapter-path FOLDER", ("mlx", "mlx-lm")),
+    Engine("MLX", "mlx", "mlx_lm.generate --model BASE --adapter-path FOLDER", ("mlx-lm",)),
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def loaded_with(format: str, folder: str, outputs: int | None = None, *, images:
         return _classifier_loaded_with(format, folder, outputs, auto)
     first = next(engine for engine in ENGINES if engine.format == format)
     others = ", ".join(engine.name for engine in ENGINES if engine.format == format and engine is not first)
-    use = first.use.replace("FOLDER", folder)
+    use = first.use.replace("FILE.gguf", folder).replace("FOLDER", folder)
     return f"load it with {first.name}: {use}" + (f"; {DOCS} says how with {others}" if others else "")
 
 

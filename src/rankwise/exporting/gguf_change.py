@@ -72,10 +72,6 @@ class GgufChange:
         return turned if self.strength == 1 else torch.lerp(weight, turned, self.strength)
 
 
-NOTHING = GgufChange({}, {})
-"""Of a model that was trained whole: its own files hold the change."""
-
-
 def _in_order(part: Factors, path: str, names: GgufNames) -> Factors:
     """The rows of an embedding's B are not outputs of queries or keys, so its order is that of transformers."""
     magnitude = None if part.magnitude is None else names.with_rows(path, part.magnitude.float())

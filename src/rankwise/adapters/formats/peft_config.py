@@ -190,10 +190,6 @@ def read_settings(file: Path) -> dict[str, Any]:
     return raw
 
 
-def read_config(file: Path) -> PeftConfig:
-    return check_config(read_settings(file), file)
-
-
 def check_config(settings: dict[str, Any], file: Path) -> PeftConfig:
     kind = PeftAdaLoraConfig if settings["peft_type"] == "ADALORA" else PeftLoraConfig
     unsupported = sorted(key for key in UNSUPPORTED if settings.get(key))

@@ -1,4 +1,4 @@
-"""Asks a server of OpenAI's protocol that serves the export: vLLM, SGLang, llama-server, Ollama and others.
+"""Asks a server of OpenAI's protocol that serves the export: vLLM, SGLang, llama-server and others.
 
 Prompts go as text to /v1/completions, greedily. The log-probabilities of its own answer are those of ours where both
 answers have as many tokens and the same text. Conversations go to /v1/chat/completions, whose usage counts the tokens

@@ -120,11 +120,6 @@ def _laid(
     return laid(combining, name, pairs, [weight for _, weight in parts])
 
 
-def laid_of(host: nn.Module, name: str, parts: Weighted, combining: Combining) -> Laid:
-    """The same in float32, for an adapter that is written instead of a model."""
-    return _laid(host, name, parts, combining, torch.float32)
-
-
 def _rescaled(host: nn.Module, part: Factors, share: float, working: torch.dtype, base: Rows) -> Rescaled:
     product, by_columns = product_of(host, *joined([(part, 1.0)], working), working), is_transposed(host)
     shape, squares = tuple(weight_of(host).shape), []
