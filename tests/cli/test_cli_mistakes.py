@@ -290,7 +290,7 @@ MISTAKES = [
     Mistake("export below a file", exporting(to="rows.jsonl/x"), "RunError", ("rows.jsonl/x", "cannot be written")),
     Mistake("export to a long name", exporting(to=TOO_LONG), "RunError", (TOO_LONG[:40], "cannot be written")),
     Mistake("export as nothing known", exporting("--format", "portabel"), "ConfigError", ("portabel", '"portable"')),
-    Mistake("export a Modelfile", exporting("--format", "modelfile"), "ConfigError", ("yet", "--format ollama")),
+    Mistake("export a Modelfile", exporting("--format", "modelfile"), "ConfigError", ("no format", "--format ollama")),
     Mistake("export for MLX", exporting("--format", "MLX"), "ConfigError", ("--format mlx", "mlx_lm")),
     Mistake("export into a run", exporting(to="runs/good/new"), "RunError", ("inside the run good",)),
     Mistake("merge with no format", exporting("--dtype", "float32"), "ConfigError", ("merged models",)),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -172,6 +173,18 @@ def test_a_full_run_is_its_own_weights(library, tmp_path, monkeypatch):
     folder = tmp_path / "home" / "runs" / "full" / "model"
     wanted = plain(folder)
     assert (theirs(tmp_path / "home" / "out" / "a.gguf", folder) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    scaled = CliRunner().invoke(app, ["export", "full", "--to", "half", "--format", "gguf", "--strength", "0.5"])
+    assert scaled.exit_code == 2 and "--format merged" in scaled.stderr and not Path("half").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name.startswith("q")])
+def test_the_bound_of_a_type_allows_its_worst_block_and_little_more(name):
+    type, _, bound = TYPES[name]
+    row = np.random.default_rng(0).uniform(-1, 1, (500, 32)).astype(np.float32)
+    row[:, 0], row[:, 1] = 1, -0.9999
+    kind = gguf.GGMLQuantizationType[type]
+    error = np.abs(dequantize(quantize(row, kind), kind) - row).max()
+    assert error <= bound and bound < 2 * error
 
 
 def of_file(file, base):

@@ -175,6 +175,11 @@ def test_what_cannot_be_combined_is_refused(two, tmp_path):
         combined(options_of([one, one], [1, 1], Combining("ties"), 1.0, None), tmp_path / "joined")
     with pytest.raises(ConfigError, match="needs --rank or --error"):
         merge([one, one], tmp_path / "merged", weights=[1, 1], method="svd")
+    with pytest.raises(ConfigError, match="all weights are 0"):
+        merge([one, one], tmp_path / "merged", weights=[0, 0])
+    for combining in (Combining("linear"), Combining("svd", rank=2)):
+        with pytest.raises(AdapterError, match="nothing is left"):
+            combined(options_of([one, one], [1, -1], combining, 1.0, None), tmp_path / "joined")
     assert not list(tmp_path.glob("*merged*")) and not list(tmp_path.glob("*joined*"))
 
 

@@ -55,6 +55,11 @@ def merge(
     """Merge adapters into their base model's weights, or several adapters into one, and prove what was merged."""
     with report_failures(as_json), Display(quiet) as display:
         if prove is not None:
+            if to is not None or weights is not None or as_adapter or plan:
+                raise ConfigError([
+                    "--prove compares a merge that was written before. Leave out --to, --weights, --as-adapter and "
+                    "--plan."
+                ])  # fmt: skip
             _prove(prove, adapters or [], base_model, display, as_json=as_json)
             return
         from rankwise.commands.merge import combining_of, options_of

@@ -100,6 +100,8 @@ def options_of(
         problems.append(f"{len(names)} adapters need a weight each, such as --weights {equal}.")
     if weights is not None and len(weights) != len(names):
         problems.append(f"--weights has {len(weights)} numbers for {len(names)} adapters; give one for each.")
+    if weights and not any(weights):
+        problems.append("all weights are 0, which is the base model itself, so there is nothing to merge.")
     problems += [
         f"the weight {weight:g} is out of range: it must be between {-LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}."
         for weight in weights or ()

@@ -27,6 +27,8 @@ HEADING = "## Verified in"
 def refuse_unverifiable(how: Verifying, folder: Path) -> None:
     """All that is wrong with the wishes, before anything is written."""
     problems = []
+    if how.rows is not None and not os.path.exists(how.rows):  # noqa: PTH110  it may be no path
+        problems.append(f"--verify-data {how.rows}: there is no such file.")
     if how.wish == "no" and (how.pythons or how.rows or how.url):
         problems.append("--no-verify runs no engine, so --engine-python, --verify-data and an address are of no use.")
     if how.url is not None and not how.url.startswith(("http://", "https://")):
@@ -65,17 +67,18 @@ def served(artifact: Artifact, export: Export, how: Verifying, callback: Callbac
 
 @contextmanager
 def _hidden(folder: Path) -> Iterator[Path]:
-    """Another name for as long as the block runs, and none at all if it fails."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp{folder.suffix if folder.is_file() else ''}")
-    folder.rename(temporary)
+    """Another name for as long as the block runs, and none at all if it fails. A file lies in a hidden folder, so that
+    it keeps its ending and is cleared away as other temporary folders are (system/files.py)."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    hidden = temporary / folder.name if folder.is_file() else temporary
+    if hidden != temporary:
+        temporary.mkdir()
+    folder.rename(hidden)
     try:
-        yield temporary
-        temporary.rename(folder)
+        yield hidden
+        hidden.rename(folder)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _add_to_card(card: Path, verification: Verification) -> None:

@@ -32,7 +32,7 @@ ENGINES = (
     Engine(
         "Ollama", "ollama", "ollama create mine -f FOLDER/Modelfile, then ollama run mine", ("modelfile",),
     ),
-    Engine("MLX", "mlx", "mlx_lm.generate --model BASE --adapter-path FOLDER", ("mlx-lm",)),
+    Engine("MLX", "mlx", "mlx_lm.generate --model BASE --adapter-path FOLDER", ("mlx", "mlx-lm")),
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rankwise.errors import AdapterError
+from rankwise.errors import AdapterError, ConfigError
 from rankwise.exporting.gguf_change import GgufChange
 from rankwise.exporting.gguf_reader_fields import reader_fields
 from rankwise.exporting.gguf_target import GgufModel, gguf_file
@@ -50,6 +50,11 @@ def export_gguf(
     model: GgufModel, to: Path, callback: Callback, dtype: str | None, strength: float, beside: Mapping[str, Any]
 ) -> GgufMerged:
     """Write the merged model as the file `to`, or as a file in the new folder `to`."""
+    if model.adapter is None and strength != 1:
+        raise ConfigError([
+            f"--strength {strength:g}: {model.artifact.described} trained the whole model, and a GGUF export scales "
+            "the change of adapters alone. Use --format merged, or leave out --strength."
+        ])  # fmt: skip
     change = GgufChange({}, {})
     if model.adapter is not None:
         change = GgufChange.of(model.adapter, model.names, model.artifact.described, strength)

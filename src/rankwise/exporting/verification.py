@@ -111,7 +111,7 @@ BY_DEFAULT, NOT_VERIFIED = Verifying(), Verification()
 
 
 def verify(artifact: Artifact, export: Export, how: Verifying, callback: Callback = silent) -> Verification:
-    """Ask every engine at hand. RankwiseError where verification was asked for and cannot be done."""
+    """Ask every engine at hand. RankwiseError where verification was asked for and there is nothing to ask with."""
     if how.wish == "no":
         return Verification(why_not="--no-verify was given")
     engines = [(SERVER, sys.executable)] if how.url else engines_for(export.format, interpreters(how.pythons))

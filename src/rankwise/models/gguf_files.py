@@ -20,8 +20,8 @@ from rankwise.runs.records import Callback, ProgressUpdate, silent
 
 TYPES: Mapping[str, tuple[str, int, float]] = {
     "float32": ("F32", 0, 0.0), "float16": ("F16", 1, 2**-11), "bfloat16": ("BF16", 32, 2**-8),
-    "q8_0": ("Q8_0", 7, 0.0045), "q5_1": ("Q5_1", 9, 0.05), "q5_0": ("Q5_0", 8, 0.05), "q4_1": ("Q4_1", 3, 0.1),
-    "q4_0": ("Q4_0", 2, 0.1),
+    "q8_0": ("Q8_0", 7, 0.0045), "q5_1": ("Q5_1", 9, 0.05), "q5_0": ("Q5_0", 8, 0.0635), "q4_1": ("Q4_1", 3, 0.1),
+    "q4_0": ("Q4_0", 2, 0.126),
 }  # fmt: skip
 """By --dtype: the type of a matrix, the number of it in general.file_type, and the largest error that rounding may
 make, as a share of the largest number of the tensor."""

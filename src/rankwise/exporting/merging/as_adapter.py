@@ -32,6 +32,9 @@ from rankwise.models.tensor_files import pieces
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.system.files import need_space, told_when_full
 
+NOTHING = 1e-6
+"""A combined change that is smaller than this share of its parts has cancelled out, and is rounding."""
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -145,9 +148,17 @@ def _combined(path: str, parts: Weighted, options: Options) -> tuple[Factors, Lo
     B, A = joined(parts) if near is None else (near.B.float(), near.A.float())
     if near is not None:
         near = replace(near, error=_error_of(near, B, A))
+    if _size(B, A) <= NOTHING * sum(abs(weight) * _size(*joined([(part, 1.0)])) for part, weight in parts):
+        B, A = B[:, :0], A[:0]
     if first.A.ndim == 4:  # filters of a convolution
         A, B = A.view(len(A), *first.A.shape[1:]), B[:, :, None, None]
     return Factors(A.contiguous(), B.contiguous(), 1.0, embedding=first.embedding), near
+
+
+def _size(B: torch.Tensor, A: torch.Tensor) -> float:
+    """The Frobenius norm of B A."""
+    B, A = B.double(), A.double()
+    return math.sqrt(float(((B.T @ B) * (A @ A.T)).sum().clamp_min(0)))
 
 
 def _error_of(near: LowRank, B: torch.Tensor, A: torch.Tensor) -> float:
