@@ -238,6 +238,11 @@ def test_the_command_plans_merges_and_proves(tmp_path, monkeypatch):
     assert result.exit_code == 0 and "rounding: numbers by at most" in result.stdout, result.output
     proved = rankwise("--prove", "merged", "--json")
     assert proved.exit_code == 0 and json.loads(proved.stdout)["outcome"] == "exact"
+    assert rankwise("--prove", "merged", "--to", "other").exit_code == 2
+    for name in ("pytorch_model.bin", "modeling_other.py"):
+        Path("merged", name).write_bytes(b"")
+        assert name in rankwise("--prove", "merged").stdout
+        Path("merged", name).unlink()
     again = rankwise("adapter", "--to", "merged")
     assert again.exit_code == 2 and "already exists" in again.output
     Path("merged/model.safetensors").write_bytes(Path("base/model.safetensors").read_bytes())

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rankwise.adapters.formats.pickles import SUFFIXES
 from rankwise.errors import RunError
 from rankwise.exporting.merging.apply import Values, header_of_shard, one_thread
 from rankwise.exporting.merging.inputs import Inputs, Options, open_inputs
@@ -40,6 +41,10 @@ class Differing:
     of: int
     steps: int
     """The most steps that a number is away; 0 where the tensor holds no floating-point numbers."""
+
+
+LOADED = (".safetensors", ".gguf", ".py", *SUFFIXES)
+"""Endings of files that another program may load or run in the place of the merged weights."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def prove(
         name for name, recorded in record.files.items()
         if name not in weights and not ((folder / name).is_file() and sha256_of(folder / name) == recorded)
     ]  # fmt: skip
-    files += sorted(file.name for file in folder.glob("*.safetensors") if file.name not in weights)
+    files += sorted(file.name for file in folder.iterdir() if file.suffix in LOADED and file.name not in weights)
     differing: list[Differing] = []
     done = 0
     with one_thread():
