@@ -159,7 +159,9 @@ def test_without_dtype_the_type_is_that_of_the_base(tmp_path):
 def test_a_folder_gets_the_file_and_what_is_recorded(library, tmp_path, monkeypatch):
     monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora", "full"))
     for run in ("lora", "full"):
-        exported(run, "--to", f"out/{run}", "--format", "gguf")
+        facts = exported(run, "--to", f"out/{run}", "--format", "gguf")
+        parity = facts["template_parity"]
+        assert parity["same"] == parity["conversations"] > 20 and "different" not in parity
         assert {file.name for file in (tmp_path / "home" / "out" / run).iterdir()} >= {"model.gguf", "data_report.json"}
         file = tmp_path / "home" / "out" / run / "model.gguf"
         template = json.loads((tmp_path / "home" / "runs" / run / "data_report.json").read_text())["template"]

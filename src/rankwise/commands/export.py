@@ -26,10 +26,11 @@ from rankwise.exporting.engine_rules import verdicts
 from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
-from rankwise.exporting.gguf import GgufMerged, export_as_gguf
+from rankwise.exporting.gguf import GgufMerged, export_as_gguf, template_parity_of
 from rankwise.exporting.merge import DTYPES, Merged, export_merged
 from rankwise.exporting.ollama import OllamaTemplate
 from rankwise.exporting.ollama_export import export_ollama
+from rankwise.exporting.template_parity import Parity
 from rankwise.exporting.verification import BY_DEFAULT, NOT_VERIFIED, Export, Verification, Verifying, with_rules
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.runs.records import Callback, silent
@@ -49,6 +50,8 @@ class Exported:
     strength: float = 1.0
     merged: Merged | None = None
     ollama: OllamaTemplate | None = None
+    parity: Parity | None = None
+    """How the template in the export agrees with training's."""
     gguf: GgufMerged | None = None
     """Of a merged model as a GGUF file."""
     outputs: int | None = None
@@ -73,7 +76,7 @@ class Exported:
         facts = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes")}
         whole = self.merged or self.gguf
         facts |= {"files": list(self.files)} | ({"rank": self.rank} if whole is None else asdict(whole))
-        parity = {} if self.ollama is None else {"template_parity": self.ollama.parity.summary()}
+        parity = {} if self.parity is None else {"template_parity": self.parity.summary()}
         return facts | self.verification.summary() | parity
 
 
@@ -129,11 +132,11 @@ def _written(
     if format in GGUF_FORMATS:
         file, facts = export_as_gguf(artifact, format, folder, callback, dtype, strength, force_base=force_base)
         if isinstance(facts, GgufMerged):
-            return replace(exported, to=str(file), gguf=facts)
+            return replace(exported, to=str(file), gguf=facts, parity=template_parity_of(artifact, callback))
         return replace(exported, to=str(file), rank=facts)
     if format == "ollama":
         merged, template = export_ollama(artifact, folder, callback, dtype, strength, force_base=force_base)
-        return replace(exported, merged=merged, ollama=template)
+        return replace(exported, merged=merged, ollama=template, parity=template.parity)
     if format == "merged":
         merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
         return replace(exported, merged=merged)

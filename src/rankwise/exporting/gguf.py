@@ -10,13 +10,28 @@ from rankwise.exporting.gguf_merged import NAME as MODEL
 from rankwise.exporting.gguf_merged import GgufMerged, export_gguf
 from rankwise.exporting.gguf_target import gguf_model, is_gguf_file
 from rankwise.exporting.merge import beside
+from rankwise.exporting.served_jinja import gguf_parity, template_of
+from rankwise.exporting.template_parity import Parity
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.gguf_files import TYPES
-from rankwise.runs.records import Callback
+from rankwise.models.loading import load_tokenizer
+from rankwise.runs.records import Callback, WarningMessage
 
 FORMATS = ("gguf-lora", "gguf")
 DTYPES = tuple(TYPES)
+
+
+def template_parity_of(artifact: Artifact, callback: Callback) -> Parity:
+    """Compare the Jinja template that a GGUF file of this run has with training's, as llama.cpp renders it."""
+    tokenizer, _, _ = load_tokenizer(method_of(artifact.config).model_of(artifact), callback)
+    parity = gguf_parity(template_of(artifact, tokenizer))
+    if parity.different:
+        callback(WarningMessage(
+            f"llama.cpp writes {len(parity.different)} of {parity.conversations} conversations otherwise than training "
+            f"did, first {parity.different[0]}"
+        ))  # fmt: skip
+    return parity
 
 
 def export_as_gguf(

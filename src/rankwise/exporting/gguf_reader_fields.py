@@ -6,8 +6,7 @@ from typing import Any
 
 from rankwise.errors import TemplateError
 from rankwise.exporting.gguf_target import GgufModel
-from rankwise.exporting.served_jinja import served_jinja
-from rankwise.models.beside import templates_in
+from rankwise.exporting.served_jinja import served_jinja, template_of
 from rankwise.models.gguf_base import FileBase
 from rankwise.models.gguf_vocabulary import PREFIX, end_fields, split_name, vocabulary_fields
 from rankwise.models.loading import load_tokenizer
@@ -23,7 +22,7 @@ def reader_fields(model: GgufModel, rows: int, callback: Callback, file: FileBas
     """Of a model with `rows` in its embedding. With a base `file` its tokenizer is copied already, and these fields are
     what training made different."""
     tokenizer, _, _ = load_tokenizer(model.spec, callback)
-    template = _template(model, tokenizer)
+    template = template_of(model.artifact, tokenizer)
     ends = tuple(dict.fromkeys((*tokenizer.end_ids, *template.end_ids)))
     if template.end_texts:
         callback(WarningMessage(
@@ -49,15 +48,6 @@ def _begins(tokenizer: HubTokenizer, template: ChatTemplate) -> bool:
     except TemplateError:  # it may demand other roles
         text = tokenizer.start
     return bool(tokenizer.start) and text.startswith(tokenizer.start)
-
-
-def _template(model: GgufModel, tokenizer: HubTokenizer) -> ChatTemplate:
-    """As `load_tuned` chooses it: the recorded one, somebody else's beside the adapter, or the base's own."""
-    report = model.artifact.data_report
-    if report is not None and report.template is not None:
-        return ChatTemplate.of_data_report(tokenizer, report.template)
-    sources = templates_in(model.artifact.folder) if model.artifact.run is None else {}
-    return ChatTemplate(tokenizer, sources, "model") if sources else ChatTemplate.of_model(tokenizer)
 
 
 def _new_ends(file: FileBase, ends: tuple[int, ...]) -> dict[str, Any]:

@@ -11,13 +11,11 @@ from pathlib import Path
 from rankwise.errors import RunError
 from rankwise.exporting.merge import Merged, export_merged
 from rankwise.exporting.ollama import OllamaTemplate, modelfile, ollama_template
+from rankwise.exporting.served_jinja import template_of
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.beside import templates_in
 from rankwise.models.loading import load_tokenizer
 from rankwise.runs.records import Callback
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.tokenizer import HubTokenizer
 
 MODELFILE = "Modelfile"
 
@@ -39,12 +37,3 @@ def export_ollama(
         artifact, folder, callback, dtype, strength, force_base=force_base, texts={MODELFILE: text}
     )  # fmt: skip
     return merged, served
-
-
-def template_of(artifact: Artifact, tokenizer: HubTokenizer) -> ChatTemplate:
-    """The template of training: the recorded one, that in somebody else's folder, or the base model's own."""
-    report = artifact.data_report
-    if report is not None and report.template is not None:
-        return ChatTemplate.of_data_report(tokenizer, report.template)
-    sources = templates_in(artifact.folder) if artifact.run is None else {}
-    return ChatTemplate(tokenizer, sources, "model") if sources else ChatTemplate.of_model(tokenizer)

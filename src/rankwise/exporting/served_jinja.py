@@ -17,10 +17,13 @@ from typing import Any
 
 from rankwise.errors import TemplateError
 from rankwise.exporting.template_parity import Parity, template_parity
+from rankwise.methods.artifact import Artifact
+from rankwise.models.beside import templates_in
 from rankwise.models.saving import template_text
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.jinja_source import names, rendered
+from rankwise.text.tokenizer import HubTokenizer
 
 PASSED = ("bos_token", "eos_token")
 """The special tokens that every engine passes to a template."""
@@ -34,6 +37,15 @@ def served_jinja(template: ChatTemplate) -> str:
     if with_tools is not None and with_tools != source:
         source = f"{{% if tools %}}{with_tools}{{% else %}}{source}{{% endif %}}"
     return _settings(template, source) + source
+
+
+def template_of(artifact: Artifact, tokenizer: HubTokenizer) -> ChatTemplate:
+    """The template of training: the recorded one, that in somebody else's folder, or the base model's own."""
+    report = artifact.data_report
+    if report is not None and report.template is not None:
+        return ChatTemplate.of_data_report(tokenizer, report.template)
+    sources = templates_in(artifact.folder) if artifact.run is None else {}
+    return ChatTemplate(tokenizer, sources, "model") if sources else ChatTemplate.of_model(tokenizer)
 
 
 def _settings(template: ChatTemplate, source: str) -> str:
