@@ -100,7 +100,7 @@ def test_every_driver_stands_alone():
     for script in DRIVERS.glob("*_driver.py"):
         text = script.read_text(encoding="utf-8")
         assert "rankwise" not in text.replace("nothing of rankwise", ""), script
-        assert text.rstrip().endswith("result.close()"), script
+        assert text.rstrip().endswith("run(answer)"), script
     named = {one.driver for one in ENGINE_DRIVERS}
     assert {script.name for script in DRIVERS.glob("*_driver.py")} <= {*named, "openai_server_driver.py"}
 

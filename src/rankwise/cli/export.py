@@ -20,68 +20,80 @@ if TYPE_CHECKING:
     from rankwise.exporting.verification import Verifying
 
 
+To = Annotated[
+    Path,
+    typer.Option(
+        "--to",
+        help="Folder to create; it must not exist yet. The GGUF formats also take FILE.gguf.",
+        show_default=False,
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        help="peft: PEFT's format, with a rank for each layer. portable: one rank and alpha for all layers, "
+        "for engines that need this. mlx: the same for mlx-lm. merged: the whole model, for engines without "
+        "adapters or full fine-tuning. ollama: the same with a Modelfile. gguf-lora: the adapter for llama.cpp. "
+        "gguf: the whole model for llama.cpp."
+    ),
+]
+Strength = Annotated[
+    float,
+    typer.Option(help="Factor of the adapter's change: 0.5 is half of it. `rankwise strength` compares factors."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Number format of a merged model: float32, bfloat16 or float16; for gguf also q8_0, q5_1, q5_0, q4_1 "
+        "or q4_0.  [default: the base model's, or float32 after full fine-tuning]",
+        show_default=False,
+    ),
+]
+RoundRank = Annotated[
+    bool,
+    typer.Option(
+        "--round-rank",
+        help="Give a portable adapter the next rank that vLLM has room for: 1, 8, 16, 32, 64, 128, 256, 320, 512.",
+    ),
+]
+Verify = Annotated[
+    str,
+    typer.Option(
+        "--verify",
+        help="Compare what was written with the trained model in every engine at hand, even if that takes long. "
+        "With the address of a server that serves TO (--verify http://localhost:8000): compare that server.  "
+        "[default: if an engine is installed and the model is small]",
+        show_default=False,
+        metavar="[URL]",
+    ),
+]
+VerifyData = Annotated[
+    str | None,
+    typer.Option(help="Rows whose prompts the engines answer.  [default: the run's]", show_default=False),
+]
+EnginePython = Annotated[
+    list[Path] | None,
+    typer.Option(help="Interpreter of an environment that has an engine; may be repeated.", show_default=False),
+]
+ServerModel = Annotated[
+    str | None, typer.Option(help="Name of the model at the server of --verify.", show_default=False)
+]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Run no engine.")]
+
+
 def export(
     run: RunName,
-    to: Annotated[
-        Path,
-        typer.Option(
-            "--to",
-            help="Folder to create; it must not exist yet. The GGUF formats also take FILE.gguf.",
-            show_default=False,
-        ),
-    ],
-    format: Annotated[
-        str,
-        typer.Option(
-            help="peft: PEFT's format, with a rank for each layer. portable: one rank and alpha for all layers, "
-            "for engines that need this. mlx: the same for mlx-lm. merged: the whole model, for engines without "
-            "adapters or full fine-tuning. ollama: the same with a Modelfile. gguf-lora: the adapter for llama.cpp. "
-            "gguf: the whole model for llama.cpp."
-        ),
-    ] = "peft",
-    strength: Annotated[
-        float,
-        typer.Option(help="Factor of the adapter's change: 0.5 is half of it. `rankwise strength` compares factors."),
-    ] = 1.0,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Number format of a merged model: float32, bfloat16 or float16; for gguf also q8_0, q5_1, q5_0, q4_1 "
-            "or q4_0.  [default: the base model's, or float32 after full fine-tuning]",
-            show_default=False,
-        ),
-    ] = None,
-    round_rank: Annotated[
-        bool,
-        typer.Option(
-            "--round-rank",
-            help="Give a portable adapter the next rank that vLLM has room for: 1, 8, 16, 32, 64, 128, 256, 320, 512.",
-        ),
-    ] = False,
+    to: To,
+    format: Format = "peft",
+    strength: Strength = 1.0,
+    dtype: Dtype = None,
+    round_rank: RoundRank = False,
     base_model: BaseModel = None,
-    verify: Annotated[
-        str,
-        typer.Option(
-            "--verify",
-            help="Compare what was written with the trained model in every engine at hand, even if that takes long. "
-            "With the address of a server that serves TO (--verify http://localhost:8000): compare that server.  "
-            "[default: if an engine is installed and the model is small]",
-            show_default=False,
-            metavar="[URL]",
-        ),
-    ] = "auto",
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Run no engine.")] = False,
-    verify_data: Annotated[
-        str | None,
-        typer.Option(help="Rows whose prompts the engines answer.  [default: the run's]", show_default=False),
-    ] = None,
-    engine_python: Annotated[
-        list[Path] | None,
-        typer.Option(help="Interpreter of an environment that has an engine; may be repeated.", show_default=False),
-    ] = None,
-    server_model: Annotated[
-        str | None, typer.Option(help="Name of the model at the server of --verify.", show_default=False)
-    ] = None,
+    verify: Verify = "auto",
+    no_verify: NoVerify = False,
+    verify_data: VerifyData = None,
+    engine_python: EnginePython = None,
+    server_model: ServerModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     quiet: Quiet = False,

@@ -16,11 +16,11 @@ from typing import Any
 from rankwise.config.data import Reading
 from rankwise.data.columnar import Record, Seen, arrow, find_damage, need, parquet
 from rankwise.data.formats import Row
-from rankwise.data.strict_json import GivenTwice, loads, once
 from rankwise.data.tables import Note, table_records
 from rankwise.data.text_encoding import encoding_by_mark
 from rankwise.data.workbooks import WORKBOOKS, holds_workbook, why_no_workbook, workbook_records
 from rankwise.errors import DataError
+from rankwise.system.strict_json import GivenTwice, loads, once
 
 LONGEST_LINE = 16_000_000
 Kind = Callable[..., Iterator[Record]]

@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 from rankwise.config.base import shown
-from rankwise.data.strict_json import loads
 from rankwise.errors import DataError, did_you_mean
+from rankwise.system.strict_json import loads
 from rankwise.text.example import BREAK, Message, Role, ToolCall
 
 ROLES: dict[str, Role] = {

@@ -7,8 +7,8 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.config.tasks import TaskConfig
-from rankwise.data.strict_json import loads
 from rankwise.errors import DataError, did_you_mean, some
+from rankwise.system.strict_json import loads
 
 COLUMN = re.compile(r"\{([^{}]+)\}")
 

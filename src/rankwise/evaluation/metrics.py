@@ -22,10 +22,10 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from rankwise.data.strict_json import loads
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.calibration import calibration_error, calibration_table
 from rankwise.evaluation.confusion import balanced_accuracy, class_table, macro_f1, matthews
+from rankwise.system.strict_json import loads
 
 Sums = NDArray[np.float64]
 SECONDS = 1.0

@@ -161,8 +161,13 @@ def ask(
 
 
 def _environment() -> dict[str, str]:
-    """No engine reaches for the network by itself."""
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """No engine reaches for the network by itself, and a driver finds driver_loop.py beside it."""
+    quiet = {
+        "PYTHONSAFEPATH": "",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return os.environ | quiet | {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONIOENCODING": "utf-8"}
 
 

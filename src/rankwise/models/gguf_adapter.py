@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import ModelError
+from rankwise.models.gguf_files import stored_bytes
 from rankwise.models.gguf_tensors import check_stored
 from rankwise.planning.gguf_header import MAGIC, GgufHeader, read_gguf_header
 
@@ -51,16 +52,9 @@ def read_gguf_tensors(file: Path, header: GgufHeader) -> dict[str, Tensor]:
     for name, kind in kinds.items():
         sizes = tuple(reversed(header.tensors[name]))
         begin = header.begin + header.offsets[name]
-        rows = mapped[begin : begin + stored_bytes(sizes, kind.value)].reshape(*sizes[:-1], -1)
+        rows = mapped[begin : begin + stored_bytes(sizes, kind.name)].reshape(*sizes[:-1], -1)
         tensors[name] = torch.from_numpy(np.array(dequantize(rows, kind), np.float32).reshape(sizes))
     return tensors
-
-
-def stored_bytes(sizes: tuple[int, ...], kind: int) -> int:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    return int(np.prod(sizes)) // numbers * size
 
 
 def gguf_names(architecture: str, paths: Iterable[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ its bytes must be those of the rounded numbers, and the numbers that the package
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,15 @@ class GgufTensor:
 
     @property
     def bytes(self) -> int:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        return stored_bytes(self.shape, self.type)
 
-        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
-        return int(np.prod(self.shape)) // numbers * size
+
+def stored_bytes(shape: Sequence[int], type: str) -> int:
+    """The size of a tensor, whose rows are whole blocks of its type."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
+    return math.prod(shape) // numbers * size
 
 
 def type_for(name: str, shape: Sequence[int], wanted_type: str) -> str:

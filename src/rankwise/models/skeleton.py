@@ -60,7 +60,7 @@ class Skeleton:
 
 def skeleton(folder: Path, kind: ModelKind) -> Skeleton:
     """Of a folder that was inspected. No code that comes with a model is run."""
-    module = _built(folder, kind)
+    module = built(folder, kind)
     files: dict[Path, Mapping[str, StoredTensor]] = {}
     metadata: dict[Path, Mapping[str, str]] = {}
     for file in weight_files(folder):
@@ -69,7 +69,8 @@ def skeleton(folder: Path, kind: ModelKind) -> Skeleton:
     return Skeleton(module, folder, files, metadata, names, assembled)
 
 
-def _built(folder: Path, kind: ModelKind) -> nn.Module:
+def built(folder: Path, kind: ModelKind) -> nn.Module:
+    """The model of a folder's config.json, without memory for its weights; ModelError where it cannot be built."""
     import transformers
 
     quiet.hush()

@@ -5,14 +5,12 @@ Files of other tools name layers in their own way; these modules say which layer
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import nn
 
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError, first_line
-from rankwise.models.quiet import hush
+from rankwise.errors import ModelError
+from rankwise.models.loading import ModelKind
+from rankwise.models.skeleton import built
 from rankwise.models.sources import find
 from rankwise.planning.config_check import checked_config
 from rankwise.runs.records import Callback
@@ -21,11 +19,9 @@ from rankwise.system.foreign_json import read_json
 
 def modules_without_weights(spec: ModelConfig, callback: Callback) -> dict[str, nn.Module]:
     """By path. ModelError where transformers cannot build a model that generates text or classifies from it."""
-    import transformers
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    hush()
     file = find(spec, callback).folder / "config.json"
     settings = checked_config(read_json(file), str(file))
     family = settings["model_type"]
@@ -33,11 +29,6 @@ def modules_without_weights(spec: ModelConfig, callback: Callback) -> dict[str, 
         raise ModelError(f'{file}: model_type "{family}" is not known to transformers.')
     causal = family in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     images = family in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    kind = "CausalLM" if causal else "ImageClassification" if images else "SequenceClassification"
-    try:
-        config: Any = CONFIG_MAPPING[family](**{key: value for key, value in settings.items() if key != "model_type"})
-        with torch.device("meta"):
-            model: nn.Module = getattr(transformers, f"AutoModelFor{kind}").from_config(config, trust_remote_code=False)
-    except Exception as error:  # as many kinds as there are architectures
-        raise ModelError(f"{file}: transformers cannot build this model: {first_line(error)}") from None
+    task = "CausalLM" if causal else "ImageClassification" if images else "SequenceClassification"
+    model = built(file.parent, ModelKind(f"AutoModelFor{task}", f"a model of the class AutoModelFor{task}"))
     return {path: module for path, module in model.named_modules() if path}

@@ -16,6 +16,7 @@ from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from rankwise.errors import AdapterError, one_line
+from rankwise.system.strict_json import GivenTwice, once
 
 DEEPEST = 20
 """Levels of nested lists and objects. PEFT's own settings have four."""
@@ -57,8 +58,8 @@ def read_json(file: Path, largest: int, what: str, missing: str = "") -> Any:
 def parse_json(content: bytes, file: Path) -> Any:
     """Parse JSON in UTF-8; AdapterError for repeated keys, deep nesting and text that is no Unicode."""
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_once)
-    except _Repeated as error:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=once)
+    except GivenTwice as error:
         raise AdapterError(f"{file} has the key {one_line(str(error))} twice, so it is unclear which counts.") from None
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{file} is not JSON ({type(error).__name__}).") from None
@@ -70,18 +71,6 @@ def parse_json(content: bytes, file: Path) -> Any:
         except UnicodeEncodeError:
             raise AdapterError(f"{file} contains half a surrogate pair, which is no Unicode text.") from None
     return value
-
-
-class _Repeated(ValueError):
-    """The text of the error is the key."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        seen: set[str] = set()
-        raise _Repeated(repr(next(key for key, _ in pairs if key in seen or seen.add(key))))
-    return unique
 
 
 def _depth_of(value: Any) -> int:

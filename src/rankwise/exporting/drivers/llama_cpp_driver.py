@@ -9,10 +9,8 @@ seen. Quantised weights meet activations of 8 bits, and float16 weights activati
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import os
-import sys
 from typing import Any
 
 FLOATS = {"0": "float32", "1": "float16", "32": "bfloat16"}
@@ -124,11 +122,6 @@ def _rendered(package: Any, engine: Any, messages: list[dict[str, str]]) -> list
 
 
 if __name__ == "__main__":
-    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what an engine prints must not stand in the result
-    try:
-        reply = answer(json.load(sys.stdin))
-    except Exception as error:  # of any engine
-        reply = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(reply, result)
-    result.close()
+    from driver_loop import run  # pyright: ignore[reportMissingImports]
+
+    run(answer)

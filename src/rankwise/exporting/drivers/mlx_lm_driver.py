@@ -5,9 +5,6 @@ Weights are computed with in the number format that they are stored in; a base o
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from typing import Any
 
 
@@ -62,11 +59,6 @@ def _log_probabilities(model: Any, prompt: list[int], given: list[int]) -> list[
 
 
 if __name__ == "__main__":
-    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what an engine prints must not stand in the result
-    try:
-        reply = answer(json.load(sys.stdin))
-    except Exception as error:  # of any engine
-        reply = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(reply, result)
-    result.close()
+    from driver_loop import run  # pyright: ignore[reportMissingImports]
+
+    run(answer)

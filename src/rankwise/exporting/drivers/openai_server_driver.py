@@ -8,8 +8,6 @@ that the server's template made of them. What a server does not offer is null.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import urllib.error
 import urllib.request
 from typing import Any
@@ -74,11 +72,6 @@ def _size(address: str, model: str, messages: list[dict[str, str]]) -> int | Non
 
 
 if __name__ == "__main__":
-    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what an engine prints must not stand in the result
-    try:
-        reply = answer(json.load(sys.stdin))
-    except Exception as error:  # of any engine
-        reply = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(reply, result)
-    result.close()
+    from driver_loop import run  # pyright: ignore[reportMissingImports]
+
+    run(answer)

@@ -7,8 +7,6 @@ adapter is multiplied by is 1: GenAI reads no alpha, so that only a portable ada
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -114,11 +112,6 @@ class Engine:
 
 
 if __name__ == "__main__":
-    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what an engine prints must not stand in the result
-    try:
-        reply = answer(json.load(sys.stdin))
-    except Exception as error:  # of any engine
-        reply = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(reply, result)
-    result.close()
+    from driver_loop import run  # pyright: ignore[reportMissingImports]
+
+    run(answer)

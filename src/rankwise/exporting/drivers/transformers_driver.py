@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +198,6 @@ def _picture(path: str) -> Any:
 
 
 if __name__ == "__main__":
-    result = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what an engine prints must not stand in the result
-    try:
-        reply = answer(json.load(sys.stdin))
-    except Exception as error:  # of any engine
-        reply = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(reply, result)
-    result.close()
+    from driver_loop import run  # pyright: ignore[reportMissingImports]
+
+    run(answer)
