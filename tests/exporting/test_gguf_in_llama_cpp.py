@@ -90,7 +90,8 @@ def test_merged_models_and_adapters_are_ours_in_llama_cpp(kind, tmp_path):
     for reply in replies:
         theirs = torch.tensor(reply["replies"][0]["log_probabilities"], dtype=torch.float64)
         assert (theirs - ours).abs().max() <= 2e-3 and (theirs - ours).abs().mean() <= 3e-4, kind
-        assert reply["number_format"] == "float32"
+        table = kind in ("gpt2", "gemma2", "gemma3_text")  # llama.cpp reads GELU from a table of float16
+        assert reply["number_format"] == ("float16" if table else "float32")
 
 
 def complete_merges(file):

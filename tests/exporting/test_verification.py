@@ -11,14 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 import planted
+from gguf_models import adapter_in, model_in
 from rankwise.cli.main import app
 from rankwise.commands import export as export_command
 from rankwise.exporting import verification
 from rankwise.exporting.agreement import EngineVerdict
 from rankwise.exporting.engine_process import ENGINE_DRIVERS
+from rankwise.exporting.questions import prompts_for
 from rankwise.exporting.verification import Export, Verification, Verifying, with_rules
+from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.runs.records import silent
+from rankwise.text.tokenize import prompt_ids
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +185,12 @@ def test_wishes_that_do_not_fit_are_refused_before_anything_is_written(home, wor
     result = rankwise("export", "lora", "--to", "out", *words)
     assert result.exit_code == 2 and reason in result.stderr, result.output
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("family", "pieces"), [("llama2", "prepend"), ("gemma", "bare"), ("chatml", "gpt2")])
+def test_the_text_of_a_built_in_prompt_has_the_ids_that_are_compared(family, pieces, tmp_path):
+    base = model_in(tmp_path / "base", "llama", family, pieces)
+    tuned = load_tuned(str(adapter_in(tmp_path / "adapter", base, ["q_proj"])))
+    prompts, about = prompts_for(tuned, 8, None)
+    assert about == "8 built-in prompts" and len(prompts) == 8
+    assert [tuple(prompt_ids(one.text, tuned.model.tokenizer)) for one in prompts] == [one.ids for one in prompts]

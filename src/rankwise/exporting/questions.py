@@ -108,9 +108,10 @@ def _built_in(tuned: TunedModel, room: int) -> list[Prompt]:
     model, prompts = tuned.model, list[Prompt]()
     for question in BUILT_IN:
         try:
-            ids = tuple(asking_ids(model, [*tuned.opening(None), Message("user", question)]))
+            text = model.template.text([*tuned.opening(None), Message("user", question)], answer_next=True)
         except TemplateError:
-            ids = tuple(prompt_ids(model.tokenizer.start + question, model.tokenizer))
+            text = model.tokenizer.start + question
+        ids = tuple(prompt_ids(text, model.tokenizer))  # decoding them may give another text
         if len(ids) <= room:
-            prompts.append(Prompt(model.tokenizer.decode(ids), ids))
+            prompts.append(Prompt(text, ids))
     return prompts

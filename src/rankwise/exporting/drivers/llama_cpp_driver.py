@@ -15,6 +15,8 @@ from typing import Any
 
 FLOATS = {"0": "float32", "1": "float16", "32": "bfloat16"}
 """By general.file_type."""
+GELU = ("gpt2", "gemma2", "gemma3")
+"""Architectures whose activations llama.cpp reads from a table of float16 numbers (GGML_GELU_FP16)."""
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -31,20 +33,26 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "n_threads": request["threads"], "n_threads_batch": request["threads"], "logits_all": True, "verbose": False,
     }  # fmt: skip
     engine: Any = package.Llama(**options)
-    if _number_format(engine) == "float32":
+    stored = _stored(engine)
+    if stored == "float32":
         engine.close()
         engine = package.Llama(**options, type_k=package.GGML_TYPE_F32, type_v=package.GGML_TYPE_F32)
     return {
         "engine": "llama-cpp-python",
         "version": package.__version__,
         "end_id": engine.token_eos(),
-        "number_format": _number_format(engine),
+        "number_format": "float16" if stored == "float32" and _architecture(engine) in GELU else stored,
         "conversations": [_rendered(package, engine, messages) for messages in request.get("conversations") or ()],
         "replies": [_reply(package, engine, one) for one in questions],
     }
 
 
-def _number_format(engine: Any) -> str:
+def _architecture(engine: Any) -> str:
+    return engine.metadata.get("general.architecture", "")
+
+
+def _stored(engine: Any) -> str:
+    """The number format of the weights."""
     return FLOATS.get(engine.metadata.get("general.file_type", ""), "quantised")
 
 
