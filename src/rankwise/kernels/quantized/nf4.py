@@ -1,0 +1,116 @@
+"""NF4 with double quantisation, Dettmers et al. 2023 (QLoRA, arXiv 2305.14314), in the layout of bitsandbytes.
+
+    W = a_b L[code],    64 numbers of a row in a block b,    a_b = max |W| of the block
+
+L are sixteen levels between -1 and 1, two codes lie in a byte, the earlier one in its high half. The block maxima are
+stored in eight bits themselves: less their mean, 256 of them share one float32 maximum, and each is one of 256 values
+whose exponent takes as many bits as it needs (Dettmers 2015, arXiv 1511.04561). All in all 4.13 bits a number.
+
+bitsandbytes unpacks the codes where it is installed; the few lines of torch here give the same numbers, more slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+BLOCK, OUTER = 64, 256
+"""Numbers that share a maximum, and maxima that share one."""
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""Of bitsandbytes, where they are rounded to float32."""
+Unpack = Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
+
+
+@dataclass(frozen=True)
+class NF4:
+    """Parts: codes (O, I / 2), codes of the block maxima (O I / 64,), the values that those stand for (256,), the
+    maxima of those (ceil(O I / 64 / 256),) and their mean (1,)."""
+
+    name: str = "nf4"
+    part_names: tuple[str, ...] = ("codes", "maxima", "values", "outer", "mean")
+
+    def takes(self, shape: tuple[int, int]) -> bool:
+        """Whether no block would reach over the end of a row."""
+        return shape[1] % BLOCK == 0
+
+    def pack(self, weight: Tensor) -> tuple[Tensor, ...]:
+        rows, columns = weight.shape
+        blocks = weight.to(torch.float32).reshape(-1, BLOCK)
+        maxima = blocks.abs().amax(1)
+        levels = torch.tensor(LEVELS, device=weight.device)
+        codes = nearest(blocks / maxima.clamp_min(torch.finfo(torch.float32).tiny)[:, None], levels)
+        bytes_of = codes.reshape(rows, columns // 2, 2)
+        packed = (bytes_of[..., 0] << 4) | bytes_of[..., 1]
+        return packed, *_pack_maxima(maxima)
+
+    def unpack(
+        self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        return _unpacking()(parts[0], block_maxima(*parts[1:]), shape, dtype), None
+
+    def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
+        maxima = block_maxima(*parts[1:]).view(shape[0], -1)[index]
+        return _unpacking()(parts[0][index], maxima.flatten(), (len(index), shape[1]), dtype)
+
+
+def nearest(numbers: Tensor, levels: Tensor) -> Tensor:
+    """The number of the nearest of sorted levels, in uint8."""
+    return torch.bucketize(numbers, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+
+
+def block_maxima(codes: Tensor, values: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
+    """The maxima of all blocks, in float32."""
+    within = values[codes.int()]
+    whole = outer.repeat_interleave(OUTER)[: len(codes)] if len(codes) % OUTER else outer[:, None]
+    return (within.view(len(outer), -1) * whole).flatten().add_(mean) if whole.ndim == 2 else within * whole + mean
+
+
+def _pack_maxima(maxima: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    values, mean = dynamic_values().to(maxima.device), maxima.mean()
+    left = maxima - mean
+    filled = torch.nn.functional.pad(left, (0, -len(left) % OUTER)).view(-1, OUTER)
+    outer = filled.abs().amax(1)
+    shares = filled / outer.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    return nearest(shares, values).flatten()[: len(left)].clone(), values, outer, mean.reshape(1)
+
+
+@cache
+def dynamic_values() -> Tensor:
+    """256 sorted values: 0, 1, and of each sign, for each exponent e of 0 to 6, the middles of 2^e equal parts of
+    0.1 to 1, times 10^(e - 6)."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        middles = ((edges[1:] + edges[:-1]) / 2 * 10.0 ** (exponent - 6)).tolist()
+        values += [sign * middle for middle in middles for sign in (1, -1)]
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+@cache
+def _unpacking() -> Unpack:
+    """By bitsandbytes where it can be imported."""
+    try:
+        import bitsandbytes  # noqa: F401  registers its operations with torch
+    except (ImportError, OSError, RuntimeError):
+        return plain_unpacked
+    return _unpacked_by_library
+
+
+def _unpacked_by_library(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return torch.ops.bitsandbytes.dequantize_4bit.default(codes, maxima, BLOCK, "nf4", shape, dtype)
+
+
+def plain_unpacked(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The same by torch alone: each byte is looked up as its pair of levels."""
+    levels = torch.tensor(LEVELS, device=codes.device)
+    byte = torch.arange(256, device=codes.device)
+    pairs = torch.stack([levels[byte >> 4], levels[byte & 15]], 1)
+    return (pairs[codes.flatten().int()].view(-1, BLOCK) * maxima[:, None]).to(dtype).view(shape)
