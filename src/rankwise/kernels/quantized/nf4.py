@@ -111,7 +111,8 @@ def _unpacking() -> Unpack:
 
 
 def _unpacked_by_library(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    return torch.ops.bitsandbytes.dequantize_4bit.default(codes, maxima, BLOCK, "nf4", shape, dtype)
+    exact = torch.float32 if dtype == torch.float64 else dtype
+    return torch.ops.bitsandbytes.dequantize_4bit.default(codes, maxima, BLOCK, "nf4", shape, exact).to(dtype)
 
 
 def plain_unpacked(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -71,7 +71,7 @@ class QuantizedTensor(torch.Tensor):
         """The numbers, as an ordinary tensor of this shape and number format."""
         matrix, factor = self.format.unpack(self.parts, self.stored_shape, self.dtype)
         if factor is not None:
-            matrix.mul_(factor[:, None].to(matrix.dtype))
+            matrix.mul_(factor[:, None])
         return matrix.T if self.transposed else matrix
 
     def like(
@@ -162,13 +162,12 @@ def _to_copy(
 
 
 def _operands(x: Tensor, weight: QuantizedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(x, D, factor of the outputs) for x @ weight; a factor of the inputs is part of x already."""
+    """(x, D, factor of the outputs) for x @ weight; a factor of the inputs is part of x already. Factors stay in
+    float32, since rounding one would change all numbers of its row alike."""
     matrix, factor = weight.format.unpack(weight.parts, weight.stored_shape, weight.dtype)
-    if factor is not None:
-        factor = factor.to(weight.dtype)
     if weight.transposed:
         return x, matrix.T, factor
-    return x if factor is None else x * factor, matrix, None
+    return x if factor is None else (x * factor).to(x.dtype), matrix, None
 
 
 def _mm(x: Tensor, weight: Tensor) -> Any:
