@@ -12,13 +12,15 @@ import torch
 import rankwise.models.quiet as quiet
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
+from rankwise.models.bitsandbytes_folder import bitsandbytes_folder
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import read_json, refuse_vision
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.precision import choose_precision
-from rankwise.models.quantized_folder import quantized_folder
+from rankwise.models.quantized_folder import QuantizedFolder, quantized_folder
 from rankwise.models.sources import Source, find
+from rankwise.models.stored_quantization import stored_format
 from rankwise.models.timm_models import is_timm, is_timm_config, need_timm
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -55,8 +57,14 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         processing=kind.processing,
         new_modules=new_modules,
         own_head=own_head,
-        quantization=spec.quantize if spec.quantize in ("nf4", "int8") else None,
+        quantization=_quantization(spec, source.folder),
     )
+
+
+def _quantization(spec: ModelConfig, folder: Path) -> str | None:
+    if spec.quantize == "none":
+        return None
+    return spec.quantize if spec.quantize != "auto" else stored_format(read_json(folder / "config.json"))
 
 
 def _reader(source: Source, trusted: bool) -> TextReader:
@@ -111,13 +119,26 @@ def _read(
     import transformers
 
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
-    if quantize not in ("nf4", "int8"):
-        return getattr(transformers, kind.auto_class).from_pretrained(
-            source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,
-            **kind.settings,
-        )  # fmt: skip
-    lying = quantized_folder(source.folder, kind, quantize, callback)
-    return type(lying.module).from_pretrained(None, config=lying.module.config, state_dict=lying.state, **options)
+    if (lying := _in_fewer_bits(source.folder, kind, quantize, callback)) is not None:
+        return type(lying.module).from_pretrained(None, config=lying.module.config, state_dict=lying.state, **options)
+    return getattr(transformers, kind.auto_class).from_pretrained(
+        source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,
+        **kind.settings,
+    )  # fmt: skip
+
+
+def _in_fewer_bits(folder: Path, kind: ModelKind, quantize: str, callback: Callback) -> QuantizedFolder | None:
+    """The weights that are not in full precision, or are not to be; None where all are."""
+    stored = stored_format(read_json(folder / "config.json"))
+    if stored is not None:
+        if quantize not in ("auto", "none", stored):
+            raise ModelError(
+                f"{folder} contains weights in {stored}, which are not quantised again as {quantize}. Leave out "
+                "--quantize, or name the full-precision model."
+            )
+        lying = bitsandbytes_folder(folder, kind)
+        return lying if quantize != "none" else lying.unpacked()
+    return quantized_folder(folder, kind, quantize, callback) if quantize in ("nf4", "int8") else None
 
 
 @contextmanager

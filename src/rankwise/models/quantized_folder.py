@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rankwise.errors import ModelError, some
 from rankwise.kernels.linear import is_conv1d
 from rankwise.kernels.quantized.formats import FORMATS, FormatName, PackingFormat
-from rankwise.kernels.quantized.tensor import QuantizedTensor
+from rankwise.kernels.quantized.tensor import QuantizedTensor, unpacked
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import fingerprint
 from rankwise.models.kind import ModelKind
@@ -62,6 +62,10 @@ class QuantizedFolder:
     """All weights, by their names in the folder."""
     quantized: int
     """How many of them are quantised."""
+
+    def unpacked(self) -> QuantizedFolder:
+        """The same with all weights in full."""
+        return QuantizedFolder(self.module, {name: unpacked(value) for name, value in self.state.items()}, 0)
 
 
 def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: Callback) -> QuantizedFolder:

@@ -33,6 +33,23 @@ Unpack = Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
+class NF4WithMaxima:
+    """NF4 without the second quantisation, which is read and not written. Parts: codes (O, I / 2), block maxima
+    (O I / 64,) in float32."""
+
+    name: str = "nf4"
+
+    def unpack(
+        self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        return _unpacking()(parts[0], parts[1], shape, dtype), None
+
+    def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
+        maxima = parts[1].view(shape[0], -1)[index]
+        return _unpacking()(parts[0][index], maxima.flatten(), (len(index), shape[1]), dtype)
+
+
+@dataclass(frozen=True)
 class NF4:
     """Parts: codes (O, I / 2), codes of the block maxima (O I / 64,), the maxima of those (ceil(O I / 64 / 256),) and
     the mean of the block maxima (1,)."""
