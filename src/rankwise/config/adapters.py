@@ -269,10 +269,7 @@ class FullConfig(MethodConfig):
                 "updates would be rounded away in bfloat16. Leave it out"
             )
         if base.quantize in ("nf4", "int8"):
-            return (
-                f'The setting "model.quantize" is {base.quantize}, but full fine-tuning changes every weight, and '
-                "weights in fewer bits are frozen. Leave it out, or train an adapter"
-            )
+            return f'"model.quantize" is {base.quantize}, but full fine-tuning changes every weight. Leave it out'
         if base.trust_code is not None:
             return (
                 'The setting "model.trust_code" is given, but the model that full fine-tuning writes could not be '

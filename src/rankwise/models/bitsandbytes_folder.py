@@ -35,28 +35,25 @@ def bitsandbytes_folder(folder: Path, kind: ModelKind) -> QuantizedFolder:
     if hasattr(parts.module.config, "quantization_config"):
         del parts.module.config.quantization_config
     tensors = _tensors(parts)
+    states = {key.partition(STATE)[0]: key for key in tensors if STATE in key}
     state: dict[str, Tensor] = {}
     problems: list[str] = []
-    quantized = 0
     for name, value in tensors.items():
-        states = [key for key in tensors if key.startswith(f"{name}{STATE}")]
         scales = tensors.get(f"{name.removesuffix('weight')}{SCALES}") if name.endswith(".weight") else None
         if name not in parts.names:
             continue  # a part of another
         try:
-            if states:
-                state[name] = _nf4(name, states[0], tensors, _shape(parts, name))
+            if name in states:
+                state[name] = _nf4(name, states[name], tensors, _shape(parts, name))
             elif scales is not None and value.dtype == torch.int8:
                 state[name] = _int8(value, scales, tensors, name)
             else:
                 state[name] = value
         except (ModelError, KeyError) as error:
             problems.append(f"{name}: {error.args[0] if isinstance(error, ModelError) else f'it lacks {error}'}")
-            continue
-        quantized += isinstance(state[name], QuantizedTensor)
     if problems:
         raise ModelError(f"{folder} is damaged; download it again: {some(problems, 3)}")
-    return QuantizedFolder(parts.module, state, quantized)
+    return QuantizedFolder(parts.module, state)
 
 
 def _tensors(parts: Skeleton) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 import rankwise.models.quiet as quiet
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
+from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
 from rankwise.models.bitsandbytes_folder import bitsandbytes_folder
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import read_json, refuse_vision
@@ -120,6 +121,11 @@ def _read(
 
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
     if (lying := _in_fewer_bits(source.folder, kind, quantize, callback)) is not None:
+        if "nf4" in lying.formats and not is_unpacked_by_library():
+            callback(WarningMessage(
+                "bitsandbytes is not installed, so torch unpacks nf4 weights, which takes several times as long; "
+                "pip install 'rankwise[quantized]'"
+            ))  # fmt: skip
         return type(lying.module).from_pretrained(None, config=lying.module.config, state_dict=lying.state, **options)
     return getattr(transformers, kind.auto_class).from_pretrained(
         source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,

@@ -60,12 +60,15 @@ class QuantizedFolder:
     """The model without memory for its weights."""
     state: Mapping[str, Tensor]
     """All weights, by their names in the folder."""
-    quantized: int
-    """How many of them are quantised."""
+
+    @property
+    def formats(self) -> set[str]:
+        """The names of the formats of those that are quantised."""
+        return {value.format.name for value in self.state.values() if isinstance(value, QuantizedTensor)}
 
     def unpacked(self) -> QuantizedFolder:
         """The same with all weights in full."""
-        return QuantizedFolder(self.module, {name: unpacked(value) for name, value in self.state.items()}, 0)
+        return QuantizedFolder(self.module, {name: unpacked(value) for name, value in self.state.items()})
 
 
 def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: Callback) -> QuantizedFolder:
@@ -82,7 +85,7 @@ def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: 
         callback(StatusMessage(f"not quantised, because {name} cannot store their rows: {some(odd, 3)}"))
     packed = _packed(folder, name, matrices, callback)
     state = _state(parts, matrices, packed, format)
-    return QuantizedFolder(parts.module, state, len(matrices))
+    return QuantizedFolder(parts.module, state)
 
 
 def _matrices(parts: Skeleton, format: PackingFormat, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:

@@ -11,6 +11,7 @@ bitsandbytes unpacks the codes where it is installed; the few lines of torch her
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -119,12 +120,22 @@ def dynamic_values(device: torch.device) -> Tensor:
 
 @cache
 def _unpacking() -> Unpack:
-    """By bitsandbytes where it can be imported."""
+    """By bitsandbytes where it can be imported, without its remarks on kernels for answers, which are not used."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401  registers its operations with torch
     except (ImportError, OSError, RuntimeError):
         return plain_unpacked
+    finally:
+        logger.setLevel(level)
     return _unpacked_by_library
+
+
+def is_unpacked_by_library() -> bool:
+    """Whether bitsandbytes unpacks NF4 here."""
+    return _unpacking() is _unpacked_by_library
 
 
 def _unpacked_by_library(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
