@@ -31,7 +31,7 @@ def check_tensors(file: Path) -> list[str]:
     if not problems and header.settings.get("general.architecture") in FAMILIES:
         problems = _against(header, expected_tensors(header, file))
     if problems:
-        raise ModelError("\n  ".join([f"{file} cannot be converted; download or make the file again:", *problems]))
+        raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *problems]))
     return [name for name in header.tensors if name.startswith(NOT_OF_THE_MODEL)]
 
 
