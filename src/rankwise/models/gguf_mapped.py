@@ -102,7 +102,8 @@ def settings_folder(file: Path, header: GgufHeader) -> Path:
 
 
 def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
-    """As transformers reads them, but for the width of a head, which it takes for the default in some families."""
+    """As transformers reads them. It takes some that decide of shapes for the default of the family, such as the width
+    of a head of Qwen 3 and the positions of GPT-2; those are the file's."""
     import transformers
 
     with TemporaryDirectory() as alone:  # so that no other file is read
@@ -110,8 +111,11 @@ def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
         only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
         tokenizer = transformers.AutoTokenizer.from_pretrained(alone, **only)
         config = transformers.AutoConfig.from_pretrained(alone, **only)
-    if (width := config_of_gguf(header, file).get("head_dim")) is not None:
-        config.head_dim = width
+    for name, value in config_of_gguf(header, file).items():
+        if name not in ("model_type", "pad_token_id"):
+            setattr(config, name, value)
+    if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
+        config.pad_token_id = None
     config.architectures = [type(_skeleton(config)).__name__]
     config.save_pretrained(folder)
     transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
