@@ -25,6 +25,7 @@ from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.models.gguf import checked, refused
 from rankwise.models.gguf_architectures import ARCHITECTURES, Architecture, GgufNames
+from rankwise.models.gguf_tensors import listed
 from rankwise.planning.gguf_config import FAMILIES, config_of_gguf
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 from rankwise.runs.records import Callback, StatusMessage
@@ -152,7 +153,7 @@ class _Mapped:
             if value.shape != meta.shape:
                 problems.append(f"{name} has the shape {tuple(value.shape)}, and the model needs {tuple(meta.shape)}.")
         if problems:
-            raise ModelError("\n  ".join([f"{self._file} cannot be used; download or make the file again:", *problems]))
+            raise ModelError("\n  ".join([f"{self._file} cannot be used; download or make the file again:", *listed(problems)]))
         return state
 
     def _value(self, name: str, parameter: str, names: GgufNames) -> Tensor:
