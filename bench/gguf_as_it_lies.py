@@ -51,7 +51,10 @@ def main(file: Path, tokens: int) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step + 1}: loss {loss.item():.4f}, {ids.shape[1]} tokens, {time.perf_counter() - clock:.1f} s", flush=True)
+        print(
+            f"step {step + 1}: loss {loss.item():.4f}, {ids.shape[1]} tokens, {time.perf_counter() - clock:.1f} s",
+            flush=True,
+        )
     print(f"largest resident memory {psutil.Process().memory_info().rss / 1e6:.0f} MB at the end")
 
 

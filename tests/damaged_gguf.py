@@ -67,7 +67,9 @@ def more(key: bytes, kind: int, value: bytes, content: bytes, header: GgufHeader
     end = len(content[: header.begin].rstrip(b"\0"))  # the offset of the last tensor may end in zeros
     grown = len(entry) + end + 8
     begin = -(-grown // 32) * 32
-    return whole[: header.begin + len(entry)] + bytes(max(0, begin - header.begin - len(entry))) + content[header.begin :]
+    return (
+        whole[: header.begin + len(entry)] + bytes(max(0, begin - header.begin - len(entry))) + content[header.begin :]
+    )
 
 
 def renamed(old: bytes, new: bytes, content: bytes, header: GgufHeader) -> bytes:

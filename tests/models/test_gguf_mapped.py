@@ -34,7 +34,9 @@ AS_CONVERTED = {"qwen3": {"head_dim": 128}, "gpt2": {"n_positions": 1024}}
 
 def as_gguf(base: Path, file: Path, dtype: str) -> Path:
     """A model's folder as a GGUF file."""
-    adapter = adapter_in(base.parent / "zero", base, layers_of(AutoConfig.from_pretrained(base).model_type)[:1], size=0.0)
+    adapter = adapter_in(
+        base.parent / "zero", base, layers_of(AutoConfig.from_pretrained(base).model_type)[:1], size=0.0
+    )
     words = ["export", adapter, "--to", file, "--format", "gguf", "--dtype", dtype]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
@@ -176,7 +178,7 @@ def test_gradients_are_those_through_the_converted_numbers(files, kind):
     for model, _ in both:
         model.train()
         model.config.use_cache = False
-        for name, module in model.named_modules():
+        for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
     assert_near(*(gradients(*one) for one in both))

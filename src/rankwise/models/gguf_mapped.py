@@ -84,10 +84,10 @@ def _type(header: GgufHeader, name: str) -> str:
 
 
 def quantization_of(header: GgufHeader) -> str:
-    """The types of a file's matrices."""
+    """The types of a file's matrices, the commonest first."""
     counts = Counter(_type(header, name) for name, sizes in header.tensors.items() if len(sizes) > 1)
     first, *others = [name for name, _ in counts.most_common()] or [FLOAT32]
-    return f"{first}, some {' and '.join(others)}" if others else first
+    return f"{first}, some {', '.join(others)}" if others else first
 
 
 def settings_folder(file: Path, header: GgufHeader) -> Path:
@@ -153,7 +153,9 @@ class _Mapped:
             if value.shape != meta.shape:
                 problems.append(f"{name} has the shape {tuple(value.shape)}, and the model needs {tuple(meta.shape)}.")
         if problems:
-            raise ModelError("\n  ".join([f"{self._file} cannot be used; download or make the file again:", *listed(problems)]))
+            raise ModelError(
+                "\n  ".join([f"{self._file} cannot be used; download or make the file again:", *listed(problems)])
+            )
         return state
 
     def _value(self, name: str, parameter: str, names: GgufNames) -> Tensor:
@@ -184,4 +186,3 @@ class _Mapped:
 
 def _sizes(header: GgufHeader, name: str) -> tuple[int, ...]:
     return tuple(reversed(header.tensors[name]))
-
