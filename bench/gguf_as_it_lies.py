@@ -40,8 +40,8 @@ def main(file: Path, tokens: int) -> None:
     weights = sum(map(stored_bytes, mapped.state.values()))
     dense = sum(2 * one.numel() for one in mapped.state.values())
     print(f"{file.name}: {mapped.quantization}; weights {weights / 1e6:.1f} MB, in bfloat16 {dense / 1e6:.1f} MB")
-    print(f"loaded in {time.perf_counter() - clock:.1f} s; {(psutil.Process().memory_full_info().uss - before) / 1e6:.0f} MB "
-          "of the process's own memory")  # fmt: skip
+    own = (psutil.Process().memory_full_info().uss - before) / 1e6
+    print(f"loaded in {time.perf_counter() - clock:.1f} s; {own:.0f} MB of the process's own memory")
     adapters = inject(model, LoraConfig(targets=TARGETS, rank=16, alpha=32.0))
     optimizer = torch.optim.AdamW(list(adapters.named_parameters().values()), lr=RATE)
     ids = text(Path(__file__).read_text(), return_tensors="pt").input_ids[:, :tokens]

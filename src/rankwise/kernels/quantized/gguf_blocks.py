@@ -2,9 +2,9 @@
 
     w = d (q - o)        Q4_0, Q5_0, Q6_K, Q8_0        w = d q + m        Q4_1, Q5_1, Q4_K, Q5_K
 
-d and m belong to 16 or 32 numbers. Of a K type they are products of whole numbers and one or two halves for 256 numbers.
-Four bits of two numbers lie in a byte, further bits in bytes of their own. All is computed in float32, in the order of
-the gguf package, so that each number equals its value to the bit; another number format is rounded to once.
+d and m belong to 16 or 32 numbers. In a K type they are products of whole numbers and a float16 for 256 numbers. Four
+bits of two numbers lie in a byte, further bits in bytes of their own. All is computed in float32, in the order of the
+gguf package, so that each number equals its value to the bit; the number format of a product is rounded to once.
 
 Each region runs over all numbers and is given its factors ready-made, since the compiler would compute them once more
 for each number.
