@@ -20,7 +20,7 @@ from rankwise.commands.inspect_model import means_model
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError
 from rankwise.methods.inject import add_adapter, inject
-from rankwise.models.loading import head_modules
+from rankwise.models.heads import head_modules
 from rankwise.planning.catalogue import catalogue
 from vision_models import FAMILIES, LABELS, TIMM, save_folder
 

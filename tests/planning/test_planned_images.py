@@ -35,7 +35,7 @@ from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import plan
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.models.loading import head_modules
+from rankwise.models.heads import head_modules
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.planning.activations import OF_IMAGES
 from rankwise.planning.activations import saved_bytes as planned_bytes

@@ -15,7 +15,7 @@ from rankwise.config.reading import read_planned
 
 
 @takes_settings(
-    "model", "data", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", "backend", *ROWS,
+    "model", "quantize", "data", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", "backend", *ROWS,
     model="Model name from the catalogue (--models), hub id, folder with a config.json, or .gguf file.",
 )  # fmt: skip
 def plan(

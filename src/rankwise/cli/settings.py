@@ -57,6 +57,9 @@ class Flag:
 
 FLAGS = {
     "model": Flag("model.name", str, "Starter name, hub id, folder or .gguf file."),
+    "quantize": Flag("model.quantize", str,
+        "Store the frozen weights in fewer bits: nf4 (a quarter of bfloat16's memory), int8 (half) or none.  "
+        "[default: as the model has them]"),
     "data": Flag("data.path", str, "File or folder of rows, or hub:organisation/name."),
     "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
     "objective": Flag("objective", str,

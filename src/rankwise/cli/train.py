@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 
 @takes_settings(
-    "model", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", "learning_rate",
-    "auto_batch",
-    "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
+    "model", "quantize", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
+    "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
 )  # fmt: skip
 def train(
     config: ConfigFile = None,

@@ -11,7 +11,7 @@ from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.models.inspection import fingerprint, read_json
-from rankwise.models.loading import CAUSAL_LM, ModelKind
+from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.sources import find
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.directory import find_run

@@ -20,6 +20,10 @@ class ModelConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the frozen weights. `auto` is bfloat16 where the hardware computes in it, and float32 elsewhere.
     Trained weights are always float32, so full fine-tuning refuses bfloat16."""
+    quantize: Literal["auto", "none", "nf4", "int8"] = "auto"
+    """Store the frozen weights of linear layers in fewer bits, which takes a quarter (`nf4`) or half (`int8`) of
+    bfloat16's memory. Products are computed in `dtype`. `auto` takes weights as they are: those of a quantised model
+    quantised, all others in full; `none` computes with full weights in any case."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Device to run on: `auto`, `cpu`, `mps`, `cuda`, or `cuda:N` for one of several GPUs."""
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")

@@ -20,8 +20,8 @@ from rankwise.data.preparing import ImageWriting, prepare, refuse_fatal
 from rankwise.data.sequences import evenly
 from rankwise.evaluation.feature_forgetting import Features, feature_forgetting
 from rankwise.evaluation.validation_rows import refuse_training_files
+from rankwise.models.heads import head_modules
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import head_modules
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.feature_forgetting import FeatureForgetting

@@ -30,7 +30,7 @@ from rankwise.exporting.merging.number_formats import FORMATS, refusal
 from rankwise.methods.base import BASE_FACTS, BaseFacts
 from rankwise.models.beside import copy_reader
 from rankwise.models.inspection import fingerprint
-from rankwise.models.loading import ModelKind
+from rankwise.models.kind import ModelKind
 from rankwise.models.skeleton import skeleton
 from rankwise.models.sources import Source
 from rankwise.models.tensor_files import MappedFiles, StoredTensor

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankwise.data.batches import Batch
 from rankwise.forward.fused import FusedLoss, probe
+from rankwise.kernels.quantized.tensor import is_quantized
 
 SMALL, LARGE = (40, 24), (150, 106)
 """Lengths of two sample batches; their difference separates the memory per token from the constant part."""
@@ -34,10 +35,12 @@ def saved_bytes(loss_of: Callable[[Batch], Tensor], batch: Batch, module: nn.Mod
     """Sum the bytes of the distinct storages that the backward pass needs and that did not exist before the call. The
     graph is dropped at once: an output that its own node refers to would keep it, and the model, alive for ever."""
     there = [*module.parameters(), *module.buffers(), *batch.inputs.values(), batch.targets]
-    known = {value.untyped_storage().data_ptr() for value in there}
+    known = {value.untyped_storage().data_ptr() for value in there if not is_quantized(value)}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def save(value: Tensor) -> None:
+        if is_quantized(value):  # a weight: what it is unpacked to is dropped again
+            return
         storage = value.untyped_storage()
         if storage.data_ptr() not in known:
             saved[storage.data_ptr()] = storage  # kept alive, so that its address is not reused

@@ -27,7 +27,7 @@ from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.image_shape import side_in, with_measured_images
 from rankwise.forward.positions import usable_positions
 from rankwise.forward.saved_activations import measured, stacks_of
-from rankwise.models.loading import head_modules
+from rankwise.models.heads import head_modules
 from rankwise.models.timm_models import is_timm_config, need_timm
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.shape import Blocks, ModelShape, NewHead

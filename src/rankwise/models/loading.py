@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import rankwise.models.quiet as quiet
-from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError, first_line, is_out_of_memory
+from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
+from rankwise.models.heads import head_modules
 from rankwise.models.inspection import read_json, refuse_vision
+from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.precision import choose_precision
+from rankwise.models.quantized_folder import quantized_folder
 from rankwise.models.sources import Source, find
-from rankwise.models.timm_models import head_of, is_timm, is_timm_config, need_timm
+from rankwise.models.timm_models import is_timm, is_timm_config, need_timm
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
-
-
-@dataclass(frozen=True)
-class ModelKind:
-    """The kind of model that transformers builds from a folder."""
-
-    auto_class: str
-    described: str
-    head_seed: int | None = None
-    """For a model with a new head: draws the weights that the folder lacks. None where the folder must have all."""
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Settings that override the folder's config.json."""
-    processing: ImageProcessing | None = None
-    """For a model that reads images: how they become what it reads. None for a model of texts."""
-
-
-IMAGE_HEADS = ("classifier", "score", "fc", "head", "dist_head", "cls_classifier", "distillation_classifier")
-CAUSAL_LM = ModelKind("AutoModelForCausalLM", "a causal language model")
 
 
 def load(model: ModelConfig | str, callback: Callback = silent, kind: ModelKind = CAUSAL_LM) -> LoadedModel:
@@ -57,7 +40,7 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
     if kind.processing is None:
         refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind)
+    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, spec.quantize)
     module.to(precision.device).eval()
     if getattr(module, "generation_config", None) is not None:  # else it would fill in unset settings
         module.generation_config = type(module.generation_config)()
@@ -91,22 +74,19 @@ def width_of(module: Any) -> int:
 
 
 def _module(
-    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, quantize: str
 ) -> tuple[Any, tuple[str, ...], bool]:
     """The model, the modules inside its body whose weights were drawn because the folder lacks them, and whether a
     classifier's head was not drawn."""
-    import transformers
-
     quiet.hush()
     if is_timm_config(read_json(source.folder / "config.json")):
         need_timm(str(source.folder))
     new_head = kind.head_seed is not None
     try:
         with nullcontext() if kind.head_seed is None else _drawing(kind.head_seed):
-            module, report = getattr(transformers, kind.auto_class).from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=trusted,
-                output_loading_info=True, ignore_mismatched_sizes=new_head, **kind.settings,
-            )  # fmt: skip
+            module, report = _read(source, dtype, trusted, callback, kind, quantize)
+    except RankwiseError:
+        raise
     except Exception as error:  # errors of many kinds: damaged weights, unknown architectures, missing parts
         if is_out_of_memory(error):
             raise
@@ -123,14 +103,22 @@ def _module(
     return module, tuple(dict.fromkeys(inside)) if new_head else (), own_head
 
 
-def head_modules(module: Any, *, images: bool) -> list[str]:
-    """The modules that make a classifier's outputs. Beside the body of a model of texts there is nothing else; a model
-    of images may have parts of its body there, so its head is known by its name."""
-    if images and is_timm(module):
-        return [head_of(module)]
-    children = [(name, child) for name, child in module.named_children() if next(child.parameters(), None) is not None]
-    body = module.base_model_prefix
-    return [name for name, _ in children if (name in IMAGE_HEADS if images else name != body)]
+def _read(
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, quantize: str
+) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' report of what its folder lacks and does not need."""
+    import transformers
+
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
+    if quantize not in ("nf4", "int8"):
+        return getattr(transformers, kind.auto_class).from_pretrained(
+            source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,
+            **kind.settings,
+        )  # fmt: skip
+    if trusted:
+        raise ModelError(f"{source.folder} needs its own Python code, and such a model cannot be quantised.")
+    lying = quantized_folder(source.folder, kind, quantize, callback)
+    return type(lying.module).from_pretrained(None, config=lying.module.config, state_dict=lying.state, **options)
 
 
 @contextmanager

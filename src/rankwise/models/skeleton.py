@@ -18,7 +18,7 @@ from torch import nn
 import rankwise.models.quiet as quiet
 from rankwise.errors import ModelError, first_line, is_out_of_memory
 from rankwise.models.inspection import read_json
-from rankwise.models.loading import ModelKind
+from rankwise.models.kind import ModelKind
 from rankwise.models.tensor_files import StoredTensor, read_header, weight_files
 from rankwise.models.timm_models import is_timm_config, need_timm
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
-from rankwise.models.loading import ModelKind
+from rankwise.models.kind import ModelKind
 from rankwise.models.skeleton import built
 from rankwise.models.sources import find
 from rankwise.planning.config_check import checked_config

@@ -17,9 +17,10 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portion
 from rankwise.data.preparing import TextWriting
 from rankwise.forward.reference import SupervisedLogits, random_documents
+from rankwise.models.kind import CAUSAL_LM as KIND
+from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import CAUSAL_LM as KIND
-from rankwise.models.loading import ModelKind, load, load_unchecked
+from rankwise.models.loading import load, load_unchecked
 from rankwise.objectives.targets import text_writing
 from rankwise.runs.records import Callback
 from rankwise.text.encode import Encoder

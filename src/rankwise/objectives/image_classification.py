@@ -23,8 +23,10 @@ from rankwise.data.batches import Batch, portions_of
 from rankwise.data.preparing import ImageWriting
 from rankwise.errors import ModelError, first_line, is_out_of_memory
 from rankwise.images.processor import need_vision, normalised
+from rankwise.models.heads import head_modules
+from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import ModelKind, head_modules, load, load_unchecked
+from rankwise.models.loading import load, load_unchecked
 from rankwise.models.preprocessing import size_arguments
 from rankwise.models.timm_models import is_timm, set_config
 from rankwise.objectives.targets import head_settings, outputs_in, target_loss, weight_of

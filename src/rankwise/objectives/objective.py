@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
 from rankwise.data.preparing import Writing
+from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import ModelKind
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
 from rankwise.text.tokenize import Tokens

@@ -23,8 +23,10 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portions_of
 from rankwise.data.preparing import TextWriting
 from rankwise.forward.positions import usable_positions
+from rankwise.models.heads import head_modules
+from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import ModelKind, head_modules, load, load_unchecked
+from rankwise.models.loading import load, load_unchecked
 from rankwise.objectives.targets import head_settings, outputs_in, target_loss, text_writing, weight_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback

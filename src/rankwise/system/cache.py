@@ -12,8 +12,9 @@ from pathlib import Path
 import platformdirs
 
 KEPT_SECONDS = 30 * 86_400
-GGUF_FOLDER, STARTER_FOLDER = "gguf-", "starter-"
-"""How the names of cached models begin: converted GGUF files, and starters that came as a folder."""
+GGUF_FOLDER, STARTER_FOLDER, QUANTIZED_FOLDER = "gguf-", "starter-", "quantized-"
+"""How the names of cached models begin: converted GGUF files, starters that came as a folder, and weights in fewer
+bits."""
 SOURCE = "gguf_source.json"
 """File in the folder of a converted model that names its GGUF file."""
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankwise.kernels.quantized.tensor import pieces
+
 LARGEST = 127
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,15 @@ class Int8:
         return True
 
     def pack(self, weight: Tensor) -> tuple[Tensor, ...]:
-        exact = weight.to(torch.float32)
-        scales = exact.abs().amax(1) / LARGEST
-        numbers = (exact / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round_()
-        return numbers.to(torch.int8), scales
+        """In pieces of whole rows, so that little more than the result is in memory."""
+        rows, columns = weight.shape
+        numbers = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
+        scales = torch.empty(rows, device=weight.device)
+        for first, last in pieces(rows, columns):
+            exact = weight[first:last].to(torch.float32)
+            scales[first:last] = exact.abs().amax(1) / LARGEST
+            numbers[first:last] = (exact / scales[first:last, None].clamp_min(TINY)).round_()
+        return numbers, scales
 
     def unpack(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         numbers, scales = parts

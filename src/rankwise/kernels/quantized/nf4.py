@@ -18,6 +18,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from rankwise.kernels.quantized.tensor import pieces
+
 BLOCK, OUTER = 64, 256
 """Numbers that share a maximum, and maxima that share one."""
 LEVELS = (
@@ -26,30 +28,35 @@ LEVELS = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 """Of bitsandbytes, where they are rounded to float32."""
+TINY = torch.finfo(torch.float32).tiny
 Unpack = Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
 class NF4:
-    """Parts: codes (O, I / 2), codes of the block maxima (O I / 64,), the values that those stand for (256,), the
-    maxima of those (ceil(O I / 64 / 256),) and their mean (1,)."""
+    """Parts: codes (O, I / 2), codes of the block maxima (O I / 64,), the maxima of those (ceil(O I / 64 / 256),) and
+    the mean of the block maxima (1,)."""
 
     name: str = "nf4"
-    part_names: tuple[str, ...] = ("codes", "maxima", "values", "outer", "mean")
+    part_names: tuple[str, ...] = ("codes", "maxima", "outer", "mean")
 
     def takes(self, shape: tuple[int, int]) -> bool:
         """Whether no block would reach over the end of a row."""
         return shape[1] % BLOCK == 0
 
     def pack(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """In pieces of whole rows, so that little more than the result is in memory."""
         rows, columns = weight.shape
-        blocks = weight.to(torch.float32).reshape(-1, BLOCK)
-        maxima = blocks.abs().amax(1)
         levels = torch.tensor(LEVELS, device=weight.device)
-        codes = nearest(blocks / maxima.clamp_min(torch.finfo(torch.float32).tiny)[:, None], levels)
-        bytes_of = codes.reshape(rows, columns // 2, 2)
-        packed = (bytes_of[..., 0] << 4) | bytes_of[..., 1]
-        return packed, *_pack_maxima(maxima)
+        codes = torch.empty(rows, columns // 2, dtype=torch.uint8, device=weight.device)
+        maxima = torch.empty(rows, columns // BLOCK, device=weight.device)
+        for first, last in pieces(rows, columns):
+            blocks = weight[first:last].to(torch.float32).reshape(-1, BLOCK)
+            largest = blocks.abs().amax(1)
+            of_piece = nearest(blocks / largest.clamp_min(TINY)[:, None], levels).view(last - first, -1, 2)
+            torch.bitwise_or(of_piece[..., 0] << 4, of_piece[..., 1], out=codes[first:last])
+            maxima[first:last] = largest.view(last - first, -1)
+        return codes, *_pack_maxima(maxima.flatten())
 
     def unpack(
         self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype
@@ -66,24 +73,23 @@ def nearest(numbers: Tensor, levels: Tensor) -> Tensor:
     return torch.bucketize(numbers, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
 
 
-def block_maxima(codes: Tensor, values: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
+def block_maxima(codes: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
     """The maxima of all blocks, in float32."""
-    within = values[codes.int()]
-    whole = outer.repeat_interleave(OUTER)[: len(codes)] if len(codes) % OUTER else outer[:, None]
-    return (within.view(len(outer), -1) * whole).flatten().add_(mean) if whole.ndim == 2 else within * whole + mean
+    within = dynamic_values(codes.device)[codes.int()]
+    return (within * outer.repeat_interleave(OUTER)[: len(codes)]).add_(mean)
 
 
-def _pack_maxima(maxima: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    values, mean = dynamic_values().to(maxima.device), maxima.mean()
+def _pack_maxima(maxima: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    values, mean = dynamic_values(maxima.device), maxima.mean()
     left = maxima - mean
     filled = torch.nn.functional.pad(left, (0, -len(left) % OUTER)).view(-1, OUTER)
     outer = filled.abs().amax(1)
-    shares = filled / outer.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    return nearest(shares, values).flatten()[: len(left)].clone(), values, outer, mean.reshape(1)
+    shares = filled / outer.clamp_min(TINY)[:, None]
+    return nearest(shares, values).flatten()[: len(left)].clone(), outer, mean.reshape(1)
 
 
 @cache
-def dynamic_values() -> Tensor:
+def dynamic_values(device: torch.device) -> Tensor:
     """256 sorted values: 0, 1, and of each sign, for each exponent e of 0 to 6, the middles of 2^e equal parts of
     0.1 to 1, times 10^(e - 6)."""
     values = [0.0, 1.0]
@@ -91,7 +97,7 @@ def dynamic_values() -> Tensor:
         edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
         middles = ((edges[1:] + edges[:-1]) / 2 * 10.0 ** (exponent - 6)).tolist()
         values += [sign * middle for middle in middles for sign in (1, -1)]
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    return torch.tensor(sorted(values), dtype=torch.float32, device=device)
 
 
 @cache
@@ -105,7 +111,8 @@ def _unpacking() -> Unpack:
 
 
 def _unpacked_by_library(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    return torch.ops.bitsandbytes.dequantize_4bit.default(codes, maxima, BLOCK, "nf4", shape, dtype)
+    exact = torch.float32 if dtype == torch.float64 else dtype
+    return torch.ops.bitsandbytes.dequantize_4bit.default(codes, maxima, BLOCK, "nf4", shape, exact).to(dtype)
 
 
 def plain_unpacked(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

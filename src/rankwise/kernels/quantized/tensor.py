@@ -10,7 +10,7 @@ nothing of quantisation see the unpacked matrix, so no result depends on an oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
 Handler = Callable[..., Any]
+PIECE = 1 << 20
+"""Numbers that are packed at a time."""
 
 
 class Format(Protocol):
@@ -33,9 +35,7 @@ class Format(Protocol):
         """The matrix (O, I), and a factor of each row (O,) that it still has to be multiplied by, or None."""
         ...
 
-    def rows(
-        self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor
-    ) -> Tensor:
+    def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
         """Rows `index` (N,) of the matrix, (N, I)."""
         ...
 
@@ -50,7 +50,7 @@ class QuantizedTensor(torch.Tensor):
 
     @staticmethod
     def __new__(
-        cls, format: Format, parts: Sequence[Tensor], stored_shape: tuple[int, int], dtype: torch.dtype,
+        cls: Any, format: Format, parts: Sequence[Tensor], stored_shape: tuple[int, int], dtype: torch.dtype,
         transposed: bool = False,
     ) -> QuantizedTensor:  # fmt: skip
         shape = stored_shape[::-1] if transposed else stored_shape
@@ -71,7 +71,7 @@ class QuantizedTensor(torch.Tensor):
         """The numbers, as an ordinary tensor of this shape and number format."""
         matrix, factor = self.format.unpack(self.parts, self.stored_shape, self.dtype)
         if factor is not None:
-            matrix.mul_(factor[:, None].to(matrix.dtype))
+            matrix.mul_(factor[:, None])
         return matrix.T if self.transposed else matrix
 
     def like(
@@ -101,13 +101,21 @@ class QuantizedTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # pyright: ignore[reportAssignmentType]  torch's own signature
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         handler = HANDLERS.get(func)
         result = NotImplemented if handler is None else handler(*args, **(kwargs or {}))
         if result is not NotImplemented:
             return result
         _refuse_writing(func, args)
         return func(*unpacked_in(args), **unpacked_in(kwargs or {}))
+
+
+def pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """First and last row (exclusive) of each piece of about PIECE numbers."""
+    step = max(1, PIECE // columns)
+    yield from ((first, min(first + step, rows)) for first in range(0, rows, step))
 
 
 def unpacked(tensor: Tensor) -> Tensor:
@@ -154,13 +162,12 @@ def _to_copy(
 
 
 def _operands(x: Tensor, weight: QuantizedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(x, D, factor of the outputs) for x @ weight; a factor of the inputs is part of x already."""
+    """(x, D, factor of the outputs) for x @ weight; a factor of the inputs is part of x already. Factors stay in
+    float32, since rounding one would change all numbers of its row alike."""
     matrix, factor = weight.format.unpack(weight.parts, weight.stored_shape, weight.dtype)
-    if factor is not None:
-        factor = factor.to(weight.dtype)
     if weight.transposed:
         return x, matrix.T, factor
-    return x if factor is None else x * factor, matrix, None
+    return x if factor is None else (x * factor).to(x.dtype), matrix, None
 
 
 def _mm(x: Tensor, weight: Tensor) -> Any:

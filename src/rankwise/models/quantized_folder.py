@@ -1,0 +1,184 @@
+"""A folder's weights in fewer bits: converted once, tensor by tensor, and then read from the cache as they lie there.
+
+    quantised     weights of linear layers (and GPT-2's Conv1D) whose rows the format can store
+    unchanged     everything else: the output head, a classifier's head, embeddings, norms, biases, convolutions
+
+The entry in the cache is named after the format and the content of the folder. It has as many files as the folder,
+with the parts of each weight under `WEIGHT:PART`; a conversion that was interrupted leaves nothing there. What is read
+from the cache or from the folder is mapped, so the system can let go of it when memory is short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rankwise.errors import ModelError, some
+from rankwise.kernels.linear import is_conv1d
+from rankwise.kernels.quantized.formats import FORMATS, FormatName, PackingFormat
+from rankwise.kernels.quantized.tensor import QuantizedTensor
+from rankwise.models.heads import head_modules
+from rankwise.models.inspection import fingerprint
+from rankwise.models.kind import ModelKind
+from rankwise.models.skeleton import Skeleton, skeleton
+from rankwise.models.tensor_files import MappedFiles, StoredTensor
+from rankwise.runs.records import Callback, StatusMessage
+from rankwise.system.cache import QUANTIZED_FOLDER, SOURCE, cache_folder, mark_used
+from rankwise.system.files import need_space, published, write_json
+
+BITS = {"nf4": 4.13, "int8": 8.02}
+"""Of a number in each format, its share of the scales included; for rows of about 1,600 numbers."""
+RATES = {"nf4": 14e6, "int8": 150e6}
+"""Numbers that are packed in a second, roughly, on two cores; for the message before a conversion."""
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight that is quantised: where it is stored, and whether its file has the transpose (I, O)."""
+
+    stored: StoredTensor
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        first, second = self.stored.shape
+        return (second, first) if self.transposed else (first, second)
+
+
+@dataclass(frozen=True)
+class QuantizedFolder:
+    module: Any
+    """The model without memory for its weights."""
+    state: Mapping[str, Tensor]
+    """All weights, by their names in the folder."""
+    quantized: int
+    """How many of them are quantised."""
+
+
+def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: Callback) -> QuantizedFolder:
+    """The weights of a folder that was inspected. ModelError where nothing in it can be quantised."""
+    parts = skeleton(folder, kind)
+    format = FORMATS[name]
+    matrices, odd = _matrices(parts, format, images=kind.processing is not None)
+    if not matrices:
+        raise ModelError(
+            f"{folder} has no linear layers whose weights can be stored as {name}, so quantising it saves nothing. "
+            "Leave out --quantize."
+        )
+    if odd:
+        callback(StatusMessage(f"not quantised, because {name} cannot store their rows: {some(odd, 3)}"))
+    packed = _packed(folder, name, matrices, callback)
+    state = _state(parts, matrices, packed, format)
+    return QuantizedFolder(parts.module, state, len(matrices))
+
+
+def _matrices(parts: Skeleton, format: PackingFormat, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:
+    """By their names in the folder, and the names of the weights that the format cannot store."""
+    whole = _not_quantized(parts, images=images)
+    matrices: dict[str, Matrix] = {}
+    odd = []
+    for path, module in parts.module.named_modules():
+        name = f"{path}.weight"
+        stored = parts.tensors.get(parts.keys.get(name, ""))
+        if not (type(module) is nn.Linear or is_conv1d(module)) or path in whole or stored is None:
+            continue
+        if stored.dtype not in DTYPES or stored.shape != tuple(module.weight.shape) or name in parts.tied:
+            continue
+        matrix = Matrix(stored, is_conv1d(module))
+        if format.takes(matrix.shape):
+            matrices[stored.name] = matrix
+        else:
+            odd.append(name)
+    return matrices, odd
+
+
+def _not_quantized(parts: Skeleton, *, images: bool) -> set[str]:
+    """Paths of the linear layers that make the model's outputs."""
+    module = parts.module
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    heads = tuple(head_modules(module, images=images)) if head is None else ()
+    return {
+        path for path, one in module.named_modules()
+        if (head is not None and one is head) or any(path == name or path.startswith(f"{name}.") for name in heads)
+    }  # fmt: skip
+
+
+def _packed(folder: Path, name: FormatName, matrices: Mapping[str, Matrix], callback: Callback) -> Path:
+    """The entry in the cache, made if it is missing."""
+    weights = hashlib.sha256("\n".join(sorted(matrices)).encode()).hexdigest()[:8]
+    entry = cache_folder() / "models" / f"{QUANTIZED_FOLDER}{name}-{fingerprint(folder)}-{weights}"
+    if not entry.is_dir():
+        numbers = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices.values())
+        size = int(numbers * BITS[name] / 8)
+        need_space(entry, size)
+        callback(StatusMessage(
+            f"Storing {len(matrices):,} weights as {name}, once: {size / 1e9:.2g} GB on disk, about "
+            f"{max(1, numbers / RATES[name]):.0f} s"
+        ))  # fmt: skip
+        with published(entry, first_stays=True) as temporary:
+            _convert(temporary, FORMATS[name], matrices)
+            write_json(temporary / SOURCE, {"file": f"{folder.name}, as {name}"})
+    mark_used(entry)
+    return entry
+
+
+def _convert(entry: Path, format: PackingFormat, matrices: Mapping[str, Matrix]) -> None:
+    """One file at a time, and of each one weight at a time, so the packed parts of a file are in memory and no more."""
+    files = MappedFiles()
+    for file in sorted({matrix.stored.file for matrix in matrices.values()}):
+        parts: dict[str, Tensor] = {}
+        for name, matrix in matrices.items():
+            if matrix.stored.file == file:
+                packed = format.pack(_mapped(files, matrix))
+                parts |= {f"{name}:{part}": value for part, value in zip(format.part_names, packed, strict=True)}
+                files.forget(matrix.stored)
+        save_file(parts, entry / file.name)
+    files.close()
+
+
+def _mapped(files: MappedFiles, matrix: Matrix) -> Tensor:
+    import torch
+
+    stored = matrix.stored
+    values = files.rows(stored, getattr(torch, DTYPES[stored.dtype]), 0, stored.shape[0])
+    return values.T if matrix.transposed else values
+
+
+def _state(parts: Skeleton, matrices: Mapping[str, Matrix], entry: Path, format: PackingFormat) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for file, tensors in parts.files.items():
+        whole = [name for name in tensors if name not in matrices]
+        with safe_open(file, framework="pt") as opened:
+            state |= {name: opened.get_tensor(name) for name in whole}
+        if len(whole) < len(tensors):
+            state |= _quantized(entry / file.name, [name for name in tensors if name in matrices], matrices, format)
+    return state
+
+
+def _quantized(
+    file: Path, names: list[str], matrices: Mapping[str, Matrix], format: PackingFormat
+) -> dict[str, Tensor]:
+    import torch
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {
+                name: QuantizedTensor(
+                    format, [opened.get_tensor(f"{name}:{part}") for part in format.part_names], matrices[name].shape,
+                    torch.float32, matrices[name].transposed,
+                )
+                for name in names
+            }  # fmt: skip
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file} in the cache is damaged: {error}. Remove {file.parent} (rankwise cache), and it is made again."
+        ) from None
