@@ -147,6 +147,8 @@ def _verifying(
 def _line(exported: Exported) -> str:
     scaled = f" at strength {exported.strength:g}" if exported.strength != 1 else ""
     what = f"{exported.to}: {exported.format}{scaled}, {exported.bytes / 1e6:,.1f} MB"
+    if exported.base_quantized is not None and (exported.gguf or exported.merged):
+        what += f", with the {exported.base_quantized} weights of the base unpacked"
     if exported.gguf is not None:
         rounded = f"{exported.gguf.dtype} rounds numbers by up to {exported.gguf.rounding:.2g} of a tensor's largest"
         return f"{what}; read back and compared: every tensor is the trained model's ({rounded})"

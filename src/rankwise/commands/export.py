@@ -32,9 +32,10 @@ from rankwise.exporting.merge import DTYPES, Merged, export_merged
 from rankwise.exporting.ollama import OllamaTemplate
 from rankwise.exporting.ollama_export import export_ollama
 from rankwise.exporting.template_parity import Parity
+from rankwise.exporting.trained_base import format_of
 from rankwise.exporting.verification import BY_DEFAULT, NOT_VERIFIED, Export, Verification, Verifying, with_rules
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.runs.records import Callback, silent
+from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import folders_above
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
@@ -64,6 +65,8 @@ class Exported:
     adapter: AdapterWeights | None = None
     """What a folder with an adapter holds."""
     verification: Verification = NOT_VERIFIED
+    base_quantized: str | None = None
+    """How the base's weights were stored that the adapter was trained over; None in full."""
 
     @property
     def number_format(self) -> str:
@@ -79,7 +82,8 @@ class Exported:
         whole = self.merged or self.gguf
         facts |= {"files": list(self.files)} | ({"rank": self.rank} if whole is None else asdict(whole))
         parity = {} if self.parity is None else {"template_parity": self.parity.summary()}
-        return facts | self.verification.summary() | parity
+        stored = {} if self.base_quantized is None else {"base_quantized": self.base_quantized}
+        return facts | self.verification.summary() | parity | stored
 
 
 def export(
@@ -132,7 +136,17 @@ def _written(
             f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
             "change from. Leave out --strength."
         ])  # fmt: skip
-    exported = Exported(str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images)
+    stored = None if artifact.base_named is None or artifact.config.trains_base else format_of(artifact.base_named)
+    exported = Exported(
+        str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images,
+        base_quantized=stored,
+    )  # fmt: skip
+    if stored is not None and format in (*ADAPTER_FORMATS, "gguf-lora"):
+        callback(WarningMessage(
+            f"{artifact.described} was trained over {stored} weights, and {format} holds the adapter alone: a program "
+            "that lays it over other weights of the base, such as the full ones, computes other numbers. --format "
+            "merged and gguf hold the weights that it was trained over"
+        ))  # fmt: skip
     if format in GGUF_FORMATS:
         file, facts = export_as_gguf(artifact, format, folder, callback, dtype, strength, force_base=force_base)
         if isinstance(facts, GgufMerged):

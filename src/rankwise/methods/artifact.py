@@ -143,9 +143,11 @@ def artifact_of(run: RunSnapshot, trust_code: str | None) -> Artifact:
 
 def _of_folder(folder: Path, trust_code: str | None) -> Artifact:
     data_report = folder / DATA_REPORT
+    base, named = recorded_base(folder), _named_in(folder, trust_code)
+    if named is not None and base is not None and base.quantized is not None:
+        named = named.model_copy(update={"quantize": base.quantized})
     return Artifact(
-        str(folder), folder, folder, LoraConfig(), _named_in(folder, trust_code),
-        recorded_base(folder),
+        str(folder), folder, folder, LoraConfig(), named, base,
         read_json(data_report, DataReport) if data_report.is_file() else None,
         lineage=recorded_lineage(folder),
     )  # fmt: skip

@@ -71,4 +71,5 @@ class LoadedModel:
             fingerprint=fingerprint(self.source.folder),
             dtype=str(self.precision.dtype).removeprefix("torch."),
             device=str(self.precision.device),
+            quantized=self.spec.quantize if self.spec.quantize in ("nf4", "int8") else None,
         )

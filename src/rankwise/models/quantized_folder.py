@@ -62,6 +62,8 @@ class QuantizedFolder:
     """All weights, by their names in the folder."""
     quantized: int
     """How many of them are quantised."""
+    entry: Path
+    """Where the parts of those lie, in files named as the folder's."""
 
 
 def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: Callback) -> QuantizedFolder:
@@ -78,7 +80,7 @@ def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: 
         callback(StatusMessage(f"not quantised, because {name} cannot store their rows: {some(odd, 3)}"))
     packed = _packed(folder, name, matrices, callback)
     state = _state(parts, matrices, packed, format)
-    return QuantizedFolder(parts.module, state, len(matrices))
+    return QuantizedFolder(parts.module, state, len(matrices), packed)
 
 
 def _matrices(parts: Skeleton, format: PackingFormat, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:
