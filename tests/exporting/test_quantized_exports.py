@@ -104,7 +104,7 @@ def test_an_adapter_says_how_its_base_was_stored_and_what_the_full_one_changes(h
     assert facts["max_log_probability_difference"] < 1e-3, "it is compared over the full weights, which PEFT loads"
     shift = facts["base_shift"]
     assert shift["stored_as"] == "nf4" and 1e-4 < shift["mean_difference"] <= shift["max_difference"]
-    assert json.loads((home / "out/base_model.json").read_text())["quantized"] == "nf4"
+    assert json.loads((home / "out/base_model.json").read_text())["quantization"] == "nf4"
     card = (home / "out/README.md").read_text()
     assert (
         "| linear layers of the base model | stored as nf4 |" in card and "its answers are somewhat different" in card

@@ -52,7 +52,7 @@ def laid_out(home, kind, dtype=torch.float32, quantized=None):
     model.to(dtype).save_pretrained(home / "base", max_shard_size="150KB")
     save_adapter(home / "adapter", home / "base", architecture, LoraConfig(**SPECS[kind]), model=model)
     facts = {"name": str(home / "base"), "source": "local", "fingerprint": fingerprint(home / "base"),
-             "dtype": "float32", "device": "cpu", "quantized": quantized}  # fmt: skip
+             "dtype": "float32", "device": "cpu", "quantization": quantized}  # fmt: skip
     (home / "adapter" / "base_model.json").write_text(json.dumps(facts))
     return model
 
@@ -135,7 +135,7 @@ def test_adapters_over_differently_stored_bases_are_not_added_in_silence(home):
     laid_out(home, "LoRA", quantized="nf4")
     shutil.copytree("adapter", "other")
     facts = json.loads((home / "other/base_model.json").read_text())
-    (home / "other/base_model.json").write_text(json.dumps(facts | {"quantized": None}))
+    (home / "other/base_model.json").write_text(json.dumps(facts | {"quantization": None}))
     words = ("merge", "adapter", "other", "--weights", "0.5,0.5", "--to", "merged")
     refused = rankwise(*words)
     assert refused.exit_code == 2 and "over nf4" in refused.stderr and "over full weights" in refused.stderr

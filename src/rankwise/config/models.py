@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,15 @@ class ModelConfig(Config):
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
     """Commit (40 hex digits) of the model's own Python code that may run. Read the code of this commit first. By
     default no such code runs. A branch is refused, since its content can change."""
+
+    @model_validator(mode="after")
+    def _own_code_is_not_quantized(self) -> Self:
+        if self.trust_code is not None and self.quantize in ("nf4", "int8"):
+            raise ValueError(
+                f'The setting "model.quantize" is {self.quantize}, which is not possible for a model that needs its '
+                "own Python code (model.trust_code). Leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

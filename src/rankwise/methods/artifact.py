@@ -144,8 +144,8 @@ def artifact_of(run: RunSnapshot, trust_code: str | None) -> Artifact:
 def _of_folder(folder: Path, trust_code: str | None) -> Artifact:
     data_report = folder / DATA_REPORT
     base, named = recorded_base(folder), _named_in(folder, trust_code)
-    if named is not None and base is not None and base.quantized is not None:
-        named = named.model_copy(update={"quantize": base.quantized})
+    if named is not None and base is not None and base.quantization in ("nf4", "int8"):
+        named = named.model_copy(update={"quantize": base.quantization})
     return Artifact(
         str(folder), folder, folder, LoraConfig(), named, base,
         read_json(data_report, DataReport) if data_report.is_file() else None,

@@ -143,7 +143,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
 
 def _stored(base: BaseModelFacts) -> list[tuple[str, str]]:
     """None where the base was in full."""
-    return [("linear layers of the base model", f"stored as {base.quantized}")] if base.quantized else []
+    return [("linear layers of the base model", f"stored as {base.quantization}")] if base.quantization else []
 
 
 def _ranks(ranks: Sequence[int]) -> list[tuple[str, str]]:
@@ -208,10 +208,10 @@ def _about_index(source: str) -> str:
 
 
 def _other_base(base: BaseModelFacts) -> list[str]:
-    if base.quantized is None:
+    if base.quantization is None:
         return []
     return [
-        f"- It was trained over weights that were stored as {base.quantized}. Over the full weights of the base model, "
+        f"- It was trained over weights that were stored as {base.quantization}. Over the full weights of the base model, "
         "or over another quantisation of them, its answers are somewhat different."
     ]
 

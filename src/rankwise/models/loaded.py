@@ -41,6 +41,8 @@ class LoadedModel:
     """How images become what the model reads; None for a model of texts."""
     new_modules: tuple[str, ...] = ()
     """Paths of modules below the head whose weights the folder lacks, so that they were drawn."""
+    quantization: str | None = None
+    """How the weights of linear layers are stored, such as `nf4`; None in full."""
     own_head: bool = False
     """Whether a classifier begins with the head that the folder has, which has as many outputs."""
 
@@ -71,5 +73,5 @@ class LoadedModel:
             fingerprint=fingerprint(self.source.folder),
             dtype=str(self.precision.dtype).removeprefix("torch."),
             device=str(self.precision.device),
-            quantized=self.spec.quantize if self.spec.quantize in ("nf4", "int8") else None,
+            quantization=self.quantization,
         )

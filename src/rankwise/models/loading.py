@@ -55,6 +55,7 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         processing=kind.processing,
         new_modules=new_modules,
         own_head=own_head,
+        quantization=spec.quantize if spec.quantize in ("nf4", "int8") else None,
     )
 
 
@@ -115,8 +116,6 @@ def _read(
             source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,
             **kind.settings,
         )  # fmt: skip
-    if trusted:
-        raise ModelError(f"{source.folder} needs its own Python code, and such a model cannot be quantised.")
     lying = quantized_folder(source.folder, kind, quantize, callback)
     return type(lying.module).from_pretrained(None, config=lying.module.config, state_dict=lying.state, **options)
 

@@ -28,8 +28,8 @@ class BaseModelFacts(Config):
     fingerprint: str
     dtype: str
     device: str
-    quantized: Literal["nf4", "int8"] | None = None
-    """How the weights of linear layers were stored; None in full."""
+    quantization: str | None = None
+    """How the frozen weights were stored, such as `nf4`; None in full."""
 
 
 class DataFacts(Config):
