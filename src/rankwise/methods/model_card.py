@@ -211,8 +211,8 @@ def _other_base(base: BaseModelFacts) -> list[str]:
     if base.quantization is None:
         return []
     return [
-        f"- It was trained over weights that were stored as {base.quantization}. Over the full weights of the base model, "
-        "or over another quantisation of them, its answers are somewhat different."
+        f"- It was trained over weights that were stored as {base.quantization}. Over the full weights of the base "
+        "model, or over another quantisation of them, its answers are somewhat different."
     ]
 
 
