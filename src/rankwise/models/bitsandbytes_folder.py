@@ -53,7 +53,7 @@ def bitsandbytes_folder(folder: Path, kind: ModelKind) -> QuantizedFolder:
             problems.append(f"{name}: {error.args[0] if isinstance(error, ModelError) else f'it lacks {error}'}")
     if problems:
         raise ModelError(f"{folder} is damaged; download it again: {some(problems, 3)}")
-    return QuantizedFolder(parts.module, state)
+    return QuantizedFolder(parts.module, state, folder)
 
 
 def _tensors(parts: Skeleton) -> dict[str, Tensor]:

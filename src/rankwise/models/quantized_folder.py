@@ -60,6 +60,9 @@ class QuantizedFolder:
     """The model without memory for its weights."""
     state: Mapping[str, Tensor]
     """All weights, by their names in the folder."""
+    entry: Path
+    """Where the parts of those that are quantised lie, in files named as the folder's; of a folder that was quantised
+    already, that folder."""
 
     @property
     def formats(self) -> set[str]:
@@ -68,7 +71,7 @@ class QuantizedFolder:
 
     def unpacked(self) -> QuantizedFolder:
         """The same with all weights in full."""
-        return QuantizedFolder(self.module, {name: unpacked(value) for name, value in self.state.items()})
+        return QuantizedFolder(self.module, {name: unpacked(value) for name, value in self.state.items()}, self.entry)
 
 
 def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: Callback) -> QuantizedFolder:
@@ -85,7 +88,7 @@ def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: 
         callback(StatusMessage(f"not quantised, because {name} cannot store their rows: {some(odd, 3)}"))
     packed = _packed(folder, name, matrices, callback)
     state = _state(parts, matrices, packed, format)
-    return QuantizedFolder(parts.module, state)
+    return QuantizedFolder(parts.module, state, packed)
 
 
 def _matrices(parts: Skeleton, format: PackingFormat, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:

@@ -18,6 +18,8 @@ from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ModelError, RankwiseError, some
+from rankwise.exporting.trained_base import Onto, TrainedBase, format_for, format_of
+from rankwise.kernels.quantized.formats import FormatName
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.models.inspection import fingerprint
 from rankwise.models.skeleton import Skeleton, skeleton
@@ -44,6 +46,9 @@ class Inputs:
     objective: Objective
     combining: Combining
     strength: float
+    trained: TrainedBase
+    """The base's quantised weights, where the change is added to them."""
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def hosts(self) -> dict[str, nn.Module]:
@@ -72,6 +77,7 @@ class Options:
     force_result: bool = False
     base_is_known: bool = False
     """Whether the caller compares the base's files itself."""
+    onto: Onto = "trained"
 
 
 def open_inputs(options: Options, callback: Callback) -> Inputs:
@@ -92,13 +98,18 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     objective, named = _objective(artifacts, problems)
     _refuse(problems)
     base = skeleton(source.folder, objective.kind)
+    format = _format(artifacts, options.onto, problems)
     adapters = list(_read(artifacts, base, callback, problems))
     _refuse(problems)
     weights = options.weights or [1.0] * len(artifacts)
     parts = tuple(Part(*one) for one in zip(artifacts, weights, adapters, strict=True))
     problems += _cannot_be_joined(parts, options, new_head=named)
     _refuse(problems)
-    return Inputs(parts, source, base, objective, options.combining, options.strength)
+    trained = TrainedBase(source.folder, objective.kind, format, callback)
+    return Inputs(
+        parts, source, base, objective, options.combining, options.strength, trained,
+        tuple(_trained_otherwise(artifacts, format)),
+    )  # fmt: skip
 
 
 def _refuse(problems: list[str]) -> None:
@@ -156,6 +167,25 @@ def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callba
                 "--force-base to merge anyway."
             )
     return problems
+
+
+def _format(artifacts: Sequence[Artifact], onto: Onto, problems: list[str]) -> FormatName | None:
+    try:
+        return format_for(onto, {artifact.described: artifact.base for artifact in artifacts})
+    except AdapterError as error:
+        problems.append(str(error))
+        return None
+
+
+def _trained_otherwise(artifacts: Sequence[Artifact], format: FormatName | None) -> Iterable[str]:
+    for artifact in artifacts:
+        own = format_of(artifact.base)
+        if own not in (None, format):
+            yield (
+                f"{artifact.described} was trained over {own} weights, and is merged into "
+                f"{f'{format} ones' if format else 'the full ones'}: the result is not the model that was trained and "
+                "measured"
+            )
 
 
 def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> tuple[Objective, bool]:
