@@ -93,9 +93,9 @@ class Experiment(Config):
 
     @property
     def base(self) -> ModelConfig:
-        """The model as it is loaded: weights that learn are float32 on every device."""
+        """The model as it is loaded: weights that learn are float32 on every device, and in full."""
         dtype = self.adapter.base_dtype
-        return self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
+        return self.model if dtype is None else self.model.model_copy(update={"dtype": dtype, "quantize": "none"})
 
     @property
     def classifies(self) -> bool:

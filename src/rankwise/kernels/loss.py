@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rankwise.kernels.quantized.tensor import unpacked
+
 ROWS = 256
 
 
@@ -33,7 +35,7 @@ def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
+        exact, weight = torch.promote_types(hidden.dtype, torch.float32), unpacked(weight)
         learning = ctx.needs_input_grad[0]
         total = hidden.new_zeros((), dtype=exact)
         change = torch.empty_like(hidden) if learning else hidden[:0]

@@ -17,7 +17,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
 from rankwise.methods.card_loading import BASE_FIRST, CLASSIFIER, IMAGE_CLASSIFIER, LOADING
-from rankwise.models.sources import FROM_GGUF, FROM_INDEX, LOCAL
+from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.lineage import Round, described
@@ -44,7 +44,7 @@ class CardFacts:
 
     @property
     def on_hub(self) -> bool:
-        return self.base.source not in (LOCAL, FROM_GGUF)
+        return self.base.source not in (LOCAL, FROM_GGUF, GGUF_FILE)
 
     @property
     def base_name(self) -> str:
@@ -187,6 +187,12 @@ def _about_base(facts: CardFacts) -> str:
         return (
             f"{named} If the base model is elsewhere now, load it first:\n\n{BASE_FIRST}\n\nWith rankwise, add "
             "`--base-model path/to/base`."
+        )
+    if facts.base.source == GGUF_FILE:
+        return (
+            f"The base model was the GGUF file {name} as it lies ({facts.base.quantization}), which PEFT cannot read. "
+            "With rankwise, give the file (`--base-model path/to/file.gguf`); for llama.cpp, export the adapter "
+            "(`rankwise export RUN --to FILE.gguf --format gguf-lora`)."
         )
     if facts.base.source == FROM_GGUF:
         return (

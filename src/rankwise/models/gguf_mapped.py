@@ -47,8 +47,8 @@ class MappedGguf:
     """The types of the matrices, the commonest first, such as `Q4_1, some Q6_K`."""
 
 
-def gguf_state(file: Path, dtype: torch.dtype, callback: Callback) -> MappedGguf | None:
-    """What loading a GGUF file without conversion needs; `dtype` is the number format of products, norms and biases.
+def gguf_folder(file: Path, callback: Callback) -> Path | None:
+    """The settings and the tokenizer of a GGUF file that is used as it lies.
 
     ModelError for a file that is damaged or does not fit its own settings. None, with a message that says why, for a
     sound file that can only be used converted.
@@ -59,9 +59,22 @@ def gguf_state(file: Path, dtype: torch.dtype, callback: Callback) -> MappedGguf
         callback(StatusMessage(f"{file.name} is not used as it lies but converted: {reason}"))
         return None
     with refused(file):
-        folder = settings_folder(file, header)
-        state = _Mapped(file, header, dtype).state(folder)
-    return MappedGguf(folder, state, quantization_of(header))
+        return settings_folder(file, header)
+
+
+def gguf_tensors(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of a file whose settings `gguf_folder` gave, by transformers' names, without those that are tied to
+    another; `dtype` is the number format of products, norms and biases."""
+    with refused(file):
+        return _Mapped(file, read_gguf_header(file), dtype).state(folder)
+
+
+def gguf_state(file: Path, dtype: torch.dtype, callback: Callback) -> MappedGguf | None:
+    """Both, for a file alone."""
+    folder = gguf_folder(file, callback)
+    if folder is None:
+        return None
+    return MappedGguf(folder, gguf_tensors(file, folder, dtype), quantization_of(read_gguf_header(file)))
 
 
 def _reason_against(header: GgufHeader) -> str | None:

@@ -10,7 +10,6 @@ from torch import nn
 
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
-from rankwise.models.inspection import fingerprint
 from rankwise.models.precision import Precision
 from rankwise.models.sources import Source
 from rankwise.runs.manifest import BaseModelFacts
@@ -70,7 +69,7 @@ class LoadedModel:
         return BaseModelFacts(
             name=self.source.name,
             source=self.source.where,
-            fingerprint=fingerprint(self.source.folder),
+            fingerprint=self.source.fingerprint,
             dtype=str(self.precision.dtype).removeprefix("torch."),
             device=str(self.precision.device),
             quantization=self.quantization,

@@ -14,15 +14,18 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
 from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
 from rankwise.models.bitsandbytes_folder import bitsandbytes_folder
+from rankwise.models.gguf_mapped import gguf_tensors, quantization_of
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import read_json, refuse_vision
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.precision import choose_precision
 from rankwise.models.quantized_folder import QuantizedFolder, quantized_folder
+from rankwise.models.skeleton import built
 from rankwise.models.sources import Source, find
 from rankwise.models.stored_quantization import stored_format
 from rankwise.models.timm_models import is_timm, is_timm_config, need_timm
+from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
@@ -58,14 +61,18 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         processing=kind.processing,
         new_modules=new_modules,
         own_head=own_head,
-        quantization=_quantization(spec, source.folder),
+        quantization=_quantization(spec, source),
     )
 
 
-def _quantization(spec: ModelConfig, folder: Path) -> str | None:
+def _quantization(spec: ModelConfig, source: Source) -> str | None:
+    """How the weights are stored, for what is recorded of a base."""
+    if source.is_as_it_lies:
+        assert source.gguf is not None, "a GGUF file has a path"
+        return quantization_of(read_gguf_header(source.gguf))
     if spec.quantize == "none":
         return None
-    return spec.quantize if spec.quantize != "auto" else stored_format(read_json(folder / "config.json"))
+    return spec.quantize if spec.quantize != "auto" else stored_format(read_json(source.folder / "config.json"))
 
 
 def _reader(source: Source, trusted: bool) -> TextReader:
@@ -120,7 +127,7 @@ def _read(
     import transformers
 
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
-    if (lying := _in_fewer_bits(source.folder, kind, quantize, callback)) is not None:
+    if (lying := _in_fewer_bits(source, dtype, kind, quantize, callback)) is not None:
         if "nf4" in lying.formats and not is_unpacked_by_library():
             callback(WarningMessage(
                 "bitsandbytes is not installed, so torch unpacks nf4 weights, which takes several times as long; "
@@ -133,8 +140,14 @@ def _read(
     )  # fmt: skip
 
 
-def _in_fewer_bits(folder: Path, kind: ModelKind, quantize: str, callback: Callback) -> QuantizedFolder | None:
+def _in_fewer_bits(
+    source: Source, dtype: Any, kind: ModelKind, quantize: str, callback: Callback
+) -> QuantizedFolder | None:
     """The weights that are not in full precision, or are not to be; None where all are."""
+    folder = source.folder
+    if source.is_as_it_lies:
+        assert source.gguf is not None, "a GGUF file has a path"
+        return QuantizedFolder(built(folder, kind), gguf_tensors(source.gguf, folder, dtype), folder)
     stored = stored_format(read_json(folder / "config.json"))
     if stored is not None:
         if quantize not in ("auto", "none", stored):

@@ -21,9 +21,8 @@ from rankwise.errors import AdapterError, ModelError, RankwiseError, some
 from rankwise.exporting.trained_base import Onto, TrainedBase, format_for, format_of
 from rankwise.kernels.quantized.formats import FormatName
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.models.inspection import fingerprint
 from rankwise.models.skeleton import Skeleton, skeleton
-from rankwise.models.sources import FROM_GGUF, Source, find
+from rankwise.models.sources import Source, find
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
@@ -88,7 +87,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     source = find(_base_named(artifacts, problems), callback) if not problems else None
     _refuse(problems)
     assert source is not None, "no problem"
-    if source.where == FROM_GGUF:
+    if source.gguf is not None:
         raise ModelError(
             f"{source.name} is a GGUF file, whose quantised numbers a change cannot be merged into yet. Use rankwise "
             "export --format merged, which merges into a copy of it in float32."
@@ -151,7 +150,7 @@ def _base_named(artifacts: Sequence[Artifact], problems: list[str]) -> ModelConf
 def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callback, *, force: bool) -> list[str]:
     """Adapters that were trained on weights other than these."""
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
-    own = fingerprint(source.folder)
+    own = source.fingerprint
     problems: list[str] = []
     for artifact in artifacts:
         known = artifact.trained_on
