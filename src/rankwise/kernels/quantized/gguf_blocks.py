@@ -7,7 +7,8 @@ bits of two numbers lie in a byte, further bits in bytes of their own. All is co
 gguf package, so that each number equals its value to the bit; the number format of a product is rounded to once.
 
 Each region runs over all numbers and is given its factors ready-made, since the compiler would compute them once more
-for each number.
+for each number. Numbers with one factor lie along the last dimension: the compiler makes no vectors where a factor
+changes within it.
 """
 
 from __future__ import annotations
@@ -64,50 +65,48 @@ def eight_bits(codes: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
 @CompiledRegion
 def four_bits(codes: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes (N, 16) and (N, 1): d (q - 8)."""
-    numbers = _pieces(codes, 2).view(-1, 32).to(torch.float32).sub_(8)
-    return numbers.mul_(d).to(dtype)
+    return _pieces(codes, 2).to(torch.float32).sub_(8).mul_(d[..., None]).to(dtype)
 
 
 @CompiledRegion
 def four_bits_above(codes: Tensor, d: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes (N, 16) and (N, 1): d q + m."""
-    numbers = _pieces(codes, 2).to(torch.float32).view(-1, 32)
-    return numbers.mul_(d).add_(m).to(dtype)
+    return _pieces(codes, 2).to(torch.float32).mul_(d[..., None]).add_(m[..., None]).to(dtype)
 
 
 @CompiledRegion
 def five_bits(codes: Tensor, fifth: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes (N, 16), sixteen times the fifth bits (N, 32), and (N, 1): d (q - 16)."""
-    numbers = (_pieces(codes, 2).view(-1, 32) | fifth).to(torch.float32).sub_(16)
-    return numbers.mul_(d).to(dtype)
+    numbers = _pieces(codes, 2) | fifth.view(-1, 2, 16)
+    return numbers.to(torch.float32).sub_(16).mul_(d[..., None]).to(dtype)
 
 
 @CompiledRegion
 def five_bits_above(codes: Tensor, fifth: Tensor, d: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes (N, 16), sixteen times the fifth bits (N, 32), and (N, 1): d q + m."""
-    numbers = (_pieces(codes, 2).view(-1, 32) | fifth).to(torch.float32)
-    return numbers.mul_(d).add_(m).to(dtype)
+    numbers = _pieces(codes, 2) | fifth.view(-1, 2, 16)
+    return numbers.to(torch.float32).mul_(d[..., None]).add_(m[..., None]).to(dtype)
 
 
 @CompiledRegion
 def four_bits_of_256(codes: Tensor, d: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes (N, 4, 32) and factors of 32 numbers (N, 8, 1): d q + m."""
-    numbers = _pieces(codes, 2).to(torch.float32).view(-1, 8, 32)
-    return numbers.mul_(d).add_(m).to(dtype)
+    return _pieces(codes, 2).to(torch.float32).mul_(d.view(-1, 4, 2, 1)).add_(m.view(-1, 4, 2, 1)).to(dtype)
 
 
 @CompiledRegion
 def five_bits_of_256(codes: Tensor, fifth: Tensor, d: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes (N, 4, 32), bit s of bytes (N, 32) the fifth one of each 32 numbers s, and (N, 8, 1): d q + m."""
-    numbers = (_pieces(codes, 2).view(-1, 8, 32) | (_pieces(fifth, 8) << 4)).to(torch.float32)
-    return numbers.mul_(d).add_(m).to(dtype)
+    numbers = _pieces(codes, 2) | (_pieces(fifth, 8) << 4).view(-1, 4, 2, 32)
+    return numbers.to(torch.float32).mul_(d.view(-1, 4, 2, 1)).add_(m.view(-1, 4, 2, 1)).to(dtype)
 
 
 @CompiledRegion
 def six_bits_of_256(codes: Tensor, upper: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes (N, 2, 64) of four bits and (N, 2, 32) of two bits, factors of 16 numbers (N, 16, 1): d (q - 32)."""
-    numbers = (_pieces(codes, 2).view(-1, 2, 4, 32) | (_pieces(upper, 4) << 4)).to(torch.float32).sub_(32)
-    return numbers.view(-1, 16, 16).mul_(d).to(dtype)
+    sixteens = (-1, 2, 2, 2, 2, 16)
+    numbers = _pieces(codes, 2).view(sixteens) | (_pieces(upper, 4) << 4).view(sixteens)
+    return numbers.to(torch.float32).sub_(32).mul_(d.view(-1, 2, 2, 2, 2, 1)).to(dtype)
 
 
 def six_bit_factors(blocks: Tensor) -> tuple[Tensor, Tensor]:
