@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from rankwise.kernels import activation, norm
+from rankwise.kernels import activation, loss, norm
 from rankwise.kernels.regions import REGIONS, compiled_regions
 
 pytestmark = pytest.mark.skipif(
@@ -38,13 +38,14 @@ def given_to(region, dtype, tokens: int) -> tuple:
         norm._rms_backward: (x, weight, scale, drawn(tokens, 24) + 1),
         activation._gated: (x, drawn(tokens, 24) + 1, "silu"),
         activation._gated_back: (drawn(tokens, 24), x, drawn(tokens, 24) + 1, "gelu-tanh"),
+        loss._loss_and_excess: (3 * drawn(tokens, 24), torch.arange(tokens)[:, None] % 24),
     }[region]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_region_is_the_plain_one(dtype, compiled):
-    assert len(REGIONS) == 5
+    assert len(REGIONS) == 6
     with compiled_regions(compiled):
         for region in REGIONS:
             for tokens in (40, 7):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-SPINS = 1000
+SPINS = 20_000
 """Rounds of some 15 to 60 nanoseconds each."""
 OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """The variables by which users choose a policy themselves."""
