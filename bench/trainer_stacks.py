@@ -47,9 +47,8 @@ def unsloth_train(name: str, count: int, steps: int, turns: Turns, case: Case) -
     """Unsloth on a CPU at its best: both of its flags on (unsloth_settings), no checkpointing, memory kept. Its own
     choices stay: float32 or bfloat16 by what the processor has (`-fp32`: float32, which alone makes it keep frozen
     weights in bfloat16), the fused optimizer, padded batches. 4-bit weights are off, as for all others."""
-    from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports]  # before transformers, as it demands
-
     import torch
+    from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports]  # before transformers, as it demands
 
     from rankwise.system.allocator import keep_memory
 

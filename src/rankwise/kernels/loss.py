@@ -33,12 +33,13 @@ def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def _by_operations(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Map logits (N, V) and labels (N, 1) to the sum of the losses and to softmax(z) - onehot in the dtype of z."""
+    """Map logits z (N, V) and labels (N, 1) to the sum of the losses and to softmax(z) - onehot, which takes z's memory
+    here."""
     logs = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     loss = -logs.gather(1, labels).sum()
     shares = logs.exp_()
     shares.scatter_add_(1, labels, shares.new_full(labels.shape, -1.0))
-    return loss, shares.to(logits.dtype)
+    return loss, logits.copy_(shares)
 
 
 def _in_passes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,8 @@ from rankwise.planning.estimate import Estimate
 
 SECONDS_OF_HOUR = 3600
 COMPILED_AFTER = 300.0
-"""Seconds of a training that is long enough to be compiled by itself. A tenth of it, what compiling saves, is several
-times what compiling takes."""
+"""Seconds of a training that is long enough to be compiled by itself. What compiling saves of it, a twentieth to a
+seventh (more where products are faster), is several times what compiling takes."""
 JOULES_OF_KILOWATT_HOUR = 3.6e6
 
 
