@@ -33,7 +33,9 @@ class Format(Protocol):
         """The matrix (O, I), and a factor of each row (O,) that it still has to be multiplied by, or None."""
         ...
 
-    def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
+    def rows(
+        self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor
+    ) -> Tensor:
         """Rows `index` (N,) of the matrix, (N, I)."""
         ...
 
