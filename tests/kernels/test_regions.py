@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from rankwise.kernels import activation, norm
+from rankwise.kernels import activation, loss, norm
 from rankwise.kernels.quantized import gguf, gguf_blocks
 from rankwise.kernels.regions import REGIONS, CompiledRegion, compiled_regions
 
@@ -39,6 +39,7 @@ def given_to(region, dtype, tokens: int) -> tuple:
         norm._rms_backward: (x, weight, scale, drawn(tokens, 24) + 1),
         activation._gated: (x, drawn(tokens, 24) + 1, "silu"),
         activation._gated_back: (drawn(tokens, 24), x, drawn(tokens, 24) + 1, "gelu-tanh"),
+        loss._loss_and_excess: (3 * drawn(tokens, 24), torch.arange(tokens)[:, None] % 24),
     }[region]
 
 
@@ -47,7 +48,7 @@ def given_to(region, dtype, tokens: int) -> tuple:
 def test_a_compiled_region_is_the_plain_one(dtype, compiled):
     elsewhere = {one for one in vars(gguf_blocks).values() if isinstance(one, CompiledRegion)}  # tested below
     regions = [region for region in REGIONS if region not in elsewhere]
-    assert len(regions) == 5
+    assert len(regions) == 6
     with compiled_regions(compiled):
         for region in regions:
             for tokens in (40, 7):
