@@ -51,7 +51,7 @@ def template_parity(
 
     `render` writes a conversation as the engine does. `adds_start` says whether the engine puts the start token before
     it. `stops` are the texts at which the engine ends an answer, or None if it reads them from the model's file.
-    `reasons` names what the engine's template cannot express in a conversation, and `carrier` the file of that template.
+    `reasons` names what the engine's template cannot express in a conversation; `carrier` is the file of that template.
     """
     known = [one for one in conversations() if _knows(template, one)][:COUNT]
     start = template.tokenizer.hub.bos_token or "" if adds_start else ""
