@@ -128,7 +128,7 @@ def test_sizes_are_what_the_formats_promise() -> None:
 
 def test_nf4_is_what_bitsandbytes_writes_and_reads() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
-    weight = torch.randn(64, 320)
+    weight = torch.randn(64, 320, generator=torch.Generator().manual_seed(3))
     theirs, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     codes, maxima, outer, mean = FORMATS["nf4"].pack(weight)
     assert torch.equal(codes.flatten(), theirs.flatten())
@@ -136,7 +136,8 @@ def test_nf4_is_what_bitsandbytes_writes_and_reads() -> None:
     assert torch.equal(outer, state.state2.absmax) and torch.equal(mean[0], state.offset)
     ours, other = (block_maxima(one, outer, mean) for one in (maxima, state.absmax))
     exact = weight.view(-1, 64).abs().amax(1)
-    assert torch.allclose((ours - exact).abs(), (other - exact).abs(), atol=1e-6)  # at a middle either will do
+    assert bool(((ours - exact).abs() <= (other - exact).abs()).all())  # nearer in the few cases beside a middle
+    assert (maxima != state.absmax).sum() <= 0.01 * len(maxima)
     for dtype in (torch.float32, torch.bfloat16):
         state.dtype = dtype
         plain = plain_unpacked(codes, other, (64, 320), dtype)

@@ -88,7 +88,7 @@ class NF4:
 
 def nearest(numbers: Tensor, levels: Tensor) -> Tensor:
     """The number of the nearest of sorted levels, in uint8."""
-    return torch.bucketize(numbers, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+    return torch.bucketize(numbers.contiguous(), (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
 
 
 def block_maxima(codes: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
