@@ -93,9 +93,10 @@ class Experiment(Config):
 
     @property
     def base(self) -> ModelConfig:
-        """The model as it is loaded: weights that learn are float32 on every device."""
+        """The model as it is loaded: weights that learn are float32 on every device, and are in memory."""
         dtype = self.adapter.base_dtype
-        return self.model if dtype is None else self.model.model_copy(update={"dtype": dtype})
+        changes = {"dtype": dtype, "memory": None if self.adapter.trains_base else self.model.memory}
+        return self.model if dtype is None else self.model.model_copy(update=changes)
 
     @property
     def classifies(self) -> bool:

@@ -27,6 +27,7 @@ from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
 from rankwise.forward.encoders import FusedEncoder
 from rankwise.forward.fused import PROBED, FusedLoss, probe
+from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.kernels.regions import plain_regions
 from rankwise.system.memory import available_memory, give_back
 
@@ -221,7 +222,7 @@ def _short(module: nn.Module) -> list[Tensor]:
 
 
 def _bytes_in_float32(module: nn.Module) -> int:
-    return sum(4 * one.numel() for one in _short(module))
+    return sum(4 * one.numel() for one in _short(module) if not is_quantized(one))
 
 
 @contextmanager

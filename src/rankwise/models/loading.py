@@ -12,12 +12,13 @@ import torch
 import rankwise.models.quiet as quiet
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
+from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import read_json, refuse_vision
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.precision import choose_precision
-from rankwise.models.quantized_folder import quantized_folder
+from rankwise.models.quantized_folder import QuantizedFolder, mapped_folder, quantized_folder
 from rankwise.models.sources import Source, find
 from rankwise.models.timm_models import is_timm, is_timm_config, need_timm
 from rankwise.runs.integrity import check_folder
@@ -40,8 +41,12 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
     if kind.processing is None:
         refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, spec.quantize)
+    if spec.memory is not None and precision.device.type != "cpu":
+        raise ModelError(f"model.memory limits memory on the CPU, but the device is {precision.device}. Leave it out.")
+    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, spec)
     module.to(precision.device).eval()
+    if spec.memory is not None:
+        give_back_after_use(module)
     if getattr(module, "generation_config", None) is not None:  # else it would fill in unset settings
         module.generation_config = type(module.generation_config)()
     return LoadedModel(
@@ -74,7 +79,7 @@ def width_of(module: Any) -> int:
 
 
 def _module(
-    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, quantize: str
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, spec: ModelConfig
 ) -> tuple[Any, tuple[str, ...], bool]:
     """The model, the modules inside its body whose weights were drawn because the folder lacks them, and whether a
     classifier's head was not drawn."""
@@ -84,7 +89,7 @@ def _module(
     new_head = kind.head_seed is not None
     try:
         with nullcontext() if kind.head_seed is None else _drawing(kind.head_seed):
-            module, report = _read(source, dtype, trusted, callback, kind, quantize)
+            module, report = _read(source, dtype, trusted, callback, kind, spec)
     except RankwiseError:
         raise
     except Exception as error:  # errors of many kinds: damaged weights, unknown architectures, missing parts
@@ -104,21 +109,30 @@ def _module(
 
 
 def _read(
-    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, quantize: str
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, spec: ModelConfig
 ) -> tuple[Any, dict[str, Any]]:
     """The model and transformers' report of what its folder lacks and does not need."""
     import transformers
 
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
-    if quantize not in ("nf4", "int8"):
+    stored = _stored(source, trusted, callback, kind, spec)
+    if stored is None:
         return getattr(transformers, kind.auto_class).from_pretrained(
             source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,
             **kind.settings,
         )  # fmt: skip
-    if trusted:
-        raise ModelError(f"{source.folder} needs its own Python code, and such a model cannot be quantised.")
-    lying = quantized_folder(source.folder, kind, quantize, callback)
-    return type(lying.module).from_pretrained(None, config=lying.module.config, state_dict=lying.state, **options)
+    return type(stored.module).from_pretrained(None, config=stored.module.config, state_dict=stored.state, **options)
+
+
+def _stored(
+    source: Source, trusted: bool, callback: Callback, kind: ModelKind, spec: ModelConfig
+) -> QuantizedFolder | None:
+    """Weights that stay as they are stored; None where they become the number format of the run."""
+    if spec.quantize == "nf4" or spec.quantize == "int8":
+        if trusted:
+            raise ModelError(f"{source.folder} needs its own Python code, and such a model cannot be quantised.")
+        return quantized_folder(source.folder, kind, spec.quantize, callback)
+    return None if spec.memory is None or trusted else mapped_folder(source.folder, kind)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rankwise.errors import ModelError, some
 from rankwise.kernels.linear import is_conv1d
 from rankwise.kernels.quantized.formats import FORMATS, FormatName, PackingFormat
+from rankwise.kernels.quantized.given_back import InFull
 from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import fingerprint
@@ -38,6 +39,12 @@ BITS = {"nf4": 4.13, "int8": 8.02}
 RATES = {"nf4": 14e6, "int8": 150e6}
 """Numbers that are packed in a second, roughly, on two cores; for the message before a conversion."""
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+class Storing(Protocol):
+    def takes(self, shape: tuple[int, int]) -> bool:
+        """Whether a matrix (O, I) can be stored so."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,24 @@ def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: 
     return QuantizedFolder(parts.module, state, len(matrices))
 
 
-def _matrices(parts: Skeleton, format: PackingFormat, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:
+def mapped_folder(folder: Path, kind: ModelKind) -> QuantizedFolder | None:
+    """The weights of a folder in full, left in its files until a product needs them. None where it has no linear
+    layers."""
+    parts, format = skeleton(folder, kind), InFull()
+    matrices, _ = _matrices(parts, format, images=kind.processing is not None)
+    if not matrices:
+        return None
+    state: dict[str, Tensor] = {}
+    for file, tensors in parts.files.items():
+        with safe_open(file, framework="pt") as opened:
+            state |= {name: opened.get_tensor(name) for name in tensors}
+    for name, matrix in matrices.items():
+        value = state[name].T if matrix.transposed else state[name]
+        state[name] = QuantizedTensor(format, [value], matrix.shape, value.dtype, matrix.transposed)
+    return QuantizedFolder(parts.module, state, len(matrices))
+
+
+def _matrices(parts: Skeleton, format: Storing, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:
     """By their names in the folder, and the names of the weights that the format cannot store."""
     whole = _not_quantized(parts, images=images)
     matrices: dict[str, Matrix] = {}
