@@ -30,14 +30,11 @@ from rankwise.models.inspection import fingerprint
 from rankwise.models.kind import ModelKind
 from rankwise.models.skeleton import Skeleton, skeleton
 from rankwise.models.tensor_files import MappedFiles, StoredTensor
+from rankwise.planning.stored_weights import PACKED_PER_SECOND, packed_size
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import QUANTIZED_FOLDER, SOURCE, cache_folder, mark_used
 from rankwise.system.files import need_space, published, write_json
 
-BITS = {"nf4": 4.13, "int8": 8.02}
-"""Of a number in each format, its share of the scales included; for rows of about 1,600 numbers."""
-RATES = {"nf4": 14e6, "int8": 150e6}
-"""Numbers that are packed in a second, roughly, on two cores; for the message before a conversion."""
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -142,11 +139,11 @@ def _packed(folder: Path, name: FormatName, matrices: Mapping[str, Matrix], call
     entry = cache_folder() / "models" / f"{QUANTIZED_FOLDER}{name}-{fingerprint(folder)}-{weights}"
     if not entry.is_dir():
         numbers = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices.values())
-        size = int(numbers * BITS[name] / 8)
+        size = sum(packed_size(*matrix.shape, name) for matrix in matrices.values())
         need_space(entry, size)
         callback(StatusMessage(
             f"Storing {len(matrices):,} weights as {name}, once: {size / 1e9:.2g} GB on disk, about "
-            f"{max(1, numbers / RATES[name]):.0f} s"
+            f"{max(1, numbers / PACKED_PER_SECOND[name]):.0f} s"
         ))  # fmt: skip
         with published(entry, first_stays=True) as temporary:
             _convert(temporary, FORMATS[name], matrices)

@@ -31,7 +31,8 @@ def planned_device(name: str | None, config: Planned) -> Device:
 
 
 def within_limit(device: Device, limit: int | None) -> Device:
-    """The same device with at most as much memory as a forecast may need under a limit of so many bytes. ConfigError for a GPU, whose memory no limit is for."""
+    """The same device with at most as much memory as a forecast may need under a limit of so many bytes. ConfigError
+    for a GPU, whose memory no limit is for."""
     if limit is None:
         return device
     if device.kind != "processor":

@@ -100,13 +100,18 @@ def rest_bytes(shape: ModelShape, storage: Storage, number: float) -> float:
     return number * (shape.parameters - sum(_size(layer) for layer in packed_layers(shape, storage)))
 
 
-def stored_bytes(layer: Layer, storage: Storage) -> float:
-    """Of one weight; of a GGUF file's at most, since its types differ."""
-    size = _size(layer)
+def stored_bytes(layer: Layer, storage: Storage) -> int:
+    """Of one weight; of a file's at most, since its types differ."""
+    return packed_size(layer.outputs, layer.inputs, storage)
+
+
+def packed_size(rows: int, columns: int, storage: Storage) -> int:
+    """Bytes of a matrix (rows, columns)."""
+    size = rows * columns
     if storage == "nf4":
         maxima = size // BLOCK
-        return size / 2 + maxima + EXACT * math.ceil(maxima / OUTER) + EXACT
-    return size + EXACT * layer.outputs if storage == "int8" else EXACT * size
+        return size // 2 + maxima + EXACT * math.ceil(maxima / OUTER) + EXACT
+    return size + EXACT * rows if storage == "int8" else EXACT * size
 
 
 def unpacking_bytes(shape: ModelShape, storage: Storage, number: float, *, given_back: bool) -> float:
