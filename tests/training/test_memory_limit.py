@@ -1,4 +1,4 @@
-"""A training under a limit of memory: the same numbers, settings that follow from it, and refused where it is too small."""
+"""A training under a limit of memory: the same numbers, settings that follow from it, and refusals."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def rows(tmp_path, monkeypatch):
 
 
 def experiment(name, run="run", **changes):
-    model, adapter = ModelConfig(name=str(name), **changes), changes.pop("adapter", {"method": "lora"})
     training = TrainingConfig(steps=2, batch_size=4)
-    return rankwise.Experiment(model=model, data="rows.jsonl", training=training, run=run, adapter=adapter)
+    return rankwise.Experiment(
+        model=ModelConfig(name=str(name), **changes), data="rows.jsonl", training=training, run=run
+    )
 
 
 @pytest.mark.parametrize("quantize", ["auto", "int8"])
