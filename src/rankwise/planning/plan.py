@@ -158,7 +158,7 @@ class Plan:
     @cached_property
     def savings(self) -> list[Remedy]:
         """What takes less memory than is planned, and what it costs."""
-        return savings(self.forecast, self._changes)
+        return savings(self.forecast, self._changes) if self.trained else []
 
     @property
     def _changes(self) -> Changes:
