@@ -96,7 +96,8 @@ def test_parts_that_were_copied_elsewhere_keep_their_numbers(file: Path) -> None
 
 def test_ranges_hold_what_is_inside_them(file: Path) -> None:
     layers = mapped_layers(file)
-    part = layers[0].weight.parts[0]
+    first: QuantizedTensor = layers[0].weight  # pyright: ignore[reportAssignmentType]
+    part = first.parts[0]
     ranges = mapped_ranges()
     assert ranges.has(part.data_ptr(), part.nbytes) and not ranges.has(part.data_ptr(), 1 << 40)
     assert not ranges.has(torch.ones(5).data_ptr(), 20) and not ranges.has(0, 1)
