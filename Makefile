@@ -43,11 +43,12 @@ examples: $(DEV_READY)  ## the examples, as the tests run them
 	$(BIN)/python examples/flat_lora.py
 	$(BIN)/python examples/notebook.py
 
-bench: $(DEV_READY)  ## long measurements, on the data sets at RANKWISE_DATA
+bench: $(DEV_READY) .venv-engines-unsloth/.ready  ## long measurements, on the data sets at RANKWISE_DATA
 	$(BIN)/python bench/data_check.py bench/results/data-check-$$(date +%F)
 	$(BIN)/python bench/adalora.py --out bench/results/adalora-$$(date +%F)
 	$(BIN)/pip install --quiet --editable ".[bench]"
-	$(BIN)/python bench/train_step.py --rounds 1 --out bench/results/train-step-$$(date +%F)
+	$(BIN)/python bench/train_step.py --rounds 1 --out bench/results/train-step-$$(date +%F) \
+		--unsloth-python .venv-engines-unsloth/bin/python
 	for case in batch-1 long rank-256 dropout; do $(BIN)/python bench/train_step.py --case $$case --rows 16 \
 		--stacks rankwise-plain,peft-best --out bench/results/train-step-$$case-$$(date +%F); done
 	$(BIN)/python bench/scaling.py --out bench/results/scaling-$$(date +%F)
@@ -59,6 +60,7 @@ bench: $(DEV_READY)  ## long measurements, on the data sets at RANKWISE_DATA
 ENGINES := mlx openvino
 ENGINE_PACKAGES_mlx := 'mlx[cpu]' mlx-lm
 ENGINE_PACKAGES_openvino := openvino-genai 'optimum-intel[openvino]'
+ENGINE_PACKAGES_unsloth := unsloth unsloth-zoo --editable .
 ENGINES_READY := $(ENGINES:%=.venv-engines-%/.ready)
 
 engines: $(DEV_READY) $(ENGINES_READY)  ## exports of the demo's adapter, verified in the engines that others run
@@ -66,7 +68,7 @@ engines: $(DEV_READY) $(ENGINES_READY)  ## exports of the demo's adapter, verifi
 	$(BIN)/python bench/arrival.py runs/demo --out bench/results/arrival-$$(date +%F) \
 		$(ENGINES:%=--engine-python .venv-engines-%/bin/python)
 
-$(ENGINES_READY): .venv-engines-%/.ready: | .venv/bin/python
+$(ENGINES_READY) .venv-engines-unsloth/.ready: .venv-engines-%/.ready: | .venv/bin/python
 	$(PYTHON) -m venv .venv-engines-$*
 	.venv-engines-$*/bin/python -m pip install --quiet $(ENGINE_PACKAGES_$*)
 	@touch $@
@@ -93,4 +95,4 @@ $(DEV_READY): pyproject.toml | .venv/bin/python
 	@touch $@ $(RUN_READY)
 
 clean:
-	rm -rf .venv $(ENGINES:%=.venv-engines-%) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(ENGINES:%=.venv-engines-%) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis

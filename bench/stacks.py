@@ -1,4 +1,5 @@
-"""What the benchmark of train_step.py compares: rankwise, loops over peft, and TRL, each over the same rows of Dolly.
+"""What the benchmark of train_step.py compares: rankwise and loops over peft, each over the same rows of Dolly. Those
+that have trainers of their own, TRL and Unsloth, are in trainer_stacks.py.
 
 Every stack is told its case by what `Case` holds. All begin with the same A (B is zero), see the same sequences in the
 same order with the same labels, and have AdamW, clipping, and the mean over the supervised tokens of the whole step.
@@ -7,18 +8,17 @@ same order with the same labels, and have AdamW, clipping, and the mean over the
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 RATE = 1e-4
 OURS, STACKS = (
     "rankwise",
     (
         "rankwise-plain", "rankwise-compiled", "peft-fp32", "peft-bf16", "peft-best", "peft-packed", "trl-fp32",
-        "trl-bf16", "trl-best",
+        "trl-bf16", "trl-best", "unsloth-cpu", "unsloth-cpu-fp32",
     ),
 )  # fmt: skip
 REFERENCE = "reference"
@@ -202,70 +202,6 @@ def begin_at(module: Any, first: dict[str, Any]) -> None:
     with torch.no_grad():
         for path, values in first.items():
             module.base_model.model.get_submodule(path).lora_A["default"].weight.copy_(values)
-
-
-class Turns(Protocol):
-    """What a trainer that has a loop of its own is told to wait by."""
-
-    def begin(self) -> None: ...
-
-    def end(self, loss: float) -> None: ...
-
-
-def trl_train(name: str, count: int, steps: int, turns: Turns, case: Case) -> None:
-    """TRL's SFTTrainer. As documented: its defaults, in float32 or under bfloat16 autocast. `best`: weights in
-    bfloat16 and adapters too, no checkpointing, the fused optimizer, memory kept, and no padding. What it does
-    before its callbacks hear of a step (taking rows, padding them) is not in its time."""
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
-
-    from rankwise.config.models import ModelConfig
-    from rankwise.data.batches import Batches
-    from rankwise.models.loading import load
-    from rankwise.runs.records import silent
-    from rankwise.system.allocator import keep_memory
-
-    best = name == "trl-best"
-    if best:
-        keep_memory()
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
-    model = load(ModelConfig(name="smollm2-135m", dtype="bfloat16" if best else "float32"), silent)
-    batches = Batches(sequences(model, count, case), case.batch, 10**9, 0)
-    rows = [row for number in range(steps) for row in batches.rows_of(number)]
-    data = Dataset.from_list(
-        [{"input_ids": list(row.ids), "completion_mask": [int(one) for one in row.loss_mask]} for row in rows]
-    )
-
-    class Waiting(TrainerCallback):
-        def on_step_begin(self, *given: Any, **named: Any) -> None:
-            turns.begin()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **named: Any) -> None:
-            if logs and "loss" in logs:
-                turns.end(float(logs["loss"]))
-
-    own: dict[str, Any] = {"max_length": case.longest + 1}
-    if best:
-        own = {"gradient_checkpointing": False, "optim": "adamw_torch_fused", "padding_free": True, "max_length": None}
-    settings = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=case.batch, max_steps=steps, learning_rate=RATE,
-        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, logging_steps=1, report_to="none",
-        save_strategy="no", train_sampling_strategy="sequential", completion_only_loss=True, use_cpu=True,
-        bf16=name == "trl-bf16", disable_tqdm=True, **own,
-    )  # fmt: skip
-    first, adapter = first_factors(model, case), PeftLoraConfig(**peft_settings(case))
-    given: dict[str, Any] = {"model": model.module, "peft_config": adapter}
-    if best:
-        given = {"model": get_peft_model(model.module, adapter, autocast_adapter_dtype=False)}
-    trainer = SFTTrainer(
-        args=settings, train_dataset=data, processing_class=model.tokenizer.hub, callbacks=[Waiting()], **given
-    )
-    begin_at(trainer.model, first)
-    trainer.train()
 
 
 def sequences(model: Any, count: int, case: Case) -> list[Any]:

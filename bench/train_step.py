@@ -1,6 +1,7 @@
-"""Tokens per second of whole optimizer steps: rankwise, its plain form, loops over peft, and TRL, on the same rows.
+"""Tokens per second of whole optimizer steps: rankwise, its plain form, loops over peft, TRL and Unsloth, same rows.
 
     python bench/train_step.py [--json] [--rows 64] [--rounds 2] [--stacks peft-bf16,...] [--case usual] [--out TITLE]
+                               [--unsloth-python .venv-engines-unsloth/bin/python]
     python bench/train_step.py --tell bench/results/FILE.json
 
 Each stack (stacks.py) is a process of its own, so that its memory is its own. Every other stack makes its steps in
@@ -8,6 +9,9 @@ turns with rankwise, one at a time, in the order ABBA, so that a machine whose s
 kept (system/allocator.py) by ours and by those at their best. TRL counts accuracy and entropy too, as it always does. A
 process's first step is not counted. `--case` names what rankwise should be slower at: one row a step, rows of 2,048
 tokens, rank 256, dropout.
+
+Threads of all stacks wait for each other as rankwise's do (system/waiting.py), so that other work on the machine costs
+each of them its share and no more. `unsloth-cpu` needs an environment of its own (make .venv-engines-unsloth/.ready).
 
 Beside what was reached stand two limits: the operations that a step needs (limits.py) at the rate of this machine's
 best bfloat16 product, measured before and after, and at that of the model's own products.
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,8 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from limits import gemm_rate, operations, shape_rate
-from stacks import CASES, OURS, REFERENCE, STACKS, USUAL, Case, peft_stack, rankwise_stack, sequences, trl_train
+from stacks import CASES, OURS, REFERENCE, STACKS, USUAL, Case, peft_stack, rankwise_stack, sequences
 from telling import parser_of, tell
+from trainer_stacks import trl_train, unsloth_settings, unsloth_train
+
+from rankwise.system.waiting import wait_briefly
 
 TOKENS = {name: 2048 if case.joined else 192 * case.batch for name, case in CASES.items()}
 """About what a product has."""
@@ -57,6 +65,8 @@ def serve(name: str, count: int, steps: int, case: Case) -> None:
     turns = Served()
     if name.startswith("trl"):
         return trl_train(name, count, steps, turns, case)
+    if name.startswith("unsloth"):
+        return unsloth_train(name, count, steps, turns, case)
     step = (peft_stack if name.startswith("peft") else rankwise_stack)(name, count, case)
     for number in range(steps):
         turns.begin()
@@ -64,15 +74,20 @@ def serve(name: str, count: int, steps: int, case: Case) -> None:
 
 
 class Stack:
-    """A process that makes its steps when it is asked to. `script` answers to --serve."""
+    """A process that makes its steps when it is asked to. `script` answers to --serve, and is run by `python`."""
 
-    def __init__(self, name: str, count: int, steps: int, script: str = __file__, case: str = USUAL) -> None:
-        command = [
-            sys.executable, script, "--serve", name, "--rows", str(count), "--steps", str(steps), "--case", case
-        ]  # fmt: skip
+    def __init__(
+        self, name: str, count: int, steps: int, script: str = __file__, case: str = USUAL,
+        python: str = sys.executable,
+    ) -> None:  # fmt: skip
+        command = [python, script, "--serve", name, "--rows", str(count), "--steps", str(steps), "--case", case]
+        wait_briefly()
         self.name, self.rows = name, list[dict[str, Any]]()
         began = time.perf_counter()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        own = unsloth_settings() if name.startswith("unsloth") else {}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own
+        )
         self._answer("ready")
         self.seconds_to_begin = time.perf_counter() - began
 
@@ -95,9 +110,11 @@ class Stack:
 
 
 def in_turns(
-    names: list[str], count: int, steps: int, script: str = __file__, case: str = USUAL
-) -> dict[str, list[dict[str, Any]]]:
-    stacks = [Stack(name, count, steps, script, case) for name in names]
+    names: list[str], count: int, steps: int, script: str = __file__, case: str = USUAL,
+    unsloth: str = sys.executable,
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    pythons = [unsloth if name.startswith("unsloth") else sys.executable for name in names]
+    stacks = [Stack(name, count, steps, script, case, python) for name, python in zip(names, pythons, strict=True)]
     try:
         for number in range(steps):
             for stack in stacks if number % 2 == 0 else reversed(stacks):
@@ -110,11 +127,11 @@ def in_turns(
     return {stack.name: stack.rows for stack in stacks}
 
 
-def measured(names: list[str], count: int, rounds: int, case: str) -> dict[str, Any]:
+def measured(names: list[str], count: int, rounds: int, case: str, unsloth: str) -> dict[str, Any]:
     steps, rates, turns = max(2, count // CASES[case].batch) * rounds, [gemm_rate()], list[dict[str, Any]]()
     shaped = [shape_rate(TOKENS[case], CASES[case].rank)]
     for name in names:
-        turns.append(in_turns([OURS, name], count, steps, case=case))
+        turns.append(in_turns([OURS, name], count, steps, case=case, unsloth=unsloth))
         rates.append(gemm_rate())
         shaped.append(shape_rate(TOKENS[case], CASES[case].rank))
         print(f"{name} is done", file=sys.stderr)
@@ -191,6 +208,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--stacks", default=",".join(STACKS))
     parser.add_argument("--case", default=USUAL, choices=CASES)
+    parser.add_argument("--unsloth-python", default=sys.executable, help="of the environment that has Unsloth")
     parser.add_argument("--tell", type=Path, help="results that were kept, instead of measuring")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
@@ -200,7 +218,7 @@ def main() -> None:
     if asked.tell:
         found = json.loads(asked.tell.read_text())
     else:
-        found = measured(asked.stacks.split(","), asked.rows, asked.rounds, asked.case)
+        found = measured(asked.stacks.split(","), asked.rows, asked.rounds, asked.case, asked.unsloth_python)
     rows = told(found, found.get("rows_measured", asked.rows), CASES[found["case"]])
     tell(asked, rows, show, {**found, "rows": rows})
 

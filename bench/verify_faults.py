@@ -2,7 +2,8 @@
 
     python bench/verify_faults.py --out bench/results/verify-faults-DATE
 
-Thirty random adapters (rank patterns, alpha patterns, embeddings, Conv1D, DoRA where it can be carried) are exported as
+Thirty random adapters (rank patterns, alpha patterns, AdaLoRA, layers of rank 0, embeddings, Conv1D, DoRA where it can
+be carried) are exported as
 peft, portable and merged, and verified as they are. Then each fault is planted into copies of the first fifteen. The
 drivers of the engines run in one process, which saves their start.
 """
@@ -38,7 +39,8 @@ def verdict(adapter: Path, folder: Path, format: str, references: dict) -> str |
     if adapter not in references:
         references[adapter] = verification._reference(artifact, export, Verifying("yes"), 20, lambda event: None)
     engine = next(one for one in ENGINE_DRIVERS if format in one.formats)
-    one = verification._verdict(engine, "", references[adapter], export, Verifying("yes"), lambda event: None)
+    files = {"export": str(folder)}
+    one = verification._verdict(engine, "", references[adapter], export, Verifying("yes"), files, lambda event: None)
     return None if one.status == "right" else one.why
 
 
@@ -61,7 +63,11 @@ def main() -> None:
             adapter = planted.random_adapter(
                 home / f"adapter-{number}", base, architecture, tokenizer, number, **settings
             )
-            format = FORMATS[number % len(FORMATS)] if kind != "DoRA" else ("merged", "peft")[number // len(names) % 2]
+            format = (
+                FORMATS[(number + number // len(names)) % len(FORMATS)]
+                if kind != "DoRA"
+                else ("merged", "peft")[number // len(names) % 2]
+            )
             folder = home / f"export-{number}"
             export(str(adapter), folder, format, verifying=Verifying("no"))
             why = verdict(adapter, folder, format, references)

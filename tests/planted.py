@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
+from rankwise.adapters.adalora import AdaLoRA
 from rankwise.adapters.formats.peft import write_peft
-from rankwise.config.adapters import LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.exporting.engine_process import EngineDriver, EngineFailure, EngineReplies
 from rankwise.methods.inject import inject
 
@@ -50,11 +51,18 @@ def base_folder(folder: Path, architecture: str, tokenizer, seed: int = 0) -> Pa
 def random_adapter(folder: Path, base: Path, architecture: str, tokenizer, seed: int, **settings) -> Path:
     """An adapter in PEFT's format whose change is as large as the layers' own weights allow without chaos."""
     model = tiny_model(architecture, vocab=len(tokenizer))
-    adapters = inject(model, LoraConfig(**settings))
+    without = settings.pop("rank_0", None)
+    adapters = inject(model, (AdaLoraConfig if settings.get("method") == "adalora" else LoraConfig)(**settings))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for path, adapter in adapters.adapters().items():
+            for part in (one for one in adapter.modules() if isinstance(one, AdaLoRA)):
+                part.decided = True
+                part.P.mul_(10)
+                if path.endswith(without or " "):
+                    part.strength.zero_()
     write_peft(adapters, folder, base_model=str(base))
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(base / file, folder / file)
@@ -159,5 +167,7 @@ KINDS: dict[str, tuple[str, dict]] = {
     "high rank": ("llama", {"rank": 32, "targets": LLAMA}),
     "Conv1D": ("gpt2", {"rank": 3, "targets": GPT2}),
     "Conv1D with patterns": ("gpt2", {"rank": 2, "alpha": 5.0, "targets": GPT2, "rank_pattern": {"c_attn": 4}}),
+    "AdaLoRA": ("llama", {"method": "adalora", "budget": 3, "targets": LLAMA}),
+    "AdaLoRA without rank in some layers": ("llama", {"method": "adalora", "targets": LLAMA, "rank_0": "o_proj"}),
     "DoRA": ("llama", {"rank": 4, "targets": LLAMA, "dora": True}),
 }

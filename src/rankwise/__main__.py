@@ -5,8 +5,11 @@ Importing it takes a third of a second, in which Ctrl-C is no traceback either.
 
 import sys
 
+from rankwise.system.waiting import wait_briefly
+
 
 def run() -> None:
+    wait_briefly()
     try:
         from rankwise.cli.main import app
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from rankwise.exporting.agreement import compare, tolerance_of
 from rankwise.exporting.engine_process import (
     DRIVERS,
     ENGINE_DRIVERS,
+    SERVER,
     EngineDriver,
     EngineFailure,
     EngineReplies,
@@ -71,6 +72,23 @@ def test_anything_else_is_one_sentence(tmp_path, program, why, refused):
 def test_an_engine_that_does_not_end_is_ended(tmp_path):
     failure = asked(tmp_path, "time.sleep(60)", 1.0)
     assert isinstance(failure, EngineFailure) and failure.why == "toy did not finish in 1 s" and not failure.refused
+
+
+def test_a_server_that_is_not_there_is_told_in_words_and_is_not_the_exports_fault():
+    failure = ask(SERVER, sys.executable, REQUEST | {"export": "http://127.0.0.1:9/v1"})
+    assert isinstance(failure, EngineFailure) and not failure.refused
+    assert failure.why.startswith("http://127.0.0.1:9 cannot be reached (") and "Error:" not in failure.why
+
+
+def test_what_a_driver_says_in_words_has_no_error_s_name(tmp_path):
+    program = "sys.path.insert(0, %r); from driver_loop import run\nsys.stdin = __import__('io').StringIO('{}')\n"
+    for error, why in (
+        ("RuntimeError('no model')", "toy says: no model"),
+        ("KeyError('x')", "toy says: KeyError: 'x'"),
+    ):
+        broken = f"def answer(request): raise {error}\nrun(answer)"
+        failure = asked(tmp_path, program % str(DRIVERS) + broken)
+        assert isinstance(failure, EngineFailure) and failure.why == why and failure.refused
 
 
 def test_interpreters_come_from_the_flag_the_environment_and_ourselves(monkeypatch):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import planted
@@ -20,7 +22,9 @@ from rankwise.exporting.engine_process import ENGINE_DRIVERS
 from rankwise.exporting.questions import prompts_for
 from rankwise.exporting.verification import Export, Verification, Verifying, with_rules
 from rankwise.inference.tuned_model import load_tuned
+from rankwise.methods import adapter_folder
 from rankwise.methods.artifact import open_artifact
+from rankwise.models.beside import copy_reader
 from rankwise.runs.records import silent
 from rankwise.text.tokenize import prompt_ids
 
@@ -96,7 +100,7 @@ def test_an_export_is_verified_by_default_and_says_so(home, run, format):
     assert verified["answers_equal"] == verified["questions"] == 4 and facts["verified_with"] == "4 validation rows"
     assert 0 <= facts["max_log_probability_difference"] < 1e-4
     assert facts["files"] == sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*") if p.is_file())
-    assert facts["template_parity"] is None and facts["not_verified"] is None
+    assert facts["template_parity"]["in"] == "chat_template.jinja" and facts["not_verified"] is None
     if format != "merged":
         card = Path("out/README.md").read_text()
         assert f"- {engine} {verified['version']}: right (4 of 4 answers equal" in card
@@ -146,6 +150,61 @@ def test_without_its_base_an_adapter_is_exported_and_said_not_to_be_verified(hom
     assert "not verified by an engine" in result.stdout
     shutil.rmtree("out")
     assert rankwise(*words, "--verify").exit_code == 2 and not Path("out").exists()
+
+
+@pytest.mark.parametrize("format", ["peft", "mlx"])
+def test_force_base_reaches_the_base_that_an_adapter_is_verified_over(home, format):
+    base = home / "tiny-llama" / "model.safetensors"
+    save_file({key: value * 1.01 for key, value in load_file(base).items()}, base, metadata={"format": "pt"})
+    words = ("export", "lora", "--to", "out", "--format", format, "--base-model", base.parent)
+    refused = rankwise(*words, "--no-verify", "--force-base")
+    assert refused.exit_code == 2 and "--no-verify loads no base model" in refused.stderr and not Path("out").exists()
+    if format == "peft":
+        without = rankwise(*words)
+        assert without.exit_code == 0 and "different weights" in without.stdout, without.output
+        shutil.rmtree("out")
+    forced = rankwise(*words, "--force-base", "--json")
+    assert forced.exit_code == 0, forced.output
+    engines = json.loads(forced.stdout)["engines"]
+    assert format == "mlx" or (engines["peft"]["status"] == "right" and engines["peft"]["by"] == "run")
+
+
+@pytest.mark.parametrize("format", ["peft", "portable", "merged"])
+def test_the_template_in_a_folder_is_compared_with_training_s(home, format):
+    result = rankwise("export", "lora", "--to", "out", "--format", format, "--no-verify", "--json")
+    parity = json.loads(result.stdout)["template_parity"]
+    assert parity["conversations"] == parity["same"] > 3, result.output
+    assert parity["in"] == "chat_template.jinja" and parity["refused"] == []
+    assert not {"different"} & parity.keys()
+
+
+def test_a_folder_without_a_template_or_with_another_one_says_so(home, monkeypatch):
+    for file in ("chat_template.jinja", "tokenizer.json"):
+        with monkeypatch.context() as patched:
+            left_out = partial(_copied, left_out=file)
+            patched.setattr(adapter_folder, "copy_reader", left_out)
+            result = rankwise("export", "lora", "--to", file, "--no-verify", "--json")
+        parity = json.loads(result.stdout)["template_parity"]
+        assert (parity["conversations"], parity["same"], parity["in"]) == (0, 0, None)
+        assert parity["refused"] == ["no chat template was written, so a reader uses the base model's own"]
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter_folder, "copy_reader", lambda source, target: _other_template(source, target))
+        result = rankwise("export", "lora", "--to", "other", "--no-verify", "--json")
+    parity = json.loads(result.stdout)["template_parity"]
+    assert parity["same"] < parity["conversations"] == len(parity["different"]) + parity["same"]
+    assert "otherwise than training" in result.stderr
+
+
+def _copied(source, target, left_out):
+    copy_reader(source, target)
+    (target / left_out).unlink()
+    return True
+
+
+def _other_template(source, target):
+    copy_reader(source, target)
+    planted.other_template(target, source, source)
+    return True
 
 
 def test_rules_speak_of_the_engines_that_did_not_run():

@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
-from rankwise.kernels import activation, norm
-from rankwise.kernels.regions import REGIONS, compiled_regions
+from rankwise.kernels import activation, loss, norm
+from rankwise.kernels.quantized import gguf, gguf_blocks
+from rankwise.kernels.regions import REGIONS, CompiledRegion, compiled_regions
 
 pytestmark = pytest.mark.skipif(
     all(shutil.which(name) is None for name in ("g++", "clang++", "cl")), reason="no C++ compiler here"
@@ -38,18 +39,38 @@ def given_to(region, dtype, tokens: int) -> tuple:
         norm._rms_backward: (x, weight, scale, drawn(tokens, 24) + 1),
         activation._gated: (x, drawn(tokens, 24) + 1, "silu"),
         activation._gated_back: (drawn(tokens, 24), x, drawn(tokens, 24) + 1, "gelu-tanh"),
+        loss._loss_and_excess: (3 * drawn(tokens, 24), torch.arange(tokens)[:, None] % 24),
     }[region]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_region_is_the_plain_one(dtype, compiled):
-    assert len(REGIONS) == 5
+    elsewhere = {one for one in vars(gguf_blocks).values() if isinstance(one, CompiledRegion)}  # tested below
+    regions = [region for region in REGIONS if region not in elsewhere]
+    assert len(regions) == 6
     with compiled_regions(compiled):
-        for region in REGIONS:
+        for region in regions:
             for tokens in (40, 7):
                 found, wanted = (each(*given_to(region, dtype, tokens)) for each in (region, region.plain))
                 tolerance = 4 * torch.finfo(dtype).eps
                 torch.testing.assert_close(found, wanted, rtol=tolerance, atol=4 * tolerance)
             assert region.compiled is not None
     assert all(region.compiled is None for region in REGIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [name for name, form in gguf.FORMATS.items() if isinstance(form, gguf.GgufBlocks)])
+def test_compiled_numbers_of_gguf_are_the_plain_ones_to_the_bit(name, compiled):
+    """Of random bytes, so scales may be infinite or no numbers."""
+    form = gguf.FORMATS[name]
+    shape = (24, 512)
+    generator = torch.Generator().manual_seed(0)
+    size = shape[1] // form.numbers * form.bytes
+    part = torch.randint(0, 256, (shape[0], size), dtype=torch.uint8, generator=generator)
+    wanted = form.unpack([part], shape, torch.bfloat16)[0]
+    with compiled_regions(compiled):
+        found = form.unpack([part], shape, torch.bfloat16)[0]
+    same = (found.view(torch.int16) == wanted.view(torch.int16)) | (found.isnan() & wanted.isnan())
+    assert same.all() and not wanted.isnan().all()

@@ -254,7 +254,7 @@ def test_whatever_the_converter_raises_names_the_file(write, monkeypatch, error)
     file = write()
     with pytest.raises(ModelError) as caught:
         converted(file, silent)
-    assert str(caught.value).startswith(f"{file} cannot be converted: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{file} cannot be used: ") and "\n" not in str(caught.value)
 
 
 def test_files_with_random_damage_are_converted_or_refused(write):

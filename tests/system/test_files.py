@@ -17,7 +17,16 @@ import torch
 from safetensors.torch import save_file
 
 from rankwise.errors import ResourceError, RunError
-from rankwise.system.files import ABANDONED, need_space, published, sha256_of, told_when_full, write_atomic, write_json
+from rankwise.system.files import (
+    ABANDONED,
+    need_space,
+    published,
+    published_file,
+    sha256_of,
+    told_when_full,
+    write_atomic,
+    write_json,
+)
 
 
 def names(folder):
@@ -50,6 +59,20 @@ def test_a_file_that_cannot_take_its_name_leaves_nothing_beside_it(tmp_path):
     with pytest.raises(RunError, match="cannot be written"):
         write_atomic(tmp_path / "x", b"new")
     assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("publish", [published, published_file])
+def test_what_fails_leaves_no_folder_that_was_created_for_it(tmp_path, publish):
+    (tmp_path / "mine").mkdir()
+    for place in ("mine/out", "new/deeper/out"):
+        with pytest.raises(KeyboardInterrupt), publish(tmp_path / place) as temporary:
+            (temporary if publish is published_file else temporary / "x").write_text("half")
+            raise KeyboardInterrupt
+        assert names(tmp_path) == ["mine"], "an empty folder of the user stays, and ours goes"
+    with pytest.raises(KeyboardInterrupt), publish(tmp_path / "new/deeper/out"):
+        (tmp_path / "new" / "theirs").write_text("")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["mine", "new", "theirs"], "what somebody else put there meanwhile stays"
 
 
 def test_json_is_strict_and_a_value_that_is_none_leaves_the_old_file(tmp_path):

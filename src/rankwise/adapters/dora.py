@@ -65,7 +65,7 @@ class DoRA(LoRA):
             self.share = before
 
     def delta(self) -> Tensor:
-        return self.share * (self.stretch()[:, None] * self.directions() - self.base)
+        return self.share * (self.stretch()[:, None] * self.directions() - self.base.to(self.A.dtype))
 
     def added_to(self, y: Tensor, x: Tensor) -> Tensor:
         bias, stretch = self._host[0].bias, self.stretch()

@@ -2,9 +2,10 @@
 
     W' = W + s B A,   for DoRA m (W + s B A) / n
 
-computed in float32 and rounded once to the number format of W. A head that was trained whole takes the place of the
-base's. A weight that two layers share, such as a table that is the output head too, is parted first, since only one of
-the two was trained.
+computed in float32 and rounded once to the number format of W. A quantised W is unpacked for it and gives way to an
+ordinary weight; its parts stay as they are, and so do weights without an adapter. A head that was trained whole takes
+the place of the base's. A weight that two layers share, such as a table that is the output head too, is parted first,
+since only one of the two was trained.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import oriented, weight_of
 from rankwise.adapters.set import AdapterSet
+from rankwise.kernels.quantized.tensor import is_quantized
+from rankwise.kernels.quantized.whole import in_full, unpack_weights
 
 
 @torch.no_grad()
@@ -26,12 +29,16 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
         host = adapters.layers[path].host
         weight = weight_of(host)
         _part(adapters.model, host, weight)
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        weight.copy_(weight.to(exact) + oriented(host, adapter.delta()))
+        changed = in_full(weight) + oriented(host, adapter.delta())
+        if is_quantized(weight):
+            host.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=weight.requires_grad)
+        else:
+            weight.copy_(changed)
     for path, trained in adapters.trained_heads(name).items():
         base = adapters.heads[path].base_layer
         for weight in base.parameters():
             _part(adapters.model, base, weight)
+        unpack_weights(base)
         base.load_state_dict(trained.state_dict())
     return adapters.remove()
 

@@ -147,6 +147,8 @@ def _verifying(
 def _line(exported: Exported) -> str:
     scaled = f" at strength {exported.strength:g}" if exported.strength != 1 else ""
     what = f"{exported.to}: {exported.format}{scaled}, {exported.bytes / 1e6:,.1f} MB"
+    if exported.base_quantized is not None and (exported.gguf or exported.merged):
+        what += f", with the {exported.base_quantized} weights of the base unpacked"
     if exported.gguf is not None:
         rounded = f"{exported.gguf.dtype} rounds numbers by up to {exported.gguf.rounding:.2g} of a tensor's largest"
         return f"{what}; read back and compared: every tensor is the trained model's ({rounded})"
@@ -161,9 +163,9 @@ def _line(exported: Exported) -> str:
 
 
 def _template_lines(exported: Exported) -> list[str]:
-    """What was compared of a Modelfile's template, and what it cannot do."""
+    """What was compared of a Modelfile's template, and what it cannot do; and where a folder carries no template."""
     if (template := exported.ollama) is None:
-        return []
+        return [] if exported.parity is None or exported.parity.place else list(exported.parity.refused)
     parity = template.parity
     same = f"its template gives {parity.same} of {parity.conversations} conversations the token ids of training"
     return [same, *(f"Ollama's templates cannot carry {note}" for note in template.notes)]

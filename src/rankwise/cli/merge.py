@@ -40,6 +40,9 @@ def merge(
     dtype: Annotated[str | None, typer.Option(show_default=False,
         help="Number format of the merged model: float32, bfloat16, float16 or float64.  [default: that of each tensor "
         "of the base]")] = None,
+    onto: Annotated[str, typer.Option(
+        help="Which numbers of the base the change is added to. trained: those it was trained over, quantised ones "
+        "unpacked. original: the full ones. nf4, int8: quantised so, for adapters that do not say.")] = "trained",
     as_adapter: Annotated[bool, typer.Option("--as-adapter",
         help="Write an adapter instead of a model: several as one, or one with a lower rank.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be merged and write nothing.")] = False,
@@ -66,11 +69,13 @@ def merge(
 
         combining = combining_of(method, density=density, drop=drop, seed=seed, rank=rank, error=error)
         options = options_of(
-            adapters or [], _numbers(weights), combining, strength, base_model, force_base=force_base,
+            adapters or [], _numbers(weights), combining, strength, base_model, onto, force_base=force_base,
             force_result=force_result,
         )  # fmt: skip
         if to is None and not plan:
             raise ConfigError(["name the folder to create with --to, or use --plan to only see what would be merged."])
+        if as_adapter and onto != "trained":
+            raise ConfigError(["--onto is for merging into a model; leave it out with --as-adapter."])
         if as_adapter:
             _combine(options, to, display, dtype=dtype, plan=plan, as_json=as_json)
         else:

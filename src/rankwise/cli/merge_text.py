@@ -30,6 +30,11 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"{plan['memory_bytes'] / 1e6:,.0f} MB of memory beside the program",
         f"  changes {len(plan['changed']):,} of {_count(plan['tensors'], 'tensor')}: {some(plan['changed'], 3)}",
     ]
+    if plan["base_quantized"]:
+        lines.append(
+            f"  adds the change to the {plan['base_quantized']} weights that it was trained over, unpacked, and not to "
+            "the full ones of the base's files (--onto original does that)"
+        )
     if plan["untied"]:
         lines.append(f"  no longer one weight, since only one of them changes: {some(plan['untied'])}")
     if plan["left_out"]:

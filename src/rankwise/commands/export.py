@@ -24,6 +24,7 @@ from rankwise.exporting.adapter_export import export_adapter
 from rankwise.exporting.arrival import arrived, refuse_unverifiable, served
 from rankwise.exporting.engine_rules import verdicts
 from rankwise.exporting.engines import engine_meant_by, way_to
+from rankwise.exporting.folder_template import folder_parity
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
 from rankwise.exporting.gguf import GgufMerged, export_as_gguf, template_parity_of
@@ -31,9 +32,11 @@ from rankwise.exporting.merge import DTYPES, Merged, export_merged
 from rankwise.exporting.ollama import OllamaTemplate
 from rankwise.exporting.ollama_export import export_ollama
 from rankwise.exporting.template_parity import Parity
+from rankwise.exporting.trained_base import format_of
 from rankwise.exporting.verification import BY_DEFAULT, NOT_VERIFIED, Export, Verification, Verifying, with_rules
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.runs.records import Callback, silent
+from rankwise.runs.records import Callback, WarningMessage, silent
+from rankwise.system.files import folders_above
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
 
@@ -62,6 +65,8 @@ class Exported:
     adapter: AdapterWeights | None = None
     """What a folder with an adapter holds."""
     verification: Verification = NOT_VERIFIED
+    base_quantized: str | None = None
+    """How the base's weights were stored that the adapter was trained over; None in full."""
 
     @property
     def number_format(self) -> str:
@@ -77,7 +82,8 @@ class Exported:
         whole = self.merged or self.gguf
         facts |= {"files": list(self.files)} | ({"rank": self.rank} if whole is None else asdict(whole))
         parity = {} if self.parity is None else {"template_parity": self.parity.summary()}
-        return facts | self.verification.summary() | parity
+        stored = {} if self.base_quantized is None else {"base_quantized": self.base_quantized}
+        return facts | self.verification.summary() | parity | stored
 
 
 def export(
@@ -93,7 +99,8 @@ def export(
     What was written is opened by the engines at hand and compared with the trained model (exporting/verification.py).
     With the address of a server, `to` must be there already, and only the server is compared."""
     folder = Path(to)
-    _check(format, dtype, strength, force_base=force_base, round_rank=round_rank)
+    idle = verifying.wish == "no" and format in ADAPTER_FORMATS
+    _check(format, dtype, strength, force_idle=force_base and idle, round_rank=round_rank)
     refuse_unverifiable(verifying, folder)
     if verifying.url is None:
         check_free(folder)
@@ -104,12 +111,13 @@ def export(
         verification = served(artifact, written, verifying, callback)
         exported = Exported(str(artifact.folder), str(folder), format, strength=strength)
     else:
-        exported = _written(
-            artifact, folder, format, strength, dtype, base_model, callback, force_base=force_base,
-            round_rank=round_rank,
-        )  # fmt: skip
-        written = Export(str(folder), format, exported.number_format, strength, force_base)
-        verification = arrived(artifact, written, verifying, callback)
+        with folders_above(folder):
+            exported = _written(
+                artifact, folder, format, strength, dtype, base_model, callback, force_base=force_base,
+                round_rank=round_rank,
+            )  # fmt: skip
+            written = Export(str(folder), format, exported.number_format, strength, force_base)
+            verification = arrived(artifact, written, verifying, callback)
     if exported.adapter is not None and format != "mlx" and exported.outputs is None:
         # the rules are those for language models in PEFT's folders
         verification = with_rules(verification, verdicts(exported.adapter))
@@ -128,7 +136,17 @@ def _written(
             f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
             "change from. Leave out --strength."
         ])  # fmt: skip
-    exported = Exported(str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images)
+    stored = None if artifact.base_named is None or artifact.config.trains_base else format_of(artifact.base_named)
+    exported = Exported(
+        str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images,
+        base_quantized=stored,
+    )  # fmt: skip
+    if stored is not None and format in (*ADAPTER_FORMATS, "gguf-lora"):
+        callback(WarningMessage(
+            f"{artifact.described} was trained over {stored} weights, and {format} holds the adapter alone: a program "
+            "that lays it over other weights of the base, such as the full ones, computes other numbers. --format "
+            "merged and gguf hold the weights that it was trained over"
+        ))  # fmt: skip
     if format in GGUF_FORMATS:
         file, facts = export_as_gguf(artifact, format, folder, callback, dtype, strength, force_base=force_base)
         if isinstance(facts, GgufMerged):
@@ -139,20 +157,21 @@ def _written(
         return replace(exported, merged=merged, ollama=template, parity=template.parity)
     if format == "merged":
         merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
-        return replace(exported, merged=merged)
+        return replace(exported, merged=merged, parity=folder_parity(artifact, folder, callback))
     adapter = export_adapter(artifact, folder, format, strength, base_model, callback, round_rank=round_rank)
-    return replace(exported, rank=adapter.rank, adapter=adapter)
+    return replace(exported, rank=adapter.rank, adapter=adapter, parity=folder_parity(artifact, folder, callback))
 
 
-def _check(format: str, dtype: str | None, strength: float, *, force_base: bool, round_rank: bool) -> None:
+def _check(format: str, dtype: str | None, strength: float, *, force_idle: bool, round_rank: bool) -> None:
+    """`force_idle` says that force-base is wished for where no base is loaded."""
     check_strength(strength)
     problems = []
     if format not in FORMATS:
         problems.append(_unknown(format))
-    elif format in ADAPTER_FORMATS and (dtype is not None or force_base):
-        problems.append(f"dtype and force-base are for merged models; {format} needs no base model.")
-    elif format == "gguf-lora" and dtype is not None:
-        problems.append("dtype is for merged models; gguf-lora writes float32.")
+    elif format in (*ADAPTER_FORMATS, "gguf-lora") and dtype is not None:
+        problems.append(f"dtype is for merged models; {format} writes an adapter in float32.")
+    if force_idle:
+        problems.append(f"force-base has nothing to act on: {format} with --no-verify loads no base model.")
     if round_rank and format != "portable":
         problems.append("round-rank is for the format portable, whose layers share one rank.")
     known = GGUF_DTYPES if format == "gguf" else tuple(DTYPES)

@@ -10,7 +10,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.models.inspection import fingerprint, read_json
+from rankwise.models.inspection import read_json
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.sources import find
 from rankwise.objectives.registry import objective_for
@@ -67,7 +67,7 @@ def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: 
     assert named is not None, "a run names its base"
     source, known = find(named, callback), artifact.trained_on
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
-    if known is not None and not force and (own := fingerprint(source.folder)) != known.fingerprint:
+    if known is not None and not force and (own := source.fingerprint) != known.fingerprint:
         raise RunError(
             f"{artifact.described} was trained on {known.name} from {known.source} ({known.fingerprint}); "
             f"{source.folder} has different weights ({own}). Use --force-base to extract anyway."

@@ -24,6 +24,7 @@ from rankwise.exporting.merging.number_formats import BY_NAME
 from rankwise.exporting.merging.plan import MergePlan, plan_merge
 from rankwise.exporting.merging.replay import Proof, prove
 from rankwise.exporting.merging.write import MergedFolder, refuse_unfinished, write_merged
+from rankwise.exporting.trained_base import ONTO, Onto
 from rankwise.runs.records import Callback, WarningMessage, silent
 
 METHODS: tuple[str, ...] = get_args(Combination)
@@ -34,16 +35,17 @@ def merge(
     adapters: Sequence[str | Path] | str | Path, to: str | Path, *, weights: Sequence[float] | None = None,
     method: str = "linear", density: float = 0.2, drop: float = 0.5, seed: int = 0, rank: int | None = None,
     error: float | None = None, strength: float = 1.0, dtype: str | None = None, base_model: str | None = None,
-    force_base: bool = False, force_result: bool = False, callback: Callback = silent,
+    onto: str = "trained", force_base: bool = False, force_result: bool = False, callback: Callback = silent,
 ) -> MergedFolder:  # fmt: skip
     """Write the base model with these adapters in its weights as the folder `to`, which must not exist yet.
 
     `adapters` are runs or adapter folders, with one of `weights` each; `method` is linear, ties, dare or svd
     (adapters/combining.py). `dtype` is float32, bfloat16, float16 or float64; otherwise every tensor keeps its own.
+    `onto` says which numbers of the base the change is added to (exporting/trained_base.py).
     """
     combining = combining_of(method, density=density, drop=drop, seed=seed, rank=rank, error=error)
     options = options_of(
-        adapters, weights, combining, strength, base_model, force_base=force_base, force_result=force_result
+        adapters, weights, combining, strength, base_model, onto, force_base=force_base, force_result=force_result
     )
     check_place_of_merge(Path(to))
     plan = plan_of(options, dtype, callback)
@@ -86,11 +88,14 @@ def prove_merge(
 
 def options_of(
     adapters: Sequence[str | Path] | str | Path, weights: Sequence[float] | None, combining: Combining,
-    strength: float, base_model: str | None, *, force_base: bool = False, force_result: bool = False,
+    strength: float, base_model: str | None, onto: str = "trained", *, force_base: bool = False,
+    force_result: bool = False,
 ) -> Options:  # fmt: skip
     check_strength(strength)
     names = [str(adapters)] if isinstance(adapters, str | os.PathLike) else [str(one) for one in adapters]
     problems: list[str] = []
+    if onto not in ONTO:
+        problems.append(f'there is no base "{onto}" for --onto.{did_you_mean(onto, ONTO)} Known: {", ".join(ONTO)}.')
     if not names:
         problems.append("name at least one run or adapter folder to merge.")
     if strength == 0:
@@ -109,7 +114,9 @@ def options_of(
     ]
     if problems:
         raise ConfigError(problems)
-    return Options(names, weights, combining, strength, base_model, force_base, force_result)
+    return Options(
+        names, weights, combining, strength, base_model, force_base, force_result, onto=cast("Onto", onto)
+    )  # fmt: skip
 
 
 def combining_of(

@@ -268,6 +268,8 @@ class FullConfig(MethodConfig):
                 'The setting "model.dtype" is bfloat16, but full fine-tuning trains weights in float32, because small '
                 "updates would be rounded away in bfloat16. Leave it out"
             )
+        if base.quantize in ("nf4", "int8"):
+            return f'"model.quantize" is {base.quantize}, but full fine-tuning changes every weight. Leave it out'
         if base.trust_code is not None:
             return (
                 'The setting "model.trust_code" is given, but the model that full fine-tuning writes could not be '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -45,6 +45,15 @@ class ModelConfig(Config):
     @property
     def memory_bytes(self) -> int | None:
         return None if self.memory is None else parse_size(self.memory)
+
+    @model_validator(mode="after")
+    def _own_code_is_not_quantized(self) -> Self:
+        if self.trust_code is not None and self.quantize in ("nf4", "int8"):
+            raise ValueError(
+                f'The setting "model.quantize" is {self.quantize}, which is not possible for a model that needs its '
+                "own Python code (model.trust_code). Leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

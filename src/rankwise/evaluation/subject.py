@@ -13,7 +13,6 @@ from rankwise.evaluation.number_format import held_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, find_artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.inspection import fingerprint
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.sources import find
@@ -83,7 +82,7 @@ def open_subject(
     if not base or asked.objective.targets is not None:
         return replace(own, base_features=without if base else None)
     # a base that was forced upon the run need not be the one that it was trained on
-    origin = fingerprint(find(artifact.base, silent).folder) if force_base else trained_on.fingerprint
+    origin = find(artifact.base, silent).fingerprint if force_base else trained_on.fingerprint
     return replace(own, against=trained_on.name, base=without, sides=base_and_tuned(asked.trainable), origin=origin)
 
 

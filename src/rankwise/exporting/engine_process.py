@@ -8,7 +8,8 @@
     reply    {"engine": name, "version": …, "end_id": id or null, "stop_ids": ids or null,
               "conversations": [ids or null, …], "conversation_sizes": [tokens or null, …],
               "replies": [{"prompt_ids": […], "answer_ids": […], "answer": text, "log_probabilities": […]}, …]}
-             of a classifier {"replies": [{"outputs": […]}, …]}; of a failure {"error": text}
+             of a classifier {"replies": [{"outputs": […]}, …]}; of a failure {"error": text,
+              "unreachable": whether no server answered}
 
 `log_probabilities` are those of the request's answer_ids, each after the tokens before it. An engine says null where it
 cannot say something. A crash, a time-out and anything else on stdout become one sentence, and end nothing else.
@@ -184,7 +185,8 @@ def _read(name: str, done: subprocess.CompletedProcess[str], count: int) -> Engi
         last = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()[-1]
         return EngineFailure(f"{name} ended without a reply ({one_line(last, LONGEST_REASON)})")
     if isinstance(reply, dict) and isinstance(reply.get("error"), str):
-        return EngineFailure(f"{name} says: {one_line(reply['error'], LONGEST_REASON).rstrip('.')}")
+        why = one_line(reply["error"], LONGEST_REASON).rstrip(".")
+        return EngineFailure(why, refused=False) if reply.get("unreachable") else EngineFailure(f"{name} says: {why}")
     try:
         replies = EngineReplies.model_validate(reply)
     except ValidationError as error:

@@ -29,7 +29,6 @@ from rankwise.exporting.merging.as_adapter import LayerError
 from rankwise.exporting.merging.number_formats import FORMATS, refusal
 from rankwise.methods.base import BASE_FACTS, BaseFacts
 from rankwise.models.beside import copy_reader
-from rankwise.models.inspection import fingerprint
 from rankwise.models.kind import ModelKind
 from rankwise.models.skeleton import skeleton
 from rankwise.models.sources import Source
@@ -209,7 +208,7 @@ class _Extraction:
     def beside(self) -> dict[str, Any]:
         source, report = self.pair.base, self.pair.report
         facts = BaseFacts(
-            name=source.name, source=source.where, fingerprint=fingerprint(source.folder), dtype="float32", device="cpu"
+            name=source.name, source=source.where, fingerprint=source.fingerprint, dtype="float32", device="cpu"
         )  # fmt: skip
         files = {BASE_FACTS: facts.model_dump(mode="json")}
         return files if report is None else files | {DATA_REPORT: report.model_dump(mode="json")}

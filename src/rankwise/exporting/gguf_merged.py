@@ -5,8 +5,9 @@ a folder      in the type of --dtype                   in the type of --dtype   
 a GGUF file   in the type of --dtype, or in float16    as they are, byte for byte;     copied, but for the chat
                                                        with --dtype in its type        template
 
-Vectors (norms, biases) are float32, as llama.cpp expects. The chat template is the one of training. The file is read
-back by the gguf package's own reader, and compared with each tensor computed a second time.
+Vectors (norms, biases) are float32, as llama.cpp expects. Of a folder that was quantised for the training, the numbers
+that it was trained over are written. The chat template is the one of training. The file is read back by the gguf
+package's own reader, and compared with each tensor computed a second time.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from rankwise.errors import AdapterError, ConfigError
 from rankwise.exporting.gguf_change import GgufChange
 from rankwise.exporting.gguf_reader_fields import reader_fields
 from rankwise.exporting.gguf_target import GgufModel, gguf_file
+from rankwise.exporting.trained_base import format_of, quantized_weights
 from rankwise.models.gguf_architectures import EMBEDDING, HEAD
 from rankwise.models.gguf_base import FileBase, FolderBase, GgufBase, is_tied
 from rankwise.models.gguf_files import TYPES, GgufTensor, check_written, type_for, write_gguf
 from rankwise.models.gguf_settings import computed_tensors, settings_of, window_note
+from rankwise.models.kind import CAUSAL_LM
 from rankwise.models.saving import stored_as
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.files import need_space
@@ -85,7 +88,7 @@ def _from_folder(
     model: GgufModel, change: GgufChange, dtype: str, callback: Callback
 ) -> tuple[GgufBase, dict[str, Any], list[GgufTensor]]:
     tied = bool(model.config.get("tie_word_embeddings"))
-    base = FolderBase(model.source.folder, model.names, tied=tied)
+    base = FolderBase(model.source.folder, model.names, tied=tied, quantized=_quantized(model, callback))
     shapes = dict(base.shapes)
     settings = settings_of(model.config, model.architecture, model.artifact.described)
     if note := window_note(model.config, model.architecture):
@@ -99,6 +102,10 @@ def _from_folder(
     tensors += [GgufTensor(name, tuple(value.shape), "F32", lambda value=value: value)
                 for name, value in computed.items()]  # fmt: skip
     return base, fields, tensors
+
+
+def _quantized(model: GgufModel, callback: Callback) -> Mapping[str, Tensor]:
+    return quantized_weights(model.source.folder, CAUSAL_LM, format_of(model.spec), callback)
 
 
 def _from_file(

@@ -16,8 +16,7 @@ from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.stored_adapter import stored_weights
 from rankwise.models.gguf_architectures import Architecture, GgufNames, architecture_of, config_in
-from rankwise.models.inspection import fingerprint
-from rankwise.models.sources import FROM_GGUF, Source, find
+from rankwise.models.sources import Source, find
 from rankwise.runs.records import Callback
 from rankwise.system.files import published, published_file, write_json
 
@@ -41,7 +40,7 @@ class GgufModel:
     @property
     def file(self) -> Path | None:
         """The GGUF file of the base, if it is one."""
-        return Path(self.spec.name).expanduser() if self.source.where == FROM_GGUF else None
+        return self.source.gguf
 
 
 def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> GgufModel:
@@ -67,7 +66,7 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
 
 
 def _check_base(artifact: Artifact, source: Source) -> None:
-    there, trained_on = fingerprint(source.folder), artifact.trained_on
+    there, trained_on = source.fingerprint, artifact.trained_on
     if trained_on is not None and there != trained_on.fingerprint:
         raise RunError(
             f"{artifact.described} was trained on {trained_on.name} from {trained_on.source} "

@@ -1,7 +1,8 @@
 """Export of a merged model, verified by loading it again and comparing it with the trained model.
 
 An adapter is merged into the weights of its base; a fully fine-tuned model is saved as it is. Merging runs on the CPU,
-in float32 unless both the base's files and the export are bfloat16, and rounds once. After reloading, every weight must
+in float32 unless both the base's files and the export are bfloat16, and rounds once. Quantised weights of the base are
+unpacked: those with the change in them, and all others. After reloading, every weight must
 equal the merged one bit for bit, and the logits on a fixed text must equal the trained model's up to rounding;
 otherwise the export is deleted.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from rankwise.errors import AdapterError, RunError
 from rankwise.inference.tuned_model import load_tuned
+from rankwise.kernels.quantized.whole import unpack_weights
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BASE_FACTS
 from rankwise.methods.registry import method_of
@@ -78,6 +80,7 @@ def export_merged(
     tuned = load_tuned(artifact, callback, force_base=force_base, spec=spec)
     objective = tuned.objective
     live, base = tuned.trainable.merge(strength, partial(_logits, tuned.model, objective))
+    unpack_weights(tuned.model.module)
     change = None if base is None else _difference(base, live)
     with published(folder) as temporary:
         callback(StatusMessage("Writing the merged model"))
@@ -88,7 +91,7 @@ def export_merged(
             (temporary / file).write_text(text, encoding="utf-8")
         weights = _hashes(tuned.model)
         del tuned  # frees memory for the reloaded model
-        again = objective.load(spec.model_copy(update={"name": str(temporary)}), silent)
+        again = objective.load(spec.model_copy(update={"name": str(temporary), "quantize": "none"}), silent)
         difference, same = _difference(_logits(again, objective), live), _hashes(again) == weights
         if not (same and difference <= ALLOWED[export_dtype]):
             raise AdapterError(

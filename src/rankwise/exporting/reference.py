@@ -115,7 +115,7 @@ def _change(tuned: TunedModel, questions: Sequence[Question]) -> float | None:
     """After full fine-tuning the base's weights may be elsewhere by now."""
     try:
         with tuned.base():
-            of_base = [_scored(tuned.model, one.prompt_ids, one.answer_ids)[0] for one in questions]
+            of_base = [scored(tuned.model, one.prompt_ids, one.answer_ids)[0] for one in questions]
     except RankwiseError:
         return None
     return mean_difference([one.log_probabilities for one in questions], of_base)
@@ -139,7 +139,7 @@ def _questions(model: LoadedModel, prompts: Sequence[Prompt], new: int, callback
 
 
 def _question(model: LoadedModel, prompt: Prompt, answer: Answer) -> Question:
-    chosen, margins = _scored(model, prompt.ids, answer.ids)
+    chosen, margins = scored(model, prompt.ids, answer.ids)
     ends = model.template.end_ids
     written = [len(model.tokenizer.readable(answer.ids[:size])) for size in range(1, len(answer.ids) + 1)]
     return Question(
@@ -149,7 +149,7 @@ def _question(model: LoadedModel, prompt: Prompt, answer: Answer) -> Question:
 
 
 @torch.inference_mode()
-def _scored(model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[float], list[float]]:
+def scored(model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[float], list[float]]:
     """Log-probability and margin of each token of an answer."""
     if not answer:
         return [], []

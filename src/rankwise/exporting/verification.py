@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,8 @@ from rankwise.exporting.agreement import EngineVerdict, compare
 from rankwise.exporting.class_reference import ClassReference, class_reference_of, compare_classes
 from rankwise.exporting.engine_process import SERVER, EngineDriver, EngineFailure, ask, engines_for, interpreters
 from rankwise.exporting.questions import QUESTIONS
-from rankwise.exporting.reference import Reference, open_float32, reference_of
+from rankwise.exporting.reference import Reference, mean_difference, open_float32, reference_of, scored
+from rankwise.exporting.trained_base import format_of
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.saving import stored_as
@@ -36,6 +37,8 @@ LARGEST = 2_000_000_000
 FEWER = 300_000_000
 """Parameters from which fewer prompts are asked without being asked to, in proportion."""
 FEWEST = 3
+ADAPTERS = ("peft", "portable", "mlx")
+"""Formats under which an engine loads the base's own files."""
 ROOM = 1.4
 """Memory in which a model in float32 is asked, as a multiple of its weights."""
 
@@ -67,6 +70,25 @@ class Export:
 
 
 @dataclass(frozen=True)
+class BaseShift:
+    """How far log-probabilities are apart over the quantised base of the training and over the full one, in nats."""
+
+    stored_as: str
+    mean_difference: float | None
+    """None for a classifier, where it is not measured."""
+    max_difference: float | None = None
+
+    def line(self) -> str:
+        about = f"it was trained over {self.stored_as} weights, and was compared over the full ones"
+        if self.mean_difference is None:
+            return f"{about}, where its outputs are others"
+        return (
+            f"{about}, where its own log-probabilities differ by {self.mean_difference:.2g} on average and "
+            f"{self.max_difference:.2g} at most"
+        )
+
+
+@dataclass(frozen=True)
 class Verification:
     about: str = ""
     """What was asked, such as "20 validation rows"."""
@@ -75,6 +97,8 @@ class Verification:
     """Why nothing was run."""
     change: float | None = None
     """By how much the adapter changes the log-probabilities, on average."""
+    base_shift: BaseShift | None = None
+    """Of an adapter over a quantised base, which an engine loads in full."""
 
     @property
     def wrong(self) -> list[EngineVerdict]:
@@ -95,7 +119,7 @@ class Verification:
             "engines": {one.engine: one.summary() for one in self.verdicts},
             "verified_with": self.about or None,
             "not_verified": self.why_not,
-        }
+        } | ({} if self.base_shift is None else {"base_shift": asdict(self.base_shift)})
 
     def lines(self) -> list[str]:
         """For people."""
@@ -104,7 +128,8 @@ class Verification:
         ruled = [one for one in self.verdicts if one.by == "rule"]
         right = [one.engine for one in ruled if one.status == "right"]
         by_rule = [f"by their rules, not run: right in {', '.join(right)}"] if right else []
-        return why_not + ran + by_rule + [one.line() for one in ruled if one.status != "right"]
+        shift = [] if self.base_shift is None else [self.base_shift.line()]
+        return why_not + ran + shift + by_rule + [one.line() for one in ruled if one.status != "right"]
 
 
 BY_DEFAULT, NOT_VERIFIED = Verifying(), Verification()
@@ -122,7 +147,9 @@ def verify(artifact: Artifact, export: Export, how: Verifying, callback: Callbac
         return Verification(why_not="the base model is no GGUF file to lay the adapter over; --base-model names one")
     try:
         count = _questions(artifact, how, callback)
-        reference = _reference(artifact, export, how, count, callback)
+        full = _over_full(artifact, export)
+        reference = _reference(full or artifact, export, how, count, callback)
+        shift = None if full is None else _shift(artifact, export, reference)
     except (RankwiseError, OSError) as error:
         if how.wish == "yes":
             raise
@@ -131,7 +158,7 @@ def verify(artifact: Artifact, export: Export, how: Verifying, callback: Callbac
         return Verification(why_not="the images of the run are no files that could be shown to an engine")
     verdicts = tuple(_verdict(*one, reference, export, how, files, callback) for one in engines)
     change = reference.change if isinstance(reference, Reference) else None
-    return Verification(reference.about, verdicts, change=change)
+    return Verification(reference.about, verdicts, change=change, base_shift=shift)
 
 
 def with_rules(verification: Verification, reasons: Mapping[str, str | None]) -> Verification:
@@ -185,6 +212,28 @@ def _reference(
     finally:
         del tuned
         gc.collect()
+
+
+def _over_full(artifact: Artifact, export: Export) -> Artifact | None:
+    """The same adapter over the full weights of its base, as engines load it; None where it was trained over them or
+    the export holds the base itself."""
+    named = artifact.base_named
+    if export.format not in ADAPTERS or named is None or format_of(named) is None:
+        return None
+    return replace(artifact, base_named=named.model_copy(update={"quantize": "none"}))
+
+
+def _shift(artifact: Artifact, export: Export, over_full: Reference | ClassReference | None) -> BaseShift:
+    stored = format_of(artifact.base)
+    assert stored is not None, "asked by the caller"
+    if not isinstance(over_full, Reference):
+        return BaseShift(stored, None)
+    tuned = open_float32(artifact, force_base=export.force_base)
+    with tuned.trainable.scaled(export.strength):
+        ours = [scored(tuned.model, one.prompt_ids, one.answer_ids)[0] for one in over_full.questions]
+    theirs = [one.log_probabilities for one in over_full.questions]
+    apart = [abs(a - b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)]
+    return BaseShift(stored, mean_difference(theirs, ours), max(apart, default=0.0))
 
 
 def _files(artifact: Artifact, export: Export) -> dict[str, str]:

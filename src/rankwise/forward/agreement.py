@@ -139,9 +139,9 @@ def _judged(
     if apart.within(*limits):
         return Agreement(True, outcome)
     outcome += f"; rounding explains at most {limits[0]:.2%} and {limits[1]:.2%}"
-    needed, free = _bytes_in_float32(module), available_memory()
-    if not needed:
+    if not _short(module):
         return Agreement(False, outcome)
+    needed, free = _bytes_in_float32(module), available_memory()
     if ROOM * needed > free:
         return Agreement(
             False, f"{outcome}; comparing both in float32 needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
@@ -222,6 +222,7 @@ def _short(module: nn.Module) -> list[Tensor]:
 
 
 def _bytes_in_float32(module: nn.Module) -> int:
+    """A weight in fewer bits is stored once, whatever it is unpacked to."""
     return sum(4 * one.numel() for one in _short(module) if not is_quantized(one))
 
 

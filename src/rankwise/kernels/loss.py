@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rankwise.kernels.quantized.tensor import unpacked
+from rankwise.kernels.regions import CompiledRegion
+
 ROWS = 256
 
 
@@ -30,21 +33,46 @@ def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 
 
+def _by_operations(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Map logits z (N, V) and labels (N, 1) to the sum of the losses and to softmax(z) - onehot, which takes z's memory
+    here."""
+    logs = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    loss = -logs.gather(1, labels).sum()
+    shares = logs.exp_()
+    shares.scatter_add_(1, labels, shares.new_full(labels.shape, -1.0))
+    return loss, logits.copy_(shares)
+
+
+def _in_passes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the same in passes over the logits alone, so that their float32 copy never exists once compiled."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    highest = exact.amax(1, keepdim=True)
+    powers = (exact - highest).exp()
+    total = powers.sum(1, keepdim=True)
+    loss = (total.log() + highest - exact.gather(1, labels)).sum()
+    onehot = (torch.arange(logits.shape[1], device=logits.device) == labels).to(exact.dtype)
+    return loss, (powers * (1 / total) - onehot).to(logits.dtype)
+
+
+_loss_and_excess = CompiledRegion(_by_operations, _in_passes)
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
+        exact, weight = torch.promote_types(hidden.dtype, torch.float32), unpacked(weight)
         learning = ctx.needs_input_grad[0]
         total = hidden.new_zeros((), dtype=exact)
         change = torch.empty_like(hidden) if learning else hidden[:0]
         for first in range(0, len(hidden), ROWS):
             rows, labels = hidden[first : first + ROWS], targets[first : first + ROWS, None]
-            logs = torch.log_softmax(rows @ weight.T, -1, dtype=exact)
-            total -= logs.gather(1, labels).sum()
+            logits = rows @ weight.T
             if learning:
-                shares = logs.exp_()
-                shares.scatter_add_(1, labels, shares.new_full(labels.shape, -1.0))
-                torch.mm(shares.to(hidden.dtype), weight, out=change[first : first + ROWS])
+                loss, excess = _loss_and_excess(logits, labels)
+                torch.mm(excess, weight, out=change[first : first + ROWS])
+            else:
+                loss = -torch.log_softmax(logits, -1, dtype=exact).gather(1, labels).sum()
+            total += loss
         ctx.save_for_backward(change)
         return total
 

@@ -22,8 +22,10 @@ R = TypeVar("R")
 
 
 class CompiledRegion(Generic[P, R]):
-    def __init__(self, plain: Callable[P, R]) -> None:
-        self.plain = plain
+    """`passes` computes the same as `plain`, written so that the compiler makes fewer passes over memory of it."""
+
+    def __init__(self, plain: Callable[P, R], passes: Callable[P, R] | None = None) -> None:
+        self.plain, self.passes = plain, passes or plain
         self.compiled: Callable[P, R] | None = None
         update_wrapper(self, plain)
         REGIONS.append(self)
@@ -49,7 +51,7 @@ def compiled_regions(cache: Path) -> Iterator[None]:
     try:
         with config.patch(compile_threads=1):  # a pool of processes would cost more than it saves
             for region in REGIONS:
-                region.compiled = torch.compile(region.plain, dynamic=True)
+                region.compiled = torch.compile(region.passes, dynamic=True)
             yield
     finally:
         for region, compiled in zip(REGIONS, before, strict=True):

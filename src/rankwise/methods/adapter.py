@@ -192,7 +192,12 @@ class AdapterMethod(ABC, Generic[Settings]):
             revision=record.revision, fill=fill,
             beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
         )  # fmt: skip
-        if model.source.where == FROM_GGUF:
+        if model.source.is_as_it_lies:
+            record.callback(StatusMessage(
+                "PEFT cannot read GGUF files: for llama.cpp, use rankwise export --format gguf-lora; for others, "
+                "--format merged"
+            ))  # fmt: skip
+        elif model.source.where == FROM_GGUF:
             record.callback(StatusMessage(
                 f"PEFT cannot read GGUF files: adapter_config.json names {model.source.folder}, which holds the base "
                 "model converted to safetensors. For other machines, use rankwise export --format merged"

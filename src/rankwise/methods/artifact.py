@@ -142,13 +142,19 @@ def artifact_of(run: RunSnapshot, trust_code: str | None) -> Artifact:
 
 
 def _of_folder(folder: Path, trust_code: str | None) -> Artifact:
-    data_report = folder / DATA_REPORT
+    data_report, base = folder / DATA_REPORT, recorded_base(folder)
     return Artifact(
-        str(folder), folder, folder, LoraConfig(), _named_in(folder, trust_code),
-        recorded_base(folder),
+        str(folder), folder, folder, LoraConfig(), _stored_as(_named_in(folder, trust_code), base), base,
         read_json(data_report, DataReport) if data_report.is_file() else None,
         lineage=recorded_lineage(folder),
     )  # fmt: skip
+
+
+def _stored_as(named: ModelConfig | None, base: BaseFacts | None) -> ModelConfig | None:
+    """The base with its weights in as many bits as they were trained on."""
+    if named is None or base is None or base.quantization not in ("nf4", "int8"):
+        return named
+    return named.model_copy(update={"quantize": base.quantization})
 
 
 def recorded_base(folder: Path) -> BaseFacts | None:

@@ -17,7 +17,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
 from rankwise.methods.card_loading import BASE_FIRST, CLASSIFIER, IMAGE_CLASSIFIER, LOADING
-from rankwise.models.sources import FROM_GGUF, FROM_INDEX, LOCAL
+from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.lineage import Round, described
@@ -44,7 +44,7 @@ class CardFacts:
 
     @property
     def on_hub(self) -> bool:
-        return self.base.source not in (LOCAL, FROM_GGUF)
+        return self.base.source not in (LOCAL, FROM_GGUF, GGUF_FILE)
 
     @property
     def base_name(self) -> str:
@@ -114,6 +114,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     rows = [
         ("base model", f"{escaped(facts.base_name)} ({escaped(facts.base.source)})"),
         ("fingerprint of the base model", escaped(facts.base.fingerprint)),
+        *_stored(facts.base),
         ("method", facts.method),
         *_ranks(ranks),
         *_rounds(facts.lineage),
@@ -138,6 +139,11 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("licence of the data", _licence(data_report.licence)),
         ("licence of the base model", _licence(facts.base_licence)),
     ]
+
+
+def _stored(base: BaseModelFacts) -> list[tuple[str, str]]:
+    """None where the base was in full."""
+    return [("linear layers of the base model", f"stored as {base.quantization}")] if base.quantization else []
 
 
 def _ranks(ranks: Sequence[int]) -> list[tuple[str, str]]:
@@ -182,6 +188,12 @@ def _about_base(facts: CardFacts) -> str:
             f"{named} If the base model is elsewhere now, load it first:\n\n{BASE_FIRST}\n\nWith rankwise, add "
             "`--base-model path/to/base`."
         )
+    if facts.base.source == GGUF_FILE:
+        return (
+            f"The base model was the GGUF file {name} as it lies ({facts.base.quantization}), which PEFT cannot read. "
+            "With rankwise, give the file (`--base-model path/to/file.gguf`); for llama.cpp, export the adapter "
+            "(`rankwise export RUN --to FILE.gguf --format gguf-lora`)."
+        )
     if facts.base.source == FROM_GGUF:
         return (
             f"The base model was the GGUF file {name}, which PEFT cannot read. `adapter_config.json` names the folder "
@@ -201,6 +213,15 @@ def _about_index(source: str) -> str:
     return f" This adapter was trained on a copy from the package index{how} the hub's weights are slightly different."
 
 
+def _other_base(base: BaseModelFacts) -> list[str]:
+    if base.quantization is None:
+        return []
+    return [
+        f"- It was trained over weights that were stored as {base.quantization}. Over the full weights of the base "
+        "model, or over another quantisation of them, its answers are somewhat different."
+    ]
+
+
 def _limits(facts: CardFacts) -> str:
     row = "text" if facts.data_report.image_processing is None else "image"
     measured = (
@@ -213,6 +234,7 @@ def _limits(facts: CardFacts) -> str:
     return "\n".join((
         "- It was trained on the rows above and on nothing else; how it does on others was not measured.",
         measured,
+        *_other_base(facts.base),
         "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
         "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
     ))  # fmt: skip

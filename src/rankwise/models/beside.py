@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import AdapterError, some
+from rankwise.errors import AdapterError, first_line, some
 from rankwise.models.preprocessing import PREPROCESSOR
 from rankwise.system.files import sha256_of, write_atomic
 from rankwise.system.foreign_json import read_json
@@ -51,6 +51,19 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise AdapterError(f"{file} cannot be read as UTF-8 text ({type(error).__name__}).") from None
+
+
+def tokenizer_in(folder: Path) -> HubTokenizer | None:
+    """The folder's tokenizer as transformers loads it; None where it has none."""
+    if not (folder / TOKENIZER).is_file():
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        hub: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as many kinds as there are tokenizers
+        raise AdapterError(f"{folder} has a tokenizer that cannot be loaded: {first_line(error)}") from None
+    return HubTokenizer(hub, [] if hub.eos_token_id is None else [hub.eos_token_id])
 
 
 def copy_reader(source: Path, target: Path) -> bool:

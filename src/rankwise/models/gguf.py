@@ -26,17 +26,7 @@ MAGIC = b"GGUF"
 
 def converted(file: Path, callback: Callback) -> Path:
     """Return the safetensors folder of a GGUF file, converting it if necessary."""
-    with file.open("rb") as opened:
-        if opened.read(4) != MAGIC:
-            raise ModelError(f"{file} is not a GGUF file (it does not begin with GGUF).")
-    hush()
-    with _refused(file):
-        unused = check_tensors(file)
-    if unused:
-        callback(WarningMessage(
-            f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} ignored: long texts use the "
-            "architecture's own positions instead of those in the file"
-        ))  # fmt: skip
+    checked(file, callback)
     folder = cache_folder() / "models" / f"gguf-{sha256_of(file)[:16]}"
     if not folder.is_dir():
         need_space(folder, 7 * file.stat().st_size)
@@ -47,8 +37,23 @@ def converted(file: Path, callback: Callback) -> Path:
     return folder
 
 
+def checked(file: Path, callback: Callback) -> None:
+    """Refuse a file whose tensors do not fit its settings, before memory is taken; report tensors that are ignored."""
+    with file.open("rb") as opened:
+        if opened.read(4) != MAGIC:
+            raise ModelError(f"{file} is not a GGUF file (it does not begin with GGUF).")
+    hush()
+    with refused(file):
+        unused = check_tensors(file)
+    if unused:
+        callback(WarningMessage(
+            f"{some(unused)} of {file.name} {'is' if len(unused) == 1 else 'are'} ignored: long texts use the "
+            "architecture's own positions instead of those in the file"
+        ))  # fmt: skip
+
+
 @contextmanager
-def _refused(file: Path) -> Iterator[None]:
+def refused(file: Path) -> Iterator[None]:
     """Turn any error of the GGUF readers into one that names the file."""
     try:
         yield
@@ -57,7 +62,7 @@ def _refused(file: Path) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"{file} cannot be converted: {first_line(error)}") from None
+        raise ModelError(f"{file} cannot be used: {first_line(error)}") from None
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -65,7 +70,7 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # in a folder of its own, so that no other file is read; stderr is redirected to hide the converter's progress bar
-    with _refused(file), TemporaryDirectory() as alone, redirect_stderr(StringIO()):
+    with refused(file), TemporaryDirectory() as alone, redirect_stderr(StringIO()):
         Path(alone, file.name).symlink_to(file.absolute())
         only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(alone, **only)
@@ -87,4 +92,4 @@ def _check_all_was_read(file: Path, report: Any) -> None:
     problems = [f"{len(missing)} of the model's weights are missing: {some(missing, 4)}."] if missing else []
     problems += [f"{len(other)} have a different shape than in the model: {some(other, 4)}."] if other else []
     if problems:
-        raise ModelError("\n  ".join([f"{file} cannot be converted; download or make the file again:", *problems]))
+        raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *problems]))

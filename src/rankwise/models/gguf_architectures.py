@@ -100,10 +100,18 @@ class GgufNames:
 
     def with_rows(self, path: str, value: Tensor) -> Tensor:
         """Put the outputs of the layer `path`, the first dimension of `value`, into the order of GGUF."""
+        heads = self._turned(path)
+        return value.reshape(heads, 2, -1, *value.shape[1:]).transpose(1, 2).reshape(value.shape) if heads else value
+
+    def without_rows(self, path: str, value: Tensor) -> Tensor:
+        """Put the outputs of the layer `path` back from the order of GGUF."""
+        heads = self._turned(path)
+        return value.reshape(heads, -1, 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape) if heads else value
+
+    def _turned(self, path: str) -> int:
+        """The heads of a layer whose rows are taken in turns, and 0 of another layer."""
         heads = {"q_proj": self._heads, "k_proj": self._shared}.get(path.rpartition(".")[2], 0)
-        if not self.architecture.turned_heads or not heads:
-            return value
-        return value.reshape(heads, 2, -1, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+        return heads if self.architecture.turned_heads else 0
 
     def stored(self, parameter: str, value: Tensor) -> Tensor:
         """A parameter's numbers as they lie in GGUF, in float32."""
@@ -114,3 +122,10 @@ class GgufNames:
         if self.architecture.norms_add_one and parameter.endswith("norm.weight"):
             value = value + 1
         return self.with_rows(path, value).contiguous()
+
+    def from_stored(self, parameter: str, value: Tensor) -> Tensor:
+        """The numbers of a parameter in float32 from those in GGUF, whose rows are in order already."""
+        path, _, kind = parameter.rpartition(".")
+        if self.architecture.norms_add_one and parameter.endswith("norm.weight"):
+            value = value - 1
+        return value.T if kind == "weight" and path.rpartition(".")[2] in self.architecture.conv1d else value

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rankwise.errors import ModelError, some
+from rankwise.kernels.quantized.whole import in_full
 from rankwise.models.gguf_architectures import EMBEDDING, HEAD, GgufNames
 from rankwise.models.gguf_files import Copied
 
@@ -37,10 +38,13 @@ class GgufBase(Protocol):
 
 
 class FolderBase:
-    """A folder of safetensors. A head that is tied to the embedding is not a tensor of its own."""
+    """A folder of safetensors. A head that is tied to the embedding is not a tensor of its own. The weights in
+    `quantized`, by their names in the folder, stand in the place of the folder's."""
 
-    def __init__(self, folder: Path, names: GgufNames, *, tied: bool) -> None:
-        self._folder, self._names, self._tied = folder, names, tied
+    def __init__(
+        self, folder: Path, names: GgufNames, *, tied: bool, quantized: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self._folder, self._names, self._tied, self._quantized = folder, names, tied, quantized or {}
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, str, str, tuple[int, ...]]]:
@@ -74,6 +78,8 @@ class FolderBase:
 
     def value(self, name: str) -> Tensor:
         file, key, parameter, _ = self._places[name]
+        if key in self._quantized:
+            return self._names.stored(parameter, in_full(self._quantized[key]))
         with safe_open(file, framework="pt") as tensors:
             return self._names.stored(parameter, tensors.get_tensor(key))
 

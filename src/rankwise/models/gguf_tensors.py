@@ -18,7 +18,7 @@ from rankwise.planning.gguf_config import FAMILIES, NOT_OF_THE_MODEL, config_of_
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 
 LISTED = 4
-"""Largest number of tensors named in a message."""
+"""Largest number of tensors named in a message, and of problems that it lists."""
 
 Shape = tuple[int, ...]
 
@@ -31,14 +31,20 @@ def check_tensors(file: Path) -> list[str]:
     if not problems and header.settings.get("general.architecture") in FAMILIES:
         problems = _against(header, expected_tensors(header, file))
     if problems:
-        raise ModelError("\n  ".join([f"{file} cannot be converted; download or make the file again:", *problems]))
+        raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *listed(problems)]))
     return [name for name in header.tensors if name.startswith(NOT_OF_THE_MODEL)]
 
 
 def check_stored(file: Path, header: GgufHeader) -> None:
     """Refuse a file whose tensors overlap or lie outside it."""
     if problems := _stored(header):
-        raise ModelError("\n  ".join([f"{file} cannot be read; download or make the file again:", *problems]))
+        raise ModelError("\n  ".join([f"{file} cannot be read; download or make the file again:", *listed(problems)]))
+
+
+def listed(problems: list[str]) -> list[str]:
+    """The first problems, and how many there are besides."""
+    left = len(problems) - LISTED
+    return problems if left <= 1 else [*problems[:LISTED], f"{left:,} tensors more have such problems."]
 
 
 def _blocks(header: GgufHeader) -> list[str]:

@@ -1,7 +1,7 @@
 """Inspection of a model folder before transformers reads anything from it.
 
-Weights must be safetensors (no pickles) and not quantised. Python code that comes with a model runs only if the user
-named its commit; code that a setting refers to elsewhere never runs.
+Weights must be safetensors (no pickles), in full precision or quantised by bitsandbytes. Python code that comes with a
+model runs only if the user named its commit; code that a setting refers to elsewhere never runs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ModelError, RemoteCodeError, some
+from rankwise.models.stored_quantization import quantization_problem
 from rankwise.models.timm_models import is_timm_config
 from rankwise.planning.config_check import refused, timm_problems
 from rankwise.system.files import sha256_of
@@ -30,10 +31,8 @@ def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
         raise ModelError(f"{folder} has no .safetensors weights.{hint}")
     if (folder / "adapter_config.json").exists():
         raise ModelError(f"{folder} contains an adapter beside its weights; give a folder with only the base model.")
-    if config.get("quantization_config"):
-        raise ModelError(
-            f"{folder} contains quantised weights, which are not supported yet; give the full-precision model."
-        )
+    if (problem := quantization_problem(config)) is not None:
+        raise ModelError(f"{folder} cannot be used: {problem}")
     if problems := list(timm_problems(config)):
         raise refused(str(folder / "config.json"), problems)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):

@@ -10,7 +10,6 @@ from torch import nn
 
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
-from rankwise.models.inspection import fingerprint
 from rankwise.models.precision import Precision
 from rankwise.models.sources import Source
 from rankwise.runs.manifest import BaseModelFacts
@@ -41,6 +40,8 @@ class LoadedModel:
     """How images become what the model reads; None for a model of texts."""
     new_modules: tuple[str, ...] = ()
     """Paths of modules below the head whose weights the folder lacks, so that they were drawn."""
+    quantization: str | None = None
+    """How the weights of linear layers are stored, such as `nf4`; None in full."""
     own_head: bool = False
     """Whether a classifier begins with the head that the folder has, which has as many outputs."""
 
@@ -68,7 +69,8 @@ class LoadedModel:
         return BaseModelFacts(
             name=self.source.name,
             source=self.source.where,
-            fingerprint=fingerprint(self.source.folder),
+            fingerprint=self.source.fingerprint,
             dtype=str(self.precision.dtype).removeprefix("torch."),
             device=str(self.precision.device),
+            quantization=self.quantization,
         )

@@ -13,14 +13,20 @@ import rankwise.models.quiet as quiet
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
 from rankwise.kernels.quantized.given_back import give_back_after_use
+from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
+from rankwise.models.bitsandbytes_folder import bitsandbytes_folder
+from rankwise.models.gguf_mapped import gguf_tensors, quantization_of
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import read_json, refuse_vision
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.precision import choose_precision
 from rankwise.models.quantized_folder import QuantizedFolder, mapped_folder, quantized_folder
+from rankwise.models.skeleton import built
 from rankwise.models.sources import Source, find
+from rankwise.models.stored_quantization import stored_format
 from rankwise.models.timm_models import is_timm, is_timm_config, need_timm
+from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
@@ -60,7 +66,18 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         processing=kind.processing,
         new_modules=new_modules,
         own_head=own_head,
+        quantization=_quantization(spec, source),
     )
+
+
+def _quantization(spec: ModelConfig, source: Source) -> str | None:
+    """How the weights are stored, for what is recorded of a base."""
+    if source.is_as_it_lies:
+        assert source.gguf is not None, "a GGUF file has a path"
+        return quantization_of(read_gguf_header(source.gguf))
+    if spec.quantize == "none":
+        return None
+    return spec.quantize if spec.quantize != "auto" else stored_format(read_json(source.folder / "config.json"))
 
 
 def _reader(source: Source, trusted: bool) -> TextReader:
@@ -115,24 +132,40 @@ def _read(
     import transformers
 
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
-    stored = _stored(source, trusted, callback, kind, spec)
-    if stored is None:
-        return getattr(transformers, kind.auto_class).from_pretrained(
-            source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,
-            **kind.settings,
-        )  # fmt: skip
-    return type(stored.module).from_pretrained(None, config=stored.module.config, state_dict=stored.state, **options)
+    if (lying := _stored(source, dtype, kind, spec, callback)) is not None:
+        if "nf4" in lying.formats and not is_unpacked_by_library():
+            callback(WarningMessage(
+                "bitsandbytes is not installed, so torch unpacks nf4 weights, which takes several times as long; "
+                "pip install 'rankwise[quantized]'"
+            ))  # fmt: skip
+        return type(lying.module).from_pretrained(None, config=lying.module.config, state_dict=lying.state, **options)
+    return getattr(transformers, kind.auto_class).from_pretrained(
+        source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,
+        **kind.settings,
+    )  # fmt: skip
 
 
 def _stored(
-    source: Source, trusted: bool, callback: Callback, kind: ModelKind, spec: ModelConfig
+    source: Source, dtype: Any, kind: ModelKind, spec: ModelConfig, callback: Callback
 ) -> QuantizedFolder | None:
-    """Weights that stay as they are stored; None where they become the number format of the run."""
-    if spec.quantize == "nf4" or spec.quantize == "int8":
-        if trusted:
-            raise ModelError(f"{source.folder} needs its own Python code, and such a model cannot be quantised.")
-        return quantized_folder(source.folder, kind, spec.quantize, callback)
-    return None if spec.memory is None or trusted else mapped_folder(source.folder, kind)
+    """The weights that are not in full precision, or are not to be, or stay in their files under a limit of memory;
+    None where all become the number format of the run."""
+    folder, quantize = source.folder, spec.quantize
+    if source.is_as_it_lies:
+        assert source.gguf is not None, "a GGUF file has a path"
+        return QuantizedFolder(built(folder, kind), gguf_tensors(source.gguf, folder, dtype), folder)
+    stored = stored_format(read_json(folder / "config.json"))
+    if stored is not None:
+        if quantize not in ("auto", "none", stored):
+            raise ModelError(
+                f"{folder} contains weights in {stored}, which are not quantised again as {quantize}. Leave out "
+                "--quantize, or name the full-precision model."
+            )
+        lying = bitsandbytes_folder(folder, kind)
+        return lying if quantize != "none" else lying.unpacked()
+    if quantize == "nf4" or quantize == "int8":
+        return quantized_folder(folder, kind, quantize, callback)
+    return mapped_folder(folder, kind) if spec.memory is not None and spec.trust_code is None else None
 
 
 @contextmanager

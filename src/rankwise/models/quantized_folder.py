@@ -24,7 +24,7 @@ from rankwise.errors import ModelError, some
 from rankwise.kernels.linear import is_conv1d
 from rankwise.kernels.quantized.formats import FORMATS, FormatName, PackingFormat
 from rankwise.kernels.quantized.given_back import InFull
-from rankwise.kernels.quantized.tensor import QuantizedTensor
+from rankwise.kernels.quantized.tensor import QuantizedTensor, unpacked
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import fingerprint
 from rankwise.models.kind import ModelKind
@@ -64,8 +64,18 @@ class QuantizedFolder:
     """The model without memory for its weights."""
     state: Mapping[str, Tensor]
     """All weights, by their names in the folder."""
-    quantized: int
-    """How many of them are quantised."""
+    entry: Path
+    """Where the parts of those that are quantised lie, in files named as the folder's; of a folder that was quantised
+    already, that folder."""
+
+    @property
+    def formats(self) -> set[str]:
+        """The names of the formats of those that are quantised."""
+        return {value.format.name for value in self.state.values() if isinstance(value, QuantizedTensor)}
+
+    def unpacked(self) -> QuantizedFolder:
+        """The same with all weights in full."""
+        return QuantizedFolder(self.module, {name: unpacked(value) for name, value in self.state.items()}, self.entry)
 
 
 def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: Callback) -> QuantizedFolder:
@@ -82,7 +92,7 @@ def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: 
         callback(StatusMessage(f"not quantised, because {name} cannot store their rows: {some(odd, 3)}"))
     packed = _packed(folder, name, matrices, callback)
     state = _state(parts, matrices, packed, format)
-    return QuantizedFolder(parts.module, state, len(matrices))
+    return QuantizedFolder(parts.module, state, packed)
 
 
 def mapped_folder(folder: Path, kind: ModelKind) -> QuantizedFolder | None:
@@ -99,7 +109,7 @@ def mapped_folder(folder: Path, kind: ModelKind) -> QuantizedFolder | None:
     for name, matrix in matrices.items():
         value = state[name].T if matrix.transposed else state[name]
         state[name] = QuantizedTensor(format, [value], matrix.shape, value.dtype, matrix.transposed)
-    return QuantizedFolder(parts.module, state, len(matrices))
+    return QuantizedFolder(parts.module, state, folder)
 
 
 def _matrices(parts: Skeleton, format: Storing, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:

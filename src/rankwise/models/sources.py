@@ -7,13 +7,15 @@ inspected (inspection.py) before it is used.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
 from rankwise.models.gguf import converted
-from rankwise.models.inspection import inspect_folder, read_json
+from rankwise.models.gguf_mapped import gguf_folder
+from rankwise.models.inspection import fingerprint, inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder, mark_used
@@ -25,7 +27,7 @@ UNUSED = ["consolidated*", "*/*"]
 """Weights in another layout, and subfolders with other formats."""
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 LONGEST_NAME = 256
-LOCAL, FROM_GGUF, FROM_INDEX = "local folder", "converted from GGUF", "package index"
+LOCAL, FROM_GGUF, GGUF_FILE, FROM_INDEX = "local folder", "converted from GGUF", "GGUF file", "package index"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,26 @@ class Source:
     name: str
     where: str
     commit: str | None = None
+    gguf: Path | None = None
+    """The GGUF file that the folder was converted from, or whose settings it has."""
+
+    @property
+    def is_as_it_lies(self) -> bool:
+        """Whether the weights are those of the GGUF file itself; the folder has none then."""
+        return self.where == GGUF_FILE
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights and of what is read beside them. A GGUF file has the same one converted and as it lies, since
+        its numbers are the same: the beginning of its SHA-256, which its folder is named after."""
+        return fingerprint(self.folder) if self.gguf is None else self.folder.name.removeprefix(GGUF_FOLDER)
 
     @property
     def name_for_peft(self) -> str:
-        """Name that PEFT can load as an adapter's base: a hub id or a folder (for a GGUF file, the converted one).
-        Folders are absolute, since a relative path could be taken for a hub id."""
+        """Name that PEFT can load as an adapter's base: a hub id or a folder (for a converted GGUF file, the converted
+        one). Folders are absolute, since a relative path could be taken for a hub id. PEFT loads no GGUF file."""
+        if self.is_as_it_lies:
+            return str(Path(self.name).expanduser().absolute())
         on_disk = self.where in (LOCAL, FROM_GGUF)
         return str(self.folder.expanduser().absolute()) if on_disk else self.name
 
@@ -54,7 +71,8 @@ class Source:
 def find(spec: ModelConfig, callback: Callback) -> Source:
     source = _find(spec, callback)
     mark_used(source.folder)
-    inspect_folder(source.folder, trusted=spec.trust_code is not None and spec.trust_code == source.commit)
+    if not source.is_as_it_lies:  # its settings are written by us, from a header that was checked
+        inspect_folder(source.folder, trusted=spec.trust_code is not None and spec.trust_code == source.commit)
     return source
 
 
@@ -78,7 +96,10 @@ def _find(spec: ModelConfig, callback: Callback) -> Source:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file; a model is a folder, a .gguf file, a starter or a hub name.")
-        return Source(converted(path, callback), spec.name, FROM_GGUF)
+        folder = gguf_folder(path, callback) if spec.quantize == "auto" else None
+        if folder is not None:
+            return Source(folder, spec.name, GGUF_FILE, gguf=path)
+        return Source(converted(path, callback), spec.name, FROM_GGUF, gguf=path)
     if not could_be_hub_id(spec.name):
         raise ModelError(f'"{spec.name}" is not a local folder or file.{_known(spec.name)}')
     folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, callback)

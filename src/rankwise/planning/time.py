@@ -20,9 +20,9 @@ from rankwise.planning.stored_weights import Storage, unpacking_rate
 from rankwise.runs.manifest import usable_cores
 
 SECONDS_OF_HOUR = 3600
-COMPILED_AFTER = 1200.0
-"""Seconds of a training that is long enough to be compiled by itself. A thirtieth of it, what compiling saves
-(lab/LOG.md), is several times what compiling takes."""
+COMPILED_AFTER = 300.0
+"""Seconds of a training that is long enough to be compiled by itself. What compiling saves of it, a twentieth to a
+seventh (more where products are faster), is several times what compiling takes."""
 JOULES_OF_KILOWATT_HOUR = 3.6e6
 
 

@@ -41,6 +41,7 @@ class Kind:
 KINDS = {
     "downloads": Kind("downloads", r"tmp\w+", "unfinished downloads", settles=True),
     "models": Kind("models", r"gguf-[0-9a-f]{16}", "models converted from GGUF"),
+    "gguf": Kind("gguf", r"[0-9a-f]{16}", "settings and tokenizers of GGUF files"),
     "rows": Kind("encoded", r"[0-9a-f]{64}", "encoded rows"),
     "scores": Kind("scores", r"[0-9a-f]{64}\.json", "scores of base models"),
     "shapes": Kind("shapes", r"[0-9a-f]{64}\.json", "shapes of models, for plans"),

@@ -28,6 +28,8 @@ class BaseModelFacts(Config):
     fingerprint: str
     dtype: str
     device: str
+    quantization: str | None = None
+    """How the frozen weights were stored, such as `nf4`; None in full."""
 
 
 class DataFacts(Config):

@@ -40,7 +40,7 @@ def source_of(folder: Path) -> str | None:
 
 def mark_used(folder: Path) -> None:
     """Record that a model in the cache was used now. A folder outside the cache is not changed."""
-    if folder.parent == cache_folder() / "models":
+    if folder.parent in (cache_folder() / "models", cache_folder() / "gguf"):
         with suppress(OSError):
             os.utime(folder)
 

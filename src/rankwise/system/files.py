@@ -63,41 +63,56 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
     If a folder with this name already has content, that is an error. With `first_stays`, the existing folder is used,
     because another process has written the same content.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    _clear(folder)
-    try:
-        with told_when_full(folder):
-            temporary.mkdir()
-            yield temporary
-            readable = temporary.stat().st_mode & 0o666
-            for file in temporary.rglob("*"):
-                _give_mode(file, readable)
-                _flush(file)
-            _take_name(temporary, folder, first_stays)
-            _flush(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with folders_above(folder):
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        _clear(folder)
+        try:
+            with told_when_full(folder):
+                temporary.mkdir()
+                yield temporary
+                readable = temporary.stat().st_mode & 0o666
+                for file in temporary.rglob("*"):
+                    _give_mode(file, readable)
+                    _flush(file)
+                _take_name(temporary, folder, first_stays)
+                _flush(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def published_file(path: Path) -> Iterator[Path]:
     """A temporary file that takes the name `path` when the block ends, and is removed if the block fails. An existing
     file is an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _clear(path)
+    with folders_above(path):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        _clear(path)
+        try:
+            with told_when_full(path):
+                temporary.mkdir()
+                yield temporary / path.name
+                _flush(temporary / path.name)
+                if os.path.lexists(path):
+                    raise RunError(f"{path} already exists and is not overwritten.")
+                (temporary / path.name).rename(path)
+                _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def folders_above(path: Path) -> Iterator[None]:
+    """Create the folders that a path lies in. If the block fails, those that were created and are empty go again."""
+    with told_when_full(path):
+        created = [parent for parent in path.parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with told_when_full(path):
-            temporary.mkdir()
-            yield temporary / path.name
-            _flush(temporary / path.name)
-            if os.path.lexists(path):
-                raise RunError(f"{path} already exists and is not overwritten.")
-            (temporary / path.name).rename(path)
-            _flush(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except BaseException:
+        with suppress(OSError):  # from the innermost to the first that holds something
+            for parent in created:
+                parent.rmdir()
+        raise
 
 
 def _clear(folder: Path) -> None:

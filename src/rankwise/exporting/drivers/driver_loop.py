@@ -1,4 +1,8 @@
-"""Run a driver once: one JSON object from stdin to `answer`, and what it returns, or its error, as one on stdout."""
+"""Run a driver once: one JSON object from stdin to `answer`, and what it returns, or its error, as one on stdout.
+
+A RuntimeError says all in its words; other errors are understood only with their names. A ConnectionError means that
+nobody was there to answer.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ def run(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     try:
         reply = answer(json.load(sys.stdin))
     except Exception as error:  # of any engine
-        reply = {"error": f"{type(error).__name__}: {error}"}
+        name = "" if type(error) in (RuntimeError, ConnectionError) else f"{type(error).__name__}: "
+        reply = {"error": f"{name}{error}", "unreachable": isinstance(error, ConnectionError)}
     json.dump(reply, result)
     result.close()

@@ -37,8 +37,8 @@ def _call(address: str, path: str, body: dict[str, Any] | None = None) -> dict[s
         raise RuntimeError(
             f"{address}{path} answered {error.code}: {error.read(300).decode(errors='replace')}"
         ) from None
-    except urllib.error.URLError as error:
-        raise RuntimeError(f"{address} cannot be reached ({error.reason})") from None
+    except OSError as error:  # urllib's, or that of a connection that broke
+        raise ConnectionError(f"{address} cannot be reached ({getattr(error, 'reason', error)})") from None
 
 
 def _only_model(address: str) -> str:

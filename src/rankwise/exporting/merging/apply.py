@@ -88,6 +88,8 @@ class Values:
         if tensor.source is None:
             width = torch.Size(tensor.shape[1:]).numel() if tensor.shape else 1
             return torch.zeros(last - first, width, dtype=working)
+        if tensor.packed:
+            return self._plan.inputs.trained.value(tensor.source.name)[first:last].to(working, copy=True)
         rows = self._files.rows(tensor.source, FORMATS[tensor.source.dtype].stored, first, last).to(working, copy=True)
         self._files.forget(tensor.source)
         return rows
@@ -122,7 +124,7 @@ def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> Applied:
                         writer.add(piece)
                     if meter is not None:
                         _check_finite(meter, tensor)
-                    if meter is not None and tensor.layer is not None:
+                    if meter is not None and (tensor.layer is not None or tensor.packed):
                         roundings.append(_measured(plan, tensor, meter, files))
                     done += tensor.nbytes
                     callback(ProgressUpdate("Merging", done, plan.nbytes, "bytes"))

@@ -18,10 +18,11 @@ from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ModelError, RankwiseError, some
+from rankwise.exporting.trained_base import Onto, TrainedBase, format_for, format_of
+from rankwise.kernels.quantized.formats import FormatName
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.models.inspection import fingerprint
 from rankwise.models.skeleton import Skeleton, skeleton
-from rankwise.models.sources import FROM_GGUF, Source, find
+from rankwise.models.sources import Source, find
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
@@ -44,6 +45,9 @@ class Inputs:
     objective: Objective
     combining: Combining
     strength: float
+    trained: TrainedBase
+    """The base's quantised weights, where the change is added to them."""
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def hosts(self) -> dict[str, nn.Module]:
@@ -72,6 +76,7 @@ class Options:
     force_result: bool = False
     base_is_known: bool = False
     """Whether the caller compares the base's files itself."""
+    onto: Onto = "trained"
 
 
 def open_inputs(options: Options, callback: Callback) -> Inputs:
@@ -82,7 +87,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     source = find(_base_named(artifacts, problems), callback) if not problems else None
     _refuse(problems)
     assert source is not None, "no problem"
-    if source.where == FROM_GGUF:
+    if source.gguf is not None:
         raise ModelError(
             f"{source.name} is a GGUF file, whose quantised numbers a change cannot be merged into yet. Use rankwise "
             "export --format merged, which merges into a copy of it in float32."
@@ -92,13 +97,18 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     objective, named = _objective(artifacts, problems)
     _refuse(problems)
     base = skeleton(source.folder, objective.kind)
+    format = _format(artifacts, options.onto, problems)
     adapters = list(_read(artifacts, base, callback, problems))
     _refuse(problems)
     weights = options.weights or [1.0] * len(artifacts)
     parts = tuple(Part(*one) for one in zip(artifacts, weights, adapters, strict=True))
     problems += _cannot_be_joined(parts, options, new_head=named)
     _refuse(problems)
-    return Inputs(parts, source, base, objective, options.combining, options.strength)
+    trained = TrainedBase(source.folder, objective.kind, format, callback)
+    return Inputs(
+        parts, source, base, objective, options.combining, options.strength, trained,
+        tuple(_trained_otherwise(artifacts, format)),
+    )  # fmt: skip
 
 
 def _refuse(problems: list[str]) -> None:
@@ -140,7 +150,7 @@ def _base_named(artifacts: Sequence[Artifact], problems: list[str]) -> ModelConf
 def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callback, *, force: bool) -> list[str]:
     """Adapters that were trained on weights other than these."""
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
-    own = fingerprint(source.folder)
+    own = source.fingerprint
     problems: list[str] = []
     for artifact in artifacts:
         known = artifact.trained_on
@@ -156,6 +166,25 @@ def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callba
                 "--force-base to merge anyway."
             )
     return problems
+
+
+def _format(artifacts: Sequence[Artifact], onto: Onto, problems: list[str]) -> FormatName | None:
+    try:
+        return format_for(onto, {artifact.described: artifact.base for artifact in artifacts})
+    except AdapterError as error:
+        problems.append(str(error))
+        return None
+
+
+def _trained_otherwise(artifacts: Sequence[Artifact], format: FormatName | None) -> Iterable[str]:
+    for artifact in artifacts:
+        own = format_of(artifact.base)
+        if own not in (None, format):
+            yield (
+                f"{artifact.described} was trained over {own} weights, and is merged into "
+                f"{f'{format} ones' if format else 'the full ones'}: the result is not the model that was trained and "
+                "measured"
+            )
 
 
 def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> tuple[Objective, bool]:

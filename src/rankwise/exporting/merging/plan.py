@@ -34,6 +34,8 @@ class Planned:
     whole: Tensor | None = None
     """The trained value of a head, and `share`, how far it goes there from the base's."""
     share: float = 1.0
+    packed: bool = False
+    """Whether its numbers are those of the base's quantised weight, and not of `source`, which gives name and shape."""
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +47,8 @@ class Planned:
 
     @property
     def copied(self) -> bool:
-        return not self.changed and self.source is not None and self.source.dtype == self.code
+        same = not self.changed and not self.packed
+        return same and self.source is not None and self.source.dtype == self.code
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class MergePlan:
         )
         largest = max((math.prod(tensor.shape) for tensor in self.changed), default=0)
         laid = 4 * 4 * largest if self.inputs.combining.lays_out else 0
-        return adapters + laid + 8 * 6 * min(PIECE, largest or PIECE) + 4 * self._largest_factors
+        unpacked = 4 * self.inputs.trained.largest
+        return adapters + laid + unpacked + 8 * 6 * min(PIECE, largest or PIECE) + 4 * self._largest_factors
 
     @property
     def _largest_factors(self) -> int:
@@ -105,6 +109,7 @@ class MergePlan:
         inputs = self.inputs
         return {
             "base": inputs.source.name,
+            "base_quantized": inputs.trained.name,
             "adapters": [str(part.artifact.folder) for part in inputs.parts],
             "weights": [part.weight for part in inputs.parts],
             "method": inputs.combining.kind,
@@ -137,7 +142,7 @@ class _Planning:
     def __init__(self, inputs: Inputs, form: NumberFormat | None) -> None:
         self.inputs, self.base, self.form = inputs, inputs.base, form
         self.problems: list[str] = []
-        self.warnings: list[str] = []
+        self.warnings: list[str] = list(inputs.warnings)
         self.left_out: list[StoredTensor] = []
         counts = Counter(tensor.dtype for tensor in self.base.tensors.values() if tensor.dtype in FORMATS)
         self.common = counts.most_common(1)[0][0] if counts else "F32"
@@ -168,14 +173,14 @@ class _Planning:
         return shards
 
     def _planned(self, key: str, name: str | None, tensor: StoredTensor, known: Mapping[str, Any]) -> Planned:
-        planned = Planned(key, self._code(tensor), tensor.shape, tensor)
+        planned = Planned(key, self._code(tensor), tensor.shape, tensor, packed=key in self.inputs.trained)
         if name in self.layers:
             return replace(planned, layer=self.layers[name])
         if name in self.heads:
             value, share = self.heads[name]
             other = tuple(value.shape) != tensor.shape
             return replace(planned, whole=value, shape=tuple(value.shape), share=share,
-                           source=None if other else tensor)  # fmt: skip
+                           packed=planned.packed and not other, source=None if other else tensor)  # fmt: skip
         if name is not None and tuple(known[name].shape) != tensor.shape:
             self.problems.append(
                 f'"{key}" of the base has the shape {tensor.shape}, but the model needs {tuple(known[name].shape)}'

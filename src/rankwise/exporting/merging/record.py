@@ -58,6 +58,9 @@ class MergeRecord(_Facts):
     torch: str
     processor: str
     """The instructions that the sums were computed with, which decide how they are rounded."""
+    base_quantized: Literal["nf4", "int8"] | None = None
+    """How the base's weights were stored that the change was added to, and the hash of their packed parts."""
+    quantized_sha256: str | None = None
     files: Hashes
     """Those that were written: weights, index and config.json."""
 
@@ -81,6 +84,7 @@ def record_of(plan: MergePlan, written: dict[str, str]) -> MergeRecord:
         method=combining.kind, density=combining.density, drop=combining.drop, seed=combining.seed,
         rank=combining.rank, error=combining.error, strength=inputs.strength,
         dtype=None if plan.dtype is None else plan.dtype.name,
+        base_quantized=inputs.trained.name, quantized_sha256=inputs.trained.sha256,
         piece=PIECE, torch=torch.__version__, processor=torch.backends.cpu.get_cpu_capability(), files=written,
     )  # fmt: skip
 

@@ -104,6 +104,7 @@ def _inputs(record: MergeRecord, adapters: Sequence[str], base_model: str | None
         Options(
             list(adapters) or [one.folder for one in record.adapters], [one.weight for one in record.adapters],
             record.combining, record.strength, base_model or folder, force_result=True, base_is_known=True,
+            onto=record.base_quantized or "original",
         ),
         callback,
     )  # fmt: skip
@@ -124,6 +125,8 @@ def _check_hashes(record: MergeRecord, inputs: Inputs) -> None:
         recorded = record.base_files.get(name)
         if name not in found or recorded is None or sha256_of(found[name]) != recorded:
             problems.append(f"{inputs.base.folder / name} is not the file that the adapters were merged into")
+    if not problems and inputs.trained.sha256 != record.quantized_sha256:
+        problems.append(f"the {record.base_quantized} weights made of {inputs.base.folder} are not those of the merge")
     if problems:
         listed = "\n".join(f"{problem}." for problem in problems)
         raise RunError(

@@ -11,6 +11,7 @@ bitsandbytes unpacks the codes where it is installed; the few lines of torch her
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,23 @@ LEVELS = (
 """Of bitsandbytes, where they are rounded to float32."""
 TINY = torch.finfo(torch.float32).tiny
 Unpack = Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
+
+
+@dataclass(frozen=True)
+class NF4WithMaxima:
+    """NF4 without the second quantisation, which is read and not written. Parts: codes (O, I / 2), block maxima
+    (O I / 64,) in float32."""
+
+    name: str = "nf4"
+
+    def unpack(
+        self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        return _unpacking()(parts[0], parts[1], shape, dtype), None
+
+    def rows(self, parts: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype, index: Tensor) -> Tensor:
+        maxima = parts[1].view(shape[0], -1)[index]
+        return _unpacking()(parts[0][index], maxima.flatten(), (len(index), shape[1]), dtype)
 
 
 @dataclass(frozen=True)
@@ -102,12 +120,22 @@ def dynamic_values(device: torch.device) -> Tensor:
 
 @cache
 def _unpacking() -> Unpack:
-    """By bitsandbytes where it can be imported."""
+    """By bitsandbytes where it can be imported, without its remarks on kernels for answers, which are not used."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401  registers its operations with torch
     except (ImportError, OSError, RuntimeError):
         return plain_unpacked
+    finally:
+        logger.setLevel(level)
     return _unpacked_by_library
+
+
+def is_unpacked_by_library() -> bool:
+    """Whether bitsandbytes unpacks NF4 here."""
+    return _unpacking() is _unpacked_by_library
 
 
 def _unpacked_by_library(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

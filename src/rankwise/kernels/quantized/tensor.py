@@ -98,7 +98,7 @@ class QuantizedTensor(torch.Tensor):
         format, shape, dtype, transposed = about
         return QuantizedTensor(format, list(inner.values()), shape, dtype, transposed)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(  # pyright: ignore[reportAssignmentType]  torch's own signature

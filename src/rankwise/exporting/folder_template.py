@@ -1,0 +1,48 @@
+"""The chat template that an exported folder carries, rendered as transformers renders it, compared with training's.
+
+Programs that read adapters and models as folders take the template from there: chat_template.jinja, or the field of
+tokenizer_config.json. Where neither was written, a reader uses the base model's own, which is said and is no parity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import TemplateError
+from rankwise.exporting.served_jinja import as_openai, template_of
+from rankwise.exporting.template_parity import Parity, template_parity
+from rankwise.methods.artifact import Artifact
+from rankwise.models.beside import TEMPLATE, TOKENIZER_CONFIG, templates_in, tokenizer_in
+from rankwise.runs.records import Callback, WarningMessage
+from rankwise.text.example import Message
+
+ABSENT = Parity(0, 0, ("no chat template was written, so a reader uses the base model's own",), ())
+
+
+def folder_parity(artifact: Artifact, folder: Path, callback: Callback) -> Parity | None:
+    """None for a classifier, which holds no conversations."""
+    if artifact.targets is not None:
+        return None
+    tokenizer = tokenizer_in(folder) if templates_in(folder) else None
+    if tokenizer is None:
+        return ABSENT
+
+    def render(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+        try:
+            return tokenizer.hub.apply_chat_template(
+                [as_openai(message) for message in messages], tools=list(tools) or None, tokenize=False,
+                add_generation_prompt=True, enable_thinking=False,
+            )  # fmt: skip
+        except Exception as error:  # a template can raise any error
+            raise TemplateError(str(error)) from None
+
+    place = TEMPLATE if (folder / TEMPLATE).is_file() else TOKENIZER_CONFIG
+    parity = template_parity(template_of(artifact, tokenizer), render, adds_start=False, place=place)
+    if parity.different:
+        callback(WarningMessage(
+            f"{folder / place} writes {len(parity.different)} of {parity.conversations} conversations otherwise than "
+            f"training did, first {parity.different[0]}"
+        ))  # fmt: skip
+    return parity

@@ -1,0 +1,115 @@
+"""The numbers of a base as an adapter was trained over them: in full, or those that its quantised weights stand for.
+
+    trained     as the adapters say: quantised where they were trained over a quantised base
+    original    the weights in the base's files, which a quantised training never saw
+    nf4, int8   quantised so, for an adapter that does not say how its base was stored
+
+A change that was learned over quantised weights makes up for their errors too, so it is added to those weights and not
+to the full ones. Both are written in the number format of the base's files, so the result is a model like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from rankwise.config.models import ModelConfig
+from rankwise.errors import AdapterError, some
+from rankwise.kernels.quantized.formats import FORMATS, FormatName
+from rankwise.kernels.quantized.tensor import QuantizedTensor
+from rankwise.kernels.quantized.whole import in_full
+from rankwise.models.kind import ModelKind
+from rankwise.models.quantized_folder import quantized_folder
+from rankwise.models.tensor_files import MappedFiles, StoredTensor, read_header
+from rankwise.runs.records import Callback
+
+Onto = Literal["trained", "original", "nf4", "int8"]
+ONTO: tuple[str, ...] = get_args(Onto)
+
+
+def format_of(spec: ModelConfig) -> FormatName | None:
+    """In which a base is stored while it is trained over or asked; None in full."""
+    return spec.quantize if spec.quantize in ("nf4", "int8") else None
+
+
+def format_for(onto: Onto, bases: Mapping[str, ModelConfig]) -> FormatName | None:
+    """Of the base that is merged onto. `bases` are those of the adapters, by how each is described; AdapterError where
+    they were trained over different ones."""
+    if onto in ("nf4", "int8"):
+        return onto
+    if onto == "original":
+        return None
+    formats: dict[str, FormatName | None] = {described: format_of(spec) for described, spec in bases.items()}
+    if len(set(formats.values())) > 1:
+        stored = some(f"{described} over {name or 'full weights'}" for described, name in formats.items())
+        raise AdapterError(
+            f"these adapters were trained over differently stored weights of their base: {stored}. --onto original "
+            "merges into the full weights, and --onto nf4 or int8 into quantised ones."
+        )
+    return next(iter(formats.values()), None)
+
+
+def quantized_weights(
+    folder: Path, kind: ModelKind, name: FormatName | None, callback: Callback
+) -> dict[str, QuantizedTensor]:
+    """The quantised weights of a folder, by their names in its files; none where `name` is None."""
+    return {} if name is None else _quantized_in(quantized_folder(folder, kind, name, callback).state)
+
+
+def _quantized_in(state: Mapping[str, Tensor]) -> dict[str, QuantizedTensor]:
+    return {key: one for key, one in state.items() if isinstance(one, QuantizedTensor)}
+
+
+class TrainedBase:
+    """The quantised weights of a folder, by their names in its files; none where `name` is None."""
+
+    def __init__(self, folder: Path, kind: ModelKind, name: FormatName | None, callback: Callback) -> None:
+        self.name: FormatName | None = name
+        self._weights: dict[str, QuantizedTensor] = {}
+        self._parts: dict[str, StoredTensor] = {}
+        self._files = MappedFiles()
+        self._unpacked: tuple[str, Tensor] | None = None
+        if name is not None:
+            lying = quantized_folder(folder, kind, name, callback)
+            self._weights = _quantized_in(lying.state)
+            for file in sorted(lying.entry.glob("*.safetensors")):
+                self._parts |= read_header(file)[0]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._weights
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest quantised weight, which is unpacked as a whole."""
+        return max((weight.numel() for weight in self._weights.values()), default=0)
+
+    @property
+    def sha256(self) -> str | None:
+        """Of all packed parts, in the order of their names."""
+        if self.name is None:
+            return None
+        digest = hashlib.sha256()
+        for key, part in sorted(self._parts.items()):
+            digest.update(key.encode())
+            digest.update(self._files.raw(part).numpy().data)
+            self._files.forget(part)
+        return digest.hexdigest()
+
+    def value(self, key: str) -> Tensor:
+        """A weight in float32, in the shape of its file. The last one stays unpacked, since it is read in pieces."""
+        if self._unpacked is None or self._unpacked[0] != key:
+            weight, self._unpacked = self._weights[key], None
+            names = [f"{key}:{part}" for part in FORMATS[weight.format.name].part_names]
+            parts = [self._mapped(self._parts[name], like) for name, like in zip(names, weight.parts, strict=True)]
+            self._unpacked = (key, in_full(weight.like(parts=parts)).contiguous())
+            for name in names:
+                self._files.forget(self._parts[name])
+        return self._unpacked[1]
+
+    def _mapped(self, stored: StoredTensor, like: Tensor) -> Tensor:
+        """A part by a map that can be let go of, as `like` is one of the model's own."""
+        return self._files.rows(stored, like.dtype, 0, stored.shape[0]).view(like.shape)

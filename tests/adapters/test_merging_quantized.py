@@ -1,0 +1,99 @@
+"""An adapter over quantised weights is merged into their numbers, and nothing is written into what is packed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adapted_models import unsettle
+from quantized_models import quantize, wide_model
+from rankwise.adapters.base_layers import oriented
+from rankwise.adapters.merge import merge
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.kernels.quantized.tensor import is_quantized
+from rankwise.kernels.quantized.whole import in_full, unpack_weights
+from rankwise.methods.inject import inject
+
+IDS = torch.arange(48).reshape(2, 24) % 96
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def packed_in(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in model.named_parameters() if is_quantized(weight)}
+
+
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("spec", [LoraConfig(rank=3, alpha=5), LoraConfig(rank=3, dora=True), AdaLoraConfig(budget=2)])
+def test_merged_is_the_adapted_model(architecture, format, spec):
+    model = quantize(wide_model(architecture), format)
+    before = {name: [part.clone() for part in weight.parts] for name, weight in packed_in(model).items()}
+    untouched, adapted = copy.deepcopy(model), inject(model, spec)
+    unsettle(adapted, 1)
+    expected, of_base = logits(model), logits(untouched)
+    merged = merge(adapted)
+    assert not packed_in(merged), "every quantised layer was adapted, so each has an ordinary weight now"
+    scale = expected.abs().max()
+    assert (of_base - expected).abs().max() > 1e-2 * scale
+    assert (logits(merged) - expected).abs().max() <= 1e-5 * scale
+    for name, parts in before.items():
+        own = packed_in(untouched)[name].parts
+        assert all(torch.equal(one, other) for one, other in zip(own, parts, strict=True))
+
+
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_sum_is_rounded_once_from_float32(format, dora):
+    model = quantize(wide_model().bfloat16(), format)
+    adapters = inject(model, LoraConfig(rank=3, targets=("q_proj", "down_proj"), dora=dora))
+    unsettle(adapters, 1)
+    sums = {}
+    for path, adapter in adapters.adapters().items():
+        weight = adapters.host(path).weight
+        numbers, factor = weight.format.unpack(weight.parts, weight.stored_shape, torch.float32)
+        exact = numbers if factor is None else numbers * factor[:, None]
+        if dora:
+            change = adapter.magnitude[:, None] * (turned := exact + adapter.scale * adapter.B @ adapter.A)
+            sums[path] = (change / turned.norm(dim=1, keepdim=True)).detach()
+        else:
+            sums[path] = exact + oriented(adapters.host(path), adapter.delta()).detach()
+    merged = merge(adapters)
+    for path, exact in sums.items():
+        weight = merged.get_submodule(path).weight
+        assert type(weight) is nn.Parameter and weight.dtype == torch.bfloat16
+        if dora:  # computed by other roads, so a number may lie at the border of two
+            assert ((weight - exact).abs() <= exact.abs() * 2**-8 * 1.001 + 1e-9).all(), "half a step and no more"
+        else:
+            assert torch.equal(weight, exact.bfloat16())
+    left = packed_in(merged)
+    assert len(left) == 10 and not any("q_proj" in name or "down_proj" in name for name in left)
+
+
+def test_weights_that_are_left_are_unpacked_on_demand_and_stay_shared():
+    model = quantize(wide_model(), "nf4")
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    before = logits(model)
+    names = unpack_weights(model)
+    assert len(names) == 14 and not packed_in(model)
+    assert model.model.layers[0].mlp.up_proj.weight is model.model.layers[1].mlp.up_proj.weight
+    assert (logits(model) - before).abs().max() <= 1e-6 * before.abs().max()
+
+
+def test_a_quantised_weight_that_is_shared_is_parted_before_one_of_two_layers_changes():
+    model = quantize(wide_model(), "int8")
+    first, second = (layer.mlp.up_proj for layer in model.model.layers)
+    second.weight = first.weight
+    kept = in_full(second.weight)
+    adapters = inject(model, LoraConfig(rank=2, targets=("layers.0.mlp.up_proj",)))
+    unsettle(adapters, 1)
+    expected = logits(model)
+    merge(adapters)
+    assert torch.equal(in_full(second.weight), kept) and not torch.equal(first.weight, kept)
+    assert (logits(model) - expected).abs().max() <= 1e-5 * expected.abs().max()

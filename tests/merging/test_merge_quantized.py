@@ -1,0 +1,176 @@
+"""A merge onto a quantised base adds the change to the numbers that were trained over, and is proved as any other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from adapted_models import save_adapter
+from quantized_models import quantize, wide_model
+from rankwise.adapters.formats.peft import read_peft
+from rankwise.cli.main import app
+from rankwise.config.adapters import LoraConfig
+from rankwise.exporting import trained_base
+from rankwise.kernels.quantized.tensor import is_quantized
+from rankwise.kernels.quantized.whole import in_full
+from rankwise.models.inspection import fingerprint
+
+IDS = torch.arange(48).reshape(2, 24) % 96
+SPECS = {
+    "LoRA": {"rank": 3, "alpha": 5, "targets": ("q_proj", "o_proj", "down_proj")},
+    "DoRA": {"rank": 3, "dora": True},
+    "Conv1D": {"rank": 3},
+}
+
+
+def rankwise(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def laid_out(home, kind, dtype=torch.float32, quantized=None):
+    """A base as a folder and an adapter over it, which says how the base was stored."""
+    architecture = "gpt2" if kind == "Conv1D" else "llama"
+    model = wide_model(architecture)
+    model.to(dtype).save_pretrained(home / "base", max_shard_size="150KB")
+    save_adapter(home / "adapter", home / "base", architecture, LoraConfig(**SPECS[kind]), model=model)
+    facts = {"name": str(home / "base"), "source": "local", "fingerprint": fingerprint(home / "base"),
+             "dtype": "float32", "device": "cpu", "quantization": quantized}  # fmt: skip
+    (home / "adapter" / "base_model.json").write_text(json.dumps(facts))
+    return model
+
+
+def adapted(home, format):
+    """The model that was trained: the adapter over the quantised base, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+    return read_peft(quantize(model, format) if format else model, home / "adapter").model.eval()
+
+
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", list(SPECS))
+def test_a_merge_onto_a_quantised_base_is_the_adapted_model(home, kind, format):
+    laid_out(home, kind, quantized=format)
+    result = rankwise("merge", "adapter", "--to", "merged", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["base_quantized"] == format and facts["dtype"] == "float32"
+    expected = logits(adapted(home, format))
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
+    scale = expected.abs().max()
+    assert (logits(merged) - expected).abs().max() <= 1e-5 * scale
+    assert (logits(adapted(home, None)) - expected).abs().max() > 1e-3 * scale, "the full weights are others"
+    proof = json.loads(rankwise("merge", "--prove", "merged", "--json").stdout)
+    assert (
+        proof["outcome"] == "exact" and json.loads((home / "merged/merge.json").read_text())["base_quantized"] == format
+    )
+    assert not is_quantized(merged.get_input_embeddings().weight)
+    assert "quantization_config" not in json.loads((home / "merged/config.json").read_text())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_each_number_is_rounded_once_and_the_error_is_listed(home, dtype):
+    laid_out(home, "LoRA", torch.bfloat16, quantized="nf4")
+    result = rankwise("merge", "adapter", "--to", "merged", "--dtype", dtype, "--json")
+    assert result.exit_code == 0, result.output
+    roundings = {one["name"]: one for one in json.loads(result.stdout)["roundings"]}
+    exact = adapted(home, "nf4")
+    stored = {}
+    for file in (home / "merged").glob("*.safetensors"):
+        stored |= load_file(file)
+    step = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
+    changed = {"q_proj", "o_proj", "down_proj"}
+    for path, module in exact.named_modules():
+        host = getattr(module, "host", module)
+        weight = getattr(host, "weight", None)
+        if path.endswith(("host", "lm_head")) or weight is None or not is_quantized(weight):
+            continue
+        full = in_full(weight)
+        if path.rpartition(".")[2] in changed:
+            full = full + module.adapter("default").delta().detach()
+        name = f"{path}.weight"
+        assert (stored[name].float() - full).abs().max() <= full.abs().max() * step
+        largest = roundings[name]["largest"]
+        assert 0 < largest and (dtype == "float16" or largest <= step * 1.01), "float16 has fewer bits near zero"
+        assert (roundings[name]["of_change"] > 0) == (path.rpartition(".")[2] in changed)
+    assert len(roundings) == 14
+
+
+def test_a_change_goes_onto_the_full_weights_only_where_this_is_wished_for(home):
+    laid_out(home, "LoRA", quantized="int8")
+    result = rankwise("merge", "adapter", "--to", "merged", "--onto", "original")
+    assert result.exit_code == 0 and "is not the model that was trained and measured" in result.stderr, result.output
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
+    expected = logits(adapted(home, None))
+    assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert json.loads(rankwise("merge", "--prove", "merged", "--json").stdout)["outcome"] == "exact"
+
+
+def test_an_adapter_that_does_not_say_how_its_base_was_stored_is_told_so(home):
+    laid_out(home, "LoRA")
+    result = rankwise("merge", "adapter", "--to", "merged", "--onto", "int8")
+    assert result.exit_code == 0 and "unpacked" in result.stdout, result.output
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
+    expected = logits(adapted(home, "int8"))
+    assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_adapters_over_differently_stored_bases_are_not_added_in_silence(home):
+    laid_out(home, "LoRA", quantized="nf4")
+    shutil.copytree("adapter", "other")
+    facts = json.loads((home / "other/base_model.json").read_text())
+    (home / "other/base_model.json").write_text(json.dumps(facts | {"quantization": None}))
+    words = ("merge", "adapter", "other", "--weights", "0.5,0.5", "--to", "merged")
+    refused = rankwise(*words)
+    assert refused.exit_code == 2 and "over nf4" in refused.stderr and "over full weights" in refused.stderr
+    assert "--onto original" in refused.stderr and not (home / "merged").exists()
+    assert rankwise(*words, "--onto", "nf4").exit_code == 0
+    wrong = rankwise("merge", "adapter", "--to", "x", "--onto", "nf3")
+    assert wrong.exit_code == 2 and "nf4" in wrong.stderr
+
+
+@pytest.mark.parametrize("fault", ["full weights", "other packing", "a byte"])
+def test_the_proof_sees_a_merge_of_other_numbers(home, monkeypatch, fault):
+    laid_out(home, "LoRA", quantized="nf4")
+    with monkeypatch.context() as patched:
+        if fault == "full weights":  # planted: the change on the full weights, recorded as on the packed ones
+            patched.setattr(trained_base.TrainedBase, "value", lambda self, key: _full(home)[key])
+        assert rankwise("merge", "adapter", "--to", "merged").exit_code == 0
+    if fault == "a byte":
+        file = next(iter(sorted((home / "merged").glob("*.safetensors"))))
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+    if fault == "other packing":
+        record = json.loads((home / "merged/merge.json").read_text())
+        (home / "merged/merge.json").write_text(json.dumps(record | {"quantized_sha256": "0" * 64}))
+        proof = rankwise("merge", "--prove", "merged")
+        assert proof.exit_code == 2 and "nf4 weights made of" in proof.stderr
+        return
+    proof = rankwise("merge", "--prove", "merged", "--json")
+    assert proof.exit_code == 1 and json.loads(proof.stdout)["outcome"] in ("different", "rounding")
+    if fault == "full weights":
+        assert len(json.loads(proof.stdout)["differing"]) == 14
+
+
+def _full(home):
+    tensors = {}
+    for file in (home / "base").glob("*.safetensors"):
+        tensors |= load_file(file)
+    return {key: value.float() for key, value in tensors.items()}
