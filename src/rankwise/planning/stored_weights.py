@@ -131,10 +131,11 @@ def unpacking_bytes(shape: ModelShape, storage: Storage, number: float, *, given
 def unpacked_numbers(shape: ModelShape, storage: Storage, *, lowest: int, recomputed: int) -> float:
     """That a micro-batch unpacks, forward and backward. Blocks below `lowest` need no backward pass, and the first
     `recomputed` of the others are computed twice forward."""
-    again = range(lowest, lowest + recomputed)
+    again, shared = range(lowest, lowest + recomputed), {layer.shares for layer in shape.layers}
     return float(sum(
         _size(layer) * (1 + (layer.block is None or layer.block >= lowest) + (layer.block in again))
         for layer in packed_layers(shape, storage)
+        if layer.kind != "embedding" or layer.path in shared  # else only rows of it are unpacked
     ))  # fmt: skip
 
 
