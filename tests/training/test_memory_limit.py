@@ -20,6 +20,7 @@ from rankwise.planning.planned_device import OF_LIMIT, within_limit
 from rankwise.runs.records import silent
 from rankwise.system.memory import available_memory, limited_memory
 from rankwise.training import preflight
+from rankwise.training.workload import PREFIX_SHARE, prefix_room
 
 
 @pytest.fixture
@@ -98,6 +99,12 @@ def test_free_memory_is_what_the_limit_leaves():
     with limited_memory(1):
         assert available_memory() == 0
     assert available_memory() > 0.5 * free
+
+
+def test_a_cache_of_states_fits_into_what_a_forecast_leaves():
+    assert prefix_room(10**9) == PREFIX_SHARE * 10**9
+    with limited_memory(10**9):
+        assert prefix_room(10**9) < (1 - OF_LIMIT) * 10**9
 
 
 def test_a_limit_is_for_a_processor_and_for_weights_that_are_frozen():

@@ -207,7 +207,11 @@ def _images(shape: ModelShape, job: Job) -> list[Part]:
         return []
     side, count, number = shape.image, job.images, int(FORMATS[job.dtype])
     size = image_memory.pixels(count, side)
-    found = [Part("images", size, f"{count:,} x {side} x {side} x 3, which the system can drop", droppable=True)]
+    found = [
+        Part(
+            "images", size, f"{count:,} x {side} x {side} x 3, which the system can drop", droppable=not job.given_back
+        )
+    ]
     if job.caches_prefix:
         each, width = shape.patches * positions_of(shape), shape.blocks.width
         formula = f"{count:,} images x {each:,.0f} x {width:,} x {number}, as far as there is room"

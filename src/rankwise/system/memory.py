@@ -37,6 +37,11 @@ def limited_memory(limit: int | None) -> Iterator[None]:
         LIMIT.reset(token)
 
 
+def is_limited() -> bool:
+    """Whether this process has a limit of its own."""
+    return LIMIT.get() is not None
+
+
 def _own_left() -> list[int]:
     limit = LIMIT.get()
     return [] if limit is None else [limit - psutil.Process().memory_info().rss]

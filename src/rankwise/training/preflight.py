@@ -61,12 +61,12 @@ class Foresight:
         room, least = self.plan.device.usable, self.least
         if least <= room:
             return
-        told, limited = f"this run is forecast to need {_gigabytes(least)} of memory, but ", self._limited
+        limited = self._limited
         if limited:
             needed = math.ceil(least / OF_LIMIT / 1e8) / 10
             told = f"this run needs a limit of at least {needed:.1f} GB of memory, but --memory is {limited}"
         else:
-            told += f"{_gigabytes(room)} are free"
+            told = f"this run is forecast to need {_gigabytes(least)} of memory, but {_gigabytes(room)} are free"
         if force or (CERTAIN * least <= room and not limited):
             callback(WarningMessage(f"{told}; it may run out of memory"))
             return
