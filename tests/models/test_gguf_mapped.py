@@ -18,6 +18,7 @@ from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import ModelError
 from rankwise.forward.plan import shape_of
+from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.methods.inject import inject
 from rankwise.models import gguf_mapped
@@ -235,3 +236,10 @@ def test_a_plan_counts_the_bytes_that_a_file_takes(files, kind, dtype):
     shape, parameters = shape_of(str(file)), {id(one): one for one in as_it_lies(file).parameters()}
     assert sum(map(stored_bytes, parameters.values())) == packed_bytes(shape, "file") + rest_bytes(shape, "file", 4)
     assert shape.file_bytes
+
+
+def test_pages_of_a_file_that_are_given_back_are_read_again(files):
+    model = as_it_lies(files("llama"))
+    expected = logits(model)
+    assert give_back_after_use(model) > 0
+    assert torch.equal(logits(model), expected) and torch.equal(logits(model), expected)
