@@ -165,7 +165,7 @@ def _line(exported: Exported) -> str:
 def _template_lines(exported: Exported) -> list[str]:
     """What was compared of a Modelfile's template, and what it cannot do; and where a folder carries no template."""
     if (template := exported.ollama) is None:
-        return [] if exported.parity is None or exported.parity.place else list(exported.parity.refused)
+        return [] if exported.parity is None or exported.parity.carrier else list(exported.parity.refused)
     parity = template.parity
     same = f"its template gives {parity.same} of {parity.conversations} conversations the token ids of training"
     return [same, *(f"Ollama's templates cannot carry {note}" for note in template.notes)]

@@ -38,11 +38,11 @@ def folder_parity(artifact: Artifact, folder: Path, callback: Callback) -> Parit
         except Exception as error:  # a template can raise any error
             raise TemplateError(str(error)) from None
 
-    place = TEMPLATE if (folder / TEMPLATE).is_file() else TOKENIZER_CONFIG
-    parity = template_parity(template_of(artifact, tokenizer), render, adds_start=False, place=place)
+    carrier = TEMPLATE if (folder / TEMPLATE).is_file() else TOKENIZER_CONFIG
+    parity = template_parity(template_of(artifact, tokenizer), render, adds_start=False, carrier=carrier)
     if parity.different:
         callback(WarningMessage(
-            f"{folder / place} writes {len(parity.different)} of {parity.conversations} conversations otherwise than "
+            f"{folder / carrier} writes {len(parity.different)} of {parity.conversations} conversations otherwise than "
             f"training did, first {parity.different[0]}"
         ))  # fmt: skip
     return parity

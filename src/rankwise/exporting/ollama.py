@@ -66,7 +66,7 @@ def ollama_template(template: ChatTemplate, *, starts: bool | None = None) -> Ol
     parity = template_parity(
         template, lambda messages, tools: render(text, template_values(messages, tools)), adds_start=starts,
         stops=template.ends, reasons=lambda one: limits.of(one.messages, one.tools, structure),
-        place="Modelfile",
+        carrier="Modelfile",
     )  # fmt: skip
     if parity.different:
         raise TemplateError(

@@ -80,7 +80,7 @@ def gguf_parity(template: ChatTemplate, source: str | None = None) -> Parity:
         except Exception as error:  # a template can raise any error
             raise TemplateError(str(error)) from None
 
-    return template_parity(template, render, adds_start=False, place="tokenizer.chat_template")
+    return template_parity(template, render, adds_start=False, carrier="tokenizer.chat_template")
 
 
 def as_openai(message: Message) -> dict[str, Any]:

@@ -34,24 +34,24 @@ class Parity:
     """What the other template language cannot express, with the number of conversations."""
     different: tuple[str, ...]
     """Conversations whose ids differ, and stops that differ. An export with one of these is not correct."""
-    place: str | None = None
+    carrier: str | None = None
     """The file, or the field of a GGUF file, that carries the engine's template; None where nothing was written."""
 
     def summary(self) -> dict[str, Any]:
         """For `rankwise export --json`."""
         facts = {"conversations": self.conversations, "same": self.same, "refused": list(self.refused)}
-        return facts | {"in": self.place} | ({"different": list(self.different)} if self.different else {})
+        return facts | {"in": self.carrier} | ({"different": list(self.different)} if self.different else {})
 
 
 def template_parity(
     template: ChatTemplate, render: Renderer, *, adds_start: bool, stops: Sequence[str] | None = None,
-    reasons: Callable[[Conversation], list[str]] = lambda _: [], place: str | None = None,
+    reasons: Callable[[Conversation], list[str]] = lambda _: [], carrier: str | None = None,
 ) -> Parity:  # fmt: skip
     """Compare an engine's template with training's.
 
     `render` writes a conversation as the engine does. `adds_start` says whether the engine puts the start token before
     it. `stops` are the texts at which the engine ends an answer, or None if it reads them from the model's file.
-    `reasons` names what the engine's template cannot express in a conversation, and `place` where that template lies.
+    `reasons` names what the engine's template cannot express in a conversation; `carrier` is the file of that template.
     """
     known = [one for one in conversations() if _knows(template, one)][:COUNT]
     start = template.tokenizer.hub.bos_token or "" if adds_start else ""
@@ -66,7 +66,7 @@ def template_parity(
     if stops is not None and (missing := [end for end in template.ends if end not in stops]):
         different.append(f"the answer ends with {', '.join(map(repr, missing))}, at which the engine does not stop")
     lines = tuple(f"{why} ({len(those)} of {len(known)} conversations)" for why, those in refused.items())
-    return Parity(len(known), same, lines, tuple(different), place)
+    return Parity(len(known), same, lines, tuple(different), carrier)
 
 
 def _knows(template: ChatTemplate, one: Conversation) -> bool:
