@@ -48,10 +48,11 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     if spec.memory is not None and precision.device.type != "cpu":
-        raise ModelError(f"model.memory limits memory on the CPU, but the device is {precision.device}. Leave it out.")
-    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, spec)
+        callback(WarningMessage(f"model.memory limits memory on the CPU alone, and the model is on {precision.device}"))
+    on_cpu = spec if precision.device.type == "cpu" else spec.model_copy(update={"memory": None})
+    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, on_cpu)
     module.to(precision.device).eval()
-    if spec.memory is not None:
+    if on_cpu.memory is not None:
         give_back_after_use(module)
     if getattr(module, "generation_config", None) is not None:  # else it would fill in unset settings
         module.generation_config = type(module.generation_config)()
