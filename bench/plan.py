@@ -1,6 +1,7 @@
 """A plan held against what was measured: memory over fifteen trainings, of classifiers too, and time after a probe.
 
-    python bench/plan.py [--json] [--classifiers | --images | --compiled] [--only 1,5,9] [--time] [--rows 240]
+    python bench/plan.py [--json] [--classifiers | --images | --compiled | --quantized] [--only 1,5,9] [--time]
+                         [--rows 240]
 
 Rows of Dolly; SmolLM2-135M, and a model of the shape of SmolLM2-360M with random weights. Each training is a
 `rankwise train` of its own for three steps, whose peak is held against what `rankwise plan` says by config.json and a
@@ -13,6 +14,8 @@ the cache folder and not run again.
 --classifiers: MiniLM, and SmolLM2-135M with a score head, on rows of GLUE; each training reads all its rows once.
 
 --images: DINOv2-small and EfficientNet-Lite0 on images of CIFAR-10, enlarged to the size in the column "longest".
+
+--quantized: bases in nf4 and int8, of texts, classifiers and images, with little at once.
 
 --time: `rankwise plan --probe`, then a training of ten steps; the forecast of seconds against those it took.
 """
@@ -59,14 +62,22 @@ class Case:
     compiled: bool = False
     images: bool = False
     """Whether rows are images, of `max_length` pixels a side."""
+    quantize: str = "auto"
 
     @property
     def kind(self) -> str:
         """A part of the names under which results are stored."""
-        return "compiled-" * self.compiled + "classifier-" * (self.task is not None) + "images-" * self.images
+        return (
+            "compiled-" * self.compiled
+            + "classifier-" * (self.task is not None)
+            + "images-" * self.images
+            + (f"{self.quantize}-" * (self.quantize != "auto"))
+        )
 
     @property
     def backend(self) -> str:
+        if self.quantize != "auto" and (self.images or self.task):
+            return "auto"
         whole = self.plain or self.task is not None or self.images or self.method == "full"
         return "compiled" if self.compiled else "eager" if whole else "fused"
 
@@ -130,10 +141,20 @@ COMPILED = (
     Case(STARTER, "lora", "float32", 1024, 256, 15, compiled=True),
     Case(RANDOM, "lora", "bfloat16", 1024, 512, 16, compiled=True),
 )
+QUANTIZED = (
+    Case(STARTER, "lora", "bfloat16", 512, 256, 0, 6, quantize="nf4"),
+    Case(STARTER, "lora", "bfloat16", 512, 256, 30, 6, quantize="nf4"),
+    Case(STARTER, "lora", "bfloat16", 1024, 512, 0, 8, quantize="nf4"),
+    Case(STARTER, "lora", "bfloat16", 512, 256, 0, 6, quantize="int8"),
+    Case(STARTER, "lora", "bfloat16", 1024, 512, 15, 8, quantize="int8"),
+    Case(STARTER, "lora", "float32", 512, 256, 0, 6, quantize="nf4"),
+    Case(ENCODER, "lora", "float32", 2048, 512, 0, task="RTE", quantize="int8"),
+    Case(VISION, "lora", "float32", 2048, 112, 0, 32, images=True, quantize="nf4"),
+)
 TEXTS = ("sentence", "sentence1", "sentence2")
 UNSEEN = 3
 """The last ones: by none of them was anything of a plan fitted."""
-TIMED = (CASES[0], CASES[4], CASES[7], CLASSIFIERS[0], CLASSIFIERS[2], CLASSIFIERS[6])
+TIMED = (CASES[0], CASES[4], CASES[7], CLASSIFIERS[0], CLASSIFIERS[2], CLASSIFIERS[6], *QUANTIZED)
 
 
 def model_of(name: str) -> str:
@@ -180,7 +201,7 @@ def words_of(case: Case, rows: int, *more: str) -> list[str]:
         str(case.batch_size), *length,
         "--set", f"training.max_batch_tokens={case.max_batch_tokens}",
         "--set", f"training.activation_checkpointing={case.recomputed}", *dtype,
-        "--backend", case.backend, "--json", *more,
+        "--backend", case.backend, "--quantize", case.quantize, "--json", *more,
     ]  # fmt: skip
 
 
@@ -230,13 +251,15 @@ def seconds(case: Case, number: int, rows: int) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print("| model | method | format | at once | longest | recomputed | forecast | measured | off |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| model | method | format | stored | at once | longest | recomputed | forecast | measured | off |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         amounts = (
             f"{row[key] / 1e9:.2f} GB" if "parts" in row else f"{row[key]:.0f} s" for key in ("forecast", "measured")
         )
-        cells = (row[key] for key in ("model", "method", "dtype", "max_batch_tokens", "max_length", "recomputed"))
+        cells = (
+            row[key] for key in ("model", "method", "dtype", "quantize", "max_batch_tokens", "max_length", "recomputed")
+        )
         print(f"| {' | '.join(map(str, (*cells, *amounts)))} | {row['off']:+.1%} |")
     off = [abs(row["off"]) for row in rows]
     lowest = min(row["off"] for row in rows)
@@ -251,8 +274,10 @@ def main() -> None:
     parser.add_argument("--classifiers", action="store_true")
     parser.add_argument("--images", action="store_true")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--quantized", action="store_true")
     asked = parser.parse_args()
-    cases = CLASSIFIERS if asked.classifiers else IMAGES if asked.images else COMPILED if asked.compiled else CASES
+    sets = {"classifiers": CLASSIFIERS, "images": IMAGES, "compiled": COMPILED, "quantized": QUANTIZED}
+    cases = next((cases for name, cases in sets.items() if getattr(asked, name)), CASES)
     chosen = [int(one) for one in asked.only.split(",")] if asked.only else range(1, len(cases) + 1)
     rows = []
     for number in chosen:

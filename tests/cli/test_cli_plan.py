@@ -19,8 +19,8 @@ KEYS = {
     "total_parameters", "trainable_parameters", "adapter_bytes", "memory_bytes", "flops_per_token", "seconds", "fits",
 }  # fmt: skip
 PARTS = {
-    "process", "weights", "adapter", "gradients", "optimizer", "averages", "activations", "logits", "answers",
-    "compiler", "overhead", "peak",
+    "process", "weights", "unpacking", "adapter", "gradients", "optimizer", "averages", "activations", "logits",
+    "answers", "compiler", "overhead", "peak",
 }  # fmt: skip
 
 

@@ -17,11 +17,14 @@ from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import ModelError
+from rankwise.forward.plan import shape_of
+from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.methods.inject import inject
 from rankwise.models import gguf_mapped
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_mapped import gguf_state
+from rankwise.planning.stored_weights import packed_bytes, rest_bytes
 from rankwise.runs.records import StatusMessage, silent
 
 IDS = torch.arange(80).reshape(2, 40) + 5
@@ -224,3 +227,19 @@ def test_a_damaged_file_is_refused_before_anything_is_written(files, tmp_path, m
     with pytest.raises(ModelError, match="the file ends at"):
         gguf_state(damaged, torch.float32, silent)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", ["q4_1", "q8_0"])
+def test_a_plan_counts_the_bytes_that_a_file_takes(files, kind, dtype):
+    file = files(kind, dtype)
+    shape, parameters = shape_of(str(file)), {id(one): one for one in as_it_lies(file).parameters()}
+    assert sum(map(stored_bytes, parameters.values())) == packed_bytes(shape, "file") + rest_bytes(shape, "file", 4)
+    assert shape.file_bytes
+
+
+def test_pages_of_a_file_that_are_given_back_are_read_again(files):
+    model = as_it_lies(files("llama"))
+    expected = logits(model)
+    assert give_back_after_use(model) > 0
+    assert torch.equal(logits(model), expected) and torch.equal(logits(model), expected)

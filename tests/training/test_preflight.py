@@ -117,7 +117,7 @@ def test_what_is_planned_is_what_was_asked_for_however_it_was_made(small, spec):
 
 
 def test_a_card_that_torch_does_not_use_decides_nothing(small, monkeypatch):
-    from rankwise.planning import plan as planning
+    from rankwise.planning import planned_device as planning
 
     monkeypatch.setattr(planning, "graphics_cards", lambda: pytest.fail("nobody asks for cards"))
     made = foresight.foresee(small)

@@ -15,7 +15,8 @@ from rankwise.config.reading import read_planned
 
 
 @takes_settings(
-    "model", "quantize", "data", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", "backend", *ROWS,
+    "model", "quantize", "memory", "data", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", "backend",
+    *ROWS,
     model="Model name from the catalogue (--models), hub id, folder with a config.json, or .gguf file.",
 )  # fmt: skip
 def plan(
@@ -43,7 +44,7 @@ def plan(
         planned = as_continued(read_planned(config, given.read(), base_of_start))
         from rankwise.commands.plan import plan as make_plan
         from rankwise.commands.plan import run_probe
-        from rankwise.planning.plan import refuse_elsewhere
+        from rankwise.planning.planned_device import refuse_elsewhere
 
         measured = None
         if probe:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rankwise.planning.estimate import Estimate
+    from rankwise.planning.fitting import Remedy
     from rankwise.planning.plan import Plan
 
 COLUMN = 14
@@ -15,7 +16,7 @@ PROBE = "; --probe measures it"
 
 
 def lines_of(plan: Plan) -> list[str]:
-    parts = (_model, _parameters, _rows, _memory, _fit, _time, _devices, _remedies, _advice)
+    parts = (_model, _parameters, _rows, _memory, _conversion, _fit, _time, _devices, _remedies, _savings, _advice)
     return [line for part in parts for line in part(plan)]
 
 
@@ -26,7 +27,9 @@ def _row(name: str, text: str) -> str:
 def _model(plan: Plan) -> Iterator[str]:
     shape, job, method = plan.shape, plan.forecast.job, plan.config.adapter.method
     yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
-    yield _row("training", f"{method} in {job.dtype} on {plan.device.name}, {BACKENDS[job.form]} backend")
+    yield _row(
+        "training", f"{method} in {job.dtype}{_storage(plan)} on {plan.device.name}, {BACKENDS[job.form]} backend"
+    )
     if shape.outputs is not None:
         predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} classes"
         assumed = "" if plan.rows is not None else ", which is assumed, since no --data is given"
@@ -34,6 +37,12 @@ def _model(plan: Plan) -> Iterator[str]:
         yield _row("", f"a classifier that predicts {predicts} for each {row}{assumed}")
     if not plan.trained:
         yield from _untrained(plan)
+
+
+def _storage(plan: Plan) -> str:
+    job = plan.forecast.job
+    stored = {"nf4": " over a base in nf4", "int8": " over a base in int8", "file": " over the GGUF file as it lies"}
+    return stored.get(job.storage, "") + (", weights given back after each use," if job.given_back else "")
 
 
 def _untrained(plan: Plan) -> Iterator[str]:
@@ -137,6 +146,12 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield _row("", f"weights alone, by number format: {formats} (training uses float32 or bfloat16)")
 
 
+def _conversion(plan: Plan) -> Iterator[str]:
+    if (conversion := plan.conversion) is not None:
+        disk, seconds = _size(conversion.disk), _duration(conversion.seconds)
+        yield _row("conversion", f"once for each model: {disk} on disk, about {seconds}")
+
+
 def _fit(plan: Plan) -> Iterator[str]:
     if not plan.trained:
         return
@@ -203,8 +218,18 @@ def _remedies(plan: Plan) -> Iterator[str]:
     remedies = plan.remedies
     if not remedies:
         yield _row("to change", "no setting makes it fit; use a smaller model or a device with more memory")
+    yield from _listed("to change", remedies)
+
+
+def _savings(plan: Plan) -> Iterator[str]:
+    """Where it fits. Where it does not, the changes after which it would are told instead."""
+    if plan.trained and plan.fit.fits:
+        yield from _listed("less memory", plan.savings)
+
+
+def _listed(name: str, remedies: list[Remedy]) -> Iterator[str]:
     for at, remedy in enumerate(remedies):
-        yield _row("" if at else "to change", f"{remedy.settings}  ({_size(remedy.peak)}): {remedy.price}")
+        yield _row("" if at else name, f"{remedy.settings}  ({_size(remedy.peak)}): {remedy.price}")
 
 
 def _advice(plan: Plan) -> Iterator[str]:

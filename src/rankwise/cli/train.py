@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @takes_settings(
-    "model", "quantize", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
+    "model", "quantize", "memory", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
     "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
 )  # fmt: skip
 def train(

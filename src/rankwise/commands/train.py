@@ -34,8 +34,9 @@ from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
+from rankwise.system.memory import limited_memory
 from rankwise.training.backend import backend_named, choose_backend
-from rankwise.training.preflight import Foresight, foresee, foresee_backend, out_of_memory
+from rankwise.training.preflight import Foresight, foresee, foresee_backend, out_of_memory, within_limit
 from rankwise.training.resume import Past, changed_since, ranks_before_training, settings_of, take_up
 from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Trainer
@@ -85,7 +86,7 @@ def train(
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
     run, callback = RunDirectory.named(experiment.run), WarningCollector(callback)
     experiment = decided(experiment, callback)
-    with run.claimed(restart=restart, resume=resume):
+    with run.claimed(restart=restart, resume=resume), limited_memory(experiment.model.memory_bytes):
         start = None if resume else start_of(experiment, callback)
         if resume:
             experiment = settings_of(run, experiment)
@@ -97,6 +98,7 @@ def train(
         if model is not None and (problem := _misfit(model, experiment, objective)):
             raise ConfigError([problem])
         foreseen = foresee(experiment, callback, objective.targets)
+        training_config, foreseen = within_limit(experiment, foreseen, callback)
         if foreseen is not None and not resume:
             foreseen.check(callback, force=force_memory)
         own_copy = method_of(experiment.adapter).own_copy
@@ -113,7 +115,7 @@ def train(
             loaded = loaded.with_template(used.template)
         scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
         rows = prepared.trained_rows
-        config = experiment.training.resolved(len(rows), loaded.width, experiment.auto_rate)
+        config = training_config.resolved(len(rows), loaded.width, experiment.auto_rate)
         trainable = method.attach(loaded, Setup(
             config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
             heads=objective.heads(loaded), load=objective.load, start=start,

@@ -93,9 +93,11 @@ class Experiment(Config):
 
     @property
     def base(self) -> ModelConfig:
-        """The model as it is loaded: weights that learn are float32 on every device, and in full."""
+        """The model as it is loaded: weights that learn are float32 on every device, in full, and in memory."""
         dtype = self.adapter.base_dtype
-        return self.model if dtype is None else self.model.model_copy(update={"dtype": dtype, "quantize": "none"})
+        memory = None if self.adapter.trains_base else self.model.memory
+        changes = {"dtype": dtype, "quantize": "none", "memory": memory}
+        return self.model if dtype is None else self.model.model_copy(update=changes)
 
     @property
     def classifies(self) -> bool:

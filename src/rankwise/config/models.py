@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import Config
+from rankwise.config.sizes import parse_size
 
 
 class ModelConfig(Config):
@@ -24,11 +25,26 @@ class ModelConfig(Config):
     """Store the frozen weights of linear layers in fewer bits, which takes a quarter (`nf4`) or half (`int8`) of
     bfloat16's memory. Products are computed in `dtype`. `auto` takes weights as they are: those of a quantised model
     quantised, all others in full; `none` computes with full weights in any case."""
+    memory: str | None = None
+    """Most memory that a training on the CPU may have resident, such as `6GB`. Frozen weights then stay in their file
+    and are given back to the system after each use, and fewer tokens are computed at once where that is necessary,
+    which takes longer and gives the same result."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Device to run on: `auto`, `cpu`, `mps`, `cuda`, or `cuda:N` for one of several GPUs."""
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
     """Commit (40 hex digits) of the model's own Python code that may run. Read the code of this commit first. By
     default no such code runs. A branch is refused, since its content can change."""
+
+    @field_validator("memory")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory is None else parse_size(self.memory)
 
     @model_validator(mode="after")
     def _own_code_is_not_quantized(self) -> Self:

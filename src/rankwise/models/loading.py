@@ -12,6 +12,7 @@ import torch
 import rankwise.models.quiet as quiet
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
+from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
 from rankwise.models.bitsandbytes_folder import bitsandbytes_folder
 from rankwise.models.gguf_mapped import gguf_tensors, quantization_of
@@ -20,7 +21,7 @@ from rankwise.models.inspection import read_json, refuse_vision
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.precision import choose_precision
-from rankwise.models.quantized_folder import QuantizedFolder, quantized_folder
+from rankwise.models.quantized_folder import QuantizedFolder, mapped_folder, quantized_folder
 from rankwise.models.skeleton import built
 from rankwise.models.sources import Source, find
 from rankwise.models.stored_quantization import stored_format
@@ -46,8 +47,13 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
     if kind.processing is None:
         refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, spec.quantize)
+    if spec.memory is not None and precision.device.type != "cpu":
+        callback(WarningMessage(f"model.memory limits memory on the CPU alone, and the model is on {precision.device}"))
+    on_cpu = spec if precision.device.type == "cpu" else spec.model_copy(update={"memory": None})
+    module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, on_cpu)
     module.to(precision.device).eval()
+    if on_cpu.memory is not None:
+        give_back_after_use(module)
     if getattr(module, "generation_config", None) is not None:  # else it would fill in unset settings
         module.generation_config = type(module.generation_config)()
     return LoadedModel(
@@ -91,7 +97,7 @@ def width_of(module: Any) -> int:
 
 
 def _module(
-    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, quantize: str
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, spec: ModelConfig
 ) -> tuple[Any, tuple[str, ...], bool]:
     """The model, the modules inside its body whose weights were drawn because the folder lacks them, and whether a
     classifier's head was not drawn."""
@@ -101,7 +107,7 @@ def _module(
     new_head = kind.head_seed is not None
     try:
         with nullcontext() if kind.head_seed is None else _drawing(kind.head_seed):
-            module, report = _read(source, dtype, trusted, callback, kind, quantize)
+            module, report = _read(source, dtype, trusted, callback, kind, spec)
     except RankwiseError:
         raise
     except Exception as error:  # errors of many kinds: damaged weights, unknown architectures, missing parts
@@ -121,13 +127,13 @@ def _module(
 
 
 def _read(
-    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, quantize: str
+    source: Source, dtype: Any, trusted: bool, callback: Callback, kind: ModelKind, spec: ModelConfig
 ) -> tuple[Any, dict[str, Any]]:
     """The model and transformers' report of what its folder lacks and does not need."""
     import transformers
 
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
-    if (lying := _in_fewer_bits(source, dtype, kind, quantize, callback)) is not None:
+    if (lying := _stored(source, dtype, kind, spec, callback)) is not None:
         if "nf4" in lying.formats and not is_unpacked_by_library():
             callback(WarningMessage(
                 "bitsandbytes is not installed, so torch unpacks nf4 weights, which takes several times as long; "
@@ -140,11 +146,12 @@ def _read(
     )  # fmt: skip
 
 
-def _in_fewer_bits(
-    source: Source, dtype: Any, kind: ModelKind, quantize: str, callback: Callback
+def _stored(
+    source: Source, dtype: Any, kind: ModelKind, spec: ModelConfig, callback: Callback
 ) -> QuantizedFolder | None:
-    """The weights that are not in full precision, or are not to be; None where all are."""
-    folder = source.folder
+    """The weights that are not in full precision, or are not to be, or stay in their files under a limit of memory;
+    None where all become the number format of the run."""
+    folder, quantize = source.folder, spec.quantize
     if source.is_as_it_lies:
         assert source.gguf is not None, "a GGUF file has a path"
         return QuantizedFolder(built(folder, kind), gguf_tensors(source.gguf, folder, dtype), folder)
@@ -157,7 +164,9 @@ def _in_fewer_bits(
             )
         lying = bitsandbytes_folder(folder, kind)
         return lying if quantize != "none" else lying.unpacked()
-    return quantized_folder(folder, kind, quantize, callback) if quantize in ("nf4", "int8") else None
+    if quantize == "nf4" or quantize == "int8":
+        return quantized_folder(folder, kind, quantize, callback)
+    return mapped_folder(folder, kind) if spec.memory is not None and spec.trust_code is None else None
 
 
 @contextmanager

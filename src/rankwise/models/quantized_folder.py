@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,21 +23,25 @@ from torch import Tensor, nn
 from rankwise.errors import ModelError, some
 from rankwise.kernels.linear import is_conv1d
 from rankwise.kernels.quantized.formats import FORMATS, FormatName, PackingFormat
+from rankwise.kernels.quantized.given_back import InFull
 from rankwise.kernels.quantized.tensor import QuantizedTensor, unpacked
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import fingerprint
 from rankwise.models.kind import ModelKind
 from rankwise.models.skeleton import Skeleton, skeleton
 from rankwise.models.tensor_files import MappedFiles, StoredTensor
+from rankwise.planning.stored_weights import PACKED_PER_SECOND, packed_size
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import QUANTIZED_FOLDER, SOURCE, cache_folder, mark_used
 from rankwise.system.files import need_space, published, write_json
 
-BITS = {"nf4": 4.13, "int8": 8.02}
-"""Of a number in each format, its share of the scales included; for rows of about 1,600 numbers."""
-RATES = {"nf4": 14e6, "int8": 150e6}
-"""Numbers that are packed in a second, roughly, on two cores; for the message before a conversion."""
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+class Storing(Protocol):
+    def takes(self, shape: tuple[int, int]) -> bool:
+        """Whether a matrix (O, I) can be stored so."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,24 @@ def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: 
     return QuantizedFolder(parts.module, state, packed)
 
 
-def _matrices(parts: Skeleton, format: PackingFormat, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:
+def mapped_folder(folder: Path, kind: ModelKind) -> QuantizedFolder | None:
+    """The weights of a folder in full, left in its files until a product needs them. None where it has no linear
+    layers."""
+    parts, format = skeleton(folder, kind), InFull()
+    matrices, _ = _matrices(parts, format, images=kind.processing is not None)
+    if not matrices:
+        return None
+    state: dict[str, Tensor] = {}
+    for file, tensors in parts.files.items():
+        with safe_open(file, framework="pt") as opened:
+            state |= {name: opened.get_tensor(name) for name in tensors}
+    for name, matrix in matrices.items():
+        value = state[name].T if matrix.transposed else state[name]
+        state[name] = QuantizedTensor(format, [value], matrix.shape, value.dtype, matrix.transposed)
+    return QuantizedFolder(parts.module, state, folder)
+
+
+def _matrices(parts: Skeleton, format: Storing, *, images: bool) -> tuple[dict[str, Matrix], list[str]]:
     """By their names in the folder, and the names of the weights that the format cannot store."""
     whole = _not_quantized(parts, images=images)
     matrices: dict[str, Matrix] = {}
@@ -128,11 +149,11 @@ def _packed(folder: Path, name: FormatName, matrices: Mapping[str, Matrix], call
     entry = cache_folder() / "models" / f"{QUANTIZED_FOLDER}{name}-{fingerprint(folder)}-{weights}"
     if not entry.is_dir():
         numbers = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices.values())
-        size = int(numbers * BITS[name] / 8)
+        size = sum(packed_size(*matrix.shape, name) for matrix in matrices.values())
         need_space(entry, size)
         callback(StatusMessage(
             f"Storing {len(matrices):,} weights as {name}, once: {size / 1e9:.2g} GB on disk, about "
-            f"{max(1, numbers / RATES[name]):.0f} s"
+            f"{max(1, numbers / PACKED_PER_SECOND[name]):.0f} s"
         ))  # fmt: skip
         with published(entry, first_stays=True) as temporary:
             _convert(temporary, FORMATS[name], matrices)

@@ -14,6 +14,8 @@ from rankwise.planning.forecast import AtOnce, Forecast
 
 LARGEST, STEP_OF_TOKENS = 65_536, 64
 SMALLER = "a smaller adapter can learn less"
+SAME, SAME_IN_PARTS = "the same result", "the same result, in more micro-batches"
+FEWER_BITS = {"int8": "the base's weights are rounded to 8 bits", "nf4": "the base's weights are rounded to 4 bits"}
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ class Remedy:
 @dataclass(frozen=True)
 class Changes:
     """What can be asked of a plan when it is to be changed. `other` forecasts it with settings otherwise, None where
-    that means nothing there; `operations` are those of a token; `auto` says that blocks are computed twice as far as
-    memory makes it necessary, unasked."""
+    that means nothing there; `seconds` are those of a step, or its operations where no speed is known; `auto` says that
+    blocks are computed twice as far as memory makes it necessary, unasked."""
 
     amount: AtOnce
     other: Callable[..., Forecast | None]
-    operations: Callable[[Forecast], float]
+    seconds: Callable[[Forecast], float]
     auto: bool
 
 
@@ -98,23 +100,39 @@ def remedies(forecast: Forecast, room: int, changes: Changes) -> list[Remedy]:
     return [remedy for remedy in _tried(forecast, room, changes) if remedy.peak <= room]
 
 
+def savings(forecast: Forecast, changes: Changes) -> list[Remedy]:
+    """Changes after which it takes less memory, whether or not that is necessary."""
+    return [*_in_fewer_bits(forecast, changes), *_smaller(forecast, changes)]
+
+
+def _smaller(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
+    blocks, tokens = _blocks(forecast), max(changes.amount.longest, forecast.job.tokens // 2)
+    yield from _with(forecast, changes, (f"training.activation_checkpointing={blocks}",), SAME)
+    yield from _with(forecast, changes, (f"training.max_batch_tokens={tokens}",), SAME_IN_PARTS)
+
+
+def _in_fewer_bits(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
+    if not forecast.spec.trains_base:
+        for name, price in FEWER_BITS.items():
+            yield from _with(forecast, changes, (f"model.quantize={name}",), price)
+
+
 def _tried(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
     job, blocks, amount = forecast.job, _blocks(forecast), changes.amount
     if 0 < (tokens := most_at_once(forecast, room, amount, job.recomputed)) < job.tokens:
-        yield from _with(
-            forecast, changes, (f"training.max_batch_tokens={tokens}",), "the same result, in more micro-batches"
-        )
+        yield from _with(forecast, changes, (f"training.max_batch_tokens={tokens}",), SAME_IN_PARTS)
     twice = least_recomputed(forecast, room)
     if twice is not None and twice > job.recomputed and not changes.auto:
-        yield from _with(forecast, changes, (f"training.activation_checkpointing={twice}",), "the same result")
+        yield from _with(forecast, changes, (f"training.activation_checkpointing={twice}",), SAME)
     if twice is None and 0 < (least := most_at_once(forecast, room, amount, blocks)) < job.tokens:
         settings = (f"training.activation_checkpointing={blocks}", f"training.max_batch_tokens={least}")
-        yield from _with(forecast, changes, settings, "the same result, in more micro-batches")
+        yield from _with(forecast, changes, settings, SAME_IN_PARTS)
     yield from _others(forecast, changes)
 
 
 def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
     spec, longest = forecast.spec, changes.amount.longest
+    yield from _in_fewer_bits(forecast, changes)
     if forecast.job.dtype == "float32":
         setting, price = spec.lighter_base
         yield from _with(forecast, changes, (setting,), price)
@@ -129,7 +147,7 @@ def _with(forecast: Forecast, changes: Changes, settings: tuple[str, ...], price
     changed = changes.other(*settings)
     if changed is None or changed.needed >= forecast.needed:
         return
-    slower = changes.operations(changed) / changes.operations(forecast)
+    slower = changes.seconds(changed) / changes.seconds(forecast)
     yield Remedy(
         settings, changed.needed, price + (f"; takes about {slower:.2f} times as long" if slower > 1.02 else "")
     )

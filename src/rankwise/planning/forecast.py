@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from rankwise.config.convolutions import image_readers
 from rankwise.config.method import MethodConfig
 from rankwise.config.modules import layer_number
+from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, Form
 from rankwise.planning.devices import Device
@@ -22,7 +23,10 @@ from rankwise.planning.operations import Load, Operations, operations
 from rankwise.planning.parameters import Parameters, parameters_of, seen
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.shape import ModelShape
+from rankwise.planning.stored_weights import Storage, unpacked_numbers
 
+UNKNOWN_LENGTH = 1024
+"""Tokens of a document, where no rows are given and no limit is."""
 DEVIATIONS = 2.5
 """By how many standard deviations the fullest step of a run has more tokens than the mean one."""
 OF_SHARE = 0.25
@@ -62,6 +66,12 @@ class Forecast:
     overheads: Overheads
     memory: Memory
 
+    @property
+    def unpacked(self) -> float:
+        """Numbers of packed weights that a micro-batch unpacks."""
+        job = self.job
+        return unpacked_numbers(self.shape, job.storage, lowest=job.lowest, recomputed=job.recomputed)
+
     def with_job(self, job: Job) -> Forecast:
         return replace(self, job=job, memory=memory_of(self.shape, job, self.overheads))
 
@@ -98,6 +108,14 @@ def rows_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int)
     return AtOnce(together * longest, together, longest)
 
 
+def longest_of(config: Planned, shape: ModelShape) -> int:
+    """Tokens of the longest document there may be. Images have one size."""
+    if shape.image is not None:
+        return shape.patches
+    limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
+    return min(limit, shape.context or limit)
+
+
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
     of_images = shape.image is not None
     has_kernels = shape.family in (OF_IMAGES if of_images else FAST) and shape.is_classifier == of_images
@@ -108,9 +126,10 @@ def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, dev
 def forecast(
     shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device, dtype: str, amount: AtOnce,
     counted: Parameters | None = None, writes_answers: bool = False, compiled: bool = False,
+    storage: Storage = "none", given_back: bool = False,
 ) -> Forecast:  # fmt: skip
-    """`dtype` is what the base is held in; a whole model that learns is held in float32. `counted` saves counting.
-    Without kernels there is nothing to be `compiled`."""
+    """`dtype` is what the base computes in, stored as `storage` says and `given_back` after each use; a whole model
+    that learns is in float32. `counted` saves counting. Without kernels there is nothing to be `compiled`."""
     counted = counted or parameters_of(shape, spec)
     form = form_of(shape, spec, training, device)
     asked, blocks = training.activation_checkpointing, shape.blocks.count
@@ -126,7 +145,7 @@ def forecast(
         images=amount.images, arrow=amount.arrow, passes=amount.passes,
         adapted="adapter" if shape.image is None else _adapted(shape, counted),
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
-        compiled=compiled and form == "fast",
+        compiled=compiled and form == "fast", storage=storage, given_back=given_back and storage != "none",
     )  # fmt: skip
     overheads = PROCESSOR if device.kind == "processor" else GPU
     return Forecast(shape, spec, counted, job, overheads, memory_of(shape, job, overheads))

@@ -13,7 +13,7 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import ModelError
-from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
+from rankwise.planning.gguf_header import GgufHeader, matrix_bytes, read_gguf_header
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_cache import Build, cached_shape
 
@@ -46,7 +46,7 @@ def shape_of_gguf(file: Path, build: Build, head: NewHead | None = None) -> Mode
         )
     if head is not None:
         shape = cached_shape(config, str(file), str(file), build, head)
-    return replace(shape, name=file.name)
+    return replace(shape, name=file.name, file_bytes=matrix_bytes(header))
 
 
 def config_of_gguf(header: GgufHeader, file: Path) -> dict[str, Any]:

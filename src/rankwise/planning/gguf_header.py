@@ -10,6 +10,7 @@ and long texts and arrays (the tokenizer) are passed over. Numbers have the low 
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass, field
@@ -26,6 +27,14 @@ NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 TEXT, ARRAY = 8, 9
 ALIGNMENT, LARGEST_ALIGNMENT = 32, 1 << 20
 """Bytes; the first where the file does not say."""
+
+FLOAT32, FLOAT32_BYTES = 0, 4
+BLOCKS = {
+    1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 12: (256, 144), 13: (256, 176),
+    14: (256, 210), 30: (1, 2),
+}  # fmt: skip
+"""Numbers and bytes of a block, by type: F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K and BF16, in which a
+base is trained as it lies."""
 
 Value = int | float | bool | str | list[int | float]
 
@@ -57,6 +66,21 @@ def read_gguf_header(file: Path) -> GgufHeader:
         raise ModelError(f"{file} cannot be read as a GGUF file: {error}.") from None
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise ModelError(f"{file} cannot be read as a GGUF file: {error}.") from None
+
+
+def matrix_bytes(header: GgufHeader) -> int:
+    """Bytes of all tensors of two dimensions; 0 where one of them has a type that is converted before training."""
+    total = 0
+    for name, sizes in header.tensors.items():
+        kind, count = header.types[name], math.prod(sizes)
+        if len(sizes) > 1 and kind != FLOAT32:
+            if kind not in BLOCKS:
+                return 0
+            numbers, size = BLOCKS[kind]
+            total += count // numbers * size
+        elif len(sizes) > 1:
+            total += FLOAT32_BYTES * count
+    return total
 
 
 class _Reader:

@@ -1,6 +1,7 @@
 """The most memory that a run holds, part by part, each with its formula.
 
-    weights       parameters x bytes of the format they are held in
+    weights       parameters x bytes of the format they are held in; packed ones as stored_weights.py has them
+    unpacking     the largest packed weight while it is unpacked for a product
     adapter       4 bytes each: what learns is float32         (a whole model learns in its own weights)
     gradients     4 bytes for each that learns
     optimizer     8, AdamW's two averages;   averages   8 more, AdaLoRA's importance
@@ -28,6 +29,14 @@ from rankwise.planning import image_memory
 from rankwise.planning.activations import DTYPES, EXACT, Form, block_bytes, positions_of, saved_bytes
 from rankwise.planning.image_memory import ImageOverheads
 from rankwise.planning.shape import ModelShape
+from rankwise.planning.stored_weights import (
+    BESIDE_PACKED,
+    DTYPE_BYTES,
+    Storage,
+    packed_bytes,
+    rest_bytes,
+    unpacking_bytes,
+)
 
 HEAD_ROWS = 256
 """As kernels/loss.py takes them; a test compares both."""
@@ -77,9 +86,7 @@ PROCESSOR = Overheads(
 )  # fmt: skip
 """By trainings of the starters (lab/LOG.md, docs/plan.md), torch 2.13."""
 GPU = Overheads(0.6e9, 0.0, 0.0, 3.5, 3.5, 3.5, 0.1, 0.0, False, image_memory.GPU)
-FORMATS: Mapping[str, float] = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
-BLOCK_OF_SCALES = 64
-"""Numbers of NF4 that share a scale of 4 bytes; of int8 each output has one."""
+FORMATS: Mapping[str, float] = {**DTYPE_BYTES, "int8": 1.0, "nf4": 0.5}
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,10 @@ class Job:
     """Whether pyarrow reads the rows."""
     averages: int = 0
     """Moving averages of each trained parameter, beside the optimizer's."""
+    storage: Storage = "none"
+    """How the base's weights are stored."""
+    given_back: bool = False
+    """Whether packed weights are pages of a file that are given back after each use, as under a limit of memory."""
 
     @property
     def caches_prefix(self) -> bool:
@@ -146,12 +157,10 @@ class Memory:
 
 
 def weights_bytes(shape: ModelShape, dtype: str) -> float:
-    """8 and 4 bits are for linear layers but the head; what else there is stays in 16 bits."""
-    if dtype not in ("int8", "nf4"):
-        return shape.parameters * FORMATS[dtype]
-    numbers = sum(layer.inputs * layer.outputs for layer in shape.linear)
-    scales = sum(layer.outputs for layer in shape.linear) if dtype == "int8" else numbers / BLOCK_OF_SCALES
-    return numbers * FORMATS[dtype] + EXACT * scales + (shape.parameters - numbers) * FORMATS["bfloat16"]
+    """With int8 and nf4, what is not packed is in bfloat16."""
+    storage: Storage = "int8" if dtype == "int8" else "nf4" if dtype == "nf4" else "none"
+    number = DTYPE_BYTES[BESIDE_PACKED if storage != "none" else dtype]
+    return packed_bytes(shape, storage) + rest_bytes(shape, storage, number)
 
 
 def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
@@ -162,11 +171,14 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
     )  # fmt: skip
     averages = EXACT * job.averages * count
     logits = _logits(shape, job, number)
-    packed = number * _linear_weights(shape) if job.writes_answers and overheads.prepacks else 0
+    copies = job.writes_answers and overheads.prepacks and not job.given_back
+    packed = number * _linear_weights(shape) if copies else 0
     compiler = overheads.compiler if job.compiled else 0
+    unpacking = unpacking_bytes(shape, job.storage, number, given_back=job.given_back)
     return Memory((
         Part("process", overheads.process_of(job, shape), "measured" if overheads.measured else "assumed"),
-        Part("weights", weights_bytes(shape, job.dtype), f"{shape.parameters:,} x {FORMATS[job.dtype]:g}"),
+        _weights(shape, job, number),
+        Part("unpacking", unpacking, "the largest packed weight" if unpacking else "no weight is packed"),
         Part("adapter", 0 if whole else EXACT * count, "no adapter" if whole else f"{count:,} x 4"),
         Part("gradients", EXACT * count, f"{count:,} x 4"),
         Part("optimizer", 8 * count, f"{count:,} x 8"),
@@ -179,12 +191,27 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
     ))  # fmt: skip
 
 
+def _weights(shape: ModelShape, job: Job, number: int) -> Part:
+    rest, packed = rest_bytes(shape, job.storage, number), packed_bytes(shape, job.storage)
+    if job.storage == "none":
+        return Part("weights", rest, f"{shape.parameters:,} x {number}")
+    others = f"{rest / number:,.0f} x {number}"
+    if job.given_back:
+        return Part("weights", rest, f"{others}; all others are pages of a file, given back after each use")
+    name = "the GGUF file's matrices" if job.storage == "file" else f"weights in {job.storage}"
+    return Part("weights", rest + packed, f"{packed / 1e6:,.1f} MB of {name} + {others}")
+
+
 def _images(shape: ModelShape, job: Job) -> list[Part]:
     if shape.image is None:
         return []
     side, count, number = shape.image, job.images, int(FORMATS[job.dtype])
     size = image_memory.pixels(count, side)
-    found = [Part("images", size, f"{count:,} x {side} x {side} x 3, which the system can drop", droppable=True)]
+    found = [
+        Part(
+            "images", size, f"{count:,} x {side} x {side} x 3, which the system can drop", droppable=not job.given_back
+        )
+    ]
     if job.caches_prefix:
         each, width = shape.patches * positions_of(shape), shape.blocks.width
         formula = f"{count:,} images x {each:,.0f} x {width:,} x {number}, as far as there is room"

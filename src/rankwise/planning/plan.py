@@ -16,28 +16,36 @@ from rankwise.config.planning import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError, DataError
 from rankwise.planning.advice import Advice, Facts, advise
-from rankwise.planning.devices import DEVICES, Device, find_device
-from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies
-from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, operations_of, rows_at_once
+from rankwise.planning.devices import DEVICES, Device
+from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies, savings
+from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, longest_of, operations_of, rows_at_once
 from rankwise.planning.image_rows import image_rows_of, images_in_memory, passes_of, reads_by_arrow
 from rankwise.planning.labelled_rows import labelled_rows_of
-from rankwise.planning.machine import graphics_cards, this_machine, this_processor
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.parameters import Parameters
+from rankwise.planning.planned_device import HERE, planned_device, refuse_elsewhere, within_limit
 from rankwise.planning.planned_rows import rows_of
 from rankwise.planning.rows import PlannedRows, average_step, padded_load
 from rankwise.planning.shape import ModelShape
-from rankwise.planning.time import COMPILED_AFTER, Cost, Duration, Probe, Speed, Step, cost, duration, speed_of
+from rankwise.planning.stored_weights import Conversion, conversion_of, storage_of
+from rankwise.planning.time import (
+    COMPILED_AFTER,
+    Cost,
+    Duration,
+    Probe,
+    Speed,
+    Step,
+    cost,
+    duration,
+    seconds_of,
+    speed_of,
+)
 from rankwise.planning.validation import validation_of
 from rankwise.system.hub import folder_here
 
-HERE = (None, "auto", "cpu", "cuda", "mps")
-"""Names of what this machine has."""
 SLOWER_WHEN_SMALL = 1.5
 """By how much a small step may take longer for each token than the steps of a training."""
-UNKNOWN_LENGTH = 1024
-"""Tokens of a document, where no rows are given and no limit is."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Plan:
         """What the method computes once a step, such as AdaLoRA's penalty, is added."""
         own, adapted = self.config.adapter, self.forecast.parameters.adapted
         extra = sum(own.step_operations(one.layer, sum(one.ranks)) for one in adapted)
-        return replace(step, operations=step.operations + extra)
+        return replace(step, operations=step.operations + extra, unpacked=self.forecast.unpacked)
 
     @cached_property
     def duration(self) -> Duration | None:
@@ -145,12 +153,29 @@ class Plan:
         return self.remedies_for(self.device.usable)
 
     def remedies_for(self, room: int) -> list[Remedy]:
+        return remedies(self.forecast, room, self._changes)
+
+    @cached_property
+    def savings(self) -> list[Remedy]:
+        """What takes less memory than is planned, and what it costs."""
+        return savings(self.forecast, self._changes) if self.trained else []
+
+    @property
+    def _changes(self) -> Changes:
         auto = self.config.training.activation_checkpointing == "auto"
+        return Changes(self.amount, self.changed, self._seconds, auto)
 
-        def operations(forecast: Forecast) -> float:
-            return operations_of(forecast, self.load).total
+    def _seconds(self, forecast: Forecast) -> float:
+        """Of a step as it would be with another forecast; where no speed is known, its operations."""
+        tokens = self.step.tokens
+        operations = operations_of(forecast, self.load).total / self.load.tokens * tokens
+        step = Step(operations, tokens, max(1, -(-tokens // forecast.job.tokens)), forecast.unpacked)
+        return seconds_of(step, self.speed, self.flops_per_token, self.device, forecast.job.storage)
 
-        return remedies(self.forecast, room, Changes(self.amount, self.changed, operations, auto))
+    @property
+    def conversion(self) -> Conversion | None:
+        """That the first training of a base in fewer bits begins with."""
+        return conversion_of(self.shape, self.forecast.job.storage)
 
     @cached_property
     def advice(self) -> list[Advice]:
@@ -193,7 +218,7 @@ class Plan:
             return None
         changed = with_settings(self.config, *settings)
         rows, data = self.rows, changed.data
-        limit = _limit(changed, self.shape)
+        limit = longest_of(changed, self.shape)
         if rows is not None and data is not None and limit < self.amount.longest:
             rows = rows.shorter(limit)
             if not rows.lengths:
@@ -221,30 +246,25 @@ def plan_for(
         if rows.documents.likely <= 0:
             learned = "label" if shape.is_classifier else "answer"
             raise DataError(
-                f"no row is left for training: every row is longer than {_limit(config, shape):,} tokens, is a "
+                f"no row is left for training: every row is longer than {longest_of(config, shape):,} tokens, is a "
                 f"validation row, or has no {learned} to learn. Raise --max-length, or give other rows."
             )
-    found = on or _device(device, config)
+    found = on or planned_device(device, config)
     return planned(config, shape, found, rows, measured, watts, price, here=device in HERE)
-
-
-def refuse_elsewhere(device: str | None) -> None:
-    """Before a probe, which measures this machine."""
-    if device not in HERE:
-        raise ConfigError([f'--probe measures this machine, but --device plans for "{device}". Leave out one of them.'])
 
 
 def planned(
     config: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
     watts: float | None = None, price: float | None = None, *, here: bool = True,
 ) -> Plan:  # fmt: skip
-    amount = (rows_at_once if shape.is_classifier else at_once)(rows, config.training, _limit(config, shape))
+    device = within_limit(device, config.model.memory_bytes)
+    amount = (rows_at_once if shape.is_classifier else at_once)(rows, config.training, longest_of(config, shape))
     if shape.image is not None and rows is not None:
         amount = replace(
             amount, images=images_in_memory(config, rows), arrow=reads_by_arrow(config), passes=passes_of(config, rows)
         )
     first = _forecast(config, shape, device, amount)
-    speed = measured or speed_of(device, first.job.dtype, shape.blocks.count, shape.mostly)
+    speed = measured or speed_of(device, first.job.dtype, shape.blocks.count, shape.mostly, first.job.storage)
     plan = Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here)
     if not plan.may_compile:
         return plan
@@ -260,36 +280,15 @@ def _forecast(
     itself."""
     dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
     answers = validation_of(config, None, None, 0.0, writes=not shape.is_classifier).writes_answers
-    first = forecast(shape, spec or config.adapter, config.training, device, dtype, amount, counted, answers, compiled)
+    spec, limited = spec or config.adapter, config.model.memory is not None and device.kind == "processor"
+    storage = storage_of(config.model.quantize, shape, trains_base=spec.trains_base, given_back=limited)
+    first = forecast(
+        shape, spec, config.training, device, dtype, amount, counted, answers, compiled, storage, limited
+    )  # fmt: skip
     if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
         return first
     twice = least_recomputed(first, device.usable)
     return first if twice is None else first.with_job(replace(first.job, recomputed=twice))
-
-
-def _device(name: str | None, config: Planned) -> Device:
-    if name not in HERE:
-        return find_device(name)
-    wanted = config.model.device if name is None or name == "auto" else name
-    if wanted == "cpu":
-        return this_processor()
-    cards, number = graphics_cards(), int(wanted.partition(":")[2] or 0)
-    if wanted != "mps" and number < len(cards):
-        return cards[number]
-    found = this_machine()
-    if wanted.startswith("cuda") or (wanted == "mps" and found.kind != "apple"):
-        raise ConfigError([
-            f'no device "{wanted}" was found on this machine. Name one to plan for, such as --device rtx-4090.'
-        ])  # fmt: skip
-    return found
-
-
-def _limit(config: Planned, shape: ModelShape) -> int:
-    """Tokens of the longest document there may be. Images have one size."""
-    if shape.image is not None:
-        return shape.patches
-    limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
-    return min(limit, shape.context or limit)
 
 
 def _refuse_negative(**given: float | None) -> None:

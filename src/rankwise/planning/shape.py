@@ -83,6 +83,8 @@ class ModelShape:
     """The weights of a classifier that are trained whole beside an adapter."""
     image: int | None = None
     """Side in pixels of the images that it reads; None for a model of texts."""
+    file_bytes: int = 0
+    """Of the matrices of the GGUF file that it was read from, if it can be trained as it lies; 0 elsewhere."""
 
     @cached_property
     def linear(self) -> tuple[Layer, ...]:

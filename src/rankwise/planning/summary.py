@@ -38,6 +38,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
         "memory_formulas": {part.name: part.formula for part in plan.forecast.memory.parts},
         "memory_bytes_of_methods": {method: _parts(one) for method, one in plan.methods.items()},
         "device": plan.device.name, "form": plan.forecast.job.form, "dtype": plan.forecast.job.dtype,
+        "storage": plan.forecast.job.storage, "conversion": plan.conversion and vars(plan.conversion),
     }  # fmt: skip
 
 
@@ -46,6 +47,7 @@ def _fits(plan: Plan) -> dict[str, Any]:
     return {
         "fits": fit.fits, "blocks_to_recompute": fit.recomputed, "largest_max_batch_tokens": fit.tokens,
         "largest_max_batch_tokens_recomputed": fit.tokens_recomputed,
+        "savings": [vars(saving) for saving in plan.savings],
         "remedies": [] if fit.fits else [vars(remedy) for remedy in plan.remedies],
         "devices": {one.device.name: _device(one) for one in plan.fits_elsewhere},
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """How long a step takes and the whole run, what energy it needs and what it costs.
 
     seconds = operations / (rate x efficiency)     by assumption, and on a GPU no less than its kernels take to start
+            + numbers unpacked / rate of unpacking of each micro-batch, where weights are packed
     seconds = a + b x tokens                       as a probe measured it: two steps of different size
 
 Both factors are told with where they come from. What an assumption is worth is seen from its width: the same model is
@@ -15,6 +16,8 @@ from typing import Literal
 from rankwise.errors import RunError
 from rankwise.planning.devices import Device, Kind
 from rankwise.planning.estimate import Estimate
+from rankwise.planning.stored_weights import Storage, unpacking_rate
+from rankwise.runs.manifest import usable_cores
 
 SECONDS_OF_HOUR = 3600
 COMPILED_AFTER = 300.0
@@ -93,6 +96,8 @@ class Speed:
     """Seconds that a micro-batch takes at least."""
     source: str
     """Of the rate."""
+    unpacking: Estimate | None = None
+    """Numbers of packed weights that are unpacked in a second; None where none are, or where it takes no time."""
     origin: Literal["assumed"] = "assumed"
 
 
@@ -103,6 +108,8 @@ class Step:
     operations: float
     tokens: float
     micro_batches: float = 1.0
+    unpacked: float = 0.0
+    """Numbers of packed weights that each micro-batch unpacks."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +122,15 @@ class Probe:
     when: str
     spread: float = 0.015
     """By how much single steps were off the line, as a share; bench/scaling.py had 1.5 % from 512 to 8,192 tokens."""
+    unpacking: float = 0.0
+    """Seconds that unpacking takes beside this in each micro-batch."""
     origin: Literal["measured"] = "measured"
 
     @classmethod
     def of(
-        cls, small: tuple[float, float], large: tuple[float, float], *, machine: str, when: str, spread: float = 0.015
-    ) -> Probe:
+        cls, small: tuple[float, float], large: tuple[float, float], *, machine: str, when: str, spread: float = 0.015,
+        unpacking: float = 0.0,
+    ) -> Probe:  # fmt: skip
         """Through two steps (tokens, seconds). Where the larger one took no longer, nothing is known of the slope."""
         (few, short), (many, long) = small, large
         assert 0 < few < many, (few, many)
@@ -130,7 +140,7 @@ class Probe:
                 f"took {short:.3g} s, so this machine was busy with something else. Run the probe again."
             )
         slope = min((long - short) / (many - few), long / many)  # else a step of no tokens would take less than none
-        return cls(long - slope * many, slope, machine, when, spread)
+        return cls(long - slope * many, slope, machine, when, spread, unpacking)
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,9 @@ class Cost:
     """In the currency of the price."""
 
 
-def speed_of(device: Device, dtype: str, blocks: int, images: str | None = None) -> Speed | None:
+def speed_of(
+    device: Device, dtype: str, blocks: int, images: str | None = None, storage: Storage = "none"
+) -> Speed | None:
     """None where no rate is known: then only a probe can tell. `images` is what most operations of a model of images
     are, "patches" or "convolutions"."""
     rate = device.rate(dtype)
@@ -157,7 +169,28 @@ def speed_of(device: Device, dtype: str, blocks: int, images: str | None = None)
         return None
     cuda = device.kind in ("datacentre", "consumer")
     launch = LAUNCH.times(blocks) if cuda else Estimate.exactly(0.0)
-    return Speed(rate, _efficiency(device, dtype, images), launch, device.source)
+    return Speed(
+        rate, _efficiency(device, dtype, images), launch, device.source, unpacking=unpacking_on(device, storage)
+    )
+
+
+def unpacking_on(device: Device, storage: Storage) -> Estimate | None:
+    """Numbers of packed weights in a second, by all cores. A GPU's memory is so fast that none is counted there."""
+    if device.kind != "processor" or storage == "none":
+        return None
+    return unpacking_rate(storage).times(usable_cores())
+
+
+def seconds_of(step: Step, by: Speed | Probe | None, operations: float, device: Device, storage: Storage) -> float:
+    """Of a step with weights in another storage than was measured or assumed, to compare such steps with each other.
+    `operations` are those of a token in the run that `by` is for; without `by` a step's operations are all that is
+    known."""
+    if by is None:
+        return step.operations
+    rate = by.rate * by.efficiency.share.likely if isinstance(by, Speed) else operations / by.per_token
+    unpacking = unpacking_on(device, storage)
+    numbers = step.unpacked * step.micro_batches
+    return step.operations / rate + (0.0 if unpacking is None else numbers / unpacking.likely)
 
 
 def duration(
@@ -183,11 +216,15 @@ def cost(seconds: Estimate, *, watts: float | None = None, price: float | None =
 def _assumed(step: Step, speed: Speed) -> Estimate:
     share, launch = speed.efficiency.share, speed.launch.times(step.micro_batches)
     low, likely, high = (step.operations / (speed.rate * part) for part in (share.high, share.likely, share.low))
-    return Estimate(max(low, launch.low), max(likely, launch.likely), max(high, launch.high))
+    seconds = Estimate(max(low, launch.low), max(likely, launch.likely), max(high, launch.high))
+    if not step.unpacked or speed.unpacking is None:
+        return seconds
+    rate, numbers = speed.unpacking, step.unpacked * step.micro_batches
+    return seconds.plus(Estimate(numbers / rate.high, numbers / rate.likely, numbers / rate.low))
 
 
 def _probed(step: Step, probe: Probe) -> Estimate:
-    seconds = probe.constant + probe.per_token * step.tokens
+    seconds = probe.constant + probe.per_token * step.tokens + probe.unpacking * step.micro_batches
     return Estimate.within(seconds, probe.spread * seconds)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 import psutil
@@ -14,10 +16,35 @@ V2 = ("memory.max", "memory.current")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
+LIMIT: ContextVar[int | None] = ContextVar("LIMIT", default=None)
+
+
 def available_memory() -> int:
     """Free memory in bytes: the smallest of the machine's free memory and what the limits of this process's control
-    groups leave. File cache that can be dropped counts as free, as in the machine's own figure."""
-    return max(0, min([psutil.virtual_memory().available, *_left()]))
+    groups, and its own (`limited_memory`), leave. File cache that can be dropped counts as free, as in the machine's
+    own figure."""
+    return max(0, min([psutil.virtual_memory().available, *_left(), *_own_left()]))
+
+
+@contextmanager
+def limited_memory(limit: int | None) -> Iterator[None]:
+    """Inside the block, what this process has resident counts against this many bytes. Nothing enforces it: whatever
+    asks for free memory gets what is left of it."""
+    token = LIMIT.set(limit)
+    try:
+        yield
+    finally:
+        LIMIT.reset(token)
+
+
+def is_limited() -> bool:
+    """Whether this process has a limit of its own."""
+    return LIMIT.get() is not None
+
+
+def _own_left() -> list[int]:
+    limit = LIMIT.get()
+    return [] if limit is None else [limit - psutil.Process().memory_info().rss]
 
 
 def give_back() -> None:

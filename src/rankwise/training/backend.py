@@ -41,7 +41,7 @@ from rankwise.training.encoder_backend import (
     supports_blocks,
     why_no_blocks,
 )
-from rankwise.training.workload import PREFIX_SHARE, Workload
+from rankwise.training.workload import Workload, prefix_room
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
 ADVICE = "use --restart to start it again with another backend."
@@ -114,7 +114,7 @@ class Fused:
             free = available_memory()
             self._loss = FusedLoss(
                 work.module, lowest=work.first_trained_block, recomputed=fused_blocks(work, free),
-                room=int(free * PREFIX_SHARE),
+                room=prefix_room(free),
             )  # fmt: skip
             yield
 

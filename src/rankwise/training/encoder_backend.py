@@ -22,7 +22,7 @@ from rankwise.runs.manifest import BackendName
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
 from rankwise.training.activation_checkpointing import encoder_blocks_recomputed
-from rankwise.training.workload import PREFIX_SHARE, Workload
+from rankwise.training.workload import Workload, prefix_room
 
 COMPARED, LENGTHS = 2, (37, 5, 14)
 """Images, and lengths of texts, that both backends are compared on."""
@@ -54,7 +54,7 @@ class FusedBlocks:
         free = available_memory()
         self._encoder = FusedEncoder(
             work.module, loss, lowest=work.first_trained_block,
-            recomputed=encoder_blocks_recomputed(work, loss, free), room=int(free * PREFIX_SHARE),
+            recomputed=encoder_blocks_recomputed(work, loss, free), room=prefix_room(free),
         )  # fmt: skip
         with self._encoder.active():
             yield

@@ -6,6 +6,7 @@ no reason: the run itself says what is wrong with them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ import torch
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import as_planned
+from rankwise.config.training import TrainingConfig
 from rankwise.errors import RankwiseError, ResourceError, first_line
 from rankwise.forward.plan import plan
 from rankwise.models.precision import choose_precision
@@ -21,6 +23,7 @@ from rankwise.planning.devices import Device, with_memory
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan
+from rankwise.planning.planned_device import OF_LIMIT
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -34,23 +37,37 @@ OFFERED, SMALLER = 3, 0.7
 @dataclass(frozen=True)
 class Foresight:
     plan: Plan
+    targets: TargetFacts | None = None
 
     @property
     def least(self) -> int:
         """Bytes, with as many blocks computed twice and as little at once as a run may choose by itself."""
         made, training = self.plan.forecast, self.plan.config.training
-        tokens = self.plan.amount.longest if training.auto_batch else made.job.tokens
+        smaller = training.auto_batch or self.plan.config.model.memory is not None
+        tokens = self.plan.amount.longest if smaller else made.job.tokens
         blocks = self.plan.shape.blocks.count - made.job.lowest
         twice = blocks if training.activation_checkpointing == "auto" else made.job.recomputed
         job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
         return min(made.needed, made.with_job(job).needed)
 
+    @property
+    def _limited(self) -> str | None:
+        """The limit of memory, where less than that is not free anyway."""
+        model = self.plan.config.model
+        limit = model.memory_bytes
+        return model.memory if limit is not None and self.plan.device.usable >= round(OF_LIMIT * limit) else None
+
     def check(self, callback: Callback, *, force: bool) -> None:
         room, least = self.plan.device.usable, self.least
         if least <= room:
             return
-        told = f"this run is forecast to need {_gigabytes(least)} of memory, but {_gigabytes(room)} are free"
-        if force or CERTAIN * least <= room:
+        limited = self._limited
+        if limited:
+            needed = math.ceil(least / OF_LIMIT / 1e8) / 10
+            told = f"this run needs a limit of at least {needed:.1f} GB of memory, but --memory is {limited}"
+        else:
+            told = f"this run is forecast to need {_gigabytes(least)} of memory, but {_gigabytes(room)} are free"
+        if force or (CERTAIN * least <= room and not limited):
             callback(WarningMessage(f"{told}; it may run out of memory"))
             return
         found = _listed(self.plan.remedies) or "No setting would make it fit; use a smaller model."
@@ -78,7 +95,32 @@ def foresee(
     """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one. A
     classifier's `targets` are known by then."""
     outputs = None if targets is None else targets.outputs
-    return _planned(lambda: plan(as_planned(experiment), on=_device(experiment), outputs=outputs), callback)
+    made = _planned(lambda: plan(as_planned(experiment), on=_device(experiment), outputs=outputs), callback)
+    return made and replace(made, targets=targets)
+
+
+def within_limit(
+    experiment: Experiment, foreseen: Foresight | None, callback: Callback
+) -> tuple[TrainingConfig, Foresight | None]:
+    """The settings of a training that stays under its limit of memory (model.memory), and the forecast of it: as many
+    blocks are computed twice as the forecast asks for, and as few tokens at once. Both give the same result."""
+    training = experiment.training
+    if experiment.model.memory is None or foreseen is None:
+        return training, foreseen
+    plan, changes = foreseen.plan, {}
+    job, auto = plan.forecast.job, training.activation_checkpointing == "auto"
+    tokens = plan.fit.tokens_recomputed if auto else plan.fit.tokens
+    if not plan.fit.fits and 0 < tokens < job.tokens:
+        changes["max_batch_tokens"] = tokens
+    if auto and (changes or job.recomputed):
+        changes["activation_checkpointing"] = job.recomputed or plan.shape.blocks.count - job.lowest
+    if not changes:
+        return training, foreseen
+    settings = ", ".join(f"training.{name}={value}" for name, value in changes.items())
+    callback(StatusMessage(f"to stay under {experiment.model.memory} of memory: {settings}; the result is the same"))
+    training = training.model_copy(update=changes)
+    again = foresee(experiment.model_copy(update={"training": training}), callback, foreseen.targets)
+    return training, again or foreseen
 
 
 def _planned(planned: Callable[[], Plan], callback: Callback) -> Foresight | None:

@@ -1,6 +1,6 @@
 """How fast this machine trains this model: steps of two sizes, after one of each that does not count.
 
-    seconds of a step = constant + per_token x tokens
+    seconds of a step = constant + per_token x tokens + unpacking x micro-batches
 
 The sequences are random, as long as the rows are and with as large a share learned; nothing is kept of what was
 learned. Those of each step have other lengths, as in training: a processor's library makes its products anew for every
@@ -9,16 +9,20 @@ number of tokens that it has not met. EVA's start, which only looks at rows, is 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 import torch
+from torch import nn
 
 from rankwise.config.planning import Planned
 from rankwise.data.batches import Batch
 from rankwise.forward.plan import plan
+from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
@@ -42,6 +46,8 @@ STEPS, RATE = 1000, 1e-9
 """Of the run that AdaLoRA takes it for, so that no rank is decided; and so small a rate that nothing changes."""
 LARGEST, SMALLER = 4096, 4
 """Tokens of the larger step at most, and by how much the other is smaller."""
+MOST_UNPACKING = 0.8
+"""Of the seconds of a step, what unpacking is taken for at most."""
 COUNTED = 2
 """Steps of each size that count."""
 
@@ -81,9 +87,13 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
     ]
     with closing(Trainer(trainable, FixedSteps(steps), training, backend).run()) as records:
         small, large = (_mean(list(islice(records, COUNTED + 1))) for _ in range(2))
+    unpacking = _unpacking(model.module, forecast.forecast.unpacked)
+    within = [_without(seconds, unpacking * _micro_batches(batches)) for seconds, batches in (
+        (small, steps[: COUNTED + 1]), (large, steps[COUNTED + 1 :])
+    )]  # fmt: skip
     device = model.precision.device
     name = processor_name() if device.type == "cpu" else str(device)
-    measured = Probe.of(small, large, machine=name, when=now())
+    measured = Probe.of(*within, machine=name, when=now(), unpacking=unpacking)
     callback(StatusMessage(
         f"probed with the {backend.name} backend: {small[0]:,.0f} tokens took {small[1]:.2f} s, and {large[0]:,.0f} "
         f"tokens took {large[1]:.2f} s"
@@ -107,6 +117,27 @@ def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:
     """Tokens and seconds of a step, over all but the first."""
     tokens, seconds = ([getattr(record, name) for record in records[1:]] for name in ("tokens", "seconds"))
     return sum(tokens) / len(tokens), sum(seconds) / len(seconds)
+
+
+def _unpacking(module: nn.Module, numbers: float) -> float:
+    """Seconds in which so many numbers of the model's packed weights are unpacked."""
+    given: Any = [parameter for parameter in module.parameters() if is_quantized(parameter)]
+    if not given:
+        return 0.0
+    began = time.perf_counter()
+    for weight in given:
+        weight.format.unpack(weight.parts, weight.stored_shape, weight.dtype)
+    return (time.perf_counter() - began) * numbers / sum(weight.numel() for weight in given)
+
+
+def _micro_batches(steps: Sequence[list[Batch]]) -> float:
+    """Of a step, over all but the first."""
+    return sum(len(batches) for batches in steps[1:]) / len(steps[1:])
+
+
+def _without(measured: tuple[float, float], seconds: float) -> tuple[float, float]:
+    """Tokens and seconds of a step without what unpacking took, which is at most most of them."""
+    return measured[0], measured[1] - min(seconds, MOST_UNPACKING * measured[1])
 
 
 def _rows(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:

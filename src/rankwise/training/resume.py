@@ -27,6 +27,8 @@ SAID_OF_ROWS: Mapping[str, Any] = {
     "files": {"__all__": {"layout", "licence"}},
 }
 """Of a data report: what follows from the rows and the settings, and what earlier versions lack or read otherwise."""
+ANY = ("model.memory",)
+"""Settings that change no result, so that a run may go on with others."""
 _Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord)
 
 
@@ -51,7 +53,7 @@ def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
         adapter = continued(experiment.adapter, own, f'run "{run.folder.name}"')
         experiment = experiment.model_copy(update={"adapter": adapter})
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
-    differing = sorted(key for key in begun | asked if begun.get(key) != asked.get(key))
+    differing = sorted(key for key in begun | asked if key not in ANY and begun.get(key) != asked.get(key))
     if differing:
         listed = some((f"{key} was {begun.get(key)!r} and is now {asked.get(key)!r}" for key in differing), 6)
         raise RunError(

@@ -17,9 +17,16 @@ from rankwise.forward.fused import has_kernels, lowest_that_learns
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
 from rankwise.runs.records import Callback, silent
+from rankwise.system.memory import is_limited
 
-PREFIX_SHARE = 0.15
-"""The share of free memory that the cache of the blocks below the first trained one may take."""
+PREFIX_SHARE, SHARE_UNDER_LIMIT = 0.15, 0.03
+"""The share of free memory that the cache of the blocks below the first trained one may take. A forecast does not count
+it, and leaves less unplanned under a limit (planning/planned_device.py)."""
+
+
+def prefix_room(free: int) -> int:
+    """Bytes for that cache."""
+    return int(free * (SHARE_UNDER_LIMIT if is_limited() else PREFIX_SHARE))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""How many bytes a base's weights take as they are stored, and what unpacking them costs.
+
+    nf4     4 bits a number, 8 for each 64 of them, 32 for each 64 x 256, and 4 bytes for each weight
+    int8    8 bits a number, 32 for each row
+    file    the bytes of the tensors of a GGUF file, as its header has them
+
+The formats are for linear layers but the head, whose rows they can store; what else there is stays in the number format
+of the run. A packed weight is unpacked for each of its products: forward, backward, and forward again in blocks under
+activation checkpointing. One is unpacked at a time:
+
+    unpacked    numbers x bytes of the number format, and for nf4 three numbers of 4 bytes for each 64
+                (without bitsandbytes also two copies in float32)
+
+With a limit of memory, packed weights are pages of a file that are given back after each use, and so are those of a
+base in full precision; then only the one that is being unpacked counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal
+
+from rankwise.config.layer import Layer
+from rankwise.planning.estimate import Estimate
+from rankwise.planning.shape import ModelShape
+
+Storage = Literal["none", "nf4", "int8", "file", "mapped"]
+"""How the weights of linear layers are stored: in the number format of the run, packed, as a GGUF file has them, or in
+full in the folder's own files."""
+EXACT = 4
+"""Bytes of a number in float32."""
+BLOCK, OUTER = 64, 256
+"""Numbers of NF4 that share a maximum, and maxima that share one; a test compares both with the format's own."""
+FOR_MAXIMA = 3
+"""Copies of the block maxima in 4 bytes each while they are unpacked."""
+IN_FLOAT32 = 2
+"""Copies in float32 that torch's own operations make of a weight in NF4."""
+DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+PACKED_PER_SECOND: Mapping[str, float] = {"nf4": 14e6, "int8": 150e6}
+"""Numbers that a conversion packs in a second, roughly, on two cores."""
+UNPACKED_PER_SECOND: Mapping[str, Estimate] = {
+    "nf4": Estimate(0.5e9, 1.2e9, 2.0e9), "int8": Estimate(1.0e9, 4.0e9, 5.0e9), "file": Estimate(0.1e9, 0.3e9, 1.0e9),
+    "mapped": Estimate(0.3e9, 1.5e9, 4.0e9),
+}  # fmt: skip
+"""Numbers that one core unpacks in a second: weights of 576 x 1,536 to 4,096 x 4,096 in bfloat16, where freed memory
+stays in the process (lab/LOG.md)."""
+NF4_WITHOUT_LIBRARY = Estimate(0.03e9, 0.05e9, 0.06e9)
+BESIDE_PACKED = "bfloat16"
+"""The number format of what is not packed, where none is named."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What storing the weights of a folder in fewer bits takes, once."""
+
+    disk: int
+    seconds: float
+
+
+def storage_of(quantize: str, shape: ModelShape, *, trains_base: bool, given_back: bool) -> Storage:
+    """`quantize` is the setting of the base model; weights that learn are in full."""
+    if trains_base:
+        return "none"
+    if quantize == "nf4" or quantize == "int8":
+        return quantize
+    if quantize == "auto" and shape.file_bytes:
+        return "file"
+    return "mapped" if given_back else "none"
+
+
+def unpacking_rate(storage: Storage) -> Estimate:
+    """Numbers in a second on one core."""
+    return NF4_WITHOUT_LIBRARY if storage == "nf4" and not has_library() else UNPACKED_PER_SECOND[storage]
+
+
+def packed_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
+    """Layers whose weights are stored otherwise than in the number format of the run."""
+    if storage == "none":
+        return []
+    own = [layer for layer in shape.layers if layer.kind in ("linear", "conv1d") and not layer.shares]
+    if storage == "file":
+        return [*own, *(layer for layer in shape.layers if layer.kind == "embedding")]
+    fits = [layer for layer in own if layer.path != shape.head and layer.path not in shape.whole]
+    return [layer for layer in fits if layer.inputs % BLOCK == 0] if storage == "nf4" else fits
+
+
+def packed_bytes(shape: ModelShape, storage: Storage) -> float:
+    """Of the packed weights alone."""
+    if storage == "file":
+        return shape.file_bytes
+    return sum(stored_bytes(layer, storage) for layer in packed_layers(shape, storage))
+
+
+def rest_bytes(shape: ModelShape, storage: Storage, number: float) -> float:
+    """Of all other weights, with `number` bytes for each number."""
+    return number * (shape.parameters - sum(_size(layer) for layer in packed_layers(shape, storage)))
+
+
+def stored_bytes(layer: Layer, storage: Storage) -> int:
+    """Of one weight; of a file's at most, since its types differ."""
+    return packed_size(layer.outputs, layer.inputs, storage)
+
+
+def packed_size(rows: int, columns: int, storage: Storage) -> int:
+    """Bytes of a matrix (rows, columns)."""
+    size = rows * columns
+    if storage == "nf4":
+        maxima = size // BLOCK
+        return size // 2 + maxima + EXACT * math.ceil(maxima / OUTER) + EXACT
+    return size + EXACT * rows if storage == "int8" else EXACT * size
+
+
+def unpacking_bytes(shape: ModelShape, storage: Storage, number: float, *, given_back: bool) -> float:
+    """Of the largest weight while it is unpacked; with `given_back` also what it is unpacked from."""
+    layers = packed_layers(shape, storage)
+    if not layers:
+        return 0.0
+    largest = max(layers, key=_size)
+    size = _size(largest)
+    beside = 0.0
+    if storage == "nf4":
+        beside = FOR_MAXIMA * EXACT * size / BLOCK
+        beside += 0 if has_library() else max(0.0, IN_FLOAT32 * EXACT - number) * size
+    return number * size + beside + (stored_bytes(largest, storage) if given_back else 0.0)
+
+
+def unpacked_numbers(shape: ModelShape, storage: Storage, *, lowest: int, recomputed: int) -> float:
+    """That a micro-batch unpacks, forward and backward. Blocks below `lowest` need no backward pass, and the first
+    `recomputed` of the others are computed twice forward."""
+    again, shared = range(lowest, lowest + recomputed), {layer.shares for layer in shape.layers}
+    return float(sum(
+        _size(layer) * (1 + (layer.block is None or layer.block >= lowest) + (layer.block in again))
+        for layer in packed_layers(shape, storage)
+        if layer.kind != "embedding" or layer.path in shared  # else only rows of it are unpacked
+    ))  # fmt: skip
+
+
+def conversion_of(shape: ModelShape, storage: Storage) -> Conversion | None:
+    """None where nothing is converted."""
+    if storage not in PACKED_PER_SECOND:
+        return None
+    numbers = sum(_size(layer) for layer in packed_layers(shape, storage))
+    return Conversion(round(packed_bytes(shape, storage)), numbers / PACKED_PER_SECOND[storage])
+
+
+@cache
+def has_library() -> bool:
+    """Whether bitsandbytes is installed, which unpacks NF4 without copies in float32."""
+    return find_spec("bitsandbytes") is not None
+
+
+def _size(layer: Layer) -> int:
+    return layer.inputs * layer.outputs

@@ -1,0 +1,143 @@
+"""What a plan says of weights in fewer bits, held against models that are really loaded, and against the formats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from planning_models import SMALL, written_config
+from rankwise.config.adapters import FullConfig, LoraConfig
+from rankwise.config.training import TrainingConfig
+from rankwise.forward.model_shape import shape_of_config
+from rankwise.forward.plan import shape_of
+from rankwise.kernels.quantized import nf4
+from rankwise.kernels.quantized.formats import FORMATS
+from rankwise.kernels.quantized.tensor import stored_bytes
+from rankwise.models.kind import CAUSAL_LM
+from rankwise.models.quantized_folder import quantized_folder
+from rankwise.planning.devices import find_device
+from rankwise.planning.forecast import AtOnce, forecast
+from rankwise.planning.gguf_header import BLOCKS, FLOAT32, GgufHeader, matrix_bytes
+from rankwise.planning.machine import this_processor
+from rankwise.planning.shape import ModelShape
+from rankwise.planning.stored_weights import (
+    BLOCK,
+    OUTER,
+    conversion_of,
+    packed_bytes,
+    packed_layers,
+    rest_bytes,
+    storage_of,
+    unpacked_numbers,
+    unpacking_bytes,
+)
+from rankwise.planning.time import Probe, Speed, Step, duration, speed_of
+from rankwise.runs.records import silent
+
+STARTER = shape_of("smollm2-135m")
+HERE = replace(this_processor(), memory=int(20e9))
+WIDE = {"llama": {"hidden_size": 64, "intermediate_size": 192}, "gpt2": {"n_embd": 64, "n_positions": 36}}
+
+
+def made(folder: Path, name: str) -> ModelShape:
+    """A folder of random weights, and its shape."""
+    family, settings = SMALL[name]
+    config = written_config(family, settings | WIDE.get(name, {}))
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family].from_dict(config))
+    model.save_pretrained(folder)
+    return shape_of_config(config, name, "config.json")
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_plan_counts_the_bytes_of_a_loaded_model(tmp_path, name, quantize):
+    shape = made(tmp_path, name)
+    state = quantized_folder(tmp_path, CAUSAL_LM, quantize, silent).state
+    assert sum(map(stored_bytes, state.values())) == packed_bytes(shape, quantize) + rest_bytes(shape, quantize, 4)
+    assert packed_layers(shape, quantize), "else it proves nothing"
+
+
+def test_sizes_of_blocks_are_those_of_the_formats():
+    assert (BLOCK, OUTER) == (nf4.BLOCK, nf4.OUTER)
+    for kind, sizes in BLOCKS.items():
+        assert GGML_QUANT_SIZES[GGMLQuantizationType(kind)] == sizes
+
+
+def test_a_gguf_file_takes_what_its_tensors_do_or_is_converted():
+    header = GgufHeader(tensors={"a": (64, 3), "b": (64,), "c": (256, 2), "d": (7, 5)}, types={"a": 3, "b": FLOAT32})
+    header.types |= {"c": 14, "d": FLOAT32}
+    assert matrix_bytes(header) == 6 * 20 + 2 * 210 + 35 * 4
+    header.types["c"] = 10  # Q2_K
+    assert matrix_bytes(header) == 0
+
+
+def test_what_is_stored_how():
+    of_file = replace(STARTER, file_bytes=90_000_000)
+    for quantize, shape, full, given_back, expected in (
+        ("auto", STARTER, False, False, "none"), ("nf4", STARTER, False, True, "nf4"),
+        ("int8", of_file, False, False, "int8"), ("auto", of_file, False, False, "file"),
+        ("none", of_file, False, False, "none"), ("none", of_file, False, True, "mapped"),
+        ("nf4", STARTER, True, True, "none"),
+    ):  # fmt: skip
+        assert storage_of(quantize, shape, trains_base=full, given_back=given_back) == expected
+
+
+def of(storage, spec=None, given_back=False, **training):
+    return forecast(
+        STARTER, spec or LoraConfig(), TrainingConfig(**training), HERE, "bfloat16", AtOnce(1024, 500, 256),
+        storage=storage, given_back=given_back,
+    )  # fmt: skip
+
+
+def test_fewer_bits_take_less_and_weights_that_are_given_back_least():
+    peaks = [of("none").peak, of("int8").peak, of("nf4").peak, of("nf4", given_back=True).peak]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
+    head = 2 * (STARTER.parameters - sum(one.inputs * one.outputs for one in packed_layers(STARTER, "nf4")))
+    assert of("nf4", given_back=True).memory["weights"] == head
+    assert of("none", FullConfig(), given_back=True).job.given_back is False
+
+
+def test_each_weight_is_unpacked_forward_backward_and_again():
+    numbers = sum(one.inputs * one.outputs for one in packed_layers(STARTER, "nf4"))
+    assert unpacked_numbers(STARTER, "nf4", lowest=0, recomputed=0) == 2 * numbers
+    assert unpacked_numbers(STARTER, "nf4", lowest=0, recomputed=30) == 3 * numbers
+    assert unpacked_numbers(STARTER, "nf4", lowest=30, recomputed=0) == numbers
+    assert of("nf4", activation_checkpointing=15).unpacked == 2.5 * numbers
+    assert of("none").unpacked == 0
+
+
+def test_without_the_library_nf4_needs_copies_in_float32(monkeypatch):
+    monkeypatch.setattr("rankwise.planning.stored_weights.has_library", lambda: True)
+    least = unpacking_bytes(STARTER, "nf4", 2, given_back=False)
+    monkeypatch.setattr("rankwise.planning.stored_weights.has_library", lambda: False)
+    assert unpacking_bytes(STARTER, "nf4", 2, given_back=False) == least + 6 * 576 * 1536
+
+
+def test_unpacking_takes_time_in_each_micro_batch_of_a_processor_alone():
+    by = speed_of(HERE, "bfloat16", 1, None, "nf4")
+    assert isinstance(by, Speed) and by.unpacking is not None
+    without, once, thrice = (
+        duration(Step(1e12, 100, count, numbers), 1, by).step for count, numbers in ((1, 0), (1, 6e9), (3, 6e9))
+    )
+    assert once.likely - without.likely == pytest.approx(6e9 / by.unpacking.likely)
+    assert thrice.likely - without.likely == pytest.approx(3 * (once.likely - without.likely))
+    card = speed_of(find_device("rtx-4090"), "bfloat16", 1, None, "nf4")
+    assert isinstance(card, Speed) and card.unpacking is None
+    probed = Probe(1.0, 0.0, "here", "now", 0.0, unpacking=0.5)
+    assert duration(Step(1e12, 100, 3, 6e9), 2, probed).total.likely == 5.0
+
+
+def test_a_conversion_is_told_before_it():
+    conversion = conversion_of(shape_of("llama-2-7b"), "nf4")
+    assert conversion is not None and conversion.disk == pytest.approx(3.34e9, rel=1e-3) and conversion.seconds > 60
+    assert conversion_of(STARTER, "none") is None is conversion_of(STARTER, "file")
+
+
+def test_the_formats_take_the_layers_that_the_plan_says():
+    for layer in STARTER.linear:
+        for name, format in FORMATS.items():
+            assert format.takes((layer.outputs, layer.inputs)) == (layer in packed_layers(STARTER, name))
