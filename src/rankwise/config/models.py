@@ -27,8 +27,8 @@ class ModelConfig(Config):
     quantised, all others in full; `none` computes with full weights in any case."""
     memory: str | None = None
     """Most memory that a training on the CPU may have resident, such as `6GB`. Frozen weights then stay in their file
-    and are given back to the system after each use, and fewer tokens are computed at once where that is necessary,
-    which takes longer and gives the same result."""
+    and are given back to the system after each use. Where that is necessary, more blocks use activation checkpointing
+    and fewer tokens are computed at once, which takes longer and changes results by rounding at most."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Device to run on: `auto`, `cpu`, `mps`, `cuda`, or `cuda:N` for one of several GPUs."""
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")

@@ -55,6 +55,7 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
         )
     spec = method_of(artifact.config).model_of(artifact)
     source = find(spec, callback)
+    source.refuse_packed("which are not written as GGUF")
     config = config_in(source.folder)
     architecture = architecture_of(config, artifact.described)
     adapted = not artifact.config.trains_base

@@ -17,6 +17,7 @@ from rankwise.models.gguf import converted
 from rankwise.models.gguf_mapped import gguf_folder
 from rankwise.models.inspection import fingerprint, inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
+from rankwise.models.stored_quantization import stored_format
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder, mark_used
 from rankwise.system.files import told_when_full
@@ -46,6 +47,14 @@ class Source:
     def is_as_it_lies(self) -> bool:
         """Whether the weights are those of the GGUF file itself; the folder has none then."""
         return self.where == GGUF_FILE
+
+    def refuse_packed(self, use: str) -> None:
+        """ModelError where the folder's own weights are quantised; `use` is what they cannot be used for."""
+        if not self.is_as_it_lies and (stored := stored_format(read_json(self.folder / "config.json"))) is not None:
+            raise ModelError(
+                f"{self.folder} contains weights in {stored}, {use}. Use rankwise export --format merged, which "
+                "unpacks them in memory."
+            )
 
     @cached_property
     def fingerprint(self) -> str:

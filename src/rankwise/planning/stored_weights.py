@@ -46,8 +46,8 @@ UNPACKED_PER_SECOND: Mapping[str, Estimate] = {
     "nf4": Estimate(0.5e9, 1.2e9, 2.0e9), "int8": Estimate(1.0e9, 4.0e9, 5.0e9), "file": Estimate(0.1e9, 0.3e9, 1.0e9),
     "mapped": Estimate(0.3e9, 1.5e9, 4.0e9),
 }  # fmt: skip
-"""Numbers that one core unpacks in a second: weights of 576 x 1,536 to 4,096 x 4,096 in bfloat16, where freed memory
-stays in the process (lab/LOG.md)."""
+"""Numbers that one core unpacks in a second into bfloat16, where freed memory stays in the process. Those of nf4 and
+int8 are of weights of 576 x 1,536 to 4,096 x 4,096 on a busy machine; the others are estimates."""
 NF4_WITHOUT_LIBRARY = Estimate(0.03e9, 0.05e9, 0.06e9)
 BESIDE_PACKED = "bfloat16"
 """The number format of what is not packed, where none is named."""

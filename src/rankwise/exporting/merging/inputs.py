@@ -87,6 +87,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     source = find(_base_named(artifacts, problems), callback) if not problems else None
     _refuse(problems)
     assert source is not None, "no problem"
+    source.refuse_packed("which a change is not merged into file by file")
     if source.gguf is not None:
         raise ModelError(
             f"{source.name} is a GGUF file, whose quantised numbers a change cannot be merged into yet. Use rankwise "
