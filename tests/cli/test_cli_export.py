@@ -248,7 +248,7 @@ def test_a_merged_model_is_the_trained_one_with_no_adapter(home, half, tiny_fold
     with torch.no_grad():
         ours, theirs = (model(input_ids=IDS).logits for model in (exact, wanted))
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
-    assert told["logits_difference"] < 0.1 < told["logits_change"]
+    assert 0.1 < told["logits_change"] and told["logits_difference"] < told["logits_change"] / 4  # by processor
     assert told["rounding"] == torch.finfo(found.dtype).eps / 2 and "rounding" not in result.stderr
     assert told["bytes"] == sum(file.stat().st_size for file in whole.glob("*.safetensors"))
     settings = json.loads((whole / "generation_config.json").read_text())

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 from rankwise.kernels.linear import LinearSpec, plain_shared_linears, shared_linears
 from rankwise.kernels.prologue import Identity
 from rankwise.kernels.quantized.formats import FORMATS
-from rankwise.kernels.quantized.nf4 import LEVELS, block_maxima, dynamic_values, nearest, plain_unpacked
+from rankwise.kernels.quantized.nf4 import (
+    LEVELS,
+    block_maxima,
+    dynamic_values,
+    nearest,
+    plain_block_maxima,
+    plain_unpacked,
+)
 from rankwise.kernels.quantized.tensor import QuantizedTensor, is_quantized, stored_bytes, unpacked
 
 SHAPE = (48, 192)
@@ -97,6 +104,14 @@ def test_what_is_not_listed_sees_the_numbers_and_writing_is_refused(name: str) -
 
 
 @names
+def test_a_transpose_is_not_unpacked(name: str) -> None:
+    weight = packed(name)
+    for turned in (weight.T, weight.t(), weight.transpose(0, 1), weight.permute(1, 0), weight.mT):
+        assert is_quantized(turned) and torch.equal(unpacked(turned), unpacked(weight).T)
+    assert torch.equal(unpacked(weight.permute(0, 1)), unpacked(weight))
+
+
+@names
 def test_rows_are_looked_up_without_the_rest(name: str) -> None:
     weight, index = packed(name), torch.tensor([[5, 0], [47, 5]])
     assert torch.allclose(F.embedding(index, weight), unpacked(weight)[index], rtol=1e-6, atol=0)
@@ -138,6 +153,7 @@ def test_nf4_is_what_bitsandbytes_writes_and_reads() -> None:
     exact = weight.view(-1, 64).abs().amax(1)
     assert bool(((ours - exact).abs() <= (other - exact).abs()).all())  # nearer in the few cases beside a middle
     assert (maxima != state.absmax).sum() <= 0.01 * len(maxima)
+    assert torch.equal(ours, plain_block_maxima(maxima, outer, mean))
     for dtype in (torch.float32, torch.bfloat16):
         state.dtype = dtype
         plain = plain_unpacked(codes, other, (64, 320), dtype)

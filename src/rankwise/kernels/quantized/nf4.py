@@ -93,6 +93,15 @@ def nearest(numbers: Tensor, levels: Tensor) -> Tensor:
 
 def block_maxima(codes: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
     """The maxima of all blocks, in float32."""
+    values = dynamic_values(codes.device)
+    if is_unpacked_by_library():
+        within = torch.ops.bitsandbytes.dequantize_blockwise.default(codes, outer, values, OUTER, torch.float32)
+        return within.add_(mean)
+    return plain_block_maxima(codes, outer, mean)
+
+
+def plain_block_maxima(codes: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
+    """The same by torch alone."""
     within = dynamic_values(codes.device)[codes.int()]
     return (within * outer.repeat_interleave(OUTER)[: len(codes)]).add_(mean)
 

@@ -152,6 +152,10 @@ def _turned(self: QuantizedTensor, *dims: Any) -> Any:
     return self.like(turned=True) if swaps else NotImplemented
 
 
+def _permuted(self: QuantizedTensor, dims: Sequence[int]) -> QuantizedTensor:
+    return self.like(turned=[one % 2 for one in dims] == [1, 0])
+
+
 def _to_copy(
     self: QuantizedTensor, *, dtype: torch.dtype | None = None, device: Any = None, non_blocking: bool = False, **_: Any
 ) -> Any:
@@ -167,7 +171,17 @@ def _operands(x: Tensor, weight: QuantizedTensor) -> tuple[Tensor, Tensor, Tenso
     matrix, factor = weight.format.unpack(weight.parts, weight.stored_shape, weight.dtype)
     if weight.transposed:
         return x, matrix.T, factor
-    return x if factor is None else (x * factor).to(x.dtype), matrix, None
+    return x if factor is None else scaled(x, factor), matrix, None
+
+
+def scaled(values: Tensor, factor: Tensor) -> Tensor:
+    """Values (T, N) times a float32 factor (N,) of each column. In bfloat16 the factor is the sum of two numbers, since
+    one alone would be off by the same share in all of its column, and mixed number formats are slow."""
+    whole = factor.to(values.dtype)
+    if values.dtype in (torch.float32, torch.float64):
+        return values * whole
+    rest = (factor - whole.to(factor.dtype)).to(values.dtype)
+    return (values * whole).addcmul_(values, rest)
 
 
 def _mm(x: Tensor, weight: Tensor) -> Any:
@@ -175,7 +189,7 @@ def _mm(x: Tensor, weight: Tensor) -> Any:
         return NotImplemented
     x, matrix, factor = _operands(x, weight)
     y = x @ matrix
-    return y if factor is None else y.mul_(factor)
+    return y if factor is None else scaled(y, factor)
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
@@ -184,7 +198,7 @@ def _addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: f
     x, matrix, factor = _operands(x, weight)
     if factor is None:
         return torch.addmm(bias, x, matrix, beta=beta, alpha=alpha)
-    return (x @ matrix).mul_(factor * alpha).add_(bias, alpha=beta)
+    return scaled(x @ matrix, factor * alpha).add_(bias, alpha=beta)
 
 
 def _addmm_in_place(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
@@ -193,7 +207,7 @@ def _addmm_in_place(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, al
     x, matrix, factor = _operands(x, weight)
     if factor is None:
         return y.addmm_(x, matrix, beta=beta, alpha=alpha)
-    return y.mul_(beta).add_((x @ matrix).mul_(factor), alpha=alpha)
+    return y.mul_(beta).add_(scaled(x @ matrix, factor), alpha=alpha)
 
 
 def _embedding(weight: Tensor, index: Tensor, *_: Any, **__: Any) -> Any:
@@ -213,6 +227,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.clone.default: _same,
     aten.t.default: _turned,
     aten.transpose.int: _turned,
+    aten.permute.default: _permuted,
     aten._to_copy.default: _to_copy,
     aten.mm.default: _mm,
     aten.addmm.default: _addmm,
