@@ -53,15 +53,26 @@ def write_gguf(folder: Path, file: Path) -> None:
     writer.close()
 
 
-@pytest.fixture
-def trained(tiny_folder, tmp_path, monkeypatch):
+@pytest.fixture(params=["none"])
+def trained(tiny_folder, tmp_path, monkeypatch, request):
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     write_gguf(tiny_folder, tmp_path / "tiny.gguf")
     rows = [{"prompt": f"What is land {n}?", "completion": f"It is town {n}."} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("--data", "rows.jsonl", "--steps", 4, "--batch-size", 2, "--learning-rate", 0.02)
-    result = rankwise("train", "--model", "tiny.gguf", "--run", "mine", *words)
+    words = (
+        "--data",
+        "rows.jsonl",
+        "--steps",
+        4,
+        "--batch-size",
+        2,
+        "--learning-rate",
+        0.02,
+        "--quantize",
+        request.param,
+    )
+    result = rankwise("train", "--model", "tiny.gguf", "--quantize", request.param, "--run", "mine", *words)
     assert result.exit_code == 0, result.output
     return result
 
@@ -75,6 +86,20 @@ def test_peft_loads_an_adapter_whose_base_was_a_gguf_file(trained, tmp_path):
         adapted = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=ids).logits
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()(input_ids=ids).logits
     assert (adapted - plain).abs().max() > 1e-3 * plain.abs().max()
+
+
+@pytest.mark.parametrize("trained", ["auto"], indirect=True)
+def test_an_adapter_over_a_file_as_it_lies_names_the_file(trained, tmp_path):
+    assert "PEFT cannot read GGUF" in trained.stderr and "--format gguf-lora" in trained.stderr
+    folder = tmp_path / "runs" / "mine" / "adapter"
+    text = (folder / "README.md").read_text()
+    assert "GGUF file tiny.gguf as it lies (F32)" in text and "--base-model" in text and "--format merged" in text
+    assert "base_model:" not in text and str(tmp_path) not in text
+    named = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(tmp_path / "tiny.gguf") and not (tmp_path / "cache" / "models").exists()
+    words = ("--prompt", "What is land 1?", "--max-new-tokens", 4, "--json")
+    answers = [json.loads(rankwise("generate", name, *words).stdout)["answer"] for name in (folder, "mine")]
+    assert answers[0] == answers[1]
 
 
 def test_training_and_the_card_say_what_to_do_where_the_converted_copy_is_gone(trained, tmp_path):

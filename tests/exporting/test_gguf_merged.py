@@ -19,7 +19,9 @@ from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.exporting import gguf_change
 from rankwise.models import gguf_files
+from rankwise.models.gguf import converted
 from rankwise.models.gguf_files import TYPES
+from rankwise.runs.records import silent
 
 IDS = torch.arange(80).reshape(2, 40) + 5
 READ_BY_TRANSFORMERS = [kind for kind in KINDS if kind != "smollm3"]
@@ -217,7 +219,7 @@ def test_over_a_gguf_base_only_adapted_tensors_change_and_the_rest_stays_byte_fo
             assert text_in(tmp_path / "a.gguf", key) == field.contents(), key
     exact = exported(*words[1:3], tmp_path / "b.gguf", *words[4:], "--dtype", "float32")
     assert exact["copied"] == len([name for name in before if "norm" in name])
-    folder = next((tmp_path / "cache" / "models").glob("gguf-*"))
+    folder = converted(file, silent)
     wanted = ours(folder, adapter)
     (tmp_path / "alone").mkdir()
     (tmp_path / "b.gguf").rename(tmp_path / "alone" / "b.gguf")

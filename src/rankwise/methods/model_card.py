@@ -192,7 +192,8 @@ def _about_base(facts: CardFacts) -> str:
         return (
             f"The base model was the GGUF file {name} as it lies ({facts.base.quantization}), which PEFT cannot read. "
             "With rankwise, give the file (`--base-model path/to/file.gguf`); for llama.cpp, export the adapter "
-            "(`rankwise export RUN --to FILE.gguf --format gguf-lora`)."
+            "(`rankwise export RUN --to FILE.gguf --format gguf-lora`), and for other engines the whole model "
+            "(`--format merged`)."
         )
     if facts.base.source == FROM_GGUF:
         return (
