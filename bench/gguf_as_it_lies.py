@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoTokenizer
 from rankwise.config.adapters import LoraConfig
 from rankwise.kernels.quantized.tensor import stored_bytes
 from rankwise.methods.inject import inject
-from rankwise.models.gguf_mapped import gguf_state
+from rankwise.models.gguf_mapped import gguf_folder, gguf_tensors, quantization_of
+from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.system.allocator import keep_memory
 
 STEPS, RATE = 5, 1e-3
@@ -30,16 +31,18 @@ def main(file: Path, tokens: int) -> None:
     keep_memory()
     before = psutil.Process().memory_full_info().uss
     clock = time.perf_counter()
-    mapped = gguf_state(file, torch.bfloat16, lambda event: print(event))
-    assert mapped is not None
-    config = AutoConfig.from_pretrained(mapped.folder)
+    folder = gguf_folder(file, lambda event: print(event))
+    assert folder is not None
+    state = gguf_tensors(file, folder, torch.bfloat16)
+    config = AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0]).from_pretrained(
-        None, config=config, state_dict=mapped.state, dtype=torch.bfloat16
+        None, config=config, state_dict=state, dtype=torch.bfloat16
     )
-    text = AutoTokenizer.from_pretrained(mapped.folder)
-    weights = sum(map(stored_bytes, mapped.state.values()))
-    dense = sum(2 * one.numel() for one in mapped.state.values())
-    print(f"{file.name}: {mapped.quantization}; weights {weights / 1e6:.1f} MB, in bfloat16 {dense / 1e6:.1f} MB")
+    text = AutoTokenizer.from_pretrained(folder)
+    weights = sum(map(stored_bytes, state.values()))
+    dense = sum(2 * one.numel() for one in state.values())
+    types = quantization_of(read_gguf_header(file))
+    print(f"{file.name}: {types}; weights {weights / 1e6:.1f} MB, in bfloat16 {dense / 1e6:.1f} MB")
     own = (psutil.Process().memory_full_info().uss - before) / 1e6
     print(f"loaded in {time.perf_counter() - clock:.1f} s; {own:.0f} MB of the process's own memory")
     adapters = inject(model, LoraConfig(targets=TARGETS, rank=16, alpha=32.0))

@@ -18,8 +18,9 @@ from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.exporting import gguf_change
+from rankwise.kernels.quantized.int8 import Int8
 from rankwise.models import gguf_files
-from rankwise.models.gguf import converted
+from rankwise.models.gguf import converted, name_of_content
 from rankwise.models.gguf_files import TYPES
 from rankwise.runs.records import silent
 
@@ -224,6 +225,21 @@ def test_over_a_gguf_base_only_adapted_tensors_change_and_the_rest_stays_byte_fo
     (tmp_path / "alone").mkdir()
     (tmp_path / "b.gguf").rename(tmp_path / "alone" / "b.gguf")
     assert (theirs(tmp_path / "alone" / "b.gguf", folder) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_over_a_gguf_base_that_was_quantised_again_the_numbers_of_the_training_are_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+    base = model_in(tmp_path / "base", "qwen2")
+    file = of_file(tmp_path / "base.gguf", base)
+    adapter = adapter_in(tmp_path / "adapter", base, ["q_proj"])
+    facts = {"name": str(file), "source": "converted from GGUF", "fingerprint": name_of_content(file)}
+    facts |= {"dtype": "float32", "device": "cpu", "quantization": "int8"}
+    (adapter / "base_model.json").write_text(json.dumps(facts))
+    exported(adapter, "--to", tmp_path / "a.gguf", "--format", "gguf", "--base-model", file, "--dtype", "float32")
+    full = AutoModelForCausalLM.from_pretrained(converted(file, silent), dtype=torch.float32)
+    numbers, scales = Int8().pack(full.model.layers[0].self_attn.v_proj.weight.detach())
+    written = {one.name: one for one in gguf.GGUFReader(tmp_path / "a.gguf").tensors}["blk.0.attn_v.weight"]
+    assert np.array_equal(written.data, (numbers * scales[:, None]).numpy())
 
 
 @pytest.mark.parametrize("fault", ["scale", "type"])

@@ -18,7 +18,7 @@ from rankwise.cli.main import app
 from rankwise.commands.merge import merge, prove_merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import AdapterError, ConfigError, RunError
-from rankwise.models import tensor_files
+from rankwise.kernels import row_pieces
 
 SPECS = {
     "lora": LoraConfig(rank=3, alpha=5),
@@ -31,7 +31,7 @@ SPECS = {
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny layers are cut too."""
-    monkeypatch.setattr(tensor_files, "PIECE", 400)
+    monkeypatch.setattr(row_pieces, "PIECE", 400)
 
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

@@ -17,7 +17,7 @@ from gguf_models import adapter_in, model_in
 from rankwise.cli.main import app
 from rankwise.errors import RankwiseError, TemplateError
 from rankwise.models.gguf import converted
-from rankwise.models.gguf_mapped import gguf_state
+from rankwise.models.gguf_mapped import gguf_folder, gguf_tensors
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
@@ -29,9 +29,10 @@ MOST_BYTES = 32 << 20
 
 
 def as_it_lies(file: Path) -> Path:
-    mapped = gguf_state(file, torch.bfloat16, silent)
-    assert mapped is not None
-    return mapped.folder
+    folder = gguf_folder(file, silent)
+    assert folder is not None
+    gguf_tensors(file, folder, torch.bfloat16)
+    return folder
 
 
 def as_converted(file: Path) -> Path:

@@ -23,7 +23,8 @@ from rankwise.kernels.quantized.tensor import QuantizedTensor, stored_bytes
 from rankwise.methods.inject import inject
 from rankwise.models import gguf_mapped
 from rankwise.models.gguf import converted
-from rankwise.models.gguf_mapped import gguf_state
+from rankwise.models.gguf_mapped import gguf_folder, gguf_tensors, quantization_of
+from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.planning.stored_weights import packed_bytes, rest_bytes
 from rankwise.runs.records import StatusMessage, silent
 
@@ -67,12 +68,18 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path_factory.getbasetemp() / "mapped-cache"))
 
 
+def read(file: Path, dtype: torch.dtype = torch.float32) -> tuple[Path, dict[str, Tensor]]:
+    """The folder with its settings, and its weights."""
+    folder = gguf_folder(file, silent)
+    assert folder is not None
+    return folder, gguf_tensors(file, folder, dtype)
+
+
 def as_it_lies(file: Path, dtype: torch.dtype = torch.float32) -> Any:
-    mapped = gguf_state(file, dtype, silent)
-    assert mapped is not None
-    config = AutoConfig.from_pretrained(mapped.folder)
+    folder, state = read(file, dtype)
+    config = AutoConfig.from_pretrained(folder)
     model, report = getattr(transformers, config.architectures[0]).from_pretrained(
-        None, config=config, state_dict=mapped.state, dtype=dtype, output_loading_info=True
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
     )
     assert not any(report.values()), report
     return model
@@ -104,45 +111,42 @@ def test_each_type_that_is_written_is_read(files, dtype):
 def test_each_architecture_is_read_to_the_shapes_and_numbers_of_the_model_that_was_written(tmp_path, kind):
     """With the model's own settings, since transformers' reader ignores some of the file."""
     base = model_in(tmp_path / "base", kind)
-    state = gguf_state(as_gguf(base, tmp_path / "tiny.gguf", "float32"), torch.float32, silent)
-    assert state is not None
+    folder, state = read(as_gguf(base, tmp_path / "tiny.gguf", "float32"))
     wanted = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     numbers = {name: one.detach() for name, one in wanted.named_parameters()}
-    assert numbers.keys() == state.state.keys()
-    assert all(torch.allclose(state.state[name], one, rtol=0, atol=1e-6) for name, one in numbers.items())
-    assert AutoConfig.from_pretrained(state.folder).max_position_embeddings == 256
+    assert numbers.keys() == state.keys()
+    assert all(torch.allclose(state[name], one, rtol=0, atol=1e-6) for name, one in numbers.items())
+    assert AutoConfig.from_pretrained(folder).max_position_embeddings == 256
 
 
 def test_the_folder_without_weights_is_that_of_the_conversion(files):
     file = files("llama")
-    mapped, folder = gguf_state(file, torch.float32, silent), converted(file, silent)
-    assert mapped is not None and not list(mapped.folder.glob("*.safetensors"))
-    configs = [AutoConfig.from_pretrained(one).to_dict() for one in (mapped.folder, folder)]
+    mapped, folder = read(file)[0], converted(file, silent)
+    assert not list(mapped.glob("*.safetensors"))
+    configs = [AutoConfig.from_pretrained(one).to_dict() for one in (mapped, folder)]
     for config in configs:
         del config["dtype"], config["_name_or_path"]
     assert configs[0] == configs[1]
-    assert (mapped.folder / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    settings = [(one / "generation_config.json").read_text() for one in (mapped.folder, folder)]
+    assert (mapped / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    settings = [(one / "generation_config.json").read_text() for one in (mapped, folder)]
     assert settings[0] == settings[1]
-    texts = [AutoTokenizer.from_pretrained(one).chat_template for one in (mapped.folder, folder)]
-    assert texts[0] == texts[1] and mapped.quantization == "Q4_1"
+    texts = [AutoTokenizer.from_pretrained(one).chat_template for one in (mapped, folder)]
+    assert texts[0] == texts[1] and quantization_of(read_gguf_header(file)) == "Q4_1"
 
 
 def test_the_matrices_are_views_of_the_file(files):
     """All but queries and keys, whose rows are in another order, share the storage of the mapped file."""
     file = files("qwen2")
-    mapped = gguf_state(file, torch.bfloat16, silent)
-    assert mapped is not None
-    packed = [one for one in mapped.state.values() if isinstance(one, QuantizedTensor)]
+    _, state = read(file, torch.bfloat16)
+    packed = [one for one in state.values() if isinstance(one, QuantizedTensor)]
     assert len({one.parts[0].untyped_storage().data_ptr() for one in packed}) == 1
-    assert all(one.dtype == torch.bfloat16 for one in mapped.state.values())
+    assert all(one.dtype == torch.bfloat16 for one in state.values())
     in_file = sum(one.n_bytes for one in gguf.GGUFReader(file).tensors)
-    assert sum(map(stored_bytes, mapped.state.values())) <= in_file
-    turned = gguf_state(files("llama"), torch.bfloat16, silent)
-    assert turned is not None
+    assert sum(map(stored_bytes, state.values())) <= in_file
+    _, turned = read(files("llama"), torch.bfloat16)
     storages = {
         name.split(".")[-2]: one.parts[0].untyped_storage().nbytes()
-        for name, one in turned.state.items()
+        for name, one in turned.items()
         if isinstance(one, QuantizedTensor)
     }
     whole = files("llama").stat().st_size
@@ -211,12 +215,12 @@ def test_gradients_are_those_through_the_converted_numbers(files, kind):
 def test_what_cannot_be_used_so_is_converted_and_that_is_said(files, monkeypatch):
     heard: list[Any] = []
     monkeypatch.delitem(gguf_mapped.FORMATS, "Q4_1")
-    assert gguf_state(files("llama"), torch.float32, heard.append) is None
+    assert gguf_folder(files("llama"), heard.append) is None
     (message,) = [one.text for one in heard if isinstance(one, StatusMessage)]
     assert message.startswith("llama-q4_1.gguf is not used as it lies but converted: ") and "Q4_1" in message
     monkeypatch.undo()
     monkeypatch.setattr(gguf_mapped, "ARCHITECTURES", {})
-    assert gguf_state(files("llama"), torch.float32, heard.append) is None
+    assert gguf_folder(files("llama"), heard.append) is None
     assert "architecture 'llama'" in heard[-1].text
 
 
@@ -225,7 +229,7 @@ def test_a_damaged_file_is_refused_before_anything_is_written(files, tmp_path, m
     damaged = tmp_path / "cut.gguf"
     damaged.write_bytes(files("llama").read_bytes()[:-40])
     with pytest.raises(ModelError, match="the file ends at"):
-        gguf_state(damaged, torch.float32, silent)
+        read(damaged)
     assert not (tmp_path / "cache").exists()
 
 

@@ -61,7 +61,8 @@ FLAGS = {
         "Store the frozen weights in fewer bits: nf4 (a quarter of bfloat16's memory), int8 (half) or none.  "
         "[default: as the model has them]"),
     "memory": Flag("model.memory", str,
-        "Most memory that a training on the CPU may have resident, such as 6GB. Slower; the result is the same."),
+        "Most memory that a training on the CPU may have resident, such as 6GB. It takes longer; the "
+        "result is the same but for rounding."),
     "data": Flag("data.path", str, "File or folder of rows, or hub:organisation/name."),
     "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
     "objective": Flag("objective", str,

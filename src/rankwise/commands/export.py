@@ -32,7 +32,6 @@ from rankwise.exporting.merge import DTYPES, Merged, export_merged
 from rankwise.exporting.ollama import OllamaTemplate
 from rankwise.exporting.ollama_export import export_ollama
 from rankwise.exporting.template_parity import Parity
-from rankwise.exporting.trained_base import format_of
 from rankwise.exporting.verification import BY_DEFAULT, NOT_VERIFIED, Export, Verification, Verifying, with_rules
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.runs.records import Callback, WarningMessage, silent
@@ -136,7 +135,8 @@ def _written(
             f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
             "change from. Leave out --strength."
         ])  # fmt: skip
-    stored = None if artifact.base_named is None or artifact.config.trains_base else format_of(artifact.base_named)
+    named = None if artifact.config.trains_base else artifact.base_named
+    stored = None if named is None else named.packed_format
     exported = Exported(
         str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images,
         base_quantized=stored,

@@ -268,7 +268,7 @@ class FullConfig(MethodConfig):
                 'The setting "model.dtype" is bfloat16, but full fine-tuning trains weights in float32, because small '
                 "updates would be rounded away in bfloat16. Leave it out"
             )
-        if base.quantize in ("nf4", "int8"):
+        if base.packed_format is not None:
             return f'"model.quantize" is {base.quantize}, but full fine-tuning changes every weight. Leave it out'
         if base.trust_code is not None:
             return (

@@ -95,8 +95,7 @@ class Experiment(Config):
     def base(self) -> ModelConfig:
         """The model as it is loaded: weights that learn are float32 on every device, in full, and in memory."""
         dtype = self.adapter.base_dtype
-        memory = None if self.adapter.trains_base else self.model.memory
-        changes = {"dtype": dtype, "quantize": "none", "memory": memory}
+        changes = {"dtype": dtype, "quantize": "none", "memory": None}
         return self.model if dtype is None else self.model.model_copy(update=changes)
 
     @property

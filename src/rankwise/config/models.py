@@ -10,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from rankwise.config.base import Config
 from rankwise.config.sizes import parse_size
 
+PackedFormat = Literal["nf4", "int8"]
+"""What a base in full can be stored as."""
+
 
 class ModelConfig(Config):
     """The base model. A plain text is its name: `model: smollm2-135m`."""
@@ -43,12 +46,17 @@ class ModelConfig(Config):
         return value
 
     @property
+    def packed_format(self) -> PackedFormat | None:
+        """What the settings ask weights in full to be stored as; None where they stay as they are."""
+        return None if self.quantize in ("auto", "none") else self.quantize
+
+    @property
     def memory_bytes(self) -> int | None:
         return None if self.memory is None else parse_size(self.memory)
 
     @model_validator(mode="after")
     def _own_code_is_not_quantized(self) -> Self:
-        if self.trust_code is not None and self.quantize in ("nf4", "int8"):
+        if self.trust_code is not None and self.packed_format is not None:
             raise ValueError(
                 f'The setting "model.quantize" is {self.quantize}, which is not possible for a model that needs its '
                 "own Python code (model.trust_code). Leave one of the two out"

@@ -23,7 +23,7 @@ from rankwise.errors import AdapterError, ConfigError
 from rankwise.exporting.gguf_change import GgufChange
 from rankwise.exporting.gguf_reader_fields import reader_fields
 from rankwise.exporting.gguf_target import GgufModel, gguf_file
-from rankwise.exporting.trained_base import format_of, quantized_weights
+from rankwise.exporting.trained_base import quantized_weights
 from rankwise.models.gguf_architectures import EMBEDDING, HEAD
 from rankwise.models.gguf_base import FileBase, FolderBase, GgufBase, is_tied
 from rankwise.models.gguf_files import TYPES, GgufTensor, check_written, type_for, write_gguf
@@ -105,7 +105,7 @@ def _from_folder(
 
 
 def _quantized(model: GgufModel, callback: Callback) -> Mapping[str, Tensor]:
-    return quantized_weights(model.source.folder, CAUSAL_LM, format_of(model.spec), callback)
+    return quantized_weights(model.source.folder, CAUSAL_LM, model.spec.packed_format, callback)
 
 
 def _from_file(

@@ -39,8 +39,8 @@ class GgufModel:
 
     @property
     def file(self) -> Path | None:
-        """The GGUF file of the base, if it is one."""
-        return self.source.gguf
+        """The GGUF file of the base, if the adapter was trained over its numbers."""
+        return None if self.spec.packed_format is not None else self.source.gguf
 
 
 def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> GgufModel:

@@ -17,9 +17,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from rankwise.config.models import ModelConfig
+from rankwise.config.models import ModelConfig, PackedFormat
 from rankwise.errors import AdapterError, some
-from rankwise.kernels.quantized.formats import FORMATS, FormatName
+from rankwise.kernels.quantized.formats import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.kernels.quantized.whole import in_full
 from rankwise.models.kind import ModelKind
@@ -31,19 +31,14 @@ Onto = Literal["trained", "original", "nf4", "int8"]
 ONTO: tuple[str, ...] = get_args(Onto)
 
 
-def format_of(spec: ModelConfig) -> FormatName | None:
-    """In which a base is stored while it is trained over or asked; None in full."""
-    return spec.quantize if spec.quantize in ("nf4", "int8") else None
-
-
-def format_for(onto: Onto, bases: Mapping[str, ModelConfig]) -> FormatName | None:
+def format_for(onto: Onto, bases: Mapping[str, ModelConfig]) -> PackedFormat | None:
     """Of the base that is merged onto. `bases` are those of the adapters, by how each is described; AdapterError where
     they were trained over different ones."""
     if onto in ("nf4", "int8"):
         return onto
     if onto == "original":
         return None
-    formats: dict[str, FormatName | None] = {described: format_of(spec) for described, spec in bases.items()}
+    formats: dict[str, PackedFormat | None] = {described: spec.packed_format for described, spec in bases.items()}
     if len(set(formats.values())) > 1:
         stored = some(f"{described} over {name or 'full weights'}" for described, name in formats.items())
         raise AdapterError(
@@ -54,7 +49,7 @@ def format_for(onto: Onto, bases: Mapping[str, ModelConfig]) -> FormatName | Non
 
 
 def quantized_weights(
-    folder: Path, kind: ModelKind, name: FormatName | None, callback: Callback
+    folder: Path, kind: ModelKind, name: PackedFormat | None, callback: Callback
 ) -> dict[str, QuantizedTensor]:
     """The quantised weights of a folder, by their names in its files; none where `name` is None."""
     return {} if name is None else _quantized_in(quantized_folder(folder, kind, name, callback).state)
@@ -67,8 +62,8 @@ def _quantized_in(state: Mapping[str, Tensor]) -> dict[str, QuantizedTensor]:
 class TrainedBase:
     """The quantised weights of a folder, by their names in its files; none where `name` is None."""
 
-    def __init__(self, folder: Path, kind: ModelKind, name: FormatName | None, callback: Callback) -> None:
-        self.name: FormatName | None = name
+    def __init__(self, folder: Path, kind: ModelKind, name: PackedFormat | None, callback: Callback) -> None:
+        self.name: PackedFormat | None = name
         self._weights: dict[str, QuantizedTensor] = {}
         self._parts: dict[str, StoredTensor] = {}
         self._files = MappedFiles()

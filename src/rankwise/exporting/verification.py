@@ -24,7 +24,6 @@ from rankwise.exporting.class_reference import ClassReference, class_reference_o
 from rankwise.exporting.engine_process import SERVER, EngineDriver, EngineFailure, ask, engines_for, interpreters
 from rankwise.exporting.questions import QUESTIONS
 from rankwise.exporting.reference import Reference, mean_difference, open_float32, reference_of, scored
-from rankwise.exporting.trained_base import format_of
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.saving import stored_as
@@ -218,13 +217,13 @@ def _over_full(artifact: Artifact, export: Export) -> Artifact | None:
     """The same adapter over the full weights of its base, as engines load it; None where it was trained over them or
     the export holds the base itself."""
     named = artifact.base_named
-    if export.format not in ADAPTERS or named is None or format_of(named) is None:
+    if export.format not in ADAPTERS or named is None or named.packed_format is None:
         return None
     return replace(artifact, base_named=named.model_copy(update={"quantize": "none"}))
 
 
 def _shift(artifact: Artifact, export: Export, over_full: Reference | ClassReference | None) -> BaseShift:
-    stored = format_of(artifact.base)
+    stored = artifact.base.packed_format
     assert stored is not None, "asked by the caller"
     if not isinstance(over_full, Reference):
         return BaseShift(stored, None)

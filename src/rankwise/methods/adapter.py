@@ -192,7 +192,7 @@ class AdapterMethod(ABC, Generic[Settings]):
             revision=record.revision, fill=fill,
             beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
         )  # fmt: skip
-        if model.source.is_as_it_lies:
+        if model.source.mapped_file is not None:
             record.callback(StatusMessage(
                 "PEFT cannot read GGUF files: for llama.cpp, use rankwise export --format gguf-lora; for others, "
                 "--format merged"

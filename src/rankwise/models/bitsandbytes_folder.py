@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from rankwise.errors import ModelError, some
@@ -34,7 +33,7 @@ def bitsandbytes_folder(folder: Path, kind: ModelKind) -> QuantizedFolder:
     parts = skeleton(folder, kind)
     if hasattr(parts.module.config, "quantization_config"):
         del parts.module.config.quantization_config
-    tensors = _tensors(parts)
+    tensors = parts.mapped()
     states = {key.partition(STATE)[0]: key for key in tensors if STATE in key}
     state: dict[str, Tensor] = {}
     problems: list[str] = []
@@ -54,15 +53,6 @@ def bitsandbytes_folder(folder: Path, kind: ModelKind) -> QuantizedFolder:
     if problems:
         raise ModelError(f"{folder} is damaged; download it again: {some(problems, 3)}")
     return QuantizedFolder(parts.module, state, folder)
-
-
-def _tensors(parts: Skeleton) -> dict[str, Tensor]:
-    """All of them, mapped."""
-    found: dict[str, Tensor] = {}
-    for file, tensors in parts.files.items():
-        with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in tensors}
-    return found
 
 
 def _shape(parts: Skeleton, name: str) -> tuple[int, int]:

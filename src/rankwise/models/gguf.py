@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_mem
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.models.quiet import hush
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
-from rankwise.system.cache import SOURCE, cache_folder
+from rankwise.system.cache import GGUF_FOLDER, SOURCE, cache_folder
 from rankwise.system.files import need_space, published, sha256_of, write_json
 
 MAGIC = b"GGUF"
@@ -27,7 +28,7 @@ MAGIC = b"GGUF"
 def converted(file: Path, callback: Callback) -> Path:
     """Return the safetensors folder of a GGUF file, converting it if necessary."""
     checked(file, callback)
-    folder = cache_folder() / "models" / f"gguf-{sha256_of(file)[:16]}"
+    folder = cache_folder() / "models" / f"{GGUF_FOLDER}{name_of_content(file)}"
     if not folder.is_dir():
         need_space(folder, 7 * file.stat().st_size)
         callback(StatusMessage(f"Converting {file.name} to safetensors, once (about 20 s for 100 MB)"))
@@ -35,6 +36,17 @@ def converted(file: Path, callback: Callback) -> Path:
             _convert(file, temporary)
             write_json(temporary / SOURCE, {"file": file.name})
     return folder
+
+
+def name_of_content(file: Path) -> str:
+    """The beginning of a file's SHA-256. A command asks for the same file several times, and it may be large."""
+    about = file.stat()
+    return _name_of(file.absolute(), about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _name_of(file: Path, *_: int) -> str:
+    return sha256_of(file)[:16]
 
 
 def checked(file: Path, callback: Callback) -> None:

@@ -11,7 +11,6 @@ written once to a folder in the cache that is named after the file's SHA-256.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,28 +22,18 @@ from rankwise.config.base import shown
 from rankwise.errors import ModelError
 from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
-from rankwise.models.gguf import checked, refused
+from rankwise.models.gguf import checked, name_of_content, refused
 from rankwise.models.gguf_architectures import ARCHITECTURES, Architecture, GgufNames
 from rankwise.models.gguf_tensors import listed
 from rankwise.planning.gguf_config import FAMILIES, config_of_gguf
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import SOURCE, cache_folder, mark_used
-from rankwise.system.files import need_space, published, sha256_of, write_json
+from rankwise.system.files import need_space, published, write_json
 
 FLOAT32 = "F32"
 WORD = 4
 """Bytes: rows of blocks are read as words of this size, and a tensor that begins elsewhere is copied."""
-
-
-@dataclass(frozen=True)
-class MappedGguf:
-    folder: Path
-    """With config.json, the tokenizer and generation_config.json, and no weights."""
-    state: dict[str, Tensor]
-    """By transformers' names, without those that are tied to another."""
-    quantization: str
-    """The types of the matrices, the commonest first, such as `Q4_1, some Q6_K`."""
 
 
 def gguf_folder(file: Path, callback: Callback) -> Path | None:
@@ -69,14 +58,6 @@ def gguf_tensors(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, Tens
         return _Mapped(file, read_gguf_header(file), dtype).state(folder)
 
 
-def gguf_state(file: Path, dtype: torch.dtype, callback: Callback) -> MappedGguf | None:
-    """Both, for a file alone."""
-    folder = gguf_folder(file, callback)
-    if folder is None:
-        return None
-    return MappedGguf(folder, gguf_tensors(file, folder, dtype), quantization_of(read_gguf_header(file)))
-
-
 def _reason_against(header: GgufHeader) -> str | None:
     if _architecture(header) is None:
         return f"models of the architecture {shown(header.settings.get('general.architecture'))} cannot be used so yet"
@@ -97,7 +78,7 @@ def _type(header: GgufHeader, name: str) -> str:
 
 
 def quantization_of(header: GgufHeader) -> str:
-    """The types of a file's matrices, the commonest first."""
+    """The types of a file's matrices, the commonest first, such as `Q4_1, some Q6_K`."""
     counts = Counter(_type(header, name) for name, sizes in header.tensors.items() if len(sizes) > 1)
     first, *others = [name for name, _ in counts.most_common()] or [FLOAT32]
     return f"{first}, some {', '.join(others)}" if others else first
@@ -105,7 +86,7 @@ def quantization_of(header: GgufHeader) -> str:
 
 def settings_folder(file: Path, header: GgufHeader) -> Path:
     """The folder with the settings and the tokenizer of a file whose header was checked, written if it is not there."""
-    folder = cache_folder() / "gguf" / sha256_of(file)[:16]
+    folder = cache_folder() / "gguf" / name_of_content(file)
     if not folder.is_dir():
         need_space(folder, 50_000_000)
         with published(folder, first_stays=True) as temporary:

@@ -73,9 +73,8 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
 
 def _quantization(spec: ModelConfig, source: Source) -> str | None:
     """How the weights are stored, for what is recorded of a base."""
-    if source.is_as_it_lies:
-        assert source.gguf is not None, "a GGUF file has a path"
-        return quantization_of(read_gguf_header(source.gguf))
+    if source.mapped_file is not None:
+        return quantization_of(read_gguf_header(source.mapped_file))
     if spec.quantize == "none":
         return None
     return spec.quantize if spec.quantize != "auto" else stored_format(read_json(source.folder / "config.json"))
@@ -151,21 +150,20 @@ def _stored(
 ) -> QuantizedFolder | None:
     """The weights that are not in full precision, or are not to be, or stay in their files under a limit of memory;
     None where all become the number format of the run."""
-    folder, quantize = source.folder, spec.quantize
-    if source.is_as_it_lies:
-        assert source.gguf is not None, "a GGUF file has a path"
-        return QuantizedFolder(built(folder, kind), gguf_tensors(source.gguf, folder, dtype), folder)
+    folder = source.folder
+    if source.mapped_file is not None:
+        return QuantizedFolder(built(folder, kind), gguf_tensors(source.mapped_file, folder, dtype), folder)
     stored = stored_format(read_json(folder / "config.json"))
     if stored is not None:
-        if quantize not in ("auto", "none", stored):
+        if spec.packed_format not in (None, stored):
             raise ModelError(
-                f"{folder} contains weights in {stored}, which are not quantised again as {quantize}. Leave out "
+                f"{folder} contains weights in {stored}, which are not quantised again as {spec.quantize}. Leave out "
                 "--quantize, or name the full-precision model."
             )
         lying = bitsandbytes_folder(folder, kind)
-        return lying if quantize != "none" else lying.unpacked()
-    if quantize == "nf4" or quantize == "int8":
-        return quantized_folder(folder, kind, quantize, callback)
+        return lying if spec.quantize != "none" else lying.unpacked()
+    if (packed := spec.packed_format) is not None:
+        return quantized_folder(folder, kind, packed, callback)
     return mapped_folder(folder, kind) if spec.memory is not None and spec.trust_code is None else None
 
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rankwise.config.models import PackedFormat
 from rankwise.errors import ModelError, some
 from rankwise.kernels.linear import is_conv1d
-from rankwise.kernels.quantized.formats import FORMATS, FormatName, PackingFormat
+from rankwise.kernels.quantized.formats import FORMATS, PackingFormat
 from rankwise.kernels.quantized.given_back import InFull
 from rankwise.kernels.quantized.tensor import QuantizedTensor, unpacked
 from rankwise.models.heads import head_modules
@@ -35,7 +37,7 @@ from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import QUANTIZED_FOLDER, SOURCE, cache_folder, mark_used
 from rankwise.system.files import need_space, published, write_json
 
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
 class Storing(Protocol):
@@ -78,7 +80,7 @@ class QuantizedFolder:
         return QuantizedFolder(self.module, {name: unpacked(value) for name, value in self.state.items()}, self.entry)
 
 
-def quantized_folder(folder: Path, kind: ModelKind, name: FormatName, callback: Callback) -> QuantizedFolder:
+def quantized_folder(folder: Path, kind: ModelKind, name: PackedFormat, callback: Callback) -> QuantizedFolder:
     """The weights of a folder that was inspected. ModelError where nothing in it can be quantised."""
     parts = skeleton(folder, kind)
     format = FORMATS[name]
@@ -102,10 +104,7 @@ def mapped_folder(folder: Path, kind: ModelKind) -> QuantizedFolder | None:
     matrices, _ = _matrices(parts, format, images=kind.processing is not None)
     if not matrices:
         return None
-    state: dict[str, Tensor] = {}
-    for file, tensors in parts.files.items():
-        with safe_open(file, framework="pt") as opened:
-            state |= {name: opened.get_tensor(name) for name in tensors}
+    state = parts.mapped()
     for name, matrix in matrices.items():
         value = state[name].T if matrix.transposed else state[name]
         state[name] = QuantizedTensor(format, [value], matrix.shape, value.dtype, matrix.transposed)
@@ -143,7 +142,7 @@ def _not_quantized(parts: Skeleton, *, images: bool) -> set[str]:
     }  # fmt: skip
 
 
-def _packed(folder: Path, name: FormatName, matrices: Mapping[str, Matrix], callback: Callback) -> Path:
+def _packed(folder: Path, name: PackedFormat, matrices: Mapping[str, Matrix], callback: Callback) -> Path:
     """The entry in the cache, made if it is missing."""
     weights = hashlib.sha256("\n".join(sorted(matrices)).encode()).hexdigest()[:8]
     entry = cache_folder() / "models" / f"{QUANTIZED_FOLDER}{name}-{fingerprint(folder)}-{weights}"
@@ -177,29 +176,22 @@ def _convert(entry: Path, format: PackingFormat, matrices: Mapping[str, Matrix])
 
 
 def _mapped(files: MappedFiles, matrix: Matrix) -> Tensor:
-    import torch
-
     stored = matrix.stored
-    values = files.rows(stored, getattr(torch, DTYPES[stored.dtype]), 0, stored.shape[0])
+    values = files.rows(stored, DTYPES[stored.dtype], 0, stored.shape[0])
     return values.T if matrix.transposed else values
 
 
 def _state(parts: Skeleton, matrices: Mapping[str, Matrix], entry: Path, format: PackingFormat) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
+    state = parts.mapped(parts.tensors.keys() - matrices.keys())
     for file, tensors in parts.files.items():
-        whole = [name for name in tensors if name not in matrices]
-        with safe_open(file, framework="pt") as opened:
-            state |= {name: opened.get_tensor(name) for name in whole}
-        if len(whole) < len(tensors):
-            state |= _quantized(entry / file.name, [name for name in tensors if name in matrices], matrices, format)
+        if names := [name for name in tensors if name in matrices]:
+            state |= _quantized(entry / file.name, names, matrices, format)
     return state
 
 
 def _quantized(
     file: Path, names: list[str], matrices: Mapping[str, Matrix], format: PackingFormat
 ) -> dict[str, Tensor]:
-    import torch
-
     try:
         with safe_open(file, framework="pt") as opened:
             return {

@@ -6,14 +6,15 @@ give the name of each; a parameter that it assembles from several tensors has no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 import rankwise.models.quiet as quiet
 from rankwise.errors import ModelError, first_line, is_out_of_memory
@@ -51,6 +52,14 @@ class Skeleton:
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             groups.setdefault(id(parameter), []).append(name)
         return {name: tuple(group) for group in groups.values() if len(group) > 1 for name in group}
+
+    def mapped(self, names: Container[str] | None = None) -> dict[str, Tensor]:
+        """These tensors of the files, or all, as views of the mapped files."""
+        found: dict[str, Tensor] = {}
+        for file, tensors in self.files.items():
+            with safe_open(file, framework="pt") as opened:
+                found |= {name: opened.get_tensor(name) for name in tensors if names is None or name in names}
+        return found
 
     def stored(self, name: str) -> StoredTensor | None:
         """What a parameter is read from: its own tensor, or that of one it is tied to."""

@@ -44,13 +44,13 @@ class Source:
     """The GGUF file that the folder was converted from, or whose settings it has."""
 
     @property
-    def is_as_it_lies(self) -> bool:
-        """Whether the weights are those of the GGUF file itself; the folder has none then."""
-        return self.where == GGUF_FILE
+    def mapped_file(self) -> Path | None:
+        """The GGUF file that is used as it lies; the folder has no weights then."""
+        return self.gguf if self.where == GGUF_FILE else None
 
     def refuse_packed(self, use: str) -> None:
         """ModelError where the folder's own weights are quantised; `use` is what they cannot be used for."""
-        if not self.is_as_it_lies and (stored := stored_format(read_json(self.folder / "config.json"))) is not None:
+        if self.mapped_file is None and (stored := stored_format(read_json(self.folder / "config.json"))) is not None:
             raise ModelError(
                 f"{self.folder} contains weights in {stored}, {use}. Use rankwise export --format merged, which "
                 "unpacks them in memory."
@@ -66,7 +66,7 @@ class Source:
     def name_for_peft(self) -> str:
         """Name that PEFT can load as an adapter's base: a hub id or a folder (for a converted GGUF file, the converted
         one). Folders are absolute, since a relative path could be taken for a hub id. PEFT loads no GGUF file."""
-        if self.is_as_it_lies:
+        if self.mapped_file is not None:
             return str(Path(self.name).expanduser().absolute())
         on_disk = self.where in (LOCAL, FROM_GGUF)
         return str(self.folder.expanduser().absolute()) if on_disk else self.name
@@ -80,7 +80,7 @@ class Source:
 def find(spec: ModelConfig, callback: Callback) -> Source:
     source = _find(spec, callback)
     mark_used(source.folder)
-    if not source.is_as_it_lies:  # its settings are written by us, from a header that was checked
+    if source.mapped_file is None:  # its settings are written by us, from a header that was checked
         inspect_folder(source.folder, trusted=spec.trust_code is not None and spec.trust_code == source.commit)
     return source
 

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rankwise.errors import ModelError
+from rankwise.kernels.row_pieces import row_pieces
 from rankwise.system.foreign_json import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -34,9 +35,6 @@ SIZES = {
     "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
 }  # fmt: skip
 """Bytes of a number in each format that has whole bytes."""
-PIECE = 1 << 20
-"""Numbers that are worked on at a time, in whole rows. A replay must use the same, since a product of matrices may be
-rounded otherwise when it is cut otherwise."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,7 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 def pieces(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """First and last row (exclusive) of each piece of a tensor, whose row is everything but the first dimension."""
     rows, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    step = max(1, PIECE // max(1, width))
-    yield from ((first, min(first + step, rows)) for first in range(0, rows, step))
+    yield from row_pieces(rows, width)
 
 
 class MappedFiles:

@@ -63,39 +63,39 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
     If a folder with this name already has content, that is an error. With `first_stays`, the existing folder is used,
     because another process has written the same content.
     """
-    with folders_above(folder):
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        _clear(folder)
-        try:
-            with told_when_full(folder):
-                temporary.mkdir()
-                yield temporary
-                readable = temporary.stat().st_mode & 0o666
-                for file in temporary.rglob("*"):
-                    _give_mode(file, readable)
-                    _flush(file)
-                _take_name(temporary, folder, first_stays)
-                _flush(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with _beside(folder) as temporary:
+        yield temporary
+        readable = temporary.stat().st_mode & 0o666
+        for file in temporary.rglob("*"):
+            _give_mode(file, readable)
+            _flush(file)
+        _take_name(temporary, folder, first_stays)
+        _flush(folder.parent)
 
 
 @contextmanager
 def published_file(path: Path) -> Iterator[Path]:
     """A temporary file that takes the name `path` when the block ends, and is removed if the block fails. An existing
     file is an error."""
+    with _beside(path) as temporary:
+        yield temporary / path.name
+        _flush(temporary / path.name)
+        if os.path.lexists(path):
+            raise RunError(f"{path} already exists and is not overwritten.")
+        (temporary / path.name).rename(path)
+        _flush(path.parent)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which is removed with what is still in it."""
     with folders_above(path):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         _clear(path)
         try:
             with told_when_full(path):
                 temporary.mkdir()
-                yield temporary / path.name
-                _flush(temporary / path.name)
-                if os.path.lexists(path):
-                    raise RunError(f"{path} already exists and is not overwritten.")
-                (temporary / path.name).rename(path)
-                _flush(path.parent)
+                yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -103,7 +103,8 @@ def within_limit(
     experiment: Experiment, foreseen: Foresight | None, callback: Callback
 ) -> tuple[TrainingConfig, Foresight | None]:
     """The settings of a training that stays under its limit of memory (model.memory), and the forecast of it: as many
-    blocks are computed twice as the forecast asks for, and as few tokens at once. Both give the same result."""
+    blocks are computed twice as the forecast asks for, and as few tokens at once. Both give the same result but for
+    rounding."""
     training = experiment.training
     if experiment.model.memory is None or foreseen is None:
         return training, foreseen
@@ -117,7 +118,8 @@ def within_limit(
     if not changes:
         return training, foreseen
     settings = ", ".join(f"training.{name}={value}" for name, value in changes.items())
-    callback(StatusMessage(f"to stay under {experiment.model.memory} of memory: {settings}; the result is the same"))
+    told = f"to stay under {experiment.model.memory} of memory: {settings}; the result is the same but for rounding"
+    callback(StatusMessage(told))
     training = training.model_copy(update=changes)
     again = foresee(experiment.model_copy(update={"training": training}), callback, foreseen.targets)
     return training, again or foreseen

@@ -16,10 +16,9 @@ from rankwise.adapters.combining import Combining, Weighted
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights
-from rankwise.config.models import ModelConfig
+from rankwise.config.models import ModelConfig, PackedFormat
 from rankwise.errors import AdapterError, ModelError, RankwiseError, some
-from rankwise.exporting.trained_base import Onto, TrainedBase, format_for, format_of
-from rankwise.kernels.quantized.formats import FormatName
+from rankwise.exporting.trained_base import Onto, TrainedBase, format_for
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.models.skeleton import Skeleton, skeleton
 from rankwise.models.sources import Source, find
@@ -169,7 +168,7 @@ def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callba
     return problems
 
 
-def _format(artifacts: Sequence[Artifact], onto: Onto, problems: list[str]) -> FormatName | None:
+def _format(artifacts: Sequence[Artifact], onto: Onto, problems: list[str]) -> PackedFormat | None:
     try:
         return format_for(onto, {artifact.described: artifact.base for artifact in artifacts})
     except AdapterError as error:
@@ -177,9 +176,9 @@ def _format(artifacts: Sequence[Artifact], onto: Onto, problems: list[str]) -> F
         return None
 
 
-def _trained_otherwise(artifacts: Sequence[Artifact], format: FormatName | None) -> Iterable[str]:
+def _trained_otherwise(artifacts: Sequence[Artifact], format: PackedFormat | None) -> Iterable[str]:
     for artifact in artifacts:
-        own = format_of(artifact.base)
+        own = artifact.base.packed_format
         if own not in (None, format):
             yield (
                 f"{artifact.described} was trained over {own} weights, and is merged into "

@@ -18,7 +18,8 @@ from torch import Tensor
 from rankwise.errors import AdapterError, some
 from rankwise.exporting.merging.inputs import Inputs
 from rankwise.exporting.merging.number_formats import BY_NAME, FORMATS, NumberFormat, refusal
-from rankwise.models.tensor_files import PIECE, SIZES, StoredTensor
+from rankwise.kernels.row_pieces import PIECE
+from rankwise.models.tensor_files import SIZES, StoredTensor
 
 
 @dataclass(frozen=True)

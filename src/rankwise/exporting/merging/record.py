@@ -17,7 +17,7 @@ from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS
 from rankwise.config.base import problems_of
 from rankwise.errors import RunError
 from rankwise.exporting.merging.plan import MergePlan
-from rankwise.models.tensor_files import PIECE
+from rankwise.kernels.row_pieces import PIECE
 from rankwise.runs.manifest import installed_version
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from rankwise.kernels.quantized.int8 import Int8
 from rankwise.kernels.quantized.nf4 import NF4
 from rankwise.kernels.quantized.tensor import Format
-
-FormatName = Literal["nf4", "int8"]
 
 
 class PackingFormat(Format, Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankwise.kernels.quantized.tensor import pieces
+from rankwise.kernels.row_pieces import row_pieces
 
 LARGEST = 127
 TINY = torch.finfo(torch.float32).tiny
@@ -33,7 +33,7 @@ class Int8:
         rows, columns = weight.shape
         numbers = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
         scales = torch.empty(rows, device=weight.device)
-        for first, last in pieces(rows, columns):
+        for first, last in row_pieces(rows, columns):
             exact = weight[first:last].to(torch.float32)
             scales[first:last] = exact.abs().amax(1) / LARGEST
             numbers[first:last] = (exact / scales[first:last, None].clamp_min(TINY)).round_()

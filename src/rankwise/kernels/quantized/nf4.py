@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from rankwise.kernels.quantized.tensor import pieces
+from rankwise.kernels.row_pieces import row_pieces
 
 BLOCK, OUTER = 64, 256
 """Numbers that share a maximum, and maxima that share one."""
@@ -68,7 +68,7 @@ class NF4:
         levels = torch.tensor(LEVELS, device=weight.device)
         codes = torch.empty(rows, columns // 2, dtype=torch.uint8, device=weight.device)
         maxima = torch.empty(rows, columns // BLOCK, device=weight.device)
-        for first, last in pieces(rows, columns):
+        for first, last in row_pieces(rows, columns):
             blocks = weight[first:last].to(torch.float32).reshape(-1, BLOCK)
             largest = blocks.abs().amax(1)
             of_piece = nearest(blocks / largest.clamp_min(TINY)[:, None], levels).view(last - first, -1, 2)

@@ -10,7 +10,7 @@ nothing of quantisation see the unpacked matrix, so no result depends on an oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,8 +19,6 @@ from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
 Handler = Callable[..., Any]
-PIECE = 1 << 20
-"""Numbers that are packed at a time."""
 
 
 class Format(Protocol):
@@ -110,12 +108,6 @@ class QuantizedTensor(torch.Tensor):
             return result
         _refuse_writing(func, args)
         return func(*unpacked_in(args), **unpacked_in(kwargs or {}))
-
-
-def pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """First and last row (exclusive) of each piece of about PIECE numbers."""
-    step = max(1, PIECE // columns)
-    yield from ((first, min(first + step, rows)) for first in range(0, rows, step))
 
 
 def unpacked(tensor: Tensor) -> Tensor:
