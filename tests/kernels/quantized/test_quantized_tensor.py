@@ -129,6 +129,22 @@ def test_extreme_weights_are_finite_and_near(name: str, kind: str) -> None:
     assert (numbers - weight).norm() <= (0.12 if name == "nf4" else 0.01) * weight.norm()
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_scales_of_int8_are_not_rounded_in_bfloat16(backward: bool) -> None:
+    """Rounding differs from number to number; a rounded scale would be off by the same share in a whole column."""
+    weight = packed("int8", dtype=torch.bfloat16)
+    exact = unpacked(packed("int8"))
+    generator = torch.Generator().manual_seed(5)
+    if backward:  # the weight that explains g W best
+        g = torch.randn(4096, 48, generator=generator).bfloat16()
+        pairs = zip(torch.linalg.lstsq(g.float(), (g @ weight).float()).solution, exact, strict=True)
+    else:
+        x = torch.randn(2048, 192, generator=generator).bfloat16()
+        pairs = zip((x @ weight.T).float().T, (x.float() @ exact.T).T, strict=True)
+    slopes = torch.stack([(one @ other) / (other @ other) for one, other in pairs])
+    assert (slopes - 1).abs().max() < 5e-4  # a bfloat16 number alone is off by up to 3.9e-3, and by 1e-3 on average
+
+
 def test_int8_is_within_half_a_step_of_each_number() -> None:
     weight = torch.randn(SHAPE)
     numbers = unpacked(QuantizedTensor(FORMATS["int8"], FORMATS["int8"].pack(weight), SHAPE, torch.float32))

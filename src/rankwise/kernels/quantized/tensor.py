@@ -167,13 +167,11 @@ def _operands(x: Tensor, weight: QuantizedTensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def scaled(values: Tensor, factor: Tensor) -> Tensor:
-    """Values (T, N) times a float32 factor (N,) of each column. In bfloat16 the factor is the sum of two numbers, since
-    one alone would be off by the same share in all of its column, and mixed number formats are slow."""
-    whole = factor.to(values.dtype)
-    if values.dtype in (torch.float32, torch.float64):
-        return values * whole
-    rest = (factor - whole.to(factor.dtype)).to(values.dtype)
-    return (values * whole).addcmul_(values, rest)
+    """Values (T, N) times a float32 factor (N,) of each column, rounded once: a factor that was rounded to bfloat16
+    would be off by the same share in all of its column. Operands of one number format, since a product of two formats
+    is slower than the conversion."""
+    exact = values.to(torch.promote_types(values.dtype, factor.dtype))
+    return (exact * factor).to(values.dtype)
 
 
 def _mm(x: Tensor, weight: Tensor) -> Any:
