@@ -1,12 +1,13 @@
 """A step of LoRA on large Llama shapes with random weights in bfloat16, int8 and NF4, one after another in one run.
 
     python bench/quantized_large.py [--model llama-2-7b] [--formats bfloat16,nf4,int8] [--steps 2] [--out TITLE]
+                                    [--recompute nf4=3,int8=7]
 
 LoRA of r 16 lies on all linear layers. A step has 1,024 tokens: four random sequences of 256, the second half of each
 learned. Bases in fewer bits compute a step in parts of 512 tokens, which halves the activations; bfloat16 computes it
-as one. The packed parts are drawn at random, so no base in full precision is ever in memory. Each format runs in a
-process of its own. The table has the seconds of the fastest step, the ratio to bfloat16, the bytes of the weights and
-the most memory.
+as one. --recompute names how many blocks of a format use activation checkpointing. The packed parts are drawn at
+random, so no base in full precision is ever in memory. Each format runs in a process of its own. The table has the
+seconds of the fastest step, the ratio to bfloat16, the bytes of the weights and the most memory.
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ def random_model(model: str, layers: int | None, format: str) -> Any:
     return module
 
 
-def trained(model: str, layers: int | None, format: str, steps: int) -> dict[str, Any]:
+def trained(model: str, layers: int | None, format: str, steps: int, recompute: int) -> dict[str, Any]:
     """In this process, which does nothing else."""
     module = random_model(model, layers, format)
     weights = sum(stored_bytes(parameter) for parameter in module.parameters())
     keep_memory()
     part = WHOLE if format == "bfloat16" else PART
     batches = micro_batches((DOCUMENTS, LENGTH, part), module.config.vocab_size)
-    trainer = lora_trainer(module, CASES[USUAL], StepBatches(lambda step: batches))
+    trainer = lora_trainer(module, CASES[USUAL], StepBatches(lambda step: batches), recompute=recompute)
     forget_peak()
     before, records, rows = resident(), trainer.run(), list[dict[str, Any]]()
     for _ in range(steps):
@@ -98,12 +99,13 @@ def trained(model: str, layers: int | None, format: str, steps: int) -> dict[str
         print(f"{format}: step {record.step}, loss {record.loss:.4f}, {rows[-1]['seconds']:.1f} s", file=sys.stderr)
     return {
         "format": format, "weight_bytes": weights, "before_bytes": before, "peak_bytes": peak_rss(), "steps": rows,
-        "tokens": record.tokens, "part": min(part, DOCUMENTS * LENGTH),
+        "tokens": record.tokens, "part": min(part, DOCUMENTS * LENGTH), "recomputed": recompute,
     }  # fmt: skip
 
 
-def trained_apart(model: str, layers: int | None, format: str, steps: int) -> dict[str, Any]:
+def trained_apart(model: str, layers: int | None, format: str, steps: int, recompute: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--serve", format, "--model", model, "--steps", str(steps)]
+    command += ["--recompute", f"{format}={recompute}"]
     command += [] if layers is None else ["--layers", str(layers)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
@@ -111,14 +113,17 @@ def trained_apart(model: str, layers: int | None, format: str, steps: int) -> di
 def show(found: dict[str, Any]) -> None:
     rows = found["formats"]
     fastest = {row["format"]: min(step["seconds"] for step in row["steps"]) for row in rows}
-    print(f"| {found['model']} | weights | before the step | peak | step | to bfloat16 | tokens at once |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        f"| {found['model']} | weights | before the step | peak | step | to bfloat16 | tokens at once "
+        "| blocks recomputed |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         weights, before, peak = (row[f"{name}_bytes"] / 1e9 for name in ("weight", "before", "peak"))
         ratio = f"{fastest[row['format']] / fastest['bfloat16']:.2f}" if "bfloat16" in fastest else ""
         print(
             f"| {row['format']} | {weights:.2f} GB | {before:.2f} GB | {peak:.2f} GB | {fastest[row['format']]:.1f} s "
-            f"| {ratio} | {row['part']:,} |"
+            f"| {ratio} | {row['part']:,} | {row['recomputed']} |"
         )
 
 
@@ -128,11 +133,15 @@ def main() -> None:
     parser.add_argument("--formats", default="bfloat16,nf4,int8")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--recompute", default="")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    pairs = (one.partition("=") for one in options.recompute.split(",") if one)
+    recompute = {format: int(count) for format, _, count in pairs}
+    given = (options.model, options.layers)
     if options.serve:
-        return print(json.dumps(trained(options.model, options.layers, options.serve, options.steps)))
-    rows = [trained_apart(options.model, options.layers, one, options.steps) for one in options.formats.split(",")]
+        return print(json.dumps(trained(*given, options.serve, options.steps, recompute.get(options.serve, 0))))
+    rows = [trained_apart(*given, one, options.steps, recompute.get(one, 0)) for one in options.formats.split(",")]
     tell(options, {"model": options.model, "layers": options.layers, "formats": rows}, show)
 
 

@@ -81,19 +81,21 @@ def rankwise_trainer(name: str, count: int, case: Case) -> Any:
     return lora_trainer(model.module, case, sequences(model, count, case), backend)
 
 
-def lora_trainer(module: Any, case: Case, rows: Any, backend: str = "fused") -> Any:
-    """A trainer of adapters on all linear layers. `rows` are sequences, or the batches of any step."""
+def lora_trainer(module: Any, case: Case, rows: Any, backend: str = "fused", recompute: int = 0) -> Any:
+    """A trainer of adapters on all linear layers. `rows` are sequences, or the batches of any step; so many blocks
+    compute their activations again."""
     from rankwise.config.adapters import LoraConfig
     from rankwise.methods.inject import inject
     from rankwise.methods.lora import TrainableLoRA
 
     adapters = inject(module, LoraConfig(rank=case.rank, alpha=case.alpha, dropout=case.dropout))
-    return trainer_of(module, TrainableLoRA(adapters), case, rows, backend)
+    return trainer_of(module, TrainableLoRA(adapters), case, rows, backend, recompute=recompute)
 
 
 def trainer_of(
-    module: Any, trainable: Any, case: Case, rows: Any, backend: str, rate: float = RATE, steps: int = 10**6
-) -> Any:
+    module: Any, trainable: Any, case: Case, rows: Any, backend: str, rate: float = RATE, steps: int = 10**6,
+    recompute: int = 0,
+) -> Any:  # fmt: skip
     """At a constant learning rate; nothing happens between steps."""
     from rankwise.config.training import TrainingConfig
     from rankwise.data.batches import Batches
@@ -106,7 +108,8 @@ def trainer_of(
         steps=steps, learning_rate=rate, schedule="constant", warmup=0.0, batch_size=case.batch,
         max_batch_tokens=case.max_batch_tokens,
     )  # fmt: skip
-    computing: Any = backend_named(backend, Workload(module, trainable, CAUSAL_LM, longest=case.longest))  # pyright: ignore[reportArgumentType]
+    work = Workload(module, trainable, CAUSAL_LM, longest=case.longest, activation_checkpointing=recompute)  # pyright: ignore[reportArgumentType]
+    computing: Any = backend_named(backend, work)
     batches = rows if hasattr(rows, "at") else Batches(rows, case.batch, case.max_batch_tokens, 0, computing.layout)
     return Trainer(trainable, batches, config, computing)
 
