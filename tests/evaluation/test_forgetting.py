@@ -29,6 +29,7 @@ from rankwise.evaluation.text import LARGEST, Text, documentation, firsts_of, re
 from rankwise.methods.inject import inject
 from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.runs.data_report import DataReport, PartFacts
+from rankwise.runs.manifest import AnchorFacts
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenizer import HubTokenizer
 from sampling import draws
@@ -274,3 +275,7 @@ def test_text_that_was_trained_on_is_refused(model: LoadedModel, tmp_path: Path)
     same = PartFacts(name="mine.jsonl", sha256=text.origins[0], format="text", rows=1, licence="unknown")
     with pytest.raises(DataError, match=r"mine\.jsonl belongs to the data of the run"):
         refuse_trained_on(text, DataReport.model_construct(files=(part, same)))
+    apart, anchor = (AnchorFacts(text="", sha256="", origins=origins) for origins in (("2" * 64,), text.origins))
+    refuse_trained_on(text, DataReport.model_construct(files=(part,)), apart)
+    with pytest.raises(DataError, match="held to its base on this text"):
+        refuse_trained_on(text, DataReport.model_construct(files=(part,)), anchor)

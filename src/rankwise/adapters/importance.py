@@ -12,6 +12,7 @@ the authors' code: a strength that was set to zero would otherwise have no sensi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,15 +40,20 @@ class Importance:
         return cls(beta1, beta2, (first[0], first[1]), (second[0], second[1]))
 
     @torch.no_grad()
-    def observe(self, triplets: Triplets) -> None:
-        """A step with a gradient that is not finite changes nothing; asking so does not make the host wait."""
+    def observe(self, triplets: Triplets, apart: Sequence[Tensor] | None = None) -> None:
+        """A step with a gradient that is not finite changes nothing; asking so does not make the host wait. `apart` are
+        the parts of both gradients that say nothing of the rows, and are left out."""
         sums = [values.grad.sum() for values in (triplets.vectors, triplets.strengths) if values.grad is not None]
         taken = torch.stack(sums).sum().isfinite().to(sums[0].dtype)
         flat = (triplets.vectors, triplets.strengths)
-        for values, averages, uncertainties in zip(flat, self.averages, self.uncertainties, strict=True):
+        without = (None, None) if apart is None else apart
+        for values, other, averages, uncertainties in zip(
+            flat, without, self.averages, self.uncertainties, strict=True
+        ):
             assert values.grad is not None, "gradients are views, and there from the beginning"
+            gradients = values.grad if other is None else values.grad - other
             at_once = IN_CACHE if values.device.type == "cpu" else values.numel()
-            buffers = (buffer.split(max(1, at_once)) for buffer in (values, values.grad, averages, uncertainties))
+            buffers = (buffer.split(max(1, at_once)) for buffer in (values, gradients, averages, uncertainties))
             for value, gradient, average, uncertainty in zip(*buffers, strict=True):
                 sensitivity = (value * gradient).abs_().nan_to_num_(0.0, 0.0, 0.0)
                 average.lerp_(sensitivity, taken * (1 - self.beta1))

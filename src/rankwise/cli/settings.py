@@ -93,6 +93,14 @@ FLAGS = {
         "Highest learning rate.  [default: by the method and the model's hidden size]"),
     "auto_batch": Flag("training.auto_batch", bool,
         "If memory runs out, compute fewer tokens at once. The rows of a step stay the same."),
+    "anchor": Flag("training.anchor.weight", float,
+        "Hold the model to its base on other text while it learns, with this weight, so that it forgets less; 1 is "
+        "usual.  [default: off]"),
+    "anchor_text": Flag("training.anchor.text", str,
+        "The other text: a text file, or rows with a `text`.  [default: documentation of Python's standard library]"),
+    "forget_at_most": Flag("training.anchor.forget_at_most", float,
+        "Budget of forgetting, such as 0.03: the KL divergence from the base in nats per token of ordinary text. The "
+        "anchor's weight follows it, and the result keeps it."),
     "backend": Flag("training.backend", str,
         "How losses are computed: eager (the model's own code), fused or compiled."),
     "recipe": Flag("data.recipe", str,
@@ -121,6 +129,7 @@ ROWS = (
     "recipe", "format", "prompt", "completion", "system", "ignore_columns", "max_length", "on_bad_row",
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
+ANCHOR = ("anchor", "anchor_text", "forget_at_most")
 IMAGES = ("image_size", "augmentation")
 ADAPTER = ("start_from", "method", "budget", "rank", "alpha", "dropout", "targets", "layers")
 _SET = Annotated[

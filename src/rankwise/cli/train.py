@@ -9,7 +9,16 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet
-from rankwise.cli.settings import ADAPTER, IMAGES, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
+from rankwise.cli.settings import (
+    ADAPTER,
+    ANCHOR,
+    IMAGES,
+    NONE_GIVEN,
+    ROWS,
+    VALIDATION_ROWS,
+    GivenSettings,
+    takes_settings,
+)
 from rankwise.cli.visible import visible
 from rankwise.config.reading import read_experiment
 from rankwise.runs.data_report import loss_unit
@@ -23,7 +32,8 @@ if TYPE_CHECKING:
 
 @takes_settings(
     "model", "quantize", "memory", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
-    "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
+    "learning_rate", *ANCHOR, "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience",
+    "seed",
 )  # fmt: skip
 def train(
     config: ConfigFile = None,

@@ -168,7 +168,7 @@ def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None
         return None
     read = text_for(subject.model, text, blocks=BLOCKS if blocks is None else blocks)
     if subject.artifact is not None and subject.artifact.data_report is not None:
-        refuse_trained_on(read, subject.artifact.data_report)
+        refuse_trained_on(read, subject.artifact.data_report, subject.artifact.anchor)
     return read
 
 

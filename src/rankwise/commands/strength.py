@@ -59,7 +59,7 @@ def strength(
     asked.check_generates()
     told = text_for(asked.model, text, blocks=blocks)
     if artifact.data_report is not None:
-        refuse_trained_on(told, artifact.data_report)
+        refuse_trained_on(told, artifact.data_report, artifact.anchor)
     every = rows_to_measure(artifact, asked.model, data, callback)
     rows = every.spread(MOST)
     if rows is not every:

@@ -35,6 +35,8 @@ from rankwise.runs.records import Callback, StatusMessage, WarningCollector, War
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
 from rankwise.system.memory import limited_memory
+from rankwise.training.anchor import anchor_text
+from rankwise.training.anchor import facts_of as facts_of_anchor
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.preflight import Foresight, foresee, foresee_backend, out_of_memory, within_limit
 from rankwise.training.resume import Past, changed_since, ranks_before_training, settings_of, take_up
@@ -129,8 +131,9 @@ def train(
                 varied=experiment.images.augmentation != "none",
             )  # fmt: skip
             lineage = run.manifest().lineage if resume else () if start is None else start.lineage
+            text = None if config.anchor is None else anchor_text(config.anchor, loaded)
             training = TrainingRun(
-                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage
+                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, text
             )
             result, manifest = training.result, _recorded(training, foreseen, resume=resume, force_memory=force_memory)
             tuned = method.tuned(loaded, result)
@@ -180,14 +183,19 @@ def _recorded(
     if again is not None and again is not foreseen and not resume:
         again.check(callback, force=force_memory)
     log, validation = MetricsLog(run.metrics), training.validation(backend)
-    trainer = training.trainer(backend, validation, log)
+    anchor = training.anchor(backend)
+    budget = training.budget(anchor, validation)
+    trainer = training.trainer(backend, validation, log, anchor, budget)
     past = _begun(training, trainer, again, resume=resume)
     manifest, validation.records = past.manifest, past.validations
+    if budget is not None:
+        budget.take_up(past.budget)
     callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
         with log:
             records = [*past.steps, *trainer.run()]
-        results = training.save(training.results(records, validation, past.seconds + trainer.seconds))
+        kept = None if budget is None else budget.kept
+        results = training.save(training.results(records, validation, past.seconds + trainer.seconds, kept))
         callback.changed = lambda texts: None
         update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
         finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
@@ -207,6 +215,7 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
     manifest = Manifest(
         status="running", base_model=training.model.facts, data=facts_of(training.prepared),
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
+        anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
         forecast=None if foreseen is None else foreseen.recorded(),
     )  # fmt: skip
     if resume:

@@ -80,6 +80,24 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _anchor_has_a_base(self) -> Self:
+        if self.training.anchor is not None and self.adapter.artifact != "adapter":
+            raise ValueError(
+                f"training.anchor holds a model to its base, and the method {self.adapter.method} changes the base "
+                "itself, so there is none beside it. Use the method lora or adalora, or leave the anchor out"
+            )
+        if self.training.anchor is not None and self.training.anchor.forget_at_most and self._is_dora:
+            raise ValueError(
+                "training.anchor.forget_at_most scales the result down where it must, which DoRA's factors cannot "
+                "express. Leave out adapter.dora, or the budget"
+            )
+        return self
+
+    @property
+    def _is_dora(self) -> bool:
+        return isinstance(self.adapter, LoraConfig) and self.adapter.dora
+
+    @model_validator(mode="after")
     def _validation_rows_exist(self) -> Self:
         needing = self.validation.needing_rows
         if self.data is None:  # only a plan has no rows
@@ -118,6 +136,8 @@ def misfits(experiment: Experiment) -> list[str]:
     classifies = experiment.classifies
     idle = [f"validation.{name}" for name in experiment.validation.of_other_objective(classifies)]
     idle += filter(None, [experiment.adapter.misfit(classifies)])
+    if classifies and experiment.training.anchor is not None:
+        idle.append("training.anchor")
     if classifies:
         idle += [f"data.{name}" for name in experiment.data.of_language_models] if experiment.data else []
     elif experiment.classification != ClassificationConfig():

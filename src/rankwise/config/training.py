@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rankwise.config.anchor import AnchorConfig
 from rankwise.config.base import Config, Number, PositiveInt, Seed
 
 
@@ -44,6 +45,8 @@ class TrainingConfig(Config):
     requires."""
     clip: Number = Field(1.0, gt=0)
     """Gradient clipping: largest norm of the gradient of all parameters together."""
+    anchor: AnchorConfig | None = None
+    """Holds the model to its base on other text while it learns. Off by default."""
     seed: Seed = 0
     """Seed of initial values, row order and dropout."""
     checkpoint_steps: PositiveInt | None = None

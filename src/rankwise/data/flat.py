@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rankwise.data.batches import Batch, input_length, questions
+from rankwise.data.batches import IGNORED, Batch, input_length, questions
 from rankwise.text.tokenize import Tokens
 
 
@@ -35,3 +35,11 @@ def _string(sequences: Sequence[Tokens]) -> Batch:
     return Batch.of_tokens(
         torch.from_numpy(inputs), torch.from_numpy(targets), sum(lengths), torch.from_numpy(positions), lengths
     )
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """Two batches in a single row, with the predictions of the first alone."""
+    assert first.lengths is not None and second.lengths is not None, "flat batches have lengths"
+    inputs = {name: torch.cat([first.inputs[name], second.inputs[name]], 1) for name in first.inputs}
+    targets = torch.cat([first.targets, torch.full_like(second.targets, IGNORED)], 1)
+    return Batch(inputs, targets, first.count, first.tokens + second.tokens, first.lengths + second.lengths)

@@ -31,6 +31,7 @@ from rankwise.data.sources import open_source
 from rankwise.errors import DataError, together
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
+from rankwise.runs.manifest import AnchorFacts
 from rankwise.system.files import sha256_of
 from rankwise.text.example import BREAK
 from rankwise.text.tokenize import prompt_ids
@@ -70,7 +71,11 @@ class Text:
 def text_for(model: LoadedModel, source: str | None = None, *, blocks: int = BLOCKS, length: int = LENGTH) -> Text:
     """Cut a text into blocks. `source` is a plain text file; or a file, folder or hub data set with rows that have a
     `text`; or None for Python's documentation. Blocks are shortened to the model's context."""
-    written = documentation() if source is None else read_text(source)
+    return cut(documentation() if source is None else read_text(source), model, blocks=blocks, length=length)
+
+
+def cut(written: Written, model: LoadedModel, *, blocks: int, length: int, least: int | None = None) -> Text:
+    """Blocks of a text that was read; fewer of them where it is too short, if these are at least `least`."""
     length = min(length, model.context_length or length)
     tokenizer = model.tokenizer
     if BREAK in written.content:
@@ -78,14 +83,16 @@ def text_for(model: LoadedModel, source: str | None = None, *, blocks: int = BLO
     ids = prompt_ids(tokenizer.guarded(written.content), tokenizer)
     start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
     size = length + 1 - len(start)
+    if least is not None:
+        blocks = max(least, min(blocks, len(ids) // size))
     if blocks < 1 or len(ids) < blocks * size:
         raise DataError(
             f"{written.name}: has {len(ids):,} tokens, and {blocks} blocks of {size} are {blocks * size:,}. "
             "Give a longer text, or ask for fewer blocks, at least 1."
         )
-    cut = [[*start, *ids[first : first + size]] for first in firsts_of(len(ids), blocks, size)]
+    parts = [[*start, *ids[first : first + size]] for first in firsts_of(len(ids), blocks, size)]
     about = f"{written.name}: {blocks} blocks of {length}, spread over {len(ids):,} tokens of {model.source.name}"
-    return Text(torch.tensor(cut), about, sha256(np.array(cut, "<i8").tobytes()).hexdigest(), written.origins)
+    return Text(torch.tensor(parts), about, sha256(np.array(parts, "<i8").tobytes()).hexdigest(), written.origins)
 
 
 def firsts_of(tokens: int, blocks: int, size: int) -> list[int]:
@@ -140,12 +147,16 @@ def _limited(name: str, text: str, origins: tuple[str, ...]) -> Written:
     return Written(f"the first {LARGEST:,} characters of {name}", text[:LARGEST], origins)
 
 
-def refuse_trained_on(text: Text, data_report: DataReport) -> None:
-    """Refuse a text that the run was trained on, since it cannot show forgetting."""
+def refuse_trained_on(text: Text, data_report: DataReport, anchor: AnchorFacts | None = None) -> None:
+    """Refuse a text that the run was trained on, or held to its base on, since it cannot show forgetting."""
     shared = [file.name for file in data_report.files if file.sha256 in text.origins]
     if shared:
         raise DataError(
             f"{shared[0]} belongs to the data of the run, so it cannot show what the model has forgotten. "
-            "Give text "
-            "that it was not trained on."
+            "Give text that it was not trained on."
+        )
+    if anchor is not None and set(anchor.origins) & set(text.origins):
+        raise DataError(
+            "the run was held to its base on this text (training.anchor.text), so it cannot show what the model has "
+            "forgotten elsewhere. Give another text."
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rankwise.data.batches import Batch
-from rankwise.data.flat import flat
+from rankwise.data.flat import flat, joined
 from rankwise.forward.decoders.decoder import Decoder
 from rankwise.forward.decoders.gemma import GEMMA, GEMMA3
 from rankwise.forward.decoders.gpt2 import GPT2
@@ -26,6 +26,7 @@ from rankwise.forward.decoders.neox import NeoX
 from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.kernels.attention import BLOCK
+from rankwise.kernels.divergence import head_divergence
 from rankwise.kernels.loss import head_loss
 
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
@@ -50,6 +51,20 @@ class FusedLoss:
         places = batch.loss_mask[0].nonzero()[:, 0]
         hidden = self.hidden(batch, places)
         return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
+
+    def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of a batch's losses, and that of the divergence from the base on another flat batch. Both are
+        computed as one row. `base` (N, d) is what `hidden` gave with the adapter off."""
+        weight = self._module.get_output_embeddings().weight
+        if batch is None:
+            places = torch.arange(text.tokens, device=text.targets.device)
+            hidden = self.hidden(text, places)
+            return hidden.new_zeros((), dtype=torch.float32), head_divergence(hidden, weight, base)
+        learned = batch.loss_mask[0].nonzero()[:, 0]
+        others = torch.arange(batch.tokens, batch.tokens + text.tokens, device=learned.device)
+        hidden = self.hidden(joined(batch, text), torch.cat([learned, others]))
+        own, other = hidden.split([len(learned), len(others)])
+        return head_loss(own, weight, batch.targets[0, learned]), head_divergence(other, weight, base)
 
     def hidden(self, batch: Batch, places: Tensor) -> Tensor:
         """Return the input of the head (N, d) at `places`; the last block is only computed there."""

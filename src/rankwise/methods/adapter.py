@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rankwise.adapters.effect import effect_of
 from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.formats.peft import lay_peft, write_peft
+from rankwise.adapters.lora import LoRA
 from rankwise.adapters.merge import merge
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, notes_about
@@ -43,6 +44,7 @@ class AdapterTrainable:
     """One adapter of a set. Unless a method says otherwise, its ranks stay and a step is a step."""
 
     unit = "adapted layers"
+    sets_apart = False
 
     def __init__(self, adapters: AdapterSet, name: str = "default", ranks: RankRecord | None = None) -> None:
         self.adapters, self.name = adapters, name
@@ -112,9 +114,11 @@ class AdapterTrainable:
     def train(self, mode: bool = True) -> None:
         self.adapters.train(mode)
 
+    def set_apart(self) -> None: ...
+
     def add_penalty(self) -> None: ...
 
-    def before_step(self) -> None: ...
+    def before_step(self, clipped: float = 1.0) -> None: ...
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         return None
@@ -131,6 +135,12 @@ class AdapterTrainable:
 
     def scaled(self, factor: float) -> AbstractContextManager[None]:
         return self.adapters.scaled(factor)
+
+    @torch.no_grad()
+    def weaken(self, factor: float) -> None:
+        for adapter in self.adapters.adapters(self.name).values():
+            assert isinstance(adapter, LoRA) and adapter.additive, "a budget of forgetting is refused for DoRA"
+            adapter.grown.mul_(factor)
 
     def merge(self, factor: float, outputs: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
         with self.scaled(factor):

@@ -27,7 +27,7 @@ from rankwise.runs.data_report import DATA_REPORT, DataReport, TargetFacts
 from rankwise.runs.directory import find_run, read_json
 from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.lineage import LINEAGE, Lineage, Round
-from rankwise.runs.manifest import BaseModelFacts
+from rankwise.runs.manifest import AnchorFacts, BaseModelFacts
 from rankwise.runs.records import Callback, silent
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -55,6 +55,11 @@ class Artifact:
     def targets(self) -> TargetFacts | None:
         """What a classifier predicts; None for a language model."""
         return None if self.data_report is None else self.data_report.targets
+
+    @property
+    def anchor(self) -> AnchorFacts | None:
+        """The text on which the run was held to its base."""
+        return None if self.run is None else self.run.manifest.anchor
 
     @property
     def described(self) -> str:

@@ -42,6 +42,7 @@ class FullFineTuning:
     """A weight that two layers share is one weight, before and after."""
 
     unit = "weights"
+    sets_apart = False
     extra_parameters = 0
     initial_ranks = None
     first_final_step = 1
@@ -72,9 +73,11 @@ class FullFineTuning:
     def train(self, mode: bool = True) -> None:
         """No dropout is turned on: a step must not depend on how it is divided."""
 
+    def set_apart(self) -> None: ...
+
     def add_penalty(self) -> None: ...
 
-    def before_step(self) -> None: ...
+    def before_step(self, clipped: float = 1.0) -> None: ...
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         return None
@@ -112,6 +115,9 @@ class FullFineTuning:
             return
         with self._with_weights(lambda base, ours: _between(base, ours, factor)):
             yield
+
+    def weaken(self, factor: float) -> None:
+        raise AssertionError("a budget of forgetting is refused for full fine-tuning")
 
     def merge(self, factor: float, outputs: Callable[[], Tensor]) -> tuple[Tensor, None]:
         """The same for good."""

@@ -2,8 +2,9 @@
 
 A training loop calls, once a step and in this order,
 
+    set_apart()                 after the backward pass of an anchor, before that of the rows; only with an anchor
     add_penalty()               after the backward pass, before clipping
-    before_step()               after clipping
+    before_step(clipped)        after clipping, by this factor
     optimizer.step()
     after_step(step, ...)       while the gradients are still there; they are then zeroed, not dropped
 
@@ -80,9 +81,20 @@ class Trainable(WithBase, Protocol):
         """Turn the adapters' dropout on or off. The model's own dropout stays off."""
         ...
 
+    @property
+    def sets_apart(self) -> bool:
+        """Whether the gradient of an anchor must be alone in the gradients at first."""
+        ...
+
+    def set_apart(self) -> None:
+        """What the gradients hold now comes from an anchor and not from the rows."""
+        ...
+
     def add_penalty(self) -> None: ...
 
-    def before_step(self) -> None: ...
+    def before_step(self, clipped: float = 1.0) -> None:
+        """`clipped` is the factor that all gradients were multiplied by."""
+        ...
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         """`step` counts from 0. Returns the ranks where they were decided anew and are worth reporting."""
@@ -110,6 +122,10 @@ class Trainable(WithBase, Protocol):
 
     def scaled(self, factor: float) -> AbstractContextManager[None]:
         """Inside, the change from the base is multiplied by `factor`: 0 is the base, 1 the tuned model."""
+        ...
+
+    def weaken(self, factor: float) -> None:
+        """After `finish`: multiply the change from the base by `factor` for good."""
         ...
 
     def merge(self, factor: float, outputs: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:

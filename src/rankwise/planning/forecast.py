@@ -89,13 +89,21 @@ def at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> A
     most = training.max_batch_tokens
     if rows is None or not rows.lengths:
         tokens = max(1, min(most, limit * training.batch_size))
-        return AtOnce(tokens, tokens, min(limit, tokens))
+        return _with_anchor(AtOnce(tokens, tokens, min(limit, tokens)), training)
     count = training.rows_per_step(max(1, round(rows.documents.likely)))
     mean, spread = statistics.fmean(rows.lengths), statistics.pstdev(rows.lengths)
     fullest = count * mean + DEVIATIONS * spread * math.sqrt(count)
     tokens = max(rows.longest, min(most, math.ceil(fullest)))
     found = AtOnce(tokens, tokens, rows.longest, rows.supervised_share, mean)
-    return replace(found, learned=found.learned_of(tokens))
+    return _with_anchor(replace(found, learned=found.learned_of(tokens)), training)
+
+
+def _with_anchor(amount: AtOnce, training: TrainingConfig) -> AtOnce:
+    """The anchor's block goes into one row with the last micro-batch where there is room, and is alone elsewhere."""
+    block = 0 if training.anchor is None else training.anchor.tokens
+    if amount.tokens + block <= training.max_batch_tokens:
+        return replace(amount, tokens=amount.tokens + block, learned=amount.learned + block)
+    return replace(amount, tokens=max(amount.tokens, block), learned=max(amount.learned, block))
 
 
 def rows_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:

@@ -47,6 +47,30 @@ class DataFacts(Config):
     loss_tokens: int
 
 
+class AnchorFacts(Config):
+    """The text on which a run was held to its base."""
+
+    text: str
+    """Its name, and which blocks of it were used."""
+    sha256: str
+    """Hash of these blocks, as token ids."""
+    origins: tuple[str, ...] = ()
+    """The SHA-256 of the files that it comes from."""
+
+
+class KeptBudget(Config):
+    """How a budget of forgetting was kept."""
+
+    forget_at_most: float
+    divergence: float
+    """Of the result from its base on ordinary text, in nats per token."""
+    strength: float
+    """What the change of the last step was multiplied by; 1 where it kept the budget as it was."""
+    divergence_at_full_strength: float
+    validation_loss_at_full_strength: float | None
+    """None without validation rows."""
+
+
 class Results(Config):
     steps: int
     loss: float
@@ -72,6 +96,9 @@ class Results(Config):
     validation_accuracy_after: float | None = None
     """Share of validation rows whose class is predicted right, by the weights of `kept_step`. None without classes or
     validation rows."""
+
+    budget: KeptBudget | None = None
+    """None where no budget of forgetting was given."""
 
     @property
     def speed(self) -> str:
@@ -124,6 +151,8 @@ class Manifest(Config):
     result_sha256: dict[str, str] | None = None
     """The hash of every file of the result, by its path in the run's folder (runs/integrity.py). None in runs of
     earlier versions and in those that did not finish."""
+    anchor: AnchorFacts | None = None
+    """None where the run was not held to its base."""
     lineage: tuple[Round, ...] = ()
     """The rounds that this run began with, the earliest first; none for a new adapter."""
     problem: str | None = None

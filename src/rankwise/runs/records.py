@@ -25,6 +25,8 @@ class StepRecord:
     resident_bytes: int
     images: int = 0
     """Images of the step, whose `tokens` are patches; 0 where rows are texts."""
+    divergence: float | None = None
+    """KL divergence from the base in nats per token of the anchor's text; None without an anchor."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -39,8 +41,9 @@ class StepRecord:
 
     def as_row(self) -> dict[str, Any]:
         facts = asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
-        images = facts.pop("images")
-        return {"kind": "step", **facts, **({"images": images} if images else {})}
+        images, divergence = facts.pop("images"), facts.pop("divergence")
+        optional = {"images": images or None, "divergence": divergence}
+        return {"kind": "step", **facts, **{name: value for name, value in optional.items() if value is not None}}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,18 @@ class LossRecord:
 
     def as_row(self) -> dict[str, Any]:
         return {"kind": "validation", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class BudgetRecord:
+    """Forgetting after `step` steps on ordinary text, in nats per token, and the weight of the anchor from there on."""
+
+    step: int
+    divergence: float
+    weight: float
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "budget", **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -128,8 +143,9 @@ class ProgressUpdate:
 
 
 Event = (
-    StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | ScoreRecord | SampleRecord | RankRecord
-)
+    StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | BudgetRecord | ScoreRecord
+    | SampleRecord | RankRecord
+)  # fmt: skip
 Callback = Callable[[Event], None]
 
 

@@ -27,6 +27,7 @@ from rankwise.forward.agreement import Agreement, agreement
 from rankwise.forward.checkpointing import activation_checkpointing
 from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, probe
 from rankwise.forward.reference import check_packs
+from rankwise.kernels.divergence import divergence
 from rankwise.kernels.regions import compiled_regions
 from rankwise.planning.time import COMPILED_AFTER
 from rankwise.runs.manifest import BackendName
@@ -62,16 +63,42 @@ class Backend(Protocol):
     def active(self) -> AbstractContextManager[None]: ...
 
 
+class AnchoredBackend(Backend, Protocol):
+    """Also computes how far the tuned model is from its base on other text (anchor.py); inside `active`."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether that text is computed in one row with a batch of the step."""
+        ...
+
+    def base_rows(self, text: Batch) -> Tensor:
+        """What `anchored` needs of the base, which must be active: one row for each token of the text."""
+        ...
+
+    def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of a batch's losses, 0 without one, and the sum of the divergence from the base on the text."""
+        ...
+
+
 @dataclass(frozen=True)
 class Eager:
     work: Workload
     name: BackendName = "eager"
+    joins = False
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return pack(rows, max_tokens) if self.work.packing else self.work.objective.batches(rows, max_tokens)
 
     def loss(self, batch: Batch) -> Tensor:
         return self.work.objective.loss(self.work.module, batch)
+
+    def base_rows(self, text: Batch) -> Tensor:
+        """(N, V) logits."""
+        return self.work.objective.predict(self.work.module, text)
+
+    def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
+        apart = divergence(self.work.objective.predict(self.work.module, text), base)
+        return apart.new_zeros(()) if batch is None else self.loss(batch), apart
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -99,6 +126,19 @@ class Fused:
     def loss(self, batch: Batch) -> Tensor:
         assert self._loss is not None, "the backend is active"
         return self._loss(batch)
+
+    @property
+    def joins(self) -> bool:
+        return True
+
+    def base_rows(self, text: Batch) -> Tensor:
+        """(N, d) inputs of the output head."""
+        assert self._loss is not None, "the backend is active"
+        return self._loss.hidden(text, torch.arange(text.tokens, device=text.targets.device))
+
+    def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._loss is not None, "the backend is active"
+        return self._loss.anchored(batch, text, base)
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest, Resumed
 from rankwise.runs.metrics_log import cut_metrics_log, read_metrics_log, read_ranks
-from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
+from rankwise.runs.records import BudgetRecord, LossRecord, RankRecord, ScoreRecord, StepRecord
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training.checkpoints import restore
 from rankwise.training.early_stopping import Validated
@@ -29,7 +29,7 @@ SAID_OF_ROWS: Mapping[str, Any] = {
 """Of a data report: what follows from the rows and the settings, and what earlier versions lack or read otherwise."""
 ANY = ("model.memory",)
 """Settings that change no result, so that a run may go on with others."""
-_Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord)
+_Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord, BudgetRecord)
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Past:
     manifest: Manifest
     steps: list[StepRecord] = field(default_factory=list)
     validations: list[Validated] = field(default_factory=list)
+    budget: list[BudgetRecord] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -80,6 +81,8 @@ def take_up(run: RunDirectory, state: TrainState, now: Manifest, data_report: Da
     begun = before.manifest
     _check_same(run, "the data", begun=before.recorded_data, now=data_report, but=SAID_OF_ROWS)
     _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name": True, "source": True})
+    if begun.anchor is not None and now.anchor is not None:
+        _check_same(run, "the anchor's text", begun=begun.anchor, now=now.anchor, but={"text": True})
     rows, past = _until(step, run, begun)
     check_best(run, state, before.experiment.validation, past.validations)
     restore(state, run.checkpoint(step))
@@ -123,6 +126,7 @@ def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str
         rows = list(takewhile(lambda row: row["step"] <= step, read_metrics_log(run.metrics)))
         seen = _records(StepRecord, "step", rows)
         evaluations = [*_records(LossRecord, "validation", rows), *_records(ScoreRecord, "score", rows)]
+        budget = _records(BudgetRecord, "budget", rows)
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{run.metrics} is damaged ({error}). Use --restart to start the run again.") from None
     if [record.step for record in seen] != list(range(1, step + 1)):
@@ -130,7 +134,7 @@ def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str
             f"{run.metrics} lacks steps before step {step}, the step of the checkpoint. Use --restart to start the "
             "run again."
         )
-    return rows, Past(begun, seen, evaluations)
+    return rows, Past(begun, seen, evaluations, budget)
 
 
 def _records(kind: type[_Kind], name: str, rows: list[dict[str, Any]]) -> list[_Kind]:

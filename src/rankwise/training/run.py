@@ -14,6 +14,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import facts_of, summary_lines
+from rankwise.evaluation.text import Text
 from rankwise.images.augment import augmentation
 from rankwise.methods.base import BaseFacts
 from rankwise.methods.method import Method, Record
@@ -22,16 +23,19 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import Results, peak_rss
+from rankwise.runs.manifest import KeptBudget, Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StepRecord, WarningCollector
-from rankwise.training.backend import Backend
+from rankwise.system.memory import available_memory
+from rankwise.training.anchor import Anchor
+from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
+from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
 from rankwise.training.hooks import LogMetrics, Report, SaveCheckpoints
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
-from rankwise.training.workload import Workload
+from rankwise.training.workload import Workload, prefix_room
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class TrainingRun:
     callback: WarningCollector
     lineage: tuple[Round, ...] = ()
     """The rounds that it began with."""
+    anchor_text: Text | None = None
+    """The text on which it is held to its base."""
 
     @property
     def result(self) -> Path:
@@ -111,6 +117,7 @@ class TrainingRun:
             + (f"\n{processing.describe()}" if processing is not None else "")
             + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
+            + (f"\nheld to its base on {self.anchor_text.about}" if self.anchor_text is not None else "")
             + "".join(f"\n{line}" for line in summary_lines(self.prepared.data_report))
         )
 
@@ -127,14 +134,37 @@ class TrainingRun:
             unit=self.prepared.data_report.loss_unit,
         )
 
-    def trainer(self, backend: Backend, validation: Validation, log: MetricsLog) -> Trainer:
-        """Before its first step, with everything that happens between steps."""
+    def anchor(self, backend: Backend) -> Anchor | None:
+        """None where the run is not held to its base."""
+        if (config := self.config.anchor) is None or self.anchor_text is None:
+            return None
+        assert isinstance(backend, Eager | Fused), "other objectives refuse an anchor"
+        return Anchor(
+            self.anchor_text, config.weight, self.config.seed, self.trainable, backend, self.config.max_batch_tokens,
+            prefix_room(available_memory()),
+        )  # fmt: skip
+
+    def budget(self, anchor: Anchor | None, validation: Validation) -> ForgettingBudget | None:
+        """None where none was given."""
+        most = None if self.config.anchor is None else self.config.anchor.forget_at_most
+        if anchor is None or most is None:
+            return None
+        interval = ForgettingBudget.interval_of(self.steps)
+        return ForgettingBudget(most, ordinary_text(self.model), anchor, validation, interval)
+
+    def trainer(
+        self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,
+        budget: ForgettingBudget | None,
+    ) -> Trainer:  # fmt: skip
+        """Before its first step, with everything that happens between steps. A budget comes before what measures the
+        result."""
         checkpoints = SaveCheckpoints(self.run, self.config.checkpoint_interval(self.steps), log)
-        hooks = [LogMetrics(log), validation, checkpoints, Report(self.callback)]
+        budgets = [] if budget is None else [budget]
+        hooks = [LogMetrics(log), *budgets, validation, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
         order = self.prepared.balanced_order(self.config.seed)
         batches = Batches.of(self.prepared.trained_rows, self.config, backend.layout, vary, order)
-        return Trainer(self.trainable, batches, self.config, backend, hooks)
+        return Trainer(self.trainable, batches, self.config, backend, hooks, anchor)
 
     def save(self, results: Results) -> Results:
         """Write what was learned."""
@@ -150,7 +180,9 @@ class TrainingRun:
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})
 
-    def results(self, records: Sequence[StepRecord], validation: Validation, seconds: float) -> Results:
+    def results(
+        self, records: Sequence[StepRecord], validation: Validation, seconds: float, budget: KeptBudget | None
+    ) -> Results:
         """`loss` is the mean over the last tenth of the steps."""
         last = records[-max(1, len(records) // 10) :]
         images = sum(record.images for record in records)
@@ -176,4 +208,5 @@ class TrainingRun:
             ended_early=validation.stopped_early,
             validation_accuracy_before=accuracies[0].value if accuracies[0] else None,
             validation_accuracy_after=accuracies[1].value if accuracies[1] else None,
+            budget=budget,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import psutil
 import torch
@@ -15,9 +16,20 @@ from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState
 
+CLIP_MARGIN = 1e-6
+"""What torch adds to the norm before it divides by it."""
+
+
+class Anchoring(Protocol):
+    """What is learned beside the rows (anchor.py)."""
+
+    def joins(self, batch: Batch) -> bool: ...
+
+    def backward(self, batch: Batch | None, step: int, count: float, device: torch.device) -> tuple[float, float]: ...
+
 
 def optimizer_step(
-    state: TrainState, batches: Sequence[Batch], loss_of: Loss, epoch: float
+    state: TrainState, batches: Sequence[Batch], loss_of: Loss, epoch: float, anchor: Anchoring | None = None
 ) -> tuple[StepRecord, RankRecord | None]:
     """Learn from all micro-batches at once; the loss is the mean over their predictions together.
 
@@ -26,13 +38,13 @@ def optimizer_step(
     """
     began = time.perf_counter()
     count = sum(batch.count for batch in batches)
-    loss = _learn(state, batches, loss_of, count)
+    loss, divergence = _learn(state, batches, loss_of, count, anchor)
     state.trainable.add_penalty()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip).item()
     _check_finite(state, loss, norm)
     rate = state.rate(state.step)
     state.set_rate(rate)
-    state.trainable.before_step()
+    state.trainable.before_step(min(1.0, state.clip / (norm + CLIP_MARGIN)))
     state.optimizer.step()
     plan = state.trainable.after_step(state.step, state.optimizer)
     state.optimizer.zero_grad(set_to_none=False)  # gradients may be views into one buffer
@@ -49,6 +61,7 @@ def optimizer_step(
         seconds=time.perf_counter() - began,
         resident_bytes=psutil.Process().memory_info().rss,
         images=sum(batch.images for batch in batches),
+        divergence=divergence,
     )
     return record, plan
 
@@ -57,9 +70,20 @@ class NoRoom(MemoryError):
     """Memory ran out before anything was updated; gradients are half done."""
 
 
-def _learn(state: TrainState, batches: Sequence[Batch], loss_of: Loss, count: float) -> float:
+def _learn(
+    state: TrainState, batches: Sequence[Batch], loss_of: Loss, count: float, anchor: Anchoring | None
+) -> tuple[float, float | None]:
+    """The loss of the rows, and the divergence from the base. The anchor comes first: a method may set what it has
+    learned from it apart, before the rows' gradients are added."""
     try:
-        return sum(_backward(batch.to(state.device), loss_of, count) for batch in batches)
+        if anchor is None:
+            return sum(_backward(batch.to(state.device), loss_of, count) for batch in batches), None
+        *before, last = batches
+        shared = last.to(state.device) if anchor.joins(last) else None
+        loss, divergence = anchor.backward(shared, state.step, count, state.device)
+        state.trainable.set_apart()
+        alone = batches if shared is None else before
+        return loss + sum(_backward(batch.to(state.device), loss_of, count) for batch in alone), divergence
     except Exception as error:
         if is_out_of_memory(error):
             raise NoRoom(str(error)) from None

@@ -4,7 +4,8 @@
                      each hook's after_step
 
 Everything that may vary is a value that comes in: what learns, which rows make which step, the settings, the backend
-that computes losses, and hooks for what happens between steps (metrics log, validation, checkpoints, report).
+that computes losses, an anchor to the base, and hooks for what happens between steps (metrics log, validation,
+checkpoints, report).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rankwise.errors import TrainingError, some
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
 from rankwise.system.signals import heed
+from rankwise.training.anchor import Anchor
 from rankwise.training.auto_batch import StepBatches, halved
 from rankwise.training.backend import Backend
 from rankwise.training.finite import averages_of, check_finite
@@ -51,11 +53,12 @@ class Trainer:
 
     def __init__(
         self, trainable: Trainable, batches: StepBatches, config: TrainingConfig, backend: Backend,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Hook] = (), anchor: Anchor | None = None,
     ) -> None:  # fmt: skip
         assert config.steps is not None and config.learning_rate != "auto", "the settings are resolved"
         steps, highest = config.steps, float(config.learning_rate)
         self.trainable, self.batches, self.config, self.backend, self.hooks = trainable, batches, config, backend, hooks
+        self.anchor = anchor
         self.state = TrainState(
             trainable=trainable,
             optimizer=adamw(trainable, config),
@@ -150,7 +153,8 @@ class Trainer:
         while True:
             batches = self.batches
             try:
-                return optimizer_step(state, batches.at(state.step), self.backend.loss, batches.epoch(state.step + 1))
+                epoch = batches.epoch(state.step + 1)
+                return optimizer_step(state, batches.at(state.step), self.backend.loss, epoch, self.anchor)
             except NoRoom:
                 smaller = halved(batches, state.step) if self.config.auto_batch else None
                 if smaller is None:

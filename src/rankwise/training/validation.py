@@ -113,8 +113,17 @@ class Validation(Hook):
         scores = (record for record in self.records if isinstance(record, ScoreRecord) and record.metric == metric)
         return next((record for record in scores if record.step == step), None)
 
+    def measure_again(self, trainer: Trainer) -> None:
+        """After the result was changed: its measurements take the place of those of its step."""
+        records = self._measured(trainer, self.result_step)
+        self.records = [*(one for one in self.records if one.step != self.result_step), *records]
+
     def _validate(self, trainer: Trainer) -> None:
-        step = trainer.state.step
+        for record in self._measured(trainer, trainer.state.step):
+            self.records.append(record)
+            trainer.emit(record)
+
+    def _measured(self, trainer: Trainer, step: int) -> list[Validated]:
         with trainer.aside():
             records: list[Validated] = [*self.scorer.scores(step)]
             if self.rows:
@@ -126,8 +135,7 @@ class Validation(Hook):
                 )
         for record in records:
             _check_loss(record)
-            self.records.append(record)
-            trainer.emit(record)
+        return records
 
     def _sample(self, trainer: Trainer, step: int) -> None:
         with trainer.aside():

@@ -50,6 +50,7 @@ class TrainableAdaLoRA(AdapterTrainable):
         self.importance = Importance.of(self.triplets, spec.beta1, spec.beta2)
         self.alive = torch.ones(len(self.triplets), dtype=torch.bool, device=self.costs.device)
         self.final = False
+        self._apart: tuple[Tensor, Tensor] | None = None
         self._report_every = max(1, steps // reports)
 
     @property
@@ -77,10 +78,23 @@ class TrainableAdaLoRA(AdapterTrainable):
         self.triplets.check_views()
         self.triplets.add_penalty(self.spec.orthogonality, self.spec.penalty)
 
-    def before_step(self) -> None:
+    @property
+    def sets_apart(self) -> bool:
+        """Ranks go where the rows need them. What holds the model to its base needs them everywhere."""
+        return not self.final
+
+    def set_apart(self) -> None:
+        if not self.final:
+            vectors, strengths = self.triplets.vectors.grad, self.triplets.strengths.grad
+            assert vectors is not None and strengths is not None, "gradients are views, and there from the beginning"
+            self._apart = vectors.clone(), strengths.clone()
+
+    def before_step(self, clipped: float = 1.0) -> None:
         """For importance="before": the order of the paper's algorithm."""
+        if self._apart is not None:
+            self._apart = self._apart[0].mul_(clipped), self._apart[1].mul_(clipped)
         if self.spec.importance == "before" and not self.final:
-            self.importance.observe(self.triplets)
+            self.importance.observe(self.triplets, self._apart)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         self.triplets.check_views()
@@ -90,7 +104,7 @@ class TrainableAdaLoRA(AdapterTrainable):
         if step >= self.schedule.decided:
             return self._decide_at_last(step, optimizer)
         if self.spec.importance == "after":
-            self.importance.observe(self.triplets)
+            self.importance.observe(self.triplets, self._apart)
         if not self.schedule.is_due(step):
             return None
         self._decide(step)
@@ -153,7 +167,7 @@ class TrainableAdaLoRA(AdapterTrainable):
 
     def _decide_at_last(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord:
         if step == 0 and self.spec.importance == "after":  # nothing else would tell the triplets of one step apart
-            self.importance.observe(self.triplets)
+            self.importance.observe(self.triplets, self._apart)
         self._decide(step)
         plan = replace(self._plan(step), final=True)
         self._end_allocation(self.alive, optimizer)
@@ -161,7 +175,7 @@ class TrainableAdaLoRA(AdapterTrainable):
 
     def _end_allocation(self, alive: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """From here on the ranks stay."""
-        self.final = True
+        self.final, self._apart = True, None
         for part in self.triplets.parts:
             part.decided = True
         if self.spec.shrink:

@@ -1,0 +1,238 @@
+"""What keeps a tuned model near its base, and what does it cost? Loss on unseen rows against divergence on other text.
+
+    python lab/keeping.py FOLDER [--tasks e2e,dolly] [--ways plain,anchor] [--seeds 0,1,2]    run what is not done yet
+    python lab/keeping.py FOLDER --table                                                    the table of what is done
+
+SmolLM2-135M-Instruct (bfloat16 base) learns from the rows of lab/claims.py, in batches of 8 and one pass. Measured at
+the end, and at lower strengths of the same adapter: the loss of an answer token on 80 rows that it never saw; and the
+KL divergence from the base, in nats a token, on WikiText-2, on C headers of Python and on the German tutor of Vim,
+none of which any anchor contains. Finished cells lie in FOLDER/keeping.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from claims import data, tasks
+
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.data.batches import Batches
+from rankwise.data.preparing import TextWriting, prepare
+from rankwise.errors import TrainingError, first_line
+from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, of_two_models
+from rankwise.evaluation.forgetting import compared
+from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.text import BETWEEN, Text, Written, cut
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
+from rankwise.runs.records import silent
+from rankwise.system.allocator import keep_memory
+from rankwise.training.anchor import Anchor, anchor_text
+from rankwise.training.backend import Eager, Fused, choose_backend
+from rankwise.training.trainer import Trainer
+from rankwise.training.workload import Workload
+
+ROWS = {"e2e": 200, "dolly": 200, "superbowl": 240, "gsm8k": 160}
+RATES = {"lora": 2e-3, "adalora": 8e-3, "full": 1e-4}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "anchor": {"training": {"anchor": {"weight": 1.0}}},
+    "anchor-0.3": {"training": {"anchor": {"weight": 0.3}}},
+    "anchor-3": {"training": {"anchor": {"weight": 3.0}}},
+    "anchor-64": {"training": {"anchor": {"weight": 1.0, "tokens": 64}}},
+    "half-rate": {"rate": 0.5},
+    "quarter-rate": {"rate": 0.25},
+    "anchor-double-rate": {"training": {"anchor": {"weight": 1.0}}, "rate": 2.0},
+    "mlp": {"adapter": {"targets": ["gate_proj", "up_proj", "down_proj"]}},
+    "decay": {"training": {"weight_decay": 0.3}},
+    "adalora": {"method": "adalora"},
+    "adalora-anchor": {"method": "adalora", "training": {"anchor": {"weight": 1.0}}},
+    "full": {"method": "full"},
+    "full-half-rate": {"method": "full", "rate": 0.5},
+}
+"""Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`."""
+STRENGTHS = (1.0, 0.75, 0.5)
+BLOCKS, LENGTH = 6, 512
+GERMAN = Path("/usr/share/vim/vim91/tutor/tutor1.de.utf-8")
+QUANTILES = {2: 12.706, 3: 4.303}
+"""Of Student's t, 97.5 %, by the number of seeds."""
+Cell = tuple[str, str, int]
+
+
+def texts(model: LoadedModel) -> dict[str, Text]:
+    """Those that the machine has."""
+    headers = sorted(Path(sysconfig.get_paths()["include"]).glob("*.h"))
+    sources = {
+        "wikitext": [data("retention/wikitext-2/valid.txt")], "c-headers": headers,
+        "german": [GERMAN] if GERMAN.exists() else [],
+    }  # fmt: skip
+    return {
+        name: cut(
+            Written(name, BETWEEN.join(file.read_text(encoding="utf-8", errors="replace") for file in files)[:400_000]),
+            model, blocks=BLOCKS, length=LENGTH,
+        )
+        for name, files in sources.items() if files
+    }  # fmt: skip
+
+
+def experiment_of(folder: Path, cell: Cell) -> Experiment:
+    task, way, seed = cell
+    (files,) = tasks(folder, [task])
+    name, _, text = way.partition(":")
+    setting = WAYS[name]
+    method = setting.get("method", "lora")
+    training = {"epochs": 1, "batch_size": 8, "seed": seed, "learning_rate": RATES[method] * setting.get("rate", 1.0)}
+    training |= setting.get("training", {})
+    if text:
+        training["anchor"] = training["anchor"] | {"text": text}
+    return Experiment(
+        model="smollm2-135m", run="cell", adapter={"method": method} | setting.get("adapter", {}), training=training,
+        data={"path": str(files.trained), "rows": ROWS[task], "max_length": 512, "validation": str(files.measured)},
+    )  # fmt: skip
+
+
+def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
+    experiment = experiment_of(folder, cell)
+    began, method = time.perf_counter(), method_of(experiment.adapter)
+    if experiment.adapter.method == "full":
+        model = load(experiment.base, silent)
+    prepared = prepare(experiment.data, TextWriting(model.tokenizer, model.template, model.source.name, None), silent)
+    trained = prepared.trained_rows
+    config = experiment.training.resolved(len(trained), model.width, experiment.auto_rate)
+    tuned = method.attach(model, Setup(config, config.total_steps(len(trained)), trained))
+    measured, seconds = dict[str, Any](), list[float]()
+    try:
+        tuned.train(False)
+        work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
+        backend = choose_backend(work, "auto" if experiment.adapter.method == "full" else "fused", 0)
+        anchor = None
+        if config.anchor is not None:
+            assert isinstance(backend, Eager | Fused), "it is a language model"
+            text = anchor_text(config.anchor, model)
+            anchor = Anchor(text, config.anchor.weight, config.seed, tuned, backend, config.max_batch_tokens, 10**9)
+        trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend, anchor=anchor)
+        seconds = [record.seconds for record in trainer.run()]
+        rows = list(prepared.measured_rows)
+        whole = experiment.adapter.method == "full"
+        sides = of_two_models(load(base_of(folder, cell[0]), silent), model) if whole else base_and_tuned(tuned)
+        for strength in STRENGTHS[:1] if whole else STRENGTHS:
+            with nullcontext() if whole else tuned.scaled(strength):
+                apart = {name: divergence_of(sides, text) for name, text in texts(model).items()}
+                measured[str(strength)] = {"rows": [one.sums for one in likelihoods(model.module, rows)], "kl": apart}
+        failed = None
+    except TrainingError as error:
+        failed = first_line(error)
+    finally:
+        tuned.remove()
+    return {
+        "kind": "cell", "cell": list(cell), "measured": measured, "failed": failed, "steps": len(seconds),
+        "step_seconds": statistics.median(seconds) if seconds else None, "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+def base_of(folder: Path, task: str) -> ModelConfig:
+    return experiment_of(folder, (task, "plain", 0)).base
+
+
+def divergence_of(sides: BaseAndTuned, text: Text) -> float:
+    (blocks,) = compared(sides.base, [sides.tuned], text)
+    return sum(block.kl for block in blocks) / sum(block.positions for block in blocks)
+
+
+def loss_of(row: dict[str, Any], strength: str = "1.0") -> float:
+    sums = row["measured"][strength]["rows"]
+    return sum(nats for nats, _ in sums) / sum(count for _, count in sums)
+
+
+def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+    yield (
+        "| rows | way | strength | loss | against plain (95 %) | KL on WikiText-2, C and German | as shares of plain's "
+        "| step | seeds |"
+    )
+    yield "|---|---|---:|---:|---|---|---|---:|---:|"
+    for task in ROWS:
+        for way in dict.fromkeys(way for name, way, _ in done if name == task):
+            seeds = [
+                seed for name, other, seed in done if (name, other) == (task, way) and (task, "plain", seed) in done
+            ]
+            rows = [done[task, way, seed] for seed in sorted(seeds)]
+            plain = [done[task, "plain", seed] for seed in sorted(seeds)]
+            for strength in dict.fromkeys(name for row in rows for name in row["measured"]):
+                yield line(task, way, strength, rows, plain)
+
+
+def line(task: str, way: str, strength: str, rows: list[dict[str, Any]], plain: list[dict[str, Any]]) -> str:
+    apart = [loss_of(one, strength) - loss_of(other) for one, other in zip(rows, plain, strict=True)]
+    mean = statistics.mean(apart)
+    half = (
+        QUANTILES.get(len(apart), math.nan) * statistics.stdev(apart) / len(apart) ** 0.5
+        if len(apart) > 1
+        else math.nan
+    )
+    interval = "" if math.isnan(half) else f" ({mean - half:+.4f} to {mean + half:+.4f})"
+    kls, shares = [], []
+    for text in rows[0]["measured"][strength]["kl"]:
+        kl, whole = (
+            statistics.mean(one["measured"][at]["kl"][text] for one in group)
+            for group, at in ((rows, strength), (plain, "1.0"))
+        )
+        kls.append(f"{kl:.4f}")
+        shares.append(f"{kl / whole:.2f}")
+    steps = statistics.mean(one["step_seconds"] / other["step_seconds"] for one, other in zip(rows, plain, strict=True))
+    loss = statistics.mean(loss_of(one, strength) for one in rows)
+    return (
+        f"| {task} | {way} | {strength} | {loss:.4f} | {mean:+.4f}{interval} | {', '.join(kls)} | {', '.join(shares)} "
+        f"| {steps:.2f} | {len(rows)} |"
+    )
+
+
+def done_in(log: Path) -> dict[Cell, dict[str, Any]]:
+    rows = read_metrics_log(log) if log.exists() else []
+    return {tuple(row["cell"]): row for row in rows if row["kind"] == "cell"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tasks", default=",".join(ROWS))
+    parser.add_argument("--ways", default="plain,anchor")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    folder = given.folder.absolute()
+    log = folder / "keeping.jsonl"
+    if given.table:
+        print("\n".join(table(done_in(log))))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    keep_memory()
+    names, ways, seeds = (getattr(given, name).split(",") for name in ("tasks", "ways", "seeds"))
+    done, model = done_in(log), None
+    with MetricsLog(log) as written:
+        for cell in ((task, way, int(seed)) for seed in seeds for task in names for way in ways):
+            if cell not in done:
+                model = model or load(base_of(folder, names[0]), silent)
+                done[cell] = run(folder, cell, model)
+                written.append(done[cell])
+                result = done[cell]
+                shown = result["failed"] or f"{loss_of(result):.4f} {result['measured']['1.0']['kl']}"
+                print(cell, shown, f"{result['step_seconds']:.1f} s a step, {result['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The divergence of a tuned model's predictions from its base's, which computes its gradient on the way.
+
+    p = softmax(base),   q = softmax(tuned),   KL = sum p (log p - log q),   dKL/dtuned = q - p
+
+The base's logits need no room of their own where the base's input of a frozen output head is at hand: it is much
+smaller than the logits, and the head makes them from it, a block of rows at a time. Matrix products use the dtype of
+the hidden states, everything else float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from rankwise.kernels.quantized.tensor import unpacked
+
+ROWS = 64
+
+
+def head_divergence(hidden: Tensor, weight: Tensor, base: Tensor) -> Tensor:
+    """Sum KL in nats, a float32 scalar, of the tuned model's and the base's inputs of the head, both (N, d), and the
+    frozen weight (V, d) of the head. Only `hidden` gets a gradient."""
+    return _HeadDivergence.apply(hidden, weight, base)
+
+
+def divergence(logits: Tensor, base: Tensor) -> Tensor:
+    """The same of logits (N, V) of both models."""
+    return _Divergence.apply(logits, base)
+
+
+def plain_divergence(logits: Tensor, base: Tensor) -> Tensor:
+    """Compute the same with autograd, as the reference for tests."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_p, log_q = (torch.log_softmax(one, -1, dtype=dtype) for one in (base, logits))
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+
+def _rows_of(logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+    """KL of some rows, and its gradient (n, V)."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_p, log_q = (torch.log_softmax(one, -1, dtype=dtype) for one in (base, logits))
+    p = log_p.exp()
+    total = log_p.sub_(log_q).mul_(p).sum()
+    return total, log_q.exp_().sub_(p).to(logits.dtype)
+
+
+class _HeadDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, base: Tensor) -> Tensor:
+        weight = unpacked(weight)
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        learning = ctx.needs_input_grad[0]
+        change = torch.empty_like(hidden) if learning else hidden[:0]
+        for first in range(0, len(hidden), ROWS):
+            rows = slice(first, first + ROWS)
+            apart, excess = _rows_of(hidden[rows] @ weight.T, base[rows] @ weight.T)
+            if learning:
+                torch.mm(excess, weight, out=change[rows])
+            total += apart
+        ctx.save_for_backward(change)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (change,) = ctx.saved_tensors
+        return change * grad.to(change.dtype), None, None
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, base: Tensor) -> Tensor:
+        total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+        change = torch.empty_like(logits)
+        for first in range(0, len(logits), ROWS):
+            rows = slice(first, first + ROWS)
+            apart, change[rows] = _rows_of(logits[rows], base[rows])
+            total += apart
+        ctx.save_for_backward(change)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (change,) = ctx.saved_tensors
+        return change * grad.to(change.dtype), None

@@ -1,0 +1,188 @@
+"""An anchor adds the divergence from the base on other text to a step's loss, and nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from conftest import tiny_model
+from rankwise.adapters.set import AdapterSet
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.training import TrainingConfig
+from rankwise.data.batches import Batch
+from rankwise.evaluation.text import Text
+from rankwise.forward.reference import every_logits
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.inject import inject
+from rankwise.methods.lora import TrainableLoRA
+from rankwise.methods.trainable import Trainable
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.text.tokenize import Tokens
+from rankwise.training.anchor import Anchor
+from rankwise.training.backend import Eager, Fused
+from rankwise.training.state import TrainState, adamw
+from rankwise.training.step import optimizer_step
+from rankwise.training.workload import Workload
+
+CPU = torch.device("cpu")
+WEIGHT, LENGTH = 0.7, 12
+
+
+def rows() -> list[Tokens]:
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, 96, (length,), generator=generator).tolist() for length in (9, 17, 5, 12)]
+    return [Tokens(tuple(row), tuple(place >= 3 for place in range(len(row)))) for row in ids]
+
+
+def text(blocks: int = 5) -> Text:
+    ids = torch.randint(0, 96, (blocks, LENGTH + 1), generator=torch.Generator().manual_seed(1))
+    return Text(ids, "random", "0", ())
+
+
+def adapted(method: str = "lora") -> tuple[torch.nn.Module, AdapterSet, Trainable]:
+    """A model in float64 with an adapter that has moved away from its base."""
+    model = tiny_model("llama").double()
+    spec = LoraConfig(rank=3) if method == "lora" else AdaLoraConfig(budget=1, initial=3)
+    adapters = inject(model, spec)
+    for parameter in adapters.parameters():
+        parameter.data = parameter.data.double()
+    moved = TrainableLoRA(adapters) if isinstance(spec, LoraConfig) else TrainableAdaLoRA(adapters, spec, 20)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return model, adapters, moved
+
+
+def state_of(trainable: Trainable) -> TrainState:
+    optimizer = adamw(trainable, TrainingConfig())
+    optimizer.register_step_pre_hook(lambda *_: None)
+    return TrainState(trainable, optimizer, lambda step: 0.0, 20, 1e9, CPU)
+
+
+def step(
+    backend: str, method: str = "lora", *, most: int = 1000, anchored: bool = True
+) -> tuple[list[Tensor], float, float | None]:
+    """The gradients of one step, its loss and the divergence."""
+    model, _, trainable = adapted(method)
+    work = Workload(model, trainable, CAUSAL_LM, longest=17)
+    computing = Eager(replace(work, packing=True)) if backend == "packed" else Eager(work)
+    computing = Fused(work) if backend == "fused" else computing
+    state = state_of(trainable)
+    seen: list[Tensor] = []
+    state.optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in state.parameters)
+    )
+    anchor = Anchor(text(), WEIGHT, 0, trainable, computing, most, 10**6) if anchored else None
+    with computing.active():
+        record, _ = optimizer_step(state, computing.layout(rows(), 24), computing.loss, 0.0, anchor)
+    return seen, record.loss, record.divergence
+
+
+def plainly() -> tuple[list[Tensor], float, float]:
+    """The same, written out: one row at a time, with all logits and autograd."""
+    model, adapters, trainable = adapted()
+    anchor = Anchor(text(), WEIGHT, 0, trainable, Eager(Workload(model, trainable, CAUSAL_LM)), 0, 0)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in rows():
+        logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        for place in range(1, len(row.ids)):
+            if row.loss_mask[place]:
+                total, count = total - logits[place - 1, row.ids[place]], count + 1
+    block = anchor.text.blocks[anchor.block(0)][:-1]
+    with adapters.base():
+        base = every_logits(model, block).softmax(-1)
+    tuned = model(input_ids=block[None]).logits[0].log_softmax(-1)
+    apart = F.kl_div(tuned, base, reduction="sum") / LENGTH
+    loss = total / count
+    found = torch.autograd.grad(loss + WEIGHT * apart, trainable.parameters())
+    return list(found), loss.item(), apart.item()
+
+
+def same(one: list[Tensor], other: list[Tensor], share: float) -> None:
+    largest = max(value.abs().max() for value in other)
+    assert largest > 1e-4
+    assert max((a - b).abs().max() for a, b in zip(one, other, strict=True)) <= share * largest
+
+
+@pytest.mark.parametrize("most", [1000, 1], ids=["in one row", "alone"])
+@pytest.mark.parametrize("backend", ["padded", "packed", "fused"])
+def test_every_backend_computes_what_is_written_out(backend: str, most: int) -> None:
+    gradients, loss, divergence = step(backend, most=most)
+    expected, expected_loss, apart = plainly()
+    assert apart > 0.01, "the adapter must have moved"
+    exact = 2e-6 if backend == "fused" else 1e-9  # the kernels turn by float32 angles
+    same(gradients, expected, exact)
+    assert divergence is not None
+    assert abs(loss - expected_loss) <= exact * loss and abs(divergence - apart) <= exact * apart
+
+
+def test_an_adapter_that_changes_nothing_has_no_divergence_and_no_gradient_from_it() -> None:
+    model = tiny_model("llama").double()
+    trainable = TrainableLoRA(inject(model, LoraConfig(rank=3)))
+    computing = Fused(Workload(model, trainable, CAUSAL_LM, longest=17))
+    anchor = Anchor(text(), WEIGHT, 0, trainable, computing, 1, 0)
+    with computing.active():
+        _, apart = anchor.backward(None, 0, 1.0, CPU)
+    assert apart == 0.0 and all(one.grad is None or not one.grad.any() for one in trainable.parameters())
+
+
+def test_what_the_base_says_of_a_block_is_computed_once_where_there_is_room() -> None:
+    model, _, trainable = adapted()
+    computing = Eager(Workload(model, trainable, CAUSAL_LM))
+    for room, expected in ((10**7, 5), (0, 15)):
+        anchor = Anchor(text(), WEIGHT, 0, trainable, computing, 1, room)
+        calls = [0]
+
+        def counted(batch: Batch, calls: list[int] = calls) -> Tensor:
+            calls[0] += 1
+            return computing.base_rows(batch)
+
+        anchor.backend = type("Counted", (), {"base_rows": staticmethod(counted), "anchored": computing.anchored})()  # pyright: ignore
+        for number in range(15):
+            anchor.backward(None, number, 1.0, CPU)
+        assert calls[0] == expected
+
+
+def test_blocks_follow_from_seed_and_step_alone_and_all_come_before_one_comes_again() -> None:
+    model, _, trainable = adapted()
+    computing = Eager(Workload(model, trainable, CAUSAL_LM))
+
+    def drawn(seed: int) -> list[int]:
+        anchor = Anchor(text(), WEIGHT, seed, trainable, computing, 1, 0)
+        return [anchor.block(number) for number in range(10)]
+
+    assert drawn(3) == drawn(3) != drawn(4)
+    assert sorted(drawn(3)[:5]) == sorted(drawn(3)[5:]) == list(range(5)) and drawn(3)[:5] != drawn(3)[5:]
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_adalora_gives_ranks_by_what_the_rows_need_alone(order: str) -> None:
+    """The averages after a step with an anchor are those after one without."""
+
+    def averages(anchored: bool, clip: float) -> list[Tensor]:
+        model = tiny_model("llama").double()
+        spec = AdaLoraConfig(budget=1, initial=3, importance=order)
+        adapters = inject(model, spec)
+        for parameter in adapters.parameters():
+            parameter.data = parameter.data.double()
+        trainable = TrainableAdaLoRA(adapters, spec, 20)
+        with torch.no_grad():
+            trainable.triplets.strengths.add_(0.3)
+        computing = Fused(Workload(model, trainable, CAUSAL_LM, longest=17))
+        state = state_of(trainable)
+        state.clip = clip
+        anchor = Anchor(text(), WEIGHT, 0, trainable, computing, 1000, 10**6) if anchored else None
+        with computing.active():
+            optimizer_step(state, computing.layout(rows(), 24), computing.loss, 0.0, anchor)
+        return [*trainable.importance.averages]
+
+    for one, other in zip(averages(True, 1e9), averages(False, 1e9), strict=True):
+        assert other.abs().max() > 0 and (one - other).abs().max() <= 1e-9 * other.abs().max()
+    clipped, whole = averages(True, 1e-3), averages(True, 1e9)  # clipping shortens all gradients alike
+    ratios = [(one.sum() / other.sum()).item() for one, other in zip(clipped, whole, strict=True)]
+    assert abs(ratios[0] / ratios[1] - 1) <= 1e-9 and ratios[0] < 0.5
