@@ -66,6 +66,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`."""
 STRENGTHS = (1.0, 0.75, 0.5)
+"""The lower ones with seed 0 alone."""
 BLOCKS, LENGTH = 6, 512
 GERMAN = Path("/usr/share/vim/vim91/tutor/tutor1.de.utf-8")
 QUANTILES = {2: 12.706, 3: 4.303}
@@ -129,7 +130,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         rows = list(prepared.measured_rows)
         whole = experiment.adapter.method == "full"
         sides = of_two_models(load(base_of(folder, cell[0]), silent), model) if whole else base_and_tuned(tuned)
-        for strength in STRENGTHS[:1] if whole else STRENGTHS:
+        for strength in STRENGTHS[: 1 if whole or cell[2] else None]:
             with nullcontext() if whole else tuned.scaled(strength):
                 apart = {name: divergence_of(sides, text) for name, text in texts(model).items()}
                 measured[str(strength)] = {"rows": [one.sums for one in likelihoods(model.module, rows)], "kl": apart}
@@ -172,7 +173,8 @@ def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
             rows = [done[task, way, seed] for seed in sorted(seeds)]
             plain = [done[task, "plain", seed] for seed in sorted(seeds)]
             for strength in dict.fromkeys(name for row in rows for name in row["measured"]):
-                yield line(task, way, strength, rows, plain)
+                pairs = [pair for pair in zip(rows, plain, strict=True) if strength in pair[0]["measured"]]
+                yield line(task, way, strength, [one for one, _ in pairs], [other for _, other in pairs])
 
 
 def line(task: str, way: str, strength: str, rows: list[dict[str, Any]], plain: list[dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from rankwise.cli.visible import visible
 from rankwise.runs.records import (
+    BudgetRecord,
     Event,
     LossRecord,
     ProgressUpdate,
@@ -85,6 +86,11 @@ class Display(AbstractContextManager["Display"]):
             case LossRecord():
                 self._above(measured(event, self._scores))
                 self._scores = []
+            case BudgetRecord():
+                self._above(
+                    f"forgetting after step {event.step}: {event.divergence:.4f} nats per token of ordinary text; the "
+                    f"anchor's weight is {event.weight:.3g} from here on"
+                )
             case SampleRecord():
                 self._above(sampled(event))
             case ProgressUpdate():
@@ -137,7 +143,11 @@ class Display(AbstractContextManager["Display"]):
 
 
 def _facts(record: StepRecord) -> str:
-    return f"{record.step}/{record.steps}  loss {record.loss:.3f}  {record.speed}  {record.resident_bytes / 1e9:.1f} GB"
+    anchor = "" if record.divergence is None else f"  from the base {record.divergence:.3f}"
+    return (
+        f"{record.step}/{record.steps}  loss {record.loss:.3f}{anchor}  {record.speed}  "
+        f"{record.resident_bytes / 1e9:.1f} GB"
+    )
 
 
 def measured(record: LossRecord, scores: Sequence[ScoreRecord]) -> str:

@@ -194,8 +194,8 @@ def _recorded(
     try:
         with log:
             records = [*past.steps, *trainer.run()]
-        kept = None if budget is None else budget.kept
-        results = training.save(training.results(records, validation, past.seconds + trainer.seconds, kept))
+        outcome = None if budget is None else budget.outcome
+        results = training.save(training.results(records, validation, past.seconds + trainer.seconds, outcome))
         callback.changed = lambda texts: None
         update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
         finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})

@@ -13,7 +13,7 @@ from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
 from rankwise.config.layer import Heads, Layer
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
-from rankwise.config.method import NO_ADAPTER, NO_NEW_TRIPLETS, MethodConfig
+from rankwise.config.method import NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection
 from rankwise.config.parameters import Parameters, with_budget, with_ranks
@@ -246,6 +246,7 @@ class FullConfig(MethodConfig):
     artifact: ClassVar[Literal["adapter", "model"]] = "model"
     cannot_continue: ClassVar[str | None] = NO_ADAPTER
     base_dtype: ClassVar[Literal["float32"] | None] = "float32"
+    no_anchor: ClassVar[str | None] = NO_BASE_BESIDE
     trains_base: ClassVar[bool] = True
     lighter_base: ClassVar[tuple[str, str]] = (
         "adapter.method=lora", "an adapter is trained instead of the whole model",

@@ -80,22 +80,11 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
-    def _anchor_has_a_base(self) -> Self:
-        if self.training.anchor is not None and self.adapter.artifact != "adapter":
-            raise ValueError(
-                f"training.anchor holds a model to its base, and the method {self.adapter.method} changes the base "
-                "itself, so there is none beside it. Use the method lora or adalora, or leave the anchor out"
-            )
-        if self.training.anchor is not None and self.training.anchor.forget_at_most and self._is_dora:
-            raise ValueError(
-                "training.anchor.forget_at_most scales the result down where it must, which DoRA's factors cannot "
-                "express. Leave out adapter.dora, or the budget"
-            )
+    def _anchor_fits_method(self) -> Self:
+        anchor = self.training.anchor
+        if anchor is not None and (problem := self.adapter.problem_with_anchor(anchor)) is not None:
+            raise ValueError(problem)
         return self
-
-    @property
-    def _is_dora(self) -> bool:
-        return isinstance(self.adapter, LoraConfig) and self.adapter.dora
 
     @model_validator(mode="after")
     def _validation_rows_exist(self) -> Self:

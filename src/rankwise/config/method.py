@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rankwise.config.adapter_file import NO_HEADS
+from rankwise.config.anchor import AnchorConfig
 from rankwise.config.base import Config
 from rankwise.config.layer import Heads, Layer
 from rankwise.config.models import ModelConfig
@@ -26,6 +27,14 @@ NO_ADAPTER = (
     "full fine-tuning cannot continue an adapter (start_from, --from). To continue a full run, give its folder as the "
     "base model (--model runs/NAME/model)"
 )
+NO_BASE_BESIDE = (
+    "training.anchor holds a model to its base, and full fine-tuning changes the base itself, so there is none beside "
+    "it. Train an adapter, or leave the anchor out"
+)
+NO_SCALED_DORA = (
+    "training.anchor.forget_at_most scales the result down where it must, which DoRA's factors cannot express. Leave "
+    "out adapter.dora, or the budget"
+)
 
 
 class MethodConfig(Config):
@@ -36,6 +45,8 @@ class MethodConfig(Config):
     """What is written, and the folder of a finished run that it lies in."""
     cannot_continue: ClassVar[str | None] = None
     """Why the method cannot begin with an adapter that exists, for a message."""
+    no_anchor: ClassVar[str | None] = None
+    """Why the method cannot be held to its base, for a message."""
     base_dtype: ClassVar[Literal["float32"] | None] = None
     """The number format that the base must have, where the method needs one."""
     auto_rate: ClassVar[float]
@@ -86,6 +97,12 @@ class MethodConfig(Config):
     def problem_with(self, base: ModelConfig) -> str | None:
         """Why this base model cannot be trained with this method, for a message."""
         return None
+
+    def problem_with_anchor(self, anchor: AnchorConfig) -> str | None:
+        """Why a training with this method cannot be held to its base so, for a message."""
+        if anchor.forget_at_most is not None and self.needs_rows_of_weights:
+            return NO_SCALED_DORA
+        return self.no_anchor
 
     def misfit(self, classifies: bool) -> str | None:
         """The setting that has no effect for a classifier, or with `classifies` False for a language model."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from rankwise.config.anchor import AnchorConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
@@ -118,6 +119,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("method", facts.method),
         *_ranks(ranks),
         *_rounds(facts.lineage),
+        *_anchor(facts.experiment.training.anchor, results),
         ("data", f"{escaped(', '.join(files[:3]))}{f' and {len(files) - 3} more files' if len(files) > 3 else ''}"),
         ("rows", rows_used),
         ("steps", f"{results.steps:,} at learning rate {facts.learning_rate:.2g}"),
@@ -239,3 +241,15 @@ def _limits(facts: CardFacts) -> str:
         "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
         "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
     ))  # fmt: skip
+
+
+def _anchor(anchor: AnchorConfig | None, results: Results) -> list[tuple[str, str]]:
+    """How the model was held to its base. None where it was not."""
+    if anchor is None:
+        return []
+    text = "documentation of Python's standard library" if anchor.text is None else PurePath(anchor.text).name
+    rows = [("held to its base", f"on {escaped(text)}, {anchor.tokens} tokens a step")]
+    if results.budget is not None:
+        budget = results.budget
+        rows.append(("forgotten", f"{budget.divergence:.4f} nats per token, of {budget.forget_at_most:g} allowed"))
+    return rows

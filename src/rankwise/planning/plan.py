@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
-from rankwise.config.anchor import BLOCKS as ANCHOR_BLOCKS
 from rankwise.config.method import MethodConfig
 from rankwise.config.planning import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError, DataError
 from rankwise.planning.advice import Advice, Facts, advise
+from rankwise.planning.anchor import anchor_operations
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies, savings
 from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, longest_of, operations_of, rows_at_once
@@ -100,18 +100,9 @@ class Plan:
     def _with_penalty(self, step: Step) -> Step:
         """What the method computes once a step, such as AdaLoRA's penalty, is added."""
         own, adapted = self.config.adapter, self.forecast.parameters.adapted
-        extra = sum(own.step_operations(one.layer, sum(one.ranks)) for one in adapted) + self._of_anchor
+        extra = sum(own.step_operations(one.layer, sum(one.ranks)) for one in adapted)
+        extra += anchor_operations(self.forecast, self.config.training.anchor, self.steps)
         return replace(step, operations=step.operations + extra, unpacked=self.forecast.unpacked)
-
-    @property
-    def _of_anchor(self) -> float:
-        """Operations of a step for its block of other text: a forward and a backward pass, once more the head for the
-        base's predictions, and a forward pass of the base where the block comes for the first time."""
-        if (anchor := self.config.training.anchor) is None:
-            return 0.0
-        pass_over = operations_of(self.forecast, Load((anchor.tokens,), float(anchor.tokens)))
-        first = min(1.0, ANCHOR_BLOCKS / self.steps) if self.steps else 1.0
-        return pass_over.total + pass_over.head + first * pass_over.forward
 
     @cached_property
     def duration(self) -> Duration | None:

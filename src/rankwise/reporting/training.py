@@ -39,6 +39,8 @@ def _key_facts(run: RunSnapshot) -> list[tuple[str, str]]:
     if results.validation_accuracy_before is not None and results.validation_accuracy_after is not None:
         right = [f"{100 * one:.1f}" for one in (results.validation_accuracy_before, results.validation_accuracy_after)]
         facts.append(("validation accuracy", f"{right[0]} \u2192 {right[1]} %"))
+    if (budget := results.budget) is not None:
+        facts.append(("forgotten, nats per token", f"{budget.divergence:.4f} of {budget.forget_at_most:g} allowed"))
     return [
         *facts,
         ("trainable", share(results.trainable_parameters, results.total_parameters)),

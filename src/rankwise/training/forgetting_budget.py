@@ -54,7 +54,7 @@ class ForgettingBudget(Hook):
     validation: Validation
     interval: int
     records: list[BudgetRecord] = field(default_factory=list)
-    kept: KeptBudget | None = None
+    outcome: KeptBudget | None = None
 
     def __post_init__(self) -> None:
         self._base = StateCache(self.anchor.room)
@@ -94,11 +94,11 @@ class ForgettingBudget(Hook):
         if strength < 1.0:
             trainer.trainable.weaken(strength)
             self.validation.measure_again(trainer)
-        self.kept = kept = KeptBudget(
+        self.outcome = outcome = KeptBudget(
             forget_at_most=self.most, divergence=apart, strength=strength, divergence_at_full_strength=full,
             validation_loss_at_full_strength=loss,
         )  # fmt: skip
-        trainer.emit(StatusMessage(self._told(kept)))
+        trainer.emit(StatusMessage(self._summary(outcome)))
 
     def _strength(self, trainer: Trainer, blocks: Sequence[int]) -> tuple[float, float]:
         """By halving: divergence grows with the strength."""
@@ -126,15 +126,17 @@ class ForgettingBudget(Hook):
         with self.anchor.trainable.base():
             return self.anchor.backend.base_rows(text)
 
-    def _told(self, kept: KeptBudget) -> str:
-        line = f"forgetting on ordinary text: {kept.divergence:.4f} nats per token, within the budget of {self.most:g}"
-        if kept.strength == 1.0:
+    def _summary(self, outcome: KeptBudget) -> str:
+        line = (
+            f"forgetting on ordinary text: {outcome.divergence:.4f} nats per token, within the budget of {self.most:g}"
+        )
+        if outcome.strength == 1.0:
             return line
         line += (
-            f". The change was scaled to {kept.strength:.3f} for that; at full strength it is "
-            f"{kept.divergence_at_full_strength:.4f}"
+            f". The change was scaled to {outcome.strength:.3f} for that; at full strength it is "
+            f"{outcome.divergence_at_full_strength:.4f}"
         )
         after = self.validation.loss_after(self.validation.result_step)
-        if after is not None and kept.validation_loss_at_full_strength is not None:
-            line += f" and the validation loss is {kept.validation_loss_at_full_strength:.4f}, not {after.loss:.4f}"
+        if after is not None and outcome.validation_loss_at_full_strength is not None:
+            line += f" and the validation loss is {outcome.validation_loss_at_full_strength:.4f}, not {after.loss:.4f}"
         return line
