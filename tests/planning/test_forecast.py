@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.anchor import BLOCKS
 from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
+from rankwise.planning.anchor import anchor_operations
 from rankwise.planning.devices import find_device
 from rankwise.planning.fitting import Changes, fit_of, least_recomputed, most_at_once, remedies
-from rankwise.planning.forecast import AtOnce, at_once, forecast
+from rankwise.planning.forecast import AtOnce, at_once, forecast, operations_of
 from rankwise.planning.machine import this_machine
 from rankwise.planning.memory import COMPILER, weights_bytes
+from rankwise.planning.operations import Load
 from rankwise.planning.plan import SLOWER_WHEN_SMALL, planned
 from rankwise.planning.time import COMPILED_AFTER, Probe
 
@@ -130,3 +133,19 @@ def test_a_block_has_the_ranks_of_all_its_adapters():
     assert of(LoraConfig(rank=3, targets=("q_proj",), layers=(4, 9))).job.ranks == {4: 3.0, 9: 3.0}
     assert of(LoraConfig(rank=3, targets=("q_proj",), layers=(4, 9))).job.lowest == 4
     assert of(FullConfig()).job.ranks == {} and of(FullConfig()).job.lowest == 0
+
+
+def test_an_anchor_adds_its_text_to_what_is_computed():
+    """Its block joins the last micro-batch where there is room, and its passes are part of every step."""
+    anchored = TrainingConfig(batch_size=4, anchor={"tokens": 128})
+    assert at_once(None, anchored, 256).tokens == 4 * 256 + 128
+    full = TrainingConfig(batch_size=16, anchor={"tokens": 128})
+    assert at_once(None, full, 256).tokens == 2048 == at_once(None, TrainingConfig(), 256).tokens
+    made = of(LoraConfig())
+    whole = operations_of(made, Load((128,), 128.0))
+    first, later = (anchor_operations(made, anchored.anchor, steps) for steps in (BLOCKS, 100 * BLOCKS))
+    assert first == whole.total + whole.head + whole.forward and first - later == pytest.approx(0.99 * whole.forward)
+    assert anchor_operations(made, None, 10) == 0.0
+    settings = [{"model": "smollm2-135m", "training": {"steps": 20, "anchor": anchor}} for anchor in (None, {})]
+    steps = [planned(Planned.model_validate(one), STARTER, HERE, None, None).step for one in settings]
+    assert steps[1].operations - steps[0].operations == pytest.approx(first)
