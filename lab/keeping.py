@@ -123,7 +123,8 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         anchor = None
         if config.anchor is not None:
             assert isinstance(backend, Eager | Fused), "it is a language model"
-            text = anchor_text(config.anchor, model)
+            with tuned.base():
+                text = anchor_text(config.anchor, model, config.steps or 1, silent)
             anchor = Anchor(text, config.anchor.weight, config.seed, tuned, backend, config.max_batch_tokens, 10**9)
         trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend, anchor=anchor)
         seconds = [record.seconds for record in trainer.run()]

@@ -97,7 +97,7 @@ FLAGS = {
         "Hold the model to its base on other text while it learns, with this weight, so that it forgets less; 1 is "
         "usual.  [default: off]"),
     "anchor_text": Flag("training.anchor.text", str,
-        "The other text: a text file, or rows with a `text`.  [default: documentation of Python's standard library]"),
+        "The other text: a text file, or rows with a `text`.  [default: text that the base writes itself]"),
     "forget_at_most": Flag("training.anchor.forget_at_most", float,
         "Budget of forgetting, such as 0.03: the KL divergence from the base in nats per token of ordinary text. The "
         "anchor's weight follows it, and the result keeps it."),

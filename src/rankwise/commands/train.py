@@ -16,8 +16,10 @@ from typing import Any
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
+from rankwise.config.training import TrainingConfig
 from rankwise.data.preparing import TextWriting, facts_of, prepare, refuse_fatal
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, is_out_of_memory, some
+from rankwise.evaluation.text import Text
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.starting import changed_since as start_changed
@@ -131,7 +133,7 @@ def train(
                 varied=experiment.images.augmentation != "none",
             )  # fmt: skip
             lineage = run.manifest().lineage if resume else () if start is None else start.lineage
-            text = None if config.anchor is None else anchor_text(config.anchor, loaded)
+            text = _anchor_text(config, loaded, trainable, callback)
             training = TrainingRun(
                 experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, text
             )
@@ -141,6 +143,14 @@ def train(
         except BaseException:
             trainable.remove()  # a model that was given is to be what it was
             raise
+
+
+def _anchor_text(config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback) -> Text | None:
+    """None where the run is not held to its base."""
+    if config.anchor is None:
+        return None
+    with trainable.base():
+        return anchor_text(config.anchor, model, config.steps or 1, callback)
 
 
 def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) -> str | None:

@@ -17,9 +17,9 @@ class AnchorConfig(Config):
     the model forgets less. The base is the same weights with the adapter switched off."""
 
     text: str | None = None
-    """The other text: a plain text file; or a file, folder or hub data set with rows that have a `text`. The default is
-    the documentation inside the code of Python's standard library. It should be unlike the rows, and like what the
-    model must go on doing well."""
+    """The other text: a plain text file; or a file, folder or hub data set with rows that have a `text`. It should be
+    unlike the rows, and like what the model must go on doing well. By default the base writes it itself, from short
+    openings of several kinds of text; that takes place once for each base, and the text lies in the cache."""
     tokens: PositiveInt = 128
     """Tokens of that text in each step."""
     weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0

@@ -247,7 +247,7 @@ def _anchor(anchor: AnchorConfig | None, results: Results) -> list[tuple[str, st
     """How the model was held to its base. None where it was not."""
     if anchor is None:
         return []
-    text = "documentation of Python's standard library" if anchor.text is None else PurePath(anchor.text).name
+    text = "text that the base model wrote itself" if anchor.text is None else PurePath(anchor.text).name
     rows = [("held to its base", f"on {escaped(text)}, {anchor.tokens} tokens a step")]
     if results.budget is not None:
         budget = results.budget

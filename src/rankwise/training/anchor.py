@@ -2,14 +2,16 @@
 
     loss = mean over the rows' predictions of -log p  +  weight * mean over the text's tokens of KL(base || tuned)
 
-The base is the same weights with the adapter switched off, so it costs no memory. The text is cut into blocks; which
-one a step takes is a function of (seed, step) alone. What the base says of a block never changes, so it is computed
-once and kept as long as there is room for it. The fast form computes the block in one row with the step's documents.
+The base is the same weights with the adapter switched off, so it costs no memory. The text is one that the base writes
+itself, or one that is given, and is cut into blocks; which one a step takes is a function of (seed, step) alone. What
+the base says of a block never changes, so it is computed once and stays as long as there is room for it. The fast form
+computes the block in one row with the step's documents.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -17,23 +19,29 @@ from torch import Tensor
 
 from rankwise.config.anchor import BLOCKS, AnchorConfig
 from rankwise.data.batches import Batch
-from rankwise.evaluation.text import BETWEEN, Text, Written, cut, read_text
+from rankwise.evaluation.text import Text, cut, read_text
 from rankwise.forward.prefix_cache import StateCache
+from rankwise.inference.own_text import own_blocks
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.manifest import AnchorFacts
-from rankwise.text.docstrings import docstrings
+from rankwise.runs.records import Callback
 from rankwise.training.backend import AnchoredBackend
 
-DEFAULT = "documentation inside Python's standard library"
+OWN = "text that the base model wrote itself"
 STREAM = 0xA17C
 """Sets the order of blocks apart from that of rows, which the same seed decides."""
 
 
-def anchor_text(config: AnchorConfig, model: LoadedModel) -> Text:
-    """DataError where the text has fewer than two blocks."""
-    written = Written(DEFAULT, BETWEEN.join(docstrings())) if config.text is None else read_text(config.text)
-    return cut(written, model, blocks=BLOCKS, length=config.tokens, least=2)
+def anchor_text(config: AnchorConfig, model: LoadedModel, steps: int, callback: Callback) -> Text:
+    """Where no text is named, the base writes one: `model` must be as it was before it learned. DataError where a text
+    has fewer than two blocks."""
+    if config.text is not None:
+        return cut(read_text(config.text), model, blocks=BLOCKS, length=config.tokens, least=2)
+    length = min(config.tokens, model.context_length or config.tokens)
+    blocks = own_blocks(model, min(BLOCKS, steps), length, callback)
+    about = f"{OWN}: {len(blocks)} blocks of {length} tokens"
+    return Text(blocks, about, sha256(blocks.numpy().tobytes()).hexdigest(), ())
 
 
 def facts_of(text: Text) -> AnchorFacts:
