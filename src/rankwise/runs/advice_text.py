@@ -1,0 +1,159 @@
+"""What `advise` measured and concluded, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.runs.advice import Advice, AdvisedSide
+from rankwise.runs.measured import Difference, Measured
+
+VERDICTS = {
+    "train": "Train", "prompt": "Prompt with examples", "neither": "Neither pays", "undecided": "Undecided",
+}  # fmt: skip
+
+
+def lines_of(advice: Advice) -> list[str]:
+    """The table, the paragraph, and what it cost."""
+    return [
+        f"{advice.measured_rows:,} held-out rows, {advice.unit}, intervals of 95 %",
+        *table(advice),
+        "",
+        f"{VERDICTS[advice.verdict]}. {paragraph(advice)}",
+        "",
+        cost(advice),
+    ]
+
+
+def names(advice: Advice) -> tuple[str, str, str, str]:
+    short = f"adapter, {advice.cost.short_steps} steps"
+    part = f"adapter, {advice.cost.part_steps} steps on {advice.part_rows:,} rows"
+    if advice.classifies:
+        probe = "linear probe of the features"
+        return (
+            "frequencies of the labels",
+            f"{probe}, {advice.examples:,} rows",
+            short,
+            f"{probe}, {advice.part_rows:,} rows",
+        )
+    examples = "example" if advice.examples == 1 else "examples"
+    return "base", f"base with {advice.examples} {examples}", short, part
+
+
+def table(advice: Advice) -> list[str]:
+    sides = zip(names(advice), (advice.base, advice.untrained, advice.adapter, advice.part), strict=True)
+    rows = [(name, side) for name, side in sides if side is not None]
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  loss {_measured(side.loss)}{_score(side, advice)}" for name, side in rows]
+
+
+def paragraph(advice: Advice) -> str:
+    return " ".join([_verdict(advice), *_content(advice), _rows(advice)])
+
+
+def cost(advice: Advice) -> str:
+    one = advice.cost
+    forecast = "" if one.forecast_seconds is None else f" (forecast {_clock(one.forecast_seconds)})"
+    return (
+        f"This took {_clock(one.seconds)}{forecast}, {one.share:.0%} of the {one.full_steps:,} steps of a full run, "
+        f"which would take {_clock(one.full_seconds)}."
+    )
+
+
+def _verdict(advice: Advice) -> str:
+    base, untrained, _, _ = names(advice)
+    over = advice.over_untrained
+    gain = f"The short adapter's loss is {_lower(advice.gain)} than that of the {base}"
+    gain += "" if over is None else f", and {_lower(over)} than that of the {untrained}"
+    expected = f"less than the {advice.margin:.2g} that count as a gain"
+    match advice.reason:
+        case "better":
+            return f"{gain}."
+        case "examples":
+            return f"Five examples in the prompt lower the loss: it is {_lower_of(advice.untrained_gain)} than that of " \
+                f"the base, and a full run is expected to gain {expected} beyond that. {gain}."  # fmt: skip
+        case "probe":
+            return (
+                f"The labels can be learned: the loss of a linear probe of the frozen features is "
+                f"{_lower_of(advice.untrained_gain)} than that of the frequencies of the labels. {gain}, so begin with "
+                "the head alone (--method head), and see whether a long run of an adapter does better."
+            )
+        case "solved":
+            return f"The task is solved already: the base answers {_share(advice.base)} of the rows exactly."
+        case "unrelated":
+            return (
+                f"The answers do not depend on the questions. {gain}, but no higher when the questions of other rows "
+                "stand before the answers: what was learned is which answers occur and how they are written."
+            )
+        case "no gain":
+            return (
+                f"There is nothing to gain: {gain[0].lower()}{gain[1:]}, and a full run is expected to gain {expected}."
+            )
+        case "too short":
+            return (
+                f"{gain}, and the learning curve says that a full run may overtake the {untrained}. Ask again with more "
+                "--steps, or train and compare."
+            )
+        case _:
+            return (
+                f"{gain}; the intervals reach to both sides of what would decide. About {advice.rows_to_decide or 0:,} "
+                "held-out rows would decide (--held-out)."
+            )
+
+
+def _content(advice: Advice) -> list[str]:
+    if advice.content is None:
+        return ["The rows have no questions, so it was not tested whether the answers depend on them."]
+    if advice.reason in ("unrelated", "solved"):
+        return []
+    others, depends = ("the labels", "the inputs") if advice.classifies else ("the questions", "the questions")
+    seen = "depend" if advice.content.low > 0 else "are not seen to depend"
+    return [f"With {others} of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so its answers "
+            f"{seen} on {depends}."]  # fmt: skip
+
+
+def _rows(advice: Advice) -> str:
+    if advice.doubling is None:
+        return "There are too few rows for a learning curve."
+    if advice.reason == "unrelated":
+        return "More rows of this kind would not help."
+    gain = f"{advice.doubling.value:.3f} ({advice.doubling.low:.3f} to {advice.doubling.high:.3f})"
+    who = "the probe's loss" if advice.classifies else "the loss"
+    curve = f"from {advice.part_rows:,} to {advice.training_rows:,} rows {who} falls by {gain} for each doubling"
+    if advice.doubling.low > 0 and advice.doubling.value >= advice.margin:
+        passes = "" if advice.classifies else ", in as many passes"
+        return f"More rows would help: {curve}{passes}; a full run gains less from them."
+    if advice.doubling.high < advice.margin:
+        return f"More rows would hardly help: {curve}."
+    return f"Whether more rows would help is not clear: {curve}."
+
+
+def _lower(difference: Difference) -> str:
+    return f"{_interval(difference, -1)} lower" if difference.difference <= 0 else f"{_interval(difference, 1)} higher"
+
+
+def _lower_of(difference: Difference | None) -> str:
+    return "no lower" if difference is None else _lower(difference)
+
+
+def _interval(difference: Difference, sign: int) -> str:
+    ends: Sequence[float] = sorted((sign * difference.low, sign * difference.high))
+    return f"{sign * difference.difference:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
+
+
+def _measured(one: Measured) -> str:
+    return f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
+
+
+def _score(side: AdvisedSide, advice: Advice) -> str:
+    if side.score is None:
+        return ""
+    name = "accuracy" if advice.classifies else "exact"
+    return f"   {name} {side.score.value:.1%} ({side.score.low:.1%} to {side.score.high:.1%})"
+
+
+def _share(side: AdvisedSide) -> str:
+    return "all" if side.score is None else f"{side.score.value:.0%} ({side.score.low:.0%} to {side.score.high:.0%})"
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
