@@ -9,14 +9,14 @@ from rankwise.commands.advise import advise
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import prepare
 from rankwise.evaluation.advised_sides import Side
-from rankwise.evaluation.advised_verdict import LEAST, SHARE, SOLVED
+from rankwise.evaluation.advised_verdict import LEAST, SHARE
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.records import silent
 from rankwise.training.advising import Advising, Design
 from rankwise.training.short_runs import short_run
 
 STEPS, BATCH, LABELLED_BATCH = 100, 8, 16
-SIDES = ("base", "untrained", "adapter")
+SIDES = ("base", "untrained", "adapter", "unrelated")
 
 
 def experiment_of(model: str, trained: Path, measured: Path) -> Experiment:
@@ -49,24 +49,19 @@ def whole_run(model: str, trained: Path, measured: Path) -> dict[str, Any]:
     measures = advising.rows()
     base, untrained = measures.base(), measures.untrained().side
     with short_run(advising.short(STEPS, rows), silent, lambda: None) as made:
-        adapter = measures.adapter()
-    sides = {name: vars(side) for name, side in zip(SIDES, (base, untrained, adapter), strict=True) if side is not None}
+        each = (base, untrained, measures.adapter(), measures.unrelated())
+    sides = {name: vars(side) for name, side in zip(SIDES, each, strict=True) if side is not None}
     return {"classifies": classifies, "sides": sides, "step_seconds": made.seconds}
 
 
-def is_solved(full: dict[str, Any]) -> bool:
-    """Whether the base answers the rows exactly, so that no control is needed."""
-    score = Side(**full["sides"]["base"]).score
-    return not full["classifies"] and score is not None and score.low >= SOLVED
-
-
 def verdict_of_run(full: dict[str, Any], control: dict[str, Any] | None) -> tuple[str, list[float | None]]:
-    """The verdict of a whole run and its control, and the losses: base, without training, full, control."""
-    base, untrained, adapter = (Side(**full["sides"][name]) for name in SIDES)
-    shuffled = None if control is None else Side(**control["sides"]["adapter"])
-    losses = [None if side is None else side.loss.value for side in (base, untrained, adapter, shuffled)]
+    """The verdict of a whole run and its control, and the losses: base, without training, full, control. Without a
+    control run, the whole run's loss on swapped pairs is in its place."""
+    base, untrained, adapter = (Side(**full["sides"][name]) for name in SIDES[:3])
+    shuffled = Side(**(full["sides"]["unrelated"] if control is None else control["sides"]["adapter"]))
+    losses: list[float | None] = [side.loss.value for side in (base, untrained, adapter, shuffled)]
     margin = max(LEAST, SHARE * base.loss.value)
-    if shuffled is None or shuffled.against(adapter).low <= 0:
+    if shuffled.against(adapter).low <= 0:
         return "neither", losses
 
     def pays(side: Side, than: Side) -> bool:

@@ -78,7 +78,8 @@ def group(
 
 
 for command in (
-    demo, plan, advise, train, chat, generate, predict, evaluate, inspect, compare, report, strength, merge, extract, doctor,
+    demo, plan, advise, train, chat, generate, predict, evaluate, inspect, compare, report, strength, merge, extract,
+    doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command(cls=OptionalAddress)(export)

@@ -13,6 +13,7 @@ from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import TextWriting, Writing, prepare, refuse_fatal
 from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.advice import Advice
 from rankwise.runs.advice_text import lines_of
@@ -38,6 +39,8 @@ def advise(
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
     objective = objective_of(experiment, callback)
+    if model is not None:
+        _refuse_other(model, experiment, objective)
     foreseen = foresee(experiment, callback, objective.targets)
     if foreseen is not None:
         foreseen.check(callback, force=force_memory)
@@ -62,15 +65,24 @@ def advise(
 
 def _refuse(experiment: Experiment, examples: int) -> None:
     problems: list[str] = []
-    method = experiment.adapter.method
-    if method != "lora":
-        problems.append(f"advise trains short LoRA adapters, and adapter.method is {method}. Leave out --method.")
-    if experiment.adapter.start_from is not None:
-        problems.append("advise compares with the base model, so it cannot begin with an adapter. Leave out --from.")
+    adapter = experiment.adapter
+    if not adapter.short_runs:
+        problems.append(f"adapter.method is {adapter.method}, and advise trains short LoRA adapters. Leave it out.")
+    if adapter.start_from is not None:
+        problems.append(
+            f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone. Leave it out."
+        )
     if examples < 0:
         problems.append(f"--examples is {examples}; it must be 0 or more.")
     if problems:
         raise ConfigError(problems)
+
+
+def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objective) -> None:
+    if objective.targets is not None:
+        raise ConfigError(["a classifier gets its head when its model is loaded; give the model's name."])
+    if experiment.base.name != model.spec.name:
+        raise ConfigError([f'the given model is "{model.spec.name}", but the experiment names {experiment.base.name}.'])
 
 
 def _prepared(data: DataConfig, writing: Writing, callback: Callback) -> Prepared:

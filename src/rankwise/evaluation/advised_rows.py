@@ -80,10 +80,10 @@ class AnsweredRows:
             return Untrained(None)
         module = self.model.module
         if can_share(module):
-            found = likelihoods(module, context.rows, forward=LogitsAfter(module, context.prefix))
+            answers = likelihoods(module, context.rows, forward=LogitsAfter(module, context.prefix))
         else:
-            found = likelihoods(module, context.whole)
-        return Untrained(self._side(found), context.examples)
+            answers = likelihoods(module, context.whole)
+        return Untrained(self._side(answers), context.examples)
 
     def adapter(self) -> Side:
         return self._side(likelihoods(self.model.module, self.rows))
@@ -93,9 +93,9 @@ class AnsweredRows:
         swapped = with_other_questions(self.rows, self.seed, longest)
         return None if swapped is None else self._side(likelihoods(self.model.module, swapped))
 
-    def _side(self, found: Sequence[Likelihood]) -> Side:
-        self.read(len(found))
-        return by_likelihoods(found)
+    def _side(self, answers: Sequence[Likelihood]) -> Side:
+        self.read(len(answers))
+        return by_likelihoods(answers)
 
 
 @dataclass

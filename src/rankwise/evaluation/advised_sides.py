@@ -82,9 +82,9 @@ def with_other_labels(outputs: Numbers, actual: Sequence[float], targets: Target
 def frequencies(labels: Sequence[float], targets: TargetFacts) -> Numbers:
     """The share (C,) of each class, where none is 0; of numbers their mean."""
     if not targets.classes:
-        return np.array([np.mean(labels)])
+        return np.array([float(np.mean(labels))])
     counts = np.bincount(np.asarray(labels, np.int64), minlength=targets.outputs) + 1.0
-    return counts / counts.sum()
+    return np.asarray(counts / counts.sum(), np.float64)
 
 
 def by_frequency(shares: Numbers, actual: Sequence[float], targets: TargetFacts) -> Side:
@@ -116,13 +116,13 @@ def features_of_rows(objective: Classifier, module: nn.Module, rows: Sequence[To
     device, states = next(module.parameters()).device, list[Tensor]()
     hook = body.register_forward_hook(lambda _, __, outputs: states.append(outputs[0]))
     order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
-    found: list[Numbers] = []
+    parts: list[Numbers] = []
     try:
         for batch in objective.batches([rows[at] for at in order], TOKENS_AT_ONCE):
             there = batch.to(device)
             objective.predict(module, there)
             real = there.inputs["attention_mask"][..., None].double()
-            found.append(((states.pop().double() * real).sum(1) / real.sum(1)).cpu().numpy())
+            parts.append(((states.pop().double() * real).sum(1) / real.sum(1)).cpu().numpy())
     finally:
         hook.remove()
-    return np.concatenate(found)[np.argsort(order)]
+    return np.concatenate(parts)[np.argsort(order)]

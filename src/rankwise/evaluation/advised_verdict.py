@@ -2,14 +2,14 @@
 
     solved        the base's answers are already the rows', or neither way gains more than the margin
     unrelated     the adapter's answers do not depend on the questions: what it learned is how answers look
-    train         the adapter is better than the best way without training by more than the margin; of a classifier it
-                  is enough that a probe of its features is better than the frequencies of the labels
+    train         the adapter is better than the best way without training by more than the margin
     prompt        examples gain as much as the adapter will
     undecided     an interval reaches to both sides of a border
 
-The margin is the least gain that counts: a fiftieth of the base's loss, and no less than 0.02. The full run is expected to
-gain more than the short one: by half of what the learning curve promises for each doubling from the short run's length
-to the full one's, since such curves flatten.
+A classifier is worth training where its adapter, or a linear probe of its frozen features, is better than the
+frequencies of the labels. The margin is the least gain that counts: a fiftieth of the base's loss, and no less than
+0.02. The full run is expected to gain more than the short one: by half of what the learning curve promises for each
+doubling from the short run's length to the full one's, since such curves flatten.
 """
 
 from __future__ import annotations

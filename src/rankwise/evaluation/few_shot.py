@@ -88,12 +88,7 @@ def _frame(model: LoadedModel, system: str | None) -> Frame:
     """An empty frame where the template cannot write a conversation of two questions, or moves its parts."""
     opening = (Message("system", system),) if system else ()
     encoder = Encoder(model.template, model.tokenizer, DataConfig(path="probe"), 10**9)
-    turns = [
-        Message(role, content)
-        for question in QUESTIONS
-        for role, content in (("user", question), ("assistant", "Yes."), ("user", question), ("assistant", "No."))
-    ]
-    probes = [Example((*opening, *turns[at : at + 4]), "probe") for at in (0, 4)]
+    probes = [Example((*opening, *_conversation(question)), "probe") for question in QUESTIONS]
     try:
         outcomes = encoder.encode(probes)
     except TemplateError:
@@ -106,6 +101,11 @@ def _frame(model: LoadedModel, system: str | None) -> Frame:
         _common(one.ids, other.ids),
         _common(*(row.ids[end:] for row, end in zip((one, other), ends, strict=True))),
     )
+
+
+def _conversation(question: str) -> tuple[Message, ...]:
+    asked = Message("user", question)
+    return asked, Message("assistant", "Yes."), asked, Message("assistant", "No.")
 
 
 def _end_of_first_answer(row: Tokens) -> int:

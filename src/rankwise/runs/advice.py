@@ -76,6 +76,8 @@ class Advice(Config):
     seed: int
     cost: AdviceCost
     warnings: tuple[str, ...] = ()
+    text: str = ""
+    """The advice in plain words."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise advise --json` prints."""

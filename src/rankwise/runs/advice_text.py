@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.runs.advice import Advice, AdvisedSide
+from rankwise.runs.advice import Advice, AdvisedSide, Reason
 from rankwise.runs.measured import Difference, Measured
 
 VERDICTS = {
@@ -18,7 +18,7 @@ def lines_of(advice: Advice) -> list[str]:
         f"{advice.measured_rows:,} held-out rows, {advice.unit}, intervals of 95 %",
         *table(advice),
         "",
-        f"{VERDICTS[advice.verdict]}. {paragraph(advice)}",
+        advice.text,
         "",
         cost(advice),
     ]
@@ -47,7 +47,9 @@ def table(advice: Advice) -> list[str]:
 
 
 def paragraph(advice: Advice) -> str:
-    return " ".join([_verdict(advice), *_content(advice), _rows(advice)])
+    """The verdict with its reasons, and whether more rows would help, in plain words."""
+    sentences = [f"{VERDICTS[advice.verdict]}.", _verdict(advice), *_content(advice), _rows(advice)]
+    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
 def cost(advice: Advice) -> str:
@@ -59,45 +61,34 @@ def cost(advice: Advice) -> str:
     )
 
 
+REASONS: dict[Reason, str] = {
+    "better": "{gain}.",
+    "examples": "the loss of the {untrained} is {untrained_gain} than that of the {base}, and a full run is expected "
+    "to gain {expected} beyond that: {gain}.",
+    "probe": "the labels can be learned: the loss of a {untrained} is {untrained_gain} than that of the {base}. "
+    "{gain}, so begin with the head alone (--method head), and see whether a long run of an adapter does better.",
+    "solved": "the task is solved already: the base answers {share} of the rows exactly.",
+    "unrelated": "the answers do not depend on the questions: {gain}, but it is no higher when the questions of other "
+    "rows stand before the answers. What was learned is which answers occur and how they are written.",
+    "no gain": "there is nothing to gain: {gain}, and a full run is expected to gain {expected}.",
+    "too short": "{gain}, and the learning curve says that a full run may overtake the {untrained}. Ask again with "
+    "more --steps, or train and compare.",
+    "too few rows": "{gain}; the intervals reach to both sides of what would decide. About {rows} held-out rows would "
+    "decide (--held-out).",
+}
+
+
 def _verdict(advice: Advice) -> str:
     base, untrained, _, _ = names(advice)
     over = advice.over_untrained
-    gain = f"The short adapter's loss is {_lower(advice.gain)} than that of the {base}"
+    gain = f"the short adapter's loss is {_lower(advice.gain)} than that of the {base}"
     gain += "" if over is None else f", and {_lower(over)} than that of the {untrained}"
-    expected = f"less than the {advice.margin:.2g} that count as a gain"
-    match advice.reason:
-        case "better":
-            return f"{gain}."
-        case "examples":
-            return f"Five examples in the prompt lower the loss: it is {_lower_of(advice.untrained_gain)} than that of " \
-                f"the base, and a full run is expected to gain {expected} beyond that. {gain}."  # fmt: skip
-        case "probe":
-            return (
-                f"The labels can be learned: the loss of a linear probe of the frozen features is "
-                f"{_lower_of(advice.untrained_gain)} than that of the frequencies of the labels. {gain}, so begin with "
-                "the head alone (--method head), and see whether a long run of an adapter does better."
-            )
-        case "solved":
-            return f"The task is solved already: the base answers {_share(advice.base)} of the rows exactly."
-        case "unrelated":
-            return (
-                f"The answers do not depend on the questions. {gain}, but no higher when the questions of other rows "
-                "stand before the answers: what was learned is which answers occur and how they are written."
-            )
-        case "no gain":
-            return (
-                f"There is nothing to gain: {gain[0].lower()}{gain[1:]}, and a full run is expected to gain {expected}."
-            )
-        case "too short":
-            return (
-                f"{gain}, and the learning curve says that a full run may overtake the {untrained}. Ask again with more "
-                "--steps, or train and compare."
-            )
-        case _:
-            return (
-                f"{gain}; the intervals reach to both sides of what would decide. About {advice.rows_to_decide or 0:,} "
-                "held-out rows would decide (--held-out)."
-            )
+    sentence = REASONS[advice.reason].format(
+        gain=gain, base=base, untrained=untrained, untrained_gain=_lower_of(advice.untrained_gain),
+        expected=f"less than the {advice.margin:.2g} that count", rows=f"{advice.rows_to_decide or 0:,}",
+        share=_share(advice.base),
+    )  # fmt: skip
+    return sentence.replace(". the", ". The")
 
 
 def _content(advice: Advice) -> list[str]:

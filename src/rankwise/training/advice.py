@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rankwise.evaluation.advised_sides import Side
 from rankwise.evaluation.advised_verdict import Evidence, Gain, decide
 from rankwise.runs.advice import Advice, AdviceCost, AdvisedSide
+from rankwise.runs.advice_text import paragraph
 from rankwise.runs.measured import Difference, Measured
 from rankwise.training.advising import Advising, Sides
 
@@ -62,15 +63,16 @@ def advice_of(advising: Advising, sides: Sides, forecast: float | None, warnings
     classifies, apart = advising.objective.targets is not None, Differences.of(sides)
     evidence = evidence_of(sides, apart, design.doublings, classifies=classifies)
     decision = decide(evidence)
+    curve_rows = sides.examples if classifies else len(advising.prepared.trained)
     scored = classifies or _mean_tokens(sides.base) <= SHORT_ANSWER
-    return Advice(
+    advice = Advice(
         verdict=decision.verdict, reason=decision.reason, classifies=classifies,
         base=_shown(sides.base, scored=scored or decision.reason == "solved"),
         untrained=sides.untrained and _shown(sides.untrained, scored=scored),
         adapter=_shown(sides.adapter, scored=scored), part=sides.part and _shown(sides.part, scored=scored),
         examples=sides.examples, gain=apart.gain, untrained_gain=apart.untrained, over_untrained=apart.over,
         content=apart.content, doubling=apart.doubling, margin=evidence.margin,
-        rows_to_decide=decision.rows_to_decide, training_rows=sides.examples if classifies else len(advising.prepared.trained),
+        rows_to_decide=decision.rows_to_decide, training_rows=curve_rows,
         measured_rows=design.measured, part_rows=sides.examples // 2 if classifies else design.part_rows, unit=report.loss_unit, model=advising.model.facts,
         seed=advising.config.seed, warnings=warnings,
         cost=AdviceCost(
@@ -78,6 +80,7 @@ def advice_of(advising: Advising, sides: Sides, forecast: float | None, warnings
             forecast_seconds=forecast, seconds=sides.seconds, full_seconds=sides.step_seconds * design.full_steps,
         ),
     )  # fmt: skip
+    return advice.model_copy(update={"text": paragraph(advice)})
 
 
 def _shown(side: Side, *, scored: bool) -> AdvisedSide:

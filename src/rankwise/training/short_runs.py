@@ -83,7 +83,7 @@ def short_run(
         chosen = choose_backend(work, config.backend, tokens) if backend is None else backend_named(backend, work)
         order, vary = prepared.balanced_order(config.seed), augmentation(experiment.images, config.seed)
         batches = Batches.of(rows, config, chosen.layout, vary, order)
-        trainer = Trainer(trainable, batches, config, chosen, [Told(callback)])
+        trainer = Trainer(trainable, batches, config, chosen, [Sentences(callback)])
         seconds: list[float] = []
         for record in trainer.run():
             seconds.append(record.seconds)
@@ -94,7 +94,7 @@ def short_run(
 
 
 @dataclass(frozen=True)
-class Told(Hook):
+class Sentences(Hook):
     """Warnings and sentences go on to whoever waits; the records of steps are those of no run."""
 
     callback: Callback
