@@ -19,9 +19,10 @@ from rankwise.runs.advice import Advice
 from rankwise.runs.advice_text import lines_of
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, silent
 from rankwise.system.files import published, write_atomic, write_json
+from rankwise.system.memory import limited_memory
 from rankwise.training.advice import advice_of
 from rankwise.training.advising import EXAMPLES, Advising, Design, design
-from rankwise.training.preflight import Foresight, foresee
+from rankwise.training.preflight import Foresight, foresee, within_limit
 
 SHARE_HELD_OUT, MOST_HELD_OUT = 5, 200
 """Without validation rows, a fifth of the rows is held out, and no more than this."""
@@ -38,10 +39,26 @@ def advise(
         raise RunError(f"{out} already exists and is not overwritten.")
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
+    with limited_memory(experiment.model.memory_bytes):
+        advising, forecast = _made_ready(experiment, examples, callback, model, force_memory=force_memory)
+        advice = advice_of(advising, advising.measure(), forecast, callback.texts)
+    if out is not None:
+        with published(out) as folder:
+            write_json(folder / "advice.json", advice.model_dump(mode="json"))
+            write_atomic(folder / "advice.txt", "\n".join([*lines_of(advice), ""]).encode())
+        callback(StatusMessage(f"written to {out}"))
+    return advice
+
+
+def _made_ready(
+    experiment: Experiment, examples: int, callback: Callback, model: LoadedModel | None, *, force_memory: bool
+) -> tuple[Advising, float | None]:
+    """Everything before the first measurement, and the seconds that all of them are forecast to take."""
     objective = objective_of(experiment, callback)
     if model is not None:
         _refuse_other(model, experiment, objective)
     foreseen = foresee(experiment, callback, objective.targets)
+    training, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None:
         foreseen.check(callback, force=force_memory)
     loaded = objective.load(experiment.base, callback) if model is None else model
@@ -49,18 +66,11 @@ def advise(
     if isinstance(used := writing.by(experiment.data), TextWriting):
         loaded = loaded.with_template(used.template)
     prepared = _prepared(experiment.data, writing, callback)
-    rows = len(prepared.trained)
-    config = experiment.training.resolved(rows, loaded.width, experiment.auto_rate)
-    planned = design(config, rows, len(prepared.measured), classifies=objective.targets is not None)
+    rows, held_out = len(prepared.trained), len(prepared.measured)
+    config = training.resolved(rows, loaded.width, experiment.auto_rate)
+    planned = design(config, rows, held_out, classifies=objective.targets is not None)
     forecast = _foretell(planned, foreseen, callback)
-    advising = Advising(experiment, config, loaded, objective, prepared, planned, callback, examples)
-    advice = advice_of(advising, advising.measure(), forecast, callback.texts)
-    if out is not None:
-        with published(out) as folder:
-            write_json(folder / "advice.json", advice.model_dump(mode="json"))
-            write_atomic(folder / "advice.txt", "\n".join([*lines_of(advice), ""]).encode())
-        callback(StatusMessage(f"written to {out}"))
-    return advice
+    return Advising(experiment, config, loaded, objective, prepared, planned, callback, examples), forecast
 
 
 def _refuse(experiment: Experiment, examples: int) -> None:

@@ -30,7 +30,8 @@ def advise(
     """Measure the base, the base with examples in the prompt, and a short adapter on held-out rows, and say which pays.
 
     Give an `Experiment`, or `model` and `data` with settings as keyword arguments, as for `rankwise.train`. `model` may
-    be one from `rankwise.load`; it is the same bit for bit afterwards. Nothing is written, unless `out` names a folder.
+    be one from `rankwise.load`; it is the same bit for bit afterwards. Nothing is written, unless `out` names a folder,
+    but rows in memory to runs/.rows, where `train` reads them too.
     """
     from rankwise.commands.advise import advise as advise_command
     from rankwise.models.loaded import LoadedModel

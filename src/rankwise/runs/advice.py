@@ -69,8 +69,11 @@ class Advice(Config):
     rows_to_decide: int | None
     """Held-out rows that would decide, where these do not."""
     training_rows: int
-    measured_rows: int
+    """Rows at the end of the learning curve: those that the adapter learns from, or a classifier's probe."""
     part_rows: int
+    """Rows at its beginning."""
+    measured_rows: int
+    """Held-out rows that were measured."""
     unit: str
     model: BaseModelFacts
     seed: int

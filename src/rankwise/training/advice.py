@@ -63,7 +63,8 @@ def advice_of(advising: Advising, sides: Sides, forecast: float | None, warnings
     classifies, apart = advising.objective.targets is not None, Differences.of(sides)
     evidence = evidence_of(sides, apart, design.doublings, classifies=classifies)
     decision = decide(evidence)
-    curve_rows = sides.examples if classifies else len(advising.prepared.trained)
+    every, part = len(advising.prepared.trained), design.part_rows
+    curve = (sides.examples, sides.examples // 2) if classifies else (every, part)
     scored = classifies or _mean_tokens(sides.base) <= SHORT_ANSWER
     advice = Advice(
         verdict=decision.verdict, reason=decision.reason, classifies=classifies,
@@ -72,9 +73,9 @@ def advice_of(advising: Advising, sides: Sides, forecast: float | None, warnings
         adapter=_shown(sides.adapter, scored=scored), part=sides.part and _shown(sides.part, scored=scored),
         examples=sides.examples, gain=apart.gain, untrained_gain=apart.untrained, over_untrained=apart.over,
         content=apart.content, doubling=apart.doubling, margin=evidence.margin,
-        rows_to_decide=decision.rows_to_decide, training_rows=curve_rows,
-        measured_rows=design.measured, part_rows=sides.examples // 2 if classifies else design.part_rows, unit=report.loss_unit, model=advising.model.facts,
-        seed=advising.config.seed, warnings=warnings,
+        rows_to_decide=decision.rows_to_decide, training_rows=curve[0], part_rows=curve[1],
+        measured_rows=design.measured, unit=report.loss_unit, model=advising.model.facts, seed=advising.config.seed,
+        warnings=warnings,
         cost=AdviceCost(
             full_steps=design.full_steps, short_steps=design.steps, part_steps=design.part_steps, work=design.work,
             forecast_seconds=forecast, seconds=sides.seconds, full_seconds=sides.step_seconds * design.full_steps,
