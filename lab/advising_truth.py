@@ -9,7 +9,7 @@ from rankwise.commands.advise import advise
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import prepare
 from rankwise.evaluation.advised_sides import Side
-from rankwise.evaluation.advised_verdict import LEAST, SHARE
+from rankwise.evaluation.advised_verdict import margin_of
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.records import silent
 from rankwise.training.advising import Advising, Design
@@ -58,10 +58,11 @@ def verdict_of_run(full: dict[str, Any], control: dict[str, Any] | None) -> tupl
     """The verdict of a whole run and its control, and the losses: base, without training, full, control. Without a
     control run, the whole run's loss on swapped pairs is in its place."""
     base, untrained, adapter = (Side(**full["sides"][name]) for name in SIDES[:3])
-    shuffled = Side(**(full["sides"]["unrelated"] if control is None else control["sides"]["adapter"]))
-    losses: list[float | None] = [side.loss.value for side in (base, untrained, adapter, shuffled)]
-    margin = max(LEAST, SHARE * base.loss.value)
-    if shuffled.against(adapter).low <= 0:
+    sums = full["sides"].get("unrelated") if control is None else control["sides"]["adapter"]
+    shuffled = None if sums is None else Side(**sums)
+    losses = [None if side is None else side.loss.value for side in (base, untrained, adapter, shuffled)]
+    margin = margin_of(min(base.loss.value, untrained.loss.value))
+    if shuffled is not None and shuffled.against(adapter).low <= 0:
         return "neither", losses
 
     def pays(side: Side, than: Side) -> bool:

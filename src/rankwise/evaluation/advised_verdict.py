@@ -7,9 +7,9 @@
     undecided     an interval reaches to both sides of a border
 
 A classifier is worth training where its adapter, or a linear probe of its frozen features, is better than the
-frequencies of the labels. The margin is the least gain that counts: a fiftieth of the base's loss, and no less than
-0.02. The full run is expected to gain more than the short one: by half of what the learning curve promises for each
-doubling from the short run's length to the full one's, since such curves flatten.
+frequencies of the labels. The margin is the least gain that counts: a fiftieth of the best loss without training, and
+no less than 0.02. The full run is expected to gain more than the short one: by half of what the learning curve promises
+for each doubling from the short run's length to the full one's, since such curves flatten.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ BLURRED = 0.25
 it."""
 FLATTENING = 0.5
 MOST_ROWS = 100_000
+
+
+def margin_of(loss: float) -> float:
+    return max(LEAST, SHARE * loss)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class Evidence:
 
     @property
     def margin(self) -> float:
-        return max(LEAST, SHARE * self.base.value)
+        """By the best loss without training: that of a base that has never seen the format may be huge."""
+        untrained = 0.0 if self.untrained is None else self.untrained.value
+        return margin_of(self.base.value - max(0.0, untrained))
 
     @property
     def expected(self) -> float:
