@@ -107,7 +107,8 @@ def _rows(advice: Advice) -> str:
         return "There are too few rows for a learning curve."
     if advice.reason == "unrelated":
         return "More rows of this kind would not help."
-    gain = f"{advice.doubling.value:.3f} ({advice.doubling.low:.3f} to {advice.doubling.high:.3f})"
+    one = advice.doubling
+    gain = f"{_number(one.value)} ({_number(one.low)} to {_number(one.high)})"
     who = "the probe's loss" if advice.classifies else "the loss"
     curve = f"from {advice.part_rows:,} to {advice.training_rows:,} rows {who} falls by {gain} for each doubling"
     if advice.doubling.low > 0 and advice.doubling.value >= advice.margin:
@@ -128,7 +129,13 @@ def _lower_of(difference: Difference | None) -> str:
 
 def _interval(difference: Difference, sign: int) -> str:
     ends: Sequence[float] = sorted((sign * difference.low, sign * difference.high))
-    return f"{sign * difference.difference:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
+    return f"{_number(sign * difference.difference)} ({_number(ends[0])} to {_number(ends[1])})"
+
+
+def _number(value: float) -> str:
+    """Three places, and no sign before zero."""
+    text = f"{value:.3f}"
+    return text if float(text) else "0.000"
 
 
 def _measured(one: Measured) -> str:
