@@ -93,6 +93,7 @@ TASKS: dict[str, tuple[str, Callable[[], list[Row]], bool]] = {
     "sst-2-shuffled": (ENCODER, lambda: glue("sst-2"), True),
     "cola": (ENCODER, lambda: glue("cola"), False),
     "rte": (ENCODER, lambda: glue("rte"), False),
+    "sts-b": (ENCODER, lambda: glue("sts-b"), False),
     "e2e": (TEXT, lambda: pairs(e2e()[0], 160), False),
     "e2e-shuffled": (TEXT, lambda: pairs(e2e()[0], 160), True),
     "own": (TEXT, own, True),

@@ -128,7 +128,7 @@ def _of_labels(evidence: Evidence) -> Decision:
     if learned:
         return Decision("train", "better")
     most = max((one for one in (probe, gain) if one is not None), key=lambda one: one.value)
-    if most.value < margin or most.high < BLURRED * evidence.base.value:
+    if most.value < margin and most.high < BLURRED * evidence.base.value:
         return Decision("neither", "no gain")
     return Decision("undecided", "too few rows", most.rows_against(0.0))
 

@@ -37,8 +37,9 @@ from rankwise.training.short_runs import ShortRun, short_run
 EXAMPLES, FEWEST_STEPS, TENTH, PART = 5, 20, 10, 4
 BUDGET = 0.3
 """Of the full run's work."""
-FORWARD = 0.4
-"""The work of measuring a row, as a share of the work of learning from it."""
+FORWARD, FORWARD_OF_LABELS = 0.5, 0.4
+"""The work of measuring a row, as a share of the work of learning from it, by what advising took beside its steps
+(lab/advising.md): of a language model, and of a classifier."""
 FEWEST_ROWS, MOST_ROWS, MOST_PROBED = 24, 256, 320
 
 
@@ -57,11 +58,13 @@ class Design:
     batch_size: int
     passes: int
     """Passes over the measured rows."""
+    forward: float = FORWARD
+    """The work of measuring a row."""
 
     @property
     def work(self) -> float:
         read = self.passes * self.measured + self.probed
-        return self.steps + self.part_steps + FORWARD * read / self.batch_size
+        return self.steps + self.part_steps + self.forward * read / self.batch_size
 
     @property
     def doublings(self) -> float:
@@ -74,10 +77,11 @@ def design(config: TrainingConfig, rows: int, held_out: int, *, classifies: bool
     steps = min(full, max(FEWEST_STEPS, math.ceil(full / TENTH)))
     part_steps = steps // PART if rows >= 2 * PART and not classifies else 0
     passes = 2 if classifies else 4 + bool(part_steps)
-    room = (BUDGET * full - steps - part_steps) * batch / FORWARD
+    forward = FORWARD_OF_LABELS if classifies else FORWARD
+    room = (BUDGET * full - steps - part_steps) * batch / forward
     probed = min(rows, MOST_PROBED, max(2 * FEWEST_ROWS, int(room / 2))) if classifies else 0
     measured = min(held_out, MOST_ROWS, max(FEWEST_ROWS, int((room - probed) / passes)))
-    return Design(full, steps, part_steps, max(1, rows // PART), measured, probed, batch, passes)
+    return Design(full, steps, part_steps, max(1, rows // PART), measured, probed, batch, passes, forward)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class Advising:
         return [rows[int(number)] for number in order[:count]]
 
     def _read(self, rows: int) -> None:
-        self._report(self._done + FORWARD * rows / self.design.batch_size)
+        self._report(self._done + self.design.forward * rows / self.design.batch_size)
 
     def _step(self) -> None:
         self._report(self._done + 1.0)
