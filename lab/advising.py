@@ -77,9 +77,9 @@ def own() -> list[Row]:
     with data("alpaca/train.json").open(encoding="utf-8") as file:
         asked = [row["instruction"] for row in json.load(file) if not row["input"] and len(row["instruction"]) <= 80]
     ids = [asking_ids(model, [Message("user", question)]) for question in asked]
-    answers = answers_in_turn(model, ids, GenerationConfig(max_new_tokens=40, repetition_check=False), 64)
+    answers = answers_in_turn(model, ids, GenerationConfig(max_new_tokens=96, repetition_check=False), 64)
     done = [(question, one.text) for question, one in zip(asked, answers, strict=True) if one.stopped == "end"]
-    return pairs(done, 400)
+    return pairs(done, 600)
 
 
 def glue(task: str) -> list[Row]:
@@ -94,6 +94,7 @@ TASKS: dict[str, tuple[str, Callable[[], list[Row]], bool]] = {
     "cola": (ENCODER, lambda: glue("cola"), False),
     "rte": (ENCODER, lambda: glue("rte"), False),
     "sts-b": (ENCODER, lambda: glue("sts-b"), False),
+    "sts-b-shuffled": (ENCODER, lambda: glue("sts-b"), True),
     "e2e": (TEXT, lambda: pairs(e2e()[0], 160), False),
     "e2e-shuffled": (TEXT, lambda: pairs(e2e()[0], 160), True),
     "own": (TEXT, own, True),

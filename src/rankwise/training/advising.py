@@ -1,4 +1,4 @@
-"""Should one train at all? Three ways to answer held-out rows, measured in less than a third of a run of 100 steps.
+"""Should one train at all? Three ways to answer held-out rows, measured in about a third of a run of 100 steps.
 
     base                        the model as it is; of a classifier, the frequencies of the labels
     base with examples          five training rows in the prompt; of a classifier, a linear probe of its features
