@@ -8,6 +8,7 @@ brings no torch.
     add_adapter     another adapter in such a set
     eva_choices     ranks and a start for it from inputs that the model gets
     plan        what a training would take, before anything is loaded
+    advise      whether to train, to prompt with examples, or neither, measured on held-out rows
     train       an Experiment into a finished run
     generate    one answer from a run
     evaluate    a run beside its base, or a model, by a task: numbers with intervals
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from rankwise.methods.inject import inject as inject
     from rankwise.models.loaded import LoadedModel as LoadedModel
     from rankwise.models.loading import load as load
+    from rankwise.python.advise import advise as advise
     from rankwise.python.run import Run as Run
     from rankwise.python.run import load_run as load_run
     from rankwise.python.train import train as train
@@ -83,6 +85,7 @@ _HOMES = {
     "RankwiseError": "rankwise.errors",
     "TrainingConfig": "rankwise.config.training",
     "add_adapter": "rankwise.methods.inject",
+    "advise": "rankwise.python.advise",
     "compare": "rankwise.commands.compare",
     "demo": "rankwise.commands.demo",
     "TaskConfig": "rankwise.config.tasks",

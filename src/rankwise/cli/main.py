@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from rankwise import __version__
+from rankwise.cli.advise import advise
 from rankwise.cli.ask import chat, generate
 from rankwise.cli.cache import cache
 from rankwise.cli.compare import compare
@@ -77,7 +78,8 @@ def group(
 
 
 for command in (
-    demo, plan, train, chat, generate, predict, evaluate, inspect, compare, report, strength, merge, extract, doctor,
+    demo, plan, advise, train, chat, generate, predict, evaluate, inspect, compare, report, strength, merge, extract,
+    doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command(cls=OptionalAddress)(export)

@@ -69,6 +69,7 @@ class LoraConfig(AdapterConfig):
     The defaults follow Schulman et al. 2025 ("LoRA Without Regret"): every linear layer, alpha 32.
     """
 
+    short_runs: ClassVar[bool] = True
     smaller: ClassVar[tuple[str, int] | None] = ("adapter.rank", 4)
     method: Literal["lora"] = "lora"
     """The method these settings belong to."""

@@ -61,6 +61,8 @@ class MethodConfig(Config):
     """Whether the base's own weights are trained, and no adapter."""
     averages: ClassVar[int] = 0
     """Moving averages of each trained parameter, beside those of the optimizer."""
+    short_runs: ClassVar[bool] = False
+    """Whether a run of 20 steps tells what a longer one will learn, so that `advise` may make it."""
     smaller: ClassVar[tuple[str, int] | None] = None
     """The setting that an adapter's size follows from, and a small value of it."""
     lighter_base: ClassVar[tuple[str, str]] = (

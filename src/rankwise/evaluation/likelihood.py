@@ -7,16 +7,16 @@ of the others, apart from rounding in the last digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.data.batches import collate, input_length
+from rankwise.data.batches import Batch, collate, input_length
 from rankwise.errors import EvaluationError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.runs.records import Callback, ProgressUpdate, silent
@@ -31,6 +31,8 @@ AT_ONCE = 512
 class Likelihood:
     nats: float
     tokens: int
+    greedy: bool = False
+    """Whether each token is the most likely one, so that greedy decoding would write exactly this."""
 
     @property
     def sums(self) -> list[float]:
@@ -41,15 +43,15 @@ class Likelihood:
 @torch.inference_mode()
 def likelihoods(
     module: nn.Module, sequences: Sequence[Tokens], callback: Callback = silent, what: str = "",
-    sources: Sequence[str] = (),
+    sources: Sequence[str] = (), forward: Callable[[Batch], Tensor] | None = None,
 ) -> list[Likelihood]:  # fmt: skip
-    """Compute the likelihood of each sequence, in order; equal sequences are computed once. `places` name their sources
-    in error messages."""
+    """Compute the likelihood of each sequence, in order; equal sequences are computed once. `sources` name where they
+    come from in error messages. `forward` computes the logits, by default from the sequences alone."""
     keys = [_key(sequence) for sequence in sequences]
     distinct = dict(zip(keys, sequences, strict=True))
     model: Any = module
     device, vocabulary = next(module.parameters()).device, model.get_input_embeddings().weight.shape[0]
-    forward, results = SupervisedLogits(module), {}
+    forward, results = forward or SupervisedLogits(module), {}
     total, done = sum(input_length(one) for one in distinct.values()), 0
     for batch in _batches([distinct[key] for key in sorted(distinct)], max(256, LOGITS // vocabulary)):
         there = collate(batch).to(device)
@@ -58,9 +60,10 @@ def likelihoods(
             F.cross_entropy(part.float(), target, reduction="none")
             for part, target in zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
         ]
-        nats = torch.cat(pieces).double().cpu()
-        for sequence, own in zip(batch, nats.split([one.loss_count for one in batch]), strict=True):
-            results[_key(sequence)] = Likelihood(own.sum().item(), sequence.loss_count)
+        nats, hits = torch.cat(pieces).double().cpu(), (logits.argmax(-1) == targets).cpu()
+        counts = [one.loss_count for one in batch]
+        for sequence, own, right in zip(batch, nats.split(counts), hits.split(counts), strict=True):
+            results[_key(sequence)] = Likelihood(own.sum().item(), sequence.loss_count, bool(right.all()))
         done += sum(input_length(sequence) for sequence in batch)
         callback(ProgressUpdate(what, done, total, "tokens"))
     _refuse_damage(keys, results, sources)

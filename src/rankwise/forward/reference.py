@@ -42,7 +42,8 @@ class SupervisedLogits:
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, **cached: Any) -> Tensor:
+        """`cached` is a cache of tokens that every row continues, as the model takes it."""
         supervised = batch.loss_mask
 
         def keep(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -51,7 +52,7 @@ class SupervisedLogits:
         packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
         hook = self._module.get_output_embeddings().register_forward_pre_hook(keep)
         try:
-            return self._module(input_ids=batch.input_ids, use_cache=False, **packed).logits
+            return self._module(input_ids=batch.input_ids, use_cache=bool(cached), **packed, **cached).logits
         finally:
             hook.remove()
 

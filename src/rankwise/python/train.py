@@ -45,7 +45,7 @@ def train(
     loaded = model if isinstance(model, LoadedModel) else None
     with Display() if progress and callback is None else nullcontext(callback or silent) as events:
         if experiment is None:
-            experiment = _experiment(loaded, model, data, run, settings, events)
+            experiment = experiment_with(loaded, model, data, run, settings, events)
         elif data is not None or run is not None or settings or (model is not None and loaded is None):
             raise ConfigError(
                 ["train was given an experiment and other settings. Put the settings into the experiment."]
@@ -59,9 +59,10 @@ def train(
         return Run(snapshot, events, TunedModel(artifact, trained.model, trained.trainable, system))
 
 
-def _experiment(
-    loaded: Any, model: Any, data: Any, run: str | None, settings: dict[str, Any], events: Callback
+def experiment_with(
+    loaded: Any, model: Any, data: Any, run: str | None, settings: dict[str, Any], events: Callback, verb: str = "train"
 ) -> Experiment:
+    """The experiment of keyword arguments, with a free name where none is given."""
     adapter = settings.get("adapter")
     begun = adapter.get("start_from") if isinstance(adapter, dict) else getattr(adapter, "start_from", None)
     start_from = settings.get("start_from", begun)
@@ -70,7 +71,9 @@ def _experiment(
     needed = [("model", model if start_from is None else start_from), ("data", data)]
     missing = [name for name, value in needed if value is None]
     if missing:
-        raise ConfigError([f'train needs {" and ".join(missing)}, for example train(model="smollm2-135m", data=rows).'])
+        raise ConfigError(
+            [f'{verb} needs {" and ".join(missing)}, for example {verb}(model="smollm2-135m", data=rows).']
+        )
     model = loaded.spec if loaded is not None else str(model) if isinstance(model, Path) else model
     if run is None:
         stem = str(start_from) if model is None else model

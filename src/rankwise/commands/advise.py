@@ -1,0 +1,123 @@
+"""Measure on held-out rows whether to train, to put examples into the prompt, or neither (training/advising.py).
+
+The base is loaded once. Adapters are attached to it and removed, and nothing is written but what `out` names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.data.preparation import Prepared
+from rankwise.data.preparing import TextWriting, Writing, prepare, refuse_fatal
+from rankwise.errors import ConfigError, DataError, RunError
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.registry import decided, objective_of
+from rankwise.runs.advice import Advice
+from rankwise.runs.advice_text import lines_of
+from rankwise.runs.records import Callback, StatusMessage, WarningCollector, silent
+from rankwise.system.files import published, write_atomic, write_json
+from rankwise.system.memory import limited_memory
+from rankwise.training.advice import advice_of
+from rankwise.training.advising import EXAMPLES, Advising, Design, design
+from rankwise.training.preflight import Foresight, foresee, within_limit
+
+SHARE_HELD_OUT, MOST_HELD_OUT = 5, 200
+"""Without validation rows, a fifth of the rows is held out, and no more than this."""
+
+
+def advise(
+    experiment: Experiment, *, examples: int = EXAMPLES, out: Path | None = None, callback: Callback = silent,
+    model: LoadedModel | None = None, force_memory: bool = False,
+) -> Advice:  # fmt: skip
+    """The experiment is the full run that advice is wanted on; nothing of it is written. A `model` that is loaded
+    already saves loading it again. With `out`, the advice lies there as JSON and as text."""
+    _refuse(experiment, examples)
+    if out is not None and out.exists():
+        raise RunError(f"{out} already exists and is not overwritten.")
+    callback = WarningCollector(callback)
+    experiment = decided(experiment, callback)
+    with limited_memory(experiment.model.memory_bytes):
+        advising, forecast = _made_ready(experiment, examples, callback, model, force_memory=force_memory)
+        advice = advice_of(advising, advising.measure(), forecast, callback.texts)
+    if out is not None:
+        with published(out) as folder:
+            write_json(folder / "advice.json", advice.model_dump(mode="json"))
+            write_atomic(folder / "advice.txt", "\n".join([*lines_of(advice), ""]).encode())
+        callback(StatusMessage(f"written to {out}"))
+    return advice
+
+
+def _made_ready(
+    experiment: Experiment, examples: int, callback: Callback, model: LoadedModel | None, *, force_memory: bool
+) -> tuple[Advising, float | None]:
+    """Everything before the first measurement, and the seconds that all of them are forecast to take."""
+    objective = objective_of(experiment, callback)
+    if model is not None:
+        _refuse_other(model, experiment, objective)
+    foreseen = foresee(experiment, callback, objective.targets)
+    training, foreseen = within_limit(experiment, foreseen, callback)
+    if foreseen is not None:
+        foreseen.check(callback, force=force_memory)
+    loaded = objective.load(experiment.base, callback) if model is None else model
+    writing = objective.writing(loaded)
+    if isinstance(used := writing.by(experiment.data), TextWriting):
+        loaded = loaded.with_template(used.template)
+    prepared = _prepared(experiment.data, writing, callback)
+    rows, held_out = len(prepared.trained), len(prepared.measured)
+    config = training.resolved(rows, loaded.width, experiment.auto_rate)
+    planned = design(config, rows, held_out, classifies=objective.targets is not None)
+    forecast = _foretell(planned, foreseen, callback)
+    return Advising(experiment, config, loaded, objective, prepared, planned, callback, examples), forecast
+
+
+def _refuse(experiment: Experiment, examples: int) -> None:
+    problems: list[str] = []
+    adapter = experiment.adapter
+    if not adapter.short_runs:
+        problems.append(f"adapter.method is {adapter.method}, and advise trains short LoRA adapters. Leave it out.")
+    if adapter.start_from is not None:
+        problems.append(
+            f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone. Leave it out."
+        )
+    if examples < 0:
+        problems.append(f"--examples is {examples}; it must be 0 or more.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objective) -> None:
+    if objective.targets is not None:
+        raise ConfigError(["a classifier gets its head when its model is loaded; give the model's name."])
+    if experiment.base.name != model.spec.name:
+        raise ConfigError([f'the given model is "{model.spec.name}", but the experiment names {experiment.base.name}.'])
+
+
+def _prepared(data: DataConfig, writing: Writing, callback: Callback) -> Prepared:
+    """The rows, with some of them held out."""
+    prepared = prepare(data, writing, callback)
+    refuse_fatal(prepared.data_report)
+    if not len(prepared.measured):
+        rows = prepared.data_report.used
+        held_out = min(MOST_HELD_OUT, rows // SHARE_HELD_OUT)
+        if held_out < 2:
+            raise DataError(f"{data.path}: {rows} usable rows are too few to hold some out. Give more rows.")
+        callback(StatusMessage(f"{held_out:,} of {rows:,} rows are held out (--held-out)"))
+        prepared = prepare(data.model_copy(update={"held_out": held_out}), writing, callback)
+        refuse_fatal(prepared.data_report)
+    return prepared
+
+
+def _foretell(planned: Design, foreseen: Foresight | None, callback: Callback) -> float | None:
+    """Tell beforehand what advising takes; in seconds where the plan knows the speed of this machine."""
+    duration, steps = (None, None) if foreseen is None else (foreseen.plan.duration, foreseen.plan.steps)
+    seconds = None if duration is None or not steps else duration.total.likely / steps * planned.work
+    clock = "" if seconds is None else f", about {seconds:.0f} s"
+    callback(StatusMessage(
+        f"advising trains {planned.steps} + {planned.part_steps} steps and measures {planned.measured} held-out rows: "
+        f"the work of {planned.work:.0f} steps, {planned.work / planned.full_steps:.0%} of the run's "
+        f"{planned.full_steps:,}{clock}"
+    ))  # fmt: skip
+    return seconds

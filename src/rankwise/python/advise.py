@@ -1,0 +1,50 @@
+"""Advice from Python: `rankwise.advise(model="smollm2-135m", data=rows)` before anything is trained.
+
+    advice = rankwise.advise(model="smollm2-135m", data=rows, steps=300)
+    advice.verdict, advice.text
+
+Rows and settings are those of `rankwise.train`; they describe the full run that advice is wanted on.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankwise.cli.display import Display
+from rankwise.config.experiment import Experiment
+from rankwise.errors import ConfigError
+from rankwise.python.train import experiment_with
+from rankwise.runs.records import Callback, silent
+
+if TYPE_CHECKING:
+    from rankwise.runs.advice import Advice
+
+
+def advise(
+    experiment: Experiment | None = None, *, model: Any = None, data: Any = None, examples: int = 5,
+    out: str | Path | None = None, progress: bool = True, callback: Callback | None = None, force_memory: bool = False,
+    **settings: Any,
+) -> Advice:  # fmt: skip
+    """Measure the base, the base with examples in the prompt, and a short adapter on held-out rows, and say which pays.
+
+    Give an `Experiment`, or `model` and `data` with settings as keyword arguments, as for `rankwise.train`. `model` may
+    be one from `rankwise.load`; it is the same bit for bit afterwards. Nothing is written, unless `out` names a folder,
+    but rows in memory to runs/.rows, where `train` reads them too.
+    """
+    from rankwise.commands.advise import advise as advise_command
+    from rankwise.models.loaded import LoadedModel
+
+    loaded = model if isinstance(model, LoadedModel) else None
+    with Display() if progress and callback is None else nullcontext(callback or silent) as events:
+        if experiment is None:
+            experiment = experiment_with(loaded, model, data, "advise", settings, events, "advise")
+        elif data is not None or settings or (model is not None and loaded is None):
+            raise ConfigError(
+                ["advise was given an experiment and other settings. Put the settings into the experiment."]
+            )
+        return advise_command(
+            experiment, examples=examples, out=None if out is None else Path(out), callback=events, model=loaded,
+            force_memory=force_memory,
+        )  # fmt: skip

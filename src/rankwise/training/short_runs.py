@@ -1,0 +1,104 @@
+"""A short training in memory: an adapter is attached, learns for some steps, is measured, and is removed again.
+
+    with short_run(...) as trained:      the model with what was learned; afterwards the base, bit for bit
+
+Its schedule decays within its own steps. Nothing is written, and the loop is that of every training (trainer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankwise.config.experiment import Experiment
+from rankwise.config.training import TrainingConfig
+from rankwise.data.batches import Batches
+from rankwise.data.preparation import Prepared
+from rankwise.images.augment import augmentation
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
+from rankwise.runs.manifest import BackendName
+from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
+from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.workload import Workload
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """`config` are the full run's settings, with its learning rate named."""
+
+    experiment: Experiment
+    config: TrainingConfig
+    model: LoadedModel
+    objective: Objective
+    prepared: Prepared
+    steps: int
+    rows: int
+    """Training rows that it learns from, drawn by the seed."""
+
+    @property
+    def drawn(self) -> Prepared:
+        """The same rows with fewer of them in training."""
+        if self.rows >= len(self.prepared.trained):
+            return self.prepared
+        order = np.random.default_rng([self.config.seed, 11]).permutation(len(self.prepared.trained))[: self.rows]
+        return Prepared(
+            self.prepared.sequences, self.prepared.trained[np.sort(order)], self.prepared.measured,
+            self.prepared.data_report,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    backend: BackendName
+    seconds: float
+    """Of a step."""
+
+
+@contextmanager
+def short_run(
+    run: ShortRun, callback: Callback, stepped: Callable[[], None], backend: BackendName | None = None
+) -> Iterator[Trained]:
+    """Train, and leave the adapter attached inside the block. `stepped` is called after each step. `backend` is that
+    of a run before, which need not be compared with the model's own code again."""
+    experiment, prepared, objective = run.experiment, run.drawn, run.objective
+    rows = prepared.trained_rows
+    config = run.config.model_copy(update={"steps": run.steps})
+    trainable = method_of(experiment.adapter).attach(run.model, Setup(
+        config, run.steps, rows, heads=objective.heads(run.model), load=objective.load, described="a short training",
+        callback=callback,
+    ))  # fmt: skip
+    try:
+        work = Workload.of(
+            run.model.module, trainable, objective, config, prepared, experiment.data.packing, callback,
+            varied=experiment.images.augmentation != "none",
+        )  # fmt: skip
+        tokens = run.steps * config.rows_per_step(len(rows)) * rows.tokens // len(rows)
+        chosen = choose_backend(work, config.backend, tokens) if backend is None else backend_named(backend, work)
+        order, vary = prepared.balanced_order(config.seed), augmentation(experiment.images, config.seed)
+        batches = Batches.of(rows, config, chosen.layout, vary, order)
+        trainer = Trainer(trainable, batches, config, chosen, [Sentences(callback)])
+        seconds: list[float] = []
+        for record in trainer.run():
+            seconds.append(record.seconds)
+            stepped()
+        yield Trained(chosen.name, float(np.mean(seconds)))
+    finally:
+        trainable.remove()
+
+
+@dataclass(frozen=True)
+class Sentences(Hook):
+    """Warnings and sentences go on to whoever waits; the records of steps are those of no run."""
+
+    callback: Callback
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, WarningMessage | StatusMessage):
+            self.callback(event)
