@@ -102,6 +102,8 @@ def test_what_advise_does_not_do_is_refused_by_name(home):
         (("--set", "adapter.method=adalora"), "adapter.method is adalora"),
         (("--set", "adapter.start_from=there"), "start_from"),
         (("--examples", "-1"), "examples"),
+        (("--set", "training.anchor.weight=1"), "training.anchor is given"),
+        (("--objective", "image-classification"), "image-classification"),
     ):
         result = run("--model", "tiny-llama", "--data", "related.jsonl", *words, "--json")
         assert result.exit_code == 2, words

@@ -39,6 +39,8 @@ def advise(
         raise RunError(f"{out} already exists and is not overwritten.")
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
+    if experiment.objective == "image-classification":
+        raise ConfigError(["advise measures language models and classifiers of texts, and this model reads images."])
     with limited_memory(experiment.model.memory_bytes):
         advising, forecast = _made_ready(experiment, examples, callback, model, force_memory=force_memory)
         advice = advice_of(advising, advising.measure(), forecast, callback.texts)
@@ -82,6 +84,8 @@ def _refuse(experiment: Experiment, examples: int) -> None:
         problems.append(
             f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone. Leave it out."
         )
+    if experiment.training.anchor is not None:
+        problems.append("training.anchor is given, and advise trains short adapters without one. Leave it out.")
     if examples < 0:
         problems.append(f"--examples is {examples}; it must be 0 or more.")
     if problems:
