@@ -89,7 +89,8 @@ class AdapterSet:
             adapted = self._adapted_at(path)
             adapted.adapters[name] = adapter.train(adapted.training)
         self.activate(name)
-        if uncalled := [path for path in makers if self.layers[path].is_uncalled]:
+        layers = self.layers  # looking them up walks the whole model
+        if uncalled := [path for path in makers if layers[path].is_uncalled]:
             self.notes.append(
                 f"PEFT leaves {len(uncalled)} of these layers as they were ({some(uncalled, 1)}), because the model's "
                 "code reads their weight without calling them; for other programs, merge the adapter"

@@ -8,7 +8,7 @@ its last checkpoint and says so; it never holds an adapter or a model.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import TextWriting, facts_of, prepare, refuse_fatal
-from rankwise.errors import ConfigError, Interrupted, RankwiseError, is_out_of_memory, some
+from rankwise.errors import ConfigError, Interrupted, RankwiseError, RunError, is_out_of_memory, some
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.starting import changed_since as start_changed
@@ -40,6 +40,8 @@ from rankwise.training.preflight import Foresight, foresee, foresee_backend, out
 from rankwise.training.resume import Past, changed_since, ranks_before_training, settings_of, take_up
 from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Trainer
+from rankwise.training.trials import Trials
+from rankwise.training.tuning import tune
 from rankwise.training.validation import SCORERS
 from rankwise.training.workload import Workload
 
@@ -67,11 +69,13 @@ class Trained:
         """What `rankwise train --json` prints."""
         results = self.manifest.results
         assert results is not None, "only a finished run is returned"
-        forecast = self.manifest.forecast
+        forecast, tuning = self.manifest.forecast, self.manifest.tuning
         return {
             "run": str(self.run.folder), self.result.name: str(self.result), **results.model_dump(),
             "validation_accuracy": results.validation_accuracy_after,
             "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
+            "learning_rate": self.manifest.learning_rate,
+            "tuning": None if tuning is None else tuning.model_dump(mode="json"),
         }  # fmt: skip
 
 
@@ -116,11 +120,20 @@ def train(
         scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
         rows = prepared.trained_rows
         config = training_config.resolved(len(rows), loaded.width, experiment.auto_rate)
-        trainable = method.attach(loaded, Setup(
+        setup = Setup(
             config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
             heads=objective.heads(loaded), load=objective.load, start=start,
             resumed_ranks=partial(ranks_before_training, run) if resume else None,
-        ))  # fmt: skip
+        )  # fmt: skip
+        tuning = None
+        if experiment.training.learning_rate == "tune":
+            trials = Trials(experiment, loaded, method, objective, setup, prepared)
+            tuning = run.manifest().tuning if resume else tune(trials, foreseen, callback)
+            if tuning is None:
+                raise RunError(f"{run.folder} does not record the learning rate that was chosen; use --restart.")
+            config = config.model_copy(update={"learning_rate": tuning.learning_rate})
+            setup = replace(setup, training=config)
+        trainable = method.attach(loaded, setup)
         try:
             if shared := tables_of_the_head(loaded.module, trainable.names):
                 callback(WarningMessage(_shared(shared)))
@@ -130,7 +143,7 @@ def train(
             )  # fmt: skip
             lineage = run.manifest().lineage if resume else () if start is None else start.lineage
             training = TrainingRun(
-                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage
+                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, tuning
             )
             result, manifest = training.result, _recorded(training, foreseen, resume=resume, force_memory=force_memory)
             tuned = method.tuned(loaded, result)
@@ -207,7 +220,7 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
     manifest = Manifest(
         status="running", base_model=training.model.facts, data=facts_of(training.prepared),
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
-        forecast=None if foreseen is None else foreseen.recorded(),
+        forecast=None if foreseen is None else foreseen.recorded(), tuning=training.tuning,
     )  # fmt: skip
     if resume:
         past = take_up(run, trainer.state, manifest, report)

@@ -25,6 +25,7 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StepRecord, WarningCollector
+from rankwise.runs.tuning import Tuning
 from rankwise.training.backend import Backend
 from rankwise.training.checkpoints import size_of
 from rankwise.training.hooks import LogMetrics, Report, SaveCheckpoints
@@ -51,6 +52,8 @@ class TrainingRun:
     callback: WarningCollector
     lineage: tuple[Round, ...] = ()
     """The rounds that it began with."""
+    tuning: Tuning | None = None
+    """How its learning rate was chosen, where trials were asked for."""
 
     @property
     def result(self) -> Path:
