@@ -17,7 +17,9 @@ import argparse
 import json
 import os
 import random
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import claims
+import numpy as np
 from classification import rows_of
 
 from images import write
@@ -37,11 +40,14 @@ from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 from rankwise.training.trials import Trials
+from rankwise.training.tuning import tune
 
-STEPS, CHOOSING, MEASURED, SIDE = 60, 16, 32, 84
-"""Steps of a whole run, rows that choose and rows that are measured, and pixels of an image."""
+CHOOSING, MEASURED, LABELS, SIDE = 16, 32, 160, 84
+"""Rows that choose, rows that are measured, such of labels, and pixels of an image."""
+STEPS = {"e2e": 60, "superbowl": 60, "gsm8k": 60, "dolly": 60, "sst-2": 100, "cifar10": 100}
+"""Of a whole run."""
 GRID = range(-3, 4)
-SHORT = {(12, 4): range(-3, 6, 2), (6, 1): range(-3, 6, 2)}
+SHORT = {(8, 4): range(-3, 6, 2), (20, 4): range(-3, 6, 2)}
 """Trials: steps, and by how much their batch is smaller than the run's; at which rates."""
 LANGUAGE = {"e2e": (4, 180, 120), "superbowl": (4, 220, 120), "gsm8k": (4, 260, 120), "dolly": (4, 350, 110)}
 """Rows of a step, characters of a row at most, and rows to train on."""
@@ -58,22 +64,22 @@ def language(folder: Path, task: str) -> Experiment:
         model="smollm2-135m", run="tuning", objective="causal-lm",
         data={"path": str(claims.written(folder, f"{task}-trained", rows)),
               "validation": str(claims.written(folder, f"{task}-apart", apart))},
-        training={"steps": STEPS, "batch_size": batch},
+        training={"steps": STEPS[task], "batch_size": batch},
     )  # fmt: skip
 
 
 def labels(folder: Path, task: str) -> Experiment:
     rows = rows_of(task, "train")
     random.Random(0).shuffle(rows)
-    cut = CHOOSING + MEASURED * 3
-    paths = {"trained": rows[cut : cut + 240], "apart": rows[:cut]}
+    cut = CHOOSING + LABELS
+    paths = {"trained": rows[cut : cut + 800], "apart": rows[:cut]}
     for name, part in paths.items():
         text = "".join(json.dumps(row) + "\n" for row in part)
         (folder / f"{task}-{name}.jsonl").write_text(text, encoding="utf-8")
     return Experiment(
         model={"name": "minilm", "dtype": "float32"}, run="tuning", objective="sequence-classification",
         data={"path": str(folder / f"{task}-trained.jsonl"), "validation": str(folder / f"{task}-apart.jsonl")},
-        training={"steps": STEPS, "batch_size": 8},
+        training={"steps": STEPS[task], "batch_size": 16},
     )  # fmt: skip
 
 
@@ -86,7 +92,7 @@ def images(folder: Path, task: str) -> Experiment:
     return Experiment(
         model="dinov2-small", run="tuning", images={"size": SIDE}, objective="image-classification",
         data={"path": str(folder / f"{task}-trained.parquet"), "validation": str(folder / f"{task}-apart.parquet")},
-        training={"steps": STEPS, "batch_size": 8},
+        training={"steps": STEPS[task], "batch_size": 8},
     )  # fmt: skip
 
 
@@ -106,15 +112,13 @@ def loaded(folder: Path, task: str) -> tuple[Trials, Trials, float]:
     choosing, measured = (replace(prepared, measured=_sorted(part)) for part in (order[:CHOOSING], order[CHOOSING:]))
     config = experiment.training.resolved(len(prepared.trained), model.width, experiment.auto_rate)
     setup = Setup(
-        config, STEPS, prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
+        config, STEPS[task], prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
     )
     first, second = (Trials(experiment, model, method, objective, setup, rows) for rows in (choosing, measured))
     return first, second, float(config.learning_rate)
 
 
 def _sorted(numbers: list[Any]) -> Any:
-    import numpy as np
-
     return np.sort(np.array(numbers))
 
 
@@ -122,11 +126,16 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     task, kind, steps, smaller, exponent = cell
     choosing, measured, default = loaded(folder, task)
     trials, batch = choosing if kind == "short" else measured, choosing.setup.training.batch_size
-    began = time.perf_counter()
-    trial = trials.run(default * 2 ** (exponent / 2), steps, max(1, batch // smaller))
+    rate, tuning, began = default * 2 ** (exponent / 2), None, time.process_time()
+    if kind == "tune":
+        tuning = tune(choosing, None, silent)
+        rate = tuning.learning_rate
+    tuned = time.process_time()
+    trial = trials.run(rate, steps, max(1, batch // smaller))
     return {
-        "kind": "cell", "cell": list(cell), "rate": trial.rate, "loss": trial.loss, "losses": trial.losses[-5:],
-        "seconds": time.perf_counter() - began,
+        "kind": "cell", "cell": list(cell), "rate": trial.rate, "default": default, "loss": trial.loss,
+        "seconds": time.process_time() - tuned, "tuning_seconds": tuned - began,
+        "tuning": tuning and tuning.model_dump(mode="json"),
     }  # fmt: skip
 
 
@@ -135,12 +144,49 @@ def cells(tasks: list[str], kinds: list[str]) -> Iterator[Cell]:
         if "short" in kinds:
             yield from ((task, "short", steps, part, at) for (steps, part), rates in SHORT.items() for at in rates)
         if "rate" in kinds:
-            yield from ((task, "rate", STEPS, 1, at) for at in (0, 2, -2, 1, -1, 3, -3))
+            yield from ((task, "rate", STEPS[task], 1, at) for at in (0, 2, -2, 1, -1, 3, -3))
+        if "tune" in kinds:
+            yield (task, "tune", STEPS[task], 1, 0)
 
 
 def done_in(log: Path) -> dict[Cell, dict[str, Any]]:
     rows = read_metrics_log(log) if log.exists() else []
     return {tuple(row["cell"]): row for row in rows if row["kind"] == "cell"}
+
+
+def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+    """Of the tasks whose seven rates are done."""
+    yield "| task | best of seven | its loss | default | its regret | chosen | its regret | trials, of the run's time |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    regrets: list[float] = []
+    for task in TASKS:
+        losses = {at: done[cell]["loss"] for at in GRID if (cell := (task, "rate", STEPS[task], 1, at)) in done}
+        chosen = done.get((task, "tune", STEPS[task], 1, 0))
+        if len(losses) < len(GRID) or chosen is None:
+            continue
+        best = min(losses, key=lambda at: losses[at])
+        least, default = losses[best], chosen["default"]
+        regrets.append(chosen["loss"] / least - 1)
+        share = chosen["tuning_seconds"] / chosen["seconds"]
+        yield (
+            f"| {task} | {default * 2 ** (best / 2):.2g} | {least:.4f} | {default:.2g} | {losses[0] / least - 1:+.1%} "
+            f"| {chosen['rate']:.2g} | {regrets[-1]:+.1%} | {share:.0%} |"
+        )
+    if regrets:
+        yield f"\nMedian regret of {len(regrets)} tasks {statistics.median(regrets):+.2%}, worst {max(regrets):+.2%}."
+
+
+def curves(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+    """Every loss, by half octaves from the default."""
+    yield "| task | steps | part of the rows | " + " | ".join(f"{at:+d}" for at in range(-3, 6)) + " |"
+    yield "|---|---:|---:|" + "---:|" * 9
+    groups: dict[tuple[str, int, int], dict[int, float]] = defaultdict(dict)
+    for (task, kind, steps, part, at), cell in done.items():
+        if kind != "tune":
+            groups[task, steps, part][at] = cell["loss"]
+    for (task, steps, part), losses in groups.items():
+        row = " | ".join(f"{losses[at]:.4f}" if at in losses else "" for at in range(-3, 6))
+        yield f"| {task} | {steps} | 1/{part} | {row} |"
 
 
 def main() -> None:
@@ -153,6 +199,9 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.folder.absolute()
     log = folder / "tuning.jsonl"
+    if given.table:
+        print("\n".join([*table(done_in(log)), "", *curves(done_in(log))]))
+        return
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     keep_memory()

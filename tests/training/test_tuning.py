@@ -29,7 +29,7 @@ from rankwise.objectives.registry import decided, objective_of
 from rankwise.planning.tuning import LEAST_STEPS, Stage, TrialPlan, most_cost
 from rankwise.runs.records import StatusMessage, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.training.halving import CORRECTION, WIDEST, choose
+from rankwise.training.halving import WIDEST, choose
 from rankwise.training.trials import Trials, set_aside
 from rankwise.training.tuning import ceiling_of
 from sampling import draws
@@ -179,6 +179,8 @@ def test_what_the_command_line_says_and_refuses():
     recorded = RunSnapshot.read("lines").manifest.tuning
     assert recorded is not None and recorded.model_dump(mode="json") == told["tuning"]
     assert "choosing the learning rate" in result.stderr
+    page = Path("runs/lines/report.html").read_text()
+    assert "Short trials before the run" in page and f"{told['learning_rate']:.3g}" in page
     both = CliRunner().invoke(app, [*words, "--learning-rate", "0.1"])
     assert both.exit_code == 2 and "--learning-rate" in both.output and "Give one of them" in both.output
 
@@ -226,11 +228,16 @@ def test_no_row_is_on_both_sides_of_a_trial(count, asked, seed, repeated):
 
 
 @settings(max_examples=draws(100))
-@given(st.floats(-1.5, 1.5), st.floats(0.01, 0.2), st.floats(0.5, 5))
-def test_the_least_point_of_a_parabola_is_found(least, curvature, height):
-    stages = Stage(4, 7), Stage(2, 18)
-    choice = choose(stages, math.inf, lambda stage, x: height + curvature * (x - CORRECTION - least) ** 2)
-    assert choice.x == pytest.approx(least, abs=0.01)
+@given(st.floats(-1.5, 1.5), st.floats(0.01, 0.2), st.floats(0.5, 5), st.integers(3, 200))
+def test_the_least_point_of_a_parabola_is_found(least, curvature, height, steps):
+    stages = Stage(4, 7), Stage(2, steps)
+    choice = choose(stages, math.inf, lambda stage, x: height + curvature * (x - least) ** 2)
+    assert choice.found == pytest.approx(least, abs=0.01)
+    assert abs(choice.x) <= abs(choice.found) and choice.x * choice.found >= 0  # drawn towards the default
+    longer = choose(
+        (Stage(4, 7), Stage(2, 10 * steps)), math.inf, lambda stage, x: height + curvature * (x - least) ** 2
+    )
+    assert abs(longer.x) >= abs(choice.x)
 
 
 @settings(max_examples=draws(100))
@@ -241,12 +248,24 @@ def test_a_rate_that_diverges_is_never_chosen(edge, losses):
 
     def measured(stage: Stage, x: float) -> float:
         tried.append(x)
-        return math.inf if x > edge + CORRECTION else next(given_losses)
+        return math.inf if x > edge else next(given_losses)
 
     choice = choose((Stage(4, 7), Stage(2, 18)), math.inf, measured)
-    finite = [x - CORRECTION for x in tried if x <= edge + CORRECTION]
-    assert choice.x <= max(finite, default=min(tried) - CORRECTION) + 1
-    assert abs(choice.x) <= WIDEST + 1.5
+    finite = [x for x in tried if x <= edge]
+    assert choice.found <= max(finite, default=min(tried)) + 1
+    assert abs(choice.found) <= WIDEST
+
+
+@pytest.mark.parametrize("ceiling", [-5.0, -3.0, 0.0, 2.0])
+def test_no_trial_is_run_above_the_ceiling_but_the_lowest(ceiling):
+    tried: list[float] = []
+
+    def measured(stage: Stage, x: float) -> float:
+        tried.append(x)
+        return 1 - 0.1 * x
+
+    choose((Stage(4, 7), Stage(2, 18)), ceiling, measured)
+    assert all(x <= max(ceiling, -2.5) for x in tried)
 
 
 def test_the_range_ends_where_the_loss_rises():

@@ -9,6 +9,7 @@ is left for attaching, comparing backends and the like. How the trials are used 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -63,6 +64,11 @@ class TrialPlan:
         if steps < LEAST_STEPS or rows < LEAST_ROWS // 2 or first < 2:
             return None
         return cls(steps, batch, small, rows, range_steps, (Stage(FIRST, first), Stage(SECOND, second)))
+
+    @property
+    def shift(self) -> float:
+        """Half octaves by which a trial's rate is above the run's that it stands for."""
+        return -math.log2(self.run_batch / self.batch)
 
     @property
     def trials(self) -> int:

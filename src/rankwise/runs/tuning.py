@@ -14,6 +14,8 @@ class TrialFacts(Config):
     """0 is the search for the rates that diverge; the others are the stages of successive halving."""
     learning_rate: float
     """The highest of its schedule."""
+    stands_for: float
+    """The rate of the run, whose steps have more rows."""
     steps: int
     batch_size: int
     loss: float | None
@@ -46,10 +48,10 @@ class Tuning(Config):
         if not self.trials:
             return [f"learning rate {self.learning_rate:.3g}: {self.why}"]
         table = [
-            f"  {one.learning_rate:<10.3g}{one.steps:>3} steps of {one.batch_size} rows   "
+            f"  {one.stands_for:<10.3g}{one.steps:>3} steps of {one.batch_size} rows at {one.learning_rate:<10.3g}"
             + ("diverged" if one.loss is None else f"{one.loss:.4f}")
             for one in self.trials
             if one.stage
         ]
         return [f"learning rate {self.learning_rate:.3g}, chosen by {len(self.trials)} trials: {self.why}",
-                "  rate       trial                loss", *table]  # fmt: skip
+                "  rate      trial                               loss", *table]  # fmt: skip

@@ -3,11 +3,13 @@
     stage 1   a few rates a factor of two apart: for each a training of a few steps, decayed to zero within them
     stage 2   the two rates around the least point of a parabola through these losses, a factor of the square root of
               two apart, for more steps
-    choice    the least point of a parabola as curved as that of stage 1 through the losses of stage 2, divided by
-              CORRECTION
+    found     the least point of a parabola as curved as that of stage 1 through the losses of stage 2
+    choice    default x (found / default)^w,   w = n / (n + HALF),   n steps in a trial of stage 2
 
-A training of few steps has another best rate than the whole run, by which a trial's rate is the run's times CORRECTION.
-Rates are counted in half octaves from the default: rate = default x 2^(x / 2).
+The best rate of a trial that decays to zero within its own steps hardly depends on how many there are, but grows with
+the root of the rows in a step (lab/tuning.md), so a trial's rate stands for `run rate x sqrt(its rows / the run's)`.
+What is found by few steps is uncertain, and defaults are not far off, so the choice is drawn towards the default by as
+much as the trials are short. Rates are counted in half octaves from the default: rate = default x 2^(x / 2).
 """
 
 from __future__ import annotations
@@ -18,33 +20,34 @@ from dataclasses import dataclass
 
 from rankwise.planning.tuning import Stage
 
-CORRECTION = 0.0
-"""Half octaves."""
 WIDEST = 4.0
-"""Half octaves by which the choice may be off the default at most."""
+"""Half octaves by which what is found may be off the default."""
+HALF = 10
+"""Steps of a trial that count as much as the default."""
 FLAT = 0.01
 Measured = Callable[[Stage, float], float]
-"""The held-out loss of a trial of a stage at a rate, in half octaves from the default; infinite where it diverged."""
+"""The held-out loss of a trial that stands for a rate, in half octaves; infinite where it diverged."""
 
 
 @dataclass(frozen=True)
 class Choice:
     x: float
+    found: float
+    """Before it was drawn towards the default."""
     flat: tuple[float, float] | None
-    """Between which rates the curve is less than FLAT above its least point."""
+    """Between which rates the parabola is less than FLAT above its least point."""
 
 
 def choose(stages: Sequence[Stage], ceiling: float, measured: Measured) -> Choice:
-    """Successive halving over rates below the ceiling."""
+    """By successive halving over rates below the ceiling, which may leave only the lowest."""
     first, second = stages
-    spread = [CORRECTION + 2 * (at - (first.rates - 1) / 2) for at in range(first.rates)]
-    points = [(x, measured(first, x)) for x in spread if x <= ceiling or x == spread[0]]
-    curve = parabola(points)
-    middle = min(max(curve.least, CORRECTION - WIDEST), CORRECTION + WIDEST, ceiling - 0.5)
+    spread = [2 * (at - (first.rates - 1) / 2) for at in range(first.rates)]
+    curve = parabola([(x, measured(first, x)) for x in spread if x <= ceiling or x == spread[0]])
+    middle = min(max(curve.least, -WIDEST), WIDEST, max(ceiling - 0.5, spread[0]))
     low, high = middle - 0.5, middle + 0.5
-    losses = measured(second, low), measured(second, high)
-    x = min(max(curve.shifted(middle, *losses), low - 1), high + 1)
-    return Choice(x - CORRECTION, curve.flat(x))
+    found = curve.moved(middle, measured(second, low), measured(second, high))
+    found = min(max(found, low - 1, -WIDEST), high + 1, WIDEST)
+    return Choice(found * second.steps / (second.steps + HALF), found, curve.flat(found))
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,17 @@ class Parabola:
     height: float
     curvature: float
 
-    def shifted(self, middle: float, low: float, high: float) -> float:
+    def moved(self, middle: float, low: float, high: float) -> float:
         """The least point of one as curved as this through two losses half an octave apart, around `middle`."""
-        if not math.isfinite(low) or not math.isfinite(high) or self.curvature <= 0:
+        if not math.isfinite(low + high) or self.curvature <= 0:
             return middle - 0.5 if low <= high else middle + 0.5
         return middle - (high - low) / (2 * self.curvature)
 
-    def flat(self, x: float) -> tuple[float, float] | None:
+    def flat(self, around: float) -> tuple[float, float] | None:
         if self.curvature <= 0 or self.height <= 0:
             return None
         half = math.sqrt(FLAT * self.height / self.curvature)
-        return x - half - CORRECTION, x + half - CORRECTION
+        return around - half, around + half
 
 
 def parabola(points: Sequence[tuple[float, float]]) -> Parabola:
@@ -75,14 +78,12 @@ def parabola(points: Sequence[tuple[float, float]]) -> Parabola:
         return Parabola(points[0][0], math.inf, 0.0)
     at = min(range(len(finite)), key=lambda one: finite[one][1])
     near = finite[max(0, min(at - 1, len(finite) - 3)) :][:3]
-    best = finite[at]
     if len(near) < 3:
-        return Parabola(best[0], best[1], 0.0)
+        return Parabola(*finite[at], 0.0)
     (x0, y0), (x1, y1), (x2, y2) = near
     slope, next_slope = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
     curvature = (next_slope - slope) / (x2 - x0)
     if curvature <= 0:
-        return Parabola(best[0], best[1], 0.0)
+        return Parabola(*finite[at], 0.0)
     least = (x0 + x1) / 2 - slope / (2 * curvature)
-    least = min(max(least, x0), x2)
-    return Parabola(least, best[1], curvature)
+    return Parabola(min(max(least, x0), x2), finite[at][1], curvature)

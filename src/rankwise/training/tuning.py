@@ -82,20 +82,27 @@ class Search:
         count, (low, high) = self.plan.range_steps, RANGE
         grown = [low + (high - low) * at / (count - 1) for at in range(count)]
         trial = self.trials.run(
-            self._rate(high), count, self.plan.batch, rate_of=lambda step: self._rate(grown[step]), measured=False
-        )
+            self._trial_rate(high), count, self.plan.batch, rate_of=lambda step: self._trial_rate(grown[step]),
+            measured=False,
+        )  # fmt: skip
         self._add(0, trial, count)
         return ceiling_of(trial.losses, grown)
 
     def _measured(self, stage: Stage, x: float) -> float:
-        trial = self.trials.run(self._rate(x), stage.steps, self.plan.batch)
+        trial = self.trials.run(self._trial_rate(x), stage.steps, self.plan.batch)
         self._add(1 + self.plan.stages.index(stage), trial, stage.steps)
         return trial.loss
 
+    def _trial_rate(self, x: float) -> float:
+        """That stands for a rate of the run."""
+        return self._rate(x + self.plan.shift)
+
     def _add(self, stage: int, trial: Trial, steps: int) -> None:
         loss = trial.loss if stage and not trial.diverged else None
+        stands_for = trial.rate * 2 ** (-self.plan.shift / 2)
         self.done.append(TrialFacts(
-            stage=stage, learning_rate=trial.rate, steps=steps, batch_size=self.plan.batch, loss=loss
+            stage=stage, learning_rate=trial.rate, stands_for=stands_for, steps=steps, batch_size=self.plan.batch,
+            loss=loss,
         ))  # fmt: skip
         self.callback(ProgressUpdate("Tuning", len(self.done), self.plan.trials, "trials"))
 
@@ -103,13 +110,15 @@ class Search:
         return self.default * 2 ** (x / 2)
 
     def _why(self, choice: Choice, ceiling: float) -> str:
-        change = self._rate(choice.x) / self.default
-        text = f"{change:.2g} times the default of {self.default:.3g}"
+        text = (
+            f"{self._rate(choice.x) / self.default:.2g} times the default of {self.default:.3g}; the trials were best "
+            f"near {self._rate(choice.found):.2g}, which counts the more the longer they are"
+        )
         if choice.flat is not None:
             low, high = (self._rate(end) for end in choice.flat)
-            text += f"; the trials lose less than 1 % between {low:.2g} and {high:.2g}"
+            text += f", and lose less than 1 % between {low:.2g} and {high:.2g}"
         if ceiling < RANGE[1]:
-            text += f"; they diverge near {self._rate(ceiling):.2g}"
+            text += f"; they diverge above {self._rate(ceiling):.2g}"
         return text
 
 
