@@ -232,8 +232,8 @@ def test_no_row_is_on_both_sides_of_a_trial(count, asked, seed, repeated):
 def test_the_least_point_of_a_parabola_is_found(least, curvature, height, steps):
     stages = Stage(4, 7), Stage(2, steps)
     choice = choose(stages, math.inf, lambda stage, x: height + curvature * (x - least) ** 2)
-    assert choice.found == pytest.approx(least, abs=0.01)
-    assert abs(choice.x) <= abs(choice.found) and choice.x * choice.found >= 0  # drawn towards the default
+    assert choice.best == pytest.approx(least, abs=0.01)
+    assert abs(choice.x) <= abs(choice.best) and choice.x * choice.best >= 0  # drawn towards the default
     longer = choose(
         (Stage(4, 7), Stage(2, 10 * steps)), math.inf, lambda stage, x: height + curvature * (x - least) ** 2
     )
@@ -252,8 +252,8 @@ def test_a_rate_that_diverges_is_never_chosen(edge, losses):
 
     choice = choose((Stage(4, 7), Stage(2, 18)), math.inf, measured)
     finite = [x for x in tried if x <= edge]
-    assert choice.found <= max(finite, default=min(tried)) + 1
-    assert abs(choice.found) <= WIDEST
+    assert choice.best <= max(finite, default=min(tried)) + 1
+    assert abs(choice.best) <= WIDEST
 
 
 @pytest.mark.parametrize("ceiling", [-5.0, -3.0, 0.0, 2.0])

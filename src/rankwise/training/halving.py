@@ -3,8 +3,8 @@
     stage 1   a few rates a factor of two apart: for each a training of a few steps, decayed to zero within them
     stage 2   the two rates around the least point of a parabola through these losses, a factor of the square root of
               two apart, for more steps
-    found     the least point of a parabola as curved as that of stage 1 through the losses of stage 2
-    choice    default x (found / default)^w,   w = n / (n + HALF),   n steps in a trial of stage 2
+    best      the least point of a parabola as curved as that of stage 1 through the losses of stage 2
+    choice    default x (best / default)^w,   w = n / (n + HALF),   n steps in a trial of stage 2
 
 The best rate of a trial that decays to zero within its own steps hardly depends on how many there are, but grows with
 the root of the rows in a step (lab/tuning.md), so a trial's rate stands for `run rate x sqrt(its rows / the run's)`.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from rankwise.planning.tuning import Stage
 
 WIDEST = 4.0
-"""Half octaves by which what is found may be off the default."""
+"""Half octaves by which the best of the trials may be off the default."""
 HALF = 10
 """Steps of a trial that count as much as the default."""
 FLAT = 0.01
@@ -32,7 +32,7 @@ Measured = Callable[[Stage, float], float]
 @dataclass(frozen=True)
 class Choice:
     x: float
-    found: float
+    best: float
     """Before it was drawn towards the default."""
     flat: tuple[float, float] | None
     """Between which rates the parabola is less than FLAT above its least point."""
@@ -45,9 +45,9 @@ def choose(stages: Sequence[Stage], ceiling: float, measured: Measured) -> Choic
     curve = parabola([(x, measured(first, x)) for x in spread if x <= ceiling or x == spread[0]])
     middle = min(max(curve.least, -WIDEST), WIDEST, max(ceiling - 0.5, spread[0]))
     low, high = middle - 0.5, middle + 0.5
-    found = curve.moved(middle, measured(second, low), measured(second, high))
-    found = min(max(found, low - 1, -WIDEST), high + 1, WIDEST)
-    return Choice(found * second.steps / (second.steps + HALF), found, curve.flat(found))
+    best = curve.moved(middle, measured(second, low), measured(second, high))
+    best = min(max(best, low - 1, -WIDEST), high + 1, WIDEST)
+    return Choice(best * second.steps / (second.steps + HALF), best, curve.flat(best))
 
 
 @dataclass(frozen=True)

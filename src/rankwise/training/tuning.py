@@ -112,7 +112,7 @@ class Search:
     def _why(self, choice: Choice, ceiling: float) -> str:
         text = (
             f"{self._rate(choice.x) / self.default:.2g} times the default of {self.default:.3g}; the trials were best "
-            f"near {self._rate(choice.found):.2g}, which counts the more the longer they are"
+            f"near {self._rate(choice.best):.2g}, which counts the more the longer they are"
         )
         if choice.flat is not None:
             low, high = (self._rate(end) for end in choice.flat)
