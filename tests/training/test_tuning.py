@@ -118,12 +118,49 @@ def test_a_rate_at_which_training_diverges_has_no_loss():
     assert not trials.run(1e-3, 4, 2).diverged
 
 
-def test_a_classifier_is_tuned_and_its_head_begins_as_without_trials():
-    changes = {"model": {"name": "tiny-bert", "dtype": "float32"}, "data": {"path": "labels.jsonl", "held_out": 12}}
-    tuned = train(experiment("labels-tuned", **changes), restart=True)
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "labels": {"model": {"name": "tiny-bert", "dtype": "float32"}, "data": {"path": "labels.jsonl", "held_out": 12}},
+    "head": {"model": {"name": "tiny-bert", "dtype": "float32"}, "data": {"path": "labels.jsonl", "held_out": 12},
+             "adapter": {"method": "head"}},
+    "images": {"model": {"name": "vit", "dtype": "float32"}, "data": {"path": "pictures", "held_out": 12},
+               "images": {"augmentation": "crop"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_a_classifier_is_tuned_and_its_head_begins_as_without_trials(kind):
+    changes = CLASSIFIERS[kind]
+    if kind == "images" and not Path("vit").exists():
+        pytest.importorskip("PIL")
+        from vision_models import save_folder
+
+        save_folder("vit", "vit")
+        write_pictures(Path("pictures"), 48)
+    tuned = train(experiment(f"{kind}-tuned", **changes), restart=True)
     assert tuned.manifest.tuning is not None and tuned.manifest.tuning.rows_from == "validation"
-    given = train(experiment("labels-given", tuned.manifest.learning_rate, **changes), restart=True)
+    assert tuned.manifest.tuning.trials
+    given = train(experiment(f"{kind}-given", tuned.manifest.learning_rate, **changes), restart=True)
     assert bits(tuned.result) == bits(given.result)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Of noise around two colours."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        name, colour = ("red", (230, 30, 30)) if number % 2 else ("blue", (30, 30, 230))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.clip(generator.normal(0, 40, (40, 40, 3)) + colour, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+def test_an_adapter_that_is_trained_on_begins_every_trial_and_the_run():
+    first = train(experiment("first", 0.01), restart=True)
+    begun = {"adapter": {"method": "lora", "start_from": "first"}}
+    tuned = train(experiment("second", **begun), restart=True)
+    given = train(experiment("third", tuned.manifest.learning_rate, **begun), restart=True)
+    assert bits(tuned.result) == bits(given.result) != bits(first.result)
 
 
 def test_a_short_run_takes_the_default_and_says_so():
