@@ -93,7 +93,8 @@ def _highest(losses: Sequence[float]) -> float:
     """What is far above the others would press them into a line."""
     ordered = sorted(losses)
     middle = ordered[len(ordered) // 2]
-    return min(ordered[-1], middle + 4 * (middle - ordered[0]) + 0.05 * abs(middle))
+    limit = middle + 4 * (middle - ordered[0]) + 0.05 * abs(middle)
+    return max(one for one in ordered if one <= limit)
 
 
 def _table_section(sweep: SweepRecord) -> Section:
