@@ -118,8 +118,9 @@ def test_values_are_read_as_people_write_them():
 
 
 def test_the_flat_values_are_those_within_a_percent_of_the_least():
+    losses = [(1, 1.05), (2, 1.009), (4, 1.0), (8, 1.2), (2, 1.3), (16, None)]
     trials = [SweptTrial(number=at, run=f"r{at}", values={"k": key, "other": at}, loss=loss)
-              for at, (key, loss) in enumerate([(1, 1.05), (2, 1.009), (4, 1.0), (8, 1.2), (2, 1.3), (16, None)])]  # fmt: skip
+              for at, (key, loss) in enumerate(losses)]  # fmt: skip
     record = SweepRecord(name="n", axes={"k": "1, 2", "other": ""}, method="grid", planned=6, trials=tuple(trials))
     assert record.curve("k") == [(1, 1.05), (2, 1.009), (4, 1.0), (8, 1.2)]
     assert record.flat("k") == [2, 4]

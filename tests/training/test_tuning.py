@@ -157,7 +157,7 @@ def write_pictures(folder: Path, count: int) -> None:
 
 def test_an_adapter_that_is_trained_on_begins_every_trial_and_the_run():
     first = train(experiment("first", 0.01), restart=True)
-    begun = {"adapter": {"method": "lora", "start_from": "first"}}
+    begun: dict[str, Any] = {"adapter": {"method": "lora", "start_from": "first"}}
     tuned = train(experiment("second", **begun), restart=True)
     given = train(experiment("third", tuned.manifest.learning_rate, **begun), restart=True)
     assert bits(tuned.result) == bits(given.result) != bits(first.result)
@@ -305,8 +305,10 @@ def test_no_trial_is_run_above_the_ceiling_but_the_lowest(ceiling):
     assert all(x <= max(ceiling, -2.5) for x in tried)
 
 
-def test_the_range_ends_where_the_loss_rises():
-    grown = [0.0, 1.0, 2.0, 3.0]
-    assert ceiling_of((2.0, 1.9, 3.5, 9.0), grown) == 1.0
-    assert ceiling_of((2.0, 1.9, 1.8), grown) == 2.0  # the next one was not a number
-    assert ceiling_of((2.0, 1.9, 1.8, 1.7), grown) == 3.0
+def test_the_range_ends_before_the_rate_after_which_the_loss_stays_high():
+    grown = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert ceiling_of((2.0, 1.9, 1.8, 1.7, 4.0, 9.0), grown) == 2.0  # the update at 3 did it
+    assert ceiling_of((2.0, 1.9, 1.8, 1.7), grown) == 2.0  # the next loss was not a number
+    assert ceiling_of((2.0, 1.9, 1.8, 1.7, 1.6, 1.5), grown) == 5.0
+    assert ceiling_of((1.0, 1.9, 1.8, 3.7, 1.6, 1.5), grown) == 5.0  # a row with a high loss of its own
+    assert ceiling_of((), grown) == 0.0

@@ -33,6 +33,7 @@ from rankwise.runs.manifest import Manifest, now
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.tuning import Tuning
 from rankwise.system.files import need_space
 from rankwise.system.memory import limited_memory
 from rankwise.training.backend import backend_named, choose_backend
@@ -125,15 +126,10 @@ def train(
             heads=objective.heads(loaded), load=objective.load, start=start,
             resumed_ranks=partial(ranks_before_training, run) if resume else None,
         )  # fmt: skip
-        tuning = None
-        if experiment.training.learning_rate == "tune":
-            trials = Trials(experiment, loaded, method, objective, setup, prepared)
-            tuning = run.manifest().tuning if resume else tune(trials, foreseen, callback)
-            if tuning is None:
-                raise RunError(f"{run.folder} does not record the learning rate that was chosen; use --restart.")
+        trials = Trials(experiment, loaded, method, objective, setup, prepared)
+        if (tuning := _tuning(trials, run, foreseen, callback, resume=resume)) is not None:
             config = config.model_copy(update={"learning_rate": tuning.learning_rate})
-            setup = replace(setup, training=config)
-        trainable = method.attach(loaded, setup)
+        trainable = method.attach(loaded, replace(setup, training=config))
         try:
             if shared := tables_of_the_head(loaded.module, trainable.names):
                 callback(WarningMessage(_shared(shared)))
@@ -168,6 +164,19 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
     if loaded.own_head:
         callback(StatusMessage(OWN_HEAD))
     return loaded
+
+
+def _tuning(
+    trials: Trials, run: RunDirectory, foreseen: Foresight | None, callback: Callback, *, resume: bool
+) -> Tuning | None:
+    """How trials choose the learning rate, or chose it when the run that is resumed began; None without `tune`."""
+    if trials.experiment.training.learning_rate != "tune":
+        return None
+    if not resume:
+        return tune(trials, foreseen, callback)
+    if (chosen := run.manifest().tuning) is None:
+        raise RunError(f"{run.folder} does not record the learning rate that trials chose. Use --restart.")
+    return chosen
 
 
 def _shared(paths: list[str]) -> str:

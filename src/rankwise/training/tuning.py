@@ -10,6 +10,7 @@ learns from. Nothing that is written depends on them but the learning rate and t
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rankwise.errors import is_out_of_memory
@@ -21,8 +22,8 @@ from rankwise.training.halving import Choice, choose
 from rankwise.training.preflight import Foresight, out_of_memory
 from rankwise.training.trials import Trial, Trials, set_aside
 
-RISES = 1.5
-"""Times its first loss, where the range's loss has diverged."""
+CALM, RISES = 3, 1.5
+"""First steps of the range, whose rates are low, and times their highest loss from which training has diverged."""
 RANGE = (-4.0, 9.0)
 """Half octaves over which the rate grows in the range."""
 LEAST_ROWS = 8
@@ -122,12 +123,13 @@ class Search:
         return text
 
 
-def ceiling_of(losses: tuple[float, ...], grown: list[float]) -> float:
-    """The last rate of a range, in half octaves, before its loss rose far above the first or was not a number."""
-    for at, loss in enumerate(losses):
-        if loss > RISES * losses[0]:
-            return grown[max(0, at - 1)]
-    return grown[len(losses) - 1] if losses else grown[0]
+def ceiling_of(losses: Sequence[float], grown: Sequence[float]) -> float:
+    """The last rate of a range, in half octaves, that did no harm. A step's loss is computed before its update, so what
+    harms is the rate of the step before; single rows may have high losses by themselves, but these do not last."""
+    calm, first = max(losses[:CALM], default=0.0), len(losses)
+    while first > 0 and losses[first - 1] > RISES * calm:
+        first -= 1
+    return grown[-1] if first == len(grown) else grown[max(0, first - 2)]
 
 
 def _too_short(steps: int) -> str:
