@@ -182,7 +182,7 @@ def curves(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
     yield "|---|---:|---:|" + "---:|" * 9
     groups: dict[tuple[str, int, int], dict[int, float]] = defaultdict(dict)
     for (task, kind, steps, part, at), cell in done.items():
-        if kind != "tune":
+        if kind in ("short", "rate"):
             groups[task, steps, part][at] = cell["loss"]
     for (task, steps, part), losses in groups.items():
         row = " | ".join(f"{losses[at]:.4f}" if at in losses else "" for at in range(-3, 6))

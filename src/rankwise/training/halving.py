@@ -46,7 +46,7 @@ def choose(stages: Sequence[Stage], ceiling: float, measured: Measured) -> Choic
     middle = min(max(curve.least, -WIDEST), WIDEST, max(ceiling - 0.5, spread[0]))
     low, high = middle - 0.5, middle + 0.5
     best = curve.moved(middle, measured(second, low), measured(second, high))
-    best = min(max(best, low - 1, -WIDEST), high + 1, WIDEST)
+    best = min(max(best, low, -WIDEST), high, WIDEST)  # stage 1 is too short to tell how far beyond
     return Choice(best * second.steps / (second.steps + HALF), best, curve.flat(best))
 
 
