@@ -32,6 +32,9 @@ many steps there are. Where every weight learns, the optimizer's work on each st
 RANGE_STEPS, FIRST, SECOND, LONGER = 8, 4, 2, 2.5
 """Steps of the range, rates of both stages, and by how much the second is longer."""
 
+READINGS = 1 + FIRST + SECOND
+"""Of the rows apart: before training, and after each trial."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -57,9 +60,9 @@ class TrialPlan:
         steps have a row or two. `whole`: every weight learns."""
         part = min(WHOLE_PART if whole else PART, batch)
         small, budget = max(1, batch // part), most_cost(steps) * (1 - OVERHEAD)
-        rows = min(MOST_ROWS, max(LEAST_ROWS, ROWS * batch), int(budget * batch / (2 * READ * (FIRST + SECOND))))
+        rows = min(MOST_ROWS, max(LEAST_ROWS, ROWS * batch), int(budget * batch / (2 * READ * READINGS)))
         range_steps = RANGE_STEPS if part > 1 else RANGE_STEPS // 2
-        left = (budget * batch - READ * (FIRST + SECOND) * rows) / small - range_steps
+        left = (budget * batch - READ * READINGS * rows) / small - range_steps
         first, second = int(left / (FIRST + SECOND * LONGER)), int(LONGER * left / (FIRST + SECOND * LONGER))
         if steps < LEAST_STEPS or rows < LEAST_ROWS // 2 or first < 2:
             return None
@@ -78,7 +81,7 @@ class TrialPlan:
     def cost(self) -> float:
         """In steps of the run."""
         trained = self.range_steps + sum(stage.rates * stage.steps for stage in self.stages)
-        read = READ * self.rows * sum(stage.rates for stage in self.stages)
+        read = READ * self.rows * READINGS
         return (trained * self.batch + read) / self.run_batch
 
 

@@ -30,6 +30,8 @@ class Tuning(Config):
     """What `auto` would have been."""
     why: str
     trials: tuple[TrialFacts, ...] = ()
+    loss_before: float | None = None
+    """On the same rows, before training."""
     rows: int = 0
     """Rows that the trials were measured on."""
     rows_from: Literal["validation", "training", "nowhere"] = "nowhere"

@@ -38,16 +38,22 @@ RateOf = Callable[[int], float]
 
 @dataclass
 class Measure(Hook):
-    """The loss on the rows apart after the last step; infinite where training diverged."""
+    """The loss on the rows apart after so many steps, or before the first; infinite where training diverged."""
 
     rows: Prepared
     steps: int
     loss: float = math.inf
 
+    def before_first_step(self, trainer: Trainer) -> None:
+        if self.steps == 0:
+            self._measure(trainer)
+
     def after_step(self, trainer: Trainer) -> None:
-        if trainer.state.step < self.steps:
-            return
-        trainer.check_finite()
+        if self.steps and trainer.state.step >= self.steps:
+            trainer.check_finite()
+            self._measure(trainer)
+
+    def _measure(self, trainer: Trainer) -> None:
         batches = trainer.backend.layout(list(self.rows.measured_rows), trainer.config.max_batch_tokens)
         with trainer.aside():
             loss, _ = mean_loss(trainer.backend.loss, batches, trainer.state.device)
@@ -58,7 +64,7 @@ class Measure(Hook):
 class Trial:
     rate: float
     loss: float
-    """On the rows apart; infinite where it diverged."""
+    """On the rows apart, after the last step or where asked for before the first; infinite where it diverged."""
     losses: tuple[float, ...]
     """Of the training steps."""
     diverged: bool
@@ -82,7 +88,7 @@ class Trials:
         self, rate: float, steps: int, batch_size: int, *, rate_of: RateOf | None = None, measured: bool = True
     ) -> Trial:
         """Train `steps` steps of `batch_size` rows at this highest rate, or at the rates that `rate_of` gives. Without
-        `measured` only the losses of the steps are wanted."""
+        `measured` the rows apart are read before the first step, not after the last."""
         changes = {"steps": steps, "epochs": None, "learning_rate": rate, "batch_size": batch_size}
         config, began = self.setup.training.model_copy(update=changes), time.perf_counter()
         with preserve_rng_state(self.model.precision.device):
@@ -95,7 +101,7 @@ class Trials:
     ) -> tuple[Measure, tuple[float, ...]]:
         assert config.steps is not None, "the settings are resolved"
         model = self.method.own_copy(self.model)
-        measure, losses = Measure(self.prepared, config.steps), list[float]()
+        measure, losses = Measure(self.prepared, config.steps if measured else 0), list[float]()
         trainable = self.method.attach(model, replace(self.setup, callback=silent))
         try:
             work = Workload.of(
@@ -105,13 +111,13 @@ class Trials:
             backend = self._backend_of(work)
             vary, order = augmentation(self.experiment.images, config.seed), self.prepared.balanced_order(config.seed)
             batches = Batches.of(self.prepared.trained_rows, config, backend.layout, vary, order)
-            trainer = Trainer(trainable, batches, config, backend, [measure] if measured else [])
+            trainer = Trainer(trainable, batches, config, backend, [measure])
             if rate_of is not None:
                 trainer.state.rate = rate_of
             with closing(trainer.run()) as records:  # never to its end, where what is saved would be finished
                 losses.extend(record.loss for record in islice(records, config.steps))
         except TrainingError:
-            measure.loss = math.inf
+            measure.loss = math.inf if measured else measure.loss
         finally:
             trainable.remove()
         return measure, tuple(losses)

@@ -9,6 +9,7 @@ learns from. Nothing that is written depends on them but the learning rate and t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,9 @@ CALM, RISES = 3, 1.5
 """First steps of the range, whose rates are low, and times their highest loss from which training has diverged."""
 RANGE = (-4.0, 9.0)
 """Half octaves over which the rate grows in the range."""
+LEARNED = 0.02
+"""By what share the best trial must lower the loss; where it does not, as with a new head on few rows, which rate is
+best in it says nothing of the run."""
 LEAST_ROWS = 8
 """Rows apart without which no trial is worth anything."""
 
@@ -66,16 +70,25 @@ class Search:
     default: float
     callback: Callback
     done: list[TrialFacts] = field(default_factory=list)
+    before: float = math.inf
+    """The loss before training."""
 
     def run(self) -> Tuning:
         began = time.perf_counter()
         ceiling = self._range()
         choice = choose(self.plan.stages, ceiling, self._measured)
+        after = min((one.loss for one in self.done if one.loss is not None), default=math.inf)
+        if after > (1 - LEARNED) * self.before:
+            return Tuning(
+                learning_rate=self.default, default=self.default, trials=tuple(self.done), loss_before=self.before,
+                why=f"the default, because the trials learned too little to tell rates apart: the loss was "
+                f"{self.before:.4f} before training and {after:.4f} at best", seconds=time.perf_counter() - began,
+            )  # fmt: skip
         rate = self._rate(choice.x)
         flat = [None, None] if choice.flat is None else [self._rate(end) for end in choice.flat]
         return Tuning(
             learning_rate=rate, default=self.default, why=self._why(choice, ceiling), trials=tuple(self.done),
-            flat_from=flat[0], flat_to=flat[1], seconds=time.perf_counter() - began,
+            loss_before=self.before, flat_from=flat[0], flat_to=flat[1], seconds=time.perf_counter() - began,
         )  # fmt: skip
 
     def _range(self) -> float:
@@ -86,6 +99,7 @@ class Search:
             self._trial_rate(high), count, self.plan.batch, rate_of=lambda step: self._trial_rate(grown[step]),
             measured=False,
         )  # fmt: skip
+        self.before = trial.loss
         self._add(0, trial, count)
         return ceiling_of(trial.losses, grown)
 
